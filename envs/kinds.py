@@ -1,0 +1,82 @@
+"""The types that an environment variable may have: one constructor and one parser each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from envs.suggestion import did_you_mean
+from envs.variable import EnvVar, InvalidValueError
+
+_TRUE = ("1", "true", "yes", "on")
+_FALSE = ("0", "false", "no", "off")
+
+
+def text(description: str, *, is_secret: bool = False) -> EnvVar[str | None]:
+    """Any text, None where unset."""
+    return EnvVar[str | None]("text", str, lambda: None, description, is_secret=is_secret)
+
+
+def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
+    """A folder or file; `~` is expanded."""
+    return EnvVar("path", lambda raw: Path(raw).expanduser(), default_factory, description)
+
+
+def boolean(default: bool, description: str) -> EnvVar[bool]:
+    """`1/true/yes/on` or `0/false/no/off`."""
+    return EnvVar("boolean", parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
+
+
+def presence(description: str) -> EnvVar[bool]:
+    """True as soon as the variable holds anything."""
+    return EnvVar("presence", bool, lambda: False, description)
+
+
+def integer(default: int, description: str, *, minimum: int) -> EnvVar[int]:
+    """A whole number of at least `minimum`."""
+    return EnvVar("integer", _integer_parser(minimum), lambda: default, description)
+
+
+def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
+    """A whole number of at least `minimum`, None where unset."""
+    return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
+
+
+def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
+    """One of a list of words."""
+    return EnvVar("choice", _choice_parser(choices), lambda: default, description, choices=choices)
+
+
+def choice_in_capitals(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
+    """One of a list of words in capitals, however they are written."""
+    parse = _choice_parser(choices)
+    return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
+
+
+def parse_boolean(raw: str) -> bool:
+    """The one parser of booleans."""
+    word = raw.strip().lower()
+    if word not in _TRUE + _FALSE:
+        raise InvalidValueError("one of " + ", ".join(_TRUE + _FALSE))
+    return word in _TRUE
+
+
+def _integer_parser(minimum: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        expected = f"a whole number, {minimum} or more"
+        try:
+            value = int(raw)
+        except ValueError as err:
+            raise InvalidValueError(expected) from err
+        if value < minimum:
+            raise InvalidValueError(expected)
+        return value
+
+    return parse
+
+
+def _choice_parser(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw not in choices:
+            raise InvalidValueError("one of " + ", ".join(choices), hint=did_you_mean(raw, choices))
+        return raw
+
+    return parse

@@ -1,0 +1,144 @@
+"""The registry: typed reading, errors with a guess, and everything wrong at once."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from envs.errors import EnvError
+from envs.registry import LOGGING_LEVELS, START_METHODS, Environment, env, unknown_variables, validate_all, variables
+
+PACKAGES = ("vllm_cli", "startup", "server", "envs")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in variables():
+        monkeypatch.delenv(variable.name, raising=False)
+
+
+def test_the_attribute_is_the_variable() -> None:
+    assert all(getattr(Environment, variable.name) is variable for variable in variables())
+
+
+def test_every_variable_has_one_sentence_of_description() -> None:
+    assert all(re.fullmatch(r"[A-Z].*\.", variable.description) for variable in variables())
+
+
+def test_an_unset_variable_has_its_default() -> None:
+    assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == "forkserver"
+    assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
+    assert env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get() == 5
+    assert env.VLLM_API_KEY.get() is None
+    assert env.VLLM_API_KEY.source == "default"
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "")
+    assert env.VLLM_ENGINE_READY_TIMEOUT_S.get() == 600
+    assert env.VLLM_ENGINE_READY_TIMEOUT_S.source == "default"
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_each_start_method_is_accepted(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    assert env.VLLM_WORKER_MULTIPROC_METHOD.get() == method
+    assert env.VLLM_WORKER_MULTIPROC_METHOD.source == "environment"
+
+
+def test_a_wrong_start_method_lists_the_choices_and_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fokserver")
+    with pytest.raises(EnvError) as caught:
+        env.VLLM_WORKER_MULTIPROC_METHOD.get()
+    assert str(caught.value) == (
+        "VLLM_WORKER_MULTIPROC_METHOD must be one of spawn, fork, forkserver, got 'fokserver' "
+        "(did you mean 'forkserver'?)"
+    )
+
+
+@pytest.mark.parametrize("level", LOGGING_LEVELS)
+def test_a_logging_level_may_be_in_small_letters(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", level.lower())
+    assert env.VLLM_LOGGING_LEVEL.get() == level
+
+
+@pytest.mark.parametrize(("raw", "value"), [("1", True), ("TRUE", True), ("yes", True), ("on", True)])
+@pytest.mark.parametrize("variable", [env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE], ids=lambda v: v.name)
+def test_a_boolean_is_true_in_four_ways(variable, raw: str, value: bool) -> None:
+    with variable.override(raw):
+        assert variable.get() is value
+
+
+@pytest.mark.parametrize("raw", ["0", "False", "no", "OFF"])
+def test_a_boolean_is_false_in_four_ways(raw: str) -> None:
+    with env.HF_HUB_OFFLINE.override(raw):
+        assert env.HF_HUB_OFFLINE.get() is False
+
+
+def test_a_boolean_rejects_maybe() -> None:
+    with env.HF_HUB_OFFLINE.override("maybe"), pytest.raises(EnvError, match="one of 1, true, yes, on, 0, false"):
+        env.HF_HUB_OFFLINE.get()
+
+
+@pytest.mark.parametrize("raw", ["soon", "-1", "1.5"])
+def test_a_count_rejects_what_is_not_a_whole_number_in_range(raw: str) -> None:
+    with env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.override(raw), pytest.raises(EnvError, match="whole number, 0 or more"):
+        env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get()
+
+
+def test_no_color_is_true_whatever_it_holds() -> None:
+    with env.NO_COLOR.override("0"):
+        assert env.NO_COLOR.get() is True
+
+
+def test_the_cache_follows_xdg(tmp_path: Path) -> None:
+    with env.XDG_CACHE_HOME.override(str(tmp_path)):
+        assert env.VLLM_CACHE_ROOT.get() == tmp_path / "vllm"
+        assert env.HF_HUB_CACHE.get() == tmp_path / "huggingface" / "hub"
+
+
+def test_a_path_may_begin_with_a_tilde() -> None:
+    with env.VLLM_CACHE_ROOT.override("~/somewhere"):
+        assert env.VLLM_CACHE_ROOT.get() == Path.home() / "somewhere"
+
+
+def test_secrets_are_masked_and_so_are_logins_in_urls() -> None:
+    assert "hf_abc" not in env.HF_TOKEN.show("hf_abc")
+    assert env.HF_ENDPOINT.show("https://me:word@mirror:8080/hub") == "https://********@mirror:8080/hub"
+    assert env.VLLM_LOGGING_LEVEL.show("INFO") == "INFO"
+
+
+def test_every_key_and_token_is_a_secret() -> None:
+    assert all(variable.is_secret for variable in variables() if re.search("KEY|TOKEN", variable.name))
+
+
+def test_override_restores_what_was_there_even_after_an_error() -> None:
+    with env.HF_TOKEN.override("outer"):
+        with pytest.raises(RuntimeError), env.HF_TOKEN.override(None):
+            assert env.HF_TOKEN.get() is None
+            raise RuntimeError
+        assert os.environ["HF_TOKEN"] == "outer"
+    assert "HF_TOKEN" not in os.environ
+
+
+def test_validation_reports_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert validate_all() == []
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "LOUD")
+    assert {error.name for error in validate_all()} == {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_LEVEL"}
+
+
+def test_unknown_variables_with_our_prefix_are_reported_with_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_LOGGING_LEVEL", "DEBUG")
+    monkeypatch.setenv("VLLM_SOMETHING_OF_VLLM", "1")
+    (unknown,) = unknown_variables()
+    assert str(unknown) == "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean VLLM_LOGGING_LEVEL?)"
+
+
+def test_nothing_but_envs_reads_the_environment() -> None:
+    reading = re.compile(r"environ\.get|environ\[[^\]]+\](?!\s*=)|\bgetenv\b")
+    sources = [path for package in PACKAGES if package != "envs" for path in (ROOT / package).rglob("*.py")]
+    assert len(sources) > 20
+    assert [path for path in sources if reading.search(path.read_text())] == []
