@@ -1,0 +1,85 @@
+"""The ASGI application of the API process."""
+
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from server.protocol.errors import error_response
+from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
+from server.routes.health import PROBE_PATHS, HealthEndpoint
+from server.routes.info import json_response
+from server.routes.table import build_routes
+from server.serving.services import Services
+
+
+class ServerApp(Starlette):
+    """Answers probes itself; everything else goes through middleware and routes."""
+
+    def __init__(self, services: Services) -> None:
+        self._health = HealthEndpoint(services)
+        self._root_path = services.config.root_path.rstrip("/")
+        self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in PROBE_PATHS}
+        super().__init__(
+            routes=build_routes(services, self._health),
+            middleware=_build_middleware(services),
+            exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_exception},
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if scope["path"] in self._probe_paths and scope["method"] == "GET" and not _is_cross_origin(scope):
+                await self._health(scope, receive, send)
+                return
+            if self._root_path:
+                scope["root_path"] = self._root_path
+        await super().__call__(scope, receive, send)
+
+
+def create_app(services: Services) -> ServerApp:
+    """The application over services that may still be starting; nothing else has to be done when they are ready."""
+    services.engine.subscribe_stats(lambda stats: services.engine_metrics.record_step(stats))
+    return ServerApp(services)
+
+
+def _build_middleware(services: Services) -> list[Middleware]:
+    """Outermost first."""
+    config = services.config
+    middleware = [Middleware(HttpMetricsMiddleware, services.metrics.http)]
+    if config.enable_request_id_headers:
+        middleware.append(Middleware(RequestIdMiddleware))
+    if config.allowed_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=config.allowed_origins,
+                allow_methods=config.allowed_methods,
+                allow_headers=config.allowed_headers,
+                allow_credentials=config.allow_credentials,
+            )
+        )
+    if config.api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, config.api_keys))
+    return middleware
+
+
+def _is_cross_origin(scope: Scope) -> bool:
+    return any(name == b"origin" for name, _ in scope["headers"])
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    body = error_response(error.detail, type=HTTPStatus(status).phrase, code=status)
+    response = json_response(body, status=status)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _answer_exception(request: Request, error: Exception) -> Response:
+    return json_response(error_response("Internal server error", type="InternalServerError", code=500), status=500)

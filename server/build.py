@@ -1,0 +1,40 @@
+"""Wires the API process's objects; everything else receives what it uses in its constructor."""
+
+import socket
+from importlib.metadata import version
+
+from starlette.applications import Starlette
+
+from server.app import create_app
+from server.config import ModelFiles, ServerConfig
+from server.engine.client import EngineClient
+from server.metrics import ServerMetrics
+from server.renderers.base import BaseRenderer
+from server.serving.services import Services
+from server.serving.start_view import StartView
+
+_DISTRIBUTION = "vllm-cli-server"
+
+
+def build_services(
+    files: ModelFiles,
+    renderer: BaseRenderer,
+    config: ServerConfig,
+    engine_connection: socket.socket,
+    start: StartView,
+) -> Services:
+    """Joins the renderer to the engine's client and the metrics of one server."""
+    return Services(
+        config=config,
+        files=files,
+        renderer=renderer,
+        engine=EngineClient(engine_connection),
+        metrics=ServerMetrics(config.served_model_names[0], start),
+        start=start,
+        version=version(_DISTRIBUTION),
+    )
+
+
+def build_app(services: Services) -> Starlette:
+    """The HTTP application over the services."""
+    return create_app(services)

@@ -1,0 +1,105 @@
+"""Wires the engine's objects, in the engine process."""
+
+import logging
+
+import torch
+from transformers import PreTrainedModel
+
+from server.config import EngineConfig, ModelFiles
+from server.engine.attention import UnsupportedAttentionError
+from server.engine.core import EngineCore
+from server.engine.guided import GuidedStates
+from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
+from server.engine.packed_runner import PackedRunner
+from server.engine.phases import Phases
+from server.engine.prefix_cache import PrefixCache
+from server.engine.runner import Runner
+from server.engine.sampler import Sampler
+from server.engine.scheduler import Limits
+from server.engine.sequential_runner import SequentialRunner
+from server.engine.sizing import CacheSize, size_cache
+from server.types import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+_PREFIX_SHARE = 0.25
+"""Of the KV cache's tokens that ended sequences may hold."""
+
+
+def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple[EngineCore, EngineInfo]:
+    """Loads the model and makes it ready for its first request.
+
+    Raises:
+        EngineStartError: the model cannot be loaded or does not fit into memory.
+    """
+    with phases.span("load_weights"):
+        model = load_model(files.path, config)
+    with phases.span("read_limits"):
+        max_model_len = derive_max_model_len(model.config, config.max_model_len)
+        eos_token_ids = find_eos_token_ids(model, files.path, files.tokenizer_path)
+    with phases.span("allocate_kv_cache"):
+        runner, size, prefixes = _build_runner(model, config, max_model_len)
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    guided = GuidedStates(tokenizer_path=files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+    batched = config.max_num_batched_tokens or _BATCHED_TOKENS.get(model.device.type, _BATCHED_TOKENS["cpu"])
+    core = EngineCore(
+        runner,
+        limits=Limits(
+            num_slots=size.num_slots,
+            max_num_batched_tokens=batched if runner.can_split_prompts else size.slot_len,
+            kv_cache_tokens=size.num_tokens,
+        ),
+        max_model_len=size.slot_len,
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        sampler=Sampler(eos_token_ids=eos_token_ids, seed=config.seed, device=model.device, guided=guided),
+        guided=guided,
+        prefixes=prefixes,
+    )
+    info = EngineInfo(
+        model_type=model.config.model_type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        max_model_len=size.slot_len,
+        vocab_size=vocab_size,
+        num_slots=size.num_slots,
+        kv_cache_tokens=size.num_tokens,
+        kv_cache_bytes=size.num_bytes,
+        runner=runner.name,
+        eos_token_ids=eos_token_ids,
+        spans=phases.spans,
+    )
+    return core, info
+
+
+def _build_runner(
+    model: PreTrainedModel, config: EngineConfig, max_model_len: int
+) -> tuple[Runner, CacheSize, PrefixCache | None]:
+    dtype, device = model.dtype, model.device
+    packed = PackedRunner(model)
+    try:
+        shapes = packed.probe()
+    except UnsupportedAttentionError as err:
+        logger.warning("one sequence at a time: %s", err)
+        size = size_cache(_guess_shapes(model), config, max_model_len=max_model_len, dtype=dtype, device=device)
+        return SequentialRunner(model), size, None
+    size = size_cache(shapes, config, max_model_len=max_model_len, dtype=dtype, device=device)
+    cache = KVCache(shapes, num_slots=size.num_slots, slot_len=size.slot_len, dtype=dtype, device=device)
+    prefixes = PrefixCache(max_tokens=int(size.num_tokens * _PREFIX_SHARE)) if config.enable_prefix_caching else None
+    packed.use_cache(cache, prefixes)
+    return packed, size, prefixes
+
+
+def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
+    """An upper bound for models whose layers cannot be asked: every layer stores keys and values of all heads."""
+    text = model.config.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
+    dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return {layer: LayerShape(heads, dim, dim) for layer in range(text.num_hidden_layers)}
+
+
+def use_threads(num_threads: int) -> None:
+    """Threads of torch's kernels."""
+    torch.set_num_threads(num_threads)

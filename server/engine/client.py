@@ -1,0 +1,154 @@
+"""The API process's end of the engine: requests out, tokens in, and the knowledge whether it still lives."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
+
+from server.engine.channel import HEADER_BYTES, frame, read_length
+from server.engine.messages import Abort, Failed, FromEngine, Generate, Ready, Step, ToEngine
+from server.errors import EngineDeadError, EngineStartError
+from server.types import EngineInfo, EngineOutput, EngineStats, SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """One per API process; every method runs on the event loop. Call `start` before anything else."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
+        self._subscribers: list[Callable[[EngineStats], None]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._loaded: asyncio.Future[EngineInfo] | None = None
+        self._closing = False
+        self.dead = asyncio.Event()
+        """Set when the engine is gone without having been asked to go."""
+        self.error: str | None = None
+        """Why the engine is dead."""
+        self.is_ready = False
+        """One real token has been generated; latched by `mark_ready`."""
+        self.stats = EngineStats()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine told when it had loaded the model."""
+        if self._loaded is None or not self._loaded.done():
+            raise EngineStartError("the engine is still starting")
+        return self._loaded.result()
+
+    async def start(self) -> None:
+        """Begins to listen to the engine."""
+        reader, self._writer = await asyncio.open_connection(sock=self._connection)
+        self._loaded = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
+
+    async def wait_loaded(self, timeout_s: float) -> EngineInfo:
+        """Waits until the model is loaded.
+
+        Raises:
+            EngineStartError: the engine failed, died or took longer than `timeout_s`.
+        """
+        assert self._loaded is not None
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._loaded), timeout_s)
+        except TimeoutError as err:
+            raise EngineStartError(
+                f"the engine was not ready after {timeout_s:g} s (VLLM_ENGINE_READY_TIMEOUT_S)"
+            ) from err
+
+    def mark_ready(self) -> None:
+        """Called once, when the first real token has come back."""
+        self.is_ready = True
+
+    def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
+        """Calls `callback` with the engine's state after each of its steps."""
+        self._subscribers.append(callback)
+
+    async def generate(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Streams a request's outputs; the last one has a `finish_reason`. Closing the generator aborts the request.
+
+        Raises:
+            EngineDeadError: the engine is gone or went while the request ran.
+        """
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        stream: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
+        self._streams[request_id] = stream
+        finished = False
+        try:
+            self._send(Generate(request_id, prompt_token_ids, params))
+            while not finished:
+                output = await stream.get()
+                if output is None:
+                    finished = True
+                    raise EngineDeadError(self.error or "the engine is gone")
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            self._streams.pop(request_id, None)
+            if not finished:
+                self._send(Abort([request_id]))
+
+    def fail_running(self, message: str) -> None:
+        """Ends every running request with an error that clients see; used when a drain runs out of time."""
+        for request_id, stream in self._streams.items():
+            stream.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
+        self._send(Abort(list(self._streams)))
+
+    async def close(self) -> None:
+        """Closes the connection, which ends the engine process."""
+        self._closing = True
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _send(self, message: ToEngine) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame(self._encoder.encode(message)))
+
+    async def _read_all(self, reader: asyncio.StreamReader) -> None:
+        reason = "the engine process ended unexpectedly"
+        try:
+            while True:
+                payload = await reader.readexactly(read_length(await reader.readexactly(HEADER_BYTES)))
+                message = self._decoder.decode(payload)
+                if isinstance(message, Failed):
+                    reason = message.message
+                    break
+                self._take(message)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        if not self._closing:
+            self._die(reason)
+
+    def _take(self, message: Ready | Step) -> None:
+        if isinstance(message, Ready):
+            assert self._loaded is not None
+            self._loaded.set_result(message.info)
+            return
+        self.stats = message.stats
+        for output in message.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.put_nowait(output)
+        for callback in self._subscribers:
+            callback(message.stats)
+
+    def _die(self, reason: str) -> None:
+        self.error = reason
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_exception(EngineStartError(reason))
+        for stream in self._streams.values():
+            stream.put_nowait(None)
+        self.dead.set()

@@ -1,0 +1,185 @@
+"""The engine's loop body: schedule, compute, sample, report. Knows token ids only; never sees text."""
+
+import logging
+from collections.abc import Iterable
+from time import monotonic
+
+from server.engine.guided import GuidedDecodingError, GuidedStates
+from server.engine.logprobs import describe
+from server.engine.prefix_cache import PrefixCache
+from server.engine.runner import Runner, StepLogits
+from server.engine.sampler import Sampled, Sampler
+from server.engine.scheduler import Limits, Scheduler
+from server.engine.sequence import Sequence
+from server.types import EngineOutput, EngineStats, FinishReason, SamplingParams, TokenLogprob
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCore:
+    """Owns the scheduler, the runner and the sampler; every method runs on the engine's one thread."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        runner: Runner,
+        *,
+        limits: Limits,
+        max_model_len: int,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        sampler: Sampler,
+        guided: GuidedStates,
+        prefixes: PrefixCache | None,
+    ) -> None:
+        self._runner = runner
+        self._limits = limits
+        self._max_model_len = min(max_model_len, limits.kv_cache_tokens)
+        self._vocab_size = vocab_size
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._sampler = sampler
+        self._guided = guided
+        self._prefixes = prefixes
+        self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
+        self._num_iteration_tokens = 0
+        self._scheduler = Scheduler(
+            limits,
+            on_admit=self._admit,
+            on_release=self._release,
+            evict_cached=runner.evict_cached,
+            can_share_prompt=prefixes.can_share if prefixes is not None else lambda _: False,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state after the last step."""
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            kv_cache_usage=self._scheduler.num_held_tokens / self._limits.kv_cache_tokens,
+            prefix_cache_queries=self._prefixes.num_queried_tokens if self._prefixes else 0,
+            prefix_cache_hits=self._prefixes.num_hit_tokens if self._prefixes else 0,
+            num_iteration_tokens=self._num_iteration_tokens,
+            num_preemptions=self._scheduler.num_preemptions,
+        )
+
+    def add(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> EngineOutput | None:
+        """Queues a request; an output at once means that it cannot be run."""
+        sequence = Sequence(request_id, prompt_token_ids, params)
+        if not 0 < sequence.num_tokens < self._max_model_len:
+            return _failed(
+                sequence, f"a prompt of {sequence.num_tokens} tokens does not fit {self._max_model_len} tokens"
+            )
+        if max(prompt_token_ids) >= self._vocab_size:
+            return _failed(sequence, f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens")
+        if params.guided is not None:
+            try:
+                self._guided.start(sequence)
+            except GuidedDecodingError as err:
+                return _failed(sequence, str(err))
+        self._scheduler.add(sequence)
+        return None
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends requests without further output; unknown ids have ended already."""
+        for request_id in request_ids:
+            sequence = self._scheduler.find(request_id)
+            if sequence is not None:
+                self._end(sequence)
+
+    def step(self) -> list[EngineOutput]:
+        """Computes one batch and returns what it brought."""
+        chunks = self._scheduler.schedule()
+        self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
+        result = self._runner.step(chunks)
+        self._collect_prompt_logprobs(result)
+        sequences: list[Sequence] = []
+        rows: list[int] = []
+        for chunk, span in zip(result.chunks, result.rows, strict=True):
+            if chunk.is_last:
+                sequences.append(chunk.sequence)
+                rows.append(span.stop - 1)
+        for chunk in result.chunks:
+            chunk.sequence.num_computed_tokens = chunk.end
+        if not sequences:
+            return []
+        logits = result.logits if len(rows) == len(result.logits) else result.logits[rows]
+        return [self._advance(s) for s in self._sampler.sample(sequences, logits)]
+
+    def idle(self) -> bool:
+        """Work that can wait; True while there is more of it."""
+        if self._runner.idle():
+            return True
+        self._sampler.prepare()
+        return False
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._runner.admit(sequence, [s for s in self._scheduler.running if s is not sequence])
+        if sequence.is_first_pass and sequence.num_preemptions == 0:
+            sequence.admitted_s = monotonic()
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+
+    def _release(self, sequence: Sequence) -> None:
+        self._runner.release(sequence)
+        self._prompt_logprobs.pop(sequence.request_id, None)
+
+    def _advance(self, sampled: Sampled) -> EngineOutput:
+        sequence, token_id = sampled.sequence, sampled.token_id
+        if sampled.error is not None:
+            self._end(sequence)
+            return _failed(sequence, sampled.error)
+        is_first = sequence.is_first_pass
+        sequence.token_ids.append(token_id)
+        reason, stop_token_id, error = self._finish_reason(sequence, token_id)
+        output = EngineOutput(
+            request_id=sequence.request_id,
+            token_ids=[token_id],
+            finish_reason=reason,
+            stop_token_id=stop_token_id,
+            logprobs=[sampled.logprob] if sampled.logprob is not None else None,
+            prompt_logprobs=self._prompt_logprobs.pop(sequence.request_id, None) if is_first else None,
+            num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
+            queue_s=sequence.admitted_s - sequence.arrival_s if is_first else 0.0,
+            prefill_s=monotonic() - sequence.admitted_s if is_first else 0.0,
+            error=error,
+        )
+        if reason is not None:
+            self._end(sequence)
+        return output
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None, str | None]:
+        params = sequence.params
+        if token_id in self._eos_token_ids and not params.ignore_eos:
+            return "stop", token_id, None
+        if token_id in params.stop_token_ids:
+            return "stop", token_id, None
+        if params.guided is not None:
+            try:
+                if self._guided.accept(sequence, token_id):
+                    return "stop", None, None
+            except GuidedDecodingError as err:
+                return "error", None, str(err)
+        if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= self._max_model_len:
+            return "length", None, None
+        return None, None, None
+
+    def _end(self, sequence: Sequence) -> None:
+        self._scheduler.finish(sequence)
+        self._guided.forget(sequence)
+
+    def _collect_prompt_logprobs(self, result: StepLogits) -> None:
+        """Log-probabilities of the prompt tokens that follow the computed ones; the first token has none."""
+        for chunk, span in zip(result.chunks, result.rows, strict=True):
+            if not chunk.wants_all_logits:
+                continue
+            sequence, wanted = chunk.sequence, chunk.sequence.params.prompt_logprobs or 0
+            collected = self._prompt_logprobs.setdefault(sequence.request_id, [None])
+            following = sequence.token_ids[chunk.begin + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
+            collected += describe(result.logits[span][: len(following)], following, [wanted] * len(following))
+
+
+def _failed(sequence: Sequence, message: str) -> EngineOutput:
+    return EngineOutput(request_id=sequence.request_id, finish_reason="error", error=message)

@@ -1,0 +1,130 @@
+"""Draws one token per row of logits, under temperature, min-p, top-k and top-p.
+
+All of it works on weights, the probabilities relative to the row's most likely token. A draw is one
+uniform number against the cumulative weights, in double precision; what a row draws depends on no
+other row, and a token of weight 0 is never drawn.
+"""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from server.types import SamplingParams
+
+_NUM_BEST = 256
+"""Tokens that top-p looks at first; most rows need no more."""
+_NUM_TIES = 64
+"""Beyond the k-th: bfloat16 logits have many equal ones, and top-k keeps all that equal the k-th."""
+_GROWTH = 16
+_SEED_BITS = 0xFFFFFFFFFFFFFFFF
+
+
+def new_generator(device: torch.device, seed: int) -> torch.Generator:
+    """A source of uniform numbers; any integer is a seed."""
+    # torch makes generators only once this is imported; it does so itself, unless a lean start left it out.
+    import torch._prims.rng_prims  # noqa: PLC0415
+
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed & _SEED_BITS)
+    return generator
+
+
+def draw(logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> list[int]:
+    """One token id per row.
+
+    Args:
+        logits: float32, shape [rows, vocab]; every row has a finite maximum.
+        params: one per row, temperatures above 0.
+        uniform: float64 in [0, 1), shape [rows].
+    """
+    vocab_size = logits.shape[-1]
+    draws = _Draws.build(logits, params, uniform)
+    limited = [i for i, p in enumerate(params) if 0 < p.top_k < vocab_size or p.top_p < 1]
+    if not limited:
+        return _draw_from_all(draws).tolist()
+    token_ids = torch.empty(len(params), dtype=torch.long, device=logits.device)
+    if len(limited) < len(params):
+        free = _index(sorted(set(range(len(params))) - set(limited)), logits.device)
+        token_ids[free] = _draw_from_all(draws.select(free))
+    num_best = max(params[i].top_k + _NUM_TIES if params[i].top_k else _NUM_BEST for i in limited)
+    remaining = _index(limited, logits.device)
+    while len(remaining):
+        drawn = _draw_from_best(draws.select(remaining), min(num_best, vocab_size))
+        token_ids[remaining] = drawn.token_ids
+        remaining = remaining[~drawn.is_final]
+        num_best *= _GROWTH
+    return token_ids.tolist()
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """What each row is drawn from and how; all tensors have one row per draw."""
+
+    weights: torch.Tensor
+    """Shape [rows, vocab]: probability relative to the most likely token, 0 below min-p."""
+    top_k: torch.Tensor
+    """The vocabulary's size where there is no limit."""
+    top_p: torch.Tensor
+    uniform: torch.Tensor
+
+    @classmethod
+    def build(cls, logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tensor) -> "_Draws":
+        vocab_size, device = logits.shape[-1], logits.device
+        temperature = torch.tensor([[p.temperature] for p in params], device=device)
+        weights = (logits - logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+        if any(p.min_p > 0 for p in params):
+            weights.mul_(weights >= torch.tensor([[p.min_p] for p in params], device=device))
+        return cls(
+            weights=weights,
+            top_k=_index([p.top_k if 0 < p.top_k < vocab_size else vocab_size for p in params], device),
+            top_p=torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device),
+            uniform=uniform,
+        )
+
+    def select(self, rows: torch.Tensor) -> "_Draws":
+        if len(rows) == len(self.weights):
+            return self
+        return _Draws(self.weights[rows], self.top_k[rows], self.top_p[rows], self.uniform[rows])
+
+
+class _Drawn(NamedTuple):
+    token_ids: torch.Tensor
+    is_final: torch.Tensor
+    """False where more of the best tokens must be looked at to know which are kept."""
+
+
+def _draw_from_all(draws: _Draws) -> torch.Tensor:
+    return _pick(draws.weights.cumsum(dim=-1, dtype=torch.float64), draws.uniform)
+
+
+def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
+    """Draws from the tokens that top-k and top-p keep, if they are among the `num_best` most likely ones.
+
+    Top-k keeps everything as likely as the k-th token; top-p the smallest set of the most likely that
+    remain whose share reaches it (arXiv 1904.09751).
+    """
+    values, indices = torch.topk(draws.weights, num_best)
+    last = values[:, -1]
+    has_top_k = draws.top_k < draws.weights.shape[-1]
+    kth = values.gather(1, draws.top_k.clamp(max=num_best)[:, None] - 1)[:, 0].where(has_top_k, 0.0)
+    values = values.masked_fill(values < kth[:, None], 0.0)
+    cumulative = values.cumsum(dim=-1, dtype=torch.float64)
+    total = torch.where(has_top_k, cumulative[:, -1], draws.weights.sum(dim=-1, dtype=torch.float64))
+    wanted = (draws.top_p * total)[:, None]
+    num_kept = (cumulative - values < wanted).sum(dim=-1).clamp(min=1)
+    has_all = torch.where(has_top_k, last < kth, cumulative[:, -1] >= wanted[:, 0])
+    is_final = has_all | (last == 0) | (num_best == draws.weights.shape[-1])
+    # Nothing lies beyond the last kept token, so its share is all there is.
+    kept = cumulative.minimum(cumulative.gather(1, num_kept[:, None] - 1))
+    return _Drawn(indices.gather(1, _pick(kept, draws.uniform)[:, None])[:, 0], is_final)
+
+
+def _pick(cumulative: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The first position whose cumulative weight exceeds the uniform number's share of the total."""
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _index(values: list[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)

@@ -1,0 +1,50 @@
+"""Turns a request's grammar into llguidance's form; checked in the API process, applied in the engine."""
+
+import json
+
+from llguidance import LLMatcher, grammar_from
+
+from server.types import GuidedDecoding
+
+_ANY_OBJECT = {"type": "object"}
+
+
+class GrammarError(ValueError):
+    """The grammar cannot be compiled; the message says where."""
+
+
+def build_grammar(guided: GuidedDecoding) -> str:
+    """The grammar as llguidance takes it.
+
+    Raises:
+        GrammarError: the schema, expression or grammar is not valid.
+    """
+    try:
+        grammar = _translate(guided)
+    except ValueError as err:
+        raise GrammarError(str(err)) from err
+    error = LLMatcher.validate_grammar(grammar)
+    if error:
+        raise GrammarError(error)
+    return grammar
+
+
+def _translate(guided: GuidedDecoding) -> str:
+    match guided.kind:
+        case "json_object":
+            return str(LLMatcher.grammar_from_json_schema(json.dumps(_ANY_OBJECT)))
+        case "json_schema":
+            return str(LLMatcher.grammar_from_json_schema(guided.spec))
+        case "regex":
+            return str(LLMatcher.grammar_from_regex(guided.spec))
+        case "choice":
+            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _read_choices(guided.spec)))))
+        case "grammar":
+            return str(grammar_from("grammar", guided.spec))
+
+
+def _read_choices(spec: str) -> list[str]:
+    choices = json.loads(spec)
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise ValueError(f"choices must be a list of one or more texts, got {spec}")
+    return choices

@@ -1,0 +1,139 @@
+"""The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
+
+On CPU the memory is reserved, not committed: pages become real when a token is written and are
+given back when a slot is released. What may be committed is the scheduler's budget in tokens.
+"""
+
+import mmap
+from dataclasses import dataclass
+
+import torch
+
+from server.errors import EngineStartError
+
+_MAP_NORESERVE = 0x4000
+"""Linux: reserve address space without counting it against the commit limit (mmap(2))."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one attention layer stores per token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of keys and values per token."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
+
+    Lives in the engine process; not thread-safe.
+    """
+
+    def __init__(
+        self, shapes: dict[int, LayerShape], *, num_slots: int, slot_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_slots = num_slots
+        self.slot_len = slot_len
+        self._shapes = shapes
+        self._memory = _Memory(
+            num_slots * slot_len * sum(s.num_elements for s in shapes.values()), dtype=dtype, device=device
+        )
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        for layer, shape in shapes.items():
+            self.keys[layer] = self._take(shape.num_kv_heads, shape.key_dim)
+            self.values[layer] = self._take(shape.num_kv_heads, shape.value_dim)
+
+    def store(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes the step's keys and values, shape [num_tokens, num_kv_heads, dim], at the flat positions `index`."""
+        self.keys[layer].index_copy_(0, index, keys)
+        self.values[layer].index_copy_(0, index, values)
+
+    def read(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of slots first..last-1, shape [slots, num_kv_heads, length, dim], without a copy."""
+        shape = self._shapes[layer]
+        keys = self.keys[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.key_dim)
+        values = self.values[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.value_dim)
+        return keys[first:last, :length].transpose(1, 2), values[first:last, :length].transpose(1, 2)
+
+    def snapshot(self, slot: int, length: int) -> list[torch.Tensor]:
+        """A copy of the first `length` tokens of a slot, for `restore`."""
+        first = slot * self.slot_len
+        return [part[first : first + length].clone() for part in self._parts()]
+
+    def restore(self, slot: int, parts: list[torch.Tensor], length: int) -> None:
+        """Puts the first `length` tokens of a snapshot into a slot."""
+        first = slot * self.slot_len
+        for part, saved in zip(self._parts(), parts, strict=True):
+            part[first : first + length].copy_(saved[:length])
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` tokens of one slot to another."""
+        a, b = source * self.slot_len, target * self.slot_len
+        for part in self._parts():
+            part[b : b + length].copy_(part[a : a + length])
+
+    def release(self, slot: int, length: int) -> None:
+        """Gives the pages behind the first `length` tokens of a slot back to the system (CPU only)."""
+        first = slot * self.slot_len
+        for part in self._parts():
+            self._memory.release(part[first : first + length])
+
+    def _parts(self) -> list[torch.Tensor]:
+        return [*self.keys.values(), *self.values.values()]
+
+    def _take(self, num_kv_heads: int, dim: int) -> torch.Tensor:
+        num_tokens = self.num_slots * self.slot_len
+        return self._memory.take(num_tokens * num_kv_heads * dim).view(num_tokens, num_kv_heads, dim)
+
+
+class _Memory:
+    """One block of memory that tensors are cut from: anonymous pages on CPU, a plain tensor elsewhere."""
+
+    def __init__(self, num_elements: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._pages: mmap.mmap | None = None
+        if device.type == "cpu":
+            self._pages = _reserve(num_elements * dtype.itemsize)
+            # A huge page would commit 2 MiB for a token of 384 bytes.
+            self._pages.madvise(mmap.MADV_NOHUGEPAGE)
+            self._block = torch.frombuffer(self._pages, dtype=dtype)
+        else:
+            self._block = torch.zeros(num_elements, dtype=dtype, device=device)
+        self._next = 0
+
+    def take(self, num_elements: int) -> torch.Tensor:
+        part = self._block[self._next : self._next + num_elements]
+        self._next += num_elements
+        return part
+
+    def release(self, part: torch.Tensor) -> None:
+        """Clears the part: what is masked is still multiplied, and a NaN times 0 would reach the next owner."""
+        if self._pages is None:
+            part.zero_()
+            return
+        flat = part.view(-1)
+        first = part.storage_offset() * part.element_size()
+        begin = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (first + flat.numel() * flat.element_size()) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end <= begin:
+            flat.zero_()
+            return
+        flat[: (begin - first) // flat.element_size()].zero_()
+        flat[(end - first) // flat.element_size() :].zero_()
+        self._pages.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def _reserve(num_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, OverflowError) as err:
+        raise EngineStartError(
+            f"cannot reserve {num_bytes / (1 << 30):.1f} GiB of address space for the KV cache ({err}): "
+            "lower --max-num-seqs or --max-model-len"
+        ) from err

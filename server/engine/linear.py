@@ -1,0 +1,112 @@
+"""Linear layers with weights in oneDNN's blocked layout, twice as fast for small batches on CPU.
+
+Results are bit for bit those of `torch.nn.functional.linear` in bfloat16, which
+tests/server/engine/test_linear.py checks.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TypeGuard
+
+import torch
+
+from server.memory import available_bytes
+
+_MIN_OUT_FEATURES = 32
+"""Below this a layer is too small for the layout to matter."""
+
+
+_SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Layers of one module that take the same input one after the other: packed as one, one product instead of several."""
+
+
+class LinearPacker:
+    """Packs a model's plain linear layers a few at a time, so that nobody waits for it.
+
+    Layers that are packed and layers that are not give the same results, hence it may happen between
+    any two steps.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._todo = list(_groups(model)) if _can_pack(model) else []
+        self._todo.reverse()
+
+    def pack_next(self) -> bool:
+        """Packs one layer with its siblings; False when none is left."""
+        if not self._todo:
+            return False
+        _PackedGroup(self._todo.pop()).replace_forwards()
+        return bool(self._todo)
+
+
+class _PackedGroup:
+    """Replaces the forwards of layers that share their input; their plain weights stay for whoever shares them."""
+
+    def __init__(self, linears: list[torch.nn.Linear]) -> None:
+        self._linears = linears
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(_stack([x.weight.detach() for x in linears]))
+        biases = [x.bias.detach() for x in linears if x.bias is not None]
+        self._bias = _stack(biases) if biases else None
+        self._sizes = [x.out_features for x in linears]
+        self._input: torch.Tensor | None = None
+        self._outputs: tuple[torch.Tensor, ...] = ()
+
+    def replace_forwards(self) -> None:
+        """From now on the layers compute with the packed weight."""
+        if len(self._linears) == 1:
+            self._linears[0].forward = self._compute  # type: ignore[method-assign, assignment]
+            return
+        for index, linear in enumerate(self._linears):
+            linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        return output
+
+    def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """The first sibling to see an input computes for all; the last one forgets it."""
+        if x is not self._input:
+            self._outputs = torch.split(self._compute(x), self._sizes, dim=-1)
+            self._input = x
+        output = self._outputs[index]
+        if index == len(self._sizes) - 1:
+            self._input, self._outputs = None, ()
+        return output
+
+
+def _groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
+    """The layers worth packing in the model's order, siblings together."""
+    grouped: set[torch.nn.Module] = set()
+    for module in model.modules():
+        for names in _SIBLINGS:
+            siblings = [child for name in names if _is_packable(child := getattr(module, name, None))]
+            if len(siblings) == len(names) and len({(x.in_features, x.bias is None) for x in siblings}) == 1:
+                grouped.update(siblings)
+                yield siblings
+        if _is_packable(module) and module not in grouped:
+            yield [module]
+
+
+def _is_packable(module: object) -> TypeGuard[torch.nn.Linear]:
+    return type(module) is torch.nn.Linear and module.out_features >= _MIN_OUT_FEATURES
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _can_pack(model: torch.nn.Module) -> bool:
+    """oneDNN's bfloat16 kernels need AVX-512 or AMX; other types gain nothing and would round differently."""
+    parameter = next(model.parameters())
+    return (
+        parameter.device.type == "cpu"
+        and parameter.dtype == torch.bfloat16
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        and _has_room_for_copy(model)
+    )
+
+
+def _has_room_for_copy(model: torch.nn.Module) -> bool:
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    return num_bytes < available_bytes() / 2

@@ -1,0 +1,39 @@
+"""Log-probabilities as they are reported: of the model's raw distribution, before anything is banned or penalised."""
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+from server.types import TokenLogprob
+
+_MAX_ROWS = 64
+"""Rows that are described at once: a whole prompt's would take gigabytes with a large vocabulary."""
+_LEAST = -9999.0
+"""JSON has no infinity; vLLM and OpenAI report this for an impossible token."""
+
+
+def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:
+    """What is reported of one token per row.
+
+    Args:
+        logits: shape [rows, vocab].
+        token_ids: the sampled token of each row, or the one that stands in the prompt.
+        nums_top: how many of the most likely tokens to report for each row.
+    """
+    result: list[TokenLogprob] = []
+    for begin in range(0, len(token_ids), _MAX_ROWS):
+        rows = slice(begin, begin + _MAX_ROWS)
+        result += _describe(torch.log_softmax(logits[rows].float(), dim=-1), token_ids[rows], nums_top[rows])
+    return result
+
+
+def _describe(logprobs: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:
+    own = logprobs.gather(1, torch.tensor(token_ids, device=logprobs.device)[:, None])
+    ranks = (logprobs > own).sum(dim=-1).add_(1).tolist()
+    values, indices = torch.topk(logprobs, min(max(nums_top), logprobs.shape[-1]))
+    top_values, top_ids = values.clamp(min=_LEAST).tolist(), indices.tolist()
+    own_values = own[:, 0].clamp(min=_LEAST).tolist()
+    return [
+        TokenLogprob(token_id, own_values[i], ranks[i], list(zip(top_ids[i][:num], top_values[i][:num], strict=True)))
+        for i, (token_id, num) in enumerate(zip(token_ids, nums_top, strict=True))
+    ]

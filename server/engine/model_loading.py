@@ -1,0 +1,183 @@
+"""Loads a causal LM of transformers from a folder, strictly: missing or corrupt weights are an error."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from server.config import EngineConfig
+from server.errors import EngineStartError
+
+_DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
+_DEFAULT_MAX_MODEL_LEN = 2048
+_NOT_GENERATIVE = (
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+)
+_MAX_MESSAGE = 400
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerFile(msgspec.Struct):
+    """The little that is needed of tokenizer.json; the rest, megabytes of vocabulary, is skipped and not built."""
+
+    added_tokens: list[_AddedToken] = []
+
+
+def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
+    """The model in evaluation mode on the GPU, where there is one, else on the CPU.
+
+    Raises:
+        EngineStartError: with one line that says what is wrong with the folder.
+    """
+    model_config = load_config(path, config)
+    _check_generates(model_config, path)
+    dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
+    try:
+        # No tensor may be missing, hence none needs random values; drawing them makes torch import sympy.
+        with _quiet_transformers(), no_init_weights():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=model_config,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as err:
+        raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err
+    _check_complete(info, path)
+    return model.to(device()).eval()
+
+
+def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        EngineStartError: config.json is unreadable or names an architecture that is not known.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    except Exception as err:
+        if "trust_remote_code" in str(err):
+            raise EngineStartError(
+                f"the model in {path} runs code of its own (auto_map in config.json): "
+                "start with --trust-remote-code if you trust it"
+            ) from err
+        raise EngineStartError(f"cannot read the model's configuration in {path}: {_one_line(err)}") from err
+
+
+def device() -> torch.device:
+    """The GPU, where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> int:
+    """The longest sequence the model takes, at most `wanted`.
+
+    Raises:
+        EngineStartError: `wanted` is more than the model was made for.
+    """
+    text = model_config.get_text_config(decoder=True)
+    lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
+    if not lengths:
+        return wanted or _DEFAULT_MAX_MODEL_LEN
+    if wanted is not None and wanted > min(lengths):
+        raise EngineStartError(
+            f"--max-model-len {wanted} is more than the model's own limit of {min(lengths)} tokens (config.json)"
+        )
+    return wanted or min(lengths)
+
+
+def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
+    """End-of-sequence tokens that generation_config.json, config.json and the tokenizer name, the tokenizer's first.
+
+    Raises:
+        EngineStartError: generation_config.json is unreadable.
+    """
+    found: list[int] = []
+    tokenizer_eos = _tokenizer_eos(tokenizer_path)
+    if tokenizer_eos is not None:
+        found.append(tokenizer_eos)
+    sources: list[Any] = [model.config.get_text_config(decoder=True)]
+    if (path / "generation_config.json").exists():
+        sources.insert(0, _load_generation_config(path))
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        found.extend([ids] if isinstance(ids, int) else ids or [])
+    return tuple(dict.fromkeys(found))
+
+
+def _load_generation_config(path: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    except Exception as err:
+        raise EngineStartError(f"cannot read generation_config.json: {_one_line(err)}") from err
+
+
+def _tokenizer_eos(path: Path) -> int | None:
+    try:
+        token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        file = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile)
+    except (OSError, ValueError, AttributeError):
+        return None
+    content = token.get("content") if isinstance(token, dict) else token
+    return next((t.id for t in file.added_tokens if t.content == content), None)
+
+
+def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
+    """transformers would build a causal LM from some encoders too, and it would talk nonsense."""
+    names = model_config.architectures or []
+    if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
+        what = ", ".join(names) or model_config.model_type
+        raise EngineStartError(f"the model in {path} is no causal language model: config.json names {what}")
+
+
+def _check_complete(info: dict[str, Any], path: Path) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise EngineStartError(f"the weights in {path} lack {len(missing)} of the model's tensors: {names}")
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise EngineStartError(
+            f"the weights in {path} do not fit config.json: {name} is {list(found)} instead of {list(wanted)}"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no table of keys in the log: what matters of it becomes an error here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _one_line(err: BaseException) -> str:
+    text = " ".join(str(err).split())
+    return f"{type(err).__name__}: {text[:_MAX_MESSAGE] + '…' if len(text) > _MAX_MESSAGE else text}"

@@ -1,0 +1,133 @@
+"""Runs any attention-only causal LM of transformers on a packed batch: one forward pass for all sequences.
+
+transformers' own continuous batching does the same with paged attention, but takes only temperature,
+top-k and top-p per request and repeats keys for grouped heads; docs/architecture.md has the figures.
+"""
+
+import inspect
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from server.engine.attention import PackedAttention, UnsupportedAttentionError
+from server.engine.batch import Chunk, pack
+from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.linear import LinearPacker
+from server.engine.prefix_cache import PrefixCache
+from server.engine.runner import StepLogits
+from server.engine.sequence import Sequence
+
+_ATTENTION_NAME = "vllm_cli_packed"
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+
+class PackedRunner:
+    """Owns the model's KV cache; `probe` decides whether the model can be run this way at all."""
+
+    name = "packed"
+    can_split_prompts = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._attention = PackedAttention()
+        self._prefixes: PrefixCache | None = None
+        self._packer: LinearPacker | None = None
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        AttentionInterface.register(_ATTENTION_NAME, self._attention)
+
+    def probe(self) -> dict[int, LayerShape]:
+        """Runs one token through the model to learn its layers' shapes.
+
+        Raises:
+            UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
+                does not go through transformers' interface.
+        """
+        model = self._model
+        if not getattr(model, "_supports_attention_backend", False) or getattr(model, "_is_stateful", False):
+            raise UnsupportedAttentionError(f"{type(model).__name__} does not use transformers' attention interface")
+        config = model.config.get_text_config(decoder=True)
+        others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+        if others:
+            raise UnsupportedAttentionError(f"{type(model).__name__} has layers of type {', '.join(sorted(others))}")
+        before = config._attn_implementation
+        model.set_attn_implementation(_ATTENTION_NAME)
+        try:
+            zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+            self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
+            if len(self._attention.shapes) != config.num_hidden_layers:
+                raise UnsupportedAttentionError(
+                    f"{len(self._attention.shapes)} of {config.num_hidden_layers} layers attend"
+                )
+        except Exception:
+            model.set_attn_implementation(before)
+            raise
+        return self._attention.shapes
+
+    def use_cache(self, cache: KVCache, prefixes: PrefixCache | None) -> None:
+        """Takes the cache that was sized from `probe`'s shapes, and where ended sequences are kept."""
+        self._attention.cache = cache
+        self._prefixes = prefixes
+        self._packer = LinearPacker(self._model)
+
+    @property
+    def cache(self) -> KVCache:
+        """The cache given by `use_cache`."""
+        assert self._attention.cache is not None
+        return self._attention.cache
+
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
+        """One forward pass over all chunks; logits as `Runner.step` says."""
+        batch = pack(list(chunks), slot_len=self.cache.slot_len, dtype=self._model.dtype, device=self._model.device)
+        keep: list[int] = []
+        rows: list[slice] = []
+        for chunk, span in zip(batch.chunks, batch.chunk_rows, strict=True):
+            first = span.start if chunk.wants_all_logits else span.stop - 1
+            rows.append(slice(len(keep), len(keep) + span.stop - first))
+            keep.extend(range(first, span.stop))
+        self._attention.batch = batch
+        try:
+            kept = torch.tensor(keep, dtype=torch.long, device=self._model.device)
+            logits = self._forward(batch.input_ids, batch.position_ids, kept)
+        finally:
+            self._attention.batch = None
+        return StepLogits(batch.chunks, logits, rows)
+
+    def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
+        """Takes over the longest cached beginning of the prompt, from an ended sequence or a running one."""
+        params = sequence.params
+        if self._prefixes is None or params.prompt_logprobs is not None or params.cache_salt is not None:
+            return
+        found = self._prefixes.match(sequence, running)
+        if found is None:
+            return
+        if found.slot is not None:
+            self.cache.copy_prefix(found.slot, sequence.slot, found.length)
+        elif found.entry_id is not None:
+            self.cache.restore(sequence.slot, self._prefixes.take(found.entry_id), found.length)
+        sequence.num_computed_tokens = found.length
+
+    def release(self, sequence: Sequence) -> None:
+        """Keeps what the sequence computed, then gives its pages back."""
+        computed = sequence.token_ids[: sequence.num_computed_tokens]
+        is_private = sequence.params.cache_salt is not None
+        if self._prefixes is not None and not is_private and self._prefixes.wants(computed):
+            self._prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
+        self.cache.release(sequence.slot, sequence.num_tokens)
+
+    def evict_cached(self, max_tokens: int) -> None:
+        """Shrinks the prefix cache."""
+        if self._prefixes is not None:
+            self._prefixes.shrink_to(max_tokens)
+
+    def idle(self) -> bool:
+        """Packs one more linear layer; True while there are more."""
+        return self._packer is not None and self._packer.pack_next()
+
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        with torch.inference_mode():
+            output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **kwargs)
+        logits: torch.Tensor = output.logits[0]
+        return logits if self._keeps_logits else logits.index_select(0, keep)

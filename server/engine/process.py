@@ -1,0 +1,170 @@
+"""The engine process: from its first line to its exit.
+
+The main thread loads the model and runs the loop; a second thread only receives. When the API process
+goes away, for whatever reason, its end of the socket closes and this process ends.
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from server.config import EngineConfig, ModelFiles
+from server.cpus import affinity_count, usable_count
+from server.engine.channel import BlockingChannel, ChannelClosedError
+from server.engine.messages import Abort, Failed, FromEngine, Generate, Ready, Step, ToEngine
+from server.engine.phases import Phases
+from server.errors import EngineStartError
+
+if TYPE_CHECKING:
+    from server.engine.core import EngineCore
+    from server.types import EngineInfo
+
+logger = logging.getLogger(__name__)
+
+EXIT_START_FAILED = 3
+EXIT_ENGINE_FAILED = 4
+
+
+class Imports(Protocol):
+    """What the process did without when it imported torch and transformers."""
+
+    def end(self) -> None:
+        """What is imported from now on is the real thing."""
+
+    def restore(self) -> bool:
+        """Imports what torch was left without; whether there was anything."""
+
+
+def run_engine(
+    connection: socket.socket,
+    files: ModelFiles,
+    config: EngineConfig,
+    phases: Phases,
+    imports: Imports,
+) -> None:
+    """The process's main function; does not return.
+
+    Args:
+        connection: this process's end of the socket pair.
+        files: the model.
+        config: the engine's settings.
+        phases: spans so far in this process.
+        imports: how torch and transformers were imported.
+    """
+    # Ctrl-C and a service manager's stop reach every process of the group; the API process decides when this one ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    loop = _EngineLoop(connection)
+    try:
+        code = loop.run(files, config, phases, imports)
+    except ChannelClosedError:
+        code = 0
+    except Exception:
+        logger.exception("the engine failed")
+        loop.fail("the engine failed; its log has the traceback")
+        code = EXIT_ENGINE_FAILED
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of torch and of the receiver need no farewell, and the KV cache no orderly release.
+    os._exit(code)
+
+
+def _build(
+    files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports
+) -> "tuple[EngineCore, EngineInfo]":
+    from server.engine.build import build_core
+
+    try:
+        return build_core(files, config, phases)
+    except Exception as err:
+        # A model may need what was left out. If it is the model that is wrong, the second try says so again.
+        if not imports.restore():
+            raise
+        logger.debug("loading the model again, with all of torch: %s", err)
+        return build_core(files, config, phases)
+
+
+class _EngineLoop:
+    """Joins the engine core to the socket."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._channel = BlockingChannel(connection)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self._is_loaded = False
+
+    def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
+        """Loads the model, then serves until the socket closes; returns the exit code."""
+        threading.Thread(target=self._receive_all, name="engine-receiver", daemon=True).start()
+        with phases.span("import_engine"):
+            from server.engine.build import use_threads
+
+        # While it loads, this process may be as wide as the machine; a quota is for the long run.
+        use_threads(config.num_threads or affinity_count())
+        try:
+            core, info = _build(files, config, phases, imports)
+        except EngineStartError as err:
+            self.fail(str(err))
+            return EXIT_START_FAILED
+        imports.end()
+        use_threads(config.num_threads or usable_count())
+        self._is_loaded = True
+        self._send(Ready(info))
+        has_chores = True
+        while True:
+            for message in self._messages(wait=not core.has_work and not has_chores):
+                match message:
+                    case Generate(request_id, prompt_token_ids, params):
+                        refused = core.add(request_id, prompt_token_ids, params)
+                        if refused is not None:
+                            self._send(Step([refused], core.stats))
+                    case Abort(request_ids):
+                        core.abort(request_ids)
+                        self._send(Step([], core.stats))
+                    case None:
+                        return 0
+            if core.has_work:
+                outputs = core.step()
+                self._send(Step(outputs, core.stats))
+            if has_chores:
+                has_chores = core.idle() or core.has_work or imports.restore()
+
+    def fail(self, message: str) -> None:
+        """Tells the API process why this process is about to end, if it still listens."""
+        try:
+            self._send(Failed(message))
+        except ChannelClosedError:
+            logger.error("%s", message)
+
+    def _send(self, message: FromEngine) -> None:
+        self._channel.send(self._encoder.encode(message))
+
+    def _messages(self, *, wait: bool) -> Iterator[ToEngine | None]:
+        """What has arrived, `None` for the end of the stream; with `wait`, at least one."""
+        if wait:
+            yield self._inbox.get()
+        while True:
+            try:
+                yield self._inbox.get_nowait()
+            except queue.Empty:
+                return
+
+    def _receive_all(self) -> None:
+        decoder = msgspec.msgpack.Decoder(ToEngine)
+        try:
+            while True:
+                self._inbox.put(decoder.decode(self._channel.receive()))
+        except ChannelClosedError:
+            if not self._is_loaded:
+                # Nobody waits for the model any more, and the main thread may be busy with it for minutes.
+                os._exit(0)
+            self._inbox.put(None)

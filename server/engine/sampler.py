@@ -1,0 +1,144 @@
+"""Picks the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
+
+Raw log-probabilities first, then the grammar and the token bans, logit bias and penalties, which also
+decide a greedy choice; then what `server.engine.drawing` does.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from server.engine.drawing import draw, new_generator
+from server.engine.guided import GuidedDecodingError, GuidedStates
+from server.engine.logprobs import describe
+from server.engine.penalties import Penalties
+from server.engine.sequence import Sequence
+from server.types import TokenLogprob
+
+_GREEDY_BELOW = 1e-5
+
+
+class Sampled(NamedTuple):
+    """A sequence's next token."""
+
+    sequence: Sequence
+    token_id: int
+    logprob: TokenLogprob | None
+    error: str | None = None
+    """The sequence cannot go on: its grammar broke or no token is left."""
+
+
+class Sampler:
+    """One per engine; `sample` runs on the engine's thread."""
+
+    def __init__(
+        self, *, eos_token_ids: tuple[int, ...], seed: int, device: torch.device, guided: GuidedStates
+    ) -> None:
+        self._eos_token_ids = eos_token_ids
+        self._device = device
+        self._seed = seed
+        self._guided = guided
+        self._penalties = Penalties()
+
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        return new_generator(self._device, self._seed)
+
+    def prepare(self) -> None:
+        """Makes ready what the first draw would have to wait for."""
+        _ = self._generator
+
+    @torch.inference_mode()
+    def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
+        """`logits` has one row per sequence, shape [len(sequences), vocab]; they may be overwritten."""
+        described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+        raw = logits[described] if described else None
+        logits = logits.float()
+        errors = self._restrict(sequences, logits)
+        self._penalties.apply(sequences, logits)
+        token_ids = self._pick(sequences, logits, errors)
+        logprobs: dict[int, TokenLogprob] = {}
+        if raw is not None:
+            nums_top = [sequences[i].params.logprobs or 0 for i in described]
+            logprobs = dict(zip(described, describe(raw, [token_ids[i] for i in described], nums_top), strict=True))
+        return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
+
+    def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
+        """Applies what concerns single tokens, in place; returns the errors by row."""
+        errors: dict[int, str] = {}
+        for i, sequence in enumerate(sequences):
+            params, row = sequence.params, logits[i]
+            if params.guided is not None:
+                try:
+                    self._guided.mask(sequence, row)
+                except GuidedDecodingError as err:
+                    errors[i] = str(err)
+            if params.allowed_token_ids:
+                _allow_only(row, params.allowed_token_ids)
+            if params.bad_words_ids:
+                _ban(row, _bad_word_ends(sequence))
+            if sequence.num_output_tokens < params.min_tokens:
+                self._ban_stops(sequence, row)
+            if params.logit_bias:
+                ids = torch.tensor(list(params.logit_bias), device=row.device)
+                row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
+        return errors
+
+    def _ban_stops(self, sequence: Sequence, row: torch.Tensor) -> None:
+        stops = torch.tensor([*self._eos_token_ids, *sequence.params.stop_token_ids], device=row.device).long()
+        before = row[stops]
+        row[stops] = float("-inf")
+        if sequence.params.guided is not None and row.isneginf().all():
+            # The grammar is complete: the end is all that may come, however early.
+            row[stops] = before
+
+    def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, str]) -> list[int]:
+        best = logits.max(dim=-1)
+        token_ids: list[int] = best.indices.tolist()
+        for i, is_possible in enumerate(best.values.isfinite().tolist()):
+            if not is_possible:
+                errors.setdefault(i, "no token can be sampled: all are excluded or the logits are not finite")
+        drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW and i not in errors]
+        if drawn:
+            rows = logits if len(drawn) == len(sequences) else logits[drawn]
+            chosen = [sequences[i] for i in drawn]
+            for i, token_id in zip(drawn, draw(rows, [s.params for s in chosen], self._uniform(chosen)), strict=True):
+                token_ids[i] = token_id
+        return token_ids
+
+    def _uniform(self, sequences: list[Sequence]) -> torch.Tensor:
+        """One number per sequence; a seeded one has a generator of its own."""
+        uniform = torch.rand(len(sequences), dtype=torch.float64, device=self._device, generator=self._generator)
+        for i, sequence in enumerate(sequences):
+            if sequence.params.seed is not None:
+                if sequence.generator is None:
+                    sequence.generator = new_generator(self._device, sequence.params.seed)
+                uniform[i : i + 1].uniform_(generator=sequence.generator)
+        return uniform
+
+
+def _allow_only(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:
+    ids = torch.tensor(token_ids, device=row.device)
+    allowed = row[ids]
+    row.fill_(float("-inf"))
+    row[ids] = allowed
+
+
+def _ban(row: torch.Tensor, token_ids: Iterable[int]) -> None:
+    ids = list(token_ids)
+    if ids:
+        row[torch.tensor(ids, device=row.device)] = float("-inf")
+
+
+def _bad_word_ends(sequence: Sequence) -> list[int]:
+    """Last tokens of the bad words whose beginning the output ends with."""
+    ends = []
+    for word in sequence.params.bad_words_ids:
+        beginning = list(word[:-1])
+        if not beginning or (
+            sequence.num_output_tokens >= len(beginning) and sequence.token_ids[-len(beginning) :] == beginning
+        ):
+            ends.append(word[-1])
+    return ends

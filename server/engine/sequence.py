@@ -1,0 +1,62 @@
+"""One sequence in the engine: its tokens, how far they are computed, and where it lives."""
+
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from server.types import FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    import torch
+
+
+class SequenceState(Enum):
+    """Where a sequence stands in the scheduler."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Sequence:
+    """Prompt and output of one request; owned by the scheduler, changed only on the engine's thread."""
+
+    def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        self.request_id = request_id
+        self.params = params
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.num_computed_tokens = 0
+        """Tokens whose keys and values are in the cache."""
+        self.num_cached_tokens = 0
+        """Prompt tokens that came from the prefix cache when the sequence was first admitted."""
+        self.state = SequenceState.WAITING
+        self.slot = -1
+        self.finish_reason: FinishReason | None = None
+        self.num_preemptions = 0
+        self.arrival_s = monotonic()
+        self.admitted_s = 0.0
+        """When it ran for the first time."""
+        self.generator: torch.Generator | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens still to be computed before the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_first_pass(self) -> bool:
+        """Nothing has been sampled yet."""
+        return self.num_output_tokens == 0

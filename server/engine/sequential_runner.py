@@ -1,0 +1,102 @@
+"""Runs any causal LM with the model's own cache, one sequence after the other.
+
+For models that keep state beyond keys and values (Mamba, hybrids) or whose attention has an
+implementation of its own (ALiBi, some remote code): right first, fast where it can be.
+"""
+
+import inspect
+import logging
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.batch import Chunk
+from server.engine.runner import StepLogits
+from server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+_CACHE_NAMES = ("past_key_values", "cache_params")
+_TOLERANCE = 0.1
+"""Of the largest logit: half precision differs by less, state that is handed over wrongly by more."""
+
+
+class SequentialRunner:
+    """Each sequence owns a cache object of the model's kind.
+
+    A model that does not continue correctly from the cache it returned computes each sequence from its
+    first token in every step.
+    """
+
+    name = "sequential"
+    can_split_prompts = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), None)
+        self._caches: dict[str, Any] = {}
+        if not self._can_continue():
+            logger.warning("%s is computed from the first token in every step", type(model).__name__)
+            self._cache_name = None
+
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
+        rows: list[slice] = []
+        parts: list[torch.Tensor] = []
+        num_rows = 0
+        for chunk in chunks:
+            logits = self._compute(chunk)
+            kept = logits if chunk.wants_all_logits else logits[-1:]
+            parts.append(kept)
+            rows.append(slice(num_rows, num_rows + kept.shape[0]))
+            num_rows += kept.shape[0]
+        return StepLogits(list(chunks), torch.cat(parts), rows)
+
+    def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
+        """Nothing is shared between sequences here; the model makes its cache itself."""
+
+    def release(self, sequence: Sequence) -> None:
+        self._caches.pop(sequence.request_id, None)
+
+    def evict_cached(self, max_tokens: int) -> None:
+        """Nothing outlives a sequence here."""
+
+    def idle(self) -> bool:
+        return False
+
+    def _compute(self, chunk: Chunk) -> torch.Tensor:
+        sequence = chunk.sequence
+        if self._cache_name is None:
+            return self._forward(sequence.token_ids[: chunk.end]).logits[0, chunk.begin :]  # type: ignore[no-any-return]
+        output = self._forward(
+            sequence.token_ids[chunk.begin : chunk.end], begin=chunk.begin, cache=self._caches.get(sequence.request_id)
+        )
+        self._caches[sequence.request_id] = output[self._cache_name]
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def _forward(self, token_ids: list[int], *, begin: int = 0, cache: Any = None) -> Any:
+        device = self._model.device
+        kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
+        if self._cache_name is not None:
+            kwargs[self._cache_name] = cache
+        if self._takes_positions:
+            # Some hybrids would count from 0 again.
+            kwargs["position_ids"] = torch.arange(begin, begin + len(token_ids), device=device)[None]
+        with torch.inference_mode():
+            return self._model(input_ids=torch.tensor([token_ids], device=device), **kwargs)
+
+    def _can_continue(self) -> bool:
+        """Whether a few tokens and then one more have the logits that all of them have at once."""
+        if self._cache_name is None:
+            return False
+        token_ids = list(range(6))
+        try:
+            whole = self._forward(token_ids).logits[0, -1]
+            cache = self._forward(token_ids[:-1])[self._cache_name]
+            continued = self._forward(token_ids[-1:], begin=len(token_ids) - 1, cache=cache).logits[0, -1]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return False
+        return bool((continued - whole).abs().max() < _TOLERANCE * whole.abs().max())

@@ -1,0 +1,37 @@
+"""Errors of the server package, named for what the caller can do about them."""
+
+
+class ServerError(Exception):
+    """Root of the server's errors."""
+
+
+class RequestError(ServerError):
+    """The request cannot be served as it stands; becomes an OpenAI error body.
+
+    Args:
+        message: what was wrong, with the value and what to do.
+        param: the request field at fault, as a client would write it.
+        status: HTTP status, 4xx.
+        type: vLLM's error type, e.g. `BadRequestError`, `NotFoundError`.
+    """
+
+    def __init__(
+        self, message: str, *, param: str | None = None, status: int = 400, type: str = "BadRequestError"
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.status = status
+        self.type = type
+
+
+class EngineError(ServerError):
+    """The engine could not do what was asked; becomes a 5xx."""
+
+
+class EngineStartError(EngineError):
+    """The engine process did not become ready: a bad model, no memory, a crash. Start-up fails with exit code 3."""
+
+
+class EngineDeadError(EngineError):
+    """The engine process is gone; nothing can be generated any more."""

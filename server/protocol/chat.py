@@ -1,0 +1,89 @@
+"""Bodies of /v1/chat/completions: the request."""
+
+from typing import Any, Literal
+
+from server.errors import RequestError
+from server.protocol.conversation import Messages, check_generation_prompt
+from server.protocol.fields import Hint, NumLogprobs, Refused, TokenCount
+from server.protocol.generation import GenerationRequest
+from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
+
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ChatRequest(GenerationRequest, kw_only=True):
+    """A conversation to continue."""
+
+    messages: Messages
+    max_tokens: TokenCount | None = None
+    max_completion_tokens: TokenCount | None = None
+    logprobs: bool | None = False
+    top_logprobs: NumLogprobs | None = 0
+
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = True
+
+    echo: bool = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    documents: list[dict[str, str]] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    return_prompt_text: bool | None = None
+
+    include_reasoning: Hint = True
+    modalities: list[str] | None = None
+    audio: Refused = None
+    functions: Refused = None
+    function_call: Refused = "none"
+    prediction: Refused = None
+    verbosity: Refused = "medium"
+    web_search_options: Refused = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError("when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
+        if self.modalities not in (None, [], ["text"]):
+            raise RequestError(f'`modalities` must be ["text"], got {self.modalities}.', param="modalities")
+        self._check_tools()
+
+    def _check_tools(self) -> None:
+        if self.tools == []:
+            raise RequestError("`tools` must not be an empty array; leave it out instead.", param="tools")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise RequestError("When using `tool_choice`, `tools` must be set.", param="tool_choice")
+        if self.named_function is not None and self.named_function not in {t.function.name for t in self.tools or ()}:
+            raise RequestError(
+                f"`tool_choice` names the function '{self.named_function}', which is not in `tools`.",
+                param="tool_choice",
+            )
+
+    @property
+    def named_function(self) -> str | None:
+        """The function that `tool_choice` names."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
+
+    @property
+    def output_limit(self) -> int | None:
+        """Most tokens to generate, as asked for."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def output_limit_param(self) -> str:
+        """The field that `output_limit` comes from."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Candidates to report per prompt token."""
+        return self.prompt_logprobs

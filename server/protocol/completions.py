@@ -1,0 +1,129 @@
+"""Bodies of /v1/completions."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from server.errors import RequestError
+from server.protocol.fields import MAX_COMPLETIONS, NumLogprobs, Refused, TokenCount, TokenId
+from server.protocol.generation import GenerationRequest
+from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
+from server.protocol.usage import Usage
+
+DEFAULT_MAX_TOKENS = 16
+
+Prompt = str | list[int]
+
+
+class CompletionRequest(GenerationRequest, kw_only=True):
+    """A text, token ids, or a list of either."""
+
+    prompt: str | Annotated[list[TokenId | str | list[TokenId]], Meta(min_length=1)] | None = None
+    max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
+    echo: bool | None = False
+    logprobs: NumLogprobs | None = None
+    add_special_tokens: bool = True
+    suffix: Refused = None
+    prompt_embeds: Refused = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.prompt:
+            raise RequestError("`prompt` must be given and must not be empty.", param="prompt")
+        if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
+            raise RequestError(
+                "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
+            )
+        if len(self.prompts) * self.num_choices > MAX_COMPLETIONS:
+            raise RequestError(
+                f"`prompt` and `n` may ask for at most {MAX_COMPLETIONS} completions at once, "
+                f"got {len(self.prompts)} prompts and n={self.num_choices}.",
+                param="prompt",
+            )
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The prompts, one or more."""
+        if not isinstance(self.prompt, list) or isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+    @property
+    def is_echo_only(self) -> bool:
+        """Whether the prompt is to be scored and nothing generated."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    @property
+    def output_limit(self) -> TokenCount | None:
+        """Most tokens to generate, as asked for; the engine has to generate one at least."""
+        if self.is_echo_only:
+            return 1
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    @property
+    def output_limit_param(self) -> str:
+        """The field that `output_limit` comes from."""
+        return "max_tokens"
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Candidates to report per prompt token."""
+        if self.prompt_logprobs is None and self.echo:
+            return self.logprobs
+        return self.prompt_logprobs
+
+
+class CompletionChoice(msgspec.Struct, kw_only=True):
+    """One generated text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | None = None
+    prompt_logprobs: PromptLogprobs | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class CompletionResponse(msgspec.Struct, kw_only=True):
+    """The answer in one piece."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    usage: Usage
+    kv_transfer_params: None = None
+
+
+class CompletionChunkChoice(msgspec.Struct, kw_only=True):
+    """What a chunk adds to one text."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionChunk(msgspec.Struct, kw_only=True):
+    """One event of a stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: Usage | UnsetType = UNSET

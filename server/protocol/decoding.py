@@ -1,0 +1,104 @@
+"""Turns a request's body into its model, and every way in which that can fail into a 400 that names the field."""
+
+import re
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from server.errors import RequestError
+
+T = TypeVar("T")
+
+_LOCATED = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
+_UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
+_MAX_SHOWN = 100
+
+
+class RequestDecoder(Generic[T]):
+    """Decodes one kind of request; one instance serves all requests of a route."""
+
+    def __init__(self, model: type[T]) -> None:
+        self.model = model
+        self._decoder = msgspec.json.Decoder(model)
+
+    def decode(self, body: bytes) -> T:
+        """The request that a body holds.
+
+        Raises:
+            RequestError: the body is not JSON, or a field is unknown, missing, of another type or out of range.
+        """
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as err:
+            raise self._explain(str(err), body) from err
+        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            raise RequestError(f"The request body is not valid JSON: {err}") from err
+        except RecursionError as err:
+            raise RequestError("The request body is nested too deeply.") from err
+
+    def _explain(self, error: str, body: bytes) -> RequestError:
+        located = _LOCATED.fullmatch(error)
+        assert located is not None
+        what, path = located["what"], located["path"] or ""
+        if unknown := _UNKNOWN_FIELD.fullmatch(what):
+            name = _shorten(_join(path, unknown[1]))
+            return RequestError(f"Unrecognized request argument supplied: {name}", param=name)
+        if missing := _MISSING_FIELD.fullmatch(what):
+            name = _join(path, missing[1])
+            return RequestError(f"Missing required parameter: '{name}'.", param=name)
+        if not path:
+            return RequestError(f"The request body must be a JSON object: {_uncapitalize(what)}.")
+        if what.startswith("Invalid enum value"):
+            what = f"Expected one of {', '.join(self._choices(path))}"
+        return RequestError(
+            f"Invalid value for `{path}`: {_uncapitalize(what)}{_describe_value(what, path, body)}.",
+            param=path.partition("[")[0],
+        )
+
+    def _choices(self, path: str) -> list[str]:
+        """The words that a field may hold, from the model's schema."""
+        (schema,), components = msgspec.json.schema_components([self.model])
+        for name, _ in _STEP.findall(path):
+            schema = next(found for part in _alternatives(schema, components) if (found := _member(part, name)))
+        return [f"'{word}'" for part in _alternatives(schema, components) for word in part.get("enum", ())]
+
+
+def _alternatives(schema: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
+    """The members of a union, references followed."""
+    if "$ref" in schema:
+        schema = components[schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        return [part for member in schema["anyOf"] for part in _alternatives(member, components)]
+    return [schema]
+
+
+def _member(schema: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """What an object's field or a list's members look like; `name` is empty for a list."""
+    found = schema.get("properties", {}).get(name) if name else schema.get("items")
+    return found if isinstance(found, dict) else None
+
+
+def _describe_value(what: str, path: str, body: bytes) -> str:
+    """The value at fault, found by reading the body again: only errors pay for it."""
+    try:
+        value: Any = msgspec.json.decode(body)
+        for name, index in _STEP.findall(path):
+            value = value[name] if name else value[int(index)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return ""  # the rest of the body may be broken too, and members of a mapping have no path
+    shown = _shorten(msgspec.json.encode(value).decode())
+    return f" {shown}" if "got `" in what else f", got {shown}"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
+
+
+def _uncapitalize(text: str) -> str:
+    return text[:1].lower() + text[1:]

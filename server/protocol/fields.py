@@ -1,0 +1,59 @@
+"""Types of request fields: their ranges, and the marks of those that are accepted without effect or refused."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from server.errors import RequestError
+
+_INT32_MAX = 2**31 - 1
+_EMPTY: tuple[Any, ...] = ([], {})
+MAX_CHOICES = 128
+MAX_STOP_STRINGS = 64
+MAX_COMPLETIONS = 1024
+MAX_BAD_WORDS = 128
+
+Hint = Annotated[Any, Meta(extra={"support": "hint"})]
+"""A field that only advises (routing, billing, caching): any value is accepted and changes nothing."""
+
+Refused = Annotated[Any, Meta(extra={"support": "refused"})]
+"""A field that this server knows and cannot honour: anything but null or the default is a 400."""
+
+TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
+TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
+NumChoices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+NumLogprobs = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+TopP = Annotated[float, Meta(gt=0, le=1)]
+TopK = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+MinP = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Meta(gt=0)]
+LogitBias = Annotated[float, Meta(ge=-100, le=100)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Text = Annotated[str, Meta(min_length=1)]
+Stop = Text | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)]
+BadWords = Annotated[list[Text], Meta(max_length=MAX_BAD_WORDS)]
+RequestId = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+def check_refused(request: msgspec.Struct) -> None:
+    """Raises RequestError for the first refused field that holds more than its default."""
+    for name, default in _refused_fields(type(request)):
+        value = getattr(request, name)
+        if value is not None and value != default and value not in _EMPTY:
+            raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
+
+
+@cache
+def _refused_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    return tuple(_iterate_refused(model))
+
+
+def _iterate_refused(model: type[msgspec.Struct]) -> Iterator[tuple[str, Any]]:
+    for field in msgspec.structs.fields(model):
+        if field.type == Refused:
+            yield field.name, field.default

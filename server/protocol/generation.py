@@ -1,0 +1,181 @@
+"""Fields that completions and chat completions share, with vLLM's names, ranges and defaults."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from server.errors import RequestError
+from server.protocol.fields import (
+    BadWords,
+    Hint,
+    LogitBias,
+    MinP,
+    NumChoices,
+    NumLogprobs,
+    Penalty,
+    Refused,
+    RepetitionPenalty,
+    RequestId,
+    Seed,
+    Stop,
+    Temperature,
+    TokenCount,
+    TokenId,
+    TopK,
+    TopP,
+    check_refused,
+)
+
+
+class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a stream tells beside the text."""
+
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    include_obfuscation: Hint = None
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`response_format.json_schema`."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """OpenAI's way to ask for JSON."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JsonSchemaFormat | None = None
+    structures: Hint = None
+    triggers: Hint = None
+    format: Hint = None
+
+    def __post_init__(self) -> None:
+        if self.type == "structural_tag":
+            raise RequestError("Structural tags are not supported by this server.", param="response_format.type")
+        if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema is None):
+            raise RequestError(
+                "`response_format.json_schema.schema` must be given when `response_format.type` is 'json_schema'.",
+                param="response_format",
+            )
+
+
+class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's way to constrain the text."""
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: str | None = None
+    disable_additional_properties: Refused = False
+    structural_tag: Refused = None
+
+    def __post_init__(self) -> None:
+        check_refused(self)
+
+
+class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of both kinds of completion request.
+
+    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and the like tell what they ask for.
+    """
+
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    request_id: RequestId | None = None
+
+    n: NumChoices | None = 1
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Seed | None = None
+    min_tokens: TokenCount | None = 0
+    stop: Stop | None = None
+    stop_token_ids: list[TokenId] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logit_bias: dict[int, LogitBias] | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: BadWords | None = None
+
+    truncate_prompt_tokens: NumLogprobs | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    prompt_logprobs: NumLogprobs | None = None
+    return_tokens_as_token_ids: bool | None = None
+    return_token_ids: bool | None = None
+
+    response_format: ResponseFormat | None = None
+    cache_salt: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: Hint = None
+
+    user: Hint = None
+    metadata: Hint = None
+    store: Hint = None
+    service_tier: Hint = None
+    safety_identifier: Hint = None
+    session_id: Hint = None
+    prompt_cache_key: Hint = None
+    prompt_cache_retention: Hint = None
+    return_token_offsets: Hint = None
+    mm_payload: Hint = None
+    return_mm_kwargs: Hint = None
+
+    best_of: NumChoices | None = None
+    use_beam_search: Refused = False
+    length_penalty: Refused = 1.0
+    early_stopping: Refused = False
+    logits_processors: Refused = None
+    logprob_token_ids: Refused = None
+    watermarking: Refused = False
+    truncation_side: Refused = "left"
+    priority: Refused = 0
+    kv_transfer_params: Refused = None
+    ec_transfer_params: Refused = None
+    vllm_xargs: Refused = None
+    repetition_detection: Refused = None
+    thinking_token_budget: Refused = -1
+    stream_interval: Refused = 1
+    routed_experts_prompt_start: Refused = 0
+    media_io_kwargs: Refused = None
+    mm_processor_kwargs: Refused = None
+
+    def __post_init__(self) -> None:
+        check_refused(self)
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
+        if self.stream and self.prompt_logprobs:
+            raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise RequestError(
+                f"`best_of` must equal `n`: got best_of={self.best_of}, n={self.num_choices}.", param="best_of"
+            )
+
+    @property
+    def num_choices(self) -> int:
+        """`n`."""
+        return self.n or 1
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a sequence."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)

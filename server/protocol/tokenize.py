@@ -1,0 +1,55 @@
+"""Bodies of /tokenize and /detokenize."""
+
+from typing import Any
+
+import msgspec
+
+from server.errors import RequestError
+from server.protocol.conversation import Messages, check_generation_prompt
+from server.protocol.fields import Refused, TokenId, check_refused
+from server.protocol.tools import Tool
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A text or a conversation; the fields below `messages` go with a conversation only."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = False
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = None
+    media_io_kwargs: Refused = None
+    mm_processor_kwargs: Refused = None
+
+    def __post_init__(self) -> None:
+        check_refused(self)
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("Give either `prompt` or `messages`.", param="prompt")
+        check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+
+
+class TokenizeResponse(msgspec.Struct, kw_only=True):
+    """Token ids of the rendered prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Token ids to turn back into text."""
+
+    model: str | None = None
+    tokens: list[TokenId]
+
+
+class DetokenizeResponse(msgspec.Struct):
+    """The text."""
+
+    prompt: str

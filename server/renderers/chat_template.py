@@ -1,0 +1,94 @@
+"""Renders a conversation through a chat template; whatever goes wrong in one is the request's fault."""
+
+import inspect
+from typing import Any
+
+import jinja2
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+from server.errors import RequestError
+from server.renderers.messages import Message, without_developer
+from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizer_loading import TokenizerLoadError
+
+_RESERVED = {
+    "messages",
+    *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
+    *inspect.signature(render_jinja_template).parameters,
+}
+"""What a request may not set through `chat_template_kwargs`."""
+
+
+def check_chat_template(template: str) -> None:
+    """Compile the operator's template, so that a mistake in it ends the start and not every request.
+
+    Raises:
+        TokenizerLoadError: it is no Jinja template.
+    """
+    try:
+        _compile_jinja_template(template)
+    except jinja2.TemplateSyntaxError as err:
+        raise TokenizerLoadError(f"--chat-template is not a Jinja template: line {err.lineno}: {err.message}") from err
+
+
+def resolve_chat_template(
+    tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
+) -> str:
+    """The template's text: the given one, else the tokenizer's own for these tools.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if given is not None:
+        return given
+    try:
+        template: str = tokenizer.get_chat_template(None, tools)
+    except ValueError as err:
+        raise RequestError(
+            "this model has no chat template: use /v1/completions, or start the server with --chat-template",
+            param="messages",
+        ) from err
+    return template
+
+
+def safe_apply_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: list[Message],
+    *,
+    template: str,
+    options: ChatOptions,
+    template_kwargs: dict[str, Any],
+) -> str:
+    """The prompt's text, rendered in Jinja's sandbox by transformers.
+
+    Raises:
+        RequestError: a template variable has a reserved name, or the template failed or refused.
+    """
+    _refuse_reserved(template_kwargs)
+    if not any(quoted in template for quoted in ("'developer'", '"developer"')):
+        conversation = without_developer(conversation)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            conversation,
+            tools=options.tools or None,
+            documents=options.documents,
+            chat_template=template,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            tokenize=False,
+            **template_kwargs,
+        )
+    except Exception as err:  # a template is foreign code and may raise anything
+        raise RequestError(f"the chat template failed: {_reason(err)}", param="messages") from err
+    return text
+
+
+def _refuse_reserved(template_kwargs: dict[str, Any]) -> None:
+    if reserved := sorted(_RESERVED & template_kwargs.keys()):
+        raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
+
+
+def _reason(err: Exception) -> str:
+    """What the template itself said, as in `raise_exception(...)`, else the kind of failure too."""
+    return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"

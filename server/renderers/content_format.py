@@ -1,0 +1,89 @@
+"""Tells from a chat template whether it takes message contents as text or as lists of parts."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+from jinja2 import TemplateSyntaxError, nodes
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+ContentFormat = Literal["string", "openai"]
+
+
+@lru_cache(maxsize=32)
+def detect_content_format(template: str) -> ContentFormat:
+    """`openai` for a template that loops over a message's content, else `string`; the rule is vLLM's."""
+    try:
+        tree = _compile_jinja_template(template).environment.parse(template)
+    except TemplateSyntaxError:
+        return "string"  # rendering tells the client what is wrong with it
+    return "openai" if _loops_over_content(tree) else "string"
+
+
+def _loops_over_content(tree: nodes.Template) -> bool:
+    lists = _with_aliases(tree, {"messages"}, lambda expr: False)
+    messages = {_name(loop.target) for loop in tree.find_all(nodes.For) if _is_name(loop.iter, lists)}
+    contents = _with_aliases(tree, set(), lambda expr: _is_content_of(expr, messages))
+
+    def is_content(expr: nodes.Node) -> bool:
+        return _is_content_of(expr, messages) or _is_name(expr, contents)
+
+    in_macros: dict[int, set[str]] = {}
+    for macro in tree.find_all(nodes.Macro):
+        parameters = _parameters_given(tree, macro, is_content)
+        in_macros.update((id(loop), parameters) for loop in macro.find_all(nodes.For))
+    return any(
+        is_content(loop.iter) or _is_name(loop.iter, in_macros.get(id(loop), {"content"}))
+        for loop in tree.find_all(nodes.For)
+    )
+
+
+def _with_aliases(tree: nodes.Node, names: set[str], is_source: Callable[[nodes.Node], bool]) -> set[str]:
+    """`names` and the names that are assigned from them, or from an expression that `is_source` accepts."""
+    names = set(names)
+    assignments = list(tree.find_all(nodes.Assign))
+    size = -1
+    while len(names) > size:
+        size = len(names)
+        names |= {_name(node.target) for node in assignments if _is_name(node.node, names) or is_source(node.node)}
+    return names
+
+
+def _parameters_given(tree: nodes.Node, macro: nodes.Macro, accepts: Callable[[nodes.Node], bool]) -> set[str]:
+    """The macro's parameters that some call gives an accepted expression."""
+    names = [parameter.name for parameter in macro.args]
+    given: set[str] = set()
+    for call in tree.find_all(nodes.Call):
+        if _is_name(call.node, {macro.name}):
+            given.update(name for name, value in zip(names, call.args, strict=False) if accepts(value))
+            given.update(pair.key for pair in call.kwargs if pair.key in names and accepts(pair.value))
+    return given
+
+
+def _name(target: nodes.Node) -> str:
+    return target.name if isinstance(target, nodes.Name) else ""
+
+
+def _is_name(expr: nodes.Node, names: set[str]) -> bool:
+    expr = _unwrapped(expr)
+    return isinstance(expr, nodes.Name) and expr.name in names
+
+
+def _is_content_of(expr: nodes.Node, messages: set[str]) -> bool:
+    expr = _unwrapped(expr)
+    if isinstance(expr, nodes.Getattr):
+        return expr.attr == "content" and _is_name(expr.node, messages)
+    if isinstance(expr, nodes.Getitem) and isinstance(expr.arg, nodes.Const):
+        return expr.arg.value == "content" and _is_name(expr.node, messages)
+    return False
+
+
+def _unwrapped(expr: nodes.Node) -> nodes.Node:
+    """The expression below filters, tests and slices: the elements are still the same."""
+    while isinstance(expr, nodes.Filter | nodes.Test) or (
+        isinstance(expr, nodes.Getitem) and isinstance(expr.arg, nodes.Slice)
+    ):
+        if expr.node is None:
+            break
+        expr = expr.node
+    return expr

@@ -1,0 +1,143 @@
+"""Turns the tokens of one output into text as they come, whole characters only.
+
+`tokenizers.decoders.DecodeStream` is not used: it cannot give up what it holds back when the output
+ends, raises where the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies),
+decodes the whole prompt first, and exists for fast tokenizers only. The same window over any
+`decode` function costs 2 us a token.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from os.path import commonprefix
+from typing import NamedTuple
+
+from server.renderers.stop_strings import StopScanner
+
+Decode = Callable[[Sequence[int]], str]
+
+UNFINISHED = "\ufffd"
+"""What a decoder writes for bytes that are no character, or not yet."""
+
+MAX_HELD_TOKENS = 64
+"""A character has at most four bytes; after this many tokens it is garbage that need not be waited for."""
+
+_CONTEXT_TOKENS = 6
+"""Prompt tokens that are decoded with the first output tokens: they decide about a leading space."""
+
+
+class TextDelta(NamedTuple):
+    """The text that some tokens brought."""
+
+    text: str
+    stop: str | None = None
+    """The stop string that ended the output."""
+
+
+class IncrementalDetokenizer:
+    """The text of one output; every method runs on the event loop.
+
+    Do not append the stop or end-of-sequence token that ended the output, unless its text is wanted.
+    """
+
+    def __init__(self, stream: "DecodeWindow", scanner: StopScanner | None = None, min_tokens: int = 0) -> None:
+        self._stream = stream
+        self._scanner = scanner
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self._released: list[str] = []
+
+    @property
+    def text(self) -> str:
+        """All the text released so far."""
+        return "".join(self._released)
+
+    def append(self, token_ids: Sequence[int]) -> TextDelta:
+        """Take the next tokens; those behind a stop string are ignored."""
+        pieces: list[str] = []
+        stop = None
+        for token_id in token_ids:
+            piece = self._stream.step(token_id)
+            self._num_tokens += 1
+            if self._scanner:
+                piece, stop = self._scanner.scan(piece, can_stop=self._num_tokens > self._min_tokens)
+            pieces.append(piece)
+            if stop is not None:
+                break
+        return TextDelta(self._release("".join(pieces)), stop)
+
+    def finish(self) -> str:
+        """What was held back, when the output ended without a stop string; nothing may be appended afterwards."""
+        held = self._scanner.release() if self._scanner else ""
+        return self._release(held + self._stream.flush())
+
+    def _release(self, text: str) -> str:
+        if text:
+            self._released.append(text)
+        return text
+
+
+class DecodeWindow:
+    """Decodes only the tokens since the last whole character, together with the few before them.
+
+    The text equals the full decode of prompt and output, less the prompt's; one case cannot: a byte-fallback
+    decoder takes back a character when broken bytes follow it, and what was shown stays shown.
+    """
+
+    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int] = ()) -> None:
+        self._decode = decode
+        self._context = _tail(decode, prompt_token_ids)
+        self._shown = decode(self._context) if self._context else ""
+        self._pending: list[int] = []
+
+    def step(self, token_id: int) -> str:
+        """The text that this token completes."""
+        self._pending.append(token_id)
+        text = self._decode(self._context + self._pending)
+        if len(self._pending) < MAX_HELD_TOKENS and (text == self._shown or text.endswith(UNFINISHED)):
+            return ""
+        if text == self._shown:
+            self._pending.clear()
+            return ""
+        new = self._unseen(text)
+        self._context, self._pending = self._pending, []
+        self._shown = self._decode(self._context)
+        return new
+
+    def flush(self) -> str:
+        """The text of what is still pending, with U+FFFD for an incomplete character."""
+        new = self._unseen(self._decode(self._context + self._pending)) if self._pending else ""
+        self._pending = []
+        return new
+
+    def _unseen(self, text: str) -> str:
+        if text.startswith(self._shown):
+            return text[len(self._shown) :]
+        common = commonprefix([self._shown, text])
+        if not self._shown[len(common) :].strip(UNFINISHED):
+            return text[len(common) :]  # a character that the prompt had left unfinished
+        return self._decode(self._pending)
+
+
+class AddedTokensJoined(DecodeWindow):
+    """Writes neighbouring added tokens without the space that some decoders put between them."""
+
+    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int], added: Mapping[int, str]) -> None:
+        super().__init__(decode, prompt_token_ids)
+        self._added = added
+        self._was_added = False
+
+    def step(self, token_id: int) -> str:
+        text = super().step(token_id)
+        was_added, self._was_added = self._was_added, token_id in self._added
+        return self._added[token_id] if was_added and self._was_added else text
+
+
+def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
+    """The last tokens of the prompt: enough to have some text, and to begin with a whole character."""
+    size = _CONTEXT_TOKENS
+    while size < len(token_ids):
+        tail = list(token_ids[-size:])
+        text = decode(tail)
+        if text and not text.startswith(UNFINISHED):
+            return tail
+        size *= 2
+    return list(token_ids)

@@ -1,0 +1,130 @@
+"""Turns OpenAI chat messages into the conversation that a chat template takes."""
+
+import json
+import logging
+from typing import Any
+
+from server.errors import RequestError
+from server.renderers.content_format import ContentFormat
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+
+_TEXT_OF_PART = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Part type -> the key that holds its text."""
+
+
+def to_conversation(messages: list[Message], content_format: ContentFormat) -> list[Message]:
+    """New messages with the fields that templates know, contents in the template's format.
+
+    Raises:
+        RequestError: a message is malformed or holds something other than text.
+    """
+    if not messages:
+        raise RequestError("messages must hold at least one message", param="messages")
+    return [_to_message(message, content_format) for message in messages]
+
+
+def without_developer(conversation: list[Message]) -> list[Message]:
+    """For templates without a developer role: it becomes system, and one system message opens the conversation."""
+    if all(message["role"] != "developer" for message in conversation):
+        return conversation
+    converted = [_as_system(message) if message["role"] == "developer" else message for message in conversation]
+    if all(message["role"] != "system" for message in converted[1:]):
+        return converted
+    contents = [message["content"] for message in converted if message["role"] == "system"]
+    text = "\n\n".join(filter(None, map(_joined, contents)))
+    opening = {"role": "system", "content": text if isinstance(contents[0], str) else _parts([text])}
+    return [opening, *(message for message in converted if message["role"] != "system")]
+
+
+def _as_system(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "tools"} | {"role": "system"}
+
+
+def _to_message(message: Message, content_format: ContentFormat) -> Message:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise RequestError(f"each message needs a role, got {role!r}", param="messages")
+    content = _to_content(message.get("content"), content_format)
+    result: Message = {"role": role, "content": _joined(content) if role == "tool" else content}
+    if role == "assistant":
+        result.update(_assistant_fields(message))
+    if role == "developer" and message.get("tools"):
+        result["tools"] = message["tools"]
+    if role == "tool" and "tool_call_id" in message:
+        result["tool_call_id"] = message["tool_call_id"]
+    if isinstance(message.get("name"), str):
+        result["name"] = message["name"]
+    return result
+
+
+def _to_content(content: Any, content_format: ContentFormat) -> str | list[Message]:
+    if content is None:
+        content = []
+    if isinstance(content, str):
+        return content if content_format == "string" else _parts([content])
+    if not isinstance(content, list):
+        raise RequestError(f"message content must be text or a list of parts, got {content!r}", param="messages")
+    texts = [text for text in map(_text_of, content) if text]
+    return "\n".join(texts) if content_format == "string" else _parts(texts)
+
+
+def _parts(texts: list[str]) -> list[Message]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def _text_of(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    key = _TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
+    if key is None or not isinstance(part, dict):
+        raise RequestError(
+            f"message content of type {kind!r} is not supported: this model is served for text only", param="messages"
+        )
+    text = part.get(key)
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"the {key!r} of a content part must be text, got {text!r}", param="messages")
+    return text
+
+
+def _joined(content: str | list[Message]) -> str:
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _assistant_fields(message: Message) -> Message:
+    fields: Message = {}
+    if (reasoning := message.get("reasoning") or message.get("reasoning_content")) is not None:
+        fields = {"reasoning": reasoning, "reasoning_content": reasoning}
+    if message.get("tool_calls"):
+        fields["tool_calls"] = [_to_tool_call(call) for call in message["tool_calls"]]
+    return fields
+
+
+def _to_tool_call(call: Any) -> Message:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.get("type", "function") != "function":
+        raise RequestError(f"tool_calls must be of type 'function', got {call!r}", param="messages")
+    return {**call, "function": {**function, "arguments": _to_arguments(function)}}
+
+
+def _to_arguments(function: Message) -> Message:
+    """The arguments as an object; a model's malformed ones become {}, or the conversation could never go on."""
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            arguments = None
+    if isinstance(arguments, dict):
+        return arguments
+    logger.warning("arguments of tool call %r are no JSON object; {} goes to the template", function.get("name"))
+    return {}

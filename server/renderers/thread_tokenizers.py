@@ -1,0 +1,60 @@
+"""A tokenizer for every thread, and the quickest way to encode with one."""
+
+import copy
+import threading
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+
+class ThreadTokenizers:
+    """Gives each thread its own copy: one that encodes in two threads at once fails with "Already borrowed"."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._of_thread = threading.local()
+
+    def get(self) -> PreTrainedTokenizerBase:
+        """This thread's copy; the first call takes 0.1 s to make it."""
+        if not hasattr(self._of_thread, "tokenizer"):
+            self._of_thread.tokenizer = copy.deepcopy(self._tokenizer)
+            self._of_thread.tokenizer.truncation_side = "left"
+        return self._of_thread.tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        """The text's tokens; with a limit about that many of the last ones, begin- and end-of-text tokens kept.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+        text.encode()
+        tokenizer = self.get()
+        if limit is None and _is_plain(tokenizer):
+            return _encode_without_offsets(tokenizer, text, add_special_tokens)
+        token_ids: list[int] = tokenizer.encode(
+            text,
+            add_special_tokens=add_special_tokens,
+            truncation=limit is not None,
+            max_length=limit,
+            verbose=False,
+        )
+        return token_ids
+
+
+def _is_plain(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's class leaves encoding to the tokenizers library."""
+    kind = type(tokenizer)
+    return issubclass(kind, TokenizersBackend) and all(
+        getattr(kind, name) is getattr(TokenizersBackend, name) for name in ("encode", "_encode_plus")
+    )
+
+
+def _encode_without_offsets(tokenizer: TokenizersBackend, text: str, add_special_tokens: bool) -> list[int]:
+    """What `encode` gives in 0.6 of the time, and without the lists that it makes while other threads must wait."""
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    token_ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return token_ids

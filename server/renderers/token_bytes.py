@@ -1,0 +1,58 @@
+"""The exact bytes that each token of a vocabulary adds to a text; tokens may be parts of a character."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from server.renderers.detokenizer import Decode
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+_BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenBytes:
+    """Looks tokens up once each and remembers them; used on the event loop only."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", decode: Decode, added: Mapping[int, str]) -> None:
+        self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+        self._steps = _decoder_steps(self._backend)
+        self._decode = decode
+        self._anchor_ids = tokenizer.encode("a", add_special_tokens=False)
+        self._anchor = decode(self._anchor_ids)
+        self._known = {token_id: content.encode() for token_id, content in added.items()}
+
+    def __getitem__(self, token_id: int) -> bytes:
+        known = self._known.get(token_id)
+        if known is None:
+            known = self._known[token_id] = self._look_up(token_id)
+        return known
+
+    def _look_up(self, token_id: int) -> bytes:
+        """A token without a table of bytes adds what it writes behind some ordinary text."""
+        token = self._backend.id_to_token(token_id) if self._backend else None
+        if token is not None and "ByteLevel" in self._steps:
+            return _byte_level(token)
+        if token is not None and "ByteFallback" in self._steps and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(match[1])
+        return self._decode([*self._anchor_ids, token_id]).removeprefix(self._anchor).encode()
+
+
+def _byte_level(token: str) -> bytes:
+    """Every byte is written as one character of GPT-2's table; a token with any other character is plain text."""
+    if all(character in _BYTE_OF_CHARACTER for character in token):
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+    return token.encode()
+
+
+def _decoder_steps(backend: "Tokenizer | None") -> frozenset[str]:
+    if backend is None or backend.decoder is None:
+        return frozenset()
+    state: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return frozenset(step["type"] for step in state.get("decoders", [state]))

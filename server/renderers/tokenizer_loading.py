@@ -1,0 +1,131 @@
+"""Loads a tokenizer, without torch wherever that gives exactly what AutoTokenizer gives.
+
+AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here the
+choice can be read from two JSON files; the tables repeat what transformers registers and what it
+overrules, and a test holds every row of them against AutoTokenizer. Standard library only at module
+level, so that a launcher may ask `needs_torch`.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.errors import ServerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERIC = "TokenizersBackend"
+"""The class that takes tokenizer.json as it stands."""
+
+_MODULE_OF_CLASS = {
+    "CohereTokenizer": "transformers.models.cohere.tokenization_cohere",
+    "GPT2Tokenizer": "transformers.models.gpt2.tokenization_gpt2",
+    "GPTNeoXTokenizer": "transformers.models.gpt_neox.tokenization_gpt_neox",
+    "GemmaTokenizer": "transformers.models.gemma.tokenization_gemma",
+    "LlamaTokenizer": "transformers.models.llama.tokenization_llama",
+    "Qwen2Tokenizer": "transformers.models.qwen2.tokenization_qwen2",
+    "Qwen3_5Tokenizer": "transformers.models.qwen3_5.tokenization_qwen3_5",
+    _GENERIC: "transformers.tokenization_utils_tokenizers",
+}
+"""Tokenizer classes whose modules import no torch."""
+
+_DEFAULT_CLASS = {
+    **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
+    **dict.fromkeys(("gpt_neox", "mamba", "mpt", "olmo", "olmoe"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"), "Qwen2Tokenizer"),
+    "qwen3_5_text": "Qwen3_5Tokenizer",
+    **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
+}
+"""Model type -> the class of a checkpoint that names none; one that it names counts more."""
+
+_FIXED_CLASS = {
+    "qwen2": "Qwen2Tokenizer",
+    "hyperclovax_vision_v2": "GPT2Tokenizer",
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "phi3", "phimoe", "nemotron", "internlm2", "minicpm3"), _GENERIC),
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe", "olmo2", "olmo3"), _GENERIC),
+    **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
+}
+"""Model type -> the class whatever the checkpoint names, since many checkpoints of it name a wrong one."""
+
+
+class TokenizerLoadError(ServerError):
+    """The tokenizer cannot be loaded; one line that names the folder and the fault."""
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether `load_tokenizer` will import torch; reads JSON only.
+
+    Raises:
+        TokenizerLoadError: a file is not JSON.
+    """
+    return _light_class(path) is None
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer in the folder `path`; call it on the main thread, since it may import torch.
+
+    Raises:
+        TokenizerLoadError: there is none, or it is broken.
+    """
+    if not path.is_dir():
+        raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
+    class_name = _light_class(path)
+    try:
+        if class_name is not None:
+            return _load_light(class_name, path)
+        auto = importlib.import_module("transformers").AutoTokenizer
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
+
+
+def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
+    if class_name == "LlamaTokenizer":
+        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer beside a byte-level tokenizer.json, and that class
+        # would drop every space. AutoTokenizer knows them by hub id; a folder has no id, but its decoder tells.
+        generic = _class(_GENERIC).from_pretrained(path)
+        if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
+            return generic
+    return _class(class_name).from_pretrained(path)
+
+
+def _class(name: str) -> type["PreTrainedTokenizerBase"]:
+    found: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
+    return found
+
+
+def _light_class(path: Path) -> str | None:
+    """The torch-free class that AutoTokenizer would choose for this folder; None where only it can tell."""
+    if not (path / "tokenizer.json").is_file() or (path / "tekken.json").exists():
+        return None
+    named, config = _read_json(path / "tokenizer_config.json"), _read_json(path / "config.json")
+    if "auto_map" in named or "model_name" in config:
+        return None
+    model_type = str(config.get("model_type"))
+    if model_type in _FIXED_CLASS:
+        return _FIXED_CLASS[model_type]
+    class_name = str(named.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    if class_name in (_GENERIC, "PreTrainedTokenizer"):
+        return _GENERIC
+    default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
+    if default is None or not class_name:
+        return default
+    return class_name if class_name in _MODULE_OF_CLASS else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,26 @@
+"""Liveness: answered before any middleware, from messages made beforehand."""
+
+from starlette.types import Message, Receive, Scope, Send
+
+from server.routes.endpoint import send_unavailable
+from server.serving.services import Services
+
+PROBE_PATHS = ("/health", "/ping", "/readyz")
+
+_OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
+_EMPTY: Message = {"type": "http.response.body", "body": b""}
+
+
+class HealthEndpoint:
+    """200 and nothing else when requests are taken, otherwise 503 and the reason; needs no lock, await or I/O."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        unavailable = self._services.unavailable
+        if unavailable is not None:
+            await send_unavailable(send, unavailable)
+            return
+        await send(_OK)
+        await send(_EMPTY)

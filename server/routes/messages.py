@@ -1,0 +1,74 @@
+"""ASGI messages: bodies in, JSON and event streams out. The hot path of every route."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from server import sse
+from server.errors import RequestError
+
+MAX_BODY_BYTES = 32 << 20
+
+_encoder = msgspec.json.Encoder()
+_STREAM_START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", sse.MEDIA_TYPE), (b"cache-control", b"no-cache")],
+}
+_END: Message = {"type": "http.response.body", "body": b""}
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before it had sent its whole request."""
+
+
+async def read_json_body(scope: Scope, receive: Receive) -> bytes:
+    """The request's body.
+
+    Raises:
+        RequestError: it is too large, or not declared as JSON.
+        ClientGoneError: it never came.
+    """
+    media_type = read_header(scope, b"content-type") or ""
+    if media_type.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(f"Unsupported media type '{media_type}': only 'application/json' is allowed.")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise RequestError(f"The request body is larger than {MAX_BODY_BYTES} bytes.")
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def read_header(scope: Scope, name: bytes) -> str | None:
+    """One header of the request; `name` in lower case."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def send_json(send: Send, body: Any, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+    """A whole answer."""
+    payload = _encoder.encode(body)
+    fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": payload})
+
+
+async def send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:
+    """A stream of server-sent events; closing the stream early closes the generator."""
+    async with aclosing(events):
+        await send(_STREAM_START)
+        async for event in events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send(_END)

@@ -1,0 +1,78 @@
+"""The OpenAPI description, made from the request and answer models."""
+
+from typing import Any
+
+import msgspec
+
+from server.protocol.chat import ChatRequest
+from server.protocol.chat_response import ChatChunk, ChatResponse
+from server.protocol.completions import CompletionChunk, CompletionRequest, CompletionResponse
+from server.protocol.errors import ErrorResponse, UnavailableResponse
+from server.protocol.models import ModelCard, ModelList
+from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+
+_POSTS: dict[str, tuple[type, type, type | None]] = {
+    "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
+    "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
+    "/tokenize": (TokenizeRequest, TokenizeResponse, None),
+    "/detokenize": (DetokenizeRequest, DetokenizeResponse, None),
+}
+"""Path -> request, answer, event of a stream."""
+
+_GETS: dict[str, type | None] = {
+    "/v1/models": ModelList,
+    "/v1/models/{model}": ModelCard,
+    "/health": None,
+    "/ping": None,
+    "/version": None,
+    "/load": None,
+    "/metrics": None,
+}
+
+
+def build_openapi(version: str) -> dict[str, Any]:
+    """The whole document."""
+    models: list[type] = [ErrorResponse, UnavailableResponse]
+    for request, answer, event in _POSTS.values():
+        models += [model for model in (request, answer, event) if model is not None]
+    models += [model for model in _GETS.values() if model is not None]
+    _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "vllm-cli", "version": version},
+        "paths": {path: {"post": _post(*models)} for path, models in _POSTS.items()}
+        | {path: {"get": _get(path, answer)} for path, answer in _GETS.items()},
+        "components": {"schemas": components},
+    }
+
+
+def _post(request: type, answer: type, event: type | None) -> dict[str, Any]:
+    content = {"application/json": {"schema": _reference(answer)}}
+    if event is not None:
+        content["text/event-stream"] = {"schema": _reference(event)}
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(request)}}},
+        "responses": {
+            "200": {"description": "The answer", "content": content},
+            "400": _failure("The request cannot be served", ErrorResponse),
+            "503": _failure("No requests are taken at the moment", UnavailableResponse),
+        },
+    }
+
+
+def _get(path: str, answer: type | None) -> dict[str, Any]:
+    found: dict[str, Any] = {"description": "The answer"}
+    if answer is not None:
+        found["content"] = {"application/json": {"schema": _reference(answer)}}
+    operation: dict[str, Any] = {"responses": {"200": found}}
+    if "{model}" in path:
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation
+
+
+def _failure(description: str, model: type) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": _reference(model)}}}
+
+
+def _reference(model: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

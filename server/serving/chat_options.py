@@ -1,0 +1,53 @@
+"""What the renderer is told beside the messages."""
+
+from typing import Any
+
+import msgspec
+
+from server.protocol.chat import ChatRequest
+from server.protocol.tokenize import TokenizeRequest
+from server.renderers.prompts import ChatOptions
+
+
+def chat_options(request: ChatRequest) -> ChatOptions:
+    """The options of a conversation to continue."""
+    return ChatOptions(
+        add_generation_prompt=adds_generation_prompt(request),
+        continue_final_message=request.continue_final_message,
+        tools=_tools(request),
+        documents=request.documents,
+        chat_template=request.chat_template,
+        chat_template_kwargs=_reasoning_kwargs(request) | (request.chat_template_kwargs or {}),
+        add_special_tokens=request.add_special_tokens,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+    )
+
+
+def tokenize_options(request: TokenizeRequest) -> ChatOptions:
+    """The options of a conversation to tokenize."""
+    return ChatOptions(
+        add_generation_prompt=adds_generation_prompt(request),
+        continue_final_message=request.continue_final_message,
+        tools=_tools(request),
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.chat_template_kwargs or {},
+        add_special_tokens=bool(request.add_special_tokens),
+    )
+
+
+def adds_generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
+    """A message that is continued needs no new one, unless the request says otherwise."""
+    if request.add_generation_prompt is None:
+        return not request.continue_final_message
+    return request.add_generation_prompt
+
+
+def _tools(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | None:
+    return [msgspec.to_builtins(tool) for tool in request.tools] if request.tools else None
+
+
+def _reasoning_kwargs(request: ChatRequest) -> dict[str, Any]:
+    """Templates know one of the two names, if any."""
+    if request.reasoning_effort is None:
+        return {}
+    return {"reasoning_effort": request.reasoning_effort, "enable_thinking": request.reasoning_effort != "none"}

@@ -1,0 +1,191 @@
+"""Answers /v1/completions."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import NamedTuple
+
+from msgspec import UNSET
+
+from server import sse
+from server.protocol.completions import (
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionRequest,
+    CompletionResponse,
+    Prompt,
+)
+from server.protocol.logprobs import CompletionLogprobs
+from server.renderers.prompts import RenderedPrompt, TextOptions
+from server.serving.failures import end_properly
+from server.serving.generation import Generation, SequenceDelta
+from server.serving.logprobs import LogprobFormatter
+from server.serving.models import ServedModels, unix_time
+from server.serving.preparation import Arrival, GenerationBuilder
+from server.serving.services import Services
+from server.serving.streams import collect, generate
+from server.serving.usage import UsageMeter, UsageReporting
+
+
+class CompletionServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, services: Services, models: ServedModels, builder: GenerationBuilder) -> None:
+        self._services = services
+        self._models = models
+        self._builder = builder
+
+    async def create(
+        self, request: CompletionRequest, header_id: str | None
+    ) -> CompletionResponse | AsyncGenerator[bytes, None]:
+        """The answer, or its events; whatever is wrong with the request is found before the first event.
+
+        Raises:
+            RequestError: the request cannot be served.
+            EngineError: the engine failed (in streams: an event).
+        """
+        arrival = Arrival("cmpl", request, header_id)
+        self._models.check(request.model)
+        prompts = await asyncio.gather(*(self._render(prompt, request) for prompt in request.prompts))
+        generation = await self._builder.build(request, prompts, arrival)
+        echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
+        answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)
+        return end_properly(answer.stream()) if request.stream else await answer.complete()
+
+    async def _render(self, prompt: Prompt, request: CompletionRequest) -> RenderedPrompt:
+        options = TextOptions(
+            add_special_tokens=request.add_special_tokens, truncate_prompt_tokens=request.truncate_prompt_tokens
+        )
+        return await self._services.renderer.render_text_async(prompt, options)
+
+    async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
+        """The prompt as the engine saw it; sent as token ids or truncated, its text has to be made."""
+        if not request.echo:
+            return ""
+        if prompt.text is None or request.truncate_prompt_tokens is not None:
+            return await self._services.renderer.detokenize_async(prompt.token_ids)
+        return prompt.text
+
+
+class _Shown(NamedTuple):
+    """A delta as the client sees it: the prompt before it if it is echoed, nothing else if only that was asked for."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class _CompletionAnswer:
+    """The bodies of one request's answer."""
+
+    def __init__(self, services: Services, model: str, generation: Generation, echoes: list[str]) -> None:
+        request = generation.request
+        assert isinstance(request, CompletionRequest)
+        self._services = services
+        self._model = model
+        self._request = request
+        self._generation = generation
+        self._echoes = echoes
+        self._created = unix_time()
+        self._has_begun = [False] * generation.num_choices
+        self._text_offsets = [0] * generation.num_choices
+        self._logprobs = LogprobFormatter.from_request(services, request)
+        self._meter = UsageMeter(
+            generation,
+            has_prompt_details=services.config.enable_prompt_tokens_details,
+            counts_output=not request.is_echo_only,
+        )
+
+    async def complete(self) -> CompletionResponse:
+        """The answer in one piece."""
+        choices = []
+        for delta in await collect(self._services, self._generation):
+            self._meter.add(delta)
+            choices.append(await self._choice(delta))
+        return CompletionResponse(
+            id=self._generation.request_id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=self._meter.total(),
+        )
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The answer as events."""
+        reporting = UsageReporting(self._request.stream_options, self._services.config)
+        async with aclosing(generate(self._services, self._generation)) as deltas:
+            async for delta in deltas:
+                self._meter.add(delta)
+                chunk = self._chunk([await self._chunk_choice(delta)])
+                if reporting.in_chunks:
+                    chunk.usage = self._meter.of_choice(delta.choice)
+                yield sse.encode_event(chunk)
+        if reporting.at_end:
+            chunk = self._chunk([])
+            chunk.usage = self._meter.total()
+            yield sse.encode_event(chunk)
+
+    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        return CompletionChunk(
+            id=self._generation.request_id, created=self._created, model=self._model, choices=choices
+        )
+
+    async def _choice(self, delta: SequenceDelta) -> CompletionChoice:
+        shown = await self._show(delta)
+        shows_ids = self._request.return_token_ids
+        return CompletionChoice(
+            index=delta.choice,
+            text=shown.text,
+            logprobs=shown.logprobs,
+            finish_reason=shown.finish_reason,
+            stop_reason=shown.stop_reason,
+            token_ids=shown.token_ids if shows_ids else None,
+            prompt_logprobs=None
+            if delta.prompt_logprobs is None
+            else await self._logprobs.prompt(delta.prompt_logprobs),
+            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids else None,
+        )
+
+    async def _chunk_choice(self, delta: SequenceDelta) -> CompletionChunkChoice:
+        is_first = not self._has_begun[delta.choice]
+        shown = await self._show(delta)
+        shows_ids = self._request.return_token_ids
+        return CompletionChunkChoice(
+            index=delta.choice,
+            text=shown.text,
+            logprobs=shown.logprobs,
+            finish_reason=shown.finish_reason,
+            stop_reason=shown.stop_reason,
+            token_ids=shown.token_ids if shows_ids else UNSET,
+            prompt_token_ids=self._prompt_token_ids(delta) if shows_ids and is_first else UNSET,
+        )
+
+    async def _show(self, delta: SequenceDelta) -> _Shown:
+        is_echo = bool(self._request.echo) and not self._has_begun[delta.choice]
+        self._has_begun[delta.choice] = True
+        if self._request.is_echo_only:
+            delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
+        echo = self._echoes[delta.choice // self._request.num_choices] if is_echo else ""
+        return _Shown(
+            echo + delta.text,
+            delta.token_ids,
+            await self._show_logprobs(delta, is_echo=is_echo),
+            delta.finish_reason,
+            delta.stop_reason,
+        )
+
+    async def _show_logprobs(self, delta: SequenceDelta, *, is_echo: bool) -> CompletionLogprobs | None:
+        if self._request.logprobs is None:
+            return None
+        echoed = zip(self._prompt_token_ids(delta), delta.prompt_logprobs or (), strict=True) if is_echo else ()
+        entries = [*echoed, *((entry.token_id, entry) for entry in delta.logprobs or ())]
+        offset = self._text_offsets[delta.choice]
+        body = await self._logprobs.completion(entries, text_offset=offset)
+        self._text_offsets[delta.choice] = offset + sum(map(len, body.tokens))
+        return body
+
+    def _prompt_token_ids(self, delta: SequenceDelta) -> list[int]:
+        return self._generation.prompt_of(delta.choice).token_ids

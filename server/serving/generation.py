@@ -1,0 +1,64 @@
+"""What a request asks of the engine, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.renderers.prompts import RenderedPrompt
+from server.types import FinishReason, SamplingParams, TokenLogprob
+
+_SEED_MODULUS = 2**63
+
+
+class SequenceDelta(NamedTuple):
+    """What one engine step added to one sequence."""
+
+    choice: int
+    """Position among the request's choices."""
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One request in the engine's terms: each prompt `num_choices` times, choices in the prompts' order."""
+
+    request: CompletionRequest | ChatRequest
+    request_id: str
+    """As the answer carries it; the engine's ids are made unique, for clients may choose theirs."""
+    prompts: Sequence[RenderedPrompt]
+    params: Sequence[SamplingParams]
+    """One per prompt."""
+    arrival_s: float
+
+    @property
+    def num_choices(self) -> int:
+        """Choices of the whole request."""
+        return len(self.prompts) * self.request.num_choices
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+    def prompt_of(self, index: int) -> RenderedPrompt:
+        """The prompt that a choice continues."""
+        return self.prompts[index // self.request.num_choices]
+
+    def params_of(self, index: int) -> SamplingParams:
+        """How a choice is sampled: choices of one prompt share everything but the seed."""
+        prompt_index, position = divmod(index, self.request.num_choices)
+        params = self.params[prompt_index]
+        if params.seed is None or not position:
+            return params
+        seed = (params.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
+        return msgspec.structs.replace(params, seed=seed)

@@ -1,0 +1,164 @@
+"""Finds what constrains a request's text, and checks it before the engine sees it."""
+
+import json
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from server.errors import RequestError
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.generation import StructuredOutputs
+from server.serving.tools import tool_schema
+from server.types import GuidedDecoding
+
+_MAX_SCHEMA_NESTING = 64
+"""As in vLLM: compiling costs grow steeply with nesting."""
+
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+
+class Constraint(NamedTuple):
+    """What a text must follow, and the request field that says so."""
+
+    param: str
+    guided: GuidedDecoding
+
+
+def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
+    """The one constraint that a request asks for, not yet compiled.
+
+    Raises:
+        RequestError: there is more than one, or it is malformed.
+    """
+    found = [
+        *_from_response_format(request),
+        *_from_structured_outputs(request.structured_outputs or StructuredOutputs()),
+        *_from_guided_fields(request),
+        *_from_tools(request),
+    ]
+    if len(found) > 1:
+        raise RequestError(
+            "You can only use one kind of constraint: one of `response_format`, `structured_outputs`, `guided_*` "
+            f"and a forced `tool_choice`, got {len(found)}.",
+            param="structured_outputs",
+        )
+    return found[0] if found else None
+
+
+@lru_cache(maxsize=256)
+def check_constraint(constraint: Constraint) -> None:
+    """Compiles the grammar once for nothing but its errors; blocks for up to a second, so it belongs in a pool.
+
+    Raises:
+        RequestError: the grammar does not compile.
+    """
+    # llguidance takes 40 ms to import, and few servers ever see a constraint
+    from server.engine.grammar import GrammarError, build_grammar  # noqa: PLC0415
+
+    try:
+        build_grammar(constraint.guided)
+    except GrammarError as err:
+        message = f"The constraint in `{constraint.param}` cannot be used: {err}"
+        raise RequestError(message, param=constraint.param) from err
+
+
+def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Constraint]:
+    wanted = request.response_format
+    if wanted is None or wanted.type == "text":
+        return []
+    if wanted.type == "json_object":
+        return [Constraint("response_format", GuidedDecoding("json_object"))]
+    assert wanted.json_schema is not None
+    return [Constraint("response_format", _json_schema(wanted.json_schema.schema, "response_format"))]
+
+
+def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
+    if wanted.json_object is False:
+        raise RequestError(
+            "`structured_outputs.json_object` must be true if it is set; leave it out instead.",
+            param="structured_outputs",
+        )
+    found = _constraints(wanted.json, wanted.regex, wanted.choice, wanted.grammar)
+    if wanted.json_object:
+        found.append(GuidedDecoding("json_object"))
+    whitespace = _whitespace_options(wanted.whitespace_pattern, wanted.disable_any_whitespace)
+    return [Constraint("structured_outputs", _with_options(guided, whitespace)) for guided in found]
+
+
+def _from_guided_fields(request: CompletionRequest | ChatRequest) -> list[Constraint]:
+    found = _constraints(request.guided_json, request.guided_regex, request.guided_choice, request.guided_grammar)
+    whitespace = _whitespace_options(request.guided_whitespace_pattern, disable_any_whitespace=False)
+    return [
+        Constraint(f"guided_{guided.kind.removesuffix('_schema')}", _with_options(guided, whitespace))
+        for guided in found
+    ]
+
+
+def _from_tools(request: CompletionRequest | ChatRequest) -> list[Constraint]:
+    if not isinstance(request, ChatRequest):
+        return []
+    schema = tool_schema(request)
+    return [] if schema is None else [Constraint("tools", _json_schema(schema, "tools"))]
+
+
+def _constraints(
+    schema: str | dict[str, Any] | None, regex: str | None, choice: list[str] | None, grammar: str | None
+) -> list[GuidedDecoding]:
+    found = []
+    if schema is not None:
+        found.append(_json_schema(schema, "json"))
+    if regex is not None:
+        found.append(GuidedDecoding("regex", regex))
+    if choice is not None:
+        if not choice or not all(choice):
+            raise RequestError("`choice` must hold at least one text, and no empty one.", param="choice")
+        found.append(GuidedDecoding("choice", json.dumps(choice)))
+    if grammar is not None:
+        found.append(GuidedDecoding("grammar", grammar))
+    return found
+
+
+def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as err:
+            raise RequestError(f"The JSON schema in `{param}` is not valid JSON: {err}", param=param) from err
+    if not isinstance(schema, dict):
+        raise RequestError(f"The JSON schema in `{param}` must be an object.", param=param)
+    if _is_nested_deeper(schema, _MAX_SCHEMA_NESTING):
+        raise RequestError(
+            f"The JSON schema in `{param}` is nested too deeply: at most {_MAX_SCHEMA_NESTING} levels.", param=param
+        )
+    return GuidedDecoding("json_schema", json.dumps(schema))
+
+
+def _whitespace_options(pattern: str | None, disable_any_whitespace: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if pattern is not None:
+        options["whitespace_pattern"] = pattern
+    if disable_any_whitespace:
+        options["whitespace_flexible"] = False
+    return options
+
+
+def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDecoding:
+    """llguidance takes its options for JSON from the schema itself."""
+    if not options or guided.kind not in ("json_schema", "json_object"):
+        return guided
+    schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT
+    return GuidedDecoding("json_schema", json.dumps(schema | {"x-guidance": options}))
+
+
+def _is_nested_deeper(value: object, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [child for node in layer for child in _children(node)]
+        if not layer:
+            return False
+    return True
+
+
+def _children(node: object) -> list[object]:
+    members = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return [member for member in members if isinstance(member, (dict, list))]

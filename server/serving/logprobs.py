@@ -1,0 +1,111 @@
+"""Turns the engine's log-probabilities into the bodies of both endpoints."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from typing import TypeVar
+
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.logprobs import (
+    ChatLogprob,
+    ChatLogprobs,
+    ChatTopLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+)
+from server.renderers.base import BaseRenderer
+from server.serving.services import Services
+from server.types import TokenLogprob
+
+T = TypeVar("T")
+
+_LOWEST = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+_TOKENS_PER_TURN = 16
+"""A token that was never shown before takes 30 us, and each has up to `max_logprobs` candidates."""
+
+
+class LogprobFormatter:
+    """One per request: how many candidates are shown, and whether by text or by id, is the request's choice."""
+
+    def __init__(self, renderer: BaseRenderer, *, num_top: int | None, shows_token_ids: bool) -> None:
+        """`num_top` None shows all candidates that the engine sends."""
+        self._renderer = renderer
+        self._num_top = num_top
+        self._shows_token_ids = shows_token_ids
+
+    @classmethod
+    def from_request(cls, services: Services, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
+        """The request's `return_tokens_as_token_ids` goes over the server's."""
+        asked = request.return_tokens_as_token_ids
+        return cls(
+            services.renderer,
+            num_top=None if request.num_logprobs == -1 else request.num_logprobs,
+            shows_token_ids=services.config.return_tokens_as_token_ids if asked is None else asked,
+        )
+
+    async def completion(
+        self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
+    ) -> CompletionLogprobs:
+        """Entries are token ids with what is known of them; the first prompt token has nothing."""
+        body = CompletionLogprobs()
+        async for token_id, entry in _take_turns(entries):
+            token = self._token(token_id)
+            body.text_offset.append(text_offset)
+            body.tokens.append(token)
+            body.token_logprobs.append(None if entry is None else _finite(entry.logprob))
+            body.top_logprobs.append(None if entry is None else self._completion_top(entry))
+            text_offset += len(token)
+        return body
+
+    async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
+        """What `logprobs: true` reports."""
+        return ChatLogprobs([self._chat_entry(entry) async for entry in _take_turns(entries)])
+
+    async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
+        """What `prompt_logprobs` reports: the prompt's own tokens and the most likely ones, by id."""
+        return [None if entry is None else self._prompt_entry(entry) async for entry in _take_turns(entries)]
+
+    def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
+        """The token itself is always among its candidates, as OpenAI has it."""
+        own = {self._token(entry.token_id): _finite(entry.logprob)}
+        return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
+
+    def _chat_entry(self, entry: TokenLogprob) -> ChatLogprob:
+        return ChatLogprob(
+            self._token(entry.token_id),
+            _finite(entry.logprob),
+            self._bytes(entry.token_id),
+            [
+                ChatTopLogprob(self._token(token_id), _finite(logprob), self._bytes(token_id))
+                for token_id, logprob in entry.top[: self._num_top]
+            ],
+        )
+
+    def _prompt_entry(self, entry: TokenLogprob) -> dict[int, PromptLogprob]:
+        own = {entry.token_id: self._candidate(entry.token_id, entry.logprob, entry.rank)}
+        top = enumerate(entry.top, start=1)
+        return own | {token_id: self._candidate(token_id, logprob, rank) for rank, (token_id, logprob) in top}
+
+    def _candidate(self, token_id: int, logprob: float, rank: int) -> PromptLogprob:
+        return PromptLogprob(_finite(logprob), rank, self._renderer.token_text(token_id))
+
+    def _token(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._shows_token_ids else self._renderer.token_text(token_id)
+
+    def _bytes(self, token_id: int) -> list[int]:
+        return list(self._renderer.token_bytes(token_id))
+
+
+async def _take_turns(entries: Iterable[T]) -> AsyncIterator[T]:
+    """Lets the event loop do other work between a few tokens of a long prompt."""
+    for position, entry in enumerate(entries, start=1):
+        yield entry
+        if position % _TOKENS_PER_TURN == 0:
+            await asyncio.sleep(0)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)

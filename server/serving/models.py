@@ -1,0 +1,59 @@
+"""The names under which the model is served."""
+
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from server.errors import RequestError
+from server.protocol.models import ModelCard, ModelList, ModelPermission
+from server.serving.services import Services
+
+
+class ServedModels:
+    """Answers /v1/models and checks the `model` of every request."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._names = services.config.served_model_names
+
+    @property
+    def default_name(self) -> str:
+        """The name that answers carry."""
+        return self._names[0]
+
+    def check(self, name: str | None) -> None:
+        """Raises RequestError (404) when a request names another model; no name means the one that is served."""
+        if name:
+            self._find(name)
+
+    def list(self) -> ModelList:
+        """All names."""
+        return ModelList(data=[self._card(name) for name in self._names])
+
+    def get(self, name: str) -> ModelCard:
+        """One name; raises RequestError (404) when it is not served."""
+        self._find(name)
+        return self._card(name)
+
+    def _find(self, name: str) -> None:
+        if name not in self._names:
+            raise RequestError(
+                f"The model `{name}` does not exist; served here: {', '.join(self._names)}.",
+                param="model",
+                status=404,
+                type="NotFoundError",
+            )
+
+    def _card(self, name: str) -> ModelCard:
+        created = unix_time()
+        return ModelCard(
+            id=name,
+            created=created,
+            root=self.default_name,
+            max_model_len=self._services.engine.info.max_model_len,
+            permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],
+        )
+
+
+def unix_time() -> int:
+    """Seconds since 1970, for the `created` of answers."""
+    return int(datetime.now(UTC).timestamp())

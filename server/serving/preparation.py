@@ -1,0 +1,76 @@
+"""The last step before the engine: limits, constraints and sampling values of a rendered request."""
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+from uuid import uuid4
+
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.renderers.prompts import RenderedPrompt
+from server.serving.generation import Generation
+from server.serving.guided import check_constraint, find_constraint
+from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.serving.services import Services
+from server.types import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class Arrival:
+    """When a request came and what its answer is called."""
+
+    def __init__(self, prefix: str, request: CompletionRequest | ChatRequest, header_id: str | None) -> None:
+        self.time_s = perf_counter()
+        self.request_id = f"{prefix}-{header_id or request.request_id or uuid4().hex}"
+
+
+class GenerationBuilder:
+    """One per server; shared by both endpoints."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._defaults = SamplingDefaults.from_config(services.config, services.files)
+
+    async def build(
+        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], arrival: Arrival
+    ) -> Generation:
+        """What the engine has to do for a request.
+
+        Raises:
+            RequestError: the request does not fit the model or asks for a constraint that does not compile.
+        """
+        constraints = await self._find_constraints(request)
+        sampling = SamplingBuilder(
+            defaults=self._defaults,
+            info=self._services.engine.info,
+            max_logprobs=self._services.config.max_logprobs,
+        )
+        params = [
+            sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints)
+            for prompt in prompts
+        ]
+        self._log(arrival, prompts, params)
+        return Generation(
+            request=request,
+            request_id=arrival.request_id,
+            prompts=prompts,
+            params=params,
+            arrival_s=arrival.time_s,
+        )
+
+    async def _find_constraints(self, request: CompletionRequest | ChatRequest) -> Constraints:
+        constraint = find_constraint(request)
+        if constraint is not None:
+            await self._services.renderer.run_in_pool(check_constraint, constraint)
+        words = request.bad_words
+        return Constraints(
+            guided=None if constraint is None else constraint.guided,
+            bad_words_ids=await self._services.renderer.encode_words_async(words) if words else (),
+        )
+
+    def _log(self, arrival: Arrival, prompts: Sequence[RenderedPrompt], params: Sequence[SamplingParams]) -> None:
+        if not self._services.config.enable_log_requests:
+            return
+        for prompt, sampling in zip(prompts, params, strict=True):
+            logger.info("request %s: %d prompt tokens, %s", arrival.request_id, len(prompt.token_ids), sampling)

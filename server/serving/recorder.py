@@ -1,0 +1,56 @@
+"""Times one generated sequence for the metrics."""
+
+from time import perf_counter
+
+from server.metrics import EngineMetrics
+from server.types import EngineOutput, FinishReason
+
+
+class SequenceRecorder:
+    """Times one sequence. Whoever starts it calls `finish` exactly once."""
+
+    def __init__(self, metrics: EngineMetrics, *, arrival_s: float, num_prompt_tokens: int, max_tokens: int) -> None:
+        self._metrics = metrics
+        self._arrival_s = arrival_s
+        self._num_prompt_tokens = num_prompt_tokens
+        self._max_tokens = max_tokens
+        self._first_s = 0.0
+        self._last_s = 0.0
+        self._num_cached_tokens = 0
+        self._queue_s = self._prefill_s = 0.0
+        self.num_tokens = 0
+
+    def record(self, output: EngineOutput) -> None:
+        """Takes note of what the engine sent."""
+        if not (num_tokens := len(output.token_ids)):
+            return
+        now = perf_counter()
+        if self.num_tokens:
+            self._metrics.inter_token_latency.observe(now - self._last_s)
+        else:
+            self._first_s = now
+            self._num_cached_tokens = output.num_cached_tokens
+            self._queue_s, self._prefill_s = output.queue_s, output.prefill_s
+            self._metrics.time_to_first_token.observe(now - self._arrival_s)
+            self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
+            self._metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
+        self._last_s = now
+        self.num_tokens += num_tokens
+        self._metrics.generation_tokens.inc(num_tokens)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Takes note of the sequence's end."""
+        metrics = self._metrics
+        metrics.finished[reason].inc()
+        metrics.e2e_latency.observe(perf_counter() - self._arrival_s)
+        metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+        metrics.request_generation_tokens.observe(self.num_tokens)
+        metrics.params_max_tokens.observe(self._max_tokens)
+        if self.num_tokens:
+            metrics.request_prefill_tokens.observe(self._num_prompt_tokens - self._num_cached_tokens)
+            decode_s = self._last_s - self._first_s
+            metrics.queue_time.observe(self._queue_s)
+            metrics.prefill_time.observe(self._prefill_s)
+            metrics.decode_time.observe(decode_s)
+            metrics.inference_time.observe(self._prefill_s + decode_s)
+            metrics.time_per_output_token.observe(decode_s / (self.num_tokens - 1) if self.num_tokens > 1 else 0.0)

@@ -1,0 +1,20 @@
+"""What the HTTP side may ask about the start; the launcher hands over an object that knows."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class StartView(Protocol):
+    """The start as probes see it; every method is cheap and may be called at any time."""
+
+    def progress(self) -> dict[str, Any]:
+        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None for what is not known."""
+
+    def report(self) -> bytes:
+        """The timeline so far as JSON: what /startupz answers."""
+
+    def elapsed_s(self) -> float:
+        """Seconds from the kernel's start of the process to readiness, or until now."""
+
+    def phase_seconds(self) -> Mapping[str, float]:
+        """Seconds that the start waited for each phase so far, by `process:phase`."""

@@ -1,0 +1,84 @@
+"""Runs a request's sequences side by side, on the event loop."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from uuid import uuid4
+
+from server.serving.generation import Generation, SequenceDelta
+from server.serving.sequence_run import SequenceRun
+from server.serving.services import Services
+
+
+async def generate(services: Services, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
+    """Yields what the sequences bring, in the order in which it comes.
+
+    Closing the generator aborts in the engine whatever is still running.
+
+    Raises:
+        EngineError: the engine died or gave one of the sequences up.
+    """
+    runs = [SequenceRun(services, generation, index) for index in range(generation.num_choices)]
+    engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
+    streams = [run.run(f"{engine_id}-{index}") for index, run in enumerate(runs)]
+    try:
+        async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as deltas:
+            async for delta in deltas:
+                yield delta
+    finally:
+        size = generation.request.num_choices
+        for start in range(0, len(runs), size):
+            longest = max(run.recorder.num_tokens for run in runs[start : start + size])
+            services.engine_metrics.record_request(num_choices=size, max_generation_tokens=longest)
+
+
+async def collect(services: Services, generation: Generation) -> list[SequenceDelta]:
+    """Runs to the end and returns all that each choice brought, in one delta per choice."""
+    parts: list[list[SequenceDelta]] = [[] for _ in range(generation.num_choices)]
+    async with aclosing(generate(services, generation)) as deltas:
+        async for delta in deltas:
+            parts[delta.choice].append(delta)
+    return [_join(deltas_of_choice) for deltas_of_choice in parts]
+
+
+def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
+    first, last = deltas[0], deltas[-1]
+    has_logprobs = any(delta.logprobs is not None for delta in deltas)
+    return last._replace(
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token_id for delta in deltas for token_id in delta.token_ids],
+        logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] if has_logprobs else None,
+        prompt_logprobs=first.prompt_logprobs,
+        num_cached_tokens=first.num_cached_tokens,
+    )
+
+
+async def _merge(streams: list[AsyncGenerator[SequenceDelta, None]]) -> AsyncGenerator[SequenceDelta, None]:
+    """Runs the streams side by side; the first failure ends them all."""
+    queue: asyncio.Queue[SequenceDelta | Exception | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[SequenceDelta, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for delta in stream:
+                    queue.put_nowait(delta)
+        except Exception as err:  # noqa: BLE001
+            queue.put_nowait(err)
+        else:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            item = await queue.get()
+            if item is None:
+                num_running -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,47 @@
+"""Answers /tokenize and /detokenize."""
+
+from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.renderers.prompts import RenderedPrompt, TextOptions
+from server.serving.chat_options import tokenize_options
+from server.serving.models import ServedModels
+from server.serving.services import Services
+
+
+class TokenizationServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, services: Services, models: ServedModels) -> None:
+        self._services = services
+        self._models = models
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
+        """The token ids that a completion of the same input would start from.
+
+        Raises:
+            RequestError: the input cannot be rendered.
+        """
+        self._models.check(request.model)
+        token_ids = (await self._render(request)).token_ids
+        token_text = self._services.renderer.token_text
+        return TokenizeResponse(
+            count=len(token_ids),
+            max_model_len=self._services.engine.info.max_model_len,
+            tokens=token_ids,
+            token_strs=list(map(token_text, token_ids)) if request.return_token_strs else None,
+        )
+
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
+        """The text of token ids.
+
+        Raises:
+            RequestError: an id is no token.
+        """
+        self._models.check(request.model)
+        return DetokenizeResponse(await self._services.renderer.detokenize_async(request.tokens))
+
+    async def _render(self, request: TokenizeRequest) -> RenderedPrompt:
+        renderer = self._services.renderer
+        if request.messages is not None:
+            return await renderer.render_chat_async(request.messages, tokenize_options(request))
+        options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
+        return await renderer.render_text_async(request.prompt or "", options)

@@ -1,0 +1,52 @@
+"""Counts a request's tokens while they come."""
+
+from server.config import ServerConfig
+from server.protocol.generation import StreamOptions
+from server.protocol.usage import PromptTokensDetails, Usage
+from server.serving.generation import Generation, SequenceDelta
+
+
+class UsageMeter:
+    """One per request; fed with every delta."""
+
+    def __init__(self, generation: Generation, *, has_prompt_details: bool, counts_output: bool = True) -> None:
+        self._generation = generation
+        self._has_prompt_details = has_prompt_details
+        self._counts_output = counts_output
+        self._num_tokens = [0] * generation.num_choices
+        self._num_cached_tokens = 0
+
+    def add(self, delta: SequenceDelta) -> None:
+        """Takes note of new tokens; choices of the same prompt count its cached tokens once."""
+        if self._counts_output:
+            self._num_tokens[delta.choice] += len(delta.token_ids)
+        if delta.num_cached_tokens and delta.choice % self._generation.request.num_choices == 0:
+            self._num_cached_tokens += delta.num_cached_tokens
+
+    def of_choice(self, index: int) -> Usage:
+        """One choice's tokens so far, for `continuous_usage_stats`."""
+        return _usage(len(self._generation.prompt_of(index).token_ids), self._num_tokens[index])
+
+    def total(self) -> Usage:
+        """The whole request's tokens so far."""
+        usage = _usage(self._generation.num_prompt_tokens, sum(self._num_tokens))
+        if self._has_prompt_details:
+            usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
+        return usage
+
+
+class UsageReporting:
+    """Which usage a stream tells: at the end, and with every chunk."""
+
+    def __init__(self, options: StreamOptions | None, config: ServerConfig) -> None:
+        is_forced = config.enable_force_include_usage
+        self.at_end = is_forced or bool(options and options.include_usage)
+        self.in_chunks = is_forced or bool(self.at_end and options and options.continuous_usage_stats)
+
+
+def _usage(num_prompt_tokens: int, num_tokens: int) -> Usage:
+    return Usage(
+        prompt_tokens=num_prompt_tokens,
+        completion_tokens=num_tokens,
+        total_tokens=num_prompt_tokens + num_tokens,
+    )

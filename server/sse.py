@@ -1,0 +1,15 @@
+"""Server-sent events: how a stream's chunks look on the wire."""
+
+from typing import Any
+
+import msgspec
+
+_encoder = msgspec.json.Encoder()
+
+MEDIA_TYPE = b"text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+
+
+def encode_event(payload: Any) -> bytes:
+    """One event that carries a body as JSON."""
+    return b"data: " + _encoder.encode(payload) + b"\n\n"

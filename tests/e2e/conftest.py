@@ -1,0 +1,52 @@
+"""Real servers: `vllm-cli serve` as a user starts it, on the real model."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from openai import OpenAI
+from server_process import ServerProcess
+
+MODEL_NAME = "smol"
+
+
+class StartServer(Protocol):
+    """Starts a server that ends with the `with` block."""
+
+    def __call__(self, *arguments: str, wait: bool = True) -> AbstractContextManager[ServerProcess]: ...
+
+
+@pytest.fixture(scope="session")
+def start_server(model_path: Path) -> StartServer:
+    """Starts further servers, each with its own arguments."""
+
+    def start(*arguments: str, wait: bool = True) -> AbstractContextManager[ServerProcess]:
+        return ServerProcess([str(model_path), "--served-model-name", MODEL_NAME, *arguments], wait=wait)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def server(start_server: StartServer) -> Iterator[ServerProcess]:
+    """One server for all tests that do not end it."""
+    with start_server("--max-num-seqs", "40", "--max-model-len", "2048") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: ServerProcess) -> Iterator[OpenAI]:
+    """The real OpenAI client on that server."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai:
+        yield openai
+
+
+@pytest.fixture(scope="session")
+def exact_client(start_server: StartServer) -> Iterator[OpenAI]:
+    """The client on a float32 server, where the rest of a batch does not change how a sequence is rounded."""
+    with (
+        start_server("--dtype", "float32", "--max-model-len", "512") as running,
+        OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as openai,
+    ):
+        yield openai

@@ -1,0 +1,130 @@
+"""A server as a process of its own, for tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+
+_READY_S = 120.0
+
+
+class ServerProcess:
+    """`vllm-cli serve` on a free port; leaving the `with` block stops it and checks that nothing is left."""
+
+    def __init__(self, arguments: list[str], *, wait: bool = True, environment: dict[str, str] | None = None) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._arguments = arguments
+        self._wait = wait
+        self._environment = os.environ | (environment or {})
+        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "vllm_cli",
+                "serve",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+                *self._arguments,
+            ],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
+        )
+        if self._wait:
+            try:
+                self.wait_ready()
+            except BaseException:
+                self._end()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = self._end()
+        assert not left, f"left behind: {left}"
+
+    @property
+    def log(self) -> str:
+        """Everything the server wrote so far."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def wait_ready(self) -> None:
+        """Waits for /health 200; fails with the log when the process ends first."""
+        deadline = time.monotonic() + _READY_S
+        while self.health() != 200:
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def health(self) -> int:
+        """The status of /health; 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=10) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as err:
+            return err.code
+        except OSError:
+            return 0
+
+    def family(self) -> list[psutil.Process]:
+        """The server's process and all below it."""
+        root = psutil.Process(self.process.pid)
+        return [root, *root.children(recursive=True)]
+
+    def engine(self) -> psutil.Process:
+        """The engine process: the one that holds the model."""
+        return max(self.family()[1:], key=lambda p: p.memory_info().rss)
+
+    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 30.0) -> int:
+        """Sends a signal and returns the exit code."""
+        os.kill(self.process.pid, signal_number)
+        return self.process.wait(timeout_s)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        values = [float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name]
+        assert values, f"no metric {name}"
+        return sum(values)
+
+    def _end(self) -> list[psutil.Process]:
+        family = self.family() if self.process.poll() is None else []
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        _, left = psutil.wait_procs(family, timeout=5)
+        for process in left:
+            process.kill()
+        self._log.close()
+        return left
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,192 @@
+"""The main job on the real model, asked by the real `openai` client."""
+
+import asyncio
+import json
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+MODEL = "smol"
+IGNORE_EOS = {"ignore_eos": True}
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def test_capital_of_france_is_paris(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=32)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_stream_is_the_same_text_as_the_whole_answer(client: OpenAI) -> None:
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=48)
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            temperature=0,
+            max_tokens=48,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+
+
+def test_model_is_listed(client: OpenAI) -> None:
+    assert [m.id for m in client.models.list().data] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_completion_continues_a_text(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="The capital of France is", temperature=0, max_tokens=4)
+    assert "Paris" in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_thirty_two_streams_at_once_give_what_each_gives_alone(exact_client: OpenAI) -> None:
+    client = exact_client
+    prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
+
+    async def run() -> list[str]:
+        async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:
+
+            async def one(prompt: str) -> str:
+                stream = await aclient.completions.create(
+                    model=MODEL, prompt=prompt, temperature=0, max_tokens=24, stream=True, extra_body=IGNORE_EOS
+                )
+                return "".join([c.choices[0].text async for c in stream])
+
+            return await asyncio.gather(*(one(p) for p in prompts))
+
+    together = asyncio.run(run())
+    alone = [
+        client.completions.create(model=MODEL, prompt=p, temperature=0, max_tokens=24, extra_body=IGNORE_EOS)
+        .choices[0]
+        .text
+        for p in prompts
+    ]
+    assert together == alone
+
+
+def test_seed_repeats_and_its_choices_differ(exact_client: OpenAI) -> None:
+    client = exact_client
+
+    def ask(seed: int) -> list[str]:
+        answer = client.completions.create(
+            model=MODEL, prompt="Once upon a time", temperature=1.0, max_tokens=16, n=3, seed=seed
+        )
+        return [c.text for c in answer.choices]
+
+    first = ask(7)
+    assert first == ask(7)
+    assert len(set(first)) == 3
+    assert first != ask(8)
+
+
+def test_stop_string_is_cut_off_and_named(client: OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40, stop=["8"])
+    assert "7" in answer.choices[0].text
+    assert "8" not in answer.choices[0].text
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].model_extra["stop_reason"] == "8"  # type: ignore[index]
+
+
+def test_logprobs_come_with_the_tokens(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, temperature=0, max_tokens=5, logprobs=True, top_logprobs=3
+    )
+    content = answer.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert content is not None
+    assert "".join(t.token for t in content) == answer.choices[0].message.content
+    for token in content:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == max(t.logprob for t in token.top_logprobs)
+
+
+def test_echo_scores_the_prompt(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="Paris is in France", temperature=0, max_tokens=1, echo=True, logprobs=1
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.token_logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+    assert all(p is not None and p <= 0 for p in logprobs.token_logprobs[1:])
+    assert "".join(logprobs.tokens or []) == answer.choices[0].text
+
+
+def test_json_schema_is_followed(client: OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer"}},
+        "required": ["city", "population"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Describe Paris as JSON."}],
+        temperature=0,
+        max_tokens=80,
+        response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
+    )
+    told = json.loads(answer.choices[0].message.content or "")
+    assert set(told) == {"city", "population"}
+    assert isinstance(told["population"], int)
+
+
+def test_named_tool_is_called_with_arguments_of_its_schema(client: OpenAI) -> None:
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 20}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    answer = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "How is the weather in Paris?"}],
+        temperature=0,
+        max_tokens=60,
+        tools=[tool],  # type: ignore[list-item]
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    assert set(json.loads(call.function.arguments)) == {"city"}
+
+
+def test_unknown_model_is_not_found(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.completions.create(model="nobody", prompt="hi")
+
+
+def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="2048"):
+        client.completions.create(model=MODEL, prompt=[5] * 3000, max_tokens=1)
+
+
+def test_more_requests_than_slots_wait_and_all_finish(client: OpenAI) -> None:
+    async def run() -> list[int]:
+        async with AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as aclient:
+            answers = await asyncio.gather(
+                *(
+                    aclient.completions.create(
+                        model=MODEL, prompt=f"{i} is", max_tokens=8, temperature=0, extra_body=IGNORE_EOS
+                    )
+                    for i in range(90)
+                )
+            )
+            return [a.usage.completion_tokens for a in answers if a.usage]
+
+    assert asyncio.run(run()) == [8] * 90

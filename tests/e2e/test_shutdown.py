@@ -1,0 +1,198 @@
+"""How a server ends: drained, cut, killed, or not started at all; and that nothing is left."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from envs.registry import START_METHODS
+
+
+def _stream(url: str, max_tokens: int) -> Any:
+    body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    return urllib.request.urlopen(request, timeout=60)
+
+
+class _Reader:
+    """Reads a stream in a thread of its own."""
+
+    def __init__(self, url: str, max_tokens: int) -> None:
+        self._response = _stream(url, max_tokens)
+        self.lines = [self._response.readline()]
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._response:
+            self.lines += self._response.readlines()
+
+    def finish(self) -> list[Any]:
+        """All events, once the stream has ended."""
+        self._thread.join(60)
+        events = [line[6:].strip() for line in self.lines if line.startswith(b"data: ")]
+        return [json.loads(e) if e != b"[DONE]" else None for e in events]
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_server_answers_and_ends_cleanly_with_each_start_method(
+    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    with start_server() as server:
+        family = server.family()
+        events = _Reader(server.url, 4).finish()
+        assert events[-1] is None
+        assert server.terminate() == 0
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert not left
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_running_stream_finishes_before_the_server_ends(start_server: Any, signal_number: int) -> None:
+    with start_server() as server:
+        reader = _Reader(server.url, 60)
+        code = server.terminate(signal_number)
+        events = reader.finish()
+    assert code == 0
+    assert events[-1] is None
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+
+
+def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: Any) -> None:
+    with start_server("--shutdown-timeout", "0.5") as server:
+        reader = _Reader(server.url, 4000)
+        begin = time.monotonic()
+        assert server.terminate() == 0
+        assert time.monotonic() - begin < 10
+        events = reader.finish()
+    assert any(e and "error" in e for e in events)
+    assert events[-1] is None
+
+
+def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
+    with start_server("--shutdown-timeout", "20") as server:
+        kept = socket.create_connection(("127.0.0.1", server.port))
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+        reader = _Reader(server.url, 100)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        kept.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = kept.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in answer.lower()
+        kept.close()
+        assert reader.finish()[-1] is None
+        assert server.process.wait(30) == 0
+
+
+def test_second_signal_ends_at_once(start_server: Any) -> None:
+    with start_server("--shutdown-timeout", "60") as server:
+        reader = _Reader(server.url, 6000)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        begin = time.monotonic()
+        server.terminate(signal.SIGINT)
+        assert time.monotonic() - begin < 8
+        reader.finish()
+
+
+def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) -> None:
+    with start_server() as server:
+        reader = _Reader(server.url, 2000)
+        server.engine().kill()
+        begin = time.monotonic()
+        while server.health() == 200:
+            assert time.monotonic() - begin < 1
+        assert server.health() in (503, 0)
+        assert server.process.wait(15) == 1
+        events = reader.finish()
+        assert any(e and "error" in e for e in events)
+        assert "the engine died" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_engine_does_not_outlive_a_killed_server(start_server: Any) -> None:
+    with start_server() as server:
+        family = server.family()
+        server.process.kill()
+        server.process.wait()
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert not left
+
+
+def _serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", *arguments], capture_output=True, text=True, timeout=100
+    )
+
+
+def _assert_one_line(run: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert run.returncode == 3, run.stderr
+    errors = [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert all(w in errors[0] for w in words), errors[0]
+    assert "Traceback" not in run.stderr
+
+
+def test_port_in_use_is_one_line_and_exit_code_3(model_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        _assert_one_line(_serve(str(model_path), "--host", "127.0.0.1", "--port", port), port, "in use")
+
+
+def test_missing_model_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+    _assert_one_line(_serve(str(tmp_path / "nowhere"), "--port", "0"), "nowhere")
+
+
+def test_corrupt_config_is_one_line_and_exit_code_3(tmp_path: Path, model_path: Path) -> None:
+    for file in model_path.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"model_type": "llama", ')
+    _assert_one_line(_serve(str(tmp_path), "--port", "0"), "config.json")
+
+
+def test_truncated_weights_are_one_line_and_exit_code_3(tmp_path: Path, model_path: Path) -> None:
+    for file in model_path.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()[: 1 << 20]
+    weights.unlink()
+    weights.write_bytes(content)
+    _assert_one_line(_serve(str(tmp_path), "--port", "0"), str(tmp_path))
+
+
+def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any) -> None:
+    with start_server("--kv-cache-memory-bytes", "1000000000", wait=False) as server:
+        deadline = time.monotonic() + 30
+        while not (engine := _engine_of(server)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert engine is not None
+        engine.kill()
+        assert server.process.wait(20) == 3
+        assert "Error: " in server.log
+        assert "Traceback" not in server.log
+
+
+def _engine_of(server: Any) -> psutil.Process | None:
+    """The process that the forkserver has forked, as soon as there is one."""
+    for process in server.family():
+        with suppress(psutil.NoSuchProcess):  # the probes' responder ends meanwhile
+            parents = process.parents()
+            if len(parents) >= 2 and parents[1].pid == server.process.pid:
+                return process
+    return None

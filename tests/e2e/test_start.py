@@ -1,0 +1,252 @@
+"""A real start: answered from the first moment, explained, bounded, and clean however it ends."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from server_process import ServerProcess, free_port
+
+from envs.registry import START_METHODS
+
+_AUDIT = """
+import os, sys, threading
+HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy"}
+def hook(event, args):
+    if event == "import" and args[0].partition(".")[0] in HEAVY:
+        thread = threading.current_thread()
+        if thread is not threading.main_thread():
+            with open(os.environ["IMPORT_AUDIT"], "a") as file:
+                file.write(f"{os.getpid()} {thread.name} {args[0]}\\n")
+sys.addaudithook(hook)
+"""
+
+
+class _Prober(threading.Thread):
+    """Asks /health without a pause from the first accepted connection on."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self.statuses: list[int] = []
+        self.failures: list[str] = []
+        self.bodies: list[dict[str, Any]] = []
+        self._url = f"http://127.0.0.1:{port}/health"
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.is_set():
+            try:
+                with urllib.request.urlopen(self._url, timeout=30) as response:
+                    self.statuses.append(response.status)
+            except urllib.error.HTTPError as err:
+                self.statuses.append(err.code)
+                self.bodies.append(json.loads(err.read()))
+            except OSError as err:
+                if self.statuses:
+                    self.failures.append(repr(err))
+            time.sleep(0.002)
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+
+def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: Any) -> None:
+    with start_server(wait=False) as server:
+        probers = [_Prober(server.port) for _ in range(4)]
+        for prober in probers:
+            prober.start()
+        server.wait_ready()
+        time.sleep(0.2)
+        for prober in probers:
+            prober.stop()
+    for prober in probers:
+        assert not prober.failures
+        ready = prober.statuses.index(200)
+        assert set(prober.statuses[:ready]) == {503}
+        assert set(prober.statuses[ready:]) == {200}
+        assert {body["status"] for body in prober.bodies} == {"starting"}
+        elapsed = [body["elapsed_s"] for body in prober.bodies]
+        assert elapsed == sorted(elapsed)
+        assert len({body["phase"] for body in prober.bodies}) >= 3
+
+
+def test_second_server_on_the_port_fails_while_the_first_still_loads(start_server: Any, model_path: Path) -> None:
+    with start_server(wait=False) as first:
+        _wait_listening(first.port)
+        second = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "vllm_cli",
+                "serve",
+                str(model_path),
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(first.port),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert second.returncode == 3
+        assert str(first.process.pid) in second.stderr
+        first.wait_ready()
+
+
+def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -> None:
+    report, trace = tmp_path / "report.json", tmp_path / "trace.json"
+    with (
+        start_server("--startup-report", str(report), "--startup-trace", str(trace)) as server,
+        urllib.request.urlopen(f"{server.url}/startupz") as response,
+    ):
+        told = json.load(response)
+    written = json.loads(report.read_text())
+    assert told["outcome"] == written["outcome"] == "ready"
+    assert written["explained_share"] >= 0.99
+    assert sum(p["took_s"] for p in written["phases"]) == pytest.approx(written["total_s"], rel=0.01)
+    processes = {span["process"] for span in written["spans"]}
+    assert {"api", "engine", "forkserver"} <= processes
+    assert any(event["name"] == "load_weights" for event in json.loads(trace.read_text())["traceEvents"])
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_in_any_phase_ends_the_start_quickly_and_leaves_nothing(
+    start_server: Any, delay_s: float, signal_number: int
+) -> None:
+    with start_server(wait=False) as server:
+        time.sleep(delay_s + random.uniform(0, 0.2))
+        family = server.family()
+        begin = time.monotonic()
+        server.terminate(signal_number, timeout_s=10)
+        assert time.monotonic() - begin < 5
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert not left
+        assert "Traceback" not in server.log
+
+
+def test_start_that_takes_too_long_is_ended_with_its_phase_and_stacks(start_server: Any) -> None:
+    with start_server("--startup-timeout", "0.6", wait=False) as server:
+        family = server.family()
+        assert server.process.wait(10) == 3
+        _, left = psutil.wait_procs(family, timeout=5)
+        assert not left
+        assert "--startup-timeout 0.6 s, in phase" in server.log
+        assert "Thread 0x" in server.log
+
+
+def test_all_faults_are_told_at_once_and_at_once(tmp_path: Path, model_path: Path) -> None:
+    for file in model_path.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    weights = tmp_path / "model.safetensors"
+    weights.unlink()
+    weights.write_bytes((model_path / "model.safetensors").read_bytes()[:1_000_000])
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").write_text("{")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        begin = time.monotonic()
+        run = subprocess.run(
+            [sys.executable, "-m", "vllm_cli", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", port],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        took_s = time.monotonic() - begin
+    assert run.returncode == 3
+    assert all(word in run.stderr for word in (port, "model.safetensors", "tokenizer.json"))
+    assert took_s < 3  # half a second on a quiet machine; `vllm-cli bench startup` measures
+
+
+def test_misspelt_start_method_is_refused_with_a_guess(model_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(model_path)],
+        env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "forkserve"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 2
+    assert "forkserver" in run.stderr
+    assert "spawn" in run.stderr
+
+
+def test_preflight_only_checks_and_ends(model_path: Path) -> None:
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vllm_cli",
+            "serve",
+            str(model_path),
+            "--preflight-only",
+            "--json",
+            "--port",
+            str(free_port()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == 0, run.stdout
+    assert json.loads(run.stdout)["ok"] is True
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_only_main_threads_import_heavy_modules(model_path: Path, tmp_path: Path, method: str) -> None:
+    _start_audited(model_path, tmp_path, method)
+
+
+@pytest.mark.slow
+def test_only_main_threads_import_heavy_modules_in_fifty_starts(model_path: Path, tmp_path: Path) -> None:
+    for _ in range(50):
+        _start_audited(model_path, tmp_path, "forkserver")
+
+
+def test_api_process_of_a_plain_start_imports_no_torch(model_path: Path, tmp_path: Path) -> None:
+    """With `forkserver` torch is loaded in the engine's processes alone; the API process is spared 1.5 s."""
+    with _audited(model_path, tmp_path, "forkserver") as server:
+        maps = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "libtorch" not in maps
+
+
+def _start_audited(model_path: Path, folder: Path, method: str) -> None:
+    with _audited(model_path, folder, method):
+        pass
+    audit = folder / "audit"
+    assert not audit.exists(), audit.read_text()
+
+
+def _audited(model_path: Path, folder: Path, method: str) -> ServerProcess:
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(_AUDIT)
+    environment = {
+        "PYTHONPATH": str(site),
+        "IMPORT_AUDIT": str(folder / "audit"),
+        "VLLM_WORKER_MULTIPROC_METHOD": method,
+    }
+    return ServerProcess([str(model_path), "--prefetch", "on"], environment=environment)
+
+
+def _wait_listening(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    raise TimeoutError

@@ -1,0 +1,45 @@
+"""A JSON schema of people, and whether a text is one of them."""
+
+import json
+import re
+from typing import Any
+
+from server.types import GuidedDecoding
+
+_PLACE = {
+    "type": "object",
+    "properties": {"zip": {"type": "string", "pattern": "^[0-9]{5}$"}},
+    "required": ["zip"],
+    "additionalProperties": False,
+}
+_PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "color": {"enum": ["red", "green", "blue"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 1, "maxItems": 3},
+        "home": {"$ref": "#/$defs/place"},
+    },
+    "required": ["name", "age", "color", "tags", "home"],
+    "additionalProperties": False,
+    "$defs": {"place": _PLACE},
+}
+
+PERSON = GuidedDecoding("json_schema", json.dumps(_PERSON | {"x-guidance": {"whitespace_flexible": False}}))
+"""Without free whitespace, of which a random model would write nothing else."""
+
+
+def assert_is_person(text: str) -> None:
+    """Checks every rule of the schema by hand."""
+    person: dict[str, Any] = json.loads(text)
+    assert list(person) == ["name", "age", "color", "tags", "home"]
+    assert isinstance(person["name"], str)
+    assert len(person["name"]) <= 12
+    assert isinstance(person["age"], int)
+    assert 0 <= person["age"] <= 150
+    assert person["color"] in ("red", "green", "blue")
+    assert 1 <= len(person["tags"]) <= 3
+    assert all(isinstance(tag, str) and len(tag) <= 4 for tag in person["tags"])
+    assert list(person["home"]) == ["zip"]
+    assert re.fullmatch("[0-9]{5}", person["home"]["zip"])

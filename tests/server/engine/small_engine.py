@@ -1,0 +1,154 @@
+"""An engine core over a small model, wired as `server.engine.build` does it, with sizes that a test chooses."""
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from server.engine.batch import Chunk
+from server.engine.core import EngineCore
+from server.engine.guided import GuidedStates
+from server.engine.kv_cache import KVCache
+from server.engine.packed_runner import PackedRunner
+from server.engine.prefix_cache import PrefixCache
+from server.engine.runner import StepLogits
+from server.engine.sampler import Sampler
+from server.engine.scheduler import Limits
+from server.engine.sequential_runner import SequentialRunner
+from server.types import EngineOutput, EngineStats, FinishReason, SamplingParams, TokenLogprob
+
+_MAX_STEPS = 20_000
+
+
+@dataclass
+class Completion:
+    """All that a request was told."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+    def take(self, output: EngineOutput) -> None:
+        assert self.finish_reason is None, "output after the end"
+        self.token_ids += output.token_ids
+        self.finish_reason = output.finish_reason
+        self.stop_token_id = output.stop_token_id
+        self.logprobs += output.logprobs or []
+        self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
+        self.num_cached_tokens += output.num_cached_tokens
+        self.error = output.error
+
+
+class SmallEngine:
+    """Steps a real core by hand and keeps what each request was told."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        num_slots: int = 8,
+        max_model_len: int = 256,
+        kv_cache_tokens: int | None = None,
+        max_num_batched_tokens: int = 512,
+        prefix_tokens: int = 0,
+        eos_token_ids: tuple[int, ...] = (),
+        tokenizer_path: Path = Path("nowhere"),
+        sequential: bool = False,
+    ) -> None:
+        self.prefixes = PrefixCache(max_tokens=prefix_tokens) if prefix_tokens else None
+        self.runner: PackedRunner | SequentialRunner
+        if sequential:
+            self.runner = SequentialRunner(model)
+        else:
+            self.runner = PackedRunner(model)
+            shapes = self.runner.probe()
+            self.runner.use_cache(
+                KVCache(shapes, num_slots=num_slots, slot_len=max_model_len, dtype=model.dtype, device=model.device),
+                self.prefixes,
+            )
+        guided = GuidedStates(
+            tokenizer_path=tokenizer_path, vocab_size=model.config.vocab_size, eos_token_ids=eos_token_ids
+        )
+        self.limits = Limits(
+            num_slots=num_slots,
+            max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
+            kv_cache_tokens=kv_cache_tokens or num_slots * max_model_len,
+        )
+        self.core = EngineCore(
+            self.runner,
+            limits=self.limits,
+            max_model_len=max_model_len,
+            vocab_size=model.config.vocab_size,
+            eos_token_ids=eos_token_ids,
+            sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
+            guided=guided,
+            prefixes=self.prefixes,
+        )
+        self.scheduler = self.core._scheduler
+        self.completions: dict[str, Completion] = {}
+        self.steps: list[dict[str, int]] = []
+        """Tokens that each step computed, by request, in the step's order."""
+        self._record_steps()
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.core.stats
+
+    def add(self, request_id: str, prompt: list[int], **params: Any) -> Completion:
+        """Queues a request; greedy unless told otherwise."""
+        completion = self.completions[request_id] = Completion()
+        refused = self.core.add(request_id, prompt, SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params)))
+        if refused is not None:
+            completion.take(refused)
+        return completion
+
+    def step(self) -> list[EngineOutput]:
+        outputs = self.core.step()
+        for output in outputs:
+            self.completions[output.request_id].take(output)
+        return outputs
+
+    def run(self) -> None:
+        """Steps until nothing is left; fails where that never comes."""
+        for _ in range(_MAX_STEPS):
+            if not self.core.has_work:
+                return
+            self.step()
+        raise AssertionError(f"requests are still running after {_MAX_STEPS} steps")
+
+    def complete(self, prompts: list[list[int]], **params: Any) -> list[Completion]:
+        """Adds one request per prompt and runs them all."""
+        first = len(self.completions)
+        added = [self.add(str(first + i), prompt, **params) for i, prompt in enumerate(prompts)]
+        self.run()
+        return added
+
+    def generate(self, prompts: list[list[int]], **params: Any) -> list[list[int]]:
+        """The tokens of `complete`."""
+        return [c.token_ids for c in self.complete(prompts, **params)]
+
+    def _record_steps(self) -> None:
+        compute = self.runner.step
+
+        def step(chunks: Seq[Chunk]) -> StepLogits:
+            self.steps.append({c.sequence.request_id: c.num_tokens for c in chunks})
+            return compute(chunks)
+
+        self.runner.step = step  # type: ignore[method-assign]
+
+    def assert_nothing_leaked(self) -> None:
+        """No request, slot, token, grammar or half-collected log-probability is held any more."""
+        assert not self.core.has_work
+        assert sorted(self.scheduler._free_slots) == list(range(self.limits.num_slots))
+        assert self.scheduler.num_held_tokens == 0
+        assert not self.scheduler._by_id
+        assert not self.core._prompt_logprobs
+        assert not self.core._guided._matchers
+        if isinstance(self.runner, SequentialRunner):
+            assert not self.runner._caches

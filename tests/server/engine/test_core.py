@@ -1,0 +1,168 @@
+"""The engine core on a tiny model: requests end as asked and get the same whatever their neighbours."""
+
+import time
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.types import EngineStats
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import SEQUENTIAL, build_model, greedy_outputs, random_prompts
+
+
+def test_a_batch_gets_what_each_request_gets_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
+    engine = SmallEngine(llama)
+    assert engine.generate(prompts, max_tokens=30) == greedy_outputs(plain_llama, prompts, 30)
+    engine.assert_nothing_leaked()
+
+
+def test_sequential_models_run_in_the_same_core() -> None:
+    model = build_model("mamba", SEQUENTIAL["mamba"])
+    prompts = random_prompts(1, 40, 3, 90)
+    expected = greedy_outputs(model, prompts, 12)
+    engine = SmallEngine(model, num_slots=3, sequential=True)
+    assert engine.generate(prompts, max_tokens=12) == expected
+    engine.assert_nothing_leaked()
+
+
+def test_an_output_is_length_capped_by_max_tokens(llama: PreTrainedModel) -> None:
+    [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
+
+
+def test_an_output_is_length_capped_by_the_models_context(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, max_model_len=40)
+    [completion] = engine.complete(random_prompts(33), max_tokens=100)
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
+    engine.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("length", [0, 40, 41, 1000])
+def test_a_prompt_that_leaves_no_room_for_a_token_is_refused(llama: PreTrainedModel, length: int) -> None:
+    engine = SmallEngine(llama, max_model_len=40)
+    completion = engine.add("a", random_prompts(length)[0] if length else [])
+    assert completion.finish_reason == "error"
+    assert completion.error == f"a prompt of {length} tokens does not fit 40 tokens"
+    engine.assert_nothing_leaked()
+
+
+def test_a_prompt_beyond_the_whole_cache_is_refused_instead_of_waiting_for_ever(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, max_model_len=200, kv_cache_tokens=100)
+    [too_long, fitting] = engine.complete(random_prompts(100, 99), max_tokens=50)
+    assert too_long.finish_reason == "error"
+    assert (fitting.finish_reason, len(fitting.token_ids)) == ("length", 1)
+
+
+def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+    eos = next(t for t in expected[3:] if expected.count(t) == 1)
+    [completion] = SmallEngine(llama, eos_token_ids=(1, eos)).complete(random_prompts(9), max_tokens=20)
+    assert completion.token_ids == expected[: expected.index(eos) + 1]
+    assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
+
+
+def test_ignore_eos_goes_on_but_a_stop_token_ends(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+    eos, stop = [t for t in expected[3:] if expected.count(t) == 1][:2]
+    engine = SmallEngine(llama, eos_token_ids=(eos,))
+    ignoring = engine.add("ignoring", random_prompts(9)[0], max_tokens=20, ignore_eos=True)
+    stopping = engine.add("stopping", random_prompts(9)[0], max_tokens=20, ignore_eos=True, stop_token_ids=(stop,))
+    engine.run()
+    assert (ignoring.token_ids, ignoring.finish_reason) == (expected, "length")
+    assert stopping.token_ids == expected[: expected.index(stop) + 1]
+    assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
+
+
+def test_min_tokens_keeps_the_end_away(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
+    engine = SmallEngine(llama, eos_token_ids=(expected[2],))
+    [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
+    engine.run()
+    assert short.token_ids == expected[:3]
+    assert expected[2] not in long.token_ids[:10]
+    assert long.token_ids[:2] == expected[:2]
+    assert len(long.token_ids) >= 10
+
+
+def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [expected] = greedy_outputs(plain_llama, random_prompts(9), 1)
+    [completion] = SmallEngine(llama, eos_token_ids=(expected[0],)).complete(random_prompts(9), max_tokens=1)
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("budget", [512, 16])
+def test_prompt_logprobs_are_the_models_own(plain_llama: PreTrainedModel, llama: PreTrainedModel, budget: int) -> None:
+    [prompt] = random_prompts(70)
+    raw = _logprobs(plain_llama, prompt)
+    [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == 70
+    assert completion.prompt_logprobs[0] is None
+    for position, found in enumerate(completion.prompt_logprobs[1:]):
+        assert found is not None
+        assert found.token_id == prompt[position + 1]
+        assert found.logprob == pytest.approx(float(raw[position, found.token_id]), abs=1e-4)
+        assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()
+
+
+def test_logprobs_come_with_every_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [prompt] = random_prompts(20)
+    [completion] = SmallEngine(llama).complete([prompt], logprobs=1, max_tokens=10)
+    raw = _logprobs(plain_llama, prompt + completion.token_ids)
+    assert len(completion.logprobs) == 10
+    for i, found in enumerate(completion.logprobs):
+        assert found.token_id == completion.token_ids[i]
+        assert found.rank == 1
+        assert found.logprob == pytest.approx(float(raw[19 + i, found.token_id]), abs=1e-4)
+        assert found.top == [(found.token_id, found.logprob)]
+
+
+def test_stats_count_requests_tokens_and_the_cache_exactly(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=50, max_num_batched_tokens=12)
+    assert engine.stats == EngineStats()
+    for i, prompt in enumerate(random_prompts(10, 4, 3)):
+        engine.add(str(i), prompt, max_tokens=2)
+    found = []
+    while engine.core.has_work:
+        engine.step()
+        s = engine.stats
+        found.append((s.num_running, s.num_waiting, s.kv_cache_usage, s.num_iteration_tokens))
+    assert found == [
+        (2, 1, 15 / 100, 10),  # the second prompt would have to be split, and waits in its slot
+        (1, 1, 5 / 100, 1 + 4),  # the first ends
+        (1, 0, 4 / 100, 1 + 3),  # the second ends
+        (0, 0, 0.0, 1),
+    ]
+
+
+@torch.inference_mode()
+def _logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+    logprobs: torch.Tensor = model(input_ids=torch.tensor([token_ids])).logits[0].log_softmax(-1)
+    return logprobs
+
+
+def test_first_token_tells_how_long_the_request_waited_and_was_computed(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=1)
+    begin = time.monotonic()
+    engine.add("first", [1, 2, 3], max_tokens=5)
+    engine.add("second", [4, 5, 6], max_tokens=2)
+    outputs = []
+    while engine.core.has_work:
+        outputs += engine.core.step()
+    took_s = time.monotonic() - begin
+    first, second = (next(o for o in outputs if o.request_id == name) for name in ("first", "second"))
+    assert 0 <= first.queue_s < first.queue_s + first.prefill_s < second.queue_s < took_s
+    assert second.queue_s + second.prefill_s < took_s
+    assert all(o.queue_s == o.prefill_s == 0 for o in outputs if o not in (first, second))
+
+
+def test_token_that_the_model_does_not_have_ends_that_request_only(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama)
+    bad, good = engine.complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
+    assert bad.finish_reason == "error"
+    assert str(llama.config.vocab_size) in (bad.error or "")
+    assert len(good.token_ids) == 2

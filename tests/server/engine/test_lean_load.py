@@ -1,0 +1,72 @@
+"""A model that needs what the imports left out is loaded again with all of torch."""
+
+from pathlib import Path
+
+import pytest
+
+from server.config import EngineConfig, ModelFiles
+from server.engine import build, process
+from server.engine.phases import Phases
+from server.errors import EngineStartError
+from tests.server.engine.tiny_models import PACKED, build_model
+
+
+class _Imports:
+    """Something was left out until it is restored."""
+
+    def __init__(self, *, is_lean: bool) -> None:
+        self._is_lean = is_lean
+
+    @property
+    def is_whole(self) -> bool:
+        return not self._is_lean
+
+    def end(self) -> None:
+        """Nothing to do."""
+
+    def restore(self) -> bool:
+        was_lean, self._is_lean = self._is_lean, False
+        return was_lean
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ModelFiles:
+    build_model("llama", PACKED["llama"]).save_pretrained(tmp_path)
+    return ModelFiles(tmp_path, tmp_path)
+
+
+def test_load_that_fails_without_what_was_left_out_is_done_again(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imports = _Imports(is_lean=True)
+    load = build.load_model
+
+    def load_only_when_whole(*arguments: object) -> object:
+        if not imports.is_whole:
+            raise EngineStartError("cannot load the weights: NotImplementedError: aten::erfinv on the meta device")
+        return load(*arguments)
+
+    monkeypatch.setattr(build, "load_model", load_only_when_whole)
+    _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports)
+    assert info.model_type == "llama"
+
+
+def test_fault_of_the_model_is_told_after_the_second_try(files: ModelFiles) -> None:
+    (files.path / "config.json").write_text("{")
+    imports = _Imports(is_lean=True)
+    with pytest.raises(EngineStartError, match="config"):
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports)
+    assert imports.is_whole
+
+
+def test_whole_imports_are_not_tried_twice(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[object] = []
+
+    def fail(*arguments: object) -> object:
+        tries.append(arguments)
+        raise EngineStartError("no")
+
+    monkeypatch.setattr(build, "load_model", fail)
+    with pytest.raises(EngineStartError):
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), _Imports(is_lean=False))
+    assert len(tries) == 1

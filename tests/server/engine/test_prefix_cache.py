@@ -1,0 +1,246 @@
+"""What was computed once is not computed again, and nothing but the work changes."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.prefix_cache import PrefixCache, PrefixMatch
+from server.engine.sequence import Sequence
+from server.types import SamplingParams
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import greedy_outputs, random_prompts
+
+
+def test_outputs_and_logprobs_are_the_same_with_and_without(llama: PreTrainedModel) -> None:
+    [shared] = random_prompts(70)
+    prompts = [shared + tail for tail in random_prompts(9, 1, 40, 9, 17, seed=3)] + [shared[:50], shared]
+    runs = []
+    for prefix_tokens in (0, 500):
+        engine = SmallEngine(llama, num_slots=2, prefix_tokens=prefix_tokens)
+        runs.append(engine.complete(prompts, logprobs=3, max_tokens=12))
+    for without, cached in zip(*runs, strict=True):
+        assert cached.token_ids == without.token_ids
+        for a, b in zip(cached.logprobs, without.logprobs, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+            assert [t for t, _ in a.top] == [t for t, _ in b.top]
+    assert [c.num_cached_tokens for c in runs[0]] == [0] * 7
+    assert [c.num_cached_tokens for c in runs[1]][2:] == [70, 70, 70, 49, 69]
+
+
+def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
+    [first, other] = random_prompts(40, 35)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    found = []
+    for prompt in (first, first, first[:36] + other, other, first[:20] + other):
+        [completion] = engine.complete([prompt], max_tokens=2)
+        stats = engine.stats
+        found.append((stats.prefix_cache_queries, stats.prefix_cache_hits, completion.num_cached_tokens))
+    assert found == [
+        (40, 0, 0),
+        (80, 39, 39),  # all but the last token, which has to be computed
+        (151, 39 + 36, 36),
+        (186, 39 + 36, 0),
+        (241, 39 + 36, 0),  # 20 tokens in common are too few to be looked after
+    ]
+
+
+def test_a_conversations_next_turn_continues_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [history, question, last_question] = random_prompts(40, 6, 7)
+    for tail, num_cached in ((question, 0), (last_question, 40 + 6 + 9), ([5], 40 + 6 + 10 + 7 + 9)):
+        history = history + tail
+        [completion] = engine.complete([history], max_tokens=10)
+        assert completion.token_ids == greedy_outputs(plain_llama, [history], 10)[0]
+        # The last token of an answer was sampled but never computed.
+        assert completion.num_cached_tokens == num_cached
+        history += completion.token_ids
+
+
+def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [prompt] = random_prompts(90)
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
+    choices = [engine.add(f"choice {i}", prompt, max_tokens=5) for i in range(4)]
+    engine.run()
+    [expected] = greedy_outputs(plain_llama, [prompt], 5)
+    assert [c.token_ids for c in choices] == [expected] * 4
+    assert [c.num_cached_tokens for c in choices] == [0, 89, 89, 89]
+    assert engine.steps[:3] == [{"choice 0": 32}, {"choice 0": 32}, {"choice 0": 26}]
+    assert engine.steps[3] == dict.fromkeys(("choice 0", "choice 1", "choice 2", "choice 3"), 1)
+
+
+@pytest.mark.parametrize(("length", "prefix_tokens"), [(32, 500), (90, 0)], ids=["short prompt", "no cache"])
+def test_choices_that_cannot_share_do_not_wait_for_each_other(
+    llama: PreTrainedModel, length: int, prefix_tokens: int
+) -> None:
+    engine = SmallEngine(llama, prefix_tokens=prefix_tokens)
+    [prompt] = random_prompts(length)
+    for i in range(3):
+        engine.add(str(i), prompt, max_tokens=2)
+    engine.step()
+    assert engine.steps == [{"0": length, "1": length, "2": length}]
+
+
+def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
+    [shared, *tails] = random_prompts(90, 5, 6, 7)
+    engine.complete([shared])
+    num_before = len(engine.steps)
+    for i, tail in enumerate(tails):
+        engine.add(f"late {i}", shared + tail)
+    engine.step()
+    assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
+
+
+def test_a_running_neighbours_prompt_is_taken_over(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [shared, tail] = random_prompts(60, 10)
+    running = engine.add("running", shared, max_tokens=40)
+    for _ in range(5):
+        engine.step()
+    late = engine.add("late", shared + running.token_ids[:3] + tail, max_tokens=8)
+    expected = greedy_outputs(plain_llama, [shared + running.token_ids[:3] + tail], 8)[0]
+    engine.run()
+    assert late.num_cached_tokens == 63
+    assert late.token_ids == expected
+    assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
+
+
+def test_a_neighbour_amid_its_prompt_gives_what_it_has(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
+    [shared, tail] = random_prompts(120, 10)
+    first = engine.add("first", shared, max_tokens=4)
+    engine.step()
+    second = engine.add("second", shared[:100] + tail, max_tokens=4)
+    engine.run()
+    assert second.num_cached_tokens == 100
+    assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
+
+
+def test_prompt_logprobs_need_every_prompt_token_computed(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [prompt] = random_prompts(50)
+    engine.complete([prompt])
+    [completion] = engine.complete([prompt], prompt_logprobs=0)
+    assert completion.num_cached_tokens == 0
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == 50
+    assert engine.stats.prefix_cache_queries == 50
+
+
+def test_running_sequences_take_the_caches_memory(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
+    assert engine.prefixes is not None
+    [ended, long] = random_prompts(80, 120)
+    engine.complete([ended], max_tokens=2)
+    assert engine.prefixes.num_tokens == 81
+    engine.add("long", long, max_tokens=8)
+    held = []
+    while engine.core.has_work:
+        engine.step()
+        held.append(engine.prefixes.num_tokens)
+        assert engine.scheduler.num_held_tokens + engine.prefixes.num_tokens <= 200
+    assert held[0] == 0
+    assert engine.stats.prefix_cache_hits == 0
+
+
+def test_a_preempted_request_takes_up_what_it_had_which_is_no_hit(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(
+        llama, num_slots=2, max_model_len=260, kv_cache_tokens=300, max_num_batched_tokens=40, prefix_tokens=100
+    )
+    [old, young] = random_prompts(196, 100)
+    first = engine.add("old", old, max_tokens=10)
+    while not first.token_ids:
+        engine.step()
+    preempted = engine.add("young", young, max_tokens=3)
+    sequence = engine.scheduler._by_id["young"]
+    engine.run()
+    assert sequence.num_preemptions == 1
+    assert [step["young"] for step in engine.steps if "young" in step] == [39, 39, 22, 1, 1]
+    assert (engine.stats.prefix_cache_queries, engine.stats.prefix_cache_hits) == (296, 0)
+    assert preempted.num_cached_tokens == 0
+
+
+def test_an_aborted_prompts_computed_part_is_kept(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=40)
+    [prompt] = random_prompts(100)
+    engine.add("aborted", prompt)
+    engine.step()
+    engine.core.abort(["aborted"])
+    [completion] = engine.complete([prompt])
+    assert completion.num_cached_tokens == 40
+
+
+def test_the_least_recently_used_entry_goes_first() -> None:
+    cache = PrefixCache(max_tokens=120)
+    a, b, c, d = random_prompts(40, 40, 40, 40)
+    for tokens in (a, b, c):
+        _put(cache, tokens)
+    match = cache.match(_sequence(a), [])
+    assert match is not None
+    assert match.entry_id is not None
+    cache.take(match.entry_id)
+    _put(cache, d)
+    assert [cache.match(_sequence(tokens), []) is not None for tokens in (a, b, c, d)] == [True, False, True, True]
+    assert cache.num_tokens == 120
+
+
+def test_a_longer_entry_replaces_what_it_continues() -> None:
+    cache = PrefixCache(max_tokens=500)
+    [tokens] = random_prompts(100)
+    _put(cache, tokens[:40])
+    _put(cache, tokens[:70])
+    assert cache.num_tokens == 70
+    assert not cache.wants(tokens[:60])
+    assert cache.wants(tokens)
+
+
+@pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
+def test_too_short_and_too_long_prefixes_are_not_kept(length: int, is_wanted: bool) -> None:
+    assert PrefixCache(max_tokens=100).wants(random_prompts(length)[0]) is is_wanted
+
+
+def test_the_longest_beginning_wins_wherever_it_is() -> None:
+    cache = PrefixCache(max_tokens=500)
+    [tokens] = random_prompts(90)
+    _put(cache, tokens[:50] + [7])
+    running = _sequence(tokens[:70], num_computed=60)
+    running.slot = 3
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(50, entry_id=0)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(60, slot=3)
+    running.num_computed_tokens = 45
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(50, entry_id=0)
+
+
+def test_shrinking_to_nothing_forgets_everything() -> None:
+    cache = PrefixCache(max_tokens=500)
+    for tokens in random_prompts(40, 50, 60):
+        _put(cache, tokens)
+    cache.shrink_to(111)
+    assert cache.num_tokens == 110
+    cache.shrink_to(-5)
+    assert cache.num_tokens == 0
+
+
+def _put(cache: PrefixCache, token_ids: list[int]) -> None:
+    assert cache.wants(token_ids)
+    cache.put(token_ids, [torch.tensor(token_ids)])
+
+
+def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:
+    sequence = Sequence("a", token_ids, SamplingParams(max_tokens=1))
+    sequence.num_computed_tokens = num_computed
+    return sequence
+
+
+def test_a_salted_prompt_shares_nothing(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    engine.complete([prompt], max_tokens=4)
+    [salted] = engine.complete([prompt], max_tokens=4, cache_salt="mine")
+    [plain] = engine.complete([[*prompt[:40], 90, 91]], max_tokens=4)
+    assert salted.num_cached_tokens == 0
+    assert plain.num_cached_tokens == 40
+    fresh = SmallEngine(llama, num_slots=2, prefix_tokens=400)
+    fresh.complete([prompt], max_tokens=4, cache_salt="mine")
+    [after] = fresh.complete([prompt], max_tokens=4)
+    assert after.num_cached_tokens == 0

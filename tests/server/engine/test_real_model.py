@@ -1,0 +1,120 @@
+"""SmolLM2-135M-Instruct: the engine's greedy output is the model's own, for twenty prompts, alone and together.
+
+In float32 that is token for token. In bfloat16 no two ways to compute the same are equal bit for bit:
+the logits of this model lie 0.125 or 0.25 apart, often two are equal, and one matrix row rounds
+differently from two. There every token must be one that the plain model cannot tell from its best.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import greedy_outputs
+from tests.server.engine.varied_prompts import CHATS, TEXTS
+
+NUM_TOKENS = 64
+NUM_TOKENS_OF_GENERATE = 10
+_BF16_STEP = 2**-7
+"""Between two neighbouring bfloat16 numbers, relative to their size, at most."""
+
+
+@pytest.fixture(scope="module")
+def prompts(real_tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    chats = [
+        real_tokenizer.apply_chat_template([{"role": "user", "content": chat}], add_generation_prompt=True)["input_ids"]
+        for chat in CHATS
+    ]
+    return chats + [real_tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def plain_float32(model_path: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
+    """For engines to take over."""
+    return copy.deepcopy(plain_float32)
+
+
+@pytest.fixture(scope="module")
+def plain_bfloat16(plain_float32: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    yield copy.deepcopy(plain_float32).to(torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def generated(plain_float32: PreTrainedModel, prompts: list[list[int]]) -> list[list[int]]:
+    return greedy_outputs(plain_float32, prompts, NUM_TOKENS_OF_GENERATE)
+
+
+def test_twenty_prompts_together_are_answered_as_by_generate(
+    float32: PreTrainedModel,
+    plain_float32: PreTrainedModel,
+    prompts: list[list[int]],
+    generated: list[list[int]],
+) -> None:
+    outputs = SmallEngine(float32, num_slots=20, max_model_len=300).generate(prompts, max_tokens=NUM_TOKENS)
+    assert [output[:NUM_TOKENS_OF_GENERATE] for output in outputs] == generated
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert output == _logits_before_each(plain_float32, prompt, output).argmax(-1).tolist()
+
+
+def test_twenty_prompts_one_by_one_are_answered_as_by_generate(
+    float32: PreTrainedModel, prompts: list[list[int]], generated: list[list[int]]
+) -> None:
+    engine = SmallEngine(float32, num_slots=1, max_model_len=300)
+    assert [engine.generate([p], max_tokens=NUM_TOKENS_OF_GENERATE)[0] for p in prompts] == generated
+
+
+@pytest.mark.slow
+def test_long_answers_one_by_one_are_those_of_generate(
+    float32: PreTrainedModel, plain_float32: PreTrainedModel, prompts: list[list[int]]
+) -> None:
+    engine = SmallEngine(float32, num_slots=1, max_model_len=300)
+    outputs = [engine.generate([p], max_tokens=NUM_TOKENS)[0] for p in prompts]
+    assert outputs == greedy_outputs(plain_float32, prompts, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("num_slots", [20, 1], ids=["together", "one by one"])
+def test_in_bfloat16_every_token_is_as_good_as_the_plain_models_best(
+    real_model: PreTrainedModel, plain_bfloat16: PreTrainedModel, prompts: list[list[int]], num_slots: int
+) -> None:
+    asked = prompts if num_slots > 1 else prompts[::5]
+    outputs = SmallEngine(real_model, num_slots=num_slots, max_model_len=300).generate(asked, max_tokens=NUM_TOKENS)
+    num_best = 0
+    for prompt, output in zip(asked, outputs, strict=True):
+        logits = _logits_before_each(plain_bfloat16, prompt, output)
+        best = logits.max(dim=-1)
+        chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
+        assert ((best.values - chosen) <= 3 * _BF16_STEP * best.values.abs()).all()
+        num_best += int((best.indices == torch.tensor(output)).sum())
+    assert num_best > 0.95 * len(asked) * NUM_TOKENS
+
+
+def test_prompts_that_were_cached_are_answered_alike(float32: PreTrainedModel, prompts: list[list[int]]) -> None:
+    engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
+    first, second = [engine.complete(prompts[:4] + prompts[10:11], max_tokens=8) for _ in range(2)]
+    assert [c.token_ids for c in second] == [c.token_ids for c in first]
+    assert [c.num_cached_tokens for c in second] == [len(p) - 1 for p in prompts[:4] + prompts[10:11]]
+
+
+def test_the_capital_of_france_is_paris(
+    real_model: PreTrainedModel, real_tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+) -> None:
+    engine = SmallEngine(real_model, max_model_len=300, eos_token_ids=(2,))
+    [completion] = engine.complete(prompts[:1], max_tokens=40)
+    assert "Paris" in real_tokenizer.decode(completion.token_ids)
+    assert (completion.finish_reason, completion.stop_token_id) == ("stop", 2)
+
+
+@torch.inference_mode()
+def _logits_before_each(model: PreTrainedModel, prompt: list[int], output: list[int]) -> torch.Tensor:
+    """The plain model's logits for each output token, from one forward pass over everything."""
+    logits: torch.Tensor = model(input_ids=torch.tensor([prompt + output[:-1]])).logits[0, len(prompt) - 1 :].float()
+    return logits

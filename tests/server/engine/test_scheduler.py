@@ -1,0 +1,178 @@
+"""What runs when: order of arrival, one step's budget, memory that runs out, requests that go away."""
+
+import pytest
+from transformers import PreTrainedModel
+
+from server.engine.sequence import SequenceState
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import greedy_outputs, random_prompts
+
+
+def test_more_requests_than_slots_wait_and_all_finish(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    prompts = random_prompts(*range(1, 40, 3))
+    engine = SmallEngine(llama, num_slots=3)
+    expected = greedy_outputs(plain_llama, prompts, 9)
+    completions = [engine.add(str(i), p, max_tokens=9) for i, p in enumerate(prompts)]
+    engine.step()
+    assert (engine.stats.num_running, engine.stats.num_waiting) == (3, 10)
+    engine.run()
+    assert [c.token_ids for c in completions] == expected
+    engine.assert_nothing_leaked()
+
+
+def test_requests_start_in_order_of_arrival(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_num_batched_tokens=16)
+    names = ["first", "second", "third", "fourth", "fifth"]
+    for name, prompt in zip(names, random_prompts(20, 3, 14, 1, 9), strict=True):
+        engine.add(name, prompt, max_tokens=4)
+    engine.run()
+    started = list(dict.fromkeys(request_id for step in engine.steps for request_id in step))
+    assert started == names
+
+
+def test_a_step_computes_no_more_than_its_budget(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, max_num_batched_tokens=10)
+    engine.generate(random_prompts(35, 4, 18, 10, 11, 1), max_tokens=20)
+    assert max(sum(step.values()) for step in engine.steps) == 10
+    assert [step["0"] for step in engine.steps if "0" in step][:4] == [10, 10, 10, 5]
+
+
+def test_a_budget_below_the_number_of_requests_still_ends_all(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    prompts = random_prompts(9, 4, 18, 2)
+    engine = SmallEngine(llama, max_num_batched_tokens=2)
+    assert engine.generate(prompts, max_tokens=5) == greedy_outputs(plain_llama, prompts, 5)
+
+
+def test_decodes_go_on_while_a_long_prompt_is_computed(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, max_num_batched_tokens=20)
+    short = [engine.add(f"short {i}", p, max_tokens=60) for i, p in enumerate(random_prompts(3, 4, 5))]
+    engine.step()
+    long = engine.add("long", random_prompts(200)[0], max_tokens=2)
+    num_steps = 0
+    while not long.token_ids:
+        before = [len(c.token_ids) for c in short]
+        engine.step()
+        num_steps += 1
+        assert [len(c.token_ids) for c in short] == [n + 1 for n in before]
+    assert num_steps == -(-200 // 17)
+
+
+def test_a_prompt_that_would_be_split_beside_another_waits_its_turn(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, max_num_batched_tokens=20)
+    for name, prompt in zip("abc", random_prompts(12, 10, 8), strict=True):
+        engine.add(name, prompt, max_tokens=3)
+    engine.run()
+    assert engine.steps[:2] == [{"a": 12}, {"a": 1, "b": 10, "c": 8}]
+
+
+def test_too_little_memory_preempts_the_youngest_and_changes_no_output(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    prompts = random_prompts(20, 21, 22, 23)
+    expected = greedy_outputs(plain_llama, prompts, 60)
+    engine = SmallEngine(llama, num_slots=4, max_model_len=100, kv_cache_tokens=150)
+    completions = [engine.add(str(i), p, max_tokens=60) for i, p in enumerate(prompts)]
+    sequences = [engine.scheduler._by_id[str(i)] for i in range(4)]
+    while engine.core.has_work:
+        engine.step()
+        assert engine.scheduler.num_held_tokens <= 150
+        assert engine.stats.kv_cache_usage <= 1
+    assert [c.token_ids for c in completions] == expected
+    assert sequences[0].num_preemptions == 0
+    assert sequences[3].num_preemptions > 0
+    assert engine.stats.num_preemptions == sum(s.num_preemptions for s in sequences)
+    engine.assert_nothing_leaked()
+
+
+def test_a_preempted_request_resumes_before_later_arrivals(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=100)
+    for name, prompt in zip(("old", "young", "late"), random_prompts(40, 41, 5), strict=True):
+        engine.add(name, prompt, max_tokens=50)
+    young = engine.scheduler._by_id["young"]
+    while young.num_preemptions == 0:
+        engine.step()
+    num_before = len(engine.steps)
+    engine.run()
+    resumed = list(dict.fromkeys(request_id for step in engine.steps[num_before:] for request_id in step))
+    assert resumed == ["old", "young", "late"]
+
+
+def test_prompt_logprobs_survive_a_preemption_amid_the_prompt(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=120, kv_cache_tokens=120, max_num_batched_tokens=8)
+    engine.add("old", random_prompts(10)[0], max_tokens=60)
+    engine.step()
+    young = engine.add("young", random_prompts(105)[0], max_tokens=3, prompt_logprobs=1)
+    sequence = engine.scheduler._by_id["young"]
+    engine.run()
+    assert sequence.num_preemptions == 1
+    assert young.prompt_logprobs is not None
+    assert [p and p.token_id for p in young.prompt_logprobs] == [None, *random_prompts(105)[0][1:]]
+    engine.assert_nothing_leaked()
+
+
+def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    prompts = random_prompts(50, 10, 99)
+    engine = SmallEngine(llama, max_model_len=100, kv_cache_tokens=100)
+    expected = [o[: 100 - len(p)] for o, p in zip(greedy_outputs(plain_llama, prompts, 60), prompts, strict=True)]
+    assert engine.generate(prompts, max_tokens=60) == expected
+    engine.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding", "preempted"])
+def test_an_aborted_request_gives_its_slot_and_memory_back_at_once(llama: PreTrainedModel, phase: str) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=120, max_num_batched_tokens=16)
+    [old] = random_prompts(10)
+    engine.add("old", old, max_tokens=80)
+    if phase == "waiting":
+        engine.add("older", random_prompts(5)[0], max_tokens=80)
+    engine.step()
+    request = engine.add("aborted", random_prompts(40)[0], max_tokens=50)
+    _step_until(engine, "aborted", phase)
+    held, tokens = engine.scheduler.num_held_tokens, list(request.token_ids)
+    sequence = engine.scheduler._by_id["aborted"]
+    engine.core.abort(["aborted", "never heard of"])
+    assert sequence.state is SequenceState.FINISHED
+    assert len(engine.scheduler._free_slots) == (0 if phase == "waiting" else 1)
+    assert held - engine.scheduler.num_held_tokens == (
+        sequence.num_tokens if phase in ("prefilling", "decoding") else 0
+    )
+    engine.run()
+    assert request.token_ids == tokens
+    assert request.finish_reason is None
+    assert engine.completions["old"].finish_reason == "length"
+    engine.assert_nothing_leaked()
+
+
+def test_an_abort_after_the_end_is_nothing(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama)
+    engine.generate(random_prompts(5))
+    engine.core.abort(["0"])
+    engine.assert_nothing_leaked()
+
+
+def test_a_freed_slot_goes_to_the_next_in_the_same_step(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=1)
+    engine.add("running", random_prompts(5)[0])
+    engine.add("next", random_prompts(6)[0])
+    engine.step()
+    engine.core.abort(["running"])
+    engine.step()
+    assert engine.steps[-1] == {"next": 6}
+
+
+def _step_until(engine: SmallEngine, request_id: str, phase: str) -> None:
+    for _ in range(200):
+        sequence = engine.scheduler._by_id[request_id]
+        is_waiting = sequence.state is SequenceState.WAITING
+        found = {
+            "waiting": is_waiting,
+            "prefilling": not is_waiting and 0 < sequence.num_computed_tokens < sequence.num_prompt_tokens,
+            "decoding": not is_waiting and sequence.num_output_tokens > 2,
+            "preempted": is_waiting and sequence.num_preemptions > 0,
+        }[phase]
+        if found:
+            return
+        engine.step()
+    raise AssertionError(f"the request was never {phase}")

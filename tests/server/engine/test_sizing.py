@@ -1,0 +1,76 @@
+"""The KV cache fits into the memory there is, or start-up says by which numbers it does not."""
+
+import logging
+
+import pytest
+import torch
+
+from server.config import EngineConfig
+from server.engine import sizing
+from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.sizing import CacheSize, size_cache
+from server.errors import EngineStartError
+
+SHAPES = {layer: LayerShape(3, 64, 64) for layer in range(30)}
+BYTES_PER_TOKEN = 30 * 3 * 128 * 2
+"""Of SmolLM2-135M in bfloat16."""
+CPU = torch.device("cpu")
+
+
+def test_the_bytes_given_are_what_the_cache_may_hold() -> None:
+    size = _size(EngineConfig(kv_cache_memory_bytes=10_000 * BYTES_PER_TOKEN + 17, max_num_seqs=4))
+    assert size == CacheSize(num_slots=4, slot_len=8192, num_tokens=10_000, num_bytes=10_000 * BYTES_PER_TOKEN)
+
+
+def test_no_more_is_held_than_the_slots_take() -> None:
+    size = _size(EngineConfig(kv_cache_memory_bytes=1 << 40, max_num_seqs=2), max_model_len=100)
+    assert (size.num_tokens, size.num_bytes) == (200, 200 * BYTES_PER_TOKEN)
+
+
+def test_a_part_of_the_free_memory_is_taken_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "available_bytes", lambda: 50_000 * BYTES_PER_TOKEN)
+    assert _size(EngineConfig()).num_tokens == 20_000
+
+
+def test_a_fixed_length_that_does_not_fit_is_refused_with_the_numbers() -> None:
+    config = EngineConfig(kv_cache_memory_bytes=5000 * BYTES_PER_TOKEN, max_model_len=8192)
+    with pytest.raises(EngineStartError) as caught:
+        _size(config)
+    assert str(caught.value) == (
+        "a sequence of 8192 tokens needs 0.176 GiB of KV cache and 0.107 GiB are free: "
+        "lower --max-model-len to 5000 or raise --kv-cache-memory-bytes"
+    )
+
+
+def test_the_models_own_length_is_lowered_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="server.engine.sizing"):
+        size = _size(EngineConfig(kv_cache_memory_bytes=5000 * BYTES_PER_TOKEN))
+    assert (size.slot_len, size.num_tokens) == (5000, 5000)
+    assert [r.getMessage() for r in caplog.records] == [
+        "max_model_len lowered from 8192 to 5000: that is what memory allows"
+    ]
+
+
+def test_memory_for_not_even_one_token_is_refused() -> None:
+    with pytest.raises(EngineStartError, match="0 GiB are free: raise --kv-cache-memory-bytes"):
+        _size(EngineConfig(kv_cache_memory_bytes=1))
+
+
+def test_exactly_one_sequence_fits() -> None:
+    size = _size(EngineConfig(kv_cache_memory_bytes=8192 * BYTES_PER_TOKEN, max_model_len=8192, max_num_seqs=128))
+    assert (size.num_slots, size.num_tokens) == (128, 8192)
+
+
+def test_other_devices_get_only_slots_that_are_backed_by_memory() -> None:
+    config = EngineConfig(kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128)
+    size = size_cache(SHAPES, config, max_model_len=8192, dtype=torch.bfloat16, device=torch.device("meta"))
+    assert size == CacheSize(2, 8192, 2 * 8192, 2 * 8192 * BYTES_PER_TOKEN)
+
+
+def test_more_address_space_than_there_is_is_refused_in_one_line() -> None:
+    with pytest.raises(EngineStartError, match=r"cannot reserve .* GiB of address space .*lower --max-num-seqs"):
+        KVCache(SHAPES, num_slots=1 << 20, slot_len=1 << 20, dtype=torch.bfloat16, device=CPU)
+
+
+def _size(config: EngineConfig, max_model_len: int = 8192) -> CacheSize:
+    return size_cache(SHAPES, config, max_model_len=max_model_len, dtype=torch.bfloat16, device=CPU)

@@ -1,0 +1,276 @@
+"""A live HTTP server over the real renderer and an engine that speaks from a script."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from server.app import create_app
+from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.errors import EngineDeadError
+from server.metrics import ServerMetrics
+from server.renderers.hf import HfRenderer
+from server.serving.services import Services
+from server.types import EngineInfo, EngineOutput, EngineStats, SamplingParams, TokenLogprob
+
+MODEL = "smol"
+EOS = 2
+VOCAB_SIZE = 49152
+MAX_MODEL_LEN = 512
+
+
+@dataclass
+class ScriptedEngine:
+    """Gives each prompt the same reply, token by token, then the end of sequence; heeds the token-level limits."""
+
+    reply: list[int]
+    step_s: float = 0.0
+    is_ready: bool = True
+    error: str | None = None
+    fails_after: int | None = None
+    """Number of tokens after which a sequence ends with an engine error."""
+    dies_after: int | None = None
+    """Number of tokens after which the engine is gone."""
+    tokens_per_step: int = 1
+    num_cached_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    aborted: list[str] = field(default_factory=list)
+    _num_sent: dict[str, int] = field(default_factory=dict)
+    stats: EngineStats = EngineStats()
+    subscribers: list[Callable[[EngineStats], None]] = field(default_factory=list)
+    info: EngineInfo = EngineInfo(
+        model_type="llama",
+        dtype="bfloat16",
+        device="cpu",
+        max_model_len=MAX_MODEL_LEN,
+        vocab_size=VOCAB_SIZE,
+        num_slots=8,
+        kv_cache_tokens=4096,
+        kv_cache_bytes=1 << 20,
+        runner="packed",
+        eos_token_ids=(EOS,),
+        spans=[],
+    )
+
+    def reset(self, reply: list[int]) -> None:
+        """Forgets everything but who listens."""
+        vars(self).update(vars(ScriptedEngine(reply, subscribers=self.subscribers)))
+
+    def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
+        self.subscribers.append(callback)
+
+    async def generate(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+    ) -> AsyncGenerator[EngineOutput, None]:
+        assert request_id not in self.requests, "engine ids must be unique"
+        self.requests[request_id] = (prompt_token_ids, params)
+        finished = False
+        try:
+            for output in self._outputs(request_id, prompt_token_ids, params):
+                await asyncio.sleep(self.step_s)
+                if self.dies_after is not None and self._sent(request_id) >= self.dies_after:
+                    self.error = "the engine process ended unexpectedly"
+                    raise EngineDeadError(self.error)
+                finished = output.finish_reason is not None
+                self._count(request_id, len(output.token_ids))
+                yield output
+        finally:
+            if not finished:
+                self.aborted.append(request_id)
+
+    def _sent(self, request_id: str) -> int:
+        return self._num_sent.get(request_id, 0)
+
+    def _count(self, request_id: str, num_tokens: int) -> None:
+        self._num_sent[request_id] = self._sent(request_id) + num_tokens
+        for callback in self.subscribers:
+            callback(EngineStats(num_running=1, num_iteration_tokens=num_tokens))
+
+    def _outputs(self, request_id: str, prompt: list[int], params: SamplingParams) -> Iterator[EngineOutput]:
+        sent = 0
+        for start in range(0, len(self.reply) + 1, self.tokens_per_step):
+            token_ids = [*self.reply, EOS][start : start + self.tokens_per_step][: params.max_tokens - sent]
+            stops = [token_id for token_id in token_ids if token_id in (*params.stop_token_ids, EOS)]
+            if stops:
+                token_ids = token_ids[: token_ids.index(stops[0]) + 1]
+            sent += len(token_ids)
+            if self.fails_after is not None and sent > self.fails_after:
+                yield EngineOutput(request_id=request_id, finish_reason="error", error="the grammar became too large")
+                return
+            is_full = sent >= params.max_tokens
+            yield EngineOutput(
+                request_id=request_id,
+                token_ids=token_ids,
+                finish_reason="stop" if stops else "length" if is_full else None,
+                stop_token_id=stops[0] if stops else None,
+                logprobs=[_logprob(token_id, params.logprobs) for token_id in token_ids]
+                if params.logprobs is not None
+                else None,
+                prompt_logprobs=[None, *(_logprob(token_id, params.prompt_logprobs) for token_id in prompt[1:])]
+                if params.prompt_logprobs is not None and start == 0
+                else None,
+                num_cached_tokens=self.num_cached_tokens if start == 0 else 0,
+                queue_s=self.queue_s if start == 0 else 0.0,
+                prefill_s=self.prefill_s if start == 0 else 0.0,
+            )
+            if stops or is_full:
+                return
+
+
+def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:
+    """The token is the second most likely one; its neighbours in the vocabulary stand for the others."""
+    top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, float("-inf"))]
+    return TokenLogprob(token_id, -1.5, 2, top[: num_top or 0])
+
+
+@dataclass(frozen=True)
+class LiveServer:
+    """A server on a port of its own."""
+
+    url: str
+    services: Services
+    engine: ScriptedEngine
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
+
+    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, trust_env=False, **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, trust_env=False, **options)
+
+    def complete(self, timeout: float = 30, **fields: Any) -> httpx.Response:
+        return self.post("/v1/completions", {"prompt": "The capital of France is"} | fields, timeout=timeout)
+
+    def chat(self, **fields: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]} | fields)
+
+    def stream_lines(self, path: str, body: dict[str, Any]) -> list[str]:
+        """The data of a stream's events."""
+        text = self.post(path, body | {"stream": True}).text
+        return [event.removeprefix("data: ") for event in text.split("\n\n") if event]
+
+
+@pytest.fixture(scope="session")
+def renderer(model_path: Any) -> Iterator[HfRenderer]:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+        renderer.warm_up()
+        renderer.max_model_len = MAX_MODEL_LEN
+        yield renderer
+
+
+@pytest.fixture(scope="session")
+def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
+    """Token ids of a text, nothing added."""
+    return lambda text: renderer._tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.fixture(scope="session")
+def _shared_engine() -> ScriptedEngine:
+    return ScriptedEngine([])
+
+
+@pytest.fixture
+def engine(_shared_engine: ScriptedEngine, encode: Callable[[str], list[int]]) -> ScriptedEngine:
+    """The engine behind every server, as good as new."""
+    _shared_engine.reset(encode(" Paris, the city of light."))
+    return _shared_engine
+
+
+class FinishedStart:
+    """A start that took two seconds."""
+
+    def progress(self) -> dict[str, Any]:
+        return {"phase": "load_weights", "progress": 0.5, "elapsed_s": 1.0, "eta_s": 1.0}
+
+    def report(self) -> bytes:
+        return b'{"outcome":"ready"}'
+
+    def elapsed_s(self) -> float:
+        return 2.0
+
+    def phase_seconds(self) -> dict[str, float]:
+        return {"engine:load_weights": 0.5}
+
+
+@pytest.fixture(scope="session")
+def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine, model_path: Any) -> Callable[..., Any]:
+    def start(**options: Any) -> Any:
+        config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
+        services = Services(
+            config=config,
+            files=ModelFiles(model_path, model_path),
+            renderer=renderer,
+            engine=_shared_engine,  # type: ignore[arg-type]
+            metrics=ServerMetrics(config.served_model_names[0], FinishedStart()),
+            start=FinishedStart(),
+            version="1.2.3",
+        )
+        return _run(services, _shared_engine)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def _shared_server(_start: Callable[..., Any]) -> Iterator[LiveServer]:
+    with _start() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
+    """The server with default settings that all tests share."""
+    return _shared_server
+
+
+@pytest.fixture
+def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
+    """Starts a server of the test's own; keyword arguments go to its ServerConfig."""
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(_start(**options))
+
+
+@contextmanager
+def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(services), log_config=None, ws="none", lifespan="off", http="httptools")
+    http_server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(http_server.serve([listener])), name="http-server")
+    thread.start()
+    try:
+        while not http_server.started:
+            time.sleep(0.005)
+        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", services, engine)
+    finally:
+        http_server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+        listener.close()
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Polls what the server's thread does on its own."""
+
+    def wait(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.005)
+
+    return wait

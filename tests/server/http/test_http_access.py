@@ -1,0 +1,143 @@
+"""Keys, origins, request ids, paths and bodies: everything before a request is understood."""
+
+import httpx
+import pytest
+
+GUARDED = ["/v1/models", "/v1/models/smol", "/load", "/metrics", "/openapi.json", "/nowhere"]
+OPEN = ["/health", "/ping", "/version"]
+
+
+@pytest.fixture
+def locked(serve):
+    return serve(api_keys=("first", "zweiter-schlüssel"))
+
+
+@pytest.mark.parametrize("path", OPEN)
+def test_probes_need_no_key(locked, path):
+    assert locked.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_everything_else_needs_a_key(locked, path):
+    response = locked.get(path)
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == 401
+    assert locked.get(path, headers={"authorization": "Bearer first"}).status_code != 401
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/nowhere"])
+def test_posts_need_a_key(locked, engine, path):
+    assert locked.post(path, {}).status_code == 401
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    "authorization", ["first", "Basic first", "Bearer", "Bearer firs", "Bearer first,zweiter", "Bearer firstt"]
+)
+def test_wrong_keys_are_refused(locked, authorization):
+    assert locked.get("/v1/models", headers={"authorization": authorization}).status_code == 401
+
+
+def test_every_key_is_good(locked):
+    for key in ("Bearer first", "bearer first", "Bearer zweiter-schlüssel".encode()):
+        assert locked.get("/v1/models", headers={"authorization": key}).status_code == 200
+
+
+def test_preflight_needs_no_key(serve):
+    server = serve(api_keys=("first",), allowed_origins=("*",))
+    headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
+    response = httpx.options(server.url + "/v1/completions", headers=headers, trust_env=False)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+def test_all_origins_can_be_allowed(serve, path):
+    server = serve(allowed_origins=("*",))
+    assert server.get(path, headers={"origin": "http://elsewhere"}).headers["access-control-allow-origin"] == "*"
+
+
+def test_no_origin_is_allowed_by_default(server):
+    assert "access-control-allow-origin" not in server.get("/v1/models", headers={"origin": "http://here"}).headers
+
+
+def test_origins_can_be_limited(serve):
+    server = serve(allowed_origins=("http://here",))
+    allowed = server.get("/v1/models", headers={"origin": "http://here"})
+    refused = server.get("/v1/models", headers={"origin": "http://elsewhere"})
+    assert allowed.headers["access-control-allow-origin"] == "http://here"
+    assert "access-control-allow-origin" not in refused.headers
+
+
+def test_request_id_of_the_client_names_the_answer(server):
+    response = server.complete()
+    assert "x-request-id" not in response.headers
+    response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "mine"})
+    assert response.json()["id"] == "cmpl-mine"
+
+
+def test_request_id_is_echoed_where_the_server_does_so(serve):
+    server = serve(enable_request_id_headers=True)
+    response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "mine"})
+    assert response.headers["x-request-id"] == "mine"
+    response = server.complete()
+    assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
+    assert server.get("/nowhere").headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/embeddings"])
+def test_unknown_path_is_a_404_in_the_envelope(server, path):
+    response = server.get(path)
+    assert response.status_code == 404
+    assert response.json() == {"error": {"message": "Not Found", "type": "Not Found", "param": None, "code": 404}}
+
+
+def test_wrong_method_is_a_405_in_the_envelope(server):
+    response = server.get("/v1/completions")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert response.json()["error"]["code"] == 405
+
+
+@pytest.mark.parametrize("prefix", ["/api", ""], ids=["kept", "stripped"])
+def test_root_path_may_be_stripped_by_the_proxy_or_not(serve, prefix):
+    server = serve(root_path="/api", api_keys=("key",))
+    assert server.get(prefix + "/health").status_code == 200
+    assert server.get(prefix + "/version").status_code == 200
+    assert server.get(prefix + "/v1/models").status_code == 401
+    assert server.get(prefix + "/v1/models", headers={"authorization": "Bearer key"}).status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "", "application/x-www-form-urlencoded"])
+def test_bodies_must_be_declared_as_json(server, content_type):
+    response = httpx.post(
+        server.url + "/v1/completions",
+        content=b'{"prompt": "a"}',
+        headers={"content-type": content_type},
+        trust_env=False,
+    )
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]
+
+
+def test_json_with_a_charset_is_json(server):
+    response = httpx.post(
+        server.url + "/v1/completions",
+        content=b'{"prompt": "a"}',
+        headers={"content-type": "Application/JSON; charset=utf-8"},
+        trust_env=False,
+    )
+    assert response.status_code == 200
+
+
+def test_broken_json_is_a_400_in_the_envelope(server):
+    headers = {"content-type": "application/json"}
+    response = httpx.post(server.url + "/v1/completions", content=b'{"prompt": ', headers=headers, trust_env=False)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "BadRequestError"
+
+
+def test_huge_body_is_refused(server):
+    response = server.complete(user="x" * (33 << 20))
+    assert response.status_code == 400
+    assert "larger than" in response.json()["error"]["message"]

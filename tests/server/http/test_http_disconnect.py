@@ -1,0 +1,58 @@
+"""A client that goes away frees its place in the engine at once."""
+
+import json
+import socket
+from time import monotonic
+from urllib.parse import urlsplit
+
+import pytest
+
+BODIES = {
+    "completion": ("/v1/completions", {"prompt": "a", "max_tokens": 400, "ignore_eos": True}),
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 400}),
+    "stream": ("/v1/completions", {"prompt": "a", "max_tokens": 400, "stream": True}),
+    "chat stream": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "stream": True}),
+    "several": ("/v1/completions", {"prompt": ["a", "b"], "n": 2, "max_tokens": 400}),
+    "several streamed": ("/v1/completions", {"prompt": ["a", "b"], "n": 2, "max_tokens": 400, "stream": True}),
+}
+
+
+def send(server, path, body):
+    address = urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port))
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_engine_requests_are_aborted(server, engine, wait_until, kind):
+    engine.reply = engine.reply * 50
+    engine.step_s = 0.01
+    path, body = BODIES[kind]
+    num_sequences = 4 if "several" in kind else 1
+    with send(server, path, body):
+        wait_until(lambda: len(engine.requests) == num_sequences)
+        assert not engine.aborted
+    begin = monotonic()
+    wait_until(lambda: len(engine.aborted) == num_sequences)
+    assert monotonic() - begin < 1
+    wait_until(lambda: server.services.gate.num_running == 0)
+
+
+def test_client_that_sends_half_a_body_leaves_nothing_behind(server, engine, wait_until):
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        )
+        wait_until(lambda: server.services.gate.num_running == 1)
+    wait_until(lambda: server.services.gate.num_running == 0)
+    assert not engine.requests
+
+
+def test_finished_requests_are_not_aborted(server, engine):
+    assert server.complete().status_code == 200
+    assert server.chat(stream=True).status_code == 200
+    assert not engine.aborted

@@ -1,0 +1,117 @@
+"""Models, tokenization and the description of the API."""
+
+import pytest
+
+
+def test_served_names_are_listed(serve):
+    body = serve(served_model_names=("big", "small")).get("/v1/models").json()
+    assert body["object"] == "list"
+    assert [card["id"] for card in body["data"]] == ["big", "small"]
+    assert {card["root"] for card in body["data"]} == {"big"}
+    assert body["data"][0]["max_model_len"] == 512
+    assert body["data"][0]["permission"][0]["object"] == "model_permission"
+
+
+def test_one_name_is_described(serve):
+    server = serve(served_model_names=("org/model",))
+    assert server.get("/v1/models/org/model").json()["id"] == "org/model"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/other", "/v1/models/"])
+def test_unknown_name_is_a_404(server, path):
+    response = server.get(path)
+    assert response.status_code == 404
+    assert response.json()["error"]["type"] == "NotFoundError"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/tokenize", {"prompt": "a"}),
+        ("/detokenize", {"tokens": [5]}),
+    ],
+)
+def test_requests_for_other_models_are_refused(server, path, body):
+    response = server.post(path, body | {"model": "other"})
+    assert response.status_code == 404
+    assert response.json()["error"] == {
+        "message": "The model `other` does not exist; served here: smol.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+
+
+def test_answers_carry_the_first_name(serve):
+    server = serve(served_model_names=("big", "small"))
+    assert server.complete(model="small").json()["model"] == "big"
+
+
+def test_text_is_tokenized(server, encode):
+    body = server.post("/tokenize", {"prompt": "Hello world", "return_token_strs": True}).json()
+    assert body == {
+        "count": 2,
+        "max_model_len": 512,
+        "tokens": encode("Hello world"),
+        "token_strs": ["Hello", " world"],
+    }
+
+
+def test_conversation_is_tokenized_as_chat_would(server, engine):
+    messages = [{"role": "user", "content": "Hello"}]
+    server.chat(messages=messages)
+    ((prompt, _),) = engine.requests.values()
+    body = server.post("/tokenize", {"messages": messages}).json()
+    assert (body["tokens"], body["token_strs"]) == (prompt, None)
+
+
+def test_tokens_become_text_again(server, encode):
+    tokens = encode("Grüße, 世界!")
+    assert server.post("/detokenize", {"tokens": tokens}).json() == {"prompt": "Grüße, 世界!"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/detokenize", {"tokens": [49152]}),
+        ("/detokenize", {"tokens": [-1]}),
+        ("/detokenize", {"tokens": "text"}),
+        ("/detokenize", {}),
+        ("/tokenize", {}),
+        ("/tokenize", {"prompt": "a", "other": 1}),
+        ("/tokenize", {"messages": [{"role": "user", "content": 3}]}),
+        ("/tokenize", {"messages": [{}], "continue_final_message": True, "add_generation_prompt": True}),
+    ],
+    ids=str,
+)
+def test_bad_tokenization_requests_are_refused(server, path, body):
+    response = server.post(path, body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "BadRequestError"
+
+
+def test_version_is_told(server):
+    assert server.get("/version").json() == {"version": "1.2.3"}
+
+
+def test_openapi_describes_every_route_and_field(server):
+    document = server.get("/openapi.json").json()
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/models"} <= set(
+        document["paths"]
+    )
+    schemas = document["components"]["schemas"]
+    assert schemas["CompletionRequest"]["properties"]["n"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 128,
+    }
+    assert schemas["ChatRequest"]["required"] == ["messages"]
+
+
+def test_openapi_names_the_routes_that_exist(server):
+    document = server.get("/openapi.json").json()
+    for path, operations in document["paths"].items():
+        response = server.get(path.replace("{model}", "smol"))
+        assert response.status_code == (405 if "post" in operations else 200), path

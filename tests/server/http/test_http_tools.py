@@ -1,0 +1,201 @@
+"""Forced tool calls: what constrains the text, and how calls are read out of it."""
+
+import json
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from server.engine.grammar import build_grammar
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+TIME = {"type": "function", "function": {"name": "get_time"}}
+NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+ARGUMENTS = '{"city": "Saint-\\"Denis\\" } ]", "days": 3}'
+CALLS = '[{"name": "get_weather", "parameters": ' + ARGUMENTS + '}, {"name": "get_time", "parameters": {}}]'
+
+
+def accepts(guided, text, model_path):
+    """Whether the engine's grammar lets this text through and may end there."""
+    tokenizer = LLTokenizer((model_path / "tokenizer.json").read_text(), n_vocab=49152, eos_token=2)
+    matcher = LLMatcher(tokenizer, build_grammar(guided))
+    return matcher.consume_tokens(tokenizer.tokenize_str(text)) and matcher.is_accepting()
+
+
+def guided_of(engine):
+    ((_, params),) = engine.requests.values()
+    return params.guided
+
+
+def streamed_calls(server, **fields):
+    body = {"messages": [{"role": "user", "content": "Weather?"}], "max_tokens": 200} | fields
+    chunks = [json.loads(line) for line in server.stream_lines("/v1/chat/completions", body)[:-1]]
+    calls = {}
+    for chunk in chunks:
+        for delta in chunk["choices"][0]["delta"].get("tool_calls", ()):
+            call = calls.setdefault(delta["index"], {"arguments": ""})
+            call.update({key: delta[key] for key in ("id", "type") if key in delta})
+            if "name" in delta["function"]:
+                call["name"] = delta["function"]["name"]
+            call["arguments"] += delta["function"]["arguments"]
+    return [calls[index] for index in sorted(calls)], chunks
+
+
+def test_named_tool_is_called_with_the_whole_text(server, engine, encode):
+    engine.reply = encode(ARGUMENTS)
+    choice = server.chat(tools=[WEATHER, TIME], tool_choice=NAMED).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["type"] == "function"
+    assert call["id"].startswith("chatcmpl-tool-")
+    assert call["function"] == {"name": "get_weather", "arguments": ARGUMENTS}
+    assert choice["message"]["content"] == ""
+    assert choice["finish_reason"] == "stop"
+
+
+def test_named_tools_arguments_follow_its_schema(server, engine, model_path):
+    server.chat(tools=[WEATHER, TIME], tool_choice=NAMED)
+    assert accepts(guided_of(engine), '{"city": "Rome", "days": 3}', model_path)
+    assert not accepts(guided_of(engine), '{"days": 3}', model_path)
+    assert not accepts(guided_of(engine), '{"city": "Rome"\n\n\n\n}', model_path)
+
+
+def test_named_tool_streams_its_name_first_and_then_its_arguments(server, engine, encode):
+    engine.reply = encode(ARGUMENTS)
+    calls, chunks = streamed_calls(server, tools=[WEATHER], tool_choice=NAMED)
+    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS)]
+    assert "name" in chunks[1]["choices"][0]["delta"]["tool_calls"][0]["function"]
+    assert "name" not in chunks[2]["choices"][0]["delta"]["tool_calls"][0]["function"]
+    assert len(chunks) > 5
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_required_tools_are_read_out_of_the_array(server, engine, encode):
+    engine.reply = encode(CALLS)
+    choice = server.chat(tools=[WEATHER, TIME], tool_choice="required").json()["choices"][0]
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
+    assert calls == [("get_weather", ARGUMENTS), ("get_time", "{}")]
+    assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 2, 7, 1000])
+def test_required_tools_are_streamed_call_by_call(server, engine, encode, tokens_per_step):
+    engine.reply = encode(CALLS)
+    engine.tokens_per_step = tokens_per_step
+    calls, chunks = streamed_calls(server, tools=[WEATHER, TIME], tool_choice="required")
+    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS), ("get_time", "{}")]
+    assert len({call["id"] for call in calls}) == 2
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+    assert all("content" not in chunk["choices"][0]["delta"] for chunk in chunks[1:])
+
+
+def test_required_tools_follow_their_schemas(server, engine, model_path):
+    server.chat(tools=[WEATHER, TIME], tool_choice="required")
+    guided = guided_of(engine)
+    assert accepts(guided, '[{"name": "get_time", "parameters": {}}]', model_path)
+    assert accepts(
+        guided,
+        '[{"name": "get_weather", "parameters": {"city": "x"}}, {"name": "get_time", "parameters": {}}]',
+        model_path,
+    )
+    assert not accepts(guided, "[]", model_path)
+    assert not accepts(guided, '[{"name": "other", "parameters": {}}]', model_path)
+    assert not accepts(guided, '[{"name": "get_weather", "parameters": {}}]', model_path)
+
+
+def test_parallel_calls_can_be_forbidden(server, engine, model_path):
+    server.chat(tools=[TIME], tool_choice="required", parallel_tool_calls=False)
+    one = '{"name": "get_time", "parameters": {}}'
+    assert accepts(guided_of(engine), f"[{one}]", model_path)
+    assert not accepts(guided_of(engine), f"[{one}, {one}]", model_path)
+
+
+def test_definitions_of_parameters_are_found(server, engine, model_path):
+    parameters = {
+        "type": "object",
+        "properties": {"when": {"$ref": "#/$defs/day"}},
+        "required": ["when"],
+        "$defs": {"day": {"enum": ["today", "tomorrow"]}},
+    }
+    tool = {"type": "function", "function": {"name": "plan", "parameters": parameters}}
+    server.chat(tools=[tool], tool_choice="required")
+    assert accepts(guided_of(engine), '[{"name": "plan", "parameters": {"when": "today"}}]', model_path)
+    assert not accepts(guided_of(engine), '[{"name": "plan", "parameters": {"when": "never"}}]', model_path)
+
+
+def test_arguments_cut_by_the_limit_are_still_told(server, engine, encode):
+    engine.reply = encode(CALLS)
+    choice = server.chat(tools=[WEATHER, TIME], tool_choice="required", max_tokens=20).json()["choices"][0]
+    (call,) = choice["message"]["tool_calls"]
+    assert ARGUMENTS.startswith(call["function"]["arguments"])
+    assert choice["finish_reason"] == "length"
+
+
+def test_tools_that_may_not_be_called_leave_the_text_free(server, engine):
+    choice = server.chat(tools=[WEATHER], tool_choice="none").json()["choices"][0]
+    assert choice["message"]["content"] == " Paris, the city of light."
+    assert "tool_calls" not in choice["message"]
+    assert guided_of(engine) is None
+
+
+def test_tools_reach_the_template_as_vllm_writes_them(server, renderer, monkeypatch):
+    seen = []
+    render = renderer.render_chat_async
+    monkeypatch.setattr(
+        renderer, "render_chat_async", lambda messages, options: seen.append(options.tools) or render(messages, options)
+    )
+    server.chat(tools=[TIME], tool_choice="none")
+    assert seen == [[{"type": "function", "function": {"name": "get_time", "description": None, "parameters": None}}]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"tools": [WEATHER]}, "requires --enable-auto-tool-choice and --tool-call-parser"),
+        ({"tools": [WEATHER], "tool_choice": "auto"}, "requires --enable-auto-tool-choice and --tool-call-parser"),
+        ({"tools": []}, "must not be an empty array"),
+        ({"tool_choice": "required"}, "`tools` must be set"),
+        ({"tool_choice": NAMED}, "`tools` must be set"),
+        ({"tools": [TIME], "tool_choice": NAMED}, "'get_weather', which is not in `tools`"),
+        ({"tools": [TIME], "tool_choice": "any"}, "expected one of"),
+        ({"tools": [TIME], "tool_choice": {"type": "function"}}, "Missing required parameter"),
+        ({"tools": [{"type": "web"}], "tool_choice": "none"}, "expected one of 'function'"),
+        (
+            {"tools": [TIME], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "only use one kind of constraint",
+        ),
+        (
+            {
+                "tools": [{"function": {"name": "f", "parameters": {"type": "string"}}}],
+                "tool_choice": "required",
+            },
+            "must be of type 'object'",
+        ),
+        (
+            {
+                "tools": [
+                    {"function": {"name": "f", "parameters": {"$defs": {"a": {"type": "integer"}}}}},
+                    {"function": {"name": "g", "parameters": {"$defs": {"a": {"type": "string"}}}}},
+                ],
+                "tool_choice": "required",
+            },
+            "multiple schemas",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_forced_is_a_400(server, engine, fields, part):
+    response = server.chat(**fields)
+    assert response.status_code == 400
+    assert part in response.json()["error"]["message"]
+    assert not engine.requests

@@ -1,0 +1,73 @@
+"""Sampling values of requests that name none: the model's, a folder's, the operator's, or neutral ones."""
+
+import json
+
+import pytest
+
+from server.config import ConfigError, ModelFiles, ServerConfig
+from server.serving.sampling import SamplingDefaults
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.6, "top_k": 20, "top_p": None, "max_new_tokens": 100, "eos_token_id": [1, 2]})
+    )
+    return ModelFiles(folder, folder)
+
+
+def defaults(model, **options):
+    return SamplingDefaults.from_config(ServerConfig(served_model_names=("m",), **options), model)
+
+
+def test_model_tells_its_own(model):
+    found = defaults(model)
+    assert (found.values.temperature, found.values.top_k, found.values.top_p) == (0.6, 20, 1.0)
+    assert (found.values.max_new_tokens, found.max_tokens_cap) == (100, None)
+
+
+def test_models_wishes_can_be_ignored(model):
+    found = defaults(model, generation_config="vllm")
+    assert (found.values.temperature, found.values.max_new_tokens) == (1.0, None)
+
+
+def test_override_goes_over_the_model(model):
+    found = defaults(model, override_generation_config={"temperature": 0.1, "max_new_tokens": 7})
+    assert (found.values.temperature, found.values.top_k, found.max_tokens_cap) == (0.1, 20, 7)
+
+
+def test_folder_replaces_the_model_and_caps_outputs(model, tmp_path):
+    (tmp_path / "generation_config.json").write_text('{"min_p": 0.2, "max_new_tokens": 9}')
+    found = defaults(model, generation_config=str(tmp_path))
+    assert (found.values.min_p, found.values.temperature, found.max_tokens_cap) == (0.2, 1.0, 9)
+
+
+def test_model_without_a_file_is_neutral(tmp_path):
+    assert defaults(ModelFiles(tmp_path, tmp_path)).values.temperature == 1.0
+
+
+def test_folder_without_a_file_is_an_error(model, tmp_path):
+    with pytest.raises(ConfigError, match="--generation-config"):
+        defaults(model, generation_config=str(tmp_path / "nowhere"))
+
+
+def test_unreadable_file_is_an_error(model):
+    (model.path / "generation_config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"generation_config\.json"):
+        defaults(model)
+
+
+def test_value_out_of_range_is_an_error(model):
+    with pytest.raises(ConfigError, match="temperature"):
+        defaults(model, override_generation_config={"temperature": -1})
+
+
+def test_request_goes_over_the_defaults(serve, engine):
+    server = serve(override_generation_config={"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 4})
+    server.chat(temperature=0.9)
+    server.complete(max_tokens=10)
+    (_, chat), (_, completion) = engine.requests.values()
+    assert (chat.temperature, chat.top_p, chat.max_tokens) == (0.9, 0.8, 4)
+    assert (completion.temperature, completion.top_p, completion.max_tokens) == (0.3, 0.8, 4)

@@ -1,0 +1,135 @@
+"""Bodies become models, or errors that name the field."""
+
+import pytest
+
+from server.errors import RequestError
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.decoding import RequestDecoder
+from server.protocol.tokenize import TokenizeRequest
+
+
+def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        RequestDecoder(model).decode(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_unknown_field_is_named_in_openais_words():
+    error = fail(b'{"prompt": "a", "foo": 1}')
+    assert (error.message, error.param) == ("Unrecognized request argument supplied: foo", "foo")
+
+
+def test_unknown_nested_field_is_named_with_its_path():
+    error = fail(b'{"prompt": "a", "stream": true, "stream_options": {"bar": 1}}')
+    assert error.param == "stream_options.bar"
+
+
+def test_missing_field_is_named():
+    error = fail(b"{}", ChatRequest)
+    assert (error.message, error.param) == ("Missing required parameter: 'messages'.", "messages")
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (b'{"prompt": "a", "temperature": 3}', "expected `float` <= 2.0, got 3."),
+        (b'{"prompt": "a", "n": 1.5}', "expected `int | null`, got `float` 1.5."),
+        (b'{"prompt": "a", "stop": ["x", ""]}', 'expected `str` of length >= 1, got "".'),
+        (b'{"prompt": [3, -1]}', "expected `int` >= 0, got -1."),
+    ],
+)
+def test_wrong_value_is_shown_with_what_was_expected(body, shown):
+    assert fail(body).message.endswith(shown)
+
+
+def test_wrong_word_is_answered_with_the_choices():
+    error = fail(b'{"messages": [{}], "tool_choice": "maybe"}', ChatRequest)
+    assert "expected one of 'auto', 'none', 'required', got \"maybe\"" in error.message
+
+
+def test_wrong_word_in_a_list_of_objects_is_answered_with_the_choices():
+    error = fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest)
+    assert "expected one of 'function'" in error.message
+    assert error.param == "tools"
+
+
+def test_huge_value_is_cut_in_the_message():
+    assert len(fail(b'{"prompt": "a", "n": "' + b"x" * 10_000 + b'"}').message) < 300
+
+
+def test_huge_field_name_is_cut_in_the_message():
+    assert len(fail(b'{"prompt": "a", "' + b"x" * 10_000 + b'": 1}').message) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "temperature": NaN}',
+        b'{"prompt": "a", "temperature": Infinity}',
+        b'{"prompt": "\\ud800"}',
+    ],
+    ids=["empty", "cut", "no JSON", "bad UTF-8", "NaN", "Infinity", "lone surrogate"],
+)
+def test_what_is_no_json_is_refused(body):
+    assert "not valid JSON" in fail(body).message
+
+
+def test_number_too_large_for_a_float_is_refused():
+    assert "out of range" in fail(b'{"prompt": "a", "temperature": 1e999}').message
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3"])
+def test_json_that_is_no_object_is_refused(body):
+    assert "must be a JSON object" in fail(body).message
+
+
+def test_endless_nesting_is_refused():
+    error = fail(b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    assert error.message == "The request body is nested too deeply."
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ('"a"', ["a"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("[1, 2]", [[1, 2]]),
+        ("[[1], [2, 3]]", [[1], [2, 3]]),
+    ],
+)
+def test_every_form_of_prompt_is_a_list_of_prompts(prompt, expected):
+    assert RequestDecoder(CompletionRequest).decode(f'{{"prompt": {prompt}}}'.encode()).prompts == expected
+
+
+@pytest.mark.parametrize("prompt", ['""', "[]", "null", '[1, "a"]', '[[1], "a"]', "[1, [2]]"])
+def test_empty_and_mixed_prompts_are_refused(prompt):
+    assert fail(f'{{"prompt": {prompt}}}'.encode()).param == "prompt"
+
+
+def test_explicit_nulls_mean_the_defaults():
+    request = RequestDecoder(CompletionRequest).decode(
+        b'{"prompt": "a", "n": null, "max_tokens": null, "stop": null, "stream": null, "temperature": null}'
+    )
+    assert (request.num_choices, request.output_limit, request.stop_strings) == (1, 16, ())
+
+
+def test_chat_takes_the_newer_name_of_its_output_limit_first():
+    request = RequestDecoder(ChatRequest).decode(b'{"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7}')
+    assert (request.output_limit, request.output_limit_param) == (7, "max_completion_tokens")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"prompt": "a", "messages": [{}]}'])
+def test_tokenize_wants_either_a_prompt_or_messages(body):
+    assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
+
+
+def test_wrong_nested_word_is_named_with_its_path():
+    error = fail(b'{"prompt": "a", "response_format": {"type": "xml"}}')
+    assert error.param == "response_format.type"
+    assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message

@@ -1,0 +1,151 @@
+"""Tiny tokenizers in the real formats, and renderers over them that run without threads."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.hf import HfRenderer
+
+KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
+
+CHATML = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on.",
+    "Paris is the capital of France; Berlin is the capital of Germany.",
+    "def main():\n    return [x ** 2 for x in range(10)]\n",
+    "Ça va très bien, merci. Où est la bibliothèque? Größe, naïve, coöperate.",
+    "Быстрая коричневая лиса прыгает через ленивую собаку.",
+    "你好，世界。今天天气很好。我们去公园吧。",
+    "user assistant system hello hello world world 0123456789",
+] * 4
+
+
+class InlineExecutor(Executor):
+    """Runs what is submitted at once, on the calling thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the future carries it, as a pool's would
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(scope="session")
+def inline_executor() -> InlineExecutor:
+    return InlineExecutor()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> dict[str, Path]:
+    """Kind -> folder; the first three tokens of the tiny ones are <unk>, <s> and </s>."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    builders = {"byte_level": _byte_level, "llama": _llama, "unigram": _unigram, "wordpiece": _wordpiece}
+    folders = {kind: save_tokenizer(build(), root / kind) for kind, build in builders.items()}
+    return {"real": model_path, **folders}
+
+
+@pytest.fixture(scope="session")
+def renderers(tokenizer_folders: dict[str, Path], inline_executor: InlineExecutor) -> dict[str, HfRenderer]:
+    """Kind -> renderer with the default settings."""
+    return {
+        kind: HfRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
+        for kind, path in tokenizer_folders.items()
+    }
+
+
+@pytest.fixture(params=KINDS)
+def renderer(request: pytest.FixtureRequest, renderers: dict[str, HfRenderer]) -> HfRenderer:
+    """Each of them."""
+    return renderers[request.param]
+
+
+@pytest.fixture
+def build_inline(inline_executor: InlineExecutor) -> Callable[..., HfRenderer]:
+    """Builds a renderer over a folder, with the given settings."""
+
+    def build(path: Path, **settings: Any) -> HfRenderer:
+        return HfRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+
+    return build
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
+    """The folder as a checkpoint would have it."""
+    path.mkdir(parents=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}
+    (path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **named, **settings})
+    )
+    (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return path
+
+
+def _byte_level() -> Tokenizer:
+    """GPT-2, Llama 3, Qwen."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=_specials(), initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken("<tool call>", normalized=False)])
+    return tokenizer
+
+
+def _llama() -> Tokenizer:
+    """Llama 2 and Mistral: ▁ for spaces, a BOS token, a token for each byte that has no other."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trained.train_from_iterator(CORPUS[:4], trainers.BpeTrainer(vocab_size=400, special_tokens=_specials()))
+    model = json.loads(trained.to_str())["model"]
+    texts = sorted(model["vocab"], key=model["vocab"].__getitem__)[3:]
+    vocab = {
+        token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *texts])
+    }
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in _specials()])
+    return tokenizer
+
+
+def _unigram() -> Tokenizer:
+    """T5 and XLM-R: SentencePiece's Unigram model."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=_specials(), unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def _wordpiece() -> Tokenizer:
+    """BERT."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=_specials()))
+    return tokenizer
+
+
+def _specials() -> list[str]:
+    return ["<unk>", "<s>", "</s>"]

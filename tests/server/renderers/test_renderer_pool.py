@@ -1,0 +1,151 @@
+"""The pool: the loop stays free, threads do not share a tokenizer, and everything ends with the renderer."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.renderers.hf import HfRenderer
+from server.renderers.make_async import make_async
+from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.registry import build_renderer
+
+
+def conversation(i: int) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": f"{i} " + "What is the capital of France? 😀 " * (i % 40)}]
+
+
+def test_many_threads_share_one_renderer(model_path: Path) -> None:
+    """Truncation changes a tokenizer's state, so two threads in one copy would fail or mix their settings up."""
+    settings = RendererConfig(num_workers=4)
+    with build_renderer(ModelFiles(model_path, model_path), settings) as renderer:
+        plain = TextOptions()
+        expected = [renderer.render_text(conversation(i)[0]["content"], plain).token_ids for i in range(40)]
+        chats = [renderer.render_chat(conversation(i), ChatOptions()) for i in range(40)]
+
+        async def check(i: int) -> None:
+            text = conversation(i)[0]["content"]
+            short = TextOptions(truncate_prompt_tokens=3 + i)
+            results = await asyncio.gather(
+                renderer.render_text_async(text, plain),
+                renderer.render_text_async(text, short),
+                renderer.render_chat_async(conversation(i), ChatOptions()),
+                renderer.detokenize_async(expected[i]),
+                renderer.encode_words_async(["Paris", f"word{i}"]),
+            )
+            assert results[0].token_ids == expected[i]
+            assert results[1].token_ids == expected[i][-(3 + i) :]
+            assert results[2] == chats[i]
+            assert results[3] == text
+
+        def client(first: int) -> None:
+            for i in range(40):
+                asyncio.run(check((first + i) % 40))
+
+        with ThreadPoolExecutor(32) as clients:
+            list(clients.map(client, range(32)))
+
+
+async def test_the_loop_stays_free_while_a_large_prompt_is_rendered(model_path: Path) -> None:
+    messages = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+        await renderer.render_text_async("the thread's tokenizer is copied here", TextOptions())
+        gaps = []
+        for _ in range(3):
+            rendering = asyncio.ensure_future(renderer.render_chat_async(messages, ChatOptions()))
+            begin = time.perf_counter()
+            gaps.append(await longest_gap_s(rendering))
+            assert time.perf_counter() - begin > 0.1
+            assert len((await rendering).token_ids) > 200_000
+        print(f"longest gaps of the loop: {[f'{gap * 1000:.0f} ms' for gap in gaps]}")
+        assert min(gaps) < 0.1
+
+
+async def longest_gap_s(task: "asyncio.Future[Any]") -> float:
+    """The longest time for which the loop did not get around to a 1 ms timer until the task was done."""
+    longest = 0.0
+    last = time.perf_counter()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    return longest
+
+
+async def test_the_work_runs_in_the_pool_and_not_on_the_loop() -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="pool") as executor:
+        name = await make_async(lambda: threading.current_thread().name, executor)()
+    assert name.startswith("pool")
+
+
+async def test_make_async_passes_arguments_results_and_errors(inline_executor: Executor) -> None:
+    def divide(a: int, *, by: int) -> float:
+        """Divides."""
+        return a / by
+
+    divide_async = make_async(divide, inline_executor)
+    assert divide_async.__name__ == "divide"
+    assert await divide_async(6, by=3) == 2
+    with pytest.raises(ZeroDivisionError):
+        await divide_async(1, by=0)
+
+
+async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: Path) -> None:
+    with (
+        build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer,
+        pytest.raises(RequestError, match="got -1"),
+    ):
+        await renderer.render_text_async([-1], TextOptions())
+
+
+def test_closing_ends_the_threads(model_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    def names() -> list[str]:
+        started = set(threading.enumerate()) - before
+        return [thread.name for thread in started if thread.name.startswith("renderer")]
+
+    with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=2)) as renderer:
+        asyncio.run(renderer.render_text_async("hello", TextOptions()))
+        assert names()
+    assert names() == []
+    with pytest.raises(RuntimeError):
+        asyncio.run(renderer.render_text_async("hello", TextOptions()))
+
+
+def test_an_executor_that_was_given_stays_open(model_path: Path) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        HfRenderer(ModelFiles(model_path, model_path), RendererConfig(), executor=executor).close()
+        assert executor.submit(lambda: 1).result() == 1
+
+
+def test_the_pool_s_threads_import_nothing_from_transformers(model_path: Path) -> None:
+    script = (
+        "import sys, threading, asyncio\n"
+        "from pathlib import Path\n"
+        "seen = []\n"
+        "def hook(event, args):\n"
+        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
+        "sys.addaudithook(hook)\n"
+        "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.prompts import ChatOptions, TextOptions\n"
+        "from server.renderers.registry import build_renderer\n"
+        "path = Path(sys.argv[1])\n"
+        "async def main(renderer):\n"
+        "    await renderer.render_chat_async([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"
+        "    await renderer.render_text_async('hi', TextOptions(truncate_prompt_tokens=5))\n"
+        "    await renderer.detokenize_async([1, 2, 3])\n"
+        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
+        "    renderer.warm_up()\n"
+        "    asyncio.run(main(renderer))\n"
+        "print(seen)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,119 @@
+"""Stop strings across pieces of text and across tokens."""
+
+import random
+
+import pytest
+
+from server.renderers.hf import HfRenderer
+from server.renderers.stop_strings import StopScanner
+
+
+def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None]:
+    shown = []
+    for piece in pieces:
+        text, stop = scanner.scan(piece)
+        shown.append(text)
+        if stop is not None:
+            return shown, stop
+    return [*shown, scanner.release()], None
+
+
+def test_text_before_a_stop_string_is_shown() -> None:
+    assert scan(StopScanner(["STOP"]), ["go on STOP there"]) == (["go on "], "STOP")
+
+
+def test_the_stop_string_can_be_included() -> None:
+    assert scan(StopScanner(["STOP"], include_in_output=True), ["go on STOP there"]) == (["go on STOP"], "STOP")
+
+
+def test_a_stop_string_is_found_across_pieces() -> None:
+    assert scan(StopScanner(["STOP"]), ["go S", "T", "OP on"]) == (["go ", "", ""], "STOP")
+
+
+def test_text_is_held_back_only_while_it_may_be_a_beginning() -> None:
+    assert scan(StopScanner(["STOP"]), ["a ST", "EP"]) == (["a ", "STEP", ""], None)
+
+
+def test_what_is_held_back_at_the_end_is_released() -> None:
+    assert scan(StopScanner(["STOP"]), ["a STO"]) == (["a ", "STO"], None)
+
+
+def test_a_beginning_within_a_beginning_is_held_back() -> None:
+    assert scan(StopScanner(["aab"]), ["aa", "ab"]) == (["", "a"], "aab")
+    assert scan(StopScanner(["\n\nQ"]), ["x\n", "\n", "\nQ"]) == (["x", "", "\n"], "\n\nQ")
+
+
+def test_the_stop_string_that_is_complete_first_wins() -> None:
+    assert scan(StopScanner(["world", "lo w"]), ["hello world"]) == (["hel"], "lo w")
+    assert scan(StopScanner(["cd", "abcd"]), ["xabcd"]) == (["xab"], "cd")
+
+
+def test_several_candidates_are_held_back_from_the_earliest() -> None:
+    assert scan(StopScanner(["bcx", "abcy"]), ["1abc", "x"]) == (["1", "a"], "bcx")
+    assert scan(StopScanner(["bcx", "abcy"]), ["1abc", "y"]) == (["1", ""], "abcy")
+
+
+def test_a_stop_string_that_was_passed_over_is_not_found_later() -> None:
+    scanner = StopScanner(["ab", "xabz"])
+    assert scanner.scan("xab", can_stop=False) == ("", None)
+    assert scanner.scan("q") == ("xabq", None)
+    assert scanner.scan("xab") == ("x", "ab")
+
+
+def test_random_pieces_give_what_a_search_in_the_whole_text_gives() -> None:
+    for seed in range(2000):
+        rng = random.Random(seed)
+        text = "".join(rng.choices("ab", k=30))
+        stops = ["".join(rng.choices("ab", k=rng.randint(2, 6))) for _ in range(rng.randint(1, 3))]
+        ends = [(text.find(stop) + len(stop), i) for i, stop in enumerate(stops) if stop in text]
+        cuts = sorted(rng.choices(range(31), k=rng.randint(0, 30)))
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, 30], strict=True)]
+        shown, stop = scan(StopScanner(stops), pieces)
+        if ends:
+            end, i = min(ends)
+            assert (stop, "".join(shown)) == (stops[i], text[: end - len(stops[i])]), seed
+        else:
+            assert (stop, "".join(shown)) == (None, text), seed
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool) -> None:
+    token_ids = renderer._tokenizer.encode("the quick brown fox jumps", add_special_tokens=False)
+    whole = renderer.detokenize(token_ids)
+    detokenizer = renderer.create_detokenizer(stop=["brown fox", "never"], include_stop_str_in_output=include)
+    deltas = [detokenizer.append([token_id]) for token_id in token_ids]
+    stop_at = next(i for i, delta in enumerate(deltas) if delta.stop)
+    assert deltas[stop_at].stop == "brown fox"
+    text = "".join(delta.text for delta in deltas[: stop_at + 1])
+    assert text == whole[: whole.index("brown fox") + (len("brown fox") if include else 0)]
+
+
+def test_tokens_behind_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
+    token_ids = renderer._tokenizer.encode("the quick brown fox", add_special_tokens=False)
+    detokenizer = renderer.create_detokenizer(stop=["quick"])
+    assert detokenizer.append(token_ids) == ("the ", "quick")
+    assert detokenizer.text == "the "
+
+
+def test_no_stop_string_within_the_first_tokens(renderer: HfRenderer) -> None:
+    token_ids = renderer._tokenizer.encode("the quick the quick the", add_special_tokens=False)
+    whole = renderer.detokenize(token_ids)
+    first = renderer.create_detokenizer(stop=["quick"])
+    num_before = next(i for i, token_id in enumerate(token_ids) if first.append([token_id]).stop)
+    for min_tokens, end in ((num_before, whole.index("quick")), (num_before + 1, whole.rindex("quick"))):
+        detokenizer = renderer.create_detokenizer(stop=["quick"], min_tokens=min_tokens)
+        assert detokenizer.append(token_ids) == (whole[:end], "quick")
+
+
+def test_a_stop_string_may_begin_within_the_first_tokens(renderer: HfRenderer) -> None:
+    token_ids = renderer._tokenizer.encode("the quick brown", add_special_tokens=False)
+    detokenizer = renderer.create_detokenizer(stop=["quick brown"], min_tokens=len(token_ids) - 1)
+    assert detokenizer.append(token_ids) == ("the ", "quick brown")
+
+
+def test_finish_releases_what_might_have_been_a_stop_string(renderer: HfRenderer) -> None:
+    token_ids = renderer._tokenizer.encode("the quick", add_special_tokens=False)
+    detokenizer = renderer.create_detokenizer(stop=["quick brown"])
+    assert detokenizer.append(token_ids) == ("the ", None)
+    assert detokenizer.finish() == "quick"
+    assert detokenizer.text == "the quick"

@@ -1,0 +1,44 @@
+"""How single tokens are shown."""
+
+from server.renderers.hf import HfRenderer
+
+
+def test_bytes_of_a_text_s_tokens_are_the_text(renderer: HfRenderer) -> None:
+    text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if renderer._tokenizer.unk_token_id is None else "the quick fox"
+    token_ids = renderer._tokenizer.encode("a " + text, add_special_tokens=False)
+    assert b"".join(map(renderer.token_bytes, token_ids)).decode().strip() == "a " + text
+
+
+def test_parts_of_a_character_have_their_own_bytes(renderers: dict[str, HfRenderer]) -> None:
+    for kind in ("real", "byte_level", "llama"):
+        renderer = renderers[kind]
+        token_ids = renderer._tokenizer.encode("😀", add_special_tokens=False)
+        parts = [renderer.token_bytes(token_id) for token_id in token_ids]
+        assert b"".join(parts).strip() == "😀".encode()
+        assert len([part for part in parts if part.strip()]) > 1
+        assert all("\ufffd" in renderer.token_text(token_ids[i]) for i, part in enumerate(parts) if part.strip())
+
+
+def test_a_byte_level_vocabulary_has_a_token_for_every_byte(renderers: dict[str, HfRenderer]) -> None:
+    renderer = renderers["byte_level"]
+    known = {renderer.token_bytes(token_id) for token_id in range(renderer.vocab_size)}
+    assert {bytes([byte]) for byte in range(256)} <= known
+
+
+def test_a_word_behind_a_space_shows_the_space(renderer: HfRenderer) -> None:
+    texts = list(map(renderer.token_text, renderer._tokenizer.encode("dog the", add_special_tokens=False)))
+    assert "".join(texts).endswith("dog the")
+    assert any(text.startswith(" t") for text in texts)
+
+
+def test_special_tokens_are_shown_as_they_are_written(renderers: dict[str, HfRenderer]) -> None:
+    assert renderers["real"].token_text(2) == "<|im_end|>"
+    assert renderers["llama"].token_text(2) == "</s>"
+    assert renderers["wordpiece"].token_text(2) == "</s>"
+    byte_level = renderers["byte_level"]
+    assert byte_level.token_text(byte_level.vocab_size - 1) == "<tool call>"
+
+
+def test_an_id_beyond_the_vocabulary_has_no_text(renderer: HfRenderer) -> None:
+    assert renderer.token_bytes(renderer.vocab_size + 5) == b""
+    assert renderer.create_detokenizer().append([renderer.vocab_size + 5]).text == ""
