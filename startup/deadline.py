@@ -1,0 +1,57 @@
+"""Bounds a start: at the limit it names the phase, shows where every thread is, and ends the process."""
+
+import faulthandler
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+logger = logging.getLogger(__name__)
+
+EXIT_START_FAILED = 3
+
+
+class StartDeadline:
+    """Runs from `start` to `cancel`; without a limit it does nothing.
+
+    The main thread may be deep in an import or a system call, so that no exception would reach it: the process
+    is ended from the timer's thread, the engine process before it.
+    """
+
+    def __init__(self, limit_s: float | None, describe: Callable[[], str]) -> None:
+        self._limit_s = limit_s
+        self._describe = describe
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Self:
+        if self._limit_s is not None:
+            self._timer = threading.Timer(self._limit_s, self._expire)
+            self._timer.name = "start-deadline"
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """The start is over in time."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        logger.error("the start took longer than --startup-timeout %g s, in phase %s", self._limit_s, self._describe())
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                os.kill(child.pid, signal.SIGKILL)
+        sys.stderr.flush()
+        os._exit(EXIT_START_FAILED)

@@ -1,0 +1,62 @@
+"""Imports heavy modules the one safe way: one after the other, on the main thread, garbage collector paused.
+
+vLLM imported transformers in a second thread to save time and got half-initialised modules
+(vllm-project/vllm #40331, #40442, reverted by #40438). Collecting while millions of long-lived objects
+are made is what costs; pausing it takes a quarter off (docs/architecture.md).
+"""
+
+import gc
+import importlib
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from envs.registry import env
+
+if TYPE_CHECKING:
+    from startup.lean.stand_ins import LeftOut
+
+HEAVY_MODULES = ("torch", "transformers")
+ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
+
+
+def import_serially(modules: Iterable[str] = HEAVY_MODULES) -> None:
+    """Imports the modules in order, then moves all objects out of the collector's sight.
+
+    Raises:
+        RuntimeError: called on another thread than the main one.
+    """
+    with _collector_paused():
+        for module in modules:
+            importlib.import_module(module)
+
+
+def import_engine() -> "LeftOut":
+    """Imports torch, transformers and the engine, without what serving never uses.
+
+    Raises:
+        RuntimeError: called on another thread than the main one.
+    """
+    from startup.lean.stand_ins import LeftOut, import_lean
+
+    with _collector_paused():
+        if env.VCLI_LEAN_IMPORTS.get():
+            return import_lean(ENGINE_MODULES)
+        for module in ("torch", *ENGINE_MODULES):
+            importlib.import_module(module)
+        return LeftOut()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("heavy modules are imported on the main thread only")
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+    gc.freeze()

@@ -1,0 +1,171 @@
+"""The start: socket, start method, preflight, engine process, then the server; the one place that knows them all.
+
+Order matters. The socket listens first and is answered from then on. The forkserver is started next and imports
+torch and transformers on its main thread while this process checks and finds the model and imports the HTTP side.
+Nothing heavy is imported in a second thread, ever.
+"""
+
+import logging
+import os
+from contextlib import ExitStack
+from multiprocessing.context import BaseContext
+from socket import socket
+
+from envs.registry import env
+from server.config import ModelFiles
+from server.errors import ServerError
+from server.types import EngineInfo
+from startup import engine_process, listener
+from startup.config import StartupConfig
+from startup.deadline import StartDeadline
+from startup.errors import EngineBootError, PortInUseError, StartupError
+from startup.logs import configure_logging
+from startup.prefetch.plan import plan_files, plan_libraries
+from startup.prefetch.process import Prefetch, PrefetchHandle
+from startup.preflight.model_place import locate_files
+from startup.preflight.report import PreflightReport
+from startup.responder import StartupResponder
+from startup.start_method import use_start_method
+from startup.start_state import StartState
+from startup.timeline.live_progress import LiveProgress
+from startup.timeline.timeline import PhaseTimeline
+
+logger = logging.getLogger(__name__)
+
+
+def launch(config: StartupConfig) -> int:
+    """Starts the server and runs it to its end; returns the exit code.
+
+    Raises:
+        StartupError: the server cannot start; nothing is left behind.
+    """
+    timeline = PhaseTimeline.from_process_start()
+    configure_logging(config.logging_level, process="api")
+    return _Launch(config, timeline).run()
+
+
+class _Launch:
+    """One start; lives in the API process, on its main thread."""
+
+    def __init__(self, config: StartupConfig, timeline: PhaseTimeline) -> None:
+        self._config = config
+        self._timeline = timeline
+        self._state = StartState(config, timeline)
+        self._stack = ExitStack()
+
+    def run(self) -> int:
+        with self._stack:
+            listening = self._listen()
+            responder = self._stack.enter_context(StartupResponder(listening, self._state))
+            self._timeline.on_change = lambda: responder.tell(self._state.snapshot())
+            deadline = self._stack.enter_context(StartDeadline(self._config.startup_timeout_s, self._describe_phase))
+            live = self._stack.enter_context(LiveProgress(self._state.meter))
+            try:
+                return self._run(listening, responder, deadline, live)
+            except (ServerError, StartupError) as err:
+                self._state.fail(str(err))
+                raise EngineBootError(str(err)) from err if isinstance(err, ServerError) else err
+
+    def _run(self, listening: socket, responder: StartupResponder, deadline: StartDeadline, live: LiveProgress) -> int:
+        with self._timeline.span("locate_model"):
+            located = locate_files(self._config.model)
+        context = self._prepare_start_method(located)
+        prefetch = self._read_ahead(located)
+        self._check()
+        files = self._resolve_model()
+        if files != located:
+            prefetch = self._read_ahead(files)
+        engine = None if engine_process.blocks_on_imports(context) else self._start_engine(context, files)
+        with self._timeline.span("import_server"):
+            from server.renderers.registry import build_renderer
+            from server.run import RunOptions, run_server
+        with self._timeline.span("load_tokenizer"):
+            renderer = self._stack.enter_context(build_renderer(files, self._config.renderer))
+        engine = engine or self._start_engine(context, files)
+        with self._timeline.span("warm_up_renderer"):
+            renderer.warm_up()
+
+        def on_ready(info: EngineInfo) -> None:
+            deadline.cancel()
+            live.close()
+            self._timeline.add("engine", info.spans)
+            self._state.finish(info, prefetch.result(), listener.describe(listening))
+
+        options = RunOptions(
+            listener=listening,
+            engine_connection=engine.connection,
+            engine_ready_timeout_s=self._config.engine_ready_timeout_s,
+            start=self._state,
+            span=self._timeline.span,
+            on_serving=responder.hand_over,
+            on_ready=on_ready,
+        )
+        return run_server(files, renderer, self._config.server, options)
+
+    def _listen(self) -> socket:
+        server = self._config.server
+        with self._timeline.span("listen"):
+            try:
+                listening = self._stack.enter_context(
+                    listener.listen(host=server.host, port=server.port, uds=server.uds)
+                )
+            except PortInUseError as err:
+                from startup.preflight.run import run_preflight
+
+                raise _combine(run_preflight(self._config), err) from err
+        self._timeline.mark("listening")
+        return listening
+
+    def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
+        with self._timeline.span("prepare_start_method"):
+            context = use_start_method(self._config.start_method)
+            if located is not None:  # the hub's client reads it when it is imported
+                os.environ["HF_HUB_OFFLINE"] = "1"
+            if self._config.engine.trust_remote_code:
+                os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"  # nobody knows what a model's own code uses
+            engine_process.prepare(context, located)
+        return context
+
+    def _read_ahead(self, files: ModelFiles | None) -> PrefetchHandle:
+        """Torch's libraries come first, as the imports do; what is resident costs nothing."""
+        paths = (*plan_libraries(), *(plan_files(files) if files else ()))
+        return self._stack.enter_context(Prefetch.start(paths, self._config.prefetch))
+
+    def _check(self) -> None:
+        with self._timeline.span("preflight"):
+            from startup.preflight.run import PreflightOptions, run_preflight
+
+            self._state.remember_past()
+            report = run_preflight(self._config, options=PreflightOptions(is_listening=True))
+        for finding in report.warnings:
+            logger.warning("%s", finding.message)
+        if report.errors:
+            raise _combine(report)
+
+    def _resolve_model(self) -> ModelFiles:
+        with self._timeline.span("resolve_model"):
+            from startup.model.source import resolve_model
+
+            return resolve_model(self._config.model, self._state.tell_detail)
+
+    def _start_engine(self, context: BaseContext, files: ModelFiles) -> engine_process.EngineProcess:
+        waits_for = "forkserver" if engine_process.blocks_on_imports(context) else None
+        with self._timeline.span("start_engine_process", waits_for=waits_for):
+            engine = engine_process.start_engine(
+                context, files, self._config.engine, logging_level=self._config.logging_level
+            )
+        self._stack.callback(engine.close)
+        return engine
+
+    def _describe_phase(self) -> str:
+        return str(self._state.progress()["phase"])
+
+
+def _combine(report: PreflightReport, err: StartupError | None = None) -> StartupError:
+    """One error for all that the preflight found, or the one that is there anyway if it found nothing."""
+    messages = [finding.message for finding in report.errors]
+    if not messages and err is not None:
+        return err
+    if len(messages) == 1:
+        return StartupError(messages[0])
+    return StartupError("\n  ".join([f"{len(messages)} faults:", *messages]))

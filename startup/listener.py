@@ -1,0 +1,68 @@
+"""Binds the server's socket, and listens, before anything slow happens."""
+
+import socket
+from pathlib import Path
+
+from startup.errors import PortInUseError, StartupError
+
+_BACKLOG = 2048
+
+
+def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
+    """A listening socket on `uds`, or on `host` and `port`.
+
+    Listening at once, not only binding, is what makes the second of two servers fail: with
+    SO_REUSEADDR two sockets may be bound to one port as long as neither listens (socket(7)).
+
+    Raises:
+        PortInUseError: another process listens there.
+        StartupError: the address cannot be used.
+    """
+    if uds is not None:
+        return _listen_unix(Path(uds))
+    family = socket.AF_INET6 if host and ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host or "0.0.0.0", port))
+        listener.listen(_BACKLOG)
+    except OSError as err:
+        listener.close()
+        raise _explain(err, f"{host or '0.0.0.0'}:{port}", "choose another --port") from err
+    return listener
+
+
+def describe(listener: socket.socket) -> str:
+    """The address as a client would write it."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError as err:
+        listener.close()
+        raise _explain(err, str(path), "choose another --uds") from err
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process listens on the socket file, or it was only left behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _explain(err: OSError, address: str, fix: str) -> StartupError:
+    if isinstance(err, socket.gaierror):
+        return StartupError(f"cannot listen on {address}: the host name is not known")
+    reason = (err.strerror or str(err)).lower()
+    if "in use" in reason:
+        return PortInUseError(f"{address} is in use by another process: stop it or {fix}")
+    return StartupError(f"cannot listen on {address}: {reason}")

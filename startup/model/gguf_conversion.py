@@ -1,0 +1,29 @@
+"""Converts a GGUF file to a folder of bf16 safetensors; runs as a script, in a process of its own.
+
+Arguments: the file, the folder to write, and a folder of packages that reading GGUF needs.
+"""
+
+import sys
+from pathlib import Path
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes the model and its tokenizer into `target`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(target)
+
+
+if __name__ == "__main__":
+    sys.path.append(sys.argv[3])
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,137 @@
+"""Downloads models from the Hugging Face hub and says in one line why one cannot be had."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Final, TypeVar
+
+from envs.registry import env
+from startup.errors import ModelNotFoundError
+from startup.model.download_progress import DownloadProgress, Show
+
+logger = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S: Final = 3.0
+_DEADLINE_S: Final = 4.0
+"""Bounds what a request's timeout does not, such as the look-up of the hub's address."""
+
+_TEXTS: Final = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """What to download, and where to."""
+
+    model_id: str
+    revision: str | None
+    token: str | None
+    cache_dir: Path
+    with_weights: bool = True
+
+
+def is_offline() -> bool:
+    """Whether the user forbids the hub."""
+    return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
+
+
+def download(model: HubModel, show: Show) -> Path:
+    """The folder of the downloaded files; `show` is told how far it is.
+
+    Raises:
+        ModelNotFoundError: the hub cannot be reached, does not know the model or does not let us have it.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    endpoint = (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
+    sizes = _list_files(model, endpoint)
+    names = wanted_files(list(sizes), with_weights=model.with_weights)
+    total_bytes = sum(sizes[name] or 0 for name in names)
+    logger.info("downloading %s from %s", model.model_id, endpoint)
+    try:
+        with DownloadProgress(model.model_id, total_bytes or None, show) as progress:
+            folder = snapshot_download(
+                model.model_id,
+                revision=model.revision,
+                cache_dir=model.cache_dir,
+                token=model.token,
+                endpoint=endpoint,
+                allow_patterns=names,
+                tqdm_class=progress.bar_class,
+            )
+    except Exception as err:
+        reason = _refusal(err, model, endpoint) or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
+        raise ModelNotFoundError(reason) from err
+    return Path(folder)
+
+
+def wanted_files(names: list[str], *, with_weights: bool) -> list[str]:
+    """The files to download: configuration and tokenizer, and the weights in one format alone."""
+    top = [name for name in names if "/" not in name]
+    texts = [name for name in top if any(fnmatch(name, pattern) for pattern in _TEXTS)]
+    return texts + _weights(top) if with_weights else texts
+
+
+def _weights(names: list[str]) -> list[str]:
+    for pattern in (r"model(-\d+-of-\d+)?\.safetensors", r".*\.safetensors", r"pytorch_model(-\d+-of-\d+)?\.bin"):
+        if found := [name for name in names if re.fullmatch(pattern, name)]:
+            return found
+    return []
+
+
+def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
+    """Names and sizes in bytes, as far as the hub tells."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=model.token)
+    try:
+        info = _within_deadline(
+            lambda: api.model_info(
+                model.model_id, revision=model.revision, timeout=REQUEST_TIMEOUT_S, files_metadata=True
+            )
+        )
+    except Exception as err:
+        unreachable = f"{model.model_id} is not cached, and the hub at {endpoint} cannot be reached ({_line(err)})"
+        raise ModelNotFoundError(_refusal(err, model, endpoint) or unreachable) from err
+    return {sibling.rfilename: sibling.size for sibling in info.siblings or []}
+
+
+def _within_deadline(request: Callable[[], T]) -> T:
+    """Runs a request in a thread that is left behind when it hangs where no timeout reaches."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(request())
+        except Exception as err:  # noqa: BLE001 - raised again where it is waited for
+            outcome.set_exception(err)
+
+    threading.Thread(target=run, name="hub-request", daemon=True).start()
+    try:
+        return outcome.result(timeout=_DEADLINE_S)
+    except TimeoutError as err:
+        raise TimeoutError(f"no answer within {_DEADLINE_S:g} s") from err
+
+
+def _refusal(err: Exception, model: HubModel, endpoint: str) -> str | None:
+    """What an answer of the hub means, None where the hub did not answer."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"{endpoint}/{model.model_id}"
+    if isinstance(err, GatedRepoError):
+        return f"{model.model_id} is gated: accept its terms at {page}, then give a token by --hf-token or HF_TOKEN"
+    if isinstance(err, RepositoryNotFoundError):
+        return f"{page} does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
+    if isinstance(err, RevisionNotFoundError):
+        return f"{page} has no revision {model.revision!r}"
+    return f"{page} cannot be had: {_line(err)}" if isinstance(err, HfHubHTTPError) else None
+
+
+def _line(err: Exception) -> str:
+    return " ".join(str(err).split()) or type(err).__name__

@@ -1,0 +1,36 @@
+"""Finds models that were downloaded from the Hugging Face hub before, without importing its client."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from envs.registry import env
+from startup.config import ModelConfig
+
+_DEFAULT_REVISION: Final = "main"
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name may be a model's on the hub."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def hub_cache_dir(config: ModelConfig) -> Path:
+    """Where models from the hub are kept."""
+    return Path(config.download_dir).expanduser() if config.download_dir else env.HF_HUB_CACHE.get()
+
+
+def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
+    """The folder of a cached revision, None where it was never downloaded; its files may be incomplete."""
+    folder = cache_dir / f"models--{model_id.replace('/', '--')}"
+    commit = _commit_of(folder, revision or _DEFAULT_REVISION)
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _commit_of(folder: Path, revision: str) -> str:
+    try:
+        return (folder / "refs" / revision).read_text(encoding="ascii").strip()
+    except OSError:
+        return revision

@@ -1,0 +1,193 @@
+"""Starts the helper process that reads files into the page cache, and hears from it."""
+
+import json
+import logging
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from startup.prefetch.budget import needlessness
+from startup.prefetch.job import Job
+from startup.prefetch.options import PrefetchOptions
+from startup.prefetch.report import PrefetchProgress, PrefetchReport
+from startup.prefetch.residency import is_cheap
+from startup.prefetch.survey import survey_files
+
+logger = logging.getLogger(__name__)
+
+_ROOT: Final = Path(__file__).parents[2]
+_CODE: Final = "import sys; sys.path.append(sys.argv[1]); from startup.prefetch.worker import main; main(sys.argv[2:])"
+"""Our packages come last on the path, so that nothing of theirs can hide a module of the standard library."""
+_GRACE_S: Final = 0.5
+_POLL_S: Final = 0.005
+
+
+class PrefetchHandle:
+    """A prefetch as the launcher sees it; to be used by one thread and closed by its owner."""
+
+    def __init__(self, helper: "_Helper | None", report: PrefetchReport | None = None) -> None:
+        self._helper = helper
+        self._report = report
+
+    @property
+    def pid(self) -> int | None:
+        """The helper process, None where there is none (any more)."""
+        return self._helper.pid if self._helper else None
+
+    def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
+        """The report once the prefetch has ended, None if it has not within so many seconds."""
+        deadline = time.monotonic() + timeout_s
+        while self._report is None and self._helper is not None:
+            message = self._helper.receive(max(deadline - time.monotonic(), 0.0))
+            if message is None:
+                return None
+            self._take(message)
+        return self._report
+
+    def progress(self) -> Iterator[PrefetchProgress]:
+        """Waits for messages and yields those about progress, until the report is there."""
+        while self._report is None and self._helper is not None:
+            message = self._helper.receive(None)
+            if message and "progress" in message:
+                yield PrefetchProgress(**message["progress"])
+            else:
+                self._take(message or {})
+
+    def close(self) -> None:
+        """Ends a prefetch that still runs; half a second at most."""
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
+
+    def __enter__(self) -> "PrefetchHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "report" in message:
+            self._report = PrefetchReport.from_fields(message["report"])
+        elif not message:
+            self._report = PrefetchReport("failed", "the helper process ended without a report")
+        if self._report is not None:
+            _warn(self._report)
+            self.close()
+
+
+class Prefetch:
+    """Reads files into the page cache in a process of its own, while the launcher imports."""
+
+    @staticmethod
+    def start(files: Sequence[Path], options: PrefetchOptions | None = None) -> PrefetchHandle:
+        """Returns at once, in a millisecond or two; never raises, as a start goes on without it."""
+        options = options or PrefetchOptions()
+        if options.mode == "off":
+            return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
+        if not files:
+            return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
+        try:
+            if options.mode == "auto" and (needless := _look(files, options)):
+                return PrefetchHandle(None, needless)
+            return PrefetchHandle(_Helper(files, options))
+        except OSError as err:
+            report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
+            _warn(report)
+            return PrefetchHandle(None, report)
+
+
+def _look(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | None:
+    """A report if there is nothing to read, where that is known at once; the helper would take 50 ms to say so."""
+    paths = [str(path) for path in files]
+    with suppress(OSError):
+        if not is_cheap(paths[0]):
+            return None
+    survey = survey_files(paths, options.block_bytes)
+    reason = needlessness(survey, is_forced=False)
+    if reason is None or survey.problems:
+        return None
+    return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)
+
+
+class _Helper:
+    """The process and the two pipes to it."""
+
+    def __init__(self, files: Sequence[Path], options: PrefetchOptions) -> None:
+        begin_ns = time.monotonic_ns()
+        job = Job(
+            options.num_threads,
+            options.block_bytes,
+            options.reserve_bytes,
+            options.memory_bytes,
+            options.mode == "on",
+            options.progress_interval_s,
+            os.getpid(),
+            begin_ns,
+        )
+        control_fd, self._control_fd = os.pipe()
+        self._report_fd, report_fd = os.pipe()
+        try:
+            self.pid = _spawn([job.to_argument(), *map(str, files)], control_fd, report_fd)
+        except OSError:
+            os.close(self._control_fd)
+            os.close(self._report_fd)
+            raise
+        finally:
+            os.close(control_fd)
+            os.close(report_fd)
+        self._received = b""
+
+    def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
+        """The next message; an empty one at the end, None where the time is over first."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._received:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not select.select([self._report_fd], [], [], left)[0]:
+                return None
+            chunk = os.read(self._report_fd, 1 << 16)
+            if not chunk:
+                return {}
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def close(self) -> None:
+        """A byte says stop, as the pipe's end may be held open by a forked process."""
+        with suppress(OSError):
+            os.write(self._control_fd, b"x")
+        os.close(self._control_fd)
+        os.close(self._report_fd)
+        deadline = time.monotonic() + _GRACE_S
+        while not self._has_ended():
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                return
+            time.sleep(_POLL_S)
+
+    def _has_ended(self) -> bool:
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:  # reaped by somebody else, such as an init process
+            return True
+
+
+def _spawn(arguments: list[str], control_fd: int, report_fd: int) -> int:
+    """Two descriptors and standard error are all that the process gets; it loads no site-packages."""
+    actions = [(os.POSIX_SPAWN_DUP2, control_fd, 0), (os.POSIX_SPAWN_DUP2, report_fd, 1)]
+    command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
+    return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+
+
+def _warn(report: PrefetchReport) -> None:
+    if report.state == "failed":
+        logger.warning("no prefetch: %s", report.reason)
+    for problem in report.problems:
+        logger.warning("prefetch: %s", problem)

@@ -1,0 +1,130 @@
+"""How much of a file is in the page cache, by the cheapest call that tells the truth.
+
+For 3.2 GB in 4 files: cachestat(2), from Linux 6.5 on, takes 0.3 ms; mincore(2) 48 ms; preadv2(2) with RWF_NOWAIT 97 to
+460 ms. The latter also starts to read what it asks for, so it is asked for samples, by a descriptor without read-ahead.
+It is needed where a file is neither ours nor writable: mincore calls all of it resident then, cachestat refuses.
+
+Light on purpose: the helper process imports it.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from functools import cache
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_SAMPLE_BYTES = 1 << 20
+_SYS_CACHESTAT = 451
+_PROT_READ = 1
+_MAP_SHARED = 1
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+Method = Callable[[int, int, int], int]
+"""Takes a descriptor, an offset and a length, returns the resident bytes."""
+
+
+class ResidencyProbe:
+    """Asks about one file; use it as a context manager."""
+
+    def __init__(self, path: str, method: Method | None = None) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.method = method or choose_method(self._fd)
+
+    def resident_bytes(self, offset: int = 0, length: int | None = None) -> int:
+        """Bytes of the range that are resident, whole pages counted up to the file's end."""
+        end = os.fstat(self._fd).st_size
+        if length is not None:
+            end = min(end, offset + length)
+        return self.method(self._fd, offset, end - offset) if end > offset else 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> "ResidencyProbe":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def choose_method(fd: int) -> Method:
+    """The cheapest method that works for the file."""
+    try:
+        by_cachestat(fd, 0, 1)
+    except OSError:
+        return by_mincore if _mincore_is_true(fd) else by_samples
+    return by_cachestat
+
+
+def is_cheap(path: str) -> bool:
+    """Whether the file's state is known in a fraction of a millisecond."""
+    with ResidencyProbe(path) as probe:
+        return probe.method is by_cachestat
+
+
+def by_cachestat(fd: int, offset: int, length: int) -> int:
+    """Raises OSError where the kernel does not know the call or refuses it."""
+    answer = _CacheStat()
+    _check(_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Range(offset, length)), ctypes.byref(answer), 0))
+    return min(int(answer.num_cached) * _PAGE_BYTES, length)
+
+
+def by_mincore(fd: int, offset: int, length: int) -> int:
+    """Maps the range without touching it."""
+    begin = offset - offset % _PAGE_BYTES
+    size = offset + length - begin
+    flags = ctypes.create_string_buffer(-(-size // _PAGE_BYTES))
+    address = _libc().mmap(None, size, _PROT_READ, _MAP_SHARED, fd, begin)
+    if address == _MAP_FAILED:
+        _check(-1)
+    try:
+        _check(_libc().mincore(address, size, flags))
+    finally:
+        _libc().munmap(address, size)
+    return min(flags.raw.count(1) * _PAGE_BYTES, length)
+
+
+def by_samples(fd: int, offset: int, length: int) -> int:
+    """Looks at a page per MiB; reads those that are not resident, and nothing around them."""
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    samples = [*range(offset, offset + length, _SAMPLE_BYTES), offset + length - 1]
+    return length * sum(_is_resident(fd, position) for position in samples) // len(samples)
+
+
+def _is_resident(fd: int, offset: int) -> bool:
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except BlockingIOError:
+        return False
+
+
+def _mincore_is_true(fd: int) -> bool:
+    """Since Linux 5.2 for those alone who own the file or may write to it."""
+    return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in ("num_cached", "num_dirty", "num_in_writeback", "num_evicted", "num_recently_evicted")
+    )
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+    return libc
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

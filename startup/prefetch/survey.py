@@ -1,0 +1,81 @@
+"""Finds out, before anything is read, what of the files is missing in the page cache; runs in the helper process."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from startup.prefetch.memory_file_systems import memory_devices
+from startup.prefetch.residency import ResidencyProbe
+
+
+class Block(NamedTuple):
+    """A range of a file that is read at once."""
+
+    path: str
+    offset: int
+    length: int
+    missing_bytes: int
+    """What of it was not resident."""
+
+
+class Survey(NamedTuple):
+    """The files as they were found."""
+
+    num_files: int
+    total_bytes: int
+    resident_bytes: int
+    in_memory_bytes: int
+    """On file systems that are memory."""
+    blocks: tuple[Block, ...]
+    """What is to be read, in the order of the files."""
+    problems: tuple[str, ...]
+
+    @property
+    def due_bytes(self) -> int:
+        """What is to be read."""
+        return sum(block.missing_bytes for block in self.blocks)
+
+    def limited_to(self, num_bytes: int) -> "Survey":
+        """The first blocks alone, up to so many bytes."""
+        kept: list[Block] = []
+        for block in self.blocks:
+            num_bytes -= block.missing_bytes
+            if num_bytes < 0:
+                break
+            kept.append(block)
+        return self._replace(blocks=tuple(kept))
+
+
+def survey_files(paths: Sequence[str], block_bytes: int) -> Survey:
+    """Never raises: a file that cannot be read is a problem."""
+    devices = memory_devices()
+    num_files = total = resident = in_memory = 0
+    blocks: list[Block] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            state = Path(path).stat()
+            found = [] if state.st_dev in devices else list(_missing_blocks(path, state.st_size, block_bytes))
+            _check_readable(path)
+        except OSError as err:
+            problems.append(f"{path}: {err.strerror}")
+            continue
+        num_files += 1
+        total += state.st_size
+        resident += state.st_size - sum(block.missing_bytes for block in found)
+        in_memory += state.st_size if state.st_dev in devices else 0
+        blocks += found
+    return Survey(num_files, total, resident, in_memory, tuple(blocks), tuple(problems))
+
+
+def _missing_blocks(path: str, size: int, block_bytes: int) -> Iterator[Block]:
+    with ResidencyProbe(path) as probe:
+        for offset in range(0, size, block_bytes):
+            length = min(block_bytes, size - offset)
+            if missing := length - probe.resident_bytes(offset, length):
+                yield Block(path, offset, length, missing)
+
+
+def _check_readable(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))

@@ -1,0 +1,120 @@
+"""The helper process: surveys the files, reads what is missing, and tells the launcher in lines of JSON.
+
+It shares nothing with the launcher: no Python state, no interpreter lock. Descriptor 0 is a pipe whose end, or any
+byte in it, means stop; descriptor 1 takes the lines. It is started without the site module, hence the standard library
+alone, and of that only what loads in a few milliseconds.
+"""
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from startup.prefetch.budget import available_bytes, decide
+from startup.prefetch.job import Job
+from startup.prefetch.reader import BlockReader
+from startup.prefetch.report import MOST_PROBLEMS, PrefetchProgress, PrefetchReport
+from startup.prefetch.survey import Survey, survey_files
+
+_CONTROL_FD = 0
+_REPORT_FD = 1
+_TICK_S = 0.05
+_NICENESS = 10
+"""The imports come first; the kernel derives the priority of disk accesses from it too (ioprio_set(2))."""
+_PROCESS_NAME = "vllm-prefetch"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Takes a job and paths; ends when all is read or it is told to stop."""
+    entry_ns = time.monotonic_ns()
+    job = Job.from_argument(arguments[0])
+    _behave()
+    try:
+        report = _Prefetch(job, entry_ns).run(arguments[1:])
+    except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher is told
+        report = PrefetchReport("failed", f"{type(err).__name__}: {err}")
+    _tell("report", report._asdict())
+    os._exit(0)  # a thread may still be waiting for the disk
+
+
+class _Prefetch:
+    def __init__(self, job: Job, entry_ns: int) -> None:
+        self._job = job
+        self._spans = [("prefetch_start", job.begin_ns, entry_ns)]
+        self._next_progress_ns = entry_ns
+
+    def run(self, paths: Sequence[str]) -> PrefetchReport:
+        begin_ns = time.monotonic_ns()
+        survey = survey_files(paths, self._job.block_bytes)
+        decision = decide(survey, self._job)
+        self._spans.append(("prefetch_survey", begin_ns, time.monotonic_ns()))
+        report = PrefetchReport(
+            "off" if decision.is_off else "done",
+            decision.reason,
+            survey.num_files,
+            survey.total_bytes,
+            survey.resident_bytes,
+            problems=survey.problems[:MOST_PROBLEMS],
+            spans=tuple(self._spans),
+        )
+        return report if decision.is_off else self._read(decision.survey, report)
+
+    def _read(self, survey: Survey, report: PrefetchReport) -> PrefetchReport:
+        begin_ns = time.monotonic_ns()
+        reader = BlockReader(survey.blocks, min(self._job.num_threads, len(survey.blocks)))
+        reason = self._supervise(reader, survey, begin_ns)
+        end_ns = time.monotonic_ns()
+        return report._replace(
+            state="stopped" if reason else "done",
+            reason=reason or report.reason,
+            read_bytes=reader.read_bytes,
+            read_s=(end_ns - begin_ns) / 1e9,
+            problems=(*report.problems, *reader.problems)[:MOST_PROBLEMS],
+            spans=(*report.spans, ("prefetch_read", begin_ns, end_ns)),
+        )
+
+    def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
+        """Waits for the reader; returns why it was stopped, None where it came to its end."""
+        reason = None
+        while not reader.wait(_TICK_S) and reason is None:
+            reason = self._stop_reason(reader, survey)
+            self._tell_progress(reader, survey.due_bytes, begin_ns)
+        reader.stop()
+        if not reader.keeps_pages:
+            return "what is read does not stay in the page cache"
+        return reason
+
+    def _stop_reason(self, reader: BlockReader, survey: Survey) -> str | None:
+        if os.getppid() != self._job.parent_pid:
+            return "the launcher is gone"
+        if select.select([_CONTROL_FD], [], [], 0)[0]:
+            return "the launcher wants it"
+        available = available_bytes(self._job)
+        if available is None:
+            return None
+        left = available - survey.resident_bytes - reader.read_bytes
+        return "memory is short" if left < self._job.reserve_bytes // 4 else None
+
+    def _tell_progress(self, reader: BlockReader, due_bytes: int, begin_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if self._job.progress_interval_s is None or now_ns < self._next_progress_ns:
+            return
+        self._next_progress_ns = now_ns + int(self._job.progress_interval_s * 1e9)
+        _tell("progress", PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9)._asdict())
+
+
+def _behave() -> None:
+    """Ctrl-C is the launcher's to act on; work and disk accesses give way to those of others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.nice(_NICENESS)
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(_PROCESS_NAME, encoding="ascii")
+
+
+def _tell(kind: str, fields: dict[str, object]) -> None:
+    os.write(_REPORT_FD, json.dumps({kind: fields}).encode() + b"\n")

@@ -1,0 +1,100 @@
+"""Checks the address to listen on, and names the process that has it."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from server.config import ServerConfig
+from startup.errors import PortInUseError, StartupError
+from startup.listener import listen
+from startup.preflight.report import Finding, error, info, warning
+from startup.preflight.socket_holders import bound_holders, tcp_holders, unix_holders
+
+_MOST_PATH_BYTES: Final = 107
+"""Longest path of a UNIX socket (unix(7))."""
+
+
+def check_address(config: ServerConfig) -> Iterator[Finding]:
+    """Whether a server can listen where it is told to; nothing is left behind."""
+    if config.uds is not None:
+        yield from _check_uds(Path(config.uds))
+    elif config.port != 0:
+        yield from _check_port(config)
+
+
+def check_tls_files(config: ServerConfig) -> Iterator[Finding]:
+    """Whether the files of keys and certificates can be read."""
+    files = {
+        "--ssl-keyfile": config.ssl_keyfile,
+        "--ssl-certfile": config.ssl_certfile,
+        "--ssl-ca-certs": config.ssl_ca_certs,
+    }
+    for option, name in files.items():
+        if name is not None:
+            try:
+                Path(name).open("rb").close()
+            except OSError as err:
+                yield error("tls", f"{option} {name} cannot be read: {err.strerror}")
+    if config.ssl_keyfile and not config.ssl_certfile:
+        yield error("tls", f"--ssl-keyfile {config.ssl_keyfile} needs a certificate: give one with --ssl-certfile")
+
+
+def _check_port(config: ServerConfig) -> Iterator[Finding]:
+    try:
+        listen(host=config.host, port=config.port, uds=None).close()
+    except PortInUseError:
+        holders = map(str, tcp_holders(config.port))
+        who = ", ".join(holders) or "a process that is not visible from here (another user or container)"
+        yield error("port", f"{_address(config)} is in use by {who}: stop it or choose another --port")
+    except StartupError as err:
+        yield error("port", _with_port_advice(str(err), config.port))
+    else:
+        for holder in bound_holders(config.port):
+            yield warning(
+                "port",
+                f"port {config.port} is bound by pid {holder.pid} ({holder.command}) too, which does not listen yet: "
+                "whoever listens first gets it",
+            )
+
+
+def _address(config: ServerConfig) -> str:
+    return f"{config.host or '0.0.0.0'}:{config.port}"
+
+
+def _with_port_advice(message: str, port: int) -> str:
+    if "permission" in message and port < 1024:
+        return f"{message}: choose a --port from 1024 up, lower ones are for root"
+    return f"{message}: choose another --host"
+
+
+def _check_uds(path: Path) -> Iterator[Finding]:
+    if len(bytes(path)) > _MOST_PATH_BYTES:
+        yield error("uds", f"--uds {path} has {len(bytes(path))} bytes, at most {_MOST_PATH_BYTES} are possible")
+    elif not path.parent.is_dir():
+        yield error("uds", f"--uds {path}: there is no folder {path.parent}")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        yield error("uds", f"--uds {path}: the folder {path.parent} cannot be written to")
+    elif not path.exists():
+        return
+    elif not path.is_socket():
+        yield error("uds", f"--uds {path} exists and is no socket: remove it or choose another path")
+    elif (holders := unix_holders(path)) or _answers(path):
+        who = ", ".join(map(str, holders)) or "a process that is not visible from here"
+        yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
+    else:
+        yield info("uds", f"{path} was left behind by a server that is gone: it is replaced")
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens; a full queue says so too."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,140 @@
+"""Checks the files of a model's folder, by their names, headers and small JSON files; weights are not read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from startup.model.weight_files import WeightFiles, find_weight_files
+from startup.preflight.json_file import read_json_object, unread_lfs_problem
+from startup.preflight.report import Finding, error, listed
+from startup.preflight.safetensors_header import SafetensorsFile, TensorEntry, read_safetensors
+from startup.preflight.torch_file import torch_file_problem
+
+_JSON_FILES: Final = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "preprocessor_config.json",
+)
+"""Beside config.json and the index: read by transformers where they exist, and then they must be right."""
+_BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+CONTENT_CHECKS: Final = ("weights", "lfs")
+"""Findings about a file that is there; the others are about what is missing."""
+
+_UNREADABLE: Final = "cannot be read"
+
+
+class Checkpoint(NamedTuple):
+    """What is known of a model's folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.json; empty where it is missing or broken."""
+    weights: WeightFiles
+    tensors: tuple[TensorEntry, ...]
+    """Of all safetensors whose header could be read."""
+    weight_bytes: int
+    """Size of the weights on disk."""
+    findings: tuple[Finding, ...]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Never raises: what is wrong is among the findings."""
+    try:
+        weights = find_weight_files(folder)
+    except OSError as err:
+        finding = error("model", f"{folder} cannot be read: {err.strerror}")
+        return Checkpoint(folder, {}, WeightFiles(None, {}, (), ()), (), 0, (finding,))
+    config = read_json_object(folder / "config.json")
+    files = [read_safetensors(path) for path in weights.present if _is_safetensors(path)]
+    findings = [
+        *_config_findings(folder, config.content, config.problem),
+        *_presence_findings(folder, weights),
+        *_content_findings(weights, files),
+        *_index_findings(weights, files),
+    ]
+    tensors = tuple(tensor for file in files for tensor in file.tensors.values())
+    size = sum(path.stat().st_size for path in weights.present)
+    return Checkpoint(folder, config.content, weights, tensors, size, tuple(findings))
+
+
+def small_file_findings(folder: Path) -> Iterator[Finding]:
+    """The small files that a tokenizer and generation need."""
+    for name in _JSON_FILES:
+        if (folder / name).exists() and (problem := read_json_object(folder / name).problem):
+            yield error("json", problem)
+    for name in _BINARY_TOKENIZERS:
+        if pointer := unread_lfs_problem(folder / name):
+            yield error("lfs", pointer)
+
+
+def _config_findings(folder: Path, config: dict[str, Any], problem: str | None) -> Iterator[Finding]:
+    if not (folder / "config.json").exists():
+        yield error("config", f"{folder} has no config.json, so it is not a model folder")
+    elif problem:
+        yield error("config", problem)
+    elif not config.get("model_type") and not config.get("architectures"):
+        yield error("config", f"{folder / 'config.json'} names neither model_type nor architectures")
+
+
+def _presence_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
+    if weights.index_path and (problem := read_json_object(weights.index_path).problem):
+        yield error("index", problem)
+    elif weights.index_path and not weights.shard_of:
+        yield error("index", f"{weights.index_path} has no weight_map, so nothing can be found by it")
+    if weights.missing:
+        total = len(weights.missing) + len(weights.present)
+        yield error(
+            "shards",
+            f"{folder} lacks {len(weights.missing)} of {total} shards: {listed(weights.missing)}; download them again",
+        )
+    elif not weights.present:
+        yield error("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
+    elif len(weights.present) > 1 and weights.index_path is None and _is_numbered(weights.present[0]):
+        yield error("index", f"{folder} has {len(weights.present)} shards but no index: download the *.index.json too")
+
+
+def _content_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
+    problems = {file.path: file.problems for file in files}
+    for path in weights.present:
+        if pointer := unread_lfs_problem(path):
+            yield error("lfs", pointer)
+        elif path in problems:
+            for problem in problems[path]:
+                yield _broken(path, problem)
+        elif torch_problem := torch_file_problem(path):
+            yield _broken(path, torch_problem)
+
+
+def _broken(path: Path, problem: str) -> Finding:
+    advice = "download it again, or delete it if it came from the hub and start again"
+    if problem.startswith(_UNREADABLE):
+        advice = "give this user the right to read it"
+    return error("weights", f"{path} {problem}: {advice}")
+
+
+def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
+    """Tensors that the index promises in a shard whose header does not have them."""
+    held = {file.path.name: file.tensors for file in files if file.tensors}
+    lost: dict[str, list[str]] = {}
+    for tensor, shard in weights.shard_of.items():
+        if shard in held and tensor not in held[shard]:
+            lost.setdefault(shard, []).append(tensor)
+    for shard, tensors in sorted(lost.items()):
+        yield error(
+            "index",
+            f"{weights.index_path} promises {len(tensors)} tensors that {shard} does not have ({listed(tensors, 2)}): "
+            "index and shards are of different downloads",
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _is_numbered(path: Path) -> bool:
+    return "-of-" in path.name

@@ -1,0 +1,63 @@
+"""Checks that a download from the hub has room, in a folder that can be written to."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from startup.model.byte_count import format_bytes
+from startup.model.weight_files import find_weight_files
+from startup.preflight.model_place import ModelPlace
+from startup.preflight.report import Finding, error, warning
+
+_LEAST_BYTES: Final = 1 << 30
+"""Asked for where the size of a download is not known."""
+
+
+def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
+    """For a download that is due."""
+    folder = _nearest_existing(cache_dir)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield error("disk", f"{place.name} is to be downloaded, but {folder} cannot be written to: give --download-dir")
+        return
+    remaining = remaining_bytes(place.folder) if place.folder else None
+    if problem := disk_problem(folder, remaining):
+        yield error("disk", f"{place.name} is to be downloaded: {problem}")
+    elif remaining is None and (free := _free_bytes(folder)) < _LEAST_BYTES:
+        yield warning("disk", f"{place.name} is to be downloaded: {folder} has but {format_bytes(free)} free")
+
+
+def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
+    """Why so much cannot be written below the folder; None where it can, or where the need is not known."""
+    folder = _nearest_existing(folder)
+    free = _free_bytes(folder)
+    if needed_bytes is None or needed_bytes <= free:
+        return None
+    missing = format_bytes(needed_bytes - free)
+    return (
+        f"{format_bytes(needed_bytes)} are needed and {format_bytes(free)} are free in {folder}: "
+        f"make room for {missing} more, or give another --download-dir"
+    )
+
+
+def remaining_bytes(snapshot: Path) -> int | None:
+    """What of the weights is still to be downloaded, by the index; None where there is none yet."""
+    weights = find_weight_files(snapshot)
+    if weights.index_path is None:
+        return None
+    try:
+        total = json.loads(weights.index_path.read_text(encoding="utf-8"))["metadata"]["total_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    present = sum(path.stat().st_size for path in weights.present)
+    return max(int(total) - present, 0)
+
+
+def _free_bytes(folder: Path) -> int:
+    state = os.statvfs(folder)
+    return state.f_bavail * state.f_frsize
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,0 +1,26 @@
+"""Checks the environment's variables: wrong values, misspelt names, and those that nobody reads."""
+
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from envs.registry import unknown_variables, validate_all, variables
+from startup.preflight.report import Finding, error, info, listed, warning
+
+_CHECK: Final = "environment"
+_FOREIGN_PREFIX: Final = "VLLM_"
+
+
+def check_environment() -> Iterator[Finding]:
+    """Every wrong variable at once."""
+    for err in validate_all():
+        yield error(_CHECK, str(err))
+    for unknown in unknown_variables():
+        yield warning(_CHECK, f"{unknown}: unset it or correct its name")
+    if ignored := _ignored_names():
+        yield info(_CHECK, f"the embedded engine does not read {listed(ignored)}: set for vLLM, no effect here")
+
+
+def _ignored_names() -> list[str]:
+    declared = {variable.name for variable in variables()}
+    return sorted(name for name in os.environ if name.startswith(_FOREIGN_PREFIX) and name not in declared)

@@ -1,0 +1,86 @@
+"""Checks limits of the process and of shared memory that would end a start or a server late.
+
+Not checked: RLIMIT_MEMLOCK, since nothing here locks memory.
+"""
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from server.config import EngineConfig
+from startup.model.byte_count import format_bytes
+from startup.preflight.memory_fit import has_gpu
+from startup.preflight.model_shape import ModelShape
+from startup.preflight.report import Finding, error, warning
+
+SHM: Final = Path("/dev/shm")
+
+_LIBRARY_BYTES: Final = 1 << 30
+"""Address space of an engine process with torch and transformers imported: 730 MB measured, and its threads' stacks."""
+_ANONYMOUS_BYTES: Final = 640 << 20
+"""What of it counts for RLIMIT_DATA: 310 MB with the imports, and 8 MiB for each thread's stack."""
+_NUM_FILES_LEAST: Final = 96
+"""Libraries, sockets between processes, the event loop and a few shards: a start opens about 40."""
+_NUM_FILES_GOOD: Final = 1024
+_SHM_LEAST_BYTES: Final = 16 << 20
+"""Semaphores of multiprocessing and the registrations of OpenMP take less."""
+
+
+def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
+    """Soft limits of this process, which its children inherit."""
+    yield from _check_num_files()
+    if shape is not None and not has_gpu():
+        cache = _reserved_bytes(shape, config)
+        mapped = _LIBRARY_BYTES + shape.weight_bytes
+        yield from _check_bytes("address_space", "-v", resource.RLIMIT_AS, mapped, cache)
+        yield from _check_bytes("data_segment", "-d", resource.RLIMIT_DATA, _ANONYMOUS_BYTES, cache)
+
+
+def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
+    """Without a little of it, multiprocessing cannot make semaphores."""
+    try:
+        state = os.statvfs(folder)
+    except OSError as err:
+        yield error("shm", f"{folder} cannot be used: {err.strerror}; mount a tmpfs there")
+        return
+    free = state.f_bavail * state.f_frsize
+    if not os.access(folder, os.W_OK):
+        yield error("shm", f"{folder} cannot be written to: mount it writable")
+    elif free < _SHM_LEAST_BYTES:
+        yield warning(
+            "shm",
+            f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_SHM_LEAST_BYTES)}: empty it, or "
+            "give the container --shm-size=1g (Kubernetes: an emptyDir with medium: Memory)",
+        )
+
+
+def _check_num_files() -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= _NUM_FILES_GOOD:
+        return
+    most = "more" if hard == resource.RLIM_INFINITY or hard > _NUM_FILES_GOOD else f"the hard limit of {hard}"
+    advice = f"raise it with `ulimit -n {_NUM_FILES_GOOD}` ({most} is allowed)"
+    if soft < _NUM_FILES_LEAST:
+        yield error("nofile", f"{soft} open files are allowed, a start needs {_NUM_FILES_LEAST}: {advice}")
+    else:
+        yield warning("nofile", f"{soft} open files are allowed, and every client takes one: {advice}")
+
+
+def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -> Iterator[Finding]:
+    soft, _ = resource.getrlimit(limit)
+    if soft == resource.RLIM_INFINITY or soft >= needed + cache:
+        return
+    what = f"`ulimit {option}` allows {format_bytes(soft)}, the engine process needs {format_bytes(needed)}"
+    if cache:
+        what += f" and reserves {format_bytes(cache)} for the KV cache"
+    advice = f"run `ulimit {option} unlimited` before the start"
+    if soft >= needed:
+        advice += ", or lower --max-num-seqs or --max-model-len"
+    yield error(check, f"{what}: {advice}")
+
+
+def _reserved_bytes(shape: ModelShape, config: EngineConfig) -> int:
+    """Address space of the KV cache on a CPU: every slot in full, though pages are committed on use alone."""
+    return config.max_num_seqs * shape.sequence_tokens(config.max_model_len) * shape.kv_bytes_per_token

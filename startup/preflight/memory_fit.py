@@ -1,0 +1,106 @@
+"""Checks that weights, one sequence of KV cache and the program itself fit into memory."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from server.config import EngineConfig
+from server.memory import MemoryState
+from startup.model.byte_count import format_bytes
+from startup.preflight.model_shape import ModelShape
+from startup.preflight.report import Finding, Severity, error, warning
+
+PROGRAM_BYTES: Final = 500 << 20
+"""Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
+
+_GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+
+
+def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
+    """Faults, with the numbers and the flags that help."""
+    yield from _check_length(shape, config)
+    yield from _check_cache_size(shape, config)
+    if memory is not None:
+        yield from _check_fit(shape, config, memory)
+
+
+def has_gpu() -> bool:
+    """Whether weights and cache are likely to go to a GPU, so that this machine's memory says little."""
+    return any(device.exists() for device in _GPU_DEVICES)
+
+
+def _check_length(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
+    wanted = config.max_model_len
+    if wanted is not None and shape.own_max_len is not None and wanted > shape.own_max_len:
+        yield error(
+            "max_model_len",
+            f"--max-model-len {wanted} is more than the model's own limit of {shape.own_max_len} tokens "
+            f"(config.json): give at most {shape.own_max_len}",
+        )
+
+
+def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
+    size, wanted = config.kv_cache_memory_bytes, config.max_model_len
+    if size is None or wanted is None or not shape.kv_bytes_per_token:
+        return
+    if size < (needed := wanted * shape.kv_bytes_per_token):
+        yield error(
+            "kv_cache",
+            f"--kv-cache-memory-bytes {size} is too small for one sequence of --max-model-len {wanted}: give {needed} "
+            f"or more, or lower --max-model-len to {size // shape.kv_bytes_per_token}",
+        )
+
+
+def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
+    tokens = shape.sequence_tokens(config.max_model_len)
+    kv_bytes = tokens * shape.kv_bytes_per_token
+    fixed = shape.weight_bytes + PROGRAM_BYTES
+    if fixed + kv_bytes <= memory.available_bytes:
+        yield from _check_wanted_cache(fixed, config, memory)
+        return
+    severity: Severity = "error"
+    if has_gpu() or (config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes):
+        severity = "warning"
+    yield Finding("memory", severity, _no_room(shape, config, memory))
+
+
+def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
+    size = config.kv_cache_memory_bytes
+    if size is not None and fixed + size > memory.available_bytes and not has_gpu():
+        most = max(memory.available_bytes - fixed, 0)
+        yield warning(
+            "kv_cache",
+            f"--kv-cache-memory-bytes {size} is more than the {most} bytes that {_source(memory)} has left beside the "
+            "weights: the engine may be killed under load; give less",
+        )
+
+
+def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
+    tokens = shape.sequence_tokens(config.max_model_len)
+    kv_bytes = tokens * shape.kv_bytes_per_token
+    parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
+    if kv_bytes:
+        parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
+    parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
+    total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
+    available = f"{format_bytes(memory.available_bytes)} of {_source(memory)}'s {format_bytes(memory.total_bytes)}"
+    return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
+
+
+def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
+    room = memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
+    steps = []
+    if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
+        most = room // shape.kv_bytes_per_token
+        verb = "lower --max-model-len to" if config.max_model_len else "--max-model-len is lowered to"
+        steps.append(f"{verb} at most {most}")
+    elif shape.dtype in ("float32", "float"):
+        steps.append("give --dtype bfloat16, which halves it")
+    else:
+        steps.append("take a smaller or quantized model")
+    steps.append("raise the container's memory limit" if memory.is_cgroup else "free memory")
+    return " or ".join(steps)
+
+
+def _source(memory: MemoryState) -> str:
+    return "the container" if memory.is_cgroup else "the machine"

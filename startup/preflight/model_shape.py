@@ -1,0 +1,90 @@
+"""Derives from config.json and the weights' headers how much memory a model takes."""
+
+from typing import Any, Final, NamedTuple
+
+from server.config import EngineConfig
+from startup.preflight.checkpoint import Checkpoint
+
+_LENGTH_KEYS: Final = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "max_sequence_length",
+    "n_ctx",
+)
+_DEFAULT_LENGTH: Final = 2048
+_ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
+_CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Types of the checkpoint that are converted to the wanted one; quantized weights stay as they are."""
+
+
+class ModelShape(NamedTuple):
+    """A model's needs, in bytes and tokens."""
+
+    dtype: str
+    weight_bytes: int
+    """Of the weights as they are in memory."""
+    kv_bytes_per_token: int
+    """Keys and values of all layers; 0 where config.json does not tell."""
+    own_max_len: int | None
+    """The longest sequence that the model was made for, None where config.json does not tell."""
+
+    def sequence_tokens(self, wanted: int | None) -> int:
+        """The longest sequence that would be served."""
+        return wanted or self.own_max_len or _DEFAULT_LENGTH
+
+
+def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
+    """Facts for the checks of memory; `config.dtype` decides how large weights and cache are."""
+    text = _text_config(checkpoint.config)
+    dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
+    item_bytes = _ITEM_BYTES.get(dtype, 2)
+    lengths = [length for key in _LENGTH_KEYS if (length := _count(text, key))]
+    return ModelShape(
+        dtype=dtype,
+        weight_bytes=_weight_bytes(checkpoint, item_bytes),
+        kv_bytes_per_token=_kv_elements(text) * item_bytes,
+        own_max_len=min(lengths, default=None),
+    )
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of the configuration of a model of several kinds of input."""
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _own_dtype(checkpoint: Checkpoint, text: dict[str, Any]) -> str:
+    declared = text.get("dtype") or text.get("torch_dtype")
+    if declared in _ITEM_BYTES:
+        return str(declared)
+    sizes: dict[str, int] = {}
+    for tensor in checkpoint.tensors:
+        if name := _CONVERTED.get(tensor.dtype):
+            sizes[name] = sizes.get(name, 0) + tensor.num_bytes
+    return max(sizes, key=lambda name: sizes[name], default="float32")
+
+
+def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
+    if not checkpoint.tensors:
+        return checkpoint.weight_bytes
+    return sum(
+        tensor.num_elements * item_bytes if tensor.dtype in _CONVERTED else tensor.num_bytes
+        for tensor in checkpoint.tensors
+    )
+
+
+def _kv_elements(text: dict[str, Any]) -> int:
+    """Elements of keys and values of one token in all layers."""
+    num_layers = _count(text, "num_hidden_layers", "n_layer", "num_layers")
+    num_heads = _count(text, "num_attention_heads", "n_head", "num_heads")
+    hidden_size = _count(text, "hidden_size", "n_embd", "d_model")
+    num_kv_heads = _count(text, "num_key_value_heads") or num_heads
+    head_dim = _count(text, "head_dim") or (hidden_size // num_heads if num_heads else 0)
+    return 2 * num_layers * num_kv_heads * head_dim
+
+
+def _count(text: dict[str, Any], *keys: str) -> int:
+    """The first of the numbers that is there, 0 where none is."""
+    return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)

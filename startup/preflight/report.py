@@ -1,0 +1,89 @@
+"""What the preflight found, for people and for programs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+Severity = Literal["error", "warning", "info"]
+
+_SCHEMA: Final = 1
+_ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+
+
+class Finding(NamedTuple):
+    """One fault, or something worth knowing, with the value at fault and what to do about it."""
+
+    check: str
+    """Which check found it: a stable id such as `port` or `weights`."""
+    severity: Severity
+    """`error`: the start would fail; `warning`: it may, or will be slow; `info`: no harm done."""
+    message: str
+
+
+def error(check: str, message: str) -> Finding:
+    """The start would fail."""
+    return Finding(check, "error", message)
+
+
+def warning(check: str, message: str) -> Finding:
+    """The start may fail later, or not do what is expected."""
+    return Finding(check, "warning", message)
+
+
+def info(check: str, message: str) -> Finding:
+    """Worth knowing."""
+    return Finding(check, "info", message)
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """Everything that was found, at once."""
+
+    findings: tuple[Finding, ...]
+    duration_s: float
+    checks: tuple[tuple[str, float], ...] = ()
+    """The groups of checks that ran, each with its seconds."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """What must be mended before a start."""
+        return self._of("error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """What may go wrong later."""
+        return self._of("warning")
+
+    def to_json(self) -> str:
+        """A JSON object; `schema` changes when a field changes its meaning."""
+        content: dict[str, Any] = {
+            "schema": _SCHEMA,
+            "ok": not self.errors,
+            "duration_s": round(self.duration_s, 4),
+            "findings": [finding._asdict() for finding in self.findings],
+            "checks": [{"name": name, "duration_s": round(seconds, 4)} for name, seconds in self.checks],
+        }
+        return json.dumps(content, indent=2)
+
+    def to_text(self) -> str:
+        """A line per finding, errors first, and a last line that sums up."""
+        lines = [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
+        return "\n".join([*lines, self._summary()])
+
+    def _summary(self) -> str:
+        counts = [_count(len(self.errors), "error"), _count(len(self.warnings), "warning")]
+        return f"Preflight: {', '.join(counts)} after {self.duration_s:.2f} s"
+
+    def _of(self, severity: Severity) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == severity)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names with commas between, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

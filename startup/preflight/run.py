@@ -1,0 +1,188 @@
+"""Runs every check, so that all faults of a start are known at once, before anything heavy is imported.
+
+Standard library only, but for jinja2 where there is a chat template to compile, and the hub's client where a download
+is due. The network is asked for what is not on disk alone.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs.errors import EnvError
+from server.config import ModelFiles
+from server.memory import MemoryState, read_memory
+from startup.config import StartupConfig
+from startup.model.checkpoint_folder import tokenizer_problem
+from startup.model.hub import is_offline
+from startup.model.hub_cache import hub_cache_dir
+from startup.preflight.address import check_address, check_tls_files
+from startup.preflight.chat_template import check_chat_templates
+from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
+from startup.preflight.disk import check_disk
+from startup.preflight.environment import check_environment
+from startup.preflight.json_file import read_json_object
+from startup.preflight.limits import SHM, check_limits, check_shared_memory
+from startup.preflight.memory_fit import check_memory
+from startup.preflight.model_place import ModelPlace, PlaceKind, locate_model, locate_tokenizer
+from startup.preflight.model_shape import ModelShape, read_model_shape
+from startup.preflight.places import check_place
+from startup.preflight.report import Finding, PreflightReport, error, warning
+from startup.preflight.snapshot import snapshot_findings
+
+if TYPE_CHECKING:
+    from startup.preflight.hub import HubCheck
+
+HUB_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightOptions:
+    """What the checks take for granted about the machine; defaults are the machine itself."""
+
+    is_listening: bool = False
+    """Whether the launcher has the socket already, so that the address needs no check."""
+    memory: MemoryState | None = None
+    """None asks the kernel."""
+    shm: Path = SHM
+    hub_timeout_s: float = HUB_TIMEOUT_S
+
+
+def run_preflight(
+    config: StartupConfig, files: ModelFiles | None = None, *, options: PreflightOptions | None = None
+) -> PreflightReport:
+    """Reports every fault at once; never raises for a fault.
+
+    Args:
+        files: where the model is, once it has been resolved; None finds it by the configuration.
+    """
+    begin = time.perf_counter()
+    findings: list[Finding] = []
+    timings: list[tuple[str, float]] = []
+    for name, check in _Preflight(config, files, options or PreflightOptions()).checks():
+        check_begin = time.perf_counter()
+        findings += _run(name, check)
+        timings.append((name, time.perf_counter() - check_begin))
+    return PreflightReport(tuple(findings), time.perf_counter() - begin, tuple(timings))
+
+
+def _run(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """A check that fails itself must not end a start that would have worked."""
+    try:
+        return list(check())
+    except EnvError:
+        return []  # the check of the environment has told it
+    except Exception as err:  # noqa: BLE001 - the boundary of a check
+        return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
+
+
+class _Preflight:
+    """One run; what several checks need is found once."""
+
+    def __init__(self, config: StartupConfig, files: ModelFiles | None, options: PreflightOptions) -> None:
+        self._config = config
+        self._files = files
+        self._options = options
+        self._hub_checks: list[HubCheck] = []
+
+    def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+        """Groups of checks in their order: the hub is asked early and heard last."""
+        server = self._config.server
+        yield "environment", check_environment
+        yield "model", self._check_places
+        if not self._options.is_listening:
+            yield "address", lambda: check_address(server)
+        yield "tls", lambda: check_tls_files(server)
+        yield "checkpoint", self._check_checkpoint
+        yield "tokenizer", self._check_tokenizer
+        yield "chat_template", self._check_chat_template
+        yield "generation_config", self._check_generation_config
+        yield "memory", self._check_memory
+        yield "limits", lambda: check_limits(self._shape, self._config.engine)
+        yield "shm", lambda: check_shared_memory(self._options.shm)
+        yield "disk", self._check_disk
+        yield "hub", self._check_hub
+
+    @cached_property
+    def _model(self) -> ModelPlace:
+        if self._files is not None:
+            return ModelPlace(PlaceKind.FOLDER, str(self._files.path), self._files.path)
+        return locate_model(self._config.model)
+
+    @cached_property
+    def _tokenizer(self) -> ModelPlace:
+        if self._files is not None:
+            folder = self._files.tokenizer_path
+            return ModelPlace(PlaceKind.FOLDER, str(folder), folder, is_tokenizer=True)
+        return locate_tokenizer(self._config.model) or self._model
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint | None:
+        return read_checkpoint(self._model.folder) if self._model.folder else None
+
+    @cached_property
+    def _shape(self) -> ModelShape | None:
+        if self._checkpoint is None or not self._model.is_local:
+            return None
+        return read_model_shape(self._checkpoint, self._config.engine)
+
+    def _places(self) -> list[ModelPlace]:
+        return [self._model] if self._tokenizer is self._model else [self._model, self._tokenizer]
+
+    def _downloads(self) -> list[ModelPlace]:
+        due = [place for place in self._places() if place.kind is PlaceKind.HUB]
+        return [] if is_offline() else due
+
+    def _check_places(self) -> Iterator[Finding]:
+        for place in self._places():
+            yield from check_place(place, self._config.model)
+        for place in self._downloads():
+            from startup.preflight.hub import HubCheck
+
+            token, timeout_s = self._config.model.hf_token, self._options.hub_timeout_s
+            self._hub_checks.append(HubCheck(place, token=token, timeout_s=timeout_s))
+
+    def _check_checkpoint(self) -> Iterator[Finding]:
+        if self._checkpoint is None:
+            return
+        if self._model.is_local:
+            yield from self._checkpoint.findings
+        else:  # what is missing will come, but a broken file will not be fetched again
+            yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
+        if self._files is None and self._model.kind is not PlaceKind.FOLDER:
+            yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
+
+    def _check_tokenizer(self) -> Iterator[Finding]:
+        folder = self._tokenizer.folder
+        if folder is None or not self._tokenizer.is_local:
+            return
+        if problem := tokenizer_problem(folder):
+            yield error("tokenizer", problem)
+        for path in dict.fromkeys((self._model.folder, folder)):
+            yield from small_file_findings(path) if path else ()
+
+    def _check_chat_template(self) -> Iterable[Finding]:
+        return check_chat_templates(self._tokenizer.folder, self._config.renderer.chat_template)
+
+    def _check_generation_config(self) -> Iterator[Finding]:
+        source = self._config.server.generation_config
+        if source not in ("auto", "vllm") and (problem := read_json_object(_generation_config(source)).problem):
+            yield error("generation_config", f"--generation-config {source}: {problem}")
+
+    def _check_memory(self) -> Iterable[Finding]:
+        memory = self._options.memory or read_memory()
+        return check_memory(self._shape, self._config.engine, memory) if self._shape else ()
+
+    def _check_disk(self) -> Iterator[Finding]:
+        for place in self._downloads():
+            yield from check_disk(place, hub_cache_dir(self._config.model))
+
+    def _check_hub(self) -> Iterator[Finding]:
+        for check in self._hub_checks:
+            yield from check.findings()
+
+
+def _generation_config(folder: str) -> Path:
+    return Path(folder).expanduser() / "generation_config.json"

@@ -1,0 +1,35 @@
+"""Checks what a download from the hub left in its cache: links without a file, unfinished blobs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from startup.model.byte_count import format_bytes
+from startup.preflight.report import Finding, error, info, listed
+
+
+def dangling_links(snapshot: Path) -> list[str]:
+    """Files of the snapshot whose blob is not there."""
+    try:
+        return sorted(path.name for path in snapshot.iterdir() if path.is_symlink() and not path.exists())
+    except OSError:
+        return []
+
+
+def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Finding]:
+    """Faults of a cached snapshot; a download that is due mends them."""
+    report = info if will_download else error
+    if links := dangling_links(snapshot):
+        advice = "they are downloaded now" if will_download else "download the model again"
+        yield report("download", f"{snapshot} lacks the content of {listed(links)}: {advice}")
+    blobs = snapshot.parent.parent / "blobs"
+    if parts := list(blobs.glob("*.incomplete")):
+        # The hub's client keeps whole files only; the others start again.
+        what = f"{len(parts)} unfinished files ({format_bytes(sum(map(_size, parts)))})"
+        yield info("download", f"{blobs} has {what} of a download that was killed: they may be deleted")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

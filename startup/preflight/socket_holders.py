@@ -1,0 +1,109 @@
+"""Finds the processes that hold a port or a UNIX socket, with their command lines (proc(5))."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from server.cgroups import PROC
+from startup.preflight.bound_sockets import bound_socket_inodes
+
+_LISTENING_TCP: Final = "0A"
+_LISTENING_UNIX: Final = 0x10000
+_MOST_CHARACTERS: Final = 120
+_SECRET: Final = re.compile(r"(?i)(key|token|secret|password)")
+
+
+class Holder(NamedTuple):
+    """A process with an open socket."""
+
+    pid: int
+    command: str
+    """Its command line, without secrets, cut to one line."""
+    is_listening: bool
+
+    def __str__(self) -> str:
+        state = "" if self.is_listening else ", which does not listen there"
+        return f"pid {self.pid} ({self.command}){state}"
+
+
+def tcp_holders(port: int, proc: Path = PROC) -> list[Holder]:
+    """Processes other than this one whose sockets have the port as their local one."""
+    listening: set[int] = set()
+    others = bound_socket_inodes(port)
+    for name in ("tcp", "tcp6"):
+        for line in _table(proc / "net" / name):
+            if int(line[1].rpartition(":")[2], 16) == port:
+                (listening if line[3] == _LISTENING_TCP else others).add(int(line[9]))
+    return _holders(listening, others, proc)
+
+
+def bound_holders(port: int, proc: Path = PROC) -> list[Holder]:
+    """Those among them that have bound the port and neither listen nor are connected."""
+    return _holders(set(), bound_socket_inodes(port), proc)
+
+
+def unix_holders(path: Path, proc: Path = PROC) -> list[Holder]:
+    """Processes other than this one that have bound the UNIX socket."""
+    listening: set[int] = set()
+    others: set[int] = set()
+    for line in _table(proc / "net" / "unix"):
+        if len(line) > 7 and line[7] in (str(path), str(path.absolute())):
+            (listening if int(line[3], 16) & _LISTENING_UNIX else others).add(int(line[6]))
+    return _holders(listening, others, proc)
+
+
+def _table(path: Path) -> Iterator[list[str]]:
+    try:
+        lines = path.read_text(errors="replace").splitlines()[1:]
+    except OSError:
+        return
+    yield from (line.split() for line in lines)
+
+
+def _holders(listening: set[int], others: set[int], proc: Path) -> list[Holder]:
+    """One per process, listening ones first; a socket of nobody, as after a close, has the inode 0."""
+    wanted = {f"socket:[{inode}]": inode in listening for inode in (others | listening) - {0}}
+    is_listening: dict[int, bool] = {}
+    for pid, link in _open_sockets(proc) if wanted else ():
+        if link in wanted and pid != os.getpid():
+            is_listening[pid] = is_listening.get(pid, False) or wanted[link]
+    holders = [Holder(pid, _command(proc / str(pid)), state) for pid, state in is_listening.items()]
+    return sorted(holders, key=lambda holder: (not holder.is_listening, holder.pid))
+
+
+def _open_sockets(proc: Path) -> Iterator[tuple[int, str]]:
+    for process in proc.iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            descriptors = list((process / "fd").iterdir())
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                yield int(process.name), str(descriptor.readlink())
+            except OSError:
+                continue
+
+
+def _command(process: Path) -> str:
+    try:
+        words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+    except OSError:
+        words = []
+    text = " ".join(_without_secrets(words)) or "command unknown"
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+
+
+def _without_secrets(words: list[str]) -> Iterator[str]:
+    is_secret = False
+    for word in words:
+        name, separator, _ = word.partition("=")
+        names_secret = name.startswith("-") and bool(_SECRET.search(name))
+        if names_secret and separator:
+            yield f"{name}=***"
+        else:
+            yield "***" if is_secret and not word.startswith("-") else " ".join(word.split())
+        is_secret = names_secret and not separator

@@ -1,0 +1,167 @@
+"""Finds what a start waited for at every moment: the chain of spans, across processes, that ends with readiness.
+
+The chain is followed backwards. While the API process works, its own innermost span explains the time. Where it
+waits for another process that was still busy, the chain goes over to that process and follows it back to the
+beginning, also past the moment at which the wait began: what the API process did meanwhile did not delay the start,
+however long it took. The result is a partition: every nanosecond belongs to exactly one span.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from startup.timeline.phase_span import API, BACKGROUND, UNEXPLAINED, PhaseSpan
+
+_GLUE_NS: Final = 200_000
+"""A gap shorter than this is what it takes to end one span and to begin the next; it belongs to the former."""
+
+
+def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
+    """Adjoining spans from `begin_ns` to `end_ns`, in order of time; gaps are named `unexplained`."""
+    walk = _Walk(_build_lanes(spans, begin_ns, end_ns), begin_ns, end_ns)
+    while walk.time_ns > begin_ns:
+        walk.step()
+    return _merge(reversed(walk.pieces))
+
+
+class _Segment(NamedTuple):
+    """The part of a span in which no inner span of the same process runs."""
+
+    begin_ns: int
+    end_ns: int
+    span: PhaseSpan
+
+
+class _Lane:
+    """One process: its innermost spans one after the other."""
+
+    def __init__(self, spans: list[PhaseSpan]) -> None:
+        times = sorted({time for span in spans for time in (span.begin_ns, span.end_ns)})
+        self.segments: list[_Segment] = []
+        for begin, end in pairwise(times):
+            covering = [span for span in spans if span.begin_ns <= begin and span.end_ns >= end]
+            if covering:
+                self.segments.append(_Segment(begin, end, max(covering, key=lambda s: (s.begin_ns, -s.end_ns))))
+        self._begins = [segment.begin_ns for segment in self.segments]
+
+    def last_before(self, time_ns: int) -> _Segment | None:
+        """The last segment that begins before a time."""
+        index = bisect_left(self._begins, time_ns)
+        return self.segments[index - 1] if index else None
+
+    def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
+        """The last segment that was over by a time; one that waited for the asking process caused nothing there."""
+        over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
+        return next(over, None)
+
+
+class _Walk:
+    """Where the way back has come to: a time and the process that the start waited for then."""
+
+    def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
+        self._lanes = lanes
+        self._begin_ns = begin_ns
+        self.time_ns = end_ns
+        self._process = API
+        self._seen_now: set[str] = set()
+        """Processes that were asked at this very time, so that two that wait for each other end the walk nowhere."""
+        self.pieces: list[PhaseSpan] = []
+
+    def step(self) -> None:
+        """Explains some time, or goes over to another process."""
+        lane = self._lanes.get(self._process)
+        segment = lane.last_before(self.time_ns) if lane else None
+        if segment is None:
+            self._leave_newborn()
+        elif segment.end_ns < self.time_ns:
+            self._cross_gap(segment)
+        else:
+            self._follow(segment)
+
+    def _leave_newborn(self) -> None:
+        """Before its first span a process did not exist: the API process started it."""
+        if not self._go_over(API):
+            self._explain(UNEXPLAINED, API, self._begin_ns)
+
+    def _follow(self, segment: _Segment) -> None:
+        target = segment.span.waits_for
+        busy = self._busy_after(target, segment.begin_ns) if target else None
+        if target is None or busy is None:
+            self._explain(segment.span.name, self._process, segment.begin_ns)
+            return
+        if busy.end_ns < self.time_ns:
+            self._explain(segment.span.name, self._process, busy.end_ns)
+        if not self._go_over(target):
+            self._explain(segment.span.name, self._process, segment.begin_ns)
+
+    def _cross_gap(self, before: _Segment) -> None:
+        if self.time_ns - before.end_ns < _GLUE_NS:
+            self._explain(before.span.name, self._process, before.end_ns)
+        elif self._process == API:
+            self._borrow(before.end_ns)
+        else:
+            self._look_for_cause(before.end_ns)
+
+    def _borrow(self, gap_begin_ns: int) -> None:
+        """The API process says nothing: whatever another one did during the gap explains it, as far as the gap goes."""
+        busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
+        working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
+        if not working:
+            self._explain(UNEXPLAINED, API, gap_begin_ns)
+            return
+        latest = max(working, key=lambda name: busy[name].end_ns)
+        segment = busy[latest]
+        if segment.end_ns < self.time_ns:
+            self._explain(UNEXPLAINED, API, segment.end_ns)
+        self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
+
+    def _look_for_cause(self, gap_begin_ns: int) -> None:
+        """A child that says nothing was waiting for what the API process finished during the gap, if anything."""
+        api = self._lanes.get(API)
+        finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
+        if finished is None or finished.end_ns <= gap_begin_ns:
+            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
+            return
+        if finished.end_ns < self.time_ns:
+            self._explain(UNEXPLAINED, self._process, finished.end_ns)
+        if not self._go_over(API):
+            self._explain(UNEXPLAINED, self._process, gap_begin_ns)
+
+    def _busy_after(self, process: str, time_ns: int) -> _Segment | None:
+        lane = self._lanes.get(process)
+        segment = lane.last_before(self.time_ns) if lane else None
+        return segment if segment and segment.end_ns > time_ns else None
+
+    def _go_over(self, process: str) -> bool:
+        self._seen_now.add(self._process)
+        if process in self._seen_now:
+            return False
+        self._process = process
+        return True
+
+    def _explain(self, name: str, process: str, since_ns: int) -> None:
+        self.pieces.append(PhaseSpan(process, name, since_ns, self.time_ns))
+        self.time_ns = since_ns
+        self._seen_now.clear()
+
+
+def _build_lanes(spans: Iterable[PhaseSpan], begin_ns: int, end_ns: int) -> dict[str, _Lane]:
+    by_process: dict[str, list[PhaseSpan]] = {}
+    for span in spans:
+        begin, end = max(span.begin_ns, begin_ns), min(span.end_ns, end_ns)
+        if begin < end and span.process not in BACKGROUND:
+            clipped = PhaseSpan(span.process, span.name, begin, end, span.waits_for)
+            by_process.setdefault(span.process, []).append(clipped)
+    return {process: _Lane(members) for process, members in by_process.items()}
+
+
+def _merge(pieces: Iterable[PhaseSpan]) -> list[PhaseSpan]:
+    merged: list[PhaseSpan] = []
+    for piece in pieces:
+        last = merged[-1] if merged else None
+        if last and (last.process, last.name) == (piece.process, piece.name):
+            merged[-1] = PhaseSpan(last.process, last.name, last.begin_ns, piece.end_ns)
+        else:
+            merged.append(piece)
+    return merged

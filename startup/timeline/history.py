@@ -1,0 +1,139 @@
+"""What earlier starts took, kept in the cache folder: the source of the ETA and of "slower than your median".
+
+Nothing that is wrong with the file, the folder or the disk ever hurts a start: what cannot be read is not there,
+what cannot be written is not kept.
+"""
+
+import fcntl
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from envs.registry import env
+from startup.timeline.record import SpanTimes, StartRecord
+from startup.timeline.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
+
+MAX_PER_KEY: Final = 20
+MAX_RECORDS: Final = 200
+_MAX_FILE_BYTES: Final = 4 << 20
+"""A larger file is not one that we wrote."""
+
+
+def history_path() -> Path:
+    """Where starts are remembered."""
+    return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "history.jsonl"
+
+
+@dataclass(frozen=True)
+class EarlierStarts:
+    """Starts with the same key, the oldest first; there is at least one."""
+
+    records: tuple[StartRecord, ...]
+
+    @cached_property
+    def total_s(self) -> float:
+        """The median."""
+        return _median(record.total_s for record in self.records)
+
+    @cached_property
+    def phases(self) -> Mapping[str, float]:
+        """Medians, in seconds; a phase that a start did not have took no time in it."""
+        names = {name for record in self.records for name in record.phases}
+        return {name: _median(record.phases.get(name, 0.0) for record in self.records) for name in names}
+
+    @cached_property
+    def spans(self) -> Mapping[str, SpanTimes]:
+        """Medians over the starts that had the span."""
+        names = {name for record in self.records for name in record.spans}
+        return {name: _median_times([r.spans[name] for r in self.records if name in r.spans]) for name in names}
+
+    @cached_property
+    def resident_share(self) -> float | None:
+        """The median share of the weights that was in memory, None where none of the starts knew."""
+        known = [record.resident_share for record in self.records if record.resident_share is not None]
+        return _median(known) if known else None
+
+
+def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
+    """The earlier starts with this key; None where there are none, or none that can be read."""
+    lines = [line for line in _read(path or history_path()).splitlines() if key.encode() in line]
+    records = tuple(record for record in _parse(lines) if record.key == key)
+    return EarlierStarts(records[-MAX_PER_KEY:]) if records else None
+
+
+def remember_start(record: StartRecord, path: Path | None = None) -> None:
+    """Adds a start to the file, which keeps the newest ones only; takes about a millisecond."""
+    path = path or history_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise FileExistsError(f"{path} is not a file")
+        with _lock(path) as is_ours:
+            if is_ours:
+                _add(record, path)
+    except OSError as err:
+        logger.debug("this start is not remembered in %s: %s", path, err)
+
+
+def _add(record: StartRecord, path: Path) -> None:
+    """At the end, as a line of its own, even behind one that was cut off; now and then the old ones are dropped."""
+    content = _read(path)
+    lines = content.splitlines()
+    if not lines or len(lines) >= 2 * MAX_RECORDS:
+        kept = _newest([*_parse(lines), record])
+        write_whole(path, "".join(f"{earlier.to_line()}\n" for earlier in kept))
+        return
+    with path.open("ab") as file:
+        file.write(b"" if content.endswith(b"\n") else b"\n")
+        file.write(f"{record.to_line()}\n".encode())
+
+
+def _median(values: Iterable[float]) -> float:
+    """The middle value, or the mean of the two in the middle; importing `statistics` takes 8 ms."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def _median_times(times: Sequence[SpanTimes]) -> SpanTimes:
+    return SpanTimes(_median(time.begin_s for time in times), _median(time.end_s for time in times))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes() if path.is_file() and path.stat().st_size <= _MAX_FILE_BYTES else b""
+    except OSError as err:
+        logger.debug("earlier starts cannot be read from %s: %s", path, err)
+        return b""
+
+
+def _parse(lines: Iterable[bytes]) -> list[StartRecord]:
+    return [record for line in lines if (record := StartRecord.from_line(line))]
+
+
+def _newest(records: list[StartRecord]) -> list[StartRecord]:
+    kept: list[StartRecord] = []
+    counts: dict[str, int] = {}
+    for record in reversed(records[-MAX_RECORDS * MAX_PER_KEY :]):
+        counts[record.key] = counts.get(record.key, 0) + 1
+        if counts[record.key] <= MAX_PER_KEY and len(kept) < MAX_RECORDS:
+            kept.append(record)
+    return kept[::-1]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """True for one process at a time; a start that would have to wait for another one goes unremembered."""
+    with path.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

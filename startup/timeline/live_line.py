@@ -1,0 +1,68 @@
+"""One line on a terminal that tells how far something is, rewritten in place; elsewhere nothing is written."""
+
+import logging
+import os
+from threading import Lock
+from typing import Final, TextIO
+
+_ERASE: Final = "\r\x1b[K"
+_BAR_WIDTH: Final = 20
+_USUAL_WIDTH: Final = 80
+
+
+class LiveLine:
+    """Owns the last line of a terminal; may be used from any thread, also while another one logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = Lock()
+        self._is_shown = False
+        self.is_on = stream.isatty()
+
+    def show(self, text: str) -> None:
+        """Replaces the line; what does not fit is cut off."""
+        with self._lock:
+            if self.is_on:
+                self._write(_ERASE + text[: self._width - 1])
+                self._is_shown = True
+
+    def clear(self) -> None:
+        """Takes the line away, for something else to be written in its place."""
+        with self._lock:
+            if self._is_shown:
+                self._write(_ERASE)
+                self._is_shown = False
+
+    def close(self) -> None:
+        """Takes the line away for good."""
+        self.clear()
+        self.is_on = False
+
+    def make_way(self, handler: logging.Handler) -> None:
+        """From now on the line goes away before this handler writes a record."""
+        handler.addFilter(self._clear_for)
+
+    def _clear_for(self, _: logging.LogRecord) -> bool:
+        self.clear()
+        return True
+
+    @property
+    def _width(self) -> int:
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or _USUAL_WIDTH
+        except OSError:
+            return _USUAL_WIDTH
+
+    def _write(self, text: str) -> None:
+        """A terminal that has gone away is no reason to stop."""
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            self.is_on = False
+
+
+def draw_bar(progress: float) -> str:
+    """`[#####---------------]  25 %`"""
+    full = round(progress * _BAR_WIDTH)
+    return f"[{'#' * full}{'-' * (_BAR_WIDTH - full)}] {progress:4.0%}"

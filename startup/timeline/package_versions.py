@@ -1,0 +1,29 @@
+"""Versions of installed packages from the names of their metadata folders: reading the metadata costs 30 ms."""
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|egg-info)")
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that can be imported here; the first folder of `sys.path` wins."""
+    wanted = {package.replace("-", "_").lower(): package for package in packages}
+    found: dict[str, str] = {}
+    for folder in map(Path, sys.path):
+        for name, version in _list_versions(folder):
+            if name in wanted:
+                found.setdefault(wanted[name], version)
+    return dict(sorted(found.items()))
+
+
+def _list_versions(folder: Path) -> list[tuple[str, str]]:
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    except OSError:
+        return []
+    matches = filter(None, map(_METADATA.fullmatch, names))
+    return [(match["name"].replace("-", "_").lower(), match["version"]) for match in matches]

@@ -1,0 +1,114 @@
+"""One earlier start as the history keeps it: a line of JSON with what a later start is compared with."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from startup.config import StartupConfig
+from startup.timeline.json_fields import JsonFields
+from startup.timeline.report import StartReport
+
+_VERSION: Final = 1
+
+
+class SpanTimes(NamedTuple):
+    """Seconds since the start began."""
+
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRecord:
+    """Times are seconds; phases and spans are named `process:phase`."""
+
+    key: str
+    """Starts with the same key are comparable (`start_key`)."""
+    model: str
+    total_s: float
+    phases: Mapping[str, float]
+    """How long the start waited for each phase."""
+    spans: Mapping[str, SpanTimes]
+    """When each span ran, those beside the critical path too."""
+    resident_share: float | None
+    """How much of the weights was in memory already, 0 to 1."""
+
+    @classmethod
+    def from_report(cls, report: StartReport, key: str) -> "StartRecord":
+        """What is worth keeping of a start that became ready."""
+        page_cache = report.facts.page_cache
+        return cls(
+            key=key,
+            model=report.facts.model,
+            total_s=report.total_s,
+            phases={phase.key: phase.took_s for phase in report.phases},
+            spans=_span_times(report),
+            resident_share=page_cache.resident_share if page_cache else None,
+        )
+
+    def to_line(self) -> str:
+        """A line of JSON, without its end."""
+        spans = {name: times._asdict() for name, times in self.spans.items()}
+        content = {"v": _VERSION, **asdict(self), "spans": spans}
+        return json.dumps(_round(content), separators=(",", ":"))
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "StartRecord | None":
+        """The record, None where the line holds none: cut off, edited, or of another version."""
+        try:
+            return cls._read(JsonFields(json.loads(line), "the line"))
+        except (ValueError, OverflowError, RecursionError):
+            return None
+
+    @classmethod
+    def _read(cls, fields: JsonFields) -> "StartRecord | None":
+        if fields.content.get("v") != _VERSION:
+            return None
+        phases, spans = fields.mapping("phases"), fields.mapping("spans")
+        return cls(
+            key=fields.text("key"),
+            model=fields.text("model"),
+            total_s=fields.amount("total_s"),
+            phases={name: phases.amount(name) for name in phases.content},
+            spans={name: _read_times(spans.mapping(name)) for name in spans.content},
+            resident_share=fields.amount("resident_share") if fields.has("resident_share") else None,
+        )
+
+
+def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
+    """Names starts that should take equally long: same model, versions, start method, engine and renderer settings."""
+    model = asdict(config.model)
+    for name in ("model", "tokenizer"):
+        folder = Path(model[name]).expanduser() if model[name] else None
+        if folder and folder.exists():
+            model[name] = str(folder.resolve())
+    facts = {
+        "model": {name: value for name, value in model.items() if name != "hf_token"},
+        "engine": asdict(config.engine),
+        "renderer_workers": config.renderer.num_workers,
+        "start_method": config.start_method,
+        "versions": dict(versions),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _span_times(report: StartReport) -> dict[str, SpanTimes]:
+    times: dict[str, SpanTimes] = {}
+    for span in report.spans:
+        earlier = times.get(span.key, SpanTimes(span.begin_s, span.end_s))
+        times[span.key] = SpanTimes(min(earlier.begin_s, span.begin_s), max(earlier.end_s, span.end_s))
+    return times
+
+
+def _read_times(fields: JsonFields) -> SpanTimes:
+    return SpanTimes(fields.amount("begin_s"), fields.amount("end_s"))
+
+
+def _round(value: Any) -> Any:
+    """Tenths of a millisecond are enough."""
+    if isinstance(value, dict):
+        return {name: _round(inner) for name, inner in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

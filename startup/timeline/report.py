@@ -1,0 +1,130 @@
+"""A start as a file: what `--startup-report` writes, `/startupz` answers and `vllm-cli timeline` reads back."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from startup.timeline.phase_span import UNEXPLAINED
+from startup.timeline.phase_table import PhaseTotal, Stretch, format_phases, sum_phases
+from startup.timeline.timeline import PhaseTimeline
+from startup.timeline.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
+
+SCHEMA: Final = "vllm-cli/startup-report"
+SCHEMA_VERSION: Final = 1
+
+Outcome = Literal["starting", "ready", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageCacheFacts:
+    """How much of the weights was in memory already when the start began."""
+
+    total_bytes: int
+    resident_bytes: int
+
+    @property
+    def resident_share(self) -> float:
+        return self.resident_bytes / self.total_bytes if self.total_bytes else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFacts:
+    """What the timeline itself does not know about a start."""
+
+    model: str
+    start_method: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """By package."""
+    page_cache: PageCacheFacts | None = None
+    outcome: Outcome = "ready"
+    error: str | None = None
+    """Why it failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartReport:
+    """One start; times are seconds since the kernel started the API process."""
+
+    facts: StartFacts
+    created_at: str
+    """ISO 8601, UTC."""
+    total_s: float
+    critical_path: tuple[Stretch, ...]
+    """Adjoining stretches from 0 to `total_s`."""
+    spans: tuple[Stretch, ...]
+    """Everything that was recorded, in order of begin; spans overlap."""
+    waits: Mapping[str, str] = field(default_factory=dict)
+    """Spans that only waited, by key, and for which process."""
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def phases(self) -> list[PhaseTotal]:
+        """The critical path added up by phase."""
+        return sum_phases(self.critical_path)
+
+    @property
+    def explained_share(self) -> float:
+        """How much of the start has a name, 0 to 1."""
+        return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
+
+    def table(self) -> str:
+        """The phases as text."""
+        return format_phases(self.critical_path, [span for span in self.spans if span.key not in self.waits])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as it goes into JSON."""
+        facts = asdict(self.facts)
+        return {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "created_at": self.created_at,
+            **{name: facts[name] for name in ("outcome", "error", "model", "start_method", "versions", "page_cache")},
+            "total_s": _rounded(self.total_s),
+            "explained_share": _rounded(self.explained_share),
+            "phases": [_round_all(phase._asdict()) for phase in self.phases],
+            "critical_path": [_round_all(stretch._asdict()) for stretch in self.critical_path],
+            "spans": [_round_all(span._asdict() | {"waits_for": self.waits.get(span.key)}) for span in self.spans],
+            "marks": _round_all(self.marks),
+        }
+
+    def to_json(self) -> str:
+        """Indented, with a line break at the end."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+
+def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
+    """The start so far, or the whole of it once the timeline is finished."""
+    spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
+    path = timeline.critical_path
+    return StartReport(
+        facts=facts,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        total_s=timeline.offset_s(path[-1].end_ns) if path else 0.0,
+        critical_path=tuple(map(timeline.stretch, path)),
+        spans=tuple(map(timeline.stretch, spans)),
+        waits={timeline.stretch(span).key: span.waits_for for span in spans if span.waits_for},
+        marks={name: timeline.offset_s(time_ns) for name, time_ns in dict(timeline.marks).items()},
+    )
+
+
+def save_report(report: StartReport, path: Path) -> None:
+    """Writes the file of `--startup-report`; a start does not fail because that cannot be done, it warns."""
+    try:
+        write_whole(path, report.to_json())
+    except OSError as err:
+        logger.warning("the start-up report could not be written to %s: %s", path, err.strerror)
+
+
+def _rounded(value: Any) -> Any:
+    """Microseconds are enough."""
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def _round_all(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _rounded(value) for name, value in values.items()}

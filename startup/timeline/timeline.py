@@ -1,0 +1,140 @@
+"""The start's phases across all processes, from the kernel's start of this process, on the monotonic clock."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, replace
+from typing import Any
+
+from startup.timeline.critical_path import find_critical_path
+from startup.timeline.phase_span import API, PhaseSpan
+from startup.timeline.phase_table import Stretch, format_phases
+from startup.timeline.process_age import process_start_ns
+
+_NS = 1_000_000_000
+
+
+class PhaseTimeline:
+    """Collects spans; the API process owns it and adds the others' when they arrive.
+
+    One thread writes; any thread may read while the start runs.
+    """
+
+    def __init__(self, origin_ns: int) -> None:
+        self.origin_ns = origin_ns
+        self.spans: list[PhaseSpan] = []
+        self.marks: dict[str, int] = {}
+        """Moments worth a name, such as `listening`, in monotonic nanoseconds."""
+        self.end_ns: int | None = None
+        """When the start was over; None while it goes on."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after every change, on the thread that made it."""
+        self._open: tuple[PhaseSpan, ...] = ()
+        self._observed: dict[str, PhaseSpan] = {}
+
+    @classmethod
+    def from_process_start(cls) -> "PhaseTimeline":
+        """A timeline that begins when the kernel started this process, and so counts the interpreter's own start."""
+        timeline = cls(process_start_ns())
+        timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, time.monotonic_ns())])
+        return timeline
+
+    @contextmanager
+    def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
+        """Records how long the block takes, also when it raises; `waits_for` is a process whose work it only awaits."""
+        begin = time.monotonic_ns()
+        opened = PhaseSpan(API, name, begin, begin, waits_for)
+        self._open = (*self._open, opened)
+        self.on_change()
+        try:
+            yield
+        finally:
+            self.spans.append(PhaseSpan(API, name, begin, time.monotonic_ns(), waits_for))
+            self._open = tuple(span for span in self._open if span is not opened)
+            self.on_change()
+
+    def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
+        """Takes over finished spans of a process of this machine.
+
+        A name of the form `forkserver:preload_imports` names its process itself: an engine process reports what
+        happened in the forkserver that it was forked from.
+        """
+        for name, begin_ns, end_ns in spans:
+            owner, _, phase = name.rpartition(":")
+            self.spans.append(PhaseSpan(owner or process, phase, begin_ns, end_ns))
+        self._observed.pop(process, None)
+        self.on_change()
+
+    def observe(self, process: str, name: str, begin_ns: int) -> None:
+        """Notes what another process says that it is doing; its own spans replace this when they arrive."""
+        self._observed = {**self._observed, process: PhaseSpan(process, name, begin_ns, begin_ns)}
+        self.on_change()
+
+    def mark(self, name: str) -> None:
+        """Gives this moment a name; the first time counts."""
+        self.marks.setdefault(name, time.monotonic_ns())
+        self.on_change()
+
+    def finish(self) -> None:
+        """The start is over, well or not: the phases are counted up to here."""
+        self.end_ns = self.end_ns or time.monotonic_ns()
+        self.on_change()
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known, for a copy of this timeline in another process."""
+        return {
+            "spans": [astuple(span) for span in self.spans],
+            "open": [astuple(span) for span in self._open],
+            "observed": [astuple(span) for span in self._observed.values()],
+            "marks": self.marks,
+            "end_ns": self.end_ns,
+        }
+
+    def copy_from(self, known: dict[str, Any]) -> None:
+        """Becomes a copy of the timeline that gave `known`; its clock is the same, being the machine's."""
+        self.spans = [PhaseSpan(*fields) for fields in known["spans"]]
+        self._open = tuple(PhaseSpan(*fields) for fields in known["open"])
+        self._observed = {span.process: span for span in (PhaseSpan(*fields) for fields in known["observed"])}
+        self.marks = known["marks"]
+        self.end_ns = known["end_ns"]
+
+    @property
+    def running(self) -> PhaseSpan | None:
+        """What the start is at right now (its end is not known yet); None between two phases."""
+        innermost = self._open[-1] if self._open else None
+        if innermost is None:
+            return next(iter(self._observed.values()), None)
+        return self._observed.get(innermost.waits_for or "", innermost)
+
+    @property
+    def spans_so_far(self) -> list[PhaseSpan]:
+        """The finished spans and, while the start goes on, the open ones as if they ended now."""
+        now = time.monotonic_ns()
+        going_on = [] if self.end_ns else [*self._open, *self._observed.values()]
+        return [*self.spans, *(replace(span, end_ns=now) for span in going_on)]
+
+    @property
+    def critical_path(self) -> list[PhaseSpan]:
+        """What the start waited for, from the origin to its end or until now: adjoining, nothing counted twice."""
+        end_ns = self.end_ns or time.monotonic_ns()
+        return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
+
+    def offset_s(self, time_ns: int) -> float:
+        """Seconds from the start to a monotonic time."""
+        return (time_ns - self.origin_ns) / _NS
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds from the start to its end, or until now."""
+        return self.offset_s(self.end_ns or time.monotonic_ns())
+
+    def stretch(self, span: PhaseSpan) -> Stretch:
+        """The span in seconds since the start."""
+        return Stretch(span.process, span.name, self.offset_s(span.begin_ns), self.offset_s(span.end_ns))
+
+    def table(self) -> str:
+        """One line per phase in order of begin: when, how long, what share of the start, where, what."""
+        return format_phases(
+            [self.stretch(span) for span in self.critical_path],
+            [self.stretch(span) for span in self.spans_so_far if span.waits_for is None],
+        )

@@ -1,0 +1,75 @@
+"""What transformers exports and where packages come from is the same from the cache folder as from a scan."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_SCRIPT = """
+import importlib.metadata, json, sys
+from contextlib import nullcontext
+from startup.lean.remembered_scans import remembered_scans
+with remembered_scans() if sys.argv[1] == "remembered" else nullcontext():
+    import transformers, transformers.models
+    from transformers.utils import import_utils
+scans = import_utils.create_import_structure_from_path.cache_info().misses
+print(json.dumps({
+    "names": sorted(dir(transformers)),
+    "modules": transformers._class_to_module,
+    "models": transformers.models._class_to_module,
+    "backends": {name: sorted(map(str, b)) for name, b in sorted(transformers._object_missing_backend.items())},
+    "distributions": {name: sorted(d) for name, d in sorted(import_utils.PACKAGE_DISTRIBUTION_MAPPING.items())},
+}, sort_keys=True))
+print(json.dumps(scans > 100))
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def _import(cache: Path, mode: str = "remembered") -> tuple[dict[str, object], bool]:
+    """What transformers knows after its import, and whether it read the sources of its models."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, mode],
+        env=os.environ | {"VLLM_CACHE_ROOT": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    known, has_scanned = map(json.loads, done.stdout.splitlines())
+    return known, has_scanned
+
+
+def _kept(cache: Path) -> Path:
+    (file,) = (cache / "vllm_cli" / "imports").iterdir()
+    return file
+
+
+def test_second_import_does_not_scan_and_knows_the_same(cache: Path) -> None:
+    expected = (_import(cache, "plain")[0], True)
+    assert not cache.exists()
+    assert _import(cache) == expected
+    assert _import(cache) == (expected[0], False)
+
+
+def test_change_of_what_is_installed_or_a_broken_file_means_a_new_scan(cache: Path) -> None:
+    known, _ = _import(cache)
+    file = _kept(cache)
+    content = json.loads(file.read_text())
+    content["key"][1][1] -= 1
+    for broken in (json.dumps(content), "{", "[]", '{"key": 1}', ""):
+        file.write_text(broken)
+        assert _import(cache) == (known, True)
+        assert json.loads(file.read_text())["key"] != content["key"]
+    assert _import(cache) == (known, False)
+
+
+def test_folder_that_cannot_be_written_costs_the_scan_alone(cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    assert _import(cache) == (_import(cache, "plain")[0], True)

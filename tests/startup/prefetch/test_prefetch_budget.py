@@ -1,0 +1,81 @@
+"""How much is read: what is missing, as far as it stays resident, and nothing where that helps too little."""
+
+import pytest
+
+from server.config import ConfigError
+from startup.prefetch.budget import decide
+from startup.prefetch.job import Job
+from startup.prefetch.options import PrefetchOptions
+from startup.prefetch.survey import Block, Survey
+
+MB = 10**6
+RESERVE = 1000 * MB
+
+
+def job(*, memory_mb: int | None, is_forced: bool = False) -> Job:
+    memory = None if memory_mb is None else memory_mb * MB
+    return Job(8, 16 << 20, RESERVE, memory, is_forced, None, 1, 0)
+
+
+def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
+    blocks = tuple(Block("f", i * 10 * MB, 10 * MB, 10 * MB) for i in range(missing_mb // 10))
+    return Survey(1, (missing_mb + resident_mb) * MB, resident_mb * MB, 0, blocks, ())
+
+
+def test_all_is_read_where_memory_suffices() -> None:
+    decision = decide(survey(missing_mb=500), job(memory_mb=1500))
+    assert (decision.is_off, decision.reason) == (False, None)
+    assert decision.survey.due_bytes == 500 * MB
+
+
+def test_pages_that_are_resident_already_take_room_too() -> None:
+    decision = decide(survey(missing_mb=500, resident_mb=200), job(memory_mb=1500))
+    assert decision.survey.due_bytes == 300 * MB
+    assert decision.survey.blocks[0].offset == 0
+    assert "300 MB of 500 MB fit" in str(decision.reason)
+
+
+def test_auto_is_off_where_less_than_half_fits_and_on_reads_it() -> None:
+    assert decide(survey(missing_mb=500), job(memory_mb=1200)).is_off
+    decision = decide(survey(missing_mb=500), job(memory_mb=1200, is_forced=True))
+    assert not decision.is_off
+    assert decision.survey.due_bytes == 200 * MB
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_next_to_no_memory_is_off_in_every_mode(is_forced: bool) -> None:
+    decision = decide(survey(missing_mb=500), job(memory_mb=900, is_forced=is_forced))
+    assert decision.is_off
+    assert "0 MB of 500 MB fit" in str(decision.reason)
+
+
+def test_last_percent_is_read_only_when_it_is_wanted() -> None:
+    nearly_all = survey(missing_mb=10, resident_mb=9990)
+    assert decide(nearly_all, job(memory_mb=20_000)).reason == "99.9% of it is resident"
+    assert not decide(nearly_all, job(memory_mb=20_000, is_forced=True)).is_off
+
+
+def test_no_readable_file_is_off() -> None:
+    decision = decide(Survey(0, 0, 0, 0, (), ("f: gone",)), job(memory_mb=None))
+    assert decision.reason == "none of the files can be read"
+
+
+def test_memory_of_this_machine_is_asked_for_where_none_is_given() -> None:
+    assert not decide(survey(missing_mb=10), job(memory_mb=None)._replace(reserve_bytes=0)).is_off
+
+
+def test_job_survives_the_command_line() -> None:
+    sent = job(memory_mb=None)._replace(progress_interval_s=0.5)
+    assert Job.from_argument(sent.to_argument()) == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_threads": 0}, "--prefetch-threads must be between 1 and 64, got 0"),
+        ({"block_bytes": 1000}, "--prefetch-block-size must be between 64KiB and 1GiB, got 1000"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, int], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        PrefetchOptions(**options)  # type: ignore[arg-type]

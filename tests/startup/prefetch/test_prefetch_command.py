@@ -1,0 +1,123 @@
+"""`vllm-cli prefetch` alone: report, progress and exit codes."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from startup.prefetch.report import PrefetchProgress, PrefetchReport
+from vllm_cli.byte_size import ByteSize
+from vllm_cli.commands import prefetch as command
+from vllm_cli.commands.prefetch import prefetch
+
+MIB = 1 << 20
+
+MakeFile = Callable[..., Path]
+
+RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(prefetch(standalone_mode=False))"
+
+
+@pytest.fixture
+def model(tmp_path: Path, make_file: MakeFile) -> Path:
+    """A folder that has what a model needs, its weights cold."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    make_file("model.safetensors", 24, is_cold=True)
+    return tmp_path
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True, timeout=60)
+
+
+def test_model_is_resident_afterwards_and_the_report_says_so(
+    model: Path, resident_bytes: Callable[[Path], int]
+) -> None:
+    result = run(str(model), "--threads", "2", "--block-size", "1MiB")
+    assert result.returncode == 0
+    assert result.stdout.startswith("prefetch done: 0.03 GB in 3 files, 0% resident before, 0.03 GB read in")
+    assert result.stderr == ""
+    assert resident_bytes(model / "model.safetensors") == 24 * MIB
+
+
+def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
+    report = json.loads(run(str(model), "--json").stdout)
+    assert report["state"] == "done"
+    assert report["read_bytes"] == 24 * MIB
+    assert report["resident_share"] < 0.01
+    assert report["gb_per_s"] > 0
+    again = json.loads(run(str(model), "--json").stdout)
+    assert (again["state"], again["resident_share"]) == ("off", 1.0)
+
+
+def test_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
+    make_file("model.safetensors", 1 << 10, is_sparse=True)
+    ours, theirs = pty.openpty()
+    arguments = [sys.executable, "-c", RUN, str(model), "--threads", "1", "--block-size", "64KiB"]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        shown = b"".join(_read_all(ours)).decode()
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert "prefetch [" in shown
+    assert "of 1.07 GB" in shown
+    assert "GB/s" in shown
+
+
+def test_heartbeat_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    class Handle:
+        def progress(self) -> Iterator[PrefetchProgress]:
+            yield PrefetchProgress(0, 4 * 10**9, 0.05)
+            yield PrefetchProgress(10**9, 4 * 10**9, 5.0)
+
+        def result(self) -> PrefetchReport:
+            return PrefetchReport("done")
+
+    command._follow(Handle(), command.LiveLine(sys.stderr))  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "prefetch: 1.00 of 4.00 GB, 0.20 GB/s, 15 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--block-size", "12"], "12 bytes are not between 64KiB and 1GiB"),
+        (["--block-size", "16 apples"], "'16 apples' is not a size such as 16MiB"),
+        (["--threads", "0"], "0 is not in the range 1<=x<=64"),
+    ],
+)
+def test_values_that_make_no_sense_are_usage_errors(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(prefetch, words)
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("16MiB", 16 << 20),
+        ("16M", 16 << 20),
+        ("16mb", 16_000_000),
+        ("1.5 GiB", 3 << 29),
+        ("4096", 4096),
+        ("4096B", 4096),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text: str, num_bytes: int) -> None:
+    assert ByteSize().convert(text, None, None) == num_bytes
+
+
+def _read_all(fd: int) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = os.read(fd, 1 << 12)
+        except OSError:  # the other end of a terminal is closed
+            return
+        if not chunk:
+            return
+        yield chunk

@@ -1,0 +1,100 @@
+"""What of a file is in the page cache, by each of the ways to ask the kernel."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from startup.prefetch import residency
+from startup.prefetch.residency import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
+
+MIB = 1 << 20
+
+MakeFile = Callable[..., Path]
+Method = residency.Method
+
+
+def is_supported(method: Method) -> bool:
+    with Path(__file__).open("rb") as file:
+        try:
+            method(file.fileno(), 0, 1)
+        except OSError:
+            return False
+    return True
+
+
+methods = pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, id=method.__name__, marks=pytest.mark.skipif(not is_supported(method), reason="kernel"))
+        for method in (by_cachestat, by_mincore, by_samples)
+    ],
+)
+
+
+def read(path: Path, offset: int, length: int) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    os.pread(fd, length, offset)
+    os.close(fd)
+
+
+@methods
+def test_file_just_written_is_resident(make_file: MakeFile, method: Method) -> None:
+    with ResidencyProbe(str(make_file("f", 8)), method) as probe:
+        assert probe.resident_bytes() == 8 * MIB
+
+
+@methods
+def test_evicted_file_is_not_resident(make_file: MakeFile, method: Method) -> None:
+    with ResidencyProbe(str(make_file("f", 8, is_cold=True)), method) as probe:
+        assert probe.resident_bytes() == 0
+
+
+@methods
+def test_half_that_was_read_is_told_from_the_other(make_file: MakeFile, method: Method) -> None:
+    path = make_file("f", 8, is_cold=True)
+    read(path, 4 * MIB, 4 * MIB)
+    with ResidencyProbe(str(path), method) as probe:
+        assert probe.resident_bytes(0, 4 * MIB) == 0
+        assert probe.resident_bytes(4 * MIB, 4 * MIB) == 4 * MIB
+
+
+@methods
+def test_last_page_counts_no_more_than_the_file_has(tmp_path: Path, method: Method) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 5000)
+    with ResidencyProbe(str(path), method) as probe:
+        assert probe.resident_bytes() == 5000
+        assert probe.resident_bytes(4096, 1 << 30) == 904
+
+
+@methods
+def test_empty_file_has_nothing_resident(tmp_path: Path, method: Method) -> None:
+    (tmp_path / "f").touch()
+    with ResidencyProbe(str(tmp_path / "f"), method) as probe:
+        assert probe.resident_bytes() == 0
+
+
+def test_samples_read_no_more_than_the_pages_they_ask_for(
+    make_file: MakeFile, resident_bytes: Callable[[Path], int]
+) -> None:
+    path = make_file("f", 64, is_cold=True)
+    with ResidencyProbe(str(path), by_samples) as probe:
+        assert probe.resident_bytes() == 0
+    assert resident_bytes(path) <= 2 * MIB
+
+
+def test_file_of_somebody_else_that_is_read_only_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").touch()
+
+    def refuse(fd: int, offset: int, length: int) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(residency, "by_cachestat", refuse)
+    with (tmp_path / "f").open("rb") as file:
+        assert choose_method(file.fileno()) is by_mincore
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+        monkeypatch.setattr(os, "access", lambda *_, **__: False)
+        assert choose_method(file.fileno()) is by_samples

@@ -1,0 +1,162 @@
+"""Addresses that are taken: by whom is told, whether the holder listens or not, and nothing is left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from startup.preflight.bound_sockets import bound_socket_inodes
+from startup.preflight.report import PreflightReport
+
+Preflight = Callable[..., PreflightReport]
+
+HOLDER = """
+import socket, sys
+family, address, reuse, listening = sys.argv[1:5]
+holder = socket.socket(socket.AF_UNIX if family == "unix" else socket.AF_INET)
+if reuse == "reuse":
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+holder.bind(address if family == "unix" else ("127.0.0.1", 0))
+if listening == "listening":
+    holder.listen()
+print(holder.getsockname()[1] if family == "tcp" else "", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int]]:
+    """Another process with the socket; yields its pid and port."""
+    command = [sys.executable, "-c", HOLDER, family, str(address), *words]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin
+    assert process.stdout
+    try:
+        port = process.stdout.readline().strip()
+        yield process.pid, int(port or 0)
+    finally:
+        process.stdin.close()
+        process.wait(10)
+        process.stdout.close()
+
+
+def told(report: PreflightReport, check: str, severity: str = "error") -> str:
+    (message,) = [f.message for f in report.findings if f.check == check and f.severity == severity]
+    return message
+
+
+needs_bound_sockets = pytest.mark.skipif(
+    tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) < (6, 8),
+    reason="the kernel does not tell about sockets that are bound alone",
+)
+
+
+def test_free_port_is_no_finding_and_stays_free(preflight: Preflight) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for _ in range(2):
+        assert not [f for f in preflight("/nowhere", port=port, host="127.0.0.1").findings if f.check == "port"]
+
+
+def test_port_of_a_listening_process_is_told_with_pid_and_command(preflight: Preflight) -> None:
+    with holder("tcp", "-", "reuse", "listening") as (pid, port):
+        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
+    assert "choose another --port" in message
+
+
+@needs_bound_sockets
+def test_port_that_is_bound_without_listening_is_told_with_pid(preflight: Preflight) -> None:
+    with holder("tcp", "-", "no-reuse", "silent") as (pid, port):
+        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert f"pid {pid} (" in message
+    assert "which does not listen there" in message
+
+
+@needs_bound_sockets
+def test_server_that_is_still_starting_on_the_port_is_a_warning(preflight: Preflight) -> None:
+    with holder("tcp", "-", "reuse", "silent") as (pid, port):
+        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port", "warning")
+    assert f"bound by pid {pid}" in message
+    assert "whoever listens first gets it" in message
+
+
+@needs_bound_sockets
+def test_kernel_tells_bound_sockets_of_both_families() -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        assert bound_socket_inodes(probe.getsockname()[1]) == {os.fstat(probe.fileno()).st_ino}
+
+
+def test_secrets_in_the_command_line_of_the_holder_are_masked(preflight: Preflight) -> None:
+    words = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
+    with holder("tcp", "-", *words) as (_, port):
+        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+    assert "sesame" not in message
+    assert "--max-model-len" in message or "…" in message
+
+
+def test_port_that_the_launcher_holds_itself_is_not_checked(preflight: Preflight) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        port = ours.getsockname()[1]
+        report = preflight("/nowhere", port=port, host="127.0.0.1", is_listening=True)
+    assert not [f for f in report.findings if f.check == "port"]
+
+
+def test_port_that_only_this_process_holds_is_in_use_all_the_same(preflight: Preflight) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        message = told(preflight("/nowhere", port=ours.getsockname()[1], host="127.0.0.1"), "port")
+    assert "is in use by" in message
+
+
+def test_host_that_is_not_ours_is_told(preflight: Preflight) -> None:
+    assert "192.0.2.1" in told(preflight("/nowhere", port=4711, host="192.0.2.1"), "port")
+
+
+def test_free_socket_path_is_no_finding_and_nothing_is_made(tmp_path: Path, preflight: Preflight) -> None:
+    assert not [f for f in preflight("/nowhere", uds=str(tmp_path / "s")).findings if f.check == "uds"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("state", ["listening", "silent"])
+def test_unix_socket_of_a_process_is_told_with_pid(tmp_path: Path, preflight: Preflight, state: str) -> None:
+    path = tmp_path / "s"
+    with holder("unix", path, "-", state) as (pid, _):
+        message = told(preflight("/nowhere", uds=str(path)), "uds")
+        assert path.is_socket()
+    assert f"{path} is in use by pid {pid}" in message
+    assert ("which does not listen there" in message) == (state == "silent")
+
+
+def test_unix_socket_with_a_full_queue_is_in_use(tmp_path: Path, preflight: Preflight) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as ours, socket.socket(socket.AF_UNIX) as client:
+        ours.bind(str(path))
+        ours.listen(0)
+        client.connect(str(path))
+        assert "is in use" in told(preflight("/nowhere", uds=str(path)), "uds")
+
+
+def test_unix_socket_that_was_left_behind_is_only_mentioned(tmp_path: Path, preflight: Preflight) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(path))
+    assert "left behind" in told(preflight("/nowhere", uds=str(path)), "uds", "info")
+
+
+def test_socket_paths_that_cannot_be_used_are_told(tmp_path: Path, preflight: Preflight) -> None:
+    (tmp_path / "file").touch()
+    assert "is no socket" in told(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
+    assert "there is no folder" in told(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
+    assert "at most 107 are possible" in told(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
+
+
+def test_missing_tls_files_are_all_told(tmp_path: Path, preflight: Preflight) -> None:
+    report = preflight("/nowhere", ssl_keyfile=str(tmp_path / "key"), ssl_certfile=str(tmp_path / "cert"))
+    assert [f.message.split()[0] for f in report.errors if f.check == "tls"] == ["--ssl-keyfile", "--ssl-certfile"]

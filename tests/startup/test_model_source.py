@@ -1,0 +1,264 @@
+"""Where the model comes from: folders, the hub's cache, and a real HTTP server in the hub's place."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envs.registry import env
+from startup.config import ModelConfig
+from startup.errors import ModelNotFoundError
+from startup.model import hub
+from startup.model.default_model import DEFAULT_MODEL_ID
+from startup.model.hub import wanted_files
+from startup.model.source import resolve_model
+from tests.startup.hub_server import COMMIT, Hub
+
+MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+
+
+@pytest.fixture
+def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as server:
+        server.models["org/model"] = dict(MODEL)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="hub")
+        thread.start()
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in (env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE, env.HF_TOKEN, env.HF_ENDPOINT):
+        monkeypatch.delenv(variable.name, raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+def write_model(folder: Path, **changes: bytes | None) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in (MODEL | changes).items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def write_snapshot(cache: Path, model_id: str) -> Path:
+    repository = cache / f"models--{model_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return write_model(repository / "snapshots" / COMMIT)
+
+
+def problem(model: str | Path, **settings: str) -> str:
+    with pytest.raises(ModelNotFoundError) as caught:
+        resolve_model(ModelConfig(model=str(model), **settings))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_real_model_is_taken_as_it_lies(model_path: Path) -> None:
+    files = resolve_model(ModelConfig(model=str(model_path)))
+    assert files.path == files.tokenizer_path == model_path
+
+
+def test_a_relative_folder_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert resolve_model(ModelConfig(model="model")).path == folder
+
+
+def test_the_tokenizer_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.model").touch()
+    files = resolve_model(ModelConfig(model=str(folder), tokenizer=str(tokenizer)))
+    assert (files.path, files.tokenizer_path) == (folder, tokenizer)
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    assert (
+        problem(tmp_path / "missing") == f"{tmp_path}/missing is neither a folder nor a model of the Hugging Face hub"
+    )
+
+
+def test_a_file_is_not_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    assert problem(tmp_path / "model.gguf") == f"{tmp_path}/model.gguf cannot be read: Not a directory"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"config.json": None}, "{0} has no config.json, so it is not a model folder"),
+        ({"config.json": b"{oops}"}, "{0}/config.json is not JSON: Expecting property name"),
+        ({"config.json": b'{\n"a": 1,\n}'}, "at line 3, column 1"),
+        ({"config.json": b"\xff\xfe"}, "{0}/config.json is not JSON: it is not text"),
+        ({"config.json": b"[]"}, "{0}/config.json is not a JSON object"),
+        ({"model.safetensors": None}, "{0} has no weights"),
+        ({"tokenizer.json": None}, "{0} has no tokenizer; name one with --tokenizer"),
+        ({"model.safetensors.index.json": b"nothing"}, "{0}/model.safetensors.index.json is not JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path, changes: dict[str, bytes | None], expected: str) -> None:
+    folder = write_model(tmp_path / "model", **changes)
+    assert expected.format(folder) in problem(folder)
+
+
+def test_all_missing_shards_are_told_at_once(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}
+    changes = {"model.safetensors": None, "model-2.safetensors": b"x"}
+    folder = write_model(tmp_path / "m", **changes, **{"model.safetensors.index.json": json.dumps(index).encode()})
+    assert problem(folder).endswith("names weights that are not there: model-1.safetensors, model-3.safetensors")
+
+
+def test_a_cached_snapshot_needs_no_network(cache: Path, hub_server: Hub) -> None:
+    snapshot = write_snapshot(cache, "org/model")
+    assert resolve_model(ModelConfig(model="org/model")).path == snapshot
+    assert resolve_model(ModelConfig(model="org/model", revision=COMMIT)).path == snapshot
+    assert hub_server.requests == []
+
+
+def test_the_cached_snapshot_is_the_one_that_the_hubs_client_finds(cache: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    write_snapshot(cache, "org/model")
+    theirs = snapshot_download("org/model", cache_dir=cache, local_files_only=True)
+    assert resolve_model(ModelConfig(model="org/model")).path == Path(theirs)
+
+
+def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: Hub) -> None:
+    snapshot = write_snapshot(cache, DEFAULT_MODEL_ID)
+    assert resolve_model(ModelConfig()).path == snapshot
+    assert hub_server.requests == []
+
+
+def test_the_prepared_default_model_comes_first(tmp_path: Path, cache: Path) -> None:
+    write_snapshot(cache, DEFAULT_MODEL_ID)
+    prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
+    assert resolve_model(ModelConfig()).path == prepared
+
+
+def test_the_default_model_is_downloaded_where_the_hub_is_reached(hub_server: Hub, cache: Path) -> None:
+    hub_server.models[DEFAULT_MODEL_ID] = dict(MODEL)
+    path = resolve_model(ModelConfig()).path
+    assert path.is_relative_to(cache)
+    assert (path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_model_is_downloaded_once_and_then_found_in_the_cache(hub_server: Hub, cache: Path) -> None:
+    path = resolve_model(ModelConfig(model="org/model")).path
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == MODEL
+    num_requests = len(hub_server.requests)
+    assert resolve_model(ModelConfig(model="org/model")).path == path
+    assert len(hub_server.requests) == num_requests
+
+
+def test_an_incomplete_snapshot_is_completed(hub_server: Hub, cache: Path) -> None:
+    (write_snapshot(cache, "org/model") / "model.safetensors").unlink()
+    assert (resolve_model(ModelConfig(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_only_what_is_needed_is_downloaded(hub_server: Hub) -> None:
+    extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
+    hub_server.models["org/model"] |= extras
+    resolve_model(ModelConfig(model="org/model"))
+    assert sorted(hub_server.downloads) == sorted(MODEL)
+
+
+def test_a_tokenizer_is_downloaded_without_weights(hub_server: Hub, folder: Path) -> None:
+    files = resolve_model(ModelConfig(model=str(folder), tokenizer="org/model"))
+    assert sorted(hub_server.downloads) == ["config.json", "tokenizer.json"]
+    assert (files.tokenizer_path / "tokenizer.json").exists()
+
+
+def test_the_token_and_the_download_folder_are_used(hub_server: Hub, tmp_path: Path) -> None:
+    config = ModelConfig(model="org/model", hf_token="hf_secret", download_dir=str(tmp_path / "elsewhere"))
+    assert resolve_model(config).path.is_relative_to(tmp_path / "elsewhere")
+    assert hub_server.tokens == {"Bearer hf_secret"}
+
+
+def test_a_model_that_does_not_exist_is_told_with_the_fix(hub_server: Hub) -> None:
+    message = problem("org/nothing")
+    assert message == (
+        f"{hub_server.url}/org/nothing does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
+    )
+
+
+def test_a_revision_that_does_not_exist_is_told(hub_server: Hub) -> None:
+    assert problem("org/model", revision="v9") == f"{hub_server.url}/org/model has no revision 'v9'"
+
+
+def test_a_gated_model_is_told_with_the_fix(hub_server: Hub) -> None:
+    hub_server.gated.add("org/model")
+    message = problem("org/model")
+    assert message.startswith("org/model is gated: accept its terms at")
+    assert "--hf-token or HF_TOKEN" in message
+
+
+def test_a_hub_model_without_weights_is_told(hub_server: Hub) -> None:
+    del hub_server.models["org/model"]["model.safetensors"]
+    assert "has no weights" in problem("org/model")
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_asks_nobody(hub_server: Hub, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids to download it"
+    assert hub_server.requests == []
+
+
+def test_a_hub_that_refuses_connections_costs_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    start = time.monotonic()
+    assert f"org/model is not cached, and the hub at http://127.0.0.1:{port} cannot be reached" in problem("org/model")
+    assert time.monotonic() - start < 3
+
+
+def test_a_hub_that_never_answers_costs_a_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        assert "cannot be reached" in problem("org/model")
+        assert time.monotonic() - start < 6
+
+
+def test_what_no_timeout_reaches_is_bounded_by_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_DEADLINE_S", 0.05)
+    released = threading.Event()
+    with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
+        hub._within_deadline(released.wait)
+    released.set()
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
+        (
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors", "consolidated.safetensors"],
+            ["model-1-of-2.safetensors", "model-2-of-2.safetensors"],
+        ),
+        (["weights.safetensors", "pytorch_model.bin"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "training_args.bin", "tf_model.h5"], ["pytorch_model.bin"]),
+        (["tf_model.h5"], []),
+    ],
+)
+def test_weights_are_taken_in_one_format(names: list[str], weights: list[str]) -> None:
+    assert wanted_files([*names, "config.json"], with_weights=True) == ["config.json", *weights]

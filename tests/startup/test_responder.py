@@ -1,0 +1,237 @@
+"""The socket answers from the first moment, whatever is imported, and changes hands without a lost connection."""
+
+import http.client
+import http.server
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from startup.listener import listen
+from startup.responder import Answer, StartupResponder
+
+
+class _Answers:
+    """Says what it was told last."""
+
+    def __init__(self) -> None:
+        self._known = b'{"status":"starting"}'
+
+    def answer(self, path: str) -> Answer:
+        return Answer(200) if path == "/livez" else Answer(503, self._known, retry_after_s=1)
+
+    def follow(self, snapshot: bytes) -> None:
+        self._known = snapshot
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listen(host="127.0.0.1", port=0, uds=None) as bound:
+        yield bound
+
+
+def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(*address, timeout=10)
+    try:
+        connection.request(method, path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_each_path_is_answered(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()):
+        assert _get(listener.getsockname(), "/livez") == (200, b"")
+        assert _get(listener.getsockname(), "/health?x=1") == (503, b'{"status":"starting"}')
+
+
+def test_retry_after_is_told(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()):
+        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=10)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().headers["Retry-After"] == "1"
+        connection.close()
+
+
+def test_body_of_a_post_is_read_before_the_answer(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()):
+        assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
+
+
+def test_silent_client_holds_up_nobody(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()), socket.create_connection(listener.getsockname()) as silent:
+        silent.sendall(b"GET /he")
+        assert _get(listener.getsockname(), "/livez")[0] == 200
+
+
+def test_garbage_is_answered_and_not_fatal(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()):
+        with socket.create_connection(listener.getsockname()) as client:
+            client.sendall(b"\x16\x03\x01\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 503")
+        assert _get(listener.getsockname(), "/livez")[0] == 200
+
+
+def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: socket.socket) -> None:
+    with (
+        StartupResponder(listener, _Answers()) as responder,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
+        _get(listener.getsockname(), "/livez")
+        responder.hand_over()
+        time.sleep(0.05)
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
+    with StartupResponder(listener, _Answers()) as responder:
+        responder.tell(b"{}")
+        responder.tell(b'{"status":"failed"}')
+        assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
+
+
+def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(listener: socket.socket) -> None:
+    others = set(psutil.Process().children())
+    with StartupResponder(listener, _Answers()) as responder:
+        (process,) = set(psutil.Process().children()) - others
+        process.suspend()
+        for _ in range(1000):
+            responder.tell(b"x" * 10_000)
+        responder.hand_over()
+        process.resume()
+        process.wait(timeout=5)
+
+
+def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.socket) -> None:
+    others = set(psutil.Process().children())
+    with StartupResponder(listener, _Answers()) as responder:
+        (process,) = set(psutil.Process().children()) - others
+        responder.hand_over()
+        process.wait(timeout=5)
+    assert not process.is_running()
+
+
+def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket) -> None:
+    code = (
+        "import os, signal\n"
+        "from startup.listener import listen\n"
+        "from startup.responder import StartupResponder\n"
+        "from tests.startup.test_responder import _Answers\n"
+        "with listen(host='127.0.0.1', port=0, uds=None) as bound, StartupResponder(bound, _Answers()):\n"
+        "    print(bound.getsockname()[1], flush=True)\n"
+        "    signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        address = ("127.0.0.1", int(parent.stdout.readline()))
+        (process,) = psutil.Process(parent.pid).children()
+        os.kill(process.pid, signal.SIGTERM)  # as a service manager does to a whole group
+        assert _get(address, "/livez")[0] == 200
+        parent.kill()
+        parent.wait()
+        process.wait(timeout=5)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_no_probe_is_lost_when_the_socket_changes_hands(listener: socket.socket) -> None:
+    """Ten clients probe without a pause while the responder gives the socket to a threaded HTTP server."""
+    failures: list[str] = []
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def probe() -> None:
+        while not stop.is_set():
+            try:
+                statuses.append(_get(listener.getsockname(), "/health")[0])
+            except OSError as err:
+                failures.append(repr(err))
+
+    probes = [threading.Thread(target=probe) for _ in range(10)]
+    with StartupResponder(listener, _Answers()) as responder:
+        for thread in probes:
+            thread.start()
+        time.sleep(0.3)
+        responder.hand_over()
+        server = _Successor(listener)
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        time.sleep(0.5)
+        stop.set()
+        for thread in probes:
+            thread.join()
+        server.shutdown()
+        serving.join()
+    assert not failures
+    assert {200, 503} == set(statuses)
+
+
+def test_probes_are_answered_while_the_main_thread_imports() -> None:
+    code = (
+        "import sys\n"
+        "from startup.listener import listen\n"
+        "from startup.responder import StartupResponder\n"
+        "from tests.startup.test_responder import _Answers\n"
+        "from startup.imports import import_serially\n"
+        "with listen(host='127.0.0.1', port=0, uds=None) as bound:\n"
+        "    with StartupResponder(bound, _Answers()):\n"
+        "        print(bound.getsockname()[1], flush=True)\n"
+        "        import_serially(['torch', 'transformers'])\n"
+        "        print('done', flush=True)\n"
+        "        sys.stdin.read()\n"
+    )
+    latencies = []
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        done = threading.Thread(target=process.stdout.readline)
+        done.start()
+        while done.is_alive():
+            begin = time.perf_counter()
+            assert _get(address, "/health")[0] == 503
+            latencies.append(time.perf_counter() - begin)
+            time.sleep(0.005)
+        process.stdin.close()
+    # The promise, p99 under 20 ms, is measured by `vllm-cli bench startup`; this only catches a blocked one.
+    assert len(latencies) > 20
+    assert statistics.median(latencies) < 0.05
+
+
+class _Successor(http.server.ThreadingHTTPServer):
+    """Takes over a socket that listens already."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener.dup()
+        self.socket.setblocking(True)
+
+    def server_close(self) -> None:
+        self.socket.close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""

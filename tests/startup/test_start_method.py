@@ -1,0 +1,51 @@
+"""The start method is set once and a mismatch is reported, never raised."""
+
+import subprocess
+import sys
+
+import pytest
+
+from envs.registry import START_METHODS
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_method_is_in_force_afterwards(method: str) -> None:
+    out = _run(
+        "import multiprocessing\n"
+        "from startup.start_method import use_start_method\n"
+        f"context = use_start_method({method!r})\n"
+        "print(multiprocessing.get_start_method(), context.get_start_method())\n"
+    ).stdout
+    assert out.split() == [method, method]
+
+
+def test_method_set_by_somebody_else_stays_and_is_reported() -> None:
+    run = _run(
+        "import logging, multiprocessing\n"
+        "logging.basicConfig()\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "from startup.start_method import use_start_method\n"
+        "context = use_start_method('forkserver')\n"
+        "print(multiprocessing.get_start_method(), context.get_start_method())\n"
+    )
+    assert run.stdout.split() == ["spawn", "forkserver"]
+    assert "was already 'spawn'" in run.stderr
+
+
+def test_fork_is_refused_once_cuda_is_in_use() -> None:
+    code = (
+        "import torch\n"
+        "from startup.errors import StartupError\n"
+        "from startup.start_method import use_start_method\n"
+        "torch.cuda._initialized = True  # what the first use of a GPU sets\n"
+        "use_start_method('spawn')\n"
+        "try:\n"
+        "    use_start_method('fork')\n"
+        "except StartupError as err:\n"
+        "    print(err)\n"
+    )
+    assert "cannot be used once CUDA is initialised" in _run(code).stdout

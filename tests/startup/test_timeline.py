@@ -1,0 +1,112 @@
+"""The timeline counts from the kernel's start of the process and keeps spans of several processes."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from startup.timeline.phase_span import PhaseSpan
+from startup.timeline.reader import read_report
+from startup.timeline.timeline import PhaseTimeline
+
+SECOND = 1_000_000_000
+
+
+def test_process_start_lies_before_the_first_line_of_python() -> None:
+    code = (
+        "import time; begin = time.monotonic_ns()\n"
+        "from startup.timeline.process_age import process_start_ns\n"
+        "print((begin - process_start_ns()) / 1e9)"
+    )
+    age_s = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    # The kernel tells the start in ticks of 10 ms.
+    assert -0.01 <= age_s < 5
+
+
+def test_span_is_recorded_even_when_the_block_raises() -> None:
+    timeline = PhaseTimeline(time.monotonic_ns())
+    try:
+        with timeline.span("fails"):
+            raise ValueError
+    except ValueError:
+        pass
+    assert [s.name for s in timeline.spans] == ["fails"]
+
+
+def test_table_shows_share_and_bar_of_what_the_start_waited_for() -> None:
+    timeline = PhaseTimeline(0)
+    timeline.add("api", [("listen", 0, SECOND), ("idle_import", SECOND, 2 * SECOND)])
+    timeline.spans.append(PhaseSpan("api", "wait", 2 * SECOND, 4 * SECOND, waits_for="engine"))
+    timeline.add("engine", [("load", SECOND, 4 * SECOND)])
+    timeline.end_ns = 4 * SECOND
+    _, listen, load, meanwhile, hidden = timeline.table().splitlines()
+    assert listen.split() == ["0.000", "1.000", "25.0%", "api", "listen", "#" * 6]
+    assert load.split() == ["1.000", "3.000", "75.0%", "engine", "load", "#" * 18]
+    assert meanwhile == "meanwhile, without delaying the start:"
+    assert hidden.split() == ["1.000", "1.000", "api", "idle_import"]
+
+
+def test_a_name_may_say_which_process_it_belongs_to() -> None:
+    timeline = PhaseTimeline(0)
+    timeline.add("engine", [("forkserver:preload_imports", 0, 1), ("load_weights", 1, 2)])
+    assert [span.key for span in timeline.spans] == ["forkserver:preload_imports", "engine:load_weights"]
+
+
+def test_running_is_the_innermost_open_span() -> None:
+    timeline = PhaseTimeline(time.monotonic_ns())
+    assert timeline.running is None
+    with timeline.span("outer"), timeline.span("inner"):
+        assert timeline.running is not None
+        assert timeline.running.name == "inner"
+    assert timeline.running is None
+
+
+def test_running_is_what_the_awaited_process_says_until_its_own_spans_arrive() -> None:
+    timeline = PhaseTimeline(time.monotonic_ns())
+    timeline.observe("engine", "load_weights", 7)
+    with timeline.span("import_server"):
+        assert timeline.running is not None
+        assert timeline.running.key == "api:import_server"
+    with timeline.span("wait_for_engine", waits_for="engine"):
+        assert timeline.running is not None
+        assert (timeline.running.key, timeline.running.begin_ns) == ("engine:load_weights", 7)
+        timeline.add("engine", [("load_weights", 7, 8)])
+        assert timeline.running.key == "api:wait_for_engine"
+
+
+def test_the_first_mark_of_a_name_counts() -> None:
+    timeline = PhaseTimeline(0)
+    timeline.mark("listening")
+    first = timeline.marks["listening"]
+    timeline.mark("listening")
+    assert timeline.marks == {"listening": first}
+
+
+def test_time_stands_still_once_the_start_is_over() -> None:
+    timeline = PhaseTimeline.from_process_start()
+    timeline.finish()
+    elapsed_s = timeline.elapsed_s
+    time.sleep(0.01)
+    timeline.finish()
+    assert timeline.elapsed_s == elapsed_s
+
+
+def test_a_start_of_two_real_processes_is_explained_to_99_percent() -> None:
+    script = Path(__file__).with_name("timeline_script.py")
+    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=60)
+    report = read_report(done.stdout)
+    assert report.explained_share >= 0.99, report.table()
+    phases = {phase.key: phase for phase in report.phases}
+    assert phases["child:sleep"].took_s >= 0.3
+    assert phases["child:interpreter"].took_s > 0.01
+    assert "api:busy_meanwhile" not in phases
+    assert phases["api:after_the_child"].took_s >= 0.05
+    assert sum(phase.took_s for phase in report.phases) == pytest.approx(report.total_s, abs=1e-4)
+
+
+def test_timeline_begins_with_the_interpreter() -> None:
+    timeline = PhaseTimeline.from_process_start()
+    assert timeline.spans[0].begin_ns == timeline.origin_ns < time.monotonic_ns()
+    assert timeline.spans[0].duration_s > 0
