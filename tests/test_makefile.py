@@ -1,0 +1,176 @@
+"""`make serve` and its relatives, with stand-ins for pip and the server: what runs, in which order, what does not."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp vllm-cli .venv/bin/; echo venv >> log;;
+  -m*) echo "$*" >> log;;
+  *"import sys"*) exit {exit_if_old};;
+  *ensurepip*) exit {exit_if_bare};;
+  --version) echo Python 3.9.2;;
+esac
+"""
+FAKE_SERVER = """#!/bin/sh
+echo "vllm-cli $*" >> log
+if [ -e wait ]; then
+  trap 'echo interrupted >> log; exit 0' INT
+  trap 'echo terminated >> log; exit 0' TERM
+  echo serving
+  while :; do sleep 0.05; done
+fi
+"""
+INSTALL = "-m pip --disable-pip-version-check --quiet install -c constraints.txt -e ."
+
+
+class Clone:
+    """A fresh clone with stand-ins for the interpreter and the server, which log what they are told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, path)
+        self.write_script("vllm-cli", FAKE_SERVER)
+        self.write_python()
+
+    def write_python(self, *, is_old: bool = False, is_bare: bool = False) -> None:
+        self.write_script("python", FAKE_PYTHON.format(exit_if_old=int(is_old), exit_if_bare=int(is_bare)))
+
+    def write_script(self, name: str, text: str) -> None:
+        (self.path / name).write_text(text)
+        (self.path / name).chmod(0o755)
+
+    def make(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.words(*words), cwd=self.path, capture_output=True, text=True, timeout=60)
+
+    def words(self, *words: str) -> list[str]:
+        # Not what the `make` that runs these tests hands down: its variables, and that it is the outer one.
+        return ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "PYTHON=./python", *words]
+
+    def take_log(self) -> list[str]:
+        log = self.path / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Clone:
+    return Clone(tmp_path)
+
+
+def test_the_first_serve_installs_and_prepares_and_the_second_only_serves(clone):
+    assert clone.make("serve").returncode == 0
+    assert clone.take_log() == ["venv", INSTALL, "-m startup.model.default_model", "vllm-cli serve --port 8000"]
+    assert clone.make("serve").returncode == 0
+    assert clone.take_log() == ["vllm-cli serve --port 8000"]
+
+
+def test_port_and_arguments_reach_the_server(clone):
+    clone.make("serve", "PORT=9000", "ARGS=some/model --max-model-len 512")
+    assert clone.take_log()[-1] == "vllm-cli serve --port 9000 some/model --max-model-len 512"
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_changed_dependencies_are_installed_again_but_the_model_is_not(name, clone):
+    clone.make("serve")
+    clone.take_log()
+    later = time.time() + 5
+    os.utime(clone.path / name, (later, later))
+    clone.make("serve")
+    assert clone.take_log() == [INSTALL, "vllm-cli serve --port 8000"]
+
+
+def test_tests_and_linters_install_their_tools_once(clone):
+    clone.make("install-dev")
+    assert clone.take_log() == ["venv", INSTALL, INSTALL + "[dev]"]
+    clone.make("test", "ARGS=-k health")
+    assert clone.take_log() == ["-m startup.model.default_model", "-m pytest -m not slow -k health"]
+    clone.make("test-slow")
+    assert clone.take_log() == ["-m pytest -m slow"]
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "told"),
+    [
+        (os.killpg, signal.SIGINT, "interrupted"),
+        (os.killpg, signal.SIGTERM, "terminated"),
+        (os.kill, signal.SIGTERM, "terminated"),
+    ],
+    ids=["ctrl-c", "sigterm to all", "sigterm to make"],
+)
+def test_signals_reach_the_server(send: Callable[[int, int], None], number: int, told: str, clone: Clone):
+    clone.make("install")
+    (clone.path / "wait").touch()
+    make = subprocess.Popen(
+        clone.words("serve"),
+        cwd=clone.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        text=True,
+    )
+    with make:
+        assert make.stdout is not None
+        assert make.stdout.readline() == "serving\n"
+        send(make.pid, number)
+        make.wait(30)
+    assert clone.take_log()[-1] == told
+
+
+def test_a_python_that_is_too_old_is_named_with_what_is_needed(clone):
+    clone.write_python(is_old=True)
+    done = clone.make("serve")
+    assert done.returncode != 0
+    assert "./python is Python 3.9.2; 3.11 or newer is needed" in done.stderr
+    assert clone.take_log() == []
+
+
+def test_a_python_without_venv_says_which_package_is_missing(clone):
+    clone.write_python(is_bare=True)
+    done = clone.make("serve")
+    assert done.returncode != 0
+    assert "sudo apt install python3-venv" in done.stderr
+    assert clone.take_log() == []
+
+
+def test_a_python_that_is_not_installed_is_named(clone):
+    (clone.path / "python").unlink()
+    done = clone.make("serve")
+    assert done.returncode != 0
+    assert "./python is not installed" in done.stderr
+
+
+def test_a_failed_installation_is_tried_again(clone):
+    clone.write_script("python", FAKE_PYTHON.format(exit_if_old=0, exit_if_bare=0).replace("-m*)", "-m*) exit 1;"))
+    assert clone.make("serve").returncode != 0
+    clone.write_python()
+    shutil.copy(clone.path / "python", clone.path / ".venv" / "bin")
+    assert clone.make("serve").returncode == 0
+    assert clone.take_log()[-3:] == [INSTALL, "-m startup.model.default_model", "vllm-cli serve --port 8000"]
+
+
+def test_clean_makes_a_fresh_clone_again(clone):
+    clone.make("serve")
+    assert clone.make("clean").returncode == 0
+    assert not (clone.path / ".venv").exists()
+
+
+@pytest.mark.parametrize("extra", ["", "dev"])
+def test_every_dependency_of_the_project_is_pinned(extra):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    names = {word.split(">")[0].split("[")[0].lower() for word in wanted}
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert names <= pinned

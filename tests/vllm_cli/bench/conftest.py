@@ -1,0 +1,92 @@
+"""Fixtures of the benchmark's tests: a real HTTP server with known delays, in a process of its own."""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+TINY_SERVER = Path(__file__).parent / "tiny_server.py"
+BENCH_SERVE = [sys.executable, "-m", "vllm_cli", "bench", "serve"]
+
+
+class RunningServer(NamedTuple):
+    """A tiny server that accepts connections."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def seen(self) -> Any:
+        """The bodies that it was sent and the most requests that it had at once."""
+        with urllib.request.urlopen(self.url + "/seen") as response:
+            return json.load(response)
+
+
+@pytest.fixture
+def tiny_command() -> Callable[..., str]:
+    """Shell words that run a tiny server; the port is not among them."""
+    return lambda *flags: shlex.join([sys.executable, str(TINY_SERVER), *map(str, flags)])
+
+
+@pytest.fixture
+def tiny_server() -> Iterator[Callable[..., RunningServer]]:
+    """Starts tiny servers with the given flags."""
+    servers: list[RunningServer] = []
+
+    def start(*flags: object) -> RunningServer:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        words = [sys.executable, str(TINY_SERVER), "--port", str(port), *map(str, flags)]
+        servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words)))
+        _wait_until(lambda: _answers(servers[-1].url))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture
+def run_bench_serve() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `vllm-cli bench serve` to its end."""
+
+    def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | variables
+        return subprocess.run(
+            [*BENCH_SERVE, *map(str, words)], capture_output=True, text=True, timeout=120, env=environment
+        )
+
+    return run
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., None]:
+    """Polls until something is true, and fails if it stays false."""
+    return _wait_until
+
+
+def _wait_until(is_true: Callable[[], bool], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url + "/health").close()
+    except urllib.error.URLError:
+        return False
+    return True

@@ -1,0 +1,330 @@
+"""The command as a user runs it: a process of its own against real servers."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import msgspec
+import psutil
+import pytest
+
+from vllm_cli.bench.results import BenchResult
+
+QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
+
+
+def read_result(text: str) -> BenchResult:
+    """Decoding is strict: an unknown or missing field fails."""
+    return msgspec.json.decode(text, type=BenchResult)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_running_server_is_measured_and_counted_exactly(tiny_server, run_bench_serve):
+    server = tiny_server("--first-ms", 30, "--gap-ms", 10)
+    done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    (side,) = result.sides
+    assert (side.model, side.version, side.token_source, side.has_ignore_eos) == ("tiny", "1.2.3", "usage", True)
+    assert side.ready_after_s is None
+    assert [level.concurrency for level in side.levels] == [1, 2]
+    for level in side.levels:
+        assert len(level.rounds) == 2
+        for figures in level.rounds:
+            assert (figures.num_requests, figures.output_tokens, figures.num_errors, figures.num_short) == (4, 12, 0, 0)
+            assert figures.ttft_p50_ms >= 30
+            assert figures.e2e_p50_ms >= 50
+            assert figures.itl_p50_ms >= 5
+            assert figures.num_probes > 0
+            assert figures.output_tokens_per_s <= 1000 * 3 * level.concurrency / 50
+    assert server.process.poll() is None
+
+
+def test_every_request_of_a_run_has_a_prompt_of_its_own(tiny_server, run_bench_serve):
+    server = tiny_server()
+    run_bench_serve("--url", server.url, *QUICK)
+    measured = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
+    num_warm_up, num_measured = 1 + 2, 2 * 2 * 4
+    assert len(measured) == len(set(measured)) == num_warm_up + num_measured
+
+
+def test_both_sides_get_the_same_prompts_in_turns(tiny_server, run_bench_serve, tmp_path):
+    servers = [tiny_server(), tiny_server("--first-ms", 60)]
+    html = tmp_path / "result.html"
+    done = run_bench_serve(
+        "--url", servers[0].url, "--vs-url", servers[1].url, "--name", "quick", *QUICK, "--json", "-", "--html", html
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    prompts = [
+        sorted(body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3) for server in servers
+    ]
+    assert prompts[0] == prompts[1]
+    assert [side.name for side in result.sides] == ["quick", "B"]
+    steps = re.findall(r"\] (\w+): (\d) at once, round (\d)", done.stderr)
+    assert steps == [(name, level, number) for level in "12" for number in "12" for name in ("quick", "B")]
+    for ratio in result.ratios:
+        assert ratio.against == "B"
+        assert ratio.ratios["output_tokens_per_s"].median > 1
+        assert ratio.ratios["ttft_p50_ms"].median < 1
+    parser = HTMLParser()
+    parser.feed(html.read_text())
+    parser.close()
+    assert html.read_text().count("<svg") == 6
+    assert "http://www" not in html.read_text()
+
+
+@pytest.mark.parametrize("idle", ["pause", "run", "stop"])
+def test_servers_given_as_commands_are_started_and_gone_afterwards(idle, tiny_command, run_bench_serve, tmp_path):
+    pid_files = [tmp_path / "a", tmp_path / "b"]
+    commands = [tiny_command("--pid-file", file) for file in pid_files]
+    done = run_bench_serve(
+        "--cmd", commands[0], "--vs", commands[1], "--idle", idle, *QUICK, "--concurrency", 2, "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    assert all(side.ready_after_s > 0 for side in result.sides)
+    assert result.settings.idle == idle
+    assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
+
+
+def test_a_command_that_crashes_ends_with_3_and_the_servers_words(tiny_command, run_bench_serve):
+    done = run_bench_serve("--cmd", tiny_command("--crashes"), *QUICK)
+    assert done.returncode == 3
+    assert "exit status 1" in done.stderr
+    assert "the tiny server has no luck today" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_time_is_spent_on_measuring_when_the_other_side_cannot_start(tiny_server, tiny_command, run_bench_serve):
+    server = tiny_server()
+    done = run_bench_serve("--url", server.url, "--vs", tiny_command("--crashes"), *QUICK)
+    assert done.returncode == 3
+    assert len(server.seen["bodies"]) == 1
+
+
+def test_an_address_where_nobody_listens_ends_with_3_at_once(run_bench_serve):
+    start_s = time.monotonic()
+    done = run_bench_serve("--url", "http://127.0.0.1:9", *QUICK)
+    assert done.returncode == 3
+    assert "No server answers at http://127.0.0.1:9" in done.stderr
+    assert time.monotonic() - start_s < 20
+
+
+def test_a_command_that_never_listens_ends_with_3_when_its_time_is_up(run_bench_serve):
+    done = run_bench_serve("--cmd", f"{sys.executable} -c 'import time; time.sleep(60)'", "--ready-timeout", 1, *QUICK)
+    assert done.returncode == 3
+    assert "was not ready after 1 s" in done.stderr
+
+
+def test_a_server_that_dies_while_it_is_measured_ends_with_1(tiny_command, run_bench_serve):
+    done = run_bench_serve("--cmd", tiny_command("--exits-after", 4), *QUICK)
+    assert done.returncode == 1
+    assert "exit status 9" in done.stderr
+
+
+def test_failed_requests_end_with_1_and_are_shown(tiny_server, run_bench_serve):
+    server = tiny_server("--fails-every", 5)
+    done = run_bench_serve("--url", server.url, *QUICK)
+    assert done.returncode == 1
+    assert re.search(r"^failed requests +[1-9]", done.stdout, re.MULTILINE)
+    assert "HTTP 400" in done.stdout
+    assert "out of luck" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_path, wait_until):
+    pid_file = tmp_path / "pids"
+    command = tiny_command("--pid-file", pid_file, "--gap-ms", 200)
+    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *QUICK]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
+        assert bench.stderr is not None
+        next(line for line in bench.stderr if "round 1" in line)
+        bench.send_signal(number)
+        assert bench.wait(60) == 128 + number
+        assert all(is_gone(int(pid)) for pid in pid_file.read_text().split())
+        assert "Traceback" not in bench.stderr.read()
+
+
+def test_a_server_that_does_not_know_ignore_eos_is_measured_without_it(tiny_server, run_bench_serve):
+    server = tiny_server("--refuses", "ignore_eos", "--stops-after", 2)
+    done = run_bench_serve("--url", server.url, *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (side,) = read_result(done.stdout).sides
+    assert (side.has_ignore_eos, side.token_source) == (False, "usage")
+    assert all(figures.num_short == figures.num_requests for level in side.levels for figures in level.rounds)
+    assert "does not take ignore_eos" in done.stderr
+    assert "answers ended before 3 tokens" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [["--refuses", "stream_options", "ignore_eos"], ["--counts-nothing"]], ids=" ".join)
+def test_tokens_are_counted_by_chunks_where_the_server_sends_no_usage(flags, tiny_server, run_bench_serve):
+    done = run_bench_serve("--url", tiny_server(*flags).url, *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (side,) = read_result(done.stdout).sides
+    assert side.token_source == "chunks"
+    assert {figures.output_tokens for level in side.levels for figures in level.rounds} == {12}
+    assert "tokens by chunks" in done.stderr
+
+
+def test_chat_and_unstreamed_answers_are_measured_too(tiny_server, run_bench_serve):
+    server = tiny_server()
+    done = run_bench_serve("--url", server.url, "--endpoint", "chat", "--no-stream", *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    figures = read_result(done.stdout).sides[0].levels[0].rounds[0]
+    assert (figures.output_tokens, figures.ttft_p50_ms, figures.itl_p50_ms) == (12, None, None)
+    assert all("messages" in body and not body["stream"] for body in server.seen["bodies"])
+
+
+def test_the_api_key_is_sent_but_never_written_down(tiny_command, run_bench_serve, tmp_path):
+    json_file, html = tmp_path / "result.json", tmp_path / "result.html"
+    command = f"MY_TOKEN=hush-hush {tiny_command()}"
+    done = run_bench_serve(
+        "--cmd", command, *QUICK, "--json", json_file, "--html", html, OPENAI_API_KEY="very-secret-key"
+    )
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, done.stderr, json_file.read_text(), html.read_text()):
+        assert "very-secret-key" not in text
+        assert "hush-hush" not in text
+
+
+def test_the_report_on_a_pipe_is_plain_aligned_text(tiny_server, run_bench_serve):
+    server = tiny_server()
+    done = run_bench_serve("--url", server.url, "--vs-url", server.url, *QUICK)
+    assert done.stdout.isascii()
+    table = done.stdout.split("1 at once")[1].split("\n\n")[0].splitlines()[1:]
+    assert table[0].split() == ["A", "B", "A/B"]
+    labels = [line.split("  ")[0] for line in table[1:]]
+    assert labels[0] == "output tok/s"
+    assert labels[-2:] == ["/health max ms", "failed requests"]
+    assert len({len(line) for line in table[1:-1]}) == 1
+
+
+def test_the_report_on_a_terminal_is_a_drawn_table(tiny_server):
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--url", tiny_server().url, *QUICK]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as bench:
+        os.close(theirs)
+        shown = read_terminal(ours)
+    assert bench.returncode == 0
+    assert "output tok/s" in shown
+    assert "\N{BOX DRAWINGS LIGHT VERTICAL}" in shown
+    assert "A: 2 at once, round 2 of 2" in shown
+
+
+def read_terminal(descriptor: int) -> str:
+    """All that is written until the other end is closed, which Linux tells by EIO."""
+    data = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
+        while piece := terminal.read(65536):
+            data += piece
+    return data.decode()
+
+
+def test_the_result_is_a_baseline_that_a_slower_run_fails_against(tiny_server, run_bench_serve, tmp_path):
+    quick, slow = tiny_server("--first-ms", 20), tiny_server("--first-ms", 120)
+    baseline = tmp_path / "baseline.json"
+    assert run_bench_serve("--url", quick.url, *QUICK, "--json", baseline).returncode == 0
+    judged = ("--baseline", baseline, "--fail-over", "60%")
+    assert run_bench_serve("--url", quick.url, *QUICK, *judged).returncode == 0
+    done = run_bench_serve("--url", slow.url, *QUICK, *judged)
+    assert done.returncode == 1
+    assert re.search(r"Slower: concurrency 1: output tok/s is 0\.\d\dx that of the baseline", done.stderr)
+    assert re.search(r"Slower: concurrency 2: TTFT p50 ms is \d\.\d\dx that of the baseline", done.stderr)
+
+
+def test_a_slower_side_fails_against_the_other_one_of_the_same_run(tiny_server, run_bench_serve):
+    quick, slow = tiny_server("--first-ms", 20), tiny_server("--first-ms", 120)
+    assert run_bench_serve("--url", quick.url, "--vs-url", slow.url, *QUICK, "--fail-over", "5%").returncode == 0
+    done = run_bench_serve("--url", slow.url, "--vs-url", quick.url, *QUICK, "--fail-over", "5%")
+    assert done.returncode == 1
+    assert "that of B" in done.stderr
+
+
+def test_a_baseline_of_something_else_is_a_usage_error(tiny_server, run_bench_serve, tmp_path):
+    server = tiny_server()
+    baseline = tmp_path / "baseline.json"
+    run_bench_serve("--url", server.url, *QUICK, "--json", baseline)
+    num_bodies = len(server.seen["bodies"])
+    done = run_bench_serve("--url", server.url, *QUICK, "--max-tokens", 4, "--baseline", baseline)
+    assert done.returncode == 2
+    assert "max_tokens 3, this run has 4" in done.stderr
+    done = run_bench_serve("--url", server.url, *QUICK, "--concurrency", "1,2,4", "--baseline", baseline)
+    assert done.returncode == 2
+    baseline.write_text(json.dumps({"schema_version": 1}))
+    done = run_bench_serve("--url", server.url, *QUICK, "--baseline", baseline)
+    assert done.returncode == 2
+    assert len(server.seen["bodies"]) == num_bodies
+
+
+def test_a_server_that_lists_no_model_needs_one_named(tiny_server, run_bench_serve):
+    server = tiny_server("--lists-no-model")
+    done = run_bench_serve("--url", server.url, *QUICK)
+    assert done.returncode == 2
+    assert "--model" in done.stderr
+    assert run_bench_serve("--url", server.url, *QUICK, "--model", "tiny").returncode == 0
+
+
+def test_a_model_that_the_server_does_not_have_ends_with_3(tiny_server, run_bench_serve):
+    done = run_bench_serve("--url", tiny_server().url, *QUICK, "--model", "huge")
+    assert done.returncode == 3
+    assert "no model huge" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name a server to measure"),
+        (["--url", "ftp://x"], "is not an address"),
+        (["--url", "x", "--concurrency", "1,0"], "is not a list such as 1,8,32"),
+        (["--url", "x", "--concurrency", "one"], "is not a list such as 1,8,32"),
+        (["--url", "x", "--fail-over", "fast"], "is not a percentage"),
+        (["--url", "x", "--fail-over", "5%"], "needs something to compare with"),
+        (["--url", "x", "--rounds", "0"], "--rounds"),
+        (["--url", "x", "--name", "a", "--name", "b"], "--name"),
+        (["--url", "x", "--json", "no-such-folder/result.json"], "is not a folder"),
+        (["--url", "x", "--baseline", "no-such-file.json"], "no-such-file.json"),
+        (["--cmd", "serve 'unbalanced"], "--cmd"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_what_makes_no_sense_is_a_usage_error(words, message, run_bench_serve):
+    done = run_bench_serve(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["serve"], ["nonsense"]], ids=" ".join)
+def test_help_and_usage_errors_import_nothing_heavy(words):
+    code = """if True:
+        import sys
+        from vllm_cli.main import main
+        try:
+            main(["bench", *sys.argv[1:]])
+        finally:
+            heavy = {"aiohttp", "rich", "uvloop", "msgspec", "psutil", "asyncio"} & set(sys.modules)
+            print("heavy:", *heavy, file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].strip() == "heavy:"
+
+
+def test_the_published_schema_is_the_one_that_is_written():
+    properties = msgspec.json.schema(BenchResult)["$defs"]
+    assert set(properties["BenchResult"]["required"]) == {
+        "schema_version", "created_at", "machine", "settings", "sides", "ratios",
+    }  # fmt: skip
+    for name, definition in properties.items():
+        assert definition["additionalProperties"] is False, name
+        assert set(definition["required"]) == set(definition["properties"]), name

@@ -1,0 +1,317 @@
+"""The command as a user runs it, against real servers that take their time to start."""
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from vllm_cli.bench.startup_results import StartupResult
+
+SLOW_SERVER = Path(__file__).parent / "slow_server.py"
+QUICK = ("--rounds", "2", "--pause", "0")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def slow_command() -> Callable[..., str]:
+    return lambda *flags: shlex.join([sys.executable, str(SLOW_SERVER), *map(str, flags)])
+
+
+@pytest.fixture
+def run_startup(tmp_path) -> Run:
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def read_result(text: str) -> StartupResult:
+    """Decoding is strict: an unknown or missing field fails."""
+    return msgspec.json.decode(text, type=StartupResult)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, run_startup, tmp_path) -> None:
+    log = tmp_path / "log"
+    command = slow_command("--listen-ms", 200, "--ready-ms", 300, "--token-ms", 100, "--log-file", log)
+    done = run_startup("--cmd", command, *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    (state,) = result.sides[0].states
+    starts = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (len(starts), len(state.rounds)) == (3, 2)
+    for figures, start in zip(state.rounds, starts[1:], strict=True):
+        script_s = (start["listening_ns"] - start["begin_ns"]) / 1e9
+        # What is not in the script's own time is its interpreter's start, not that of the warden before it.
+        assert script_s <= figures.listening_ms / 1000 < script_s + 0.6
+        assert figures.healthy_s >= figures.listening_ms / 1000 + 0.2
+        assert figures.first_token_s >= figures.healthy_s + 0.1
+    assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
+
+
+def test_probes_see_refusals_first_and_then_answers(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--listen-ms", 400, "--ready-ms", 400), *QUICK, "--json", "-")
+    for figures in read_result(done.stdout).sides[0].states[0].rounds:
+        assert 4 <= figures.num_refused <= 40
+        assert 4 <= figures.num_probes <= 40
+        assert figures.num_lost == 0
+        assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
+
+
+def test_a_server_that_drops_connections_is_found_out(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-every", 3), *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"A from warm: \d+ probes got no answer after the server had answered one", done.stdout)
+
+
+def test_sides_take_turns_and_every_other_round_the_other_way_round(slow_command, run_startup, tmp_path) -> None:
+    log = tmp_path / "log"
+    commands = [slow_command("--log-file", log, "--log-name", name) for name in "xy"]
+    done = run_startup("--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
+    starts = [json.loads(line) for line in log.read_text().splitlines()]
+    assert "".join(start["name"] for start in starts) == "xy" + "xyyx"
+    assert len({start["port"] for start in starts}) > 1
+    (ratio,) = read_result(done.stdout).ratios
+    assert ratio.against == "B"
+    assert set(ratio.ratios) >= {"listening_ms", "healthy_s", "first_token_s"}
+
+
+def test_ratios_are_taken_pair_by_pair(slow_command, run_startup) -> None:
+    quick, slow = slow_command("--token-ms", 50), slow_command("--token-ms", 900)
+    done = run_startup("--cmd", slow, "--vs", quick, *QUICK, "--json", "-")
+    result = read_result(done.stdout)
+    ours, theirs = (side.states[0].rounds for side in result.sides)
+    quotients = [a.first_token_s / b.first_token_s for a, b in zip(ours, theirs, strict=True)]
+    assert result.ratios[0].ratios["first_token_s"].max == pytest.approx(max(quotients))
+    assert result.ratios[0].ratios["first_token_s"].median > 1.5
+
+
+def test_phases_are_told_where_the_server_offers_them(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--tells-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
+    one, other = (side.states[0] for side in read_result(done.stdout).sides)
+    assert one.phases["api:listen"].median == 0.25
+    assert other.phases == {}
+    assert re.search(r"A from warm: what the start waited for\n +s\napi:listen +0\.25", done.stderr)
+
+
+def test_a_server_without_health_is_measured_all_the_same(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    for figures in read_result(done.stdout).sides[0].states[0].rounds:
+        assert figures.healthy_s is None
+        assert figures.first_token_s >= 0.3
+
+
+def test_a_server_whose_list_of_models_is_broken_needs_one_named(slow_command, run_startup) -> None:
+    command = slow_command("--has-broken-list")
+    done = run_startup("--cmd", command, *QUICK)
+    assert done.returncode == 2
+    assert "/v1/models answers 503: name the model with --request-model" in done.stderr
+    assert run_startup("--cmd", command, *QUICK, "--request-model", "slow").returncode == 0
+
+
+def test_a_command_that_never_becomes_ready_ends_with_3_and_its_last_words(slow_command, run_startup, tmp_path) -> None:
+    pids = tmp_path / "pids"
+    done = run_startup("--cmd", slow_command("--never-ready", "--pid-file", pids), "--ready-timeout", 2, *QUICK)
+    assert done.returncode == 3
+    assert "was not ready after 2 s" in done.stderr
+    assert "the slow server serves" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(is_gone(int(pid)) for pid in pids.read_text().split())
+
+
+def test_a_start_that_hangs_only_when_it_is_measured_ends_with_3_too(run_startup, slow_command, tmp_path) -> None:
+    flag, log = tmp_path / "flag", tmp_path / "log"
+    script = f"[ -e {flag} ] && exec sleep 60; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
+    command = shlex.join(["sh", "-c", script, "sh", "{port}"])
+    done = run_startup("--cmd", command, "--ready-timeout", 2, *QUICK)
+    assert done.returncode == 3
+    assert "A was not ready after 2 s" in done.stderr
+    assert len(log.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--crashes", "--crashes-if"])
+def test_a_command_that_crashes_ends_with_3_and_its_own_words(flag, slow_command, run_startup, tmp_path) -> None:
+    log = tmp_path / "log"
+    flags = [flag] if flag == "--crashes" else ["--crashes-if", log, "--log-file", log]
+    done = run_startup("--cmd", slow_command(*flags), *QUICK)
+    assert done.returncode == 3
+    assert "exit status 1" in done.stderr
+    assert "the slow server has no luck today" in done.stderr
+    assert f"{sys.executable} {SLOW_SERVER} --crashes" in done.stderr
+    assert "startup_exec.py" not in done.stderr
+
+
+def test_a_command_that_does_not_exist_ends_with_3(run_startup) -> None:
+    done = run_startup("--cmd", "no-such-server-anywhere serve", *QUICK)
+    assert done.returncode == 3
+    assert "no-such-server-anywhere: No such file or directory" in done.stderr
+    assert "startup_exec.py" not in done.stderr
+
+
+def test_variables_in_front_of_a_command_reach_it(run_startup, slow_command, tmp_path) -> None:
+    log = tmp_path / "log"
+    command = shlex.join(["sh", "-c", f"exec {slow_command()} --log-file $LOG --port $0", "{port}"])
+    assert run_startup("--cmd", f"LOG={log} {command}", "--rounds", 1, "--pause", 0).returncode == 0
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_an_answer_without_text_ends_with_3(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--says-nothing"), *QUICK)
+    assert done.returncode == 3
+    assert "/v1/completions gives no text" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
+def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path, wait_until) -> None:
+    pids = tmp_path / "pids"
+    command = slow_command("--pid-file", pids, "--ready-ms", 60_000)
+    words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
+        wait_until(lambda: pids.exists() and pids.read_text().count(" ") == 1)
+        time.sleep(0.3)
+        bench.send_signal(number)
+        code = bench.wait(60)
+        assert bench.stderr is not None
+        assert "Traceback" not in bench.stderr.read()
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: all(is_gone(int(pid)) for pid in pids.read_text().split()))
+
+
+def test_a_cold_page_cache_is_verified_and_reported(slow_command, run_startup, tmp_path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_bytes(bytes(3_000_000))
+    states = ("--state", "warm", "--state", "cold-pages", "--evict", weights)
+    done = run_startup("--cmd", slow_command(), *QUICK, *states, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    warm, cold = read_result(done.stdout).sides[0].states
+    assert {figures.evicted_bytes for figures in warm.rounds} == {0}
+    assert {figures.evicted_bytes for figures in cold.rounds} == {3_000_000}
+    if any(figures.resident_bytes for figures in cold.rounds):
+        assert "so it was not cold" in done.stderr
+    else:
+        assert "3 MB evicted before each start, at most 0.0% still in memory" in done.stderr
+
+
+def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(1000))
+    command = f"{slow_command()} --log-name {tmp_path}"
+    done = run_startup("--cmd", command, *QUICK, "--state", "cold-pages", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert read_result(done.stdout).sides[0].states[0].rounds[0].evicted_bytes == 1002
+
+
+def test_a_cold_compile_cache_is_empty_for_the_start_and_back_afterwards(slow_command, run_startup, tmp_path) -> None:
+    cache, log = tmp_path / "cache", tmp_path / "log"
+    cache.mkdir()
+    (cache / "precious").touch()
+    states = ("--state", "cold-compile", "--state", "warm", "--compile-cache", cache)
+    done = run_startup("--cmd", slow_command("--cache", cache, "--log-file", log), *QUICK, *states)
+    assert done.returncode == 0, done.stderr
+    _, *found = [json.loads(line)["cache"] for line in log.read_text().splitlines()]
+    assert found == [[], ["made-by-server", "precious"]] * 2
+    assert sorted(path.name for path in cache.iterdir()) == ["made-by-server", "precious"]
+
+
+def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_command, run_startup, model_path) -> None:
+    done = run_startup("--cmd", slow_command(), "--floor", "--model", model_path, "--rounds", 1, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    server, floor = read_result(done.stdout).sides
+    assert (server.first_text, floor.first_text) == (" Rome", " Paris")
+    assert "The sides do not say the same: A ' Rome', bare script ' Paris'" in done.stderr
+    assert floor.states[0].rounds[0].listening_ms is None
+    assert set(read_result(done.stdout).ratios[0].ratios) == {"first_token_s"}
+
+
+def test_the_result_is_a_baseline_that_a_slower_start_fails_against(slow_command, run_startup, tmp_path) -> None:
+    baseline = tmp_path / "baseline.json"
+    assert run_startup("--cmd", slow_command(), *QUICK, "--json", baseline).returncode == 0
+    judged = ("--baseline", baseline, "--fail-over", "80%")
+    assert run_startup("--cmd", slow_command(), *QUICK, *judged).returncode == 0
+    done = run_startup("--cmd", slow_command("--token-ms", 1200), *QUICK, *judged)
+    assert done.returncode == 1
+    assert re.search(r"Slower: from warm: the time to the first token is \d+\.\d\dx that of the baseline", done.stderr)
+
+
+def test_a_slower_side_fails_against_the_other_one_of_the_same_run(slow_command, run_startup) -> None:
+    sides = ("--cmd", slow_command("--token-ms", 1000), "--vs", slow_command())
+    done = run_startup(*sides, *QUICK, "--fail-over", "50%")
+    assert done.returncode == 1
+    assert "that of B" in done.stderr
+
+
+def test_a_baseline_of_something_else_is_a_usage_error(slow_command, run_startup, tmp_path) -> None:
+    baseline = tmp_path / "baseline.json"
+    run_startup("--cmd", slow_command(), "--rounds", 1, "--json", baseline)
+    words = ("--cmd", slow_command(), "--baseline", baseline)
+    done = run_startup(*words, "--state", "cold-pages", "--evict", tmp_path)
+    assert (done.returncode, "has no starts from cold-pages" in done.stderr) == (2, True)
+    done = run_startup(*words, "--endpoint", "chat")
+    assert (done.returncode, "endpoint completions, this run has chat" in done.stderr) == (2, True)
+    baseline.write_text("{}")
+    done = run_startup(*words)
+    assert (done.returncode, "is not a file of `bench startup --json`" in done.stderr) == (2, True)
+
+
+def test_the_picture_shows_every_side_and_needs_nothing_but_itself(slow_command, run_startup, tmp_path) -> None:
+    html = tmp_path / "starts.html"
+    sides = ("--cmd", slow_command("--ready-ms", 200), "--vs", slow_command(), "--name", "ours<", "--name", "theirs")
+    assert run_startup(*sides, *QUICK, "--html", html).returncode == 0
+    text = html.read_text()
+    assert text.count("<svg") == 1
+    assert "ours&lt;" in text
+    assert "ours<" not in text
+    assert re.search(r"<title>until healthy: \d\.\d{3} s</title>", text)
+    assert not re.search(r"(href|src)=|@import|url\(", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cmd", "x 'y"], "--cmd"),
+        (["--fail-over", "5%"], "needs something to compare with"),
+        (["--state", "lukewarm"], "lukewarm"),
+        (["--cmd", "x", "--state", "cold-compile"], "--compile-cache must be given"),
+        (["--cmd", "x", "--rounds", "0"], "--rounds"),
+        (["--cmd", "x", "--name", "a", "--name", "b"], "--name"),
+        (["--cmd", "x", "--evict", "no-such-file"], "no-such-file"),
+        (["--cmd", "x", "--json", "no-such-folder/x.json"], "is not a folder"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_a_usage_error(words, message, run_startup) -> None:
+    done = run_startup(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_there_ends_with_3(run_startup) -> None:
+    done = run_startup("--floor", "--model", "/no/such/model")
+    assert done.returncode == 3
+    assert "/no/such/model" in done.stderr
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from vllm_cli.main import main; code = main(['bench', 'startup', '--help']);"
+        "heavy = {'aiohttp', 'rich', 'uvloop', 'msgspec', 'psutil', 'asyncio', 'torch'} & set(sys.modules);"
+        "print('heavy:', *heavy); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"

@@ -1,0 +1,104 @@
+import pytest
+
+from vllm_cli.bench.figures import METRICS, compare_levels, measure_round, percentile, summarize_level
+from vllm_cli.bench.load import LoadSamples
+from vllm_cli.bench.probe import ProbeSamples
+from vllm_cli.bench.request import RequestSample
+from vllm_cli.bench.results import RoundFigures
+from vllm_cli.bench.sse import Usage
+
+MS = 10**6
+
+
+def sample(
+    *, start_ms: int = 0, text_ms: tuple[int, ...] = (), end_ms: int, usage: Usage | None = None, **more: object
+):
+    times = tuple(time * MS for time in text_ms)
+    return RequestSample(start_ns=start_ms * MS, end_ns=end_ms * MS, text_times_ns=times, usage=usage, **more)
+
+
+def figures(**changed: object) -> RoundFigures:
+    plain = dict.fromkeys((metric.name for metric in METRICS), 1.0)
+    counts = dict.fromkeys(("num_requests", "num_errors", "num_short", "prompt_tokens", "output_tokens"), 0)
+    others = {"num_probes": 0, "num_probe_errors": 0, "duration_s": 1.0, "client_cpu_share": 0.0, "errors": []}
+    return RoundFigures(**plain | counts | others | changed)
+
+
+@pytest.mark.parametrize(
+    ("percent", "expected"), [(0, 10), (25, 20), (50, 30), (90, 46), (99, 49.6), (100, 50)], ids=str
+)
+def test_percentiles_lie_between_neighbours(percent, expected):
+    assert percentile([50, 10, 40, 20, 30], percent) == pytest.approx(expected)
+
+
+def test_percentile_of_one_value_is_that_value_and_of_none_is_none():
+    assert percentile([7], 99) == 7
+    assert percentile([], 50) is None
+
+
+def test_a_round_counts_tokens_and_times_from_its_requests():
+    load = LoadSamples(
+        [
+            sample(text_ms=(100, 110, 130), end_ms=131, usage=Usage(5, 3)),
+            sample(start_ms=50, text_ms=(250, 260), end_ms=300, usage=Usage(6, 2)),
+        ],
+        duration_ns=2000 * MS,
+        client_cpu_ns=100 * MS,
+    )
+    probes = ProbeSamples([1 * MS, 3 * MS], num_errors=1)
+    found = measure_round(load, probes, max_tokens=3)
+    assert (found.output_tokens, found.prompt_tokens, found.num_requests, found.num_short) == (5, 11, 2, 1)
+    assert found.output_tokens_per_s == pytest.approx(2.5)
+    assert found.requests_per_s == pytest.approx(1.0)
+    assert found.ttft_p50_ms == pytest.approx(150)
+    assert found.itl_p50_ms == pytest.approx(10)
+    assert found.itl_p99_ms == pytest.approx(19.8)
+    assert found.e2e_p50_ms == pytest.approx((131 + 250) / 2)
+    assert (found.health_p50_ms, found.health_max_ms) == (pytest.approx(2), pytest.approx(3))
+    assert (found.num_probes, found.num_probe_errors) == (2, 1)
+    assert found.client_cpu_share == pytest.approx(0.05)
+
+
+def test_tokens_are_counted_by_chunks_where_there_is_no_usage():
+    load = LoadSamples([sample(text_ms=(1, 2, 3, 4), end_ms=5)], duration_ns=1000 * MS, client_cpu_ns=0)
+    assert measure_round(load, ProbeSamples([], 0), max_tokens=4).output_tokens == 4
+
+
+def test_failed_requests_count_as_errors_only():
+    good = sample(text_ms=(10,), end_ms=20, usage=Usage(1, 1))
+    bad = sample(text_ms=(900,), end_ms=1000, error="broken")
+    load = LoadSamples([good, bad, bad], duration_ns=1000 * MS, client_cpu_ns=0)
+    found = measure_round(load, ProbeSamples([], 0), max_tokens=1)
+    assert (found.num_requests, found.num_errors, found.errors) == (3, 2, ["broken"])
+    assert found.requests_per_s == pytest.approx(1)
+    assert found.ttft_p99_ms == pytest.approx(10)
+
+
+def test_a_round_without_answers_has_no_latency():
+    load = LoadSamples([sample(end_ms=1, error="refused")], duration_ns=1000 * MS, client_cpu_ns=0)
+    found = measure_round(load, ProbeSamples([], 5), max_tokens=1)
+    assert found.output_tokens_per_s == 0
+    assert found.ttft_p50_ms is None
+    assert found.health_p99_ms is None
+    assert "ttft_p50_ms" not in summarize_level(1, [found]).summary
+
+
+def test_a_level_is_summarized_by_median_and_extremes():
+    level = summarize_level(8, [figures(output_tokens_per_s=value) for value in (30.0, 10.0, 20.0)])
+    spread = level.summary["output_tokens_per_s"]
+    assert (spread.median, spread.min, spread.max) == (20, 10, 30)
+    assert level.concurrency == 8
+
+
+def test_ratios_are_taken_pair_by_pair_and_not_of_medians():
+    ours = summarize_level(1, [figures(output_tokens_per_s=value) for value in (10.0, 20.0, 90.0)])
+    theirs = summarize_level(1, [figures(output_tokens_per_s=value) for value in (20.0, 10.0, 30.0)])
+    spread = compare_levels(ours, theirs, against="B").ratios["output_tokens_per_s"]
+    assert (spread.median, spread.min, spread.max) == (2.0, 0.5, 3.0)
+
+
+def test_a_pair_without_a_figure_on_both_sides_gives_no_ratio():
+    ours = summarize_level(1, [figures(ttft_p50_ms=None)])
+    theirs = summarize_level(1, [figures()])
+    assert "ttft_p50_ms" not in compare_levels(ours, theirs, against="B").ratios
+    assert "ttft_p50_ms" not in compare_levels(theirs, ours, against="B").ratios

@@ -1,0 +1,100 @@
+import asyncio
+
+from vllm_cli.bench.config import BenchConfig, TargetSpec
+from vllm_cli.bench.dialect import Dialect
+from vllm_cli.bench.load import LoadSamples, generate_load
+from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.request import EncodedRequest
+
+MS = 10**6
+
+
+def load_server(
+    url: str, *, num_requests: int, concurrency: int, max_tokens: int = 5, timeout_s: float = 30, **settings: object
+) -> LoadSamples:
+    config = BenchConfig(targets=(TargetSpec(name="A", url=url),), **settings)
+    dialect = Dialect(base_url=url, model="tiny", config=config, optional={"stream_options": {"include_usage": True}})
+    requests = [
+        EncodedRequest(
+            dialect.url,
+            dialect.headers,
+            dialect.body(build_prompt(12, seed=str(index)), max_tokens=max_tokens),
+            config.stream,
+        )
+        for index in range(num_requests)
+    ]
+    return asyncio.run(generate_load(requests, concurrency=concurrency, timeout_s=timeout_s))
+
+
+def test_every_request_is_sent_once_and_never_more_than_asked_for_at_once(tiny_server):
+    server = tiny_server("--first-ms", 20)
+    load = load_server(server.url, num_requests=10, concurrency=3)
+    seen = server.seen
+    assert len(load.requests) == len(seen["bodies"]) == 10
+    assert len({body["prompt"] for body in seen["bodies"]}) == 10
+    assert seen["most_running"] == 3
+    assert all(sample.error is None for sample in load.requests)
+    assert [sample.num_output_tokens for sample in load.requests] == [5] * 10
+
+
+def test_latencies_are_at_least_the_delays_of_the_server(tiny_server):
+    server = tiny_server("--first-ms", 80, "--gap-ms", 20)
+    load = load_server(server.url, num_requests=4, concurrency=2)
+    for sample in load.requests:
+        assert sample.ttft_ns is not None
+        assert sample.ttft_ns >= 80 * MS
+        assert len(sample.gaps_ns) == 4
+        assert sum(sample.gaps_ns) >= 0.9 * 80 * MS
+        assert sample.e2e_ns >= 160 * MS
+    assert load.duration_ns >= 2 * 160 * MS
+
+
+def test_chat_does_not_take_the_empty_first_delta_for_a_token(tiny_server):
+    server = tiny_server("--first-ms", 60)
+    (sample,) = load_server(server.url, num_requests=1, concurrency=1, endpoint="chat").requests
+    assert sample.num_chunks == 5
+    assert sample.ttft_ns is not None
+    assert sample.ttft_ns >= 60 * MS
+    assert server.seen["bodies"][0]["messages"][0]["role"] == "user"
+
+
+def test_usage_counts_more_than_chunks_where_a_chunk_holds_several_tokens(tiny_server):
+    server = tiny_server("--tokens-per-chunk", 3)
+    (sample,) = load_server(server.url, num_requests=1, concurrency=1).requests
+    assert (sample.num_chunks, sample.num_output_tokens) == (5, 15)
+
+
+def test_without_streaming_there_is_usage_but_no_first_token(tiny_server):
+    server = tiny_server("--first-ms", 30)
+    (sample,) = load_server(server.url, num_requests=1, concurrency=1, stream=False).requests
+    assert (sample.num_output_tokens, sample.ttft_ns) == (5, None)
+    assert sample.e2e_ns >= 30 * MS
+
+
+def test_refused_requests_are_errors_with_the_servers_words(tiny_server):
+    server = tiny_server("--fails-every", 2)
+    load = load_server(server.url, num_requests=6, concurrency=1)
+    errors = [sample.error for sample in load.requests if sample.error]
+    assert len(errors) == 3
+    assert all("HTTP 400" in error and "out of luck" in error for error in errors)
+
+
+def test_a_stream_that_breaks_off_is_an_error(tiny_server):
+    server = tiny_server("--breaks-off")
+    (sample,) = load_server(server.url, num_requests=1, concurrency=1).requests
+    assert sample.error is not None
+
+
+def test_a_request_that_takes_too_long_is_an_error(tiny_server):
+    server = tiny_server("--first-ms", 5000)
+    (sample,) = load_server(server.url, num_requests=1, concurrency=1, timeout_s=0.3).requests
+    assert sample.error is not None
+    assert "Timeout" in sample.error
+
+
+def test_a_server_that_is_gone_makes_errors_and_no_exception(tiny_server):
+    server = tiny_server()
+    server.process.kill()
+    server.process.wait()
+    load = load_server(server.url, num_requests=3, concurrency=2)
+    assert [bool(sample.error) for sample in load.requests] == [True] * 3

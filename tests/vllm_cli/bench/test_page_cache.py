@@ -1,0 +1,73 @@
+"""Pages really go, and it is told what stays."""
+
+import mmap
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from startup.prefetch.residency import by_mincore
+from vllm_cli.bench.page_cache import Residency, evict_files, list_files, measure_residency
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def disk_folder(tmp_path) -> Path:
+    """A folder on a file system from which pages can be evicted."""
+    probe = tmp_path / "probe"
+    probe.write_bytes(bytes(MEGABYTE))
+    if evict_files([probe]).resident_bytes:
+        pytest.skip("the temporary folder lies in memory, where nothing can be evicted")
+    probe.unlink()
+    return tmp_path
+
+
+def test_what_was_read_is_in_memory_and_what_was_evicted_is_not(disk_folder) -> None:
+    file = disk_folder / "weights"
+    size = 8 * MEGABYTE + 100
+    file.write_bytes(random.Random(0).randbytes(size))
+    assert measure_residency([file]) == Residency(size, size)
+    assert evict_files([file]) == Residency(size, 0)
+    with file.open("rb", buffering=0) as reading:
+        os.posix_fadvise(reading.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        reading.read(MEGABYTE)
+    assert measure_residency([file]).resident_bytes == MEGABYTE
+    assert measure_residency([file]).share == pytest.approx(1 / 8, abs=0.01)
+
+
+def test_pages_that_somebody_has_mapped_and_touched_stay_and_are_reported(disk_folder) -> None:
+    file = disk_folder / "library"
+    file.write_bytes(bytes(4 * MEGABYTE))
+    evict_files([file])
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        mapped.madvise(mmap.MADV_RANDOM)
+        assert mapped[0] == mapped[MEGABYTE] == 0
+        stayed = evict_files([file])
+    assert 2 * mmap.PAGESIZE <= stayed.resident_bytes < MEGABYTE
+
+
+def test_mincore_agrees(disk_folder) -> None:
+    file = disk_folder / "weights"
+    file.write_bytes(bytes(4 * MEGABYTE))
+    with file.open("rb") as opened:
+        assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 4 * MEGABYTE
+        evict_files([file])
+        assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 0
+
+
+def test_an_empty_file_is_no_trouble(tmp_path) -> None:
+    (tmp_path / "empty").touch()
+    assert evict_files([tmp_path / "empty"]) == Residency(0, 0)
+    assert Residency(0, 0).share == 0
+
+
+def test_files_are_listed_once_and_links_are_followed(tmp_path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "b").touch()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/b")
+    (tmp_path / "snapshot" / "dangling").symlink_to("../blobs/gone")
+    real = (tmp_path / "blobs" / "b").resolve()
+    assert list_files([tmp_path / "snapshot", tmp_path / "blobs" / "b"]) == [real]

@@ -1,0 +1,60 @@
+import msgspec
+import pytest
+
+from vllm_cli.bench.sse import ChunkReader
+
+
+def read(*pieces: bytes) -> ChunkReader:
+    reader = ChunkReader()
+    for now_ns, piece in enumerate(pieces, start=1):
+        reader.feed(piece, now_ns)
+    return reader
+
+
+def test_every_chunk_with_text_is_noted_with_its_time():
+    reader = read(
+        b'data: {"choices":[{"text":" one"}]}\n\n',
+        b'data: {"choices":[{"text":" two"}]}\n\ndata: {"choices":[{"text":" three"}]}\n\n',
+    )
+    assert reader.text_times_ns == [1, 2, 2]
+
+
+def test_an_event_may_be_cut_anywhere():
+    whole = b'data: {"choices": [{"delta": {"content": "x"}}]}\r\n\r\ndata: [DONE]\r\n\r\n'
+    for cut in range(1, len(whole)):
+        reader = read(whole[:cut], whole[cut:])
+        assert len(reader.text_times_ns) == 1
+        assert reader.is_finished
+
+
+def test_chunks_without_text_are_not_tokens():
+    reader = read(
+        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+        b": keep-alive\n\n",
+        b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n',
+    )
+    assert reader.text_times_ns == []
+    assert reader.usage is not None
+    assert (reader.usage.prompt_tokens, reader.usage.completion_tokens) == (3, 5)
+
+
+def test_reasoning_is_text():
+    assert len(read(b'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n').text_times_ns) == 1
+
+
+def test_an_error_event_is_kept():
+    reader = read(b'data: {"error":{"message":"no memory","code":500}}\n\n')
+    assert reader.error is not None
+    assert "no memory" in reader.error
+
+
+def test_a_stream_is_finished_by_a_finish_reason_or_by_done_only():
+    assert not read(b'data: {"choices":[{"text":"a"}]}\n\n').is_finished
+    assert read(b'data: {"choices":[{"text":"a","finish_reason":"length"}]}\n\n').is_finished
+    assert read(b"data: [DONE]\n\n").is_finished
+
+
+def test_what_is_not_json_is_an_error():
+    with pytest.raises(msgspec.DecodeError):
+        read(b"data: nonsense\n\n")

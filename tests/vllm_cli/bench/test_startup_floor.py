@@ -1,0 +1,55 @@
+"""The bare script says what the model says, and its start is timed from exec."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vllm_cli.bench import startup_floor
+from vllm_cli.bench.errors import TargetStartError
+from vllm_cli.bench.startup_config import PROMPT
+from vllm_cli.bench.startup_floor import FloorSide
+
+SCRIPT = Path(startup_floor.__file__).with_name("bare_script.py")
+PROMPTS = (PROMPT, "def fibonacci(n):\n    if n <", "Der Hund ist ein", "1, 2, 3, 4,")
+
+
+def test_the_bare_script_gives_the_token_that_the_model_gives(model_path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
+    for prompt in PROMPTS:
+        words = [sys.executable, "-P", str(SCRIPT), str(model_path), prompt]
+        answer = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
+        with torch.inference_mode():
+            logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
+        assert json.loads(answer)["text"] == tokenizer.decode([int(logits.argmax())]), prompt
+
+
+def test_the_time_counts_from_exec_to_the_token(model_path) -> None:
+    side = FloorSide(model_path, timeout_s=120)
+    begin_s = time.monotonic()
+    figures = asyncio.run(side.measure())
+    assert 0.2 < figures.first_token_s < time.monotonic() - begin_s
+    assert (figures.listening_ms, figures.healthy_s) == (None, None)
+    assert side.first_text == " Paris"
+
+
+def test_a_model_of_another_kind_is_refused_with_its_type(model_path, tmp_path) -> None:
+    config = json.loads((model_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    shutil.copy(model_path / "tokenizer.json", tmp_path)
+    with pytest.raises(TargetStartError, match="is of type 'mamba'"):
+        asyncio.run(FloorSide(tmp_path, timeout_s=120).measure())
+
+
+def test_a_script_that_takes_too_long_is_killed(model_path) -> None:
+    with pytest.raises(TargetStartError, match=r"no token within 0\.05 s"):
+        asyncio.run(FloorSide(model_path, timeout_s=0.05).measure())

@@ -1,0 +1,129 @@
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.errors import TargetDiedError
+from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
+
+
+def command_target(command: str) -> CommandTarget:
+    target = build_target(TargetSpec(name="A", command=command))
+    assert isinstance(target, CommandTarget)
+    return target
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def pids_of(tmp_path, wait_until):
+    """The server's process id and that of its child, once both run."""
+
+    def read() -> list[int]:
+        wait_until(lambda: pid_file.exists() and pid_file.read_text().count(" ") == 1)
+        return [int(word) for word in pid_file.read_text().split()]
+
+    pid_file = tmp_path / "pids"
+    read.file = pid_file
+    return read
+
+
+@pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
+def test_a_stopped_server_leaves_no_process_not_even_one_that_daemonized(flags, tiny_command, pids_of, monkeypatch):
+    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
+    target = command_target(tiny_command("--pid-file", pids_of.file, *flags))
+    target.start()
+    pids = pids_of()
+    assert not any(map(is_gone, pids))
+    target.close()
+    assert all(map(is_gone, pids))
+
+
+def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of, wait_until):
+    code = """if True:
+        import sys, time
+        from vllm_cli.bench.config import TargetSpec
+        from vllm_cli.bench.target import CommandTarget
+        CommandTarget(TargetSpec(name="A"), sys.argv[1]).start()
+        time.sleep(60)"""
+    command = tiny_command("--pid-file", pids_of.file)
+    with subprocess.Popen([sys.executable, "-c", code, command]) as bench:
+        pids = pids_of()
+        os.kill(bench.pid, signal.SIGKILL)
+    wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_command, pids_of, wait_until):
+    target = command_target(tiny_command("--pid-file", pids_of.file))
+    target.start()
+    try:
+        pids = pids_of()
+        target.pause()
+        wait_until(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids))
+        target.resume()
+        wait_until(lambda: all(psutil.Process(pid).status() != psutil.STATUS_STOPPED for pid in pids))
+        target.pause()
+    finally:
+        target.close()
+    assert all(map(is_gone, pids))
+
+
+def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command, wait_until):
+    target = command_target(tiny_command("--crashes"))
+    target.start()
+
+    def has_died() -> bool:
+        try:
+            target.ensure_alive()
+        except TargetDiedError as error:
+            messages.append(error.message)
+        return bool(messages)
+
+    messages: list[str] = []
+    wait_until(has_died)
+    target.close()
+    assert "exit status 1" in messages[0]
+    assert "the tiny server has no luck today" in messages[0]
+
+
+def test_a_command_that_does_not_exist_is_reported(wait_until):
+    target = command_target("no-such-server-anywhere serve")
+    target.start()
+    with pytest.raises(TargetDiedError, match=r"Cannot run: no-such-server-anywhere serve --port \d+\n.*No such file"):
+        wait_until(lambda: bool(target.ensure_alive()))
+    target.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("serve x", ["serve", "x", "--port", "PORT"]),
+        ("serve --listen 'a b:{port}'", ["serve", "--listen", "a b:PORT"]),
+        ("A=1 B_2=x serve", ["env", "A=1", "B_2=x", "serve", "--port", "PORT"]),
+    ],
+    ids=["appended", "placeholder", "environment"],
+)
+def test_the_port_finds_its_place_in_the_command(command, expected, tmp_path, wait_until):
+    words_file = tmp_path / "words"
+    (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {words_file}\n")
+    (tmp_path / "serve").chmod(0o755)
+    target = command_target(command.replace("serve", str(tmp_path / "serve"), 1))
+    target.start()
+    wait_until(lambda: words_file.exists() and words_file.read_text().endswith("\n"))
+    target.close()
+    port = target.base_url.rpartition(":")[2]
+    after_the_program = expected[expected.index("serve") + 1 :]
+    assert words_file.read_text().splitlines() == [word.replace("PORT", port) for word in after_the_program]
+
+
+@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
+def test_an_address_may_end_in_v1(url):
+    target = build_target(TargetSpec(name="A", url=url))
+    assert isinstance(target, RunningTarget)
+    assert target.base_url == "http://h:1"

@@ -1,0 +1,113 @@
+"""Taking a command line apart by vLLM's rules."""
+
+import json
+
+import pytest
+
+from vllm_cli.arguments import Arguments
+from vllm_cli.errors import InputError
+from vllm_cli.flag import HonouredFlag
+
+
+def values_of(*words: str) -> dict[str, list[str]]:
+    return {name: given.values for name, given in Arguments.parse(words).flags.items()}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2"), ("-tp=2",)],
+    ids=" ".join,
+)
+def test_a_flag_may_be_spelt_in_many_ways(words: tuple[str, ...]) -> None:
+    assert values_of(*words) == {"--tensor-parallel-size": ["2"]}
+
+
+@pytest.mark.parametrize("words", [("-O3",), ("-O=3",), ("-O", "3"), ("--optimization-level", "3")], ids=" ".join)
+def test_the_optimization_level_has_spellings_of_its_own(words: tuple[str, ...]) -> None:
+    assert values_of(*words) == {"--optimization-level": ["3"]}
+
+
+def test_a_switch_can_be_negated() -> None:
+    assert values_of("--enable-prefix-caching") == {"--enable-prefix-caching": ["true"]}
+    assert values_of("--no_enable_prefix_caching") == {"--enable-prefix-caching": ["false"]}
+    assert values_of("--enforce-eager", "--no-enforce-eager") == {"--enforce-eager": ["false"]}
+
+
+def test_a_switch_takes_no_value() -> None:
+    with pytest.raises(InputError, match="--enforce-eager takes no value: write --enforce-eager or --no-enforce-eager"):
+        Arguments.parse(["--enforce-eager=true"])
+
+
+def test_a_list_takes_every_word_up_to_the_next_flag_and_may_be_repeated() -> None:
+    words = ("model", "--api-key", "a", "b", "--port", "1", "--api-key", "c")
+    assert values_of(*words) == {"--api-key": ["a", "b", "c"], "--port": ["1"]}
+
+
+def test_a_value_given_twice_is_the_last_one() -> None:
+    assert values_of("--port", "1", "--port", "2") == {"--port": ["2"]}
+
+
+def test_a_list_that_may_have_swallowed_the_model_is_remembered() -> None:
+    assert Arguments.parse(["--served-model-name", "a", "model"]).greedy_flag == "--served-model-name"
+    assert Arguments.parse(["--served-model-name", "a"]).greedy_flag is None
+
+
+def test_an_optional_value_may_be_left_out() -> None:
+    assert values_of("--hf-token", "--port", "1") == {"--hf-token": [""], "--port": ["1"]}
+    assert values_of("--hf-token", "abc") == {"--hf-token": ["abc"]}
+
+
+@pytest.mark.parametrize("words", [("--host",), ("--host", "--port", "1"), ("--api-key", "--port=1")], ids=" ".join)
+def test_a_missing_value_is_an_error(words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="requires an argument"):
+        Arguments.parse(words)
+
+
+def test_a_value_may_begin_with_a_dash() -> None:
+    assert values_of("--max-model-len", "-1") == {"--max-model-len": ["-1"]}
+    assert values_of("--chat-template", "-{{x}}") == {"--chat-template": ["-{{x}}"]}
+
+
+def test_what_follows_two_dashes_is_positional() -> None:
+    arguments = Arguments.parse(["--port", "1", "--", "--host"])
+    assert arguments.positionals == ["--host"]
+    assert list(arguments.flags) == ["--port"]
+
+
+def test_dotted_keys_make_one_json_value() -> None:
+    words = (
+        "--override-generation-config.temperature=0.5",
+        "--override-generation-config",
+        '{"top_k": 1, "temperature": 1}',
+        "--override_generation_config.deep.max_new_tokens",
+        "8k",
+    )
+    ((name, (value,)),) = values_of(*words).items()
+    assert name == "--override-generation-config"
+    assert json.loads(value) == {"top_k": 1, "temperature": 0.5, "deep": {"max_new_tokens": 8000}}
+
+
+def test_dotted_lists_grow() -> None:
+    words = ("-cc.sizes+", "1,2", "-cc.sizes+=4", "-cc.backend", "eager")
+    ((name, (value,)),) = values_of(*words).items()
+    assert name == "--compilation-config"
+    assert json.loads(value) == {"sizes": [1, 2, 4], "backend": "eager"}
+
+
+def test_dotted_keys_on_top_of_broken_json_are_an_error() -> None:
+    with pytest.raises(InputError, match="--default-chat-template-kwargs: '{' is not JSON"):
+        Arguments.parse(["--default-chat-template-kwargs", "{", "--default-chat-template-kwargs.a", "1"])
+
+
+def test_click_is_told_the_honoured_flags_alone() -> None:
+    arguments = Arguments.parse(
+        ["m", "--enforce-eager", "--no-allow-credentials", "--port", "1", "--api-key", "a", "b"]
+    )
+    assert arguments.words_of(HonouredFlag) == [
+        "--no-allow-credentials",
+        "--port=1",
+        "--api-key=a",
+        "--api-key=b",
+        "--",
+        "m",
+    ]

@@ -1,0 +1,176 @@
+"""`vllm-cli chat` and `complete` against a real HTTP server that streams."""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_prints_the_answer_as_it_comes(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
+    stand_in.will_chat("Par", "is", ".")
+    assert main(["chat", "--url", stand_in.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
+    assert capfd.readouterr().out == "Paris.\n"
+    (request,) = stand_in.requests
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["stream"]) == ("stand-in", True)
+    assert request["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Capital?"},
+    ]
+
+
+def test_complete_continues_a_prompt(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
+    stand_in.will_complete(" in", " France.")
+    words = ["complete", "--url", f"{stand_in.url}/v1", "--model-name", "mine", "--max-tokens", "5", "-q", "Paris is"]
+    assert main(words) == 0
+    assert capfd.readouterr().out == " in France.\n"
+    (request,) = stand_in.requests
+    assert request["path"] == "/v1/completions"
+    assert (request["model"], request["prompt"], request["max_tokens"]) == ("mine", "Paris is", 5)
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_how_to_answer_is_sent_only_where_it_is_given(stand_in, command: str) -> None:
+    for words, sent in (([], {}), (["--temperature", "0", "--max-tokens", "9"], {"temperature": 0.0, "max_tokens": 9})):
+        stand_in.will_chat("Hi")
+        assert main([command, "--url", stand_in.url, *words, "-q", "Hi"]) == 0
+        request = stand_in.requests[-1]
+        assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
+
+
+def test_stats_tell_time_to_first_token_and_rate(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
+    stand_in.will_chat("Hi")
+    assert main(["chat", "--url", stand_in.url, "--stats", "-q", "Hi"]) == 0
+    err = capfd.readouterr().err
+    assert err.startswith("TTFT: ")
+    assert "(7 tokens in " in err
+
+
+@pytest.mark.parametrize("command", ["chat", "complete"])
+def test_the_key_is_sent_from_option_or_variable(stand_in, command: str, monkeypatch) -> None:
+    for variables, words, key in (
+        ({"VLLM_API_KEY": "server's"}, [], "server's"),
+        ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's"),
+        ({"OPENAI_API_KEY": "openai's"}, ["--api-key", "given"], "given"),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        stand_in.will_chat("Hi")
+        assert main([command, "--url", stand_in.url, *words, "-q", "Hi"]) == 0
+        assert {headers["Authorization"] for headers in stand_in.headers} == {f"Bearer {key}"}
+        stand_in.headers.clear()
+
+
+def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(stand_in, run_cli) -> None:
+    stand_in.will_chat("Hello!")
+    stand_in.will_chat("Fine.")
+    stand_in.will_chat("Again.")
+    done = run_cli(
+        *("chat", "--url", stand_in.url, "--system", "S"),
+        input="hi\n\nhow are you\n/clear\nhi\n/exit\nunread\n",
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stdout) == (0, "Hello!\nFine.\nAgain.\n")
+    system = ("system", "S")
+    assert [[(m["role"], m["content"]) for m in request["messages"]] for request in stand_in.requests] == [
+        [system, ("user", "hi")],
+        [system, ("user", "hi"), ("assistant", "Hello!"), ("user", "how are you")],
+        [system, ("user", "hi")],
+    ]
+
+
+def test_an_error_leaves_the_conversation_going_without_the_failed_turn(stand_in, run_cli) -> None:
+    stand_in.will_answer(400, {"error": {"message": "too long", "type": "BadRequestError"}})
+    stand_in.will_chat("Hello!")
+    done = run_cli("chat", "--url", stand_in.url, input="hi\nhello\n", cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "Hello!\n")
+    assert done.stderr == "Error: The server answered 400: too long\n"
+    assert [message["content"] for message in stand_in.requests[1]["messages"]] == ["hello"]
+
+
+def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert main(["chat", "--url", f"http://127.0.0.1:{port}", "-q", "hi"]) == 1
+    assert capfd.readouterr().err == (
+        f"Error: No server answers at http://127.0.0.1:{port} (connection refused). Is `vllm-cli serve` running?\n"
+    )
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://"])
+def test_an_address_that_is_none_is_exit_code_2(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["complete", "--url", url, "-q", "hi"]) == 2
+    assert capfd.readouterr().err.startswith("Error: --url must begin with http://")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "line"),
+    [
+        (401, {"error": {"message": "Unauthorized", "code": 401}}, "The server answered 401: Unauthorized"),
+        (404, {"detail": "Not Found"}, "The server answered 404: {'detail': 'Not Found'}"),
+        (502, b"<html>bad\ngateway</html>", "The server answered 502: <html>bad gateway</html>"),
+    ],
+)
+def test_an_error_of_the_server_is_one_line(
+    stand_in, status: int, body: object, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stand_in.will_answer(status, body)
+    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+    assert capfd.readouterr().err == f"Error: {line}\n"
+
+
+def test_an_error_in_the_stream_is_one_line(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
+    stand_in.will_fail_in_the_stream("engine died")
+    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+    assert capfd.readouterr().err == "Error: The server failed: engine died\n"
+
+
+def test_an_answer_that_breaks_off_is_told(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
+    stand_in.will_break_off_after("Par")
+    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+    captured = capfd.readouterr()
+    assert captured.out == "Par\n"
+    assert captured.err.startswith("Error: The server ")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
+    stand_in.will_go_on_for_ever("on and ")
+    terminal, child_side = pty.openpty()
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "vllm_cli", "chat", "--url", stand_in.url],
+        stdin=child_side,
+        stdout=child_side,
+        stderr=child_side,
+        cwd=ROOT,
+    )
+    os.close(child_side)
+    try:
+        _read_until(terminal, b"> ")
+        os.write(terminal, b"go\n")
+        _read_until(terminal, b"on and on and ")
+        chat.send_signal(signal.SIGINT)
+        _read_until(terminal, b"(stopped)")
+        _read_until(terminal, b"> ")
+        assert stand_in.hung_up.wait(5)
+        chat.send_signal(signal.SIGINT)
+        assert chat.wait(10) == 130
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(terminal)
+
+
+def _read_until(terminal: int, expected: bytes) -> None:
+    seen = b""
+    while expected not in seen:
+        seen += os.read(terminal, 1)

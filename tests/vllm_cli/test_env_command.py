@@ -1,0 +1,76 @@
+"""`vllm-cli env` and `vllm-cli collect-env`."""
+
+import json
+
+import pytest
+
+from envs.registry import variables
+from vllm_cli.main import main
+from vllm_cli.version import VERSION
+
+
+def test_env_shows_every_variable_with_its_source(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "debug")
+    assert main(["env", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == [variable.name for variable in variables()]
+    assert (rows["VLLM_LOGGING_LEVEL"]["value"], rows["VLLM_LOGGING_LEVEL"]["source"]) == ("DEBUG", "environment")
+    assert rows["VLLM_WORKER_MULTIPROC_METHOD"] == {
+        "name": "VLLM_WORKER_MULTIPROC_METHOD",
+        "type": "choice",
+        "choices": ["spawn", "fork", "forkserver"],
+        "default": "forkserver",
+        "value": "forkserver",
+        "source": "default",
+        "description": "How the engine process is started.",
+        "error": None,
+    }
+
+
+def test_env_as_text_names_value_default_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    assert "VLLM_ENGINE_READY_TIMEOUT_S = 600\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["env"], ["env", "--json"], ["collect-env"], ["collect-env", "--json"]], ids=" ".join
+)
+def test_secrets_are_never_shown(words: list[str], monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("VLLM_API_KEY", "HF_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "tell-nobody")
+    monkeypatch.setenv("HF_ENDPOINT", "https://user:tell-nobody@mirror")
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert "tell-nobody" not in captured.out + captured.err
+    assert "VLLM_API_KEY" in captured.out
+
+
+def test_env_shows_what_is_wrong_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
+    monkeypatch.setenv("VCLI_NOTHING", "1")
+    assert main(["env"]) == 2
+    captured = capsys.readouterr()
+    assert "VLLM_WORKER_MULTIPROC_METHOD = thread" in captured.out
+    assert captured.err.splitlines() == [
+        "Error: VLLM_WORKER_MULTIPROC_METHOD must be one of spawn, fork, forkserver, got 'thread'",
+        "Error: VCLI_NOTHING is not a variable of vllm-cli.",
+    ]
+
+
+def test_collect_env_describes_the_machine(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from importlib.metadata import version
+
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    assert main(["collect-env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["vllm-cli"] == VERSION
+    assert facts["packages"]["torch"] == version("torch")
+    assert facts["cpu"]["usable_cores"] >= 1
+    assert facts["memory"]["total_bytes"] > facts["memory"]["available_bytes"] > 0
+    assert facts["environment"]["VLLM_LOGGING_LEVEL"] == "INFO"
+
+
+def test_collect_env_imports_nothing_that_it_describes(run_cli) -> None:
+    done = run_cli("collect-env")
+    assert done.returncode == 0
+    assert "transformers: " in done.stdout

@@ -1,0 +1,162 @@
+"""The console script: what it imports, how fast it answers, its exit codes, and whose modules it takes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from vllm_cli.lazy_group import load_command
+from vllm_cli.main import COMMANDS, cli, main
+from vllm_cli.version import VERSION
+
+ROOT = Path(__file__).parents[2]
+OURS = {"vllm_cli", "startup", "server", "envs", "click"}
+BUDGET_S = 0.15
+
+_REPORT = """
+import sys
+sys.argv = ["vllm-cli", *{words!r}]
+before = set(sys.modules)
+from vllm_cli.main import main
+code = main()
+loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+strangers = sorted(loaded - set(sys.stdlib_module_names) - {ours!r})
+print("\\nSTRANGERS", strangers, "CODE", code)
+"""
+
+LIGHT_CALLS = [
+    ((), 2),
+    (("--help",), 0),
+    (("--version",), 0),
+    (("--nonsense",), 2),
+    (("nonsense",), 2),
+    *((((entry.name, "--help"), 0)) for entry in COMMANDS),
+    (("serve", "--help=all"), 0),
+    (("serve", "--help=port"), 0),
+    (("serve", "--nonsense"), 2),
+    (("serve", "--port", "abc"), 2),
+    (("serve", "--port", "99999"), 2),
+    (("serve", "model", "another"), 2),
+    (("serve", "model", "--tensor-parallel-size", "2"), 2),
+    (("serve", "--engine", "vllm"), 2),
+    (("serve", "--config", "missing.yaml"), 2),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), LIGHT_CALLS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_help_and_usage_errors_import_nothing_but_click(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+    script = _REPORT.format(words=list(words), ours=OURS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+    )
+    assert f"STRANGERS [] CODE {code}" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--nonsense")], ids=" ".join)
+def test_help_version_and_usage_errors_answer_in_the_budget(words: tuple[str, ...]) -> None:
+    best = min(_seconds(words) for _ in range(8))
+    assert best <= BUDGET_S
+
+
+def test_help_imports_no_command() -> None:
+    report = 'print("COMMANDS", any(".commands" in name for name in sys.modules))'
+    script = f'import sys; from vllm_cli.main import main; main(["--help"]); {report}'
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert "COMMANDS False" in done.stdout
+
+
+@pytest.mark.parametrize("entry", COMMANDS, ids=lambda entry: entry.name)
+def test_every_command_of_the_table_exists_under_its_name(entry) -> None:
+    command = load_command(entry)
+    assert command.name == entry.name
+    assert command.get_short_help_str()
+
+
+def test_the_version_is_the_one_in_pyproject(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"vllm-cli {VERSION}\n"
+
+
+def test_an_unknown_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["srve"]) == 2
+    assert "No such command 'srve' (did you mean 'serve'?)" in capsys.readouterr().err
+
+
+def test_a_setting_out_of_range_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "99999"]) == 2
+    assert capsys.readouterr().err == "Error: --port must be between 0 and 65535, got 99999\n"
+
+
+def test_a_wrong_environment_is_told_completely_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "frok")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "maybe")
+    assert main(["serve"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["Error:", "VLLM_WORKER_MULTIPROC_METHOD"],
+        ["Error:", "HF_HUB_OFFLINE"],
+    ]
+    assert "did you mean 'fork'?" in lines[0]
+
+
+def test_a_start_that_fails_is_one_line_and_exit_code_3(run_cli, tmp_path: Path) -> None:
+    done = run_cli("serve", str(tmp_path / "no-such-model"), "--port", "0", cwd=ROOT)
+    assert done.returncode == 3
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert errors == [f"Error: MODEL {tmp_path}/no-such-model is neither a folder nor a name on the Hugging Face hub"]
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    @click.command("interrupted")
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "get_command", lambda ctx, name: interrupted)
+        assert main(["env"]) == 130
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -c 'import sys; from vllm_cli.main import main; sys.exit(main([\"env\"]))' | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
+    ids=["script", "module"],
+)
+def test_modules_of_our_names_in_the_working_folder_are_not_taken(command: list[str], tmp_path: Path) -> None:
+    for name in ("server", "startup", "envs", "click"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('decoy {name}')")
+    done = subprocess.run(
+        [*command, "serve", "--port", "99999"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --port must be between")
+
+
+def _seconds(words: tuple[str, ...]) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, timeout=60, cwd=ROOT)
+    return time.perf_counter() - start

@@ -1,0 +1,57 @@
+"""Types of flag values."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from vllm_cli.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4096", 4096),
+        ("8k", 8000),
+        ("8K", 8192),
+        ("25.6k", 25600),
+        ("2M", 2 << 20),
+        ("1g", 10**9),
+        ("1T", 1 << 40),
+        ("-3", -3),
+    ],
+)
+def test_a_whole_number_may_have_a_suffix(text: str, value: int) -> None:
+    assert HumanInt().convert(text, None, None) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "1.5", "1.5K", "8kb", "many"])
+def test_what_is_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        HumanInt().convert(text, None, None)
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", None), ("AUTO", None), ("-1", None), ("1k", 1000), (7, 7)])
+def test_a_limit_may_be_the_models_own(text: str, value: int | None) -> None:
+    assert TokenLimit().convert(text, None, None) == value
+
+
+def test_json_must_be_of_the_right_kind() -> None:
+    assert JsonObject().convert('{"a": 1}', None, None) == {"a": 1}
+    assert JsonStrings().convert('["a"]', None, None) == ("a",)
+    for type_, text in ((JsonObject(), "[]"), (JsonObject(), "{"), (JsonStrings(), "{}"), (JsonStrings(), "[1]")):
+        with pytest.raises(click.BadParameter):
+            type_.convert(text, None, None)
+
+
+def test_a_template_is_a_file_or_what_looks_like_a_template(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}", encoding="utf-8")
+    assert ChatTemplate().convert(str(file), None, None) == "{{ messages }}"
+    assert ChatTemplate().convert("{% for m in messages %}", None, None) == "{% for m in messages %}"
+    assert ChatTemplate().convert("{{ x }}" * 2000, None, None) == "{{ x }}" * 2000
+
+
+def test_a_template_that_is_neither_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(click.BadParameter, match="No such file or directory"):
+        ChatTemplate().convert(str(tmp_path / "missing.jinja"), None, None)

@@ -1,0 +1,145 @@
+"""From the command line to the typed configuration: names, defaults, and which source wins."""
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from server.config import ConfigError
+from startup.model.default_model import DEFAULT_MODEL_ID
+from vllm_cli.commands.serve import serve
+from vllm_cli.errors import InputError
+
+
+def test_without_words_everything_has_its_default(parse) -> None:
+    config = parse()
+    assert config.model.model is None
+    assert config.server.served_model_names == (DEFAULT_MODEL_ID,)
+    assert (config.start_method, config.engine_ready_timeout_s, config.logging_level) == ("forkserver", 600, "INFO")
+    assert (config.server.port, config.server.timeout_keep_alive_s, config.server.api_keys) == (8000, 5, ())
+    assert config.engine.enable_prefix_caching is True
+    assert config.renderer.num_workers == 1
+
+
+def test_the_model_is_its_own_name_unless_another_is_given(parse) -> None:
+    assert parse("org/model").server.served_model_names == ("org/model",)
+    assert parse("org/model", "--served-model-name", "a", "b").server.served_model_names == ("a", "b")
+
+
+def test_the_positional_model_wins_over_the_flag(parse) -> None:
+    assert parse("--model", "flagged").model.model == "flagged"
+    assert parse("positional", "--model", "flagged").model.model == "positional"
+
+
+def test_a_setting_of_several_layers_reaches_them_all(parse) -> None:
+    config = parse("m", "--trust-remote-code", "--max-logprobs", "5")
+    assert config.engine.trust_remote_code and config.renderer.trust_remote_code
+    assert (config.engine.max_logprobs, config.server.max_logprobs) == (5, 5)
+
+
+def test_values_are_typed(parse) -> None:
+    config = parse(
+        *("m", "--max-model-len", "8K", "--kv-cache-memory-bytes", "1.5g", "--shutdown-timeout", "2"),
+        *("--allowed-origins", '["https://a"]', "--allowed-methods", "[]", "--dtype", "bfloat16"),
+        *("--default-chat-template-kwargs", '{"x": true}', "--override-generation-config.temperature", "0.5"),
+        *("--no-enable-prefix-caching", "--log-level", "debug"),
+    )
+    assert (config.engine.max_model_len, config.engine.kv_cache_memory_bytes) == (8192, 1_500_000_000)
+    assert config.server.shutdown_timeout_s == 2.0
+    assert (config.server.allowed_origins, config.server.allowed_methods) == (("https://a",), ())
+    assert config.engine.dtype == "bfloat16"
+    assert config.renderer.default_chat_template_kwargs == {"x": True}
+    assert config.server.override_generation_config == {"temperature": 0.5}
+    assert config.engine.enable_prefix_caching is False
+    assert config.logging_level == "DEBUG"
+
+
+def test_a_chat_template_is_read_from_its_file(parse, tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_text("{{ messages }}", encoding="utf-8")
+    assert parse("m", "--chat-template", str(tmp_path / "t.jinja")).renderer.chat_template == "{{ messages }}"
+
+
+def test_the_key_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("api-key: [filed]\nport: 1\n", encoding="utf-8")
+    words = ("m", "--config", str(file))
+    assert parse(*words).server.api_keys == ("filed",)
+    monkeypatch.setenv("VLLM_API_KEY", "set")
+    assert parse(*words).server.api_keys == ("set",)
+    assert parse(*words, "--api-key", "given", "too").server.api_keys == ("given", "too")
+    assert parse("m").server.api_keys == ("set",)
+
+
+def test_the_logging_level_is_taken_from_option_then_variable_then_file(parse, monkeypatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("log_level: ERROR\n", encoding="utf-8")
+    words = ("m", "--config", str(file))
+    assert parse(*words).logging_level == "ERROR"
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "warning")
+    assert parse(*words).logging_level == "WARNING"
+    assert parse(*words, "--log-level", "CRITICAL").logging_level == "CRITICAL"
+
+
+def test_a_switch_in_the_file_gives_way_to_the_option_alone(parse, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("enable-prefix-caching: false\n", encoding="utf-8")
+    assert parse("m", "--config", str(file)).engine.enable_prefix_caching is False
+    assert parse("m", "--config", str(file), "--enable-prefix-caching").engine.enable_prefix_caching is True
+
+
+def test_auto_on_the_command_line_takes_back_the_files_limit(parse, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("max-model-len: 1k\n", encoding="utf-8")
+    assert parse("m", "--config", str(file)).engine.max_model_len == 1000
+    assert parse("m", "--config", str(file), "--max-model-len", "auto").engine.max_model_len is None
+
+
+def test_variables_without_a_flag_reach_their_fields(parse, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    monkeypatch.setenv("VLLM_ENGINE_READY_TIMEOUT_S", "7")
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "9")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    config = parse("m")
+    assert (config.start_method, config.engine_ready_timeout_s) == ("spawn", 7)
+    assert (config.server.timeout_keep_alive_s, config.engine.num_threads) == (9, 2)
+    assert config.model.hf_token == "secret"
+
+
+def test_a_token_without_a_value_leaves_the_choice_to_the_hub(parse, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert parse("m", "--hf-token").model.hf_token is None
+
+
+def test_empty_keys_are_no_keys(parse) -> None:
+    assert parse("m", "--api-key", "").server.api_keys == ()
+
+
+def test_a_value_out_of_range_names_the_flag(parse) -> None:
+    with pytest.raises(ConfigError, match="--max-num-seqs must be 1 or more, got 0"):
+        parse("m", "--max-num-seqs", "0")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--port", "http"), ("--dtype", "int8"), ("--max-model-len", "long"), ("--allowed-origins", "*")],
+    ids=" ".join,
+)
+def test_a_value_of_the_wrong_type_is_a_usage_error(parse, words: tuple[str, ...]) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        parse("m", *words)
+    assert f"Invalid value for '{words[0]}'" in caught.value.format_message()
+
+
+def test_a_list_that_swallows_the_model_is_an_error(parse) -> None:
+    with pytest.raises(InputError, match="MODEL must come before --served-model-name"):
+        parse("--served-model-name", "name", "model")
+    assert parse("--served-model-name", "a", "--served-model-name", "b").server.served_model_names == ("a", "b")
+
+
+def test_every_example_in_the_help_makes_a_configuration(parse) -> None:
+    examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
+    assert len(examples) >= 4
+    for example in examples:
+        parse(*shlex.split(example)[2:])

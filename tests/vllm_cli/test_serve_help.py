@@ -1,0 +1,55 @@
+"""The help of `serve`."""
+
+import pytest
+
+from vllm_cli.flag_table import FLAGS
+from vllm_cli.flags_honoured import GROUPS, HONOURED
+from vllm_cli.main import main
+from vllm_cli.serve_help import default_of
+
+
+@pytest.fixture
+def help_of(capsys: pytest.CaptureFixture[str]):
+    def run(topic: str) -> str:
+        assert main(["serve", topic]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_help_shows_the_honoured_flags_in_groups(help_of) -> None:
+    text = help_of("--help")
+    assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
+    assert [flag.name for flag in HONOURED if flag.name.removeprefix("--") not in text] == []
+    assert "--tensor-parallel-size" not in text
+
+
+def test_help_is_found_after_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
+
+
+def test_help_about_all_shows_every_flag(help_of) -> None:
+    text = help_of("--help=all")
+    assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
+
+
+def test_help_about_a_word_shows_the_flags_with_it(help_of) -> None:
+    text = help_of("--help=max_num")
+    assert "--max-num-seqs" in text
+    assert "--max-num-queued-reqs" in text
+    assert "--port" not in text
+
+
+def test_help_about_nothing_known_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help=xyzzy"]) == 2
+    assert "No flag has 'xyzzy' in its name" in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_the_fields(help_of) -> None:
+    text = help_of("--help")
+    assert "Port to listen on. [8000]" in text
+    assert "--[no-]enable-prefix-caching" in text
+    flags = {flag.name: flag for flag in HONOURED}
+    assert default_of(flags["--renderer-num-workers"]) == 1
+    assert default_of(flags["--engine"]) is None

@@ -1,0 +1,149 @@
+"""`vllm-cli timeline` shows, draws and compares reports of starts."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from startup.timeline.reader import read_report
+from tests.startup.start_reports import report_of
+
+
+class Page(HTMLParser):
+    """What a page consists of; fails on tags that are not closed in order."""
+
+    VOID = ("meta", "line", "rect", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def before(tmp_path) -> Path:
+    path = tmp_path / "before.json"
+    path.write_text(report_of(resident_share=0.9).to_json())
+    return path
+
+
+@pytest.fixture
+def after(tmp_path) -> Path:
+    path = tmp_path / "after.json"
+    path.write_text(report_of(import_s=0.4).to_json())
+    return path
+
+
+def test_one_report_is_shown_as_a_table(before, run_cli) -> None:
+    done = run_cli("timeline", str(before))
+    assert done.returncode == 0, done.stderr
+    head, *table = done.stdout.splitlines()
+    assert "ready after 1.70 s, 100.0% explained" in head
+    assert "90% of the weights in memory" in head
+    assert "\n".join(table) == report_of().table()
+
+
+def test_a_report_on_standard_input_is_shown_as_json(before, run_cli) -> None:
+    done = run_cli("timeline", "-", "--json", input=before.read_text())
+    assert read_report(done.stdout).to_dict() == json.loads(before.read_text())
+
+
+def test_two_reports_are_compared_phase_by_phase(before, after, run_cli) -> None:
+    done = run_cli("timeline", str(before), str(after))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"1\.000 +0\.400 +-0\.600 +engine +import_torch", done.stdout)
+    assert re.search(r"0\.500 +0\.500 +\+0\.000 +engine +load_weights", done.stdout)
+    assert re.search(r"1\.700 +1\.100 +-0\.600 +total", done.stdout)
+
+
+def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, after, run_cli) -> None:
+    content = json.loads(run_cli("timeline", str(before), str(after), "--json").stdout)
+    assert content["total_s"]["difference"] == pytest.approx(-0.6)
+    assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
+
+
+def test_the_picture_needs_nothing_but_itself_and_has_bars_in_proportion(before, after, run_cli, tmp_path) -> None:
+    html = tmp_path / "picture.html"
+    done = run_cli("timeline", str(before), str(after), "--html", str(html))
+    assert (done.returncode, done.stdout) == (0, "")
+    text = html.read_text()
+    assert not re.search(r"(href|src)=|@import|url\(", text)
+    page = Page(text)
+    charts = [chart for chart in page.attributes("svg") if chart.get("role") == "img"]
+    assert [chart["aria-label"] for chart in charts] == ["before.json: 1.70 s", "after.json: 1.10 s"]
+    titles = dict(re.findall(r"<title>([^<]*)</title><rect [^>]*width=\"([\d.]+)\"", text))
+    widths = {title.split(",")[0]: float(width) for title, width in titles.items()}
+    assert widths["engine: import_torch\n1.000 s"] == pytest.approx(
+        2 * widths["engine: load_weights\n0.500 s"], abs=0.2
+    )
+    assert "What changed" in text
+
+
+def test_names_in_a_report_cannot_become_markup(run_cli, tmp_path) -> None:
+    evil = "<script>alert(1)</script>"
+    report, html = tmp_path / "evil.json", tmp_path / "evil.html"
+    report.write_text(report_of(model=evil).to_json().replace("load_weights", '\\"><script>x'))
+    assert run_cli("timeline", str(report), "--html", str(html)).returncode == 0
+    assert "script" not in {tag for tag, _ in Page(html.read_text()).tags}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not a start-up report"),
+        ("{}", "schema"),
+        (b"\xff\xfe", "it is not text"),
+        (report_of().to_json().replace('"schema_version": 1', '"schema_version": 7'), "schema version is 7"),
+    ],
+    ids=["empty", "object", "binary", "version"],
+)
+def test_a_file_that_is_no_report_is_one_line_and_exit_code_2(content, message, run_cli, tmp_path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = run_cli("timeline", str(path))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_not_there_is_a_usage_error(run_cli) -> None:
+    done = run_cli("timeline", "no-such-file.json")
+    assert done.returncode == 2
+    assert "no-such-file.json" in done.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
+    done = run_cli("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_start_without_any_time_can_be_drawn(run_cli, tmp_path) -> None:
+    content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
+    report, html = tmp_path / "report.json", tmp_path / "picture.html"
+    report.write_text(json.dumps(content))
+    assert run_cli("timeline", str(report)).returncode == 0
+    assert run_cli("timeline", str(report), "--html", str(html)).returncode == 0

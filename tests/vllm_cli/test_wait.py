@@ -1,0 +1,324 @@
+"""`vllm-cli wait` against real servers: refused, starting, ready, failed, silent."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import UnixStreamServer
+from typing import Any
+
+import pytest
+
+STARTING = {
+    "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
+    "status": "starting",
+    "phase": "import_server",
+    "progress": 0.4,
+    "elapsed_s": 1.0,
+    "eta_s": 1.5,
+}
+FAILED = STARTING | {"status": "failed", "error": {"message": "no such model"}}
+
+Answer = tuple[int, Any]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers one after the other of its answers, and the last one from then on."""
+
+    def __init__(self, answers: list[Answer], port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.answers = answers
+        self.paths: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.paths.append(self.path)
+        answers = self.server.answers
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    running: list[tuple[Server, threading.Thread]] = []
+
+    def start(*answers: Answer, port: int = 0) -> Server:
+        server = Server(list(answers), port)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port on which connections are accepted by the kernel and never answered."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_server_that_is_ready_ends_the_waiting_at_once(serve, run_cli) -> None:
+    server = serve((200, b""))
+    done = run_cli("wait", server.url)
+    assert done.returncode == 0
+    assert done.stderr.startswith(f"{server.url} is ready after 0.")
+    assert server.paths == ["/health"]
+
+
+def test_the_phase_is_shown_until_it_is_ready(serve, run_cli) -> None:
+    server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
+    done = run_cli("wait", server.url, "--interval", "0.01")
+    assert done.returncode == 0
+    first, second, last = done.stderr.splitlines()
+    assert "import server  [########------------]  40%  about 1.5 s left" in first
+    assert "load weights" in second
+    assert "is ready" in last
+
+
+def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> None:
+    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(free_port), "--host", "0.0.0.0"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None
+        assert "connection refused" in waiting.stderr.readline()
+        serve((200, b""), port=free_port)
+        assert waiting.wait(30) == 0
+
+
+def test_a_failed_start_ends_with_1_and_its_reason(serve, run_cli) -> None:
+    done = run_cli("wait", serve((503, STARTING), (503, FAILED)).url, "--interval", "0.01")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("will not become ready: no such model")
+
+
+def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
+    assert run_cli("wait", serve((503, STARTING | {"status": "dead"})).url).returncode == 1
+
+
+def test_time_that_is_up_ends_with_4_and_names_the_phase(serve, run_cli) -> None:
+    begin_s = time.monotonic()
+    done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "0.5")
+    assert done.returncode == 4
+    assert "was not ready after 0.5 s: it is at import_server" in done.stderr
+    assert time.monotonic() - begin_s < 10
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(silent_port, run_cli) -> None:
+    begin_s = time.monotonic()
+    done = run_cli("wait", "--port", str(silent_port), "--timeout", "1")
+    assert done.returncode == 4
+    assert "no answer within 1 s" in done.stderr
+    assert 1 <= time.monotonic() - begin_s < 10
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(503, b"busy"), (500, b""), (502, b"<html>"), (503, [1]), (429, b""), (503, {"error": 1, "progress": "much"})],
+    ids=["plain", "empty", "proxy", "list", "later", "odd"],
+)
+def test_any_answer_that_is_no_readiness_is_waited_through(answer, serve, run_cli) -> None:
+    assert run_cli("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
+
+
+def test_something_that_speaks_no_http_is_waited_through(run_cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def babble() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with closing(connection):
+                    connection.sendall(b"220 mail.example ESMTP\r\n")
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        done = run_cli("wait", "--port", str(listener.getsockname()[1]), "--timeout", "0.5")
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    assert done.returncode == 4
+    assert "does not speak HTTP" in done.stderr
+
+
+def test_a_server_without_the_path_will_never_be_ready(serve, run_cli) -> None:
+    done = run_cli("wait", serve((404, b"")).url)
+    assert done.returncode == 1
+    assert "/health answers 404" in done.stderr
+
+
+def test_another_path_can_be_asked_for(serve, run_cli) -> None:
+    server = serve((200, b""))
+    assert run_cli("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
+    assert server.paths == ["/base/readyz"]
+
+
+def test_json_tells_how_it_ended_and_quiet_says_nothing(serve, run_cli) -> None:
+    done = run_cli("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
+    content = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert content["url"].startswith("http://127.0.0.1:")
+    assert (content["status"], content["reason"], content["num_requests"]) == ("failed", "no such model", 2)
+
+
+def test_a_unix_socket_is_waited_for(tmp_path, run_cli) -> None:
+    path = tmp_path / "s.sock"
+
+    class UnixServer(UnixStreamServer):
+        answers: list[Answer] = [(200, b"")]
+        paths: list[str] = []
+
+    class UnixHandler(Handler):
+        def address_string(self) -> str:
+            return "unix"
+
+    with UnixServer(str(path), UnixHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        done = run_cli("wait", "--uds", str(path))
+        named = run_cli("wait", f"unix:{path}")
+        server.shutdown()
+        thread.join()
+    assert (done.returncode, named.returncode) == (0, 0), done.stderr
+
+
+def test_the_waiting_ends_when_the_process_does_even_as_a_zombie(free_port, run_cli) -> None:
+    with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
+        while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
+            time.sleep(0.01)
+        done = run_cli("wait", "--port", str(free_port), "--pid", str(process.pid))
+    assert done.returncode == 1
+    assert f"process {process.pid} has ended" in done.stderr
+
+
+def test_a_process_that_lives_is_waited_for(free_port, run_cli) -> None:
+    assert run_cli("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
+
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+
+
+@pytest.fixture
+def tls_server(tmp_path) -> Iterator[tuple[str, Path]]:
+    """A server with a certificate of its own making."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=somewhere-else", "-days", "1"]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*words, *subject], check=True, capture_output=True)
+    server = Server([(200, b"")])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}", certificate
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@needs_openssl
+def test_https_is_asked_with_the_servers_own_certificate_or_none(tls_server, run_cli) -> None:
+    place, certificate = tls_server
+    port = place.rpartition(":")[2]
+    stranger = run_cli("wait", f"https://{place}")
+    assert stranger.returncode == 1
+    assert "its certificate is not trusted" in stranger.stderr
+    assert run_cli("wait", f"https://{place}", "--insecure").returncode == 0
+    assert run_cli("wait", "--port", port, "--ssl-certfile", str(certificate)).returncode == 0
+    assert run_cli("wait", place, "--ssl", "--ssl-certfile", str(certificate)).returncode == 0
+
+
+def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
+    server = serve((503, STARTING), (503, STARTING), (200, b""))
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.05"]
+    waiting = subprocess.Popen(words, stderr=theirs)
+    os.close(theirs)
+    assert waiting.wait(30) == 0
+    text = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert text.count("\r\x1b[K") >= 3
+    assert text.count("\n") == 1
+    assert "import server" in text
+
+
+def test_ctrl_c_ends_with_130(silent_port) -> None:
+    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(silent_port), "--interval", "0.05"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+        time.sleep(1)
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(30) == 130
+        assert waiting.stderr is not None
+        assert "Traceback" not in waiting.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ftp://x"], "is not an address"),
+        (["http://x:99999"], "has no port between 0 and 65535"),
+        (["http://x", "--port", "1"], "Give URL or --port, not both"),
+        (["--uds", "/x", "--port", "1"], "Give --uds or --host and --port"),
+        (["--path", "health"], "--path must begin with /"),
+        (["--timeout", "0"], "--timeout"),
+        (["--ssl-certfile", __file__], "is not a certificate"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_a_usage_error(words, message, run_cli) -> None:
+    done = run_cli("wait", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_waiting_imports_the_standard_library_and_click_alone(serve) -> None:
+    code = (
+        "import sys; from vllm_cli.main import main; code = main(['wait', sys.argv[1]]);"
+        "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names); sys.exit(code)"
+    )
+    words = [sys.executable, "-c", code, serve((200, b"")).url]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    third_party = {name for name in done.stdout.split() if not name.startswith("__editable__")}
+    ours = {"__main__", "envs", "server", "startup", "vllm_cli"}
+    assert third_party - ours <= {"click", "sitecustomize", "_distutils_hack"}

@@ -1,0 +1,33 @@
+"""Reads an earlier run's `--json` file."""
+
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from vllm_cli.bench.errors import BaselineError
+
+
+class _Versioned(Protocol):
+    @property
+    def schema_version(self) -> int: ...
+
+
+R = TypeVar("R", bound=_Versioned)
+
+
+def decode_baseline(path: Path, kind: type[R], *, command: str, schema_version: int) -> R:
+    """The file's content; whether it measured the same thing is for the caller to see.
+
+    Raises:
+        BaselineError: it cannot be read, or is not such a file of this version.
+    """
+    try:
+        baseline = msgspec.json.decode(path.read_bytes(), type=kind)
+    except OSError as error:
+        raise BaselineError(f"Cannot read the baseline {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise BaselineError(f"The baseline {path} is not a file of `{command} --json`: {error}") from error
+    if baseline.schema_version != schema_version:
+        raise BaselineError(f"The baseline {path} has schema version {baseline.schema_version}, not {schema_version}")
+    return baseline

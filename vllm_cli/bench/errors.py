@@ -1,0 +1,31 @@
+"""Errors of the benchmark: click shows the message and ends the program with the error's exit code."""
+
+import click
+
+
+class BenchError(click.ClickException):
+    """Root of the benchmark's errors; the run happened, but its outcome is a failure."""
+
+    exit_code = 1
+
+
+class BaselineError(BenchError):
+    """The baseline file cannot be compared with this run."""
+
+    exit_code = 2
+
+
+class ModelUnknownError(BenchError):
+    """The server lists no model, and `--model` does not name one."""
+
+    exit_code = 2
+
+
+class TargetStartError(BenchError):
+    """The server did not start, does not answer, or refuses even the simplest completion."""
+
+    exit_code = 3
+
+
+class TargetDiedError(BenchError):
+    """The server ended while it was being measured."""

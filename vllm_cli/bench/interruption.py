@@ -1,0 +1,46 @@
+"""Runs a benchmark so that Ctrl-C or SIGTERM ends it in order: everything that it started is stopped first."""
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import uvloop
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
+    """SIGINT or SIGTERM came; all servers are down."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+def run_interruptibly(bench: Coroutine[Any, Any, T]) -> T:
+    """Run to the end or until a signal cancels it; on the main thread, which gets signal handlers."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run_until_signalled(bench))
+
+
+async def _run_until_signalled(bench: Coroutine[Any, Any, T]) -> T:
+    received: list[int] = []
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(bench)
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise Interrupted(received[0]) from None
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

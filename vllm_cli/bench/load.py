@@ -1,0 +1,49 @@
+"""The closed-loop load generator: a fixed number of requests in flight, each followed at once by the next."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from time import perf_counter_ns, process_time_ns
+
+import aiohttp
+
+from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
+
+
+@dataclass(frozen=True)
+class LoadSamples:
+    """Everything that one round of load brought."""
+
+    requests: list[RequestSample]
+    duration_ns: int
+    """From the first request's start to the last one's end."""
+    client_cpu_ns: int
+    """Processor time that this process took meanwhile; the server had to do without it."""
+
+
+async def generate_load(requests: list[EncodedRequest], *, concurrency: int, timeout_s: float) -> LoadSamples:
+    """Send all requests over fresh keep-alive connections, `concurrency` of them in flight, and time each."""
+    async with open_session(timeout_s) as session:
+        samples: list[RequestSample] = []
+        remaining = iter(requests)
+        start_ns, cpu_start_ns = perf_counter_ns(), process_time_ns()
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(concurrency, len(requests))):
+                workers.create_task(_work(session, remaining, samples))
+        return LoadSamples(samples, perf_counter_ns() - start_ns, process_time_ns() - cpu_start_ns)
+
+
+def open_session(timeout_s: float) -> aiohttp.ClientSession:
+    """A session that does not limit, inspect or decorate what goes through it."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+    )
+
+
+async def _work(
+    session: aiohttp.ClientSession, remaining: Iterator[EncodedRequest], samples: list[RequestSample]
+) -> None:
+    for request in remaining:
+        samples.append(await send_request(session, request))

@@ -1,0 +1,32 @@
+"""Describes the machine that a run took place on, so that figures are not compared across machines by mistake."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+from vllm_cli.bench.results import Machine
+
+
+def describe_machine() -> Machine:
+    """This machine, as far as it matters for figures."""
+    return Machine(
+        system=platform.platform(terse=True),
+        processor=_processor_name(),
+        num_cpus=_num_cpus(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        python=platform.python_version(),
+    )
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _num_cpus() -> int:
+    """Processors that this process, and so the servers it starts, may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

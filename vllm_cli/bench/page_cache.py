@@ -1,0 +1,58 @@
+"""Puts files out of the page cache and looks whether they are: "cold" is a claim until the kernel confirms it."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from startup.prefetch.residency import ResidencyProbe
+
+
+class Residency(NamedTuple):
+    """How much of some files is in memory."""
+
+    total_bytes: int
+    resident_bytes: int
+
+    @property
+    def share(self) -> float:
+        return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
+
+
+def evict_files(files: Sequence[Path]) -> Residency:
+    """Writes back and drops the files' pages; what comes back is what stayed all the same.
+
+    Pages that another process has mapped stay, and so does everything on tmpfs.
+
+    Raises:
+        OSError: a file cannot be opened, or the system cannot do it.
+    """
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return measure_residency(files)
+
+
+def measure_residency(files: Iterable[Path]) -> Residency:
+    """How much of the files is in memory now, by cachestat(2) or mincore(2); looking does not change it."""
+    total_bytes = resident_bytes = 0
+    for file in files:
+        with ResidencyProbe(str(file)) as probe:
+            total_bytes += file.stat().st_size
+            resident_bytes += probe.resident_bytes()
+    return Residency(total_bytes, resident_bytes)
+
+
+def list_files(paths: Iterable[Path]) -> list[Path]:
+    """The files among the paths and those in the folders among them, each once and without the links to them."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            real = file.resolve()
+            if real.is_file():
+                found[real] = None
+    return list(found)

@@ -1,0 +1,86 @@
+"""The result as tables for people: one for each level, with what was measured above and what went wrong below."""
+
+from collections.abc import Iterator
+from typing import TextIO
+
+from vllm_cli.bench.figures import METRICS
+from vllm_cli.bench.results import BenchResult, RoundFigures, SideResult
+from vllm_cli.bench.tables import FigureTable, format_spread, write_lines, write_table
+
+
+def write_report(result: BenchResult, stream: TextIO) -> None:
+    """Write the whole report, in the form that suits the stream."""
+    write_lines(describe_run(result), stream)
+    for table in build_tables(result):
+        stream.write("\n")
+        write_table(table, stream)
+    stream.write("\n")
+    write_lines(describe_problems(result), stream)
+
+
+def describe_run(result: BenchResult) -> Iterator[str]:
+    """What was measured, on what, and how tokens were counted."""
+    machine, settings = result.machine, result.settings
+    yield f"{machine.processor}, {machine.num_cpus} CPUs, {machine.memory_gib:g} GiB, {result.created_at}"
+    yield (
+        f"/v1/{'chat/' if settings.endpoint == 'chat' else ''}completions, prompts of about {settings.prompt_tokens} "
+        f"tokens, {settings.max_tokens} new tokens, {'streamed' if settings.stream else 'not streamed'}, greedy"
+    )
+    for side in result.sides:
+        version = f" {side.version}" if side.version else ""
+        ready = f"; ready after {side.ready_after_s:.1f} s" if side.ready_after_s is not None else ""
+        eos = "" if side.has_ignore_eos or not settings.ignore_eos else "; does not take ignore_eos"
+        yield f"{side.name}: {side.target}{version}; model {side.model}; tokens by {side.token_source}{eos}{ready}"
+    if len(result.sides) > 1:
+        yield f"Sides take turns, {_IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
+
+
+_IDLE = {
+    "pause": "the others frozen meanwhile",
+    "run": "the others running meanwhile",
+    "stop": "the others stopped meanwhile",
+}
+
+
+def build_tables(result: BenchResult) -> list[FigureTable]:
+    """One table for each level."""
+    first, others = result.sides[0], result.sides[1:]
+    tables = []
+    for index, level in enumerate(first.levels):
+        ratios = [ratio.ratios for ratio in result.ratios if ratio.concurrency == level.concurrency]
+        header = ["", *(side.name for side in result.sides), *(f"{first.name}/{other.name}" for other in others)]
+        rows = []
+        for metric in METRICS:
+            spreads = [side.levels[index].summary.get(metric.name) for side in result.sides]
+            quotients = [ratio.get(metric.name) for ratio in ratios]
+            if any(spreads):
+                rows.append([metric.label, *map(format_spread, spreads), *map(format_spread, quotients)])
+        rows.append(
+            ["failed requests", *(str(_count_errors(side, index)) for side in result.sides), *("" for _ in others)]
+        )
+        num_requests = result.settings.num_requests[level.concurrency]
+        title = f"{level.concurrency} at once: {num_requests} requests a round, rounds: {len(level.rounds)}"
+        tables.append(FigureTable(title, header, rows))
+    return tables
+
+
+def describe_problems(result: BenchResult) -> Iterator[str]:
+    """What a reader must know before trusting the figures."""
+    for side in result.sides:
+        for level in side.levels:
+            where = f"{side.name} at {level.concurrency}"
+            yield from (f"{where}: {message}" for message in _messages(level.rounds))
+            if num_short := sum(figures.num_short for figures in level.rounds):
+                yield f"{where}: {num_short} answers ended before {result.settings.max_tokens} tokens"
+            if num_probe_errors := sum(figures.num_probe_errors for figures in level.rounds):
+                yield f"{where}: {num_probe_errors} probes of /health failed"
+            if (share := max(figures.client_cpu_share for figures in level.rounds)) > 0.5:
+                yield f"{where}: the load generator took {share:.0%} of a processor; it may be what limits"
+
+
+def _messages(rounds: list[RoundFigures]) -> list[str]:
+    return list(dict.fromkeys(message for figures in rounds for message in figures.errors))
+
+
+def _count_errors(side: SideResult, index: int) -> int:
+    return sum(figures.num_errors for figures in side.levels[index].rounds)

@@ -1,0 +1,106 @@
+"""Sends one request and notes when it began, when text came, and when it ended."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from time import perf_counter_ns
+from typing import NamedTuple
+
+import aiohttp
+import msgspec
+
+from vllm_cli.bench.sse import ChunkReader, Usage
+
+
+class EncodedRequest(NamedTuple):
+    """A request in the form in which it goes out; encoded before the clock starts."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    is_stream: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestSample:
+    """What was seen of one request; times are `perf_counter_ns`."""
+
+    start_ns: int
+    end_ns: int
+    text_times_ns: tuple[int, ...] = ()
+    """When pieces of text arrived; empty unless streamed."""
+    usage: Usage | None = None
+    error: str | None = None
+    status: int | None = None
+    """HTTP status; None when no response came."""
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.text_times_ns)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self.usage.completion_tokens if self.usage else self.num_chunks
+
+    @property
+    def ttft_ns(self) -> int | None:
+        return self.text_times_ns[0] - self.start_ns if self.text_times_ns else None
+
+    @property
+    def gaps_ns(self) -> list[int]:
+        return [later - earlier for earlier, later in pairwise(self.text_times_ns)]
+
+    @property
+    def e2e_ns(self) -> int:
+        return self.end_ns - self.start_ns
+
+
+async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) -> RequestSample:
+    """Send one request and read its answer to the end; what goes wrong is in the sample's `error`."""
+    start_ns = perf_counter_ns()
+    status = None
+    try:
+        async with session.post(request.url, data=request.body, headers=request.headers) as response:
+            status = response.status
+            if status != 200:
+                text = (await response.text())[:400].strip()
+                return _failed(start_ns, f"HTTP {status}: {text}", status)
+            if request.is_stream:
+                return await _read_stream(response, start_ns)
+            return await _read_body(response, start_ns)
+    except (TimeoutError, aiohttp.ClientError, msgspec.DecodeError) as error:
+        return _failed(start_ns, f"{type(error).__name__}: {error}".rstrip(": "), status)
+
+
+async def _read_stream(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
+    reader = ChunkReader()
+    async for data in response.content.iter_any():
+        reader.feed(data, perf_counter_ns())
+    error = reader.error
+    if error is None and not reader.is_finished:
+        error = "the stream ended without a finish reason"
+    return RequestSample(
+        start_ns=start_ns,
+        end_ns=perf_counter_ns(),
+        text_times_ns=tuple(reader.text_times_ns),
+        usage=reader.usage,
+        error=error,
+        status=response.status,
+    )
+
+
+class _Body(msgspec.Struct, frozen=True):
+    usage: Usage | None = None
+
+
+_body_decoder = msgspec.json.Decoder(_Body)
+
+
+async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> RequestSample:
+    data = await response.read()
+    end_ns = perf_counter_ns()
+    usage = _body_decoder.decode(data).usage
+    return RequestSample(start_ns=start_ns, end_ns=end_ns, usage=usage, status=response.status)
+
+
+def _failed(start_ns: int, error: str, status: int | None) -> RequestSample:
+    return RequestSample(start_ns=start_ns, end_ns=perf_counter_ns(), error=error, status=status)

@@ -1,0 +1,146 @@
+"""Runs a whole benchmark: servers up, rounds in turn, figures out; and everything down again, whatever happens."""
+
+import asyncio
+from collections import defaultdict
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from vllm_cli.bench.arena import Arena
+from vllm_cli.bench.config import BenchConfig
+from vllm_cli.bench.dialect import Dialect
+from vllm_cli.bench.figures import compare_levels, measure_round, summarize_level
+from vllm_cli.bench.interruption import run_interruptibly
+from vllm_cli.bench.load import LoadSamples, generate_load
+from vllm_cli.bench.machine import describe_machine
+from vllm_cli.bench.probe import HealthProbe
+from vllm_cli.bench.progress import Progress
+from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.readiness import ReadyServer
+from vllm_cli.bench.redaction import redact
+from vllm_cli.bench.request import EncodedRequest
+from vllm_cli.bench.results import SCHEMA_VERSION, BenchResult, RoundFigures, Settings, SideResult
+from vllm_cli.bench.warden import NOTICE_S
+
+
+def run_bench(config: BenchConfig, progress: Progress) -> BenchResult:
+    """Measure every side at every level; must be called on the main thread, which it gives signal handlers."""
+    return run_interruptibly(_Bench(config, progress).run())
+
+
+class _Leg(NamedTuple):
+    """One round of one side at one level."""
+
+    level: int
+    round_number: int
+    side: int
+
+
+class _Bench:
+    """One run in progress."""
+
+    def __init__(self, config: BenchConfig, progress: Progress) -> None:
+        self._config = config
+        self._progress = progress
+        self._warm: set[tuple[str, int]] = set()
+        """Addresses and levels that had their warm-up; a server that was started again has a new address."""
+        self._rounds: defaultdict[tuple[int, int], list[RoundFigures]] = defaultdict(list)
+        """By side and level."""
+
+    async def run(self) -> BenchResult:
+        created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        legs = _plan_legs(self._config)
+        with Arena(self._config, self._progress) as arena:
+            servers = await arena.prepare()
+            self._progress.begin(len(legs))
+            for leg in legs:
+                self._progress.step(self._describe(leg))
+                target = arena.targets[leg.side]
+                server = await arena.wake(target)
+                figures = await self._measure(leg, server.dialect)
+                if figures.num_errors:
+                    await asyncio.sleep(NOTICE_S)
+                target.ensure_alive()
+                self._rounds[leg.side, leg.level].append(figures)
+        return self._assemble(created_at, servers)
+
+    def _describe(self, leg: _Leg) -> str:
+        name = self._config.targets[leg.side].name
+        return f"{name}: {leg.level} at once, round {leg.round_number + 1} of {self._config.num_rounds}"
+
+    async def _measure(self, leg: _Leg, dialect: Dialect) -> RoundFigures:
+        config = self._config
+        if (dialect.base_url, leg.level) not in self._warm:
+            self._warm.add((dialect.base_url, leg.level))
+            await self._load(_encode(dialect, leg.level, seed=f"{config.seed}/{leg.level}/warm-up"), leg.level)
+        num_requests = config.requests_at(leg.level)
+        requests = _encode(dialect, num_requests, seed=f"{config.seed}/{leg.level}/{leg.round_number}")
+        with HealthProbe(dialect.base_url, config.api_key) as probe:
+            probe.start()
+            load = await self._load(requests, leg.level)
+            return measure_round(load, probe.finish(), max_tokens=config.max_tokens)
+
+    async def _load(self, requests: list[EncodedRequest], level: int) -> LoadSamples:
+        return await generate_load(requests, concurrency=level, timeout_s=self._config.request_timeout_s)
+
+    def _assemble(self, created_at: str, servers: list[ReadyServer]) -> BenchResult:
+        config = self._config
+        sides = [self._side_result(index, server) for index, server in enumerate(servers)]
+        return BenchResult(
+            schema_version=SCHEMA_VERSION,
+            created_at=created_at,
+            machine=describe_machine(),
+            settings=_settings(config),
+            sides=sides,
+            ratios=[
+                compare_levels(ours, theirs, against=other.name)
+                for other in sides[1:]
+                for ours, theirs in zip(sides[0].levels, other.levels, strict=True)
+            ],
+        )
+
+    def _side_result(self, index: int, server: ReadyServer) -> SideResult:
+        spec = self._config.targets[index]
+        return SideResult(
+            name=spec.name,
+            target=redact(spec.command or spec.url or ""),
+            model=server.dialect.model,
+            version=server.version,
+            ready_after_s=server.ready_after_s if spec.command else None,
+            token_source=server.dialect.token_source,
+            has_ignore_eos="ignore_eos" in server.dialect.optional,
+            levels=[summarize_level(level, self._rounds[index, level]) for level in self._config.levels],
+        )
+
+
+def _plan_legs(config: BenchConfig) -> list[_Leg]:
+    """Sides take turns round by round, so that what the machine does over time hits all alike.
+
+    Where each turn costs a start of the server, it takes all levels in one turn.
+    """
+    sides = range(len(config.targets))
+    rounds = range(config.num_rounds)
+    if config.idle == "stop":
+        return [_Leg(level, number, side) for number in rounds for side in sides for level in config.levels]
+    return [_Leg(level, number, side) for level in config.levels for number in rounds for side in sides]
+
+
+def _encode(dialect: Dialect, num_requests: int, *, seed: str) -> list[EncodedRequest]:
+    """Requests with prompts that depend on the seed only: every side gets the same ones."""
+    config = dialect.config
+    prompts = (build_prompt(config.prompt_tokens, seed=f"{seed}/{index}") for index in range(num_requests))
+    bodies = (dialect.body(prompt, max_tokens=config.max_tokens) for prompt in prompts)
+    return [EncodedRequest(dialect.url, dialect.headers, body, config.stream) for body in bodies]
+
+
+def _settings(config: BenchConfig) -> Settings:
+    return Settings(
+        endpoint=config.endpoint,
+        stream=config.stream,
+        max_tokens=config.max_tokens,
+        prompt_tokens=config.prompt_tokens,
+        ignore_eos=config.ignore_eos,
+        num_rounds=config.num_rounds,
+        num_requests={level: config.requests_at(level) for level in config.levels},
+        idle=config.idle,
+        seed=config.seed,
+    )

@@ -1,0 +1,72 @@
+"""Typed configuration of one run of `bench startup`; standard library only, built once by the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from server.config import ConfigError
+from vllm_cli.bench.config import BenchConfig, Endpoint, TargetSpec
+
+CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]
+"""What a start finds: everything cached; weights (and libraries) not in memory; compiled code gone; both."""
+
+CACHE_STATES: tuple[CacheState, ...] = get_args(CacheState)
+
+PROMPT = "The capital of France is"
+MAX_TOKENS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartupBenchConfig:
+    """What to start, from which state, and how often."""
+
+    targets: tuple[TargetSpec, ...]
+    """Commands; the first is side A, the others are compared with it."""
+    floor_model: Path | None = None
+    """The model folder that the bare script answers from, as one more side; None leaves it out."""
+    states: tuple[CacheState, ...] = ("warm",)
+    num_rounds: int = 5
+    evict_paths: tuple[Path, ...] = ()
+    """Files and folders whose pages are evicted for a cold page cache."""
+    evict_libraries: bool = False
+    """Whether the shared libraries of the commands' Python environments are evicted too."""
+    compile_cache: Path | None = None
+    """The folder that is moved aside for a cold compile cache."""
+    endpoint: Endpoint = "completions"
+    api_key: str | None = None
+    ready_timeout_s: float = 600.0
+    pause_s: float = 1.0
+    """Between the end of one server and the start of the next."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ConfigError("--cmd", None, "given")
+        for option, value in (("--rounds", self.num_rounds), ("--state", len(self.states))):
+            if value < 1:
+                raise ConfigError(option, value, "1 or more")
+        if self.needs_cold_pages and not self.evict_paths and not self.evict_libraries:
+            raise ConfigError("--evict", None, "given for a cold page cache: the model's folder")
+        if self.needs_cold_compile and self.compile_cache is None:
+            raise ConfigError("--compile-cache", None, "given for a cold compile cache: its folder")
+
+    @property
+    def needs_cold_pages(self) -> bool:
+        return any(state in ("cold-pages", "cold") for state in self.states)
+
+    @property
+    def needs_cold_compile(self) -> bool:
+        return any(state in ("cold-compile", "cold") for state in self.states)
+
+    @property
+    def request_config(self) -> BenchConfig:
+        """The same for the parts that `bench serve` has too: how a server is asked."""
+        return BenchConfig(
+            targets=self.targets,
+            endpoint=self.endpoint,
+            max_tokens=MAX_TOKENS,
+            ignore_eos=False,
+            stream=True,
+            api_key=self.api_key,
+            ready_timeout_s=self.ready_timeout_s,
+            request_timeout_s=self.ready_timeout_s,
+        )

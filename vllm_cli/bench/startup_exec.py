@@ -1,0 +1,31 @@
+"""Notes the time and becomes the command that is to be timed.
+
+A script of its own (`python -I -S startup_exec.py STAMP_FILE WORD...`), because between the benchmark's order and the
+command's exec lie the start of the warden and of this interpreter, which are not the command's fault. The stamp is in
+monotonic nanoseconds, the clock of all processes of the machine.
+"""
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+CANNOT_RUN = 127
+"""Exit status when the command cannot be executed; the same as a shell's."""
+
+
+def _main() -> int:
+    stamp_file, *words = sys.argv[1:]
+    if re.match(r"[A-Za-z_]\w*=", words[0]):
+        words = ["env", *words]
+    try:
+        Path(stamp_file).write_text(f"{time.monotonic_ns()}\n")
+        os.execvp(words[0], words)
+    except OSError as error:
+        sys.stderr.write(f"{words[0]}: {error.strerror}\n")
+    return CANNOT_RUN
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,103 @@
+"""Runs a server command and takes it down, with everything it started, as soon as the benchmark lets go of it.
+
+A script of its own (`python -I warden.py GRACE_S WORD...`), because only a process that outlives the benchmark can
+clean up after a crash or a SIGKILL of it. The benchmark holds the other end of the standard input: the lines `pause`
+and `resume` freeze and thaw the server and are echoed when done; the end of the input stops it. The exit status is the
+server's, 128 + N after signal N. What the server writes goes to this process's standard error.
+"""
+
+import contextlib
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.2
+NOTICE_S = 3 * _POLL_S
+"""Within this time after the server ended, so has the warden."""
+CANNOT_RUN = 127
+"""Exit status when the command cannot be executed; the same as a shell's."""
+
+
+class Warden:
+    """Owns one server process, in a session and process group of its own, and all its descendants."""
+
+    def __init__(self, words: list[str], *, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._is_asked_to_end = False
+        self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
+        signal.signal(signal.SIGTERM, self._record_signal)
+
+    def watch(self) -> int:
+        """Follow the orders on standard input until it ends or the server does; then leave nothing behind."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+            while self._server.poll() is None and not self._is_asked_to_end:
+                if selector.select(_POLL_S) and not self._follow(os.read(sys.stdin.fileno(), 4096)):
+                    break
+        self._stop()
+        status = self._server.returncode
+        return status if status >= 0 else 128 - status
+
+    def _record_signal(self, *_: object) -> None:
+        self._is_asked_to_end = True
+
+    def _follow(self, orders: bytes) -> bool:
+        """Carry out what was read; False at the end of the input."""
+        for order in orders.split():
+            self._signal_all(signal.SIGSTOP if order == b"pause" else signal.SIGCONT)
+            os.write(sys.stdout.fileno(), order + b"\n")
+        return bool(orders)
+
+    def _stop(self) -> None:
+        self._signal_all(signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            self._server.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._server.wait(self._grace_s)
+        while survivors := self._descendants():
+            self._signal_all(signal.SIGKILL)
+            psutil.wait_procs(survivors, timeout=_POLL_S)
+        self._server.wait()
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in self._descendants():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _descendants(self) -> list[psutil.Process]:
+        return [
+            process for process in psutil.Process().children(recursive=True) if _status(process) != psutil.STATUS_ZOMBIE
+        ]
+
+
+def _status(process: psutil.Process) -> str:
+    try:
+        return process.status()
+    except psutil.NoSuchProcess:
+        return psutil.STATUS_ZOMBIE
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none escapes by daemonizing (Linux only)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _main() -> int:
+    _adopt_orphans()
+    try:
+        warden = Warden(sys.argv[2:], grace_s=float(sys.argv[1]))
+    except OSError as error:
+        sys.stderr.write(f"{sys.argv[2]}: {error.strerror}\n")
+        return CANNOT_RUN
+    return warden.watch()
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

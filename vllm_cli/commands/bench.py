@@ -1,0 +1,17 @@
+"""The group `bench`: its commands are listed here and imported when they run."""
+
+from typing import Final
+
+import click
+
+from vllm_cli.lazy_group import CommandEntry, LazyGroup
+
+BENCHMARKS: Final = (
+    CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
+    CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
+)
+
+
+@click.group("bench", cls=LazyGroup, table=BENCHMARKS)
+def bench() -> None:
+    """Measure servers, running or started for it, and how fast they start."""

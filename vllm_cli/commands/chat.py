@@ -1,0 +1,51 @@
+"""`vllm-cli chat`: talks with a model on a running server."""
+
+from typing import Any
+
+import click
+
+from vllm_cli.answer import Answer
+from vllm_cli.dialogue import CLEAR, EXIT, Dialogue, server_options, typed_lines
+
+_PATH = "/v1/chat/completions"
+
+Message = dict[str, str]
+
+
+@click.command()
+@server_options
+@click.option("--system-prompt", "--system", help="What the model is told before the first message.")
+@click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and leave.")
+def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None:
+    """Talk with a model on a running server.
+
+    /clear forgets what was said, /exit ends; Ctrl-C stops an answer, and ends where there is none.
+
+    \b
+    Examples:
+      vllm-cli chat
+      vllm-cli chat --temperature 0 --quick "What is the capital of France?"
+      vllm-cli chat --system "You are a pirate." --quick "Who are you?"
+    """
+    dialogue = Dialogue(**server)
+    beginning = [_message("system", system_prompt)] if system_prompt else []
+    if quick is None:
+        _converse(dialogue, beginning)
+    else:
+        dialogue.ask(_PATH, {"messages": [*beginning, _message("user", quick)]}, Answer())
+
+
+def _converse(dialogue: Dialogue, beginning: list[Message]) -> None:
+    history = list(beginning)
+    for line in typed_lines(f"Talking with {dialogue.model}; {CLEAR} forgets, {EXIT} ends, Ctrl-C stops an answer."):
+        if line == CLEAR:
+            history = list(beginning)
+            continue
+        question = _message("user", line)
+        answer = dialogue.ask_interruptibly(_PATH, {"messages": [*history, question]})
+        if answer and answer.text:
+            history += [question, _message("assistant", answer.text)]
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}

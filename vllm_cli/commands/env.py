@@ -1,0 +1,55 @@
+"""`vllm-cli env`: every environment variable, and what it is set to."""
+
+import json
+from typing import Any
+
+import click
+
+from envs.errors import EnvError
+from envs.registry import unknown_variables, variables
+from envs.variable import EnvVar
+from vllm_cli.errors import InputError
+
+
+@click.command(name="env")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per variable, in a list.")
+def env_command(*, as_json: bool) -> None:
+    """Show every environment variable: type, default, value and where it comes from. Secrets are masked.
+
+    \b
+    Examples:
+      vllm-cli env
+      VLLM_LOGGING_LEVEL=DEBUG vllm-cli env --json
+    """
+    rows = [describe(variable) for variable in variables()]
+    click.echo(json.dumps(rows, indent=2) if as_json else "\n\n".join(map(_paragraph, rows)))
+    problems = [row["error"] for row in rows if row["error"]] + [f"{unknown}." for unknown in unknown_variables()]
+    if problems:
+        raise InputError("\nError: ".join(problems))
+
+
+def describe(variable: EnvVar[Any]) -> dict[str, Any]:
+    """What there is to tell about a variable, fit for JSON."""
+    try:
+        value, error = variable.show(variable.get()), None
+    except EnvError as err:
+        value, error = variable.show(variable.raw), str(err)
+    return {
+        "name": variable.name,
+        "type": variable.kind,
+        "choices": list(variable.choices),
+        "default": variable.show(variable.default),
+        "value": value,
+        "source": variable.source,
+        "description": variable.description,
+        "error": error,
+    }
+
+
+def _paragraph(row: dict[str, Any]) -> str:
+    type_ = f"{row['type']}: {'|'.join(row['choices'])}" if row["type"] == "choice" else row["type"]
+    return (
+        f"{row['name']} = {row['value'] or '(unset)'}\n"
+        f"  {row['description']}\n"
+        f"  type {type_}, default {row['default'] or '(unset)'}, from the {row['source']}"
+    )

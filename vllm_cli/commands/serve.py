@@ -1,0 +1,41 @@
+"""`vllm-cli serve`: checks what was written and hands over to the launcher."""
+
+import click
+
+from startup.config import StartupConfig
+from vllm_cli.serve_command import ServeCommand, given_settings, serve_parameters
+from vllm_cli.serve_config import build_startup_config
+
+_HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API that `vllm serve` answers.
+
+Without MODEL, SmolLM2-135M-Instruct is served. Every flag of `vllm serve` is known: `--help=all` shows those
+that have no effect here, and those that need `--engine vllm`. `_` and `-` are the same in a flag's name.
+
+\b
+Examples:
+  vllm-cli serve
+  vllm-cli serve Qwen/Qwen3-0.6B --port 8001 --max-model-len 8k
+  vllm-cli serve Qwen/Qwen3-0.6B --api-key secret --served-model-name qwen
+  vllm-cli serve --override-generation-config.temperature 0.5
+"""
+
+
+@click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP)
+@click.pass_context
+def serve(ctx: click.Context, /, **_: object) -> int:
+    """Returns the exit code of the server; nothing heavy is imported before the settings are known to be right."""
+    settings = given_settings(ctx)
+    config = build_startup_config(settings)
+    if settings.get("preflight_only"):
+        return _check(config, as_json=bool(settings.get("json")))
+    from startup.launch import launch
+
+    return launch(config)
+
+
+def _check(config: StartupConfig, *, as_json: bool) -> int:
+    from startup.preflight.run import run_preflight
+
+    report = run_preflight(config)
+    click.echo(report.to_json() if as_json else report.to_text())
+    return 3 if report.errors else 0

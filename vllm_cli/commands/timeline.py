@@ -1,0 +1,81 @@
+"""`vllm-cli timeline`: shows the report of a start, as text, picture or JSON, or compares two."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from startup.timeline.reader import ReportError, read_report
+from startup.timeline.report import StartReport
+from vllm_cli.errors import InputError
+from vllm_cli.timeline_comparison import comparison_to_dict, write_comparison
+from vllm_cli.timeline_picture import NamedReport, describe_start, draw_timeline
+
+_REPORT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+_PICTURE_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+@click.command("timeline")
+@click.argument("file", type=_REPORT_FILE)
+@click.argument("other", type=_REPORT_FILE, required=False)
+@click.option(
+    "--html", "html_path", type=_PICTURE_FILE, metavar="FILE", help="Draw a web page that needs nothing else."
+)
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+def timeline(file: Path, other: Path | None, html_path: Path | None, is_json: bool) -> None:
+    """Show where the time of a start went: FILE is what `serve --startup-report FILE` wrote, - is standard input.
+
+    The phases are what the start waited for, one at any moment, so they add up to the whole. With OTHER, the two
+    starts are compared phase by phase; the change is OTHER less FILE.
+
+    \b
+    Examples:
+      vllm-cli serve --startup-report start.json
+      vllm-cli timeline start.json --html start.html
+      vllm-cli timeline before.json after.json
+      curl -s localhost:8000/startupz | vllm-cli timeline -
+
+    Exit codes: 0 done, 2 a file is no report.
+    """
+    starts = [_read(path) for path in (file, other) if path is not None]
+    if html_path:
+        _write(html_path, draw_timeline(starts))
+    if is_json:
+        click.echo(_to_json([start.report for start in starts]), nl=False)
+    elif not html_path:
+        click.echo("\n".join(_describe(starts)))
+
+
+def _read(path: Path) -> NamedReport:
+    is_piped = path == Path("-")
+    name = "standard input" if is_piped else path.name
+    try:
+        text = sys.stdin.read() if is_piped else path.read_text(encoding="utf-8")
+        return NamedReport(name, read_report(text))
+    except OSError as err:
+        raise InputError(f"{path} cannot be read: {err.strerror}.") from err
+    except UnicodeDecodeError as err:
+        raise InputError(f"{name} is not a start-up report: it is not text.") from err
+    except ReportError as err:
+        raise InputError(f"{name} is not a start-up report: {err}.") from err
+
+
+def _write(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as err:
+        raise InputError(f"--html: {path} cannot be written: {err.strerror}.") from err
+
+
+def _to_json(reports: list[StartReport]) -> str:
+    if len(reports) == 1:
+        return reports[0].to_json()
+    return json.dumps(comparison_to_dict(*reports), indent=2) + "\n"
+
+
+def _describe(starts: list[NamedReport]) -> list[str]:
+    lines = [describe_start(start) for start in starts]
+    if len(starts) == 1:
+        return [*lines, starts[0].report.table()]
+    return [*lines, *write_comparison(starts[0].report, starts[1].report)]

@@ -1,0 +1,152 @@
+"""`vllm-cli wait`: for scripts and entrypoints that need a server to be ready before they go on."""
+
+import json
+import ssl
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from startup.timeline.live_line import LiveLine, draw_bar
+from vllm_cli.errors import InputError
+from vllm_cli.readiness import Readiness
+from vllm_cli.server_address import ServerAddress, parse_url, reachable_host
+from vllm_cli.waiting import Ending, WaitOptions, WaitResult, wait_for_server
+
+EXIT_CODES: Final[dict[Ending, int]] = {"ready": 0, "failed": 1, "timed out": 4}
+
+_HEARTBEAT_S: Final = 10.0
+_SECONDS: Final = click.FloatRange(0, min_open=True)
+_CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("wait", context_settings={"max_content_width": 110})
+@click.argument("url", required=False)
+@click.option("--host", help="As given to the server.  [default: localhost]")
+@click.option("--port", type=click.IntRange(1, 65535), help="As given to the server.  [default: 8000]")
+@click.option("--uds", metavar="PATH", help="UNIX domain socket, as given to the server.")
+@click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
+@click.option(
+    "--ssl-certfile", type=_CERTIFICATE, help="As given to the server: HTTPS, and this certificate is trusted."
+)
+@click.option("--insecure", is_flag=True, help="HTTPS with any certificate.")
+@click.option("--path", default="/health", show_default=True, help="What to ask for; 200 means ready.")
+@click.option("--timeout", "timeout_s", type=_SECONDS, default=600, show_default=True, metavar="SECONDS")
+@click.option("--interval", "interval_s", type=_SECONDS, default=0.2, show_default=True, metavar="SECONDS")
+@click.option("--pid", type=click.IntRange(1), help="The server's process: when it ends, so does the waiting.")
+@click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Say nothing; the exit code tells.")
+def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
+    """Wait until the server at URL is ready to answer requests, and show what it is doing meanwhile.
+
+    URL is http://host:port, https://…, or unix:/path; the flags of `serve` that say where it listens do as well.
+    A server that does not listen yet is waited for.
+
+    \b
+    Examples:
+      vllm-cli wait
+      vllm-cli wait http://10.0.0.7:8000 --timeout 120
+      vllm-cli serve --port 8001 & vllm-cli wait --port 8001 --pid $!
+
+    Exit codes: 0 ready; 1 failed: the server or its process says so, or it can never be ready; 2 usage; 4 timed out.
+    """
+    settings = _build_options(options)
+    reporter = _Reporter(settings.address, is_quiet=is_quiet)
+    try:
+        result = wait_for_server(settings, reporter.show)
+    finally:
+        reporter.close()
+    if is_json:
+        click.echo(json.dumps({"url": str(settings.address), **result.to_dict()}))
+    if not is_quiet:
+        click.echo(_describe_end(settings, result), err=True)
+    return EXIT_CODES[result.ending]
+
+
+def _build_options(options: dict[str, Any]) -> WaitOptions:
+    path = options["path"]
+    if not path.startswith("/"):
+        raise InputError(f"--path must begin with /, got {path!r}.")
+    return WaitOptions(
+        address=_build_address(options),
+        path=path,
+        timeout_s=options["timeout_s"],
+        interval_s=options["interval_s"],
+        pid=options["pid"],
+    )
+
+
+def _build_address(options: dict[str, Any]) -> ServerAddress:
+    url, uds = options["url"], options["uds"]
+    placed = [f"--{name}" for name in ("host", "port", "uds") if options[name] is not None]
+    if url is not None and placed:
+        raise InputError(f"Give URL or {', '.join(placed)}, not both.")
+    if uds is not None and len(placed) > 1:
+        raise InputError("Give --uds or --host and --port, not both.")
+    is_tls = options["is_tls"] or options["insecure"] or options["ssl_certfile"] is not None
+    if url is not None:
+        url = f"https://{url}" if is_tls and ":/" not in url else url
+        return parse_url(url, _build_tls(options) if url.startswith("https:") else None)
+    return ServerAddress(
+        host=reachable_host(options["host"] or "localhost"),
+        port=options["port"] or 8000,
+        uds=uds,
+        tls=_build_tls(options) if is_tls else None,
+    )
+
+
+def _build_tls(options: dict[str, Any]) -> ssl.SSLContext:
+    """A certificate that the caller names is known to be the server's, so its host name need not match."""
+    certificate = options["ssl_certfile"]
+    context = ssl.create_default_context()
+    if options["insecure"] or certificate is not None:
+        context.check_hostname = False
+    if options["insecure"]:
+        context.verify_mode = ssl.CERT_NONE
+    elif certificate is not None:
+        try:
+            context.load_verify_locations(certificate)
+        except ssl.SSLError as err:
+            raise InputError(f"--ssl-certfile: {certificate} is not a certificate ({err.reason}).") from err
+    return context
+
+
+class _Reporter:
+    """Shows what the server says: one live line on a terminal, elsewhere a line whenever it says something new."""
+
+    def __init__(self, address: ServerAddress, *, is_quiet: bool) -> None:
+        self._address = address
+        self._is_quiet = is_quiet
+        self._live = LiveLine(sys.stderr)
+        self._last = ""
+        self._next_heartbeat_s = 0.0
+
+    def show(self, look: Readiness, waited_s: float) -> None:
+        if self._is_quiet:
+            return
+        state = look.phase.replace("_", " ") if look.phase else look.reason
+        if self._live.is_on:
+            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{_describe_rest(look)}")
+        elif state != self._last or waited_s >= self._next_heartbeat_s:
+            self._last = state
+            self._next_heartbeat_s = waited_s + _HEARTBEAT_S
+            click.echo(f"{self._address}: {state}{_describe_rest(look)}, waiting for {waited_s:.1f} s", err=True)
+
+    def close(self) -> None:
+        self._live.close()
+
+
+def _describe_rest(look: Readiness) -> str:
+    bar = f"  {draw_bar(look.progress)}" if look.progress is not None else ""
+    return bar + (f"  about {look.eta_s:.1f} s left" if look.eta_s is not None else "")
+
+
+def _describe_end(options: WaitOptions, result: WaitResult) -> str:
+    address, last = options.address, result.last
+    if result.ending == "ready":
+        return f"{address} is ready after {result.waited_s:.1f} s"
+    if result.ending == "failed":
+        return f"Error: {address} will not become ready: {last.reason}"
+    state = f"it is at {last.phase}" if last.phase else last.reason
+    return f"Error: {address} was not ready after {options.timeout_s:g} s: {state}"

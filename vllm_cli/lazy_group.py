@@ -1,0 +1,56 @@
+"""A click group whose commands are imported when they run, and not to be listed."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from envs.suggestion import did_you_mean
+
+
+class CommandEntry(NamedTuple):
+    """One line of the table of commands."""
+
+    name: str
+    target: str
+    """`package.module:attribute` of the click command."""
+    help: str
+
+
+class LazyGroup(click.Group):
+    """Knows its commands from a table; `--help` imports none of them."""
+
+    def __init__(self, *, table: tuple[CommandEntry, ...], **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._entries = {entry.name: entry for entry in table}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the command."""
+        entry = self._entries.get(cmd_name)
+        return load_command(entry) if entry else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """An unknown command is a usage error with a guess."""
+        if args[0] not in self._entries and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table, as it stands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(entry.name, entry.help) for entry in self._entries.values()])
+
+
+def load_command(entry: CommandEntry) -> click.Command:
+    """The command that a line of the table names."""
+    module, _, attribute = entry.target.partition(":")
+    command = getattr(import_module(module), attribute)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{entry.target} is not a click command")
+    return command

@@ -1,0 +1,80 @@
+"""The console script: words in, exit code out; imports the standard library and click alone.
+
+Exit codes: 0 done, 1 a server did not answer, 2 the input makes no sense, 3 the start failed, 130 Ctrl-C.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from envs.errors import EnvError
+from envs.registry import env
+from server.config import ConfigError
+from startup.errors import StartupError
+from vllm_cli.lazy_group import CommandEntry, LazyGroup
+from vllm_cli.version import VERSION
+
+USAGE_ERROR: Final = 2
+START_FAILED: Final = 3
+INTERRUPTED: Final = 130
+
+COMMANDS: Final = (
+    CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
+    CommandEntry("chat", "vllm_cli.commands.chat:chat", "Talk with a model on a running server."),
+    CommandEntry("complete", "vllm_cli.commands.complete:complete", "Let a model on a running server continue a text."),
+    CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, showing its phase."),
+    CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show where the time of a start went."),
+    CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
+    CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
+    CommandEntry("env", "vllm_cli.commands.env:env_command", "Show the environment variables and their values."),
+    CommandEntry("collect-env", "vllm_cli.commands.collect_env:collect_env", "Describe this machine for a bug report."),
+)
+
+_HELP = """Serve language models, fast from the first second on.
+
+\b
+Examples:
+  vllm-cli serve
+  vllm-cli chat --quick "What is the capital of France?"
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    table=COMMANDS,
+    name="vllm-cli",
+    help=_HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(VERSION, "-v", "--version", message="%(prog)s %(version)s", prog_name="vllm-cli")
+def cli() -> None:
+    """Does nothing itself."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code; a user's mistake is one line, never a traceback."""
+    try:
+        result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
+    except click.ClickException as err:
+        err.show()
+        return err.exit_code
+    except (ConfigError, EnvError) as err:
+        return _fail(err, USAGE_ERROR)
+    except StartupError as err:
+        return _fail(err, START_FAILED)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _fail(err: Exception, exit_code: int) -> int:
+    if (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
+        sys.excepthook(type(err), err, err.__traceback__)
+    click.echo(f"Error: {err}", err=True)
+    return exit_code

@@ -1,0 +1,96 @@
+"""Types of flag values that click does not have."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+_MULTIPLIERS: dict[str, int] = {
+    **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
+    **{letter: 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)},
+}
+
+
+class HumanInt(click.ParamType[int]):
+    """A whole number, or one with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Decimals go with the decimal suffixes only, as in vLLM."""
+        match = re.fullmatch(r"(-?\d+)|(\d+(?:\.\d+)?)([kmgtKMGT])", str(value).strip())
+        if not match:
+            self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
+        plain, number, suffix = match.groups()
+        if plain:
+            return int(plain)
+        if suffix.isupper() and "." in number:
+            self.fail(f"{value!r} has decimals and a binary suffix; is {number}{suffix.lower()} meant?", param, ctx)
+        return round(float(number) * _MULTIPLIERS[suffix])
+
+
+class TokenLimit(click.ParamType[int | None]):
+    """A HumanInt, or `auto` or -1 for the model's own limit."""
+
+    name = "integer|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """The model's own limit is None."""
+        if str(value).strip().lower() in ("auto", "-1"):
+            return None
+        return HumanInt().convert(value, param, ctx)
+
+
+class JsonObject(click.ParamType[dict[str, Any]]):
+    """A JSON object."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Says where the JSON is broken."""
+        parsed = _load_json(self, value, param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f"{value!r} is not a JSON object.", param, ctx)
+        return parsed
+
+
+class JsonStrings(click.ParamType[tuple[str, ...]]):
+    """A JSON list of strings."""
+
+    name = "json list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Says where the JSON is broken."""
+        parsed = _load_json(self, value, param, ctx)
+        if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
+            self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
+        return tuple(parsed)
+
+
+class ChatTemplate(click.ParamType[str]):
+    """A template's text, from a file or given as it is."""
+
+    name = "file|template"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """What is not a file is a template if it looks like one: braces or several lines, as in vLLM."""
+        try:
+            return Path(value).read_text(encoding="utf-8")
+        except (OSError, ValueError) as err:
+            if any(character in value for character in "{}\n"):
+                return str(value)
+            reason = getattr(err, "strerror", None) or err
+            self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
+
+
+def _load_json(
+    type_: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
+) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as err:
+        type_.fail(f"{value!r} is not JSON: {err}.", param, ctx)

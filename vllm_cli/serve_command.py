@@ -1,0 +1,109 @@
+"""The `serve` command as click sees it: vLLM's command-line rules in, checked settings out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from envs.registry import unknown_variables, validate_all
+from vllm_cli.arguments import Arguments
+from vllm_cli.config_file import read_config_file
+from vllm_cli.errors import InputError
+from vllm_cli.flag import HonouredFlag, Shape
+from vllm_cli.flag_option import FlagOption
+from vllm_cli.flags_honoured import CONFIG, ENGINE, HONOURED
+from vllm_cli.screening import notices, refuse_impossible
+from vllm_cli.serve_help import write_groups, write_topic
+
+
+class ServeCommand(click.Command):
+    """Knows every flag of `vllm serve`; click itself is told the honoured ones alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options over variables over `--config` over defaults."""
+        if (topic := _help_topic(args)) is not None:
+            click.echo(self._help_about(ctx, topic))
+            ctx.exit()
+        _check_environment()
+        given = Arguments.parse(args)
+        config_path = given.last_value(CONFIG.name)
+        in_file = read_config_file(Path(config_path)) if config_path else Arguments()
+        _screen(given, in_file)
+        ctx.default_map = _defaults(in_file)
+        return super().parse_args(ctx, given.words_of(HonouredFlag))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The honoured flags; `--help=all` shows the rest."""
+        write_groups(formatter)
+
+    def _help_about(self, ctx: click.Context, topic: str) -> str:
+        if not topic:
+            return self.get_help(ctx)
+        formatter = ctx.make_formatter()
+        write_topic(formatter, topic)
+        return formatter.getvalue().strip("\n")
+
+
+def serve_parameters() -> list[click.Parameter]:
+    """MODEL and the honoured flags."""
+    return [click.Argument(["model_tag"], required=False, metavar="[MODEL]"), *map(FlagOption, HONOURED)]
+
+
+def given_settings(ctx: click.Context) -> dict[str, Any]:
+    """What flags, variables and file gave, without click's own defaults; MODEL is `model`."""
+    settings = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if model := settings.pop("model_tag", None):
+        settings["model"] = model
+    return settings
+
+
+def _help_topic(args: Sequence[str]) -> str | None:
+    """The word after `--help=`, empty for plain help, None where no help is wanted."""
+    for word in args:
+        if word == "--":
+            return None
+        if word in ("--help", "-h"):
+            return ""
+        if word.startswith("--help="):
+            return word.removeprefix("--help=")
+    return None
+
+
+def _check_environment() -> None:
+    if errors := validate_all():
+        raise InputError("\nError: ".join(map(str, errors)))
+    for unknown in unknown_variables():
+        click.echo(f"Notice: {unknown}.", err=True)
+
+
+def _screen(given: Arguments, in_file: Arguments) -> None:
+    if (given.last_value(ENGINE.name) or in_file.last_value(ENGINE.name)) == "vllm":
+        raise InputError("--engine vllm is not available yet; without it the embedded engine is used.")
+    has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
+    if given.greedy_flag and not has_model:
+        raise InputError(
+            f"MODEL must come before {given.greedy_flag}, which takes every word that follows; "
+            f"for the default model, write {given.greedy_flag} once for each value."
+        )
+    flags = (in_file.flags | given.flags).values()
+    refuse_impossible(flags)
+    for notice in notices(flags):
+        click.echo(f"Notice: {notice}", err=True)
+
+
+def _defaults(in_file: Arguments) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for given in in_file.flags.values():
+        if given.flag.shape is Shape.SWITCH:
+            defaults[given.flag.parameter] = given.values[-1] == "true"
+        elif given.flag.shape is Shape.LIST:
+            defaults[given.flag.parameter] = given.values
+        else:
+            defaults[given.flag.parameter] = given.values[-1]
+    return defaults

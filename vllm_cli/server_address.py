@@ -1,0 +1,79 @@
+"""Where a server is to be found, from a URL or from the flags that the server itself was started with."""
+
+import socket
+import ssl
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPSConnection
+from urllib.parse import urlsplit
+
+from vllm_cli.errors import InputError
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
+"""Addresses that a server binds to and that nobody can call, with one that reaches it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerAddress:
+    """A server's place; connections to it are made afresh each time."""
+
+    host: str = "localhost"
+    port: int = 8000
+    uds: str | None = None
+    """A UNIX domain socket; host and port then only name the server."""
+    path: str = ""
+    """What comes before the paths of the API."""
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
+
+    def connect(self, timeout_s: float) -> HTTPConnection:
+        """A connection that is made with its first request and waits for no longer than this for anything."""
+        if self.uds is not None:
+            return _UnixConnection(self.uds, timeout_s)
+        if self.tls is not None:
+            return HTTPSConnection(self.host, self.port, timeout=timeout_s, context=self.tls)
+        return HTTPConnection(self.host, self.port, timeout=timeout_s)
+
+
+def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
+    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`; `/v1` at the end is left out.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if url.startswith("unix:"):
+        return ServerAddress(uds=url.removeprefix("unix:").removeprefix("//"))
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    try:
+        port = parts.port
+    except ValueError as err:
+        raise InputError(f"{url!r} has no port between 0 and 65535.") from err
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{url!r} is not an address such as http://localhost:8000 or unix:/run/vllm.sock.")
+    is_tls = parts.scheme == "https"
+    return ServerAddress(
+        host=reachable_host(parts.hostname),
+        port=port or (443 if is_tls else 80),
+        path=parts.path.rstrip("/").removesuffix("/v1"),
+        tls=(tls or ssl.create_default_context()) if is_tls else None,
+    )
+
+
+def reachable_host(host: str | None) -> str:
+    """A server that listens everywhere is asked on this machine."""
+    return _EVERYWHERE.get(host or "", host or "")
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
