@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from server.cpus import usable_count
+
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 
 
@@ -66,6 +68,8 @@ class RendererConfig:
 
     num_workers: int = 1
     """Threads of the one pool that everything blocking goes through."""
+    is_inline: bool = False
+    """Do it on the event loop instead, to measure what the pool is worth."""
     chat_template: str | None = None
     """A template's text; None takes the tokenizer's own."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
@@ -74,8 +78,10 @@ class RendererConfig:
     trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            raise ConfigError("--renderer-num-workers", self.num_workers, "1 or more")
+        most = max(4, 4 * usable_count())
+        if not 1 <= self.num_workers <= most:
+            expected = f"from 1 to {most}: more than four for each usable processor only take turns"
+            raise ConfigError("--renderer-num-workers", self.num_workers, expected)
 
 
 @dataclass(frozen=True, kw_only=True)

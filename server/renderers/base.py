@@ -1,39 +1,60 @@
 """The renderer: text to token ids and back, everything that blocks in one thread pool."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
+from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.detokenizer import IncrementalDetokenizer
+from server.errors import RequestError
+from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer
 from server.renderers.make_async import make_async
+from server.renderers.pool import LoopShare, Pool, create_pool
 from server.renderers.prompts import ChatOptions, RenderedPrompt, TextOptions
+from server.renderers.stop_strings import StopScanner
+from server.renderers.tokenizer import Tokenizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+SMALL_CHARS = 1024
+"""A text of this length is tokenized in half a millisecond."""
+SMALL_MESSAGES = 8
 
 
 class BaseRenderer(ABC):
     """Owns the one pool (`--renderer-num-workers`) through which templates, tokenizers and decoding run.
 
-    Tokenizers are not thread-safe: a subclass keeps one per thread. The `..._async` methods are called on the event
-    loop and run their sync twin in the pool; `create_detokenizer`, `token_text`, `token_bytes` and the properties are
-    cheap and run on the loop itself.
+    Images have a thread of their own, `_mm_executor`: what they take turns at, such as the processor and its cache,
+    is never in two threads at once, and text does not queue up behind them.
+
+    Tokenizers are not thread-safe: there is one per thread, the loop's included. The `..._async` methods are called
+    on the event loop and run their sync twin in the pool, or right away where the prompt is short and the loop has
+    had its other turns. `create_detokenizer`, `token_text`, `token_bytes` and the properties are cheap and run on the
+    loop itself.
     """
 
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set once the engine has told it."""
 
-    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
-        """`executor` takes the pool's place and stays the caller's to close."""
+    def __init__(
+        self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
+    ) -> None:
+        """`executor` takes the place of both pools and stays the caller's to close."""
         self.files = files
         self.config = config
-        self._owns_executor = executor is None
-        self._executor = executor or ThreadPoolExecutor(config.num_workers, thread_name_prefix="renderer")
-        self.render_chat_async = make_async(self.render_chat, self._executor)
-        self.render_text_async = make_async(self.render_text, self._executor)
+        self.tokenizer = tokenizer
+        self.pools: dict[str, Pool] = {}
+        """The pools that this renderer owns, by what they are for."""
+        if executor is None:
+            self.pools["text"] = create_pool(config.num_workers, name="renderer", is_inline=config.is_inline)
+            self.pools["mm"] = create_pool(1, name="renderer-mm", is_inline=config.is_inline)
+        self._executor = executor or self.pools["text"]
+        self._mm_executor = executor or self.pools["mm"]
+        self._loop_share = LoopShare()
         self.detokenize_async = make_async(self.detokenize, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
 
@@ -41,47 +62,99 @@ class BaseRenderer(ABC):
         """Runs other work that would hold up the event loop, such as compiling a grammar, in the renderer's pool."""
         return await make_async(func, self._executor)(*args, **kwargs)
 
+    async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
+        """`render_chat` off the loop."""
+        return await self._run(partial(self.render_chat, messages, options), is_small=_is_small(messages, options))
+
+    async def render_prompts_async(
+        self, prompts: Sequence[str | list[int]], options: TextOptions
+    ) -> list[RenderedPrompt]:
+        """All prompts of a request, side by side.
+
+        Raises:
+            ValueError: there is none.
+            RequestError: as `render_text`.
+        """
+        if not prompts:
+            raise ValueError("You must pass at least one prompt")
+        return await asyncio.gather(*(self._render_prompt_async(prompt, options) for prompt in prompts))
+
+    async def render_text_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
+        """`render_text` off the loop."""
+        return await self._run(partial(self.render_text, prompt, options), is_small=len(prompt) <= SMALL_CHARS)
+
+    async def _render_prompt_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
+        return await self.render_text_async(prompt, options)
+
     @abstractmethod
+    def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str | list[int]:
+        """A conversation in OpenAI's form as the text, or the token ids, that the model was trained on.
+
+        Raises:
+            RequestError: the messages, the options or the template do not allow it.
+        """
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The template that conversations are rendered with when there are no tools; None where it is code."""
+
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """The prompt of a conversation in OpenAI's form.
 
         Raises:
             RequestError: the messages, the options or the template do not allow it.
         """
+        rendered = self.render_messages(messages, options)
+        if isinstance(rendered, str):
+            return self._tokenized(rendered, options, param="messages")
+        return RenderedPrompt(_last(rendered, self._token_limit(options), "messages"), text=None)
 
-    @abstractmethod
     def render_text(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """The prompt of a plain text, or of token ids, which are checked against the vocabulary.
 
         Raises:
             RequestError: the prompt is empty, too long, or holds an id that is no token.
         """
+        if isinstance(prompt, str):
+            return self._tokenized(prompt, options, param="prompt")
+        self._check_ids(prompt, param="prompt")
+        return RenderedPrompt(_last(prompt, self._token_limit(options), "prompt"), text=None)
 
-    @abstractmethod
     def detokenize(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence.
 
         Raises:
             RequestError: an id is no token.
         """
+        self._check_ids(token_ids, param="tokens")
+        return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    @abstractmethod
     def encode_words(self, texts: list[str]) -> list[list[int]]:
         """The token sequences that write these words, at the start of a text and behind a space (`bad_words`).
 
         Raises:
             RequestError: a word has no tokens.
         """
+        encode = partial(self.tokenizer.encode, add_special_tokens=False)
+        sequences: list[list[int]] = []
+        for word in texts:
+            bare, spaced = encode(word.lstrip()), encode(" " + word.lstrip())
+            if not bare:
+                raise RequestError(f"bad_words must have at least one token each, got {word!r}", param="bad_words")
+            sequences.append(bare)
+            if len(spaced) == len(bare) and spaced[0] != bare[0]:
+                sequences.append(spaced)
+        return sequences
 
-    @abstractmethod
     def token_text(self, token_id: int) -> str:
         """How log-probabilities show one token; a part of a character becomes U+FFFD."""
+        return self.token_bytes(token_id).decode(errors="replace")
 
-    @abstractmethod
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text."""
+        return self.tokenizer.token_bytes(token_id)
 
-    @abstractmethod
     def create_detokenizer(  # noqa: PLR0913 - these are the request's fields
         self,
         *,
@@ -93,33 +166,39 @@ class BaseRenderer(ABC):
         prompt_token_ids: Sequence[int] = (),
     ) -> IncrementalDetokenizer:
         """What turns the tokens of one output into text; stop strings end it after `min_tokens` tokens."""
+        decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
+        if skip_special_tokens or spaces_between_special_tokens:
+            window = DecodeWindow(decode, prompt_token_ids)
+        else:
+            window = AddedTokensJoined(decode, prompt_token_ids, self.tokenizer.added_tokens)
+        scanner = StopScanner(stop, include_stop_str_in_output) if stop else None
+        return IncrementalDetokenizer(window, scanner, min_tokens)
 
     @property
-    @abstractmethod
     def vocab_size(self) -> int:
         """One more than the highest token id."""
+        return self.tokenizer.vocab_size
 
     @property
-    @abstractmethod
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence token."""
+        return self.tokenizer.eos_token_id
 
-    @property
-    @abstractmethod
-    def chat_template(self) -> str | None:
-        """The template that conversations are rendered with when there are no tools."""
-
-    @abstractmethod
     def tokenizer_info(self) -> dict[str, Any]:
         """The tokenizer's configuration, as JSON takes it."""
+        template = {"chat_template": self.chat_template} if self.chat_template else {}
+        return {**self.tokenizer.info(), **template}
 
-    def warm_up(self) -> None:  # noqa: B027 - a renderer may have nothing to do here
-        """Does what the first request should not wait for; it may hold the interpreter for a tenth of a second."""
+    def warm_up(self) -> None:
+        """Does what the first requests should not wait for; it may hold the interpreter for a tenth of a second."""
+        self.tokenizer.warm_up()
+        if "text" in self.pools:
+            self.pools["text"].run_in_each_thread(self.tokenizer.warm_up)
 
     def close(self) -> None:
-        """Stop the pool; what has not begun is cancelled."""
-        if self._owns_executor:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        """Stop the pools; what has not begun is cancelled."""
+        for pool in self.pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -128,3 +207,73 @@ class BaseRenderer(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def _run(self, work: Callable[[], R], *, is_small: bool) -> R:
+        if is_small and not self._loop_share.is_used_up:
+            return self._loop_share.run(work)
+        return await make_async(work, self._executor)()
+
+    def _given_template(self, options: ChatOptions) -> str | None:
+        if options.chat_template is None:
+            return self.config.chat_template
+        if not self.config.trust_request_chat_template:
+            raise RequestError(
+                "a chat_template in the request is only taken when the server runs with --trust-request-chat-template",
+                param="chat_template",
+            )
+        return options.chat_template
+
+    def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
+        limit = self._token_limit(options)
+        if limit is None:
+            self._check_length(text, param)
+        try:
+            token_ids = self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens, limit=limit)
+        except UnicodeEncodeError as err:
+            raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
+        return RenderedPrompt(_last(token_ids, limit, param), text)
+
+    def _token_limit(self, options: ChatOptions | TextOptions) -> int | None:
+        wanted, limit = options.truncate_prompt_tokens, self.max_model_len
+        if wanted is None or limit is None:
+            return wanted if wanted != -1 else None
+        if wanted > limit:
+            raise RequestError(
+                f"truncate_prompt_tokens must be at most the model's {limit} tokens, got {wanted}",
+                param="truncate_prompt_tokens",
+            )
+        return wanted if wanted >= 0 else limit - 1
+
+    def _check_length(self, text: str, param: str) -> None:
+        """Refuse what cannot fit however it is tokenized, before a thread is busy with it for seconds."""
+        limit = self.max_model_len
+        if limit is not None and len(text) > limit * self.tokenizer.max_token_chars:
+            raise RequestError(
+                f"This model's maximum context length is {limit} tokens, but {param} holds {len(text)} characters",
+                param=param,
+            )
+
+    def _check_ids(self, token_ids: list[int], *, param: str) -> None:
+        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
+            bad = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
+            raise RequestError(f"token ids must be from 0 to {self.vocab_size - 1}, got {bad}", param=param)
+
+
+def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
+    """Whether rendering is a matter of half a millisecond: few messages of plain, short text and nothing else."""
+    if len(messages) > SMALL_MESSAGES or options.tools or options.documents or options.chat_template:
+        return False
+    num_chars = 0
+    for message in messages:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return False
+        num_chars += len(content)
+    return num_chars <= SMALL_CHARS
+
+
+def _last(token_ids: list[int], limit: int | None, param: str) -> list[int]:
+    kept = token_ids if limit is None else token_ids[max(0, len(token_ids) - limit) :]
+    if not kept:
+        raise RequestError(f"{param} has no tokens", param=param)
+    return kept

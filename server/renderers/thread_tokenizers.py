@@ -11,8 +11,11 @@ class ThreadTokenizers:
     """Gives each thread its own copy: one that encodes in two threads at once fails with "Already borrowed"."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """The tokenizer itself is that of the thread which calls this."""
         self._tokenizer = tokenizer
         self._of_thread = threading.local()
+        self._of_thread.tokenizer = tokenizer
+        tokenizer.truncation_side = "left"
 
     def get(self) -> PreTrainedTokenizerBase:
         """This thread's copy; the first call takes 0.1 s to make it."""

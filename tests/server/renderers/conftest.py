@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
+from server.renderers.pool import InlineExecutor
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
 
@@ -28,18 +28,6 @@ CORPUS = [
     "你好，世界。今天天气很好。我们去公园吧。",
     "user assistant system hello hello world world 0123456789",
 ] * 4
-
-
-class InlineExecutor(Executor):
-    """Runs what is submitted at once, on the calling thread."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - the future carries it, as a pool's would
-            future.set_exception(error)
-        return future
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
-from server.renderers.thread_tokenizers import ThreadTokenizers
 from server.renderers.tokenizer_loading import TokenizerLoadError
 
 USER = {"role": "user", "content": "What is the capital of France?"}
@@ -165,8 +164,7 @@ def test_a_broken_template_of_the_operator_ends_the_start(
 
 def test_named_templates_follow_the_tools(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
     renderer = build_inline(model_path)
-    renderer._tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
-    renderer._tokenizers = ThreadTokenizers(renderer._tokenizer)
+    renderer._hf.loaded.chat_template = {"default": "plain", "tool_use": "tools"}
     assert renderer.chat_template == "plain"
     assert renderer.render_chat([USER], ChatOptions()).text == "plain"
     assert renderer.render_chat([USER], ChatOptions(tools=[TOOL])).text == "tools"

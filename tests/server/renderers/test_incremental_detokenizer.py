@@ -27,12 +27,12 @@ def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
 
 
 def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-    return renderer._tokenizer.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+    return renderer._hf.loaded.backend_tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_is_the_full_decode(renderer: HfRenderer, text: str) -> None:
-    token_ids = renderer._tokenizer.encode(text, add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
     assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids)
 
 
@@ -48,7 +48,7 @@ def test_random_tokens_give_the_full_decode(renderer: HfRenderer, skip_special_t
 def test_random_tokens_behind_a_prompt_continue_it(renderer: HfRenderer) -> None:
     for seed in range(150):
         rng = random.Random(seed)
-        prompt = renderer._tokenizer.encode(rng.choice(TEXTS[:4]) * rng.randint(1, 3), add_special_tokens=False)
+        prompt = renderer.tokenizer.encode(rng.choice(TEXTS[:4]) * rng.randint(1, 3), add_special_tokens=False)
         prompt += [renderer.eos_token_id or 0] * rng.randint(0, 9)
         output = random_tokens(renderer, rng, length=30)
         before, whole = full_decode(renderer, prompt), full_decode(renderer, prompt + output)
@@ -71,20 +71,20 @@ def test_byte_level_tokens_give_the_full_decode_even_where_they_are_no_character
 
 
 def test_a_character_comes_whole(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode("你好 😀 👍🏽", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("你好 😀 👍🏽", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
     assert not any("\ufffd" in piece for piece in pieces)
 
 
 def test_several_tokens_at_once_bring_the_same_text(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode(TEXTS[2], add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode(TEXTS[2], add_special_tokens=False)
     detokenizer = renderer.create_detokenizer()
     assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(renderer, token_ids)
 
 
 def test_the_first_word_behind_a_prompt_keeps_its_space(renderer: HfRenderer) -> None:
-    encode = renderer._tokenizer.encode
+    encode = renderer._hf.loaded.encode
     prompt, whole = encode("the capital", add_special_tokens=False), encode("the capital of", add_special_tokens=False)
     assert whole[: len(prompt)] == prompt
     assert feed(renderer.create_detokenizer(prompt_token_ids=prompt), whole[len(prompt) :]) == " of"
@@ -94,7 +94,7 @@ def test_an_incomplete_character_is_released_at_the_end(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["real"]
-    token_ids = renderer._tokenizer.encode("ok 你")[:-1]
+    token_ids = renderer.tokenizer.encode("ok 你")[:-1]
     detokenizer = renderer.create_detokenizer()
     assert "".join(detokenizer.append([token_id]).text for token_id in token_ids) == "ok "
     assert detokenizer.finish() == "\ufffd"
@@ -105,7 +105,7 @@ def test_a_character_that_the_prompt_began_belongs_to_the_output(
 ) -> None:
     for kind in ("real", "byte_level", "llama"):
         renderer = renderers[kind]
-        token_ids = renderer._tokenizer.encode("ok 好 😀", add_special_tokens=False)
+        token_ids = renderer.tokenizer.encode("ok 好 😀", add_special_tokens=False)
         for cut in range(1, len(token_ids)):
             before = full_decode(renderer, token_ids[:cut]).rstrip("\ufffd")
             text = feed(renderer.create_detokenizer(prompt_token_ids=token_ids[:cut]), token_ids[cut:])
@@ -116,7 +116,7 @@ def test_broken_bytes_of_a_byte_fallback_vocabulary_take_nothing_back(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["llama"]
-    ids = renderer._tokenizer.convert_tokens_to_ids
+    ids = renderer._hf.loaded.convert_tokens_to_ids
     token_ids = ids(["▁the", "<0xC3>", "<0xA9>", "<0xFF>", "▁the", "<0xE4>", "▁the"])
     assert None not in token_ids
     assert feed(renderer.create_detokenizer(), token_ids) == "theé\ufffd the\ufffd the"
@@ -136,7 +136,7 @@ def test_endless_garbage_and_endless_skipped_tokens_are_not_held_for_ever(
 
 
 def test_a_space_is_kept_behind_endless_skipped_tokens(renderer: HfRenderer) -> None:
-    word = renderer._tokenizer.encode("the of", add_special_tokens=False)
+    word = renderer.tokenizer.encode("the of", add_special_tokens=False)
     token_ids = [word[0], *[renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
@@ -145,7 +145,7 @@ def test_special_tokens_are_written_apart_or_together(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["wordpiece"]
-    token_ids = [1, 1, *renderer._tokenizer.encode("the", add_special_tokens=False), 2, 2]
+    token_ids = [1, 1, *renderer.tokenizer.encode("the", add_special_tokens=False), 2, 2]
     assert feed(renderer.create_detokenizer(skip_special_tokens=False), token_ids) == "<s> <s> the </s> </s>"
     together = renderer.create_detokenizer(skip_special_tokens=False, spaces_between_special_tokens=False)
     assert feed(together, token_ids) == "<s><s> the </s></s>"
@@ -154,7 +154,7 @@ def test_special_tokens_are_written_apart_or_together(
 
 def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
     """Any tokens, but byte-fallback bytes only as whole characters: broken ones have no stable full decode."""
-    encode = renderer._tokenizer.encode
+    encode = renderer._hf.loaded.encode
     named = {renderer.token_bytes(token_id): token_id for token_id in range(3, 3 + 256)}
     has_fallback = all(bytes([byte]) in named for byte in range(256)) and "ByteFallback" in renderer._bytes_of._steps
     token_ids: list[int] = []

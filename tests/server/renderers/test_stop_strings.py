@@ -78,7 +78,7 @@ def test_random_pieces_give_what_a_search_in_the_whole_text_gives() -> None:
 
 @pytest.mark.parametrize("include", [False, True])
 def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool) -> None:
-    token_ids = renderer._tokenizer.encode("the quick brown fox jumps", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("the quick brown fox jumps", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
     detokenizer = renderer.create_detokenizer(stop=["brown fox", "never"], include_stop_str_in_output=include)
     deltas = [detokenizer.append([token_id]) for token_id in token_ids]
@@ -89,14 +89,14 @@ def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool
 
 
 def test_tokens_behind_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode("the quick brown fox", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("the quick brown fox", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer(stop=["quick"])
     assert detokenizer.append(token_ids) == ("the ", "quick")
     assert detokenizer.text == "the "
 
 
 def test_no_stop_string_within_the_first_tokens(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode("the quick the quick the", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("the quick the quick the", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
     first = renderer.create_detokenizer(stop=["quick"])
     num_before = next(i for i, token_id in enumerate(token_ids) if first.append([token_id]).stop)
@@ -106,13 +106,13 @@ def test_no_stop_string_within_the_first_tokens(renderer: HfRenderer) -> None:
 
 
 def test_a_stop_string_may_begin_within_the_first_tokens(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode("the quick brown", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("the quick brown", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer(stop=["quick brown"], min_tokens=len(token_ids) - 1)
     assert detokenizer.append(token_ids) == ("the ", "quick brown")
 
 
 def test_finish_releases_what_might_have_been_a_stop_string(renderer: HfRenderer) -> None:
-    token_ids = renderer._tokenizer.encode("the quick", add_special_tokens=False)
+    token_ids = renderer.tokenizer.encode("the quick", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer(stop=["quick brown"])
     assert detokenizer.append(token_ids) == ("the ", None)
     assert detokenizer.finish() == "quick"

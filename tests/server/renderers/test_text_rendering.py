@@ -105,7 +105,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
 ) -> None:
     renderer = build_inline(model_path)
     renderer.max_model_len = 8
-    longest = max(renderer._tokenizer.get_vocab(), key=len)
+    longest = max(renderer._hf.loaded.get_vocab(), key=len)
     assert len(renderer.render_text("x" * 8 * len(longest), TextOptions()).token_ids) > 8
     with pytest.raises(RequestError, match="maximum context length is 8 tokens"):
         renderer.render_text("x" * (8 * len(longest) + 1), TextOptions())
@@ -113,7 +113,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
 
 def test_bad_words_are_encoded_alone_and_behind_a_space(renderers: dict[str, HfRenderer]) -> None:
     renderer = renderers["real"]
-    encode = renderer._tokenizer.encode
+    encode = renderer._hf.loaded.encode
     assert renderer.encode_words(["Paris"]) == [encode("Paris"), encode(" Paris")]
     assert renderer.encode_words([" Paris"]) == [encode("Paris"), encode(" Paris")]
     assert len(encode("zebra")) != len(encode(" zebra"))
@@ -143,6 +143,6 @@ def test_the_vocabulary_reaches_to_its_highest_id(
     content["model"]["vocab"]["far"] = 9000
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     renderer = build_inline(tmp_path)
-    assert len(renderer._tokenizer) < 9000
+    assert len(renderer._hf.loaded) < 9000
     assert renderer.vocab_size == 9001
     assert renderer.render_text([9000], TextOptions()).token_ids == [9000]

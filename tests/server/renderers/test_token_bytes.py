@@ -4,15 +4,15 @@ from server.renderers.hf import HfRenderer
 
 
 def test_bytes_of_a_text_s_tokens_are_the_text(renderer: HfRenderer) -> None:
-    text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if renderer._tokenizer.unk_token_id is None else "the quick fox"
-    token_ids = renderer._tokenizer.encode("a " + text, add_special_tokens=False)
+    text = "the quick 你好 😀 Größe, e\u0301 [x ** 2]" if renderer._hf.loaded.unk_token_id is None else "the quick fox"
+    token_ids = renderer.tokenizer.encode("a " + text, add_special_tokens=False)
     assert b"".join(map(renderer.token_bytes, token_ids)).decode().strip() == "a " + text
 
 
 def test_parts_of_a_character_have_their_own_bytes(renderers: dict[str, HfRenderer]) -> None:
     for kind in ("real", "byte_level", "llama"):
         renderer = renderers[kind]
-        token_ids = renderer._tokenizer.encode("😀", add_special_tokens=False)
+        token_ids = renderer.tokenizer.encode("😀", add_special_tokens=False)
         parts = [renderer.token_bytes(token_id) for token_id in token_ids]
         assert b"".join(parts).strip() == "😀".encode()
         assert len([part for part in parts if part.strip()]) > 1
@@ -26,7 +26,7 @@ def test_a_byte_level_vocabulary_has_a_token_for_every_byte(renderers: dict[str,
 
 
 def test_a_word_behind_a_space_shows_the_space(renderer: HfRenderer) -> None:
-    texts = list(map(renderer.token_text, renderer._tokenizer.encode("dog the", add_special_tokens=False)))
+    texts = list(map(renderer.token_text, renderer.tokenizer.encode("dog the", add_special_tokens=False)))
     assert "".join(texts).endswith("dog the")
     assert any(text.startswith(" t") for text in texts)
 

@@ -1,0 +1,71 @@
+"""A Hugging Face tokenizer, as transformers loads it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from server.renderers.detokenizer import Decode
+from server.renderers.thread_tokenizers import ThreadTokenizers
+from server.renderers.token_bytes import TokenBytes
+from server.renderers.tokenizer_loading import load_tokenizer
+
+
+class HfTokenizer:
+    """See `Tokenizer`. The object that was loaded belongs to the event loop's thread; build it there."""
+
+    def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
+        self.loaded = loaded
+        self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
+        vocab: dict[str, int] = loaded.get_vocab()
+        self.vocab_size: int = max([*vocab.values(), *self.added_tokens]) + 1
+        self.eos_token_id: int | None = loaded.eos_token_id
+        self.max_token_chars = max(map(len, vocab))
+        self._bytes_of = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
+        self._of_threads = ThreadTokenizers(loaded)
+
+    @classmethod
+    def from_folder(cls, path: Path, *, trust_remote_code: bool = False) -> "HfTokenizer":
+        """Loads the folder's tokenizer, which may import torch.
+
+        Raises:
+            TokenizerLoadError: there is none, or it is broken.
+        """
+        return cls(load_tokenizer(path, trust_remote_code))
+
+    @property
+    def of_this_thread(self) -> PreTrainedTokenizerBase:
+        """The calling thread's copy."""
+        return self._of_threads.get()
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        return self._of_threads.encode(text, add_special_tokens=add_special_tokens, limit=limit)
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        text: str = self.of_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
+        """Without transformers' layer where the tokenizer is a fast one."""
+        decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
+        return partial(decode, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._bytes_of[token_id]
+
+    def info(self) -> dict[str, Any]:
+        paths = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
+        settings = {key: _to_json(value) for key, value in self.loaded.init_kwargs.items() if key not in paths}
+        return {**settings, "tokenizer_class": type(self.loaded).__name__}
+
+    def warm_up(self) -> None:
+        self._of_threads.get()
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

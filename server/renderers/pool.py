@@ -1,0 +1,132 @@
+"""The threads that do a renderer's blocking work, and the twin that does it on the spot."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_LOOP_SHARE_S = 0.002
+"""Small work may hold the event loop for this long before everything else that is due gets its turn."""
+
+
+class RendererPool(ThreadPoolExecutor):
+    """Tells how much work waits, and whoever `subscribe_waits` how long it did."""
+
+    def __init__(self, num_workers: int, *, name: str) -> None:
+        super().__init__(num_workers, thread_name_prefix=name)
+        self.num_workers = num_workers
+        self._lock = threading.Lock()
+        self._num_waiting = 0
+        self._on_wait: Callable[[float], None] = lambda _: None
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces of work that no thread has begun."""
+        return self._num_waiting
+
+    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
+        """Calls `on_wait` with the seconds that a piece of work has waited, on the thread that begins it."""
+        self._on_wait = on_wait
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
+        submitted_s = perf_counter()
+        has_begun = False
+
+        def run() -> R:
+            nonlocal has_begun
+            has_begun = True
+            self._count(-1)
+            self._on_wait(perf_counter() - submitted_s)
+            return fn(*args, **kwargs)
+
+        def forget(future: "Future[R]") -> None:
+            if not has_begun:
+                self._count(-1)
+
+        self._count(1)
+        try:
+            future = super().submit(run)
+        except RuntimeError:
+            self._count(-1)
+            raise
+        future.add_done_callback(forget)
+        return future
+
+    def run_in_each_thread(self, func: Callable[[], object]) -> None:
+        """Runs `func` once in every thread, all of which exist afterwards; for a pool that has no other work."""
+        together = threading.Barrier(self.num_workers)
+
+        def run() -> None:
+            together.wait()
+            func()
+
+        for future in [self.submit(run) for _ in range(self.num_workers)]:
+            future.result()
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._num_waiting += change
+
+
+class InlineExecutor(Executor):
+    """Does the work at once, on the calling thread: for tests, and to measure what a pool is worth."""
+
+    num_workers = 1
+    num_waiting = 0
+
+    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
+        """Nothing waits here."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
+        future: Future[R] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - the future carries it, as a pool's would
+            future.set_exception(error)
+        return future
+
+    def run_in_each_thread(self, func: Callable[[], object]) -> None:
+        """Runs `func`."""
+        func()
+
+
+class LoopShare:
+    """How much small work may still be done on the event loop itself before it has to get around to the rest.
+
+    A change of threads costs as much as rendering a short prompt. But hundreds of short prompts may come in one turn
+    of the loop.
+    """
+
+    def __init__(self) -> None:
+        self._spent_s = 0.0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the loop should turn first."""
+        return self._spent_s >= _LOOP_SHARE_S
+
+    def run(self, func: Callable[[], R]) -> R:
+        """Runs `func` here and now, on the event loop."""
+        if not self._spent_s:
+            asyncio.get_running_loop().call_soon(self._renew)
+        begin_s = perf_counter()
+        try:
+            return func()
+        finally:
+            self._spent_s += perf_counter() - begin_s
+
+    def _renew(self) -> None:
+        self._spent_s = 0.0
+
+
+Pool = RendererPool | InlineExecutor
+
+
+def create_pool(num_workers: int, *, name: str, is_inline: bool) -> Pool:
+    """Threads start with the first work."""
+    return InlineExecutor() if is_inline else RendererPool(num_workers, name=name)
