@@ -24,12 +24,14 @@ def build_services(
     start: StartView,
 ) -> Services:
     """Joins the renderer to the engine's client and the metrics of one server."""
+    metrics = ServerMetrics(config.served_model_names[0], start)
+    metrics.register_pools(renderer.pools)
     return Services(
         config=config,
         files=files,
         renderer=renderer,
         engine=EngineClient(engine_connection),
-        metrics=ServerMetrics(config.served_model_names[0], start),
+        metrics=metrics,
         start=start,
         version=version(_DISTRIBUTION),
     )

@@ -42,6 +42,20 @@ _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
 _HTTP_BUCKETS = (0.1, 0.5, 1)
 
 
+_SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class WaitingWork(Protocol):
+    """A pool of threads."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces of work that no thread has begun."""
+
+    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
+        """Calls back, on any thread, with the seconds that a piece of work waited."""
+
+
 class StartTimes(Protocol):
     """How long the start took, or has taken so far."""
 
@@ -66,6 +80,20 @@ class ServerMetrics:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.http = HttpMetrics(self.registry)
+        self.loop = LoopMetrics(self.registry)
+
+    def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
+        """Adds the renderer's pools, by what they are for."""
+        self.registry.register(_PoolDepthCollector(pools))
+        waits = Histogram(
+            "vllm_cli:renderer_queue_time_seconds",
+            "How long work waited for a thread of the renderer's pool.",
+            ("pool",),
+            buckets=_SHORT_BUCKETS,
+            registry=self.registry,
+        )
+        for name, pool in pools.items():
+            pool.subscribe_waits(waits.labels(name).observe)
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
         """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
@@ -101,6 +129,36 @@ class HttpMetrics:
         """Counts one finished request."""
         self._requests.labels(handler, f"{status // 100}xx", method).inc()
         self._duration.labels(handler, method).observe(duration_s)
+
+
+class LoopMetrics:
+    """How free the event loop is, and the work that is kept off it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._render_time = Histogram(
+            "vllm_cli:request_render_time_seconds",
+            "From a request's body to its prompt's tokens, the wait for a thread included.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        self.record_lag = Histogram(
+            "vllm_cli:event_loop_lag_seconds",
+            "How late a timer that is due every 20 ms was.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        ).observe
+        self._worst_lag = Gauge(
+            "vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry
+        )
+
+    def record_render(self, seconds: float | None) -> None:
+        """Takes note of one request that was rendered, or that never got so far."""
+        if seconds is not None:
+            self._render_time.observe(seconds)
+
+    def watch_worst_lag(self, read: Callable[[], float]) -> None:
+        """Where the worst lag is read when /metrics is scraped."""
+        self._worst_lag.set_function(read)
 
 
 class EngineMetrics:
@@ -182,6 +240,21 @@ class _StartCollector:
         for phase, seconds in self._start.phase_seconds().items():
             phases.add_metric((phase,), seconds)
         yield phases
+
+
+class _PoolDepthCollector:
+    """Reads how much work waits when /metrics is scraped."""
+
+    def __init__(self, pools: Mapping[str, WaitingWork]) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily(
+            "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", labels=("pool",)
+        )
+        for name, pool in self._pools.items():
+            depth.add_metric((name,), pool.num_waiting)
+        yield depth
 
 
 class _EngineStateCollector:

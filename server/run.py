@@ -16,6 +16,7 @@ from server.build import build_app, build_services
 from server.config import ModelFiles, ServerConfig
 from server.errors import EngineStartError
 from server.renderers.base import BaseRenderer
+from server.serving.loop_heartbeat import LoopHeartbeat
 from server.serving.services import Services
 from server.serving.start_view import StartView
 from server.serving.warm_up import warm_up
@@ -76,6 +77,7 @@ class _Run:
             loop.add_signal_handler(signal_number, self._on_signal, signal_number)
         engine = self._services.engine
         await engine.start()
+        heartbeat = self._start_heartbeat()
         self._options.on_serving()
         serving = asyncio.create_task(self._server.serve(sockets=[self._options.listener]), name="http")
         starting = asyncio.create_task(self._make_ready(), name="make-ready")
@@ -98,12 +100,20 @@ class _Run:
         _, http_error = await asyncio.gather(starting, serving, return_exceptions=True)
         for task in waits:
             task.cancel()
+        heartbeat.close()
         await engine.close()
         if self._start_error is not None:
             raise self._start_error
         if isinstance(http_error, Exception):
             raise EngineStartError(f"the HTTP server failed: {http_error}") from http_error
         return EXIT_ENGINE_DIED if died else EXIT_OK
+
+    def _start_heartbeat(self) -> LoopHeartbeat:
+        metrics = self._services.metrics.loop
+        heartbeat = LoopHeartbeat(metrics.record_lag)
+        metrics.watch_worst_lag(lambda: heartbeat.worst_lag_s)
+        heartbeat.start()
+        return heartbeat
 
     async def _make_ready(self) -> None:
         services = self._services

@@ -12,6 +12,13 @@ from vllm_cli.byte_size import ByteSize
 from vllm_cli.flag import HonouredFlag, Shape
 from vllm_cli.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
 
+RENDERER_INLINE = HonouredFlag(
+    "--renderer-inline",
+    fields=("renderer.is_inline",),
+    shape=Shape.SWITCH,
+    help="Do the renderer's work on the event loop: only to measure what the threads are worth.",
+)
+
 _MODEL = (
     HonouredFlag("--model", fields=("model.model",), help="The same as MODEL, which wins."),
     HonouredFlag(
@@ -87,6 +94,7 @@ _MEMORY = (
         type=click.INT,
         help="Threads that turn text into tokens and back.",
     ),
+    RENDERER_INLINE,
 )
 
 _REQUESTS = (
@@ -283,7 +291,7 @@ _START = (
 )
 """Flags of our own: they carry prefixes that vLLM does not use."""
 
-OWN: Final = (ENGINE, *_START)
+OWN: Final = (ENGINE, RENDERER_INLINE, *_START)
 
 GROUPS: Final = {
     "Start": (ENGINE, CONFIG, *_START),

@@ -7,17 +7,22 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from server.errors import RequestError
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
-from server.routes.messages import ClientGoneError, read_header, read_json_body, send_events, send_json
+from server.routes.messages import ClientGoneError, Headers, read_header, read_json_body, send_events, send_json
 from server.serving.failures import describe_failure
+from server.serving.request_context import RequestContext
 from server.serving.services import Services
 
 T = TypeVar("T")
 
-Answer = msgspec.Struct | AsyncGenerator[bytes, None]
-Handler = Callable[[T, str | None], Awaitable[Answer]]
-"""Takes the decoded request and the client's X-Request-Id."""
+Answer = msgspec.Struct | bytes | AsyncGenerator[bytes, None]
+"""A body, one that is JSON already, or events."""
+Handler = Callable[[T, RequestContext], Awaitable[Answer]]
+
+_LARGE_BODY_BYTES = 32 << 10
+"""Decoding this much JSON takes about as long as a change of threads."""
 
 
 class JsonEndpoint(Generic[T]):
@@ -35,26 +40,37 @@ class JsonEndpoint(Generic[T]):
             await send_unavailable(send, unavailable)
             return
         with self._services.gate.hold():
+            context = RequestContext(header_id=read_header(scope, b"x-request-id"))
             try:
-                request = self._decoder.decode(await read_json_body(scope, receive))
+                body = await read_json_body(scope, receive)
             except ClientGoneError:
                 return
-            except Exception as err:  # noqa: BLE001
+            except RequestError as err:
                 await send_failure(send, err)
                 return
-            header_id = read_header(scope, b"x-request-id")
-            await _run_while_connected(self._answer(request, header_id, send), receive)
+            await _run_while_connected(self._answer(body, context, send), receive)
 
-    async def _answer(self, request: T, header_id: str | None, send: Send) -> None:
+    async def _answer(self, body: bytes, context: RequestContext, send: Send) -> None:
+        def headers() -> Headers:
+            timing = context.times.server_timing
+            return ((b"server-timing", timing.encode()),) if timing else ()
+
         try:
-            answer = await self._handle(request, header_id)
+            answer = await self._handle(await self._decode(body), context)
         except Exception as err:  # noqa: BLE001
             await send_failure(send, err)
             return
-        if isinstance(answer, msgspec.Struct):
-            await send_json(send, answer)
+        finally:
+            self._services.metrics.loop.record_render(context.times.render_s)
+        if isinstance(answer, msgspec.Struct | bytes):
+            await send_json(send, answer, headers=headers())
         else:
-            await send_events(send, answer)
+            await send_events(send, answer, headers)
+
+    async def _decode(self, body: bytes) -> T:
+        if len(body) <= _LARGE_BODY_BYTES:
+            return self._decoder.decode(body)
+        return await self._services.renderer.run_in_pool(self._decoder.decode, body)
 
 
 async def send_failure(send: Send, error: Exception) -> None:

@@ -1,6 +1,6 @@
 """ASGI messages: bodies in, JSON and event streams out. The hot path of every route."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -13,11 +13,7 @@ from server.errors import RequestError
 MAX_BODY_BYTES = 32 << 20
 
 _encoder = msgspec.json.Encoder()
-_STREAM_START: Message = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", sse.MEDIA_TYPE), (b"cache-control", b"no-cache")],
-}
+Headers = tuple[tuple[bytes, bytes], ...]
 _END: Message = {"type": "http.response.body", "body": b""}
 
 
@@ -57,18 +53,29 @@ def read_header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def send_json(send: Send, body: Any, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-    """A whole answer."""
-    payload = _encoder.encode(body)
+async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
+    """A whole answer; bytes are JSON already."""
+    payload = body if isinstance(body, bytes) else _encoder.encode(body)
     fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
 
 
-async def send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:
-    """A stream of server-sent events; closing the stream early closes the generator."""
+async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
+    """A stream of server-sent events; closing the stream early closes the generator.
+
+    The headers go out with the first event, when it is known how long that took.
+    """
+    has_begun = False
     async with aclosing(events):
-        await send(_STREAM_START)
         async for event in events:
+            if not has_begun:
+                has_begun = True
+                await send(_stream_start(headers()))
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send(_END)
+
+
+def _stream_start(headers: Headers) -> Message:
+    fixed = ((b"content-type", sse.MEDIA_TYPE), (b"cache-control", b"no-cache"))
+    return {"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]}

@@ -1,15 +1,13 @@
 """The table of routes."""
 
-from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import msgspec
 from starlette.routing import Route
 
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server.routes.endpoint import Answer, Handler, JsonEndpoint
+from server.routes.endpoint import Handler, JsonEndpoint
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
 from server.serving.chat import ChatServing
@@ -38,8 +36,8 @@ def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
     return [
         post("/v1/completions", CompletionRequest, completions.create),
         post("/v1/chat/completions", ChatRequest, chat.create),
-        post("/tokenize", TokenizeRequest, _without_id(tokenization.tokenize)),
-        post("/detokenize", DetokenizeRequest, _without_id(tokenization.detokenize)),
+        post("/tokenize", TokenizeRequest, tokenization.tokenize),
+        post("/detokenize", DetokenizeRequest, tokenization.detokenize),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
         Route("/health", health, methods=["GET"]),
@@ -52,10 +50,3 @@ def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
         Route("/metrics", info.metrics),
         Route("/openapi.json", info.openapi),
     ]
-
-
-def _without_id(handle: Callable[[T], Awaitable[msgspec.Struct]]) -> Handler[T]:
-    async def handle_request(request: T, header_id: str | None) -> Answer:
-        return await handle(request)
-
-    return handle_request

@@ -14,7 +14,8 @@ from server.serving.failures import end_properly
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.logprobs import LogprobFormatter
 from server.serving.models import ServedModels, unix_time
-from server.serving.preparation import Arrival, GenerationBuilder
+from server.serving.preparation import GenerationBuilder
+from server.serving.request_context import RequestContext
 from server.serving.services import Services
 from server.serving.streams import collect, generate
 from server.serving.tools import collect_tool_calls, create_tool_reader
@@ -29,17 +30,17 @@ class ChatServing:
         self._models = models
         self._builder = builder
 
-    async def create(self, request: ChatRequest, header_id: str | None) -> ChatResponse | AsyncGenerator[bytes, None]:
+    async def create(self, request: ChatRequest, context: RequestContext) -> ChatResponse | AsyncGenerator[bytes, None]:
         """The answer, or its events; whatever is wrong with the request is found before the first event.
 
         Raises:
             RequestError: the request cannot be served.
             EngineError: the engine failed (in streams: an event).
         """
-        arrival = Arrival("chatcmpl", request, header_id)
         self._models.check(request.model)
-        prompt = await self._services.renderer.render_chat_async(request.messages, chat_options(request))
-        generation = await self._builder.build(request, [prompt], arrival)
+        with context.times.rendering():
+            prompt = await self._services.renderer.render_chat_async(request.messages, chat_options(request))
+        generation = await self._builder.build(request, [prompt], context)
         answer = _ChatAnswer(self._services, self._models.default_name, generation)
         return end_properly(answer.stream()) if request.stream else await answer.complete()
 

@@ -14,7 +14,6 @@ from server.protocol.completions import (
     CompletionChunkChoice,
     CompletionRequest,
     CompletionResponse,
-    Prompt,
 )
 from server.protocol.logprobs import CompletionLogprobs
 from server.renderers.prompts import RenderedPrompt, TextOptions
@@ -22,7 +21,8 @@ from server.serving.failures import end_properly
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.logprobs import LogprobFormatter
 from server.serving.models import ServedModels, unix_time
-from server.serving.preparation import Arrival, GenerationBuilder
+from server.serving.preparation import GenerationBuilder
+from server.serving.request_context import RequestContext
 from server.serving.services import Services
 from server.serving.streams import collect, generate
 from server.serving.usage import UsageMeter, UsageReporting
@@ -37,7 +37,7 @@ class CompletionServing:
         self._builder = builder
 
     async def create(
-        self, request: CompletionRequest, header_id: str | None
+        self, request: CompletionRequest, context: RequestContext
     ) -> CompletionResponse | AsyncGenerator[bytes, None]:
         """The answer, or its events; whatever is wrong with the request is found before the first event.
 
@@ -45,19 +45,16 @@ class CompletionServing:
             RequestError: the request cannot be served.
             EngineError: the engine failed (in streams: an event).
         """
-        arrival = Arrival("cmpl", request, header_id)
         self._models.check(request.model)
-        prompts = await asyncio.gather(*(self._render(prompt, request) for prompt in request.prompts))
-        generation = await self._builder.build(request, prompts, arrival)
-        echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
-        answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)
-        return end_properly(answer.stream()) if request.stream else await answer.complete()
-
-    async def _render(self, prompt: Prompt, request: CompletionRequest) -> RenderedPrompt:
         options = TextOptions(
             add_special_tokens=request.add_special_tokens, truncate_prompt_tokens=request.truncate_prompt_tokens
         )
-        return await self._services.renderer.render_text_async(prompt, options)
+        with context.times.rendering():
+            prompts = await self._services.renderer.render_prompts_async(request.prompts, options)
+        generation = await self._builder.build(request, prompts, context)
+        echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
+        answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)
+        return end_properly(answer.stream()) if request.stream else await answer.complete()
 
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
         """The prompt as the engine saw it; sent as token ids or truncated, its text has to be made."""

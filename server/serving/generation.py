@@ -9,6 +9,7 @@ import msgspec
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
+from server.serving.request_context import RequestContext
 from server.types import FinishReason, SamplingParams, TokenLogprob
 
 _SEED_MODULUS = 2**63
@@ -38,7 +39,7 @@ class Generation:
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
     """One per prompt."""
-    arrival_s: float
+    context: RequestContext
 
     @property
     def num_choices(self) -> int:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from time import perf_counter
 from uuid import uuid4
 
 from server.protocol.chat import ChatRequest
@@ -10,19 +9,11 @@ from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
 from server.serving.generation import Generation
 from server.serving.guided import check_constraint, find_constraint
+from server.serving.request_context import RequestContext
 from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
 from server.serving.services import Services
-from server.types import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-
-class Arrival:
-    """When a request came and what its answer is called."""
-
-    def __init__(self, prefix: str, request: CompletionRequest | ChatRequest, header_id: str | None) -> None:
-        self.time_s = perf_counter()
-        self.request_id = f"{prefix}-{header_id or request.request_id or uuid4().hex}"
 
 
 class GenerationBuilder:
@@ -33,7 +24,7 @@ class GenerationBuilder:
         self._defaults = SamplingDefaults.from_config(services.config, services.files)
 
     async def build(
-        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], arrival: Arrival
+        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], context: RequestContext
     ) -> Generation:
         """What the engine has to do for a request.
 
@@ -50,14 +41,16 @@ class GenerationBuilder:
             sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints)
             for prompt in prompts
         ]
-        self._log(arrival, prompts, params)
-        return Generation(
+        prefix = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
+        generation = Generation(
             request=request,
-            request_id=arrival.request_id,
+            request_id=f"{prefix}-{context.header_id or request.request_id or uuid4().hex}",
             prompts=prompts,
             params=params,
-            arrival_s=arrival.time_s,
+            context=context,
         )
+        self._log(generation)
+        return generation
 
     async def _find_constraints(self, request: CompletionRequest | ChatRequest) -> Constraints:
         constraint = find_constraint(request)
@@ -69,8 +62,8 @@ class GenerationBuilder:
             bad_words_ids=await self._services.renderer.encode_words_async(words) if words else (),
         )
 
-    def _log(self, arrival: Arrival, prompts: Sequence[RenderedPrompt], params: Sequence[SamplingParams]) -> None:
+    def _log(self, generation: Generation) -> None:
         if not self._services.config.enable_log_requests:
             return
-        for prompt, sampling in zip(prompts, params, strict=True):
-            logger.info("request %s: %d prompt tokens, %s", arrival.request_id, len(prompt.token_ids), sampling)
+        for prompt, sampling in zip(generation.prompts, generation.params, strict=True):
+            logger.info("request %s: %d prompt tokens, %s", generation.request_id, len(prompt.token_ids), sampling)

@@ -3,15 +3,19 @@
 from time import perf_counter
 
 from server.metrics import EngineMetrics
+from server.serving.request_context import RequestContext
 from server.types import EngineOutput, FinishReason
 
 
 class SequenceRecorder:
     """Times one sequence. Whoever starts it calls `finish` exactly once."""
 
-    def __init__(self, metrics: EngineMetrics, *, arrival_s: float, num_prompt_tokens: int, max_tokens: int) -> None:
+    def __init__(
+        self, metrics: EngineMetrics, *, context: RequestContext, num_prompt_tokens: int, max_tokens: int
+    ) -> None:
         self._metrics = metrics
-        self._arrival_s = arrival_s
+        self._arrival_s = context.arrival_s
+        self._times = context.times
         self._num_prompt_tokens = num_prompt_tokens
         self._max_tokens = max_tokens
         self._first_s = 0.0
@@ -31,6 +35,7 @@ class SequenceRecorder:
             self._first_s = now
             self._num_cached_tokens = output.num_cached_tokens
             self._queue_s, self._prefill_s = output.queue_s, output.prefill_s
+            self._times.note_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
             self._metrics.time_to_first_token.observe(now - self._arrival_s)
             self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
             self._metrics.prompt_tokens_cached.inc(output.num_cached_tokens)
@@ -49,6 +54,7 @@ class SequenceRecorder:
         if self.num_tokens:
             metrics.request_prefill_tokens.observe(self._num_prompt_tokens - self._num_cached_tokens)
             decode_s = self._last_s - self._first_s
+            self._times.note_decode(decode_s)
             metrics.queue_time.observe(self._queue_s)
             metrics.prefill_time.observe(self._prefill_s)
             metrics.decode_time.observe(decode_s)

@@ -31,7 +31,7 @@ class SequenceRun:
         )
         self.recorder = SequenceRecorder(
             services.engine_metrics,
-            arrival_s=generation.arrival_s,
+            context=generation.context,
             num_prompt_tokens=len(self._prompt_token_ids),
             max_tokens=self._params.max_tokens,
         )

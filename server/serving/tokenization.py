@@ -4,6 +4,7 @@ from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, Toke
 from server.renderers.prompts import RenderedPrompt, TextOptions
 from server.serving.chat_options import tokenize_options
 from server.serving.models import ServedModels
+from server.serving.request_context import RequestContext
 from server.serving.services import Services
 
 
@@ -14,14 +15,15 @@ class TokenizationServing:
         self._services = services
         self._models = models
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
+    async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> TokenizeResponse:
         """The token ids that a completion of the same input would start from.
 
         Raises:
             RequestError: the input cannot be rendered.
         """
         self._models.check(request.model)
-        token_ids = (await self._render(request)).token_ids
+        with context.times.rendering():
+            token_ids = (await self._render(request)).token_ids
         token_text = self._services.renderer.token_text
         return TokenizeResponse(
             count=len(token_ids),
@@ -30,14 +32,15 @@ class TokenizationServing:
             token_strs=list(map(token_text, token_ids)) if request.return_token_strs else None,
         )
 
-    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
+    async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> DetokenizeResponse:
         """The text of token ids.
 
         Raises:
             RequestError: an id is no token.
         """
         self._models.check(request.model)
-        return DetokenizeResponse(await self._services.renderer.detokenize_async(request.tokens))
+        with context.times.rendering():
+            return DetokenizeResponse(await self._services.renderer.detokenize_async(request.tokens))
 
     async def _render(self, request: TokenizeRequest) -> RenderedPrompt:
         renderer = self._services.renderer

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +20,14 @@ from server.metrics import ServerMetrics
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services
 from server.types import EngineInfo, EngineOutput, EngineStats, SamplingParams, TokenLogprob
+from tests.waiting import wait_until as poll
 
 MODEL = "smol"
 EOS = 2
 VOCAB_SIZE = 49152
 MAX_MODEL_LEN = 512
+PATIENT_S = 120.0
+_LOOK_S = 0.005
 
 
 @dataclass
@@ -34,6 +36,8 @@ class ScriptedEngine:
 
     reply: list[int]
     step_s: float = 0.0
+    holds_after: int | None = None
+    """Number of tokens after which a sequence waits until this is None."""
     is_ready: bool = True
     error: str | None = None
     fails_after: int | None = None
@@ -79,6 +83,8 @@ class ScriptedEngine:
         try:
             for output in self._outputs(request_id, prompt_token_ids, params):
                 await asyncio.sleep(self.step_s)
+                while self.holds_after is not None and self._sent(request_id) >= self.holds_after:
+                    await asyncio.sleep(_LOOK_S)
                 if self.dies_after is not None and self._sent(request_id) >= self.dies_after:
                     self.error = "the engine process ended unexpectedly"
                     raise EngineDeadError(self.error)
@@ -149,13 +155,13 @@ class LiveServer:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
 
     def get(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False, **options)
+        return httpx.get(self.url + path, trust_env=False, **{"timeout": PATIENT_S} | options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, trust_env=False, **options)
+        return httpx.post(self.url + path, json=body, trust_env=False, **{"timeout": PATIENT_S} | options)
 
-    def complete(self, timeout: float = 30, **fields: Any) -> httpx.Response:
-        return self.post("/v1/completions", {"prompt": "The capital of France is"} | fields, timeout=timeout)
+    def complete(self, **fields: Any) -> httpx.Response:
+        return self.post("/v1/completions", {"prompt": "The capital of France is"} | fields)
 
     def chat(self, **fields: Any) -> httpx.Response:
         return self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]} | fields)
@@ -177,7 +183,7 @@ def renderer(model_path: Any) -> Iterator[HfRenderer]:
 @pytest.fixture(scope="session")
 def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
     """Token ids of a text, nothing added."""
-    return lambda text: renderer._tokenizer.encode(text, add_special_tokens=False)
+    return lambda text: renderer.tokenizer.encode(text, add_special_tokens=False)
 
 
 @pytest.fixture(scope="session")
@@ -253,12 +259,11 @@ def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
     thread = threading.Thread(target=lambda: asyncio.run(http_server.serve([listener])), name="http-server")
     thread.start()
     try:
-        while not http_server.started:
-            time.sleep(0.005)
+        poll(lambda: http_server.started)
         yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", services, engine)
     finally:
         http_server.should_exit = True
-        thread.join(10)
+        thread.join(PATIENT_S)
         assert not thread.is_alive()
         listener.close()
 
@@ -266,11 +271,4 @@ def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
 @pytest.fixture
 def wait_until() -> Callable[..., None]:
     """Polls what the server's thread does on its own."""
-
-    def wait(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.005)
-
-    return wait
+    return poll

@@ -1,0 +1,51 @@
+"""Watches the event loop: a timer that is due every 20 ms tells by its lateness how long the loop was held up."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+INTERVAL_S = 0.02
+WINDOW_S = 60.0
+
+
+class LoopHeartbeat:
+    """Lives on the event loop it watches; `start` it there, `close` it before the loop ends."""
+
+    def __init__(self, on_beat: Callable[[float], None]) -> None:
+        """`on_beat` is called with the lateness in seconds."""
+        self._on_beat = on_beat
+        self._handle: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        self._worst: deque[tuple[float, float]] = deque()
+        """Time and lateness of beats, lateness falling: the first is the window's worst."""
+
+    @property
+    def worst_lag_s(self) -> float:
+        """The longest lateness of the last minute."""
+        return self._worst[0][1] if self._worst else 0.0
+
+    def start(self) -> None:
+        """Begins to watch the running loop."""
+        loop = asyncio.get_running_loop()
+        self._due_s = loop.time() + INTERVAL_S
+        self._handle = loop.call_at(self._due_s, self._beat, loop)
+
+    def close(self) -> None:
+        """Stops watching."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
+        now_s = loop.time()
+        lag_s = max(0.0, now_s - self._due_s)
+        self._note(now_s, lag_s)
+        self._on_beat(lag_s)
+        self._due_s = now_s + INTERVAL_S
+        self._handle = loop.call_at(self._due_s, self._beat, loop)
+
+    def _note(self, now_s: float, lag_s: float) -> None:
+        while self._worst and self._worst[-1][1] <= lag_s:
+            self._worst.pop()
+        self._worst.append((now_s, lag_s))
+        while self._worst[0][0] < now_s - WINDOW_S:
+            self._worst.popleft()

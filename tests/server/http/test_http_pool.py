@@ -1,0 +1,78 @@
+"""What goes through the renderer's pool: large bodies, their errors, and requests that go away while they wait."""
+
+import threading
+
+import pytest
+
+from tests.server.http.raw_request import send
+
+LARGE = "The quick brown fox jumps over the lazy dog. " * 2000
+MESSAGES = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture
+def hops(renderer):
+    """Grows by one with each piece of work that a thread of the pool begins."""
+    waits: list[float] = []
+    renderer.pools["text"].subscribe_waits(waits.append)
+    yield waits
+    renderer.pools["text"].subscribe_waits(lambda _: None)
+
+
+@pytest.fixture
+def busy_pool(renderer):
+    """A pool whose only thread is busy until the event is set."""
+    release = threading.Event()
+    done = renderer.pools["text"].submit(release.wait, 60)
+    yield release
+    release.set()
+    assert done.result()
+
+
+def test_a_small_request_takes_no_hop(server, hops):
+    assert server.chat().status_code == server.complete().status_code == 200
+    assert hops == []
+
+
+def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, hops):
+    response = server.complete(prompt=LARGE, truncate_prompt_tokens=8)
+    assert response.json()["usage"]["prompt_tokens"] == 8
+    assert len(hops) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": 9}, "temperature"),
+        ({"no_such_field": LARGE}, "no_such_field"),
+        ({"messages": [{"role": "user", "content": LARGE}, {"content": "no role"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": LARGE * 10}]}, "messages"),
+    ],
+)
+def test_an_error_in_the_pool_reaches_the_client(server, engine, hops, fields, param):
+    body = {"messages": [{"role": "user", "content": LARGE}]} | fields
+    response = server.post("/v1/chat/completions", body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert hops
+    assert not engine.requests
+
+
+def test_probes_are_answered_while_the_pool_is_busy(server, busy_pool):
+    with send(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": LARGE}]}):
+        assert server.get("/health").status_code == 200
+        assert server.chat().status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
+def test_a_client_that_goes_away_while_its_work_waits_costs_nothing(
+    server, engine, renderer, wait_until, busy_pool, path
+):
+    pool = renderer.pools["text"]
+    body = {"prompt": LARGE} if path == "/v1/completions" else {"messages": [{"role": "user", "content": LARGE}]}
+    with send(server, path, body):
+        wait_until(lambda: pool.num_waiting == 1)
+    wait_until(lambda: server.services.gate.num_running == 0)
+    busy_pool.set()
+    wait_until(lambda: pool.num_waiting == 0)
+    assert not engine.requests
+    assert server.chat().status_code == 200

@@ -1,0 +1,19 @@
+"""Counts how often an event loop gets around to a short timer while some work is under way."""
+
+import asyncio
+from collections.abc import Awaitable
+
+FREE_TURNS = 10
+"""Work of a hundred milliseconds and more leaves a loop that is not blocked many more turns than this."""
+BLOCKED_TURNS = 2
+
+
+async def count_turns(work: Awaitable[object]) -> int:
+    """Turns of the running loop until the work is done; a loop that is blocked by it has one at most."""
+    task = asyncio.ensure_future(work)
+    num_turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        num_turns += 1
+    await task
+    return num_turns
