@@ -1,7 +1,7 @@
 """Renders a conversation through a chat template; whatever goes wrong in one is the request's fault."""
 
 import inspect
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -52,15 +52,22 @@ def resolve_chat_template(
     return template
 
 
+class AppliesChatTemplate(Protocol):
+    """A tokenizer that renders templates, in Jinja's sandbox."""
+
+    def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
+        """With the options of transformers' method of this name."""
+
+
 def safe_apply_chat_template(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: AppliesChatTemplate,
     conversation: list[Message],
     *,
     template: str,
     options: ChatOptions,
     template_kwargs: dict[str, Any],
 ) -> str:
-    """The prompt's text, rendered in Jinja's sandbox by transformers.
+    """The prompt's text, rendered in Jinja's sandbox.
 
     Raises:
         RequestError: a template variable has a reserved name, or the template failed or refused.

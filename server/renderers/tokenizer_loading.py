@@ -46,7 +46,8 @@ _FIXED_CLASS = {
     "qwen2": "Qwen2Tokenizer",
     "hyperclovax_vision_v2": "GPT2Tokenizer",
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "phi3", "phimoe", "nemotron", "internlm2", "minicpm3"), _GENERIC),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "phi3", "phimoe"), _GENERIC),
+    **dict.fromkeys(("nemotron", "internlm2", "minicpm3"), _GENERIC),
     **dict.fromkeys(("glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe", "olmo2", "olmo3"), _GENERIC),
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
 }
@@ -85,6 +86,23 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
         raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The file's object; an empty one where there is no such file.
+
+    Raises:
+        TokenizerLoadError: it is not JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
 def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
     if class_name == "LlamaTokenizer":
         # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer beside a byte-level tokenizer.json, and that class
@@ -104,7 +122,7 @@ def _light_class(path: Path) -> str | None:
     """The torch-free class that AutoTokenizer would choose for this folder; None where only it can tell."""
     if not (path / "tokenizer.json").is_file() or (path / "tekken.json").exists():
         return None
-    named, config = _read_json(path / "tokenizer_config.json"), _read_json(path / "config.json")
+    named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
     if "auto_map" in named or "model_name" in config:
         return None
     model_type = str(config.get("model_type"))
@@ -117,15 +135,3 @@ def _light_class(path: Path) -> str | None:
     if default is None or not class_name:
         return default
     return class_name if class_name in _MODULE_OF_CLASS else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
-    if not isinstance(content, dict):
-        raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content

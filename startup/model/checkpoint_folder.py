@@ -10,6 +10,9 @@ _INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json
 _TOKENIZERS: Final = (
     "tokenizer.json",
     "tokenizer.model",
+    "tokenizer.model.v*",
+    "tekken*.json",
+    "tokenizer*.tok.json",
     "tokenizer_config.json",
     "vocab.json",
     "*.tiktoken",

@@ -1,0 +1,44 @@
+"""Renders with Grok-2's tokenizer and a chat template."""
+
+from concurrent.futures import Executor
+from typing import Any
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.base import BaseRenderer
+from server.renderers.chat_template import check_chat_template, safe_apply_chat_template
+from server.renderers.content_format import ContentFormat, detect_content_format
+from server.renderers.grok2_tokenizer import Grok2Tokenizer
+from server.renderers.messages import to_conversation
+from server.renderers.prompts import ChatOptions
+
+
+class Grok2Renderer(BaseRenderer):
+    """Takes the operator's template, the checkpoint's, or Grok-2's own, in this order."""
+
+    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
+        if config.chat_template is not None:
+            check_chat_template(config.chat_template)
+        self._grok2 = Grok2Tokenizer.from_folder(files.tokenizer_path)
+        super().__init__(files, config, self._grok2, executor=executor)
+
+    def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
+        template = self._given_template(options) or self._grok2.chat_template
+        return safe_apply_chat_template(
+            self._grok2,
+            to_conversation(messages, self._content_format(template)),
+            template=template,
+            options=options,
+            template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
+        )
+
+    @property
+    def chat_template(self) -> str:
+        return self.config.chat_template or self._grok2.chat_template
+
+    def warm_up(self) -> None:
+        detect_content_format(self.chat_template)
+        super().warm_up()
+
+    def _content_format(self, template: str) -> ContentFormat:
+        wanted = self.config.chat_template_content_format
+        return detect_content_format(template) if wanted == "auto" else wanted

@@ -1,0 +1,202 @@
+"""DeepSeek-V3.2's renderer: options, tokens, threads."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepseek_v32_folder import BEGIN, END, MARKERS, save_deepseek_v32
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.renderers.deepseek_v32 import DeepseekV32Renderer
+from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.tokenizer_kind import is_deepseek_v32
+from server.renderers.tokenizer_loading import TokenizerLoadError, needs_torch
+
+USER = {"role": "user", "content": "Where is Größe 你好 😀?"}
+OPENED = "<｜begin▁of▁sentence｜><｜User｜>Where is Größe 你好 😀?<｜Assistant｜>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_deepseek_v32(tmp_path_factory.mktemp("deepseek") / "v32")
+
+
+@pytest.fixture
+def build(folder: Path, inline_executor: Executor) -> Callable[..., DeepseekV32Renderer]:
+    def build(path: Path = folder, **settings: Any) -> DeepseekV32Renderer:
+        return DeepseekV32Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+
+    return build
+
+
+@pytest.fixture
+def renderer(build: Callable[..., DeepseekV32Renderer]) -> DeepseekV32Renderer:
+    return build()
+
+
+def test_markers_are_single_tokens_and_the_text_decodes_back(renderer: DeepseekV32Renderer) -> None:
+    prompt = renderer.render_chat([USER], ChatOptions())
+    assert prompt.text == OPENED + "</think>"
+    assert renderer.detokenize(prompt.token_ids) == prompt.text
+    texts = [renderer.token_text(token_id) for token_id in prompt.token_ids]
+    assert texts[:2] == [BEGIN, "<｜User｜>"]
+    assert texts[-2:] == ["<｜Assistant｜>", "</think>"]
+    assert b"".join(map(renderer.token_bytes, prompt.token_ids)) == prompt.text.encode()
+
+
+def test_every_marker_has_one_token(renderer: DeepseekV32Renderer) -> None:
+    for marker in (BEGIN, END, *MARKERS):
+        assert len(renderer.tokenizer.encode(marker, add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("default", "given", "is_thinking"),
+    [
+        ({}, {}, False),
+        ({}, {"thinking": True}, True),
+        ({}, {"enable_thinking": True}, True),
+        ({}, {"thinking": False, "enable_thinking": True}, True),
+        ({}, {"thinking": None, "reasoning_effort": "high"}, False),
+        ({"thinking": True}, {}, True),
+        ({"thinking": True}, {"thinking": False}, False),
+    ],
+)
+def test_thinking_is_chosen_by_request_and_operator(
+    build: Callable[..., DeepseekV32Renderer], default: dict[str, Any], given: dict[str, Any], is_thinking: bool
+) -> None:
+    renderer = build(default_chat_template_kwargs=default)
+    prompt = renderer.render_chat([USER], ChatOptions(chat_template_kwargs=given))
+    assert prompt.text == OPENED + ("<think>" if is_thinking else "</think>")
+
+
+@pytest.mark.parametrize("value", ["false", 2, []])
+def test_thinking_that_is_no_boolean_is_refused(renderer: DeepseekV32Renderer, value: Any) -> None:
+    with pytest.raises(RequestError, match="must be true or false") as raised:
+        renderer.render_chat([USER], ChatOptions(chat_template_kwargs={"thinking": value}))
+    assert raised.value.param == "chat_template_kwargs"
+
+
+def test_the_assistant_s_marker_belongs_to_the_user_s_turn(renderer: DeepseekV32Renderer) -> None:
+    assert renderer.render_chat([USER], ChatOptions(add_generation_prompt=False)).text == OPENED + "</think>"
+
+
+def test_a_final_message_is_continued(renderer: DeepseekV32Renderer) -> None:
+    messages = [USER, {"role": "assistant", "content": "It is"}]
+    options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
+    assert renderer.render_chat(messages, options).text == OPENED + "</think>It is"
+    with pytest.raises(RequestError, match="not compatible"):
+        renderer.render_chat(messages, ChatOptions(continue_final_message=True))
+
+
+def test_a_template_is_refused_for_the_request_and_for_the_operator(build: Callable[..., DeepseekV32Renderer]) -> None:
+    for renderer in (build(), build(trust_request_chat_template=True)):
+        with pytest.raises(RequestError, match="takes no chat_template") as raised:
+            renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
+        assert raised.value.param == "chat_template"
+    with pytest.raises(TokenizerLoadError, match="--chat-template does not go with"):
+        build(chat_template="{{ 1 }}")
+
+
+def test_parts_tools_and_response_formats_reach_the_encoding(renderer: DeepseekV32Renderer) -> None:
+    messages = [
+        {"role": "system", "content": "S", "response_format": {"type": "json_object"}},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+    ]
+    tool = {"type": "function", "function": {"name": "look"}}
+    text = renderer.render_chat(messages, ChatOptions(tools=[tool])).text
+    assert text is not None
+    assert '<functions>\n{"name": "look"}\n</functions>\nS\n\n## Response Format:' in text
+    assert text.endswith('reply:\n{"type": "json_object"}<｜User｜>a\nb<｜Assistant｜></think>')
+
+
+def test_what_is_no_text_is_refused(renderer: DeepseekV32Renderer) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "http://x"}}
+    for messages in ([], [{"role": "user", "content": [picture]}], [{"content": "x"}]):
+        with pytest.raises(RequestError) as raised:
+            renderer.render_chat(messages, ChatOptions())
+        assert raised.value.param == "messages"
+
+
+def test_facts_about_the_tokenizer(renderer: DeepseekV32Renderer, folder: Path) -> None:
+    assert not needs_torch(folder)
+    assert renderer.chat_template is None
+    assert renderer.token_text(renderer.eos_token_id or 0) == END
+    assert "chat_template" not in renderer.tokenizer_info()
+    begin = renderer.render_text("x", TextOptions()).token_ids[0]
+    assert renderer.token_text(begin) == BEGIN
+
+
+def test_an_output_is_detokenized_as_it_comes(renderer: DeepseekV32Renderer) -> None:
+    prompt = renderer.render_chat([USER], ChatOptions())
+    text = "<think>Über 你好 😀</think>Größe" + END
+    token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
+    for skip, expected in ((False, text), (True, text.removesuffix(END))):
+        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt_token_ids=prompt.token_ids)
+        pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
+        assert "".join(pieces) + detokenizer.finish() == expected
+        assert "\ufffd" not in "".join(pieces)
+
+
+def test_many_clients_share_four_threads(folder: Path) -> None:
+    def conversation(i: int) -> list[dict[str, Any]]:
+        return [USER, {"role": "assistant", "content": f"{i} 你好 " * (i * 9)}, {"role": "user", "content": "😀" * i}]
+
+    with DeepseekV32Renderer(ModelFiles(folder, folder), RendererConfig(num_workers=4)) as renderer:
+        renderer.warm_up()
+        options = ChatOptions(chat_template_kwargs={"thinking": True})
+        expected = [renderer.render_chat(conversation(i), options) for i in range(40)]
+
+        async def check(i: int) -> None:
+            short = ChatOptions(chat_template_kwargs={"thinking": True}, truncate_prompt_tokens=3 + i)
+            whole, last, text = await asyncio.gather(
+                renderer.render_chat_async(conversation(i), options),
+                renderer.render_chat_async(conversation(i), short),
+                renderer.detokenize_async(expected[i].token_ids),
+            )
+            assert whole == expected[i]
+            assert last.token_ids == expected[i].token_ids[-(3 + i) :]
+            assert text == expected[i].text
+
+        def client(first: int) -> None:
+            for i in range(15):
+                asyncio.run(check((first + i) % 40))
+
+        with ThreadPoolExecutor(32) as clients:
+            list(clients.map(client, range(32)))
+
+
+def test_the_model_s_type_or_architecture_tells_the_kind(tmp_path: Path) -> None:
+    assert _is_v32(save_deepseek_v32(tmp_path / "v32"))
+    assert _is_v32(save_deepseek_v32(tmp_path / "type", architectures=None))
+    assert _is_v32(save_deepseek_v32(tmp_path / "architecture", model_type="deepseek_v3"))
+    older = save_deepseek_v32(tmp_path / "v3", model_type="deepseek_v3", architectures=["DeepseekV3ForCausalLM"])
+    assert not _is_v32(older)
+    assert not _is_v32(tmp_path)
+
+
+def test_a_checkpoint_with_a_template_is_of_the_usual_kind(tmp_path: Path) -> None:
+    path = save_deepseek_v32(tmp_path / "exp")
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    assert not _is_v32(path)
+    (path / "chat_template.jinja").unlink()
+    (path / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert not _is_v32(path)
+
+
+def test_a_missing_or_broken_tokenizer_is_one_clear_line(
+    build: Callable[..., DeepseekV32Renderer], tmp_path: Path
+) -> None:
+    broken = save_deepseek_v32(tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{oops")
+    for path in (tmp_path / "nowhere", broken):
+        with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
+            build(path)
+        assert "\n" not in str(raised.value)
+
+
+def _is_v32(path: Path) -> bool:
+    return is_deepseek_v32(ModelFiles(path, path))

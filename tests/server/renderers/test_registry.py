@@ -1,0 +1,61 @@
+"""Which renderer a folder's files ask for, and that nobody pays for another's libraries."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from deepseek_v32_folder import save_deepseek_v32
+from grok2_folder import save_grok2
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.registry import build_renderer, find_tokenizer_mode
+from server.renderers.tokenizer_loading import TokenizerLoadError
+
+
+def save_mistral(path: Path) -> Path:
+    """Names are all that the choice looks at."""
+    path.mkdir()
+    for name in ("consolidated.safetensors", "tekken.json", "config.json"):
+        (path / name).write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mode", "save"), [("deepseek_v32", save_deepseek_v32), ("grok2", save_grok2), ("mistral", save_mistral)]
+)
+def test_auto_looks_at_the_files(tmp_path: Path, mode: str, save: Callable[[Path], Path]) -> None:
+    path = save(tmp_path / "model")
+    assert find_tokenizer_mode(ModelFiles(path, path)) == mode
+
+
+def test_auto_is_hf_for_everything_else(model_path: Path) -> None:
+    assert find_tokenizer_mode(ModelFiles(model_path, model_path)) == "hf"
+
+
+@pytest.mark.parametrize(("mode", "name"), [("auto", "Grok2Renderer"), ("grok2", "Grok2Renderer")])
+def test_the_mode_chooses_the_renderer(tmp_path: Path, mode: str, name: str) -> None:
+    path = save_grok2(tmp_path / "model")
+    with build_renderer(ModelFiles(path, path), RendererConfig(tokenizer_mode=mode)) as renderer:
+        assert type(renderer).__name__ == name
+
+
+@pytest.mark.parametrize("mode", ["mistral", "grok2"])
+def test_a_mode_whose_files_are_missing_says_which(tmp_path: Path, mode: str) -> None:
+    with pytest.raises(TokenizerLoadError, match=str(tmp_path)):
+        build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode=mode))
+
+
+def test_a_hugging_face_tokenizer_needs_no_other_library(model_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.registry import build_renderer\n"
+        "path = Path(sys.argv[1])\n"
+        "build_renderer(ModelFiles(path, path), RendererConfig()).close()\n"
+        "print(sorted({'mistral_common', 'tiktoken', 'torch', 'sentencepiece'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
