@@ -2,10 +2,12 @@
 
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.errors import RequestError
-from server.renderers.content_format import ContentFormat
+
+if TYPE_CHECKING:
+    from server.renderers.content_format import ContentFormat
 
 logger = logging.getLogger(__name__)
 
@@ -21,15 +23,20 @@ _TEXT_OF_PART = {
 """Part type -> the key that holds its text."""
 
 
-def to_conversation(messages: list[Message], content_format: ContentFormat) -> list[Message]:
+def to_conversation(
+    messages: list[Message], content_format: "ContentFormat", image_token: str | None = None
+) -> list[Message]:
     """New messages with the fields that templates know, contents in the template's format.
 
+    Pictures become `{"type": "image"}`; where the template takes text, the model's `image_token` on a line of its own
+    before the message's text.
+
     Raises:
-        RequestError: a message is malformed or holds something other than text.
+        RequestError: a message is malformed, or holds something other than text and, with `image_token`, pictures.
     """
     if not messages:
         raise RequestError("messages must hold at least one message", param="messages")
-    return [_to_message(message, content_format) for message in messages]
+    return [_to_message(message, content_format, image_token) for message in messages]
 
 
 def without_developer(conversation: list[Message]) -> list[Message]:
@@ -49,11 +56,11 @@ def _as_system(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "tools"} | {"role": "system"}
 
 
-def _to_message(message: Message, content_format: ContentFormat) -> Message:
+def _to_message(message: Message, content_format: "ContentFormat", image_token: str | None) -> Message:
     role = message.get("role")
     if not isinstance(role, str):
         raise RequestError(f"each message needs a role, got {role!r}", param="messages")
-    content = _to_content(message.get("content"), content_format)
+    content = _to_content(message.get("content"), content_format, image_token)
     result: Message = {"role": role, "content": _joined(content) if role == "tool" else content}
     if role == "assistant":
         result.update(_assistant_fields(message))
@@ -66,29 +73,45 @@ def _to_message(message: Message, content_format: ContentFormat) -> Message:
     return result
 
 
-def _to_content(content: Any, content_format: ContentFormat) -> str | list[Message]:
+def _to_content(content: Any, content_format: "ContentFormat", image_token: str | None) -> str | list[Message]:
     if content is None:
         content = []
     if isinstance(content, str):
         return content if content_format == "string" else _parts([content])
     if not isinstance(content, list):
         raise RequestError(f"message content must be text or a list of parts, got {content!r}", param="messages")
-    texts = [text for text in map(_text_of, content) if text]
-    return "\n".join(texts) if content_format == "string" else _parts(texts)
+    pictures = [is_picture(part) for part in content] if image_token is not None else [False] * len(content)
+    texts = [
+        None if is_image else _text_of(part, image_token) for part, is_image in zip(content, pictures, strict=True)
+    ]
+    if content_format == "string":
+        return "\n".join([(image_token or "")] * sum(pictures) + [text for text in texts if text])
+    parts: list[Message] = [
+        {"type": "image"} if is_image else {"type": "text", "text": text}
+        for text, is_image in zip(texts, pictures, strict=True)
+    ]
+    return [part for part in parts if part["type"] == "image" or part["text"]]
+
+
+def is_picture(part: Any) -> bool:
+    """Whether a part of a message's content is a picture, in one of the API's spellings."""
+    return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
 
 
 def _parts(texts: list[str]) -> list[Message]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-def _text_of(part: Any) -> str | None:
+def _text_of(part: Any, image_token: str | None) -> str | None:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     key = _TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
     if key is None or not isinstance(part, dict):
+        served_for = "text only" if image_token is None else "text and pictures only"
         raise RequestError(
-            f"message content of type {kind!r} is not supported: this model is served for text only", param="messages"
+            f"message content of type {kind!r} is not supported: this model is served for {served_for}",
+            param="messages",
         )
     text = part.get(key)
     if text is not None and not isinstance(text, str):
@@ -97,7 +120,7 @@ def _text_of(part: Any) -> str | None:
 
 
 def _joined(content: str | list[Message]) -> str:
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+    return content if isinstance(content, str) else "\n".join(p["text"] for p in content if p["type"] == "text")
 
 
 def _assistant_fields(message: Message) -> Message:

@@ -80,7 +80,8 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
         if class_name is not None:
             return _load_light(class_name, path)
         auto = importlib.import_module("transformers").AutoTokenizer
-        return auto.from_pretrained(path, trust_remote_code=trust_remote_code)
+        # Without the last, a folder with a tekken.json would get mistral-common's tokenizer in transformers' clothes.
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         reason = " ".join(str(err).split()) or type(err).__name__
         raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err

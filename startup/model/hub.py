@@ -20,7 +20,7 @@ REQUEST_TIMEOUT_S: Final = 3.0
 _DEADLINE_S: Final = 4.0
 """Bounds what a request's timeout does not, such as the look-up of the hub's address."""
 
-_TEXTS: Final = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+_TEXTS: Final = ("*.json", "*.txt", "*.model", "*.model.v*", "*.jinja", "*.tiktoken", "*.py")
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from typing import Final
 from server.config import ModelFiles
 from startup.model.weight_files import find_weight_files
 
-_SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken")
 """Configuration and tokenizer: read first, and by the API process."""
 _TORCH_LIBRARIES: Final = (
     "libtorch_global_deps.so",

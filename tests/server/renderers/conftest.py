@@ -2,14 +2,18 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mistral_common
 import pytest
+from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersion
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.hf import HfRenderer
+from server.renderers.mistral import MistralRenderer
 from server.renderers.pool import InlineExecutor
 
 KINDS = ("real", "byte_level", "llama", "unigram", "wordpiece")
@@ -28,6 +32,17 @@ CORPUS = [
     "你好，世界。今天天气很好。我们去公园吧。",
     "user assistant system hello hello world world 0123456789",
 ] * 4
+
+MISTRAL_FILES = {
+    "v1": "tokenizer.model.v1",
+    "v2": "mistral_instruct_tokenizer_240216.model.v2",
+    "v3": "mistral_instruct_tokenizer_240323.model.v3",
+    "v7": "mistral_instruct_tokenizer_241114.model.v7",
+    "v7m1": "mistral_instruct_tokenizer_241114.model.v7m1",
+    "tekken_v3": "tekken_240718.json",
+    "tekken_v3m1": "tekken_240911.json",
+}
+MISTRAL_TEKKEN_VERSIONS = [v for v in ("v7", "v11", "v13", "v15") if v in TokenizerVersion.__members__]
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +82,49 @@ def build_inline(inline_executor: InlineExecutor) -> Callable[..., HfRenderer]:
         return HfRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind -> folder: the files that mistral-common ships, and tekken's later versions made from one of them."""
+    root, data = tmp_path_factory.mktemp("mistral"), Path(mistral_common.__file__).parent / "data"
+    folders = {}
+    for kind, name in MISTRAL_FILES.items():
+        folders[kind] = root / kind
+        folders[kind].mkdir()
+        (folders[kind] / ("tekken.json" if "tekken" in name else name)).symlink_to(data / name)
+    for version in MISTRAL_TEKKEN_VERSIONS:
+        folders[f"tekken_{version}"] = root / f"tekken_{version}"
+        folders[f"tekken_{version}"].mkdir()
+        content = _small_tekken(json.loads((data / "tekken_240911.json").read_bytes()), version)
+        (folders[f"tekken_{version}"] / "tekken.json").write_text(json.dumps(content))
+    return folders
+
+
+@pytest.fixture(params=[*MISTRAL_FILES, *(f"tekken_{version}" for version in MISTRAL_TEKKEN_VERSIONS)])
+def mistral_kind(request: pytest.FixtureRequest) -> str:
+    """Each format in each version."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def build_mistral(
+    mistral_folders: dict[str, Path], inline_executor: InlineExecutor
+) -> Callable[[str], MistralRenderer]:
+    """Builds the renderer of a kind, once."""
+
+    @cache
+    def build(kind: str) -> MistralRenderer:
+        path = mistral_folders[kind]
+        return MistralRenderer(ModelFiles(path, path), RendererConfig(), executor=inline_executor)
+
+    return build
+
+
+@pytest.fixture
+def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) -> MistralRenderer:
+    """Each of them."""
+    return build_mistral(mistral_kind)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
@@ -133,6 +191,17 @@ def _wordpiece() -> Tokenizer:
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=_specials()))
     return tokenizer
+
+
+def _small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
+    """The file with 2000 of its tokens, and with the special tokens that later versions have."""
+    names = [token.value for token in SpecialTokens]
+    special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]
+    sizes = {"default_num_special_tokens": 100, "default_vocab_size": 2100}
+    effort = {"type": "enum", "accepts_none": True, "values": ["none", "high"], "default": "none"}
+    settings = {"model_settings_builder": {"reasoning_effort": effort}} if version == "v15" else {}
+    config = {**content["config"], **sizes, "version": version}
+    return {"config": config, "vocab": content["vocab"][:2000], "special_tokens": special, **settings}
 
 
 def _specials() -> list[str]:

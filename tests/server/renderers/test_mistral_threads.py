@@ -1,0 +1,116 @@
+"""One tokenizer of Mistral's serves all threads, and the event loop stays free."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.mistral import MistralRenderer
+from server.renderers.prompts import ChatOptions, TextOptions
+
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+
+
+def conversation(i: int) -> list[dict[str, Any]]:
+    text = f"{i} " + "What is the capital of France? 😀 " * (i % 40)
+    call = {"id": f"call{i:05}", "type": "function", "function": {"name": "look", "arguments": f'{{"at": {i}}}'}}
+    return [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": text},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": call["id"], "content": text},
+    ]
+
+
+@pytest.mark.parametrize("kind", ["v3", "tekken_v3"])
+def test_many_threads_share_one_renderer(kind: str, mistral_folders: dict[str, Path]) -> None:
+    path = mistral_folders[kind]
+    with MistralRenderer(ModelFiles(path, path), RendererConfig(num_workers=4)) as renderer:
+        options, plain = ChatOptions(tools=[TOOL]), TextOptions(add_special_tokens=False)
+        texts = [conversation(i)[1]["content"] for i in range(40)]
+        expected = [renderer.render_text(text, plain).token_ids for text in texts]
+        chats = [renderer.render_chat(conversation(i), options) for i in range(40)]
+
+        async def check(i: int) -> None:
+            short = TextOptions(add_special_tokens=False, truncate_prompt_tokens=3 + i)
+            results = await asyncio.gather(
+                renderer.render_text_async(texts[i], plain),
+                renderer.render_text_async(texts[i], short),
+                renderer.render_chat_async(conversation(i), options),
+                renderer.detokenize_async(expected[i]),
+                renderer.encode_words_async(["Paris", f"word{i}"]),
+            )
+            assert results[0].token_ids == expected[i]
+            assert results[1].token_ids == expected[i][-(3 + i) :]
+            assert results[2] == chats[i]
+            assert results[3] == texts[i]
+            detokenizer = renderer.create_detokenizer(prompt_token_ids=chats[i].token_ids)
+            assert detokenizer.append(expected[i]).text.removeprefix(" ") == texts[i]
+
+        def client(first: int) -> None:
+            for i in range(16):
+                asyncio.run(check((first + i) % 40))
+
+        with ThreadPoolExecutor(32) as clients:
+            list(clients.map(client, range(32)))
+
+
+@pytest.mark.parametrize("kind", ["v3", "tekken_v3"])
+async def test_the_loop_stays_free_while_a_large_prompt_is_rendered(
+    kind: str, mistral_folders: dict[str, Path]
+) -> None:
+    path = mistral_folders[kind]
+    messages = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
+    with MistralRenderer(ModelFiles(path, path), RendererConfig()) as renderer:
+        renderer.warm_up()
+        gaps = []
+        for _ in range(3):
+            rendering = asyncio.ensure_future(renderer.render_chat_async(messages, ChatOptions()))
+            gaps.append(await longest_gap_s(rendering))
+            assert len((await rendering).token_ids) > 200_000
+        print(f"longest gaps of the loop: {[f'{gap * 1000:.0f} ms' for gap in gaps]}")
+        assert min(gaps) < 0.1
+
+
+async def longest_gap_s(task: "asyncio.Future[Any]") -> float:
+    """The longest time for which the loop did not get around to a 1 ms timer until the task was done."""
+    longest = 0.0
+    last = time.perf_counter()
+    while not task.done():
+        await asyncio.sleep(0.001)
+        longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+    return longest
+
+
+def test_the_pool_s_threads_import_nothing(mistral_folders: dict[str, Path]) -> None:
+    script = (
+        "import sys, threading, asyncio\n"
+        "from pathlib import Path\n"
+        "seen = []\n"
+        "def hook(event, args):\n"
+        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
+        "sys.addaudithook(hook)\n"
+        "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.mistral import MistralRenderer\n"
+        "from server.renderers.prompts import ChatOptions, TextOptions\n"
+        "path = Path(sys.argv[1])\n"
+        "tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}\n"
+        "async def main(renderer):\n"
+        "    options = ChatOptions(tools=[tool])\n"
+        "    await renderer.render_chat_async([{'role': 'user', 'content': 'hi' * 1000}], options)\n"
+        "    await renderer.render_text_async('hi' * 1000, TextOptions(truncate_prompt_tokens=5))\n"
+        "    await renderer.detokenize_async([1, 2, 3])\n"
+        "with MistralRenderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
+        "    renderer.warm_up()\n"
+        "    asyncio.run(main(renderer))\n"
+        "print(seen)\n"
+    )
+    command = [sys.executable, "-c", script, mistral_folders["v3"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
