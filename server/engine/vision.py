@@ -1,0 +1,100 @@
+"""Turns a prompt with pictures into embeddings, so that the rest of the engine computes it as any other prompt.
+
+The model's own forward pass runs up to its language model and stops there: what it would have handed over is the
+prompt's embeddings with the pictures' features among them, and the positions.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.prompt_features import EncodePictures, PromptFeatures, PromptFeaturesError, to_tensor
+from server.types import TensorData
+from server.vision_models import VISION_MODEL_TYPES
+
+logger = logging.getLogger(__name__)
+
+_EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
+"""What a language model is given that `PromptFeatures` can say; anything else must be empty."""
+
+
+def language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of the model that computes tokens; all of it, unless the model sees pictures."""
+    return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
+
+
+def picture_encoder(model: PreTrainedModel) -> EncodePictures | None:
+    """What encodes pictures for this model, if it sees any."""
+    return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
+
+
+class VisionEncoder:
+    """Lives on the engine's thread; shares the model with the runner."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._language_model = language_model(model)
+
+    def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
+        """What the language model computes in the place of these tokens.
+
+        Args:
+            token_ids: the prompt, with the tokens that stand for pictures.
+            mm: what the processor made of the pictures.
+
+        Raises:
+            PromptFeaturesError: the tensors do not fit the prompt or the model.
+        """
+        device = self._model.device
+        try:
+            tensors = {name: self._prepare(to_tensor(data)) for name, data in mm.items()}
+            given = self._run(torch.tensor([token_ids], dtype=torch.long, device=device), tensors)
+        except PromptFeaturesError:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as err:
+            logger.warning("a prompt's pictures could not be computed: %s", err)
+            raise PromptFeaturesError(f"the pictures do not fit the prompt or the model: {err}") from err
+        return _to_features(given, len(token_ids))
+
+    def _prepare(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Pixels in the model's type; masks come as one byte for every pixel, and models multiply them."""
+        if tensor.dtype == torch.bool:
+            return tensor.to(self._model.device, torch.long)
+        return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _run(self, input_ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """What the forward pass gives its language model."""
+        hook = self._language_model.register_forward_pre_hook(_stop, with_kwargs=True)
+        try:
+            with torch.inference_mode():
+                self._model(input_ids=input_ids, use_cache=False, **tensors)
+        except _ReachedLanguageModel as reached:
+            return reached.given
+        finally:
+            hook.remove()
+        raise PromptFeaturesError("the model does not hand embeddings to its language model")
+
+
+class _ReachedLanguageModel(Exception):  # noqa: N818 - nothing is wrong
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+
+def _stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _ReachedLanguageModel({**kwargs, **({"args": args} if args else {})})
+
+
+def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
+    strange = sorted(name for name, value in given.items() if value is not None and name not in _EXPECTED)
+    embeds = given.get("inputs_embeds")
+    if strange or embeds is None or embeds.shape[:2] != (1, num_tokens):
+        raise PromptFeaturesError(f"the model gives its language model more than embeddings: {', '.join(strange)}")
+    positions = given.get("position_ids")
+    if positions is None or positions.shape[0] == 1:
+        return PromptFeatures(embeds[0].clone(), has_token_ids=True)
+    positions = positions[:, 0].clone()
+    delta = int(positions.max()) + 1 - num_tokens
+    return PromptFeatures(embeds[0].clone(), has_token_ids=True, positions=positions, position_delta=delta)

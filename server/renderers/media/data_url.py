@@ -1,0 +1,35 @@
+"""Reads the bytes that a `data:` URL carries."""
+
+import binascii
+
+from server.renderers.media.errors import MediaError
+
+_SLICE_CHARS = 1 << 18
+"""Decoded in one go, while other threads wait: 0.3 ms. A multiple of four."""
+
+
+def decode_data_url(url: str, *, max_bytes: int) -> bytes:
+    """The bytes; base64 only, and strictly: no blanks, no missing padding.
+
+    Raises:
+        MediaError: it is malformed, or larger than `max_bytes`.
+    """
+    header, comma, payload = url[len("data:") :].partition(",")
+    if not comma:
+        raise MediaError("the data URL has no comma between its header and its data")
+    if not header.lower().endswith(";base64"):
+        raise MediaError(f"a data URL must be base64 (`data:image/png;base64,...`), got {header[:40]!r}")
+    if len(payload) // 4 * 3 > max_bytes + 2:
+        raise MediaError(f"the picture is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+    try:
+        return _decode(payload)
+    except ValueError as err:
+        raise MediaError(f"the data URL is not valid base64: {err}") from err
+
+
+def _decode(payload: str) -> bytes:
+    padding = payload.find("=")
+    if 0 <= padding < len(payload) - 2:
+        raise ValueError("padding before the end")
+    slices = range(0, len(payload), _SLICE_CHARS)
+    return b"".join(binascii.a2b_base64(payload[i : i + _SLICE_CHARS], strict_mode=True) for i in slices)

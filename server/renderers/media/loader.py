@@ -1,0 +1,34 @@
+"""Brings the bytes of a picture from wherever its URL points."""
+
+from concurrent.futures import Executor
+from functools import partial
+
+from server.renderers.make_async import make_async
+from server.renderers.media.data_url import decode_data_url
+from server.renderers.media.fetcher import MediaFetcher
+from server.renderers.media.local_file import read_file_url
+from server.renderers.media.policy import MediaPolicy
+
+
+class MediaLoader:
+    """Fetches on the event loop; decodes and reads in the given pool."""
+
+    def __init__(self, policy: MediaPolicy, executor: Executor) -> None:
+        self._policy = policy
+        self._fetcher = MediaFetcher(policy)
+        self._executor = executor
+
+    async def load(self, url: str) -> bytes:
+        """The picture's bytes, not yet looked at.
+
+        Raises:
+            MediaError: the URL is malformed or not allowed, or nothing comes from it.
+        """
+        scheme = url[:5].lower()
+        if scheme == "data:":
+            read = partial(decode_data_url, url, max_bytes=self._policy.max_bytes)
+        elif scheme == "file:":
+            read = partial(read_file_url, url, self._policy.local_folder, max_bytes=self._policy.max_bytes)
+        else:
+            return await self._fetcher.fetch(url)
+        return await make_async(read, self._executor)()

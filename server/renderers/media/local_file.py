@@ -1,0 +1,54 @@
+"""Reads a picture that lies on the server, below the folder that the operator named."""
+
+from pathlib import Path
+from stat import S_ISREG
+from urllib.parse import unquote, urlsplit
+
+from server.renderers.media.errors import MediaError
+
+
+def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
+    """The bytes of the file.
+
+    Args:
+        url: `file:///...`.
+        folder: real path of the folder; a link inside that leads out of it leads nowhere.
+        max_bytes: a larger file is not read.
+
+    Raises:
+        MediaError: it is not below `folder`, too large, or cannot be read.
+    """
+    if folder is None:
+        raise MediaError("local files are only read when the server runs with --allowed-local-media-path")
+    path = _local_path(url)
+    try:
+        real = path.resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        real = None
+    # One answer for what is elsewhere and for what is not there: a client cannot find out which files exist.
+    if real is None or folder not in real.parents:
+        raise MediaError(f"there is no such file below --allowed-local-media-path: {str(path)[:200]!r}")
+    return _read(real, max_bytes)
+
+
+def _local_path(url: str) -> Path:
+    try:
+        parts = urlsplit(url)
+    except ValueError as err:
+        raise MediaError(f"not a file URL: {err}") from err
+    if parts.netloc not in ("", "localhost"):
+        raise MediaError(f"a file URL must name no host (`file:///path`), got {parts.netloc[:100]!r}")
+    return Path(unquote(parts.path))
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    try:
+        if not S_ISREG(path.stat().st_mode):
+            raise MediaError("the file URL names something other than a file")
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as err:
+        raise MediaError(f"the file cannot be read: {err.strerror}") from err
+    if len(data) > max_bytes:
+        raise MediaError(f"the picture is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+    return data

@@ -1,0 +1,133 @@
+"""Turns pictures into the tensors that the model takes, and says what stands for them in the prompt."""
+
+import json
+from collections.abc import Hashable, Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers.processing_utils import ProcessorMixin
+
+from server.errors import RequestError
+from server.renderers.media.errors import MediaError
+from server.renderers.media.picture import decode_picture
+from server.renderers.processor_cache import ProcessedPictures, ProcessorCache
+from server.types import TensorData
+
+_TILED = ("Idefics3Processor", "SmolVLMProcessor")
+"""Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per picture."""
+
+
+class PictureFile(NamedTuple):
+    """A picture as it came."""
+
+    name: str
+    """Where the request has it, e.g. `messages[0].content[1]`."""
+    data: bytes
+
+
+class PictureProcessor:
+    """A model's image processor and its cache; every method runs in the renderer's picture thread."""
+
+    def __init__(self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int) -> None:
+        self._processor = processor
+        self._images = processor.image_processor
+        self._axis = 1 if type(processor).__name__ in _TILED else 0
+        self._max_pixels = max_pixels
+        self.cache = cache
+
+    @property
+    def image_token(self) -> str:
+        """What a chat template writes in the place of a picture."""
+        return str(self._processor.image_token)
+
+    def process(self, files: Sequence[PictureFile], settings: dict[str, Any]) -> ProcessedPictures:
+        """The pictures of one prompt; equal to what the processor makes of them all at once.
+
+        Args:
+            files: one or more.
+            settings: of the image processor (`mm_processor_kwargs`).
+
+        Raises:
+            RequestError: a picture is broken or too large, or the settings are wrong.
+        """
+        settings_key = json.dumps(settings, sort_keys=True, default=repr)
+        keys = [(sha256(file.data).digest(), settings_key) for file in files]
+        singles = [self._cached(key, [file], settings) for key, file in zip(keys, files, strict=True)]
+        return _join(singles, self._axis) or self._cached(tuple(keys), files, settings)
+
+    def warm_up(self, image: Image.Image) -> None:
+        """Processes a picture that is not kept; on the main thread, for what transformers imports on its first one."""
+        self._compute([image], {})
+
+    def token_types(self, token_ids: list[int]) -> TensorData | None:
+        """Which of a prompt's tokens stand for a picture, for models whose positions depend on it."""
+        defaults = self._processor.valid_processor_kwargs._defaults
+        if not defaults.get("text_kwargs", {}).get("return_mm_token_type_ids"):
+            return None
+        types = self._processor.create_mm_token_type_ids([token_ids])
+        return _to_tensor(np.asarray(types, dtype=np.int64))
+
+    def _cached(self, key: Hashable, files: Sequence[PictureFile], settings: dict[str, Any]) -> ProcessedPictures:
+        found = self.cache.find(key)
+        if found is None:
+            found = self._compute([self._decode(file) for file in files], settings)
+            self.cache.put(key, found)
+        return found
+
+    def _decode(self, file: PictureFile) -> Image.Image:
+        try:
+            return decode_picture(file.data, max_pixels=self._max_pixels)
+        except MediaError as err:
+            raise RequestError(f"{file.name}: {err}", param="messages") from err
+
+    def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedPictures:
+        try:
+            kwargs = self._image_kwargs(settings)
+            outputs = self._images(images, **kwargs)
+            placeholders = tuple(
+                self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
+            )
+        except Exception as err:  # settings may be anything, and so may a picture's proportions
+            reason = str(err)[:300] or type(err).__name__
+            raise RequestError(f"the image processor failed: {reason}", param="messages") from err
+        wanted = self._images.model_input_names
+        return ProcessedPictures(
+            {name: _to_tensor(_narrow(name, np.asarray(outputs[name]))) for name in wanted if name in outputs},
+            placeholders,
+        )
+
+    def _image_kwargs(self, settings: dict[str, Any]) -> dict[str, Any]:
+        processor = self._processor
+        merged = processor._merge_kwargs(
+            processor.valid_processor_kwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **settings
+        )
+        kwargs: dict[str, Any] = merged["images_kwargs"]
+        return {**kwargs, "return_tensors": "np"}
+
+
+def _narrow(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Masks hold a number of eight bytes for every pixel; the engine makes them whole again."""
+    return array.astype(np.bool_) if name.endswith("_mask") else array
+
+
+def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
+    contiguous = np.ascontiguousarray(array)
+    return TensorData(contiguous.dtype.name, contiguous.shape, contiguous.data.cast("B"))
+
+
+def _join(parts: Sequence[ProcessedPictures], axis: int) -> ProcessedPictures | None:
+    """Pictures one after the other along the axis; None where their other sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors: dict[str, TensorData] = {}
+    for name in parts[0].tensors:
+        pieces = [part.tensors[name] for part in parts]
+        shapes = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
+        if len(shapes) > 1 or axis and pieces[0].shape[:axis] != (1,):
+            return None
+        shape = (*pieces[0].shape[:axis], sum(p.shape[axis] for p in pieces), *pieces[0].shape[axis + 1 :])
+        tensors[name] = TensorData(pieces[0].dtype, shape, memoryview(b"".join(p.data for p in pieces)))
+    return ProcessedPictures(tensors, tuple(text for part in parts for text in part.placeholders))

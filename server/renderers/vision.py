@@ -1,0 +1,164 @@
+"""Renders for models that see pictures: a Hugging Face processor beside the tokenizer."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.memory import available_bytes
+from server.renderers.hf import HfRenderer
+from server.renderers.hf_tokenizer import HfTokenizer
+from server.renderers.make_async import make_async
+from server.renderers.media.errors import MediaError
+from server.renderers.media.loader import MediaLoader
+from server.renderers.media.picture import import_decoders
+from server.renderers.media.policy import MediaPolicy
+from server.renderers.messages import is_picture
+from server.renderers.picture_processor import PictureFile, PictureProcessor
+from server.renderers.processor_cache import ProcessedPictures, ProcessorCache
+from server.renderers.processor_loading import load_processor
+from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.tokenizer_loading import load_tokenizer
+from server.types import PromptInputs
+
+_MEMORY_SHARE = 0.25
+"""Of the memory that is free at the start, at most, for pictures that are kept."""
+_NUM_LOADS = 8
+"""Pictures of one prompt that are fetched at a time."""
+
+
+class PicturePart(NamedTuple):
+    """A picture in a conversation."""
+
+    name: str
+    """Where it is, e.g. `messages[0].content[1]`."""
+    url: str
+
+
+class VisionRenderer(HfRenderer):
+    """The conversation's text goes through the ordinary pool, pictures through the thread that is theirs alone.
+
+    What tokens a conversation has is what `processor.apply_chat_template(..., tokenize=True)` says.
+    """
+
+    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
+        loaded = load_tokenizer(files.tokenizer_path, config.trust_remote_code)
+        processor = load_processor(files.path, loaded)
+        if loaded.chat_template is None:
+            loaded.chat_template = processor.chat_template
+        super().__init__(files, config, executor=executor, tokenizer=HfTokenizer(loaded))
+        policy = MediaPolicy.from_config(config)
+        cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
+        self._pictures = PictureProcessor(processor, cache, max_pixels=policy.max_pixels)
+        self._media = MediaLoader(policy, self._mm_executor)
+        self.image_token = self._pictures.image_token
+
+    async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
+        parts = list(_picture_parts(messages))
+        if not parts:
+            return await super().render_chat_async(messages, options)
+        self._check_number(parts)
+        self._check_mm_settings(options)
+        settings = self.config.mm_processor_kwargs | (options.mm_processor_kwargs or {})
+        if options.truncate_prompt_tokens is not None:
+            raise RequestError(
+                "truncate_prompt_tokens cannot be combined with pictures", param="truncate_prompt_tokens"
+            )
+        text = await make_async(self.render_messages, self._executor)(messages, options)
+        if text.count(self._token) != len(parts):
+            raise RequestError(
+                f"the prompt has {text.count(self._token)} places for pictures ({self._token}) and "
+                f"{len(parts)} pictures: no text may hold {self._token}, and tools answer with text only",
+                param="messages",
+            )
+        files = await self._load(parts)
+        pictures = await make_async(self._pictures.process, self._mm_executor)(files, settings)
+        return await make_async(self._joined, self._executor)(text, pictures, options)
+
+    def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
+        """The prompt of a conversation that holds text alone."""
+        rendered = self.render_messages(messages, options)
+        return self._tokenized(rendered, self._with_bos(rendered, options), param="messages")
+
+    def warm_up(self) -> None:
+        """Takes a picture all the way, so that its thread finds everything imported."""
+        super().warm_up()
+        import_decoders()
+        take_picture = partial(self._pictures.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
+        take_picture()
+        if "mm" in self.pools:
+            self.pools["mm"].run_in_each_thread(take_picture)
+
+    @property
+    def _token(self) -> str:
+        return self._pictures.image_token
+
+    def _joined(self, text: str, pictures: ProcessedPictures, options: ChatOptions) -> RenderedPrompt:
+        """The prompt with each picture's own tokens in the place of its one token."""
+        first, *others = text.split(self._token)
+        expanded = "".join([first, *(a + b for a, b in zip(pictures.placeholders, others, strict=True))])
+        prompt = self._tokenized(expanded, self._with_bos(text, options), param="messages")
+        types = self._pictures.token_types(prompt.token_ids)
+        tensors = pictures.tensors if types is None else {**pictures.tensors, "mm_token_type_ids": types}
+        return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
+
+    async def _load(self, parts: list[PicturePart]) -> list[PictureFile]:
+        turns = asyncio.Semaphore(_NUM_LOADS)
+
+        async def load(part: PicturePart) -> PictureFile:
+            async with turns:
+                try:
+                    return PictureFile(part.name, await self._media.load(part.url))
+                except MediaError as err:
+                    raise RequestError(f"{part.name}: {err}", param="messages") from err
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(load(part)) for part in parts]
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    def _check_number(self, parts: list[PicturePart]) -> None:
+        most = self.config.max_images
+        if len(parts) > most:
+            raise RequestError(
+                f"At most {most} image(s) may be provided in one prompt, got {len(parts)} (--limit-mm-per-prompt)",
+                param="messages",
+            )
+
+    def _with_bos(self, text: str, options: ChatOptions) -> ChatOptions:
+        """As processors do it: the tokenizer's own special tokens, unless the template wrote the first of them."""
+        bos = self._hf.loaded.bos_token
+        has_bos = bos is not None and text.startswith(bos)
+        return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
+
+
+def _picture_parts(messages: list[dict[str, Any]]) -> Iterator[PicturePart]:
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        for j, part in enumerate(content if isinstance(content, list) else ()):
+            if is_picture(part):
+                name = f"messages[{i}].content[{j}]"
+                yield PicturePart(name, _url_of(part, name))
+
+
+def _url_of(part: dict[str, Any], name: str) -> str:
+    """OpenAI's `{"image_url": {"url": ..., "detail": ...}}`, or the URL alone; `detail` tells these models nothing."""
+    given = part.get("image_url")
+    url = given.get("url") if isinstance(given, dict) else given
+    if not isinstance(url, str) or not url:
+        example = '{"url": "data:image/png;base64,..."}'
+        raise RequestError(f"{name} needs an image_url such as {example}", param="messages")
+    return url
+
+
+def _cache_bytes(config: RendererConfig) -> int:
+    return min(int(config.mm_processor_cache_gb * (1 << 30)), int(available_bytes() * _MEMORY_SHARE))

@@ -1,0 +1,151 @@
+"""Chats with pictures over HTTP: a model that sees them, and one that does not."""
+
+import asyncio
+import base64
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tiny_vlm import as_bytes, picture, save_vlm
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.vision import VisionRenderer
+
+MAX_MODEL_LEN = 512
+
+
+@pytest.fixture(scope="module")
+def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vlm(tmp_path_factory.mktemp("vlm"), "qwen2_vl")
+
+
+@pytest.fixture(scope="module")
+def seeing_renderer(vlm: Path) -> Iterator[VisionRenderer]:
+    config = RendererConfig(limit_mm_per_prompt={"image": 3})
+    with VisionRenderer(ModelFiles(vlm, vlm), config) as renderer:
+        renderer.max_model_len = MAX_MODEL_LEN
+        renderer.warm_up()
+        yield renderer
+
+
+@pytest.fixture
+def seeing(serve: Callable[..., Any], seeing_renderer: VisionRenderer, engine: Any) -> Any:
+    """A server of a model that sees pictures; its engine talks from a script."""
+    engine.reset(seeing_renderer.tokenizer.encode("a cat", add_special_tokens=False))
+    return serve(renderer=seeing_renderer)
+
+
+def _url(seed: int = 0, size: int = 56) -> str:
+    return "data:image/png;base64," + base64.b64encode(as_bytes(picture(size, size, seed=seed))).decode()
+
+
+def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+
+def test_a_picture_reaches_the_engine_with_its_tokens(seeing: Any) -> None:
+    answer = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()))
+    assert answer.choices[0].message.content == "a cat"
+    ((token_ids, _),) = seeing.engine.requests.values()
+    (inputs,) = seeing.engine.inputs.values()
+    assert set(inputs.mm) == {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
+    assert inputs.mm["mm_token_type_ids"].shape == (1, len(token_ids))
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(token_ids)
+
+
+def test_choices_of_one_request_share_the_pictures(seeing: Any) -> None:
+    seeing.chat(messages=_messages(_url()), n=3)
+    assert len(seeing.engine.inputs) == 3
+    assert len({id(inputs) for inputs in seeing.engine.inputs.values()}) == 1
+
+
+def test_a_streamed_answer_to_a_picture_is_the_same(seeing: Any) -> None:
+    stream = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()), stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "a cat"
+
+
+def test_tokenize_counts_the_pictures_tokens(seeing: Any) -> None:
+    found = seeing.post("/tokenize", {"messages": _messages(_url())}).json()
+    seeing.chat(messages=_messages(_url()))
+    ((token_ids, _),) = seeing.engine.requests.values()
+    assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
+
+
+def test_text_alone_goes_without_pictures(seeing: Any) -> None:
+    assert seeing.chat().status_code == 200
+    assert list(seeing.engine.inputs.values()) == [None]
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        (["data:image/png;base64,aGVsbG8="], "messages[0].content[0]: not a picture in a known format"),
+        (["https://example.com/cat.png"], "--allowed-media-domains"),
+        (["http://169.254.169.254/latest/meta-data"], "--allowed-media-domains"),
+        (["file:///etc/passwd"], "--allowed-local-media-path"),
+        (["javascript:alert(1)"], "must be http or https"),
+        ([_url(i) for i in range(4)], "At most 3 image(s)"),
+        ([_url(0, 1000), _url(1, 1000), _url(2, 1000)], ""),
+    ],
+)
+def test_a_request_that_cannot_be_served_is_refused(seeing: Any, urls: list[str], message: str) -> None:
+    for body in ({}, {"stream": True}):
+        answer = seeing.chat(messages=_messages(*urls), **body)
+        if message:
+            error = answer.json()["error"]
+            assert (answer.status_code, error["type"], error["param"]) == (400, "BadRequestError", "messages")
+            assert message in error["message"]
+    assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in seeing.engine.requests.values())
+
+
+def test_settings_of_the_processor_need_the_operators_trust(seeing: Any) -> None:
+    answer = seeing.chat(messages=_messages(_url()), mm_processor_kwargs={"size": {}})
+    assert answer.status_code == 400
+    assert "--trust-request-mm-kwargs" in answer.json()["error"]["message"]
+
+
+def test_a_model_of_text_refuses_pictures(server: Any) -> None:
+    answer = server.chat(messages=_messages(_url()))
+    assert answer.status_code == 400
+    assert "this model is served for text only" in answer.json()["error"]["message"]
+
+
+def test_the_cache_is_measured(seeing: Any) -> None:
+    for _ in range(2):
+        seeing.chat(messages=_messages(_url(seed=77)))
+    metrics = seeing.get("/metrics").text
+    values = {
+        line.split("{")[0]: float(line.rsplit(" ", 1)[1])
+        for line in metrics.splitlines()
+        if "mm_cache" in line and line[0] != "#"
+    }
+    assert values["vllm:mm_cache_queries_total"] > values["vllm:mm_cache_hits_total"] >= 1
+    assert values["vllm_cli:mm_cache_bytes"] > 0
+
+
+async def test_thirty_two_pictures_at_once_while_the_cache_is_cleared(
+    seeing: Any, seeing_renderer: VisionRenderer
+) -> None:
+    stop = asyncio.Event()
+
+    async def clear() -> int:
+        num_cleared = 0
+        while not stop.is_set():
+            await seeing_renderer.clear_mm_cache_async()
+            num_cleared += 1
+            await asyncio.sleep(0.002)
+        return num_cleared
+
+    clearing = asyncio.create_task(clear())
+    async with httpx.AsyncClient(base_url=seeing.url, trust_env=False, timeout=60) as client:
+        answers = await asyncio.gather(
+            *(client.post("/v1/chat/completions", json={"messages": _messages(_url(seed=i % 5))}) for i in range(32))
+        )
+    stop.set()
+    assert await clearing > 1
+    assert [answer.status_code for answer in answers] == [200] * 32
+    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"a cat"}

@@ -1,0 +1,280 @@
+"""Fetching pictures: allowed hosts and public addresses only, hop by hop, within bounds of time and size."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from server.renderers.media.addresses import PublicResolver, check_public
+from server.renderers.media.errors import MediaError
+from server.renderers.media.fetcher import MediaFetcher
+from server.renderers.media.policy import MediaPolicy
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Serve = Callable[[Handler], Awaitable[str]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts a server on 127.0.0.1 that answers everything with the handler."""
+    runners = []
+
+    async def start(handler: Handler) -> str:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        runners.append(runner)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        assert site._server is not None
+        return f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+def _fetcher(*domains: str, **bounds: Any) -> MediaFetcher:
+    return MediaFetcher(MediaPolicy(domains=frozenset(domains), **bounds))
+
+
+async def _picture(request: web.Request) -> web.Response:
+    return web.Response(body=b"picture", content_type="text/html")
+
+
+async def test_an_address_that_the_operator_wrote_is_fetched_from(serve: Serve) -> None:
+    url = await serve(_picture)
+    assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"picture"
+
+
+async def test_localhost_may_be_allowed_by_name(serve: Serve) -> None:
+    url = await serve(_picture)
+    assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"picture"
+
+
+async def test_nothing_is_fetched_where_no_host_is_allowed() -> None:
+    with pytest.raises(MediaError, match="--allowed-media-domains"):
+        await _fetcher().fetch("https://example.com/a.png")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.com/a.png",
+        "http://example.com.evil.com/",
+        "http://sub.example.com/",
+        "http://example.com@evil.com/",
+        "http://evil.com/?example.com",
+        "http://evil.com#@example.com/",
+        "http://127.0.0.1/",
+        "http://[::1]/",
+    ],
+)
+async def test_other_hosts_are_refused(url: str) -> None:
+    with pytest.raises(MediaError, match="not among --allowed-media-domains"):
+        await _fetcher("example.com").fetch(url)
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "picture.png", "//example.com/a", "http://", ""])
+async def test_what_is_not_http_is_refused(url: str) -> None:
+    with pytest.raises(MediaError, match=r"must be http|not a URL"):
+        await _fetcher("example.com").fetch(url)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.0.0.1",
+        "172.16.3.4",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.1.1",
+        "255.255.255.255",
+        "::",
+        "::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "2002:7f00:1::",
+        "64:ff9b::7f00:1",
+        "ff0e::1",
+    ],
+)
+def test_addresses_that_are_not_on_the_internet_are_refused(address: str) -> None:
+    with pytest.raises(MediaError, match="not on the public internet"):
+        check_public(address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses_are_taken(address: str) -> None:
+    check_public(address)
+
+
+async def test_a_name_that_resolves_to_a_private_address_is_refused(serve: Serve, monkeypatch: Any) -> None:
+    url = await serve(_picture)
+    port = url.rpartition(":")[2]
+    _resolve_to(monkeypatch, "8.8.8.8", "127.0.0.1")
+    with pytest.raises(MediaError, match="not on the public internet"):
+        await _fetcher("pictures.example").fetch(f"http://pictures.example:{port}/")
+
+
+async def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: Any) -> None:
+    """A second look-up, which an attacker could answer otherwise, does not happen."""
+    lookups = _resolve_to(monkeypatch, "8.8.8.8")
+    connected: list[str] = []
+
+    async def connect(*args: Any, **kwargs: Any) -> Any:
+        connected.extend(info[4][0] for info in kwargs["addr_infos"])
+        raise OSError("no network")
+
+    monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", connect)
+    with pytest.raises(MediaError, match="fetching the picture failed"):
+        await _fetcher("pictures.example").fetch("http://pictures.example/")
+    assert (lookups, connected) == (["pictures.example"], ["8.8.8.8"])
+
+
+async def test_a_name_is_not_private_because_another_is(monkeypatch: Any) -> None:
+    _resolve_to(monkeypatch, "127.0.0.1")
+    resolver = PublicResolver(frozenset({"localhost"}))
+    assert [result["host"] for result in await resolver.resolve("localhost")] == ["127.0.0.1"]
+    with pytest.raises(MediaError):
+        await resolver.resolve("pictures.example")
+
+
+async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        if request.path == "/a":
+            return web.Response(status=302, headers={"Location": "/b"})
+        return web.Response(body=b"there")
+
+    assert await _fetcher("127.0.0.1").fetch(await serve(handler) + "/a") == b"there"
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://evil.com/", "not among --allowed-media-domains"),
+        ("http://localhost:1/", "not among --allowed-media-domains"),
+        ("http://169.254.169.254/latest/meta-data", "not among --allowed-media-domains"),
+        ("file:///etc/passwd", "neither http nor https"),
+        ("ftp://127.0.0.1/", "must be http or https"),
+        ("", "redirects nowhere"),
+        ("/a", "redirects more than 5 times"),
+    ],
+)
+async def test_a_redirect_elsewhere_is_refused(serve: Serve, target: str, message: str) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": target} if target else {})
+
+    with pytest.raises(MediaError, match=message):
+        await _fetcher("127.0.0.1").fetch(await serve(handler) + "/a")
+
+
+async def test_redirects_can_be_switched_off(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=301, headers={"Location": "/b"})
+
+    with pytest.raises(MediaError, match="VLLM_MEDIA_URL_ALLOW_REDIRECTS"):
+        await _fetcher("127.0.0.1", follows_redirects=False).fetch(await serve(handler))
+
+
+@pytest.mark.parametrize("status", [204, 304, 403, 404, 500])
+async def test_an_error_of_the_other_server_is_told(serve: Serve, status: int) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    with pytest.raises(MediaError, match=f"HTTP status {status}"):
+        await _fetcher("127.0.0.1").fetch(await serve(handler))
+
+
+async def test_a_slow_server_is_given_up(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(100):
+            await response.write(b"x")
+            await asyncio.sleep(0.05)
+        return response
+
+    begin = asyncio.get_running_loop().time()
+    with pytest.raises(MediaError, match="within 0.3 s"):
+        await _fetcher("127.0.0.1", fetch_timeout_s=0.3).fetch(await serve(handler))
+    assert asyncio.get_running_loop().time() - begin < 2
+
+
+async def test_what_announces_too_much_is_not_read(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 101)
+
+    with pytest.raises(MediaError, match="larger than 100 bytes"):
+        await _fetcher("127.0.0.1", max_bytes=100).fetch(await serve(handler))
+
+
+async def test_what_never_ends_is_cut_off(serve: Serve) -> None:
+    sent = 0
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while sent < 1 << 30:
+            await response.write(b"x" * 65536)
+            sent += 65536
+        return response
+
+    with pytest.raises(MediaError, match="larger than 1000000 bytes"):
+        await _fetcher("127.0.0.1", max_bytes=1_000_000).fetch(await serve(handler))
+    assert sent < 1 << 26
+
+
+async def test_compressed_answers_are_not_unpacked(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.Response:
+        assert request.headers["Accept-Encoding"] == "identity"
+        return web.Response(body=b"packed", headers={"Content-Encoding": "gzip"})
+
+    assert await _fetcher("127.0.0.1").fetch(await serve(handler)) == b"packed"
+
+
+async def test_a_connection_that_breaks_off_is_an_error(serve: Serve) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"half")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    with pytest.raises(MediaError, match="fetching the picture failed"):
+        await _fetcher("127.0.0.1").fetch(await serve(handler))
+
+
+async def test_nobody_listening_is_an_error(free_port: int) -> None:
+    with pytest.raises(MediaError, match="fetching the picture failed"):
+        await _fetcher("127.0.0.1").fetch(f"http://127.0.0.1:{free_port}/")
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _resolve_to(monkeypatch: Any, *addresses: str) -> list[str]:
+    """Names resolve to these; the names that were looked up."""
+    lookups: list[str] = []
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        lookups.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    return lookups

@@ -1,0 +1,93 @@
+"""`file://` URLs: below the operator's folder, wherever links and dots lead."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from server.renderers.media.errors import MediaError
+from server.renderers.media.local_file import read_file_url
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The allowed folder, beside a secret."""
+    allowed = tmp_path / "media"
+    (allowed / "sub").mkdir(parents=True)
+    (allowed / "a b.png").write_bytes(b"picture")
+    (allowed / "sub" / "c.png").write_bytes(b"other")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "media2").mkdir()
+    (tmp_path / "media2" / "x.png").write_bytes(b"secret")
+    return allowed.resolve()
+
+
+def _read(url: str, folder: Path | None, max_bytes: int = 1000) -> bytes:
+    return read_file_url(url, folder, max_bytes=max_bytes)
+
+
+def test_files_below_the_folder_are_read(folder: Path) -> None:
+    assert _read(f"file://{folder}/a%20b.png", folder) == b"picture"
+    assert _read(f"file://localhost{folder}/sub/../sub/c.png", folder) == b"other"
+
+
+def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder / "sub" / "c.png")
+    assert _read(f"file://{folder}/link.png", folder) == b"other"
+
+
+def test_without_the_flag_nothing_is_read(folder: Path) -> None:
+    with pytest.raises(MediaError, match="--allowed-local-media-path"):
+        _read(f"file://{folder}/a%20b.png", None)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{folder}/../secret.png",
+        "{folder}/%2e%2e/secret.png",
+        "{folder}/sub/../../secret.png",
+        "{folder}2/x.png",
+        "/etc/passwd",
+        "{folder}/nothing.png",
+        "{folder}",
+        "{folder}/x%00.png",
+        "",
+    ],
+)
+def test_what_is_elsewhere_and_what_does_not_exist_get_one_answer(folder: Path, path: str) -> None:
+    with pytest.raises(MediaError, match="no such file below"):
+        _read("file://" + path.format(folder=folder), folder)
+
+
+@pytest.mark.parametrize("target", ["{parent}/secret.png", "/etc/passwd"])
+def test_a_link_out_of_the_folder_leads_nowhere(folder: Path, target: str) -> None:
+    (folder / "link.png").symlink_to(target.format(parent=folder.parent))
+    (folder / "dir").symlink_to(folder.parent)
+    for name in ("link.png", "dir/secret.png"):
+        with pytest.raises(MediaError, match="no such file below"):
+            _read(f"file://{folder}/{name}", folder)
+
+
+def test_a_circle_of_links_is_no_file(folder: Path) -> None:
+    (folder / "x").symlink_to(folder / "y")
+    (folder / "y").symlink_to(folder / "x")
+    with pytest.raises(MediaError, match="no such file below"):
+        _read(f"file://{folder}/x", folder)
+
+
+def test_a_folder_and_a_pipe_are_no_files(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    for name in ("sub", "pipe"):
+        with pytest.raises(MediaError, match="something other than a file"):
+            _read(f"file://{folder}/{name}", folder)
+
+
+def test_a_large_file_is_refused(folder: Path) -> None:
+    with pytest.raises(MediaError, match="larger than 6 bytes"):
+        _read(f"file://{folder}/a%20b.png", folder, max_bytes=6)
+
+
+def test_another_host_is_refused(folder: Path) -> None:
+    with pytest.raises(MediaError, match="must name no host"):
+        _read("file://example.com/a.png", folder)

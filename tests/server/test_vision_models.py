@@ -1,0 +1,45 @@
+"""Which folders are taken for models that see pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.vision_models import VISION_MODEL_TYPES, sees_pictures
+
+
+@pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
+def test_the_models_that_are_tested_see_pictures(tmp_path: Path, model_type: str) -> None:
+    _write(tmp_path, {"model_type": model_type, "vision_config": {}})
+    assert sees_pictures(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama"},
+        {"model_type": "llava"},
+        {"model_type": "gemma3", "vision_config": {}},
+        {"model_type": "paligemma", "vision_config": {}},
+        {"model_type": "mllama", "vision_config": {}},
+        {"model_type": "qwen3_vl", "vision_config": {}},
+        {"model_type": None, "vision_config": {}},
+        {"model_type": ["llava"], "vision_config": {}},
+        [],
+        {},
+    ],
+)
+def test_others_are_served_for_text_only(tmp_path: Path, config: Any) -> None:
+    _write(tmp_path, config)
+    assert not sees_pictures(tmp_path)
+
+
+def test_a_broken_folder_sees_nothing(tmp_path: Path) -> None:
+    assert not sees_pictures(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not sees_pictures(tmp_path)
+
+
+def _write(folder: Path, config: Any) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
