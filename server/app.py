@@ -15,6 +15,7 @@ from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, Request
 from server.routes.health import PROBE_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.table import build_routes
+from server.routes.turns import LoopTurns
 from server.serving.services import Services
 
 
@@ -24,6 +25,7 @@ class ServerApp(Starlette):
     def __init__(self, services: Services) -> None:
         self._health = HealthEndpoint(services)
         self._root_path = services.config.root_path.rstrip("/")
+        self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in PROBE_PATHS}
         super().__init__(
             routes=build_routes(services, self._health),
@@ -36,6 +38,7 @@ class ServerApp(Starlette):
             if scope["path"] in self._probe_paths and scope["method"] == "GET" and not _is_cross_origin(scope):
                 await self._health(scope, receive, send)
                 return
+            await self._turns.take()
             if self._root_path:
                 scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)

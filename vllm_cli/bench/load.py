@@ -1,7 +1,7 @@
 """The closed-loop load generator: a fixed number of requests in flight, each followed at once by the next."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter_ns, process_time_ns
 
@@ -21,14 +21,14 @@ class LoadSamples:
     """Processor time that this process took meanwhile; the server had to do without it."""
 
 
-async def generate_load(requests: list[EncodedRequest], *, concurrency: int, timeout_s: float) -> LoadSamples:
+async def generate_load(requests: Iterable[EncodedRequest], *, concurrency: int, timeout_s: float) -> LoadSamples:
     """Send all requests over fresh keep-alive connections, `concurrency` of them in flight, and time each."""
     async with open_session(timeout_s) as session:
         samples: list[RequestSample] = []
         remaining = iter(requests)
         start_ns, cpu_start_ns = perf_counter_ns(), process_time_ns()
         async with asyncio.TaskGroup() as workers:
-            for _ in range(min(concurrency, len(requests))):
+            for _ in range(concurrency):
                 workers.create_task(_work(session, remaining, samples))
         return LoadSamples(samples, perf_counter_ns() - start_ns, process_time_ns() - cpu_start_ns)
 

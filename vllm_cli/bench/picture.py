@@ -6,8 +6,8 @@ from typing import NamedTuple
 from vllm_cli.bench.figures import METRICS, Metric
 from vllm_cli.bench.report import build_tables, describe_problems, describe_run
 from vllm_cli.bench.results import BenchResult, Spread
-from vllm_cli.bench.tables import FigureTable, format_figure
-from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_table, draw_text, pick_colour
+from vllm_cli.bench.tables import draw_figure_table, format_figure
+from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
 
 _PICTURED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "e2e_p50_ms", "health_p99_ms")
 _WIDTH, _HEIGHT = 640, 230
@@ -33,7 +33,7 @@ def draw_page(result: BenchResult) -> str:
         *map(draw_paragraph, describe_run(result)),
         f"<p>{keys}</p>",
         *(_draw_panel(result, metric) for metric in METRICS if metric.name in _PICTURED),
-        *map(_draw_level, build_tables(result)),
+        *map(draw_figure_table, build_tables(result)),
         *map(draw_paragraph, describe_problems(result)),
     ]
     return build_page("bench serve: " + " against ".join(names), parts)
@@ -80,7 +80,3 @@ def _draw_bar(bar: _Bar, room: float, num_sides: int, highest: float) -> str:
         f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
         f"{draw_text(middle, high - 4, format_figure(bar.spread.median), anchor='middle')}"
     )
-
-
-def _draw_level(table: FigureTable) -> str:
-    return draw_table(table.title, table.header, [[escape(cell) for cell in row] for row in table.rows])

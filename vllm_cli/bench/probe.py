@@ -6,12 +6,13 @@ also does when the parent dies), then writes its samples.
 """
 
 import json
+import os
 import socket
 import ssl
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter_ns
 from typing import Self
 from urllib.parse import urlsplit
@@ -30,13 +31,24 @@ class ProbeSamples:
 
     latencies_ns: list[int]
     num_errors: int
+    due_ns: list[int] = field(default_factory=list)
+    """When each of the answered probes was due, as `perf_counter_ns`, which all processes share on Linux."""
+    wakes_ns: list[tuple[int, int]] = field(default_factory=list)
+    """Each time that the process was to wake up, and how late it did: the machine's delay, not the server's."""
+    is_realtime: bool = False
+    """Whether the process went before all others, so that next to nothing of a latency is its own."""
 
 
 class HealthProbe:
     """Probes a server's `/health` from `start` to `finish`; a context manager that leaves no process."""
 
-    def __init__(self, base_url: str, api_key: str | None = None) -> None:
-        self._orders = {"url": base_url + "/health", "api_key": api_key, "interval_s": INTERVAL_S}
+    def __init__(self, base_url: str, api_key: str | None = None, *, wants_realtime: bool = False) -> None:
+        self._orders = {
+            "url": base_url + "/health",
+            "api_key": api_key,
+            "interval_s": INTERVAL_S,
+            "wants_realtime": wants_realtime,
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
@@ -124,23 +136,31 @@ class _Connection:
 
 
 def _probe_until(is_over: threading.Event, connection: _Connection, interval_ns: int) -> ProbeSamples:
-    latencies_ns: list[int] = []
+    samples = ProbeSamples([], 0)
     num_errors = 0
     due_ns = perf_counter_ns()
     while not is_over.wait(max(0, due_ns - perf_counter_ns()) / 1e9):
         sent_ns = perf_counter_ns()
         is_healthy = connection.ask()
         done_ns = perf_counter_ns()
-        due_ns += interval_ns
-        overdue_ns = []
-        while due_ns < done_ns:
-            overdue_ns.append(done_ns - due_ns)
-            due_ns += interval_ns
+        overdue_ns = range(due_ns + interval_ns, done_ns, interval_ns)
+        samples.wakes_ns.append((due_ns, sent_ns - due_ns))
         if is_healthy:
-            latencies_ns += [done_ns - sent_ns, *overdue_ns]
+            samples.latencies_ns.extend([done_ns - sent_ns, *(done_ns - late_ns for late_ns in overdue_ns)])
+            samples.due_ns.extend([due_ns, *overdue_ns])
         else:
             num_errors += 1
-    return ProbeSamples(latencies_ns, num_errors)
+        due_ns += interval_ns * (1 + len(overdue_ns))
+    return replace(samples, num_errors=num_errors)
+
+
+def _go_first() -> bool:
+    """Take real-time priority, which root may; a nice value makes no difference to a process that mostly sleeps."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _await_end_of_input(is_over: threading.Event) -> None:
@@ -152,13 +172,14 @@ def _main() -> None:
     orders = json.loads(sys.stdin.buffer.readline())
     connection = _Connection(orders["url"], orders["api_key"])
     connection.ask()
+    is_realtime = orders["wants_realtime"] and _go_first()
     is_over = threading.Event()
     threading.Thread(target=_await_end_of_input, args=[is_over], daemon=True, name="stdin").start()
     sys.stdout.write("probing\n")
     sys.stdout.flush()
     samples = _probe_until(is_over, connection, int(orders["interval_s"] * 1e9))
     connection.close()
-    json.dump(asdict(samples), sys.stdout)
+    json.dump(asdict(replace(samples, is_realtime=is_realtime)), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.figures import METRICS
 from vllm_cli.bench.results import SCHEMA_VERSION, BenchResult
+from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
 
 CHECKED = ("output_tokens_per_s", "ttft_p50_ms")
 """The figures that decide: the others follow from these or are too noisy to fail a build."""
+_DECISIVE = [metric for metric in METRICS if metric.name in CHECKED]
 _SAME_SETTINGS = ("endpoint", "stream", "max_tokens", "prompt_tokens", "ignore_eos")
 
 
@@ -32,31 +34,18 @@ def read_baseline(path: Path, config: BenchConfig) -> BenchResult:
 def find_slower_than_baseline(result: BenchResult, baseline: BenchResult, *, tolerance: float) -> list[str]:
     """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
     then = {level.concurrency: level.summary for level in baseline.sides[0].levels}
-    found = []
-    for level in result.sides[0].levels:
-        earlier = then[level.concurrency]
-        ratios = {
-            name: spread.median / earlier[name].median
-            for name, spread in level.summary.items()
-            if name in earlier and earlier[name].median
-        }
-        found += _find_slower(ratios, level.concurrency, "the baseline", tolerance)
-    return found
+    contests = [
+        Contest(_name(level.concurrency), "the baseline", divide_medians(level.summary, then[level.concurrency]))
+        for level in result.sides[0].levels
+    ]
+    return find_worse(_DECISIVE, contests, tolerance=tolerance)
 
 
 def find_slower_than_others(result: BenchResult, *, tolerance: float) -> list[str]:
     """One line for each figure in which side A is worse than another side by more than the tolerance."""
-    found = []
-    for comparison in result.ratios:
-        ratios = {name: spread.median for name, spread in comparison.ratios.items()}
-        found += _find_slower(ratios, comparison.concurrency, comparison.against, tolerance)
-    return found
+    contests = [Contest(_name(ratio.concurrency), ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
+    return find_worse(_DECISIVE, contests, tolerance=tolerance)
 
 
-def _find_slower(ratios: dict[str, float], concurrency: int, against: str, tolerance: float) -> list[str]:
-    return [
-        f"concurrency {concurrency}: {metric.label} is {ratio:.2f}x that of {against}"
-        for metric in METRICS
-        if metric.name in CHECKED and (ratio := ratios.get(metric.name)) is not None
-        if (ratio < 1 - tolerance if metric.is_higher_better else ratio > 1 + tolerance)
-    ]
+def _name(concurrency: int) -> str:
+    return f"concurrency {concurrency}"

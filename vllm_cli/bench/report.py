@@ -5,7 +5,13 @@ from typing import TextIO
 
 from vllm_cli.bench.figures import METRICS
 from vllm_cli.bench.results import BenchResult, RoundFigures, SideResult
-from vllm_cli.bench.tables import FigureTable, format_spread, write_lines, write_table
+from vllm_cli.bench.tables import Comparison, FigureTable, write_lines, write_table
+
+IDLE = {
+    "pause": "the others frozen meanwhile",
+    "run": "the others running meanwhile",
+    "stop": "the others stopped meanwhile",
+}
 
 
 def write_report(result: BenchResult, stream: TextIO) -> None:
@@ -20,8 +26,8 @@ def write_report(result: BenchResult, stream: TextIO) -> None:
 
 def describe_run(result: BenchResult) -> Iterator[str]:
     """What was measured, on what, and how tokens were counted."""
-    machine, settings = result.machine, result.settings
-    yield f"{machine.processor}, {machine.num_cpus} CPUs, {machine.memory_gib:g} GiB, {result.created_at}"
+    settings = result.settings
+    yield f"{result.machine.description}, {result.created_at}"
     yield (
         f"/v1/{'chat/' if settings.endpoint == 'chat' else ''}completions, prompts of about {settings.prompt_tokens} "
         f"tokens, {settings.max_tokens} new tokens, {'streamed' if settings.stream else 'not streamed'}, greedy"
@@ -32,35 +38,23 @@ def describe_run(result: BenchResult) -> Iterator[str]:
         eos = "" if side.has_ignore_eos or not settings.ignore_eos else "; does not take ignore_eos"
         yield f"{side.name}: {side.target}{version}; model {side.model}; tokens by {side.token_source}{eos}{ready}"
     if len(result.sides) > 1:
-        yield f"Sides take turns, {_IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
-
-
-_IDLE = {
-    "pause": "the others frozen meanwhile",
-    "run": "the others running meanwhile",
-    "stop": "the others stopped meanwhile",
-}
+        yield f"Sides take turns, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
 
 
 def build_tables(result: BenchResult) -> list[FigureTable]:
     """One table for each level."""
-    first, others = result.sides[0], result.sides[1:]
     tables = []
-    for index, level in enumerate(first.levels):
-        ratios = [ratio.ratios for ratio in result.ratios if ratio.concurrency == level.concurrency]
-        header = ["", *(side.name for side in result.sides), *(f"{first.name}/{other.name}" for other in others)]
-        rows = []
-        for metric in METRICS:
-            spreads = [side.levels[index].summary.get(metric.name) for side in result.sides]
-            quotients = [ratio.get(metric.name) for ratio in ratios]
-            if any(spreads):
-                rows.append([metric.label, *map(format_spread, spreads), *map(format_spread, quotients)])
-        rows.append(
-            ["failed requests", *(str(_count_errors(side, index)) for side in result.sides), *("" for _ in others)]
+    for index, level in enumerate(result.sides[0].levels):
+        comparison = Comparison(
+            names=[side.name for side in result.sides],
+            summaries=[side.levels[index].summary for side in result.sides],
+            ratios=[ratio.ratios for ratio in result.ratios if ratio.concurrency == level.concurrency],
         )
+        failed = [str(_count_errors(side, index)) for side in result.sides]
+        rows = [*comparison.rows(METRICS), ["failed requests", *failed, *("" for _ in comparison.ratios)]]
         num_requests = result.settings.num_requests[level.concurrency]
         title = f"{level.concurrency} at once: {num_requests} requests a round, rounds: {len(level.rounds)}"
-        tables.append(FigureTable(title, header, rows))
+        tables.append(FigureTable(title, comparison.header, rows))
     return tables
 
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter_ns
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
 
 from vllm_cli.bench.sse import ChunkReader, Usage
+
+_LONGEST_MESSAGE = 400
 
 
 class EncodedRequest(NamedTuple):
@@ -62,8 +64,7 @@ async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) 
         async with session.post(request.url, data=request.body, headers=request.headers) as response:
             status = response.status
             if status != 200:
-                text = (await response.text())[:400].strip()
-                return _failed(start_ns, f"HTTP {status}: {text}", status)
+                return _failed(start_ns, f"HTTP {status}: {_message_in(await response.read())}", status)
             if request.is_stream:
                 return await _read_stream(response, start_ns)
             return await _read_body(response, start_ns)
@@ -100,6 +101,19 @@ async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> Request
     end_ns = perf_counter_ns()
     usage = _body_decoder.decode(data).usage
     return RequestSample(start_ns=start_ns, end_ns=end_ns, usage=usage, status=response.status)
+
+
+def _message_in(data: bytes) -> str:
+    """What the server says went wrong: OpenAI's envelope, vLLM's, FastAPI's, or whatever it sent."""
+    body: Any
+    try:
+        body = msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        body = data.decode(errors="replace")
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and name in body:
+            body = body[name]
+    return " ".join(str(body).split())[:_LONGEST_MESSAGE]
 
 
 def _failed(start_ns: int, error: str, status: int | None) -> RequestSample:

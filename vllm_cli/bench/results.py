@@ -106,6 +106,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     memory_gib: float
     python: str
 
+    @property
+    def description(self) -> str:
+        return f"{self.processor}, {self.num_cpus} CPUs, {self.memory_gib:g} GiB"
+
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that one run of `bench serve` found."""
@@ -123,6 +127,6 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return sum(figures.num_errors for side in self.sides for level in side.levels for figures in level.rounds)
 
 
-def encode_result(result: BenchResult) -> str:
+def encode_result(result: msgspec.Struct) -> str:
     """The result as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"

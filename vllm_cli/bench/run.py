@@ -1,10 +1,8 @@
 """Runs a whole benchmark: servers up, rounds in turn, figures out; and everything down again, whatever happens."""
 
-import asyncio
-from collections import defaultdict
 from datetime import UTC, datetime
-from typing import NamedTuple
 
+from vllm_cli.bench.acquaintance import ReadyServer, wait_until_ready
 from vllm_cli.bench.arena import Arena
 from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.dialect import Dialect
@@ -15,24 +13,15 @@ from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.prompts import build_prompt
-from vllm_cli.bench.readiness import ReadyServer
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
 from vllm_cli.bench.results import SCHEMA_VERSION, BenchResult, RoundFigures, Settings, SideResult
-from vllm_cli.bench.warden import NOTICE_S
+from vllm_cli.bench.turns import Rounds, Turn, plan_turns
 
 
 def run_bench(config: BenchConfig, progress: Progress) -> BenchResult:
     """Measure every side at every level; must be called on the main thread, which it gives signal handlers."""
     return run_interruptibly(_Bench(config, progress).run())
-
-
-class _Leg(NamedTuple):
-    """One round of one side at one level."""
-
-    level: int
-    round_number: int
-    side: int
 
 
 class _Bench:
@@ -43,48 +32,37 @@ class _Bench:
         self._progress = progress
         self._warm: set[tuple[str, int]] = set()
         """Addresses and levels that had their warm-up; a server that was started again has a new address."""
-        self._rounds: defaultdict[tuple[int, int], list[RoundFigures]] = defaultdict(list)
-        """By side and level."""
 
     async def run(self) -> BenchResult:
         created_at = datetime.now(UTC).isoformat(timespec="seconds")
-        legs = _plan_legs(self._config)
-        with Arena(self._config, self._progress) as arena:
-            servers = await arena.prepare()
-            self._progress.begin(len(legs))
-            for leg in legs:
-                self._progress.step(self._describe(leg))
-                target = arena.targets[leg.side]
-                server = await arena.wake(target)
-                figures = await self._measure(leg, server.dialect)
-                if figures.num_errors:
-                    await asyncio.sleep(NOTICE_S)
-                target.ensure_alive()
-                self._rounds[leg.side, leg.level].append(figures)
-        return self._assemble(created_at, servers)
-
-    def _describe(self, leg: _Leg) -> str:
-        name = self._config.targets[leg.side].name
-        return f"{name}: {leg.level} at once, round {leg.round_number + 1} of {self._config.num_rounds}"
-
-    async def _measure(self, leg: _Leg, dialect: Dialect) -> RoundFigures:
         config = self._config
-        if (dialect.base_url, leg.level) not in self._warm:
-            self._warm.add((dialect.base_url, leg.level))
-            await self._load(_encode(dialect, leg.level, seed=f"{config.seed}/{leg.level}/warm-up"), leg.level)
-        num_requests = config.requests_at(leg.level)
-        requests = _encode(dialect, num_requests, seed=f"{config.seed}/{leg.level}/{leg.round_number}")
+        turns = plan_turns(config.levels, config)
+        with Arena(config, lambda target: wait_until_ready(target, config), self._progress) as arena:
+            servers = await arena.prepare()
+            rounds = await arena.take_turns(turns, self._describe, self._measure)
+        return self._assemble(created_at, servers, rounds)
+
+    def _describe(self, turn: Turn[int]) -> str:
+        name = self._config.targets[turn.side].name
+        return f"{name}: {turn.discipline} at once, round {turn.round_number + 1} of {self._config.num_rounds}"
+
+    async def _measure(self, turn: Turn[int], server: ReadyServer) -> RoundFigures:
+        config, dialect, level = self._config, server.dialect, turn.discipline
+        if (dialect.base_url, level) not in self._warm:
+            self._warm.add((dialect.base_url, level))
+            await self._load(_encode(dialect, level, seed=f"{config.seed}/{level}/warm-up"), level)
+        requests = _encode(dialect, config.requests_at(level), seed=f"{config.seed}/{level}/{turn.round_number}")
         with HealthProbe(dialect.base_url, config.api_key) as probe:
             probe.start()
-            load = await self._load(requests, leg.level)
+            load = await self._load(requests, level)
             return measure_round(load, probe.finish(), max_tokens=config.max_tokens)
 
     async def _load(self, requests: list[EncodedRequest], level: int) -> LoadSamples:
         return await generate_load(requests, concurrency=level, timeout_s=self._config.request_timeout_s)
 
-    def _assemble(self, created_at: str, servers: list[ReadyServer]) -> BenchResult:
+    def _assemble(self, created_at: str, servers: list[ReadyServer], rounds: Rounds[int, RoundFigures]) -> BenchResult:
         config = self._config
-        sides = [self._side_result(index, server) for index, server in enumerate(servers)]
+        sides = [self._side_result(index, server, rounds) for index, server in enumerate(servers)]
         return BenchResult(
             schema_version=SCHEMA_VERSION,
             created_at=created_at,
@@ -98,7 +76,7 @@ class _Bench:
             ],
         )
 
-    def _side_result(self, index: int, server: ReadyServer) -> SideResult:
+    def _side_result(self, index: int, server: ReadyServer, rounds: Rounds[int, RoundFigures]) -> SideResult:
         spec = self._config.targets[index]
         return SideResult(
             name=spec.name,
@@ -108,20 +86,8 @@ class _Bench:
             ready_after_s=server.ready_after_s if spec.command else None,
             token_source=server.dialect.token_source,
             has_ignore_eos="ignore_eos" in server.dialect.optional,
-            levels=[summarize_level(level, self._rounds[index, level]) for level in self._config.levels],
+            levels=[summarize_level(level, rounds[index, level]) for level in self._config.levels],
         )
-
-
-def _plan_legs(config: BenchConfig) -> list[_Leg]:
-    """Sides take turns round by round, so that what the machine does over time hits all alike.
-
-    Where each turn costs a start of the server, it takes all levels in one turn.
-    """
-    sides = range(len(config.targets))
-    rounds = range(config.num_rounds)
-    if config.idle == "stop":
-        return [_Leg(level, number, side) for number in rounds for side in sides for level in config.levels]
-    return [_Leg(level, number, side) for level in config.levels for number in rounds for side in sides]
 
 
 def _encode(dialect: Dialect, num_requests: int, *, seed: str) -> list[EncodedRequest]:

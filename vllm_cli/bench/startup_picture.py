@@ -10,7 +10,8 @@ from vllm_cli.bench.startup_report import (
     describe_startup_run,
 )
 from vllm_cli.bench.startup_results import StartupResult, StateResult
-from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_table, draw_text, pick_colour
+from vllm_cli.bench.tables import draw_figure_table
+from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
 from vllm_cli.time_axis import TimeAxis
 
 _WIDTH = 900
@@ -42,10 +43,7 @@ def draw_startup_page(result: StartupResult) -> str:
         *map(draw_paragraph, describe_startup_run(result)),
         f"<p>{keys}; the line is the range of the first token's times.</p>",
         *(_draw_state(result, index) for index in range(len(result.settings.states))),
-        *(
-            draw_table(table.title, table.header, [[escape(cell) for cell in row] for row in table.rows])
-            for table in build_startup_tables(result)
-        ),
+        *map(draw_figure_table, build_startup_tables(result)),
         *map(draw_paragraph, describe_startup_problems(result)),
     ]
     return build_page("bench startup: " + " against ".join(side.name for side in result.sides), parts)

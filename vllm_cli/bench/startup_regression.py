@@ -4,10 +4,12 @@ from pathlib import Path
 
 from vllm_cli.bench.baseline import decode_baseline
 from vllm_cli.bench.errors import BaselineError
+from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.startup_config import StartupBenchConfig
 from vllm_cli.bench.startup_results import STARTUP_SCHEMA_VERSION, StartupResult
+from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
 
-CHECKED = "first_token_s"
+DECISIVE = Metric("first_token_s", "the time to the first token")
 """The figure that decides: the others are on its way."""
 
 
@@ -26,19 +28,15 @@ def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResu
 
 def find_slower_starts_than_baseline(result: StartupResult, baseline: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A's median is worse than the baseline's by more than the tolerance."""
-    then = {state.state: state.summary[CHECKED].median for state in baseline.sides[0].states}
-    ratios = {state.state: state.summary[CHECKED].median / then[state.state] for state in result.sides[0].states}
-    return [_complain(state, ratio, "the baseline") for state, ratio in ratios.items() if ratio > 1 + tolerance]
+    then = {state.state: state.summary for state in baseline.sides[0].states}
+    contests = [
+        Contest(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))
+        for state in result.sides[0].states
+    ]
+    return find_worse([DECISIVE], contests, tolerance=tolerance)
 
 
 def find_slower_starts_than_others(result: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A is slower than another side by more than the tolerance."""
-    return [
-        _complain(comparison.state, comparison.ratios[CHECKED].median, comparison.against)
-        for comparison in result.ratios
-        if comparison.ratios[CHECKED].median > 1 + tolerance
-    ]
-
-
-def _complain(state: str, ratio: float, against: str) -> str:
-    return f"from {state}: the time to the first token is {ratio:.2f}x that of {against}"
+    contests = [Contest(f"from {ratio.state}", ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
+    return find_worse([DECISIVE], contests, tolerance=tolerance)

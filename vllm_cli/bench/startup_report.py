@@ -5,7 +5,7 @@ from typing import TextIO
 
 from vllm_cli.bench.startup_figures import STARTUP_METRICS
 from vllm_cli.bench.startup_results import StartupResult, StartupSideResult, StateResult
-from vllm_cli.bench.tables import FigureTable, format_spread, write_lines, write_table
+from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_lines, write_table
 
 _COLD_ENOUGH = 0.01
 """More than this share still in memory is not a cold page cache."""
@@ -23,8 +23,8 @@ def write_startup_report(result: StartupResult, stream: TextIO) -> None:
 
 def describe_startup_run(result: StartupResult) -> Iterator[str]:
     """What was measured and on what."""
-    machine, settings = result.machine, result.settings
-    yield f"{machine.processor}, {machine.num_cpus} CPUs, {machine.memory_gib:g} GiB, {result.created_at}"
+    settings = result.settings
+    yield f"{result.machine.description}, {result.created_at}"
     for side in result.sides:
         version = f" {side.version}" if side.version else ""
         text = f"; first token {side.first_text!r}" if side.first_text is not None else ""
@@ -60,16 +60,12 @@ def describe_startup_problems(result: StartupResult) -> Iterator[str]:
 
 
 def _build_figures(result: StartupResult, index: int, state: str) -> FigureTable:
-    first, others = result.sides[0], result.sides[1:]
-    ratios = [ratio.ratios for ratio in result.ratios if ratio.state == state]
-    rows = []
-    for metric in STARTUP_METRICS:
-        spreads = [side.states[index].summary.get(metric.name) for side in result.sides]
-        quotients = [ratio.get(metric.name) for ratio in ratios]
-        if any(spreads):
-            rows.append([metric.label, *map(format_spread, spreads), *map(format_spread, quotients)])
-    header = ["", *(side.name for side in result.sides), *(f"{first.name}/{other.name}" for other in others)]
-    return FigureTable(f"from {state}", header, rows)
+    comparison = Comparison(
+        names=[side.name for side in result.sides],
+        summaries=[side.states[index].summary for side in result.sides],
+        ratios=[ratio.ratios for ratio in result.ratios if ratio.state == state],
+    )
+    return FigureTable(f"from {state}", comparison.header, comparison.rows(STARTUP_METRICS))
 
 
 def _phase_rows(state: StateResult) -> list[list[str]]:

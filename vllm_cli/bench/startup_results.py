@@ -88,8 +88,3 @@ class StartupResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     settings: StartupSettings
     sides: list[StartupSideResult]
     ratios: list[StateRatio]
-
-
-def encode_startup_result(result: StartupResult) -> str:
-    """The result as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"

@@ -6,11 +6,11 @@ from contextlib import closing
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from vllm_cli.bench.acquaintance import wait_until_ready
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.dialect import Dialect
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
 from vllm_cli.bench.exec_stamp import ExecStamp
-from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.startup_config import StartupBenchConfig
 from vllm_cli.bench.startup_figures import add_probes

@@ -1,13 +1,16 @@
 """Figures as tables: drawn by rich on a terminal, aligned text on a pipe."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table as DrawnTable
 
+from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.results import Spread
+from vllm_cli.html_page import draw_table
 
 _MISSING = "-"
 
@@ -19,6 +22,30 @@ class FigureTable:
     title: str
     header: list[str]
     rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What all sides' rounds came to, and the first one's over each other's."""
+
+    names: Sequence[str]
+    summaries: Sequence[Mapping[str, Spread]]
+    ratios: Sequence[Mapping[str, Spread]]
+
+    @property
+    def header(self) -> list[str]:
+        first, *others = self.names
+        return ["", *self.names, *(f"{first}/{other}" for other in others)]
+
+    def rows(self, metrics: Iterable[Metric]) -> list[list[str]]:
+        """A row for each figure that some side has."""
+        rows = []
+        for metric in metrics:
+            spreads = [summary.get(metric.name) for summary in self.summaries]
+            quotients = [ratio.get(metric.name) for ratio in self.ratios]
+            if any(spreads):
+                rows.append([metric.label, *map(format_spread, spreads), *map(format_spread, quotients)])
+        return rows
 
 
 def write_lines(lines: Iterable[str], stream: TextIO) -> None:
@@ -49,6 +76,11 @@ def format_spread(spread: Spread | None) -> str:
 def format_figure(value: float) -> str:
     """Three digits or so, and no exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def draw_figure_table(table: FigureTable) -> str:
+    """The table as HTML."""
+    return draw_table(table.title, table.header, [[escape(cell) for cell in row] for row in table.rows])
 
 
 def _draw(table: FigureTable) -> DrawnTable:

@@ -9,9 +9,10 @@ from vllm_cli.lazy_group import CommandEntry, LazyGroup
 BENCHMARKS: Final = (
     CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
     CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
+    CommandEntry("liveness", "vllm_cli.commands.bench_liveness:liveness", "How fast /health answers under load."),
 )
 
 
 @click.group("bench", cls=LazyGroup, table=BENCHMARKS)
 def bench() -> None:
-    """Measure servers, running or started for it, and how fast they start."""
+    """Measure servers, running or started for it, how fast they start, and how alive they stay."""

@@ -7,31 +7,35 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from envs.registry import env
 from startup.config import ModelConfig
-from vllm_cli.commands.bench_types import OutputFile, Percentage, ShellWords
+from vllm_cli.commands.bench_options import (
+    COMMAND,
+    COUNT,
+    SECONDS,
+    choose_api_key,
+    complete_names,
+    file_options,
+    take_files,
+)
 
 if TYPE_CHECKING:
-    from vllm_cli.bench.config import Files, TargetSpec
+    from vllm_cli.bench.config import TargetSpec
     from vllm_cli.bench.startup_config import StartupBenchConfig
 
 _STATES: Final = ("warm", "cold-pages", "cold-compile", "cold")
-_COMMAND: Final = ShellWords()
-_SECONDS, _COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
-_EARLIER_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
 _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command("startup", context_settings={"max_content_width": 110, "show_default": True})
-@click.option("--cmd", "command", type=_COMMAND, help="Command that starts the server.  [default: vllm-cli serve]")
+@click.option("--cmd", "command", type=COMMAND, help="Command that starts the server.  [default: vllm-cli serve]")
 @click.option("--model", help="Model of the default command, of --floor and of eviction: a folder or a hub id.")
-@click.option("--vs", "rivals", multiple=True, type=_COMMAND, help="Command of a server to compare with.")
+@click.option("--vs", "rivals", multiple=True, type=COMMAND, help="Command of a server to compare with.")
 @click.option("--floor", "has_floor", is_flag=True, help="Compare with a bare script's first token, too.")
 @click.option("--name", "names", multiple=True, help="Name of a server, in this order.  [default: A, B, ...]")
 @click.option("--request-model", help="Model to request.  [default: the first that the server lists]")
 @click.option("--vs-request-model", help="Model to request from the servers to compare with.  [default: as above]")
-@click.option("--rounds", "num_rounds", type=_COUNT, default=5, help="Starts of each side from each state.")
+@click.option("--rounds", "num_rounds", type=COUNT, default=5, help="Starts of each side from each state.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES), default=("warm",), help="Caches that a start finds."
 )
@@ -40,12 +44,9 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option("--compile-cache", type=_FOLDER, help="Folder to move aside for cold-compile and cold.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
 @click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]")
-@click.option("--ready-timeout", "ready_timeout_s", type=_SECONDS, default=600, metavar="SECONDS")
+@click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Between two starts.")
-@click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is standard output.")
-@click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with bars.")
-@click.option("--baseline", "baseline_path", type=_EARLIER_FILE, help="Earlier --json file to compare with.")
-@click.option("--fail-over", "tolerance", type=Percentage(), help="How much slower is an error.  [default: 5%]")
+@file_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
@@ -72,21 +73,13 @@ def startup(**options: Any) -> int:
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.
     """
-    files = _build_files(options)
-    has_others = options["rivals"] or options["has_floor"]
-    if files.tolerance is not None and files.baseline_path is None and not has_others:
-        raise click.UsageError("--fail-over needs something to compare with: --baseline, --vs or --floor.")
+    has_others = bool(options["rivals"] or options["has_floor"])
+    files = take_files(options, has_others=has_others, others="--vs or --floor")
     config = _build_config(options)
 
     from vllm_cli.bench.startup import STARTUP
 
     return STARTUP.measure(config, files)
-
-
-def _build_files(options: dict[str, Any]) -> "Files":
-    from vllm_cli.bench.config import Files
-
-    return Files(**{name: options.pop(name) for name in ("json_path", "html_path", "baseline_path", "tolerance")})
 
 
 def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
@@ -98,7 +91,7 @@ def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
     needs_files = any(state in ("cold-pages", "cold") for state in states)
     if needs_files and not options["evict_paths"]:
         options["evict_paths"] = tuple(_find_model_folders(model, targets))
-    options["api_key"] = options["api_key"] or env.OPENAI_API_KEY.get()
+    options["api_key"] = choose_api_key(options["api_key"])
     floor_model = _resolve(model) if has_floor else None
     return StartupBenchConfig(targets=targets, states=states, floor_model=floor_model, **options)
 
@@ -110,10 +103,7 @@ def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetS
     commands = (options.pop("command") or _own_command(model), *options.pop("rivals"))
     request_model, rival_model = options.pop("request_model"), options.pop("vs_request_model")
     models = (request_model, *[rival_model or request_model] * (len(commands) - 1))
-    names = options.pop("names")
-    names += tuple(chr(ord("A") + index) for index in range(len(names), len(commands)))
-    if len(names) > len(commands) or len(set(names)) < len(names):
-        raise click.UsageError(f"--name: {len(commands)} different names are needed at most, got {', '.join(names)}.")
+    names = complete_names(options.pop("names"), len(commands))
     sides = zip(names, commands, models, strict=True)
     return tuple(TargetSpec(name=name, command=command, model=wanted) for name, command, wanted in sides)
 

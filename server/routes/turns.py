@@ -1,0 +1,40 @@
+"""Lets requests begin a few at a time, so that a burst of them leaves the event loop time for probes."""
+
+import asyncio
+from collections import deque
+
+_REQUESTS_PER_TURN = 4
+"""Beginning a request takes about half a millisecond."""
+
+
+class LoopTurns:
+    """First come, first served; lives on the event loop.
+
+    Whoever comes when the turn's places are taken waits for a later turn of the loop, and in between the loop looks
+    at its sockets: a probe that comes in the middle of three hundred requests is answered after four of them.
+    """
+
+    def __init__(self) -> None:
+        self._num_begun = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def take(self) -> None:
+        """Returns when the caller may begin."""
+        if not self._num_begun and not self._waiting:
+            asyncio.get_running_loop().call_soon(self._turn)
+        if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:
+            self._num_begun += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        await place
+
+    def _turn(self) -> None:
+        self._num_begun = 0
+        while self._waiting and self._num_begun < _REQUESTS_PER_TURN:
+            place = self._waiting.popleft()
+            if not place.cancelled():
+                place.set_result(None)
+                self._num_begun += 1
+        if self._num_begun:
+            asyncio.get_running_loop().call_soon(self._turn)

@@ -1,0 +1,49 @@
+"""A burst of requests leaves room between them."""
+
+import asyncio
+
+from server.routes.turns import LoopTurns
+
+
+async def test_a_burst_is_let_in_a_few_at_a_time_and_in_order():
+    turns = LoopTurns()
+    begun: list[int] = []
+
+    async def begin(number: int) -> None:
+        await turns.take()
+        begun.append(number)
+
+    tasks = [asyncio.create_task(begin(number)) for number in range(100)]
+    sizes = []
+    while len(begun) < 100:
+        before = len(begun)
+        await asyncio.sleep(0)
+        sizes.append(len(begun) - before)
+    assert begun == list(range(100))
+    assert max(sizes) <= 4
+    await asyncio.gather(*tasks)
+
+
+async def test_one_request_after_the_other_waits_for_nothing():
+    turns = LoopTurns()
+    for _ in range(20):
+        taking = turns.take()
+        try:
+            taking.send(None)
+        except StopIteration:
+            pass
+        else:
+            raise AssertionError("it waited")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+async def test_who_gives_up_takes_no_place():
+    turns = LoopTurns()
+    tasks = [asyncio.create_task(turns.take()) for _ in range(50)]
+    await asyncio.sleep(0)
+    for task in tasks[4:40]:
+        task.cancel()
+    await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [False] * 4 + [True] * 36 + [False] * 10
+    await asyncio.wait_for(turns.take(), 30)

@@ -1,0 +1,296 @@
+"""The command as a user runs it: a process of its own against real servers, one of which blocks its event loop."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import msgspec
+import psutil
+import pytest
+from PIL import Image
+
+from vllm_cli.bench.liveness_config import EMBED_DTYPES, KINDS, LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness_results import LivenessResult
+from vllm_cli.commands import bench_liveness
+
+QUICK = ("--concurrency", "2", "--requests", "4", "--rounds", "1", "--turns", "3", "--turn-chars", "40")
+EVERY_KIND = [word for kind in KINDS if kind != "mixed" for word in ("--kind", kind)]
+
+
+def read_result(text: str) -> LivenessResult:
+    """Decoding is strict: an unknown or missing field fails."""
+    return msgspec.json.decode(text, type=LivenessResult)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_own_figures(tiny_server, run_bench_liveness):
+    server = tiny_server("--blocks-ms", 500, "--tells-lag")
+    done = run_bench_liveness("--url", server.url, *QUICK, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
+    assert figures.health_max_ms >= 400
+    assert figures.loop_lag_max_ms >= 400
+    assert figures.num_loop_lags_10ms >= figures.num_loop_lags_50ms >= 1
+    assert figures.num_probes >= 50
+    assert (figures.num_requests, figures.num_errors, figures.num_repeated) == (4, 0, 0)
+    assert figures.latency_p50_ms >= 500
+    assert 0 < figures.load_begin_s < figures.load_end_s
+    assert max(point.max_ms for point in figures.health_over_time) >= 400
+    assert figures.probe_lag_max_ms >= figures.probe_lag_p50_ms > 0
+
+
+def test_a_server_that_is_not_asked_to_block_shows_no_such_stall_of_its_own(tiny_server, run_bench_liveness):
+    """What blocked in the warm-up, before the round, is not counted in it."""
+    server = tiny_server("--tells-lag")
+    done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--rounds", 2, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (kind,) = read_result(done.stdout).sides[0].kinds
+    assert kind.kind == "chat"
+    for figures in kind.rounds:
+        assert figures.loop_lag_max_ms is not None
+        assert figures.ttft_p50_ms > 0
+        assert figures.num_probe_errors == 0
+
+
+def test_a_server_without_such_metrics_has_a_dash_where_the_other_has_a_figure(tiny_server, run_bench_liveness):
+    done = run_bench_liveness("--url", tiny_server("--tells-lag").url, "--vs-url", tiny_server().url, *QUICK)
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("event loop lag max ms"))
+    assert line.split()[-2:] == ["-", "-"]
+    assert re.search(r"^event loop lag max ms +[\d.]+ ", line)
+
+
+def test_every_kind_sends_what_it_promises_and_no_two_alike(tiny_server, run_bench_liveness):
+    server = tiny_server()
+    shape = ("--image-px", 48, "--embed-rows", 12, "--embed-hidden", 6, "--embed-dtype", "float16", "--batch", 3)
+    done = run_bench_liveness("--url", server.url, *QUICK, *EVERY_KIND, *shape, "--max-tokens", 2)
+    assert done.returncode == 0, done.stderr
+    bodies: dict[str, list[dict]] = {}
+    for path, body in zip(server.seen["paths"], server.seen["bodies"], strict=True):
+        content = body["messages"][0]["content"] if "messages" in body else ""
+        bodies.setdefault("images" if isinstance(content, list) else path, []).append(body)
+    num_warm_up, num_measured = 4, 4
+    assert {kind: len(found) for kind, found in bodies.items()} == dict.fromkeys(bodies, num_warm_up + num_measured)
+    for path in ("/tokenize", "/v1/chat/completions"):
+        conversations = [[turn["content"] for turn in body["messages"]] for body in bodies[path]]
+        assert all([len(text) for text in texts] == [40, 40, 40] for texts in conversations)
+        assert len({texts[0] for texts in conversations}) == len(conversations)
+        assert {body["messages"][-1]["role"] for body in bodies[path]} == {"user"}
+    addresses = [body["messages"][0]["content"][1]["image_url"]["url"] for body in bodies["images"]]
+    pictures = [base64.b64decode(address.removeprefix("data:image/jpeg;base64,")) for address in addresses]
+    assert len(set(pictures)) == len(pictures)
+    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(48, 48)}
+    texts = [text for body in bodies["/v1/embeddings"] for text in body["input"]]
+    assert len(texts) == len(set(texts)) == 3 * (num_warm_up + num_measured)
+    check_embeddings(bodies["/v1/completions"])
+    streamed = [body for body in server.seen["bodies"] if "max_tokens" in body]
+    assert len(streamed) == 3 * (num_warm_up + num_measured)
+    assert all(body["stream"] and body["max_tokens"] == 2 for body in streamed)
+
+
+def check_embeddings(bodies: list[dict]) -> None:
+    import torch
+
+    tensors = [torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True) for body in bodies]
+    assert {(tuple(tensor.shape), tensor.dtype) for tensor in tensors} == {((12, 6), torch.float16)}
+    assert all(tensor.isfinite().all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("idle", ["pause", "run", "stop"])
+def test_both_sides_get_the_same_in_turns_and_are_gone_afterwards(idle, tiny_command, run_bench_liveness, tmp_path):
+    pid_files = [tmp_path / "a", tmp_path / "b"]
+    ours, theirs = (tiny_command("--pid-file", file) for file in pid_files)
+    kinds = ("--kind", "tokenize-chat", "--kind", "chat")
+    done = run_bench_liveness(
+        "--cmd", ours, "--vs", theirs, "--idle", idle, *QUICK, *kinds, "--rounds", 2, "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    assert all(side.ready_after_s > 0 for side in result.sides)
+    steps = re.findall(r"\] (\w): ([\w-]+), 2 at once, round (\d)", done.stderr)
+    by_kind = [(name, kind, number) for kind in ("tokenize-chat", "chat") for number in "12" for name in "AB"]
+    by_start = [(name, kind, number) for number in "12" for name in "AB" for kind in ("tokenize-chat", "chat")]
+    assert steps == (by_start if idle == "stop" else by_kind)
+    assert [(ratio.against, ratio.kind) for ratio in result.ratios] == [("B", "tokenize-chat"), ("B", "chat")]
+    assert all("requests_per_s" in ratio.ratios for ratio in result.ratios)
+    assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
+
+
+def test_the_same_seed_means_the_same_requests(tiny_server, run_bench_liveness):
+    servers = [tiny_server(), tiny_server()]
+    urls = ("--url", servers[0].url, "--vs-url", servers[1].url)
+    assert run_bench_liveness(*urls, *QUICK).returncode == 0
+    bodies = [sorted(map(json.dumps, server.seen["bodies"])) for server in servers]
+    assert bodies[0] == bodies[1]
+
+
+def test_a_mixture_is_of_what_all_servers_take(tiny_server, run_bench_liveness):
+    servers = [tiny_server("--lacks", "/v1/completions"), tiny_server("--lacks", "/tokenize")]
+    done = run_bench_liveness(
+        "--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--kind", "mixed", "--image-px", 16, "--json", "-"
+    )
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    assert result.settings.mixture == ["chat", "images", "pooling"]
+    asked = servers[0].seen["paths"][-4:]
+    assert {"/v1/chat/completions", "/v1/embeddings"} == set(asked)
+
+
+def test_a_server_that_takes_nothing_cannot_be_mixed_for(tiny_server, run_bench_liveness):
+    server = tiny_server("--lacks", "/tokenize", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
+    done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "mixed")
+    assert done.returncode == 1
+    assert "no kind of request that all servers take" in done.stderr
+
+
+def test_a_server_that_only_embeds_can_be_measured(tiny_server, run_bench_liveness):
+    server = tiny_server("--lacks", "/v1/completions", "/v1/chat/completions", "/tokenize")
+    assert run_bench_liveness("--url", server.url, *QUICK, "--kind", "pooling").returncode == 0
+
+
+def test_refused_requests_are_counted_by_status_with_the_servers_words(tiny_server, run_bench_liveness):
+    server = tiny_server("--fails-every", 3)
+    done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--json", "-")
+    assert done.returncode == 1
+    rounds = read_result(done.stdout).sides[0].kinds[0].rounds
+    failures = [failure for figures in rounds for failure in figures.failures]
+    assert {(failure.status, failure.message, failure.is_accepted) for failure in failures} == {
+        (400, "HTTP 400: out of luck", False)
+    }
+    assert sum(failure.num for failure in failures) == sum(figures.num_errors for figures in rounds) >= 1
+    assert re.search(r"A, chat: \d requests failed: HTTP 400: out of luck", done.stderr)
+
+
+def test_a_status_that_is_accepted_counts_as_served(tiny_server, run_bench_liveness):
+    server = tiny_server("--fails-every", 2)
+    done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--accept-status", 400, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    for figures in read_result(done.stdout).sides[0].kinds[0].rounds:
+        assert (figures.num_errors, figures.num_requests) == (0, 4)
+        assert figures.failures[0].is_accepted
+    assert "2 requests counted as served: HTTP 400: out of luck" in done.stderr
+
+
+def test_with_a_duration_requests_go_out_again_and_that_is_told(tiny_server, run_bench_liveness):
+    server = tiny_server("--first-ms", 20)
+    words = ("--kind", "chat", "--duration", 1.2)
+    done = run_bench_liveness("--url", server.url, *QUICK, *words, "--json", "-")
+    assert done.returncode == 0, done.stderr
+    (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
+    assert figures.duration_s >= 1.2
+    assert figures.num_repeated == figures.num_requests - 4 > 0
+    assert "requests were sent before in the same round" in done.stderr
+    assert server.seen["most_running"] == 2
+
+
+def test_the_page_draws_every_kind_and_needs_nothing_from_elsewhere(tiny_server, run_bench_liveness, tmp_path):
+    html = tmp_path / "alive.html"
+    words = ("--kind", "tokenize-chat", "--kind", "chat", "--name", "<quick>", "--html", html)
+    done = run_bench_liveness("--url", tiny_server().url, "--vs-url", tiny_server().url, *QUICK, *words)
+    assert done.returncode == 0, done.stderr
+    page = html.read_text()
+    parser = HTMLParser()
+    parser.feed(page)
+    parser.close()
+    assert page.count("<svg") == 2
+    assert page.count("<polyline") == 2 * 2
+    assert "<quick>" not in page
+    assert "http://www" not in page
+
+
+def test_the_result_is_a_baseline_that_a_blocked_server_fails_against(tiny_server, run_bench_liveness, tmp_path):
+    quick, blocked = tiny_server(), tiny_server("--blocks-ms", 1000)
+    baseline = tmp_path / "baseline.json"
+    assert run_bench_liveness("--url", quick.url, *QUICK, "--json", baseline).returncode == 0
+    done = run_bench_liveness("--url", blocked.url, *QUICK, "--baseline", baseline, "--fail-over", "50%")
+    assert done.returncode == 1
+    assert re.search(r"Slower: tokenize-chat: requests/s is 0\.\d\dx that of the baseline", done.stderr)
+    done = run_bench_liveness("--url", quick.url, *QUICK, "--turns", 5, "--baseline", baseline)
+    assert done.returncode == 2
+    assert "was measured with shape" in done.stderr
+    done = run_bench_liveness("--url", quick.url, *QUICK, "--kind", "chat", "--baseline", baseline)
+    assert done.returncode == 2
+    assert "4 requests of chat, 2 at once" in done.stderr
+
+
+def test_a_blocked_side_fails_against_the_other_one(tiny_server, run_bench_liveness):
+    quick, blocked = tiny_server("--blocks-ms", 30), tiny_server("--blocks-ms", 1000)
+    done = run_bench_liveness("--url", blocked.url, "--vs-url", quick.url, *QUICK, "--fail-over", "50%")
+    assert done.returncode == 1
+    assert "/health p99 ms is" in done.stderr
+    assert "that of B" in done.stderr
+
+
+def test_a_server_without_health_ends_with_3(tiny_server, run_bench_liveness):
+    done = run_bench_liveness("--url", tiny_server("--has-no-health").url, *QUICK)
+    assert done.returncode == 3
+    assert "/health answers 404" in done.stderr
+
+
+def test_the_api_key_is_sent_to_everything_but_never_written_down(tiny_server, run_bench_liveness, tmp_path):
+    files = [tmp_path / "result.json", tmp_path / "result.html"]
+    words = ("--json", files[0], "--html", files[1])
+    done = run_bench_liveness("--url", tiny_server().url, *QUICK, *words, OPENAI_API_KEY="very-secret-key")
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, done.stderr, *(file.read_text() for file in files)):
+        assert "very-secret-key" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name a server to measure"),
+        (["--url", "x", "--kind", "songs"], "--kind"),
+        (["--url", "x", "--concurrency", "0"], "--concurrency"),
+        (["--url", "x", "--accept-status", "200"], "--accept-status"),
+        (["--url", "x", "--duration", "0"], "--duration"),
+        (["--url", "x", "--embed-dtype", "int8"], "--embed-dtype"),
+        (["--url", "x", "--fail-over", "5%"], "needs something to compare with"),
+        (["--url", "http://127.0.0.1:9", "--html", "no-such-folder/x.html"], "is not a folder"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)
+def test_what_makes_no_sense_is_a_usage_error(words, message, run_bench_liveness):
+    done = run_bench_liveness(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], []], ids=["help", "usage error"])
+def test_help_and_usage_errors_import_nothing_heavy(words):
+    code = """if True:
+        import sys
+        from vllm_cli.main import main
+        try:
+            main(["bench", "liveness", *sys.argv[1:]])
+        finally:
+            names = {"aiohttp", "rich", "uvloop", "msgspec", "psutil", "asyncio", "PIL", "torch", "prometheus_client"}
+            print("heavy:", *names & set(sys.modules), file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].strip() == "heavy:"
+
+
+def test_the_options_offer_what_the_configuration_knows():
+    options = {option.name: option for option in bench_liveness.liveness.params}
+    assert tuple(options["kinds"].type.choices) == KINDS
+    assert tuple(options["embed_dtype"].type.choices) == EMBED_DTYPES
+    shape = PayloadShape()
+    for name in PayloadShape.__dataclass_fields__:
+        assert options[name].default == getattr(shape, name), name
+    for name in ("num_rounds", "kinds", "idle", "seed", "ready_timeout_s", "request_timeout_s"):
+        assert options[name].default == LivenessConfig.__dataclass_fields__[name].default, name
+
+
+def test_the_published_schema_is_the_one_that_is_written():
+    definitions = msgspec.json.schema(LivenessResult)["$defs"]
+    assert set(definitions["LivenessFigures"]["required"]) == set(definitions["LivenessFigures"]["properties"])
+    for name in ("LivenessResult", "LivenessFigures", "KindResult", "Failure"):
+        assert definitions[name]["additionalProperties"] is False, name

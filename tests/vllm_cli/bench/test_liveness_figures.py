@@ -1,0 +1,120 @@
+import pytest
+
+from server.config import ConfigError
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.liveness_config import LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness_figures import RoundSamples, compare_kinds, measure_liveness, summarize_kind
+from vllm_cli.bench.liveness_results import LivenessFigures
+from vllm_cli.bench.load import LoadSamples
+from vllm_cli.bench.loop_lag import LoopDelays
+from vllm_cli.bench.probe import ProbeSamples
+from vllm_cli.bench.request import RequestSample
+
+MS = 10**6
+UNTOLD = LoopDelays()
+
+
+def sample(start_ms: int, end_ms: int, **more: object) -> RequestSample:
+    return RequestSample(start_ns=start_ms * MS, end_ns=end_ms * MS, **{"status": 200, **more})
+
+
+def measure(
+    requests: list[RequestSample], *, probes: ProbeSamples | None = None, accepted: tuple[int, ...] = (), **more: object
+) -> LivenessFigures:
+    load = LoadSamples(requests, duration_ns=1000 * MS, client_cpu_ns=200 * MS)
+    given = {"delays": UNTOLD, "num_different": len(requests), **more}
+    return measure_liveness(RoundSamples(load=load, probes=probes or ProbeSamples([], 0), **given), accepted)
+
+
+def test_only_probes_that_were_under_way_while_the_load_ran_count():
+    probes = ProbeSamples(
+        latencies_ns=[900 * MS, 2 * MS, 4 * MS, 30 * MS, 700 * MS],
+        num_errors=3,
+        due_ns=[-1000 * MS, 0, 500 * MS, 980 * MS, 1001 * MS],
+        wakes_ns=[(-1000 * MS, 50 * MS), (0, 1 * MS), (500 * MS, 3 * MS)],
+        is_realtime=True,
+    )
+    figures = measure([sample(0, 1000)], probes=probes)
+    assert (figures.num_probes, figures.num_probe_errors) == (3, 3)
+    assert (figures.health_p50_ms, figures.health_max_ms) == (pytest.approx(4), pytest.approx(30))
+    assert (figures.probe_lag_p50_ms, figures.probe_lag_max_ms) == (pytest.approx(2), pytest.approx(3))
+    assert figures.is_probe_realtime
+    assert (figures.load_begin_s, figures.load_end_s) == (pytest.approx(1), pytest.approx(2))
+    assert figures.health_over_time[0] == type(figures.health_over_time[0])(0.0, 900.0)
+
+
+def test_a_probe_that_was_sent_before_the_load_but_hung_in_it_counts():
+    figures = measure([sample(0, 1000)], probes=ProbeSamples([300 * MS], 0, due_ns=[-5 * MS]))
+    assert figures.health_max_ms == pytest.approx(300)
+
+
+def test_many_probes_become_few_points_none_of_which_hides_a_slow_one():
+    due_ns = [number * 20 * MS for number in range(2000)]
+    latencies_ns = [MS] * 2000
+    latencies_ns[777] = 400 * MS
+    points = measure([sample(0, 40_000)], probes=ProbeSamples(latencies_ns, 0, due_ns=due_ns)).health_over_time
+    assert len(points) <= 200
+    (slow,) = [point for point in points if point.max_ms > 1]
+    assert slow.max_ms == 400
+    assert slow.at_s <= 777 * 0.02 < slow.at_s + 0.21
+
+
+def test_refused_requests_count_in_no_other_figure_unless_their_status_is_accepted():
+    requests = [
+        sample(0, 100, text_times_ns=(50 * MS,)),
+        sample(0, 900, status=400, error="HTTP 400: too long"),
+        sample(0, 900, status=400, error="HTTP 400: too loud"),
+        sample(0, 900, status=None, error="ConnectionResetError"),
+    ]
+    figures = measure(requests)
+    assert (figures.num_requests, figures.num_errors) == (4, 3)
+    assert (figures.requests_per_s, figures.latency_p99_ms) == (pytest.approx(1), pytest.approx(100))
+    assert figures.ttft_p50_ms == pytest.approx(50)
+    assert [(failure.status, failure.num, failure.message) for failure in figures.failures] == [
+        (400, 2, "HTTP 400: too long"),
+        (None, 1, "ConnectionResetError"),
+    ]
+    accepted = measure(requests, accepted=(400,))
+    assert (accepted.num_errors, accepted.requests_per_s) == (1, pytest.approx(3))
+    assert [failure.is_accepted for failure in accepted.failures] == [True, False]
+
+
+def test_what_the_server_tells_of_its_loop_is_in_the_figures():
+    figures = measure([sample(0, 1000)], delays=LoopDelays(0.25, num_late={0.005: 9, 0.01: 7, 0.05: 2}))
+    assert (figures.loop_lag_max_ms, figures.num_loop_lags_10ms, figures.num_loop_lags_50ms) == (250, 7, 2)
+    assert measure([sample(0, 1000)], delays=LoopDelays(0.25, num_late={0.02: 1})).num_loop_lags_10ms is None
+
+
+def test_requests_beyond_the_different_ones_were_sent_again():
+    assert measure([sample(0, 10)] * 7, num_different=5).num_repeated == 2
+    assert measure([sample(0, 10)] * 3, num_different=5).num_repeated == 0
+
+
+def test_ratios_pair_rounds_and_leave_out_counts():
+    ours, theirs = (
+        summarize_kind("chat", [measure([sample(0, length)]) for length in lengths]) for lengths in ((10, 40), (20, 20))
+    )
+    ratio = compare_kinds(ours, theirs, against="B")
+    assert (ratio.against, ratio.kind) == ("B", "chat")
+    assert ratio.ratios["latency_p50_ms"].median == pytest.approx(1.25)
+    assert "num_probes" not in ratio.ratios
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "concurrency", "num_requests"),
+    [
+        ("chat", {}, 300, 600),
+        ("prompt_embeds", {}, 16, 32),
+        ("mixed", {}, 100, 200),
+        ("images", {"concurrency": 2}, 2, 8),
+        ("images", {"concurrency": 2, "num_requests": 3}, 2, 3),
+    ],
+)
+def test_each_kind_has_an_amount_of_its_own(kind, changed, concurrency, num_requests):
+    config = LivenessConfig(targets=(TargetSpec(name="A", url="x"),), kinds=(kind,), **changed)
+    assert (config.concurrency_of(kind), config.requests_of(kind)) == (concurrency, num_requests)
+
+
+def test_sizes_must_be_positive():
+    with pytest.raises(ConfigError, match="--turn-chars must be 1 or more, got 0"):
+        PayloadShape(turn_chars=0)

@@ -1,0 +1,102 @@
+"""Options that several benchmarks have, and what becomes of them; standard library and click, as every command."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from envs.registry import env
+from vllm_cli.commands.bench_types import OutputFile, Percentage, ServerAddress, ShellWords
+
+if TYPE_CHECKING:
+    from vllm_cli.bench.config import Files, TargetSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+COMMAND, URL = ShellWords(), ServerAddress()
+SECONDS, COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
+_EARLIER_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def side_options(command: F) -> F:
+    """Which servers are measured."""
+    return _add(
+        command,
+        click.option("--cmd", "commands", multiple=True, type=COMMAND, help="Command that starts a server to measure."),
+        click.option("--url", "urls", multiple=True, type=URL, help="Address of a running server to measure."),
+        click.option("--vs", "rival_commands", multiple=True, type=COMMAND, help="Command of one to compare with."),
+        click.option("--vs-url", "rival_urls", multiple=True, type=URL, help="Address of one to compare with."),
+        click.option("--name", "names", multiple=True, help="Name of a side, in this order.  [default: A, B, ...]"),
+        click.option("--model", help="Model to request.  [default: the first that the server lists]"),
+        click.option("--vs-model", help="Model to request from the servers to compare with.  [default: --model]"),
+    )
+
+
+def conduct_options(command: F) -> F:
+    """How they are treated."""
+    return _add(
+        command,
+        click.option("--idle", type=click.Choice(["pause", "run", "stop"]), default="pause", help="See above."),
+        click.option("--seed", type=int, default=0, help="Seed of what is sent."),
+        click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]"),
+        click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
+        click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
+    )
+
+
+def file_options(command: F) -> F:
+    """Where the result goes, and what it is judged by."""
+    return _add(
+        command,
+        click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout."),
+        click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with a picture."),
+        click.option("--baseline", "baseline_path", type=_EARLIER_FILE, help="Earlier --json file to compare with."),
+        click.option("--fail-over", "tolerance", type=Percentage(), help="How much worse is an error.  [default: 5%]"),
+    )
+
+
+def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> "Files":
+    """Take everything about files out of the options; without another side, only a baseline can be judged by."""
+    from vllm_cli.bench.config import Files
+
+    files = Files(**{name: options.pop(name) for name in ("json_path", "html_path", "baseline_path", "tolerance")})
+    if files.tolerance is not None and files.baseline_path is None and not has_others:
+        raise click.UsageError(f"--fail-over needs something to compare with: --baseline, {others}.")
+    return files
+
+
+def take_targets(options: dict[str, Any]) -> "tuple[TargetSpec, ...]":
+    """Take everything about servers out of the options: ours first, then those to compare with."""
+    from vllm_cli.bench.config import TargetSpec
+
+    ours, theirs = (
+        [{"command": command} for command in options.pop(commands)] + [{"url": url} for url in options.pop(urls)]
+        for commands, urls in (("commands", "urls"), ("rival_commands", "rival_urls"))
+    )
+    if not ours:
+        raise click.UsageError("Name a server to measure: --cmd COMMAND or --url URL.")
+    model, rival_model = options.pop("model"), options.pop("vs_model")
+    models = [model] * len(ours) + [rival_model or model] * len(theirs)
+    sides = zip(complete_names(options.pop("names"), len(models)), models, ours + theirs, strict=True)
+    return tuple(TargetSpec(name=name, model=model, **where) for name, model, where in sides)
+
+
+def complete_names(names: tuple[str, ...], num_sides: int) -> tuple[str, ...]:
+    """The names given, then letters; no two sides have the same one."""
+    names += tuple(chr(ord("A") + index) for index in range(len(names), num_sides))
+    if len(names) > num_sides or len(set(names)) < len(names):
+        raise click.UsageError(f"--name: {num_sides} different names are needed at most, got {', '.join(names)}.")
+    return names
+
+
+def choose_api_key(option: str | None) -> str | None:
+    """The option wins over the environment."""
+    return option or env.OPENAI_API_KEY.get()
+
+
+def _add(command: F, *options: Callable[[F], F]) -> F:
+    """The options in the order in which help is to show them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
