@@ -31,6 +31,10 @@ class Environment:
     VLLM_API_KEY = text("Key that requests must carry where --api-key is not given.", is_secret=True)
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
     VLLM_LOGGING_LEVEL = choice_in_capitals("INFO", LOGGING_LEVELS, "Least severe level that is logged.")
+    VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds that fetching a picture may take, redirects included.", minimum=1)
+    VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of a picture's URL to other allowed hosts.")
+    VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest picture as it comes, in MiB.", minimum=1)
+    VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of a picture.", minimum=1)
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for what is kept between starts.")
 
     HF_HUB_OFFLINE = boolean(False, "Never ask the Hugging Face hub; take models from the cache alone.")

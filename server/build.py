@@ -26,6 +26,8 @@ def build_services(
     """Joins the renderer to the engine's client and the metrics of one server."""
     metrics = ServerMetrics(config.served_model_names[0], start)
     metrics.register_pools(renderer.pools)
+    if renderer.mm_cache is not None:
+        metrics.register_picture_cache(renderer.mm_cache)
     return Services(
         config=config,
         files=files,

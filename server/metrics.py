@@ -66,6 +66,14 @@ class StartTimes(Protocol):
         """By phase."""
 
 
+class PictureCache(Protocol):
+    """What the renderer keeps of pictures, and how often it was of use; may be read from any thread."""
+
+    num_queries: int
+    num_hits: int
+    num_bytes: int
+
+
 class ServerMetrics:
     """All metrics of one server. The engine's families appear once `register_engine` has been called."""
 
@@ -94,6 +102,10 @@ class ServerMetrics:
         )
         for name, pool in pools.items():
             pool.subscribe_waits(waits.labels(name).observe)
+
+    def register_picture_cache(self, cache: PictureCache) -> None:
+        """Adds what the renderer keeps of pictures."""
+        self.registry.register(_PictureCacheCollector(self._model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
         """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
@@ -255,6 +267,29 @@ class _PoolDepthCollector:
         for name, pool in self._pools.items():
             depth.add_metric((name,), pool.num_waiting)
         yield depth
+
+
+class _PictureCacheCollector:
+    """Reads the counters of the renderer's picture cache when /metrics is scraped."""
+
+    def __init__(self, model_name: str, cache: PictureCache) -> None:
+        self._labels = (model_name, _ENGINE)
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        counters = (
+            ("vllm:mm_cache_queries", "Pictures looked up in the cache of processed ones.", self._cache.num_queries),
+            ("vllm:mm_cache_hits", "Pictures found in the cache of processed ones.", self._cache.num_hits),
+        )
+        for name, documentation, value in counters:
+            counter = CounterMetricFamily(name, documentation, labels=_LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        size = GaugeMetricFamily(
+            "vllm_cli:mm_cache_bytes", "Memory that processed pictures take in the cache.", labels=_LABELS
+        )
+        size.add_metric(self._labels, self._cache.num_bytes)
+        yield size
 
 
 class _EngineStateCollector:

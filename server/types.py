@@ -8,6 +8,8 @@ from typing import Literal
 
 import msgspec
 
+from server.config import PoolingTask
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a request ended: vLLM's words; `abort` and `error` never reach an OpenAI body as such."""
 
@@ -58,6 +60,26 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """With a salt the sequence shares nothing with any other: its prompt is neither looked up nor kept."""
 
 
+class TensorData(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor as bytes: row-major, little endian."""
+
+    dtype: str
+    """torch's name without `torch.`, e.g. `bfloat16`."""
+    shape: tuple[int, ...]
+    data: memoryview
+    """Of bytes; not copied on its way to the engine's socket, and nobody may change it any more. (msgspec decodes no
+    union of bytes and memoryview.)"""
+
+
+class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False, weakref=True):
+    """What stands in a prompt beside token ids; the choices of one prompt share one object, by which they are known."""
+
+    embeds: TensorData | None = None
+    """A row per prompt token in the place of its embedding, shape [num_prompt_tokens, width]."""
+    mm: dict[str, TensorData] | None = None
+    """The HF processor's outputs beside `input_ids`."""
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """Log-probabilities at one position, natural logarithm, of the model's raw distribution."""
 
@@ -68,6 +90,27 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """1 for the most likely token of the vocabulary."""
     top: list[tuple[int, float]]
     """The most likely tokens with their log-probabilities, best first."""
+
+
+class LateInteraction(msgspec.Struct, frozen=True, array_like=True):
+    """One half of a score by late interaction that the engine computes."""
+
+    query_id: str
+    """The query's request id, by which its documents find it."""
+    role: Literal["query", "document"]
+    """A query's token embeddings are kept until it is aborted; a document is answered with its score against them."""
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is made of one prompt's hidden states; names and meanings follow vLLM's `PoolingParams`."""
+
+    task: PoolingTask
+    use_activation: bool | None = None
+    """Whether embeddings are normalized, and logits become probabilities; None is the model's default."""
+    dimensions: int | None = None
+    """Cuts embeddings to this length."""
+    late_interaction: LateInteraction | None = None
+    """With `token_embed`: the embeddings stay in the engine, and scores leave it."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -91,6 +134,9 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     """Seconds from there to the first token; set with it."""
     error: str | None = None
     """With `finish_reason == "error"`: what the client may be told."""
+    data: TensorData | None = None
+    """Of a pooled prompt: its embedding, its classes' logits or probabilities, its score; one row per token
+    where the task's name begins with `token_`."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -107,6 +153,28 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """Tokens the step computed (prompt chunks and decoded tokens)."""
     num_preemptions: int = 0
     """How often a running sequence had to go back to the queue since start-up."""
+
+
+class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pooling model can do."""
+
+    task: PoolingTask
+    """What /pooling does if a request does not say, and what scores are made of."""
+    supported_tasks: tuple[PoolingTask, ...]
+    embedding_size: int
+    """Length of an embedding that is not cut."""
+    num_labels: int = 0
+    """Classes of a classifier."""
+    id2label: dict[int, str] = {}
+    """Names of the classes."""
+    is_matryoshka: bool = False
+    """Whether embeddings may be cut."""
+    matryoshka_dimensions: tuple[int, ...] = ()
+    """Lengths to which they may be cut; empty for any."""
+    uses_sep_token: bool = True
+    """Whether a cross-encoder's pairs are tokenized as pairs; else the texts are put one behind the other."""
+    does_lower_case: bool = False
+    """Whether texts are tokenized in lower case."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -128,3 +196,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     eos_token_ids: tuple[int, ...]
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""
+    embeds_width: int | None = None
+    """Width of the rows that may take the place of a prompt's tokens; None where prompts are token ids only."""
+    pooling: PoolingInfo | None = None
+    """Of a pooling model; None generates text."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from startup.lean.stand_ins import LeftOut
 
 HEAVY_MODULES = ("torch", "transformers")
+VISION_MODULES = ("transformers", "server.renderers.vision")
 ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
 
 
@@ -46,6 +47,21 @@ def import_engine() -> "LeftOut":
         for module in ("torch", *ENGINE_MODULES):
             importlib.import_module(module)
         return LeftOut()
+
+
+def import_vision() -> None:
+    """Imports what rendering pictures takes: torch and transformers, without what serving never uses.
+
+    Raises:
+        RuntimeError: called on another thread than the main one.
+    """
+    from startup.lean.stand_ins import import_lean
+
+    with _collector_paused():
+        if env.VCLI_LEAN_IMPORTS.get():
+            import_lean(VISION_MODULES).end()
+        for module in VISION_MODULES:
+            importlib.import_module(module)
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
 from server.types import EngineInfo
+from server.vision_models import sees_pictures
 from startup import engine_process, listener
 from startup.config import StartupConfig
 from startup.deadline import StartDeadline
 from startup.errors import EngineBootError, PortInUseError, StartupError
+from startup.imports import import_vision
 from startup.logs import configure_logging
 from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
@@ -79,6 +81,9 @@ class _Launch:
         with self._timeline.span("import_server"):
             from server.renderers.registry import build_renderer
             from server.run import RunOptions, run_server
+        if self._config.renderer.max_images and sees_pictures(files.path):
+            with self._timeline.span("import_vision"):
+                import_vision()
         with self._timeline.span("load_tokenizer"):
             renderer = self._stack.enter_context(build_renderer(files, self._config.renderer))
         engine = engine or self._start_engine(context, files)

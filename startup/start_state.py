@@ -151,6 +151,17 @@ def _page_cache(prefetch: PrefetchReport | None) -> PageCacheFacts | None:
 
 
 def _log_engine(info: EngineInfo) -> None:
+    if info.pooling is not None:
+        logger.info(
+            "%s in %s on %s: %d prompts at once of %d tokens, for %s",
+            info.model_type,
+            info.dtype,
+            info.device,
+            info.num_slots,
+            info.max_model_len,
+            ", ".join(info.pooling.supported_tasks),
+        )
+        return
     logger.info(
         "%s in %s on %s: %d sequences at once of %d tokens, KV cache of %d tokens (%.1f GiB), %s runner",
         info.model_type,

@@ -52,7 +52,7 @@ class Clone:
         (self.path / name).chmod(0o755)
 
     def make(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.words(*words), cwd=self.path, capture_output=True, text=True, timeout=60)
+        return subprocess.run(self.words(*words), cwd=self.path, capture_output=True, text=True, timeout=120)
 
     def words(self, *words: str) -> list[str]:
         # Not what the `make` that runs these tests hands down: its variables, and that it is the outer one.
@@ -125,7 +125,7 @@ def test_signals_reach_the_server(send: Callable[[int, int], None], number: int,
         assert make.stdout is not None
         assert make.stdout.readline() == "serving\n"
         send(make.pid, number)
-        make.wait(30)
+        make.wait(120)
     assert clone.take_log()[-1] == told
 
 

@@ -109,14 +109,10 @@ HINTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--cohere-is-reasoning-model", harmless=True),
         value("--cohere-format", harmless=("cmd4",)),
         value("--anthropic-disabled-thinking-effort", harmless=("auto",)),
-        switch("--enable-flash-late-interaction", harmless=True),
     ),
-    "the embedded server takes text alone": (
+    "the embedded server takes text and pictures, and processes pictures in one way": (
         switch("--language-model-only"),
-        value("--limit-mm-per-prompt", harmless=("{}",)),
         value("--media-io-kwargs", harmless=("{}",)),
-        value("--mm-processor-kwargs"),
-        value("--mm-processor-cache-gb", harmless=("4",)),
         value("--mm-processor-cache-type", harmless=("lru",)),
         value("--mm-hasher-algorithm", harmless=("blake3",)),
         value("--mm-shm-cache-max-object-size-mb", harmless=("128",)),
@@ -134,9 +130,6 @@ HINTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--mm-processor-device", harmless=("auto",)),
         value("--mm-ipc-gpu-memory-gb", harmless=("0",)),
         switch("--mm-device-do-normalize"),
-        value("--allowed-local-media-path"),
-        values("--allowed-media-domains"),
-        switch("--trust-request-mm-kwargs"),
         value("--ec-manager-config"),
     ),
 }

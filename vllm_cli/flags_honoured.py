@@ -6,11 +6,12 @@ from typing import Final, get_args
 import click
 
 from envs.registry import LOGGING_LEVELS, env
-from server.config import DTypeName
+from server.config import ConvertName, DTypeName, RunnerName, TokenizerMode
 from startup.prefetch.options import PrefetchMode
 from vllm_cli.byte_size import ByteSize
 from vllm_cli.flag import HonouredFlag, Shape
 from vllm_cli.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
+from vllm_cli.pooler_options import PoolerOptions
 
 RENDERER_INLINE = HonouredFlag(
     "--renderer-inline",
@@ -29,6 +30,12 @@ _MODEL = (
         help="Names that requests may use; answers carry the first. MODEL if not given.",
     ),
     HonouredFlag("--tokenizer", fields=("model.tokenizer",), help="Folder or hub id of another tokenizer."),
+    HonouredFlag(
+        "--tokenizer-mode",
+        fields=("renderer.tokenizer_mode",),
+        type=click.Choice(get_args(TokenizerMode)),
+        help="Whose tokenizer files and chat format: auto looks at the files.",
+    ),
     HonouredFlag("--revision", fields=("model.revision",), help="Branch, tag or commit on the hub."),
     HonouredFlag("--download-dir", fields=("model.download_dir",), help="Cache folder for models from the hub."),
     HonouredFlag(
@@ -49,6 +56,24 @@ _MODEL = (
         fields=("engine.dtype",),
         type=click.Choice(get_args(DTypeName)),
         help="Type of weights and activations; auto is the checkpoint's own.",
+    ),
+    HonouredFlag(
+        "--runner",
+        fields=("engine.runner",),
+        type=click.Choice(get_args(RunnerName)),
+        help="Generate text, or pool it into embeddings, classes and scores; auto tells it from the model's files.",
+    ),
+    HonouredFlag(
+        "--convert",
+        fields=("engine.convert",),
+        type=click.Choice(get_args(ConvertName)),
+        help="Make a pooling model of one that is for something else.",
+    ),
+    HonouredFlag(
+        "--pooler-config",
+        fields=("engine.pooler",),
+        type=PoolerOptions(),
+        help="How hidden states are pooled, such as --pooler-config.pooling_type MEAN; else as the model's files say.",
     ),
     HonouredFlag("--seed", fields=("engine.seed",), type=click.INT, help="Seed of everything random."),
 )
@@ -122,6 +147,18 @@ _REQUESTS = (
         shape=Shape.SWITCH,
         help="Let a request bring a chat template of its own.",
     ),
+    HonouredFlag(
+        "--enable-prompt-embeds",
+        fields=("engine.enable_prompt_embeds", "renderer.enable_prompt_embeds"),
+        shape=Shape.SWITCH,
+        help="Take `prompt_embeds` in completions: a prompt's embeddings, computed by the client.",
+    ),
+    HonouredFlag(
+        "--enable-flash-late-interaction",
+        fields=("server.enable_flash_late_interaction",),
+        shape=Shape.SWITCH,
+        help="Compute scores of late interaction in the engine process (default) instead of in this one.",
+    ),
     HonouredFlag("--response-role", fields=("server.response_role",), help="Role of the answering message."),
     HonouredFlag(
         "--generation-config",
@@ -158,6 +195,46 @@ _REQUESTS = (
         fields=("server.enable_force_include_usage",),
         shape=Shape.SWITCH,
         help="Send `usage` with every stream.",
+    ),
+)
+
+_PICTURES = (
+    HonouredFlag(
+        "--limit-mm-per-prompt",
+        fields=("renderer.limit_mm_per_prompt",),
+        type=JsonObject(),
+        help='Most pictures in one prompt, such as {"image": 4}.',
+    ),
+    HonouredFlag(
+        "--allowed-media-domains",
+        fields=("renderer.allowed_media_domains",),
+        shape=Shape.LIST,
+        metavar="HOST...",
+        help="Hosts that pictures are fetched from; none if not given. Only an address, or localhost, may be private.",
+    ),
+    HonouredFlag(
+        "--allowed-local-media-path",
+        fields=("renderer.allowed_local_media_path",),
+        metavar="FOLDER",
+        help="Folder below which file:// URLs of pictures may point; none if not given.",
+    ),
+    HonouredFlag(
+        "--mm-processor-cache-gb",
+        fields=("renderer.mm_processor_cache_gb",),
+        type=click.FLOAT,
+        help="Memory for pictures that are ready for the model, in GiB; at most a quarter of what is free.",
+    ),
+    HonouredFlag(
+        "--mm-processor-kwargs",
+        fields=("renderer.mm_processor_kwargs",),
+        type=JsonObject(),
+        help="Settings of the model's image processor.",
+    ),
+    HonouredFlag(
+        "--trust-request-mm-kwargs",
+        fields=("renderer.trust_request_mm_kwargs",),
+        shape=Shape.SWITCH,
+        help="Let a request bring settings of the image processor.",
     ),
 )
 
@@ -298,6 +375,7 @@ GROUPS: Final = {
     "Model": _MODEL,
     "Memory and scheduling": _MEMORY,
     "Requests and answers": _REQUESTS,
+    "Pictures": _PICTURES,
     "HTTP server": _SERVER,
     "Logging": _LOGGING,
 }

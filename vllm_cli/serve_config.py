@@ -18,6 +18,10 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     "logging_level": env.VLLM_LOGGING_LEVEL,
     "engine.num_threads": env.OMP_NUM_THREADS,
     "server.timeout_keep_alive_s": env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+    "renderer.image_fetch_timeout_s": env.VLLM_IMAGE_FETCH_TIMEOUT,
+    "renderer.media_url_allow_redirects": env.VLLM_MEDIA_URL_ALLOW_REDIRECTS,
+    "renderer.max_media_mb": env.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB,
+    "renderer.max_image_pixels": env.VLLM_MAX_IMAGE_PIXELS,
 }
 """Fields that a variable fills where no flag does."""
 

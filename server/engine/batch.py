@@ -1,10 +1,12 @@
 """What one engine step computes: chunks of sequences, laid out as one packed row of tokens."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from server.engine.prompt_features import PlacedRows
 from server.engine.sequence import Sequence
 
 _CALL_COST_TOKENS = 256
@@ -24,6 +26,11 @@ class Chunk(NamedTuple):
     @property
     def end(self) -> int:
         return self.begin + self.num_tokens
+
+    @property
+    def num_prompt_rows(self) -> int:
+        """Tokens of the chunk that belong to the prompt."""
+        return max(0, min(self.end, self.sequence.num_prompt_tokens) - self.begin)
 
     @property
     def is_decode(self) -> bool:
@@ -78,13 +85,15 @@ class PackedBatch:
     input_ids: torch.Tensor
     """Shape [1, num_tokens]."""
     position_ids: torch.Tensor
-    """Shape [1, num_tokens]."""
+    """Shape [1, num_tokens]; [axes, 1, num_tokens] where a sequence's positions differ between axes."""
     cache_index: torch.Tensor
     """Where each token's keys and values go, flat over slots; shape [num_tokens]."""
     decode_groups: list[DecodeGroup]
     prefills: list[PrefillChunk]
     chunk_rows: list[slice]
     """The rows of each chunk."""
+    placed_rows: list[PlacedRows]
+    """What takes the place of embeddings."""
 
 
 def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torch.device) -> PackedBatch:
@@ -99,14 +108,14 @@ def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torc
         begin = sequence.num_computed_tokens
         rows.append(slice(len(input_ids), len(input_ids) + num_tokens))
         input_ids.extend(sequence.token_ids[begin : begin + num_tokens])
-        positions.extend(range(begin, begin + num_tokens))
+        positions.extend(_positions(sequence, begin, begin + num_tokens))
         first = sequence.slot * slot_len + begin
         cache_index.extend(range(first, first + num_tokens))
     ints = torch.tensor([input_ids, positions, cache_index], dtype=torch.long, device=device)
     return PackedBatch(
         chunks=ordered,
         input_ids=ints[0:1],
-        position_ids=ints[1:2],
+        position_ids=_spread_over_axes(ints[1:2], ordered, rows),
         cache_index=ints[2],
         decode_groups=_group(decodes, dtype=dtype, device=device),
         prefills=[
@@ -114,7 +123,35 @@ def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torc
             for c, r in zip(prefills, rows[len(decodes) :], strict=True)
         ],
         chunk_rows=rows,
+        placed_rows=[
+            PlacedRows(r.start, c.sequence.features.embeds[c.begin : c.begin + c.num_prompt_rows])
+            for c, r in zip(ordered, rows, strict=True)
+            if c.sequence.features is not None and c.num_prompt_rows
+        ],
     )
+
+
+def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
+    """Where tokens stand if all axes are alike, which they are for what follows a prompt."""
+    if sequence.features is None or not sequence.features.position_delta:
+        return range(begin, end)
+    first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
+    return (i if i < first else i + delta for i in range(begin, end))
+
+
+def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
+    """The positions of shape [1, num_tokens] with those that prompts bring along, which have several axes."""
+    placed = [
+        (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
+        for c, r in zip(chunks, rows, strict=True)
+        if (features := c.sequence.features) is not None and features.positions is not None and c.num_prompt_rows
+    ]
+    if not placed:
+        return positions
+    spread = positions.repeat(len(placed[0][1]), 1)
+    for begin, own in placed:
+        spread[:, begin : begin + own.shape[1]] = own
+    return spread[:, None]
 
 
 def _group(decodes: list[Chunk], *, dtype: torch.dtype, device: torch.device) -> list[DecodeGroup]:

@@ -14,11 +14,13 @@ from server.engine.model_loading import derive_max_model_len, find_eos_token_ids
 from server.engine.packed_runner import PackedRunner
 from server.engine.phases import Phases
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.runner import Runner
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sizing import CacheSize, size_cache
+from server.engine.vision import picture_encoder
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
     with phases.span("read_limits"):
         max_model_len = derive_max_model_len(model.config, config.max_model_len)
         eos_token_ids = find_eos_token_ids(model, files.path, files.tokenizer_path)
+    if config.enable_prompt_embeds:
+        with phases.span("check_prompt_embeds"):
+            check_takes_embeds(model)
     with phases.span("allocate_kv_cache"):
         runner, size, prefixes = _build_runner(model, config, max_model_len)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
@@ -57,6 +62,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         sampler=Sampler(eos_token_ids=eos_token_ids, seed=config.seed, device=model.device, guided=guided),
         guided=guided,
         prefixes=prefixes,
+        features=FeatureBuilder(model, picture_encoder(model) if runner.name == PackedRunner.name else None),
     )
     info = EngineInfo(
         model_type=model.config.model_type,
@@ -70,6 +76,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         runner=runner.name,
         eos_token_ids=eos_token_ids,
         spans=phases.spans,
+        embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
     )
     return core, info
 

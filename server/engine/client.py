@@ -3,14 +3,16 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing, suppress
 
 import msgspec
 
 from server.engine.channel import HEADER_BYTES, frame, read_length
-from server.engine.messages import Abort, Failed, FromEngine, Generate, Ready, Step, ToEngine
-from server.errors import EngineDeadError, EngineStartError
-from server.types import EngineInfo, EngineOutput, EngineStats, SamplingParams
+from server.engine.messages import Abort, Failed, FromEngine, Generate, Pool, Ready, Step, ToEngine
+from server.engine.uploads import Uploader
+from server.errors import EngineDeadError, EngineError, EngineStartError
+from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,7 @@ class EngineClient:
         self._connection = connection
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._uploader = Uploader(self._send, self._drain)
         self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -71,32 +74,45 @@ class EngineClient:
         """Calls `callback` with the engine's state after each of its steps."""
         self._subscribers.append(callback)
 
-    async def generate(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+    def generate(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        inputs: PromptInputs | None = None,
     ) -> AsyncGenerator[EngineOutput, None]:
         """Streams a request's outputs; the last one has a `finish_reason`. Closing the generator aborts the request.
+
+        Requests that begin together with the same `inputs` object send them once.
 
         Raises:
             EngineDeadError: the engine is gone or went while the request ran.
         """
-        if self.error is not None:
-            raise EngineDeadError(self.error)
-        stream: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
-        self._streams[request_id] = stream
-        finished = False
-        try:
-            self._send(Generate(request_id, prompt_token_ids, params))
-            while not finished:
-                output = await stream.get()
-                if output is None:
-                    finished = True
-                    raise EngineDeadError(self.error or "the engine is gone")
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            self._streams.pop(request_id, None)
-            if not finished:
-                self._send(Abort([request_id]))
+        return self._run(Generate(request_id, prompt_token_ids, params), inputs)
+
+    async def pool(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: PoolingParams,
+        *,
+        token_type_ids: list[int] | None = None,
+    ) -> EngineOutput:
+        """What is made of a prompt's hidden states. Cancelling aborts the request.
+
+        Raises:
+            EngineDeadError: the engine is gone or went while the request ran.
+            EngineError: the engine gave the request up.
+        """
+        async with aclosing(self._run(Pool(request_id, prompt_token_ids, token_type_ids, params))) as outputs:
+            output = await anext(outputs)
+        if output.finish_reason in ("error", "abort"):
+            raise EngineError(output.error or "The engine aborted the request.")
+        return output
+
+    def drop_queries(self, request_ids: Iterable[str]) -> None:
+        """Lets the engine drop the queries of late interaction that it keeps for documents to come."""
+        self._send(Abort(list(request_ids)))
 
     def fail_running(self, message: str) -> None:
         """Ends every running request with an error that clients see; used when a drain runs out of time."""
@@ -112,6 +128,39 @@ class EngineClient:
             await asyncio.gather(self._reading, return_exceptions=True)
         if self._writer is not None:
             self._writer.close()
+
+    async def _run(
+        self, message: Generate | Pool, inputs: PromptInputs | None = None
+    ) -> AsyncGenerator[EngineOutput, None]:
+        request_id = message.request_id
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        stream: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
+        self._streams[request_id] = stream
+        finished = False
+        try:
+            if inputs is None:
+                self._send(message)
+            else:
+                async with self._uploader.hold(inputs) as upload_id:
+                    self._send(msgspec.structs.replace(message, upload_id=upload_id))
+            while not finished:
+                output = await stream.get()
+                if output is None:
+                    finished = True
+                    raise EngineDeadError(self.error or "the engine is gone")
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            self._streams.pop(request_id, None)
+            if not finished:
+                self._send(Abort([request_id]))
+
+    async def _drain(self) -> None:
+        """Waits until the socket takes more; a dead engine is the reader's to notice."""
+        if self._writer is not None:
+            with suppress(ConnectionError):
+                await self._writer.drain()
 
     def _send(self, message: ToEngine) -> None:
         if self._writer is not None and not self._writer.is_closing():

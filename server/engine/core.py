@@ -3,17 +3,35 @@
 import logging
 from collections.abc import Iterable
 from time import monotonic
+from typing import NamedTuple
 
+from server.engine.batch import Chunk
 from server.engine.guided import GuidedDecodingError, GuidedStates
 from server.engine.logprobs import describe
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Limits, Scheduler
 from server.engine.sequence import Sequence
-from server.types import EngineOutput, EngineStats, FinishReason, SamplingParams, TokenLogprob
+from server.types import (
+    EngineOutput,
+    EngineStats,
+    FinishReason,
+    PoolingParams,
+    PromptInputs,
+    SamplingParams,
+    TokenLogprob,
+)
 
 logger = logging.getLogger(__name__)
+
+
+class _Unseen(NamedTuple):
+    """A request that waits for somebody to look at its pictures."""
+
+    sequence: Sequence
+    inputs: PromptInputs
 
 
 class EngineCore:
@@ -30,6 +48,7 @@ class EngineCore:
         sampler: Sampler,
         guided: GuidedStates,
         prefixes: PrefixCache | None,
+        features: FeatureBuilder,
     ) -> None:
         self._runner = runner
         self._limits = limits
@@ -39,6 +58,9 @@ class EngineCore:
         self._sampler = sampler
         self._guided = guided
         self._prefixes = prefixes
+        self._features = features
+        self._unseen: dict[str, _Unseen] = {}
+        """Requests whose pictures have not been looked at, in order of arrival."""
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._num_iteration_tokens = 0
         self._scheduler = Scheduler(
@@ -51,14 +73,14 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return bool(self._unseen) or self._scheduler.has_work
 
     @property
     def stats(self) -> EngineStats:
         """The state after the last step."""
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
+            num_waiting=self._scheduler.num_waiting + len(self._unseen),
             kv_cache_usage=self._scheduler.num_held_tokens / self._limits.kv_cache_tokens,
             prefix_cache_queries=self._prefixes.num_queried_tokens if self._prefixes else 0,
             prefix_cache_hits=self._prefixes.num_hit_tokens if self._prefixes else 0,
@@ -66,7 +88,13 @@ class EngineCore:
             num_preemptions=self._scheduler.num_preemptions,
         )
 
-    def add(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> EngineOutput | None:
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        inputs: PromptInputs | None = None,
+    ) -> EngineOutput | None:
         """Queues a request; an output at once means that it cannot be run."""
         sequence = Sequence(request_id, prompt_token_ids, params)
         if not 0 < sequence.num_tokens < self._max_model_len:
@@ -75,25 +103,48 @@ class EngineCore:
             )
         if max(prompt_token_ids) >= self._vocab_size:
             return _failed(sequence, f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens")
+        if inputs is not None and inputs.mm is None:
+            try:
+                sequence.features = self._features.build(prompt_token_ids, inputs)
+            except PromptFeaturesError as err:
+                return _failed(sequence, str(err))
+        if sequence.num_unknown_tokens and params.prompt_logprobs is not None:
+            return _failed(sequence, "a prompt of embeddings has no tokens to tell the log-probabilities of")
         if params.guided is not None:
             try:
                 self._guided.start(sequence)
             except GuidedDecodingError as err:
                 return _failed(sequence, str(err))
-        self._scheduler.add(sequence)
+        if inputs is not None and inputs.mm is not None:
+            self._unseen[request_id] = _Unseen(sequence, inputs)
+        else:
+            self._scheduler.add(sequence)
         return None
+
+    def pool(
+        self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
+    ) -> EngineOutput | None:
+        """Refuses: that is `PoolingCore`'s work."""
+        return EngineOutput(request_id=request_id, finish_reason="error", error="this model generates text")
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ends requests without further output; unknown ids have ended already."""
         for request_id in request_ids:
+            unseen = self._unseen.pop(request_id, None)
+            if unseen is not None:
+                self._guided.forget(unseen.sequence)
             sequence = self._scheduler.find(request_id)
             if sequence is not None:
                 self._end(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Computes one batch and returns what it brought."""
+        """Looks at one prompt's pictures, computes one batch and returns what it brought."""
+        refused = self._look_at_next()
         chunks = self._scheduler.schedule()
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
+        return refused + (self._compute(chunks) if chunks else [])
+
+    def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
         result = self._runner.step(chunks)
         self._collect_prompt_logprobs(result)
         sequences: list[Sequence] = []
@@ -115,6 +166,23 @@ class EngineCore:
             return True
         self._sampler.prepare()
         return False
+
+    def _look_at_next(self) -> list[EngineOutput]:
+        """Only one prompt per step, for the others' sake: its choices share what comes of it."""
+        if not self._unseen:
+            return []
+        inputs = next(iter(self._unseen.values())).inputs
+        refused: list[EngineOutput] = []
+        for request_id, unseen in [(i, u) for i, u in self._unseen.items() if u.inputs is inputs]:
+            del self._unseen[request_id]
+            sequence = unseen.sequence
+            try:
+                sequence.features = self._features.build(sequence.token_ids, inputs)
+                self._scheduler.add(sequence)
+            except PromptFeaturesError as err:
+                self._guided.forget(sequence)
+                refused.append(_failed(sequence, str(err)))
+        return refused
 
     def _admit(self, sequence: Sequence) -> None:
         self._runner.admit(sequence, [s for s in self._scheduler.running if s is not sequence])

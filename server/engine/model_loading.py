@@ -8,12 +8,20 @@ from typing import Any
 
 import msgspec
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from server.config import EngineConfig
 from server.errors import EngineStartError
+from server.vision_models import VISION_MODEL_TYPES
 
 _DTYPES = {
     "half": torch.float16,
@@ -53,11 +61,25 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
+    sees_pictures = model_config.model_type in VISION_MODEL_TYPES
+    return load_weights(
+        AutoModelForImageTextToText if sees_pictures else AutoModelForCausalLM, path, config, model_config
+    )
+
+
+def load_weights(
+    auto_class: Any, path: Path, config: EngineConfig, model_config: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """The folder's weights in the class that one of transformers' auto classes chooses; `options` are the model's.
+
+    Raises:
+        EngineStartError: tensors are missing, corrupt or of another shape.
+    """
     dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
     try:
         # No tensor may be missing, hence none needs random values; drawing them makes torch import sympy.
         with _quiet_transformers(), no_init_weights():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = auto_class.from_pretrained(
                 path,
                 config=model_config,
                 dtype=dtype,
@@ -65,6 +87,7 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
                 local_files_only=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **options,
             )
     except Exception as err:
         raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err

@@ -16,8 +16,10 @@ from server.engine.batch import Chunk, pack
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.linear import LinearPacker
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
 from server.engine.sequence import Sequence
+from server.engine.vision import language_model
 
 _ATTENTION_NAME = "vllm_cli_packed"
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -52,7 +54,8 @@ class PackedRunner:
         if others:
             raise UnsupportedAttentionError(f"{type(model).__name__} has layers of type {', '.join(sorted(others))}")
         before = config._attn_implementation
-        model.set_attn_implementation(_ATTENTION_NAME)
+        attending = language_model(model)
+        attending.set_attn_implementation(_ATTENTION_NAME)
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
             self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
@@ -61,7 +64,7 @@ class PackedRunner:
                     f"{len(self._attention.shapes)} of {config.num_hidden_layers} layers attend"
                 )
         except Exception:
-            model.set_attn_implementation(before)
+            attending.set_attn_implementation(before)
             raise
         return self._attention.shapes
 
@@ -89,7 +92,7 @@ class PackedRunner:
         self._attention.batch = batch
         try:
             kept = torch.tensor(keep, dtype=torch.long, device=self._model.device)
-            logits = self._forward(batch.input_ids, batch.position_ids, kept)
+            logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
         finally:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)
@@ -111,7 +114,7 @@ class PackedRunner:
     def release(self, sequence: Sequence) -> None:
         """Keeps what the sequence computed, then gives its pages back."""
         computed = sequence.token_ids[: sequence.num_computed_tokens]
-        is_private = sequence.params.cache_salt is not None
+        is_private = sequence.params.cache_salt is not None or sequence.features is not None
         if self._prefixes is not None and not is_private and self._prefixes.wants(computed):
             self._prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
         self.cache.release(sequence.slot, sequence.num_tokens)
@@ -125,9 +128,16 @@ class PackedRunner:
         """Packs one more linear layer; True while there are more."""
         return self._packer is not None and self._packer.pack_next()
 
-    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        keep: torch.Tensor,
+        placed: Seq[PlacedRows] = (),
+    ) -> torch.Tensor:
         kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
         with torch.inference_mode():
-            output = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **kwargs)
+            inputs = {"inputs_embeds": embed(self._model, input_ids, placed)} if placed else {"input_ids": input_ids}
+            output = self._model(**inputs, position_ids=position_ids, use_cache=False, **kwargs)
         logits: torch.Tensor = output.logits[0]
         return logits if self._keeps_logits else logits.index_select(0, keep)

@@ -77,7 +77,7 @@ class _TokenCounts:
 
     def update(self, sequence: Sequence) -> None:
         """Counts what was appended since the last call."""
-        for i in range(self._num_seen, sequence.num_tokens):
+        for i in range(max(self._num_seen, sequence.num_unknown_tokens), sequence.num_tokens):
             position = self._find(sequence.token_ids[i])
             self._output_counts[position] += i >= sequence.num_prompt_tokens
         self._num_seen = sequence.num_tokens

@@ -53,17 +53,18 @@ class PrefixCache:
         """Where the longest cached beginning of the sequence's prompt is, in an ended sequence or a running one.
 
         The last token is never counted: it has to be computed for its logits. What a preempted sequence
-        finds again is no query of its own.
+        finds again is no query of its own. Where a prompt is more than its token ids, only a running sequence that
+        continues the very same prompt is like it.
         """
         wanted = np.asarray(sequence.token_ids[:-1], dtype=np.int64)
         best: PrefixMatch | None = None
         length = _MIN_TOKENS - 1
-        for entry_id, entry in self._entries.items():
+        for entry_id, entry in self._entries.items() if sequence.features is None else ():
             if _begin_alike(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
                 best = PrefixMatch(length, entry_id=entry_id)
         for other in running:
-            if other.params.cache_salt is not None:
+            if other.params.cache_salt is not None or other.features is not sequence.features:
                 continue
             if other.num_computed_tokens > length and other.token_ids[:_MIN_TOKENS] == sequence.token_ids[:_MIN_TOKENS]:
                 computed = np.asarray(other.token_ids[: other.num_computed_tokens], dtype=np.int64)

@@ -11,7 +11,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -19,13 +20,31 @@ import msgspec
 from server.config import EngineConfig, ModelFiles
 from server.cpus import affinity_count, usable_count
 from server.engine.channel import BlockingChannel, ChannelClosedError
-from server.engine.messages import Abort, Failed, FromEngine, Generate, Ready, Step, ToEngine
+from server.engine.messages import (
+    Abort,
+    Failed,
+    Forget,
+    FromEngine,
+    Generate,
+    Piece,
+    Pool,
+    Ready,
+    Request,
+    Step,
+    ToEngine,
+    Upload,
+)
 from server.engine.phases import Phases
+from server.engine.uploads import Uploads
 from server.errors import EngineStartError
+from server.model_kind import read_model_kind
 
 if TYPE_CHECKING:
     from server.engine.core import EngineCore
+    from server.engine.pooling_core import PoolingCore
     from server.types import EngineInfo
+
+    Built = tuple[EngineCore | PoolingCore, EngineInfo]
 
 logger = logging.getLogger(__name__)
 
@@ -78,19 +97,26 @@ def run_engine(
     os._exit(code)
 
 
-def _build(
-    files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports
-) -> "tuple[EngineCore, EngineInfo]":
-    from server.engine.build import build_core
-
+def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> "Built":
     try:
-        return build_core(files, config, phases)
+        return _find_build(files, config)(files, config, phases)
     except Exception as err:
         # A model may need what was left out. If it is the model that is wrong, the second try says so again.
         if not imports.restore():
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
-        return build_core(files, config, phases)
+        return _find_build(files, config)(files, config, phases)
+
+
+def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
+    kind = read_model_kind(files.path, config)
+    if kind.is_pooling:
+        from server.engine.pooling_build import build_pooling_core
+
+        return partial(build_pooling_core, kind)
+    from server.engine.build import build_core
+
+    return build_core
 
 
 class _EngineLoop:
@@ -99,7 +125,7 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[ToEngine | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
@@ -122,21 +148,27 @@ class _EngineLoop:
         has_chores = True
         while True:
             for message in self._messages(wait=not core.has_work and not has_chores):
-                match message:
-                    case Generate(request_id, prompt_token_ids, params):
-                        refused = core.add(request_id, prompt_token_ids, params)
-                        if refused is not None:
-                            self._send(Step([refused], core.stats))
-                    case Abort(request_ids):
-                        core.abort(request_ids)
-                        self._send(Step([], core.stats))
-                    case None:
-                        return 0
+                if message is None:
+                    return 0
+                self._take(message, core)
             if core.has_work:
                 outputs = core.step()
                 self._send(Step(outputs, core.stats))
             if has_chores:
                 has_chores = core.idle() or core.has_work or imports.restore()
+
+    def _take(self, message: Request, core: "EngineCore | PoolingCore") -> None:
+        refused = None
+        match message:
+            case Generate(request_id, prompt_token_ids, params, inputs=inputs):
+                refused = core.add(request_id, prompt_token_ids, params, inputs)
+            case Pool(request_id, prompt_token_ids, token_type_ids, pooling_params):
+                refused = core.pool(request_id, prompt_token_ids, token_type_ids, pooling_params)
+            case Abort(request_ids):
+                core.abort(request_ids)
+                self._send(Step([], core.stats))
+        if refused is not None:
+            self._send(Step([refused], core.stats))
 
     def fail(self, message: str) -> None:
         """Tells the API process why this process is about to end, if it still listens."""
@@ -148,7 +180,7 @@ class _EngineLoop:
     def _send(self, message: FromEngine) -> None:
         self._channel.send(self._encoder.encode(message))
 
-    def _messages(self, *, wait: bool) -> Iterator[ToEngine | None]:
+    def _messages(self, *, wait: bool) -> Iterator[Request | None]:
         """What has arrived, `None` for the end of the stream; with `wait`, at least one."""
         if wait:
             yield self._inbox.get()
@@ -160,9 +192,16 @@ class _EngineLoop:
 
     def _receive_all(self) -> None:
         decoder = msgspec.msgpack.Decoder(ToEngine)
+        uploads = Uploads()
         try:
             while True:
-                self._inbox.put(decoder.decode(self._channel.receive()))
+                message = decoder.decode(self._channel.receive())
+                if isinstance(message, Upload | Piece | Forget):
+                    uploads.take_in(message)
+                    continue
+                if isinstance(message, Generate) and message.upload_id is not None:
+                    message = msgspec.structs.replace(message, inputs=uploads.inputs(message.upload_id))
+                self._inbox.put(message)
         except ChannelClosedError:
             if not self._is_loaded:
                 # Nobody waits for the model any more, and the main thread may be busy with it for minutes.

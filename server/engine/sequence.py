@@ -9,6 +9,8 @@ from server.types import FinishReason, SamplingParams
 if TYPE_CHECKING:
     import torch
 
+    from server.engine.prompt_features import PromptFeatures
+
 
 class SequenceState(Enum):
     """Where a sequence stands in the scheduler."""
@@ -24,6 +26,8 @@ class Sequence:
     def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.request_id = request_id
         self.params = params
+        self.features: PromptFeatures | None = None
+        """What stands in the prompt beside token ids."""
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
@@ -50,6 +54,11 @@ class Sequence:
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_unknown_tokens(self) -> int:
+        """Leading tokens whose ids stand for nothing."""
+        return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
     def num_new_tokens(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.batch import Chunk
+from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
 from server.engine.sequence import Sequence
 
@@ -69,15 +70,22 @@ class SequentialRunner:
 
     def _compute(self, chunk: Chunk) -> torch.Tensor:
         sequence = chunk.sequence
+        embeds = sequence.features.embeds if sequence.features is not None else None
         if self._cache_name is None:
-            return self._forward(sequence.token_ids[: chunk.end]).logits[0, chunk.begin :]  # type: ignore[no-any-return]
+            return self._forward(sequence.token_ids[: chunk.end], embeds=embeds).logits[0, chunk.begin :]  # type: ignore[no-any-return]
         output = self._forward(
-            sequence.token_ids[chunk.begin : chunk.end], begin=chunk.begin, cache=self._caches.get(sequence.request_id)
+            sequence.token_ids[chunk.begin : chunk.end],
+            begin=chunk.begin,
+            cache=self._caches.get(sequence.request_id),
+            embeds=embeds if not chunk.begin else None,
         )
         self._caches[sequence.request_id] = output[self._cache_name]
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def _forward(self, token_ids: list[int], *, begin: int = 0, cache: Any = None) -> Any:
+    def _forward(
+        self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
+    ) -> Any:
+        """Computes tokens; `embeds` are the first ones' rows, for prompts are computed in one piece."""
         device = self._model.device
         kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
         if self._cache_name is not None:
@@ -86,7 +94,10 @@ class SequentialRunner:
             # Some hybrids would count from 0 again.
             kwargs["position_ids"] = torch.arange(begin, begin + len(token_ids), device=device)[None]
         with torch.inference_mode():
-            return self._model(input_ids=torch.tensor([token_ids], device=device), **kwargs)
+            input_ids = torch.tensor([token_ids], device=device)
+            if embeds is None:
+                return self._model(input_ids=input_ids, **kwargs)
+            return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
 
     def _can_continue(self) -> bool:
         """Whether a few tokens and then one more have the logits that all of them have at once."""

@@ -33,6 +33,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: ReasoningEffort | None = None
     return_prompt_text: bool | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     include_reasoning: Hint = True
     modalities: list[str] | None = None

@@ -1,36 +1,51 @@
 """Bodies of /v1/completions."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, UnsetType
 
 from server.errors import RequestError
 from server.protocol.fields import MAX_COMPLETIONS, NumLogprobs, Refused, TokenCount, TokenId
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from server.protocol.usage import Usage
+from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
 
-Prompt = str | list[int]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    EmbedsTexts = str | memoryview | Sequence[str | memoryview]
+else:
+    EmbedsTexts = str | list[str]
+"""Base64; a long one is left in the body that it came in (`server.protocol.long_texts`)."""
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
     """A text, token ids, or a list of either."""
 
-    prompt: str | Annotated[list[TokenId | str | list[TokenId]], Meta(min_length=1)] | None = None
+    prompt: str | list[TokenId | str | list[TokenId]] | None = None
+    prompt_embeds: EmbedsTexts | None = None
     max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
     logprobs: NumLogprobs | None = None
     add_special_tokens: bool = True
     suffix: Refused = None
-    prompt_embeds: Refused = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.prompt:
-            raise RequestError("`prompt` must be given and must not be empty.", param="prompt")
+        has_embeds = self.prompt_embeds is not None and self.prompt_embeds != []
+        if not self.prompt and not has_embeds:
+            raise RequestError("`prompt` or `prompt_embeds` must be given and must not be empty.", param="prompt")
+        if has_embeds and self.echo:
+            raise RequestError("`echo` cannot be combined with `prompt_embeds`: they have no text.", param="echo")
+        if has_embeds and self.prompt_logprobs is not None:
+            raise RequestError(
+                "`prompt_logprobs` cannot be combined with `prompt_embeds`: they have no tokens.",
+                param="prompt_logprobs",
+            )
         if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
             raise RequestError(
                 "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
@@ -44,10 +59,13 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts, one or more."""
-        if not isinstance(self.prompt, list) or isinstance(self.prompt[0], int):
-            return [self.prompt]  # type: ignore[list-item]
-        return self.prompt  # type: ignore[return-value]
+        """The prompts, one or more: embeddings come first, an empty text beside them is none."""
+        embeds = self.prompt_embeds
+        members = () if embeds is None else (embeds,) if isinstance(embeds, str | memoryview) else embeds
+        prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]
+        if isinstance(self.prompt, list) and self.prompt and not isinstance(self.prompt[0], int):
+            return prompts + self.prompt  # type: ignore[operator]
+        return [*prompts, self.prompt] if self.prompt else prompts  # type: ignore[list-item]
 
     @property
     def is_echo_only(self) -> bool:

@@ -24,7 +24,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = None
     media_io_kwargs: Refused = None
-    mm_processor_kwargs: Refused = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_refused(self)

@@ -13,9 +13,12 @@ from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
-from server.renderers.prompts import ChatOptions, RenderedPrompt, TextOptions
+from server.renderers.processor_cache import ProcessorCache
+from server.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
 from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizer import Tokenizer
+from server.types import PromptInputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,6 +42,10 @@ class BaseRenderer(ABC):
 
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set once the engine has told it."""
+    mm_cache: ProcessorCache | None = None
+    """What was made of pictures; None where the model sees none."""
+    embeds_limits: EmbedsLimits | None = None
+    """What `prompt_embeds` must fit; set with it where the server takes them."""
 
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
@@ -57,6 +64,13 @@ class BaseRenderer(ABC):
         self._loop_share = LoopShare()
         self.detokenize_async = make_async(self.detokenize, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
+        self.clear_mm_cache_async = make_async(self.clear_mm_cache, self._mm_executor)
+        self._safe_load_prompt_embeds_async = make_async(safe_load_prompt_embeds, self._executor)
+
+    @property
+    def executor(self) -> Executor:
+        """The pool, for others to make their blocking work async with."""
+        return self._executor
 
     async def run_in_pool(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs other work that would hold up the event loop, such as compiling a grammar, in the renderer's pool."""
@@ -64,11 +78,10 @@ class BaseRenderer(ABC):
 
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """`render_chat` off the loop."""
+        self._check_mm_settings(options)
         return await self._run(partial(self.render_chat, messages, options), is_small=_is_small(messages, options))
 
-    async def render_prompts_async(
-        self, prompts: Sequence[str | list[int]], options: TextOptions
-    ) -> list[RenderedPrompt]:
+    async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """All prompts of a request, side by side.
 
         Raises:
@@ -83,8 +96,18 @@ class BaseRenderer(ABC):
         """`render_text` off the loop."""
         return await self._run(partial(self.render_text, prompt, options), is_small=len(prompt) <= SMALL_CHARS)
 
-    async def _render_prompt_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
-        return await self.render_text_async(prompt, options)
+    async def _render_prompt_async(self, prompt: Prompt, options: TextOptions) -> RenderedPrompt:
+        if not isinstance(prompt, EmbedsPrompt):
+            return await self.render_text_async(prompt, options)
+        if self.embeds_limits is None:
+            raise RequestError(
+                "`prompt_embeds` are only taken when the server runs with --enable-prompt-embeds",
+                param="prompt_embeds",
+            )
+        rows = await self._safe_load_prompt_embeds_async(
+            prompt.embeds, self.embeds_limits, truncate_to=self._token_limit(options)
+        )
+        return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
     @abstractmethod
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str | list[int]:
@@ -146,6 +169,11 @@ class BaseRenderer(ABC):
             if len(spaced) == len(bare) and spaced[0] != bare[0]:
                 sequences.append(spaced)
         return sequences
+
+    def clear_mm_cache(self) -> None:
+        """Forgets what was made of pictures so far; in the thread that makes it."""
+        if self.mm_cache is not None:
+            self.mm_cache.clear()
 
     def token_text(self, token_id: int) -> str:
         """How log-probabilities show one token; a part of a character becomes U+FFFD."""
@@ -212,6 +240,13 @@ class BaseRenderer(ABC):
         if is_small and not self._loop_share.is_used_up:
             return self._loop_share.run(work)
         return await make_async(work, self._executor)()
+
+    def _check_mm_settings(self, options: ChatOptions) -> None:
+        if options.mm_processor_kwargs and not self.config.trust_request_mm_kwargs:
+            raise RequestError(
+                "mm_processor_kwargs in the request are only taken when the server runs with --trust-request-mm-kwargs",
+                param="mm_processor_kwargs",
+            )
 
     def _given_template(self, options: ChatOptions) -> str | None:
         if options.chat_template is None:

@@ -18,10 +18,23 @@ class HfRenderer(BaseRenderer):
     Build it on the main thread: loading may import torch.
     """
 
-    def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
+    image_token: str | None = None
+    """What stands for a picture in a text; None where the model sees none."""
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        config: RendererConfig,
+        *,
+        executor: Executor | None = None,
+        tokenizer: HfTokenizer | None = None,
+    ) -> None:
+        """`tokenizer` is the folder's, if it is loaded already."""
         if config.chat_template is not None:
             check_chat_template(config.chat_template)
-        self._hf = HfTokenizer.from_folder(files.tokenizer_path, trust_remote_code=config.trust_remote_code)
+        self._hf = tokenizer or HfTokenizer.from_folder(
+            files.tokenizer_path, trust_remote_code=config.trust_remote_code
+        )
         super().__init__(files, config, self._hf, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
@@ -29,7 +42,7 @@ class HfRenderer(BaseRenderer):
         template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
         return safe_apply_chat_template(
             tokenizer,
-            to_conversation(messages, self._content_format(template)),
+            to_conversation(messages, self._content_format(template), self.image_token),
             template=template,
             options=options,
             template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,

@@ -7,6 +7,7 @@ from typing import Any
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from server.renderers.detokenizer import Decode
+from server.renderers.pair_encoding import Cut, EncodedPair, cut_text, encode_pair
 from server.renderers.thread_tokenizers import ThreadTokenizers
 from server.renderers.token_bytes import TokenBytes
 from server.renderers.tokenizer_loading import load_tokenizer
@@ -41,6 +42,14 @@ class HfTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
         return self._of_threads.encode(text, add_special_tokens=add_special_tokens, limit=limit)
+
+    def encode_pair(
+        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
+    ) -> EncodedPair:
+        return encode_pair(self.of_this_thread, text, pair, add_special_tokens=add_special_tokens, cut=cut)
+
+    def cut_text(self, text: str, num_tokens: int) -> str:
+        return cut_text(self.of_this_thread, text, num_tokens)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         text: str = self.of_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)

@@ -1,8 +1,12 @@
 """Which renderer serves which model."""
 
-from server.config import ModelFiles, RendererConfig
+from collections.abc import Callable
+
+from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.renderers.base import BaseRenderer
-from server.renderers.hf import HfRenderer
+from server.renderers.mistral_files import is_mistral_format
+from server.renderers.tokenizer_kind import find_grok2_file, is_deepseek_v32
+from server.vision_models import sees_pictures
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
@@ -11,4 +15,39 @@ def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
     Raises:
         TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
     """
-    return HfRenderer(files, config)
+    mode = find_tokenizer_mode(files) if config.tokenizer_mode == "auto" else config.tokenizer_mode
+    return _renderer_class(mode, files, config)(files, config)
+
+
+def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
+    """What `--tokenizer-mode auto` means for these files; reads names and JSON only."""
+    if is_mistral_format(files.tokenizer_path):
+        return "mistral"
+    if find_grok2_file(files.tokenizer_path) is not None:
+        return "grok2"
+    return "deepseek_v32" if is_deepseek_v32(files) else "hf"
+
+
+def _renderer_class(
+    mode: TokenizerMode, files: ModelFiles, config: RendererConfig
+) -> Callable[[ModelFiles, RendererConfig], BaseRenderer]:
+    """Each brings libraries along that the others do without."""
+    if mode == "mistral":
+        from server.renderers.mistral import MistralRenderer
+
+        return MistralRenderer
+    if mode == "grok2":
+        from server.renderers.grok2 import Grok2Renderer
+
+        return Grok2Renderer
+    if mode == "deepseek_v32":
+        from server.renderers.deepseek_v32 import DeepseekV32Renderer
+
+        return DeepseekV32Renderer
+    if config.max_images and sees_pictures(files.path):
+        from server.renderers.vision import VisionRenderer
+
+        return VisionRenderer
+    from server.renderers.hf import HfRenderer
+
+    return HfRenderer

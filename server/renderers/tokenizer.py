@@ -1,9 +1,10 @@
 """What a renderer asks of a tokenizer; one implementation for each kind of tokenizer file."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from server.renderers.detokenizer import Decode
+from server.renderers.pair_encoding import Cut, EncodedPair
 
 
 class Tokenizer(Protocol):
@@ -46,3 +47,20 @@ class Tokenizer(Protocol):
 
     def warm_up(self) -> None:
         """Makes the calling thread's copy, which may hold the interpreter for a tenth of a second."""
+
+
+@runtime_checkable
+class PairTokenizer(Protocol):
+    """What models that pool ask for besides; not every kind of tokenizer file has it."""
+
+    def encode_pair(
+        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
+    ) -> EncodedPair:
+        """The tokens of a text, or of two with special tokens between them, and which text each is of.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+
+    def cut_text(self, text: str, num_tokens: int) -> str:
+        """The text's beginning of so many tokens."""

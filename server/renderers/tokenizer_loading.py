@@ -20,6 +20,7 @@ _GENERIC = "TokenizersBackend"
 """The class that takes tokenizer.json as it stands."""
 
 _MODULE_OF_CLASS = {
+    "BertTokenizer": "transformers.models.bert.tokenization_bert",
     "CohereTokenizer": "transformers.models.cohere.tokenization_cohere",
     "GPT2Tokenizer": "transformers.models.gpt2.tokenization_gpt2",
     "GPTNeoXTokenizer": "transformers.models.gpt_neox.tokenization_gpt_neox",
@@ -27,11 +28,16 @@ _MODULE_OF_CLASS = {
     "LlamaTokenizer": "transformers.models.llama.tokenization_llama",
     "Qwen2Tokenizer": "transformers.models.qwen2.tokenization_qwen2",
     "Qwen3_5Tokenizer": "transformers.models.qwen3_5.tokenization_qwen3_5",
+    "RobertaTokenizer": "transformers.models.roberta.tokenization_roberta",
+    "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
     _GENERIC: "transformers.tokenization_utils_tokenizers",
 }
 """Tokenizer classes whose modules import no torch."""
 
 _DEFAULT_CLASS = {
+    **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
     **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
     **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
     **dict.fromkeys(("gpt_neox", "mamba", "mpt", "olmo", "olmoe"), "GPTNeoXTokenizer"),
@@ -45,6 +51,7 @@ _DEFAULT_CLASS = {
 _FIXED_CLASS = {
     "qwen2": "Qwen2Tokenizer",
     "hyperclovax_vision_v2": "GPT2Tokenizer",
+    "modernbert": _GENERIC,
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "phi3", "phimoe"), _GENERIC),
     **dict.fromkeys(("nemotron", "internlm2", "minicpm3"), _GENERIC),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -10,29 +10,55 @@ from starlette.types import Receive, Scope, Send
 from server.errors import RequestError
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
-from server.routes.messages import ClientGoneError, Headers, read_header, read_json_body, send_events, send_json
+from server.routes.messages import (
+    MAX_BODY_BYTES,
+    ClientGoneError,
+    Headers,
+    read_header,
+    read_json_body,
+    send_binary,
+    send_events,
+    send_json,
+)
+from server.serving.answers import BinaryAnswer
 from server.serving.failures import describe_failure
 from server.serving.request_context import RequestContext
 from server.serving.services import Services
 
 T = TypeVar("T")
 
-Answer = msgspec.Struct | bytes | AsyncGenerator[bytes, None]
-"""A body, one that is JSON already, or events."""
+Answer = msgspec.Struct | bytes | BinaryAnswer | AsyncGenerator[bytes, None]
+"""A body, one that is JSON already, one that is none, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[Answer]]
 
 _LARGE_BODY_BYTES = 32 << 10
 """Decoding this much JSON takes about as long as a change of threads."""
 
 
+class LongField(NamedTuple):
+    """A field that may hold more than any body otherwise."""
+
+    name: str
+    max_bytes: Callable[[], int]
+    """What it may add to a body's size; asked with each request."""
+
+
 class JsonEndpoint(Generic[T]):
     """An ASGI application for one route; Starlette's Request and Response would cost more than they do here."""
 
-    def __init__(self, services: Services, model: type[T], handle: Handler[T]) -> None:
+    def __init__(
+        self, services: Services, model: type[T], handle: Handler[T], *, long_field: LongField | None = None
+    ) -> None:
         self.model = model
         self._services = services
-        self._decoder = RequestDecoder(model)
+        self._decoder = RequestDecoder(model, long_field.name if long_field else None)
         self._handle = handle
+        self._long_field = long_field
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Longer bodies are refused as soon as that much has come."""
+        return MAX_BODY_BYTES + (self._long_field.max_bytes() if self._long_field else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         unavailable = self._services.unavailable
@@ -42,7 +68,7 @@ class JsonEndpoint(Generic[T]):
         with self._services.gate.hold():
             context = RequestContext(header_id=read_header(scope, b"x-request-id"))
             try:
-                body = await read_json_body(scope, receive)
+                body = await read_json_body(scope, receive, max_bytes=self.max_body_bytes)
             except ClientGoneError:
                 return
             except RequestError as err:
@@ -50,7 +76,7 @@ class JsonEndpoint(Generic[T]):
                 return
             await _run_while_connected(self._answer(body, context, send), receive)
 
-    async def _answer(self, body: bytes, context: RequestContext, send: Send) -> None:
+    async def _answer(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
@@ -64,13 +90,20 @@ class JsonEndpoint(Generic[T]):
             self._services.metrics.loop.record_render(context.times.render_s)
         if isinstance(answer, msgspec.Struct | bytes):
             await send_json(send, answer, headers=headers())
+        elif isinstance(answer, BinaryAnswer):
+            await send_binary(send, answer.body, headers=(*answer.headers, *headers()))
         else:
             await send_events(send, answer, headers)
 
-    async def _decode(self, body: bytes) -> T:
-        if len(body) <= _LARGE_BODY_BYTES:
-            return self._decoder.decode(body)
-        return await self._services.renderer.run_in_pool(self._decoder.decode, body)
+    async def _decode(self, parts: list[bytes]) -> T:
+        if sum(map(len, parts)) <= _LARGE_BODY_BYTES:
+            return self._decode_parts(parts)
+        return await self._services.renderer.run_in_pool(self._decode_parts, parts)
+
+    def _decode_parts(self, parts: list[bytes]) -> T:
+        body = b"".join(parts)
+        parts.clear()  # they would stay in memory for as long as the answer takes
+        return self._decoder.decode(body)
 
 
 async def send_failure(send: Send, error: Exception) -> None:

@@ -21,8 +21,8 @@ class ClientGoneError(Exception):
     """The client closed the connection before it had sent its whole request."""
 
 
-async def read_json_body(scope: Scope, receive: Receive) -> bytes:
-    """The request's body.
+async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int = MAX_BODY_BYTES) -> list[bytes]:
+    """The request's body, in the parts in which it came: putting many megabytes together takes its time.
 
     Raises:
         RequestError: it is too large, or not declared as JSON.
@@ -39,10 +39,10 @@ async def read_json_body(scope: Scope, receive: Receive) -> bytes:
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise RequestError(f"The request body is larger than {MAX_BODY_BYTES} bytes.")
+        if size > max_bytes:
+            raise RequestError(f"The request body is larger than {max_bytes} bytes.")
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return parts
 
 
 def read_header(scope: Scope, name: bytes) -> str | None:
@@ -58,6 +58,13 @@ async def send_json(send: Send, body: Any, *, status: int = 200, headers: Header
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
     fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": payload})
+
+
+async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
+    """A whole answer that is no JSON."""
+    fixed = ((b"content-type", b"application/octet-stream"), (b"content-length", str(len(payload)).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
 
 

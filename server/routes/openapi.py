@@ -6,14 +6,26 @@ import msgspec
 
 from server.protocol.chat import ChatRequest
 from server.protocol.chat_response import ChatChunk, ChatResponse
+from server.protocol.classification import ClassificationRequest, ClassificationResponse
 from server.protocol.completions import CompletionChunk, CompletionRequest, CompletionResponse
+from server.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from server.protocol.errors import ErrorResponse, UnavailableResponse
 from server.protocol.models import ModelCard, ModelList
+from server.protocol.pooling import PoolingRequest, PoolingResponse
+from server.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 _POSTS: dict[str, tuple[type, type, type | None]] = {
     "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
     "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
+    "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),
+    "/pooling": (PoolingRequest, PoolingResponse, None),
+    "/classify": (ClassificationRequest, ClassificationResponse, None),
+    "/score": (ScoreRequest, ScoreResponse, None),
+    "/v1/score": (ScoreRequest, ScoreResponse, None),
+    "/rerank": (RerankRequest, RerankResponse, None),
+    "/v1/rerank": (RerankRequest, RerankResponse, None),
+    "/v2/rerank": (RerankRequest, RerankResponse, None),
     "/tokenize": (TokenizeRequest, TokenizeResponse, None),
     "/detokenize": (DetokenizeRequest, DetokenizeResponse, None),
 }

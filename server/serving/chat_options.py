@@ -20,6 +20,7 @@ def chat_options(request: ChatRequest) -> ChatOptions:
         chat_template_kwargs=_reasoning_kwargs(request) | (request.chat_template_kwargs or {}),
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
+        mm_processor_kwargs=request.mm_processor_kwargs,
     )
 
 
@@ -32,6 +33,7 @@ def tokenize_options(request: TokenizeRequest) -> ChatOptions:
         chat_template=request.chat_template,
         chat_template_kwargs=request.chat_template_kwargs or {},
         add_special_tokens=bool(request.add_special_tokens),
+        mm_processor_kwargs=request.mm_processor_kwargs,
     )
 
 

@@ -51,6 +51,7 @@ class CompletionServing:
         )
         with context.times.rendering():
             prompts = await self._services.renderer.render_prompts_async(request.prompts, options)
+        request.prompt_embeds = None  # a hundred megabytes that nobody needs any more
         generation = await self._builder.build(request, prompts, context)
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
         answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)

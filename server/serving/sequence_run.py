@@ -17,7 +17,7 @@ class SequenceRun:
         request = generation.request
         self._engine = services.engine
         self._index = index
-        self._prompt_token_ids = generation.prompt_of(index).token_ids
+        self._prompt = generation.prompt_of(index)
         self._params = generation.params_of(index)
         self._keeps_stop_token = request.include_stop_str_in_output
         self._eos_token_id = services.renderer.eos_token_id
@@ -27,20 +27,22 @@ class SequenceRun:
             stop=request.stop_strings,
             include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=self._params.min_tokens,
-            prompt_token_ids=self._prompt_token_ids,
+            prompt_token_ids=self._prompt.known_token_ids,
         )
         self.recorder = SequenceRecorder(
             services.engine_metrics,
             context=generation.context,
-            num_prompt_tokens=len(self._prompt_token_ids),
+            num_prompt_tokens=len(self._prompt.token_ids),
             max_tokens=self._params.max_tokens,
         )
 
     async def run(self, engine_id: str) -> AsyncGenerator[SequenceDelta, None]:
         """Yields until the sequence ends, by the engine's word or at a stop string."""
         reason: FinishReason = "abort"
+        prompt = self._prompt
+        stream = self._engine.generate(engine_id, prompt.token_ids, self._params, prompt.inputs)
         try:
-            async with aclosing(self._engine.generate(engine_id, self._prompt_token_ids, self._params)) as outputs:
+            async with aclosing(stream) as outputs:
                 async for output in outputs:
                     self.recorder.record(output)
                     if output.finish_reason in ("error", "abort"):

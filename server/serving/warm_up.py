@@ -1,9 +1,10 @@
 """Readiness: one real token, through the renderer, the engine and the detokenizer."""
 
-from server.errors import EngineDeadError, EngineStartError
+from server.errors import EngineDeadError, EngineError, EngineStartError
+from server.renderers.prompt_embeds import EmbedsLimits
 from server.renderers.prompts import TextOptions
 from server.serving.services import Services
-from server.types import SamplingParams
+from server.types import PoolingInfo, PoolingParams, SamplingParams
 
 
 async def warm_up(services: Services) -> None:
@@ -13,8 +14,14 @@ async def warm_up(services: Services) -> None:
         EngineStartError: no token came back.
     """
     renderer = services.renderer
-    renderer.max_model_len = services.engine.info.max_model_len
+    info = services.engine.info
+    renderer.max_model_len = info.max_model_len
+    if info.embeds_width is not None:
+        renderer.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
     prompt = await renderer.render_text_async("Hello", TextOptions())
+    if services.engine.info.pooling is not None:
+        await _pool(services, prompt.token_ids, services.engine.info.pooling)
+        return
     params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     detokenizer = renderer.create_detokenizer()
     try:
@@ -24,3 +31,11 @@ async def warm_up(services: Services) -> None:
                 raise EngineStartError(f"the first token could not be generated: {output.error}")
     except EngineDeadError as err:
         raise EngineStartError(str(err)) from err
+
+
+async def _pool(services: Services, token_ids: list[int], info: PoolingInfo) -> None:
+    limit = services.engine.info.max_model_len
+    try:
+        await services.engine.pool("warm-up", token_ids[:limit], PoolingParams(task=info.task))
+    except EngineError as err:
+        raise EngineStartError(f"the first prompt could not be pooled: {err}") from err

@@ -15,6 +15,7 @@ _TOKENIZERS: Final = (
     "tokenizer*.tok.json",
     "tokenizer_config.json",
     "vocab.json",
+    "vocab.txt",
     "*.tiktoken",
     "spiece.model",
 )

@@ -21,6 +21,7 @@ _DEADLINE_S: Final = 4.0
 """Bounds what a request's timeout does not, such as the look-up of the hub's address."""
 
 _TEXTS: Final = ("*.json", "*.txt", "*.model", "*.model.v*", "*.jinja", "*.tiktoken", "*.py")
+_MODULE: Final = re.compile(r"\d+_[A-Za-z]+")
 
 T = TypeVar("T")
 
@@ -75,7 +76,20 @@ def wanted_files(names: list[str], *, with_weights: bool) -> list[str]:
     """The files to download: configuration and tokenizer, and the weights in one format alone."""
     top = [name for name in names if "/" not in name]
     texts = [name for name in top if any(fnmatch(name, pattern) for pattern in _TEXTS)]
-    return texts + _weights(top) if with_weights else texts
+    return [*texts, *_weights(top), *_module_files(names)] if with_weights else texts
+
+
+def _module_files(names: list[str]) -> list[str]:
+    """What sentence-transformers keeps beside the model, such as 1_Pooling/config.json, and 2_Dense with weights."""
+    folders: dict[str, list[str]] = {}
+    for folder, _, name in (name.partition("/") for name in names):
+        if name and _MODULE.fullmatch(folder):
+            folders.setdefault(folder, []).append(name)
+    return [
+        f"{folder}/{name}"
+        for folder, inside in folders.items()
+        for name in (*(name for name in inside if name == "config.json"), *_weights(inside))
+    ]
 
 
 def _weights(names: list[str]) -> list[str]:

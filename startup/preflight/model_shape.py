@@ -3,6 +3,7 @@
 from typing import Any, Final, NamedTuple
 
 from server.config import EngineConfig
+from server.model_kind import read_model_kind
 from startup.preflight.checkpoint import Checkpoint
 
 _LENGTH_KEYS: Final = (
@@ -26,7 +27,7 @@ class ModelShape(NamedTuple):
     weight_bytes: int
     """Of the weights as they are in memory."""
     kv_bytes_per_token: int
-    """Keys and values of all layers; 0 where config.json does not tell."""
+    """Keys and values of all layers; 0 where config.json does not tell, and for a model that keeps none."""
     own_max_len: int | None
     """The longest sequence that the model was made for, None where config.json does not tell."""
 
@@ -40,11 +41,12 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
     text = _text_config(checkpoint.config)
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
+    is_pooling = read_model_kind(checkpoint.folder, config).is_pooling
     lengths = [length for key in _LENGTH_KEYS if (length := _count(text, key))]
     return ModelShape(
         dtype=dtype,
         weight_bytes=_weight_bytes(checkpoint, item_bytes),
-        kv_bytes_per_token=_kv_elements(text) * item_bytes,
+        kv_bytes_per_token=0 if is_pooling else _kv_elements(text) * item_bytes,
         own_max_len=min(lengths, default=None),
     )
 

@@ -13,11 +13,13 @@ from server.engine.guided import GuidedStates
 from server.engine.kv_cache import KVCache
 from server.engine.packed_runner import PackedRunner
 from server.engine.prefix_cache import PrefixCache
+from server.engine.prompt_features import FeatureBuilder
 from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits
 from server.engine.sequential_runner import SequentialRunner
-from server.types import EngineOutput, EngineStats, FinishReason, SamplingParams, TokenLogprob
+from server.engine.vision import picture_encoder
+from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
 
 _MAX_STEPS = 20_000
 
@@ -72,9 +74,8 @@ class SmallEngine:
                 KVCache(shapes, num_slots=num_slots, slot_len=max_model_len, dtype=model.dtype, device=model.device),
                 self.prefixes,
             )
-        guided = GuidedStates(
-            tokenizer_path=tokenizer_path, vocab_size=model.config.vocab_size, eos_token_ids=eos_token_ids
-        )
+        vocab_size = model.config.get_text_config(decoder=True).vocab_size
+        guided = GuidedStates(tokenizer_path=tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
         self.limits = Limits(
             num_slots=num_slots,
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
@@ -84,11 +85,12 @@ class SmallEngine:
             self.runner,
             limits=self.limits,
             max_model_len=max_model_len,
-            vocab_size=model.config.vocab_size,
+            vocab_size=vocab_size,
             eos_token_ids=eos_token_ids,
             sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
             guided=guided,
             prefixes=self.prefixes,
+            features=FeatureBuilder(model, picture_encoder(model)),
         )
         self.scheduler = self.core._scheduler
         self.completions: dict[str, Completion] = {}
@@ -100,10 +102,11 @@ class SmallEngine:
     def stats(self) -> EngineStats:
         return self.core.stats
 
-    def add(self, request_id: str, prompt: list[int], **params: Any) -> Completion:
+    def add(self, request_id: str, prompt: list[int], inputs: PromptInputs | None = None, **params: Any) -> Completion:
         """Queues a request; greedy unless told otherwise."""
         completion = self.completions[request_id] = Completion()
-        refused = self.core.add(request_id, prompt, SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params)))
+        sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params))
+        refused = self.core.add(request_id, prompt, sampling, inputs)
         if refused is not None:
             completion.take(refused)
         return completion

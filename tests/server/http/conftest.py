@@ -17,9 +17,10 @@ from server.app import create_app
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import EngineDeadError
 from server.metrics import ServerMetrics
+from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services
-from server.types import EngineInfo, EngineOutput, EngineStats, SamplingParams, TokenLogprob
+from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
 from tests.waiting import wait_until as poll
 
 MODEL = "smol"
@@ -49,6 +50,7 @@ class ScriptedEngine:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     requests: dict[str, tuple[list[int], SamplingParams]] = field(default_factory=dict)
+    inputs: dict[str, PromptInputs | None] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     _num_sent: dict[str, int] = field(default_factory=dict)
     stats: EngineStats = EngineStats()
@@ -75,10 +77,15 @@ class ScriptedEngine:
         self.subscribers.append(callback)
 
     async def generate(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        inputs: PromptInputs | None = None,
     ) -> AsyncGenerator[EngineOutput, None]:
         assert request_id not in self.requests, "engine ids must be unique"
         self.requests[request_id] = (prompt_token_ids, params)
+        self.inputs[request_id] = inputs
         finished = False
         try:
             for output in self._outputs(request_id, prompt_token_ids, params):
@@ -215,15 +222,18 @@ class FinishedStart:
 
 
 @pytest.fixture(scope="session")
-def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine, model_path: Any) -> Callable[..., Any]:
-    def start(**options: Any) -> Any:
+def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
+    def start(renderer: BaseRenderer = renderer, **options: Any) -> Any:
         config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
+        metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
+        if renderer.mm_cache is not None:
+            metrics.register_picture_cache(renderer.mm_cache)
         services = Services(
             config=config,
-            files=ModelFiles(model_path, model_path),
+            files=renderer.files,
             renderer=renderer,
             engine=_shared_engine,  # type: ignore[arg-type]
-            metrics=ServerMetrics(config.served_model_names[0], FinishedStart()),
+            metrics=metrics,
             start=FinishedStart(),
             version="1.2.3",
         )
@@ -246,7 +256,7 @@ def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
 
 @pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server of the test's own; keyword arguments go to its ServerConfig."""
+    """Starts a server of the test's own; keyword arguments but `renderer` go to its ServerConfig."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 

@@ -85,7 +85,7 @@ def test_request_id_is_echoed_where_the_server_does_so(serve):
     assert server.get("/nowhere").headers["x-request-id"]
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/nowhere", "/v1/audio/speech"])
 def test_unknown_path_is_a_404_in_the_envelope(server, path):
     response = server.get(path)
     assert response.status_code == 404

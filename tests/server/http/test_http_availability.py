@@ -136,7 +136,7 @@ def test_load_counts_running_requests(serve, engine, wait_until):
     assert server.get("/load").json() == {"server_load": 1}
     engine.holds_after = None
     running.join()
-    assert server.get("/load").json() == {"server_load": 0}
+    wait_until(lambda: server.get("/load").json() == {"server_load": 0})
 
 
 def test_readyz_is_health_and_livez_is_not(server, engine):

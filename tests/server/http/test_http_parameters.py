@@ -80,7 +80,7 @@ REFUSED = [
     ("media_io_kwargs", {"a": {}}),
 ]
 
-REFUSED_BY_COMPLETIONS = [("suffix", " end"), ("prompt_embeds", "AAAA")]
+REFUSED_BY_COMPLETIONS = [("suffix", " end")]
 
 REFUSED_BY_CHAT = [
     ("audio", {"voice": "alloy"}),

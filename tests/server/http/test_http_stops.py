@@ -71,7 +71,7 @@ def test_chat_tells_the_stop_reason(server):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_end_without_a_new_token_is_told(server, engine, path, monkeypatch):
-    async def generate(request_id, prompt_token_ids, params):
+    async def generate(request_id, prompt_token_ids, params, inputs):
         yield EngineOutput(request_id=request_id, token_ids=engine.reply[:1])
         yield EngineOutput(request_id=request_id, finish_reason="length")
 

@@ -18,7 +18,8 @@ from server.renderers import tokenizer_loading
 from server.renderers.registry import build_renderer
 from server.renderers.tokenizer_loading import TokenizerLoadError, load_tokenizer, needs_torch
 
-MODEL_TYPES = sorted({**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS})
+UNIGRAM_TYPES = {"xlm-roberta"}
+MODEL_TYPES = sorted({**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}.keys() - UNIGRAM_TYPES)
 NAMED = [
     None,
     "TokenizersBackend",
@@ -73,6 +74,26 @@ def test_sentencepiece_checkpoints_load_as_with_auto_tokenizer(
     assert_same_tokenizer(path)
 
 
+@pytest.mark.parametrize("model_type", sorted(UNIGRAM_TYPES))
+@pytest.mark.parametrize("class_name", [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"])
+def test_unigram_checkpoints_load_as_with_auto_tokenizer(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["unigram"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("class_name", [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert"])
+def test_wordpiece_checkpoints_load_as_with_auto_tokenizer(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
 @pytest.mark.parametrize("class_name", [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
 def test_a_folder_with_nothing_but_a_tokenizer_loads(
     class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
@@ -83,7 +104,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_loads(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "class_name"), [("bert", None), ("bert", "BertTokenizer"), ("wholly_new", None)]
+    ("model_type", "class_name"), [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None)]
 )
 def test_what_the_tables_do_not_know_is_auto_tokenizer_s_to_load(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path

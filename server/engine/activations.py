@@ -1,0 +1,62 @@
+"""Which function turns a classifier's logits into what clients see; told by config.json, as vLLM reads it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.errors import EngineStartError
+
+_PREFIX = "torch.nn.modules."
+
+
+def classifier_activation(config: Any) -> "Activation":
+    """By `problem_type`, or by what sentence-transformers wrote down; else probabilities.
+
+    Raises:
+        EngineStartError: the configuration names a function that torch does not have.
+    """
+    match getattr(config, "problem_type", None):
+        case "regression":
+            return Activation("identity")
+        case "single_label_classification":
+            return Activation("softmax")
+        case "multi_label_classification":
+            return Activation("sigmoid")
+    named = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    named = named or getattr(config, "sbert_ce_default_activation_function", None)
+    return Activation("softmax") if named is None else named_activation(str(named))
+
+
+def named_activation(path: str) -> "Activation":
+    """A class of torch's by its full name, such as `torch.nn.modules.activation.Tanh`.
+
+    Raises:
+        EngineStartError: torch has no such function, or the name leads elsewhere.
+    """
+    name = path.rpartition(".")[2]
+    known = {"Identity": "identity", "Softmax": "softmax", "Sigmoid": "softmax"}
+    if path.startswith(_PREFIX) and name in known:
+        return Activation(known[name])
+    module = getattr(torch.nn.modules.activation, name, None) if path.startswith(_PREFIX) else None
+    if not (isinstance(module, type) and issubclass(module, torch.nn.Module)):
+        raise EngineStartError(f"the model's configuration names {path!r}, which is no activation function of torch")
+    return Activation(name, module())
+
+
+class Activation:
+    """A function of logits, the classes in the last dimension."""
+
+    def __init__(self, name: str, module: torch.nn.Module | None = None) -> None:
+        self.name = name
+        self._module = module
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Of one class, its probability is the logit's sigmoid."""
+        if self._module is not None:
+            result: Tensor = self._module(logits)
+            return result
+        if self.name == "identity":
+            return logits
+        is_binary = self.name == "sigmoid" or logits.shape[-1] < 2
+        return logits.sigmoid() if is_binary else logits.softmax(-1)

@@ -1,0 +1,72 @@
+"""Runs a transformer over several prompts at once, padded on the right to the longest."""
+
+import inspect
+from collections.abc import Sequence as Seq
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.pooling_sequence import PoolingSequence
+
+
+class HiddenStates(NamedTuple):
+    """The last layer's output for a batch."""
+
+    states: torch.Tensor
+    """Shape [sequences, longest, hidden]; what lies behind a sequence's end means nothing."""
+    lengths: torch.Tensor
+    """Tokens of each sequence."""
+
+    def of(self, index: int) -> torch.Tensor:
+        """The rows of one sequence's tokens."""
+        return self.states[index, : int(self.lengths[index])]
+
+
+class Encoder:
+    """A model of transformers, with or without a head, as a function of a batch."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        text = model.config.get_text_config(decoder=True)
+        self._pad_id = _pad_id(text)
+        self._has_token_types = getattr(text, "type_vocab_size", 0) > 1 and "token_type_ids" in self._parameters
+        self._options: dict[str, Any] = {"use_cache": False} if "use_cache" in self._parameters else {}
+
+    def hidden_states(self, sequences: Seq[PoolingSequence]) -> HiddenStates:
+        """The last layer's output."""
+        lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
+        output = self.model(**self._inputs(sequences, lengths))
+        return HiddenStates(output.last_hidden_state, lengths)
+
+    def logits(self, sequences: Seq[PoolingSequence]) -> torch.Tensor:
+        """What the model's own head gives."""
+        lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
+        logits: torch.Tensor = self.model(**self._inputs(sequences, lengths)).logits
+        return logits
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    def _inputs(self, sequences: Seq[PoolingSequence], lengths: torch.Tensor) -> dict[str, Any]:
+        device, longest = self.model.device, int(lengths.max())
+        ids = [_padded(sequence.token_ids, longest, self._pad_id) for sequence in sequences]
+        inputs: dict[str, Any] = {"input_ids": torch.tensor(ids, device=device)} | self._options
+        if int(lengths.min()) < longest:
+            inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long().to(device)
+        if self._has_token_types and any(sequence.token_type_ids is not None for sequence in sequences):
+            types = [_padded(sequence.token_type_ids or [], longest, 0) for sequence in sequences]
+            inputs["token_type_ids"] = torch.tensor(types, device=device)
+        return inputs
+
+
+def _padded(ids: list[int], length: int, filler: int) -> list[int]:
+    return ids + [filler] * (length - len(ids))
+
+
+def _pad_id(config: Any) -> int:
+    """Models with learned positions tell padding by its id."""
+    pad_id = getattr(config, "pad_token_id", None)
+    return pad_id if isinstance(pad_id, int) and 0 <= pad_id < config.vocab_size else 0

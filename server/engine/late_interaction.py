@@ -1,0 +1,48 @@
+"""Scores by late interaction (MaxSim) without the tokens' embeddings ever leaving the engine."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from server.engine.pooling_sequence import PoolingSequence
+
+
+class QueryMissingError(LookupError):
+    """A document names a query that is not kept: it was aborted, or never came."""
+
+
+class KeptQueries:
+    """Token embeddings of the queries whose documents are still to come; used on the engine's thread."""
+
+    def __init__(self) -> None:
+        self._embeddings: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def interact(self, sequence: PoolingSequence, embeddings: Tensor) -> Tensor | None:
+        """Keeps a query, and then there is nothing to answer; scores a document.
+
+        Raises:
+            QueryMissingError: the document's query is not kept.
+        """
+        part = sequence.params.late_interaction
+        if part is None:
+            return embeddings
+        if part.role == "query":
+            self._embeddings[sequence.request_id] = embeddings.clone()
+            return None
+        query = self._embeddings.get(part.query_id)
+        if query is None:
+            raise QueryMissingError(f"the query {part.query_id!r} is not in the engine")
+        return max_similarity(query, embeddings)
+
+    def forget(self, request_ids: Iterable[str]) -> None:
+        """Drops queries; what is not kept is no matter."""
+        for request_id in request_ids:
+            self._embeddings.pop(request_id, None)
+
+
+def max_similarity(query: Tensor, document: Tensor) -> Tensor:
+    """The sum over the query's tokens of how similar the most similar token of the document is."""
+    return (query @ document.T).amax(dim=-1).sum()

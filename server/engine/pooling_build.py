@@ -1,0 +1,50 @@
+"""Wires the objects of an engine that pools, in the engine process."""
+
+from server.config import EngineConfig, ModelFiles
+from server.engine.linear import LinearPacker
+from server.engine.phases import Phases
+from server.engine.pooling_core import PoolingCore
+from server.engine.pooling_loading import load_pooling_model
+from server.engine.pooling_sequence import BatchLimits
+from server.model_kind import ModelKind
+from server.types import EngineInfo
+
+_BATCHED_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+def build_pooling_core(
+    kind: ModelKind, files: ModelFiles, config: EngineConfig, phases: Phases
+) -> tuple[PoolingCore, EngineInfo]:
+    """Loads the model and makes it ready for its first request.
+
+    Raises:
+        EngineStartError: the model cannot be loaded, or not used in this way.
+    """
+    with phases.span("load_weights"):
+        pooling = load_pooling_model(files, config, kind)
+    model = pooling.encoder.model
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    batched = config.max_num_batched_tokens or _BATCHED_TOKENS.get(model.device.type, _BATCHED_TOKENS["cpu"])
+    core = PoolingCore(
+        pooling.head,
+        limits=BatchLimits(max_num_seqs=config.max_num_seqs, max_num_batched_tokens=batched),
+        max_model_len=pooling.max_model_len,
+        vocab_size=vocab_size,
+        defaults=pooling.defaults,
+        packer=LinearPacker(model),
+    )
+    info = EngineInfo(
+        model_type=model.config.model_type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        max_model_len=pooling.max_model_len,
+        vocab_size=vocab_size,
+        num_slots=config.max_num_seqs,
+        kv_cache_tokens=0,
+        kv_cache_bytes=0,
+        runner="pooling",
+        eos_token_ids=(),
+        spans=phases.spans,
+        pooling=pooling.info,
+    )
+    return core, info

@@ -1,0 +1,130 @@
+"""The engine's loop body for pooling models: batch, compute, report. There is no KV cache and nothing is sampled."""
+
+from collections.abc import Iterable
+from time import monotonic
+
+import torch
+from msgspec.structs import replace
+
+from server.config import PoolerConfig
+from server.engine.late_interaction import KeptQueries, QueryMissingError
+from server.engine.linear import LinearPacker
+from server.engine.pooling_heads import PoolingHead
+from server.engine.pooling_sequence import BatchLimits, PoolingSequence, choose_batch
+from server.types import EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, TensorData
+
+
+class PoolingCore:
+    """Takes the place of `EngineCore` in the engine's loop; every method runs on the engine's one thread."""
+
+    def __init__(  # noqa: PLR0913
+        self,
+        head: PoolingHead,
+        *,
+        limits: BatchLimits,
+        max_model_len: int,
+        vocab_size: int,
+        defaults: PoolerConfig,
+        packer: LinearPacker | None = None,
+    ) -> None:
+        """`defaults` are for what a request leaves open; `packer` makes the model faster while there is time."""
+        self._head = head
+        self._limits = limits
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+        self._defaults = defaults
+        self._waiting: list[PoolingSequence] = []
+        self._packer = packer
+        self._queries = KeptQueries()
+        self._num_iteration_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state after the last step; what the next step may take counts as running."""
+        num_running = min(len(self._waiting), self._limits.max_num_seqs)
+        return EngineStats(
+            num_running=num_running,
+            num_waiting=len(self._waiting) - num_running,
+            num_iteration_tokens=self._num_iteration_tokens,
+        )
+
+    def add(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        inputs: PromptInputs | None = None,
+    ) -> EngineOutput:
+        """Refuses to generate."""
+        return _failed(request_id, "this model does not generate text")
+
+    def pool(
+        self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
+    ) -> EngineOutput | None:
+        """Queues a request; an output at once means that it cannot be run."""
+        num_tokens = len(prompt_token_ids)
+        if not 0 < num_tokens <= self._max_model_len:
+            return _failed(request_id, f"a prompt of {num_tokens} tokens does not fit {self._max_model_len} tokens")
+        if max(prompt_token_ids) >= self._vocab_size:
+            message = f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens"
+            return _failed(request_id, message)
+        if params.task not in self._head.tasks:
+            return _failed(request_id, f"this model cannot {params.task}")
+        sequence = PoolingSequence(request_id, prompt_token_ids, self._with_defaults(params), token_type_ids)
+        self._waiting.append(sequence)
+        return None
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends requests without further output, and forgets queries whose documents will not come."""
+        aborted = set(request_ids)
+        self._waiting = [sequence for sequence in self._waiting if sequence.request_id not in aborted]
+        self._queries.forget(aborted)
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineOutput]:
+        """Computes one batch and returns its results."""
+        batch = choose_batch(self._waiting, self._limits)
+        chosen = {id(sequence) for sequence in batch}
+        self._waiting = [sequence for sequence in self._waiting if id(sequence) not in chosen]
+        self._num_iteration_tokens = sum(sequence.num_tokens for sequence in batch)
+        begin_s = monotonic()
+        results = self._head.pool(batch)
+        return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
+
+    def idle(self) -> bool:
+        """Work that can wait; True while there is more of it."""
+        return self._packer is not None and self._packer.pack_next()
+
+    def _with_defaults(self, params: PoolingParams) -> PoolingParams:
+        is_active, dimensions = params.use_activation, params.dimensions
+        if is_active is None:
+            is_active = self._defaults.use_activation is not False
+        if dimensions is None and params.task in ("embed", "token_embed"):
+            dimensions = self._defaults.dimensions
+        return replace(params, use_activation=is_active, dimensions=dimensions)
+
+    def _finish(self, sequence: PoolingSequence, result: torch.Tensor, begin_s: float) -> EngineOutput:
+        try:
+            answer = self._queries.interact(sequence, result)
+        except QueryMissingError as err:
+            return _failed(sequence.request_id, str(err))
+        return EngineOutput(
+            request_id=sequence.request_id,
+            finish_reason="stop",
+            queue_s=begin_s - sequence.arrival_s,
+            prefill_s=monotonic() - begin_s,
+            data=None if answer is None else _tensor_data(answer),
+        )
+
+
+def _tensor_data(tensor: torch.Tensor) -> TensorData:
+    values = tensor.float().cpu().contiguous()
+    return TensorData("float32", tuple(values.shape), values.numpy().data.cast("B"))
+
+
+def _failed(request_id: str, message: str) -> EngineOutput:
+    return EngineOutput(request_id=request_id, finish_reason="error", error=message)

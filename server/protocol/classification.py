@@ -1,0 +1,35 @@
+"""Bodies of /classify."""
+
+from typing import Literal
+
+import msgspec
+
+from server.protocol.pooling import InputFields
+from server.protocol.usage import Usage
+
+
+class ClassificationRequest(InputFields, kw_only=True):
+    """Texts, token ids or conversations to classify."""
+
+    use_activation: bool | None = None
+    """Whether to tell probabilities; false tells logits."""
+
+
+class ClassificationData(msgspec.Struct, kw_only=True):
+    """The classes of one input."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+
+
+class ClassificationResponse(msgspec.Struct, kw_only=True):
+    """The answer, in the inputs' order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ClassificationData]
+    usage: Usage

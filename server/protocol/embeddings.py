@@ -1,0 +1,36 @@
+"""Bodies of /v1/embeddings."""
+
+from typing import Literal
+
+import msgspec
+
+from server.protocol.pooling import Dimensions, VectorFields
+from server.protocol.usage import Usage
+
+
+class EmbeddingRequest(VectorFields, kw_only=True):
+    """Texts, token ids or conversations to embed."""
+
+    dimensions: Dimensions | None = None
+    """Cut embeddings to this length, for models that were trained to be cut."""
+    use_activation: bool | None = None
+    """Whether embeddings have length one; null is the model's default."""
+
+
+class EmbeddingData(msgspec.Struct, kw_only=True):
+    """One embedding."""
+
+    index: int
+    object: Literal["embedding"] = "embedding"
+    embedding: list[float] | str
+
+
+class EmbeddingResponse(msgspec.Struct, kw_only=True):
+    """The answer, in the inputs' order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[EmbeddingData]
+    usage: Usage

@@ -1,0 +1,137 @@
+"""Bodies of /pooling, and the fields that all requests for pooled prompts share, with vLLM's names and defaults."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.errors import RequestError
+from server.protocol.conversation import check_generation_prompt
+from server.protocol.fields import Hint, NumLogprobs, Refused, RequestId, TokenId, check_refused
+from server.protocol.usage import Usage
+
+EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
+EmbedDType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
+Endianness = Literal["native", "big", "little"]
+Message = dict[str, Any]
+Messages = list[Message]
+Dimensions = Annotated[int, Meta(ge=1)]
+
+
+class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Base of every request whose prompts are pooled."""
+
+    model: str | None = None
+    truncate_prompt_tokens: NumLogprobs | None = None
+    """Keep this many tokens; -1 keeps what the model takes."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where tokens are cut off; `right` keeps the first ones, and is the default here."""
+    request_id: RequestId | None = None
+    user: Hint = None
+    cache_salt: Hint = None
+    padding: Literal["max_length", "do_not_pad"] | None = None
+    priority: Refused = 0
+    mm_processor_kwargs: Refused = None
+    normalize: Any = None
+
+    def __post_init__(self) -> None:
+        check_refused(self)
+        if self.normalize is not None:
+            raise RequestError("Parameter `normalize` was removed; use `use_activation` instead.", param="normalize")
+        if self.padding == "max_length":
+            raise RequestError("`padding` to the longest input is not supported by this server.", param="padding")
+
+
+class InputFields(PoolingFields, kw_only=True):
+    """Base of requests that bring texts, token ids or conversations; the fields below `messages` go with those only."""
+
+    input: str | list[TokenId | str | list[TokenId | Message] | Message] | None = None
+    messages: Annotated[list[Message | Annotated[Messages, Meta(min_length=1)]], Meta(min_length=1)] | None = None
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    add_special_tokens: bool | None = None
+    """None adds them to texts, but not to conversations, whose templates write them."""
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: Refused = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.input is None) == (self.messages is None):
+            raise RequestError("Give either `input` or `messages`.", param="input")
+        if self.input == []:
+            raise RequestError("You must pass at least one prompt: `input` is empty.", param="input")
+        for name in ("input", "messages"):
+            _check_alike(getattr(self, name), name)
+        check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Texts and lists of token ids; empty where there are conversations."""
+        if self.input is None or self.conversations:
+            return []
+        if isinstance(self.input, str) or isinstance(self.input[0], int):
+            return [self.input]  # type: ignore[list-item]
+        return self.input  # type: ignore[return-value]
+
+    @property
+    def conversations(self) -> list[Messages]:
+        """The messages of one conversation or of several; also where they are called `input`."""
+        given = self.input if self.messages is None else self.messages
+        if not isinstance(given, list) or not given:
+            return []
+        if isinstance(given[0], dict):
+            return [given]  # type: ignore[list-item]
+        if isinstance(given[0], list) and given[0] and isinstance(given[0][0], dict):
+            return given  # type: ignore[return-value]
+        return []
+
+
+class VectorFields(InputFields, kw_only=True):
+    """Base of requests that are answered with vectors, and how these are written down.
+
+    `embed_dtype` and `endianness` are about all formats but `float`.
+    """
+
+    encoding_format: EncodingFormat = "float"
+    embed_dtype: EmbedDType = "float32"
+    endianness: Endianness = "native"
+
+
+class PoolingRequest(VectorFields, kw_only=True):
+    """Prompts to pool in the way that the task names."""
+
+    task: str | None = None
+    dimensions: int | None = None
+    use_activation: bool | None = None
+
+
+class PoolingData(msgspec.Struct, kw_only=True):
+    """What was made of one prompt."""
+
+    index: int
+    object: Literal["pooling"] = "pooling"
+    data: list[float | list[float]] | str
+
+
+class PoolingResponse(msgspec.Struct, kw_only=True):
+    """The answer, in the prompts' order."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[PoolingData]
+    usage: Usage
+
+
+def _check_alike(given: Any, name: str) -> None:
+    """Raises RequestError where texts, token ids and messages are mixed."""
+    if not isinstance(given, list):
+        return
+    inner = {type(part) for member in given if isinstance(member, list) for part in member}
+    has_gap = any(member == [] for member in given)
+    if len({type(member) for member in given}) > 1 or len(inner) > 1 or (has_gap and dict in inner):
+        raise RequestError(
+            f"`{name}` must hold texts, or token ids, or lists of token ids, or conversations, not a mix.", param=name
+        )

@@ -1,0 +1,75 @@
+"""Tokenizes one text or two for a model that pools: which text a token is of, cuts on either side."""
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+Side = Literal["left", "right"]
+
+
+class EncodedPair(NamedTuple):
+    """Tokens of a text, or of two with the special tokens between them."""
+
+    token_ids: list[int]
+    token_type_ids: list[int] | None
+    """Which text each token is of; None where the model is not told."""
+
+
+class Cut(NamedTuple):
+    """How many tokens are kept, and on which side the others are cut off. Special tokens count, but stay."""
+
+    limit: int
+    side: Side = "right"
+
+    def of(self, ids: list[int]) -> list[int]:
+        """The ids that are kept."""
+        return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
+
+
+def encode_pair(
+    tokenizer: "PreTrainedTokenizerBase",
+    text: str,
+    pair: str | None,
+    *,
+    add_special_tokens: bool,
+    cut: Cut | None = None,
+) -> EncodedPair:
+    """Of a pair, the longer text is cut first. The tokenizer must be the calling thread's own.
+
+    Raises:
+        UnicodeEncodeError: a text holds a lone surrogate.
+    """
+    for part in (text, pair or ""):
+        part.encode()
+    side = tokenizer.truncation_side
+    tokenizer.truncation_side = side if cut is None else cut.side
+    try:
+        encoding = tokenizer(
+            text,
+            text_pair=pair,
+            add_special_tokens=add_special_tokens,
+            truncation=cut is not None,
+            max_length=None if cut is None else cut.limit,
+            verbose=False,
+        )
+    finally:
+        tokenizer.truncation_side = side
+    token_ids: list[int] = encoding["input_ids"]
+    types: list[int] | None = encoding.get("token_type_ids")
+    if cut is None:
+        return EncodedPair(token_ids, types)
+    # transformers cuts nothing where there would be no room but for special tokens.
+    return EncodedPair(cut.of(token_ids), None if types is None else cut.of(types))
+
+
+def cut_text(tokenizer: "PreTrainedTokenizerBase", text: str, num_tokens: int) -> str:
+    """The text's beginning of so many tokens; needs a fast tokenizer, which tells where in the text a token is."""
+    while True:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        if len(offsets) <= num_tokens:
+            return text
+        # What is left may be cut into other tokens than it was within the longer text, but it gets shorter every time.
+        text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]

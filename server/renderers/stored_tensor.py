@@ -1,0 +1,108 @@
+"""A tensor as a file holds it: numpy views of the file's bytes, nothing copied, nothing of torch imported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.errors import ServerError
+
+Array = npt.NDArray[Any]
+
+NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8", "int64": "<i8"}
+"""How numpy holds torch's types; bfloat16, which it does not know, as the bits."""
+FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
+
+_MAX_DIMENSIONS = 8
+_ADD_AT_ONCE = 1 << 16
+"""Adding at scattered positions holds the interpreter: this many take half a millisecond."""
+
+
+class TensorFileError(ServerError):
+    """The bytes are no file of one tensor; the message goes on after "it "."""
+
+
+@dataclass(frozen=True)
+class DenseTensor:
+    """Bits of bfloat16, numbers of any other type."""
+
+    dtype: str
+    """torch's name."""
+    array: Array
+    """A view of the file with any strides."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    def to_dense(self) -> "DenseTensor":
+        return self
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """A matrix in coordinate form; how large it is says nothing about how large the file is."""
+
+    shape: tuple[int, ...]
+    indices: Array
+    """Shape [2, number of values]."""
+    values: DenseTensor
+
+    @property
+    def dtype(self) -> str:
+        return self.values.dtype
+
+    def to_dense(self) -> DenseTensor:
+        """The whole matrix as float32, or float64 where the values are; values of one place are added up.
+
+        The caller has looked at `shape`.
+
+        Raises:
+            TensorFileError: indices and values do not belong together, or an index is outside.
+        """
+        rows, columns = self._checked_indices()
+        values = to_float32(self.values) if self.dtype != "float64" else self.values.array
+        dense = np.zeros(self.shape, dtype=values.dtype)
+        for begin in range(0, len(values), _ADD_AT_ONCE):
+            part = slice(begin, begin + _ADD_AT_ONCE)
+            np.add.at(dense, (rows[part], columns[part]), values[part])
+        return DenseTensor("float64" if self.dtype == "float64" else "float32", dense)
+
+    def _checked_indices(self) -> Array:
+        if len(self.shape) != 2 or self.indices.shape != (2, *self.values.shape) or self.values.array.ndim != 1:
+            raise TensorFileError(
+                f"is sparse with indices of shape {list(self.indices.shape)} and values of shape "
+                f"{list(self.values.shape)}, which make no matrix of shape {list(self.shape)}"
+            )
+        for axis, indices in enumerate(self.indices):
+            least, most = (int(indices.min()), int(indices.max())) if indices.size else (0, -1)
+            if least < 0 or most >= self.shape[axis]:
+                wrong = least if least < 0 else most
+                raise TensorFileError(f"is sparse with the index {wrong} in a dimension of {self.shape[axis]}")
+        return self.indices
+
+
+StoredTensor = DenseTensor | SparseTensor
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape; what a file claims may be anything.
+
+    Raises:
+        TensorFileError: it has too many dimensions, or one of negative length.
+    """
+    if len(shape) > _MAX_DIMENSIONS:
+        raise TensorFileError(f"has {len(shape)} dimensions")
+    if min(shape, default=0) < 0:
+        raise TensorFileError(f"has the shape {list(shape)}")
+    return tuple(shape)
+
+
+def to_float32(tensor: DenseTensor) -> npt.NDArray[np.float32]:
+    """The numbers, each as near as float32 comes to it; what is too large becomes infinity."""
+    if tensor.dtype == "bfloat16":
+        return (tensor.array.astype("<u4") << np.uint32(16)).view("<f4")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return tensor.array.astype("<f4")

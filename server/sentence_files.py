@@ -1,0 +1,89 @@
+"""Reads the files by which sentence-transformers describes an embedding model; standard library only."""
+
+import json
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+_ENCODER_FILES: Final = tuple(
+    f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
+)
+_PACKAGES: Final = ("sentence_transformers.", "pylate.")
+_KNOWN_MODULES: Final = frozenset({"Transformer", "Pooling", "Dense", "Normalize"})
+_POOLING_TYPES: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+
+
+class SentenceFiles(NamedTuple):
+    """What comes after the encoder, and how texts are prepared for it."""
+
+    pooling_modes: tuple[str, ...] = ()
+    """As the file names them, such as `mean`; more than one are concatenated."""
+    has_pooling: bool = False
+    """Whether one vector is made of all tokens'."""
+    normalizes: bool = False
+    dense_folders: tuple[Path, ...] = ()
+    """Linear layers behind the pooling."""
+    unknown_modules: tuple[str, ...] = ()
+    max_seq_length: int | None = None
+    does_lower_case: bool = False
+
+    @property
+    def pooling_type(self) -> str | None:
+        """CLS, MEAN or LAST; None where it is none of them, or several."""
+        return _POOLING_TYPES.get(self.pooling_modes[0]) if len(self.pooling_modes) == 1 else None
+
+
+def read_sentence_files(folder: Path) -> SentenceFiles:
+    """What modules.json and its like tell; where there are none, nothing."""
+    encoder = next((found for name in _ENCODER_FILES if isinstance(found := _read(folder / name), dict)), {})
+    length = encoder.get("max_seq_length")
+    files = SentenceFiles(
+        max_seq_length=length if isinstance(length, int) and length > 0 else None,
+        does_lower_case=encoder.get("do_lower_case") is True,
+    )
+    modules = _read(folder / "modules.json")
+    named = [(_module_name(module), _module_folder(folder, module)) for module in modules or () if module]
+    poolings = [path for name, path in named if name == "Pooling"]
+    return files._replace(
+        has_pooling=bool(poolings),
+        pooling_modes=_pooling_modes(poolings[0]) if poolings else (),
+        normalizes=any(name == "Normalize" for name, _ in named),
+        dense_folders=tuple(path for name, path in named if name == "Dense"),
+        unknown_modules=tuple(name for name, _ in named if name not in _KNOWN_MODULES),
+    )
+
+
+def _module_name(module: Any) -> str:
+    """`sentence_transformers.models.Pooling` is `Pooling`; what is of another package keeps its full name."""
+    kind = str(module.get("type")) if isinstance(module, dict) else str(module)
+    return kind.rpartition(".")[2] if kind.startswith(_PACKAGES) else kind
+
+
+def _module_folder(folder: Path, module: Any) -> Path:
+    return folder / str(module.get("path") or "") if isinstance(module, dict) else folder
+
+
+def _pooling_modes(folder: Path) -> tuple[str, ...]:
+    """Either `pooling_mode: "mean"`, or the older `pooling_mode_mean_tokens: true`."""
+    config = _read(folder / "config.json")
+    if not isinstance(config, dict):
+        return ()
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        return (_bare_mode(named),)
+    return tuple(
+        _bare_mode(key.removeprefix("pooling_mode_"))
+        for key, is_set in config.items()
+        if key.startswith("pooling_mode_") and is_set is True
+    )
+
+
+def _bare_mode(name: str) -> str:
+    return name.removesuffix("_tokens").removesuffix("_token")
+
+
+def _read(path: Path) -> Any:
+    """The file's content; None where there is none, or where it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,168 @@
+"""What all endpoints over a pooling model have in common: the order of the steps, and where each of them runs."""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Generic
+from uuid import uuid4
+
+from server.errors import RequestError
+from server.protocol.pooling import InputFields
+from server.renderers.make_async import make_async
+from server.serving.answers import BinaryAnswer
+from server.serving.models import ServedModels, unix_time
+from server.serving.pooling.context import PooledPrompt, PoolingServeContext, T
+from server.serving.pooling.prompts import PromptReader, ReadOptions
+from server.serving.pooling.recorder import PromptRecorder
+from server.serving.request_context import RequestContext
+from server.serving.services import Services
+from server.types import EngineOutput, PoolingInfo, PoolingParams
+
+logger = logging.getLogger(__name__)
+
+
+class PoolingServingBase(ABC, Generic[T]):
+    """One per endpoint. `create` runs on the event loop; what it calls `..._async` is the twin of a method that blocks
+    and runs in the renderer's pool: tokenizing before the engine, and writing down long vectors after it.
+    """
+
+    request_id_prefix: ClassVar[str]
+    api_name: ClassVar[str]
+
+    def __init__(self, services: Services, models: ServedModels) -> None:
+        self._services = services
+        self._models = models
+        self._preprocessing_async = make_async(self._preprocessing, services.renderer.executor)
+        self._postprocessing_async = make_async(self._postprocessing, services.renderer.executor)
+
+    async def create(self, request: T, context: RequestContext) -> bytes | BinaryAnswer:
+        """The whole answer, encoded.
+
+        Raises:
+            RequestError: the request cannot be served.
+            EngineError: the engine failed.
+        """
+        ctx = self._create_context(request, context)
+        with context.times.rendering():
+            await self._preprocessing_async(ctx)
+        await self._run_engine(ctx)
+        return await self._postprocessing_async(ctx)
+
+    @abstractmethod
+    def _pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
+        """What is to be made of the prompts; raises RequestError where the model cannot do it."""
+
+    @abstractmethod
+    def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
+        """The answer, encoded; in the pool."""
+
+    def _preprocessing(self, ctx: PoolingServeContext[T]) -> None:
+        """Fills in the prompts; in the pool."""
+        options = ReadOptions.from_request(ctx.request, self._services.engine.info)
+        self._read_prompts(ctx, PromptReader(self._services.renderer, options))
+
+    def _read_prompts(self, ctx: PoolingServeContext[T], reader: PromptReader) -> None:
+        request = ctx.request
+        assert isinstance(request, InputFields)
+        if request.conversations:
+            self._preprocess_chat_online(ctx, reader, request)
+        else:
+            self._preprocess_cmpl_online(ctx, reader, request)
+
+    def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T], reader: PromptReader, request: InputFields) -> None:
+        ctx.prompts = [reader.read(prompt) for prompt in request.prompts]
+
+    def _preprocess_chat_online(self, ctx: PoolingServeContext[T], reader: PromptReader, request: InputFields) -> None:
+        ctx.prompts = [reader.read_conversation(messages, request) for messages in request.conversations]
+
+    async def _run_engine(self, ctx: PoolingServeContext[T]) -> None:
+        """Fills in the engine's outputs."""
+        ids = self._new_ids(ctx, len(ctx.prompts))
+        ctx.outputs = await self._pool(ctx, ctx.prompts, ids, [ctx.pooling_params] * len(ids))
+
+    def _postprocessing(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
+        """Makes the answer; in the pool."""
+        return self._build_response(ctx)
+
+    def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
+        self._models.check(request.model)
+        info = self._services.engine.info.pooling
+        if info is None or not self._is_supported(info):
+            raise unsupported(self.api_name)
+        return PoolingServeContext(
+            request=request,
+            request_id=f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
+            model_name=self._models.default_name,
+            created=unix_time(),
+            pooling_params=self._pooling_params(request, info),
+            info=info,
+            timing=context,
+        )
+
+    def _is_supported(self, info: PoolingInfo) -> bool:
+        """Whether the model can do anything for this endpoint."""
+        return True
+
+    def _new_ids(self, ctx: PoolingServeContext[T], num_ids: int) -> list[str]:
+        """The engine's ids are made unique, for clients may choose theirs."""
+        unique = f"{ctx.request_id}-{uuid4().hex[:8]}"
+        return [f"{unique}-{index}" for index in range(num_ids)]
+
+    async def _pool(
+        self,
+        ctx: PoolingServeContext[T],
+        prompts: Sequence[PooledPrompt],
+        ids: Sequence[str],
+        params: Sequence[PoolingParams],
+    ) -> list[EngineOutput]:
+        """Runs prompts side by side; the first failure, or the client's going away, aborts them all."""
+        self._log(ctx, prompts, params)
+        works = [self._pool_one(ctx.timing, *work) for work in zip(ids, prompts, params, strict=True)]
+        if len(works) == 1:
+            return [await works[0]]
+        tasks = [asyncio.create_task(work) for work in works]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pool_one(
+        self, context: RequestContext, engine_id: str, prompt: PooledPrompt, params: PoolingParams
+    ) -> EngineOutput:
+        recorder = PromptRecorder(self._services.engine_metrics, context, len(prompt.token_ids))
+        with recorder.running():
+            output = await self._services.engine.pool(
+                engine_id, prompt.token_ids, params, token_type_ids=prompt.token_type_ids
+            )
+            recorder.record(output)
+            return output
+
+    def _log(
+        self, ctx: PoolingServeContext[T], prompts: Sequence[PooledPrompt], params: Sequence[PoolingParams]
+    ) -> None:
+        if self._services.config.enable_log_requests:
+            for prompt, pooling in zip(prompts, params, strict=True):
+                logger.info("request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), pooling)
+
+
+def unsupported(api_name: str) -> RequestError:
+    """What a request hears whose endpoint the model is not for."""
+    return RequestError(f"The model does not support {api_name} API", status=404, type="NotFoundError")
+
+
+def check_dimensions(dimensions: int | None, info: PoolingInfo, model_name: str) -> None:
+    """Raises RequestError where embeddings cannot be cut to this length."""
+    if dimensions is None:
+        return
+    problem = None
+    if not info.is_matryoshka:
+        problem = f"does not support Matryoshka embeddings; dimensions must be unset (received dimensions={dimensions})"
+    elif not 1 <= dimensions <= info.embedding_size:
+        problem = f"only supports dimensions in range [1, {info.embedding_size}], got {dimensions}"
+    elif info.matryoshka_dimensions and dimensions not in info.matryoshka_dimensions:
+        problem = f"only supports Matryoshka dimensions {list(info.matryoshka_dimensions)}, got {dimensions}"
+    if problem is not None:
+        raise RequestError(f"Model {model_name!r} {problem}.", param="dimensions")

@@ -1,0 +1,44 @@
+"""Answers /v1/embeddings."""
+
+import msgspec
+
+from server.protocol.embeddings import EmbeddingData, EmbeddingRequest, EmbeddingResponse
+from server.serving.answers import BinaryAnswer
+from server.serving.pooling.base import PoolingServingBase, check_dimensions
+from server.serving.pooling.context import PoolingServeContext
+from server.serving.pooling.vectors import binary_answer, check_encoding, to_json
+from server.types import PoolingInfo, PoolingParams
+
+
+class EmbeddingServing(PoolingServingBase[EmbeddingRequest]):
+    """One vector per input."""
+
+    request_id_prefix = "embd"
+    api_name = "Embeddings"
+
+    def _is_supported(self, info: PoolingInfo) -> bool:
+        return info.task == "embed"
+
+    def _pooling_params(self, request: EmbeddingRequest, info: PoolingInfo) -> PoolingParams:
+        check_encoding(request)
+        check_dimensions(request.dimensions, info, self._models.default_name)
+        return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=request.dimensions)
+
+    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes | BinaryAnswer:
+        request = ctx.request
+        head = {"id": ctx.request_id, "created": ctx.created, "model": ctx.model_name}
+        if request.encoding_format in ("bytes", "bytes_only"):
+            usage = {"prompt_tokens": ctx.usage.prompt_tokens, "total_tokens": ctx.usage.total_tokens}
+            return binary_answer(ctx.outputs, request, {**head, "usage": usage})
+        return msgspec.json.encode(
+            EmbeddingResponse(
+                id=ctx.request_id,
+                created=ctx.created,
+                model=ctx.model_name,
+                data=[
+                    EmbeddingData(index=index, embedding=to_json(output, request))
+                    for index, output in enumerate(ctx.outputs)
+                ],
+                usage=ctx.usage,
+            )
+        )

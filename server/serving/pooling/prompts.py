@@ -1,0 +1,165 @@
+"""Makes prompts of what requests bring: texts, token ids, conversations and pairs. Blocks; for the renderer's pool."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import RequestError
+from server.protocol.pooling import InputFields, Message, PoolingFields
+from server.renderers.base import BaseRenderer
+from server.renderers.pair_encoding import Cut, EncodedPair, Side
+from server.renderers.prompts import ChatOptions
+from server.renderers.tokenizer import PairTokenizer
+from server.serving.pooling.context import PooledPrompt
+from server.types import EngineInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How one request's prompts are tokenized."""
+
+    max_model_len: int
+    vocab_size: int
+    does_lower_case: bool
+    add_special_tokens: bool | None
+    """None adds them to texts and not to conversations."""
+    limit: int | None
+    """Keep this many tokens."""
+    side: Side
+    """Where the others are cut off."""
+
+    @classmethod
+    def from_request(cls, request: PoolingFields, info: EngineInfo) -> "ReadOptions":
+        """Raises RequestError where more tokens are to be kept than the model takes."""
+        limit, most = request.truncate_prompt_tokens, info.max_model_len
+        if limit is not None and limit > most:
+            raise RequestError(
+                f"truncate_prompt_tokens value is greater than max_model_len: {limit} of {most}. "
+                "Please request a smaller truncation size.",
+                param="truncate_prompt_tokens",
+            )
+        return cls(
+            max_model_len=most,
+            vocab_size=info.vocab_size,
+            does_lower_case=info.pooling is not None and info.pooling.does_lower_case,
+            add_special_tokens=request.add_special_tokens if isinstance(request, InputFields) else None,
+            limit=most if limit == -1 else limit,
+            side=request.truncation_side or "right",
+        )
+
+
+class PromptReader:
+    """Reads the prompts of one request, in one thread of the renderer's pool.
+
+    Every method raises RequestError for a prompt that is empty, too long, or not what the model takes.
+    """
+
+    def __init__(self, renderer: BaseRenderer, options: ReadOptions) -> None:
+        self._renderer = renderer
+        self._tokenizer = renderer.tokenizer
+        self._options = options
+
+    def read(self, prompt: str | list[int], *, param: str = "input") -> PooledPrompt:
+        """A text, or token ids."""
+        if isinstance(prompt, str):
+            return self._encode(prompt, param, add_special_tokens=self._options.add_special_tokens is not False)
+        most = min(self._renderer.vocab_size, self._options.vocab_size)
+        for token_id in prompt:
+            if not 0 <= token_id < most:
+                raise RequestError(f"token ids must be from 0 to {most - 1}, got {token_id}", param=param)
+        return self._checked(PooledPrompt(self._sliced(prompt)), param)
+
+    def read_conversation(self, messages: list[Message], request: InputFields) -> PooledPrompt:
+        """Messages, by the model's template."""
+        options = ChatOptions(
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            chat_template=request.chat_template,
+            chat_template_kwargs=request.chat_template_kwargs or {},
+        )
+        return self._read_messages(messages, options, add_special_tokens=self._options.add_special_tokens is True)
+
+    def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> PooledPrompt:
+        """A pair as a conversation of a query and a document, by the operator's template."""
+        messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
+        options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
+        return self._read_messages(messages, options, add_special_tokens=True)
+
+    def read_pair(self, first: str, second: str, *, param: str) -> PooledPrompt:
+        """A pair with the tokenizer's special tokens between the two."""
+        self._check_text(first + second, param)
+        encoded = self._pairs(param).encode_pair(*self._as_cased(first, second), add_special_tokens=True, cut=self._cut)
+        return self._checked(_prompt(encoded), param)
+
+    def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
+        """The beginning of a text, of so many tokens; 0 leaves it as it is."""
+        if not num_tokens:
+            return text
+        if num_tokens >= self._options.max_model_len:
+            most = self._options.max_model_len
+            raise RequestError(f"{param} ({num_tokens}) must be less than max_model_len ({most}).", param=param)
+        self._check_unicode(text, param)
+        return self._pairs(param).cut_text(text, num_tokens)
+
+    def _read_messages(
+        self, messages: list[Message], options: ChatOptions, *, add_special_tokens: bool
+    ) -> PooledPrompt:
+        rendered = self._renderer.render_messages(messages, options)
+        if isinstance(rendered, str):
+            return self._encode(rendered, "messages", add_special_tokens=add_special_tokens)
+        return self._checked(PooledPrompt(self._sliced(rendered)), "messages")
+
+    def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> PooledPrompt:
+        self._check_text(text, param)
+        (text,) = self._as_cased(text)
+        if self._options.limit is not None and isinstance(self._tokenizer, PairTokenizer):
+            encoded = self._tokenizer.encode_pair(text, None, add_special_tokens=add_special_tokens, cut=self._cut)
+            return self._checked(PooledPrompt(encoded.token_ids), param)
+        token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return self._checked(PooledPrompt(self._sliced(token_ids)), param)
+
+    def _pairs(self, param: str) -> PairTokenizer:
+        if not isinstance(self._tokenizer, PairTokenizer):
+            raise RequestError("this model's tokenizer knows no pairs of texts", param=param)
+        return self._tokenizer
+
+    @property
+    def _cut(self) -> Cut | None:
+        return None if self._options.limit is None else Cut(self._options.limit, self._options.side)
+
+    def _as_cased(self, *texts: str) -> tuple[str, ...]:
+        return tuple(text.lower() for text in texts) if self._options.does_lower_case else texts
+
+    def _sliced(self, token_ids: list[int]) -> list[int]:
+        return token_ids if self._cut is None else self._cut.of(token_ids)
+
+    def _check_text(self, text: str, param: str) -> None:
+        """Refuses what cannot fit however it is tokenized, before a thread is busy with it for seconds."""
+        self._check_unicode(text, param)
+        most = self._options.max_model_len
+        if self._options.limit is None and len(text) > most * self._tokenizer.max_token_chars:
+            raise RequestError(
+                f"This model's maximum context length is {most} tokens, but `{param}` holds {len(text)} characters.",
+                param=param,
+            )
+
+    def _check_unicode(self, text: str, param: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as err:
+            raise RequestError(f"`{param}` is not valid Unicode: it holds a lone surrogate", param=param) from err
+
+    def _checked(self, prompt: PooledPrompt, param: str) -> PooledPrompt:
+        num_tokens, most = len(prompt.token_ids), self._options.max_model_len
+        if num_tokens > most:
+            raise RequestError(
+                f"This model's maximum context length is {most} tokens, but `{param}` holds {num_tokens} tokens: "
+                "shorten it, or give truncate_prompt_tokens.",
+                param=param,
+            )
+        if not num_tokens:
+            raise RequestError(f"`{param}` has no tokens", param=param)
+        return prompt
+
+
+def _prompt(encoded: EncodedPair) -> PooledPrompt:
+    return PooledPrompt(encoded.token_ids, encoded.token_type_ids)

@@ -1,0 +1,47 @@
+"""Times one pooled prompt for the metrics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from server.errors import EngineError
+from server.metrics import EngineMetrics
+from server.serving.request_context import RequestContext
+from server.types import EngineOutput, FinishReason
+
+
+class PromptRecorder:
+    """Counts a prompt as vLLM does: its result is its first token, and its last."""
+
+    def __init__(self, metrics: EngineMetrics, context: RequestContext, num_prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._context = context
+        self._num_prompt_tokens = num_prompt_tokens
+        self._reason: FinishReason = "abort"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the prompt's time in the engine; takes note of how it ended."""
+        try:
+            yield
+        except EngineError:
+            self._reason = "error"
+            raise
+        finally:
+            self._metrics.finished[self._reason].inc()
+            self._metrics.e2e_latency.observe(perf_counter() - self._context.arrival_s)
+            self._metrics.request_prompt_tokens.observe(self._num_prompt_tokens)
+            self._metrics.request_generation_tokens.observe(0)
+
+    def record(self, output: EngineOutput) -> None:
+        """Takes note of the result."""
+        metrics = self._metrics
+        self._reason = "stop"
+        self._context.times.note_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
+        metrics.time_to_first_token.observe(perf_counter() - self._context.arrival_s)
+        metrics.prompt_tokens.inc(self._num_prompt_tokens)
+        metrics.request_prefill_tokens.observe(self._num_prompt_tokens)
+        metrics.queue_time.observe(output.queue_s)
+        metrics.prefill_time.observe(output.prefill_s)
+        metrics.inference_time.observe(output.prefill_s)
+        metrics.decode_time.observe(0.0)

@@ -1,0 +1,98 @@
+"""How vectors are written into an answer. Takes time in proportion to their length; for the renderer's pool."""
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from server.errors import RequestError
+from server.protocol.pooling import EmbedDType, Endianness, VectorFields
+from server.serving.answers import BinaryAnswer
+from server.types import EngineOutput, TensorData
+
+_BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
+
+
+def check_encoding(request: VectorFields) -> None:
+    """Raises RequestError for a type that cannot be made here."""
+    if request.embed_dtype.startswith("fp8"):
+        raise RequestError(
+            "`embed_dtype` must be 'float32', 'float16' or 'bfloat16': this server makes no fp8.", param="embed_dtype"
+        )
+
+
+def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
+    """A result of the engine as an array."""
+    data = tensor_of(output)
+    return np.frombuffer(data.data, np.float32).reshape(data.shape)
+
+
+def tensor_of(output: EngineOutput) -> TensorData:
+    """A result that must be there."""
+    assert output.data is not None, "the engine sent no numbers"
+    return output.data
+
+
+def to_json(output: EngineOutput, request: VectorFields) -> Any:
+    """A list of numbers, or base64; encoded row by row, so that the event loop has its turn in between."""
+    if request.encoding_format == "base64":
+        return base64.b64encode(to_bytes(output, request.embed_dtype, request.endianness)).decode()
+    values = values_of(output)
+    if values.ndim == 1:
+        return msgspec.Raw(msgspec.json.encode(values.tolist()))
+    return msgspec.Raw(b"[" + b",".join(msgspec.json.encode(row.tolist()) for row in values) + b"]")
+
+
+def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) -> bytes:
+    """The numbers one behind the other."""
+    values, order = values_of(output), _BYTE_ORDERS[endianness]
+    if dtype == "float16":
+        return values.astype(f"{order}f2").tobytes()
+    if dtype == "bfloat16":
+        return _to_bfloat16(values).astype(f"{order}u2").tobytes()
+    return values.astype(f"{order}f4").tobytes()
+
+
+def binary_answer(outputs: Sequence[EngineOutput], request: VectorFields, head: dict[str, Any]) -> BinaryAnswer:
+    """All vectors in one body; where in it each is stands in a header, unless only the bytes are wanted."""
+    parts = [to_bytes(output, request.embed_dtype, request.endianness) for output in outputs]
+    if request.encoding_format == "bytes_only":
+        return BinaryAnswer(b"".join(parts))
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    items = [
+        {
+            "index": index,
+            "embed_dtype": request.embed_dtype,
+            "endianness": request.endianness,
+            "start": end - len(part),
+            "end": end,
+            "shape": tensor_of(output).shape,
+        }
+        for index, (part, end, output) in enumerate(zip(parts, ends, outputs, strict=True))
+    ]
+    metadata = json.dumps({**head, "data": items})
+    return BinaryAnswer(b"".join(parts), ((b"metadata", metadata.encode("ascii")),))
+
+
+def cosine(first: EngineOutput, second: EngineOutput) -> float:
+    """How alike two embeddings are."""
+    one, other = values_of(first), values_of(second)
+    lengths = math.sqrt(float(one @ one) * float(other @ other))
+    return float(one @ other) / max(lengths, 1e-8)
+
+
+def max_similarity(query: EngineOutput, document: EngineOutput) -> float:
+    """The sum over the query's tokens of how similar the most similar token of the document is."""
+    return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
+
+
+def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The upper halves of the numbers' bits, rounded to even."""
+    bits = values.astype("=f4").view("=u4")
+    rounded: npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (rounded >> 16).astype(np.uint16)

@@ -1,0 +1,99 @@
+"""The API process's end of the engine, asked to pool; a socket stands for the engine."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+import pytest
+
+from server.engine.channel import BlockingChannel
+from server.engine.client import EngineClient
+from server.engine.messages import Abort, Pool, Step, ToEngine
+from server.errors import EngineDeadError, EngineError
+from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
+
+PARAMS = PoolingParams(task="embed", dimensions=2)
+
+
+class FakeEngine:
+    """The other end: reads what was sent, answers what it is told to."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._channel = BlockingChannel(connection)
+        self._decoder = msgspec.msgpack.Decoder(ToEngine)
+
+    async def receive(self) -> ToEngine:
+        return self._decoder.decode(await asyncio.to_thread(self._channel.receive))
+
+    def answer(self, *outputs: EngineOutput) -> None:
+        self._channel.send(msgspec.msgpack.encode(Step(list(outputs), EngineStats())))
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
+    ours, theirs = socket.socketpair()
+    client, engine = EngineClient(ours), FakeEngine(theirs)
+    await client.start()
+    try:
+        yield client, engine
+    finally:
+        await client.close()
+        with suppress(OSError):
+            theirs.shutdown(socket.SHUT_RDWR)
+        engine.close()
+        theirs.close()
+        if client._loaded is not None and client._loaded.done():
+            client._loaded.exception()
+
+
+async def test_a_prompt_goes_out_and_its_numbers_come_back() -> None:
+    async with connected() as (client, engine):
+        pooling = asyncio.create_task(client.pool("a", [1, 2], PARAMS, token_type_ids=[0, 1]))
+        assert await engine.receive() == Pool("a", [1, 2], [0, 1], PARAMS)
+        data = TensorData("float32", (2,), memoryview(b"12345678"))
+        engine.answer(EngineOutput(request_id="a", finish_reason="stop", queue_s=0.5, data=data))
+        output = await pooling
+        assert output.queue_s == 0.5
+        assert output.data is not None
+        assert (output.data.shape, bytes(output.data.data)) == ((2,), b"12345678")
+
+
+async def test_cancelling_aborts() -> None:
+    async with connected() as (client, engine):
+        pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
+        await engine.receive()
+        pooling.cancel()
+        assert await engine.receive() == Abort(["a"])
+        with pytest.raises(asyncio.CancelledError):
+            await pooling
+
+
+async def test_what_the_engine_refuses_is_an_error() -> None:
+    async with connected() as (client, engine):
+        pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
+        await engine.receive()
+        engine.answer(EngineOutput(request_id="a", finish_reason="error", error="too long"))
+        with pytest.raises(EngineError, match="too long"):
+            await pooling
+
+
+async def test_the_engine_s_death_ends_the_wait() -> None:
+    async with connected() as (client, engine):
+        pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
+        await engine.receive()
+        engine._channel._connection.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(EngineDeadError):
+            await pooling
+        with pytest.raises(EngineDeadError):
+            await client.pool("b", [1], PARAMS)
+
+
+async def test_queries_are_dropped_by_their_ids() -> None:
+    async with connected() as (client, engine):
+        client.drop_queries(["a", "b"])
+        assert await engine.receive() == Abort(["a", "b"])

@@ -1,0 +1,155 @@
+"""Random-weight models to pool, of a few kilobytes, in the real formats: encoders, decoders and classifiers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_TEXT = (
+    "hello world the a capital of france germany is paris berlin what and cat dog sat on mat weather sunny rainy today "
+    "yes no user assistant query document model text short long longer longest"
+)
+VOCABULARY = tuple(dict.fromkeys([*SPECIAL, *_TEXT.split(), *"abcdefghijklmnopqrstuvwxyz"]))
+VOCAB = len(VOCABULARY)
+MAX_LEN = 64
+
+_ENCODER: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": MAX_LEN,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "initializer_range": 0.4,
+}
+_ROBERTA = {**_ENCODER, "max_position_embeddings": MAX_LEN + 1, "type_vocab_size": 1}
+_DECODER = {**_ENCODER, "num_key_value_heads": 2, "tie_word_embeddings": False}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": _ENCODER,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "distilbert": {
+        "vocab_size": VOCAB,
+        "dim": 32,
+        "hidden_dim": 48,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": MAX_LEN,
+        "pad_token_id": 0,
+        "initializer_range": 0.4,
+    },
+    "modernbert": {
+        **_ENCODER,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "local_attention": 8,
+        "global_attn_every_n_layers": 2,
+        "initializer_cutoff_factor": 2.0,
+    },
+    "llama": _DECODER,
+    "qwen3": {**_DECODER, "head_dim": 8},
+}
+ENCODERS = ("bert", "roberta", "xlm-roberta", "distilbert", "modernbert")
+DECODERS = ("llama", "qwen3")
+
+_AUTO: dict[str, Any] = {
+    "embed": AutoModel,
+    "classify": AutoModelForSequenceClassification,
+    "token_classify": AutoModelForTokenClassification,
+    "generate": AutoModelForCausalLM,
+}
+
+
+def save_pooler(folder: Path, model_type: str, head: str = "embed", **options: Any) -> PreTrainedModel:
+    """Saves weights, configuration and tokenizer, and returns the model for reference values."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[model_type](**(CONFIGS[model_type] | options))
+    model = _AUTO[head].from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(folder)
+    save_wordpiece(folder)
+    return model  # type: ignore[no-any-return]
+
+
+def save_wordpiece(folder: Path) -> None:
+    """BERT's kind of tokenizer: words in lower case, [CLS] text [SEP] pair [SEP]."""
+    vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "model_max_length": MAX_LEN,
+        **dict(zip(names, SPECIAL, strict=True)),
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def save_sentence_files(
+    folder: Path, *, mode: str = "mean", normalizes: bool = True, dense: bool = False, max_seq_length: int = 32
+) -> None:
+    """What sentence-transformers writes beside a model; the linear layer makes 8 numbers of 32."""
+    kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalizes else [])]
+    modules = [
+        {"idx": index, "name": str(index), "path": "" if not index else f"{index}_{kind}",
+         "type": f"sentence_transformers.models.{kind}"}
+        for index, kind in enumerate(kinds)
+    ]  # fmt: skip
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": max_seq_length, "do_lower_case": False})
+    )
+    (folder / "1_Pooling").mkdir()
+    modes = {name: name.startswith(mode) for name in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 32} | {f"pooling_mode_{name}": on for name, on in modes.items()})
+    )
+    if dense:
+        torch.manual_seed(1)
+        (folder / "2_Dense").mkdir()
+        activation = "torch.nn.modules.activation.Tanh"
+        (folder / "2_Dense" / "config.json").write_text(
+            json.dumps({"in_features": 32, "out_features": 8, "bias": True, "activation_function": activation})
+        )
+        tensors = {"linear.weight": torch.randn(8, 32) * 0.3, "linear.bias": torch.randn(8)}
+        save_file(tensors, folder / "2_Dense" / "model.safetensors")
+
+
+def save_colbert(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
+    """A BERT with ColBERT's linear layer in the same file; returns both."""
+    model = save_pooler(folder, "bert")
+    torch.manual_seed(2)
+    linear = torch.randn(8, 32)
+    tensors = {f"bert.{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file({**tensors, "linear.weight": linear}, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_config(folder, architectures=["HF_ColBERT"], dim=8)
+    return model, linear
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Changes the saved config.json; None removes a key."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

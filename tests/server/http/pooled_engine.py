@@ -1,0 +1,78 @@
+"""A real pooling core in the server's own process, behind the methods of the engine's client."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from server.config import EngineConfig, ModelFiles
+from server.engine.phases import Phases
+from server.engine.pooling_build import build_pooling_core
+from server.errors import EngineError
+from server.model_kind import read_model_kind
+from server.types import EngineOutput, EngineStats, PoolingParams
+
+
+class PooledEngine:
+    """Steps when a request waits; several that come in the same turn of the loop are one batch."""
+
+    def __init__(self, folder: Path, **config: Any) -> None:
+        engine, files = EngineConfig(**config), ModelFiles(folder, folder)
+        self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
+        self.is_ready = True
+        self.error: str | None = None
+        self.is_held = False
+        """Nothing is computed as long as this is true."""
+        self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}
+        self.aborted: list[str] = []
+        self.forgotten: list[str] = []
+        self.batches: list[int] = []
+        self._found: dict[str, EngineOutput] = {}
+        self._subscribers: list[Callable[[EngineStats], None]] = []
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.core.stats
+
+    def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
+        self._subscribers.append(callback)
+
+    async def pool(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: PoolingParams,
+        *,
+        token_type_ids: list[int] | None = None,
+    ) -> EngineOutput:
+        assert request_id not in self.requests, "engine ids must be unique"
+        self.requests[request_id] = (prompt_token_ids, token_type_ids, params)
+        refused = self.core.pool(request_id, prompt_token_ids, token_type_ids, params)
+        if refused is not None:
+            raise EngineError(refused.error or "")
+        try:
+            await asyncio.sleep(0)
+            while request_id not in self._found:
+                if self.is_held:
+                    await asyncio.sleep(0.005)
+                else:
+                    self._step()
+        except asyncio.CancelledError:
+            self.aborted.append(request_id)
+            self.core.abort([request_id])
+            raise
+        output = self._found[request_id]
+        if output.error is not None:
+            raise EngineError(output.error)
+        return output
+
+    def drop_queries(self, request_ids: Iterable[str]) -> None:
+        self.forgotten += request_ids
+        self.core.abort(self.forgotten)
+
+    def _step(self) -> None:
+        outputs = self.core.step()
+        self.batches.append(len(outputs))
+        self._found |= {output.request_id: output for output in outputs}
+        for callback in self._subscribers:
+            callback(self.core.stats)

@@ -1,0 +1,585 @@
+"""Embeddings, classes, scores and pooled vectors over HTTP: real routes, renderer and pooling core, tiny models."""
+
+import base64
+import dataclasses
+import json
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.metrics import ServerMetrics
+from server.renderers.hf import HfRenderer
+from server.serving.pooling.base import PoolingServingBase
+from server.serving.pooling.context import PoolingServeContext
+from server.serving.services import Services
+from tests.server.engine.small_pooling import hidden_states, logits, unit
+from tests.server.engine.tiny_poolers import (
+    MAX_LEN,
+    edit_config,
+    save_colbert,
+    save_pooler,
+    save_sentence_files,
+)
+from tests.server.http.conftest import FinishedStart, LiveServer, _run
+from tests.server.http.pooled_engine import PooledEngine
+
+NAME = "tiny"
+TEXTS = ["hello world", "the capital of france is paris", "the weather is sunny today and the cat sat on the mat", "a"]
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+Serve = Callable[..., LiveServer]
+
+
+@contextmanager
+def _serve(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
+    engine_options = {key: options.pop(key) for key in ("runner", "convert", "pooler") if key in options}
+    engine = PooledEngine(folder, **engine_options)
+    config = ServerConfig(**({"served_model_names": (NAME,)} | options))
+    files = ModelFiles(folder, folder)
+    with HfRenderer(files, RendererConfig(**({"chat_template": None} | (renderer or {})))) as hf:
+        services = Services(
+            config=config,
+            files=files,
+            renderer=hf,
+            engine=engine,  # type: ignore[arg-type]
+            metrics=ServerMetrics(NAME, FinishedStart()),
+            start=FinishedStart(),
+            version="1.2.3",
+        )
+        hf.warm_up()
+        with _run(services, engine) as server:  # type: ignore[arg-type]
+            yield server
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server of the test's own over a folder."""
+    with ExitStack() as stack:
+        yield lambda folder, **options: stack.enter_context(_serve(folder, **options))
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bert")
+
+
+@pytest.fixture(scope="module")
+def bert(bert_folder: Path) -> PreTrainedModel:
+    model = save_pooler(bert_folder, "bert")
+    edit_config(bert_folder, matryoshka_dimensions=[8, 16])
+    return model
+
+
+@pytest.fixture(scope="module")
+def embedder(bert_folder: Path, bert: PreTrainedModel) -> Iterator[LiveServer]:
+    """Embeddings that may be cut to 8 or 16 numbers, and a chat template."""
+    with _serve(bert_folder, renderer={"chat_template": TEMPLATE}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(embedder: LiveServer) -> Iterator[openai.OpenAI]:
+    with embedder.client() as client:
+        yield client
+
+
+def _encode(server: LiveServer, text: str, pair: str | None = None) -> dict[str, list[int]]:
+    return dict(server.services.renderer._hf.loaded(text, text_pair=pair))  # type: ignore[attr-defined]
+
+
+def _embedding(server: LiveServer, model: PreTrainedModel, text: str) -> torch.Tensor:
+    return unit(hidden_states(model, _encode(server, text)["input_ids"])[0])
+
+
+def _assert_close(result: Any, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(result), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_each_text_has_its_embedding(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    answer = embedder.post("/v1/embeddings", {"model": NAME, "input": TEXTS}).json()
+    assert [item["index"] for item in answer["data"]] == [0, 1, 2, 3]
+    for text, item in zip(TEXTS, answer["data"], strict=True):
+        assert item["object"] == "embedding"
+        _assert_close(item["embedding"], _embedding(embedder, bert, text))
+
+
+def test_body_has_the_fields_of_vllm(embedder: LiveServer) -> None:
+    answer = embedder.post("/v1/embeddings", {"input": "hello world", "request_id": "mine"}).json()
+    assert list(answer) == ["id", "object", "created", "model", "data", "usage"]
+    assert answer["id"] == "embd-mine"
+    assert answer["object"] == "list"
+    assert answer["model"] == NAME
+    assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] == 4
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_inputs_of_a_request_are_one_batch(embedder: LiveServer) -> None:
+    engine = embedder.engine
+    engine.batches.clear()  # type: ignore[attr-defined]
+    embedder.post("/v1/embeddings", {"input": TEXTS})
+    assert engine.batches == [4]  # type: ignore[attr-defined]
+
+
+def test_openai_client_reads_base64_and_floats(client: openai.OpenAI, embedder: LiveServer, bert: Any) -> None:
+    default = client.embeddings.create(model=NAME, input=TEXTS)
+    floats = client.embeddings.create(model=NAME, input=TEXTS, encoding_format="float")
+    for text, one, other in zip(TEXTS, default.data, floats.data, strict=True):
+        assert one.embedding == other.embedding
+        _assert_close(one.embedding, _embedding(embedder, bert, text))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "endianness", "numpy_type"),
+    [
+        ("float32", "little", "<f4"),
+        ("float32", "big", ">f4"),
+        ("float16", "native", "=f2"),
+        ("float32", "native", "=f4"),
+    ],
+)
+def test_base64_holds_the_numbers_in_the_type_asked_for(
+    embedder: LiveServer, dtype: str, endianness: str, numpy_type: str
+) -> None:
+    body = {"input": "hello", "encoding_format": "base64", "embed_dtype": dtype, "endianness": endianness}
+    encoded = embedder.post("/v1/embeddings", body).json()["data"][0]["embedding"]
+    floats = embedder.post("/v1/embeddings", {"input": "hello"}).json()["data"][0]["embedding"]
+    assert np.frombuffer(base64.b64decode(encoded), numpy_type) == pytest.approx(floats, abs=1e-3)
+
+
+def test_bfloat16_is_rounded_to_even(embedder: LiveServer) -> None:
+    body = {"input": "hello", "encoding_format": "base64", "embed_dtype": "bfloat16"}
+    encoded = base64.b64decode(embedder.post("/v1/embeddings", body).json()["data"][0]["embedding"])
+    floats = embedder.post("/v1/embeddings", {"input": "hello"}).json()["data"][0]["embedding"]
+    expected = torch.tensor(floats).to(torch.bfloat16)
+    assert torch.equal(torch.frombuffer(bytearray(encoded), dtype=torch.bfloat16), expected)
+
+
+def test_bytes_come_with_a_map_in_a_header(embedder: LiveServer) -> None:
+    response = embedder.post("/v1/embeddings", {"input": TEXTS[:2], "encoding_format": "bytes"})
+    assert response.headers["content-type"] == "application/octet-stream"
+    metadata = json.loads(response.headers["metadata"])
+    assert metadata["usage"]["prompt_tokens"] == 4 + 8
+    floats = embedder.post("/v1/embeddings", {"input": TEXTS[:2]}).json()["data"]
+    for item, expected in zip(metadata["data"], floats, strict=True):
+        part = response.content[item["start"] : item["end"]]
+        assert item["shape"] == [32]
+        assert list(struct.unpack("32f", part)) == expected["embedding"]
+    bare = embedder.post("/v1/embeddings", {"input": TEXTS[:2], "encoding_format": "bytes_only"})
+    assert bare.content == response.content
+    assert "metadata" not in bare.headers
+
+
+def test_token_ids_are_taken_as_they_are(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    ids = _encode(embedder, TEXTS[1])["input_ids"]
+    one = embedder.post("/v1/embeddings", {"input": ids}).json()
+    many = embedder.post("/v1/embeddings", {"input": [ids, [2, 3]]}).json()
+    _assert_close(one["data"][0]["embedding"], _embedding(embedder, bert, TEXTS[1]))
+    assert len(many["data"]) == 2
+    assert many["usage"]["prompt_tokens"] == len(ids) + 2
+
+
+def test_special_tokens_may_be_left_out(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    answer = embedder.post("/v1/embeddings", {"input": "hello world", "add_special_tokens": False}).json()
+    assert answer["usage"]["prompt_tokens"] == 2
+    ids = _encode(embedder, "hello world")["input_ids"][1:-1]
+    _assert_close(answer["data"][0]["embedding"], unit(hidden_states(bert, ids)[0]))
+
+
+@pytest.mark.parametrize("field", ["messages", "input"])
+def test_a_conversation_is_rendered_by_the_template(embedder: LiveServer, bert: PreTrainedModel, field: str) -> None:
+    messages = [{"role": "user", "content": "hello world"}]
+    ids = _encode(embedder, "user hello world ")["input_ids"]
+    answer = embedder.post("/v1/embeddings", {field: messages, "add_special_tokens": True}).json()
+    _assert_close(answer["data"][0]["embedding"], unit(hidden_states(bert, ids)[0]))
+    batch = embedder.post("/v1/embeddings", {field: [messages, messages]}).json()
+    assert len(batch["data"]) == 2
+    assert batch["usage"]["prompt_tokens"] == 2 * (len(ids) - 2)
+
+
+def test_dimensions_cut_embeddings(client: openai.OpenAI, embedder: LiveServer, bert: PreTrainedModel) -> None:
+    cut = client.embeddings.create(model=NAME, input="hello world", dimensions=8).data[0].embedding
+    hidden = hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0]
+    _assert_close(cut, unit(hidden[:8]))
+
+
+def test_use_activation_false_leaves_embeddings_as_they_are(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    answer = embedder.post("/v1/embeddings", {"input": "hello world", "use_activation": False}).json()
+    _assert_close(answer["data"][0]["embedding"], hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0])
+
+
+@pytest.mark.parametrize(("side", "kept"), [(None, "the capital"), ("right", "the capital"), ("left", "is paris")])
+def test_truncation_keeps_special_tokens_and_the_side_asked_for(
+    embedder: LiveServer, bert: PreTrainedModel, side: str | None, kept: str
+) -> None:
+    body = {"input": TEXTS[1], "truncate_prompt_tokens": 4} | ({"truncation_side": side} if side else {})
+    answer = embedder.post("/v1/embeddings", body).json()
+    assert answer["usage"]["prompt_tokens"] == 4
+    _assert_close(answer["data"][0]["embedding"], _embedding(embedder, bert, kept))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_truncation_never_leaves_more_than_was_asked_for(embedder: LiveServer, limit: int) -> None:
+    for given in (TEXTS[1], _encode(embedder, TEXTS[1])["input_ids"]):
+        body = {"input": given, "truncate_prompt_tokens": limit}
+        assert embedder.post("/v1/embeddings", body).json()["usage"]["prompt_tokens"] == limit
+    assert embedder.post("/v1/embeddings", {"input": TEXTS[1], "truncate_prompt_tokens": 0}).status_code == 400
+
+
+def test_a_model_without_a_template_takes_no_conversations(serve: Serve, bert_folder: Path, bert: Any) -> None:
+    response = serve(bert_folder).post("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]})
+    assert response.status_code == 400
+    assert "chat template" in response.json()["error"]["message"]
+
+
+def test_minus_one_truncates_to_what_the_model_takes(embedder: LiveServer) -> None:
+    long = "cat " * 200
+    assert embedder.post("/v1/embeddings", {"input": long}).status_code == 400
+    answer = embedder.post("/v1/embeddings", {"input": long, "truncate_prompt_tokens": -1}).json()
+    assert answer["usage"]["prompt_tokens"] == MAX_LEN
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({}, "input", "either `input` or `messages`"),
+        ({"input": []}, "input", "at least one prompt"),
+        ({"input": "a", "messages": [{"role": "user", "content": "b"}]}, "input", "either"),
+        ({"input": ["a", 1]}, "input", "not a mix"),
+        ({"input": [1, 10**6]}, "input", "token ids must be from 0 to"),
+        ({"input": "cat " * 100}, "input", "maximum context length is 64 tokens"),
+        ({"input": "", "add_special_tokens": False}, "input", "no tokens"),
+        ({"input": "a", "dimensions": 9}, "dimensions", r"only supports Matryoshka dimensions [8, 16], got 9"),
+        ({"input": "a", "dimensions": 33}, "dimensions", "in range [1, 32], got 33"),
+        ({"input": "a", "dimensions": 0}, "dimensions", ">= 1"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'base64'"),
+        ({"input": "a", "embed_dtype": "fp8_e4m3"}, "embed_dtype", "fp8"),
+        ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
+        ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
+        ({"input": "a", "padding": "max_length"}, "padding", "not supported"),
+        ({"input": "a", "priority": 3}, "priority", "not supported"),
+        ({"input": "a", "surprise": 3}, "surprise", "Unrecognized"),
+        ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
+    ],
+)  # fmt: skip
+def test_bad_requests_name_the_field(embedder: LiveServer, body: dict[str, Any], param: str, words: str) -> None:
+    response = embedder.post("/v1/embeddings", body)
+    error = response.json()["error"]
+    assert response.status_code == 400, error
+    assert error["type"] == "BadRequestError"
+    assert error["param"] == param
+    assert words in error["message"]
+
+
+def test_dimensions_of_a_model_that_cannot_be_cut_are_refused(serve: Serve, tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    error = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8}).json()["error"]
+    assert "does not support Matryoshka" in error["message"]
+    assert error["param"] == "dimensions"
+
+
+def test_another_model_is_a_404(embedder: LiveServer) -> None:
+    response = embedder.post("/v1/embeddings", {"input": "a", "model": "other"})
+    assert response.status_code == 404
+    assert response.json()["error"]["param"] == "model"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "api"),
+    [
+        ("/v1/completions", {"prompt": "a"}, "Completions"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, "Chat Completions"),
+        ("/classify", {"input": "a"}, "Classification"),
+    ],
+)
+def test_an_embedder_does_nothing_else(embedder: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
+    response = embedder.post(path, body)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == f"The model does not support {api} API"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "api"),
+    [
+        ("/v1/embeddings", {"input": "a"}, "Embeddings"),
+        ("/pooling", {"input": "a"}, "Pooling"),
+        ("/classify", {"input": "a"}, "Classification"),
+        ("/v1/score", {"text_1": "a", "text_2": "b"}, "Score"),
+        ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)"),
+    ],
+)
+def test_a_generating_server_pools_nothing(server: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
+    response = server.post(path, body)
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == f"The model does not support {api} API"
+
+
+def test_sentence_transformers_limit_holds(serve: Serve, tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path, max_seq_length=8)
+    server = serve(tmp_path)
+    assert "maximum context length is 8" in server.post("/v1/embeddings", {"input": TEXTS[2]}).text
+    assert server.get("/v1/models").json()["data"][0]["max_model_len"] == 8
+
+
+def test_pooling_gives_vectors_of_texts_and_of_tokens(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    whole = embedder.post("/pooling", {"input": TEXTS}).json()
+    assert whole["id"].startswith("pooling-")
+    assert whole["data"][0]["object"] == "pooling"
+    for text, item in zip(TEXTS, whole["data"], strict=True):
+        _assert_close(item["data"], _embedding(embedder, bert, text))
+    tokens = embedder.post("/pooling", {"input": TEXTS, "task": "token_embed"}).json()
+    for text, item in zip(TEXTS, tokens["data"], strict=True):
+        _assert_close(item["data"], unit(hidden_states(bert, _encode(embedder, text)["input_ids"])))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"task": "score"}, "task", "use `classify` instead"),
+        ({"task": "classify"}, "task", "Supported tasks: embed, token_embed"),
+        ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
+        ({"data": {}}, "data", "Unrecognized"),
+    ],
+)
+def test_pooling_refuses_what_the_model_cannot_do(
+    embedder: LiveServer, fields: dict[str, Any], param: str, words: str
+) -> None:
+    response = embedder.post("/pooling", {"input": "a"} | fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert words in response.json()["error"]["message"]
+
+
+def test_classes_have_labels_and_probabilities(serve: Serve, tmp_path: Path) -> None:
+    labels = {0: "good", 1: "bad", 2: "ugly"}
+    model = save_pooler(tmp_path, "bert", "classify", id2label=labels)
+    server = serve(tmp_path)
+    answer = server.post("/classify", {"input": TEXTS}).json()
+    assert answer["id"].startswith("classify-")
+    assert list(answer) == ["id", "object", "created", "model", "data", "usage"]
+    for index, (text, item) in enumerate(zip(TEXTS, answer["data"], strict=True)):
+        expected = logits(model, _encode(server, text)["input_ids"]).softmax(-1)
+        assert item["index"] == index
+        assert item["label"] == labels[int(expected.argmax())]
+        assert item["num_classes"] == 3
+        _assert_close(item["probs"], expected)
+    assert server.post("/score", {"text_1": "a", "text_2": "b"}).status_code == 404
+
+
+def _cross_score(server: LiveServer, model: PreTrainedModel, first: str, second: str) -> float:
+    encoded = _encode(server, first, second)
+    return float(logits(model, encoded["input_ids"], encoded["token_type_ids"]).sigmoid())
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, PreTrainedModel]]:
+    folder = tmp_path_factory.mktemp("cross")
+    model = save_pooler(folder, "bert", "classify", num_labels=1)
+    with _serve(folder) as server:
+        yield server, model
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+def test_a_cross_encoder_scores_one_with_many(cross_encoder: Any, path: str) -> None:
+    server, model = cross_encoder
+    answer = server.post(path, {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
+    assert answer["id"].startswith("score-")
+    assert [item["object"] for item in answer["data"]] == ["score"] * 3
+    expected = [_cross_score(server, model, TEXTS[0], text) for text in TEXTS[1:]]
+    assert [item["score"] for item in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    assert answer["usage"]["prompt_tokens"] == sum(len(_encode(server, TEXTS[0], t)["input_ids"]) for t in TEXTS[1:])
+
+
+@pytest.mark.parametrize("names", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")])
+def test_a_cross_encoder_scores_each_with_its_own(cross_encoder: Any, names: tuple[str, str]) -> None:
+    server, model = cross_encoder
+    answer = server.post("/score", {names[0]: TEXTS[:2], names[1]: TEXTS[2:]}).json()
+    expected = [_cross_score(server, model, *pair) for pair in zip(TEXTS[:2], TEXTS[2:], strict=True)]
+    assert [item["score"] for item in answer["data"]] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+def test_rerank_puts_the_most_relevant_first(cross_encoder: Any, path: str) -> None:
+    server, model = cross_encoder
+    body = {"query": TEXTS[0], "documents": TEXTS[1:], "return_documents": True}
+    answer = server.post(path, body).json()
+    assert list(answer) == ["id", "model", "usage", "results"]
+    expected = {i: _cross_score(server, model, TEXTS[0], text) for i, text in enumerate(TEXTS[1:])}
+    order = sorted(expected, key=lambda i: -expected[i])
+    assert [result["index"] for result in answer["results"]] == order
+    for result in answer["results"]:
+        assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-5)
+        assert result["document"] == {"text": TEXTS[1 + result["index"]], "multi_modal": None}
+    best = server.post(path, body | {"top_n": 1}).json()
+    assert [result["index"] for result in best["results"]] == order[:1]
+    assert set(answer["usage"]) == {"prompt_tokens", "total_tokens"}
+
+
+def test_documents_may_be_cut_before_they_are_paired(cross_encoder: Any) -> None:
+    server, model = cross_encoder
+    answer = server.post("/score", {"text_1": "hello", "text_2": TEXTS[2], "max_tokens_per_doc": 3}).json()
+    assert answer["data"][0]["score"] == pytest.approx(_cross_score(server, model, "hello", "the weather is"), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/score", {"text_1": "a"}, "text_1"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
+        ("/score", {"text_1": [], "text_2": "c"}, "text_1"),
+        ("/score", {"text_1": "a", "text_2": {"content": []}}, "text_2"),
+        ("/score", {"text_1": "a", "text_2": "cat " * 100}, "text_2"),
+        ("/score", {"text_1": "a", "text_2": "b", "max_tokens_per_doc": 64}, "max_tokens_per_doc"),
+        ("/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/rerank", {"documents": ["a"]}, "query"),
+        ("/rerank", {"query": "a", "documents": ["b"], "top_n": -1}, "top_n"),
+    ],
+)
+def test_bad_scores_name_the_field(cross_encoder: Any, path: str, body: dict[str, Any], param: str) -> None:
+    response = cross_encoder[0].post(path, body)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
+def test_a_template_given_by_the_operator_makes_the_pairs(serve: Serve, tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "llama", "classify", num_labels=1)
+    template = "{{ instruction or 'no' }} {{ messages[0]['content'] }} and {{ messages[1]['content'] }}"
+    server = serve(tmp_path, renderer={"chat_template": template})
+    body = {"query": "cat", "documents": ["dog"], "instruction": "yes"}
+    score = server.post("/rerank", body).json()["results"][0]["relevance_score"]
+    hidden = hidden_states(model.model, _encode(server, "yes cat and dog")["input_ids"])[-1]
+    assert score == pytest.approx(float(model.score(hidden).detach().sigmoid()), abs=1e-5)
+
+
+def test_a_bi_encoder_scores_by_the_angle(embedder: LiveServer, bert: PreTrainedModel) -> None:
+    answer = embedder.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
+    vectors = [_embedding(embedder, bert, text) for text in TEXTS]
+    assert [item["score"] for item in answer["data"]] == pytest.approx(
+        [float(vectors[0] @ other) for other in vectors[1:]], abs=1e-5
+    )
+    assert answer["usage"]["prompt_tokens"] == sum(len(_encode(embedder, text)["input_ids"]) for text in TEXTS)
+
+
+@pytest.mark.parametrize("in_engine", [True, False], ids=["in the engine", "in the pool"])
+@pytest.mark.parametrize("path", ["/score", "/rerank"])
+def test_late_interaction_ends_in_postprocessing_with_scores(
+    serve: Serve, tmp_path: Path, path: str, in_engine: bool
+) -> None:
+    """vLLM's path through the engine once ended in preprocessing and answered with nothing (vllm#39763)."""
+    model, linear = save_colbert(tmp_path)
+    server = serve(tmp_path, enable_flash_late_interaction=in_engine)
+    names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
+    answer = server.post(path, {names[0]: TEXTS[0], names[1]: TEXTS[1:]})
+    assert answer.status_code == 200, answer.text
+    query, *documents = (unit(hidden_states(model, _encode(server, t)["input_ids"]) @ linear.T) for t in TEXTS)
+    expected = [float((query @ document.T).amax(-1).sum()) for document in documents]
+    body = answer.json()
+    if path == "/score":
+        assert [item["score"] for item in body["data"]] == pytest.approx(expected, abs=1e-4)
+    else:
+        scores = {result["index"]: result["relevance_score"] for result in body["results"]}
+        assert [scores[index] for index in range(3)] == pytest.approx(expected, abs=1e-4)
+        assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert body["usage"]["prompt_tokens"] == sum(len(_encode(server, text)["input_ids"]) for text in TEXTS)
+    engine: Any = server.engine
+    sizes = [len(output.data.data) for output in engine._found.values() if output.data is not None]
+    assert (set(sizes) == {4}) is in_engine, "only scores leave the engine"
+    assert len(engine.forgotten) == (1 if in_engine else 0)
+    assert len(engine.core._queries) == 0
+
+
+def test_late_interaction_scores_each_with_its_own(serve: Serve, tmp_path: Path) -> None:
+    save_colbert(tmp_path)
+    bodies = [{"text_1": TEXTS[:2], "text_2": TEXTS[2:]}, {"text_1": TEXTS[1], "text_2": TEXTS[3]}]
+    both, one = (serve(tmp_path).post("/score", body).json()["data"] for body in bodies)
+    assert both[1]["score"] == pytest.approx(one[0]["score"], abs=1e-4)
+
+
+def test_a_query_is_forgotten_when_a_document_fails(serve: Serve, tmp_path: Path) -> None:
+    save_colbert(tmp_path)
+    server = serve(tmp_path)
+    engine: Any = server.engine
+    pool = engine.pool
+
+    async def fail_documents(request_id: str, ids: list[int], params: Any, **rest: Any) -> Any:
+        if params.late_interaction.role == "document":
+            params = params.__class__(task="classify")
+        return await pool(request_id, ids, params, **rest)
+
+    engine.pool = fail_documents
+    assert server.post("/score", {"text_1": "a", "text_2": ["b", "c"]}).status_code == 500
+    assert len(engine.forgotten) == 1
+    assert len(engine.core._queries) == 0
+
+
+def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[str, str] = {}
+    for name in ("_read_prompts", "_postprocessing"):
+        work = getattr(PoolingServingBase, name)
+
+        def noting(self: Any, *args: Any, _name: str = name, _work: Any = work) -> Any:
+            threads[_name] = threading.current_thread().name
+            return _work(self, *args)
+
+        monkeypatch.setattr(PoolingServingBase, name, noting)
+    with _serve(embedder.services.files.path) as server:
+        assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
+    assert threads["_read_prompts"].startswith("renderer")
+    assert threads["_postprocessing"].startswith("renderer")
+
+
+def test_a_context_must_say_what_is_made_of_its_prompts() -> None:
+    fields = [field for field in dataclasses.fields(PoolingServeContext) if field.name == "pooling_params"]
+    assert [(field.default, field.default_factory) for field in fields] == [(dataclasses.MISSING,) * 2]
+
+
+def test_a_client_that_goes_away_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:
+    engine: Any = embedder.engine
+    engine.is_held, engine.aborted = True, []
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            embedder.post("/v1/embeddings", {"input": TEXTS}, timeout=0.3)
+        wait_until(lambda: len(engine.aborted) == 4)
+        assert not engine.core.has_work
+    finally:
+        engine.is_held = False
+
+
+def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedModel) -> None:
+    server = serve(bert_folder)
+    response = server.post("/v1/embeddings", {"input": TEXTS})
+    lines = dict(line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines() if line[0] != "#")
+    labels = f'engine="0",model_name="{NAME}"'
+    assert float(lines[f"vllm:prompt_tokens_total{{{labels}}}"]) == response.json()["usage"]["prompt_tokens"]
+    assert float(lines[f'vllm:request_success_total{{engine="0",finished_reason="stop",model_name="{NAME}"}}']) == 4
+    assert float(lines[f"vllm:e2e_request_latency_seconds_count{{{labels}}}"]) == 4
+    assert float(lines[f"vllm:generation_tokens_total{{{labels}}}"]) == 0
+    assert float(lines[f"vllm:num_requests_running{{{labels}}}"]) == 0
+    assert {"queue", "render", "prefill"} <= {
+        part.split(";")[0] for part in response.headers["server-timing"].split(", ")
+    }
+
+
+def test_readiness_takes_one_pooled_prompt(serve: Serve, tmp_path: Path) -> None:
+    import asyncio
+
+    from server.serving.warm_up import warm_up
+
+    save_colbert(tmp_path)
+    server = serve(tmp_path)
+    asyncio.run(warm_up(server.services))
+    assert list(server.engine.requests) == ["warm-up"]

@@ -1,0 +1,189 @@
+"""prompt_embeds in POST /v1/completions, over the real route and renderer."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+
+import httpx
+import pybase64
+import pytest
+import safetensors.torch
+import torch
+
+from server.renderers.hf import HfRenderer
+from server.renderers.prompt_embeds import EmbedsLimits
+from tests.server.http.conftest import MAX_MODEL_LEN
+
+WIDTH = 16
+TEXT = " Paris, the city of light."
+
+
+def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
+    return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def saved(tensor: torch.Tensor) -> str:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    return pybase64.b64encode_as_string(file.getvalue())
+
+
+def as_safetensors(tensor: torch.Tensor) -> str:
+    return pybase64.b64encode_as_string(safetensors.torch.save({"prompt_embeds": tensor}))
+
+
+@pytest.fixture
+def taking(server, renderer: HfRenderer) -> Iterator[object]:
+    """The server as with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
+    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
+    try:
+        yield server
+    finally:
+        renderer.embeds_limits = None
+
+
+def embeds_of(engine) -> dict[str, torch.Tensor | None]:
+    """What the engine got, by the choice's number."""
+    return {
+        engine_id.rpartition("-")[2]: None
+        if inputs is None
+        else torch.frombuffer(bytearray(inputs.embeds.data), dtype=torch.bfloat16).reshape(inputs.embeds.shape)
+        for engine_id, inputs in engine.inputs.items()
+    }
+
+
+def assert_refused(response, param: str, message: str) -> None:
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_without_the_flag_it_is_named(server):
+    assert_refused(
+        server.complete(prompt=None, prompt_embeds=saved(rows(3))), "prompt_embeds", "--enable-prompt-embeds"
+    )
+
+
+@pytest.mark.parametrize("write", [saved, as_safetensors])
+@pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
+def test_rows_reach_the_engine_in_the_model_s_type(taking, engine, write, prompt):
+    body = taking.complete(prompt=prompt, prompt_embeds=write(rows(7))).json()
+    assert body["choices"][0]["text"] == TEXT
+    assert body["usage"]["prompt_tokens"] == 7
+    assert torch.equal(embeds_of(engine)["0"], rows(7).bfloat16())
+    assert [prompt for prompt, _ in engine.requests.values()] == [[0] * 7]
+
+
+def test_the_field_prompt_may_be_left_out(taking):
+    answer = taking.post("/v1/completions", {"prompt_embeds": saved(rows(2))})
+    assert answer.json()["choices"][0]["text"] == TEXT
+
+
+def test_embeddings_come_before_texts(taking, engine, encode):
+    fields = {"prompt": ["a", "b"], "prompt_embeds": [saved(rows(2)), saved(rows(3, seed=1))], "n": 2, "max_tokens": 1}
+    body = taking.complete(**fields).json()
+    assert [choice["index"] for choice in body["choices"]] == list(range(8))
+    found = embeds_of(engine)
+    for index, expected in (("0", rows(2)), ("1", rows(2)), ("2", rows(3, seed=1)), ("3", rows(3, seed=1))):
+        assert torch.equal(found[index], expected.bfloat16())
+    prompts = {engine_id.rpartition("-")[2]: prompt for engine_id, (prompt, _) in engine.requests.items()}
+    assert [prompts[str(i)] for i in range(8)] == [
+        *[[0] * 2] * 2,
+        *[[0] * 3] * 2,
+        *[encode("a")] * 2,
+        *[encode("b")] * 2,
+    ]
+    assert found["4"] is None
+    assert body["usage"]["prompt_tokens"] == 7
+
+
+def test_choices_share_one_object(taking, engine):
+    taking.complete(prompt=None, prompt_embeds=saved(rows(4)), n=3, temperature=1.0)
+    assert len({id(inputs) for inputs in engine.inputs.values()}) == 1
+
+
+def test_stream_has_the_same_text(taking):
+    lines = taking.stream_lines("/v1/completions", {"prompt_embeds": saved(rows(4)), "return_token_ids": True})
+    chunks = [json.loads(line) for line in lines[:-1]]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
+    assert chunks[0]["choices"][0]["prompt_token_ids"] == [0] * 4
+
+
+def test_stops_and_logprobs_work_as_ever(taking):
+    choice = taking.complete(prompt=None, prompt_embeds=saved(rows(4)), stop=[","], logprobs=1).json()["choices"][0]
+    assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (" Paris", "stop", ",")
+    assert choice["logprobs"]["tokens"][0] == " Paris"
+    assert choice["logprobs"]["text_offset"][0] == 0
+
+
+def test_the_openai_client_sends_them_as_extra_fields(taking, engine):
+    with taking.client() as client:
+        answer = client.completions.create(
+            model="smol", prompt="", max_tokens=3, extra_body={"prompt_embeds": saved(rows(5))}
+        )
+    assert answer.choices[0].text == " Paris, the"
+    assert answer.usage is not None and answer.usage.prompt_tokens == 5
+
+
+def test_the_last_rows_are_kept_where_asked(taking, engine):
+    taking.complete(prompt=None, prompt_embeds=saved(rows(9)), truncate_prompt_tokens=4)
+    assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"prompt_embeds": []}, "prompt", "`prompt` or `prompt_embeds` must be given"),
+        ({"prompt_embeds": None}, "prompt", "`prompt` or `prompt_embeds` must be given"),
+        ({"prompt_embeds": ""}, "prompt_embeds", "is empty"),
+        ({"prompt_embeds": "?"}, "prompt_embeds", "not valid base64"),
+        ({"prompt_embeds": [saved(rows(2)), "AAAA"]}, "prompt_embeds", "neither a safetensors file"),
+        ({"prompt_embeds": saved(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
+        ({"prompt_embeds": saved(rows(MAX_MODEL_LEN))}, "prompt_embeds", "maximum context length is 512"),
+        ({"prompt_embeds": 5}, "prompt_embeds", "got `int` 5"),
+        ({"prompt_embeds": [5]}, "prompt_embeds", "got `int` 5"),
+        ({"prompt_embeds": saved(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
+        ({"prompt_embeds": saved(rows(2)), "prompt_logprobs": 0}, "prompt_logprobs", "`prompt_embeds`"),
+        ({"prompt_embeds": [saved(rows(1))] * 1025}, "prompt", "1025 prompts"),
+        ({"prompt_embeds": saved(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
+    ],
+)
+def test_faults_are_told_with_their_field(taking, engine, fields, param, message):
+    assert_refused(taking.complete(prompt=None, **fields), param, message)
+    assert not engine.requests
+
+
+def test_the_largest_body_follows_from_the_model(taking, renderer, engine):
+    """500 rows of 32768 numbers are 44 MB of base64: more than other bodies may have."""
+    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 32768, "bfloat16")
+    large = rows(500, width=32768).bfloat16()
+    assert taking.complete(prompt=None, prompt_embeds=as_safetensors(large)).json()["usage"]["prompt_tokens"] == 500
+    assert torch.equal(embeds_of(engine)["0"], large)
+    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
+    too_large = taking.complete(prompt=None, prompt_embeds="A" * (34 << 20))
+    assert_refused(too_large, None, "larger than 3")
+
+
+def test_other_requests_are_answered_while_large_ones_are_read(taking, renderer):
+    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 8192, "bfloat16")
+    payload = {"prompt_embeds": [as_safetensors(rows(500, width=8192).bfloat16())] * 3, "max_tokens": 1}
+    body = json.dumps(payload).encode()
+    answers = []
+
+    def complete() -> None:
+        headers = {"content-type": "application/json"}
+        answers.append(httpx.post(f"{taking.url}/v1/completions", content=body, headers=headers, timeout=60))
+
+    threads = [threading.Thread(target=complete) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    num_answered = 0
+    while any(thread.is_alive() for thread in threads):
+        assert taking.get("/version").status_code == 200
+        num_answered += 1
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert num_answered > 5

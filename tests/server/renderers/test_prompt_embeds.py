@@ -1,0 +1,540 @@
+"""prompt_embeds: what clients may send, and that nothing they may send does harm."""
+
+import asyncio
+import binascii
+import io
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pybase64
+import pytest
+import safetensors.torch
+import torch
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.renderers.hf import HfRenderer
+from server.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.prompts import EmbedsPrompt, TextOptions
+from server.types import TensorData
+
+LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+NORMAL = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+
+
+def saved(value: object, **options: Any) -> bytes:
+    """What `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+def as_safetensors(**tensors: torch.Tensor) -> bytes:
+    return safetensors.torch.save(tensors)
+
+
+def load(payload: bytes, limits: EmbedsLimits = LIMITS, **options: Any) -> torch.Tensor:
+    return to_torch(safe_load_prompt_embeds(pybase64.b64encode(payload), limits, **options))
+
+
+def to_torch(data: TensorData) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data.data), dtype=getattr(torch, data.dtype)).reshape(data.shape)
+
+
+def refusal(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
+    """Why a payload is refused; nothing but a RequestError about this field may come of it."""
+    with pytest.raises(RequestError) as caught:
+        load(payload, limits)
+    assert caught.value.param == "prompt_embeds"
+    assert caught.value.status == 400
+    return caught.value.message
+
+
+@pytest.mark.parametrize("target", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("source", DTYPES)
+@pytest.mark.parametrize("write", [saved, lambda t: as_safetensors(prompt_embeds=t)], ids=["torch", "safetensors"])
+def test_numbers_arrive_as_torch_would_cast_them(write: Callable[..., bytes], source: str, target: str) -> None:
+    tiny, large = NORMAL * 1e-6, NORMAL * 1e4
+    rows = torch.cat([NORMAL, tiny, large, torch.arange(16.0)[None] / 3]).to(getattr(torch, source))
+    expected = rows.to(getattr(torch, target))
+    assert torch.equal(load(write(rows), EmbedsLimits(64, 16, target)), expected)
+
+
+def test_rounding_to_bfloat16_is_torch_s_for_every_kind_of_number() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 1 << 20, dtype=np.uint32)
+    ties = (np.arange(1 << 14, dtype=np.uint32) << np.uint32(16)) + np.uint32(0x8000)
+    numbers = torch.from_numpy(np.concatenate([bits, ties]).view(np.float32))
+    numbers = numbers[numbers.bfloat16().isfinite()]
+    rows = numbers[: len(numbers) // 16 * 16].reshape(-1, 16)
+    assert torch.equal(load(saved(rows), EmbedsLimits(1 << 20, 16, "bfloat16")), rows.bfloat16())
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(torch.randn(16, 9).t(), id="transposed"),
+        pytest.param(torch.randn(40, 16)[7:20:3], id="slice"),
+        pytest.param(torch.randn(1, 16).expand(9, 16), id="expanded"),
+        pytest.param(torch.randn(9, 48)[:, ::3], id="columns"),
+        pytest.param(torch.randn(1, 9, 16), id="batch of one"),
+        pytest.param(torch.nn.Parameter(torch.randn(9, 16)), id="parameter"),
+        pytest.param(torch.randn(9, 16, requires_grad=True), id="requires grad"),
+        pytest.param((torch.randn(9, 16) > 1).float().to_sparse(), id="sparse"),
+        pytest.param((torch.randn(9, 16) > 1).bfloat16().to_sparse(), id="sparse bfloat16"),
+        pytest.param(torch.zeros(9, 16).to_sparse(), id="sparse and empty"),
+        pytest.param(
+            torch.sparse_coo_tensor([[1, 1, 2], [3, 3, 0]], [1.0, 2.0, 5.0], (4, 16), check_invariants=True),
+            id="sparse, one place twice",
+        ),
+    ],
+)
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_tensors_of_any_layout_are_read_as_they_look(rows: torch.Tensor, protocol: int) -> None:
+    expected = rows.detach().to_dense().reshape(-1, 16).float()
+    assert torch.equal(load(saved(rows, pickle_protocol=protocol)), expected)
+
+
+def test_the_last_rows_are_kept() -> None:
+    assert torch.equal(load(saved(NORMAL), truncate_to=2), NORMAL[-2:])
+    assert torch.equal(load(saved(NORMAL), truncate_to=99), NORMAL)
+    assert torch.equal(
+        load(saved(torch.cat([NORMAL] * 13)), truncate_to=63).mean(), torch.cat([NORMAL] * 13)[2:].mean()
+    )
+
+
+def test_a_tensor_of_the_right_name_is_found_among_others() -> None:
+    payload = as_safetensors(prompt_embeds=NORMAL, other=torch.zeros(3))
+    assert torch.equal(load(payload), NORMAL)
+    assert torch.equal(load(as_safetensors(anything=NORMAL)), NORMAL)
+    assert "holds 2 tensors" in refusal(as_safetensors(a=NORMAL, b=NORMAL + 1))
+
+
+def test_numbers_in_the_model_s_type_are_not_copied() -> None:
+    payload = pybase64.b64encode(as_safetensors(prompt_embeds=torch.zeros(60, 16)))
+    rows = safe_load_prompt_embeds(payload, LIMITS)
+    assert not np.frombuffer(rows.data, np.float32).flags.owndata
+    assert rows.data.readonly, "it is the decoded payload itself"
+
+
+def test_text_bytes_and_views_are_base64_alike() -> None:
+    text = pybase64.b64encode_as_string(saved(NORMAL))
+    for embeds in (text, text.encode(), memoryview(b"x" + text.encode())[1:]):
+        assert torch.equal(to_torch(safe_load_prompt_embeds(embeds, LIMITS)), NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("A", "not valid base64"),
+        ("AAAA\nAAAA", "not valid base64"),
+        ("AA==AA==", "not valid base64"),
+        ("__--", "not valid base64"),
+        ("ÄÄÄÄ", "not valid base64"),
+        ("AAAA", "neither a safetensors file nor one of torch.save"),
+        ("A" * 100_000, "send fewer rows"),
+    ],
+)
+def test_what_is_no_base64_of_a_file_is_told(text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        safe_load_prompt_embeds(text, LIMITS)
+    assert caught.value.param == "prompt_embeds"
+
+
+def test_too_much_base64_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pybase64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(RequestError, match="send fewer rows"):
+        safe_load_prompt_embeds("A" * (LIMITS.max_base64_chars + 1), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        pytest.param(torch.zeros(5, 15), "rows of 15 numbers, but the model's hidden size is 16", id="width"),
+        pytest.param(torch.zeros(16), "must be a 2D tensor", id="rank 1"),
+        pytest.param(torch.zeros(2, 5, 16), r"got shape [2, 5, 16]", id="rank 3"),
+        pytest.param(torch.zeros(()), "must be a 2D tensor", id="rank 0"),
+        pytest.param(torch.zeros(0, 16), "has no rows", id="no rows"),
+        pytest.param(torch.zeros(64, 16), "has 64 rows, but the model's maximum context length is 64", id="rows"),
+        pytest.param(torch.zeros(5, 16, dtype=torch.int64), "int64", id="int64"),
+        pytest.param(torch.zeros(5, 16, dtype=torch.int32), "IntStorage", id="int32"),
+        pytest.param(torch.zeros(5, 16, dtype=torch.bool), "BoolStorage", id="bool"),
+        pytest.param(torch.zeros(5, 16, dtype=torch.complex64), "ComplexFloatStorage", id="complex"),
+        pytest.param(torch.zeros(5, 16, dtype=torch.float8_e4m3fn), "plain tensor", id="float8"),
+        pytest.param(torch.full((5, 16), float("nan")), "NaN or infinity in row 0", id="nan"),
+        pytest.param(torch.tensor([[0.0] * 16, [0.0] * 15 + [float("-inf")]]), "in row 1", id="infinity"),
+        pytest.param([NORMAL], "plain tensor", id="list"),
+        pytest.param({"prompt_embeds": NORMAL}, "plain tensor", id="dict"),
+        pytest.param("text", "plain tensor", id="text"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_told_with_its_fault(rows: Any, message: str) -> None:
+    assert message in refusal(saved(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8])
+def test_safetensors_of_whole_numbers_are_told(dtype: torch.dtype) -> None:
+    assert "F16, BF16, F32, F64 are taken" in refusal(as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype)))
+
+
+@pytest.mark.parametrize(
+    ("number", "target"), [(1e6, "float16"), (3.4e38, "bfloat16"), (1e300, "float32")], ids=["f16", "bf16", "f32"]
+)
+def test_numbers_that_become_infinite_are_told(number: float, target: str) -> None:
+    rows = torch.zeros(3, 16, dtype=torch.float64)
+    rows[2, 5] = number
+    assert f"too large for {target} in row 2" in refusal(saved(rows), EmbedsLimits(64, 16, target))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_tensors_in_another_layout_are_told() -> None:
+    assert "another layout than COO" in refusal(saved(NORMAL.to_sparse_csr()))
+
+
+def test_the_old_format_of_torch_is_named() -> None:
+    assert "before 1.6" in refusal(saved(NORMAL, _use_new_zipfile_serialization=False))
+
+
+# What follows is meant to do harm.
+
+
+class Evil:
+    """Unpickling this runs a command."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch evil-was-here",)
+
+
+def rewritten(change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A torch file whose entries are changed; None leaves one out."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved(NORMAL))) as old, zipfile.ZipFile(out, "w", compression) as new:
+        for name in old.namelist():
+            content = change(name, old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return out.getvalue()
+
+
+def with_pickle(content: bytes) -> bytes:
+    return rewritten(lambda name, old: content if name.endswith("data.pkl") else old)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
+def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
+    monkeypatch.chdir(tmp_path)
+    for payload in (with_pickle(pickle.dumps(Evil(), protocol)), saved(Evil(), pickle_protocol=max(protocol, 2))):
+        assert "plain tensor" in refusal(payload)
+    refusal(pickle.dumps(Evil(), protocol))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b".", id="stop"),
+        pytest.param(b"\x80\x02R.", id="call of nothing"),
+        pytest.param(b"\x80\x02((((t", id="marks"),
+        pytest.param(b"\x80\x02h\x05.", id="unknown memory"),
+        pytest.param(b"\x80\x02r\xff\xff\xff\xff.", id="memory of nothing"),
+        pytest.param(b"\x80\x02K\x01r\xff\xff\xff\xff.", id="memory far away"),
+        pytest.param(b"\x80\x02X\xff\xff\xff\x7fabc", id="long text"),
+        pytest.param(b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fabc", id="very long text"),
+        pytest.param(b"\x80\x02K\x01" + b"\x85" * 5000 + b".", id="deep"),
+        pytest.param(b"\x80\x02)" + b"q\x00h\x00\x86" * 4000 + b".", id="wide"),
+        pytest.param(b"\x80\x02ctorch\nFloatStorage\n)R.", id="storage called"),
+        pytest.param(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", id="no arguments"),
+        pytest.param(b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", id="no parameter"),
+        pytest.param(b"\x80\x02" + b"(" * 16_000 + b"t" * 16_000, id="too long"),
+        pytest.param(bytes(range(256)), id="noise"),
+    ],
+)
+def test_broken_pickles_are_told(content: bytes) -> None:
+    tracemalloc.start()
+    try:
+        refusal(with_pickle(content))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], key: str = "0") -> bytes:
+    """The description of a tensor over the file's 80 numbers."""
+
+    def ints(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(pickle.dumps(v, 2)[2:-1] for v in values) + b"t"
+
+    text = b"X" + struct.pack("<I", len(key)) + key.encode()
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + text + b"X\x03\x00\x00\x00cpuK\x50tQ"
+    rest = pickle.dumps(offset, 2)[2:-1] + ints(size) + ints(stride)
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"\x89NtR."
+
+
+def test_the_description_that_the_next_tests_spoil_is_right() -> None:
+    assert torch.equal(load(with_pickle(tensor_pickle(0, (5, 16), (16, 1)))), NORMAL)
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride"),
+    [
+        pytest.param(1, (5, 16), (16, 1), id="offset"),
+        pytest.param(0, (6, 16), (16, 1), id="rows"),
+        pytest.param(0, (5, 16), (17, 1), id="stride"),
+        pytest.param(79, (5, 16), (-16, 1), id="negative stride"),
+        pytest.param(-1, (5, 16), (16, 1), id="negative offset"),
+        pytest.param(0, (-5, 16), (16, 1), id="negative size"),
+        pytest.param(0, (5, 16), (1,), id="other rank"),
+        pytest.param(2**62, (5, 16), (2**62, 1), id="huge numbers"),
+        pytest.param(0, (2**62, 16), (0, 1), id="huge and expanded"),
+        pytest.param(0, (2**40, 2**40), (0, 0), id="larger than memory"),
+        pytest.param(0, (1,) * 100, (1,) * 100, id="many dimensions"),
+        pytest.param(2**62, (0, 16), (1, 1), id="nothing, far away"),
+    ],
+)
+def test_a_tensor_reaches_no_memory_but_its_own(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    refusal(with_pickle(tensor_pickle(offset, size, stride)))
+
+
+def test_a_storage_elsewhere_is_not_looked_for() -> None:
+    for key in ("../../etc/passwd", "1", "", "0/../0", "\0"):
+        assert "missing" in refusal(with_pickle(tensor_pickle(0, (5, 16), (16, 1), key)))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_bomb_is_not_unpacked(compression: int) -> None:
+    bomb = rewritten(lambda name, old: bytes(1 << 20) if "data/0" in name else old, compression)
+    assert "compressed" in refusal(bomb, EmbedsLimits(1 << 20, 16, "float32"))
+
+
+def test_an_archive_of_a_million_entries_is_not_gone_through() -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for i in range(1000):
+            file.writestr(str(i), b"")
+    assert "more than one tensor" in refusal(out.getvalue(), EmbedsLimits(1 << 20, 16, "float32"))
+
+
+def test_files_that_end_early_or_have_a_changed_byte_do_no_harm() -> None:
+    for payload in (saved(NORMAL), as_safetensors(prompt_embeds=NORMAL), saved(NORMAL.to_sparse())):
+        for end in range(0, len(payload), 7):
+            refusal(payload[:end])
+        rng = np.random.default_rng(1)
+        for _ in range(1500):
+            changed = bytearray(payload)
+            for place in rng.integers(0, len(payload), rng.integers(1, 4)):
+                changed[place] = rng.integers(0, 256)
+            try:
+                assert load(bytes(changed)).shape[1] == 16
+            except RequestError as err:
+                assert err.param == "prompt_embeds"
+
+
+def sparse(indices: list[list[int]], values: list[float], size: tuple[int, ...]) -> bytes:
+    """A sparse tensor that torch does not look at."""
+    return saved(torch.sparse_coo_tensor(indices, values, size, check_invariants=False))
+
+
+@pytest.mark.parametrize(
+    ("indices", "size"),
+    [
+        pytest.param([[0, 5], [0, 0]], (5, 16), id="row"),
+        pytest.param([[0, 1], [0, 16]], (5, 16), id="column"),
+        pytest.param([[0, -1], [0, 0]], (5, 16), id="negative"),
+        pytest.param([[0, 2**40], [0, 0]], (5, 16), id="far"),
+    ],
+)
+def test_sparse_indices_write_nowhere_else(indices: list[list[int]], size: tuple[int, ...]) -> None:
+    """CVE-2025-62164 was a write out of bounds in `to_dense`."""
+    assert "with the index" in refusal(sparse(indices, [1.0, 2.0], size))
+
+
+@pytest.mark.parametrize("size", [(2**20, 2**20), (2**40, 16), (63, 2**40), (65, 16)])
+def test_a_sparse_tensor_is_not_made_dense_before_its_size_is_known(size: tuple[int, ...]) -> None:
+    tracemalloc.start()
+    try:
+        refusal(sparse([[0], [0]], [1.0], size))
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{}",
+        b"{",
+        b'{"a":1}',
+        b'{"a":{"dtype":"F32","shape":[5,16],"data_offsets":[0,321]}}',
+        b'{"a":{"dtype":"F32","shape":[5,16],"data_offsets":[-320,0]}}',
+        b'{"a":{"dtype":"F32","shape":[5,16],"data_offsets":[320,0]}}',
+        b'{"a":{"dtype":"F32","shape":[6,16],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[-5,-16],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[9223372036854775807,16],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[' + b"1," * 1000 + b'80],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[5.5,16],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[5,16]}}',
+        b'{"a":' + b"[" * 5000 + b"}",
+        b'{"\xff":{}}',
+        b"{" + b" " * 70_000 + b"}",
+    ],
+)
+def test_broken_safetensors_are_told(header: bytes) -> None:
+    payload = struct.pack("<Q", len(header)) + header + bytes(320)
+    refusal(payload, EmbedsLimits(4096, 16, "float32"))
+
+
+def test_a_safetensors_header_longer_than_the_file_is_told() -> None:
+    refusal(struct.pack("<Q", 2**63) + b"{" + bytes(100))
+
+
+# On the event loop.
+
+LARGE = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def large_prompts() -> list[EmbedsPrompt]:
+    """2048 rows of 4096 numbers, once as they stay and once as they have to be cast."""
+    rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
+    payloads = as_safetensors(prompt_embeds=rows.bfloat16()), saved(rows.bfloat16()), saved(rows)
+    return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
+
+
+async def turns_during(renderer: HfRenderer, prompts: list[EmbedsPrompt]) -> int:
+    """How often the loop turns while the prompts are rendered."""
+    rendering = asyncio.ensure_future(renderer.render_prompts_async(prompts, TextOptions()))
+    turns = 0
+    while not rendering.done():
+        await asyncio.sleep(0)
+        turns += 1
+    for prompt in await rendering:
+        assert len(prompt.token_ids) == 2048
+        assert prompt.text is None
+        assert prompt.inputs is not None and prompt.inputs.embeds is not None
+        assert prompt.inputs.embeds.shape == (2048, 4096)
+    return turns
+
+
+async def test_the_loop_turns_while_embeddings_are_loaded(
+    tokenizer_folders: dict[str, Path], inline_executor: Executor, large_prompts: list[EmbedsPrompt]
+) -> None:
+    folder = tokenizer_folders["byte_level"]
+    files = ModelFiles(folder, folder)
+    with HfRenderer(files, RendererConfig(num_workers=2)) as pooled:
+        pooled.embeds_limits = LARGE
+        turns = await turns_during(pooled, large_prompts)
+    inline = HfRenderer(files, RendererConfig(), executor=inline_executor)
+    inline.embeds_limits = LARGE
+    assert await turns_during(inline, large_prompts) < 10, "without a pool the loop stands still"
+    assert turns > 1000
+
+
+async def test_a_timer_on_the_loop_is_not_late_for_long(
+    tokenizer_folders: dict[str, Path], large_prompts: list[EmbedsPrompt]
+) -> None:
+    """No step may hold the interpreter for as long as the whole takes."""
+    folder = tokenizer_folders["byte_level"]
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
+        renderer.embeds_limits = LARGE
+        shares = []
+        for _ in range(3):
+            rendering = asyncio.ensure_future(renderer.render_prompts_async(large_prompts, TextOptions()))
+            begin = last = time.perf_counter()
+            longest = 0.0
+            while not rendering.done():
+                await asyncio.sleep(0.001)
+                longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+            shares.append(longest / (last - begin))
+        print(f"longest gaps: {[f'{share:.0%}' for share in shares]} of the whole")
+        assert min(shares) < 0.5
+
+
+async def test_prompts_of_all_kinds_are_rendered_in_their_order(renderer: HfRenderer) -> None:
+    renderer.embeds_limits = LIMITS
+    embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
+    try:
+        rendered = await renderer.render_prompts_async(
+            [embeds, "hello world", [5, 6]], TextOptions(truncate_prompt_tokens=3)
+        )
+        with pytest.raises(ValueError, match="You must pass at least one prompt"):
+            await renderer.render_prompts_async([], TextOptions())
+    finally:
+        renderer.embeds_limits = None
+    assert rendered[0].token_ids == [0, 0, 0]
+    assert rendered[0].inputs is not None and rendered[0].inputs.embeds is not None
+    assert torch.equal(to_torch(rendered[0].inputs.embeds), NORMAL[-3:])
+    assert rendered[0].known_token_ids == []
+    assert rendered[1].text == "hello world"
+    assert rendered[2].known_token_ids == [5, 6]
+    with pytest.raises(RequestError, match="--enable-prompt-embeds"):
+        await renderer.render_prompts_async([embeds], TextOptions())
+
+
+def test_many_threads_load_side_by_side() -> None:
+    """Sparse tensors too: torch checks them by a setting of the whole process."""
+    good, bad = pybase64.b64encode(saved(NORMAL.to_sparse())), pybase64.b64encode(sparse([[9], [0]], [1.0], (5, 16)))
+    faults: list[str] = []
+
+    def work() -> None:
+        for _ in range(50):
+            if not torch.equal(to_torch(safe_load_prompt_embeds(good, LIMITS)), NORMAL):
+                faults.append("wrong numbers")
+            try:
+                safe_load_prompt_embeds(bad, LIMITS)
+                faults.append("a bad index passed")
+            except RequestError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_no_thread_imports_anything_and_nobody_torch(tokenizer_folders: dict[str, Path]) -> None:
+    script = (
+        "import sys, threading, asyncio\n"
+        "from pathlib import Path\n"
+        "seen = []\n"
+        "def hook(event, args):\n"
+        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
+        "sys.addaudithook(hook)\n"
+        "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.prompt_embeds import EmbedsLimits\n"
+        "from server.renderers.prompts import EmbedsPrompt, TextOptions\n"
+        "from server.renderers.registry import build_renderer\n"
+        "path = Path(sys.argv[1])\n"
+        "with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:\n"
+        "    renderer.warm_up()\n"
+        "    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')\n"
+        "    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]\n"
+        "    rendered = asyncio.run(renderer.render_prompts_async(prompts, TextOptions()))\n"
+        "print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)\n"
+    )
+    payloads = saved(NORMAL), saved(NORMAL.to_sparse()), as_safetensors(prompt_embeds=NORMAL)
+    texts = [pybase64.b64encode_as_string(payload) for payload in payloads]
+    folder = tokenizer_folders["byte_level"]
+    done = subprocess.run([sys.executable, "-c", script, folder, *texts], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[5, 5, 5] [] False\n", done.stderr
+
+
+def test_base64_errors_are_the_library_s_own() -> None:
+    """`validate=True` is what makes the decoder strict."""
+    with pytest.raises(binascii.Error):
+        pybase64.b64decode("AAAA\nAAAA", validate=True)

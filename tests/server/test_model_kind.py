@@ -1,0 +1,110 @@
+"""Whether a model generates or pools is told by its files, as vLLM tells it, unless the user says so."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.config import EngineConfig
+from server.model_kind import ModelKind, read_model_kind
+from server.sentence_files import read_sentence_files
+
+GENERATE = ModelKind("generate", "none")
+
+
+def _kind(folder: Path, *architectures: str, **options: Any) -> ModelKind:
+    (folder / "config.json").write_text(json.dumps({"architectures": list(architectures)}))
+    return read_model_kind(folder, EngineConfig(**options))
+
+
+def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transformers.models") -> None:
+    modules = [{"type": f"{package}.{kind}", "path": f"{index}_{kind}"} for index, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("LlamaForCausalLM", GENERATE),
+        ("GPT2LMHeadModel", GENERATE),
+        ("Gemma3ForConditionalGeneration", GENERATE),
+        ("BertForMaskedLM", GENERATE),
+        ("SomethingNew", GENERATE),
+        ("BertModel", ModelKind("pooling", "embed")),
+        ("Qwen2Model", ModelKind("pooling", "embed")),
+        ("RobertaForMaskedLM", ModelKind("pooling", "embed")),
+        ("BertForSequenceClassification", ModelKind("pooling", "classify")),
+        ("BertForTokenClassification", ModelKind("pooling", "token_classify")),
+        ("HF_ColBERT", ModelKind("pooling", "colbert")),
+    ],
+)
+def test_the_architecture_tells(tmp_path: Path, architecture: str, kind: ModelKind) -> None:
+    assert _kind(tmp_path, architecture) == kind
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options", "kind"),
+    [
+        ("LlamaForCausalLM", {"runner": "pooling"}, ModelKind("pooling", "embed")),
+        ("LlamaForCausalLM", {"convert": "embed"}, ModelKind("pooling", "embed")),
+        ("LlamaForCausalLM", {"convert": "classify"}, ModelKind("pooling", "classify")),
+        ("LlamaForCausalLM", {"runner": "pooling", "convert": "none"}, ModelKind("pooling", "none")),
+        ("BertModel", {"runner": "generate"}, GENERATE),
+        ("BertForSequenceClassification", {"convert": "embed"}, ModelKind("pooling", "embed")),
+        ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
+    ],
+)
+def test_the_user_overrules(tmp_path: Path, architecture: str, options: dict[str, Any], kind: ModelKind) -> None:
+    assert _kind(tmp_path, architecture, **options) == kind
+
+
+def test_sentence_transformers_make_an_embedder_of_a_language_model(tmp_path: Path) -> None:
+    _write_modules(tmp_path, "Transformer", "Pooling")
+    assert _kind(tmp_path, "Qwen2ForCausalLM") == ModelKind("pooling", "embed")
+
+
+def test_a_folder_that_cannot_be_read_is_for_others_to_complain_about(tmp_path: Path) -> None:
+    assert read_model_kind(tmp_path / "nowhere", EngineConfig()) == GENERATE
+    (tmp_path / "config.json").write_text("[1")
+    (tmp_path / "modules.json").write_text("{")
+    assert read_model_kind(tmp_path, EngineConfig()) == GENERATE
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "CLS"),
+        ({"pooling_mode_mean_tokens": True}, "MEAN"),
+        ({"pooling_mode_lasttoken": True}, "LAST"),
+        ({"pooling_mode": "mean"}, "MEAN"),
+        ({"pooling_mode_max_tokens": True}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, None),
+        ({}, None),
+    ],
+)
+def test_the_pooling_module_names_its_way(tmp_path: Path, config: dict[str, Any], kind: str | None) -> None:
+    _write_modules(tmp_path, "Transformer", "Pooling")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    assert read_sentence_files(tmp_path).pooling_type == kind
+
+
+def test_newer_and_other_packages_names_are_known(tmp_path: Path) -> None:
+    _write_modules(tmp_path, "pooling.Pooling", "normalize.Normalize", package="sentence_transformers.base.modules")
+    files = read_sentence_files(tmp_path)
+    assert files.has_pooling
+    assert files.normalizes
+    assert files.unknown_modules == ()
+    _write_modules(tmp_path, "Transformer", "Pooling", "LSTM")
+    assert read_sentence_files(tmp_path).unknown_modules == ("LSTM",)
+    _write_modules(tmp_path, "Thing", package="mine")
+    assert read_sentence_files(tmp_path).unknown_modules == ("mine.Thing",)
+
+
+def test_limits_of_texts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": true}')
+    files = read_sentence_files(tmp_path)
+    assert (files.max_seq_length, files.does_lower_case) == (256, True)
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    assert read_sentence_files(tmp_path).max_seq_length is None

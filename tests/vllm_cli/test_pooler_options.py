@@ -1,0 +1,51 @@
+"""`--runner`, `--convert` and `--pooler-config` as vLLM takes them."""
+
+import click
+import pytest
+
+from server.config import PoolerConfig
+
+
+def test_without_words_the_model_s_files_decide(parse) -> None:
+    engine = parse("m").engine
+    assert (engine.runner, engine.convert, engine.pooler) == ("auto", "auto", PoolerConfig())
+    assert parse("m").server.enable_flash_late_interaction is True
+
+
+def test_runner_and_convert_are_taken(parse) -> None:
+    engine = parse("m", "--runner", "pooling", "--convert", "embed").engine
+    assert (engine.runner, engine.convert) == ("pooling", "embed")
+    assert parse("m", "--no-enable-flash-late-interaction").server.enable_flash_late_interaction is False
+
+
+def test_pooler_config_is_json_or_written_key_by_key(parse) -> None:
+    whole = parse("m", "--pooler-config", '{"pooling_type": "MEAN", "use_activation": false}').engine.pooler
+    keyed = parse("m", "--pooler-config.pooling_type", "MEAN", "--pooler-config.use_activation=false").engine.pooler
+    assert whole == keyed == PoolerConfig(pooling_type="MEAN", use_activation=False)
+    assert whole.sequence_type == "MEAN"
+
+
+def test_what_asks_for_nothing_is_taken(parse) -> None:
+    words = '{"enable_chunked_processing": false, "max_embed_len": null, "enable_flash_late_interaction": true}'
+    assert parse("m", "--pooler-config", words).engine.pooler == PoolerConfig()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--runner", "draft"), "'draft' is not one of"),
+        (("--convert", "reward"), "'reward' is not one of"),
+        (("--pooler-config", "MEAN"), "not JSON"),
+        (("--pooler-config", '{"pooling_type": "MAX"}'), "one of CLS, LAST, MEAN, ALL"),
+        (("--pooler-config", '{"pooling_type": "CLS", "seq_pooling_type": "CLS"}'), "left out where"),
+        (("--pooler-config", '{"task": "score"}'), "one of embed, classify"),
+        (("--pooler-config", '{"normalize": true}'), "use `use_activation` instead"),
+        (("--pooler-config", '{"dimensions": 0}'), "1 or more"),
+        (("--pooler-config", '{"logit_sigma": 0}'), "logit_sigma not 0"),
+        (("--pooler-config", '{"enable_chunked_processing": true}'), "knows no enable_chunked_processing"),
+        (("--pooler-config", '{"surprise": 1}'), "'surprise' is no key of it"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(parse, words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(click.UsageError, match=message):
+        parse("m", *words)
