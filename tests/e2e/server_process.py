@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,12 @@ from typing import IO, Self
 
 import psutil
 
-_READY_S = 120.0
+from tests.ports import free_port
+from tests.waiting import wait_until
+
+_READY_S = 240.0
+_ANSWER_S = 60.0
+_GONE_S = 60.0
 
 
 class ServerProcess:
@@ -75,10 +79,14 @@ class ServerProcess:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.05)
 
+    def wait_logged(self, words: str) -> None:
+        """Waits until the server has written the words."""
+        wait_until(lambda: words in self.log)
+
     def health(self) -> int:
         """The status of /health; 0 while nobody answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=10) as response:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=_ANSWER_S) as response:
                 return int(response.status)
         except urllib.error.HTTPError as err:
             return err.code
@@ -94,16 +102,18 @@ class ServerProcess:
         """The engine process: the one that holds the model."""
         return max(self.family()[1:], key=lambda p: p.memory_info().rss)
 
-    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 30.0) -> int:
+    def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
         """Sends a signal and returns the exit code."""
         os.kill(self.process.pid, signal_number)
         return self.process.wait(timeout_s)
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric's samples."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples, or of those with the labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=_ANSWER_S) as response:
             lines = response.read().decode().splitlines()
-        values = [float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name]
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        values = [float(line.rpartition(" ")[2]) for line in samples if all(word in line for word in wanted)]
         assert values, f"no metric {name}"
         return sum(values)
 
@@ -112,19 +122,12 @@ class ServerProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(_GONE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        _, left = psutil.wait_procs(family, timeout=5)
+        _, left = psutil.wait_procs(family, timeout=_GONE_S)
         for process in left:
             process.kill()
         self._log.close()
         return left
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

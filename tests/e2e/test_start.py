@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,17 +17,20 @@ from typing import Any
 
 import psutil
 import pytest
-from server_process import ServerProcess, free_port
+from server_process import ServerProcess
 
 from envs.registry import START_METHODS
+from tests.ports import free_port
+from tests.waiting import wait_until
 
+_GONE_S = 60.0
 _AUDIT = """
 import os, sys, threading
 HEAVY = {"torch", "transformers", "tokenizers", "safetensors", "numpy"}
 def hook(event, args):
     if event == "import" and args[0].partition(".")[0] in HEAVY:
         thread = threading.current_thread()
-        if thread is not threading.main_thread():
+        if os.environ["AUDITED_THREADS"] == "all" or thread is not threading.main_thread():
             with open(os.environ["IMPORT_AUDIT"], "a") as file:
                 file.write(f"{os.getpid()} {thread.name} {args[0]}\\n")
 sys.addaudithook(hook)
@@ -47,7 +51,7 @@ class _Prober(threading.Thread):
     def run(self) -> None:
         while not self._stop_asked.is_set():
             try:
-                with urllib.request.urlopen(self._url, timeout=30) as response:
+                with urllib.request.urlopen(self._url, timeout=60) as response:
                     self.statuses.append(response.status)
             except urllib.error.HTTPError as err:
                 self.statuses.append(err.code)
@@ -67,10 +71,12 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
         probers = [_Prober(server.port) for _ in range(4)]
         for prober in probers:
             prober.start()
-        server.wait_ready()
-        time.sleep(0.2)
-        for prober in probers:
-            prober.stop()
+        try:
+            server.wait_ready()
+            wait_until(lambda: all(prober.statuses.count(200) >= 5 for prober in probers))
+        finally:
+            for prober in probers:
+                prober.stop()
     for prober in probers:
         assert not prober.failures
         ready = prober.statuses.index(200)
@@ -79,7 +85,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
         assert {body["status"] for body in prober.bodies} == {"starting"}
         elapsed = [body["elapsed_s"] for body in prober.bodies]
         assert elapsed == sorted(elapsed)
-        assert len({body["phase"] for body in prober.bodies}) >= 3
+    assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
 
 
 def test_second_server_on_the_port_fails_while_the_first_still_loads(start_server: Any, model_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_second_server_on_the_port_fails_while_the_first_still_loads(start_serve
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert second.returncode == 3
         assert str(first.process.pid) in second.stderr
@@ -122,53 +128,58 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
     assert any(event["name"] == "load_weights" for event in json.loads(trace.read_text())["traceEvents"])
 
 
-@pytest.mark.parametrize("delay_s", [0.1, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4])
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 0.7, 1.1, 1.5, 1.9, 2.3])
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_in_any_phase_ends_the_start_quickly_and_leaves_nothing(
+def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
     start_server: Any, delay_s: float, signal_number: int
 ) -> None:
+    begin = time.monotonic()
     with start_server(wait=False) as server:
+        _wait_listening(server.port)  # before, the signal is the interpreter's to act on
         time.sleep(delay_s + random.uniform(0, 0.2))
         family = server.family()
-        begin = time.monotonic()
-        server.terminate(signal_number, timeout_s=10)
-        assert time.monotonic() - begin < 5
-        _, left = psutil.wait_procs(family, timeout=5)
+        signalled_after_s = time.monotonic() - begin
+        server.terminate(signal_number, timeout_s=_GONE_S)
+        _, left = psutil.wait_procs(family, timeout=_GONE_S)
         assert not left
         assert "Traceback" not in server.log
+        # What was asked to end early does not load the model first; close to readiness both may happen.
+        if ready := re.search(r"ready after (\d+\.\d+) s", server.log):
+            assert signalled_after_s > float(ready[1]) / 2
 
 
 def test_start_that_takes_too_long_is_ended_with_its_phase_and_stacks(start_server: Any) -> None:
     with start_server("--startup-timeout", "0.6", wait=False) as server:
         family = server.family()
-        assert server.process.wait(10) == 3
-        _, left = psutil.wait_procs(family, timeout=5)
+        assert server.process.wait(_GONE_S) == 3
+        _, left = psutil.wait_procs(family, timeout=_GONE_S)
         assert not left
         assert "--startup-timeout 0.6 s, in phase" in server.log
         assert "Thread 0x" in server.log
 
 
-def test_all_faults_are_told_at_once_and_at_once(tmp_path: Path, model_path: Path) -> None:
+def test_all_faults_are_told_at_once_before_anything_heavy_is_imported(tmp_path: Path, model_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
     for file in model_path.iterdir():
-        (tmp_path / file.name).symlink_to(file)
-    weights = tmp_path / "model.safetensors"
+        (model / file.name).symlink_to(file)
+    weights = model / "model.safetensors"
     weights.unlink()
     weights.write_bytes((model_path / "model.safetensors").read_bytes()[:1_000_000])
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "tokenizer.json").write_text("{")
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer.json").write_text("{")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        begin = time.monotonic()
         run = subprocess.run(
-            [sys.executable, "-m", "vllm_cli", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", port],
+            [sys.executable, "-m", "vllm_cli", "serve", str(model), "--host", "127.0.0.1", "--port", port],
+            env=os.environ | _audit_environment(tmp_path, "all"),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
-        took_s = time.monotonic() - begin
     assert run.returncode == 3
     assert all(word in run.stderr for word in (port, "model.safetensors", "tokenizer.json"))
-    assert took_s < 3  # half a second on a quiet machine; `vllm-cli bench startup` measures
+    assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
 
 
 def test_misspelt_start_method_is_refused_with_a_guess(model_path: Path) -> None:
@@ -177,7 +188,7 @@ def test_misspelt_start_method_is_refused_with_a_guess(model_path: Path) -> None
         env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "forkserve"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert run.returncode == 2
     assert "forkserver" in run.stderr
@@ -199,7 +210,7 @@ def test_preflight_only_checks_and_ends(model_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert run.returncode == 0, run.stdout
     assert json.loads(run.stdout)["ok"] is True
@@ -231,22 +242,21 @@ def _start_audited(model_path: Path, folder: Path, method: str) -> None:
 
 
 def _audited(model_path: Path, folder: Path, method: str) -> ServerProcess:
-    site = folder / "site"
-    site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(_AUDIT)
-    environment = {
-        "PYTHONPATH": str(site),
-        "IMPORT_AUDIT": str(folder / "audit"),
-        "VLLM_WORKER_MULTIPROC_METHOD": method,
-    }
+    environment = _audit_environment(folder, "others") | {"VLLM_WORKER_MULTIPROC_METHOD": method}
     return ServerProcess([str(model_path), "--prefetch", "on"], environment=environment)
 
 
+def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
+    """Every Python process notes heavy imports in a file: on all threads, or on others than the main one."""
+    site = folder / "site"
+    site.mkdir(exist_ok=True)
+    (site / "sitecustomize.py").write_text(_AUDIT)
+    return {"PYTHONPATH": str(site), "IMPORT_AUDIT": str(folder / "audit"), "AUDITED_THREADS": threads}
+
+
 def _wait_listening(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    def is_listening() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.01)
-    raise TimeoutError
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    wait_until(is_listening)

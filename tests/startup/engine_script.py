@@ -45,10 +45,10 @@ def _tell_modules() -> None:
 async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
     client = EngineClient(engine.connection)
     await client.start()
-    info = await client.wait_loaded(100)
+    info = await client.wait_loaded(200)
     if mode == "--hang":
         print("ready", flush=True)
-        time.sleep(60)
+        time.sleep(120)
     token_ids: list[int] = []
     async for output in client.generate("a", [1, 2, 3], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)):
         token_ids += output.token_ids

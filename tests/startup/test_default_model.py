@@ -6,23 +6,29 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from startup.model.default_model import prepared_folder
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """No cache, and a hub that refuses connections."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        endpoint = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    own = {"VLLM_CACHE_ROOT": str(tmp_path / "vllm"), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": endpoint}
-    return {**os.environ, **own, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """No cache, and a hub that refuses connections: its port is bound, and nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        own = {
+            "VLLM_CACHE_ROOT": str(tmp_path / "vllm"),
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_ENDPOINT": f"http://127.0.0.1:{bound.getsockname()[1]}",
+        }
+        yield {**os.environ, **own, "HF_HUB_OFFLINE": "", "TRANSFORMERS_OFFLINE": ""}
 
 
 def prepare(environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -39,7 +45,7 @@ def test_the_folder_is_in_vllms_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_where_it_cannot_be_had_one_line_says_so_and_nothing_is_left(environment: dict[str, str]) -> None:
     process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")
     lines = err.splitlines()
     assert "cannot be reached" in lines[0]
@@ -52,7 +58,7 @@ def test_where_it_cannot_be_had_one_line_says_so_and_nothing_is_left(environment
 def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 1
     assert err.splitlines()[-1].startswith("Error: The default model could not be put into")
     assert "Traceback" not in err
@@ -66,13 +72,13 @@ def test_a_second_start_waits_for_the_first(environment: dict[str, str]) -> None
     with (models / "SmolLM2-135M-Instruct.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
-        time.sleep(2)
+        wait_until(lambda: _has_open(process, Path(lock.name)))
         assert process.poll() is None
         target = models / "SmolLM2-135M-Instruct"
         target.mkdir()
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             (target / name).write_text("{}")
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=200)
     assert (process.returncode, out.strip()) == (0, str(target))
 
 
@@ -95,6 +101,11 @@ def test_the_wheel_becomes_the_real_model_once_for_two_starts(environment: dict[
     assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, f"{path.name}.lock"]
     assert json.loads((path / "config.json").read_text())["dtype"] == "bfloat16"
     assert _tensors(path) == _tensors(model_path)
+
+
+def _has_open(process: subprocess.Popen[str], path: Path) -> bool:
+    assert process.poll() is None
+    return any(file.path == str(path) for file in psutil.Process(process.pid).open_files())
 
 
 def _tensors(folder: Path) -> dict[str, tuple[str, list[int]]]:

@@ -11,7 +11,7 @@ from startup.listener import describe, listen
 
 def test_connections_are_accepted_by_the_kernel_before_anybody_serves() -> None:
     with listen(host="127.0.0.1", port=0, uds=None) as listener:
-        socket.create_connection(listener.getsockname(), timeout=1).close()
+        socket.create_connection(listener.getsockname(), timeout=60).close()
 
 
 def test_second_server_on_the_port_fails_and_names_it() -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import pty
-import select
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -11,22 +10,25 @@ import pytest
 
 from startup.timeline.live_line import LiveLine, draw_bar
 
+_END = b"<that is all>"
+
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[LiveLine, Callable[[], str]]]:
     """A line on a real pseudo-terminal, and what has arrived there."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as stream:
-        yield LiveLine(stream), lambda: _read_all(ours)
+        yield LiveLine(stream), lambda: _read_all(ours, stream.fileno())
     os.close(ours)
 
 
-def _read_all(fd: int) -> str:
-    """What the terminal hands on, piece by piece, until no more comes."""
+def _read_all(ours: int, theirs: int) -> str:
+    """What was written so far: the terminal hands it on in its own time, in pieces and in order."""
+    os.write(theirs, _END)
     received = b""
-    while select.select([fd], [], [], 0.2)[0]:
-        received += os.read(fd, 65536)
-    return received.decode()
+    while not received.endswith(_END):
+        received += os.read(ours, 65536)
+    return received.removesuffix(_END).decode()
 
 
 def test_on_a_terminal_the_line_is_replaced(terminal) -> None:
@@ -57,10 +59,7 @@ def test_the_line_goes_away_before_a_log_record_is_written(terminal) -> None:
     line.make_way(handler)
     line.show("progress")
     handler.handle(logging.makeLogRecord({"msg": "record"}))
-    arrived = read()
-    while not arrived.endswith("\n"):
-        arrived += read()
-    assert arrived == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
+    assert read() == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
 
 
 def test_a_terminal_that_went_away_is_no_error() -> None:

@@ -5,18 +5,18 @@ import http.server
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
 
 from startup.listener import listen
 from startup.responder import Answer, StartupResponder
+from tests.waiting import wait_until
 
 
 class _Answers:
@@ -39,7 +39,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def _get(address: tuple[str, int], path: str, method: str = "GET", body: bytes | None = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection = http.client.HTTPConnection(*address, timeout=60)
     try:
         connection.request(method, path, body)
         response = connection.getresponse()
@@ -56,7 +56,7 @@ def test_each_path_is_answered(listener: socket.socket) -> None:
 
 def test_retry_after_is_told(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()):
-        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=10)
+        connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
         connection.request("GET", "/v1/models")
         assert connection.getresponse().headers["Retry-After"] == "1"
         connection.close()
@@ -82,13 +82,15 @@ def test_garbage_is_answered_and_not_fatal(listener: socket.socket) -> None:
 
 
 def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: socket.socket) -> None:
+    others = set(psutil.Process().children())
     with (
         StartupResponder(listener, _Answers()) as responder,
         socket.create_connection(listener.getsockname()) as client,
     ):
+        (process,) = set(psutil.Process().children()) - others
         _get(listener.getsockname(), "/livez")
         responder.hand_over()
-        time.sleep(0.05)
+        wait_until(lambda: not any(c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp")))
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
@@ -109,7 +111,7 @@ def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(li
             responder.tell(b"x" * 10_000)
         responder.hand_over()
         process.resume()
-        process.wait(timeout=5)
+        process.wait(timeout=60)
 
 
 def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.socket) -> None:
@@ -117,7 +119,7 @@ def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.sock
     with StartupResponder(listener, _Answers()) as responder:
         (process,) = set(psutil.Process().children()) - others
         responder.hand_over()
-        process.wait(timeout=5)
+        process.wait(timeout=60)
     assert not process.is_running()
 
 
@@ -134,12 +136,15 @@ def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         address = ("127.0.0.1", int(parent.stdout.readline()))
-        (process,) = psutil.Process(parent.pid).children()
-        os.kill(process.pid, signal.SIGTERM)  # as a service manager does to a whole group
-        assert _get(address, "/livez")[0] == 200
-        parent.kill()
-        parent.wait()
-        process.wait(timeout=5)
+        try:
+            (process,) = psutil.Process(parent.pid).children()
+            assert _get(address, "/livez")[0] == 200
+            os.kill(process.pid, signal.SIGTERM)  # as a service manager does to a whole group
+            assert _get(address, "/livez")[0] == 200
+        finally:
+            parent.kill()
+            parent.wait()
+        process.wait(timeout=60)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
 
@@ -161,53 +166,71 @@ def test_no_probe_is_lost_when_the_socket_changes_hands(listener: socket.socket)
     with StartupResponder(listener, _Answers()) as responder:
         for thread in probes:
             thread.start()
-        time.sleep(0.3)
-        responder.hand_over()
-        server = _Successor(listener)
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        serving.start()
-        time.sleep(0.5)
-        stop.set()
-        for thread in probes:
-            thread.join()
+        try:
+            wait_until(lambda: failures or statuses.count(503) >= 200)
+            responder.hand_over()
+            server = _Successor(listener)
+            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            serving.start()
+            wait_until(lambda: failures or statuses.count(200) >= 200)
+        finally:
+            stop.set()
+            for thread in probes:
+                thread.join()
         server.shutdown()
         serving.join()
     assert not failures
     assert {200, 503} == set(statuses)
 
 
-def test_probes_are_answered_while_the_main_thread_imports() -> None:
-    code = (
-        "import sys\n"
-        "from startup.listener import listen\n"
-        "from startup.responder import StartupResponder\n"
-        "from tests.startup.test_responder import _Answers\n"
-        "from startup.imports import import_serially\n"
-        "with listen(host='127.0.0.1', port=0, uds=None) as bound:\n"
-        "    with StartupResponder(bound, _Answers()):\n"
-        "        print(bound.getsockname()[1], flush=True)\n"
-        "        import_serially(['torch', 'transformers'])\n"
-        "        print('done', flush=True)\n"
-        "        sys.stdin.read()\n"
-    )
-    latencies = []
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
+_API_PROCESS = """
+import sys
+from startup.imports import import_serially
+from startup.listener import listen
+from startup.responder import StartupResponder
+from tests.startup.test_responder import _Answers
+with listen(host='127.0.0.1', port=0, uds=None) as bound:
+    with StartupResponder(bound, _Answers()):
+        print(bound.getsockname()[1], flush=True)
+        import_serially(sys.argv[1:])
+        print('done', flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def _api_process(*modules: str) -> Iterator[subprocess.Popen[str]]:
+    """Imports the modules once it has told its port, says so, and stays."""
+    command = [sys.executable, "-c", _API_PROCESS, *modules]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
+        yield process
+        process.stdin.close()
+
+
+def test_probes_are_answered_while_the_main_thread_imports() -> None:
+    num_answers = 0
+    with _api_process("torch", "transformers") as process:
+        assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
         done = threading.Thread(target=process.stdout.readline)
         done.start()
         while done.is_alive():
-            begin = time.perf_counter()
             assert _get(address, "/health")[0] == 503
-            latencies.append(time.perf_counter() - begin)
-            time.sleep(0.005)
-        process.stdin.close()
-    # The promise, p99 under 20 ms, is measured by `vllm-cli bench startup`; this only catches a blocked one.
-    assert len(latencies) > 20
-    assert statistics.median(latencies) < 0.05
+            num_answers += 1
+    assert num_answers > 20
+
+
+def test_probes_are_answered_while_the_api_process_stands_still() -> None:
+    """As a thread of it would not: what is promised of an answer cannot depend on what holds the interpreter."""
+    with _api_process() as process:
+        assert process.stdout is not None
+        address = ("127.0.0.1", int(process.stdout.readline()))
+        os.kill(process.pid, signal.SIGSTOP)
+        try:
+            assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
+        finally:
+            os.kill(process.pid, signal.SIGCONT)
 
 
 class _Successor(http.server.ThreadingHTTPServer):

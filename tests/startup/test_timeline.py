@@ -12,17 +12,20 @@ from startup.timeline.reader import read_report
 from startup.timeline.timeline import PhaseTimeline
 
 SECOND = 1_000_000_000
+TICK = 20_000_000
+"""The kernel tells the start of a process in ticks of 10 ms, on a clock that is read in two steps."""
 
 
 def test_process_start_lies_before_the_first_line_of_python() -> None:
     code = (
         "import time; begin = time.monotonic_ns()\n"
         "from startup.timeline.process_age import process_start_ns\n"
-        "print((begin - process_start_ns()) / 1e9)"
+        "print(process_start_ns(), begin)"
     )
-    age_s = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    # The kernel tells the start in ticks of 10 ms.
-    assert -0.01 <= age_s < 5
+    called = time.monotonic_ns()
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    start, first_line = map(int, told.split())
+    assert called - TICK <= start <= first_line + TICK
 
 
 def test_span_is_recorded_even_when_the_block_raises() -> None:
@@ -95,12 +98,12 @@ def test_time_stands_still_once_the_start_is_over() -> None:
 
 def test_a_start_of_two_real_processes_is_explained_to_99_percent() -> None:
     script = Path(__file__).with_name("timeline_script.py")
-    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=120)
     report = read_report(done.stdout)
     assert report.explained_share >= 0.99, report.table()
     phases = {phase.key: phase for phase in report.phases}
     assert phases["child:sleep"].took_s >= 0.3
-    assert phases["child:interpreter"].took_s > 0.01
+    assert phases["child:interpreter"].took_s > 0
     assert "api:busy_meanwhile" not in phases
     assert phases["api:after_the_child"].took_s >= 0.05
     assert sum(phase.took_s for phase in report.phases) == pytest.approx(report.total_s, abs=1e-4)

@@ -161,9 +161,9 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
         chat.send_signal(signal.SIGINT)
         _read_until(terminal, b"(stopped)")
         _read_until(terminal, b"> ")
-        assert stand_in.hung_up.wait(5)
+        assert stand_in.hung_up.wait(60)
         chat.send_signal(signal.SIGINT)
-        assert chat.wait(10) == 130
+        assert chat.wait(60) == 130
     finally:
         chat.kill()
         chat.wait()

@@ -1,10 +1,9 @@
-"""The console script: what it imports, how fast it answers, its exit codes, and whose modules it takes."""
+"""The console script: what it imports, its exit codes, and whose modules it takes."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -17,7 +16,11 @@ from vllm_cli.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 OURS = {"vllm_cli", "startup", "server", "envs", "click"}
-BUDGET_S = 0.15
+SLOW_MODULES = {
+    "asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata", "logging",
+    "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
+}  # fmt: skip
+"""Of the standard library: what somebody would wait for who only asks for help."""
 
 _REPORT = """
 import sys
@@ -56,21 +59,25 @@ def test_help_and_usage_errors_import_nothing_but_click(words: tuple[str, ...], 
     script = _REPORT.format(words=list(words), ours=OURS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment
     )
     assert f"STRANGERS [] CODE {code}" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--nonsense")], ids=" ".join)
-def test_help_version_and_usage_errors_answer_in_the_budget(words: tuple[str, ...]) -> None:
-    best = min(_seconds(words) for _ in range(8))
-    assert best <= BUDGET_S
+def test_help_version_and_usage_errors_load_nothing_slow_of_the_standard_library(words: tuple[str, ...]) -> None:
+    report = 'print("\\nLOADED", *sys.modules)'
+    script = f"import sys; from vllm_cli.main import main; main({list(words)!r}); {report}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
+    loaded = done.stdout.rpartition("LOADED ")[2].split()
+    assert "vllm_cli.main" in loaded
+    assert SLOW_MODULES & set(loaded) == set()
 
 
 def test_help_imports_no_command() -> None:
     report = 'print("COMMANDS", any(".commands" in name for name in sys.modules))'
     script = f'import sys; from vllm_cli.main import main; main(["--help"]); {report}'
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
     assert "COMMANDS False" in done.stdout
 
 
@@ -135,7 +142,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
         shell=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         cwd=ROOT,
     )
     assert "Traceback" not in done.stderr
@@ -150,13 +157,7 @@ def test_modules_of_our_names_in_the_working_folder_are_not_taken(command: list[
     for name in ("server", "startup", "envs", "click"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('decoy {name}')")
     done = subprocess.run(
-        [*command, "serve", "--port", "99999"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [*command, "serve", "--port", "99999"], capture_output=True, text=True, timeout=200, cwd=tmp_path
     )
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --port must be between")
-
-
-def _seconds(words: tuple[str, ...]) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, timeout=60, cwd=ROOT)
-    return time.perf_counter() - start

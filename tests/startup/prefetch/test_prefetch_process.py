@@ -1,5 +1,6 @@
 """The helper process on real files: what was cold is resident afterwards, and the process never outlives its use."""
 
+import json
 import logging
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,9 +18,20 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchReport
 from startup.prefetch.residency import is_cheap
+from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
+from tests.waiting import is_gone, wait_until
 
 MIB = 1 << 20
-GONE_AFTER_S = 5.0
+PLENTY = 1 << 50
+"""Bytes of memory: more than any file, whatever the machine has."""
+SLOW_MIB = 4 << 20
+"""A file without blocks on disk is filled page by page: this many take minutes on any machine."""
+CLOSED_WITHIN_S = 30.0
+HEAVY = {
+    "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
+    "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
+}  # fmt: skip
+"""Of the standard library: what takes as long as everything that the helper needs."""
 
 MakeFile = Callable[..., Path]
 
@@ -27,65 +40,62 @@ import os, sys, time
 from pathlib import Path
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import Prefetch
-options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 18, memory_bytes=1 << 40)
+options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=1 << 50)
 handle = Prefetch.start([Path(sys.argv[1])], options)
 if sys.argv[2] == "forks" and os.fork() == 0:
     os.write(1, b"fork %d\n" % os.getpid())
-    time.sleep(60)
+    time.sleep(600)
 os.write(1, b"helper %d\n" % handle.pid)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 def prefetch(files: list[Path], **options: object) -> PrefetchReport:
-    with Prefetch.start(files, PrefetchOptions(**options)) as handle:  # type: ignore[arg-type]
-        report = handle.result(60)
+    with Prefetch.start(files, PrefetchOptions(**{"memory_bytes": PLENTY} | options)) as handle:  # type: ignore[arg-type]
+        report = handle.result(120)
     assert report is not None
     return report
 
 
 def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
-    """One that would take a quarter of a minute: a file without blocks on disk is filled page by page."""
-    path = make_file("slow", 64 << 10, is_sparse=True)
-    options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 18, memory_bytes=1 << 40)
+    """One that would take minutes."""
+    path = make_file("slow", SLOW_MIB, is_sparse=True)
+    options = PrefetchOptions(
+        mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=PLENTY, progress_interval_s=0.01
+    )
     return Prefetch.start([path], options)
 
 
-def wait_until_gone(pid: int) -> bool:
-    deadline = time.monotonic() + GONE_AFTER_S
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def test_cold_files_are_resident_afterwards(make_file: MakeFile, resident_bytes: Callable[[Path], int]) -> None:
+@repeated_if_pages_are_lost
+def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
     files = [make_file("a", 40, is_cold=True), make_file("b", 3, is_cold=True)]
     report = prefetch(files)
     assert (report.state, report.reason) == ("done", None)
     assert (report.num_files, report.total_bytes, report.resident_bytes) == (2, 43 * MIB, 0)
     assert report.read_bytes == 43 * MIB
     assert report.gb_per_s > 0
-    assert [resident_bytes(path) for path in files] == [40 * MIB, 3 * MIB]
+    for path in files:
+        expect_resident(path)
 
 
-def test_only_what_is_missing_is_read(
-    make_file: MakeFile, evict: Callable[[Path], None], resident_bytes: Callable[[Path], int]
-) -> None:
+@repeated_if_pages_are_lost
+def test_only_what_is_missing_is_read(make_file: MakeFile) -> None:
     path = make_file("f", 32)
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 8 * MIB, 16 * MIB, os.POSIX_FADV_DONTNEED)
-    assert resident_bytes(path) == 16 * MIB
+    evict(path, 8 * MIB, 16 * MIB)
+    expect_resident(path, 16 * MIB, least_share=1.0)
     report = prefetch([path], block_bytes=MIB)
-    assert report.resident_bytes == 16 * MIB
-    assert report.resident_share == 0.5
-    assert report.read_bytes == 16 * MIB
-    assert resident_bytes(path) == 32 * MIB
+    assert report.state == "done"
+    assert 0 < report.resident_bytes <= 16 * MIB
+    assert report.resident_share == report.resident_bytes / report.total_bytes
+    assert report.read_bytes == 32 * MIB - report.resident_bytes
+    expect_resident(path)
 
 
+@repeated_if_pages_are_lost
 def test_files_that_are_resident_are_left_alone(make_file: MakeFile) -> None:
-    report = prefetch([make_file("f", 8)])
+    path = make_file("f", 8)
+    expect_resident(path, least_share=1.0)
+    report = prefetch([path])
     assert (report.state, report.reason, report.read_bytes) == ("off", "all of it is resident", 0)
 
 
@@ -99,17 +109,17 @@ def test_phases_are_told_on_the_monotonic_clock(make_file: MakeFile) -> None:
     assert moments[-1] <= time.monotonic_ns()
 
 
-def test_no_more_is_read_than_memory_keeps(make_file: MakeFile, resident_bytes: Callable[[Path], int]) -> None:
+def test_no_more_is_read_than_memory_keeps(make_file: MakeFile) -> None:
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
     assert report.state == "done"
     assert report.reason is not None
     assert "84 MB of 126 MB fit" in report.reason
     assert 70 * MIB <= report.read_bytes <= 80 * MIB
-    assert resident_bytes(path) < 110 * MIB, "read-ahead may go a little further"
+    assert resident_bytes(path) < 120 * MIB, "not all of it, though the kernel reads ahead a little further"
 
 
-def test_too_little_memory_turns_it_off(make_file: MakeFile, resident_bytes: Callable[[Path], int]) -> None:
+def test_too_little_memory_turns_it_off(make_file: MakeFile) -> None:
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], memory_bytes=(1024 + 10) * MIB)
     assert report.state == "off"
@@ -139,19 +149,21 @@ def test_pages_that_do_not_stay_stop_it() -> None:
     assert (report.state, report.reason) == ("stopped", "what is read does not stay in the page cache")
 
 
-def test_resident_files_need_no_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "weights.safetensors"
-    path.write_bytes(b"x" * (1 << 20))
+@repeated_if_pages_are_lost
+def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_file("weights.safetensors", 1)
     if not is_cheap(str(path)):
         pytest.skip("this kernel tells it slowly")
+    expect_resident(path, least_share=1.0)
     monkeypatch.setattr("startup.prefetch.process._Helper", None)
     report = Prefetch.start([path]).result()
     assert report is not None
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all of it is resident", 1 << 20)
 
 
+@repeated_if_pages_are_lost
 def test_files_that_cannot_be_read_are_told_and_the_others_read(
-    make_file: MakeFile, tmp_path: Path, resident_bytes: Callable[[Path], int], caplog: pytest.LogCaptureFixture
+    make_file: MakeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = make_file("good", 4, is_cold=True)
     with caplog.at_level(logging.WARNING):
@@ -161,7 +173,8 @@ def test_files_that_cannot_be_read_are_told_and_the_others_read(
         f"{tmp_path / 'dir' / 'x'}: No such file or directory",
     )
     assert report.state == "done"
-    assert resident_bytes(good) == 4 * MIB
+    assert report.read_bytes == 4 * MIB
+    expect_resident(good)
     assert "missing: No such file or directory" in caplog.text
 
 
@@ -189,22 +202,25 @@ def test_result_that_is_not_there_yet_is_none_and_close_stops_the_process(make_f
     handle = slow_prefetch(make_file)
     assert handle.pid is not None
     pid = handle.pid
+    assert next(handle.progress()).share < 1
     assert handle.result(0.1) is None
     begin = time.monotonic()
     handle.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < CLOSED_WITHIN_S
     assert not psutil.pid_exists(pid)
 
 
 def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
     path = make_file("f", 2 << 10, is_sparse=True)
-    options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, progress_interval_s=0.05)
+    options = PrefetchOptions(
+        mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY, progress_interval_s=0.01
+    )
     with Prefetch.start([path], options) as handle:
         steps = list(handle.progress())
         report = handle.result()
     assert report is not None
     assert report.read_bytes == 2 << 30
-    assert len(steps) >= 3
+    assert len(steps) >= 2
     assert [step.done_bytes for step in steps] == sorted(step.done_bytes for step in steps)
     assert 0 < steps[-1].share <= 1
     assert steps[-1].due_bytes == 2 << 30
@@ -213,27 +229,31 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
 @pytest.mark.parametrize("behaviour", ["is alone", "forks"])
 def test_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: str) -> None:
     """Also while a forked process still holds the pipe open."""
-    path = make_file("slow", 64 << 10, is_sparse=True)
+    path = make_file("slow", SLOW_MIB, is_sparse=True)
     command = [sys.executable, "-c", PARENT, str(path), behaviour]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         lines = [parent.stdout.readline().split() for _ in range(2 if behaviour == "forks" else 1)]
         parent.kill()
     pids = {name: int(pid) for name, pid in lines}
-    assert wait_until_gone(pids["helper"])
-    if behaviour == "forks":
-        assert psutil.pid_exists(pids["fork"]), "the pipe was held open all the time"
-        os.kill(pids["fork"], signal.SIGKILL)
+    try:
+        wait_until(lambda: is_gone(pids["helper"]))
+        if behaviour == "forks":
+            assert psutil.pid_exists(pids["fork"]), "the pipe was held open all the time"
+    finally:
+        if behaviour == "forks":
+            os.kill(pids["fork"], signal.SIGKILL)
 
 
 def test_ctrl_c_is_left_to_the_launcher(make_file: MakeFile) -> None:
     path = make_file("f", 512, is_sparse=True)
-    with Prefetch.start([path], PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16)) as handle:
+    options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
+    with Prefetch.start([path], options) as handle:
         assert handle.pid
-        while psutil.Process(handle.pid).name() != "vllm-prefetch":
-            time.sleep(0.005)
+        process = psutil.Process(handle.pid)
+        wait_until(lambda: process.name() == "vllm-prefetch")
         os.kill(handle.pid, signal.SIGINT)
-        report = handle.result(60)
+        report = handle.result(120)
     assert report is not None
     assert report.state == "done"
 
@@ -242,7 +262,7 @@ def test_killed_helper_is_a_warning_and_no_more(make_file: MakeFile, caplog: pyt
     with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
         assert handle.pid
         os.kill(handle.pid, signal.SIGKILL)
-        report = handle.result(10)
+        report = handle.result(120)
     assert report == PrefetchReport("failed", "the helper process ended without a report")
     assert "no prefetch: the helper process ended without a report" in caplog.text
 
@@ -259,18 +279,25 @@ def test_interpreter_that_cannot_be_started_is_a_warning_and_no_more(
 
 
 def test_descriptors_of_the_launcher_are_given_back(make_file: MakeFile) -> None:
-    before = psutil.Process().num_fds()
-    prefetch([make_file("f", 1)])
-    assert psutil.Process().num_fds() == before
+    before = open_descriptors()
+    prefetch([make_file("f", 1, is_cold=True)])
+    assert open_descriptors() <= before
+
+
+def open_descriptors() -> set[tuple[str, str]]:
+    found = set()
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the one that lists them
+            found.add((link.name, str(link.readlink())))
+    return found
 
 
 def test_helper_loads_little_and_nothing_of_others() -> None:
     code = (
-        "import sys, time; begin = time.process_time(); sys.path.append(sys.argv[1]); import startup.prefetch.worker;"
-        "print(time.process_time() - begin, *(m.__name__ for m in sys.modules.values()"
-        " if 'site-packages' in str(getattr(m, '__file__', ''))))"
+        "import json, sys; sys.path.append(sys.argv[1]); import startup.prefetch.worker;"
+        "print(json.dumps({m.__name__: str(getattr(m, '__file__', '')) for m in sys.modules.values()}))"
     )
     command = [sys.executable, "-I", "-S", "-c", code, str(Path(__file__).parents[3])]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(5)]
-    assert [names for _, *names in runs] == [[]] * 5
-    assert min(float(seconds) for seconds, *_ in runs) < 0.03
+    loaded = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert [name for name, file in loaded.items() if "site-packages" in file] == []
+    assert loaded.keys() & HEAVY == set()

@@ -8,6 +8,7 @@ import pytest
 
 from startup.prefetch import residency
 from startup.prefetch.residency import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
+from tests.page_cache import expect_resident, repeated_if_pages_are_lost, resident_bytes
 
 MIB = 1 << 20
 
@@ -33,6 +34,11 @@ methods = pytest.mark.parametrize(
 )
 
 
+def is_cold(method: Method, resident: int, length: int) -> bool:
+    """A page that is asked for by sample is read by that, and may be there before the answer; few are."""
+    return resident <= length // 2 if method is by_samples else resident == 0
+
+
 def read(path: Path, offset: int, length: int) -> None:
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -41,23 +47,28 @@ def read(path: Path, offset: int, length: int) -> None:
 
 
 @methods
+@repeated_if_pages_are_lost
 def test_file_just_written_is_resident(make_file: MakeFile, method: Method) -> None:
-    with ResidencyProbe(str(make_file("f", 8)), method) as probe:
+    path = make_file("f", 8)
+    expect_resident(path, least_share=1.0)
+    with ResidencyProbe(str(path), method) as probe:
         assert probe.resident_bytes() == 8 * MIB
 
 
 @methods
 def test_evicted_file_is_not_resident(make_file: MakeFile, method: Method) -> None:
     with ResidencyProbe(str(make_file("f", 8, is_cold=True)), method) as probe:
-        assert probe.resident_bytes() == 0
+        assert is_cold(method, probe.resident_bytes(), 8 * MIB)
 
 
 @methods
+@repeated_if_pages_are_lost
 def test_half_that_was_read_is_told_from_the_other(make_file: MakeFile, method: Method) -> None:
     path = make_file("f", 8, is_cold=True)
     read(path, 4 * MIB, 4 * MIB)
+    expect_resident(path, 4 * MIB, least_share=1.0)
     with ResidencyProbe(str(path), method) as probe:
-        assert probe.resident_bytes(0, 4 * MIB) == 0
+        assert is_cold(method, probe.resident_bytes(0, 4 * MIB), 4 * MIB)
         assert probe.resident_bytes(4 * MIB, 4 * MIB) == 4 * MIB
 
 
@@ -77,12 +88,10 @@ def test_empty_file_has_nothing_resident(tmp_path: Path, method: Method) -> None
         assert probe.resident_bytes() == 0
 
 
-def test_samples_read_no_more_than_the_pages_they_ask_for(
-    make_file: MakeFile, resident_bytes: Callable[[Path], int]
-) -> None:
+def test_samples_read_no_more_than_the_pages_they_ask_for(make_file: MakeFile) -> None:
     path = make_file("f", 64, is_cold=True)
     with ResidencyProbe(str(path), by_samples) as probe:
-        assert probe.resident_bytes() == 0
+        assert is_cold(by_samples, probe.resident_bytes(), 64 * MIB)
     assert resident_bytes(path) <= 2 * MIB
 
 

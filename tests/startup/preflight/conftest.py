@@ -17,6 +17,8 @@ from startup.preflight.run import PreflightOptions, run_preflight
 
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
+PATIENT_S = 120.0
+"""A stand-in for the hub answers at once, but on a busy machine that may take a while."""
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -110,7 +112,7 @@ def preflight(make_config: Callable[..., StartupConfig]) -> Callable[..., Prefli
     """Runs every check; `memory` and the like are options, everything else configuration."""
 
     def run(model: Path | str | None = None, **given: Any) -> PreflightReport:
-        options = {"memory": ROOMY} | {
+        options = {"memory": ROOMY, "hub_timeout_s": PATIENT_S} | {
             name: given.pop(name) for name in list(given) if name in PreflightOptions.__dataclass_fields__
         }
         return run_preflight(make_config(model, **given), options=PreflightOptions(**options))

@@ -12,6 +12,7 @@ import pytest
 
 from startup.preflight.bound_sockets import bound_socket_inodes
 from startup.preflight.report import PreflightReport
+from tests.ports import free_port
 
 Preflight = Callable[..., PreflightReport]
 
@@ -41,7 +42,7 @@ def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int
         yield process.pid, int(port or 0)
     finally:
         process.stdin.close()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
 
 
@@ -57,9 +58,7 @@ needs_bound_sockets = pytest.mark.skipif(
 
 
 def test_free_port_is_no_finding_and_stays_free(preflight: Preflight) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for _ in range(2):
         assert not [f for f in preflight("/nowhere", port=port, host="127.0.0.1").findings if f.check == "port"]
 

@@ -31,7 +31,7 @@ print(run_preflight(config).to_json())
 
 def findings_under(limit: str, value: int, model: Path) -> list[dict[str, Any]]:
     command = [sys.executable, "-c", SCRIPT, limit, str(value), str(model)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     findings: list[dict[str, Any]] = json.loads(result.stdout)["findings"]
     return findings
 

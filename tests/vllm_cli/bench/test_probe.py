@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import subprocess
@@ -22,12 +23,19 @@ def probe_for(url: str, seconds: float, api_key: str | None = None):
         return health.finish()
 
 
+def most_probes(begin_s: float) -> float:
+    """That many intervals have passed since then, and the first probe is sent at once."""
+    return (time.monotonic() - begin_s) / probe.INTERVAL_S + 2
+
+
 def test_probes_are_sent_steadily_and_none_is_faster_than_the_server(tiny_server):
     server = tiny_server("--health-ms", 4)
+    begin_s = time.monotonic()
     samples = probe_for(server.url, 1.0)
     assert samples.num_errors == 0
-    assert 20 <= len(samples.latencies_ns) <= 60
-    assert min(samples.latencies_ns) >= 4 * MS
+    assert 20 <= len(samples.latencies_ns) <= most_probes(begin_s)
+    num_late = sum(latency > probe.INTERVAL_S * 1e9 for latency in samples.latencies_ns)
+    assert sum(latency < 4 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
 
 
 def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_due(tiny_server):
@@ -36,6 +44,26 @@ def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_du
     assert min(samples.latencies_ns) < 60 * MS
     assert len(samples.latencies_ns) >= 20
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
+
+
+def test_each_answered_probe_has_its_time_and_the_process_tells_how_late_it_woke_up(tiny_server):
+    server = tiny_server("--health-ms", 50)
+    begin_ns = time.perf_counter_ns()
+    samples = probe_for(server.url, 0.6)
+    assert len(samples.due_ns) == len(samples.latencies_ns) > len(samples.wakes_ns) >= 3
+    assert begin_ns < samples.due_ns[0]
+    assert {later - earlier for earlier, later in itertools.pairwise(samples.due_ns)} == {20 * MS}
+    assert all(late_ns >= 0 for _, late_ns in samples.wakes_ns)
+    assert {due_ns for due_ns, _ in samples.wakes_ns} <= set(samples.due_ns)
+
+
+def test_real_time_priority_is_told_where_it_was_wanted_and_may_be_had(tiny_server):
+    server = tiny_server()
+    assert not probe_for(server.url, 0.1).is_realtime
+    with HealthProbe(server.url, wants_realtime=True) as health:
+        health.start()
+        policy = os.sched_getscheduler(health._process.pid)
+        assert health.finish().is_realtime == (policy == os.SCHED_FIFO)
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
@@ -60,7 +88,7 @@ def test_bodies_of_any_kind_are_read_to_their_end(is_chunked):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        samples = probe_for(f"http://127.0.0.1:{server.server_port}", 0.5, api_key="sesame")
+        samples = probe_for(f"http://127.0.0.1:{server.server_port}", 1.0, api_key="sesame")
         server.shutdown()
         thread.join()
     assert samples.num_errors == 0
@@ -69,13 +97,13 @@ def test_bodies_of_any_kind_are_read_to_their_end(is_chunked):
 
 
 def test_an_address_without_a_server_gives_errors_only():
-    samples = probe_for("http://127.0.0.1:9", 0.3)
+    samples = probe_for("http://127.0.0.1:9", 1.0)
     assert samples.latencies_ns == []
     assert samples.num_errors >= 3
 
 
 def test_a_page_that_is_missing_is_an_error(tiny_server):
-    samples = probe_for(tiny_server().url + "/nowhere", 0.3)
+    samples = probe_for(tiny_server().url + "/nowhere", 1.0)
     assert samples.latencies_ns == []
     assert samples.num_errors >= 3
 

@@ -27,17 +27,17 @@ def test_the_bare_script_gives_the_token_that_the_model_gives(model_path) -> Non
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype="auto")
     for prompt in PROMPTS:
         words = [sys.executable, "-P", str(SCRIPT), str(model_path), prompt]
-        answer = subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout
+        answer = subprocess.run(words, check=True, capture_output=True, text=True, timeout=240).stdout
         with torch.inference_mode():
             logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
         assert json.loads(answer)["text"] == tokenizer.decode([int(logits.argmax())]), prompt
 
 
 def test_the_time_counts_from_exec_to_the_token(model_path) -> None:
-    side = FloorSide(model_path, timeout_s=120)
+    side = FloorSide(model_path, timeout_s=240)
     begin_s = time.monotonic()
     figures = asyncio.run(side.measure())
-    assert 0.2 < figures.first_token_s < time.monotonic() - begin_s
+    assert 0 < figures.first_token_s < time.monotonic() - begin_s
     assert (figures.listening_ms, figures.healthy_s) == (None, None)
     assert side.first_text == " Paris"
 
@@ -47,7 +47,7 @@ def test_a_model_of_another_kind_is_refused_with_its_type(model_path, tmp_path) 
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     shutil.copy(model_path / "tokenizer.json", tmp_path)
     with pytest.raises(TargetStartError, match="is of type 'mamba'"):
-        asyncio.run(FloorSide(tmp_path, timeout_s=120).measure())
+        asyncio.run(FloorSide(tmp_path, timeout_s=240).measure())
 
 
 def test_a_script_that_takes_too_long_is_killed(model_path) -> None:

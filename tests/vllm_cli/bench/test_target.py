@@ -51,7 +51,7 @@ def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of,
         from vllm_cli.bench.config import TargetSpec
         from vllm_cli.bench.target import CommandTarget
         CommandTarget(TargetSpec(name="A"), sys.argv[1]).start()
-        time.sleep(60)"""
+        time.sleep(600)"""
     command = tiny_command("--pid-file", pids_of.file)
     with subprocess.Popen([sys.executable, "-c", code, command]) as bench:
         pids = pids_of()

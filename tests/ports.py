@@ -1,0 +1,24 @@
+"""Ports for servers that a test starts as processes of their own, and that cannot choose one themselves."""
+
+import random
+import socket
+from pathlib import Path
+
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_WIDTH = 10_000
+
+
+def free_port() -> int:
+    """A port that nobody has, below those that the kernel hands out to clients and to servers on port 0 meanwhile.
+
+    A client that asks again and again before the server listens cannot get connected to itself there either.
+    """
+    first = int(_RANGE.read_text().split()[0])
+    while True:
+        port = random.randrange(max(1024, first - _WIDTH), first)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
