@@ -4,6 +4,7 @@ The main thread loads the model and runs the loop; a second thread only receives
 goes away, for whatever reason, its end of the socket closes and this process ends.
 """
 
+import gc
 import logging
 import os
 import queue
@@ -156,6 +157,8 @@ class _EngineLoop:
                 self._send(Step(outputs, core.stats))
             if has_chores:
                 has_chores = core.idle() or core.has_work or imports.restore()
+                if not has_chores:
+                    gc.freeze()  # a full collection looks through everything else: 50 ms in the middle of a step
 
     def _take(self, message: Request, core: "EngineCore | PoolingCore") -> None:
         refused = None

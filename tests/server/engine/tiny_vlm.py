@@ -68,16 +68,26 @@ class Parts:
     text: dict[str, Any]
     image_size: int
     vision: dict[str, Any]
+    patch_size: int = 14
+    """Of LLaVA's pictures."""
 
 
-def save_vlm(path: Path, family: str, *, image_size: int = 56, width: int = 64, seed: int = 0) -> Path:
+def save_vlm(
+    path: Path, family: str, *, image_size: int = 56, width: int = 64, patch_size: int = 14, seed: int = 0
+) -> Path:
     """A model of the family, its tokenizer and its processor, as a checkpoint from the hub has them."""
     kind = FAMILIES[family]
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(kind)
     tokenizer.save_pretrained(path)
     (path / "chat_template.jinja").write_text(_CHATML.replace("IMAGE", kind.image_text))
-    parts = Parts(tokenizer.convert_tokens_to_ids, _text_config(tokenizer, width), image_size, _vision_config(width))
+    parts = Parts(
+        tokenizer.convert_tokens_to_ids,
+        _text_config(tokenizer, width),
+        image_size,
+        _vision_config(width),
+        patch_size,
+    )
     config, preprocessor, processor = kind.build(parts)
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     if processor:
@@ -157,13 +167,13 @@ def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
             "model_type": "clip_vision_model",
             **parts.vision,
             "image_size": size,
-            "patch_size": 14,
+            "patch_size": parts.patch_size,
             "projection_dim": 32,
         },
         "image_token_index": parts.token_id("<image>"),
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "default",
-        "image_seq_length": (size // 14) ** 2,
+        "image_seq_length": (size // parts.patch_size) ** 2,
     }
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -180,7 +190,7 @@ def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
-        "patch_size": 14,
+        "patch_size": parts.patch_size,
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
     }
@@ -355,8 +365,12 @@ def main() -> None:
     parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2_vl")
     parser.add_argument("--image-size", type=int, default=504, help="what the image processor resizes to or splits by")
     parser.add_argument("--width", type=int, default=128, help="of the hidden states")
+    parser.add_argument(
+        "--patch-size", type=int, default=14, help="of llava; a large one leaves the engine little to do"
+    )
     options = parser.parse_args()
-    print(save_vlm(options.out, options.family, image_size=options.image_size, width=options.width))
+    sizes = {"image_size": options.image_size, "width": options.width, "patch_size": options.patch_size}
+    print(save_vlm(options.out, options.family, **sizes))
 
 
 if __name__ == "__main__":
