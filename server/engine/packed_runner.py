@@ -100,7 +100,7 @@ class PackedRunner:
     def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
         """Takes over the longest cached beginning of the prompt, from an ended sequence or a running one."""
         params = sequence.params
-        if self._prefixes is None or params.prompt_logprobs is not None or params.cache_salt is not None:
+        if self._prefixes is None or params.prompt_logprobs is not None or sequence.is_private:
             return
         found = self._prefixes.match(sequence, running)
         if found is None:
@@ -113,10 +113,10 @@ class PackedRunner:
 
     def release(self, sequence: Sequence) -> None:
         """Keeps what the sequence computed, then gives its pages back."""
-        computed = sequence.token_ids[: sequence.num_computed_tokens]
-        is_private = sequence.params.cache_salt is not None or sequence.features is not None
-        if self._prefixes is not None and not is_private and self._prefixes.wants(computed):
-            self._prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
+        if self._prefixes is not None and not sequence.is_private:
+            computed = sequence.cache_ids(sequence.num_computed_tokens)
+            if self._prefixes.wants(computed):
+                self._prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
         self.cache.release(sequence.slot, sequence.num_tokens)
 
     def evict_cached(self, max_tokens: int) -> None:

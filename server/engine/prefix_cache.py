@@ -47,27 +47,26 @@ class PrefixCache:
     def can_share(self, sequence: Sequence) -> bool:
         """Whether a match may be looked for: not where every prompt token needs its logits, or with a salt."""
         params = sequence.params
-        return sequence.num_tokens > _MIN_TOKENS and params.prompt_logprobs is None and params.cache_salt is None
+        return sequence.num_tokens > _MIN_TOKENS and params.prompt_logprobs is None and not sequence.is_private
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
         """Where the longest cached beginning of the sequence's prompt is, in an ended sequence or a running one.
 
         The last token is never counted: it has to be computed for its logits. What a preempted sequence
-        finds again is no query of its own. Where a prompt is more than its token ids, only a running sequence that
-        continues the very same prompt is like it.
+        finds again is no query of its own.
         """
-        wanted = np.asarray(sequence.token_ids[:-1], dtype=np.int64)
+        wanted = sequence.cache_ids(sequence.num_tokens - 1)
         best: PrefixMatch | None = None
         length = _MIN_TOKENS - 1
-        for entry_id, entry in self._entries.items() if sequence.features is None else ():
+        for entry_id, entry in self._entries.items():
             if _begin_alike(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
                 best = PrefixMatch(length, entry_id=entry_id)
         for other in running:
-            if other.params.cache_salt is not None or other.features is not sequence.features:
+            if other.is_private or other.num_computed_tokens <= length:
                 continue
-            if other.num_computed_tokens > length and other.token_ids[:_MIN_TOKENS] == sequence.token_ids[:_MIN_TOKENS]:
-                computed = np.asarray(other.token_ids[: other.num_computed_tokens], dtype=np.int64)
+            if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
+                computed = other.cache_ids(other.num_computed_tokens)
                 if _begin_alike(wanted, computed, length + 1):
                     length = common_prefix(wanted, computed)
                     best = PrefixMatch(length, slot=other.slot)
@@ -81,23 +80,21 @@ class PrefixCache:
         self._entries.move_to_end(entry_id)
         return self._entries[entry_id].parts
 
-    def wants(self, token_ids: list[int]) -> bool:
+    def wants(self, token_ids: TokenArray) -> bool:
         """Whether `put` would keep these tokens: not too short or long, and not known already."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
-        new = np.asarray(token_ids, dtype=np.int64)
-        return not any(_begin_alike(new, e.token_ids, len(new)) for e in self._entries.values())
+        return not any(_begin_alike(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
-    def put(self, token_ids: list[int], parts: list[torch.Tensor]) -> None:
+    def put(self, token_ids: TokenArray, parts: list[torch.Tensor]) -> None:
         """Keeps an ended sequence; what it continues is dropped."""
-        new = np.asarray(token_ids, dtype=np.int64)
         for entry_id, entry in list(self._entries.items()):
-            if _begin_alike(new, entry.token_ids, len(entry.token_ids)):
+            if _begin_alike(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry_id)
-        self.shrink_to(self._max_tokens - len(new))
-        self._entries[self._next_id] = CachedPrefix(new, parts)
+        self.shrink_to(self._max_tokens - len(token_ids))
+        self._entries[self._next_id] = CachedPrefix(token_ids, parts)
         self._next_id += 1
-        self.num_tokens += len(new)
+        self.num_tokens += len(token_ids)
 
     def shrink_to(self, max_tokens: int) -> None:
         """Drops the least recently used entries until at most `max_tokens` are held."""

@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
+from server.engine.row_ids import RowHasher, RowIds
 from server.errors import EngineStartError
 from server.types import PromptInputs, TensorData
 
@@ -36,6 +37,8 @@ class PromptFeatures:
     """Shape [axes, num_prompt_tokens], for models whose rotary embedding has several; None counts from 0."""
     position_delta: int = 0
     """From the index of a token that follows the prompt to its position."""
+    row_ids: RowIds | None = None
+    """What the prefix cache knows the rows by; None keeps the prompt out of it."""
 
 
 class PlacedRows(NamedTuple):
@@ -64,6 +67,7 @@ class FeatureBuilder:
         """`encode_pictures` is for models that see some."""
         self._model = model
         self._encode_pictures = encode_pictures
+        self._hasher = RowHasher()
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
@@ -78,6 +82,10 @@ class FeatureBuilder:
         return features
 
     def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
+        features = self._compute(token_ids, inputs)
+        return replace(features, row_ids=self._hasher.identify(features.embeds, features.positions))
+
+    def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         if inputs.embeds is not None:
             return self._from_embeds(token_ids, inputs.embeds)
         if self._encode_pictures is None:

@@ -133,10 +133,7 @@ class Scheduler:
     def _shares_prompt_being_computed(self, sequence: Sequence) -> bool:
         """With `n` > 1 the first sequence computes the prompt and the others take it from there a step later."""
         return self._can_share_prompt(sequence) and any(
-            s.num_computed_tokens + 1 < s.num_prompt_tokens
-            and s.features is sequence.features
-            and s.token_ids == sequence.token_ids
-            for s in self._running
+            s.num_computed_tokens + 1 < s.num_prompt_tokens and s.has_prompt_of(sequence) for s in self._running
         )
 
     def _make_room(self) -> None:

@@ -4,6 +4,9 @@ from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from server.types import FinishReason, SamplingParams
 
 if TYPE_CHECKING:
@@ -59,6 +62,27 @@ class Sequence:
     def num_unknown_tokens(self) -> int:
         """Leading tokens whose ids stand for nothing."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the sequence shares nothing with others."""
+        is_unknown = self.features is not None and self.features.row_ids is None
+        return is_unknown or self.params.cache_salt is not None
+
+    def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
+        """What the prefix cache knows the first `end` tokens by: their ids, or those of the rows in their places."""
+        if self.features is None or self.features.row_ids is None:
+            return np.asarray(self.token_ids[:end], dtype=np.int64)
+        rows = self.features.row_ids[:end]
+        return np.concatenate((rows, np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
+
+    def has_prompt_of(self, other: "Sequence") -> bool:
+        """Whether both compute the same tokens from the same features."""
+        if self.features is other.features:
+            return self.token_ids == other.token_ids
+        if self.features is None or other.features is None or self.features.row_ids is None:
+            return False
+        return np.array_equal(self.cache_ids(self.num_tokens), other.cache_ids(other.num_tokens))
 
     @property
     def num_new_tokens(self) -> int:

@@ -1,5 +1,6 @@
 """What was computed once is not computed again, and nothing but the work changes."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -190,13 +191,13 @@ def test_a_longer_entry_replaces_what_it_continues() -> None:
     _put(cache, tokens[:40])
     _put(cache, tokens[:70])
     assert cache.num_tokens == 70
-    assert not cache.wants(tokens[:60])
-    assert cache.wants(tokens)
+    assert not cache.wants(np.array(tokens[:60]))
+    assert cache.wants(np.array(tokens))
 
 
 @pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
 def test_too_short_and_too_long_prefixes_are_not_kept(length: int, is_wanted: bool) -> None:
-    assert PrefixCache(max_tokens=100).wants(random_prompts(length)[0]) is is_wanted
+    assert PrefixCache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
 def test_the_longest_beginning_wins_wherever_it_is() -> None:
@@ -222,8 +223,8 @@ def test_shrinking_to_nothing_forgets_everything() -> None:
 
 
 def _put(cache: PrefixCache, token_ids: list[int]) -> None:
-    assert cache.wants(token_ids)
-    cache.put(token_ids, [torch.tensor(token_ids)])
+    assert cache.wants(np.array(token_ids))
+    cache.put(np.array(token_ids), [torch.tensor(token_ids)])
 
 
 def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:

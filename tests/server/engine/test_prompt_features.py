@@ -135,7 +135,32 @@ def test_placeholders_are_no_prefix_of_anything(plain_llama: PreTrainedModel, ll
     engine.run()
     assert [text.token_ids, *(c.token_ids for c in running)] == [expected[2], *expected[:2]]
     assert [c.token_ids for c in later] == expected
-    assert [c.num_cached_tokens for c in later] == [0, 0, 39], "the text's own prefix is found as ever"
+    assert [c.num_cached_tokens for c in later] == [39, 39, 39], "each finds its own"
+
+
+def test_rows_that_begin_alike_share_their_beginning(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [one] = random_prompts(60)
+    other = [*one[:45], *reversed(one[45:])]
+    expected = greedy_outputs(plain_llama, [one, other], NUM_TOKENS)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    first = add(engine, "one", plain_llama, one)
+    engine.run()
+    second = add(engine, "other", plain_llama, other)
+    salted = add(engine, "salted", plain_llama, one, cache_salt="mine")
+    engine.run()
+    assert [c.token_ids for c in (first, second, salted)] == [*expected, expected[0]]
+    assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 45, 0]
+
+
+def test_equal_prompts_that_come_together_are_computed_once(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    [prompt] = random_prompts(60)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    completions = [add(engine, f"{i}", plain_llama, prompt) for i in range(3)]
+    engine.run()
+    assert [c.num_cached_tokens for c in completions] == [0, 59, 59]
+    assert [c.token_ids for c in completions] == greedy_outputs(plain_llama, [prompt], NUM_TOKENS) * 3
 
 
 def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
@@ -147,7 +172,6 @@ def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedMode
     engine.run()
     assert [c.token_ids for c in choices] == [expected] * 3
     assert [c.num_cached_tokens for c in choices] == [0, 49, 49]
-    assert engine.prefixes is not None and engine.prefixes.num_tokens == 0, "nothing of it is kept"
 
 
 def test_placeholders_count_in_no_penalty(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:

@@ -1,0 +1,54 @@
+"""Numbers that tell rows of embeddings apart, so that the prefix cache can know a prompt that has no token ids."""
+
+import secrets
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+RowIds = npt.NDArray[np.int64]
+
+_IS_ROW = np.int64(-(1 << 63))
+"""Row ids are negative, token ids are not."""
+_HIGH = np.uint64(32)
+_LOW_31 = np.uint64((1 << 31) - 1)
+
+
+class RowHasher:
+    """Equal rows at equal positions get equal numbers; others share one of 2**63 by chance.
+
+    Multilinear hashing (Lemire and Kaser, 2014) with keys that nobody outside of the process knows: a client cannot
+    make two rows that collide.
+    """
+
+    def __init__(self) -> None:
+        self._random = np.random.Generator(np.random.PCG64(secrets.randbits(128)))
+        self._keys: dict[int, npt.NDArray[np.uint64]] = {}
+
+    def identify(self, embeds: torch.Tensor, positions: torch.Tensor | None) -> RowIds:
+        """One number per row.
+
+        Args:
+            embeds: shape [rows, width].
+            positions: shape [axes, rows], where they are not just counted.
+        """
+        words = _words(embeds)
+        if positions is not None:
+            words = np.concatenate((words, positions.cpu().numpy().T.astype(np.uint32)), axis=1)
+        sums = words.astype(np.uint64) @ self._keys_of(words.shape[1])
+        high, low = sums[:, 0] >> _HIGH, sums[:, 1] >> _HIGH
+        ids: RowIds = (((high & _LOW_31) << _HIGH) | low).view(np.int64) | _IS_ROW
+        return ids
+
+    def _keys_of(self, num_words: int) -> npt.NDArray[np.uint64]:
+        if num_words not in self._keys:
+            self._keys[num_words] = self._random.integers(1 << 64, size=(num_words, 2), dtype=np.uint64, endpoint=False)
+        return self._keys[num_words]
+
+
+def _words(embeds: torch.Tensor) -> npt.NDArray[np.uint32]:
+    """The rows' bytes, four or two at a time."""
+    octets = embeds.cpu().contiguous().view(torch.uint8).numpy()
+    if octets.shape[1] % 4 == 0:
+        return octets.view(np.uint32)
+    return octets.view(np.uint16).astype(np.uint32)
