@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loop_turns import FREE_TURNS, count_turns
 from PIL import Image
 from tiny_vlm import FAMILIES, as_bytes, picture, save_vlm
 
@@ -347,3 +348,16 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def _pictures(num_bytes: int) -> ProcessedPictures:
     return ProcessedPictures({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
+
+
+async def test_the_loop_turns_while_pictures_are_decoded_and_processed(folders: dict[str, Path]) -> None:
+    """The inline twin is what the loop would see if the work came back to it."""
+    path = folders["llava"]
+    large = _message("What is it?", *(picture(2500, 2500, seed=seed) for seed in range(3)))
+    turns = []
+    for is_inline in (False, True):
+        with VisionRenderer(ModelFiles(path, path), RendererConfig(is_inline=is_inline)) as renderer:
+            renderer.warm_up()
+            turns.append(await count_turns(renderer.render_chat_async([large], ChatOptions())))
+    assert turns[0] > 5 * FREE_TURNS
+    assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"
