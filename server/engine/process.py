@@ -42,7 +42,7 @@ from server.model_kind import read_model_kind
 
 if TYPE_CHECKING:
     from server.engine.core import EngineCore
-    from server.engine.pooling_core import PoolingCore
+    from server.engine.pooling.core import PoolingCore
     from server.types import EngineInfo
 
     Built = tuple[EngineCore | PoolingCore, EngineInfo]
@@ -112,7 +112,7 @@ def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imp
 def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
     kind = read_model_kind(files.path, config)
     if kind.is_pooling:
-        from server.engine.pooling_build import build_pooling_core
+        from server.engine.pooling.build import build_pooling_core
 
         return partial(build_pooling_core, kind)
     from server.engine.build import build_core

@@ -11,10 +11,10 @@ from typing import Any, ParamSpec, Self, TypeVar
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer
+from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
 from server.renderers.processor_cache import ProcessorCache
-from server.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
 from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizer import Tokenizer

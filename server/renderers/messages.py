@@ -90,7 +90,7 @@ def _to_content(content: Any, content_format: "ContentFormat", image_token: str 
         {"type": "image"} if is_image else {"type": "text", "text": text}
         for text, is_image in zip(texts, pictures, strict=True)
     ]
-    return [part for part in parts if part["type"] == "image" or part["text"]]
+    return [part for part in parts if part["type"] == "image" or part["text"] is not None]
 
 
 def is_picture(part: Any) -> bool:

@@ -11,7 +11,7 @@ class EmbedsPrompt:
     """Embeddings that the client computed, in the place of a text."""
 
     embeds: str | bytes | memoryview
-    """Base64 of a tensor file (`server.renderers.prompt_embeds`)."""
+    """Base64 of a tensor file (`server.renderers.embeds.prompt_embeds`)."""
 
 
 Prompt = str | list[int] | EmbedsPrompt

@@ -1,7 +1,7 @@
 """Readiness: one real token, through the renderer, the engine and the detokenizer."""
 
 from server.errors import EngineDeadError, EngineError, EngineStartError
-from server.renderers.prompt_embeds import EmbedsLimits
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.prompts import TextOptions
 from server.serving.services import Services
 from server.types import PoolingInfo, PoolingParams, SamplingParams

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from server.config import EngineConfig, PoolerConfig
-from server.engine.pooling_sequence import BatchLimits, PoolingSequence, choose_batch
+from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.errors import EngineStartError
 from server.types import LateInteraction, PoolingParams
 from tests.server.engine.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit

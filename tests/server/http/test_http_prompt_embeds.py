@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
-from server.renderers.prompt_embeds import EmbedsLimits
 from tests.server.http.conftest import MAX_MODEL_LEN
 
 WIDTH = 16

@@ -1,13 +1,10 @@
 """DeepSeek-V3.2's prompts, token for token against vLLM's own renderer."""
 
-import json
-import random
-import subprocess
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import pytest
+from conversations import VLLM_PYTHON, Conversations, ask_vllm
 from deepseek_v32_folder import save_deepseek_v32
 
 from server.config import ModelFiles, RendererConfig
@@ -15,98 +12,7 @@ from server.errors import RequestError
 from server.renderers.deepseek_v32 import DeepseekV32Renderer
 from server.renderers.prompts import ChatOptions
 
-ROOT = Path(__file__).parents[3]
-VLLM_PYTHON = ROOT / ".peers/vllm/bin/python"
 NUM_CASES = 600
-
-TEXTS = [
-    "Hello",
-    "  spaces\n\nand lines\t",
-    "Ça va? Größe, naïve e\u0301",
-    "你好，世界 😀👩‍👩‍👧 مرحبا",
-    "<think>no</think> <｜User｜> ｜DSML｜ <｜end▁of▁sentence｜>",
-    "{content} %s {{ x }} \\n \x00",
-    '{"a": "b"} <result>r</result>',
-    "def f(x):\n    return x ** 2  # 0123456789",
-    "",
-]
-VALUES = ["Paris", "", '北京 "q"\n', 3, -1.5e-7, True, None, [], [1, "zwei", None], {"ü": {"n": [{}]}}, "</x>"]
-MALFORMED = ["{oops", "[1, 2]", "7", "null"]
-
-
-class Conversations:
-    """Writes conversations as clients might; a few are beyond the format."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def case(self) -> dict[str, Any]:
-        kwargs = self._random.choice(
-            [{}, {"thinking": True}, {"enable_thinking": True}, {"thinking": False}, {"thinking": True, "x": 1}]
-        )
-        tools = [self._tool() for _ in range(self._random.choice([0, 0, 1, 3]))]
-        return {"messages": self._messages(), "tools": tools or None, "kwargs": kwargs}
-
-    def _messages(self) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = []
-        if self._has_luck(0.5):
-            messages.append({"role": "system", "content": self._content()})
-        if self._has_luck(0.2):
-            messages.append(self._developer())
-        for _ in range(self._random.randint(1, 4)):
-            messages += self._turn()
-        if self._has_luck(0.7):
-            messages.append({"role": "user", "content": self._content()})
-        return messages
-
-    def _turn(self) -> list[dict[str, Any]]:
-        question = self._developer() if self._has_luck(0.1) else {"role": "user", "content": self._content()}
-        turn = [question]
-        for _ in range(self._random.choice([0, 0, 1, 2])):
-            turn += self._tool_step()
-        answer: dict[str, Any] = {"role": "assistant", "content": self._content()}
-        if self._has_luck(0.8):
-            answer["reasoning"] = self._text()
-        return [*turn, answer] if self._has_luck(0.9) else turn
-
-    def _tool_step(self) -> list[dict[str, Any]]:
-        calls = [self._call(i) for i in range(self._random.randint(1, 3))]
-        step: dict[str, Any] = {"role": "assistant", "content": self._content(), "tool_calls": calls}
-        if self._has_luck(0.6):
-            step["reasoning"] = self._text()
-        num_results = len(calls) + (self._random.choice([-1, 1]) if self._has_luck(0.05) else 0)
-        results = [{"role": "tool", "tool_call_id": f"c{i}", "content": self._content()} for i in range(num_results)]
-        return [step, *results]
-
-    def _call(self, index: int) -> dict[str, Any]:
-        arguments: Any = {
-            f"{self._text()[:5]}{i}": self._random.choice(VALUES) for i in range(self._random.randint(0, 4))
-        }
-        if self._has_luck(0.7):
-            arguments = json.dumps(arguments, ensure_ascii=self._has_luck(0.5))
-        elif self._has_luck(0.1):
-            arguments = self._random.choice(MALFORMED)
-        name = self._random.choice(["get_weather", "search-web", "查询"])
-        return {"id": f"c{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-    def _developer(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "developer", "content": self._content()}
-        return message | {"tools": [self._tool()]} if self._has_luck(0.5) else message
-
-    def _tool(self) -> dict[str, Any]:
-        parameters = {"type": "object", "properties": {self._text()[:8]: {"type": "string"}}, "required": []}
-        return {"type": "function", "function": {"name": "f", "description": self._text(), "parameters": parameters}}
-
-    def _content(self) -> Any:
-        if self._has_luck(0.15):
-            return [{"type": "text", "text": self._text()} for _ in range(self._random.randint(0, 3))]
-        return None if self._has_luck(0.05) else self._text()
-
-    def _text(self) -> str:
-        return " ".join(self._random.choices(TEXTS, k=self._random.randint(1, 3)))
-
-    def _has_luck(self, chance: float) -> bool:
-        return self._random.random() < chance
 
 
 @pytest.mark.slow
@@ -117,7 +23,7 @@ def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, inline_executor: Exe
     cases = [conversations.case() for _ in range(NUM_CASES)]
     renderer = DeepseekV32Renderer(ModelFiles(folder, folder), RendererConfig(), executor=inline_executor)
     num_equal = num_refused = num_only_ours = 0
-    for case, answer in zip(cases, ask_vllm(folder, cases, tmp_path), strict=True):
+    for case, answer in zip(cases, ask_vllm("vllm_deepseek_v32.py", folder, cases, tmp_path), strict=True):
         options = ChatOptions(tools=case["tools"], chat_template_kwargs=case["kwargs"])
         if "out of range" in answer.get("error", ""):  # it loses count where a developer message is not the last one
             num_only_ours += 1
@@ -130,14 +36,3 @@ def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, inline_executor: Exe
             num_refused += 1
     print(f"{num_equal} equal, {num_refused} refused by both, {num_only_ours} beyond vLLM")
     assert num_equal > NUM_CASES / 2
-
-
-def ask_vllm(folder: Path, cases: list[dict[str, Any]], tmp_path: Path) -> list[dict[str, Any]]:
-    asked, answered = tmp_path / "cases.json", tmp_path / "answers.json"
-    asked.write_text(json.dumps(cases))
-    script = Path(__file__).with_name("vllm_deepseek_v32.py")
-    done = subprocess.run(
-        [VLLM_PYTHON, script, folder, asked, answered], capture_output=True, text=True, timeout=280, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(answered.read_text())

@@ -25,8 +25,8 @@ import torch
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
+from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.hf import HfRenderer
-from server.renderers.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.prompts import EmbedsPrompt, TextOptions
 from server.types import TensorData
 
@@ -516,7 +516,7 @@ def test_no_thread_imports_anything_and_nobody_torch(tokenizer_folders: dict[str
         "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
         "sys.addaudithook(hook)\n"
         "from server.config import ModelFiles, RendererConfig\n"
-        "from server.renderers.prompt_embeds import EmbedsLimits\n"
+        "from server.renderers.embeds.prompt_embeds import EmbedsLimits\n"
         "from server.renderers.prompts import EmbedsPrompt, TextOptions\n"
         "from server.renderers.registry import build_renderer\n"
         "path = Path(sys.argv[1])\n"

@@ -7,10 +7,10 @@ import torch
 from msgspec.structs import replace
 
 from server.config import PoolerConfig
-from server.engine.late_interaction import KeptQueries, QueryMissingError
 from server.engine.linear import LinearPacker
-from server.engine.pooling_heads import PoolingHead
-from server.engine.pooling_sequence import BatchLimits, PoolingSequence, choose_batch
+from server.engine.pooling.heads import PoolingHead
+from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
+from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.types import EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, TensorData
 
 

@@ -19,10 +19,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
-from server.engine.activations import classifier_activation
-from server.engine.encoder import Encoder
 from server.engine.model_loading import derive_max_model_len, load_config, load_weights
-from server.engine.pooling_heads import (
+from server.engine.pooling.activations import classifier_activation
+from server.engine.pooling.encoder import Encoder
+from server.engine.pooling.heads import (
     Calibration,
     EmbeddingHead,
     EncoderClassifierHead,
@@ -30,7 +30,7 @@ from server.engine.pooling_heads import (
     PoolingHead,
     TokenClassifierHead,
 )
-from server.engine.projection import Projection, load_colbert, load_dense
+from server.engine.pooling.projection import Projection, load_colbert, load_dense
 from server.errors import EngineStartError
 from server.model_kind import ModelKind
 from server.sentence_files import SentenceFiles, read_sentence_files

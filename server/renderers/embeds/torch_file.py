@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from server.renderers.stored_tensor import (
+from server.renderers.embeds.stored_tensor import (
     NUMPY_TYPES,
     Array,
     DenseTensor,
@@ -21,7 +21,7 @@ from server.renderers.stored_tensor import (
     TensorFileError,
     check_shape,
 )
-from server.renderers.tensor_pickle import Call, Storage, read_tensor_pickle
+from server.renderers.embeds.tensor_pickle import Call, Storage, read_tensor_pickle
 
 _MAGIC = b"PK\x03\x04"
 _OLD_MAGIC = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02c", b"\x80\x02}")

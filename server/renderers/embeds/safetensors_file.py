@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from server.renderers.stored_tensor import NUMPY_TYPES, DenseTensor, TensorFileError, check_shape
+from server.renderers.embeds.stored_tensor import NUMPY_TYPES, DenseTensor, TensorFileError, check_shape
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 1 << 16

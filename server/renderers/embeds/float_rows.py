@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from server.renderers.stored_tensor import NUMPY_TYPES, Array, DenseTensor, to_float32
+from server.renderers.embeds.stored_tensor import NUMPY_TYPES, Array, DenseTensor, to_float32
 
 _AT_ONCE = 1 << 18
 """Numbers of a piece: a megabyte of float32, so that what is made on the way stays small and in the cache."""

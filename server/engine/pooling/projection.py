@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import linear
 
-from server.engine.activations import Activation, named_activation
+from server.engine.pooling.activations import Activation, named_activation
 from server.errors import EngineStartError
 
 _IDENTITY = "torch.nn.modules.linear.Identity"

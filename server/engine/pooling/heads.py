@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from server.config import PoolingTask, SeqPoolingType
-from server.engine.encoder import Encoder, HiddenStates
-from server.engine.pooling_sequence import PoolingSequence
+from server.engine.pooling.encoder import Encoder, HiddenStates
+from server.engine.pooling.sequence import PoolingSequence
 
 Activation = Callable[[Tensor], Tensor]
 Projector = Callable[[Tensor], Tensor]

@@ -3,9 +3,9 @@
 from server.config import EngineConfig, ModelFiles
 from server.engine.linear import LinearPacker
 from server.engine.phases import Phases
-from server.engine.pooling_core import PoolingCore
-from server.engine.pooling_loading import load_pooling_model
-from server.engine.pooling_sequence import BatchLimits
+from server.engine.pooling.core import PoolingCore
+from server.engine.pooling.loading import load_pooling_model
+from server.engine.pooling.sequence import BatchLimits
 from server.model_kind import ModelKind
 from server.types import EngineInfo
 

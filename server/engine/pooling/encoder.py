@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.pooling_sequence import PoolingSequence
+from server.engine.pooling.sequence import PoolingSequence
 
 
 class HiddenStates(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from server.engine.pooling_sequence import PoolingSequence
+from server.engine.pooling.sequence import PoolingSequence
 
 
 class QueryMissingError(LookupError):

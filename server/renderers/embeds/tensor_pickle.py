@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from server.renderers.stored_tensor import TensorFileError
+from server.renderers.embeds.stored_tensor import TensorFileError
 
 _MARK = object()
 _STOP = b"."

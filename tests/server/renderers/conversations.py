@@ -1,0 +1,111 @@
+"""Conversations as clients might write them, for any renderer, and what vLLM's own renderers make of them."""
+
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+VLLM_PYTHON = ROOT / ".peers/vllm/bin/python"
+
+TEXTS = [
+    "Hello",
+    "  spaces\n\nand lines\t",
+    "Ça va? Größe, naïve e\u0301",
+    "你好，世界 😀👩‍👩‍👧 مرحبا",
+    "<think>no</think> <｜User｜> ｜DSML｜ <｜end▁of▁sentence｜>",
+    "{content} %s {{ x }} \\n \x00",
+    '{"a": "b"} <result>r</result>',
+    "def f(x):\n    return x ** 2  # 0123456789",
+    "",
+]
+VALUES = ["Paris", "", '北京 "q"\n', 3, -1.5e-7, True, None, [], [1, "zwei", None], {"ü": {"n": [{}]}}, "</x>"]
+MALFORMED = ["{oops", "[1, 2]", "7", "null"]
+
+
+class Conversations:
+    """Writes conversations as clients might; a few are beyond the format."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def case(self) -> dict[str, Any]:
+        kwargs = self._random.choice(
+            [{}, {"thinking": True}, {"enable_thinking": True}, {"thinking": False}, {"thinking": True, "x": 1}]
+        )
+        tools = [self._tool() for _ in range(self._random.choice([0, 0, 1, 3]))]
+        return {"messages": self._messages(), "tools": tools or None, "kwargs": kwargs}
+
+    def _messages(self) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        if self._has_luck(0.5):
+            messages.append({"role": "system", "content": self._content()})
+        if self._has_luck(0.2):
+            messages.append(self._developer())
+        for _ in range(self._random.randint(1, 4)):
+            messages += self._turn()
+        if self._has_luck(0.7):
+            messages.append({"role": "user", "content": self._content()})
+        return messages
+
+    def _turn(self) -> list[dict[str, Any]]:
+        question = self._developer() if self._has_luck(0.1) else {"role": "user", "content": self._content()}
+        turn = [question]
+        for _ in range(self._random.choice([0, 0, 1, 2])):
+            turn += self._tool_step()
+        answer: dict[str, Any] = {"role": "assistant", "content": self._content()}
+        if self._has_luck(0.8):
+            answer["reasoning"] = self._text()
+        return [*turn, answer] if self._has_luck(0.9) else turn
+
+    def _tool_step(self) -> list[dict[str, Any]]:
+        calls = [self._call(i) for i in range(self._random.randint(1, 3))]
+        step: dict[str, Any] = {"role": "assistant", "content": self._content(), "tool_calls": calls}
+        if self._has_luck(0.6):
+            step["reasoning"] = self._text()
+        num_results = len(calls) + (self._random.choice([-1, 1]) if self._has_luck(0.05) else 0)
+        results = [{"role": "tool", "tool_call_id": f"c{i}", "content": self._content()} for i in range(num_results)]
+        return [step, *results]
+
+    def _call(self, index: int) -> dict[str, Any]:
+        arguments: Any = {
+            f"{self._text()[:5]}{i}": self._random.choice(VALUES) for i in range(self._random.randint(0, 4))
+        }
+        if self._has_luck(0.7):
+            arguments = json.dumps(arguments, ensure_ascii=self._has_luck(0.5))
+        elif self._has_luck(0.1):
+            arguments = self._random.choice(MALFORMED)
+        name = self._random.choice(["get_weather", "search-web", "查询"])
+        return {"id": f"c{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def _developer(self) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "developer", "content": self._content()}
+        return message | {"tools": [self._tool()]} if self._has_luck(0.5) else message
+
+    def _tool(self) -> dict[str, Any]:
+        parameters = {"type": "object", "properties": {self._text()[:8]: {"type": "string"}}, "required": []}
+        return {"type": "function", "function": {"name": "f", "description": self._text(), "parameters": parameters}}
+
+    def _content(self) -> Any:
+        if self._has_luck(0.15):
+            return [{"type": "text", "text": self._text()} for _ in range(self._random.randint(0, 3))]
+        return None if self._has_luck(0.05) else self._text()
+
+    def _text(self) -> str:
+        return " ".join(self._random.choices(TEXTS, k=self._random.randint(1, 3)))
+
+    def _has_luck(self, chance: float) -> bool:
+        return self._random.random() < chance
+
+
+def ask_vllm(script_name: str, folder: Path, cases: list[dict[str, Any]], tmp_path: Path) -> list[dict[str, Any]]:
+    """What the script of that name, run by vLLM's own interpreter, answers to each case."""
+    asked, answered = tmp_path / "cases.json", tmp_path / "answers.json"
+    asked.write_text(json.dumps(cases))
+    script = Path(__file__).with_name(script_name)
+    done = subprocess.run(
+        [VLLM_PYTHON, script, folder, asked, answered], capture_output=True, text=True, timeout=280, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(answered.read_text())

@@ -1,0 +1,70 @@
+"""Prompts of chat templates, token for token against vLLM's own HfRenderer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conversations import VLLM_PYTHON, Conversations, ask_vllm
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.renderers.hf import HfRenderer
+from server.renderers.pool import InlineExecutor
+from server.renderers.prompts import ChatOptions
+
+NUM_CASES = 500
+TEMPLATES = {
+    "the model's own": None,
+    "tools and reasoning": (
+        "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+        "<|im_end|>\n{% endif %}"
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
+        "{{ message.content or '' }}"
+        "{% for call in message.tool_calls or [] %}"
+        "{{ call.function.name }}({{ call.function.arguments | tojson }}){% endfor %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "parts": (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% for part in message['content'] %}[{{ part['text'] }}]{% endfor %}<|im_end|>\n{% endfor %}"
+    ),
+    "developers welcome": (
+        "{% for message in messages %}{% if message['role'] == 'developer' %}DEV {% endif %}"
+        "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    ),
+    "no tools": (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+        "{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
+        "{% if thinking is defined and thinking %}<think>{% endif %}"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not installed in .peers/vllm")
+def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) -> None:
+    conversations = Conversations(seed=7)
+    cases: list[dict[str, Any]] = [
+        conversations.case() | {"chat_template": template, "name": name}
+        for _ in range(NUM_CASES // len(TEMPLATES))
+        for name, template in TEMPLATES.items()
+    ]
+    config = RendererConfig(trust_request_chat_template=True)
+    renderer = HfRenderer(ModelFiles(model_path, model_path), config, executor=InlineExecutor())
+    num_equal = num_refused = 0
+    for case, answer in zip(cases, ask_vllm("vllm_hf.py", model_path, cases, tmp_path), strict=True):
+        options = ChatOptions(
+            tools=case["tools"], chat_template_kwargs=case["kwargs"], chat_template=case["chat_template"]
+        )
+        if case["name"] == "parts" and any(message["role"] == "developer" for message in case["messages"]):
+            continue  # vLLM hands a text to a template that loops over parts, which then finds none
+        try:
+            assert renderer.render_chat(case["messages"], options).token_ids == answer.get("token_ids"), (case, answer)
+            num_equal += 1
+        except RequestError as err:
+            assert "error" in answer, (case, err.message)
+            num_refused += 1
+    print(f"{num_equal} equal, {num_refused} refused by both")
+    assert num_equal > NUM_CASES / 2
