@@ -88,7 +88,8 @@ def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: soc
         socket.create_connection(listener.getsockname()) as client,
     ):
         (process,) = set(psutil.Process().children()) - others
-        _get(listener.getsockname(), "/livez")
+        port = client.getsockname()[1]  # another client's answer does not mean that this one has been accepted
+        wait_until(lambda: any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))
         responder.hand_over()
         wait_until(lambda: not any(c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp")))
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")

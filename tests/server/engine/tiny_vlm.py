@@ -69,7 +69,7 @@ class Parts:
     image_size: int
     vision: dict[str, Any]
     patch_size: int = 14
-    """Of LLaVA's pictures."""
+    """Of LLaVA's, Idefics3's and SmolVLM's pictures."""
 
 
 def save_vlm(
@@ -219,7 +219,7 @@ def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], 
             "model_type": f"{name.lower()}_vision",
             **parts.vision,
             "image_size": size,
-            "patch_size": 14,
+            "patch_size": parts.patch_size,
         },
         "image_token_id": parts.token_id("<image>"),
         "pad_token_id": parts.text["pad_token_id"],
@@ -240,7 +240,11 @@ def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], 
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    return config, preprocessor, {"processor_class": f"{name}Processor", "image_seq_len": (size // 14 // 2) ** 2}
+    return (
+        config,
+        preprocessor,
+        {"processor_class": f"{name}Processor", "image_seq_len": (size // parts.patch_size // 2) ** 2},
+    )
 
 
 def _smolvlm(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -366,7 +370,10 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=504, help="what the image processor resizes to or splits by")
     parser.add_argument("--width", type=int, default=128, help="of the hidden states")
     parser.add_argument(
-        "--patch-size", type=int, default=14, help="of llava; a large one leaves the engine little to do"
+        "--patch-size",
+        type=int,
+        default=14,
+        help="of llava, idefics3, smolvlm; a large one leaves the engine little to do",
     )
     options = parser.parse_args()
     sizes = {"image_size": options.image_size, "width": options.width, "patch_size": options.patch_size}
