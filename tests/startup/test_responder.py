@@ -91,9 +91,14 @@ def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: soc
         port = client.getsockname()[1]  # another client's answer does not mean that this one has been accepted
         wait_until(lambda: any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))
         responder.hand_over()
-        wait_until(lambda: not any(c.status == psutil.CONN_LISTEN for c in process.net_connections("tcp")))
+        wait_until(lambda: not _is_listening(process, listener.getsockname()[1]))
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def _is_listening(process: psutil.Process, port: int) -> bool:
+    """On that port: a fork of the test's process also has the listeners of other tests' servers."""
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
 
 
 def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
