@@ -62,7 +62,11 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         sampler=Sampler(eos_token_ids=eos_token_ids, seed=config.seed, device=model.device, guided=guided),
         guided=guided,
         prefixes=prefixes,
-        features=FeatureBuilder(model, picture_encoder(model) if runner.name == PackedRunner.name else None),
+        features=FeatureBuilder(
+            model,
+            picture_encoder(model) if runner.name == PackedRunner.name else None,
+            has_prefix_cache=prefixes is not None,
+        ),
     )
     info = EngineInfo(
         model_type=model.config.model_type,

@@ -63,11 +63,13 @@ EncodePictures = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
 class FeatureBuilder:
     """Makes features of inputs, once for all sequences of a prompt; lives on the engine's thread."""
 
-    def __init__(self, model: PreTrainedModel, encode_pictures: EncodePictures | None = None) -> None:
-        """`encode_pictures` is for models that see some."""
+    def __init__(
+        self, model: PreTrainedModel, encode_pictures: EncodePictures | None = None, *, has_prefix_cache: bool = True
+    ) -> None:
+        """`encode_pictures` is for models that see some; only a prefix cache needs to know the rows apart."""
         self._model = model
         self._encode_pictures = encode_pictures
-        self._hasher = RowHasher()
+        self._hasher = RowHasher() if has_prefix_cache else None
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
     def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
@@ -83,6 +85,8 @@ class FeatureBuilder:
 
     def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         features = self._compute(token_ids, inputs)
+        if self._hasher is None:
+            return features
         return replace(features, row_ids=self._hasher.identify(features.embeds, features.positions))
 
     def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:

@@ -10,6 +10,11 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 ContentFormat = Literal["string", "openai"]
 
 
+def resolve_content_format(template: str, wanted: Literal["auto", "string", "openai"]) -> ContentFormat:
+    """What `--chat-template-content-format` means for a template."""
+    return detect_content_format(template) if wanted == "auto" else wanted
+
+
 @lru_cache(maxsize=32)
 def detect_content_format(template: str) -> ContentFormat:
     """`openai` for a template that loops over a message's content, else `string`; the rule is vLLM's."""

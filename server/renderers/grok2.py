@@ -6,7 +6,7 @@ from typing import Any
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
 from server.renderers.chat_template import check_chat_template, safe_apply_chat_template
-from server.renderers.content_format import ContentFormat, detect_content_format
+from server.renderers.content_format import detect_content_format, resolve_content_format
 from server.renderers.grok2_tokenizer import Grok2Tokenizer
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
@@ -25,7 +25,7 @@ class Grok2Renderer(BaseRenderer):
         template = self._given_template(options) or self._grok2.chat_template
         return safe_apply_chat_template(
             self._grok2,
-            to_conversation(messages, self._content_format(template)),
+            to_conversation(messages, resolve_content_format(template, self.config.chat_template_content_format)),
             template=template,
             options=options,
             template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
@@ -38,7 +38,3 @@ class Grok2Renderer(BaseRenderer):
     def warm_up(self) -> None:
         detect_content_format(self.chat_template)
         super().warm_up()
-
-    def _content_format(self, template: str) -> ContentFormat:
-        wanted = self.config.chat_template_content_format
-        return detect_content_format(template) if wanted == "auto" else wanted

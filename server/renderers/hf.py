@@ -6,7 +6,7 @@ from typing import Any
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
 from server.renderers.chat_template import check_chat_template, resolve_chat_template, safe_apply_chat_template
-from server.renderers.content_format import ContentFormat, detect_content_format
+from server.renderers.content_format import detect_content_format, resolve_content_format
 from server.renderers.hf_tokenizer import HfTokenizer
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
@@ -42,7 +42,9 @@ class HfRenderer(BaseRenderer):
         template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
         return safe_apply_chat_template(
             tokenizer,
-            to_conversation(messages, self._content_format(template), self.image_token),
+            to_conversation(
+                messages, resolve_content_format(template, self.config.chat_template_content_format), self.image_token
+            ),
             template=template,
             options=options,
             template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
@@ -57,7 +59,3 @@ class HfRenderer(BaseRenderer):
         if self.chat_template is not None:
             detect_content_format(self.chat_template)
         super().warm_up()
-
-    def _content_format(self, template: str) -> ContentFormat:
-        wanted = self.config.chat_template_content_format
-        return detect_content_format(template) if wanted == "auto" else wanted

@@ -71,7 +71,7 @@ class VisionRenderer(HfRenderer):
             raise RequestError(
                 "truncate_prompt_tokens cannot be combined with pictures", param="truncate_prompt_tokens"
             )
-        text = await make_async(self.render_messages, self._executor)(messages, options)
+        text = await self.run_in_pool(self.render_messages, messages, options)
         if text.count(self._token) != len(parts):
             raise RequestError(
                 f"the prompt has {text.count(self._token)} places for pictures ({self._token}) and "
@@ -80,7 +80,7 @@ class VisionRenderer(HfRenderer):
             )
         files = await self._load(parts)
         pictures = await make_async(self._pictures.process, self._mm_executor)(files, settings)
-        return await make_async(self._joined, self._executor)(text, pictures, options)
+        return await self.run_in_pool(self._joined, text, pictures, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """The prompt of a conversation that holds text alone."""

@@ -25,18 +25,15 @@ class EmbeddingServing(PoolingServingBase[EmbeddingRequest]):
         return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=request.dimensions)
 
     def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes | BinaryAnswer:
-        request = ctx.request
-        head = {"id": ctx.request_id, "created": ctx.created, "model": ctx.model_name}
-        if request.encoding_format in ("bytes", "bytes_only"):
-            usage = {"prompt_tokens": ctx.usage.prompt_tokens, "total_tokens": ctx.usage.total_tokens}
-            return binary_answer(ctx.outputs, request, {**head, "usage": usage})
+        if (binary := binary_answer(ctx)) is not None:
+            return binary
         return msgspec.json.encode(
             EmbeddingResponse(
                 id=ctx.request_id,
                 created=ctx.created,
                 model=ctx.model_name,
                 data=[
-                    EmbeddingData(index=index, embedding=to_json(output, request))
+                    EmbeddingData(index=index, embedding=to_json(output, ctx.request))
                     for index, output in enumerate(ctx.outputs)
                 ],
                 usage=ctx.usage,

@@ -35,18 +35,16 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
         return PoolingParams(task=task, use_activation=request.use_activation)
 
     def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryAnswer:
-        request = ctx.request
-        head = {"id": ctx.request_id, "created": ctx.created, "model": ctx.model_name}
-        if request.encoding_format in ("bytes", "bytes_only"):
-            usage = {"prompt_tokens": ctx.usage.prompt_tokens, "total_tokens": ctx.usage.total_tokens}
-            return binary_answer(ctx.outputs, request, {**head, "usage": usage})
+        if (binary := binary_answer(ctx)) is not None:
+            return binary
         return msgspec.json.encode(
             PoolingResponse(
                 id=ctx.request_id,
                 created=ctx.created,
                 model=ctx.model_name,
                 data=[
-                    PoolingData(index=index, data=to_json(output, request)) for index, output in enumerate(ctx.outputs)
+                    PoolingData(index=index, data=to_json(output, ctx.request))
+                    for index, output in enumerate(ctx.outputs)
                 ],
                 usage=ctx.usage,
             )

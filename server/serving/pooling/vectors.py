@@ -3,8 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -13,7 +12,10 @@ import numpy.typing as npt
 from server.errors import RequestError
 from server.protocol.pooling import EmbedDType, Endianness, VectorFields
 from server.serving.answers import BinaryAnswer
+from server.serving.pooling.context import PoolingServeContext
 from server.types import EngineOutput, TensorData
+
+V = TypeVar("V", bound=VectorFields)
 
 _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
 
@@ -58,8 +60,14 @@ def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) ->
     return values.astype(f"{order}f4").tobytes()
 
 
-def binary_answer(outputs: Sequence[EngineOutput], request: VectorFields, head: dict[str, Any]) -> BinaryAnswer:
-    """All vectors in one body; where in it each is stands in a header, unless only the bytes are wanted."""
+def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
+    """All vectors in one body; where in it each is stands in a header, unless only the bytes are wanted.
+
+    None where the request wants JSON.
+    """
+    request, outputs = ctx.request, ctx.outputs
+    if request.encoding_format not in ("bytes", "bytes_only"):
+        return None
     parts = [to_bytes(output, request.embed_dtype, request.endianness) for output in outputs]
     if request.encoding_format == "bytes_only":
         return BinaryAnswer(b"".join(parts))
@@ -75,6 +83,8 @@ def binary_answer(outputs: Sequence[EngineOutput], request: VectorFields, head: 
         }
         for index, (part, end, output) in enumerate(zip(parts, ends, outputs, strict=True))
     ]
+    usage = {"prompt_tokens": ctx.usage.prompt_tokens, "total_tokens": ctx.usage.total_tokens}
+    head = {"id": ctx.request_id, "created": ctx.created, "model": ctx.model_name, "usage": usage}
     metadata = json.dumps({**head, "data": items})
     return BinaryAnswer(b"".join(parts), ((b"metadata", metadata.encode("ascii")),))
 
