@@ -2,26 +2,27 @@
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from server.status_page.page import DATA_PATH, read_page
 from server.types import EngineInfo
-from startup.config import StartupConfig
 from startup.prefetch.report import PrefetchReport
 from startup.responder import Answer
 from startup.timeline.history import EarlierStarts, read_history, remember_start
 from startup.timeline.package_versions import installed_versions
 from startup.timeline.progress import ProgressMeter
-from startup.timeline.record import StartRecord, start_key
+from startup.timeline.record import StartRecord
 from startup.timeline.report import PageCacheFacts, StartFacts, StartReport, build_report, save_report
+from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.timeline.trace import save_trace
 from startup.timeline.verdict import explain_slowness
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "vllm-cli-server")
 _LIVE_PATHS = frozenset({"/livez"})
 
 
@@ -31,21 +32,20 @@ class StartState:
     The responder's process has a copy of its own, which follows this one's `snapshot`s.
     """
 
-    def __init__(self, config: StartupConfig, timeline: PhaseTimeline) -> None:
-        self._config = config
+    def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
+        self._subject = subject
         self._timeline = timeline
         self._earlier: EarlierStarts | None = None
         self._key = ""
+        self._is_draining = False
         self.meter = ProgressMeter(timeline)
-        self._facts = StartFacts(
-            model=config.server.served_model_names[0], start_method=config.start_method, outcome="starting"
-        )
+        self._facts = StartFacts(model=subject.model, start_method=subject.start_method, outcome="starting")
 
     def remember_past(self) -> None:
         """Looks earlier starts up, from which the time left is estimated."""
-        versions = installed_versions(_PACKAGES)
+        versions = installed_versions(self._subject.packages)
         self._facts = replace(self._facts, versions=versions)
-        self._look_up(start_key(self._config, versions))
+        self._look_up(self._subject.key(versions))
         self._timeline.on_change()
 
     def tell_detail(self, detail: str) -> None:
@@ -78,6 +78,22 @@ class StartState:
         self._earlier = read_history(key)
         self.meter.expect(self._earlier)
 
+    @property
+    def phase(self) -> str:
+        """One word for what the API process is at."""
+        match self._facts.outcome:
+            case "starting":
+                running = self._timeline.running
+                return running.name if running else "starting"
+            case "ready":
+                return "draining" if self._is_draining else "serving"
+            case outcome:
+                return outcome
+
+    def drain(self) -> None:
+        """The server takes no more requests."""
+        self._is_draining = True
+
     def progress(self) -> dict[str, Any]:
         return self.meter.read().to_dict()
 
@@ -87,6 +103,9 @@ class StartState:
     def elapsed_s(self) -> float:
         return self._timeline.elapsed_s
 
+    def uptime_s(self) -> float:
+        return self._timeline.offset_s(time.monotonic_ns())
+
     def phase_seconds(self) -> Mapping[str, float]:
         return {phase.key: phase.took_s for phase in build_report(self._timeline, self._facts).phases}
 
@@ -94,6 +113,11 @@ class StartState:
         """What the responder says before the HTTP server does."""
         if path in _LIVE_PATHS:
             return Answer(200)
+        if path == "/":
+            page = read_page()
+            return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
+        if path == DATA_PATH:
+            return Answer(200, self._status())
         if path == "/startupz":
             return Answer(200, self.report())
         if path == "/metrics":
@@ -103,13 +127,26 @@ class StartState:
         body = {"error": error, "status": self._facts.outcome, **self.progress()}
         return Answer(503, json.dumps(body).encode(), retry_after_s=None if self._facts.error else 1)
 
+    def _status(self) -> bytes:
+        """What the page shows; the HTTP server says the same, and more, once it is there."""
+        status = {
+            "status": self._facts.outcome,
+            "model": self._facts.model,
+            "version": self._facts.versions.get("vllm-cli-server"),
+            "error": self._facts.error,
+            "progress": self.progress(),
+            "start": json.loads(self.report()),
+            "live": None,
+        }
+        return json.dumps(status).encode()
+
     def fail(self, reason: str) -> None:
         """The start has failed; probes are told why until the process ends."""
         self._facts = replace(self._facts, outcome="failed", error=reason)
         self._timeline.finish()
         self._save(build_report(self._timeline, self._facts))
 
-    def finish(self, info: EngineInfo, prefetch: PrefetchReport | None, address: str) -> None:
+    def finish(self, info: EngineInfo | None, prefetch: PrefetchReport | None, address: str) -> None:
         """The first token is there: logs the phases, writes the files that were asked for, remembers the start."""
         self._timeline.finish()
         if prefetch is not None:
@@ -118,7 +155,8 @@ class StartState:
         page_cache = _page_cache(prefetch)
         self._facts = replace(self._facts, outcome="ready", page_cache=page_cache)
         report = build_report(self._timeline, self._facts)
-        _log_engine(info)
+        if info is not None:
+            _log_engine(info)
         logger.info("phases of this start:\n%s", report.table())
         slower = explain_slowness(report, self._earlier)
         if slower is not None:
@@ -128,16 +166,18 @@ class StartState:
         remember_start(StartRecord.from_report(report, self._key))
 
     def _save(self, report: StartReport) -> None:
-        if self._config.startup_report is not None:
-            save_report(report, self._config.startup_report)
-        if self._config.startup_trace is not None:
-            save_trace(report, self._config.startup_trace)
+        if self._subject.report_file is not None:
+            save_report(report, self._subject.report_file)
+        if self._subject.trace_file is not None:
+            save_trace(report, self._subject.trace_file)
 
     def _gauges(self) -> str:
         labels = f'model_name="{_escape(self._facts.model)}",engine="0"'
         lines = [
+            "# HELP vllm:engine_startup_time_seconds From the process's start to its first token.",
             "# TYPE vllm:engine_startup_time_seconds gauge",
             f"vllm:engine_startup_time_seconds{{{labels}}} {self.elapsed_s()}",
+            "# HELP vllm_cli:startup_phase_seconds What the start waited for, by phase.",
             "# TYPE vllm_cli:startup_phase_seconds gauge",
             *(f'vllm_cli:startup_phase_seconds{{phase="{k}"}} {v}' for k, v in self.phase_seconds().items()),
         ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
@@ -10,12 +10,18 @@ from click.core import ParameterSource
 from envs.registry import unknown_variables, validate_all
 from vllm_cli.arguments import Arguments
 from vllm_cli.config_file import read_config_file
+from vllm_cli.engine_choice import choose_engine, vllm_options
 from vllm_cli.errors import InputError
 from vllm_cli.flag import HonouredFlag, Shape
 from vllm_cli.flag_option import FlagOption
-from vllm_cli.flags_honoured import CONFIG, ENGINE, HONOURED
+from vllm_cli.flags_honoured import CONFIG, HONOURED
+from vllm_cli.model_completion import complete_model
 from vllm_cli.screening import notices, refuse_impossible
+from vllm_cli.secret_flags import hide_secrets, secret_notices
 from vllm_cli.serve_help import write_groups, write_topic
+
+VLLM: Final = "vllm_cli.vllm_options"
+"""Where click's context holds the settings of a start of vLLM."""
 
 
 class ServeCommand(click.Command):
@@ -23,6 +29,12 @@ class ServeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Options over variables over `--config` over defaults."""
+        if ctx.resilient_parsing:  # for a shell that completes: nothing is checked, and nothing is said
+            return super().parse_args(ctx, _words_so_far(args))
+        if choose_engine(args) == "vllm":
+            _check_environment()
+            ctx.meta[VLLM] = vllm_options(ctx, args)
+            return []
         if (topic := _help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
             ctx.exit()
@@ -46,9 +58,12 @@ class ServeCommand(click.Command):
         return formatter.getvalue().strip("\n")
 
 
+_MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
+
+
 def serve_parameters() -> list[click.Parameter]:
     """MODEL and the honoured flags."""
-    return [click.Argument(["model_tag"], required=False, metavar="[MODEL]"), *map(FlagOption, HONOURED)]
+    return [_MODEL, *map(FlagOption, HONOURED)]
 
 
 def given_settings(ctx: click.Context) -> dict[str, Any]:
@@ -61,6 +76,13 @@ def given_settings(ctx: click.Context) -> dict[str, Any]:
     if model := settings.pop("model_tag", None):
         settings["model"] = model
     return settings
+
+
+def _words_so_far(args: Sequence[str]) -> list[str]:
+    try:
+        return Arguments.parse(args).words_of(HonouredFlag)
+    except InputError:
+        return []
 
 
 def _help_topic(args: Sequence[str]) -> str | None:
@@ -83,8 +105,6 @@ def _check_environment() -> None:
 
 
 def _screen(given: Arguments, in_file: Arguments) -> None:
-    if (given.last_value(ENGINE.name) or in_file.last_value(ENGINE.name)) == "vllm":
-        raise InputError("--engine vllm is not available yet; without it the embedded engine is used.")
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
@@ -93,7 +113,7 @@ def _screen(given: Arguments, in_file: Arguments) -> None:
         )
     flags = (in_file.flags | given.flags).values()
     refuse_impossible(flags)
-    for notice in notices(flags):
+    for notice in (*notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags)):
         click.echo(f"Notice: {notice}", err=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from startup.config import StartupConfig
 from startup.timeline.json_fields import JsonFields
 from startup.timeline.report import StartReport
+from startup.timeline.subject import StartSubject
 
 _VERSION: Final = 1
 
@@ -76,6 +77,18 @@ class StartRecord:
             spans={name: _read_times(spans.mapping(name)) for name in spans.content},
             resident_share=fields.amount("resident_share") if fields.has("resident_share") else None,
         )
+
+
+def subject_of(config: StartupConfig) -> StartSubject:
+    """A start of the embedded engine."""
+    return StartSubject(
+        model=config.server.served_model_names[0],
+        start_method=config.start_method,
+        packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
+        key=lambda versions: start_key(config, versions),
+        report_file=config.startup_report,
+        trace_file=config.startup_trace,
+    )
 
 
 def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:

@@ -65,6 +65,11 @@ class PhaseTimeline:
         self._observed.pop(process, None)
         self.on_change()
 
+    def take(self, spans: Iterable[PhaseSpan]) -> None:
+        """Takes over finished spans that name their processes."""
+        self.spans.extend(spans)
+        self.on_change()
+
     def observe(self, process: str, name: str, begin_ns: int) -> None:
         """Notes what another process says that it is doing; its own spans replace this when they arrive."""
         self._observed = {**self._observed, process: PhaseSpan(process, name, begin_ns, begin_ns)}

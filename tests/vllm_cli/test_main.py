@@ -47,7 +47,7 @@ LIGHT_CALLS = [
     (("serve", "--port", "99999"), 2),
     (("serve", "model", "another"), 2),
     (("serve", "model", "--tensor-parallel-size", "2"), 2),
-    (("serve", "--engine", "vllm"), 2),
+    (("serve", "--engine", "vllm"), 3),
     (("serve", "--config", "missing.yaml"), 2),
 ]
 

@@ -86,15 +86,10 @@ def test_the_gpus_share_has_no_effect_where_there_is_none(has_gpu: bool, tmp_pat
 
 
 def test_serve_shows_notices_and_goes_on(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("VCLI_NOTHING", "1")
+    monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
     assert parse("m", "--enforce-eager").model.model == "m"
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "Notice: VCLI_NOTHING is not a variable of vllm-cli.",
+        "Notice: VCLI_UNHEARD_OF is not a variable of vllm-cli.",
         "Notice: --enforce-eager has no effect: torch and transformers choose the kernels.",
     ]
-
-
-def test_the_other_engine_is_not_available_yet(parse) -> None:
-    with pytest.raises(InputError, match="--engine vllm is not available yet"):
-        parse("m", "--engine", "vllm", "--enable-lora")

@@ -3,7 +3,9 @@
 import click
 
 from startup.config import StartupConfig
-from vllm_cli.serve_command import ServeCommand, given_settings, serve_parameters
+from startup.preflight.report import PreflightReport
+from startup.vllm.options import VllmOptions
+from vllm_cli.serve_command import VLLM, ServeCommand, given_settings, serve_parameters
 from vllm_cli.serve_config import build_startup_config
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API that `vllm serve` answers.
@@ -15,7 +17,7 @@ that have no effect here, and those that need `--engine vllm`. `_` and `-` are t
 Examples:
   vllm-cli serve
   vllm-cli serve Qwen/Qwen3-0.6B --port 8001 --max-model-len 8k
-  vllm-cli serve Qwen/Qwen3-0.6B --api-key secret --served-model-name qwen
+  vllm-cli serve Qwen/Qwen3-0.6B --api-key-file keys.txt --served-model-name qwen
   vllm-cli serve --override-generation-config.temperature 0.5
 """
 
@@ -24,6 +26,8 @@ Examples:
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; nothing heavy is imported before the settings are known to be right."""
+    if (options := ctx.meta.get(VLLM)) is not None:
+        return _serve_with_vllm(options)
     settings = given_settings(ctx)
     config = build_startup_config(settings)
     if settings.get("preflight_only"):
@@ -33,9 +37,26 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     return launch(config)
 
 
+def _serve_with_vllm(options: VllmOptions) -> int:
+    from startup.vllm.installed import require_vllm
+
+    vllm = require_vllm()
+    if options.is_preflight_only:
+        from startup.vllm.command_line import CommandLine
+        from startup.vllm.preflight import run_preflight
+
+        return _tell(run_preflight(CommandLine.of(options.words), is_listening=False), as_json=options.is_json)
+    from startup.vllm.launch import launch_vllm
+
+    return launch_vllm(vllm, options)
+
+
 def _check(config: StartupConfig, *, as_json: bool) -> int:
     from startup.preflight.run import run_preflight
 
-    report = run_preflight(config)
+    return _tell(run_preflight(config), as_json=as_json)
+
+
+def _tell(report: PreflightReport, *, as_json: bool) -> int:
     click.echo(report.to_json() if as_json else report.to_text())
     return 3 if report.errors else 0

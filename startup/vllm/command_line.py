@@ -1,0 +1,117 @@
+"""What of vLLM's command line the launcher must know: where the model is and where to listen. vLLM parses it again."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, Final
+
+_SWITCHES_OFF_LISTENING: Final = (
+    "--headless",
+    "--grpc",
+    "--data-parallel-multi-port-external-lb",
+    "-dpm",
+    "--ssl-keyfile",
+    "--ssl-certfile",
+)
+"""With these there is no port of the launcher's, or it speaks what the responder does not."""
+
+_RANK: Final = ("--data-parallel-rank", "-dpn", "--node-rank", "-r")
+_DEFAULT_PORT: Final = 8000
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The words, and what they say as far as it can be told without vLLM."""
+
+    words: tuple[str, ...]
+    values: Mapping[str, str]
+    """Flags with their last value, dashes instead of underscores; of a switch it is empty."""
+    model: str | None
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> "CommandLine":
+        """Reads words and, below them, the file that `--config` names."""
+        values = dict(_flags(words))
+        settings = _config_file(values.get("--config"))
+        model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
+        if words and not words[0].startswith("-"):
+            model = words[0]
+        return cls(tuple(words), {**settings, **values}, model)
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the flags is given."""
+        return any(name in self.values and self.values[name].lower() != "false" for name in names)
+
+    @property
+    def is_for_help(self) -> bool:
+        """Whether vLLM will print something and end."""
+        return any(word in ("-h", "--help", "-v", "--version") or word.startswith("--help=") for word in self.words)
+
+    @property
+    def listens(self) -> bool:
+        """Whether this process, or its API servers, will listen on one port that can be known beforehand."""
+        return not self.has(*_SWITCHES_OFF_LISTENING) and self.port not in (None, 0)
+
+    @property
+    def host(self) -> str | None:
+        """As vLLM takes it."""
+        return self.values.get("--host") or None
+
+    @property
+    def port(self) -> int | None:
+        """None where it is not a number, about which vLLM will complain."""
+        with suppress(ValueError):
+            return int(self.values.get("--port", _DEFAULT_PORT))
+        return None
+
+    @property
+    def uds(self) -> str | None:
+        """Path of a Unix socket, if that is where it listens."""
+        return self.values.get("--uds") or None
+
+    @property
+    def served_name(self) -> str:
+        """How the model is called in the history of starts."""
+        return self.values.get("--served-model-name") or self.model or "vLLM's default model"
+
+    @property
+    def is_one_of_several_nodes(self) -> bool:
+        """Whether other machines take part in the start."""
+        return self.has(*_RANK)
+
+
+def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every flag with the word behind it, unless that is a flag itself."""
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word == "--":
+            return
+        if word.startswith("-") and len(word) > 1 and not word[1].isdigit():
+            name, is_attached, value = word.partition("=")
+            yield name.replace("_", "-"), value if is_attached else "" if following.startswith("-") else following
+
+
+def _config_file(path: str | None) -> dict[str, str]:
+    """The plain settings of vLLM's YAML file as flags; what cannot be read is vLLM's to complain about."""
+    if not path:
+        return {}
+    with suppress(OSError, ImportError, ValueError):
+        import yaml
+
+        with suppress(yaml.YAMLError):
+            content = yaml.safe_load(Path(path).read_text())
+            settings = content if isinstance(content, dict) else {}
+            return {_as_flag(name): _as_word(value) for name, value in settings.items() if value is not None}
+    return {}
+
+
+def _as_flag(name: object) -> str:
+    return f"--{str(name).replace('_', '-')}"
+
+
+def _as_word(value: Any) -> str:
+    if value is True:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)

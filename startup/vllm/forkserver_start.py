@@ -1,0 +1,68 @@
+"""Starts the forkserver with what it is to preload and with the environment that its children's libraries need."""
+
+import logging
+import os
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from typing import Final
+
+from envs import foreign
+from envs.registry import env
+from startup.main_module import without_main_module
+from startup.vllm.forkserver import map_spawn
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.journal import Journal
+from startup.vllm.learned import Lesson
+from startup.vllm.preload_plan import PreloadPlan
+
+logger = logging.getLogger(__name__)
+
+PRELOAD_MODULE: Final = "startup.vllm.preload"
+_PRELOAD: Final = "LD_PRELOAD"
+
+
+def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices_fd: int) -> None:
+    """It imports from now on; the first process that is forked waits until it has finished.
+
+    Args:
+        plan: what it imports.
+        journal: of this process; children and forkserver keep theirs beside it.
+        environment: what it has beyond this process's variables.
+        notices_fd: where children that serve say so.
+    """
+    forkserver.set_forkserver_preload([PRELOAD_MODULE])
+    ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
+    with foreign.overlaid({**environment, **ours}):
+        at_exec = foreign.snapshot()
+        with without_main_module():
+            forkserver.ensure_running()
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    map_spawn(journal, server_pid=pid, environment=at_exec, notices_fd=notices_fd)
+
+
+def environment_at_exec(vllm: InstalledVllm, lesson: Lesson) -> dict[str, str]:
+    """What vLLM will set for its children and libraries read when they are loaded; learnt, or known of the platform.
+
+    Without PYTORCH_NVML_BASED_CUDA_CHECK, asking whether there is a GPU may initialise CUDA, which no fork survives.
+    """
+    environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if vllm.is_for_cpu:
+        environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
+        environment |= _preloaded_libraries(vllm)
+    learnt = {name: value for name, value in lesson.environment.items() if not foreign.is_set(name) or name == _PRELOAD}
+    return environment | learnt
+
+
+def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
+    """torch's OpenMP and vLLM's allocator, as vLLM's CPU platform puts them before everything else in its children."""
+    given = foreign.text_of(_PRELOAD)
+    words = [given] if given else []
+    if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
+        site = vllm.folder.parent
+        found = [path for folder in ("torch.libs", "torch/lib") for path in (site / folder).glob("libgomp*.so*")]
+        words += [str(path) for path in found[:1]]
+    if "libtcmalloc" not in given:
+        patterns = ("libtcmalloc_minimal*.so*", "libtcmalloc.so*")
+        found = [path for pattern in patterns for path in (vllm.folder / "libs").glob(pattern)]
+        words = [str(path) for path in found[:1]] + words
+    return {_PRELOAD: ":".join(words)} if words else {}

@@ -1,0 +1,27 @@
+"""Imports vLLM's modules, one after the other on the main thread, as far as they can be imported."""
+
+import importlib
+import threading
+from collections.abc import Iterable
+
+from startup.lean.remembered_scans import remembered_scans
+
+
+def import_leniently(modules: Iterable[str]) -> dict[str, str]:
+    """Imports what can be imported; returns the others with the reason.
+
+    Whoever needs one of those will import it again and get the error where it belongs.
+
+    Raises:
+        RuntimeError: called on another thread than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("modules are imported on the main thread only")
+    failed = {}
+    with remembered_scans():
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception as err:  # noqa: BLE001 - a module may raise whatever it likes
+                failed[name] = f"{type(err).__name__}: {err}"
+    return failed

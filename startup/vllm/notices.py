@@ -1,0 +1,90 @@
+"""How the launcher learns that vLLM serves, whichever process it is that does.
+
+With one API server that is the launcher's own process; with several, processes that it starts tell it over a pipe.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final
+
+from startup.vllm.import_hooks import after_import
+
+_SERVING: Final = b"s"
+_READY: Final = b"r"
+
+
+class Notices:
+    """The launcher's side; `on_serving` comes before anything is accepted, `on_ready` once vLLM accepts.
+
+    Both are called once, on the main thread or, where another process serves, on one of its own.
+    """
+
+    def __init__(self, *, on_serving: Callable[[], None], on_ready: Callable[[], None]) -> None:
+        self._on_serving = _once(on_serving)
+        self._on_ready = _once(on_ready)
+        self._read_fd, self.write_fd = os.pipe()
+
+    def follow(self) -> None:
+        """From now on; to be called once there are threads anyway."""
+        announce_serving(self._on_serving, self._on_ready)
+        threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True).start()
+
+    def _follow_children(self) -> None:
+        """Until one is ready; the pipe's other end stays open here, hence there is no end of file."""
+        with suppress(OSError):
+            while notice := os.read(self._read_fd, 1):
+                if notice == _SERVING:
+                    self._on_serving()
+                else:
+                    self._on_ready()
+                    return
+
+
+def report_from_child(fd: int) -> None:
+    """In a child: its uvicorn, if it has one, tells the launcher through this end of its pipe."""
+
+    def tell(notice: bytes) -> None:
+        with suppress(OSError):
+            os.write(fd, notice)
+
+    announce_serving(lambda: tell(_SERVING), lambda: tell(_READY))
+
+
+def announce_serving(on_serving: Callable[[], None], on_ready: Callable[[], None]) -> None:
+    """Has uvicorn, once it is imported in this process, call these before it accepts and once it does.
+
+    Where uvicorn is not as expected, both are called when it is imported: a responder that never
+    stopped would take requests away from it.
+    """
+
+    def hook(uvicorn: ModuleType) -> None:
+        startup = getattr(getattr(uvicorn, "Server", None), "startup", None)
+        if startup is None:
+            on_serving()
+            on_ready()
+            return
+
+        @functools.wraps(startup)
+        async def startup_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
+            on_serving()
+            await startup(self, *args, **kwargs)
+            if self.started:
+                on_ready()
+
+        uvicorn.Server.startup = startup_and_tell
+
+    after_import("uvicorn.server", hook)
+
+
+def _once(function: Callable[[], None]) -> Callable[[], None]:
+    lock = threading.Lock()
+
+    def call() -> None:
+        if lock.acquire(blocking=False):
+            function()
+
+    return call

@@ -1,0 +1,54 @@
+"""Runs vLLM's own command line in this process, and tells when nothing should be done about it beforehand."""
+
+import importlib
+import os
+import sys
+from typing import Final
+
+from envs import foreign
+from envs.registry import env
+from startup.vllm.command_line import CommandLine
+from startup.vllm.installed import OLDEST, InstalledVllm
+
+_ELASTIC: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
+"""Variables of launchers that start one process per rank and know best how."""
+_NUMA: Final = ("--numa-bind",)
+"""vLLM binds by replacing the program that `spawn` runs."""
+
+
+class PlainReason(str):
+    """Why vLLM is started as if this package were not there."""
+
+    __slots__ = ()
+
+    @property
+    def is_worth_a_warning(self) -> bool:
+        """Whether the user did not ask for it."""
+        return not self.startswith("asked")
+
+
+def why_plain(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
+    """None where this package can help."""
+    if env.VCLI_PLAIN_VLLM.get():
+        return PlainReason(f"asked by {env.VCLI_PLAIN_VLLM.name}")
+    if line.is_for_help:
+        return PlainReason("asked for help, not for a start")
+    if not vllm.is_new_enough:
+        return PlainReason(f"it is older than {'.'.join(map(str, OLDEST))}")
+    if (launcher := next((name for name in _ELASTIC if foreign.is_set(name)), None)) is not None:
+        return PlainReason(f"asked by a launcher of one process per rank ({launcher} is set)")
+    if line.has(*_NUMA):
+        return PlainReason("--numa-bind needs new programs for its processes")
+    return None
+
+
+def run_plain(line: CommandLine) -> int:
+    """As `vllm serve` with these words; ends as that ends, by returning, SystemExit or an error of vLLM's."""
+    sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
+    main = importlib.import_module("vllm.entrypoints.cli.main")
+    try:
+        main.main()
+    except (EOFError, BrokenPipeError) as err:  # vLLM's processes have pipes; click would take it for the terminal's
+        sys.excepthook(type(err), err, err.__traceback__)
+        raise SystemExit(1) from err
+    return 0

@@ -1,0 +1,74 @@
+"""What vLLM's forkserver imports before it forks engine and workers; exists for nothing else.
+
+Importing this module does the work, on the forkserver's main thread and with the garbage collector paused: a
+forkserver takes nothing but names of modules to import, and its children inherit just what was imported.
+"""
+
+import gc
+import logging
+import os
+import threading
+import time
+from contextlib import ExitStack, suppress
+
+from startup.vllm.child_state import environment_at_exec, note_environment_at_exec
+
+gc.disable()
+_BEGIN_NS = time.monotonic_ns()
+note_environment_at_exec()
+
+from pathlib import Path  # noqa: E402
+
+from envs.registry import env  # noqa: E402
+from startup.death_pipe import follow_parent  # noqa: E402
+from startup.timeline.process_age import process_start_ns  # noqa: E402
+from startup.vllm.compile_cache import follow_compile_cache  # noqa: E402
+from startup.vllm.compile_later import compile_later  # noqa: E402
+from startup.vllm.deferred_compiler import deferred_compiler  # noqa: E402
+from startup.vllm.forked_calls import answer_in_forked_processes  # noqa: E402
+from startup.vllm.forkserver import map_spawn  # noqa: E402
+from startup.vllm.importing import import_leniently  # noqa: E402
+from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
+from startup.vllm.late_module import import_late  # noqa: E402
+from startup.vllm.logs import log_as  # noqa: E402
+from startup.vllm.model_class import import_model_class  # noqa: E402
+from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
+from startup.vllm.spans import record_spans  # noqa: E402
+
+
+def _preload(plan: PreloadPlan) -> None:
+    if (launcher := env.VCLI_API_PROCESS.get()) is not None:
+        follow_parent(launcher)
+    log_as("forkserver")
+    journal = Journal(Path(plan.folder))
+    record_spans(journal, level=logging.DEBUG)  # the launcher's process says it aloud
+    follow_compile_cache(journal)
+    answer_in_forked_processes()
+    with ExitStack() as stack:
+        if plan.compiler != "now":
+            compile_later()
+        if plan.compiler == "deferred":
+            stack.enter_context(deferred_compiler())
+        elif plan.compiler == "late":
+            import_late(COMPILER, not_for="vllm.env_override", then="_patch_inductor_fallback_allow_list")
+        failed = import_leniently(plan.modules)
+        if plan.model is not None:
+            failed |= import_model_class(Path(plan.model))
+    gc.freeze()
+    gc.enable()
+    map_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
+    journal.write(failed=failed, num_threads=threading.active_count())
+    journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
+    journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
+
+
+def _read_plan() -> PreloadPlan | None:
+    """None where this is no forkserver of a start, or where that start has ended already."""
+    path = env.VCLI_PRELOAD_PLAN.get()
+    with suppress(FileNotFoundError):
+        return PreloadPlan.read(Path(path)) if path is not None else None
+    return None
+
+
+if (_plan := _read_plan()) is not None:
+    _preload(_plan)

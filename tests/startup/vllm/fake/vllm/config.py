@@ -1,0 +1,59 @@
+"""From arguments to what engine and workers are given; on the way, this process changes its own state."""
+
+import argparse
+import json
+import os
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm import platforms
+from vllm.tracing import instrument
+
+IMPORTED_IN = os.getpid()
+
+
+@dataclass
+class EngineConfig:
+    model: str | None
+    architecture: str | None
+    num_workers: int
+    gate: str | None
+    fails: bool
+    imports: list[str]
+
+
+@instrument(span_name="Create config")
+def create_engine_config(args: argparse.Namespace) -> EngineConfig:
+    platforms.prepare_environment()
+    while args.config_gate and not Path(args.config_gate).exists():
+        time.sleep(0.01)
+    if args.change_state:
+        _change_state(Path(args.change_state))
+    return EngineConfig(
+        model=args.model,
+        architecture=_architecture(args.model),
+        num_workers=args.tensor_parallel_size,
+        gate=args.gate,
+        fails=args.engine_fails,
+        imports=args.worker_imports,
+    )
+
+
+def _architecture(model: str | None) -> str | None:
+    if model is None or not (path := Path(model, "config.json")).is_file():
+        return None
+    return json.loads(path.read_bytes())["architectures"][0]
+
+
+def _change_state(stdout: Path) -> None:
+    """All that a child of `exec` would have of this process, and a forkserver's would not."""
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.umask(0o027)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 777), hard))
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["FAKE_VLLM_CHANGED"] = "since the start"
+    os.environ.pop("FAKE_VLLM_REMOVED", None)

@@ -1,0 +1,21 @@
+"""`vllm bench`."""
+
+
+class Bench:
+    name = "bench"
+
+    @staticmethod
+    def cmd(args) -> None:
+        """Nothing."""
+
+    @staticmethod
+    def subparser_init(commands):
+        return commands.add_parser("bench")
+
+
+def maybe_exec_rust_bench() -> None:
+    """Nothing."""
+
+
+def cmd_init():
+    return [Bench()]

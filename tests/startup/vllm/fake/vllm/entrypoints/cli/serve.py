@@ -1,0 +1,95 @@
+"""`vllm serve`: one API server in this process, several in others, or none."""
+
+import argparse
+import os
+import signal
+import sys
+from multiprocessing.connection import wait
+from typing import Any
+
+import uvloop
+
+from vllm.config import create_engine_config
+from vllm.entrypoints.launcher import run_server, setup_server
+from vllm.v1.engine.async_llm import EngineManager
+from vllm.v1.utils import APIServerProcessManager
+
+IMPORTED_IN = os.getpid()
+
+
+class ServeSubcommand:
+    name = "serve"
+
+    @staticmethod
+    def validate(args: argparse.Namespace) -> None:
+        """Whatever the parser takes is right."""
+
+    @staticmethod
+    def cmd(args: argparse.Namespace) -> None:
+        if args.model_tag is not None:
+            args.model = args.model_tag
+        if args.raises:
+            raise {"EOFError": EOFError, "BrokenPipeError": BrokenPipeError, "ValueError": ValueError}[args.raises](
+                "as vLLM does"
+            )
+        if args.headless:
+            _run_headless(args)
+        elif args.api_server_count > 1:
+            _run_multi_api_server(args)
+        else:
+            uvloop.run(run_server(args))
+
+    @staticmethod
+    def subparser_init(commands: Any) -> argparse.ArgumentParser:
+        parser = commands.add_parser("serve", description="fake vLLM's serve", usage="vllm serve [model_tag] [options]")
+        parser.add_argument("model_tag", nargs="?")
+        parser.add_argument("--model")
+        parser.add_argument("--host")
+        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--uds")
+        parser.add_argument("--ssl-keyfile")
+        parser.add_argument("--ssl-certfile")
+        parser.add_argument("--tensor-parallel-size", "-tp", type=int, default=1)
+        parser.add_argument("--api-server-count", "-asc", type=int, default=1)
+        parser.add_argument("--headless", action="store_true")
+        parser.add_argument("--enforce-eager", action="store_true")
+        parser.add_argument("--numa-bind", action="store_true")
+        parser.add_argument("--served-model-name", nargs="+")
+        parser.add_argument("--change-state", metavar="FILE")
+        parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
+        parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
+        parser.add_argument("--engine-fails", action="store_true")
+        parser.add_argument("--worker-imports", nargs="*", default=[])
+        parser.add_argument("--raises")
+        return parser
+
+
+def cmd_init() -> list[ServeSubcommand]:
+    return [ServeSubcommand()]
+
+
+def _run_headless(args: argparse.Namespace) -> None:
+    _exit_at_signals()
+    manager = EngineManager(create_engine_config(args))
+    print(f"headless engine {manager.process.pid}", flush=True)
+    try:
+        wait([manager.process.sentinel])
+    finally:
+        manager.shutdown()
+
+
+def _run_multi_api_server(args: argparse.Namespace) -> None:
+    _exit_at_signals()
+    sock = setup_server(args, reuse_port=True)
+    engine = EngineManager(create_engine_config(args))
+    servers = APIServerProcessManager(sock, args.api_server_count, engine.address)
+    try:
+        wait([engine.process.sentinel, *(process.sentinel for process in servers.processes)])
+    finally:
+        servers.shutdown()
+        engine.shutdown()
+
+
+def _exit_at_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: sys.exit(0))

@@ -1,0 +1,116 @@
+"""Binds the port before there is an engine, and serves it once there is one."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from vllm import process_state
+from vllm.config import create_engine_config
+from vllm.tracing import instrument
+from vllm.v1.engine.async_llm import AsyncLLM, EngineManager
+
+IMPORTED_IN = os.getpid()
+ENGINE_DIED = 7
+
+
+class NoSignalServer(uvicorn.Server):
+    """Signals are not its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@instrument(span_name="API server setup")
+def setup_server(args: argparse.Namespace, *, reuse_port: bool) -> socket.socket:
+    if args.uds:
+        sock = socket.socket(family=socket.AF_UNIX, type=socket.SOCK_STREAM)
+        sock.bind(args.uds)
+        return sock
+    sock = socket.socket(family=socket.AF_INET, type=socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((args.host or "", args.port))
+    return sock
+
+
+async def run_server(args: argparse.Namespace) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, interrupt)
+    sock = setup_server(args, reuse_port=False)
+    manager = EngineManager(create_engine_config(args))
+    try:
+        has_engine_died = await serve_http(AsyncLLM(manager.address), sock, args, manager)
+    finally:
+        manager.shutdown()
+        sock.close()
+    if has_engine_died:
+        print("EngineCore died", flush=True)
+        raise SystemExit(ENGINE_DIED)
+
+
+def run_api_server(sock: socket.socket, engine_address: str) -> None:
+    """In a process of its own."""
+    asyncio.run(serve_http(AsyncLLM(engine_address), sock))
+
+
+async def serve_http(
+    client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None, manager: EngineManager | None = None
+) -> bool:
+    """Returns whether the engine has died."""
+    tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
+    config = uvicorn.Config(build_app(client), log_level="info", **tls)
+    config.load()
+    server = NoSignalServer(config)
+    loop = asyncio.get_running_loop()
+    died = asyncio.Event()
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def stop_without_engine() -> None:
+        if not server.should_exit:
+            died.set()
+            stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    if manager is not None:
+        manager.watch(lambda: loop.call_soon_threadsafe(stop_without_engine) if loop.is_running() else None)
+    await server.serve(sockets=[sock])
+    return died.is_set()
+
+
+def build_app(client: AsyncLLM) -> Starlette:
+    async def health(request: Request) -> Response:
+        return Response()
+
+    async def complete(request: Request) -> Response:
+        prompt = (await request.json())["prompt"]
+        text = await asyncio.to_thread(client.ask, {"what": "completion", "prompt": prompt})
+        return JSONResponse({"choices": [{"text": text}]})
+
+    async def state(request: Request) -> Response:
+        answer = await asyncio.to_thread(client.ask, {"what": "state"})
+        return JSONResponse({"server": process_state.describe(), **answer})
+
+    routes = [
+        Route("/health", health),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/state", state),
+    ]
+    return Starlette(routes=routes)

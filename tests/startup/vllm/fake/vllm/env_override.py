@@ -1,0 +1,20 @@
+"""Patches a compiler when `vllm` is imported, if that can be imported, as vLLM patches Inductor's lowerings."""
+
+import os
+
+IMPORTED_IN = os.getpid()
+patched_in: list[int] = []
+
+
+def _patch_inductor_fallback_allow_list() -> None:
+    if "FAKE_VLLM_TORCH" not in os.environ:
+        return
+    try:
+        from torch._inductor import lowering
+    except ImportError:
+        return
+    lowering.fake_vllm_patched = True
+    patched_in.append(os.getpid())
+
+
+_patch_inductor_fallback_allow_list()

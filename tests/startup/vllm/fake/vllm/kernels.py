@@ -1,0 +1,5 @@
+"""What the API server imports when the engine is ready."""
+
+import os
+
+IMPORTED_IN = os.getpid()

@@ -1,0 +1,5 @@
+"""What another subcommand than `serve` imports."""
+
+import os
+
+IMPORTED_IN = os.getpid()

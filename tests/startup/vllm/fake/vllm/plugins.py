@@ -1,0 +1,5 @@
+"""Loads plugins, of which there are none."""
+
+
+def load_general_plugins() -> None:
+    """Nothing."""

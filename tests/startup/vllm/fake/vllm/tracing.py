@@ -1,0 +1,10 @@
+"""Marks functions that are worth timing."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def instrument(obj: Callable[..., Any] | None = None, *, span_name: str = "") -> Any:
+    if obj is None:
+        return lambda function: instrument(function, span_name=span_name)
+    return obj

@@ -1,0 +1,51 @@
+"""The engine's process: starts workers and answers API servers."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+
+from vllm import process_state
+from vllm.config import EngineConfig
+from vllm.model_executor.models.registry import Inspected, ModelRegistry
+from vllm.system_utils import set_process_title
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+IMPORTED_IN = os.getpid()
+
+
+class EngineCoreProc:
+    @staticmethod
+    def run_engine_core(config: EngineConfig, ready: Connection) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        set_process_title("EngineCore")
+        print("EngineCore speaks", flush=True)
+        if config.fails:
+            raise RuntimeError("the engine cannot be initialised")
+        inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None
+        executor = MultiprocExecutor(config)
+        try:
+            while config.gate is not None and not Path(config.gate).exists():
+                time.sleep(0.01)
+            with Listener(f"\0fake-vllm-{os.getpid()}", family="AF_UNIX") as listener:
+                ready.send(listener.address)
+                while True:
+                    connection = listener.accept()
+                    threading.Thread(target=_answer, args=(executor, connection, inspected), daemon=True).start()
+        finally:
+            executor.shutdown()
+
+
+def _answer(executor: MultiprocExecutor, connection: Connection, inspected: Inspected | None) -> None:
+    with suppress(EOFError, OSError), connection:
+        request = connection.recv()
+        answers = executor.ask_all(request)
+        if request["what"] == "state":
+            connection.send({"engine": {**process_state.describe(), "inspected": inspected}, "workers": answers})
+        else:
+            connection.send(answers[0])

@@ -1,0 +1,64 @@
+"""Starts the workers, each with OpenMP variables of its own, and asks them."""
+
+import importlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+
+from vllm import platforms
+from vllm.config import EngineConfig
+from vllm.system_utils import get_mp_context
+from vllm.tracing import instrument
+
+IMPORTED_IN = os.getpid()
+
+
+class MultiprocExecutor:
+    @instrument(span_name="Executor init")
+    def __init__(self, config: EngineConfig) -> None:
+        context = get_mp_context()
+        target = importlib.import_module(platforms.worker_module()).WorkerProc.worker_main
+        self._lock = threading.Lock()
+        self.connections = []
+        self.processes = []
+        for rank in range(config.num_workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=target, args=(config, rank, theirs), name=f"VllmWorker-{rank}", daemon=True
+            )
+            with _openmp_variables(rank):
+                process.start()
+            theirs.close()
+            self.connections.append(ours)
+            self.processes.append(process)
+        for connection, process in zip(self.connections, self.processes, strict=True):
+            if connection not in wait([connection, process.sentinel]):
+                raise RuntimeError(f"{process.name} died with {process.exitcode}")
+            connection.recv()
+
+    def ask_all(self, request: dict[str, str]) -> list[object]:
+        with self._lock:
+            for connection in self.connections:
+                connection.send(request)
+            return [connection.recv() for connection in self.connections]
+
+    def shutdown(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()
+
+
+@contextmanager
+def _openmp_variables(rank: int) -> Iterator[None]:
+    cpus = sorted(os.sched_getaffinity(0))
+    before = dict(os.environ)
+    os.environ["OMP_NUM_THREADS"] = str(rank + 1)
+    os.environ["GOMP_CPU_AFFINITY"] = str(cpus[rank % len(cpus)])
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

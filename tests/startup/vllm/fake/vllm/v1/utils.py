@@ -1,0 +1,26 @@
+"""Several API servers, each in a process of its own, that accept on one socket."""
+
+import multiprocessing
+import os
+import socket
+
+from vllm.entrypoints.launcher import run_api_server
+
+IMPORTED_IN = os.getpid()
+
+
+class APIServerProcessManager:
+    def __init__(self, sock: socket.socket, num_servers: int, engine_address: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.processes = [
+            context.Process(target=run_api_server, args=(sock, engine_address), name=f"ApiServer_{index}")
+            for index in range(num_servers)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def shutdown(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join()

@@ -1,0 +1,52 @@
+"""A worker: loads a model and continues texts, by telling who read them."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import huggingface_hub.constants  # noqa: F401 - some library of vLLM's that reads variables when it is imported
+
+from vllm import process_state
+from vllm.config import EngineConfig
+from vllm.model_executor.models.registry import Inspected, ModelRegistry
+from vllm.system_utils import set_process_title
+from vllm.tracing import instrument
+
+if "FAKE_VLLM_TORCH" in os.environ:
+    import torch  # noqa: F401
+
+IMPORTED_IN = os.getpid()
+
+
+class WorkerProc:
+    def __init__(self, config: EngineConfig, rank: int) -> None:
+        self._rank = rank
+        self.inspected: Inspected | None = None
+        self.load_model(config)
+
+    @instrument(span_name="Loading (CPU)")
+    def load_model(self, config: EngineConfig) -> None:
+        for name in config.imports:
+            importlib.import_module(name)
+        if config.architecture is not None:
+            self.inspected = ModelRegistry.inspect(config.architecture)
+            importlib.import_module(self.inspected.module)
+
+    @staticmethod
+    def worker_main(config: EngineConfig, rank: int, connection: Connection) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        set_process_title(f"Worker_{rank}")
+        print(f"{multiprocessing.current_process().name} speaks", flush=True)
+        worker = WorkerProc(config, rank)
+        connection.send("ready")
+        with suppress(EOFError):  # the engine is gone
+            while True:
+                connection.send(worker.answer(connection.recv()))
+
+    def answer(self, request: dict[str, str]) -> object:
+        if request["what"] == "state":
+            return {**process_state.describe(), "inspected": self.inspected}
+        return f"{request['prompt']} was read by worker {self._rank}"

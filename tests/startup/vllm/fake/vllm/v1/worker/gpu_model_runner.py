@@ -1,0 +1,5 @@
+"""Runs models on a GPU."""
+
+import os
+
+IMPORTED_IN = os.getpid()

@@ -1,0 +1,161 @@
+"""A vLLM that is not as expected starts all the same, with one warning at most."""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.startup.vllm.fake_start import FAKE, FakeStart, environment, rewrite, variant
+from tests.waiting import is_gone, wait_until
+
+_REFUSES_THE_FORKSERVER = """
+import os
+from pathlib import Path
+programs = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (os.getpid(), os.getppid())]
+if [b"multiprocessing.forkserver" in program for program in programs] == [True, False]:
+    raise RuntimeError("cannot be imported here")
+"""
+
+_REFUSES_TO_BE_FORKED = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
+
+
+def _serves(start: FakeStart) -> bool:
+    return start.complete("A text") == "A text was read by worker 0"
+
+
+def _module(name: str) -> str:
+    return (FAKE / "vllm" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("version", "variables", "words", "warning"),
+    [
+        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without help of vllm-cli: it is older than 0.28"),
+        ("no version", {}, (), "vLLM no version starts without help of vllm-cli: it is older than 0.28"),
+        ("0.32.0", {}, ("--numa-bind",), "--numa-bind needs new programs for its processes"),
+        ("0.32.0", {"TORCHELASTIC_RUN_ID": "1"}, (), None),
+        ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), None),
+    ],
+    ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for"],
+)
+def test_plain_start(
+    version: str, variables: dict[str, str], words: tuple[str, ...], warning: str | None, folder: Path
+) -> None:
+    fake = variant(folder, _version=f'__version__ = "{version}"\n')
+    env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
+    with FakeStart(folder, *words, env=env) as start:
+        state = start.wait_until_ready().state()
+        assert start.forkservers() == []
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert _serves(start)
+        warnings = start.told("WARNING")
+        assert len(warnings) == (warning is not None)
+        assert warning is None or warning in warnings[0]
+
+
+def test_vllm_without_marks_is_helped_as_ever(folder: Path) -> None:
+    fake = rewrite(variant(folder), "vllm.tracing", "vllm.marks")
+    (fake / "vllm" / "tracing.py").rename(fake / "vllm" / "marks.py")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "forkserver"
+        assert _serves(start)
+        assert start.told("WARNING", "Traceback") == []
+
+
+def test_vllm_whose_marks_have_another_name_is_helped_as_ever(folder: Path) -> None:
+    fake = rewrite(variant(folder), "instrument", "mark_as_worth_timing")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "forkserver"
+        assert _serves(start)
+        assert len(start.told("vllm.tracing is not as expected")) == 1
+        assert start.told("Traceback") == []
+
+
+def test_uvicorn_that_starts_up_in_another_way_serves_all_the_same(folder: Path) -> None:
+    spec = find_spec("uvicorn")
+    assert spec is not None and spec.origin is not None
+    fake = variant(folder)
+    shutil.copytree(Path(spec.origin).parent, fake / "uvicorn", ignore=shutil.ignore_patterns("__pycache__"))
+    server = fake / "uvicorn" / "server.py"
+    changed = server.read_text().replace("def startup(", "def begin(").replace("self.startup(", "self.begin(")
+    server.write_text(changed)
+    assert "def begin(" in changed
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_until_ready()
+        wait_until(lambda: start.responders() == [])
+        assert _serves(start)
+        assert len(start.told("WARNING")) <= 1
+        assert start.told("Traceback") == []
+
+
+def test_forkserver_that_is_gone_before_the_first_child_is_done_without(folder: Path) -> None:
+    gate = folder / "gate"
+    with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate)) as start:
+        start.wait_until_answered(503)
+        wait_until(start.forkservers)
+        (forkserver,) = start.forkservers()
+        forkserver.kill()
+        wait_until(lambda: is_gone(forkserver.pid))
+        gate.touch()
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert _serves(start)
+        warnings = start.told("WARNING")
+        assert len(warnings) == 1
+        assert "EngineCore is started anew instead of forked: the forkserver is gone" in warnings[0]
+        assert start.end() == 0
+        start.wait_until_tree_is_gone()
+
+
+def test_newer_vllm_that_fails_with_our_help_starts_anew_without_and_stays_so(folder: Path) -> None:
+    fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
+    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
+    path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
+    env = environment(folder, fake)
+    for expected in ("vLLM 0.99.0+cpu starts anew, without", "vLLM 0.99.0+cpu starts without help of vllm-cli"):
+        with FakeStart(folder, env=env) as start:
+            state = start.wait_until_ready().state()
+            assert start.kind_of(state["engine"]["pid"]) == "spawn"
+            assert _serves(start)
+            warnings = start.told("WARNING")
+            assert len(warnings) == 1
+            assert expected in warnings[0]
+            assert "Engine core initialization failed" in warnings[0]
+
+
+def test_known_vllm_that_fails_ends_as_it_would(folder: Path) -> None:
+    fake = variant(folder)
+    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
+    path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        assert start.process.wait(60) == 1
+        assert start.told("RuntimeError: Engine core initialization failed")
+        assert start.told("WARNING") == []
+
+
+@pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
+def test_module_that_cannot_be_preloaded_is_imported_by_whoever_needs_it(name: str, folder: Path) -> None:
+    fake = variant(folder)
+    path = fake / "vllm" / f"{name}.py"
+    path.write_text(_REFUSES_THE_FORKSERVER + _module(name))
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        state = start.wait_until_ready().state()
+        children = [state["engine"], *state["workers"]]
+        assert [start.kind_of(child["pid"]) for child in children] == ["forkserver"] * 2
+        assert _serves(start)
+        assert start.told("WARNING", "Traceback") == []
+
+
+def test_forkserver_that_cannot_be_started_is_done_without(folder: Path) -> None:
+    """Its socket is made in the folder for temporary files."""
+    too_deep = folder / ("x" * 100)
+    too_deep.mkdir()
+    with FakeStart(folder, env=environment(folder, TMPDIR=str(too_deep))) as start:
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert _serves(start)
+        (warning,) = start.told("WARNING")
+        assert "there is no forkserver (AF_UNIX path too long)" in warning

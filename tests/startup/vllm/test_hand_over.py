@@ -1,0 +1,199 @@
+"""The port answers from the first moment on and becomes vLLM's without a lost connection."""
+
+import json
+import socket
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.certificates import make_certificate, needs_openssl
+from tests.ports import free_port
+from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get, run_fake
+from tests.waiting import is_gone, wait_until
+
+_NUM_CLIENTS = 8
+
+
+class _Hammer:
+    """Clients that connect again and again; every connection must be answered once the port is there."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._is_over = threading.Event()
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+        self._threads = [threading.Thread(target=self._run) for _ in range(_NUM_CLIENTS)]
+
+    def __enter__(self) -> "_Hammer":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            try:
+                self.statuses[get(self._port, "/health")[0]] += 1
+            except ConnectionRefusedError as err:
+                if self.statuses:
+                    self.failures.append(repr(err))
+            except OSError as err:
+                self.failures.append(repr(err))
+
+
+@pytest.mark.parametrize("num_servers", [1, 2], ids=["one-server", "two-servers"])
+def test_every_connection_during_a_start_is_answered(num_servers: int, folder: Path) -> None:
+    gate = folder / "gate"
+    port = free_port()
+    words = ("--gate", str(gate), "--api-server-count", str(num_servers))
+    with FakeStart(folder, *words, port=port) as start, _Hammer(port) as hammer:
+        wait_until(lambda: hammer.failures or hammer.statuses[503] >= 200)
+        start.wait_until_it_is_told("EngineCore speaks")
+        gate.touch()
+        start.wait_until_ready()
+        wait_until(lambda: hammer.failures or hammer.statuses[200] >= 200)
+        assert not hammer.failures
+        assert set(hammer.statuses) == {200, 503}
+        assert start.complete("A text") == "A text was read by worker 0"
+
+
+def test_probes_are_told_the_phase_until_vllm_serves(folder: Path) -> None:
+    gate = folder / "gate"
+    with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
+        start.wait_until_answered(503)
+        start.wait_until_it_is_told("EngineCore speaks")
+        answer = json.loads(start.get("/v1/models")[1])
+        assert answer["phase"]
+        assert answer["status"] == "starting"
+        assert answer["error"]["code"] == 503
+        assert start.get("/livez")[0] == 200
+        gate.touch()
+        start.wait_until_ready()
+        assert start.get("/livez")[0] == 404  # vLLM's own routes, and no others
+
+
+def test_responder_ends_when_vllm_serves(folder: Path) -> None:
+    gate = folder / "gate"
+    with FakeStart(folder, "--gate", str(gate)) as start:
+        start.wait_until_it_is_told("EngineCore speaks")
+        (responder,) = start.responders()
+        gate.touch()
+        start.wait_until_ready()
+        wait_until(lambda: is_gone(responder.pid))
+
+
+def test_port_of_somebody_else_is_a_clear_error(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run_fake(folder, "--host", "127.0.0.1", "--port", port)
+    assert done.returncode == 3
+    assert done.stderr == f"Error: 127.0.0.1:{port} is in use by another process: stop it or choose another --port\n"
+
+
+def test_preflight_alone_starts_nothing_and_tells_what_would_fail(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run_fake(folder, "--preflight-only", "--json", "--host", "127.0.0.1", "--port", port)
+    assert done.returncode == 3
+    assert f"127.0.0.1:{port} is in use by " in done.stdout
+    assert json.loads(done.stdout)
+
+
+def test_unix_socket_is_handed_over(folder: Path) -> None:
+    gate = folder / "gate"
+    path = folder / "socket"
+
+    def status() -> int | None:
+        with socket.socket(socket.AF_UNIX) as client:
+            if client.connect_ex(str(path)) != 0:
+                return None
+            return exchange(client, "/health")[0]
+
+    with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
+        wait_until(lambda: status() == 503 or start.process.poll() is not None)
+        start.wait_until_it_is_told("EngineCore speaks")
+        gate.touch()
+        wait_until(lambda: status() == 200 or start.process.poll() is not None)
+        assert status() == 200
+        start.note_tree()
+
+
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0", ""], ids=["name", "any", "empty"])
+def test_host_is_known_as_the_listeners_however_it_is_written(host: str, folder: Path) -> None:
+    port = free_port()
+    with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
+        start.wait_until_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+
+
+def test_port_zero_is_left_to_vllm(folder: Path) -> None:
+    with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
+        start.wait_until_it_is_told("EngineCore speaks")
+        assert start.responders() == []
+        assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
+        (start.log.parent / "gate").touch()
+        start.wait_until_it_is_told("Application startup complete")
+
+
+def test_headless_start_listens_nowhere(folder: Path) -> None:
+    with FakeStart(folder, "--headless") as start:
+        start.wait_until_it_is_told("headless engine")
+        assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
+        engine = start.named("VLLM::EngineCor")
+        assert start.kind_of(engine.pid) == "forkserver"
+        assert start.end() == 0
+
+
+@needs_openssl
+def test_port_with_tls_is_left_to_vllm(folder: Path) -> None:
+    certificate = make_certificate(folder, "server")
+    port = free_port()
+    with FakeStart(folder, *certificate.flags, port=port) as start:
+        start.wait_until_it_is_told("Application startup complete")
+        start.note_tree()
+        assert start.responders() == []
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            certificate.client_context().wrap_socket(plain, server_hostname="localhost") as client,
+        ):
+            assert exchange(client, "/health")[0] == 200
+
+
+def test_several_api_servers_share_the_port_and_the_forkserver(folder: Path) -> None:
+    with FakeStart(folder, "--api-server-count", "2") as start:
+        start.wait_until_ready()
+        (forkserver,) = start.forkservers()
+        seen: dict[str, dict[str, object]] = {}
+
+        def have_both_answered() -> bool:
+            server = start.state()["server"]
+            seen[server["name"]] = server
+            return len(seen) == 2
+
+        wait_until(have_both_answered)
+        assert sorted(seen) == ["ApiServer_0", "ApiServer_1"]
+        for server in seen.values():
+            assert server["ppid"] == forkserver.pid
+            assert server["parent"] == start.process.pid
+            assert server["imported_in"]["vllm.entrypoints.launcher"] == forkserver.pid
+        assert start.end() == 0
+        start.wait_until_tree_is_gone()
+
+
+def test_report_and_trace_of_the_start_tell_what_vllm_marks_as_worth_timing(folder: Path) -> None:
+    report, trace = folder / "report.json", folder / "trace.json"
+    words = ("--startup-report", str(report), "--startup-trace", str(trace))
+    with FakeStart(folder, *words, env=environment(folder)) as start:
+        start.wait_until_ready()
+        wait_until(trace.is_file)
+        told = json.dumps(json.loads(report.read_text()))
+        assert all(
+            name in told for name in ("preload_imports", "loading_cpu", "asyncmpclient_init", "start_EngineCore")
+        )
+        assert json.loads(trace.read_text())

@@ -1,0 +1,34 @@
+"""vLLM's other subcommands keep their names, and cost nothing."""
+
+import argparse
+import importlib
+
+from startup.vllm.idle_commands import leave_out_idle_commands
+from tests.startup.vllm.toy_package import ToyPackages
+
+
+def test_modules_of_other_subcommands_have_names_alone(toys: ToyPackages) -> None:
+    raises = "raise RuntimeError('imported')\n"
+    for name in ("preload", "openai", "benchmark.main", "launch"):
+        toys.write(f"vllm.entrypoints.cli.{name}", raises)
+    toys.write("vllm.entrypoints.cli.serve", "value = 1\n")
+    toys.write("vllm.entrypoints.cli.something_new", "value = 2\n")
+    leave_out_idle_commands()
+    parser = argparse.ArgumentParser(prog="vllm")
+    commands = parser.add_subparsers()
+    for name in ("openai", "launch", "benchmark.main", "preload"):
+        module = importlib.import_module(f"vllm.entrypoints.cli.{name}")
+        for command in module.cmd_init():
+            command.subparser_init(commands).set_defaults(dispatch_function=command.cmd)
+    assert "{chat,complete,launch,bench,preload}" in parser.format_usage()
+    assert importlib.import_module("vllm.entrypoints.cli.serve").value == 1
+    assert importlib.import_module("vllm.entrypoints.cli.something_new").value == 2
+
+
+def test_options_of_their_making_do_not_matter(toys: ToyPackages) -> None:
+    toys.write("vllm.entrypoints.cli.snapshot")
+    toys.write("vllm.entrypoints.cli.benchmark.other")
+    leave_out_idle_commands()
+    snapshot = importlib.import_module("vllm.entrypoints.cli.snapshot")
+    assert [command.name for command in snapshot.cmd_init(create_requested=False)] == ["snapshot"]
+    importlib.import_module("vllm.entrypoints.cli.benchmark.main").maybe_exec_rust_bench()

@@ -1,0 +1,85 @@
+"""Whoever is killed, nothing is left that nobody needs, and nothing ends that somebody needs."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, variant
+from tests.waiting import is_gone, wait_until
+
+_ENGINE_DIED = 7
+"""How the fake vLLM ends without its engine."""
+
+
+@pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
+def test_nothing_is_left_of_a_launcher_that_is_killed(words: tuple[str, ...], folder: Path) -> None:
+    with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
+        if "--headless" in words:
+            start.wait_until_it_is_told("headless engine")
+        else:
+            start.wait_until_ready()
+        titles = {process.name() for process in start.note_tree()}
+        assert {"VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"} <= titles
+        start.process.kill()
+        start.wait_until_tree_is_gone()
+
+
+def test_nothing_is_left_of_a_launcher_that_is_killed_in_its_start(folder: Path) -> None:
+    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
+        start.wait_until_it_is_told("VllmWorker-0 speaks")
+        assert len(start.responders()) == 1
+        start.note_tree()
+        start.process.kill()
+        start.wait_until_tree_is_gone()
+
+
+def test_nothing_is_left_of_a_launcher_that_is_killed_while_the_forkserver_imports(folder: Path) -> None:
+    fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_until_answered(503)
+        wait_until(start.forkservers)
+        start.note_tree()
+        start.process.kill()
+        start.wait_until_tree_is_gone()
+
+
+def test_nothing_is_left_of_a_start_that_takes_too_long(folder: Path) -> None:
+    with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
+        wait_until(lambda: (start.note_tree(), start.process.poll())[1] is not None)
+        assert start.process.returncode == 3
+        assert start.told("the start took longer than --startup-timeout 2 s")
+        start.wait_until_tree_is_gone()
+
+
+def test_workers_end_with_their_engine_and_vllm_decides_what_then(folder: Path) -> None:
+    with FakeStart(folder, "--tensor-parallel-size", "2") as start:
+        engine = start.wait_until_ready().named("VLLM::EngineCor")
+        engine.kill()
+        assert start.process.wait(60) == _ENGINE_DIED
+        assert start.told("EngineCore died")
+        start.wait_until_tree_is_gone()
+
+
+def test_engine_outlives_the_forkserver(folder: Path) -> None:
+    with FakeStart(folder, "--tensor-parallel-size", "2") as start:
+        engine = start.wait_until_ready().named("VLLM::EngineCor")
+        (forkserver,) = start.forkservers()
+        forkserver.kill()
+        wait_until(lambda: is_gone(forkserver.pid))
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert engine.is_running()
+        assert start.process.poll() is None
+        assert start.end() == 0
+        start.wait_until_tree_is_gone()
+
+
+def test_engine_that_is_killed_without_a_forkserver_is_noticed(folder: Path) -> None:
+    with FakeStart(folder) as start:
+        engine = start.wait_until_ready().named("VLLM::EngineCor")
+        (forkserver,) = start.forkservers()
+        forkserver.kill()
+        wait_until(lambda: is_gone(forkserver.pid))
+        engine.send_signal(signal.SIGKILL)
+        assert start.process.wait(60) == _ENGINE_DIED
+        start.wait_until_tree_is_gone()

@@ -1,0 +1,70 @@
+"""A module that another one imports only to patch it is imported by whoever needs it, and patched then."""
+
+import importlib
+import sys
+
+import pytest
+
+from startup.vllm.late_module import import_late
+from tests.startup.vllm.toy_package import ToyPackages
+
+_PATCHES = """
+def patch():
+    try:
+        from heavy import part
+    except ImportError:
+        return
+    part.is_patched = True
+
+patch()
+"""
+
+
+@pytest.fixture
+def packages(toys: ToyPackages) -> ToyPackages:
+    toys.write("heavy.part", "is_patched = False\n")
+    toys.write("light.override", _PATCHES)
+    return toys
+
+
+def test_module_comes_later_and_is_patched_then(packages: ToyPackages) -> None:
+    import_late("heavy.part", not_for="light.override", then="patch")
+    importlib.import_module("light.override")
+    assert "heavy.part" not in sys.modules
+    assert importlib.import_module("heavy.part").is_patched
+
+
+def test_without_it_the_module_is_imported_at_once(packages: ToyPackages) -> None:
+    importlib.import_module("light.override")
+    assert sys.modules["heavy.part"].is_patched
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import heavy.part\nheavy.part.is_patched = True\n",
+        _PATCHES.replace("def patch", "def other").replace("\npatch()", "\nother()"),
+        _PATCHES.replace("except ImportError", "except ZeroDivisionError"),
+    ],
+    ids=["no-function", "another-name", "does-not-expect-it"],
+)
+def test_module_that_patches_in_another_way_is_left_alone(packages: ToyPackages, source: str) -> None:
+    packages.write("light.override", source)
+    import_late("heavy.part", not_for="light.override", then="patch")
+    importlib.import_module("light.override")
+    assert sys.modules["heavy.part"].is_patched
+
+
+@pytest.mark.parametrize("first", ["heavy.part", "light.override"])
+def test_nothing_happens_where_one_of_them_is_there_already(packages: ToyPackages, first: str) -> None:
+    importlib.import_module(first)
+    finders = list(sys.meta_path)
+    import_late("heavy.part", not_for="light.override", then="patch")
+    assert sys.meta_path == finders
+
+
+def test_nothing_happens_where_the_patching_module_is_not_there(packages: ToyPackages) -> None:
+    finders = list(sys.meta_path)
+    import_late("heavy.part", not_for="not_there.override", then="patch")
+    import_late("heavy.part", not_for="light.not_there", then="patch")
+    assert sys.meta_path == finders

@@ -1,0 +1,120 @@
+"""What one start imported late, the next imports before the fork; what is known can be shown and forgotten."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.startup.vllm.fake_start import ROOT, FakeStart, environment
+from tests.waiting import wait_until
+
+_LATE = "vllm.lazy"
+_WORDS = ("--worker-imports", _LATE)
+
+
+def _lessons(folder: Path) -> list[Path]:
+    return sorted((folder / "cache" / "vllm_cli" / "preload").glob("*.json"))
+
+
+def _lesson(folder: Path) -> dict[str, Any]:
+    (path,) = _lessons(folder)
+    return json.loads(path.read_text())
+
+
+def _importer(folder: Path, *, num_starts: int) -> str:
+    """Which process has imported the late module; the start has been learnt from when this returns."""
+    with FakeStart(folder, *_WORDS) as start:
+        (worker,) = start.wait_until_ready().state()["workers"]
+        wait_until(lambda: _lessons(folder) and _lesson(folder)["num_starts"] == num_starts)
+        (forkserver,) = start.forkservers()
+    return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
+
+
+def _preload(folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "vllm_cli", "preload", *words]
+    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_second_start_imports_before_the_fork_what_the_first_one_imported_late(folder: Path) -> None:
+    assert _importer(folder, num_starts=1) == "worker"
+    assert _LATE in _lesson(folder)["engine_modules"]
+    assert _importer(folder, num_starts=2) == "forkserver"
+    assert _LATE in _lesson(folder)["engine_modules"]
+
+    assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
+    (shown,) = json.loads(_preload(folder, "show", "--json"))
+    assert shown["engine_modules"] == _lesson(folder)["engine_modules"]
+    assert _preload(folder, "reset") == "Forgot 1 kinds of start.\n"
+    assert _lessons(folder) == []
+    assert "Nothing has been learnt yet" in _preload(folder, "show")
+
+
+def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:
+    _importer(folder, num_starts=1)
+    (path,) = _lessons(folder)
+    lesson = _lesson(folder)
+    lesson["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
+    path.write_text(json.dumps(lesson))
+    assert _importer(folder, num_starts=2) == "forkserver"
+    assert "vllm.is_not_there_any_more" not in _lesson(folder)["engine_modules"]
+    assert "ModuleNotFoundError" in _lesson(folder)["failed"]["vllm.is_not_there_any_more"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
+def test_file_that_makes_no_sense_is_as_none(content: str, folder: Path) -> None:
+    from startup.vllm.installed import InstalledVllm
+    from startup.vllm.learned import Lesson, StartKind, recall
+
+    kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CACHE_ROOT", str(folder))
+        Lesson(kind, num_starts=1).save()
+        assert recall(kind).num_starts == 1
+        (path,) = folder.rglob(f"{kind.key}.json")
+        path.write_text(content)
+        assert recall(kind) == Lesson(kind)
+
+
+def test_nothing_is_lost_where_nothing_can_be_kept(folder: Path) -> None:
+    (folder / "file").touch()
+    with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
+        start.wait_until_ready()
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert start.end() == 0
+        assert start.told("Traceback") == []
+
+
+@pytest.fixture
+def model(folder: Path) -> Path:
+    """A folder that looks like a model's."""
+    path = folder / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"]}))
+    (path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (path / "tokenizer.json").write_text("{}")
+    return path
+
+
+def test_first_start_imports_the_models_class_before_the_fork(model: Path, folder: Path) -> None:
+    with FakeStart(folder, str(model)) as start:
+        (worker,) = start.wait_until_ready().state()["workers"]
+        (forkserver,) = start.forkservers()
+    assert worker["imported_in"]["vllm.model_executor.models.fake_llama"] == forkserver.pid
+
+
+def test_model_is_inspected_in_a_forked_process_also_by_a_worker_which_may_start_none(
+    model: Path, folder: Path
+) -> None:
+    with FakeStart(folder, str(model)) as start:
+        state = start.wait_until_ready().state()
+        (forkserver,) = start.forkservers()
+    (worker,) = state["workers"]
+    name, _, parent = state["engine"]["inspected"]
+    assert (name, parent) == ("vllm.model_executor.models.fake_llama", forkserver.pid)
+    name, _, parent = worker["inspected"]
+    assert (name, parent) == ("vllm.model_executor.models.fake_llama", worker["pid"])

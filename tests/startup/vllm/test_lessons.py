@@ -1,0 +1,115 @@
+"""Starts of one kind share a lesson; what is learnt is added behind what is known."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.learned import Lesson, StartKind, all_lessons, forget_all, recall
+
+_VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
+
+
+def _key(words: str, *, vllm: InstalledVllm = _VLLM, model: Path | None = None) -> str:
+    return StartKind.of(vllm, words.split(), model).key
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "m --enforce-eager --dtype bfloat16",
+        "m --enforce_eager --dtype=bfloat16",
+        "m --port 1 --enforce-eager --host=h --dtype bfloat16 --max-model-len 10",
+        "--enforce-eager another/model --dtype=bfloat16 word",
+    ],
+)
+def test_kind_does_not_depend_on_how_words_are_written_nor_on_those_that_import_nothing(words: str) -> None:
+    assert _key(words) == _key("--enforce-eager --dtype bfloat16")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "--tensor-parallel-size=4", "-O3"],
+)
+def test_kind_depends_on_what_changes_imports(words: str) -> None:
+    assert _key(words) != _key("--enforce-eager --dtype bfloat16")
+
+
+def test_kind_depends_on_version_and_architecture(tmp_path: Path) -> None:
+    def model(architecture: str) -> Path:
+        folder = tmp_path / architecture
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        return folder
+
+    llama, qwen = model("Llama"), model("Qwen")
+    keys = {_key(""), _key("", model=llama), _key("", model=qwen), _key("", vllm=InstalledVllm("0.31", Path("/")))}
+    assert len(keys) == 4
+
+
+def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
+    lesson = Lesson(StartKind.of(_VLLM, (), None), engine_modules=("a", "b"), api_modules=("x",))
+    recordings = StartRecordings(
+        modules={"EngineCore": ["b", "c"], "VllmWorker-0": ["d", "c"], "MainProcess": ["y", "x"], "ApiServer_1": ["z"]},
+        environment={"TORCH_X": "1", "TORCH_GONE": ""},
+        failed={"b": "ImportError: b"},
+    )
+    after = lesson.after(recordings)
+    assert after.engine_modules == ("a", "c", "d")
+    assert after.api_modules == ("x", "y", "z")
+    assert after.environment == {"TORCH_X": "1"}
+    assert after.failed == {"b": "ImportError: b"}
+    assert after.num_starts == 1
+    assert "b" not in after.after(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
+
+
+def test_lesson_is_recalled_as_it_was_kept() -> None:
+    kind = StartKind.of(_VLLM, ("-tp", "2"), None)
+    lesson = Lesson(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
+    lesson.save()
+    assert recall(kind) == lesson
+    assert recall(replace(kind, version="other")) == Lesson(replace(kind, version="other"))
+
+
+def test_all_are_shown_and_forgotten(cache: Path) -> None:
+    kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
+    for kind in kinds:
+        Lesson(kind, num_starts=1).save()
+    (cache / "vllm_cli" / "preload" / "nonsense.json").write_text("{")
+    assert {lesson.kind for lesson in all_lessons()} == set(kinds)
+    assert forget_all() == 3
+    assert all_lessons() == []
+    assert forget_all() == 0
+
+
+def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.forget_modules_so_far()
+    with journal.span("a phase"):
+        import this  # noqa: F401
+    journal.note_environment({"TORCH_X": "1", "HF_TOKEN": "secret"})
+    journal.is_open = False
+    with journal.span("too late"):
+        pass
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("a") as file:
+        file.write('{"cut off')
+    recordings = StartRecordings.read(tmp_path)
+    assert [span.name for span in recordings.spans] == ["a phase"]
+    assert recordings.modules == {"MainProcess": ["this"]}
+    assert recordings.environment == {"TORCH_X": "1"}
+
+
+def test_journal_without_a_folder_is_no_failure(tmp_path: Path) -> None:
+    with Journal(tmp_path / "gone").span("a phase"):
+        pass
+    assert StartRecordings.read(tmp_path / "gone").spans == []

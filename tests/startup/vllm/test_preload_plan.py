@@ -1,0 +1,90 @@
+"""What the forkserver is told to import, and with which variables it begins."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from startup.vllm.forkserver_start import environment_at_exec
+from startup.vllm.installed import InstalledVllm
+from startup.vllm.learned import Lesson, StartKind
+from startup.vllm.preload_plan import COMPILER, PreloadPlan, plan_preload
+
+_CPU = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))
+_GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))
+
+
+def _lesson(vllm: InstalledVllm = _CPU, *modules: str) -> Lesson:
+    return Lesson(StartKind.of(vllm, (), None), engine_modules=modules)
+
+
+def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
+    return plan_preload(Path("/folder"), vllm, words.split(), _lesson(vllm, *modules), model)
+
+
+def test_first_start_imports_engine_and_worker_of_its_platform() -> None:
+    assert "vllm.v1.worker.cpu_worker" in _plan(vllm=_CPU).modules
+    assert "vllm.v1.worker.gpu_worker" in _plan(vllm=_GPU).modules
+    assert "vllm.v1.worker.cpu_worker" not in _plan(vllm=_GPU).modules
+    assert "vllm.v1.engine.core" in _plan().modules
+
+
+@pytest.mark.parametrize("word", ["--api-server-count=2", "--api_server_count 2", "-asc 2"])
+def test_several_api_servers_are_imported_for_too(word: str) -> None:
+    assert "vllm.entrypoints.cli.serve" in _plan(word).modules
+    assert "vllm.entrypoints.cli.serve" not in _plan().modules
+
+
+def test_learnt_modules_come_in_order_and_once() -> None:
+    modules = _plan("", _CPU, "b", "vllm.v1.engine.core", "a").modules
+    assert modules[-2:] == ("b", "a")
+    assert len(set(modules)) == len(modules)
+
+
+def test_models_class_is_looked_up_until_a_list_has_been_learnt() -> None:
+    assert _plan(model=Path("/model")).model == "/model"
+    assert _plan("", _CPU, "a", model=Path("/model")).model is None
+
+
+@pytest.mark.parametrize(
+    ("words", "vllm", "modules", "compiler"),
+    [
+        ("", _CPU, (), "now"),
+        ("--enforce-eager", _CPU, (), "deferred"),
+        ("--enforce_eager", _CPU, ("a",), "deferred"),
+        ("--enforce-eager", _GPU, (), "late"),
+        ("--enforce-eager", _CPU, (COMPILER,), "now"),
+    ],
+    ids=["compiles", "eager", "eager-and-learnt", "eager-on-gpu", "eager-and-needed"],
+)
+def test_compiler_waits_in_starts_that_compile_nothing(
+    words: str, vllm: InstalledVllm, modules: tuple[str, ...], compiler: str
+) -> None:
+    assert _plan(words, vllm, *modules).compiler == compiler
+
+
+def test_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    plan = replace(_plan("", _CPU, "a"), folder=str(tmp_path))
+    assert PreloadPlan.read(plan.write()) == plan
+
+
+def test_forkserver_begins_with_what_vllm_will_set_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_SET", "by the user")
+    lesson = replace(_lesson(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
+    environment = environment_at_exec(_CPU, lesson)
+    assert environment["TORCH_OTHER"] == "by vLLM"
+    assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
+    assert "TORCH_SET" not in environment
+
+
+def test_libraries_that_vllm_loads_first_are_loaded_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    for path in ("torch.libs/libgomp-1.so.1", "vllm/libs/libtcmalloc_minimal.so.4"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    vllm = InstalledVllm("0.32.0+cpu", tmp_path / "vllm")
+    expected = f"{tmp_path}/vllm/libs/libtcmalloc_minimal.so.4:{tmp_path}/torch.libs/libgomp-1.so.1"
+    assert environment_at_exec(vllm, _lesson())["LD_PRELOAD"] == expected
+    monkeypatch.setenv("LD_PRELOAD", "/my/libomp.so:/my/libtcmalloc.so")
+    assert environment_at_exec(vllm, _lesson())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
+    assert "LD_PRELOAD" not in environment_at_exec(_GPU, _lesson(_GPU))

@@ -1,0 +1,133 @@
+"""What another project's early forkserver had to learn, each lesson a test."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, short_folder
+
+_OF_WORKERS = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
+
+
+class Seen(NamedTuple):
+    """One running start, and what its processes say of themselves."""
+
+    start: FakeStart
+    server: dict[str, Any]
+    engine: dict[str, Any]
+    workers: list[dict[str, Any]]
+    stdout: Path
+    forkserver: psutil.Process
+
+    @property
+    def children(self) -> list[dict[str, Any]]:
+        return [self.engine, *self.workers]
+
+
+@pytest.fixture(scope="module")
+def seen() -> Iterator[Seen]:
+    """The API server changes its own state before it starts the engine, which the forkserver has not seen."""
+    with short_folder() as folder:
+        stdout = folder / "stdout"
+        env = environment(folder, FAKE_VLLM_REMOVED="at first")
+        words = ("--tensor-parallel-size", "2", "--change-state", str(stdout))
+        with FakeStart(folder, *words, env=env) as start:
+            state = start.wait_until_ready().state()
+            (forkserver,) = start.forkservers()
+            yield Seen(start, state["server"], state["engine"], state["workers"], stdout, forkserver)
+
+
+def test_environment_of_children_is_the_parents_present_one(seen: Seen) -> None:
+    assert "FAKE_VLLM_CHANGED" not in seen.forkserver.environ()
+    assert seen.forkserver.environ()["FAKE_VLLM_REMOVED"] == "at first"
+    assert seen.server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
+    assert seen.engine["environment"] == seen.server["environment"]
+    for rank, worker in enumerate(seen.workers):
+        own = {name: worker["environment"].pop(name) for name in _OF_WORKERS}
+        assert own["OMP_NUM_THREADS"] == str(rank + 1)
+        assert worker["environment"] == seen.engine["environment"]
+
+
+def test_stdio_of_children_is_the_parents_present_one(seen: Seen) -> None:
+    for process in (seen.server, *seen.children):
+        assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
+    said = seen.stdout.read_text()
+    assert all(f"{process['name']} speaks" in said for process in seen.children)
+    assert "speaks" not in seen.start.text
+
+
+def test_limits_umask_and_processors_of_children_are_the_parents(seen: Seen) -> None:
+    assert len(os.sched_getaffinity(seen.forkserver.pid)) == len(os.sched_getaffinity(0))
+    for process in seen.children:
+        assert process["umask"] == "0027"
+        assert process["max_open_files"] == seen.server["max_open_files"] == 777
+        assert process["affinity"] == seen.server["affinity"] == [min(os.sched_getaffinity(0))]
+        assert process["blocked_signals"] == []
+
+
+def test_offline_flag_of_the_hub_frozen_at_import_is_thawed(seen: Seen) -> None:
+    worker_module = "vllm.v1.worker.cpu_worker"
+    for process in seen.children:
+        assert process["imported_in"][worker_module] == seen.forkserver.pid
+        assert process["libraries"]["hub_is_offline"] is True
+
+
+def test_forkserver_asks_for_gpus_without_initialising_cuda(seen: Seen) -> None:
+    assert seen.forkserver.environ()["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+    assert psutil.Process(seen.server["pid"]).environ().get("PYTORCH_NVML_BASED_CUDA_CHECK") is None
+
+
+def test_logical_parent_is_who_started_the_process(seen: Seen) -> None:
+    assert seen.engine["parent"] == seen.server["pid"]
+    assert [worker["parent"] for worker in seen.workers] == [seen.engine["pid"]] * 2
+    assert [process["name"] for process in seen.children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
+
+
+def test_nobody_connects_to_the_forkserver_in_order_to_look_whether_it_lives(seen: Seen) -> None:
+    """A connection that brings no request ends it."""
+    assert seen.forkserver.is_running()
+    assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
+    assert seen.start.told("gone", "EOFError") == []
+
+
+def test_nested_children_come_from_the_same_forkserver(seen: Seen) -> None:
+    assert [process["ppid"] for process in seen.children] == [seen.forkserver.pid] * 3
+    assert psutil.Process(seen.engine["pid"]).children() == []
+    assert seen.forkserver.ppid() == seen.server["pid"]
+    assert seen.start.forkservers() == [seen.forkserver]
+
+
+def test_modules_of_engine_and_worker_are_imported_before_the_fork(seen: Seen) -> None:
+    for process in seen.children:
+        assert set(process["imported_in"].values()) == {seen.forkserver.pid}
+
+
+def test_processes_keep_their_titles(seen: Seen) -> None:
+    assert seen.engine["title"] == "VLLM::EngineCor"
+    assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
+
+
+def test_other_subcommands_bring_nothing_into_the_api_server(seen: Seen) -> None:
+    assert "vllm.entrypoints.cli.preload" in seen.server["modules"]
+    assert "vllm.model_executor.model_loader" not in seen.server["modules"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")
+def test_openmp_variables_around_a_workers_start_count_although_torch_was_imported_before(folder: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    env = environment(folder, FAKE_VLLM_TORCH="1")
+    words = ("--tensor-parallel-size", "2", "--enforce-eager")
+    with FakeStart(folder, *words, env=env) as start:
+        state = start.wait_until_ready().state()
+        (forkserver,) = start.forkservers()
+    for rank, worker in enumerate(state["workers"]):
+        assert worker["imported_in"]["vllm.v1.worker.cpu_worker"] == forkserver.pid
+        assert worker["libraries"]["torch_num_threads"] == rank + 1
+        assert worker["affinity"] == [cpus[rank]]
+        assert worker["libraries"]["cuda_is_initialized"] is False
+    assert state["engine"]["affinity"] == cpus
+    assert "torch._inductor.lowering" not in state["engine"]["modules"]

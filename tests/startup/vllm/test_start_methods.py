@@ -1,0 +1,47 @@
+"""Whoever sets a start method gets that; else processes are forked from the preloaded forkserver."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, variant
+
+_FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "files"),
+    [
+        (None, "forkserver", {}),
+        ("forkserver", "forkserver", {}),
+        ("spawn", "spawn", {}),
+        ("fork", "spawn", {}),  # vLLM's CPU platform insists on it
+        (None, "forkserver", _FOR_GPU),
+        ("fork", "fork", _FOR_GPU),
+    ],
+    ids=["default", "forkserver", "spawn", "fork-on-cpu", "default-on-gpu", "fork-on-gpu"],
+)
+def test_children_are_started_as_the_user_wants(
+    wanted: str | None, found: str, files: dict[str, str], folder: Path
+) -> None:
+    env = environment(folder, variant(folder, **files), VLLM_WORKER_MULTIPROC_METHOD=wanted)
+    with FakeStart(folder, env=env) as start:
+        state = start.wait_until_ready().state()
+        children = [state["engine"], *state["workers"]]
+        assert [start.kind_of(child["pid"]) for child in children] == [found] * 2
+        assert len(start.forkservers()) == (found == "forkserver")
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert start.end() == 0
+        start.wait_until_tree_is_gone()
+        assert start.told("WARNING") == []
+
+
+def test_variable_that_only_a_new_program_can_take_over_brings_a_new_program(folder: Path) -> None:
+    changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
+    platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms.py").read_text()
+    fake = variant(folder, platforms=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        assert len(start.told("EngineCore is started anew instead of forked: PYTHONHASHSEED is '7'")) == 1
+        assert len(start.told("WARNING")) == 1

@@ -1,0 +1,119 @@
+"""`serve --engine vllm` is `vllm serve`: its words, help, errors, exit codes and signals are vLLM's own."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, run_fake, variant
+from tests.waiting import wait_until
+
+
+def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """vLLM's own command."""
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *words]
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("--help=Frontend",),
+        ("model", "--nonsense", "--also_unknown=1", "word", "-x"),
+        ("--port", "abc"),
+        ("--tensor-parallel-size",),
+    ],
+    ids=" ".join,
+)
+def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> None:
+    ours, plain = run_fake(folder, *words), _run_plain(folder, *words)
+    assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
+
+
+@pytest.mark.parametrize("error", ["ValueError", "EOFError", "BrokenPipeError"])
+def test_error_that_vllm_raises_ends_as_it_would(error: str, folder: Path) -> None:
+    ours, plain = run_fake(folder, "--raises", error), _run_plain(folder, "--raises", error)
+    assert ours.returncode == plain.returncode == 1
+    assert "Traceback" in ours.stderr
+    assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
+
+
+def test_words_reach_vllm_untouched_and_in_order(folder: Path) -> None:
+    words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
+    with FakeStart(folder, *words) as start:
+        server = start.wait_until_ready().state()["server"]
+    address = ["--host", "127.0.0.1", "--port", str(start.port)]
+    assert Path(server["argv"][0]).name == "vllm"
+    assert server["argv"][1:] == [
+        "serve", "model", "--served-model-name", "a", "b", "--enforce-eager", "-tp", "1", *address
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_signal_to_a_serving_vllm_ends_it_in_order(number: int, folder: Path) -> None:
+    with FakeStart(folder) as start:
+        start.wait_until_ready()
+        assert start.end(number) == 0
+        start.wait_until_tree_is_gone()
+        assert start.told("Application shutdown complete")
+        assert start.told("Traceback", "Error", "WARNING") == []
+
+
+def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
+    with FakeStart(folder, "--gate", str(folder / "gate")) as start:
+        start.wait_until_it_is_told("VllmWorker-0 speaks")
+        assert start.end() == 130
+        start.wait_until_tree_is_gone()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, folder: Path) -> None:
+    waits = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+    env = environment(folder, variant(folder, kernels=waits))
+    with FakeStart(folder, env=env) as start:
+        start.wait_until_it_is_told("is imported")
+        assert start.get("/health")[0] == 503
+        wait_until(start.forkservers)
+        assert start.end(number) == code
+        start.wait_until_tree_is_gone()
+
+
+def test_engine_that_cannot_start_is_vllms_error(folder: Path) -> None:
+    with FakeStart(folder, "--engine-fails") as start:
+        assert start.process.wait(60) == 1
+        assert start.told("RuntimeError: the engine cannot be initialised")
+        assert start.told("RuntimeError: Engine core initialization failed")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_vllm_the_error_says_so(folder: Path) -> None:
+    done = run_fake(folder, "model", env=environment(folder, fake=None))
+    assert done.returncode == 3
+    assert done.stderr == "Error: --engine vllm: vLLM is not installed in this environment (pip install vllm)\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "words", "is_vllm"),
+    [
+        (None, (), True),
+        ("embedded", (), False),
+        ("vllm", (), True),
+        ("embedded", ("--engine", "vllm"), True),
+        ("vllm", ("--engine=embedded",), False),
+    ],
+    ids=str,
+)
+def test_engine_is_vllm_where_it_is_installed_unless_told_otherwise(
+    variable: str | None, words: tuple[str, ...], is_vllm: bool, folder: Path
+) -> None:
+    command = [sys.executable, "-m", "vllm_cli", "serve", *words, "--help=port"]
+    env = environment(folder, FAKE, VCLI_ENGINE=variable)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout == "fake vLLM's help about port\n") is is_vllm

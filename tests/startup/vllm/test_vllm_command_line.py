@@ -1,0 +1,96 @@
+"""What the launcher reads out of vLLM's words: model, address, and what it must not listen for."""
+
+from pathlib import Path
+
+import pytest
+
+from startup.vllm.command_line import CommandLine
+
+
+def _line(text: str) -> CommandLine:
+    return CommandLine.of(text.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ("org/name --port 1", "org/name"),
+        ("--model org/name", "org/name"),
+        ("first --model second", "first"),
+        ("--port 1", None),
+        ("", None),
+    ],
+)
+def test_model_is_the_first_word_or_what_its_flag_says(words: str, model: str | None) -> None:
+    assert _line(words).model == model
+
+
+def test_flag_counts_as_last_given_however_it_is_written() -> None:
+    line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
+    assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")
+
+
+def test_words_behind_two_dashes_are_none_of_the_flags() -> None:
+    assert _line("m -- --port 9").port == 8000
+
+
+def test_port_is_vllms_default_or_nothing_where_it_is_no_number() -> None:
+    assert _line("m").port == 8000
+    assert _line("m --port nonsense").port is None
+
+
+@pytest.mark.parametrize(
+    ("words", "listens"),
+    [
+        ("m", True),
+        ("m --port 0", False),
+        ("m --port x", False),
+        ("m --headless", False),
+        ("m --headless=False", True),
+        ("m --grpc", False),
+        ("m --ssl-keyfile k --ssl-certfile c", False),
+        ("m --ssl_certfile=c", False),
+        ("m --data-parallel-multi-port-external-lb", False),
+        ("m --uds /path", True),
+        ("m --api-server-count 4", True),
+    ],
+)
+def test_port_is_left_alone_that_is_none_or_speaks_something_else(words: str, listens: bool) -> None:
+    assert _line(words).listens is listens
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "-v", "--version"])
+def test_help_is_no_start(word: str) -> None:
+    assert _line(f"m {word}").is_for_help
+    assert not _line("m --helpful").is_for_help
+
+
+def test_settings_of_the_file_count_below_flags(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("model: org/name\nport: 9000\nhost: h\nheadless: true\nuds: null\n")
+    line = _line(f"--config {path} --port 1")
+    assert (line.model, line.port, line.host, line.listens) == ("org/name", 1, "h", False)
+    assert CommandLine.of(["other", "--config", str(path)]).model == "other"
+
+
+def test_null_in_the_file_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("uds: null\nhost: null\nheadless: false\nssl_keyfile: null\n")
+    line = _line(f"m --config {path}")
+    assert (line.uds, line.host, line.listens) == (None, None, True)
+
+
+@pytest.mark.parametrize("content", ["", "- a list\n", "just text", "{", "a: [1"], ids=repr)
+def test_file_that_makes_no_sense_is_vllms_to_complain_about(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    assert _line(f"m --config {path}").port == 8000
+    assert _line(f"m --config {tmp_path}/missing.yaml").port == 8000
+
+
+@pytest.mark.parametrize(
+    ("words", "is_one"),
+    [("m --node-rank 1", True), ("m --data-parallel-rank 0", True), ("m", False)],
+)
+def test_start_on_several_machines_is_known(words: str, is_one: bool) -> None:
+    assert _line(words).is_one_of_several_nodes is is_one
