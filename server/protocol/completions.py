@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.errors import RequestError
-from server.protocol.fields import MAX_COMPLETIONS, NumLogprobs, Refused, TokenCount, TokenId
+from server.protocol.fields import NumLogprobs, Refused, TokenCount, TokenId
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from server.protocol.usage import Usage
@@ -49,12 +49,6 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
             raise RequestError(
                 "`prompt` must hold texts, or token ids, or lists of token ids, not a mix.", param="prompt"
-            )
-        if len(self.prompts) * self.num_choices > MAX_COMPLETIONS:
-            raise RequestError(
-                f"`prompt` and `n` may ask for at most {MAX_COMPLETIONS} completions at once, "
-                f"got {len(self.prompts)} prompts and n={self.num_choices}.",
-                param="prompt",
             )
 
     @property

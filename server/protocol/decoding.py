@@ -6,7 +6,9 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from server.errors import RequestError
+from server.limits import LimitsConfig
 from server.protocol.long_texts import shorten
+from server.protocol.nesting import NestingCheck
 
 T = TypeVar("T")
 
@@ -26,12 +28,14 @@ class RequestDecoder(Generic[T]):
 
     Args:
         model: the request's struct.
+        nesting: what a body may look like, its long texts aside.
         long_field: a field whose texts may be tens of megabytes; they come as memoryviews instead of strings.
     """
 
-    def __init__(self, model: type[T], long_field: str | None = None) -> None:
+    def __init__(self, model: type[T], long_field: str | None = None, nesting: NestingCheck | None = None) -> None:
         self.model = model
         self._long_field = long_field
+        self._nesting = nesting or NestingCheck(LimitsConfig())
         self._decoder = msgspec.json.Decoder(model)
 
     def decode(self, body: bytes) -> T:
@@ -49,6 +53,7 @@ class RequestDecoder(Generic[T]):
         return request
 
     def _decode(self, body: bytes) -> T:
+        self._nesting.check(body)
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as err:

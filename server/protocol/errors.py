@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-ServerStatus = Literal["starting", "draining", "dead"]
+ServerStatus = Literal["starting", "restarting", "draining", "dead"]
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):

@@ -11,10 +11,8 @@ from server.errors import RequestError
 
 _INT32_MAX = 2**31 - 1
 _EMPTY: tuple[Any, ...] = ([], {})
-MAX_CHOICES = 128
-MAX_STOP_STRINGS = 64
-MAX_COMPLETIONS = 1024
 MAX_BAD_WORDS = 128
+MAX_BAD_WORD_CHARS = 1024
 
 Hint = Annotated[Any, Meta(extra={"support": "hint"})]
 """A field that only advises (routing, billing, caching): any value is accepted and changes nothing."""
@@ -24,7 +22,8 @@ Refused = Annotated[Any, Meta(extra={"support": "refused"})]
 
 TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
-NumChoices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+NumChoices = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
+"""The operator's limit comes later (`server.serving.request_limits`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
@@ -35,9 +34,12 @@ RepetitionPenalty = Annotated[float, Meta(gt=0)]
 LogitBias = Annotated[float, Meta(ge=-100, le=100)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
-Stop = Text | Annotated[list[Text], Meta(max_length=MAX_STOP_STRINGS)]
-BadWords = Annotated[list[Text], Meta(max_length=MAX_BAD_WORDS)]
-RequestId = Annotated[str, Meta(min_length=1, max_length=256)]
+Stop = Text | list[Text]
+BadWords = Annotated[
+    list[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Meta(max_length=MAX_BAD_WORDS)
+]
+RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
+"""It is logged, and whoever reads the log must not take a part of it for a line."""
 
 
 def check_refused(request: msgspec.Struct) -> None:

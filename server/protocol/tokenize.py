@@ -1,13 +1,17 @@
 """Bodies of /tokenize and /detokenize."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
 from server.protocol.fields import Refused, TokenId, check_refused
 from server.protocol.tools import Tool
+
+MAX_TOKENS = 1 << 20
+"""Of /detokenize: more than any model's context."""
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +50,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     """Token ids to turn back into text."""
 
     model: str | None = None
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Meta(max_length=MAX_TOKENS)]
 
 
 class DetokenizeResponse(msgspec.Struct):

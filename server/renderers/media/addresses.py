@@ -2,14 +2,18 @@
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from server.renderers.media.errors import MediaError
 
-_NAT64 = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"))
-"""IPv6 addresses that a gateway translates into IPv4 ones, private ones included."""
+_IPV6_INTERNET = IPv6Network("2000::/3")
+"""All that IANA has given to the internet; outside are, among others, IPv4 addresses in another dress (NAT64, SIIT)."""
+_SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
+"""For protocols, relays and documentation, which Python's `is_global` does not know everywhere."""
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
+"""Marks an IPv6 address whose last 32 bits are the IPv4 address that a tunnel leads to."""
 
 
 class PublicResolver(AbstractResolver):
@@ -75,6 +79,7 @@ def _is_public(address: IPv4Address | IPv6Address) -> bool:
         embedded = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
         if embedded is not None:
             return _is_public(embedded)
-        if any(address in network for network in _NAT64):
+        if address not in _IPV6_INTERNET or int(address) >> 32 & 0xFFFF_FFFF in _ISATAP:
             return False
-    return address.is_global and not address.is_multicast
+    is_special = any(address in network for network in _SPECIAL)
+    return address.is_global and not address.is_multicast and not is_special

@@ -91,7 +91,7 @@ def test_json_that_is_no_object_is_refused(body):
 
 def test_endless_nesting_is_refused():
     error = fail(b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    assert error.message == "The request body is nested too deeply."
+    assert error.message == "The request body is nested too deeply: more than 128 levels (--http-max-json-depth)."
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,11 @@ async def test_nothing_is_fetched_where_no_host_is_allowed() -> None:
         "http://evil.com#@example.com/",
         "http://127.0.0.1/",
         "http://[::1]/",
+        "http://2130706433/",
+        "http://0x7f.1/",
+        "http://example.com%2eevil.com/",
+        "http://example.com%00.evil.com/",
+        "http://example。com.evil.com/",
     ],
 )
 async def test_other_hosts_are_refused(url: str) -> None:
@@ -106,6 +111,20 @@ async def test_what_is_not_http_is_refused(url: str) -> None:
         "2002:7f00:1::",
         "64:ff9b::7f00:1",
         "ff0e::1",
+        "::7f00:1",
+        "::ffff:0:7f00:1",
+        "64:ff9b:1::7f00:1",
+        "2001:0:7f00:1::",
+        "2606:4700::5efe:10.0.0.1",
+        "2606:4700::200:5efe:10.0.0.1",
+        "fec0::1",
+        "2001:db8::1",
+        "3fff::1",
+        "5f00::1",
+        "192.0.0.8",
+        "192.88.99.1",
+        "198.18.0.1",
+        "240.0.0.1",
     ],
 )
 def test_addresses_that_are_not_on_the_internet_are_refused(address: str) -> None:
@@ -116,6 +135,49 @@ def test_addresses_that_are_not_on_the_internet_are_refused(address: str) -> Non
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
 def test_public_addresses_are_taken(address: str) -> None:
     check_public(address)
+
+
+@pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "017700000001", "127.1", "0177.0.0.1", "①②⑦.⓪.⓪.①"])
+async def test_other_spellings_of_a_private_address_are_refused_though_they_were_allowed(
+    serve: Serve, host: str
+) -> None:
+    """The operator has named one, but neither as an address nor as `localhost`; what resolves it may well do so."""
+    served = []
+
+    async def handler(request: web.Request) -> web.Response:
+        served.append(request.host)
+        return web.Response(body=b"secret")
+
+    port = (await serve(handler)).rpartition(":")[2]
+    with pytest.raises(MediaError):
+        await _fetcher(host).fetch(f"http://{host}:{port}/")
+    assert served == []
+
+
+async def test_a_name_that_changes_between_two_hops_is_looked_at_again(serve: Serve, monkeypatch: Any) -> None:
+    """DNS rebinding: the first answer is public, the next one is not."""
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": "/again"})
+
+    port = (await serve(handler)).rpartition(":")[2]
+    addresses = iter(["8.8.8.8", "127.0.0.1"])
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses), port))]
+
+    async def connect(addr_infos: Any, **_: Any) -> socket.socket:
+        """The public address happens to be reachable here."""
+        client = socket.socket()
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(port)))
+        return client
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", connect)
+    with pytest.raises(MediaError, match="not on the public internet"):
+        await _fetcher("pictures.example").fetch(f"http://pictures.example:{port}/")
+    assert next(addresses, None) is None
 
 
 async def test_a_name_that_resolves_to_a_private_address_is_refused(serve: Serve, monkeypatch: Any) -> None:
@@ -164,6 +226,9 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
         ("http://evil.com/", "not among --allowed-media-domains"),
         ("http://localhost:1/", "not among --allowed-media-domains"),
         ("http://169.254.169.254/latest/meta-data", "not among --allowed-media-domains"),
+        ("http://2130706433/", "not among --allowed-media-domains"),
+        ("//localhost/", "must be http or https with a host"),
+        ("http://127.0.0.1@localhost/", "not among --allowed-media-domains"),
         ("file:///etc/passwd", "neither http nor https"),
         ("ftp://127.0.0.1/", "must be http or https"),
         ("", "redirects nowhere"),

@@ -1,0 +1,80 @@
+"""Looks at a body's shape before it is decoded: how deep it is nested, and of how many values it consists.
+
+Three bytes of JSON can make an object of sixty, and every level costs stack wherever the value goes later. A short body
+is let through by counting brackets; a long one is walked through, its texts being skipped. The walk lets the
+interpreter go now and then, as `long_texts` does.
+"""
+
+import re
+from collections.abc import Iterator
+
+from server.errors import RequestError
+from server.limits import LimitsConfig, flag_of
+
+_SHORT_BYTES = 32 << 10
+_AT_ONCE = 1 << 20
+_MARK = re.compile(rb'["\[\]{}]')
+_TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
+_OPENING = frozenset(b"[{")
+
+
+class NestingCheck:
+    """What bodies may look like; one instance serves all requests."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._max_depth = limits.max_json_depth
+        self._max_values = limits.max_json_values
+
+    def check(self, body: bytes) -> None:
+        """Raises RequestError for a body that is nested too deeply or consists of too much; it need not be JSON."""
+        is_short = len(body) <= min(_SHORT_BYTES, self._max_values)
+        if not is_short or body.count(b"[") + body.count(b"{") > self._max_depth:
+            self._walk(body)
+
+    def _walk(self, body: bytes) -> None:
+        depth = num_values = 0
+        for mark in _marks(body):
+            if mark in _OPENING:
+                depth += 1
+                if depth > self._max_depth:
+                    most, flag = self._max_depth, flag_of("max_json_depth")
+                    raise RequestError(f"The request body is nested too deeply: more than {most} levels ({flag}).")
+            elif mark != _QUOTE:
+                depth -= 1
+                continue
+            num_values += 1
+            if num_values > self._max_values:
+                most, flag = self._max_values, flag_of("max_json_values")
+                raise RequestError(f"The request body has more than {most} objects, lists and texts ({flag}).")
+
+
+def _marks(body: bytes) -> Iterator[int]:
+    """Brackets outside of texts, and a quote for each text."""
+    position, size = 0, len(body)
+    while position < size:
+        found = _MARK.search(body, position, position + _AT_ONCE)
+        if found is None:
+            position += _AT_ONCE
+            continue
+        position = found.end()
+        mark = body[position - 1]
+        yield mark
+        if mark == _QUOTE:
+            position = _skip_text(body, position)
+
+
+def _skip_text(body: bytes, position: int) -> int:
+    """Behind the quote that ends the text which begins here."""
+    end = body.find(b'"', position)
+    if end >= 0 and body.find(b"\\", position, end) < 0:
+        return end + 1
+    size = len(body)
+    while position < size:
+        match = _TEXT.match(body, position, position + _AT_ONCE)
+        position = match.end() if match else position
+        if position < size and body[position] == _QUOTE:
+            return position + 1
+        if position < size and body[position] == _BACKSLASH:
+            position += 2  # a piece ends between the backslash and what it escapes
+    return size

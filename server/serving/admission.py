@@ -1,0 +1,139 @@
+"""Lets requests in as long as there is room for them: for their number, their prompts' tokens, and what they hold.
+
+Checked when a request's headers have come, before its body is read, and again when it is known what it asks for.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+from server.errors import OverloadedError, RequestError
+from server.limits import LimitsConfig, flag_of
+from server.memory import available_bytes
+
+_MEMORY_SHARE = 8
+"""The part of free memory that requests may hold unless the operator says otherwise."""
+_LEAST_HELD_BYTES = 256 << 20
+
+
+class Admission:
+    """One per server; used on the event loop only."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.limits = limits
+        self.num_sequences = 0
+        """Sequences that wait or run; a request whose prompts are not known yet counts as one."""
+        self.num_queued_tokens = 0
+        """Tokens of prompts whose first token has not come."""
+        self.num_held_bytes = 0
+        """Bodies that have come or are to come, and prompts' tensors."""
+        self.num_rejected: dict[str, int] = {}
+        """By the limit that was reached."""
+
+    @contextmanager
+    def hold(self, num_bytes: int) -> Iterator["Lease"]:
+        """Room for one request, of whose body so many bytes are announced.
+
+        Raises:
+            OverloadedError: there is none.
+        """
+        self.check_room(num_sequences=1, num_bytes=num_bytes)
+        lease = Lease(self)
+        lease.add_bytes(num_bytes)
+        self.num_sequences += 1
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
+        """Raises OverloadedError where so much more would be too much; what a request alone holds never is."""
+        own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
+        limits = self.limits
+        most = limits.max_queued_requests
+        if most is not None and self.num_sequences + num_sequences > most:
+            flag = flag_of("max_queued_requests")
+            raise self._reject(
+                "max_num_queued_reqs", f"{self.num_sequences - own_sequences} of at most {most} requests ({flag})"
+            )
+        if limits.max_queued_tokens is not None and self.num_queued_tokens >= limits.max_queued_tokens:
+            queued = f"{self.num_queued_tokens} of at most {limits.max_queued_tokens} prompt tokens"
+            raise self._reject("max_num_queued_tokens", f"{queued} ({flag_of('max_queued_tokens')})")
+        if num_bytes and self.num_held_bytes > own_bytes and self.num_held_bytes + num_bytes > self.max_held_bytes:
+            held = f"{self.num_held_bytes} of at most {self.max_held_bytes} bytes in requests"
+            raise self._reject(
+                "max_held_bytes", f"{held}, and this one brings {num_bytes} ({flag_of('max_held_bytes')})"
+            )
+
+    @cached_property
+    def max_held_bytes(self) -> int:
+        """Known when the first request comes: what is free by then is free of the model."""
+        given = self.limits.max_held_bytes
+        return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
+
+    def _reject(self, reason: str, what: str) -> OverloadedError:
+        self.num_rejected[reason] = self.num_rejected.get(reason, 0) + 1
+        return OverloadedError(f"The server is busy: it has {what}. Please try again later.", reason=reason)
+
+
+class Lease:
+    """What one request has of the room."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.num_sequences = 1
+        self._num_tokens = 0
+        self.num_bytes = 0
+
+    def add_bytes(self, num_bytes: int) -> None:
+        """The request holds so much more; raises OverloadedError where that is too much."""
+        self._admission.check_room(num_bytes=num_bytes, own=self)
+        self._admission.num_held_bytes += num_bytes
+        self.num_bytes += num_bytes
+
+    def drop_bytes(self) -> None:
+        """What was held so far is gone."""
+        self._admission.num_held_bytes -= self.num_bytes
+        self.num_bytes = 0
+
+    def widen(self, num_sequences: int) -> None:
+        """The request turns out to be so many sequences.
+
+        Raises:
+            RequestError: they are more than the server ever takes.
+            OverloadedError: they are more than it takes now.
+        """
+        most = self._admission.limits.max_queued_requests
+        if most is not None and num_sequences > max(most, 1):
+            raise RequestError(
+                f"The request asks for {num_sequences} sequences, but the server takes at most {most} at once "
+                f"({flag_of('max_queued_requests')})."
+            )
+        more = num_sequences - self.num_sequences
+        if more > 0:
+            self._admission.check_room(num_sequences=more, own=self)
+            self._admission.num_sequences += more
+            self.num_sequences = num_sequences
+
+    def queue_tokens(self, num_tokens: int) -> None:
+        """So many tokens of prompts are to be computed."""
+        self._admission.num_queued_tokens += num_tokens
+        self._num_tokens += num_tokens
+
+    def note_prefill(self, num_tokens: int) -> None:
+        """Of them, so many are done."""
+        done = min(num_tokens, self._num_tokens)
+        self._admission.num_queued_tokens -= done
+        self._num_tokens -= done
+
+    def release(self) -> None:
+        """The request is over."""
+        self.drop_bytes()
+        self.note_prefill(self._num_tokens)
+        self._admission.num_sequences -= self.num_sequences
+        self.num_sequences = 0
+
+
+def unbounded_lease() -> Lease:
+    """For what comes from the server itself."""
+    return Lease(Admission(LimitsConfig(max_queued_requests=None)))

@@ -1,0 +1,75 @@
+"""How much one request may ask for, once its body is understood; every refusal names limit, value and flag."""
+
+from typing import Any
+
+from server.errors import RequestError
+from server.limits import LimitsConfig, flag_of
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.generation import GenerationRequest
+from server.protocol.pooling import InputFields
+from server.protocol.scoring import RerankRequest, ScoreRequest
+from server.protocol.tokenize import TokenizeRequest
+
+
+def num_sequences(request: Any) -> int:
+    """What the engine has to do for a request, in sequences; at least 1."""
+    if isinstance(request, CompletionRequest):
+        return len(request.prompts) * request.num_choices
+    if isinstance(request, GenerationRequest):
+        return request.num_choices
+    if isinstance(request, InputFields):
+        return len(request.prompts) or len(request.conversations) or 1
+    if isinstance(request, ScoreRequest | RerankRequest):
+        return len(request.first) + len(request.second)
+    return 1
+
+
+class RequestLimiter:
+    """One per server; holds no state."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+
+    def check(self, request: Any) -> None:
+        """Raises RequestError for a request that asks for more than the server gives."""
+        if isinstance(request, GenerationRequest):
+            self._check_generation(request)
+        if isinstance(request, ChatRequest | TokenizeRequest):
+            self._check_count("messages", request.messages, "max_messages")
+            self._check_count("tools", request.tools, "max_tools")
+        elif isinstance(request, CompletionRequest):
+            self._check_completion(request)
+        elif isinstance(request, InputFields):
+            self._check_inputs(request)
+        elif isinstance(request, ScoreRequest | RerankRequest):
+            for name, texts in zip(request.names, (request.first, request.second), strict=True):
+                self._check_count(name, texts, "max_prompts")
+
+    def _check_generation(self, request: GenerationRequest) -> None:
+        if request.num_choices > self._limits.max_choices:
+            most, flag = self._limits.max_choices, flag_of("max_choices")
+            raise RequestError(f"`n` must be at most {most}, got {request.num_choices} ({flag}).", param="n")
+        self._check_count("stop", request.stop_strings, "max_stop_strings")
+
+    def _check_completion(self, request: CompletionRequest) -> None:
+        most, num_prompts = self._limits.max_prompts, len(request.prompts)
+        if num_prompts * request.num_choices > most:
+            raise RequestError(
+                f"`prompt` and `n` may ask for at most {most} completions at once, "
+                f"got {num_prompts} prompts and n={request.num_choices} ({flag_of('max_prompts')}).",
+                param="prompt",
+            )
+
+    def _check_inputs(self, request: InputFields) -> None:
+        name = "input" if request.messages is None else "messages"
+        conversations = request.conversations
+        self._check_count(name, conversations or request.prompts, "max_prompts")
+        for messages in conversations:
+            self._check_count(name, messages, "max_messages")
+
+    def _check_count(self, name: str, members: Any, field: str) -> None:
+        most = getattr(self._limits, field)
+        if members is not None and len(members) > most:
+            message = f"`{name}` may have at most {most} members, got {len(members)} ({flag_of(field)})."
+            raise RequestError(message, param=name)

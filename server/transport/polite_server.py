@@ -1,0 +1,75 @@
+"""uvicorn's server, ending so that nobody is lost: neither who waits for an answer, nor who has only just come."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Generator
+
+import uvicorn
+
+_FIRST_REQUEST_S = 1.0
+"""How long a connection that has come at the last moment may take to say what it wants."""
+_LOOK_S = 0.01
+
+
+class PoliteServer(uvicorn.Server):
+    """Lives on the event loop; signals are for others to handle, or they would end the process instead of the loop."""
+
+    def announce_close(self) -> None:
+        """From now on, answers say that the connection ends with them.
+
+        Where the headers have gone out already the connection stays: its client may be sending the next request.
+        """
+        close = (b"connection", b"close")
+        self.config.encoded_headers.append(close)
+        self.server_state.default_headers = [*self.server_state.default_headers, close]
+        for connection in self.server_state.connections:
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_started:
+                cycle.keep_alive = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Closes the port between two connections instead of upon those that wait to be accepted."""
+        last = [listener.dup() for listener in sockets or []]
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for listener in last:
+            for client in _take_waiting(listener):
+                await self._serve_accepted(client)
+        await self._wait_first_requests()
+        await super().shutdown(sockets=[])
+
+    async def _serve_accepted(self, client: socket.socket) -> None:
+        def create_protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        with contextlib.suppress(OSError):
+            loop = asyncio.get_running_loop()
+            await loop.connect_accepted_socket(create_protocol, client, ssl=self.config.ssl)
+
+    async def _wait_first_requests(self) -> None:
+        """Clients that have connected and were not heard yet would find their request unanswered."""
+        deadline_s = time.monotonic() + _FIRST_REQUEST_S
+        while not self.force_exit and time.monotonic() < deadline_s:
+            if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _take_waiting(listener: socket.socket) -> list[socket.socket]:
+    """All that wait to be accepted; the socket is closed at once behind the last one."""
+    listener.setblocking(False)
+    clients: list[socket.socket] = []
+    with contextlib.suppress(OSError), listener:
+        while True:
+            clients.append(listener.accept()[0])
+    return clients

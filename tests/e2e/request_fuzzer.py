@@ -1,0 +1,174 @@
+"""Requests nobody would write: made from the server's own description, then bent; each seed makes its own request."""
+
+import json
+import random
+from typing import Any, NamedTuple
+
+_TEXTS = ("", "a", "\x00", "\ud800", "\udfff\ud800", "💥é", "a\n" * 50, "x" * 5000, "<end>", "{{ 1/0 }}", "json", "-1")
+_NUMBERS = (0, 1, -1, 2, 2**31 - 1, 2**31, 2**63, -(2**63) - 1, 2**64, 10**400, 0.5, 1e308, -0.0, 5e-324, 1e-9)
+_CONSTANTS = (None, True, False, float("nan"), float("inf"), -float("inf"))
+_METHODS = ("GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "POST")
+_TYPES = ("application/json", "application/json; charset=utf-16", "text/plain", "", "multipart/form-data; boundary=x")
+_PATHS = (
+    "/",
+    "/v1",
+    "//",
+    "/%00",
+    "/%ff",
+    "/v1/models/%2e%2e",
+    "/v1/chat/completions/",
+    "/docs",
+    "/..%2f",
+    "/metrics?x=%",
+)
+_SMALL = {"max_tokens": 4, "max_completion_tokens": 4, "min_tokens": 2, "n": 3, "best_of": 3, "prompt_logprobs": 2}
+"""Most requests are to be answered soon: they ask for no more than this."""
+_DEEPEST = 5
+
+
+class FuzzedRequest(NamedTuple):
+    """What goes over the wire."""
+
+    method: str
+    path: str
+    body: bytes
+    content_type: str
+
+
+class RequestFuzzer:
+    """Knows the server's routes and the shapes of their bodies."""
+
+    def __init__(self, openapi: dict[str, Any], *often: str) -> None:
+        """Of four requests, three go to the paths that are named."""
+        self._schemas = openapi["components"]["schemas"]
+        self._bodies = {
+            path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]
+            for path, operations in openapi["paths"].items()
+            if "requestBody" in operations.get("post", {})
+        }
+        self.paths = sorted(self._bodies)
+        self._often = often or self.paths
+
+    def request(self, seed: int) -> FuzzedRequest:
+        """One in ten is wrong already as HTTP or JSON."""
+        rng = random.Random(seed)
+        path = rng.choice(self._often if rng.random() < 0.75 else self.paths)
+        body = _Bender(rng, self._schemas).body(self._bodies[path])
+        kind = rng.random()
+        if kind < 0.04:
+            body = bytes(rng.randrange(256) for _ in range(rng.randrange(60)))
+        elif kind < 0.08 and body:
+            cut = rng.randrange(len(body))
+            body = body[:cut] + bytes([rng.randrange(256)]) * rng.randrange(3) + body[cut + rng.randrange(3) :]
+        elif kind < 0.1:
+            return FuzzedRequest(rng.choice(_METHODS), rng.choice((path, *_PATHS)), body, rng.choice(_TYPES))
+        return FuzzedRequest("POST", path, body, "application/json")
+
+
+class _Bender:
+    """Makes one body."""
+
+    def __init__(self, rng: random.Random, schemas: dict[str, Any]) -> None:
+        self._rng = rng
+        self._schemas = schemas
+        self._junk_share = rng.choice((0.0, 0.0, 0.01, 0.05, 0.3))
+        self._field_share = rng.choice((0.01, 0.05, 0.1, 0.3))
+
+    def body(self, schema: dict[str, Any]) -> bytes:
+        value = self._value(schema, 0)
+        if isinstance(value, dict) and self._rng.random() < 0.98:
+            value = self._tamed(value)
+        return json.dumps(value, ensure_ascii=True).encode()
+
+    def _tamed(self, body: dict[str, Any]) -> dict[str, Any]:
+        for name, most in _SMALL.items():
+            if isinstance(body.get(name), int | float) and body[name] > most:
+                body[name] = self._rng.randint(1, most)
+        if self._rng.random() < 0.9:
+            body.pop("model", None)
+        if body.get("messages") == [{}] or "messages" in body and self._rng.random() < 0.7:
+            body["messages"] = [self._message() for _ in range(self._rng.randint(1, 3))]
+        return body
+
+    def _message(self) -> dict[str, Any]:
+        rng = self._rng
+        parts = [{"type": rng.choice(("text", "image_url", "refusal", "x")), "text": self._text()} for _ in range(2)]
+        message: dict[str, Any] = {
+            "role": rng.choice(("user", "assistant", "system", "tool", "developer", self._text())),
+            "content": rng.choice((self._text(), parts, None, self._junk(2))),
+        }
+        if rng.random() < 0.2:
+            call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": rng.choice(("{}", "[", "1"))}}
+            message["tool_calls"] = rng.choice(([call], [{}], self._junk(2)))
+        return message
+
+    def _value(self, schema: dict[str, Any], depth: int) -> Any:  # noqa: C901
+        rng = self._rng
+        if rng.random() < self._junk_share:
+            return self._junk(depth)
+        if "$ref" in schema:
+            return self._value(self._schemas[schema["$ref"].rpartition("/")[2]], depth)
+        if "anyOf" in schema:
+            return self._value(rng.choice(schema["anyOf"]), depth)
+        if "enum" in schema:
+            return rng.choice(schema["enum"])
+        match schema.get("type"):
+            case "object" if depth < _DEEPEST:
+                return self._object(schema, depth)
+            case "array" if depth < _DEEPEST:
+                size = rng.choice((0, 1, 2, 3, 3, 20)) if rng.random() < 0.99 else 3000
+                return [self._value(schema.get("items", {}), depth + 1) for _ in range(min(size, 3000 // 10**depth))]
+            case "string":
+                return self._text()
+            case "integer" | "number" as kind:
+                return self._number(schema, is_whole=kind == "integer")
+            case "boolean":
+                return rng.random() < 0.5
+            case "null":
+                return None
+            case _:
+                return self._junk(depth)
+
+    def _object(self, schema: dict[str, Any], depth: int) -> dict[str, Any]:
+        rng, required = self._rng, schema.get("required", ())
+        found = {
+            name: self._value(field, depth + 1)
+            for name, field in schema.get("properties", {}).items()
+            if rng.random() < (0.97 if name in required or name in ("prompt", "input") else self._field_share)
+        }
+        extra = schema.get("additionalProperties")
+        if isinstance(extra, dict):
+            found |= {rng.choice(("1", "a", "-1", "9" * 30)): self._value(extra, depth + 1) for _ in range(2)}
+        if rng.random() < self._junk_share / 4:
+            found[self._text()] = self._junk(depth)
+        return found
+
+    def _number(self, schema: dict[str, Any], *, is_whole: bool) -> Any:
+        rng = self._rng
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -5))
+        high = min(schema.get("maximum", schema.get("exclusiveMaximum", 300)), low + 300)
+        return rng.randint(int(low), int(high)) if is_whole else round(rng.uniform(low, high), 3)
+
+    def _text(self) -> str:
+        rng = self._rng
+        return rng.choice(_TEXTS) if rng.random() < 0.3 else "".join(rng.choices('abc {}[]":\\1é', k=rng.randrange(20)))
+
+    def _junk(self, depth: int) -> Any:
+        rng = self._rng
+        kind = rng.random()
+        if kind < 0.3 or depth >= _DEEPEST:
+            return rng.choice((*_NUMBERS, *_CONSTANTS))
+        if kind < 0.6:
+            return self._text()
+        if kind < 0.62:
+            return _nested(rng.choice((20, 100, 140, 900)), is_list=rng.random() < 0.5)
+        if kind < 0.8:
+            return [self._junk(depth + 1) for _ in range(rng.randrange(4))]
+        return {self._text(): self._junk(depth + 1) for _ in range(rng.randrange(4))}
+
+
+def _nested(levels: int, *, is_list: bool) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if is_list else {"type": value}
+    return value

@@ -1,0 +1,295 @@
+"""What clients may do to a connection of a real server: send too much, too slowly, or nothing; read nothing; vanish."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from raw_client import RawClient, request_bytes
+from server_process import ServerProcess
+from tiny_llama import save_tiny_llama
+
+from tests.waiting import wait_until
+
+GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
+HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+SHORT = {"prompt": "a", "max_tokens": 1}
+LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+LOUD = LONG | {"logprobs": 20, "n": 8, "temperature": 1.0}
+"""Some twenty megabytes of events."""
+MAX_CONNECTIONS = 300
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    limits = {
+        "--http-header-timeout": "2",
+        "--http-body-timeout": "2",
+        "--http-send-timeout": "2",
+        "--http-max-connections": str(MAX_CONNECTIONS),
+        "--max-num-queued-reqs": "16",
+    }
+    words = [word for flag in limits.items() for word in flag]
+    with ServerProcess([str(folder), "--served-model-name", "tiny", *words]) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def still_well(server: ServerProcess) -> Iterator[None]:
+    """Whatever a test did: nothing runs any more, and the next request is answered."""
+    yield
+    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
+    with RawClient(server.port) as client:
+        assert client.post("/v1/completions", SHORT).read().status == 200
+
+
+def test_headers_that_come_slowly_are_not_waited_for(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(GET[:-2]).read()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert "2 s (--http-header-timeout)" in answer.error["message"]
+        assert client.is_closed()
+
+
+def test_headers_that_trickle_are_not_waited_for_longer(server: ServerProcess) -> None:
+    """Each byte is early enough after the last; all of them together are not."""
+    with RawClient(server.port) as client:
+        client.send(GET[:-2] + b"x: ")
+        client.socket.settimeout(0.05)
+        answer = b""
+        for _ in range(2400):
+            try:
+                answer = client.socket.recv(1 << 16)
+                break
+            except TimeoutError:
+                client.send(b"a")
+        assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_comes_slowly_is_not_waited_for(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(f"{HEAD}content-length: 100\r\n\r\n{{".encode()).read()
+        assert answer.status == 408
+        assert "2 s (--http-body-timeout)" in answer.error["message"]
+        assert client.is_closed()
+
+
+def test_a_body_that_was_refused_already_is_not_waited_for(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert client.read().status == 404
+        assert client.is_closed()
+
+
+def test_a_connection_that_asks_nothing_is_closed(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET /version HTTP/1.1\r\nx: " + b"a" * 70_000, b"GET /" + b"a" * 70_000], ids=["header", "line"]
+)
+def test_too_large_headers_are_refused_before_their_end(server: ServerProcess, head: bytes) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(head).read()
+        assert answer.status == 431
+        assert "65536 bytes (--h11-max-incomplete-event-size)" in answer.error["message"]
+
+
+def test_too_large_headers_are_refused_in_one_piece(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        assert client.send(GET[:-2] + b"x: " + b"a" * 70_000 + b"\r\n\r\n").read().status == 431
+
+
+@pytest.mark.parametrize("num", [255, 256])
+def test_too_many_headers_are_refused(server: ServerProcess, num: int) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(GET[:-2] + b"x: 1\r\n" * num + b"\r\n").read()
+        assert answer.status == (200 if num == 255 else 431)
+        assert num == 255 or "256 headers (--h11-max-header-count)" in answer.error["message"]
+
+
+@pytest.mark.parametrize("trailer", [b"x: " + b"a" * (1 << 20), b"x: 1\r\n" * 300], ids=["long", "many"])
+def test_endless_trailers_are_refused(server: ServerProcess, trailer: bytes) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode() + trailer)
+        assert client.read().status == 431
+
+
+def test_a_large_body_is_refused_before_it_is_sent(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(f"{HEAD}content-length: 50000000\r\n\r\n".encode()).read()
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert "33554432 bytes, and 50000000 are announced (--http-max-body-size)" in answer.error["message"]
+
+
+def test_a_client_that_sends_a_large_body_anyway_reads_the_refusal(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(request_bytes("/v1/completions", b" " * 50_000_000))
+        assert client.read().status == 413
+
+
+def test_a_client_that_expects_to_be_told_sends_nothing(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}expect: 100-continue\r\ncontent-length: 50000000\r\n\r\n".encode())
+        assert client.read().status == 413
+
+
+def test_a_large_body_in_chunks_is_refused_while_it_comes(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
+        for _ in range(33):
+            client.send(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+        assert client.read().status == 413
+
+
+def test_a_compressed_body_is_refused(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        answer = client.post("/v1/completions", SHORT, content_encoding="gzip").read()
+        assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
+        assert "Content-Encoding 'gzip'" in answer.error["message"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_a_body_that_is_cut_off_leaves_nothing_behind(server: ServerProcess, size: int) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}content-length: 50\r\n\r\n".encode() + b"{" * size)
+
+
+@pytest.mark.parametrize("size", [0, 1, 40])
+def test_a_client_that_stops_sending_in_the_middle_is_let_go(server: ServerProcess, size: int) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}content-length: 50\r\n\r\n".encode() + b"{" * size)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /version HTTP/1.1\r\nhost x\r\n\r\n",
+        b"GET /version HTTP/1.1\r\nhost: a\x00b\r\n\r\n",
+        b"GET /version HTTP/1.1\r\n : x\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT a:80 HTTP/1.1\r\nhost: x\r\n\r\n",
+        f"{HEAD}content-length: -1\r\n\r\n".encode(),
+        f"{HEAD}content-length: 2\r\ncontent-length: 3\r\n\r\n{{}}".encode(),
+        f"{HEAD}content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{{}}".encode(),
+        f"{HEAD}content-length: 99999999999999999999999\r\n\r\n".encode(),
+        f"{HEAD}transfer-encoding: chunked\r\n\r\nzz\r\n".encode(),
+        f"{HEAD}transfer-encoding: chunked\r\n\r\n-1\r\n".encode(),
+    ],
+    ids=repr,
+)
+def test_what_is_not_http_is_a_400_in_the_envelope(server: ServerProcess, data: bytes) -> None:
+    with RawClient(server.port) as client:
+        answer = client.send(data).read()
+        assert (answer.status, answer.error["type"]) == (400, "Bad Request")
+        assert client.is_closed()
+
+
+def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None:
+    bodies = [{"prompt": "a", "max_tokens": number} for number in (3, 1, 2)]
+    with RawClient(server.port) as client:
+        client.send(b"".join(request_bytes("/v1/completions", str(body).replace("'", '"').encode()) for body in bodies))
+        client.send(GET)
+        counts = [client.read().body.count(b'"completion_tokens":%d' % number) for number in (3, 1, 2)]
+        assert counts == [1, 1, 1]
+        assert client.read().status == 200
+
+
+def test_garbage_behind_a_request_does_not_spoil_its_answer(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(
+            request_bytes("/v1/completions", b'{"prompt": "a", "max_tokens": 50, "stream": true}') + b"garbage\r\n\r\n"
+        )
+        answer = client.read_to_end()
+        assert answer.count(b"HTTP/1.1") == 1
+        assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_too_many_pipelined_requests_end_the_connection(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(request_bytes("/v1/completions", b'{"prompt": "a"}') + GET * 1000)
+        num_answers = client.read_to_end().count(b"HTTP/1.1 200")
+        assert 1 <= num_answers < 100
+
+
+def test_a_client_that_vanishes_frees_all_its_pipelined_requests(server: ServerProcess) -> None:
+    aborted = _num_aborted(server)
+    with RawClient(server.port) as client:
+        client.post("/v1/completions", LONG).post("/v1/completions", LONG)
+        wait_until(lambda: server.metric("vllm:num_requests_running") == 1)
+    wait_until(lambda: _num_aborted(server) == aborted + 1)
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "WebSocket"])
+def test_websockets_are_refused(server: ServerProcess, protocol: str) -> None:
+    with RawClient(server.port) as client:
+        client.send(
+            f"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n".encode()
+        )
+        answer = client.read()
+        assert answer.status == 400
+        assert "upgrade to websocket" in answer.error["message"]
+
+
+def test_a_client_that_offers_http2_gets_http1(server: ServerProcess) -> None:
+    """As Java's HttpClient and `curl --http2` do."""
+    with RawClient(server.port) as client:
+        client.post("/v1/completions", SHORT, connection="Upgrade, HTTP2-Settings", upgrade="h2c", http2_settings="AA")
+        answer = client.read()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(server: ServerProcess) -> None:
+    aborted = _num_aborted(server)
+    with RawClient(server.port, receive_buffer=4096) as client:
+        client.post("/v1/completions", LOUD)
+        wait_until(lambda: _num_aborted(server) == aborted + 8)
+        server.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+
+
+def test_a_client_that_reads_slowly_gets_everything(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.post("/v1/completions", LOUD | {"max_tokens": 50})
+        assert client.read_stream().endswith(b"data: [DONE]\n\n")
+
+
+def test_more_requests_than_may_wait_are_told_to_come_again(server: ServerProcess) -> None:
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(RawClient(server.port)).post("/v1/completions", LONG | {"n": 8, "temperature": 1})
+        wait_until(lambda: server.metric("vllm:num_requests_running") == 16)
+        with RawClient(server.port) as client:
+            answer = client.post("/v1/completions", SHORT).read()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+            assert "16 of at most 16 requests (--max-num-queued-reqs)" in answer.error["message"]
+        assert server.health() == 200
+
+
+def test_idle_connections_make_room_for_new_ones(server: ServerProcess) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(RawClient(server.port)) for _ in range(MAX_CONNECTIONS + 50)]
+        assert clients[-1].send(GET).read().status == 200
+        assert clients[0].is_closed()
+        assert server.health() == 200
+
+
+def test_health_is_answered_when_all_connections_are_busy(server: ServerProcess) -> None:
+    """A body that never ends keeps its connection busy for two seconds; the probes come in between."""
+    with ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            client = stack.enter_context(RawClient(server.port))
+            client.send(f"{HEAD}content-length: 100\r\n\r\n".encode())
+        with RawClient(server.port) as client:
+            assert client.send(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").read().status == 200
+
+
+def _num_aborted(server: ServerProcess) -> float:
+    return server.metric("vllm:request_success_total", finished_reason="abort")

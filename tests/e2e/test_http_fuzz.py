@@ -1,0 +1,96 @@
+"""Whatever is posted to whatever route: an answer below 500 in the API's envelope, and a server that goes on.
+
+The slow tests print what they counted: `make test-slow ARGS="-k fuzz -s"`.
+"""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fuzz_client import FuzzCounts, send_all
+from raw_client import RawClient
+from request_fuzzer import RequestFuzzer
+from server_process import ServerProcess
+from tiny_llama import save_tiny_llama
+
+from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+from tests.waiting import wait_until
+
+TEXT_ROUTES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+POOLING_ROUTES = ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/tokenize")
+SETTINGS = (
+    *("--served-model-name", "tiny", "--max-model-len", "128", "--override-generation-config.max_new_tokens", "4"),
+    *("--disable-uvicorn-access-log", "--enable-prompt-embeds"),
+)
+NUM_TEXT_REQUESTS, NUM_POOLING_REQUESTS = 100_000, 20_000
+
+
+@pytest.fixture(scope="module")
+def text_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    with ServerProcess([str(folder), *SETTINGS]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder: Path = tmp_path_factory.mktemp("bert")
+    save_pooler(folder, "bert")
+    save_sentence_files(folder)
+    arguments = [str(folder), "--served-model-name", "tiny", "--runner", "pooling", "--disable-uvicorn-access-log"]
+    with ServerProcess(arguments) as server:
+        yield server
+
+
+def test_fuzzed_requests_for_text_are_answered(text_server: ServerProcess) -> None:
+    fuzz(text_server, range(300), TEXT_ROUTES)
+
+
+def test_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess) -> None:
+    fuzz(pooling_server, range(200), POOLING_ROUTES)
+
+
+def test_a_request_that_excludes_every_token_is_told_so(text_server: ServerProcess) -> None:
+    """Found by fuzzing: the engine is well, the request is not."""
+    body = {"prompt": "a", "guided_choice": ["x"], "allowed_token_ids": [ord("y")]}
+    with RawClient(text_server.port) as client:
+        answer = client.post("/v1/completions", body).read()
+    assert (answer.status, "excludes all of them" in answer.error["message"]) == (400, True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_very_many_fuzzed_requests_for_text_are_answered(tmp_path: Path) -> None:
+    """Templates in requests have a process that may come and go."""
+    with ServerProcess([str(save_tiny_llama(tmp_path)), *SETTINGS, "--trust-request-chat-template"]) as server:
+        print(fuzz(server, range(1000, 1000 + NUM_TEXT_REQUESTS), TEXT_ROUTES))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_very_many_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess) -> None:
+    print(fuzz(pooling_server, range(1000, 1000 + NUM_POOLING_REQUESTS), POOLING_ROUTES))
+
+
+def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
+    """Sends them, and looks at the server afterwards."""
+    with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=60) as response:
+        fuzzer = RequestFuzzer(json.load(response), *often)
+    engine = server.engine().pid
+    counts = send_all(server.port, fuzzer.request, seeds)
+    assert counts.failures == []
+    assert counts.num_requests == len(seeds)
+    assert_is_balanced(counts)
+    assert server.health() == 200
+    assert server.engine().pid == engine
+    wait_until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
+    assert "Traceback" not in server.log
+    return f"{counts.num_requests} requests: {dict(sorted(counts.by_status.items()))}"
+
+
+def assert_is_balanced(counts: FuzzCounts) -> None:
+    """A fuzzer of which everything is refused at the door would find nothing."""
+    assert counts.by_status[200] >= counts.num_requests / 20
+    assert counts.by_status[400] >= counts.num_requests / 20

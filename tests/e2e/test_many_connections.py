@@ -1,0 +1,61 @@
+"""Ten thousand clients that hold a connection and say nothing: everybody else is answered as if they were not there.
+
+Prints what the probes saw: `make test-slow ARGS="-k ten_thousand -s"`.
+"""
+
+import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
+
+import pytest
+from raw_client import RawClient
+from server_process import ServerProcess
+from tiny_llama import save_tiny_llama
+
+NUM_CONNECTIONS = 10_000
+NUM_PROBES = 1000
+PROBE = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@contextmanager
+def many_files(num: int) -> Iterator[None]:
+    """Lets this process, and the server that it starts, open so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < num:
+        pytest.skip(f"only {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, num), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_thousand_idle_connections_are_held(tmp_path: Path) -> None:
+    arguments = [str(save_tiny_llama(tmp_path)), "--http-header-timeout", "1800", "--disable-uvicorn-access-log"]
+    with many_files(NUM_CONNECTIONS + 1000), ServerProcess(arguments) as server, ExitStack() as stack:
+        idle = [stack.enter_context(RawClient(server.port)) for _ in range(NUM_CONNECTIONS)]
+        seconds = sorted(probe_all(server.port))
+        with RawClient(server.port) as client:
+            assert client.post("/v1/completions", {"prompt": "a", "max_tokens": 4}).read().status == 200
+        for client in idle[:: NUM_CONNECTIONS // 100]:
+            assert client.send(PROBE).read().status == 200
+        percent = quantiles(seconds, n=100)
+        print(f"{NUM_CONNECTIONS} idle: p50 {percent[49] * 1000:.2f} ms, p99 {percent[98] * 1000:.2f} ms")
+
+
+def probe_all(port: int) -> Iterator[float]:
+    """How long each of the probes took, half of them on a connection of their own."""
+    with RawClient(port) as kept:
+        for number in range(NUM_PROBES):
+            begin_s = perf_counter()
+            if number % 2:
+                assert kept.send(PROBE).read().status == 200
+            else:
+                with RawClient(port) as client:
+                    assert client.send(PROBE).read().status == 200
+            yield perf_counter() - begin_s

@@ -1,0 +1,165 @@
+"""How much a request may ask for, and how many may ask: refusals name the limit, the value and the flag."""
+
+import json
+from contextlib import ExitStack
+
+import httpx
+import pytest
+
+from server.limits import LimitsConfig
+from tests.server.http.raw_request import send
+
+MESSAGE = {"role": "user", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+LONG = {"prompt": "a", "max_tokens": 400}
+
+
+def error_of(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert error["code"] == status
+    return str(error["message"])
+
+
+@pytest.mark.parametrize(
+    ("limits", "path", "body", "message"),
+    [
+        ({"max_choices": 2}, "/v1/completions", {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        (
+            {"max_prompts": 4},
+            "/v1/completions",
+            {"prompt": ["a"] * 2, "n": 3},
+            "2 prompts and n=3 (--http-max-prompts)",
+        ),
+        ({"max_prompts": 2}, "/v1/embeddings", {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ({"max_prompts": 2}, "/rerank", {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ({"max_messages": 2}, "/v1/chat/completions", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ({"max_messages": 2}, "/tokenize", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ({"max_messages": 2}, "/v1/embeddings", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ({"max_tools": 1}, "/tokenize", {"messages": [MESSAGE], "tools": [TOOL] * 2}, "got 2 (--http-max-tools)"),
+        ({"max_stop_strings": 1}, "/v1/completions", {"prompt": "a", "stop": ["a", "b"]}, "(--http-max-stop-strings)"),
+        (
+            {"max_json_depth": 3},
+            "/v1/completions",
+            {"prompt": "a", "user": [[[1]]]},
+            "3 levels (--http-max-json-depth)",
+        ),
+        ({"max_json_values": 9}, "/v1/completions", {"prompt": ["a"] * 10}, "9 objects, lists and texts"),
+        (
+            {"max_queued_requests": 2},
+            "/v1/completions",
+            {"prompt": ["a"] * 3},
+            "at most 2 at once (--max-num-queued-reqs)",
+        ),
+    ],
+)
+def test_a_request_that_asks_for_too_much_is_a_400(serve, engine, limits, path, body, message):
+    server = serve(limits=LimitsConfig(**limits))
+    assert message in error_of(server.post(path, body), 400)
+    assert not engine.requests
+    assert server.services.admission.num_sequences == 0
+
+
+def test_a_body_that_is_announced_too_large_is_a_413(serve):
+    server = serve(limits=LimitsConfig(max_body_bytes=1000))
+    assert "1000 bytes" in error_of(server.complete(user="x" * 1000), 413)
+    assert server.complete(user="x" * 900).status_code == 200
+
+
+def test_a_chunked_body_is_counted_as_it_comes(serve):
+    server = serve(limits=LimitsConfig(max_body_bytes=1000))
+    pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server.url}/v1/completions", content=pieces, headers=headers, trust_env=False)
+    assert "(--http-max-body-size)" in error_of(response, 413)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_takes_too_long_is_a_504(serve, engine, wait_until, stream):
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(request_timeout_s=0.5))
+    response = server.complete(stream=stream)
+    assert "longer than 0.5 s (--http-request-timeout)" in error_of(response, 504)
+    assert response.headers["x-should-retry"] == "false"
+    wait_until(lambda: len(engine.aborted) == len(engine.requests))
+    assert server.services.admission.num_sequences == 0
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(serve, engine, wait_until):
+    """It has to begin in time for that; on a busy machine it is given more of it."""
+    engine.holds_after = 2
+    for limit_s in (0.5, 4, 32):
+        response = serve(limits=LimitsConfig(request_timeout_s=limit_s)).complete(stream=True)
+        if response.status_code == 200:
+            break
+    *chunks, error, done = (event.removeprefix("data: ") for event in response.text.split("\n\n") if event)
+    assert len(chunks) == 2
+    assert json.loads(error)["error"]["code"] == 504
+    assert done == "[DONE]"
+    wait_until(lambda: len(engine.aborted) == len(engine.requests))
+
+
+def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(max_queued_requests=3))
+    with ExitStack() as stack:
+        for body in (LONG, LONG | {"n": 2}):
+            stack.enter_context(send(server, "/v1/completions", body))
+        wait_until(lambda: len(engine.requests) == 3)
+        response = server.complete()
+        assert "3 of at most 3 requests (--max-num-queued-reqs)" in error_of(response, 503)
+        assert response.headers["retry-after"] == "1"
+        assert server.get("/health").status_code == 200
+        engine.holds_after = None
+    wait_until(lambda: server.services.admission.num_sequences == 0)
+    assert server.complete().status_code == 200
+
+
+def test_a_request_turns_out_to_be_several(serve, engine, wait_until):
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(max_queued_requests=3))
+    with send(server, "/v1/completions", LONG):
+        wait_until(lambda: len(engine.requests) == 1)
+        assert error_of(server.complete(prompt=["a", "b", "c"]), 503).startswith("The server is busy: it has 1 of at")
+        engine.holds_after = None
+    assert server.complete(prompt=["a", "b", "c"]).status_code == 200
+
+
+def test_waiting_prompts_are_bounded_in_tokens(serve, engine, wait_until):
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(max_queued_tokens=5))
+    with send(server, "/v1/completions", LONG | {"prompt": "one two three four five"}):
+        wait_until(lambda: len(engine.requests) == 1)
+        response = server.complete()
+        assert "5 of at most 5 prompt tokens (--max-num-queued-tokens)" in error_of(response, 503)
+        engine.holds_after = 1
+        wait_until(lambda: server.services.admission.num_queued_tokens == 0)
+        engine.holds_after = None
+        assert server.complete().status_code == 200
+
+
+def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(max_held_bytes=3000))
+    with send(server, "/v1/completions", LONG | {"user": "x" * 2000}):
+        wait_until(lambda: len(engine.requests) == 1)
+        assert "of at most 3000 bytes" in error_of(server.complete(user="x" * 2000), 503)
+        assert server.services.admission.num_held_bytes > 2000
+        engine.holds_after = None
+        assert server.complete(user="x").status_code == 200
+    wait_until(lambda: server.services.admission.num_held_bytes == 0)
+
+
+def test_a_request_alone_may_hold_more_than_all_together(serve):
+    server = serve(limits=LimitsConfig(max_held_bytes=100))
+    assert server.complete(user="x" * 2000).status_code == 200
+    assert server.services.admission.num_held_bytes == 0
+
+
+def test_a_failed_request_gives_its_room_back(serve, engine):
+    server = serve(limits=LimitsConfig(max_held_bytes=1 << 20))
+    assert server.complete(top_p=2).status_code == 400
+    engine.fails_after = 1
+    assert server.complete().status_code == 500
+    admission = server.services.admission
+    assert (admission.num_sequences, admission.num_held_bytes, admission.num_queued_tokens) == (0, 0, 0)

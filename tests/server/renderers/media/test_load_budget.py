@@ -1,0 +1,88 @@
+"""Pictures that have been fetched wait for their turn, but not without bounds."""
+
+import asyncio
+
+import pytest
+
+from server.renderers.media.load_budget import LoadBudget
+
+
+class Prompt:
+    """Holds its share until it is told to let go."""
+
+    def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
+        self.is_in = False
+        self.may_go = asyncio.Event()
+        self.shrinks_to: int | None = None
+        self.task = asyncio.create_task(self._run(budget, num_bytes))
+
+    async def _run(self, budget: LoadBudget, num_bytes: int) -> None:
+        async with budget.hold(num_bytes) as share:
+            self.is_in = True
+            await self.may_go.wait()
+            if self.shrinks_to is not None:
+                share.shrink_to(self.shrinks_to)
+                self.may_go.clear()
+                await self.may_go.wait()
+
+    async def let_go(self) -> None:
+        self.may_go.set()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def start(budget: LoadBudget, *sizes: int) -> list[Prompt]:
+    prompts = [Prompt(budget, size) for size in sizes]
+    await settle()
+    return prompts
+
+
+async def end(prompts: list[Prompt]) -> None:
+    for prompt in prompts:
+        prompt.shrinks_to = None
+        prompt.may_go.set()
+    await asyncio.gather(*(prompt.task for prompt in prompts), return_exceptions=True)
+
+
+async def test_those_that_fit_are_in_at_once_and_the_others_in_order() -> None:
+    prompts = await start(LoadBudget(100), 60, 40, 50, 10)
+    assert [p.is_in for p in prompts] == [True, True, False, False]
+    await prompts[1].let_go()
+    assert [p.is_in for p in prompts] == [True, True, False, False], "the third is too large still, the fourth its next"
+    await prompts[0].let_go()
+    assert [p.is_in for p in prompts] == [True] * 4
+    await end(prompts)
+
+
+async def test_one_that_is_too_large_gets_in_alone() -> None:
+    prompts = await start(LoadBudget(100), 10, 500, 10)
+    assert [p.is_in for p in prompts] == [True, False, False]
+    await prompts[0].let_go()
+    assert [p.is_in for p in prompts] == [True, True, False]
+    await end(prompts)
+    assert prompts[2].is_in
+
+
+async def test_what_turns_out_smaller_makes_room() -> None:
+    prompts = await start(LoadBudget(100), 100, 80)
+    prompts[0].shrinks_to = 20
+    await prompts[0].let_go()
+    assert prompts[1].is_in
+    await end(prompts)
+
+
+@pytest.mark.parametrize("has_turn", [False, True])
+async def test_one_that_goes_away_holds_up_nobody(has_turn: bool) -> None:
+    prompts = await start(LoadBudget(100), 100, 100, 100)
+    if has_turn:
+        prompts[0].may_go.set()
+        await prompts[0].task
+    prompts[1].task.cancel()
+    await settle()
+    await prompts[0].let_go()
+    assert prompts[2].is_in
+    await end(prompts)

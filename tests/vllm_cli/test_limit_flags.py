@@ -1,0 +1,49 @@
+"""The flags that bound clients and requests: each says the same in the table, in messages and in the docs."""
+
+from pathlib import Path
+
+import pytest
+
+from server.config import ConfigError
+from server.limits import LimitsConfig, flag_of
+from vllm_cli.flags_limits import LIMITS
+
+DOCS = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
+
+
+@pytest.mark.parametrize("flag", LIMITS, ids=lambda flag: flag.name)
+def test_messages_and_docs_name_the_flag_of_the_field(flag) -> None:
+    (path,) = flag.fields
+    assert flag_of(path.removeprefix("limits.")) == flag.name
+    assert f"`{flag.name}`" in DOCS
+
+
+def test_values_are_typed(parse) -> None:
+    limits = parse(
+        *("m", "--http-max-body-size", "1MiB", "--max-num-queued-reqs", "1k", "--http-request-timeout", "0"),
+        *("--h11-max-header-count", "9", "--http-max-held-size", "2G"),
+    ).limits
+    assert (limits.max_body_bytes, limits.max_queued_requests, limits.request_timeout_s) == (1 << 20, 1000, 0.0)
+    assert (limits.max_headers, limits.max_held_bytes) == (9, 2 << 30)
+    assert limits.max_prompts == LimitsConfig().max_prompts
+
+
+def test_the_most_choices_come_from_vllms_variable(parse, monkeypatch) -> None:
+    assert parse("m").limits.max_choices == 128
+    monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "16384")
+    assert parse("m").limits.max_choices == 16384
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--http-max-prompts", "0", "1 or more, got 0"),
+        ("--http-header-timeout", "0", "above 0, got 0.0"),
+        ("--http-send-timeout", "-1", "above 0, got -1.0"),
+        ("--http-request-timeout", "-1", "0 or more, got -1.0"),
+        ("--max-num-queued-reqs", "-1", "0 or more, got -1"),
+    ],
+)
+def test_a_limit_out_of_range_names_the_flag(parse, flag: str, value: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"{flag} must be {expected}"):
+        parse("m", f"{flag}={value}")
