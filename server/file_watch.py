@@ -1,0 +1,49 @@
+"""Notices that files have changed, however they were replaced: in place, by a rename, or behind a symbolic link."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+_INTERVAL_S = 1.0
+
+_State = tuple[tuple[int, int, int] | None, ...]
+
+
+class FileWatch:
+    """Looks at files once a second, on the event loop; what still changes is left alone until it has settled."""
+
+    def __init__(
+        self, paths: Iterable[str | Path], on_change: Callable[[], None], *, interval_s: float = _INTERVAL_S
+    ) -> None:
+        self._interval_s = interval_s
+        self._paths = [Path(path) for path in paths]
+        self._on_change = on_change
+        self._known = self._seen = self._look()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begins to watch; what changed since this object was made counts."""
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._compare)
+
+    def close(self) -> None:
+        """Ends the watch."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _compare(self) -> None:
+        before, self._seen = self._seen, self._look()
+        if self._seen == before and self._seen != self._known:
+            self._known = self._seen
+            self._on_change()
+        self.start()
+
+    def _look(self) -> _State:
+        return tuple(map(_state, self._paths))
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,40 @@
+"""A chat template that came with a request, in the place of a tokenizer that renders the operator's."""
+
+from typing import Any, Literal
+
+import jinja2
+
+from server.errors import RequestError
+from server.renderers.content_format import ContentFormat
+from server.renderers.messages import Message
+from server.renderers.template_process import TemplateProcess
+
+
+class ForeignTemplate:
+    """Implements `AppliesChatTemplate`: nothing of the template is compiled or run in this process."""
+
+    def __init__(self, process: TemplateProcess, template: str, special_tokens: dict[str, Any]) -> None:
+        """`special_tokens` are variables of the template, which others of the same name overrule."""
+        self.template = template
+        self._process = process
+        self._special_tokens = special_tokens
+
+    def content_format(self, wanted: Literal["auto", "string", "openai"]) -> ContentFormat:
+        """What `--chat-template-content-format` means for it.
+
+        Raises:
+            RequestError: it took too much to tell.
+        """
+        if wanted != "auto":
+            return wanted
+        try:
+            return "openai" if self._process.content_format(self.template) == "openai" else "string"
+        except jinja2.TemplateError as err:
+            raise RequestError(f"the chat template failed: {err}", param="chat_template") from err
+
+    def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
+        """Raises jinja2.TemplateError for whatever goes wrong."""
+        del options["tokenize"]
+        if options["continue_final_message"] and options["add_generation_prompt"]:
+            raise jinja2.TemplateError("continue_final_message and add_generation_prompt are not compatible")
+        return self._process.render(conversation, self._special_tokens | options)

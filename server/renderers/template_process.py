@@ -1,0 +1,119 @@
+"""Has chat templates that came with requests rendered where they can do no harm (`template_worker`)."""
+
+import json
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+import jinja2
+
+from envs.harmless import harmless_environment
+from server.renderers.messages import Message
+
+_ROOT: Final = Path(__file__).parents[2]
+_CODE: Final = "import sys; sys.path.append(sys.argv[1]); from server.renderers.template_worker import main; main()"
+_LENGTH: Final = struct.Struct("!Q")
+_WALL_S: Final = 60.0
+"""For a machine that has no processor time to give; the process itself is bounded by that."""
+_CHUNK_BYTES: Final = 1 << 20
+
+
+class TemplateProcess:
+    """One process, started with the first template and again after one that it did not survive.
+
+    Several threads may call; they wait for each other. What fails, or takes too much, is a jinja2.TemplateError.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, conversation: list[Message], options: dict[str, Any]) -> str:
+        """The text that the template makes; `options` are those of transformers' `render_jinja_template`."""
+        return self._ask({"operation": "render", "conversation": conversation, "options": options})
+
+    def content_format(self, template: str) -> str:
+        """What `detect_content_format` says of the template."""
+        return self._ask({"operation": "content_format", "template": template})
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._turn:
+            self._end()
+
+    def _ask(self, request: dict[str, Any]) -> str:
+        data = json.dumps(request).encode()
+        with self._turn:
+            if self._process is None:
+                self._process = _start()
+            try:
+                answer = _exchange(self._process, _LENGTH.pack(len(data)) + data)
+            except TimeoutError as err:
+                self._end()
+                raise jinja2.TemplateError("it takes too long") from err
+            except (OSError, EOFError) as err:
+                raise jinja2.TemplateError(_describe_end(self._process.wait())) from err
+            finally:
+                if self._process is not None and self._process.returncode is not None:
+                    self._end()
+        if "error" in answer:
+            raise jinja2.TemplateError(answer["error"])
+        return str(answer["value"])
+
+    def _end(self) -> None:
+        if self._process is not None:
+            with self._process as process:
+                process.kill()
+            self._process = None
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Without the secrets of the environment, and with nothing of the working folder on its path."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _CODE, str(_ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        env=harmless_environment(),
+        start_new_session=True,
+    )
+
+
+def _exchange(process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any]:
+    """Raises EOFError or OSError when the process has ended, TimeoutError when it will not answer."""
+    assert process.stdin is not None
+    unsent = memoryview(message)
+    while unsent:
+        unsent = unsent[process.stdin.write(unsent) :]
+    deadline = monotonic() + _WALL_S
+    [num_bytes] = _LENGTH.unpack(_read(process, _LENGTH.size, deadline))
+    answer: dict[str, Any] = json.loads(_read(process, num_bytes, deadline))
+    return answer
+
+
+def _read(process: subprocess.Popen[bytes], num_bytes: int, deadline: float) -> bytes:
+    assert process.stdout is not None
+    poll = select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    parts: list[bytes] = []
+    while num_bytes:
+        if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
+            raise TimeoutError
+        parts.append(os.read(process.stdout.fileno(), min(num_bytes, _CHUNK_BYTES)))
+        if not parts[-1]:
+            raise EOFError
+        num_bytes -= len(parts[-1])
+    return b"".join(parts)
+
+
+def _describe_end(exit_code: int) -> str:
+    if exit_code == -signal.SIGXCPU:
+        return "it takes too much processor time"
+    return f"it ended the process that renders it (exit code {exit_code})"

@@ -1,0 +1,70 @@
+"""Checks keys and certificates before anything slow, as the server will use them."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from server.api_keys import KeyFileError, read_key_file
+from server.config import ServerConfig
+from startup.preflight.report import Finding, error, warning
+
+
+def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
+    """Whether the file of keys can be read, holds a key, and is nobody else's to read."""
+    if config.api_key_file is None:
+        return
+    path = Path(config.api_key_file)
+    try:
+        read_key_file(path)
+    except KeyFileError as err:
+        yield error("api_keys", str(err))
+    else:
+        yield from _readable_by_all("api_keys", "--api-key-file", path)
+
+
+def check_tls(config: ServerConfig) -> Iterator[Finding]:
+    """Whether there is TLS with these files, and whether clients will trust it today."""
+    if unreadable := list(_unreadable(config)):
+        yield from unreadable
+        return
+    if config.ssl_certfile is None:
+        yield from _check_needless(config)
+        return
+    from startup.preflight.certificate import certificate_findings
+
+    yield from certificate_findings(config)
+    if config.ssl_ca_certs is not None and not config.ssl_cert_reqs:
+        yield warning("tls", "--ssl-ca-certs checks nobody as long as --ssl-cert-reqs is 0: set it to 2 (required)")
+    yield from _readable_by_all("tls", "--ssl-keyfile", Path(config.ssl_keyfile or config.ssl_certfile))
+
+
+def _unreadable(config: ServerConfig) -> Iterator[Finding]:
+    for option, name in _given_files(config).items():
+        try:
+            Path(name).open("rb").close()
+        except OSError as err:
+            yield error("tls", f"{option} {name} cannot be read: {err.strerror}")
+
+
+def _given_files(config: ServerConfig) -> dict[str, str]:
+    files = {
+        "--ssl-keyfile": config.ssl_keyfile,
+        "--ssl-certfile": config.ssl_certfile,
+        "--ssl-ca-certs": config.ssl_ca_certs,
+    }
+    return {option: name for option, name in files.items() if name is not None}
+
+
+def _check_needless(config: ServerConfig) -> Iterator[Finding]:
+    """Settings of TLS without a certificate would leave the server with plain HTTP, and nobody the wiser."""
+    given = _given_files(config)
+    given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}
+    if config.enable_ssl_refresh:
+        given["--enable-ssl-refresh"] = ""
+    for option, value in given.items():
+        yield error("tls", f"{option} {value}".strip() + " needs a certificate: give one with --ssl-certfile")
+
+
+def _readable_by_all(check: str, option: str, path: Path) -> Iterator[Finding]:
+    if path.stat().st_mode & stat.S_IROTH:
+        yield warning(check, f"{option} {path} can be read by every user of this machine: `chmod o= {path}` mends it")

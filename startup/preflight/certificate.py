@@ -1,0 +1,64 @@
+"""Builds the server's TLS as it will be, and shakes hands with it in memory, to see whether clients will take it."""
+
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from server.config import ServerConfig
+from server.tls import TlsError, create_tls_context
+from startup.preflight.report import Finding, error, info, warning
+
+_SOON_DAYS: Final = 7
+_MOST_ROUNDS: Final = 8
+
+
+def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
+    """Files that make no TLS; a certificate that has run out, will soon, is not good yet, or is not one for servers."""
+    try:
+        server = create_tls_context(replace(config, ssl_cert_reqs=0))
+    except TlsError as err:
+        yield error("tls", str(err))
+        return
+    yield from _client_findings(config, server)
+
+
+def _client_findings(config: ServerConfig, server: ssl.SSLContext) -> Iterator[Finding]:
+    """The client trusts the certificate itself, so that nothing but its own faults is found."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(config.ssl_certfile)
+    try:
+        certificate = _shake_hands(server, client)
+    except ssl.SSLCertVerificationError as err:
+        yield warning("tls", f"clients will refuse --ssl-certfile {config.ssl_certfile}: {err.verify_message}")
+        return
+    except ssl.SSLError as err:
+        yield warning("tls", f"no client can shake hands with --ssl-certfile {config.ssl_certfile}: {err.reason}")
+        return
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+    days = (ends - datetime.now(UTC)).days
+    if days < _SOON_DAYS and not config.enable_ssl_refresh:
+        yield warning(
+            "tls",
+            f"--ssl-certfile {config.ssl_certfile} runs out on {ends:%Y-%m-%d %H:%M} UTC: renew it, "
+            "and start with --enable-ssl-refresh to take the new one without a restart",
+        )
+    else:
+        yield info("tls", f"--ssl-certfile {config.ssl_certfile} is good until {ends:%Y-%m-%d}")
+
+
+def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
+    """The server's certificate as the client sees it, once both are content."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server, server_hostname="localhost"),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for end in ends * _MOST_ROUNDS:
+        with suppress(ssl.SSLWantReadError):
+            end.do_handshake()
+    return dict(ends[0].getpeercert() or {})

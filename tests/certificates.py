@@ -1,0 +1,84 @@
+"""Certificates for tests, made by the openssl program."""
+
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes certificates with openssl")
+
+_CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+_NAMES = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+_CA_SETTINGS = """[ca]
+default_ca = it
+[it]
+new_certs_dir = {folder}
+database = {folder}/index
+rand_serial = yes
+default_md = sha256
+policy = any
+[any]
+commonName = supplied
+"""
+
+
+class Certificate(NamedTuple):
+    """A certificate and its key, in files."""
+
+    certificate: Path
+    key: Path
+
+    @property
+    def flags(self) -> list[str]:
+        """What a server is told."""
+        return ["--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(self.key)]
+
+    def client_context(self, client: "Certificate | None" = None) -> ssl.SSLContext:
+        """A client that trusts this certificate alone, and shows its own if it has one."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(self.certificate)
+        if client is not None:
+            context.load_cert_chain(client.certificate, client.key)
+        return context
+
+
+def make_certificate(
+    folder: Path, name: str, *extensions: str, days: int = 30, signer: Certificate | None = None
+) -> Certificate:
+    """For localhost; signed by itself or by another one."""
+    made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
+    words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
+    added = [word for extension in (_NAMES, *extensions) for word in ("-addext", extension)]
+    by = [] if signer is None else ["-CA", str(signer.certificate), "-CAkey", str(signer.key)]
+    _openssl(*words, "-out", str(made.certificate), *added, *by)
+    made.key.chmod(0o600)
+    return made
+
+
+def make_expired(folder: Path) -> Certificate:
+    """One that was good in 2020."""
+    made = Certificate(folder / "expired.crt", folder / "expired.key")
+    settings, request = folder / "ca.conf", folder / "expired.csr"
+    settings.write_text(_CA_SETTINGS.format(folder=folder))
+    (folder / "index").touch()
+    _openssl("req", *_CURVE, "-subj", "/CN=expired", "-keyout", str(made.key), "-out", str(request))
+    dates = ["-startdate", "200101000000Z", "-enddate", "200201000000Z"]
+    files = ["-keyfile", str(made.key), "-in", str(request), "-out", str(made.certificate)]
+    _openssl("ca", "-batch", "-notext", "-selfsign", "-config", str(settings), *dates, *files)
+    made.key.chmod(0o600)
+    return made
+
+
+def encrypt_key(key: Path, *, traditional: bool = False) -> None:
+    """Replaces the key by the same one behind a password."""
+    kind = ["ec", "-aes256"] if traditional else ["pkcs8", "-topk8"]
+    _openssl(*kind, "-in", str(key), "-out", f"{key}.new", "-passout", "pass:sesame")
+    Path(f"{key}.new").replace(key)
+    key.chmod(0o600)
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True, stdin=subprocess.DEVNULL)

@@ -1,0 +1,29 @@
+"""A real server is started on a model that wants to run code: it ends, and nothing has run."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.checkpoints import pickles, write_code
+
+SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("evil", ["weights", "code"])
+def test_a_model_that_wants_to_run_code_ends_the_start(model_path: Path, tmp_path: Path, evil: str) -> None:
+    folder, marker = tmp_path / "model", tmp_path / "evil-was-here"
+    folder.mkdir()
+    for name in SMALL_FILES:
+        shutil.copy(model_path / name, folder)
+    (folder / "pytorch_model.bin").write_bytes(pickles(marker)["archive"])
+    if evil == "code":
+        write_code(folder, marker)
+    command = [sys.executable, "-m", "vllm_cli", "serve", str(folder), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, stdin=subprocess.DEVNULL)
+    assert done.returncode == 3, done.stderr
+    assert not marker.exists()
+    assert "Error:" in done.stderr
+    assert "Traceback" not in done.stderr

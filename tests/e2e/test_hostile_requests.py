@@ -1,0 +1,53 @@
+"""Raw bytes against a real server: nothing is smuggled through, nothing gets into the log that was not said there."""
+
+import re
+import socket
+
+import pytest
+from server_process import ServerProcess
+
+from tests.hostile.requests import AMBIGUOUS, GARBAGE
+from tests.waiting import wait_until
+
+_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def exchange(server: ServerProcess, request: bytes) -> bytes:
+    """Everything that the server says until it closes the connection."""
+    heard = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        try:
+            client.sendall(request)
+            client.shutdown(socket.SHUT_WR)
+            while part := client.recv(1 << 16):
+                heard += part
+        except ConnectionError:  # it may be closed before all is said
+            pass
+    return heard
+
+
+@pytest.mark.parametrize("request_bytes", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_a_request_whose_end_is_ambiguous_is_refused_and_ends_the_connection(
+    server: ServerProcess, request_bytes: bytes
+) -> None:
+    heard = exchange(server, request_bytes)
+    assert [int(status) for status in _STATUS.findall(heard)] in ([400], [])
+    assert server.health() == 200
+
+
+@pytest.mark.parametrize("request_bytes", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_is_refused_or_not_found(server: ServerProcess, request_bytes: bytes) -> None:
+    heard = exchange(server, request_bytes)
+    assert all(status in (b"200", b"400", b"404") for status in _STATUS.findall(heard)), heard
+    assert b"root:" not in heard
+    assert b"x-injected" not in heard.lower()
+    assert server.health() == 200
+
+
+def test_paths_cannot_write_lines_or_colours_into_the_log(server: ServerProcess) -> None:
+    exchange(server, b"GET /one%0aERROR%20forged%1b[31m%e2%80%a8two HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    wait_until(lambda: "/one" in server.log)
+    [line] = [line for line in server.log.split("\n") if "forged" in line]
+    assert "/one%0AERROR%20forged%1B" in line
+    assert not _CONTROL.search(server.log)

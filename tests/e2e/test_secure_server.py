@@ -1,0 +1,136 @@
+"""TLS and keys of a real server: from its first moment on, and while their files change under it."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from server_process import ServerProcess
+
+from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.waiting import wait_until
+
+pytestmark = needs_openssl
+
+ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+
+
+class SecureServer(ServerProcess):
+    """A server that is asked over TLS, with a certificate that its client knows."""
+
+    def __init__(self, model: Path, *arguments: str, certificate: Certificate) -> None:
+        lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+        super().__init__([str(model), *arguments, *certificate.flags], wait=False, environment=lasting)
+        self.context = certificate.client_context()
+
+    def health(self) -> int:
+        try:
+            return self.get("/health")[0]
+        except OSError:
+            return 0
+
+    def connect(self) -> http.client.HTTPSConnection:
+        """A connection that is made with its first request."""
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context)
+
+    def get(self, path: str, key: str = "") -> tuple[int, bytes]:
+        """Status and body, on a connection of its own."""
+        with closing(self.connect()) as connection:
+            return get(connection, path, key)
+
+
+def get(connection: http.client.HTTPSConnection, path: str, key: str = "") -> tuple[int, bytes]:
+    connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with a server's certificate, and keys for its requests."""
+    make_certificate(tmp_path, "server")
+    (tmp_path / "keys").write_text("filed-key-1\nfiled-key-2\n")
+    (tmp_path / "keys").chmod(0o600)
+    return tmp_path
+
+
+@pytest.fixture
+def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
+    certificate = Certificate(files / "server.crt", files / "server.key")
+    keys = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys")]
+    with SecureServer(
+        model_path, *keys, "--enable-ssl-refresh", "--max-model-len", "1024", certificate=certificate
+    ) as it:
+        yield it
+
+
+def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureServer, files: Path) -> None:
+    _answers_over_tls(server)
+    server.wait_ready()
+    command_lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in server.family()]
+    assert not any(b"given-key" in words for words in command_lines)
+    assert server.get("/v1/models")[0] == 401
+    for key in ("given-key-1", "given-key-2", "filed-key-1", "filed-key-2"):
+        assert server.get("/v1/models", key)[0] == 200
+
+    former = server.connect()
+    assert get(former, "/v1/models", "filed-key-1")[0] == 200
+    socket_before = former.sock
+    (files / "keys").write_text("filed-key-2\nfiled-key-3\n")
+    renewed = make_certificate(files, "renewed")
+    for old, new in zip((files / "server.key", files / "server.crt"), reversed(renewed), strict=True):
+        shutil.copyfile(new, old)
+    server.context = renewed.client_context()
+    wait_until(lambda: server.health() == 200)
+    wait_until(lambda: server.get("/v1/models", "filed-key-3")[0] == 200)
+    assert server.get("/v1/models", "filed-key-1")[0] == 401
+    assert server.get("/v1/models", "filed-key-2")[0] == 200
+    assert get(former, "/v1/models", "filed-key-1")[0] == 401, "a key that was taken away"
+    assert get(former, "/v1/models", "filed-key-3")[0] == 200
+    assert former.sock is socket_before, "a connection with the former certificate goes on"
+    former.close()
+
+    (files / "server.key").write_text("broken")
+    (files / "keys").write_text("")
+    server.wait_logged("the former ones stay in use")
+    server.wait_logged("the keys stay as they were")
+    assert server.get("/v1/models", "filed-key-3")[0] == 200, server.log
+
+    assert "prefer VLLM_API_KEY or --api-key-file" in server.log
+    assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
+
+
+def test_an_encrypted_key_ends_the_start_and_asks_nobody(model_path: Path, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "server")
+    encrypt_key(certificate.key)
+    serve = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0", *certificate.flags]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_TERMINAL, *serve],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 3, done.stdout
+    assert f"--ssl-keyfile {certificate.key} is encrypted" in done.stdout
+    assert "pass phrase" not in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def _answers_over_tls(server: SecureServer) -> None:
+    """From the first answer on; on most machines that one comes from the responder."""
+
+    def answers() -> bool:
+        try:
+            status, body = server.get("/health")
+        except OSError:
+            return False
+        assert status == 200 or json.loads(body)["status"] == "starting"
+        return True
+
+    wait_until(answers)

@@ -1,0 +1,114 @@
+"""A model's files are data: whatever they hold, nothing of it runs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.config import EngineConfig
+from server.engine.model_loading import load_config, load_model
+from server.engine.pooling import projection
+from server.errors import EngineStartError
+from server.renderers.tokenizer_loading import TokenizerLoadError, load_tokenizer
+from tests.hostile.checkpoints import pickles, write_code
+from tests.server.engine.tiny_models import PACKED, save_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
+KINDS = ("archive", "legacy", "bare pickle", "archive with another pickle")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "model"))
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """What comes to be where code of the files runs."""
+    return tmp_path / "evil-was-here"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_corpus_is_evil(marker: Path, kind: str, tmp_path: Path) -> None:
+    """Else the other tests would prove nothing."""
+    (tmp_path / "file").write_bytes(pickles(marker)[kind])
+    try:
+        torch.load(tmp_path / "file", weights_only=False)
+    except Exception as err:  # noqa: BLE001 - it has run by then
+        print(err)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["whole", "sharded", "sharded elsewhere"])
+def test_weights_run_nothing(folder: Path, marker: Path, kind: str, place: str) -> None:
+    (folder / "model.safetensors").unlink()
+    name = {"whole": "pytorch_model.bin", "sharded": "weights-1.bin", "sharded elsewhere": "../weights.bin"}[place]
+    (folder / name).write_bytes(pickles(marker)[kind])
+    if place != "whole":
+        index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name}}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineStartError) as raised:
+        load_model(folder, EngineConfig())
+    assert "\n" not in str(raised.value)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_layer_of_sentence_transformers_runs_nothing(tmp_path: Path, marker: Path, kind: str) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(pickles(marker)[kind])
+    with pytest.raises(EngineStartError, match="cannot load the weights"):
+        projection._load_layer(tmp_path, torch.device("cpu"))
+    assert not marker.exists()
+
+
+def test_code_beside_a_model_runs_only_where_the_operator_trusts_it(
+    folder: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write_code(folder, marker)
+    for load in (load_config, load_model):
+        try:
+            load(folder, EngineConfig())
+        except EngineStartError as err:
+            assert "--trust-remote-code" in str(err)
+        assert not marker.exists()
+    load_config(folder, EngineConfig(trust_remote_code=True))
+    assert marker.exists(), "else this test would prove nothing"
+
+
+def test_code_beside_a_tokenizer_does_not_run(model_path: Path, tmp_path: Path, marker: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copy(model_path / name, folder)
+    write_code(folder, marker)
+    try:
+        load_tokenizer(folder)
+    except TokenizerLoadError as err:
+        print(err)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("named", ["os.system", "../../evil", "evil.EvilTokenizer", "builtins.exec", "__import__"])
+def test_no_class_comes_from_a_name_in_a_file(model_path: Path, tmp_path: Path, named: str, marker: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(model_path / "tokenizer.json", folder)
+    write_code(folder, marker)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "unheard-of", "tokenizer_class": named}))
+    try:
+        load_tokenizer(folder)
+    except TokenizerLoadError as err:
+        assert "\n" not in str(err)
+    assert not marker.exists()

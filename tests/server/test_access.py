@@ -1,0 +1,105 @@
+"""Keys from a file, and the watch over files that may change."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from server.api_keys import ApiKeys, KeyFileError
+from server.config import ConfigError, ServerConfig
+from server.file_watch import FileWatch
+
+PATIENT_S = 60.0
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(b"# people\nfirst\n\n  second  \r\n#third\nschl\xc3\xbcssel")
+    return path
+
+
+def test_each_line_of_the_file_is_a_key_but_blanks_and_comments(file: Path) -> None:
+    keys = ApiKeys(("given",), file)
+    assert all(keys.is_good(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
+    assert not any(keys.is_good(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
+
+
+def test_keys_come_and_go_with_the_file(file: Path) -> None:
+    keys = ApiKeys(("given",), file)
+    file.write_text("new")
+    assert keys.is_good(b"first")
+    keys.reload()
+    assert [keys.is_good(key) for key in (b"given", b"first", b"new")] == [True, False, True]
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
+def test_a_file_without_keys_leaves_the_keys_as_they_were(
+    file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = ApiKeys((), file)
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    keys.reload()
+    assert keys.is_good(b"first")
+    assert not keys.is_good(b"")
+    assert "the keys stay as they were" in caplog.text
+    with pytest.raises(KeyFileError):
+        ApiKeys((), file)
+
+
+def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    keys = ApiKeys(("given",), file)
+    file.write_text("new-key")
+    keys.reload()
+    file.write_text("")
+    keys.reload()
+    assert len(caplog.records) == 2
+    assert not any(key in caplog.text for key in ("given", "first", "second", "new-key"))
+
+
+@pytest.mark.parametrize("way", ["in place", "by a rename", "behind a link", "away and back"])
+async def test_a_change_is_noticed_however_it_is_made(tmp_path: Path, way: str) -> None:
+    file, changed = tmp_path / "file", asyncio.Event()
+    if way == "behind a link":  # as Kubernetes replaces secrets
+        (tmp_path / "1").write_text("old")
+        file.symlink_to("1")
+    else:
+        file.write_text("old")
+    watch = FileWatch([tmp_path / "other", file], changed.set, interval_s=0.02)
+    watch.start()
+    try:
+        if way == "in place":
+            file.write_text("newer")
+        elif way == "by a rename":
+            (tmp_path / "new").write_text("new")
+            (tmp_path / "new").replace(file)
+        elif way == "behind a link":
+            (tmp_path / "2").write_text("new")
+            (tmp_path / "link").symlink_to("2")
+            (tmp_path / "link").replace(file)
+        else:
+            file.unlink()
+            await asyncio.wait_for(changed.wait(), PATIENT_S)
+            changed.clear()
+            file.write_text("new")
+        await asyncio.wait_for(changed.wait(), PATIENT_S)
+    finally:
+        watch.close()
+
+
+@pytest.mark.parametrize("path", ["api", " /api", "/a b", "/a\r\nX: y", "/ä"])
+def test_root_paths_that_are_none_are_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="--root-path"):
+        ServerConfig(served_model_names=("m",), root_path=path)
+
+
+def test_asking_for_certificates_takes_somebody_to_trust() -> None:
+    with pytest.raises(ConfigError, match="--ssl-ca-certs"):
+        ServerConfig(served_model_names=("m",), ssl_cert_reqs=2)
+    with pytest.raises(ConfigError, match="0 .none., 1 .optional. or 2 .required."):
+        ServerConfig(served_model_names=("m",), ssl_cert_reqs=3)

@@ -1,0 +1,148 @@
+"""Keys and certificates are looked at before anything slow, as the server will use them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.preflight.report import PreflightReport
+from tests.certificates import Certificate, encrypt_key, make_certificate, make_expired, needs_openssl
+
+Preflight = Callable[..., PreflightReport]
+
+pytestmark = needs_openssl
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "good")
+
+
+def findings(preflight: Preflight, check: str, **given: Any) -> list[str]:
+    """Severity and message of what one check says."""
+    report = preflight("/nowhere", **{name: str(v) if isinstance(v, Path) else v for name, v in given.items()})
+    return [f"{f.severity}: {f.message}" for f in report.findings if f.check == check]
+
+
+def tls(preflight: Preflight, pair: Certificate, **given: Any) -> list[str]:
+    return findings(preflight, "tls", **{"ssl_certfile": pair.certificate, "ssl_keyfile": pair.key} | given)
+
+
+def test_a_good_certificate_is_told_with_its_last_day(preflight: Preflight, pair: Certificate) -> None:
+    [finding] = tls(preflight, pair)
+    assert finding.startswith(f"info: --ssl-certfile {pair.certificate} is good until 20")
+
+
+def test_certificate_and_key_may_be_in_one_file(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(pair.key.read_bytes() + pair.certificate.read_bytes())
+    both.chmod(0o600)
+    assert "is good until" in tls(preflight, Certificate(both, both))[0]
+    assert "is good until" in tls(preflight, pair, ssl_certfile=both, ssl_keyfile=None)[0]
+
+
+def test_a_key_of_another_certificate_is_told(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
+    other = make_certificate(tmp_path, "other")
+    [finding] = tls(preflight, pair, ssl_keyfile=other.key)
+    assert finding.startswith(f"error: --ssl-keyfile {other.key} is not the key of --ssl-certfile {pair.certificate}")
+
+
+@pytest.mark.parametrize("traditional", [True, False])
+def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(
+    preflight: Preflight, tmp_path: Path, traditional: bool
+) -> None:
+    pair = make_certificate(tmp_path, "secret")
+    encrypt_key(pair.key, traditional=traditional)
+    [finding] = tls(preflight, pair)
+    assert finding.startswith(f"error: --ssl-keyfile {pair.key} is encrypted")
+    assert "openssl pkey" in finding
+
+
+def test_a_certificate_that_has_run_out_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
+    pair = make_expired(tmp_path)
+    assert tls(preflight, pair) == [
+        f"warning: clients will refuse --ssl-certfile {pair.certificate}: certificate has expired"
+    ]
+
+
+def test_a_certificate_that_will_soon_run_out_is_a_warning_where_nobody_renews_it(
+    preflight: Preflight, tmp_path: Path
+) -> None:
+    pair = make_certificate(tmp_path, "soon", days=1)
+    assert "--enable-ssl-refresh" in tls(preflight, pair)[0]
+    assert tls(preflight, pair, enable_ssl_refresh=True)[0].startswith("info")
+
+
+def test_a_certificate_for_clients_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
+    pair = make_certificate(tmp_path, "client", "extendedKeyUsage=clientAuth")
+    [finding] = tls(preflight, pair)
+    assert finding.startswith("warning: clients will refuse")
+    assert "purpose" in finding
+
+
+@pytest.mark.parametrize("content", [b"", b"\x30\x82 binary", b"-----BEGIN CERTIFICATE-----\nbroken\n"])
+def test_a_file_that_holds_no_certificate_is_told(
+    preflight: Preflight, pair: Certificate, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "file").write_bytes(content)
+    [finding] = tls(preflight, pair, ssl_certfile=tmp_path / "file")
+    assert finding.startswith(f"error: --ssl-certfile {tmp_path / 'file'}")
+    [finding] = tls(preflight, pair, ssl_ca_certs=tmp_path / "file", ssl_cert_reqs=2)
+    assert finding.startswith(f"error: --ssl-ca-certs {tmp_path / 'file'}")
+
+
+def test_a_cipher_that_nobody_knows_is_told(preflight: Preflight, pair: Certificate) -> None:
+    [finding] = tls(preflight, pair, ssl_ciphers="ROT13")
+    assert finding == "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL has"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"ssl_keyfile": "key"}, "--ssl-keyfile"),
+        ({"ssl_ca_certs": "certificate", "ssl_cert_reqs": 2}, "--ssl-ca-certs"),
+        ({"ssl_ciphers": "HIGH"}, "--ssl-ciphers HIGH"),
+        ({"enable_ssl_refresh": True}, "--enable-ssl-refresh"),
+    ],
+)
+def test_tls_settings_without_a_certificate_do_not_become_plain_http(
+    preflight: Preflight, pair: Certificate, given: dict[str, Any], named: str
+) -> None:
+    given = {name: getattr(pair, value) if value in pair._fields else value for name, value in given.items()}
+    [finding] = findings(preflight, "tls", **given)
+    assert finding.startswith(f"error: {named}")
+    assert "needs a certificate" in finding
+
+
+def test_certificates_of_clients_that_nobody_asks_for_are_a_warning(preflight: Preflight, pair: Certificate) -> None:
+    told = tls(preflight, pair, ssl_ca_certs=pair.certificate)
+    assert [finding for finding in told if finding.startswith("warning")] == [
+        "warning: --ssl-ca-certs checks nobody as long as --ssl-cert-reqs is 0: set it to 2 (required)"
+    ]
+
+
+def test_a_key_that_everybody_may_read_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
+    pair = make_certificate(tmp_path, "open")
+    pair.key.chmod(0o644)
+    assert any(finding.startswith(f"warning: --ssl-keyfile {pair.key}") for finding in tls(preflight, pair))
+    keys = tmp_path / "keys"
+    keys.write_text("one\n")
+    keys.chmod(0o644)
+    assert findings(preflight, "api_keys", api_key_file=keys)[0].startswith(f"warning: --api-key-file {keys} can be")
+    keys.chmod(0o600)
+    assert findings(preflight, "api_keys", api_key_file=keys) == []
+
+
+def test_a_file_without_a_key_is_told(preflight: Preflight, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    [finding] = findings(preflight, "api_keys", api_key_file=keys)
+    assert finding == f"error: --api-key-file {keys} cannot be read: No such file or directory"
+    keys.write_text("# comment\n\n")
+    [finding] = findings(preflight, "api_keys", api_key_file=keys)
+    assert finding.startswith(f"error: --api-key-file {keys} holds no key")
+    keys.unlink()
+    os.mkfifo(keys)
+    [finding] = findings(preflight, "api_keys", api_key_file=keys)
+    assert finding.startswith(f"error: --api-key-file {keys} is no regular file")

@@ -1,0 +1,32 @@
+"""Secrets leave the command line that others can read, and nothing else does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+_SCRIPT = """
+import sys
+from startup.command_line import mask_in_command_line
+assert mask_in_command_line([sys.argv[2], "two", "ключ"])
+sys.stdout.write(open("/proc/self/cmdline").read())
+sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_secrets_are_masked_where_ps_looks(tmp_path: Path) -> None:
+    words = ["--api-key", "one", "ключ", "--hf-token=two", "twofold", "one-more", "", "-x=one"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    while "-x=***" not in Path(f"/proc/{child.pid}/cmdline").read_text():
+        assert child.poll() is None
+    shown = Path(f"/proc/{child.pid}/cmdline").read_text().split("\0")[3:-1]
+    child.stdin.close()
+    assert child.stdout.read().split("\0")[3:-1] == shown
+    assert child.wait() == 0
+    child.stdout.close()
+    stars = "*" * len("ключ".encode())
+    assert shown == ["--api-key", "***", stars, "--hf-token=***", "twofold", "one-more", "", "-x=***"]

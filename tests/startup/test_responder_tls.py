@@ -1,0 +1,110 @@
+"""The responder speaks TLS where the server does."""
+
+import http.client
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from server.config import ServerConfig
+from startup.listener import listen
+from startup.responder import Answer, OpenChannel, StartupResponder
+from startup.tls_channel import open_tls
+from tests.certificates import Certificate, make_certificate, needs_openssl
+
+pytestmark = needs_openssl
+
+BODY = b"x" * 200_000
+
+
+class _Answers:
+    def answer(self, path: str) -> Answer:
+        return Answer(200) if path == "/livez" else Answer(503, BODY, retry_after_s=1)
+
+    def follow(self, snapshot: bytes) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("tls"), "server")
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with listen(host="127.0.0.1", port=0, uds=None) as bound:
+        yield bound
+
+
+def _tls(pair: Certificate, **settings: int | str) -> Callable[[], OpenChannel]:
+    config = ServerConfig(
+        served_model_names=("m",), ssl_certfile=str(pair.certificate), ssl_keyfile=str(pair.key), **settings
+    )
+    return lambda: open_tls(config)
+
+
+def _get(listener: socket.socket, path: str, context: ssl.SSLContext, body: bytes | None = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPSConnection(*listener.getsockname(), timeout=60, context=context)
+    try:
+        connection.request("GET" if body is None else "POST", path, body)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def test_each_path_is_answered_over_tls(listener: socket.socket, pair: Certificate) -> None:
+    with StartupResponder(listener, _Answers(), _tls(pair)):
+        assert _get(listener, "/livez", pair.client_context()) == (200, b"")
+        assert _get(listener, "/health", pair.client_context()) == (503, BODY)
+        assert _get(listener, "/v1/completions", pair.client_context(), BODY) == (503, BODY)
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
+def test_who_speaks_no_tls_holds_up_nobody_and_hears_no_http(
+    listener: socket.socket, pair: Certificate, said: bytes
+) -> None:
+    with (
+        StartupResponder(listener, _Answers(), _tls(pair)),
+        socket.create_connection(listener.getsockname(), timeout=60) as stranger,
+    ):
+        with suppress(OSError):  # it may be closed before all is said
+            stranger.sendall(said)
+        assert _get(listener, "/livez", pair.client_context())[0] == 200
+        heard = b""
+        with suppress(OSError):
+            stranger.shutdown(socket.SHUT_WR)
+            heard = stranger.recv(4096)
+        assert b"HTTP" not in heard
+
+
+def test_clients_without_a_certificate_are_refused_where_one_is_required(
+    listener: socket.socket, pair: Certificate
+) -> None:
+    with StartupResponder(listener, _Answers(), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
+        assert _get(listener, "/livez", pair.client_context(client=pair))[0] == 200
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.RemoteDisconnected)):
+            _get(listener, "/livez", pair.client_context())
+
+
+def test_connections_that_were_accepted_are_answered_after_the_hand_over(
+    listener: socket.socket, pair: Certificate
+) -> None:
+    with StartupResponder(listener, _Answers(), _tls(pair)) as responder:
+        plain = socket.create_connection(listener.getsockname(), timeout=60)
+        with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
+            responder.hand_over()
+            client.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_files_that_make_no_tls_end_the_responder_and_not_the_start(
+    listener: socket.socket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nothing = Certificate(tmp_path / "none", tmp_path / "none")
+    with StartupResponder(listener, _Answers(), _tls(nothing)) as responder:
+        responder.tell(b"{}")
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,0 +1,19 @@
+"""What docs/security.md points to exists, and what it says about open paths is what the server does."""
+
+import re
+from pathlib import Path
+
+from server.routes.guard import OPEN_PATHS
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "security.md"
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", DOCUMENT.read_text())
+    assert len(links) > 20
+    assert [link for link in links if not (DOCUMENT.parent / link).exists()] == []
+
+
+def test_the_paths_that_need_no_key_are_all_named() -> None:
+    [sentence] = re.findall(r"\*\*No key is needed\*\* for (.*?), nor for", DOCUMENT.read_text(), re.DOTALL)
+    assert set(re.findall(r"`([^`]+)`", sentence)) == OPEN_PATHS

@@ -1,0 +1,115 @@
+"""Keys, tokens and logins are shown to nobody: not by `ps`, not in messages, not in reports."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import wait_until
+from vllm_cli.bench.redaction import redact
+
+CLI = [sys.executable, "-m", "vllm_cli"]
+SECRETS = {
+    "VLLM_API_KEY": "sesame-1",
+    "HF_TOKEN": "sesame-2",
+    "OPENAI_API_KEY": "sesame-3",
+    "HF_ENDPOINT": "http://sesame-4:sesame-5@127.0.0.1:9",
+}
+
+
+@pytest.mark.parametrize("command", [["env"], ["env", "--json"], ["collect-env"], ["collect-env", "--json"]])
+def test_reports_show_that_secrets_are_set_and_not_which(run_cli, command) -> None:
+    done = run_cli(*command, env=os.environ | SECRETS)
+    assert done.returncode == 0
+    assert "VLLM_API_KEY" in done.stdout
+    assert "127.0.0.1:9" in done.stdout
+    assert "sesame" not in done.stdout + done.stderr
+
+
+def test_a_hub_that_takes_a_login_is_named_without_it(run_cli, tmp_path) -> None:
+    words = ["serve", "somebody/something", "--api-key", "sesame-6", "sesame-7", "--hf-token=sesame-8"]
+    done = run_cli(*words, env=os.environ | SECRETS | {"HF_HOME": str(tmp_path)})
+    assert done.returncode == 3, done.stderr
+    assert "127.0.0.1:9" in done.stderr
+    assert "sesame" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "notices"),
+    [
+        (["--api-key", "one", "two"], ["--api-key on the command line", "prefer VLLM_API_KEY or --api-key-file."]),
+        (["--hf-token", "one"], ["--hf-token on the command line", "prefer HF_TOKEN."]),
+        (["--api-key", ""], ["--api-key is empty"]),
+        (["--api-key-file", "keys"], []),
+        ([], []),
+    ],
+)
+def test_a_secret_on_the_command_line_gets_one_notice_with_a_better_place(run_cli, tmp_path, words, notices) -> None:
+    done = run_cli("serve", str(tmp_path / "nowhere"), *words)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Notice:")]
+    assert len(lines) == bool(notices)
+    assert all(notice in lines[0] for notice in notices)
+
+
+def test_secrets_in_a_file_of_settings_get_no_notice(run_cli, tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("api-key: [one, two]\n")
+    done = run_cli("serve", str(tmp_path / "nowhere"), "--config", str(tmp_path / "config.yaml"))
+    assert "Notice" not in done.stderr
+
+
+def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
+    """It is held up where it wants to print its notice, since nobody reads that."""
+    with _unread_pipe() as writer:
+        words = ["serve", str(tmp_path / "nowhere"), "--api-key", "sesame", "--hf-token=open"]
+        child = subprocess.Popen([*CLI, *words], stderr=writer, stdin=subprocess.DEVNULL)
+        _wait_masked(child, b"--api-key\0******\0--hf-token=****\0")
+
+
+def test_a_client_shows_no_key_in_its_command_line() -> None:
+    """It waits for a server that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        child = subprocess.Popen([*CLI, "chat", "--url", url, "--api-key", "sesame", "--quick", "x"])
+        _wait_masked(child, b"--api-key\0******\0")
+
+
+@contextmanager
+def _unread_pipe() -> Iterator[int]:
+    """Writing into it takes for ever."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 1024)
+    os.set_blocking(writer, True)
+    yield writer
+    os.close(reader)
+    os.close(writer)
+
+
+def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:
+    try:
+        wait_until(lambda: words in Path(f"/proc/{child.pid}/cmdline").read_bytes())
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "serve --api-key sesame sesame2 --port 1",
+        "serve --api_key=sesame x",
+        "serve --hf-token sesame",
+        "VLLM_API_KEY=sesame serve",
+        "http://name:sesame@host/v1",
+    ],
+)
+def test_benchmarks_write_down_no_secret(text) -> None:
+    assert "sesame" not in redact(text)
+    assert redact("serve --api-key-file keys MODEL") == "serve --api-key-file keys MODEL"
