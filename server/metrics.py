@@ -5,10 +5,9 @@ recording a token costs a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from prometheus_client import (
-    CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
     Gauge,
@@ -16,15 +15,27 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
-    generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
+from server.http_metrics import HttpMetrics
+from server.metric_collectors import (
+    ENGINE,
+    LABELS,
+    ConstantCollector,
+    EngineStateCollector,
+    PictureCacheCollector,
+    PoolDepthCollector,
+    RejectionCollector,
+    StartCollector,
+)
+from server.metric_sources import Heartbeat, PictureCache, StartTimes, WaitingWork
 from server.types import EngineInfo, EngineStats, FinishReason
 
-_LABELS = ("model_name", "engine")
-_ENGINE = "0"
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+_NEVER_FINISHED = "repetition"
+"""A reason that vLLM has and this engine does not."""
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -39,60 +50,37 @@ _REQUEST_BUCKETS = (
 )  # fmt: skip
 _ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _CHOICES_BUCKETS = (1, 2, 5, 10, 20)
-_HTTP_BUCKETS = (0.1, 0.5, 1)
-
-
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
 _SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-class WaitingWork(Protocol):
-    """A pool of threads."""
+class Exposition(NamedTuple):
+    """What /metrics answers."""
 
-    @property
-    def num_waiting(self) -> int:
-        """Pieces of work that no thread has begun."""
-
-    def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Calls back, on any thread, with the seconds that a piece of work waited."""
-
-
-class StartTimes(Protocol):
-    """How long the start took, or has taken so far."""
-
-    def elapsed_s(self) -> float:
-        """In all."""
-
-    def phase_seconds(self) -> Mapping[str, float]:
-        """By phase."""
-
-
-class PictureCache(Protocol):
-    """What the renderer keeps of pictures, and how often it was of use; may be read from any thread."""
-
-    num_queries: int
-    num_hits: int
-    num_bytes: int
+    body: bytes
+    content_type: str
 
 
 class ServerMetrics:
     """All metrics of one server. The engine's families appear once `register_engine` has been called."""
 
-    content_type = CONTENT_TYPE_LATEST
-
     def __init__(self, model_name: str, start: StartTimes) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_StartCollector(model_name, start))
+        self.registry.register(StartCollector(model_name, start))
         self._model_name = model_name
+        self._has_picture_cache = False
         self._engine: EngineMetrics | None = None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self.http = HttpMetrics(self.registry)
         self.loop = LoopMetrics(self.registry)
+        self.engine_life = EngineLifeMetrics(self.registry)
 
     def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
         """Adds the renderer's pools, by what they are for."""
-        self.registry.register(_PoolDepthCollector(pools))
+        self.registry.register(PoolDepthCollector(pools))
         waits = Histogram(
             "vllm_cli:renderer_queue_time_seconds",
             "How long work waited for a thread of the renderer's pool.",
@@ -103,44 +91,30 @@ class ServerMetrics:
         for name, pool in pools.items():
             pool.subscribe_waits(waits.labels(name).observe)
 
+    def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
+        """Adds the requests that were not let in, by the limit that was reached."""
+        self.registry.register(RejectionCollector(self._model_name, num_rejected))
+
     def register_picture_cache(self, cache: PictureCache) -> None:
         """Adds what the renderer keeps of pictures."""
-        self.registry.register(_PictureCacheCollector(self._model_name, cache))
+        self._has_picture_cache = True
+        self.registry.register(PictureCacheCollector(self._model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
         """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self._model_name, info)
-            self.registry.register(_EngineStateCollector(self._model_name, read_stats))
+            self.registry.register(EngineStateCollector(self._model_name, read_stats))
+            self.registry.register(ConstantCollector(self._model_name, has_picture_cache=self._has_picture_cache))
         return self._engine
 
-    def render(self) -> bytes:
-        """The text that /metrics answers with."""
-        return bytes(generate_latest(self.registry))
-
-
-class HttpMetrics:
-    """Requests by route, as prometheus-fastapi-instrumentator counts them."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "http_requests",
-            "Total number of requests by method, status and handler.",
-            ("handler", "status", "method"),
-            registry=registry,
-        )
-        self._duration = Histogram(
-            "http_request_duration_seconds",
-            "Latency by route, from the request's headers to the end of the response.",
-            ("handler", "method"),
-            buckets=_HTTP_BUCKETS,
-            registry=registry,
-        )
-
-    def record(self, *, handler: str, method: str, status: int, duration_s: float) -> None:
-        """Counts one finished request."""
-        self._requests.labels(handler, f"{status // 100}xx", method).inc()
-        self._duration.labels(handler, method).observe(duration_s)
+    def render(self, accept: str | None = None) -> Exposition:
+        """Prometheus's text, or OpenMetrics where the client prefers it by its Accept header."""
+        if _wants_openmetrics(accept or ""):
+            # The library's other ways of escaping turn the colons of samples, not those of families, into underscores.
+            body = openmetrics.generate_latest(self.registry, escaping=openmetrics.ALLOWUTF8)
+            return Exposition(body, openmetrics.CONTENT_TYPE_LATEST)
+        return Exposition(generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class LoopMetrics:
@@ -163,36 +137,60 @@ class LoopMetrics:
             "vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry
         )
 
+        self.heartbeat: Heartbeat | None = None
+
     def record_render(self, seconds: float | None) -> None:
         """Takes note of one request that was rendered, or that never got so far."""
         if seconds is not None:
             self._render_time.observe(seconds)
 
-    def watch_worst_lag(self, read: Callable[[], float]) -> None:
-        """Where the worst lag is read when /metrics is scraped."""
-        self._worst_lag.set_function(read)
+    def watch(self, heartbeat: Heartbeat) -> None:
+        """Where the lag is read when somebody asks."""
+        self._worst_lag.set_function(lambda: heartbeat.worst_lag_s)
+        self.heartbeat = heartbeat
+
+
+class EngineLifeMetrics:
+    """Whether there is an engine, and how often another one had to be started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        self.record_restart = Counter(
+            "vllm_cli:engine_restarts", "Engines started in the place of one that had died.", registry=registry
+        ).inc
+
+    def watch_up(self, read: Callable[[], bool]) -> None:
+        """Where it is read when /metrics is scraped."""
+        self._up.set_function(read)
 
 
 class EngineMetrics:
     """What requests did, seen from the API process."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str, info: EngineInfo) -> None:
-        labels = (model_name, _ENGINE)
+        labels = (model_name, ENGINE)
 
         def counter(name: str, documentation: str) -> Any:
-            return Counter(name, documentation, _LABELS, registry=registry).labels(*labels)
+            return Counter(name, documentation, LABELS, registry=registry).labels(*labels)
 
         def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Any:
-            return Histogram(name, documentation, _LABELS, buckets=buckets, registry=registry).labels(*labels)
+            return Histogram(name, documentation, LABELS, buckets=buckets, registry=registry).labels(*labels)
 
         token_buckets = tuple(_one_two_five(info.max_model_len))
-        self.prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
-        self.prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
-        self.generation_tokens = counter("vllm:generation_tokens", "Number of generation tokens processed.")
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
+        self._prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
+        by_source = Counter(
+            "vllm:prompt_tokens_by_source", "Prompt tokens by source.", (*LABELS, "source"), registry=registry
+        )
+        self._computed, self._cached, _ = (by_source.labels(*labels, source) for source in _PROMPT_SOURCES)
+        self._generation_tokens = counter("vllm:generation_tokens", "Number of generation tokens processed.")
+        self.num_computed_prompt_tokens = 0
+        self.num_generation_tokens = 0
         success = Counter(
-            "vllm:request_success", "Count of finished requests.", (*_LABELS, "finished_reason"), registry=registry
+            "vllm:request_success", "Count of finished requests.", (*LABELS, "finished_reason"), registry=registry
         )
         self.finished = {reason: success.labels(*labels, reason) for reason in _FINISH_REASONS}
+        success.labels(*labels, _NEVER_FINISHED)
         self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS)
         self.inter_token_latency = histogram(
             "vllm:inter_token_latency_seconds", "Inter-token latency.", _INTER_TOKEN_BUCKETS
@@ -218,9 +216,25 @@ class EngineMetrics:
             "vllm:request_max_num_generation_tokens", "Longest output of a request's choices.", token_buckets
         )
         self.params_max_tokens = histogram("vllm:request_params_max_tokens", "The max_tokens parameter.", token_buckets)
+        self.num_preemptions = histogram(
+            "vllm:request_num_preemptions", "How often a request was preempted.", _PREEMPTION_BUCKETS
+        )
         self.params_n = histogram("vllm:request_params_n", "The n parameter.", _CHOICES_BUCKETS)
         self.iteration_tokens = histogram("vllm:iteration_tokens_total", "Tokens per engine step.", _ITERATION_BUCKETS)
         _set_cache_info(registry, info)
+
+    def count_prompt(self, num_tokens: int, *, num_cached: int = 0) -> None:
+        """A prompt has been computed, but for what was found in the cache."""
+        self._prompt_tokens.inc(num_tokens)
+        self._prompt_tokens_cached.inc(num_cached)
+        self._computed.inc(num_tokens - num_cached)
+        self._cached.inc(num_cached)
+        self.num_computed_prompt_tokens += num_tokens - num_cached
+
+    def count_generated(self, num_tokens: int) -> None:
+        """Tokens have come."""
+        self._generation_tokens.inc(num_tokens)
+        self.num_generation_tokens += num_tokens
 
     def record_step(self, stats: EngineStats) -> None:
         """Takes note of one engine step; to be subscribed to the engine's statistics."""
@@ -233,98 +247,20 @@ class EngineMetrics:
         self.max_generation_tokens.observe(max_generation_tokens)
 
 
-class _StartCollector:
-    """Reads the start's times when /metrics is scraped."""
-
-    def __init__(self, model_name: str, start: StartTimes) -> None:
-        self._labels = (model_name, _ENGINE)
-        self._start = start
-
-    def collect(self) -> Iterator[Metric]:
-        total = GaugeMetricFamily(
-            "vllm:engine_startup_time_seconds", "From the process's start to its first token.", labels=_LABELS
-        )
-        total.add_metric(self._labels, self._start.elapsed_s())
-        yield total
-        phases = GaugeMetricFamily(
-            "vllm_cli:startup_phase_seconds", "What the start waited for, by phase.", labels=("phase",)
-        )
-        for phase, seconds in self._start.phase_seconds().items():
-            phases.add_metric((phase,), seconds)
-        yield phases
-
-
-class _PoolDepthCollector:
-    """Reads how much work waits when /metrics is scraped."""
-
-    def __init__(self, pools: Mapping[str, WaitingWork]) -> None:
-        self._pools = pools
-
-    def collect(self) -> Iterator[Metric]:
-        depth = GaugeMetricFamily(
-            "vllm_cli:renderer_queue_depth", "Work that waits for a thread of the renderer's pool.", labels=("pool",)
-        )
-        for name, pool in self._pools.items():
-            depth.add_metric((name,), pool.num_waiting)
-        yield depth
-
-
-class _PictureCacheCollector:
-    """Reads the counters of the renderer's picture cache when /metrics is scraped."""
-
-    def __init__(self, model_name: str, cache: PictureCache) -> None:
-        self._labels = (model_name, _ENGINE)
-        self._cache = cache
-
-    def collect(self) -> Iterator[Metric]:
-        counters = (
-            ("vllm:mm_cache_queries", "Pictures looked up in the cache of processed ones.", self._cache.num_queries),
-            ("vllm:mm_cache_hits", "Pictures found in the cache of processed ones.", self._cache.num_hits),
-        )
-        for name, documentation, value in counters:
-            counter = CounterMetricFamily(name, documentation, labels=_LABELS)
-            counter.add_metric(self._labels, value)
-            yield counter
-        size = GaugeMetricFamily(
-            "vllm_cli:mm_cache_bytes", "Memory that processed pictures take in the cache.", labels=_LABELS
-        )
-        size.add_metric(self._labels, self._cache.num_bytes)
-        yield size
-
-
-class _EngineStateCollector:
-    """Reads the scheduler's latest state when /metrics is scraped."""
-
-    def __init__(self, model_name: str, read_stats: Callable[[], EngineStats]) -> None:
-        self._labels = (model_name, _ENGINE)
-        self._read_stats = read_stats
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._read_stats()
-        gauges = (
-            ("vllm:num_requests_running", "Number of requests in model execution batches.", stats.num_running),
-            ("vllm:num_requests_waiting", "Number of requests waiting to be processed.", stats.num_waiting),
-            ("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", stats.kv_cache_usage),
-        )
-        counters = (
-            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
-            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
-            ("vllm:num_preemptions", "Number of preemptions.", stats.num_preemptions),
-        )
-        for name, documentation, value in gauges:
-            gauge = GaugeMetricFamily(name, documentation, labels=_LABELS)
-            gauge.add_metric(self._labels, value)
-            yield gauge
-        for name, documentation, value in counters:
-            counter = CounterMetricFamily(name, documentation, labels=_LABELS)
-            counter.add_metric(self._labels, value)
-            yield counter
+def _wants_openmetrics(accept: str) -> bool:
+    """Whether the media type is named, in a version that there is; a scraper names what it prefers first."""
+    for media_range in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in media_range.split(";"))
+        versions = [value for name, _, value in (part.partition("=") for part in parameters) if name == "version"]
+        if media_type == "application/openmetrics-text":
+            return all(version.strip('"') in ("0.0.1", "1.0.0") for version in versions)
+    return False
 
 
 def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
     """vLLM's block count times block size is the number of tokens; here each token is a block of its own."""
     facts = {
-        "engine": _ENGINE,
+        "engine": ENGINE,
         "block_size": "1",
         "num_gpu_blocks": str(info.kv_cache_tokens),
         "kv_cache_memory_bytes": str(info.kv_cache_bytes),

@@ -1,0 +1,60 @@
+"""One line of figures in the log every ten seconds, in vLLM's words; silent while nothing happens."""
+
+import asyncio
+import logging
+from time import monotonic
+
+from server.serving.services import Services
+
+logger = logging.getLogger(__name__)
+
+
+class StatsLine:
+    """Lives on the event loop; `start` it there, `close` it before the loop ends."""
+
+    def __init__(self, services: Services, interval_s: float) -> None:
+        self._services = services
+        self._interval_s = interval_s
+        self._handle: asyncio.TimerHandle | None = None
+        self._last_s = 0.0
+        self._num_prompt_tokens = self._num_generation_tokens = 0
+        self._was_idle = True
+
+    def start(self) -> None:
+        """The first line comes one interval from now; to be called once the engine is ready."""
+        metrics = self._services.engine_metrics
+        self._last_s = monotonic()
+        self._num_prompt_tokens = metrics.num_computed_prompt_tokens
+        self._num_generation_tokens = metrics.num_generation_tokens
+        self._wait()
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def _wait(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(self._interval_s, self._write)
+
+    def _write(self) -> None:
+        metrics, stats = self._services.engine_metrics, self._services.engine.stats
+        now_s = monotonic()
+        took_s = now_s - self._last_s
+        prompt = metrics.num_computed_prompt_tokens - self._num_prompt_tokens
+        generation = metrics.num_generation_tokens - self._num_generation_tokens
+        is_idle = not (prompt or generation or stats.num_running or stats.num_waiting)
+        logger.log(
+            logging.DEBUG if is_idle and self._was_idle else logging.INFO,
+            "Engine 000: Avg prompt throughput: %.1f tokens/s, Avg generation throughput: %.1f tokens/s, "
+            "Running: %d reqs, Waiting: %d reqs, KV cache usage: %.1f%%, Prefix cache hit rate: %.1f%%",
+            prompt / took_s,
+            generation / took_s,
+            stats.num_running,
+            stats.num_waiting,
+            100 * stats.kv_cache_usage,
+            100 * stats.prefix_cache_hits / max(stats.prefix_cache_queries, 1),
+        )
+        self._last_s, self._was_idle = now_s, is_idle
+        self._num_prompt_tokens += prompt
+        self._num_generation_tokens += generation
+        self._wait()

@@ -1,0 +1,55 @@
+"""The page at `/`: one document without anything from elsewhere, under a policy that lets nothing else in.
+
+Standard library only: the responder shows it before anything is imported.
+"""
+
+import hashlib
+from binascii import b2a_base64
+from functools import cache
+from pathlib import Path
+from typing import Final, NamedTuple
+
+DATA_PATH: Final = "/status.json"
+"""What the page asks again and again."""
+
+_FOLDER: Final = Path(__file__).parent
+
+
+class StatusPage(NamedTuple):
+    """The document and the headers that go with it."""
+
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+
+
+@cache
+def read_page() -> StatusPage:
+    """Style and script stand in the document; the policy names them by their hashes and forbids all others."""
+    style, script = _read("page.css"), _read("page.js")
+    document = _read("page.html").replace("/*style*/", style).replace("/*script*/", script)
+    policy = {
+        "default-src": "'none'",
+        "style-src": _hash(style),
+        "script-src": _hash(script),
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    headers = (
+        ("Content-Security-Policy", "; ".join(f"{name} {value}" for name, value in policy.items())),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-cache"),
+    )
+    return StatusPage(document.encode(), headers)
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = b2a_base64(hashlib.sha256(text.encode()).digest(), newline=False).decode()
+    return f"'sha256-{digest}'"

@@ -1,0 +1,53 @@
+"""Where traces are sent, and in which of the two ways of OTLP; standard library only."""
+
+from typing import Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from server.config import ConfigError
+
+_HTTP: Final = "http/protobuf"
+_GRPC: Final = "grpc"
+_HTTP_PORT: Final = 4318
+_HTTP_PATH: Final = "/v1/traces"
+
+
+class TraceEndpoint(NamedTuple):
+    """A collector's address."""
+
+    protocol: Literal["grpc", "http/protobuf"]
+    url: str
+    is_secure: bool
+
+
+def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
+    """What `--otlp-traces-endpoint` names.
+
+    Args:
+        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`.
+        protocol: `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`; without it, port 4318 and addresses with a path speak HTTP,
+            others gRPC, as vLLM's default is.
+
+    Raises:
+        ConfigError: it is no address, or the protocol is unknown.
+    """
+    split = urlsplit(address if "://" in address else f"{_GRPC}://{address}")
+    if split.scheme not in ("http", "https", _GRPC) or not split.hostname or not _has_good_port(address):
+        expected = "an address such as http://collector:4318/v1/traces or grpc://collector:4317"
+        raise ConfigError("--otlp-traces-endpoint", address, expected)
+    if protocol is None:
+        is_http = split.scheme != _GRPC and (split.port == _HTTP_PORT or split.path.strip("/"))
+        protocol = _HTTP if is_http else _GRPC
+    is_secure = split.scheme == "https"
+    if protocol == _GRPC:
+        return TraceEndpoint(_GRPC, split.netloc, is_secure)
+    if protocol == _HTTP:
+        path = split.path if split.path.strip("/") else _HTTP_PATH
+        return TraceEndpoint(_HTTP, f"{'https' if is_secure else 'http'}://{split.netloc}{path}", is_secure)
+    raise ConfigError("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", protocol, f"{_GRPC} or {_HTTP}")
+
+
+def _has_good_port(address: str) -> bool:
+    try:
+        return urlsplit(address if "://" in address else f"//{address}").port != 0
+    except ValueError:
+        return False

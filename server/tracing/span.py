@@ -1,0 +1,151 @@
+"""Spans of a request and of a start as plain values, named and described as vLLM does; standard library only."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from server.tracing.request_trace import RequestTrace, SequenceTrace
+
+_NS: Final = 1_000_000_000
+
+Attribute = str | int | float | Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Times are nanoseconds since the epoch."""
+
+    name: str
+    begin_ns: int
+    end_ns: int
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    error: str | None = None
+    events: Mapping[str, int] = field(default_factory=dict)
+    """Moments worth a name."""
+    children: Sequence["Span"] = ()
+    is_server: bool = False
+    """Whether it answers a call of another service."""
+
+
+def describe_request(trace: RequestTrace, *, model_name: str, end_s: float, offset_ns: int) -> Span:
+    """The request's span, `llm_request`, with one below it for each stage.
+
+    Args:
+        end_s: when the answer's last byte was handed over, by `perf_counter`.
+        offset_ns: nanoseconds since the epoch at which `perf_counter` was 0.
+    """
+    clock = _Clock(offset_ns)
+    return Span(
+        name="llm_request",
+        begin_ns=clock.ns(trace.begin_s),
+        end_ns=clock.ns(end_s),
+        attributes=_request_attributes(trace, model_name, end_s),
+        error="the engine failed" if any(s.reason == "error" for s in trace.sequences) else None,
+        children=tuple(_stages(trace, clock)),
+        is_server=True,
+    )
+
+
+def describe_start(report: Mapping[str, Any], *, ready_ns: int) -> Span:
+    """The start as a trace of its own: a span for the whole, below it what every process recorded.
+
+    Args:
+        report: what /startupz answers.
+        ready_ns: when the start was over.
+    """
+    begin_ns = ready_ns - int(report["total_s"] * _NS)
+
+    def at(seconds: float) -> int:
+        return begin_ns + int(seconds * _NS)
+
+    spans = [
+        Span(
+            name=span["name"],
+            begin_ns=at(span["begin_s"]),
+            end_ns=at(span["end_s"]),
+            attributes={"vllm_cli.process": span["process"]}
+            | ({"vllm_cli.waits_for": span["waits_for"]} if span["waits_for"] else {}),
+        )
+        for span in report["spans"]
+    ]
+    return Span(
+        name="startup",
+        begin_ns=begin_ns,
+        end_ns=ready_ns,
+        attributes={
+            "gen_ai.response.model": report["model"],
+            "vllm_cli.start_method": report["start_method"],
+            "vllm_cli.outcome": report["outcome"],
+        },
+        events={name: at(seconds) for name, seconds in report["marks"].items()},
+        children=spans,
+    )
+
+
+@dataclass(frozen=True)
+class _Clock:
+    offset_ns: int
+
+    def ns(self, time_s: float) -> int:
+        return self.offset_ns + int(time_s * _NS)
+
+
+def _request_attributes(trace: RequestTrace, model_name: str, end_s: float) -> dict[str, Attribute]:
+    """Of several sequences the longest times, and the tokens of all; a prompt with several choices counts once."""
+    sequences = trace.sequences
+    prompts = sequences[:: trace.num_choices]
+    queue_s = max(s.queue_s for s in sequences)
+    prefill_s = max(s.prefill_s for s in sequences)
+    decode_s = max(s.last_s - s.first_s for s in sequences)
+    attributes: dict[str, Attribute] = {
+        "gen_ai.request.id": trace.request_id,
+        "gen_ai.response.model": model_name,
+        "gen_ai.response.finish_reasons": [s.reason for s in sequences],
+        "gen_ai.request.n": trace.num_choices,
+        "gen_ai.usage.num_sequences": len(sequences),
+        "gen_ai.usage.prompt_tokens": sum(s.num_prompt_tokens for s in prompts),
+        "gen_ai.usage.completion_tokens": sum(s.num_tokens for s in sequences),
+        "gen_ai.latency.e2e": end_s - trace.begin_s,
+        "gen_ai.latency.time_in_queue": queue_s,
+        "gen_ai.latency.time_in_model_prefill": prefill_s,
+        "gen_ai.latency.time_in_model_decode": decode_s,
+        "gen_ai.latency.time_in_model_inference": prefill_s + decode_s,
+    }
+    if first_s := min((s.first_s for s in sequences if s.first_s), default=0.0):
+        attributes["gen_ai.latency.time_to_first_token"] = first_s - trace.begin_s
+    if trace.params is not None:
+        attributes |= {
+            "gen_ai.request.max_tokens": trace.params.max_tokens,
+            "gen_ai.request.temperature": trace.params.temperature,
+            "gen_ai.request.top_p": trace.params.top_p,
+        }
+    return attributes
+
+
+def _stages(trace: RequestTrace, clock: _Clock) -> Iterator[Span]:
+    if trace.render_begin_s:
+        end_s = trace.render_begin_s + trace.render_s
+        yield Span(name="render", begin_ns=clock.ns(trace.render_begin_s), end_ns=clock.ns(end_s))
+    for index, sequence in enumerate(trace.sequences):
+        if sequence.first_s:
+            yield from _sequence_stages(sequence, index, clock)
+
+
+def _sequence_stages(sequence: SequenceTrace, index: int, clock: _Clock) -> Iterator[Span]:
+    """The engine tells how long it took; that ended when the first token came."""
+    prefill_s = sequence.first_s - sequence.prefill_s
+    of_prefill = {
+        "gen_ai.usage.prompt_tokens": sequence.num_prompt_tokens,
+        "vllm_cli.cached_tokens": sequence.num_cached_tokens,
+    }
+    for name, begin_s, end_s, attributes in (
+        ("queue", prefill_s - sequence.queue_s, prefill_s, {}),
+        ("prefill", prefill_s, sequence.first_s, of_prefill),
+        ("decode", sequence.first_s, sequence.last_s, {"gen_ai.usage.completion_tokens": sequence.num_tokens}),
+    ):
+        yield Span(
+            name=name,
+            begin_ns=clock.ns(begin_s),
+            end_ns=clock.ns(end_s),
+            attributes={"vllm_cli.sequence": index, **attributes},
+        )

@@ -1,0 +1,107 @@
+"""Sends spans to a collector by OpenTelemetry, which is imported here and nowhere else, with `--otlp-traces-endpoint`.
+
+Spans are made when a request has ended, from the times that were noted meanwhile: until then tracing costs nothing
+but a few attributes. OpenTelemetry's own thread sends them.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from server.tracing.request_trace import CONTEXT_HEADERS, RequestTrace
+from server.tracing.span import Span, describe_request, describe_start
+
+if TYPE_CHECKING:
+    from server.tracing.endpoint import TraceEndpoint
+
+logger = logging.getLogger(__name__)
+
+_SERVICE: Final = "vllm-cli"
+_CLOSE_S: Final = 5.0
+"""How long the last spans may take to be sent; a collector that is gone does not hold up the end."""
+
+
+class Tracer:
+    """One per server; every method but `close` runs on the event loop and does not block."""
+
+    def __init__(self, endpoint: "TraceEndpoint", *, model_name: str, version: str) -> None:
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        self._model_name = model_name
+        self._provider = TracerProvider(resource=_create_resource(version), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(_create_exporter(endpoint)))
+        self._tracer = self._provider.get_tracer(_SERVICE, version)
+
+    def begin_request(self, read_header: Callable[[bytes], str | None]) -> RequestTrace:
+        """What the request's layers fill in; its headers say which trace it belongs to."""
+        given = {name: read_header(name.encode()) for name in CONTEXT_HEADERS}
+        return RequestTrace({name: value for name, value in given.items() if value is not None})
+
+    def end_request(self, trace: RequestTrace) -> None:
+        """Sends the spans of a request that has ended."""
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+        if not trace.has_reached_engine:
+            return
+        end_s = time.perf_counter()
+        offset_ns = time.time_ns() - time.perf_counter_ns()
+        span = describe_request(trace, model_name=self._model_name, end_s=end_s, offset_ns=offset_ns)
+        self._send(span, TraceContextTextMapPropagator().extract(trace.headers))
+
+    def record_start(self, report: bytes) -> None:
+        """Sends the timeline of a start that has ended just now, as /startupz tells it."""
+        from opentelemetry.context import Context
+
+        self._send(describe_start(json.loads(report), ready_ns=time.time_ns()), Context())
+
+    def close(self) -> None:
+        """Sends what is left, within a bounded time."""
+        closing = threading.Thread(target=self._provider.shutdown, name="tracer-close", daemon=True)
+        closing.start()
+        closing.join(_CLOSE_S)
+        if closing.is_alive():
+            logger.warning("the last spans could not be sent within %g s", _CLOSE_S)
+
+    def _send(self, span: Span, parent: Any) -> None:
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+
+        sent = self._tracer.start_span(
+            span.name,
+            context=parent,
+            kind=SpanKind.SERVER if span.is_server else SpanKind.INTERNAL,
+            attributes=dict(span.attributes),
+            start_time=span.begin_ns,
+        )
+        for name, when_ns in span.events.items():
+            sent.add_event(name, timestamp=when_ns)
+        if span.error is not None:
+            sent.set_status(Status(StatusCode.ERROR, span.error))
+        within = set_span_in_context(sent, parent)
+        for child in span.children:
+            self._send(child, within)
+        sent.end(span.end_ns)
+
+
+def _create_resource(version: str) -> Any:
+    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are heeded by OpenTelemetry itself."""
+    from opentelemetry.sdk.resources import Resource
+
+    resource = Resource.create({"process.pid": os.getpid(), "service.version": version})
+    if str(resource.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):
+        resource = resource.merge(Resource({"service.name": _SERVICE}))
+    return resource
+
+
+def _create_exporter(endpoint: "TraceEndpoint") -> Any:
+    if endpoint.protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+
+        return GrpcExporter(endpoint=endpoint.url, insecure=not endpoint.is_secure)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
+
+    return HttpExporter(endpoint=endpoint.url)

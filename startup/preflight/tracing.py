@@ -1,0 +1,40 @@
+"""Checks that traces can be sent: the address is one, and OpenTelemetry is installed."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Final
+
+from server.config import ConfigError, ServerConfig
+from startup.preflight.report import Finding, error
+
+_CHECK: Final = "tracing"
+_MODULES: Final = {
+    "grpc": "opentelemetry.exporter.otlp.proto.grpc",
+    "http/protobuf": "opentelemetry.exporter.otlp.proto.http",
+}
+
+
+def check_tracing(server: ServerConfig) -> Iterator[Finding]:
+    """Nothing is looked at, or imported, without `--otlp-traces-endpoint`."""
+    if server.otlp_traces_endpoint is None:
+        return
+    from server.tracing.endpoint import read_endpoint
+
+    try:
+        endpoint = read_endpoint(server.otlp_traces_endpoint, server.otlp_traces_protocol)
+    except ConfigError as err:
+        yield error(_CHECK, str(err))
+        return
+    if not all(map(_is_installed, ("opentelemetry.sdk", _MODULES[endpoint.protocol]))):
+        yield error(
+            _CHECK,
+            f"--otlp-traces-endpoint {server.otlp_traces_endpoint}: OpenTelemetry is not installed; "
+            "pip install 'vllm-cli-server[otel]'",
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False

@@ -1,0 +1,118 @@
+"""Debian's Chromium without a screen, driven by its own protocol."""
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+PATIENT_S = 120.0
+EXECUTABLE = shutil.which("chromium")
+_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--remote-debugging-port=0",
+)
+
+
+class Browser:
+    """One window; leaving the `async with` block ends the browser."""
+
+    def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
+        self._size = f"--window-size={width},{height}"
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Any]] = {}
+        self.complaints: list[str] = []
+        """What the browser has to say against the page: errors of scripts, breaches of its policy, failed requests."""
+
+    async def __aenter__(self) -> Self:
+        assert EXECUTABLE is not None
+        self._process = subprocess.Popen(
+            [EXECUTABLE, *_FLAGS, self._size, f"--user-data-dir={self._folder.name}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self._session = aiohttp.ClientSession()
+        self._socket = await self._session.ws_connect(await self._find_page(), max_msg_size=0)
+        self._reading = asyncio.create_task(self._read())
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self._call(f"{domain}.enable")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+        await self._session.close()
+        self._process.terminate()
+        self._process.wait(PATIENT_S)
+        self._folder.cleanup()
+
+    async def open(self, url: str) -> None:
+        """Goes there; does not wait for what scripts do."""
+        await self._call("Page.navigate", url=url)
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of an expression of JavaScript in the page."""
+        answer = await self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        return answer["result"].get("value")
+
+    async def wait_for(self, expression: str) -> None:
+        """Until the expression is true."""
+        async with asyncio.timeout(PATIENT_S):
+            while not await self.evaluate(expression):
+                await asyncio.sleep(0.05)
+
+    async def photograph(self, path: Path) -> None:
+        """The window as a PNG file."""
+        answer = await self._call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
+
+    async def _find_page(self) -> str:
+        file = Path(self._folder.name) / "DevToolsActivePort"
+        async with asyncio.timeout(PATIENT_S):
+            while not file.exists() or not file.read_text().strip():
+                assert self._process.poll() is None, "the browser ended"
+                await asyncio.sleep(0.05)
+            port = file.read_text().split()[0]
+            while True:
+                async with self._session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                    pages = [page for page in await response.json(content_type=None) if page["type"] == "page"]
+                if pages:
+                    return str(pages[0]["webSocketDebuggerUrl"])
+                await asyncio.sleep(0.05)
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        async with asyncio.timeout(PATIENT_S):
+            return await answer
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            message = json.loads(frame.data)
+            if "id" in message:
+                answer = self._answers.pop(message["id"])
+                if not answer.done():
+                    answer.set_result(message.get("result", {}))
+            elif message["method"] == "Log.entryAdded":
+                self.complaints.append(message["params"]["entry"]["text"])
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(message["params"]["exceptionDetails"]))

@@ -1,0 +1,38 @@
+"""The status page in a real browser: it may run its script, and shows what the server tells."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import EXECUTABLE, Browser
+from openai import OpenAI
+
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")]
+
+_CARDS = (
+    "Object.fromEntries([...document.querySelectorAll('.card')].map(c => [c.children[0].textContent, c.textContent]))"
+)
+
+
+async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_path: Path) -> None:
+    with start_server(wait=False) as server:
+        async with Browser() as browser:
+            wait_until(server.health)  # 503: somebody listens
+            await browser.open(f"{server.url}/")
+            await browser.wait_for("document.querySelector('#timeline svg rect') !== null")
+            await browser.wait_for("document.querySelector('#state').textContent === 'ready'")
+            with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+                client.completions.create(model="smol", prompt="a", max_tokens=5, extra_body={"ignore_eos": True})
+            await browser.wait_for(f"({_CARDS})['Output tokens/s']?.includes('5 in all')")
+            assert await browser.evaluate("document.querySelector('h1').textContent") == "smol"
+            lanes = await browser.evaluate("[...document.querySelectorAll('#timeline text')].map(t => t.textContent)")
+            assert {"waited for", "api", "engine", "forkserver", "listening"} <= set(lanes)
+            assert await browser.evaluate("document.querySelectorAll('#phases tbody tr').length") > 3
+            assert await browser.evaluate("document.querySelector('#progress').hidden")
+            assert browser.complaints == []
+            await browser.photograph(tmp_path / "page.png")
+            assert (tmp_path / "page.png").stat().st_size > 10_000
+            server.terminate()
+            await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")

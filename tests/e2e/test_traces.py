@@ -1,0 +1,171 @@
+"""Traces by the real OpenTelemetry, received by a real collector; slow, for the extra `otel` has to be installed."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+from server_process import ServerProcess
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+RECEIVER = Path(__file__).with_name("otlp_receiver.py")
+TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SPEEDY = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which the extra is installed: in a folder of its own, so that other tests run without it."""
+    import tomllib
+
+    folder = tmp_path_factory.mktemp("otel")
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["otel"]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*command, "--target", str(folder), *extra], check=True, timeout=280)
+    return {"PYTHONPATH": str(folder)} | SPEEDY
+
+
+class Collector:
+    """The receiver's process, and the spans it has told so far."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        self._lines = process.stdout
+        self.port: int = json.loads(self._lines.readline())["port"]
+        self.spans: list[dict[str, Any]] = []
+        self.reading = threading.Thread(target=self._read, name="collector")
+        self.reading.start()
+
+    def wait_for(self, name: str) -> dict[str, Any]:
+        """The span of that name that has come first."""
+        wait_until(lambda: self.named(name))
+        return self.named(name)[0]
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [span for span in self.spans if span["name"] == name]
+
+    def children(self, span: dict[str, Any]) -> list[dict[str, Any]]:
+        return [child for child in self.spans if child["parentSpanId"] == span["spanId"]]
+
+    def _read(self) -> None:
+        for line in self._lines:
+            self.spans.append(json.loads(line))
+
+
+@pytest.fixture
+def collect(installed: dict[str, str]) -> Callable[[str], Any]:
+    @contextmanager
+    def start(kind: str) -> Iterator[Collector]:
+        process = subprocess.Popen(
+            [sys.executable, str(RECEIVER), kind], env=os.environ | installed, stdout=subprocess.PIPE, text=True
+        )
+        collector = Collector(process)
+        try:
+            yield collector
+        finally:
+            process.terminate()
+            process.wait(60)
+            collector.reading.join(60)
+            collector._lines.close()
+
+    return start
+
+
+@pytest.fixture
+def traced(model_path: Path, installed: dict[str, str]) -> Callable[[str], ServerProcess]:
+    def start(endpoint: str) -> ServerProcess:
+        words = [str(model_path), "--served-model-name", "smol", "--max-model-len", "512"]
+        return ServerProcess([*words, "--otlp-traces-endpoint", endpoint], environment=installed)
+
+    return start
+
+
+def complete(server: ServerProcess, **options: Any) -> Any:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        return client.completions.create(model="smol", prompt="The capital of France is", max_tokens=5, **options)
+
+
+@pytest.mark.parametrize(("kind", "endpoint"), [("http", "http://127.0.0.1:{}/v1/traces"), ("grpc", "127.0.0.1:{}")])
+def test_a_request_and_the_start_arrive_at_the_collector(collect, traced, kind: str, endpoint: str) -> None:
+    headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "X-Request-Id": "one"}
+    with collect(kind) as collector, traced(endpoint.format(collector.port)) as server:
+        usage = complete(server, temperature=0, extra_headers=headers).usage
+        request = collector.wait_for("llm_request")
+        assert (request["traceId"], request["parentSpanId"]) == (TRACE_ID, PARENT_ID)
+        assert request["kind"] == "SPAN_KIND_SERVER"
+        facts = request["attributes"]
+        assert facts["gen_ai.request.id"] == "cmpl-one"
+        assert int(facts["gen_ai.usage.prompt_tokens"]) == usage.prompt_tokens
+        assert int(facts["gen_ai.usage.completion_tokens"]) == 5
+        assert request["resource"]["service.name"] == "vllm-cli"
+        assert {span["name"] for span in collector.children(request)} == {"render", "queue", "prefill", "decode"}
+        for child in collector.children(request):
+            assert child["traceId"] == TRACE_ID
+            assert request["begin_ns"] <= child["begin_ns"] <= child["end_ns"] <= request["end_ns"]
+
+        start = collector.wait_for("startup")
+        with urllib.request.urlopen(f"{server.url}/startupz", timeout=60) as answer:
+            report = json.load(answer)
+        assert start["parentSpanId"] == ""
+        assert (start["end_ns"] - start["begin_ns"]) / 1e9 == pytest.approx(report["total_s"], abs=1e-6)
+        assert start["end_ns"] < request["begin_ns"]
+        assert start["events"] == ["listening"]
+        told = sorted(span["name"] for span in collector.children(start))
+        assert told == sorted(span["name"] for span in report["spans"])
+
+
+def test_what_is_not_sampled_is_not_sent(collect, traced) -> None:
+    with collect("http") as collector, traced(f"http://127.0.0.1:{collector.port}/v1/traces") as server:
+        complete(server, extra_headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-00"})
+        complete(server, extra_headers={"traceparent": "nonsense", "X-Request-Id": "two"})
+        request = collector.wait_for("llm_request")
+        assert request["attributes"]["gen_ai.request.id"] == "cmpl-two"
+        assert request["parentSpanId"] == ""
+    assert len(collector.named("llm_request")) == 1
+
+
+def test_the_last_spans_are_sent_when_the_server_ends(collect, model_path: Path, installed) -> None:
+    lazy = installed | {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
+    with collect("http") as collector:
+        words = [str(model_path), "--otlp-traces-endpoint", f"http://127.0.0.1:{collector.port}/v1/traces"]
+        with ServerProcess([*words, "--served-model-name", "smol"], environment=lazy) as server:
+            complete(server)
+        collector.wait_for("llm_request")
+
+
+def test_a_collector_that_is_gone_holds_up_nobody(traced) -> None:
+    with traced("http://127.0.0.1:9/v1/traces") as server:
+        assert complete(server).usage.completion_tokens == 5
+        assert server.terminate() == 0
+
+
+def test_without_the_extra_the_start_fails_with_the_command_that_installs_it(model_path: Path) -> None:
+    if _has_opentelemetry():
+        pytest.skip("OpenTelemetry is installed here anyway")
+    command = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0"]
+    run = subprocess.run(
+        [*command, "--otlp-traces-endpoint", "http://127.0.0.1:4318"], capture_output=True, text=True, timeout=200
+    )
+    assert run.returncode == 3
+    assert "pip install 'vllm-cli-server[otel]'" in run.stderr
+
+
+def _has_opentelemetry() -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec("opentelemetry.sdk") is not None
+    except ImportError:
+        return False

@@ -1,0 +1,203 @@
+"""What /metrics says, held to the formats' rules and to vLLM's names, and the dashboard that reads it."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from server.limits import LimitsConfig
+from server.types import EngineStats
+from tests.server.http.raw_request import send
+
+DASHBOARD = Path(__file__).parents[3] / "deploy" / "grafana" / "vllm-cli.json"
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+
+GAUGES = """num_requests_running num_requests_waiting num_requests_waiting_by_reason kv_cache_usage_perc
+gpu_cache_usage_perc engine_sleep_state engine_startup_time_seconds cache_config_info"""
+COUNTERS = """prompt_tokens generation_tokens prompt_tokens_by_source prompt_tokens_cached
+prompt_tokens_cached_by_source num_preemptions request_success prefix_cache_queries prefix_cache_hits
+external_prefix_cache_queries external_prefix_cache_hits mm_cache_queries mm_cache_hits"""
+HISTOGRAMS = """time_to_first_token_seconds inter_token_latency_seconds request_time_per_output_token_seconds
+e2e_request_latency_seconds request_queue_time_seconds request_inference_time_seconds request_prefill_time_seconds
+request_decode_time_seconds request_prompt_tokens request_generation_tokens request_max_num_generation_tokens
+request_params_n request_params_max_tokens request_prefill_kv_computed_tokens iteration_tokens_total
+request_num_preemptions"""
+VLLM_TYPES = {
+    f"vllm:{name}": kind
+    for kind, names in (("gauge", GAUGES), ("counter", COUNTERS), ("histogram", HISTOGRAMS))
+    for name in names.split()
+}
+EXTRA_LABELS = {
+    "vllm:num_requests_waiting_by_reason": {"reason": {"capacity", "deferred"}},
+    "vllm:engine_sleep_state": {"sleep_state": {"awake", "weights_offloaded", "discard_all"}},
+    "vllm:prompt_tokens_by_source": {"source": {"local_compute", "local_cache_hit", "external_kv_transfer"}},
+    "vllm:prompt_tokens_cached_by_source": {"source": {"device", "host", "p2p", "disk", "external_unspecified"}},
+    "vllm:request_success": {"finished_reason": {"stop", "length", "abort", "error", "repetition"}},
+}
+
+
+@pytest.fixture
+def served(serve: Any) -> Any:
+    """A server that has answered requests of all kinds."""
+    server = serve()
+    server.complete(max_tokens=3)
+    server.chat(stream=True)
+    server.complete(n=0)
+    server.get("/nowhere")
+    return server
+
+
+def families(server: Any) -> dict[str, Any]:
+    return {family.name: family for family in parse_text(server.get("/metrics").text)}
+
+
+def series(family: Any) -> list[tuple[str, frozenset[Any]]]:
+    return [(sample.name, frozenset(sample.labels.items())) for sample in family.samples]
+
+
+def test_every_family_of_vllm_is_there_with_its_type(served) -> None:
+    found = families(served)
+    assert {name: found[name].type for name in VLLM_TYPES if name in found} == VLLM_TYPES
+
+
+def test_labels_are_vllms(served) -> None:
+    found = families(served)
+    for name in VLLM_TYPES.keys() - {"vllm:cache_config_info"}:
+        extra = EXTRA_LABELS.get(name, {})
+        for sample in found[name].samples:
+            labels = sample.labels.keys() - ({"le"} if sample.name.endswith("_bucket") else set())
+            assert labels == {"model_name", "engine"} | extra.keys(), name
+        for label, values in extra.items():
+            assert {sample.labels[label] for sample in found[name].samples} == values
+
+
+def test_the_text_keeps_to_the_rules(served) -> None:
+    lines = served.get("/metrics").text.splitlines()
+    headers = [line.split()[1:3] for line in lines if line.startswith("#")]
+    assert max(Counter(map(tuple, headers)).values()) == 1, "a family is announced twice"
+    announced = [name for kind, name in headers if kind == "TYPE"]
+    assert announced == [name for kind, name in headers if kind == "HELP"], "HELP comes before TYPE"
+    seen = None
+    for line in lines:
+        if line.startswith("# TYPE"):
+            seen = line.split()[2]
+        elif not line.startswith("#"):
+            assert seen is not None
+            assert re.match(rf"{re.escape(seen)}(_total|_bucket|_sum|_count|_info)?[{{ ]", line), line
+
+
+def test_no_series_is_told_twice_and_buckets_add_up(served) -> None:
+    everything = [one for family in families(served).values() for one in series(family)]
+    assert len(everything) == len(set(everything))
+    for family in families(served).values():
+        if family.type == "histogram":
+            _check_buckets(family)
+
+
+def _check_buckets(family: Any) -> None:
+    buckets: dict[frozenset[Any], list[tuple[float, float]]] = {}
+    counts = {}
+    for sample in family.samples:
+        labels = frozenset((name, value) for name, value in sample.labels.items() if name != "le")
+        if sample.name.endswith("_bucket"):
+            buckets.setdefault(labels, []).append((float(sample.labels["le"]), sample.value))
+        elif sample.name.endswith("_count"):
+            counts[labels] = sample.value
+    for labels, steps in buckets.items():
+        assert steps == sorted(steps), family.name
+        assert [value for _, value in steps] == sorted(value for _, value in steps), family.name
+        assert steps[-1] == (float("inf"), counts[labels]), family.name
+
+
+def test_openmetrics_is_spoken_to_those_who_ask(served) -> None:
+    answer = served.get("/metrics", headers={"Accept": OPENMETRICS})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+    found = {family.name: family.type for family in parse_openmetrics(answer.text)}
+    assert {name: found.get(name) for name in VLLM_TYPES} == VLLM_TYPES
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/html", "application/openmetrics-text;version=x", ",;=,", "a" * 3000])
+def test_everybody_else_gets_prometheus_text(served, accept: str) -> None:
+    answer = served.get("/metrics", headers={"Accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "vllm:generation_tokens_total" in answer.text
+
+
+def test_sizes_of_bodies_are_counted_as_announced(served) -> None:
+    before = families(served)["http_request_size_bytes"]
+    body = b'{"prompt": "The capital of France is", "max_tokens": 3}'
+    url = f"{served.url}/v1/completions"
+    answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, trust_env=False, timeout=120)
+    after = families(served)
+    assert _of_completions(after["http_request_size_bytes"], "_sum") == _of_completions(before, "_sum") + len(body)
+    assert _of_completions(after["http_request_size_bytes"], "_count") == _of_completions(before, "_count") + 1
+    answered = _of_completions(after["http_response_size_bytes"], "_sum")
+    assert answered >= int(answer.headers["content-length"])
+
+
+def _of_completions(family: Any, suffix: str) -> float:
+    return next(s.value for s in family.samples if s.name.endswith(suffix) and s.labels["handler"] == "/v1/completions")
+
+
+def test_waiting_requests_wait_for_capacity(served, engine) -> None:
+    engine.stats = EngineStats(num_waiting=4, prefix_cache_hits=40)
+    found = families(served)
+    reasons = {s.labels["reason"]: s.value for s in found["vllm:num_requests_waiting_by_reason"].samples}
+    assert reasons == {"capacity": 4, "deferred": 0}
+    sources = {s.labels["source"]: s.value for s in found["vllm:prompt_tokens_cached_by_source"].samples}
+    assert sources["device"] == 40
+    assert sum(sources.values()) == 40
+
+
+def test_requests_that_are_not_let_in_are_counted_by_the_limit(serve, engine, wait_until) -> None:
+    server = serve(limits=LimitsConfig(max_queued_requests=1))
+
+    def rejected() -> dict[str, float]:
+        family = families(server)["vllm:admission_rejections"]
+        assert all(sample.labels["model_name"] == "smol" for sample in family.samples)
+        return {sample.labels["reason"]: sample.value for sample in family.samples}
+
+    assert rejected() == {"max_num_queued_reqs": 0, "max_num_queued_tokens": 0}
+    engine.holds_after = 1
+    with send(server, "/v1/completions", {"prompt": "a", "max_tokens": 8}):
+        wait_until(lambda: engine.requests)
+        assert server.complete().status_code == 503
+        assert rejected() == {"max_num_queued_reqs": 1, "max_num_queued_tokens": 0}
+        engine.holds_after = None
+
+
+def test_prompt_tokens_are_told_by_source(serve, engine, encode) -> None:
+    server = serve()
+    engine.num_cached_tokens = 3
+    server.complete()
+    sources = {s.labels["source"]: s.value for s in families(server)["vllm:prompt_tokens_by_source"].samples}
+    num_tokens = len(encode("The capital of France is"))
+    assert sources == {"local_compute": num_tokens - 3, "local_cache_hit": 3, "external_kv_transfer": 0}
+
+
+def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:
+    names = {sample.name for family in families(served).values() for sample in family.samples}
+    names |= {"vllm_cli:renderer_queue_depth", "vllm_cli:renderer_queue_time_seconds_bucket"}  # with real services
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
+    assert len(queries) > 30
+    for query in queries:
+        metrics = re.findall(r"\b(?:vllm|vllm_cli|http|process)[_:][a-z0-9_:]+", query)
+        assert metrics, query
+        assert set(metrics) <= names, query
+
+
+def test_the_dashboard_is_whole() -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    ids = [panel["id"] for panel in panels]
+    assert len(ids) == len(set(ids))
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)

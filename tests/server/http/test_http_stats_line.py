@@ -1,0 +1,36 @@
+"""The line of figures in the log."""
+
+import asyncio
+import logging
+
+from server.serving.stats_line import StatsLine
+from server.telemetry import Telemetry
+
+
+async def _run(services, caplog, num_lines: int) -> list[logging.LogRecord]:
+    line = StatsLine(services, 0.01)
+    line.start()
+    services.engine_metrics.count_prompt(30, num_cached=10)
+    services.engine_metrics.count_generated(7)
+    try:
+        async with asyncio.timeout(60):
+            while len(caplog.records) < num_lines:
+                await asyncio.sleep(0.005)
+    finally:
+        line.close()
+    return list(caplog.records)
+
+
+async def test_what_happened_is_told_and_then_silence(server, caplog) -> None:
+    caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
+    first, second, third, *_ = await _run(server.services, caplog, 4)
+    prompt, generation, *_ = first.args
+    assert prompt / generation == 20 / 7, "what was cached was not computed"
+    assert (first.levelno, second.levelno, third.levelno) == (logging.INFO, logging.INFO, logging.DEBUG)
+    assert second.args[:2] == (0.0, 0.0)
+    assert first.getMessage().startswith("Engine 000: Avg prompt throughput: ")
+
+
+def test_there_is_none_if_it_is_not_wanted(serve) -> None:
+    assert Telemetry(serve(disable_log_stats=True).services)._stats is None
+    assert Telemetry(serve().services)._stats is not None

@@ -1,0 +1,95 @@
+"""The page at `/` and the figures behind it."""
+
+import base64
+import hashlib
+import os
+import re
+
+import pytest
+
+from server.types import EngineStats
+from startup.responder import Answer
+
+
+def _policy(headers) -> dict[str, str]:
+    rules = (rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
+    return dict(rules)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_page_lets_in_nothing_but_its_own_style_and_script(server) -> None:
+    answer = server.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = _policy(answer.headers)
+    (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    (script,) = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    assert (policy["style-src"], policy["script-src"]) == (_hash(style), _hash(script))
+    assert (policy["default-src"], policy["connect-src"]) == ("'none'", "'self'")
+    assert "frame-ancestors" in policy
+
+
+def test_the_page_names_nothing_from_elsewhere(server) -> None:
+    text = server.get("/").text
+    addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}, "but for the name of a markup language"
+    assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
+
+
+def test_figures_are_those_of_the_engine_and_the_metrics(serve, engine) -> None:
+    server = serve()
+    before = server.get("/status.json").json()["live"]
+    server.complete(max_tokens=3)
+    engine.stats = EngineStats(3, 4, 0.25, 100, 40)
+    body = server.get("/status.json").json()
+    live = body["live"]
+    assert (body["status"], body["model"], body["version"]) == ("ready", "smol", "1.2.3")
+    assert (live["num_running"], live["num_waiting"], live["kv_cache_usage"]) == (3, 4, 0.25)
+    assert (live["prefix_cache_queries"], live["prefix_cache_hits"]) == (100, 40)
+    assert live["generation_tokens"] - before["generation_tokens"] == 3
+    assert live["prompt_tokens"] - before["prompt_tokens"] == server.complete().json()["usage"]["prompt_tokens"]
+    assert live["time_s"] > before["time_s"]
+    assert live["rss_bytes"] > 1 << 20
+    assert live["uptime_s"] == 60.0
+
+
+def test_memory_of_the_engine_is_told_where_its_process_is_known(server, engine, monkeypatch) -> None:
+    import msgspec
+
+    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
+    monkeypatch.setattr(engine, "info", msgspec.structs.replace(engine.info, pid=os.getpid()))
+    assert server.get("/status.json").json()["live"]["engine_rss_bytes"] > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("state", "status"), [({"is_ready": False}, "starting"), ({"error": "it ended unexpectedly"}, "dead")]
+)
+def test_there_are_no_live_figures_without_an_engine(server, engine, state, status) -> None:
+    vars(engine).update(state)
+    body = server.get("/status.json").json()
+    assert (body["status"], body["live"]) == (status, None)
+    assert body["error"] == engine.error
+    assert body["progress"]["phase"] == "load_weights"
+    assert server.get("/").status_code == 200
+
+
+def test_neither_needs_a_key_nor_is_counted(serve) -> None:
+    server = serve(api_keys=("secret",))
+    assert server.get("/").status_code == 200
+    assert server.get("/status.json").status_code == 200
+    assert server.get("/metrics").status_code == 401
+    answer = server.get("/metrics", headers={"Authorization": "Bearer secret"})
+    assert "/status.json" not in answer.text
+
+
+def test_a_root_path_is_heeded(serve) -> None:
+    server = serve(root_path="/llm")
+    assert server.get("/llm/status.json").json()["status"] == "ready"
+    assert 'fetch("status.json"' in server.get("/llm/").text
+
+
+def test_the_responders_answers_carry_headers() -> None:
+    assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()

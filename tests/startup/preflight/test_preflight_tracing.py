@@ -1,0 +1,43 @@
+"""Whether traces can be sent is told before anything starts."""
+
+import sys
+
+import pytest
+
+from server.config import ServerConfig
+from startup.preflight.tracing import check_tracing
+
+
+def config(**options: str) -> ServerConfig:
+    return ServerConfig(served_model_names=("m",), **options)
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+
+
+def test_nothing_is_wrong_without_the_flag(nothing_installed) -> None:
+    assert list(check_tracing(config())) == []
+
+
+def test_a_missing_library_is_told_with_the_command_that_installs_it(nothing_installed) -> None:
+    (finding,) = check_tracing(config(otlp_traces_endpoint="http://collector:4318/v1/traces"))
+    assert finding.severity == "error"
+    assert "--otlp-traces-endpoint http://collector:4318/v1/traces" in finding.message
+    assert "pip install 'vllm-cli-server[otel]'" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"otlp_traces_endpoint": "ftp://x"}, "--otlp-traces-endpoint must be"),
+        (
+            {"otlp_traces_endpoint": "http://x:4318", "otlp_traces_protocol": "http/json"},
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL must be grpc or http/protobuf, got 'http/json'",
+        ),
+    ],
+)
+def test_a_bad_address_or_protocol_is_named(options, complaint) -> None:
+    (finding,) = check_tracing(config(**options))
+    assert complaint in finding.message

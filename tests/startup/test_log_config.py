@@ -1,0 +1,93 @@
+"""The file of `--log-config-file`: vLLM's own files do here what they do there, and bad ones are named."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.log_config import translate
+
+HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
+FORMATTERS = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}
+VLLM_FILE: dict[str, Any] = {
+    "version": 1,
+    "formatters": FORMATTERS,
+    "handlers": HANDLERS,
+    "loggers": {"vllm": {"handlers": ["out"], "level": "DEBUG", "propagate": False}},
+}
+
+
+def test_vllms_logger_stands_for_ours_unless_we_are_named() -> None:
+    loggers = translate(VLLM_FILE | {"loggers": VLLM_FILE["loggers"] | {"server": {"level": "ERROR"}}})["loggers"]
+    assert loggers["startup"] == loggers["vllm"]
+    assert loggers["server"] == {"level": "ERROR"}
+
+
+def test_the_given_configuration_is_left_alone() -> None:
+    before = json.dumps(VLLM_FILE)
+    translate(VLLM_FILE)
+    assert json.dumps(VLLM_FILE) == before
+
+
+def test_a_file_written_for_vllm_is_applied() -> None:
+    code = f"""
+import logging
+from startup.log_options import LogOptions
+from startup.logs import configure_logging
+configure_logging(LogOptions(level="ERROR", format="json", config={VLLM_FILE!r}), role="api")
+logging.getLogger("server.run").debug("hello")
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert (run.stdout, run.stderr) == ("server.run|hello\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("{", "is not JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", '"version": 1 is missing'),
+    ],
+)
+def test_a_bad_file_is_a_usage_error(
+    tmp_path: Path, run_cli: Callable[..., Any], content: str | None, complaint: str
+) -> None:
+    path = tmp_path / "logs.json"
+    if content is not None:
+        path.write_text(content)
+    run = run_cli("serve", "--log-config-file", str(path), "--preflight-only")
+    assert run.returncode == 2
+    assert complaint in run.stderr
+    assert str(path) in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_configuration_that_cannot_be_applied_is_one_too(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+    path = tmp_path / "logs.json"
+    path.write_text(json.dumps({"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}))
+    run = run_cli("serve", "--log-config-file", str(path), "--port", "0")
+    assert run.returncode == 2
+    assert "--log-config-file" in run.stderr
+    assert "nowhere" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_the_variable_names_a_file_too(tmp_path: Path, run_cli: Callable[..., Any], monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "nothing.json"))
+    run = run_cli("serve", "--preflight-only")
+    assert run.returncode == 2
+    assert "nothing.json" in run.stderr
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vllm_cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+    return run

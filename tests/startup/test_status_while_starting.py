@@ -1,0 +1,72 @@
+"""The status page before there is an HTTP server: the responder's process shows it."""
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from server.status_page.page import read_page
+from startup.listener import listen
+from startup.responder import StartupResponder
+from startup.start_state import StartState
+from startup.timeline.subject import StartSubject
+from startup.timeline.timeline import PhaseTimeline
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def starting() -> Iterator[Any]:
+    """A start that loads its weights for ever: its state, and a way to ask the responder."""
+    timeline = PhaseTimeline.from_process_start()
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, timeline)
+    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, state) as responder:
+        timeline.on_change = lambda: responder.tell(state.snapshot())
+        port = listener.getsockname()[1]
+
+        def get(path: str) -> Any:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60)
+
+        with timeline.span("load_weights"):
+            yield state, get
+
+
+def test_the_page_is_the_same_as_later(starting) -> None:
+    _, get = starting
+    with get("/") as answer:
+        assert answer.read() == read_page().body
+        assert answer.headers["Content-Security-Policy"] == dict(read_page().headers)["Content-Security-Policy"]
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+
+
+def test_its_figures_tell_how_far_the_start_is(starting) -> None:
+    _, get = starting
+
+    def status() -> dict[str, Any]:
+        with get("/status.json") as answer:
+            return json.load(answer)
+
+    wait_until(lambda: status()["progress"]["phase"] == "load_weights")
+    told = status()
+    assert (told["status"], told["model"], told["live"], told["error"]) == ("starting", "smol", None, None)
+    assert any(span["name"] == "load_weights" for span in told["start"]["spans"])
+
+
+def test_metrics_of_a_start_are_whole(starting) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    _, get = starting
+    with get("/metrics") as answer:
+        families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    assert families["vllm:engine_startup_time_seconds"].type == "gauge"
+    assert families["vllm:engine_startup_time_seconds"].documentation
+    assert families["vllm_cli:startup_phase_seconds"].samples
+
+
+def test_the_log_knows_the_phase(starting) -> None:
+    state, _ = starting
+    assert state.phase == "load_weights"
+    state.fail("no memory")
+    assert state.phase == "failed"

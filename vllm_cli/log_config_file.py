@@ -1,0 +1,29 @@
+"""The file of `--log-config-file`, read and checked before anything starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class LogConfigFile(click.ParamType[dict[str, Any]]):
+    """A JSON file with a dictionary for `logging.config.dictConfig`."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Says what is wrong with the file, and where."""
+        if isinstance(value, dict):
+            return value
+        try:
+            content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+        except OSError as err:
+            self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
+        except ValueError as err:
+            self.fail(f"{value!r} is not JSON: {err}.", param, ctx)
+        if not isinstance(content, dict):
+            self.fail(f"{value!r} holds no JSON object.", param, ctx)
+        if content.get("version") != 1:
+            self.fail(f'{value!r} is no logging configuration: "version": 1 is missing.', param, ctx)
+        return content
