@@ -1,0 +1,47 @@
+"""Takes over a socket that the service manager listens on already: sd_listen_fds(3)."""
+
+import logging
+import os
+import socket
+from typing import Final
+
+from envs.registry import env
+from startup.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_FD: Final = 3
+
+
+def take_socket() -> socket.socket | None:
+    """The first socket that was handed over to this process, None where there is none.
+
+    The variables are removed, so that no child takes the socket for its own.
+
+    Raises:
+        StartupError: what was handed over does not listen for connections.
+    """
+    if env.LISTEN_PID.get() != os.getpid():
+        return None
+    num_fds = env.LISTEN_FDS.get() or 0
+    for variable in (env.LISTEN_PID, env.LISTEN_FDS, env.LISTEN_FDNAMES):
+        os.environ.pop(variable.name, None)
+    if num_fds == 0:
+        return None
+    if num_fds > 1:
+        logger.warning("%d sockets were handed over: the first is taken", num_fds)
+    return _open(_FIRST_FD)
+
+
+def _open(fd: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)
+        is_listening = listener.type == socket.SOCK_STREAM and listener.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+        )
+    except OSError as err:
+        raise StartupError(f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})") from err
+    if not is_listening:
+        raise StartupError(f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no")
+    listener.set_inheritable(False)
+    return listener

@@ -1,0 +1,139 @@
+"""What is deployed fits the program: words that it takes, users, probes, times and folders."""
+
+import configparser
+import re
+import shlex
+import shutil
+import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server.config import ServerConfig
+from tests.deploy.dockerfile import ROOT, last, read_stages
+from vllm_cli.arguments import Arguments
+from vllm_cli.commands.wait import wait
+from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
+
+MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
+SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
+FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
+DRAIN_S = ServerConfig(served_model_names=("m",)).shutdown_timeout_s
+
+
+def _manifest(kind: str) -> dict[str, Any]:
+    [found] = [d for d in yaml.safe_load_all(MANIFEST.read_text()) if d["kind"] == kind]
+    return dict(found)
+
+
+def _pod() -> dict[str, Any]:
+    return dict(_manifest("Deployment")["spec"]["template"]["spec"])
+
+
+def _service() -> configparser.SectionProxy:
+    unit = configparser.RawConfigParser(strict=False, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(SERVICE.read_text())
+    return unit["Service"]
+
+
+def test_the_image_gets_every_package_and_nothing_else() -> None:
+    build = read_stages()[0]
+    sources = [word for copy in build if copy.name == "COPY" for word in copy.words[:-1]]
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert {"pyproject.toml", "README.md", "LICENSE", *packages} <= set(sources)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    for source in sources:
+        assert (ROOT / source).exists()
+        assert any(fnmatch(source, line[1:]) for line in ignored if line.startswith("!")), source
+
+
+def test_the_image_runs_as_nobody_in_particular_and_checks_itself() -> None:
+    final = read_stages()[-1]
+    uid, _, gid = last(final, "USER").value.partition(":")
+    assert int(uid) > 0 == int(gid)
+    assert last(final, "ENTRYPOINT").words == ["vllm-cli", "serve"]
+    check = last(final, "HEALTHCHECK").value
+    program, command, *words = [str(word) for word in yaml.safe_load(check[check.index("[") :])]
+    assert (program, command) == ("vllm-cli", "wait")
+    timeout_s = wait.make_context("wait", words).params["timeout_s"]
+    limit = re.search(r"--timeout=(\d+)s", check)
+    assert limit and timeout_s < int(limit[1])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_file_names_a_registry(path: Path) -> None:
+    assert "://" not in path.read_text()
+    assert (
+        re.findall(
+            r"\b(?:[\w-]+\.)+(?:io|com|org|dev|net)/",
+            re.sub(r"(kubernetes\.io|prometheus\.io|nvidia\.com|leaderworkerset\.x-k8s\.io)/", "", path.read_text()),
+        )
+        == []
+    )
+
+
+def test_the_words_of_compose_are_flags_and_its_root_is_read_only() -> None:
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
+    words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
+    assert Arguments.parse(words).last_value("--model")
+    assert service["read_only"]
+    assert service["tmpfs"] == ["/tmp"]
+    assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
+
+
+def test_the_manifests_probes_are_those_that_are_printed() -> None:
+    [container] = _pod()["containers"]
+    printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
+    assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
+
+
+def test_the_manifest_fits_the_server() -> None:
+    pod = _pod()
+    [container] = pod["containers"]
+    assert Arguments.parse(container["args"]).positionals
+    assert pod["terminationGracePeriodSeconds"] > DRAIN_S
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert set(mounts) == {"/cache", "/tmp"}
+    assert {volume["name"] for volume in pod["volumes"]} == set(mounts.values())
+    assert _manifest("Service")["spec"]["selector"] == _manifest("Deployment")["spec"]["selector"]["matchLabels"]
+    claim = pod["volumes"][0]["persistentVolumeClaim"]["claimName"]
+    assert claim == _manifest("PersistentVolumeClaim")["metadata"]["name"]
+
+
+def test_the_unit_waits_for_readiness_and_for_the_drain() -> None:
+    service = _service()
+    assert service["Type"] == "notify"
+    program, command, *words = shlex.split(service["ExecStart"])
+    assert (Path(program).name, command) == ("vllm-cli", "serve")
+    assert Arguments.parse(words).last_value("--config")
+    assert float(service["TimeoutStopSec"]) > DRAIN_S
+    assert set(service["RestartPreventExitStatus"].split()) == {"2", "3"}
+    assert "XDG_CACHE_HOME=/var/cache/vllm-cli" in service["Environment"].split()
+    assert service["CacheDirectory"] == "vllm-cli"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
+    program = tmp_path / "vllm-cli"
+    program.touch(0o755)
+    for unit in SERVICE.parent.iterdir():
+        text = unit.read_text().replace("/opt/vllm-cli/bin/vllm-cli", str(program))
+        (tmp_path / unit.name).write_text(text)
+    units = [str(tmp_path / f"vllm-cli.{kind}") for kind in ("service", "socket")]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=200
+    )
+    assert "vllm-cli" not in done.stderr, done.stderr
+
+
+def test_the_unit_grants_no_more_than_the_server_needs() -> None:
+    service = _service()
+    assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""

@@ -1,0 +1,73 @@
+"""`vllm-cli run-batch` with the server that it starts for itself, killed in the middle."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.waiting import is_gone, wait_until
+
+_NUM_SHORT, _NUM_LONG = 4, 8
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_batch_leaves_no_process_and_is_finished_by_the_next(model_path: Path, tmp_path: Path) -> None:
+    """The first run has much left to do when it is killed; the second has those requests in short."""
+    batch, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    _write(batch, [_request(n, max_tokens=4 if n < _NUM_SHORT else 400) for n in range(_NUM_SHORT + _NUM_LONG)])
+    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(out)]
+    # A list flag takes every word up to the next flag: the order of the user's words is kept.
+    command += ["--max-num-seqs", "2", "--model", str(model_path), "--served-model-name", "smol", "other"]
+    command += ["--max-model-len", "512", "--max-concurrency", "2"]
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: process.poll() is not None or _num_lines(out) >= _NUM_SHORT, timeout_s=240)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        family = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.communicate()
+    assert len(family) >= 3  # warden, API process, engine
+    wait_until(lambda: all(is_gone(member.pid) for member in family))
+    kept = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1].splitlines()
+    assert _NUM_SHORT <= len(kept) < _NUM_SHORT + _NUM_LONG
+
+    _write(batch, [_request(n, max_tokens=4) for n in range(_NUM_SHORT + _NUM_LONG)])
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["skipped"] == len(kept)
+    lines = out.read_bytes().splitlines()
+    assert set(kept) <= set(lines)
+    answers = [json.loads(line) for line in lines]
+    assert [answer["custom_id"] for answer in answers] == [f"request-{n}" for n in range(_NUM_SHORT + _NUM_LONG)]
+    assert all(answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers)
+
+
+def test_a_server_that_cannot_start_says_why_and_gives_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(_request(0)))
+    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(tmp_path / "in.jsonl")]
+    command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(tmp_path / "no-model")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 3
+    assert f"{tmp_path}/no-model is neither a folder nor a name" in done.stderr
+    wrong = subprocess.run([*command, "--max-num-seqs", "many"], capture_output=True, text=True, timeout=280)
+    assert wrong.returncode == 2
+    assert "--max-num-seqs" in wrong.stderr
+
+
+def _request(number: int, *, max_tokens: int = 4) -> dict[str, object]:
+    messages = [{"role": "user", "content": f"Tell me a fact about the number {number}."}]
+    body = {"model": "smol", "messages": messages, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    return {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def _write(path: Path, requests: list[dict[str, object]]) -> None:
+    path.write_text("".join(f"{json.dumps(request)}\n" for request in requests))
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0

@@ -1,0 +1,56 @@
+"""A server for batches, and `run-batch` as a process of its own."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm_cli.batch.batch_server import BatchServer
+
+
+@pytest.fixture
+def server() -> Iterator[BatchServer]:
+    with BatchServer() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, name="batch-server")
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts `vllm-cli run-batch` on `in.jsonl` and `out.jsonl` of the test's folder."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*words: str, output: str = "out.jsonl") -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(tmp_path / "in.jsonl")]
+        process = subprocess.Popen(
+            [*command, "-o", str(tmp_path / output), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def run_batch(start_batch) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """The same, to its end."""
+
+    def run(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        process = start_batch(*words, **options)
+        out, err = process.communicate(timeout=200)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

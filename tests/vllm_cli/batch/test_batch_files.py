@@ -1,0 +1,119 @@
+"""What `run-batch` refuses: files that are no batches, and results of another one."""
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vllm_cli.batch.batch_server import request_line, write_lines
+from vllm_cli.batch.input_file import LinePlace, open_input
+from vllm_cli.batch.output_file import OutputFile, check_same_batch
+from vllm_cli.batch.result_line import BEGINNING, answered
+from vllm_cli.errors import InputError
+from vllm_cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1 is not JSON"),
+        ("[1]", "line 1 is not a JSON object"),
+        ('{"method": "POST"}', "line 1 has no 'custom_id'"),
+        ('\n{"custom_id": 1}', "line 2 has 1 as 'custom_id', which must be a text"),
+        ('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": []}', "which must be an object"),
+        (f"{json.dumps(request_line(1))}\n" * 2, "line 2 has the custom_id of line 1, 'request-1'"),
+        ("x\n" * 12, "and 2 more"),
+    ],
+    ids=["JSON", "object", "missing", "type", "body", "twice", "many"],
+)
+def test_a_file_that_is_no_batch_is_refused_before_anything_runs(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    words = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--url", "http://127.0.0.1:1"]
+    assert main(["run-batch", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--url", "http://localhost", "--max-model-len", "8k"], "with --url no server is started"),
+        (["--port", "9000"], "--port: the server of run-batch has a private socket"),
+        (["--api-key", "x"], "--api-key is for --url"),
+        (["--url", "ftp://x"], "'ftp://x' is not an address"),
+        (["-i", "missing.jsonl", "--url", "http://localhost"], "missing.jsonl cannot be read: No such file"),
+        (["-o", "missing/out.jsonl", "--url", "http://localhost"], "out.jsonl cannot be written: No such file"),
+        (["-o", "/dev/null", "--url", "http://localhost"], "must be a file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"-i": str(write_lines(tmp_path / "in.jsonl", [request_line(0)])), "-o": str(tmp_path / "out.jsonl")}
+    missing = [word for name in given if name not in words for word in (name, given[name])]
+    assert main(["run-batch", *missing, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["a note\n", '{"id": "other"}\n', "x", f"{BEGINNING.decode()}\n{BEGINNING.decode()}"])
+def test_a_file_of_somebody_else_is_not_touched(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text(text)
+    with pytest.raises(InputError, match="is no result of a batch"):
+        OutputFile(path)
+    assert path.read_text() == text
+
+
+def test_results_of_other_requests_are_refused(tmp_path: Path) -> None:
+    with open_input(str(write_lines(tmp_path / "in.jsonl", [request_line(0)]))) as batch:
+        [place] = batch.places
+    with OutputFile(tmp_path / "out.jsonl") as output:
+        output.append([answered(place, 200, b"{}")])
+        check_same_batch(output.path, output.known, {place.custom_id: place.id})
+        with pytest.raises(InputError, match="1 requests that are not in the input: request-0"):
+            check_same_batch(output.path, output.known, {})
+        with pytest.raises(InputError, match="1 requests that were asked something else then: request-0"):
+            check_same_batch(output.path, output.known, {place.custom_id: "vllm-other"})
+
+
+def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "out.jsonl"), pytest.raises(InputError, match="is being written by another run"):
+        OutputFile(tmp_path / "out.jsonl")
+    with (tmp_path / "out.jsonl").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_every_cut_through_the_last_line_is_mended(tmp_path: Path) -> None:
+    """The line is taken away, or, where only its end is missing, kept."""
+    path = tmp_path / "out.jsonl"
+    lines = [answered(LinePlace(name, f"vllm-{name}", 0, 0), 200, b'{"a": "\xc3\xa9"}').line for name in ("one", "two")]
+    whole = b"".join(lines)
+    for length in range(len(lines[0]) + 1, len(whole)):
+        path.write_bytes(whole[:length])
+        with OutputFile(path) as output:
+            names = list(output.known)
+        is_kept = length == len(whole) - 1
+        assert names == (["one", "two"] if is_kept else ["one"])
+        assert path.read_bytes() == (whole if is_kept else lines[0])
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "is_failed", "expected"),
+    [
+        (200, b'{\n "a": 1\n}', False, {"a": 1}),
+        (200, b"[1]", True, None),
+        (200, b"<html>", True, None),
+        (301, b"", True, None),
+        (500, b"oh\nno", True, None),
+    ],
+)
+def test_every_answer_becomes_one_line(status: int, content: bytes, is_failed: bool, expected: object) -> None:
+    result = answered(LinePlace("a\n\u2028\ud800", "vllm-1", 0, 0), status, content)
+    assert result.line.count(b"\n") == 1
+    assert result.known.is_failed == is_failed
+    fields = json.loads(result.line)
+    assert fields["custom_id"] == "a\n\u2028\ud800"
+    assert fields["response"]["body"] == expected
+    assert bool(fields["error"]) == is_failed

@@ -1,0 +1,41 @@
+"""What the server that a batch starts is told."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from envs.registry import env
+from vllm_cli.batch.own_server import _engine_flags, _remove_left_sockets
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "is_quiet"),
+    [
+        (("--model", "m"), None, True),
+        (("--engine", "embedded"), "vllm", True),
+        ((), "vllm", False),
+        (("--engine=vllm",), None, False),
+        (("--engine", "auto"), None, False),
+    ],
+)
+def test_flags_of_the_embedded_engine_are_not_given_to_another_one(
+    words: tuple[str, ...], variable: str | None, is_quiet: bool
+) -> None:
+    with env.VCLI_ENGINE.override(variable):
+        flags = _engine_flags(words)
+    assert bool(flags) == is_quiet
+    assert ("embedded" in flags) == is_quiet
+
+
+def test_sockets_of_killed_batches_are_removed_and_no_others(tmp_path: Path) -> None:
+    left, alive, starting = (tmp_path / f"vllm-cli-batch-{name}" for name in ("left", "alive", "starting"))
+    for folder in (left, alive, starting):
+        folder.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left / "server.sock"))
+        dead.close()
+        listener.bind(str(alive / "server.sock"))
+        listener.listen()
+        _remove_left_sockets(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [alive, starting]

@@ -1,0 +1,33 @@
+"""How long a request waits before it is sent again."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from vllm_cli.batch.retries import pause_s
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "expected_s"),
+    [
+        ("0", 0.05),
+        (" 7 ", 7),
+        ("99999", 600),
+        (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.05),
+    ],
+)
+def test_what_the_server_asks_for_is_done_within_reason(retry_after: str, expected_s: float) -> None:
+    assert pause_s(5, retry_after) == expected_s
+
+
+@pytest.mark.parametrize("retry_after", [None, "", "soon", "-1", "1.5", "nan"])
+def test_otherwise_pauses_grow_up_to_half_a_minute(retry_after: str | None) -> None:
+    assert 0.25 <= pause_s(0, retry_after) <= 0.5
+    assert 1 <= pause_s(2, retry_after) <= 2
+    assert 15 <= pause_s(5000, retry_after) <= 30
+
+
+def test_a_date_in_the_future_is_waited_for() -> None:
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=500), usegmt=True)
+    assert 0 < pause_s(0, later) <= 500

@@ -1,0 +1,272 @@
+"""`run-batch` against a running server: its files, its retries, and what a second run does."""
+
+import json
+import signal
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm_cli.batch.batch_server import BatchServer, error, ok, read_lines, request_line, write_lines
+from tests.waiting import wait_until
+
+
+def test_answers_have_vllms_format_and_the_order_of_the_requests(server: BatchServer, run_batch, tmp_path: Path):
+    last_has_come = threading.Event()
+
+    def decide(body: dict[str, Any]):
+        """The first request is answered last."""
+        if body["prompt"] == "request-0":
+            assert last_has_come.wait(60)
+        elif body["prompt"] == "request-4":
+            last_has_come.set()
+        return ok(body)
+
+    server.decide = decide
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(5)])
+    done = run_batch("--url", server.url, "--json")
+    assert done.returncode == 0, done.stderr
+    lines = read_lines(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == [f"request-{number}" for number in range(5)]
+    for line in lines:
+        assert list(line) == ["id", "custom_id", "response", "error"]
+        assert line["id"].startswith("vllm-")
+        assert line["error"] is None
+        assert line["response"]["status_code"] == 200
+        assert line["response"]["body"]["choices"] == [{"text": line["custom_id"]}]
+    sent = {headers["X-Request-Id"] for headers in server.headers}
+    assert sent == {line["response"]["request_id"] for line in lines}
+    summary = json.loads(done.stdout)
+    assert (summary["status"], summary["succeeded"], summary["remaining"]) == ("completed", 5, 0)
+    assert (summary["prompt_tokens"], summary["completion_tokens"]) == (10, 15)
+
+
+def test_a_request_that_fails_is_told_in_its_line_and_by_the_exit_code(server: BatchServer, run_batch, tmp_path: Path):
+    server.decide = lambda body: error(400, "too long") if body.get("prompt") == "request-1" else ok(body)
+    lines = [
+        request_line(0),
+        request_line(1),
+        request_line(2, url="/v1/audio/speech"),
+        request_line(3, method="GET"),
+        request_line(4, body={"prompt": "x", "stream": True}),
+    ]
+    write_lines(tmp_path / "in.jsonl", lines)
+    done = run_batch("--url", f"{server.url}/v1/")
+    assert done.returncode == 5, done.stderr
+    assert "5 of 5 requests are done, 4 of them failed" in done.stderr
+    answers = {line["custom_id"]: line for line in read_lines(tmp_path / "out.jsonl")}
+    failed = answers["request-1"]
+    assert failed["response"]["body"] is None
+    assert failed["response"]["status_code"] == 400
+    assert failed["error"]["error"]["message"] == "too long"
+    assert answers["request-2"]["error"].startswith("URL /v1/audio/speech was used. Supported endpoints: /v1/chat/")
+    assert "Only POST" in answers["request-3"]["error"]
+    assert answers["request-4"]["error"] == "Request must not be sent in stream mode"
+    assert server.paths == ["/v1/completions"] * 2
+
+
+def test_a_second_run_asks_only_what_is_missing_and_on_request_what_failed(server, run_batch, tmp_path: Path):
+    server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
+    assert run_batch("--url", server.url).returncode == 5
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
+    again = run_batch("--url", server.url, "--json")
+    assert again.returncode == 5
+    assert json.loads(again.stdout)["skipped"] == 3
+    assert server.asked == {f"request-{number}": 1 for number in range(4)}
+    server.decide = ok
+    assert run_batch("--url", server.url, "--retry-failed").returncode == 0
+    assert server.asked == {"request-0": 1, "request-1": 2, "request-2": 1, "request-3": 1}
+    lines = read_lines(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in lines] == [f"request-{number}" for number in range(4)]
+    assert not any(line["error"] for line in lines)
+
+
+def test_kills_lose_nothing_and_repeat_nothing_that_is_in_the_file(server: BatchServer, start_batch, tmp_path: Path):
+    """SIGKILL five times in the middle; what the file held at that moment is never asked again."""
+    num_requests, out = 120, tmp_path / "out.jsonl"
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
+    words = ("--url", server.url, "--max-concurrency", "4", "--retry-timeout", "0")
+    allowed = threading.Semaphore(0)
+
+    def decide(body: dict[str, Any]):
+        allowed.acquire()
+        return ok(body)
+
+    server.decide = decide
+    for kill in range(1, 6):
+        process = start_batch(*words)
+        allowed.release(20)
+        wait_until(lambda least=kill * 10: out.exists() and out.read_bytes().count(b"\n") >= least)
+        process.kill()
+        process.communicate()
+        torn = out.read_bytes() + b'{"id":"vllm-12'
+        out.write_bytes(torn[:-kill])
+        kept = {line["custom_id"] for line in map(json.loads, out.read_text().splitlines()[:-1])}
+        server.asked.clear()
+        allowed.release(num_requests)  # those of the killed run are answered, too, into the void
+        wait_until(lambda: server.num_running == 0)
+        server.asked.clear()
+        while allowed.acquire(blocking=False):
+            pass
+    allowed.release(2 * num_requests)
+    last = start_batch(*words)
+    assert last.wait(200) == 0
+    assert set(server.asked).isdisjoint(kept)
+    assert [line["custom_id"] for line in read_lines(out)] == [f"request-{n}" for n in range(num_requests)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_with_what_is_there(server: BatchServer, start_batch, run_batch, tmp_path: Path, number):
+    blocks = threading.Event()
+    server.decide = lambda body: ok(body) if body["prompt"] == "request-0" or blocks.wait(60) else ok(body)
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
+    process = start_batch("--url", server.url, "--json")
+    wait_until(lambda: (tmp_path / "out.jsonl").exists() and (tmp_path / "out.jsonl").stat().st_size)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=200)
+    blocks.set()
+    assert process.returncode == 128 + number
+    assert json.loads(out)["status"] == "interrupted"
+    assert "1 of 4 requests are done, 0 of them failed; the same command goes on from there" in err
+    assert run_batch("--url", server.url).returncode == 0
+    assert server.asked["request-0"] == 1
+
+
+def test_no_more_requests_than_allowed_are_in_flight(server: BatchServer, run_batch, tmp_path: Path):
+    are_three = threading.Event()
+
+    def decide(body: dict[str, Any]):
+        if server.num_running == 3:
+            are_three.set()
+        assert are_three.wait(60)
+        return ok(body)
+
+    server.decide = decide
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(20)])
+    assert run_batch("--url", server.url, "--max-concurrency", "3").returncode == 0
+    assert server.most_at_once == 3
+
+
+def _in_a_moment() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after"), [(429, _in_a_moment), (503, lambda: None)], ids=["429 date", "503 unsaid"]
+)
+def test_a_server_that_asks_to_wait_is_asked_again(server, run_batch, tmp_path: Path, status: int, retry_after):
+    def decide(body: dict[str, Any]):
+        if server.asked[body["prompt"]] > 2:
+            return ok(body)
+        told = retry_after()
+        return error(status, "later", **({"Retry-After": told} if told else {}))
+
+    server.decide = decide
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    done = run_batch("--url", server.url, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["retries"] == 2
+    assert server.asked == {"request-0": 3}
+
+
+def test_a_server_that_never_has_time_is_given_up_and_noted(server: BatchServer, run_batch, tmp_path: Path):
+    server.decide = lambda body: error(503, "never", **{"Retry-After": "3600"})
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    assert run_batch("--url", server.url, "--retry-timeout", "5").returncode == 5
+    assert read_lines(tmp_path / "out.jsonl")[0]["response"]["status_code"] == 503
+
+
+def test_a_server_that_fails_is_asked_three_times(server: BatchServer, run_batch, tmp_path: Path):
+    server.decide = lambda body: ok(body) if server.asked["request-1"] == 3 else error(500, "oh no")
+    write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1)])
+    assert run_batch("--url", server.url, "--max-concurrency", "1").returncode == 5
+    assert server.asked == {"request-0": 3, "request-1": 3}
+    assert [bool(line["error"]) for line in read_lines(tmp_path / "out.jsonl")] == [True, False]
+
+
+def test_a_server_that_does_not_know_the_key_ends_the_run(server: BatchServer, run_batch, tmp_path: Path):
+    server.decide = lambda body: error(401, "who are you?")
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    done = run_batch("--url", server.url)
+    assert done.returncode == 1
+    assert "answers 401: give it an --api-key that it knows" in done.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_an_answer_that_takes_too_long_has_no_response(server: BatchServer, run_batch, tmp_path: Path):
+    is_over = threading.Event()
+    server.decide = lambda body: ok(body) if is_over.wait(60) else ok(body)
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    assert run_batch("--url", server.url, "--request-timeout", "0.2").returncode == 5
+    is_over.set()
+    [line] = read_lines(tmp_path / "out.jsonl")
+    assert line["response"] is None
+    assert line["error"] == {"code": "timeout", "message": "The server took longer than 0.2 s."}
+
+
+def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, tmp_path: Path):
+    write_lines(tmp_path / "in.jsonl", [request_line(0)])
+    done = run_batch("--url", f"unix:{tmp_path}/no.sock")
+    assert done.returncode == 1
+    assert f"No server answers at unix:{tmp_path}/no.sock (no such file or directory)." in done.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == b""
+
+
+def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server: BatchServer, run_batch, tmp_path: Path):
+    """A limit on the file's size stands for the disk: the write that does not fit is cut off in the middle."""
+    import resource
+
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(60)])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        done = run_batch("--url", server.url, "--max-concurrency", "2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 1
+    assert "out.jsonl cannot be written: File too large." in done.stderr
+    assert 0 < len(read_lines(tmp_path / "out.jsonl")) < 60
+    assert run_batch("--url", server.url).returncode == 0
+    assert len(read_lines(tmp_path / "out.jsonl")) == 60
+
+
+def test_a_model_and_a_key_are_sent_along(server: BatchServer, run_batch, tmp_path: Path):
+    asked: list[dict[str, Any]] = []
+    server.decide = lambda body: asked.append(body) or ok(body)  # type: ignore[func-returns-value]
+    write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1, body={"prompt": "x", "model": "own"})])
+    assert run_batch("--url", server.url, "--model", "asked", "--api-key", "secret").returncode == 0
+    assert sorted(body["model"] for body in asked) == ["asked", "own"]
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer secret"}
+
+
+def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path: Path):
+    """The last --input-file counts; results are kept in a folder until they are sent."""
+    source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
+    server.files["/in.jsonl"] = source.read_bytes()
+    folder = tmp_path / "meanwhile"
+    folder.mkdir()
+    words = ("--url", server.url, "--input-file", f"{server.url}/in.jsonl", "--output-tmp-dir", str(folder))
+    process = start_batch(*words, "--output-file", f"{server.url}/out.jsonl")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    lines = [json.loads(line) for line in server.puts["/out.jsonl"].splitlines()]
+    assert [line["custom_id"] for line in lines] == ["request-0", "request-1", "request-2"]
+    assert list(folder.iterdir()) == []
+
+
+def test_the_mode_of_the_output_is_kept(server: BatchServer, run_batch, tmp_path: Path):
+    out = tmp_path / "out.jsonl"
+    out.touch(0o600)
+    out.chmod(0o600)
+    write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(9)])
+    server.decide = lambda body: error(400, "no") if body["prompt"] == "request-3" else ok(body)
+    assert run_batch("--url", server.url).returncode == 5
+    server.decide = ok
+    assert run_batch("--url", server.url, "--retry-failed").returncode == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]

@@ -1,0 +1,109 @@
+"""Shell completion: what a shell is told, in which time-consuming modules take no part."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_cli.flags_honoured import HONOURED
+from vllm_cli.main import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+_SCRIPT = """
+import json, sys
+from vllm_cli.main import main
+try:
+    main([])
+except SystemExit:
+    pass
+print(json.dumps([name.partition(".")[0] for name in sys.modules]))
+"""
+STRANGERS = {"torch", "transformers", "tokenizers", "numpy", "yaml", "rich", "aiohttp", "huggingface_hub", "psutil"}
+
+
+@pytest.fixture
+def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What bash gets for the words, the last of which is not complete."""
+    hub = tmp_path / "hub"
+    for name in ("models--org--llama", "models--org--qwen", "models--gpt2"):
+        (hub / name / "snapshots").mkdir(parents=True)
+    (hub / "models--org--partial").mkdir()
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+
+    def run(*words: str) -> list[str]:
+        environment = os.environ | {
+            "_VLLM_CLI_COMPLETE": "bash_complete",
+            "COMP_WORDS": "vllm-cli " + " ".join(words),
+            "COMP_CWORD": str(len(words)),
+        }
+        command = [sys.executable, "-c", _SCRIPT]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        *items, modules = done.stdout.splitlines()
+        assert set(json.loads(modules)) & STRANGERS == set()
+        return items
+
+    return run
+
+
+def test_commands_are_completed_from_the_table(complete) -> None:
+    assert complete("") == [f"plain,{entry.name}" for entry in COMMANDS]
+    assert complete("comp") == ["plain,complete", "plain,completion"]
+    assert complete("bench", "st") == ["plain,startup"]
+
+
+def test_flags_of_serve_are_completed_after_whatever_was_written(complete) -> None:
+    expected = [f"plain,{flag.name}" for flag in HONOURED if flag.name.startswith("--max-num")]
+    assert len(expected) >= 2
+    assert complete("serve", "--max-num") == expected
+    assert complete("serve", "model", "--port", "nonsense", "--unknown", "--max-num") == expected
+    assert "plain,--no-enable-prefix-caching" in complete("serve", "--no-")
+
+
+def test_values_of_flags_are_completed(complete) -> None:
+    assert complete("serve", "--dtype", "b") == ["plain,bfloat16"]
+    assert complete("serve", "--config", "x") == ["file,x"]
+    assert complete("serve", "--allowed-local-media-path", "x") == ["dir,x"]
+
+
+def test_models_in_the_cache_folder_are_completed_and_else_folders(complete) -> None:
+    assert complete("serve", "") == ["plain,gpt2", "plain,org/llama", "plain,org/qwen"]
+    assert complete("serve", "org/l") == ["plain,org/llama"]
+    assert complete("serve", "--model", "g") == ["plain,gpt2"]
+    assert complete("prefetch", "org/q") == ["plain,org/qwen"]
+    assert complete("run-batch", "-i", "x", "--model", "org/") == ["plain,org/llama", "plain,org/qwen"]
+    assert complete("serve", "./mod") == ["dir,./mod"]
+
+
+def test_run_batch_completes_its_own_options_and_those_of_the_server(complete) -> None:
+    found = complete("run-batch", "--max-")
+    assert "plain,--max-concurrency" in found
+    assert "plain,--max-model-len" in found
+    assert len(found) == len(set(found))
+    assert complete("run-batch", "--po") == ["plain,--pooler-config"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_gets_its_script(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert f"_VLLM_CLI_COMPLETE={shell}_complete" in capfd.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_real_bash_completes(tmp_path: Path) -> None:
+    program = tmp_path / "vllm-cli"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_cli "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(vllm-cli completion bash)"; COMP_WORDS=(vllm-cli serve --max-model); COMP_CWORD=2; '
+        '_vllm_cli_completion vllm-cli; echo "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "--norc", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
+    assert done.stdout == "--max-model-len\n", done.stderr

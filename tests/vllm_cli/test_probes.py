@@ -1,0 +1,85 @@
+"""`vllm-cli probes`: Kubernetes probes from remembered starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from startup.timeline.history import history_path, remember_start
+from startup.timeline.record import StartRecord
+from vllm_cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+
+
+def _remember(model: str, *seconds: float) -> None:
+    for total_s in seconds:
+        remember_start(StartRecord(key=model, model=model, total_s=total_s, phases={}, spans={}, resident_share=None))
+
+
+def _probes(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["probes", "--format", "json", *words]) == 0
+    return dict(json.loads(capsys.readouterr().out))
+
+
+def test_without_starts_ten_minutes_are_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    probe = _probes(capsys)["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 600
+    assert probe["httpGet"] == {"path": "/readyz", "port": 8000}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words", "period_s", "allowed_s"),
+    [
+        ((2.5, 3.0), (), 1, 60),
+        ((20.0, 30.0, 45.0), (), 2, 180),
+        ((20.0, 30.0), ("--factor", "10"), 2, 300),
+        ((500.0,), (), 10, 2000),
+        ((33.0, 90.3), (), 3, 363),  # 361.2 s, in whole periods
+    ],
+)
+def test_a_start_may_take_a_multiple_of_the_slowest(
+    seconds: tuple[float, ...], words: tuple[str, ...], period_s: int, allowed_s: int, capsys
+) -> None:
+    _remember("llama", *seconds)
+    probe = _probes(capsys, *words)["startupProbe"]
+    assert probe["periodSeconds"] == period_s
+    assert probe["periodSeconds"] * probe["failureThreshold"] == allowed_s
+
+
+def test_the_starts_of_one_model_may_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    _remember("small", 3.0)
+    _remember("large", 100.0)
+    assert _probes(capsys, "small")["startupProbe"]["failureThreshold"] == 60
+    assert _probes(capsys, "large")["startupProbe"]["failureThreshold"] == 40
+    assert _probes(capsys) == _probes(capsys) != _probes(capsys, "small")
+
+
+def test_the_address_is_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    over_tls = _probes(capsys, "--port", "9000", "--ssl")
+    assert over_tls["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9000, "scheme": "HTTPS"}
+    by_command = _probes(capsys, "--uds", "/run/vllm.sock")["readinessProbe"]["exec"]["command"]
+    assert by_command[:5] == ["vllm-cli", "wait", "--quiet", "--uds", "/run/vllm.sock"]
+
+
+def test_vllm_is_asked_for_its_health(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {probe["httpGet"]["path"] for probe in _probes(capsys, "--engine", "vllm").values()} == {"/health"}
+
+
+def test_yaml_says_where_the_figures_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+    _remember("llama", 10.0, 20.0)
+    assert main(["probes", "llama"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("# 2 starts of llama took 15.0 s (median), 20.0 s at most: 80 s are allowed.\n")
+    assert yaml.safe_load(text) == _probes(capsys, "llama")
+
+
+def test_a_broken_history_is_no_history(capsys: pytest.CaptureFixture[str]) -> None:
+    history_path().parent.mkdir(parents=True)
+    history_path().write_bytes(b"\xff{nonsense\n")
+    assert _probes(capsys)["startupProbe"]["periodSeconds"] == 10

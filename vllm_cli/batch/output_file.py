@@ -1,0 +1,186 @@
+"""The results on disk: appended and synced as they come, so that a kill at any moment loses and repeats nothing."""
+
+import fcntl
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, NamedTuple, Self
+
+from vllm_cli.batch.result_line import BEGINNING, KnownResult, Result, parse
+from vllm_cli.errors import ConnectionFailedError, InputError
+
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_NUM_SHOWN: Final = 3
+
+
+class _Place(NamedTuple):
+    offset: int
+    num_bytes: int
+    known: KnownResult
+
+
+class OutputFile:
+    """Owned by one run at a time; what it holds is in `known`, by custom_id."""
+
+    def __init__(self, path: Path, *, is_overwriting: bool = False) -> None:
+        """Opens or makes the file, and mends a last line that a kill has cut off.
+
+        Raises:
+            InputError: it cannot be used, holds something else, or another run writes it.
+        """
+        self.path = Path(os.path.realpath(path))
+        self._beside = self.path.with_name(f".{self.path.name}.anew")
+        self._fd = self._open()
+        try:
+            self._beside.unlink(missing_ok=True)  # of a run that was killed
+            if is_overwriting:
+                os.ftruncate(self._fd, 0)
+            self._places = self._read()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._num_bytes = os.fstat(self._fd).st_size
+
+    @property
+    def known(self) -> Mapping[str, KnownResult]:
+        """The results by custom_id."""
+        return {custom_id: place.known for custom_id, place in self._places.items()}
+
+    def append(self, results: Sequence[Result]) -> None:
+        """Writes whole lines and waits until they are on the disk.
+
+        Raises:
+            ConnectionFailedError: the disk took none of them; the file is as it was.
+        """
+        try:
+            _write(self._fd, b"".join(result.line for result in results))
+            os.fdatasync(self._fd)
+        except OSError as err:
+            os.ftruncate(self._fd, self._num_bytes)
+            raise ConnectionFailedError(f"{self.path} cannot be written: {err.strerror}.") from err
+        for result in results:
+            self._places[result.known.custom_id] = _Place(self._num_bytes, len(result.line), result.known)
+            self._num_bytes += len(result.line)
+
+    def keep(self, custom_ids: Iterable[str]) -> None:
+        """Makes the file hold the results with these ids alone, in this order; in one step or not at all."""
+        wanted = [self._places[custom_id] for custom_id in custom_ids if custom_id in self._places]
+        if wanted == list(self._places.values()):
+            return
+        try:
+            fd = self._copy(wanted)
+        except OSError as err:
+            self._beside.unlink(missing_ok=True)
+            raise ConnectionFailedError(f"{self.path} cannot be written anew: {err.strerror}.") from err
+        os.close(self._fd)
+        self._fd = fd
+        self._places = self._read()
+        self._num_bytes = os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Lets another run have the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _copy(self, places: Iterable[_Place]) -> int:
+        """A file with these lines takes the place of this one; it is locked before it does."""
+        fd = os.open(self._beside, _CREATE | os.O_TRUNC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            for place in places:
+                _write(fd, os.pread(self._fd, place.num_bytes, place.offset))
+            os.fchmod(fd, os.fstat(self._fd).st_mode & 0o777)
+            os.fsync(fd)
+            os.replace(self._beside, self.path)  # noqa: PTH105 - says that it is atomic
+            _sync_folder(self.path.parent)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    def _open(self) -> int:
+        """Locks what is under the name by then: another run may have replaced the file just before."""
+        while True:
+            try:
+                fd = os.open(self.path, _CREATE, 0o666)
+            except OSError as err:
+                raise InputError(f"--output-file {self.path} cannot be written: {err.strerror}.") from err
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(fd), os.stat(self.path)):  # noqa: PTH116 - fits fstat
+                    _sync_folder(self.path.parent)
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                raise InputError(f"--output-file {self.path} is being written by another run.") from None
+            except FileNotFoundError:
+                pass
+            except OSError as err:
+                os.close(fd)
+                raise InputError(f"--output-file {self.path} cannot be used: {err.strerror}.") from err
+            os.close(fd)
+
+    def _read(self) -> dict[str, _Place]:
+        places: dict[str, _Place] = {}
+        offset = 0
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            for number, line in enumerate(file, 1):
+                known = parse(line)
+                if known is None:
+                    self._drop_torn_line(file, offset, line, number)
+                    break
+                if not line.endswith(b"\n"):
+                    _write(self._fd, b"\n")
+                    line += b"\n"
+                places[known.custom_id] = _Place(offset, len(line), known)
+                offset += len(line)
+        return places
+
+    def _drop_torn_line(self, file: BinaryIO, offset: int, line: bytes, number: int) -> None:
+        """The last line may be the beginning of a result; anything else is a file of somebody else."""
+        is_torn = not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]
+        if not is_torn or file.read(1):
+            raise InputError(
+                f"--output-file {self.path}: line {number} is no result of a batch. "
+                "Choose another file, or --overwrite to begin anew."
+            )
+        os.ftruncate(self._fd, offset)
+
+
+def check_same_batch(path: Path, known: Mapping[str, KnownResult], ids: Mapping[str, str]) -> None:
+    """Results of other requests in the file are a mistake that must not go unnoticed; `ids` are the input's."""
+    strangers = [custom_id for custom_id in known if custom_id not in ids]
+    changed = [custom_id for custom_id, result in known.items() if ids.get(custom_id, result.id) != result.id]
+    for what, found in (("are not in the input", strangers), ("were asked something else then", changed)):
+        if found:
+            shown = ", ".join(found[:_NUM_SHOWN]) + (", ..." if len(found) > _NUM_SHOWN else "")
+            raise InputError(
+                f"--output-file {path} has results of {len(found)} requests that {what}: {shown}. "
+                "Choose another file, or --overwrite to begin anew."
+            )
+
+
+def _write(fd: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes sure that the file's name is on the disk, too."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError:  # some file systems have no such thing
+        pass
+    finally:
+        os.close(fd)

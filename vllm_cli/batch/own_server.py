@@ -1,0 +1,111 @@
+"""The server that a batch starts for itself, on a private socket; it never outlives the batch."""
+
+import contextlib
+import errno
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Final
+
+from envs.registry import env
+from vllm_cli.bench import warden
+from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.readiness import Readiness
+from vllm_cli.server_address import ServerAddress
+from vllm_cli.waiting import WaitOptions, wait_for_server
+
+_STOP_GRACE_S: Final = 20.0
+_MAX_PATH_BYTES: Final = 100
+"""What fits into a socket's address (unix(7)), with some room."""
+_PREFIX: Final = "vllm-cli-batch-"
+_SOCKET: Final = "server.sock"
+_FOR_EVER_S: Final = 7 * 24 * 3600.0
+"""The server itself bounds its start."""
+_SERVE: Final = ("-m", "vllm_cli", "serve")
+_EMBEDDED: Final = "embedded"
+_DEFAULTS: Final = (
+    "--engine", _EMBEDDED, "--log-level", "WARNING", "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log",
+    "--shutdown-timeout", "2",
+)  # fmt: skip
+
+
+class ServerStartError(Exception):
+    """The server did not become ready; it has said why itself."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"the server ended with exit code {exit_code} before it was ready")
+        self.exit_code = exit_code
+
+
+class OwnServer:
+    """`vllm-cli serve` below a warden (`vllm_cli.bench.warden`), which ends it when this process ends, however."""
+
+    def __init__(self, serve_words: tuple[str, ...], socket_path: Path) -> None:
+        self.address = ServerAddress(uds=str(socket_path))
+        # Flags come first: a list flag among the user's takes every word that follows.
+        words = (*_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *serve_words)
+        with env.VLLM_API_KEY.override(None):
+            self._warden = subprocess.Popen(
+                [sys.executable, "-I", warden.__file__, str(_STOP_GRACE_S), sys.executable, *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, on_look: Callable[[Readiness, float], None]) -> None:
+        """Raises ServerStartError where it ends before."""
+        options = WaitOptions(
+            address=self.address, path="/health", timeout_s=_FOR_EVER_S, interval_s=0.05, pid=self._warden.pid
+        )
+        if wait_for_server(options, on_look).ending != "ready":
+            raise ServerStartError(self._warden.wait())
+
+    def ensure_alive(self) -> None:
+        """Raises ConnectionFailedError where it has ended."""
+        if self._warden.poll() is not None:
+            raise ConnectionFailedError(f"The server ended with exit code {self._warden.returncode}.")
+
+    def close(self) -> None:
+        """Stops the server and waits until nothing is left of it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._warden.communicate()
+
+
+@contextlib.contextmanager
+def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
+    """A server that is starting; it is stopped at the end of the block."""
+    parent = _socket_folder()
+    _remove_left_sockets(Path(parent))
+    with (
+        TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,
+        contextlib.closing(OwnServer(serve_words, Path(folder, _SOCKET))) as server,
+    ):
+        yield server
+
+
+def _engine_flags(serve_words: tuple[str, ...]) -> tuple[str, ...]:
+    """The embedded engine, which is quiet here, unless the user has asked for another one."""
+    asked = [*serve_words, ""]
+    given = [asked[i + 1] for i, word in enumerate(serve_words) if word == "--engine"]
+    given += [word.removeprefix("--engine=") for word in serve_words if word.startswith("--engine=")]
+    engine = given[-1] if given else env.VCLI_ENGINE.raw
+    return _DEFAULTS if engine in (None, _EMBEDDED) else ()
+
+
+def _socket_folder() -> str:
+    for folder in (gettempdir(), "/tmp"):
+        if len(f"{folder}/{_PREFIX}12345678/{_SOCKET}".encode()) <= _MAX_PATH_BYTES:
+            return folder
+    raise InputError(f"The path of TMPDIR, {gettempdir()}, is too long for a socket in it.")
+
+
+def _remove_left_sockets(parent: Path) -> None:
+    """Of batches that were killed: nobody listens there any more."""
+    for path in parent.glob(f"{_PREFIX}*/{_SOCKET}"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                path.unlink()
+                path.parent.rmdir()

@@ -1,0 +1,80 @@
+"""One line of an output file, as `vllm run-batch` writes them."""
+
+import json
+from typing import Any, Final, NamedTuple
+
+from vllm_cli.batch.input_file import LinePlace
+
+BEGINNING: Final = b'{"id":"vllm-'
+"""Of every line: what an output file is recognised by."""
+
+
+class KnownResult(NamedTuple):
+    """What a line of an output file says."""
+
+    custom_id: str
+    id: str
+    is_failed: bool
+
+
+class Result(NamedTuple):
+    """What came of one request."""
+
+    known: KnownResult
+    line: bytes
+    usage: dict[str, Any]
+
+
+def request_id(place: LinePlace) -> str:
+    """Sent to the server as well, so that its log can be searched for it."""
+    return place.id.replace("vllm-", "vllm-batch-", 1)
+
+
+def answered(place: LinePlace, status: int, content: bytes) -> Result:
+    """The server's answer, well or not."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        text = " ".join(content.decode(errors="replace").split())[:1000]
+        return refused(place, text or f"The server answered {status} without a body.", status if status >= 400 else 502)
+    # What the server wrote on one line is taken over as it is.
+    raw = content.strip().decode() if b"\n" not in content.strip() else json.dumps(body)
+    if status >= 400 or not isinstance(body, dict):
+        return _failed(place, _response(place, status, "null"), raw)
+    line = _line(place, _response(place, status, raw), "null")
+    return Result(KnownResult(place.custom_id, place.id, is_failed=False), line, body.get("usage") or {})
+
+
+def refused(place: LinePlace, message: str, status: int = 400) -> Result:
+    """An error of this side, told as vLLM tells it."""
+    return _failed(place, _response(place, status, "null"), json.dumps(message))
+
+
+def lost(place: LinePlace, code: str, message: str) -> Result:
+    """A request that no server answered."""
+    return _failed(place, "null", json.dumps({"code": code, "message": message}))
+
+
+def parse(line: bytes) -> KnownResult | None:
+    """What the line says, None where it is no result."""
+    try:
+        fields = json.loads(line)
+        is_failed = fields["error"] is not None
+        known = KnownResult(fields["custom_id"], fields["id"], is_failed)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return known if isinstance(known.custom_id, str) and isinstance(known.id, str) else None
+
+
+def _failed(place: LinePlace, response: str, error: str) -> Result:
+    known = KnownResult(place.custom_id, place.id, is_failed=True)
+    return Result(known, _line(place, response, error), {})
+
+
+def _response(place: LinePlace, status: int, body: str) -> str:
+    return f'{{"status_code":{status},"request_id":"{request_id(place)}","body":{body}}}'
+
+
+def _line(place: LinePlace, response: str, error: str) -> bytes:
+    custom_id = json.dumps(place.custom_id)
+    return f'{{"id":"{place.id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'.encode()

@@ -1,0 +1,133 @@
+"""Sends requests to one server, and asks again where that may help; lives on the event loop."""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import TracebackType
+from typing import Final, Self
+
+import aiohttp
+
+from vllm_cli.batch.config import BatchConfig
+from vllm_cli.batch.input_file import LinePlace
+from vllm_cli.batch.request_line import BatchRequest
+from vllm_cli.batch.result_line import Result, answered, lost, refused, request_id
+from vllm_cli.batch.retries import MAX_SERVER_ERRORS, RETRIED, pause_s
+from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.server_address import ServerAddress
+
+_CONNECT_TIMEOUT_S: Final = 30.0
+
+
+class Sender:
+    """One server; when it asks one request to wait, the others wait as well."""
+
+    def __init__(self, address: ServerAddress, config: BatchConfig) -> None:
+        self.num_retries = 0
+        self._address = address
+        self._config = config
+        self._open_at_s = 0.0
+        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        self._session = aiohttp.ClientSession(
+            connector=_connector(address, config.num_in_flight),
+            headers={**headers, "Content-Type": "application/json"},
+            timeout=aiohttp.ClientTimeout(total=config.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def send(self, request: BatchRequest, place: LinePlace) -> Result:
+        """What the server says at last.
+
+        Raises:
+            ConnectionFailedError: there is no server any more.
+        """
+        if request.refusal is not None:
+            return refused(place, request.refusal)
+        tries = _Tries(time.monotonic() + self._config.retry_timeout_s)
+        while True:
+            await self._wait_until_open()
+            result = await self._try(request, place, tries)
+            if result is not None:
+                return result
+            self.num_retries += 1
+
+    async def _try(self, request: BatchRequest, place: LinePlace, tries: "_Tries") -> Result | None:
+        """None asks for another attempt."""
+        try:
+            async with self._post(request, place) as response:
+                content = await response.read()
+        except aiohttp.ClientConnectorError as err:
+            if self._may_try_again(tries, None):
+                return None
+            reason = (err.os_error.strerror or str(err)).lower()
+            raise ConnectionFailedError(f"No server answers at {self._address} ({reason}).") from err
+        except TimeoutError:
+            return lost(place, "timeout", f"The server took longer than {self._config.request_timeout_s:g} s.")
+        except (aiohttp.ClientError, OSError) as err:
+            if self._may_try_again(tries, None):
+                return None
+            return lost(place, "connection_error", f"The server broke off its answer ({type(err).__name__}).")
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            raise ConnectionFailedError(
+                f"The server at {self._address} answers 401: give it an --api-key that it knows."
+            )
+        if tries.is_worth_another(response.status) and self._may_try_again(tries, response.headers.get("Retry-After")):
+            return None
+        return answered(place, response.status, content)
+
+    def _may_try_again(self, tries: "_Tries", retry_after: str | None) -> bool:
+        """Whether there is time for it; if so, no request is sent before the pause is over."""
+        duration_s = pause_s(tries.num_failed, retry_after)
+        tries.num_failed += 1
+        open_at_s = time.monotonic() + duration_s
+        if open_at_s > tries.deadline_s:
+            return False
+        self._open_at_s = max(self._open_at_s, open_at_s)
+        return True
+
+    def _post(self, request: BatchRequest, place: LinePlace) -> "aiohttp.client._RequestContextManager":
+        body = request.body
+        if self._config.model is not None:
+            body = {"model": self._config.model, **body}
+        url = f"{_base_url(self._address)}{request.url}"
+        headers = {"X-Request-Id": request_id(place)}
+        return self._session.post(url, data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
+
+    async def _wait_until_open(self) -> None:
+        while (left_s := self._open_at_s - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)
+
+
+@dataclass
+class _Tries:
+    """Of one request."""
+
+    deadline_s: float
+    num_failed: int = 0
+    num_server_errors: int = 0
+
+    def is_worth_another(self, status: int) -> bool:
+        """Whether the answer says nothing about the request, or perhaps nothing."""
+        if status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            return status in RETRIED
+        self.num_server_errors += 1
+        return self.num_server_errors < MAX_SERVER_ERRORS
+
+
+def _connector(address: ServerAddress, limit: int) -> aiohttp.BaseConnector:
+    if address.uds is not None:
+        return aiohttp.UnixConnector(address.uds, limit=limit)
+    return aiohttp.TCPConnector(limit=limit, ssl=address.tls or True)
+
+
+def _base_url(address: ServerAddress) -> str:
+    return "http://localhost" if address.uds is not None else str(address)

@@ -1,0 +1,28 @@
+"""`vllm-cli completion`: what a shell reads so that it completes commands, flags and models."""
+
+from typing import Final
+
+import click
+from click.shell_completion import get_completion_class
+
+_SHELLS: Final = ("bash", "zsh", "fish")
+_PROGRAM: Final = "vllm-cli"
+_VARIABLE: Final = "_VLLM_CLI_COMPLETE"
+"""Click's own name: with it in the environment, the program answers the shell and does nothing else."""
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(_SHELLS))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete commands, flags, their choices, and models in the cache folder.
+
+    \b
+    Examples:
+      echo 'eval "$(vllm-cli completion bash)"' >> ~/.bashrc
+      echo 'eval "$(vllm-cli completion zsh)"' >> ~/.zshrc
+      vllm-cli completion fish > ~/.config/fish/completions/vllm-cli.fish
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(ctx.find_root().command, {}, _PROGRAM, _VARIABLE).source())

@@ -1,0 +1,71 @@
+"""`vllm-cli probes`: Kubernetes probes with values from the starts that this machine remembers."""
+
+import json
+from statistics import median
+from typing import Any, Final
+
+import click
+
+from startup.timeline.history import read_starts
+from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
+
+_GRACE_S: Final = 45
+"""The default of --shutdown-timeout, and time for the last words."""
+
+
+@click.command("probes")
+@click.argument("model", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="As given to the server.")
+@click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
+@click.option("--uds", metavar="PATH", help="As given to the server; the probes are then commands in the container.")
+@click.option(
+    "--engine",
+    type=click.Choice(("embedded", "vllm")),
+    default="embedded",
+    show_default=True,
+    help="As given to the server; vLLM has no /livez and /readyz.",
+)
+@click.option(
+    "--factor",
+    type=click.FloatRange(1),
+    default=4.0,
+    show_default=True,
+    help="A start may take so many times as long as the slowest one remembered, and a minute at least.",
+)
+@click.option("--format", "form", type=click.Choice(("yaml", "json")), default="yaml", show_default=True)
+def probes(*, model: str | None, factor: float, form: str, engine: str, **target: Any) -> None:
+    """Print startup, liveness and readiness probes for a container that serves MODEL.
+
+    How long a start may take comes from the starts that are remembered in the cache folder: those of MODEL, as it was
+    named or served, or all. Where there is none, ten minutes are allowed.
+
+    \b
+    Examples:
+      vllm-cli probes
+      vllm-cli probes Qwen/Qwen3-0.6B --port 9000 --factor 6
+      vllm-cli probes --format json | jq .startupProbe
+    """
+    times = StartTimes(seconds=[start.total_s for start in read_starts(model)], factor=factor)
+    built = build_probes(ProbeTarget(is_vllm=engine == "vllm", **target), times)
+    if form == "json":
+        click.echo(json.dumps(built, indent=2))
+        return
+    import yaml
+
+    click.echo(_describe(times, model))
+    click.echo(yaml.safe_dump(built, sort_keys=False), nl=False)
+
+
+def _describe(times: StartTimes, model: str | None) -> str:
+    subject = f" of {model}" if model else ""
+    if times.seconds:
+        known = (
+            f"{len(times.seconds)} starts{subject} took {median(times.seconds):.1f} s (median), "
+            f"{max(times.seconds):.1f} s at most"
+        )
+    else:
+        known = f"no start{subject} is remembered here"
+    return (
+        f"# {known}: {times.allowed_s:.0f} s are allowed.\n"
+        f"# In the pod: terminationGracePeriodSeconds: {_GRACE_S} (--shutdown-timeout, 30 by default, and some more)"
+    )

@@ -1,0 +1,102 @@
+"""`vllm-cli run-batch`: answers a file of requests; the work itself is imported only when it runs."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from envs.registry import env
+from vllm_cli.errors import InputError
+from vllm_cli.model_completion import complete_model
+from vllm_cli.param_types import Secret
+from vllm_cli.run_batch_command import RunBatchCommand, serve_words_of
+from vllm_cli.server_address import parse_url
+
+if TYPE_CHECKING:
+    from vllm_cli.batch.config import BatchConfig
+
+_FOLDER: Final = click.Path(exists=True, file_okay=False, writable=True, path_type=Path)
+_SECONDS: Final = click.FloatRange(0, min_open=True)
+
+_HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
+
+Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its answer is
+a line of OUTPUT with the same custom_id. Without --url the server is started for it, on a private socket, and takes
+every flag of `vllm-cli serve` (`--help=all`). With --url a running server is asked, this one or another that speaks
+the OpenAI API.
+
+Answers are on the disk as soon as they come. The same command again goes on where the last one ended, however it
+ended, and asks nothing twice. In the end the answers have the order of the requests.
+
+\b
+Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /score, /rerank, /pooling, /classify, /tokenize
+
+\b
+Examples:
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --model Qwen/Qwen3-0.6B --max-model-len 4k
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --url https://llm.example.org/v1 --max-concurrency 8
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --retry-failed --json > summary.json
+
+Exit codes: 0 every request was answered well; 1 the server was lost or the disk is full, run it again to go on;
+2 usage, or a file that is no batch; 3 the server did not start; 5 all done, but some requests failed, and OUTPUT
+says why; 130 Ctrl-C.
+"""
+
+
+@click.command("run-batch", cls=RunBatchCommand, help=_HELP)
+@click.option("-i", "--input-file", required=True, metavar="INPUT", help="File or URL of the requests, - for stdin.")
+@click.option("-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL for a PUT.")
+@click.option("--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Where answers for a URL wait meanwhile.")
+@click.option(
+    "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests that name none."
+)
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path.")
+@click.option("--api-key", type=Secret(), help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
+@click.option("--max-concurrency", type=click.IntRange(1), help="Most requests at once.  [256; with --url 32]")
+@click.option(
+    "--retry-timeout",
+    "retry_timeout_s",
+    type=click.FloatRange(0),
+    default=600.0,
+    metavar="SECONDS",
+    help="How long a request is sent again after 429, 502, 503, 504 or a lost connection.  [600]",
+)
+@click.option(
+    "--request-timeout",
+    "request_timeout_s",
+    type=_SECONDS,
+    metavar="SECONDS",
+    help="How long one answer may take; then the request has failed.",
+)
+@click.option("--retry-failed", "retries_failed", is_flag=True, help="Ask again what OUTPUT notes as failed.")
+@click.option("--overwrite", "is_overwriting", is_flag=True, help="Begin anew, whatever OUTPUT holds.")
+@click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
+@click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
+def run_batch(*, is_json: bool, **options: Any) -> int:
+    """Returns the exit code."""
+    config = _build_config(options)
+
+    from vllm_cli.batch.run import run_batch as run
+
+    outcome = run(config)
+    if is_json:
+        click.echo(json.dumps(outcome.summary))
+    return outcome.exit_code
+
+
+def _build_config(options: dict[str, Any]) -> "BatchConfig":
+    from vllm_cli.batch.config import BatchConfig
+
+    words = serve_words_of(options)
+    url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
+    if url is None:
+        if api_key is not None:
+            raise InputError("--api-key is for --url; the server that run-batch starts asks for none.")
+        named = () if model is None else ("--model", model)
+        return BatchConfig(serve_words=(*named, *words), **options)
+    if words:
+        raise InputError(f"{' '.join(words)}: with --url no server is started that this could be for.")
+    key = api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
+    return BatchConfig(address=parse_url(url), model=model, api_key=key, **options)
