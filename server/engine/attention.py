@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from server.engine.batch import DecodeGroup, PackedBatch, PrefillChunk
+from server.engine.fused_attention import attend, repeat_heads
 from server.engine.kv_cache import KVCache, LayerShape
 
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
@@ -86,7 +86,7 @@ class PackedAttention:
         if options.needs_eager:
             output = _eager(folded, keys, values, mask, options, heads_folded=True)
         else:
-            output = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=options.scale)
+            output = attend(folded, keys, values, mask=mask, scale=options.scale)
         output = output.reshape(slots, query.shape[1], values.shape[3])
         return output if group.row_slots is None else output.index_select(0, group.row_slots)
 
@@ -106,18 +106,14 @@ class PackedAttention:
         if is_whole and not options.needs_eager:
             # The same call that `model.generate` makes for a prompt, and so the same rounding.
             keys, values = key[:, :, chunk.rows], value[:, :, chunk.rows]
-            output = F.scaled_dot_product_attention(
-                rows, keys, values, is_causal=rows.shape[2] > 1, scale=options.scale, enable_gqa=True
-            )
+            output = attend(rows, keys, values, is_causal=rows.shape[2] > 1, scale=options.scale)
             return output[0].transpose(0, 1)
         keys, values = self.cache.read(layer, chunk.slot, chunk.slot + 1, chunk.end)
         mask = _causal_mask(chunk, window, query.dtype, query.device)
         if options.needs_eager:
             output = _eager(rows, keys, values, mask, options, heads_folded=False)
         else:
-            output = F.scaled_dot_product_attention(
-                rows, keys, values, attn_mask=mask, scale=options.scale, enable_gqa=True
-            )
+            output = attend(rows, keys, values, mask=mask, scale=options.scale)
         return output[0].transpose(0, 1)
 
 
@@ -171,8 +167,7 @@ def _eager(  # noqa: PLR0913
 ) -> torch.Tensor:
     """Attention by plain matrix products, for soft-capped scores (Gemma 2) and sinks (gpt-oss)."""
     if not heads_folded:
-        groups = query.shape[1] // keys.shape[1]
-        keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+        keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
     scale = options.scale if options.scale is not None else query.shape[-1] ** -0.5
     scores = torch.matmul(query, keys.transpose(2, 3)) * scale
     if options.softcap is not None:

@@ -1,6 +1,7 @@
 """Wires the engine's objects, in the engine process."""
 
 import logging
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -19,15 +20,14 @@ from server.engine.runner import Runner
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits
 from server.engine.sequential_runner import SequentialRunner
-from server.engine.sizing import CacheSize, size_cache
+from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
 from server.engine.vision import picture_encoder
+from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
 
-_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-_PREFIX_SHARE = 0.25
-"""Of the KV cache's tokens that ended sequences may hold."""
+_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
 
 
 def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple[EngineCore, EngineInfo]:
@@ -48,7 +48,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         runner, size, prefixes = _build_runner(model, config, max_model_len)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     guided = GuidedStates(tokenizer_path=files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
-    batched = config.max_num_batched_tokens or _BATCHED_TOKENS.get(model.device.type, _BATCHED_TOKENS["cpu"])
+    batched = _batched_tokens(config, model.device)
     core = EngineCore(
         runner,
         limits=Limits(
@@ -89,18 +89,41 @@ def _build_runner(
     model: PreTrainedModel, config: EngineConfig, max_model_len: int
 ) -> tuple[Runner, CacheSize, PrefixCache | None]:
     dtype, device = model.dtype, model.device
+    size_of = partial(
+        size_cache,
+        config=config,
+        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
+        working=_working_memory(model, config),
+    )
     packed = PackedRunner(model)
     try:
         shapes = packed.probe()
     except UnsupportedAttentionError as err:
         logger.warning("one sequence at a time: %s", err)
-        size = size_cache(_guess_shapes(model), config, max_model_len=max_model_len, dtype=dtype, device=device)
-        return SequentialRunner(model), size, None
-    size = size_cache(shapes, config, max_model_len=max_model_len, dtype=dtype, device=device)
+        return SequentialRunner(model), size_of(_guess_shapes(model)), None
+    size = size_of(shapes)
     cache = KVCache(shapes, num_slots=size.num_slots, slot_len=size.slot_len, dtype=dtype, device=device)
-    prefixes = PrefixCache(max_tokens=int(size.num_tokens * _PREFIX_SHARE)) if config.enable_prefix_caching else None
+    prefixes = PrefixCache(max_tokens=int(size.num_tokens * PREFIX_SHARE)) if config.enable_prefix_caching else None
     packed.use_cache(cache, prefixes)
     return packed, size, prefixes
+
+
+def _batched_tokens(config: EngineConfig, device: torch.device) -> int:
+    return config.max_num_batched_tokens or _BATCHED_TOKENS.get(device.type, _BATCHED_TOKENS["cpu"])
+
+
+def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
+    """What steps take on a GPU; a CPU's share for the cache leaves room for them."""
+    if model.device.type == "cpu":
+        return NO_WORKING_MEMORY
+    return estimate_working_memory(
+        model.config,
+        num_tokens=_batched_tokens(config, model.device),
+        num_sequences=config.max_num_seqs,
+        dtype=model.dtype,
+    )
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

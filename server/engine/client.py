@@ -5,11 +5,12 @@ import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
+from functools import partial
 
 import msgspec
 
 from server.engine.channel import HEADER_BYTES, frame, read_length
-from server.engine.messages import Abort, Failed, FromEngine, Generate, Pool, Ready, Step, ToEngine
+from server.engine.messages import Abort, Failed, FromEngine, Generate, Ping, Pong, Pool, Ready, Step, ToEngine
 from server.engine.uploads import Uploader
 from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams
@@ -18,13 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 class EngineClient:
-    """One per API process; every method runs on the event loop. Call `start` before anything else."""
+    """One per API process; every method runs on the event loop. Call `start` before anything else.
+
+    It outlives the engine: `restart` takes another one in the place of one that is dead.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._uploader = Uploader(self._send, self._drain)
+        self._info: EngineInfo | None = None
         self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
@@ -37,20 +42,47 @@ class EngineClient:
         """Why the engine is dead."""
         self.is_ready = False
         """One real token has been generated; latched by `mark_ready`."""
+        self.is_lost = False
+        """It went without a word."""
+        self.is_heard = False
+        """Set by every message of the engine; to be reset by whoever waits for one."""
         self.stats = EngineStats()
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine told when it had loaded the model."""
-        if self._loaded is None or not self._loaded.done():
-            raise EngineStartError("the engine is still starting")
-        return self._loaded.result()
+        """What the engine, or the one before it, told when it had loaded the model."""
+        if self._info is not None:
+            return self._info
+        if self._loaded is not None and self._loaded.done():
+            return self._loaded.result()
+        raise EngineStartError("the engine is still starting")
 
     async def start(self) -> None:
         """Begins to listen to the engine."""
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
+        self._uploader = Uploader(partial(self._send, writer=self._writer), self._drain)
         self._loaded = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
+
+    async def restart(self, connection: socket.socket) -> None:
+        """Begins to listen to another engine; requests of the dead one have been told and send nothing to this one."""
+        await self._disconnect()
+        self._connection = connection
+        self.error = None
+        self.is_ready = False
+        self.is_lost = False
+        self.dead.clear()
+        self.stats = EngineStats()
+        await self.start()
+
+    def ping(self) -> None:
+        """Asks for a sign of life: `is_heard`."""
+        self._send(Ping())
+
+    def give_up(self, reason: str) -> None:
+        """Takes the engine for dead, though its process may be there."""
+        if self.error is None:
+            self._die(reason)
 
     async def wait_loaded(self, timeout_s: float) -> EngineInfo:
         """Waits until the model is loaded.
@@ -123,6 +155,9 @@ class EngineClient:
     async def close(self) -> None:
         """Closes the connection, which ends the engine process."""
         self._closing = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         if self._reading is not None:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -132,7 +167,7 @@ class EngineClient:
     async def _run(
         self, message: Generate | Pool, inputs: PromptInputs | None = None
     ) -> AsyncGenerator[EngineOutput, None]:
-        request_id = message.request_id
+        request_id, writer = message.request_id, self._writer
         if self.error is not None:
             raise EngineDeadError(self.error)
         stream: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
@@ -143,7 +178,7 @@ class EngineClient:
                 self._send(message)
             else:
                 async with self._uploader.hold(inputs) as upload_id:
-                    self._send(msgspec.structs.replace(message, upload_id=upload_id))
+                    self._send(msgspec.structs.replace(message, upload_id=upload_id), writer)
             while not finished:
                 output = await stream.get()
                 if output is None:
@@ -154,7 +189,7 @@ class EngineClient:
         finally:
             self._streams.pop(request_id, None)
             if not finished:
-                self._send(Abort([request_id]))
+                self._send(Abort([request_id]), writer)
 
     async def _drain(self) -> None:
         """Waits until the socket takes more; a dead engine is the reader's to notice."""
@@ -162,28 +197,34 @@ class EngineClient:
             with suppress(ConnectionError):
                 await self._writer.drain()
 
-    def _send(self, message: ToEngine) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(self._encoder.encode(message)))
+    def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
+        """Sends to the present engine, or to the one that `writer` leads to; one that is gone hears nothing."""
+        writer = writer or self._writer
+        if writer is not None and not writer.is_closing():
+            writer.write(frame(self._encoder.encode(message)))
 
     async def _read_all(self, reader: asyncio.StreamReader) -> None:
-        reason = "the engine process ended unexpectedly"
+        reason: str | None = None
         try:
             while True:
                 payload = await reader.readexactly(read_length(await reader.readexactly(HEADER_BYTES)))
                 message = self._decoder.decode(payload)
+                self.is_heard = True
                 if isinstance(message, Failed):
                     reason = message.message
                     break
-                self._take(message)
+                if not isinstance(message, Pong):
+                    self._take(message)
         except (asyncio.IncompleteReadError, OSError):
             pass
         if not self._closing:
-            self._die(reason)
+            self.is_lost = reason is None
+            self._die(reason or "the engine process ended unexpectedly")
 
     def _take(self, message: Ready | Step) -> None:
         if isinstance(message, Ready):
             assert self._loaded is not None
+            self._info = message.info
             self._loaded.set_result(message.info)
             return
         self.stats = message.stats
@@ -195,6 +236,8 @@ class EngineClient:
             callback(message.stats)
 
     def _die(self, reason: str) -> None:
+        if self.error is not None:
+            return
         self.error = reason
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(EngineStartError(reason))

@@ -198,7 +198,7 @@ class EngineCore:
         sequence, token_id = sampled.sequence, sampled.token_id
         if sampled.error is not None:
             self._end(sequence)
-            return _failed(sequence, sampled.error)
+            return _failed(sequence, sampled.error, is_request_fault=sampled.is_request_fault)
         is_first = sequence.is_first_pass
         sequence.token_ids.append(token_id)
         reason, stop_token_id, error = self._finish_reason(sequence, token_id)
@@ -213,6 +213,8 @@ class EngineCore:
             queue_s=sequence.admitted_s - sequence.arrival_s if is_first else 0.0,
             prefill_s=monotonic() - sequence.admitted_s if is_first else 0.0,
             error=error,
+            is_request_fault=error is not None,
+            num_preemptions=sequence.num_preemptions,
         )
         if reason is not None:
             self._end(sequence)
@@ -249,5 +251,7 @@ class EngineCore:
             collected += describe(result.logits[span][: len(following)], following, [wanted] * len(following))
 
 
-def _failed(sequence: Sequence, message: str) -> EngineOutput:
-    return EngineOutput(request_id=sequence.request_id, finish_reason="error", error=message)
+def _failed(sequence: Sequence, message: str, *, is_request_fault: bool = True) -> EngineOutput:
+    return EngineOutput(
+        request_id=sequence.request_id, finish_reason="error", error=message, is_request_fault=is_request_fault
+    )

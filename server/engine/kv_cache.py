@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from server.errors import EngineStartError
+from server.errors import EngineMemoryError, EngineStartError
 
 _MAP_NORESERVE = 0x4000
 """Linux: reserve address space without counting it against the commit limit (mmap(2))."""
@@ -104,7 +104,7 @@ class _Memory:
             self._pages.madvise(mmap.MADV_NOHUGEPAGE)
             self._block = torch.frombuffer(self._pages, dtype=dtype)
         else:
-            self._block = torch.zeros(num_elements, dtype=dtype, device=device)
+            self._block = _allocate(num_elements, dtype=dtype, device=device)
         self._next = 0
 
     def take(self, num_elements: int) -> torch.Tensor:
@@ -127,6 +127,16 @@ class _Memory:
         flat[: (begin - first) // flat.element_size()].zero_()
         flat[(end - first) // flat.element_size() :].zero_()
         self._pages.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
+
+def _allocate(num_elements: int, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    try:
+        return torch.zeros(num_elements, dtype=dtype, device=device)
+    except torch.OutOfMemoryError as err:
+        raise EngineMemoryError(
+            f"the GPU has no {num_elements * dtype.itemsize / (1 << 30):.3g} GiB in one piece for the KV cache: "
+            "lower --gpu-memory-utilization or --kv-cache-memory-bytes"
+        ) from err
 
 
 def _reserve(num_bytes: int) -> mmap.mmap:

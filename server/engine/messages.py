@@ -82,6 +82,14 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     stats: EngineStats
 
 
-Request = Generate | Pool | Abort
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
+    """To the engine: answer when the loop comes by."""
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
+    """From the engine: the answer to a ping."""
+
+
+Request = Generate | Pool | Abort | Ping
 ToEngine = Request | Upload | Piece | Forget
-FromEngine = Ready | Failed | Step
+FromEngine = Ready | Failed | Step | Pong

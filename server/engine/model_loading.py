@@ -20,6 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from server.config import EngineConfig
+from server.engine.device import choose_device, move_model
 from server.errors import EngineStartError
 from server.vision_models import VISION_MODEL_TYPES
 
@@ -73,9 +74,10 @@ def load_weights(
     """The folder's weights in the class that one of transformers' auto classes chooses; `options` are the model's.
 
     Raises:
-        EngineStartError: tensors are missing, corrupt or of another shape.
+        EngineStartError: tensors are missing, corrupt or of another shape, or have no room on the device.
     """
     dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
+    device = choose_device()
     try:
         # No tensor may be missing, hence none needs random values; drawing them makes torch import sympy.
         with _quiet_transformers(), no_init_weights():
@@ -92,7 +94,7 @@ def load_weights(
     except Exception as err:
         raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err
     _check_complete(info, path)
-    return model.to(device()).eval()
+    return move_model(model, device).eval()
 
 
 def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
@@ -110,11 +112,6 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
                 "start with --trust-remote-code if you trust it"
             ) from err
         raise EngineStartError(f"cannot read the model's configuration in {path}: {_one_line(err)}") from err
-
-
-def device() -> torch.device:
-    """The GPU, where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> int:

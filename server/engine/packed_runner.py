@@ -5,6 +5,7 @@ top-k and top-p per request and repeats keys for grouped heads; docs/architectur
 """
 
 import inspect
+import logging
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -20,6 +21,8 @@ from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
 from server.engine.sequence import Sequence
 from server.engine.vision import language_model
+
+logger = logging.getLogger(__name__)
 
 _ATTENTION_NAME = "vllm_cli_packed"
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -114,10 +117,18 @@ class PackedRunner:
     def release(self, sequence: Sequence) -> None:
         """Keeps what the sequence computed, then gives its pages back."""
         if self._prefixes is not None and not sequence.is_private:
-            computed = sequence.cache_ids(sequence.num_computed_tokens)
-            if self._prefixes.wants(computed):
-                self._prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
+            self._keep(self._prefixes, sequence)
         self.cache.release(sequence.slot, sequence.num_tokens)
+
+    def _keep(self, prefixes: PrefixCache, sequence: Sequence) -> None:
+        computed = sequence.cache_ids(sequence.num_computed_tokens)
+        if not prefixes.wants(computed):
+            return
+        try:
+            prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
+        except torch.OutOfMemoryError:
+            logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
+            prefixes.shrink_to(0)
 
     def evict_cached(self, max_tokens: int) -> None:
         """Shrinks the prefix cache."""

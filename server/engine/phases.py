@@ -10,12 +10,16 @@ class Phases:
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []
+        self.current = "starting"
+        """What the process is at."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Records how long the block takes, also when it raises."""
         begin = time.monotonic_ns()
+        around, self.current = self.current, name
         try:
             yield
         finally:
             self.spans.append((name, begin, time.monotonic_ns()))
+            self.current = around

@@ -28,6 +28,8 @@ from server.engine.messages import (
     FromEngine,
     Generate,
     Piece,
+    Ping,
+    Pong,
     Pool,
     Ready,
     Request,
@@ -37,7 +39,7 @@ from server.engine.messages import (
 )
 from server.engine.phases import Phases
 from server.engine.uploads import Uploads
-from server.errors import EngineStartError
+from server.errors import EngineMemoryError, EngineStartError
 from server.model_kind import read_model_kind
 
 if TYPE_CHECKING:
@@ -101,12 +103,15 @@ def run_engine(
 def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> "Built":
     try:
         return _find_build(files, config)(files, config, phases)
+    except EngineMemoryError:
+        raise
     except Exception as err:
         # A model may need what was left out. If it is the model that is wrong, the second try says so again.
         if not imports.restore():
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
-        return _find_build(files, config)(files, config, phases)
+    # Not in the handler: the error holds the first try's model, and a GPU may have no room for two.
+    return _find_build(files, config)(files, config, phases)
 
 
 def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
@@ -145,7 +150,8 @@ class _EngineLoop:
         imports.end()
         use_threads(config.num_threads or usable_count())
         self._is_loaded = True
-        self._send(Ready(info))
+        phases.current = "serving"
+        self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
         has_chores = True
         while True:
             for message in self._messages(wait=not core.has_work and not has_chores):
@@ -170,6 +176,8 @@ class _EngineLoop:
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
+            case Ping():
+                self._send(Pong())
         if refused is not None:
             self._send(Step([refused], core.stats))
 

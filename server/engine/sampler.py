@@ -18,6 +18,8 @@ from server.engine.sequence import Sequence
 from server.types import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
+_EXCLUDED = "no token can be sampled: what the request asks for excludes all of them"
+_NOT_FINITE = "no token can be sampled: the model's logits are not finite"
 
 
 class Sampled(NamedTuple):
@@ -28,6 +30,11 @@ class Sampled(NamedTuple):
     logprob: TokenLogprob | None
     error: str | None = None
     """The sequence cannot go on: its grammar broke or no token is left."""
+
+    @property
+    def is_request_fault(self) -> bool:
+        """Whether the error comes of what the request asks for."""
+        return self.error is not None and self.error != _NOT_FINITE
 
 
 class Sampler:
@@ -99,7 +106,8 @@ class Sampler:
         token_ids: list[int] = best.indices.tolist()
         for i, is_possible in enumerate(best.values.isfinite().tolist()):
             if not is_possible:
-                errors.setdefault(i, "no token can be sampled: all are excluded or the logits are not finite")
+                is_own_fault = best.values[i].isinf() or sequences[i].params.repetition_penalty != 1.0
+                errors.setdefault(i, _EXCLUDED if is_own_fault else _NOT_FINITE)
         drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW and i not in errors]
         if drawn:
             rows = logits if len(drawn) == len(sequences) else logits[drawn]

@@ -1,19 +1,23 @@
 """How large the KV cache is: slots for `--max-num-seqs`, tokens for the memory there is."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
 
 from server.config import EngineConfig
 from server.engine.kv_cache import LayerShape
-from server.errors import EngineStartError
+from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory
+from server.errors import EngineMemoryError
 from server.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.4
 """Of the memory that is free once the model is loaded; the rest is for activations, logits and the API process."""
+PREFIX_SHARE = 0.25
+"""Of the KV cache's tokens that ended sequences may hold."""
 _GIB = 1 << 30
 
 
@@ -28,39 +32,81 @@ class CacheSize:
     num_bytes: int
 
 
-def size_cache(
-    shapes: dict[int, LayerShape], config: EngineConfig, *, max_model_len: int, dtype: torch.dtype, device: torch.device
+def size_cache(  # noqa: PLR0913
+    shapes: dict[int, LayerShape],
+    config: EngineConfig,
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    working: WorkingMemory = NO_WORKING_MEMORY,
 ) -> CacheSize:
     """Fits the cache into memory; shortens the sequences only where the user did not fix their length.
 
+    Args:
+        working: what a GPU must keep free for the largest step.
+
     Raises:
-        EngineStartError: not one sequence of the wanted length fits.
+        EngineMemoryError: not one sequence of the wanted length fits.
     """
     bytes_per_token = sum(s.num_elements for s in shapes.values()) * dtype.itemsize
-    budget = config.kv_cache_memory_bytes or _free_bytes(config, device)
-    num_tokens = budget // bytes_per_token
-    if num_tokens < max_model_len:
-        if config.max_model_len is not None or num_tokens < 1:
-            shorter = f"lower --max-model-len to {num_tokens} or " if num_tokens > 1 else ""
-            raise EngineStartError(
-                f"a sequence of {max_model_len} tokens needs {_gib(max_model_len * bytes_per_token)} of KV cache "
-                f"and {_gib(budget)} are free: {shorter}raise --kv-cache-memory-bytes"
-            )
-        logger.warning("max_model_len lowered from %d to %d: that is what memory allows", max_model_len, num_tokens)
-        max_model_len = num_tokens
+    held_bytes = _held_bytes(bytes_per_token, config, device)
+    if device.type == "cpu" or config.kv_cache_memory_bytes:
+        working = NO_WORKING_MEMORY
+    budget = config.kv_cache_memory_bytes or max(_free_bytes(config, device) - working.num_bytes, 0)
+    longest = budget // (held_bytes + working.bytes_per_position)
+    if longest < max_model_len:
+        if config.max_model_len is not None or longest < 1:
+            raise EngineMemoryError(_describe_lack(max_model_len, held_bytes, budget, longest, config, device))
+        logger.warning("max_model_len lowered from %d to %d: that is what memory allows", max_model_len, longest)
+        max_model_len = longest
+    num_tokens = (budget - working.bytes_per_position * max_model_len) // held_bytes
     num_slots = config.max_num_seqs
     if device.type != "cpu":
-        num_slots = min(num_slots, num_tokens // max_model_len)
-        num_tokens = num_slots * max_model_len
+        num_slots = _count_slots(num_slots, num_tokens // max_model_len, max_model_len)
     num_tokens = min(num_tokens, num_slots * max_model_len)
     return CacheSize(num_slots, max_model_len, num_tokens, num_tokens * bytes_per_token)
 
 
+def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
+    """With a token's share of the prefix cache, which on a GPU lies beside the slots' memory."""
+    if device.type == "cpu" or not config.enable_prefix_caching:
+        return bytes_per_token
+    return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))
+
+
+def _count_slots(wanted: int, possible: int, max_model_len: int) -> int:
+    if possible < wanted:
+        logger.warning(
+            "the GPU's memory holds %d sequences of %d tokens at once instead of %d, and further ones wait: a lower "
+            "--max-model-len makes room for more",
+            possible,
+            max_model_len,
+            wanted,
+        )
+    return min(possible, wanted)
+
+
 def _free_bytes(config: EngineConfig, device: torch.device) -> int:
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         return max(int(free - total * (1 - config.gpu_memory_utilization)), 0)
     return int(available_bytes() * _CPU_SHARE)
+
+
+def _describe_lack(  # noqa: PLR0913
+    max_model_len: int, held_bytes: int, budget: int, longest: int, config: EngineConfig, device: torch.device
+) -> str:
+    steps = [f"lower --max-model-len to {longest}"] if longest > 1 else []
+    if device.type == "cuda" and config.kv_cache_memory_bytes is None:
+        steps.append(f"raise --gpu-memory-utilization ({config.gpu_memory_utilization:g})")
+    else:
+        steps.append("raise --kv-cache-memory-bytes")
+    return (
+        f"a sequence of {max_model_len} tokens needs {_gib(max_model_len * held_bytes)} of KV cache "
+        f"and {_gib(budget)} are free: {' or '.join(steps)}"
+    )
 
 
 def _gib(num_bytes: int) -> str:

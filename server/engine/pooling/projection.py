@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from server.engine.pooling.activations import Activation, named_activation
 from server.errors import EngineStartError
 
+_MAX_MESSAGE = 400
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
 
@@ -86,6 +87,10 @@ def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             found |= {name: file.get_tensor(name) for name in set(names) & set(file.keys())}
     if not found and (path := folder / "pytorch_model.bin").is_file():
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as err:  # what is in the file decides
+            reason = " ".join(str(err).split())[:_MAX_MESSAGE]
+            raise EngineStartError(f"cannot load the weights in {path}: {type(err).__name__}: {reason}") from err
         found = {name: tensors[name] for name in names if name in tensors}
     return found

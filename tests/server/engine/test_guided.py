@@ -132,7 +132,7 @@ def test_a_grammar_that_leaves_no_token_fails_alone(tmp_path: Path, temperature:
     )
     engine.run()
     assert impossible.token_ids == [ord("a")]
-    assert impossible.error == "no token can be sampled: all are excluded or the logits are not finite"
+    assert impossible.error == "no token can be sampled: what the request asks for excludes all of them"
     assert neighbour.token_ids == expected
     engine.assert_nothing_leaked()
 

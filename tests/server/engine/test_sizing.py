@@ -4,12 +4,14 @@ import logging
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from server.config import EngineConfig
 from server.engine import sizing
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.sizing import CacheSize, size_cache
-from server.errors import EngineStartError
+from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
+from server.errors import EngineMemoryError, EngineStartError
 
 SHAPES = {layer: LayerShape(3, 64, 64) for layer in range(30)}
 BYTES_PER_TOKEN = 30 * 3 * 128 * 2
@@ -61,15 +63,61 @@ def test_exactly_one_sequence_fits() -> None:
     assert (size.num_slots, size.num_tokens) == (128, 8192)
 
 
-def test_other_devices_get_only_slots_that_are_backed_by_memory() -> None:
-    config = EngineConfig(kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128)
-    size = size_cache(SHAPES, config, max_model_len=8192, dtype=torch.bfloat16, device=torch.device("meta"))
-    assert size == CacheSize(2, 8192, 2 * 8192, 2 * 8192 * BYTES_PER_TOKEN)
+@pytest.mark.parametrize(("has_prefix_cache", "num_slots"), [(False, 2), (True, 1)])
+def test_other_devices_get_only_slots_that_are_backed_by_memory(has_prefix_cache: bool, num_slots: int) -> None:
+    config = EngineConfig(
+        kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128, enable_prefix_caching=has_prefix_cache
+    )
+    num_tokens = num_slots * 8192
+    assert _size_on_gpu(config) == CacheSize(num_slots, 8192, num_tokens, num_tokens * BYTES_PER_TOKEN)
+
+
+def test_fewer_slots_than_asked_for_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="server.engine.sizing"):
+        _size_on_gpu(EngineConfig(kv_cache_memory_bytes=20_000 * BYTES_PER_TOKEN, max_num_seqs=128))
+    assert [r.getMessage() for r in caplog.records] == [
+        "the GPU's memory holds 1 sequences of 8192 tokens at once instead of 128, and further ones wait: a lower "
+        "--max-model-len makes room for more"
+    ]
+
+
+def test_a_gpu_keeps_room_for_the_largest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 20_000 * BYTES_PER_TOKEN)
+    config = EngineConfig(enable_prefix_caching=False, max_num_seqs=1)
+    working = WorkingMemory(10_000 * BYTES_PER_TOKEN, BYTES_PER_TOKEN)
+    assert _size_on_gpu(config, working).slot_len == 5_000
+
+
+def test_lack_of_memory_on_a_gpu_names_the_share_that_may_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "_free_bytes", lambda config, device: 5_000 * BYTES_PER_TOKEN)
+    with pytest.raises(EngineMemoryError, match=r"lower --max-model-len to 4000 or raise --gpu-memory-utilization"):
+        _size_on_gpu(EngineConfig(max_model_len=8192))
+
+
+def test_working_memory_grows_with_the_step_and_the_vocabulary() -> None:
+    llama = LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_attention_heads=32, num_key_value_heads=8, vocab_size=32_000
+    )
+    talkative = LlamaConfig(**{**llama.to_dict(), "vocab_size": 64_000})
+    few, more, wider = (
+        estimate_working_memory(config, num_tokens=tokens, num_sequences=128, dtype=torch.bfloat16)
+        for config, tokens in ((llama, 512), (llama, 2048), (talkative, 512))
+    )
+    assert more.num_bytes - few.num_bytes == 1536 * (12 * 2048 + 4 * 8192) * 2
+    assert more.bytes_per_position > few.bytes_per_position
+    assert wider.num_bytes - few.num_bytes == 128 * 32_000 * 32
 
 
 def test_more_address_space_than_there_is_is_refused_in_one_line() -> None:
     with pytest.raises(EngineStartError, match=r"cannot reserve .* GiB of address space .*lower --max-num-seqs"):
         KVCache(SHAPES, num_slots=1 << 20, slot_len=1 << 20, dtype=torch.bfloat16, device=CPU)
+
+
+def _size_on_gpu(config: EngineConfig, working: WorkingMemory = NO_WORKING_MEMORY) -> CacheSize:
+    """On a device that need not be there: its free memory is given, or what the cache may take."""
+    return size_cache(
+        SHAPES, config, max_model_len=8192, dtype=torch.bfloat16, device=torch.device("cuda"), working=working
+    )
 
 
 def _size(config: EngineConfig, max_model_len: int = 8192) -> CacheSize:

@@ -122,7 +122,7 @@ def greedy_outputs(model: PreTrainedModel, prompts: list[list[int]], num_tokens:
     """What the model's own `generate` continues each prompt with, one prompt at a time, end of sequence ignored."""
     outputs = []
     for prompt in prompts:
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),

@@ -1,0 +1,54 @@
+"""torch's scaled dot-product attention for query heads that share keys, without falling back to its slow kernel.
+
+On a GPU only FlashAttention knows of such groups, and it knows no masks. Anything else would take torch's plain
+kernel, which writes down the scores of all heads: tens of gigabytes for a long prompt.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+_FLASH_DTYPES = (torch.float16, torch.bfloat16)
+_FLASH_MAX_DIM = 256
+_FLASH_CAPABILITY = (8, 0)
+
+
+def attend(  # noqa: PLR0913
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float | None,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Query [n, heads, tokens, dim], keys and values [n, kv_heads, length, dim] to [n, heads, tokens, dim]."""
+    is_grouped = query.shape[1] != keys.shape[1]
+    if is_grouped and not _takes_groups(query, keys, values, mask):
+        keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
+        is_grouped = False
+    return F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
+    )
+
+
+def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Each of the shared heads once for every query head that looks at it, for kernels that know no groups."""
+    return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
+
+
+def _takes_groups(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    if query.device.type != "cuda":
+        return True
+    return (
+        mask is None
+        and query.dtype in _FLASH_DTYPES
+        and keys.shape[-1] == values.shape[-1] <= _FLASH_MAX_DIM
+        and _capability(query.device) >= _FLASH_CAPABILITY
+    )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

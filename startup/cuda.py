@@ -1,0 +1,38 @@
+"""Keeps CUDA out of every process but the engine's: a GPU that a process has begun to use is lost to its children.
+
+Standard library only.
+"""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from envs.registry import env
+
+_GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+_NONE: Final = "-1"
+
+
+def ask_without_cuda() -> None:
+    """Makes torch ask the driver's management library whether there is a GPU; call before torch is loaded.
+
+    Else an innocent question of some library, while the forkserver imports it, begins CUDA there.
+    """
+    if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
+        os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
+
+
+def expects_gpu() -> bool:
+    """Whether the engine is likely to compute on a GPU: there is one, it is not hidden, and torch is built for it."""
+    if not any(device.exists() for device in _GPU_DEVICES):
+        return False
+    visible = env.CUDA_VISIBLE_DEVICES
+    return not visible.is_set_to_nothing and visible.raw != _NONE and _is_torch_built_for_gpus()
+
+
+def _is_torch_built_for_gpus() -> bool:
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return False
+    return (Path(spec.origin).parent / "lib" / "libtorch_cuda.so").exists()

@@ -1,0 +1,40 @@
+"""Tests of the engine on a GPU, `make test-cuda`; skipped where there is none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.cuda import gpu
+from tests.server.engine.byte_tokenizer import VOCAB_SIZE, build_byte_tokenizer
+from tests.server.engine.tiny_models import PACKED, build_model
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("cuda") and (reason := gpu.why_no_gpu()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def llama() -> PreTrainedModel:
+    """A tiny float32 Llama whose tokens are bytes, on the CPU."""
+    return build_model("llama", PACKED["llama"] | {"vocab_size": VOCAB_SIZE, "eos_token_id": 256})
+
+
+@pytest.fixture(scope="session")
+def llama_folder(llama: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model on disk, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("llama")
+    llama.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=build_byte_tokenizer(), eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_on_gpu(llama_folder: Path) -> PreTrainedModel:
+    """What transformers makes of it on the GPU."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).to(gpu.DEVICE).eval()
