@@ -1,27 +1,33 @@
 """Runs the API process's event loop: HTTP from the first moment, readiness when the engine has made a token."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import uvicorn
 import uvloop
 
+from server.access import Access
 from server.build import build_app, build_services
 from server.config import ModelFiles, ServerConfig
 from server.errors import EngineStartError
+from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer
-from server.serving.loop_heartbeat import LoopHeartbeat
+from server.serving.drain import LAST_WORDS_S, Drain
+from server.serving.engine_life import EngineHandle, EngineLife
 from server.serving.services import Services
 from server.serving.start_view import StartView
 from server.serving.warm_up import warm_up
+from server.telemetry import Telemetry
+from server.transport.connection import bounded_connections
+from server.transport.polite_server import PoliteServer
+from server.transport.send_buffer import bound_unsent_bytes
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -32,8 +38,6 @@ _ENGINE_DEATH_GRACE_S = 1.0
 """How long /health tells 503 before a server without an engine ends."""
 _SWITCH_INTERVAL_S = 0.0005
 """A thread of the pool keeps the interpreter from the event loop for so long; Python's 5 ms would show in probes."""
-_AFTER_DRAIN_S = 2
-"""How long cut requests have to receive their error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,9 @@ class RunOptions:
 
     listener: socket.socket
     """Bound and listening."""
-    engine_connection: socket.socket
+    limits: LimitsConfig
+    engine: EngineHandle
+    """Its process."""
     engine_ready_timeout_s: float
     start: StartView
     span: Callable[..., AbstractContextManager[None]]
@@ -51,6 +57,8 @@ class RunOptions:
     """Called once, when this server is about to accept connections on the listener."""
     on_ready: Callable[[EngineInfo], None]
     """Called once, when the first real token has been generated."""
+    on_drain: Callable[[], None] = lambda: None
+    """Called once, when no more requests are taken."""
 
 
 def run_server(files: ModelFiles, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> int:
@@ -61,9 +69,13 @@ def run_server(files: ModelFiles, renderer: BaseRenderer, config: ServerConfig, 
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with options.span("build_app"):
-        services = build_services(files, renderer, config, options.engine_connection, options.start)
+        services = build_services(files, renderer, config, options.engine.connection, options.start, options.limits)
         run = _Run(services, options)
-    return int(uvloop.run(run.main()))
+    try:
+        return int(uvloop.run(run.main()))
+    finally:
+        if services.tracer is not None:
+            services.tracer.close()
 
 
 class _Run:
@@ -72,7 +84,13 @@ class _Run:
     def __init__(self, services: Services, options: RunOptions) -> None:
         self._services = services
         self._options = options
-        self._server = _HttpServer(_uvicorn_config(services))
+        self._access = Access(services.config, services.api_keys)
+        self._server = PoliteServer(_uvicorn_config(services, self._access))
+        self._telemetry = Telemetry(services)
+        services.recovery.num_left = services.config.engine_restarts
+        self._drain = Drain(services, self._server.announce_close)
+        services.metrics.engine_life.watch_up(lambda: services.engine.is_ready and services.engine.error is None)
+        self._life = EngineLife(services, options.engine, options.engine_ready_timeout_s)
         self._start_error: EngineStartError | None = None
         self._stop = asyncio.Event()
 
@@ -82,43 +100,44 @@ class _Run:
             loop.add_signal_handler(signal_number, self._on_signal, signal_number)
         engine = self._services.engine
         await engine.start()
-        heartbeat = self._start_heartbeat()
+        self._telemetry.start()
+        self._access.start()
+        bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
         self._options.on_serving()
         serving = asyncio.create_task(self._server.serve(sockets=[self._options.listener]), name="http")
         starting = asyncio.create_task(self._make_ready(), name="make-ready")
         waits = [
             asyncio.create_task(self._stop.wait(), name="stop"),
-            asyncio.create_task(engine.dead.wait(), name="engine-death"),
             serving,
         ]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        died = engine.dead.is_set()
-        if not died:
-            await self._drain()
-        elif engine.is_ready:
-            logger.error("the engine died: %s", engine.error)
+        living = asyncio.create_task(self._life.run(), name="engine-life")
+        await asyncio.wait([*waits, living], return_when=asyncio.FIRST_COMPLETED)
+        if living.done() and not starting.done():
+            await starting  # notices it, too
+        if self._start_error is not None:
+            if engine.dead.is_set():
+                self._start_error = EngineStartError(await living)
+        elif living.done():
+            logger.error("the engine died: %s", living.result())
             await asyncio.sleep(_ENGINE_DEATH_GRACE_S)
         else:
-            await starting
+            self._options.on_drain()
+            await self._drain.run()
+        died = living.done() or (engine.dead.is_set() and self._services.recovery.reason is None)
         starting.cancel()
+        living.cancel()
         self._server.should_exit = True
-        _, http_error = await asyncio.gather(starting, serving, return_exceptions=True)
+        _, http_error, _ = await asyncio.gather(starting, serving, living, return_exceptions=True)
         for task in waits:
             task.cancel()
-        heartbeat.close()
+        self._telemetry.close()
+        self._access.close()
         await engine.close()
         if self._start_error is not None:
             raise self._start_error
         if isinstance(http_error, Exception):
             raise EngineStartError(f"the HTTP server failed: {http_error}") from http_error
         return EXIT_ENGINE_DIED if died else EXIT_OK
-
-    def _start_heartbeat(self) -> LoopHeartbeat:
-        metrics = self._services.metrics.loop
-        heartbeat = LoopHeartbeat(metrics.record_lag)
-        metrics.watch_worst_lag(lambda: heartbeat.worst_lag_s)
-        heartbeat.start()
-        return heartbeat
 
     async def _make_ready(self) -> None:
         services = self._services
@@ -134,40 +153,21 @@ class _Run:
         services.engine.mark_ready()
         gc.freeze()  # what is there by now stays; looking through it takes the collector 30 ms each time
         self._options.on_ready(info)
-
-    async def _drain(self) -> None:
-        """Lets running requests finish, then ends what is left with an error that the client sees."""
-        gate = self._services.gate
-        gate.close()
-        if gate.num_running:
-            timeout_s = self._services.config.shutdown_timeout_s
-            logger.info("shutting down: %d requests may run for %g s more", gate.num_running, timeout_s)
-            if not await gate.wait_idle(timeout_s):
-                logger.warning("%d requests are cut short", gate.num_running)
-                self._services.engine.fail_running("the server is shutting down")
-                await gate.wait_idle(_AFTER_DRAIN_S)
+        self._telemetry.tell_ready()
 
     def _on_signal(self, signal_number: int) -> None:
         if self._stop.is_set():
             self._server.force_exit = True
-            self._services.engine.fail_running("the server was stopped")
+            self._drain.hurry()
         self._stop.set()
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handling, which would end the process by the signal instead of with exit code 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-def _uvicorn_config(services: Services) -> uvicorn.Config:
+def _uvicorn_config(services: Services, access: Access) -> uvicorn.Config:
     config = services.config
-    return uvicorn.Config(
+    uvicorn_config = uvicorn.Config(
         build_app(services),
         loop="none",
-        http="httptools",
+        http=bounded_connections(services.limits),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -176,8 +176,8 @@ def _uvicorn_config(services: Services) -> uvicorn.Config:
         access_log=not config.disable_access_log,
         server_header=False,
         timeout_keep_alive=config.timeout_keep_alive_s,
-        timeout_graceful_shutdown=_AFTER_DRAIN_S,
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        ssl_ca_certs=config.ssl_ca_certs,
+        timeout_graceful_shutdown=LAST_WORDS_S,
     )
+    uvicorn_config.load()
+    uvicorn_config.ssl = access.tls_context
+    return uvicorn_config

@@ -1,23 +1,26 @@
 """Starts the engine process with the chosen start method and ends it again."""
 
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
+from startup import death_pipe, group_signals
+from startup.cuda import ask_without_cuda
 from startup.imports import import_engine, import_serially
+from startup.log_options import LogOptions
 from startup.logs import configure_logging
+from startup.main_module import without_main_module
 from startup.model.model_class import modeling_module
 from startup.openmp import limit_spinning
 from startup.timeline.process_age import process_start_ns
@@ -27,6 +30,8 @@ logger = logging.getLogger(__name__)
 PRELOAD_MODULE = "startup.preload"
 _KILL_AFTER_S = 5.0
 _STANDARD_FDS = (0, 1, 2)
+_FORKSERVER_LOST = 255
+"""What multiprocessing says of a process whose forkserver can no longer tell."""
 
 
 class EngineProcess:
@@ -43,6 +48,20 @@ class EngineProcess:
     @property
     def exitcode(self) -> int | None:
         return self._process.exitcode
+
+    def describe_end(self) -> str | None:
+        """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
+        code = self.exitcode
+        if code == _FORKSERVER_LOST:
+            return f"its process {self.pid} ended with the forkserver, which was killed"
+        if code is None or code >= 0:
+            return None
+        hint = ", as the kernel does where memory runs out" if -code == signal.SIGKILL else ""
+        return f"its process {self.pid} was killed by {_signal_name(-code)}{hint}"
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self._process.kill()
 
     def close(self) -> None:
         """Waits for the process, whose socket has been closed, and kills it if it does not end by itself."""
@@ -62,14 +81,22 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
         files: the model, where it is on disk already; a forkserver imports its class, too.
     """
     limit_spinning()
+    ask_without_cuda()
     method = context.get_start_method()
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
         context.set_forkserver_preload([PRELOAD_MODULE])
-        forkserver.ensure_running()
+        ensure_forkserver()
     elif method == "fork":
         import_serially()
+
+
+def ensure_forkserver() -> None:
+    """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
+    os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
+    with group_signals.held_back():
+        forkserver.ensure_running()
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
@@ -85,50 +112,43 @@ def start_engine(
     files: ModelFiles,
     config: EngineConfig,
     *,
-    logging_level: str,
+    logs: LogOptions,
 ) -> EngineProcess:
-    """Starts the process; it loads the model at once and tells over the socket when it is done."""
+    """Starts the process; it loads the model at once and tells over the socket when it is done.
+
+    On the main thread, unless a forkserver forks: the process ends with the thread that has started it.
+    """
     ours, theirs = socket.socketpair()
     is_fork = context.get_start_method() == "fork"
     process = context.Process(  # type: ignore[attr-defined]
         target=_main,
         name="vllm-cli-engine",
-        args=(theirs, files, config, logging_level, is_fork),
+        args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with _without_main_module():
+    with without_main_module(), group_signals.held_back():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)
-
-
-@contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Keeps multiprocessing from running this program's own script in the new process, which needs nothing of it."""
-    main = vars(sys.modules["__main__"])
-    hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(hidden)
 
 
 def _main(
     connection: socket.socket,
     files: ModelFiles,
     config: EngineConfig,
-    logging_level: str,
+    logs: LogOptions,
     is_fork: bool,
 ) -> None:
     """Runs in the engine process, on its main thread."""
+    group_signals.ignore()
+    _end_with_the_others()
     if is_fork:
         _close_other_sockets(connection)
-    configure_logging(logging_level, process="engine")
     from server.engine.phases import Phases
     from server.engine.process import run_engine
 
     phases = Phases()
+    configure_logging(logs, role="engine", phase=lambda: phases.current)
     phases.spans.append(("start_process", process_start_ns(), time.monotonic_ns()))
     preload = sys.modules.get(PRELOAD_MODULE)
     if preload is not None:
@@ -138,6 +158,23 @@ def _main(
         with phases.span("import_torch_and_transformers"):
             left_out = import_engine()
     run_engine(connection, files, config, phases, imports=left_out)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _end_with_the_others() -> None:
+    """With the API process, which need not have forked this one, and with the forkserver, where that has."""
+    api_process = multiprocessing.parent_process()
+    assert api_process is not None
+    assert api_process.pid is not None
+    death_pipe.arm(api_process.sentinel)
+    preload = sys.modules.get(PRELOAD_MODULE)
+    death_pipe.follow_parent(preload.PID if preload is not None else api_process.pid)
 
 
 def _close_other_sockets(keep: socket.socket) -> None:

@@ -19,6 +19,10 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
+from server.errors import ServerError
+from startup import death_pipe, group_signals
+from startup.logs import rename_process
+
 logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES = 1 << 20
@@ -37,6 +41,7 @@ class Answer:
     body: bytes = b""
     content_type: str = "application/json"
     retry_after_s: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
 
     def encode(self) -> bytes:
         """The whole HTTP/1.1 response; the connection is closed behind it."""
@@ -45,6 +50,7 @@ class Answer:
             head.append(f"Content-Type: {self.content_type}")
         if self.retry_after_s is not None:
             head.append(f"Retry-After: {self.retry_after_s}")
+        head += (f"{name}: {value}" for name, value in self.headers)
         head.append("Connection: close")
         return "\r\n".join([*head, "", ""]).encode() + self.body
 
@@ -59,15 +65,42 @@ class Answers(Protocol):
         """Takes over what the API process knows by now."""
 
 
+class Channel(Protocol):
+    """A client's connection, which does not block: a socket, or TLS on one (`startup.tls_channel`)."""
+
+    def fileno(self) -> int: ...
+    def setblocking(self, is_blocking: bool, /) -> None: ...
+    def recv(self, num_bytes: int, /) -> bytes: ...
+    def send(self, data: bytes, /) -> int: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
+
+OpenChannel = Callable[[socket.socket], Channel]
+"""Makes what is read and written of an accepted socket; an OSError refuses the client."""
+
+
+def open_plain() -> OpenChannel:
+    """Channels without TLS: the sockets themselves."""
+    return lambda client: client
+
+
 class StartupResponder:
     """Serves `answers` on a listening socket between `start` and `hand_over`, in a process of its own."""
 
-    def __init__(self, listener: socket.socket, answers: Answers) -> None:
+    def __init__(
+        self, listener: socket.socket, answers: Answers, prepare_channels: Callable[[], OpenChannel] = open_plain
+    ) -> None:
+        """`prepare_channels` is called in the process, so that what TLS imports delays nobody else."""
         self._listener = listener
         self._answers = answers
+        self._prepare_channels = prepare_channels
         self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._life_fd: int | None = None
+        """Write end of the process's death pipe."""
         self._pid: int | None = None
         self._is_handed_over = False
+        self._is_lost = False
         self._waiting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -82,19 +115,29 @@ class StartupResponder:
     def start(self) -> None:
         """Begins to accept; to be called before this process has threads, which a fork would not copy."""
         self._listener.setblocking(False)
-        pid = os.fork()
+        read_fd, self._life_fd = os.pipe()
+        with group_signals.held_back():
+            pid = os.fork()
         if pid == 0:
             self._ours.close()
-            _run_process(self._listener, self._theirs, self._answers)
+            os.close(self._life_fd)
+            _run_process(read_fd, lambda: _Loop(self._listener, self._theirs, self._answers, self._prepare_channels()))
+        os.close(read_fd)
         self._theirs.close()
         self._ours.setblocking(False)
         self._pid = pid
 
     def tell(self, snapshot: bytes) -> None:
         """Lets the process know what has changed; one that is gone, or too busy to listen, misses it."""
-        if not self._is_handed_over:
-            with suppress(OSError):
-                self._ours.send(snapshot)
+        if self._is_handed_over or self._is_lost:
+            return
+        try:
+            self._ours.send(snapshot)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._is_lost = True
+            logger.warning("the responder process %s was killed: probes wait until the HTTP server is there", self._pid)
 
     def hand_over(self) -> None:
         """Stops accepting; what was accepted is still answered, by the process, which then ends. Returns at once."""
@@ -105,6 +148,9 @@ class StartupResponder:
         """Ends the process, cutting connections that have not been answered."""
         self._ours.close()
         self._wait()
+        if self._life_fd is not None:
+            os.close(self._life_fd)
+            self._life_fd = None
 
     def _end(self) -> None:
         """This message must arrive: a responder that goes on would take connections from the HTTP server."""
@@ -129,12 +175,15 @@ class StartupResponder:
                 self._pid = None
 
 
-def _run_process(listener: socket.socket, api_process: socket.socket, answers: Answers) -> NoReturn:
+def _run_process(death_pipe_fd: int, build_loop: "Callable[[], _Loop]") -> NoReturn:
     """The forked process, from its first line to its end; it ends with the API process, however that ends."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the group's signals are the API process's to act on
-        _Loop(listener, api_process, answers).run()
+        group_signals.ignore()
+        death_pipe.arm(death_pipe_fd)
+        rename_process("responder")
+        build_loop().run()
+    except ServerError as err:
+        logger.debug("probes are not answered until the HTTP server is there: %s", err)  # the preflight tells it aloud
     except Exception:
         logger.exception("probes are not answered until the HTTP server is there")
     finally:
@@ -144,10 +193,13 @@ def _run_process(listener: socket.socket, api_process: socket.socket, answers: A
 class _Loop:
     """Accepts, reads and answers; one thread."""
 
-    def __init__(self, listener: socket.socket, api_process: socket.socket, answers: Answers) -> None:
+    def __init__(
+        self, listener: socket.socket, api_process: socket.socket, answers: Answers, open_channel: OpenChannel
+    ) -> None:
         self._listener = listener
         self._api_process = api_process
         self._answers = answers
+        self._open_channel = open_channel
         self._selector = selectors.DefaultSelector()
         self._is_accepting = True
 
@@ -182,15 +234,18 @@ class _Loop:
             client, _ = self._listener.accept()
         except OSError:
             return set()
-        return {_Connection(client, self._selector, self._answers.answer)}
+        try:
+            channel = self._open_channel(client)
+        except OSError:
+            client.close()
+            return set()
+        return {_Connection(channel, self._selector, self._answers.answer)}
 
 
 class _Connection:
     """One client: read, answered, and its end of the stream awaited, so that no answer is lost to a reset."""
 
-    def __init__(
-        self, client: socket.socket, selector: selectors.BaseSelector, answer: Callable[[str], Answer]
-    ) -> None:
+    def __init__(self, client: Channel, selector: selectors.BaseSelector, answer: Callable[[str], Answer]) -> None:
         self._client = client
         self._selector = selector
         self._answer = answer

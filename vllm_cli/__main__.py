@@ -1,9 +1,39 @@
-"""`python -m vllm_cli`: the console script, safe from modules of the same names in the working folder."""
+"""The console script and `python -m vllm_cli`: what must be right before the first import takes its time."""
 
 import os
+import signal
 import sys
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Runs the command; as process 1 of a container in a child, with this process as its init."""
+    _die_quietly_of_sigint()
+    if os.getpid() == 1:
+        from startup.init_process import become_init
+
+        become_init()
+    from vllm_cli.main import main as run_command
+
+    try:
+        _raise_at_sigint()
+        return run_command()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _die_quietly_of_sigint() -> None:
+    """An import in the middle of which Ctrl-C comes would print a traceback."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _raise_at_sigint() -> None:
+    """As Python does from the start; a SIGINT that is ignored stays so."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _forget_working_folder() -> None:
@@ -14,6 +44,4 @@ def _forget_working_folder() -> None:
 
 if __name__ == "__main__":
     _forget_working_folder()
-    from vllm_cli.main import main
-
     sys.exit(main())

@@ -1,7 +1,10 @@
 """What the launcher tells the helper process, through its command line."""
 
 import json
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+LIFE_FD: Final = 3
+"""Where the helper finds its death pipe."""
 
 
 class Job(NamedTuple):

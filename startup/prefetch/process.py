@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from startup.prefetch.budget import needlessness
-from startup.prefetch.job import Job
+from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.prefetch.residency import is_cheap
@@ -116,7 +116,7 @@ def _look(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | N
 
 
 class _Helper:
-    """The process and the two pipes to it."""
+    """The process and the three pipes to it."""
 
     def __init__(self, files: Sequence[Path], options: PrefetchOptions) -> None:
         begin_ns = time.monotonic_ns()
@@ -132,15 +132,18 @@ class _Helper:
         )
         control_fd, self._control_fd = os.pipe()
         self._report_fd, report_fd = os.pipe()
+        life_fd, self._life_fd = os.pipe()
         try:
-            self.pid = _spawn([job.to_argument(), *map(str, files)], control_fd, report_fd)
+            self.pid = _spawn([job.to_argument(), *map(str, files)], control_fd, report_fd, life_fd)
         except OSError:
             os.close(self._control_fd)
             os.close(self._report_fd)
+            os.close(self._life_fd)
             raise
         finally:
             os.close(control_fd)
             os.close(report_fd)
+            os.close(life_fd)
         self._received = b""
 
     def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
@@ -164,6 +167,10 @@ class _Helper:
             os.write(self._control_fd, b"x")
         os.close(self._control_fd)
         os.close(self._report_fd)
+        self._wait()
+        os.close(self._life_fd)
+
+    def _wait(self) -> None:
         deadline = time.monotonic() + _GRACE_S
         while not self._has_ended():
             if time.monotonic() > deadline:
@@ -179,9 +186,10 @@ class _Helper:
             return True
 
 
-def _spawn(arguments: list[str], control_fd: int, report_fd: int) -> int:
-    """Two descriptors and standard error are all that the process gets; it loads no site-packages."""
-    actions = [(os.POSIX_SPAWN_DUP2, control_fd, 0), (os.POSIX_SPAWN_DUP2, report_fd, 1)]
+def _spawn(arguments: list[str], control_fd: int, report_fd: int, life_fd: int) -> int:
+    """Three descriptors and standard error are all that the process gets; it loads no site-packages."""
+    places = ((control_fd, 0), (report_fd, 1), (life_fd, LIFE_FD))
+    actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in places]
     command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
 

@@ -1,8 +1,8 @@
 """The helper process: surveys the files, reads what is missing, and tells the launcher in lines of JSON.
 
 It shares nothing with the launcher: no Python state, no interpreter lock. Descriptor 0 is a pipe whose end, or any
-byte in it, means stop; descriptor 1 takes the lines. It is started without the site module, hence the standard library
-alone, and of that only what loads in a few milliseconds.
+byte in it, means stop; descriptor 1 takes the lines; descriptor 3 is the death pipe. It is started without the site
+module, hence the standard library alone, and of that only what loads in a few milliseconds.
 """
 
 import json
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from startup import death_pipe
 from startup.prefetch.budget import available_bytes, decide
-from startup.prefetch.job import Job
+from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.reader import BlockReader
 from startup.prefetch.report import MOST_PROBLEMS, PrefetchProgress, PrefetchReport
 from startup.prefetch.survey import Survey, survey_files
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str]) -> None:
     """Takes a job and paths; ends when all is read or it is told to stop."""
     entry_ns = time.monotonic_ns()
     job = Job.from_argument(arguments[0])
+    death_pipe.arm(LIFE_FD)
     _behave()
     try:
         report = _Prefetch(job, entry_ns).run(arguments[1:])

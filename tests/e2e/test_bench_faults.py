@@ -1,0 +1,19 @@
+"""`vllm-cli bench faults` on a real server."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_times_of_a_killed_engine_follow_one_another(model_path: Path, tmp_path: Path) -> None:
+    served = shlex.join([sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--host", "127.0.0.1"])
+    command = [sys.executable, "-m", "vllm_cli", "bench", "faults", "--cmd", served, "--rounds", "1"]
+    run = subprocess.run([*command, "--json", tmp_path / "faults.json"], capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    assert "1 engines killed" in run.stdout
+    result = json.loads((tmp_path / "faults.json").read_text())
+    (measured,) = result["rounds"]
+    assert result["start_s"] > 0
+    assert 0 < measured["unhealthy_ms"] / 1e3 <= measured["ready_s"] <= measured["first_token_s"]

@@ -1,0 +1,86 @@
+"""Engines that die or hang: clients are told, probes are told, and others take their place if that is wanted."""
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import psutil
+import pytest
+from members import wait_member
+from stream_reader import StreamReader
+
+from envs.registry import START_METHODS
+from tests.waiting import wait_until
+
+_GONE_S = 120.0
+
+
+def _look(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict[str, str]]:
+    try:
+        with urllib.request.urlopen(server.url + path, timeout=60) as response:
+            return int(response.status), {}, dict(response.headers)
+    except urllib.error.HTTPError as err:
+        return err.code, json.loads(err.read()), dict(err.headers)
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_another_engine_takes_the_place_of_a_dead_one(
+    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    with start_server("--engine-restarts", "1") as server:
+        reader = StreamReader(server.url, 4000)
+        assert server.metric("vllm_cli:engine_up") == 1
+        server.engine().kill()
+        wait_until(lambda: server.metric("vllm_cli:engine_restarts_total") == 1)
+        server.wait_ready()
+        events = reader.finish()
+        assert any(event and "error" in event for event in events)
+        assert events[-1] is None
+        assert server.metric("vllm_cli:engine_up") == 1
+        assert server.complete(max_tokens=4) == 200
+
+        family = server.family()
+        server.engine().kill()
+        assert server.process.wait(_GONE_S) == 1
+        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+        assert "Traceback" not in server.log
+
+
+def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) -> None:
+    with start_server("--engine-restarts", "1") as server:
+        forkserver = wait_member(server, "forkserver")
+        forkserver.kill()
+        wait_until(lambda: "another engine is ready" in server.log, _GONE_S)
+        assert wait_member(server, "forkserver").pid != forkserver.pid
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+
+
+def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any) -> None:
+    with start_server("--engine-restarts", "1") as server:
+        forkserver = wait_member(server, "forkserver")
+        forkserver.suspend()  # so that the restart lasts
+        wait_member(server, "engine").kill()
+        wait_until(lambda: _look(server)[0] == 503)
+        status, body, headers = _look(server, "/readyz")
+        assert status == 503
+        assert body["status"] == "restarting"
+        assert body["phase"] == "restart_engine"
+        assert body["elapsed_s"] >= 0
+        assert headers["retry-after"] == "1"
+        assert _look(server, "/livez")[0] == 200
+        assert server.complete(max_tokens=4) == 503
+        assert server.metric("vllm_cli:engine_up") == 0
+        forkserver.resume()
+        wait_until(lambda: _look(server)[0] == 200, _GONE_S)
+
+
+def test_engine_that_hangs_is_taken_for_dead(start_server: Any) -> None:
+    with start_server("--engine-watchdog-timeout", "5") as server:
+        reader = StreamReader(server.url, 4000)
+        wait_member(server, "engine").suspend()
+        assert server.process.wait(_GONE_S) == 1
+        assert any(event and "error" in event for event in reader.finish())
+        assert "it was silent for 5 s (--engine-watchdog-timeout)" in server.log

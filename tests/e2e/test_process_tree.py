@@ -1,0 +1,126 @@
+"""Whichever process of a server is killed: nothing is left, and the rest ends, or goes on, with a word about it."""
+
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+from members import Member, find_member, wait_member
+
+from envs.registry import START_METHODS
+from tests.waiting import wait_until
+
+_GONE_S = 60.0
+
+
+def _assert_gone(family: list[psutil.Process]) -> None:
+    _, left = psutil.wait_procs(family, timeout=_GONE_S)
+    assert not left
+
+
+@pytest.mark.parametrize("member", ["engine", "forkserver"])
+def test_server_ends_with_its_engine_and_with_its_forkserver(start_server: Any, member: Member) -> None:
+    with start_server() as server:
+        family = server.family()
+        wait_member(server, member).kill()
+        assert server.process.wait(_GONE_S) == 1
+        _assert_gone(family)
+        line = next(line for line in server.log.splitlines() if "the engine died" in line)
+        assert "forkserver" in line if member == "forkserver" else "killed by SIGKILL" in line
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_nothing_outlives_an_api_process_that_is_killed_while_it_starts(
+    start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    with start_server(wait=False) as server:
+        wait_until(server.health)
+        family = server.family()
+        assert len(family) > 1
+        server.process.kill()
+        _assert_gone(family)
+
+
+def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_server: Any) -> None:
+    with start_server(wait=False) as server:
+        forkserver = wait_member(server, "forkserver")
+        forkserver.suspend()
+        wait_until(lambda: server.phase() == "start_engine_process")
+        family = server.family()
+        forkserver.kill()
+        assert server.process.wait(_GONE_S) == 3
+        _assert_gone(family)
+        assert "Error: the engine process could not be started: the forkserver was killed" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_server: Any) -> None:
+    with start_server(wait=False) as server:
+        helpers: tuple[Member, ...] = ("responder", "resource_tracker", "forkserver")
+        for member in helpers:
+            wait_member(server, member).kill()
+        server.wait_ready()
+        assert "the responder process" in server.log
+        family = server.family()
+        assert server.terminate() == 0
+        _assert_gone(family)
+        assert "Traceback" not in server.log
+
+
+def test_stopped_engine_ends_with_a_killed_api_process(start_server: Any) -> None:
+    """What cannot run a line of Python any more, the kernel ends."""
+    with start_server() as server:
+        family = server.family()
+        wait_member(server, "engine").suspend()
+        server.process.kill()
+        _assert_gone(family)
+
+
+def test_signals_to_the_whole_group_are_the_api_process_s_to_act_on(start_server: Any) -> None:
+    with start_server() as server:
+        members = [find_member(server, member) for member in ("engine", "forkserver", "resource_tracker")]
+        for process in members:
+            assert process is not None
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log
+
+
+def test_ctrl_c_while_the_command_is_imported_prints_no_traceback() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "vllm_cli", "env"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "click._compat" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        lines += process.stderr.readlines()
+        assert process.wait(_GONE_S) in (-signal.SIGINT, 130)
+        assert "Traceback" not in "".join(lines)
+
+
+def test_ctrl_c_at_any_time_of_the_start_is_quiet(start_server: Any) -> None:
+    for phase in ("listen", "engine"):
+        with start_server(wait=False) as server:
+            family = []
+            if phase == "listen":
+                wait_until(server.health)
+            else:
+                family.append(wait_member(server, "engine"))
+            family += server.family()
+            for process in family:  # as a terminal does
+                try:
+                    process.send_signal(signal.SIGINT)
+                except psutil.NoSuchProcess:
+                    continue
+            assert server.process.wait(_GONE_S) in (0, 130)
+            _assert_gone(family)
+            assert "Traceback" not in server.log

@@ -1,0 +1,104 @@
+"""A process ends with its logical parent, whatever it is at and whoever forked it."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+_SOON_S = 60
+
+_STUCK = "import ctypes; os.write(1, b'stuck\\n'); ctypes.PyDLL(None).sleep(600)"
+"""Holds the interpreter's lock inside C, where no handler and no thread of Python runs."""
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Read end and write end; tests may close the write end."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+@contextmanager
+def _start(code: str, *fds: int) -> Iterator[subprocess.Popen[str]]:
+    script = f"import os, signal; from startup import death_pipe\n{code}"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_process_stuck_in_c_ends_when_the_write_end_is_closed(pipe: tuple[int, int]) -> None:
+    with _start(f"death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        assert process.poll() is None
+        os.close(pipe[1])
+        assert process.wait(_SOON_S) == -signal.SIGKILL
+
+
+def test_process_of_another_parent_ends_as_well(pipe: tuple[int, int]) -> None:
+    forks = "if os.fork():\n    os.wait()\n    print('child has ended', flush=True)\n    os._exit(0)\n"
+    with _start(f"{forks}death_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert _line(process) == "stuck"
+        os.close(pipe[1])
+        assert _line(process) == "child has ended"
+        assert process.wait(_SOON_S) == 0
+
+
+def test_processes_that_share_the_read_end_all_end(pipe: tuple[int, int]) -> None:
+    with _start(f"os.fork()\ndeath_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
+        assert [_line(process), _line(process)] == ["stuck", "stuck"]
+        os.close(pipe[1])
+        assert _line(process) == ""  # the other one's end of standard output is closed, too
+        assert process.wait(_SOON_S) == -signal.SIGKILL
+
+
+def test_parent_that_has_gone_before_ends_the_process_at_once(pipe: tuple[int, int]) -> None:
+    os.close(pipe[1])
+    with _start(f"death_pipe.arm({pipe[0]})\nprint('lives on')", pipe[0]) as process:
+        assert process.communicate(timeout=_SOON_S)[0] == ""
+        assert process.returncode == -signal.SIGKILL
+
+
+def test_another_signal_may_be_chosen(pipe: tuple[int, int]) -> None:
+    code = (
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+        f"death_pipe.arm({pipe[0]}, signal.SIGUSR1)\nprint('armed', flush=True)\n"
+        "signal.sigwait({signal.SIGUSR1})\nprint('told')"
+    )
+    with _start(code, pipe[0]) as process:
+        assert _line(process) == "armed"
+        os.close(pipe[1])
+        assert _line(process) == "told"
+        assert process.wait(_SOON_S) == 0
+
+
+def test_process_follows_the_one_that_forked_it() -> None:
+    code = (
+        f"parent = os.getpid()\nif os.fork() == 0:\n    death_pipe.follow_parent(parent)\n    {_STUCK}\nsignal.pause()"
+    )
+    with _start(code) as process:
+        assert _line(process) == "stuck"
+        process.kill()
+        assert _line(process) == ""  # nobody holds standard output any more
+
+
+def test_process_with_another_parent_than_it_should_have_ends_at_once() -> None:
+    with _start("death_pipe.follow_parent(os.getpid())\nprint('lives on')") as process:
+        assert process.communicate(timeout=_SOON_S)[0] == ""
+        assert process.returncode == -signal.SIGKILL

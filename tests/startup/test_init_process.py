@@ -1,0 +1,108 @@
+"""Process 1 of a container: collects orphans, passes signals on, tells how the program ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from tests.waiting import wait_until
+
+_SOON_S = 60
+_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
+
+_BECOME = "import os, signal, sys, time; from startup.init_process import become_init; become_init()\n"
+_SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
+"""PR_SET_CHILD_SUBREAPER: orphans come to this process as they would to process 1."""
+
+
+@contextmanager
+def _start(code: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", _SUBREAPER + _BECOME + code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        try:
+            yield process
+        finally:
+            for child in psutil.Process(process.pid).children() if process.poll() is None else ():
+                child.kill()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("sys.exit(0)", 0),
+        ("sys.exit(3)", 3),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 128 + signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
+    ],
+)
+def test_init_ends_as_the_program_does(code: str, expected: int) -> None:
+    with _start(code) as process:
+        assert process.wait(_SOON_S) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(number: signal.Signals) -> None:
+    code = f"signal.signal({number:d}, lambda *_: sys.exit(7))\nprint('ready', flush=True)\nsignal.pause()"
+    with _start(code) as process:
+        assert _line(process) == "ready"
+        process.send_signal(number)
+        assert process.wait(_SOON_S) == 7
+
+
+def test_signal_without_a_handler_ends_the_program() -> None:
+    with _start("print('ready', flush=True)\nsignal.pause()") as process:
+        assert _line(process) == "ready"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(_SOON_S) == 128 + signal.SIGTERM
+
+
+def test_orphans_are_collected() -> None:
+    code = (
+        "if os.fork() == 0:\n"
+        "    pid = os.fork()\n"
+        "    if pid:\n        print(pid, flush=True)\n        os._exit(0)\n"
+        "    os._exit(0)\n"
+        "os.wait()\nprint('waited', flush=True)\nsignal.pause()"
+    )
+    with _start(code) as process:
+        orphan = int(_line(process))
+        assert _line(process) == "waited"
+        wait_until(lambda: not psutil.pid_exists(orphan))
+        assert process.poll() is None
+        process.terminate()
+        process.wait(_SOON_S)
+
+
+def _can_unshare() -> bool:
+    try:
+        return subprocess.run([*_NAMESPACE, "true"], capture_output=True, timeout=_SOON_S).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def test_program_is_not_process_1_of_its_namespace() -> None:
+    if not _can_unshare():
+        pytest.skip("no namespaces of processes here")
+    main = "import vllm_cli.__main__ as m; import sys; sys.argv = ['vllm-cli', 'wait', '--timeout', '600', '-q']; "
+    command = [*_NAMESPACE, sys.executable, "-c", f"{main}sys.exit(m.main())"]
+    with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:
+        try:
+            inner = psutil.Process(unshare.pid)
+            wait_until(lambda: len(inner.children(recursive=True)) == 2)
+            init, program = inner.children(recursive=True)
+            assert init.ppid() == unshare.pid
+            assert program.ppid() == init.pid
+            os.kill(init.pid, signal.SIGTERM)  # the kernel would drop it if process 1 had no handler
+            assert unshare.wait(_SOON_S) == 128 + signal.SIGTERM
+        finally:
+            unshare.kill()

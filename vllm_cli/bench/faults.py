@@ -1,0 +1,144 @@
+"""`bench faults`: what clients see when the engine is killed, and how soon another one has taken its place."""
+
+import http.client
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from statistics import median
+from urllib.parse import urlsplit
+
+import psutil
+
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.errors import TargetStartError
+from vllm_cli.bench.target import CommandTarget
+from vllm_cli.running_servers import find_servers
+
+_ANSWER_TIMEOUT_S = 60.0
+_BODY = json.dumps({"prompt": "Hello", "max_tokens": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultRound:
+    """One death of the engine."""
+
+    unhealthy_ms: float
+    """From the signal to the first /health that is not 200."""
+    ready_s: float
+    """From the signal to the first /health that is 200 again."""
+    first_token_s: float
+    """From the signal to the answer of a request for one token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsResult:
+    """All rounds, and the start that the restarts are held against."""
+
+    command: str
+    start_s: float
+    """From the command's exec to the first /health that is 200."""
+    rounds: list[FaultRound]
+
+    def to_json(self) -> str:
+        """The result for a file."""
+        return json.dumps(asdict(self), indent=2)
+
+    def to_text(self) -> str:
+        """The result for people."""
+        lines = [f"{self.command}: ready {self.start_s:.2f} s after exec", f"{len(self.rounds)} engines killed:"]
+        for label, unit, values in (
+            ("death -> /health 503", "ms", [r.unhealthy_ms for r in self.rounds]),
+            ("death -> ready again", "s", [r.ready_s for r in self.rounds]),
+            ("death -> one token", "s", [r.first_token_s for r in self.rounds]),
+        ):
+            lines.append(f"  {label}  {median(values):8.2f} {unit}  ({min(values):.2f}-{max(values):.2f})")
+        ratio = median(r.ready_s for r in self.rounds) / self.start_s
+        return "\n".join([*lines, f"  restart ÷ start       {ratio:8.2f}"])
+
+
+def run_faults_bench(
+    command: str, *, num_rounds: int, ready_timeout_s: float, note: Callable[[str], None]
+) -> FaultsResult:
+    """Starts the server, kills its engine again and again, and stops the server.
+
+    Raises:
+        TargetDiedError: the server ended.
+        TargetStartError: it was not ready in time.
+    """
+    command = f"{command} --engine-restarts {num_rounds}"
+    spec = TargetSpec(name="A", command=command)
+    begin_s = time.perf_counter()
+    with closing(CommandTarget(spec, command)) as target:
+        target.start()
+        bench = _FaultsBench(target, ready_timeout_s)
+        start_s = bench.wait_status(lambda status: status == 200) - begin_s
+        rounds = []
+        for number in range(1, num_rounds + 1):
+            note(f"round {number} of {num_rounds}")
+            bench.ask_token()
+            rounds.append(bench.measure())
+    return FaultsResult(command=command, start_s=start_s, rounds=rounds)
+
+
+class _FaultsBench:
+    """Asks /health in a closed loop, on one connection as long as it holds."""
+
+    def __init__(self, target: CommandTarget, ready_timeout_s: float) -> None:
+        self._target = target
+        self._ready_timeout_s = ready_timeout_s
+        place = urlsplit(target.base_url)
+        self._port = place.port or 0
+        self._connection = http.client.HTTPConnection(place.hostname or "", self._port, timeout=_ANSWER_TIMEOUT_S)
+
+    def measure(self) -> FaultRound:
+        """One round."""
+        engine_pid = self._find_engine()
+        self._ask_health()
+        begin_s = time.perf_counter()
+        os.kill(engine_pid, signal.SIGKILL)
+        unhealthy_s = self.wait_status(lambda status: status != 200)
+        ready_s = self.wait_status(lambda status: status == 200)
+        self.ask_token()
+        return FaultRound(
+            unhealthy_ms=(unhealthy_s - begin_s) * 1e3,
+            ready_s=ready_s - begin_s,
+            first_token_s=time.perf_counter() - begin_s,
+        )
+
+    def wait_status(self, is_wanted: Callable[[int], bool]) -> float:
+        """When /health first answered so."""
+        deadline_s = time.perf_counter() + self._ready_timeout_s
+        while not is_wanted(self._ask_health()):
+            self._target.ensure_alive()
+            if time.perf_counter() > deadline_s:
+                raise TargetStartError(f"it was not ready after {self._ready_timeout_s:g} s\n{self._target.log_tail}")
+            time.sleep(0.001)
+        return time.perf_counter()
+
+    def ask_token(self) -> None:
+        """A request for one token; whatever comes of it."""
+        self._ask("POST", "/v1/completions", _BODY)
+
+    def _ask_health(self) -> int:
+        return self._ask("GET", "/health")
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> int:
+        """The status; 0 where there is no answer."""
+        try:
+            self._connection.request(method, path, body, {"Content-Type": "application/json"})
+            response = self._connection.getresponse()
+            response.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            return 0
+        return response.status
+
+    def _find_engine(self) -> int:
+        """The largest process of the server's but its own: the one that has the weights."""
+        server = next(s for s in find_servers(looks_closer=False) if s.port == self._port)
+        others = [psutil.Process(pid) for pid in server.pids[1:]]
+        return max(others, key=lambda process: int(process.memory_info().rss)).pid

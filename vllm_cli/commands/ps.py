@@ -1,0 +1,58 @@
+"""`vllm-cli ps`: which servers run here, where, and at what price."""
+
+import json
+
+import click
+
+from vllm_cli.running_servers import RunningServer, find_servers
+
+
+@click.command("ps")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+def ps(*, is_json: bool) -> int:
+    """Show the servers that run on this machine, oldest first.
+
+    MEMORY is that of all of a server's processes; what several share is counted once. STATE is what the server says.
+
+    \b
+    Examples:
+      vllm-cli ps
+      vllm-cli ps --json | jq -r '.[].port'
+
+    Exit codes: 0 there is a server, 1 there is none.
+    """
+    servers = find_servers()
+    if is_json:
+        click.echo(json.dumps([server.to_dict() for server in servers], indent=2))
+    else:
+        click.echo("\n".join(_table(servers)))
+    return 0 if servers else 1
+
+
+def _table(servers: list[RunningServer]) -> list[str]:
+    if not servers:
+        return ["No server runs."]
+    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_row, servers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _row(server: RunningServer) -> tuple[str, ...]:
+    return (
+        str(server.pid),
+        server.address or "-",
+        server.state,
+        _duration(server.uptime_s),
+        f"{server.memory_bytes / (1 << 30):.2f} GiB",
+        server.engine,
+        server.model,
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m {int(seconds) % 60}s" if minutes else f"{int(seconds)}s"
