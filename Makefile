@@ -1,7 +1,8 @@
 # Works on a fresh clone: every target first installs what it needs, once, into .venv.
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
-#   make test | test-slow | lint | bench   [ARGS="..."]
+#   make test | test-slow | test-cuda | lint | bench   [ARGS="..."]
+#   make audit                             known vulnerabilities of what is installed
 #   make install | install-dev | clean
 #
 # PYTHON chooses the interpreter that .venv is made with, e.g. make PYTHON=python3.12 serve
@@ -21,7 +22,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow lint bench install install-dev clean
+.PHONY: help serve test test-slow test-cuda lint bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,11 +40,17 @@ test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-cuda: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest tests/cuda $(ARGS)
+
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+audit: $(INSTALLED_DEV)
+	.ci/audit $(VENV)
 
 install: $(DEFAULT_MODEL)
 

@@ -1,5 +1,6 @@
 """The types that an environment variable may have: one constructor and one parser each."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def integer(default: int, description: str, *, minimum: int) -> EnvVar[int]:
     return EnvVar("integer", _integer_parser(minimum), lambda: default, description)
 
 
+def number(default: float, description: str, *, above: float) -> EnvVar[float]:
+    """A number above a bound."""
+    return EnvVar("number", _number_parser(above), lambda: default, description)
+
+
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
     """A whole number of at least `minimum`, None where unset."""
     return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
@@ -67,6 +73,20 @@ def _integer_parser(minimum: int) -> Callable[[str], int]:
         except ValueError as err:
             raise InvalidValueError(expected) from err
         if value < minimum:
+            raise InvalidValueError(expected)
+        return value
+
+    return parse
+
+
+def _number_parser(above: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        expected = f"a number above {above:g}"
+        try:
+            value = float(raw)
+        except ValueError as err:
+            raise InvalidValueError(expected) from err
+        if not above < value < math.inf:
             raise InvalidValueError(expected)
         return value
 

@@ -6,31 +6,53 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from envs.errors import EnvError
-from envs.kinds import boolean, choice, choice_in_capitals, integer, optional_integer, path, presence, text
+from envs.kinds import boolean, choice, choice_in_capitals, integer, number, optional_integer, path, presence, text
 from envs.suggestion import closest
 from envs.variable import EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
 """How the engine process may be started; the one list that every branch uses."""
 
+ENGINES: Final = ("auto", "embedded", "vllm")
+"""What can serve: the engine of this package, or an installed vLLM; `auto` prefers vLLM."""
+
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+LOG_FORMATS: Final = ("text", "json")
+"""How lines of the log may look."""
 
 OWN_PREFIX: Final = "VCLI_"
 """Variables of our own begin with this, since vLLM warns about unknown `VLLM_*` names."""
+
+
+def home_folder() -> Path:
+    """The user's; `/`, as container runtimes have it, for a user without a name, a folder, and a HOME."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
 
 
 class Environment:
     """The variables; the attribute's name is the variable's name."""
 
     VCLI_LEAN_IMPORTS = boolean(True, "Leave out of torch and transformers what serving never uses.")
+    VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "How lines of the log look.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, for the forkserver; set by the launcher.")
-    XDG_CACHE_HOME = path(lambda: Path("~/.cache").expanduser(), "The user's cache folder.")
+    VCLI_ENGINE = choice("auto", ENGINES, "Which engine serves where --engine is not given.")
+    VCLI_PLAIN_VLLM = boolean(False, "Start vLLM as `vllm serve` would, without anything of ours.")
+    VCLI_PRELOAD_PLAN = text("File that tells vLLM's forkserver what to import; set by the launcher.")
+    VCLI_API_PROCESS = optional_integer("Process with which the forkserver ends; set by the launcher.", minimum=1)
+    XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must carry where --api-key is not given.", is_secret=True)
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
     VLLM_LOGGING_LEVEL = choice_in_capitals("INFO", LOGGING_LEVELS, "Least severe level that is logged.")
+    VLLM_LOGGING_CONFIG_PATH = text("JSON file with a configuration of Python's logging.")
+    VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two lines of figures in the log.", above=0)
+    VLLM_MAX_N_SEQUENCES = integer(128, "Largest `n` of a request.", minimum=1)
     VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds that fetching a picture may take, redirects included.", minimum=1)
     VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of a picture's URL to other allowed hosts.")
     VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest picture as it comes, in MiB.", minimum=1)
@@ -44,10 +66,22 @@ class Environment:
     HF_TOKEN = text("Token for gated and private models where --hf-token is not given.", is_secret=True)
     HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; unset takes the hub itself.")
 
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("How --otlp-traces-endpoint is spoken to: grpc or http/protobuf.")
     OPENAI_API_KEY = text("Key that `chat` and `complete` send where --api-key is not given.", is_secret=True)
     OMP_NUM_THREADS = optional_integer("Threads of the forward pass on a CPU; unset takes what is free.", minimum=1)
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
     GOMP_SPINCOUNT = text("How long OpenMP's waiting threads spin before they sleep; unset takes 3000.")
+    CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id; set to nothing or to -1, none.")
+    PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch finds out whether there is a GPU; unset takes 1, without CUDA.")
+    TMPDIR = text("Folder for temporary files.")
+    TEMP = text("The same, where TMPDIR is not set.")
+    TMP = text("The same, where TEMP is not set either.")
+    NOTIFY_SOCKET = text("Socket of the service manager that is told about start and end; set by systemd.")
+    WATCHDOG_USEC = optional_integer("Microseconds in which it wants to hear again; set by systemd.", minimum=1)
+    WATCHDOG_PID = optional_integer("Process that this is about; set by systemd.", minimum=1)
+    LISTEN_FDS = optional_integer("Number of sockets handed over, from descriptor 3 on; set by systemd.", minimum=0)
+    LISTEN_PID = optional_integer("Process that they are for; set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Their names; set by systemd.")
     NO_COLOR = presence("No colours in the output, whatever the value.")
 
 

@@ -1,19 +1,17 @@
 """One environment variable: its type, its default and the only way to read it."""
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from envs.errors import EnvError
+from envs.redaction import MASK, without_login
 
 T = TypeVar("T")
 
 Source = Literal["default", "environment"]
-
-_MASK = "********"
 
 
 class InvalidValueError(ValueError):
@@ -55,6 +53,11 @@ class EnvVar(Generic[T]):
         return os.environ.get(self.name) or None
 
     @property
+    def is_set_to_nothing(self) -> bool:
+        """For a variable that says something by being empty; else the same as unset."""
+        return os.environ.get(self.name) == ""
+
+    @property
     def source(self) -> Source:
         """Where `get` takes the value from."""
         return "default" if self.raw is None else "environment"
@@ -73,7 +76,7 @@ class EnvVar(Generic[T]):
         """The value as it may be shown to people: secrets and logins in URLs are masked, None is nothing."""
         if value is None:
             return ""
-        return _MASK if self.is_secret else re.sub(r"//[^/@]+@", f"//{_MASK}@", str(value))
+        return MASK if self.is_secret else without_login(str(value))
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:

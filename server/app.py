@@ -47,6 +47,7 @@ class ServerApp(Starlette):
 def create_app(services: Services) -> ServerApp:
     """The application over services that may still be starting; nothing else has to be done when they are ready."""
     services.engine.subscribe_stats(lambda stats: services.engine_metrics.record_step(stats))
+    services.metrics.register_rejections(services.admission.num_rejected)
     return ServerApp(services)
 
 
@@ -66,8 +67,8 @@ def _build_middleware(services: Services) -> list[Middleware]:
                 allow_credentials=config.allow_credentials,
             )
         )
-    if config.api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, config.api_keys))
+    if services.api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, services.api_keys))
     return middleware
 
 

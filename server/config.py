@@ -1,6 +1,8 @@
 """Typed configuration of the server's layers; standard library only, built once by the command line."""
 
+import re
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +17,7 @@ SeqPoolingType = Literal["CLS", "LAST", "MEAN"]
 PoolingTask = Literal["embed", "classify", "token_embed", "token_classify"]
 
 _MAX_ITEMS = 999
+_ROOT_PATH = re.compile(r"/[!-~]*")
 
 
 class ConfigError(ValueError):
@@ -94,7 +97,7 @@ class EngineConfig:
     """Most tokens of a sequence; None takes the model's own limit, as far as memory allows."""
     max_num_seqs: int = 128
     max_num_batched_tokens: int | None = None
-    """Most tokens that one step computes: longer prompts are prefilled in chunks. None: 512 on CPU, 8192 on a GPU."""
+    """Most tokens that one step computes: longer prompts are prefilled in chunks. None: 512 on CPU, 2048 on a GPU."""
     kv_cache_memory_bytes: int | None = None
     """None sizes the KV cache from free memory."""
     gpu_memory_utilization: float = 0.9
@@ -200,6 +203,8 @@ class ServerConfig:
     port: int = 8000
     uds: str | None = None
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    """Further keys, one in a line; read again when it changes."""
     root_path: str = ""
     response_role: str = "assistant"
     generation_config: str = "auto"
@@ -214,10 +219,25 @@ class ServerConfig:
     """Score late interaction in the engine, which keeps the query's token embeddings, instead of in this process."""
     enable_log_requests: bool = False
     disable_access_log: bool = False
+    disable_access_log_for_endpoints: tuple[str, ...] = ()
+    """Paths that the access log leaves out."""
+    disable_log_stats: bool = False
+    log_stats_interval_s: float = 10.0
+    """How often a line of figures is logged."""
+    otlp_traces_endpoint: str | None = None
+    """Where traces are sent; None sends none."""
+    otlp_traces_protocol: str | None = None
+    """`grpc` or `http/protobuf`; None tells it from the endpoint."""
     uvicorn_log_level: str = "info"
     timeout_keep_alive_s: int = 5
     shutdown_timeout_s: float = 30.0
     """After SIGTERM, how long running requests may take to finish."""
+    drain_grace_s: float = 0.0
+    """After SIGTERM, for how long at least the port stays open to refuse requests politely."""
+    engine_watchdog_timeout_s: float = 300.0
+    """How long the engine's loop may be silent before the engine is taken for dead; 0 does not watch it."""
+    engine_restarts: int = 0
+    """How many engines are started, one after the other, in the place of one that has died."""
     allowed_origins: tuple[str, ...] = ()
     allowed_methods: tuple[str, ...] = ("*",)
     allowed_headers: tuple[str, ...] = ("*",)
@@ -225,12 +245,35 @@ class ServerConfig:
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
     ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = 0
+    """Whether clients show a certificate: 0 no, 1 they may, 2 they must (`ssl.CERT_*`)."""
+    ssl_ciphers: str | None = None
+    """Ciphers of TLS 1.2, as OpenSSL writes them; None takes Python's."""
+    enable_ssl_refresh: bool = False
+    """Take changed files of certificates without a restart."""
 
     def __post_init__(self) -> None:
+        self._check_access()
         if not 0 <= self.port <= 65535:
             raise ConfigError("--port", self.port, "between 0 and 65535")
         if self.shutdown_timeout_s < 0:
             raise ConfigError("--shutdown-timeout", self.shutdown_timeout_s, "0 or more")
+        for option, value in (
+            ("--drain-grace", self.drain_grace_s),
+            ("--engine-watchdog-timeout", self.engine_watchdog_timeout_s),
+            ("--engine-restarts", self.engine_restarts),
+        ):
+            if not 0 <= value < inf:
+                raise ConfigError(option, value, "0 or more")
+
+    def _check_access(self) -> None:
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ConfigError("--root-path", self.root_path, "a path that begins with /, such as /api")
+        if self.ssl_cert_reqs not in (0, 1, 2):
+            raise ConfigError("--ssl-cert-reqs", self.ssl_cert_reqs, "0 (none), 1 (optional) or 2 (required)")
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            expected = "0 without --ssl-ca-certs, which tells whose certificates are good"
+            raise ConfigError("--ssl-cert-reqs", self.ssl_cert_reqs, expected)
 
 
 def _is_positive_int(value: object) -> bool:

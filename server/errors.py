@@ -25,12 +25,31 @@ class RequestError(ServerError):
         self.type = type
 
 
+class OverloadedError(RequestError):
+    """The server has no room for the request at the moment; becomes a 503 with Retry-After.
+
+    Args:
+        message: which limit is reached, its value and its flag.
+        reason: the limit's name, for the metrics.
+        retry_after_s: when to come again.
+    """
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: int = 1) -> None:
+        super().__init__(message, status=503, type="ServiceUnavailableError")
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
 class EngineError(ServerError):
     """The engine could not do what was asked; becomes a 5xx."""
 
 
 class EngineStartError(EngineError):
     """The engine process did not become ready: a bad model, no memory, a crash. Start-up fails with exit code 3."""
+
+
+class EngineMemoryError(EngineStartError):
+    """The model or its cache has no room on the device; a second try would find none either."""
 
 
 class EngineDeadError(EngineError):

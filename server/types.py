@@ -79,6 +79,12 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     mm: dict[str, TensorData] | None = None
     """The HF processor's outputs beside `input_ids`."""
 
+    @property
+    def num_bytes(self) -> int:
+        """What all of it takes."""
+        tensors = [*(() if self.embeds is None else (self.embeds,)), *(self.mm or {}).values()]
+        return sum(len(tensor.data) for tensor in tensors)
+
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """Log-probabilities at one position, natural logarithm, of the model's raw distribution."""
@@ -137,6 +143,10 @@ class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=T
     data: TensorData | None = None
     """Of a pooled prompt: its embedding, its classes' logits or probabilities, its score; one row per token
     where the task's name begins with `token_`."""
+    num_preemptions: int = 0
+    """How often the sequence has had to go back to the queue so far."""
+    is_request_fault: bool = False
+    """With an error: it comes of what the request asks for."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -200,3 +210,5 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Width of the rows that may take the place of a prompt's tokens; None where prompts are token ids only."""
     pooling: PoolingInfo | None = None
     """Of a pooling model; None generates text."""
+    pid: int | None = None
+    """The engine's process."""

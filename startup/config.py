@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from server.config import ConfigError, EngineConfig, RendererConfig, ServerConfig
+from server.limits import LimitsConfig
+from startup.log_options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 
 
@@ -29,10 +32,15 @@ class StartupConfig:
     engine_ready_timeout_s: float
     """How long the engine process may take to become ready."""
     logging_level: str
+    log_format: LogFormat = "text"
+    """`json` makes every line of every process a JSON object."""
+    log_config: dict[str, Any] | None = None
+    """A configuration for `logging.config.dictConfig`, which wins over level and format."""
     model: ModelConfig
     engine: EngineConfig
     renderer: RendererConfig
     server: ServerConfig
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None
     """How long the whole start may take; None does not bound it."""
@@ -40,6 +48,11 @@ class StartupConfig:
     """Where to write the timeline as JSON."""
     startup_trace: Path | None = None
     """Where to write the timeline for Perfetto or chrome://tracing."""
+
+    @property
+    def logs(self) -> LogOptions:
+        """How every process logs."""
+        return LogOptions(level=self.logging_level, format=self.log_format, config=self.log_config)
 
     def __post_init__(self) -> None:
         if self.startup_timeout_s is not None and self.startup_timeout_s <= 0:

@@ -49,9 +49,17 @@ class StartDeadline:
 
     def _expire(self) -> None:
         logger.error("the start took longer than --startup-timeout %g s, in phase %s", self._limit_s, self._describe())
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        logger.error("this is where its threads are:\n%s", _stacks())
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
         sys.stderr.flush()
         os._exit(EXIT_START_FAILED)
+
+
+def _stacks() -> str:
+    """Of all threads; written by C code, which needs a file, and no lock that a thread may hold."""
+    with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()

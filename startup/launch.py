@@ -7,9 +7,10 @@ Nothing heavy is imported in a second thread, ever.
 
 import logging
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from multiprocessing.context import BaseContext
 from socket import socket
+from typing import TYPE_CHECKING
 
 from envs.registry import env
 from server.config import ModelFiles
@@ -19,6 +20,7 @@ from server.vision_models import sees_pictures
 from startup import engine_process, listener
 from startup.config import StartupConfig
 from startup.deadline import StartDeadline
+from startup.engine_supply import EngineSupply
 from startup.errors import EngineBootError, PortInUseError, StartupError
 from startup.imports import import_vision
 from startup.logs import configure_logging
@@ -26,11 +28,16 @@ from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
-from startup.responder import StartupResponder
+from startup.responder import OpenChannel, StartupResponder, open_plain
 from startup.start_method import use_start_method
 from startup.start_state import StartState
+from startup.temp_folder import ensure_temp_folder
 from startup.timeline.live_progress import LiveProgress
+from startup.timeline.record import subject_of
 from startup.timeline.timeline import PhaseTimeline
+
+if TYPE_CHECKING:
+    from startup.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +49,9 @@ def launch(config: StartupConfig) -> int:
         StartupError: the server cannot start; nothing is left behind.
     """
     timeline = PhaseTimeline.from_process_start()
-    configure_logging(config.logging_level, process="api")
-    return _Launch(config, timeline).run()
+    start = _Launch(config, timeline)
+    configure_logging(config.logs, role="api", phase=start.phase)
+    return start.run()
 
 
 class _Launch:
@@ -52,20 +60,31 @@ class _Launch:
     def __init__(self, config: StartupConfig, timeline: PhaseTimeline) -> None:
         self._config = config
         self._timeline = timeline
-        self._state = StartState(config, timeline)
+        self._state = StartState(subject_of(config), timeline)
         self._stack = ExitStack()
+        self._manager = self._meet_manager()
+
+    def phase(self) -> str:
+        """What this process is at, for its log."""
+        return self._state.phase
+
+    @property
+    def _is_tls(self) -> bool:
+        return self._config.server.ssl_certfile is not None
 
     def run(self) -> int:
         with self._stack:
             listening = self._listen()
-            responder = self._stack.enter_context(StartupResponder(listening, self._state))
-            self._timeline.on_change = lambda: responder.tell(self._state.snapshot())
+            responder = self._stack.enter_context(StartupResponder(listening, self._state, self._prepare_channels))
+            self._timeline.on_change = lambda: self._tell(responder)
             deadline = self._stack.enter_context(StartDeadline(self._config.startup_timeout_s, self._describe_phase))
             live = self._stack.enter_context(LiveProgress(self._state.meter))
             try:
                 return self._run(listening, responder, deadline, live)
             except (ServerError, StartupError) as err:
                 self._state.fail(str(err))
+                if self._manager:
+                    self._manager.tell_failure(str(err))
                 raise EngineBootError(str(err)) from err if isinstance(err, ServerError) else err
 
     def _run(self, listening: socket, responder: StartupResponder, deadline: StartDeadline, live: LiveProgress) -> int:
@@ -94,25 +113,47 @@ class _Launch:
             deadline.cancel()
             live.close()
             self._timeline.add("engine", info.spans)
-            self._state.finish(info, prefetch.result(), listener.describe(listening))
+            address = listener.describe(listening, is_tls=self._is_tls)
+            self._state.finish(info, prefetch.result(), address)
+            if self._manager:
+                self._manager.tell_ready(f"ready: {address}")
 
         options = RunOptions(
             listener=listening,
-            engine_connection=engine.connection,
+            limits=self._config.limits,
+            engine=engine,
             engine_ready_timeout_s=self._config.engine_ready_timeout_s,
             start=self._state,
             span=self._timeline.span,
             on_serving=responder.hand_over,
             on_ready=on_ready,
+            on_drain=self._drain,
         )
         return run_server(files, renderer, self._config.server, options)
+
+    def _meet_manager(self) -> "ServiceManager | None":
+        if env.NOTIFY_SOCKET.get() is None:
+            return None
+        from startup.service_manager import ServiceManager
+
+        return self._stack.enter_context(closing(ServiceManager.from_environment()))
+
+    def _tell(self, responder: StartupResponder) -> None:
+        responder.tell(self._state.snapshot())
+        if self._manager and (running := self._timeline.running):
+            self._manager.tell_status(running.name.replace("_", " "))
+
+    def _drain(self) -> None:
+        self._state.drain()
+        if self._manager:
+            self._manager.tell_stopping("finishing what runs")
 
     def _listen(self) -> socket:
         server = self._config.server
         with self._timeline.span("listen"):
             try:
                 listening = self._stack.enter_context(
-                    listener.listen(host=server.host, port=server.port, uds=server.uds)
+                    _take_socket() or listener.listen(host=server.host, port=server.port, uds=server.uds)
                 )
             except PortInUseError as err:
                 from startup.preflight.run import run_preflight
@@ -121,8 +162,18 @@ class _Launch:
         self._timeline.mark("listening")
         return listening
 
+    def _prepare_channels(self) -> OpenChannel:
+        """In the responder's process."""
+        if not self._is_tls:
+            return open_plain()
+        from startup.tls_channel import open_tls
+
+        return open_tls(self._config.server)
+
     def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
         with self._timeline.span("prepare_start_method"):
+            ensure_temp_folder()
+            os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
             if located is not None:  # the hub's client reads it when it is imported
                 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -153,17 +204,24 @@ class _Launch:
 
             return resolve_model(self._config.model, self._state.tell_detail)
 
-    def _start_engine(self, context: BaseContext, files: ModelFiles) -> engine_process.EngineProcess:
+    def _start_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupply:
         waits_for = "forkserver" if engine_process.blocks_on_imports(context) else None
         with self._timeline.span("start_engine_process", waits_for=waits_for):
-            engine = engine_process.start_engine(
-                context, files, self._config.engine, logging_level=self._config.logging_level
-            )
+            engine = EngineSupply(context, files, self._config.engine, self._config.logs)
         self._stack.callback(engine.close)
         return engine
 
     def _describe_phase(self) -> str:
         return str(self._state.progress()["phase"])
+
+
+def _take_socket() -> socket | None:
+    """What a service manager listens on for this process, if one does."""
+    if env.LISTEN_PID.get() is None:
+        return None
+    from startup.socket_activation import take_socket
+
+    return take_socket()
 
 
 def _combine(report: PreflightReport, err: StartupError | None = None) -> StartupError:

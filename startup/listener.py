@@ -32,12 +32,13 @@ def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
     return listener
 
 
-def describe(listener: socket.socket) -> str:
+def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
     """The address as a client would write it."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if is_tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _listen_unix(path: Path) -> socket.socket:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
-from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.server_address import parse_url
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _END: Final = b"[DONE]"
@@ -25,12 +25,8 @@ class ApiClient:
     """Talks to one server; `/v1` at the end of its address may be left out. Errors are ConnectionFailedErrors."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"--url must begin with http:// or https://, got {url!r}.")
         self.url = url
-        self._parts = parts
-        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._address = parse_url(url)
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -54,8 +50,7 @@ class ApiClient:
                 raise ConnectionFailedError(f"The server at {self.url} broke off its answer ({_reason(err)}).") from err
 
     def _connect(self) -> HTTPConnection:
-        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=_CONNECT_TIMEOUT_S)
+        connection = self._address.connect(_CONNECT_TIMEOUT_S)
         try:
             connection.connect()
         except OSError as err:
@@ -66,7 +61,7 @@ class ApiClient:
 
     def _request(self, connection: HTTPConnection, method: str, path: str, payload: str | None = None) -> HTTPResponse:
         try:
-            connection.request(method, self._path + path, payload, self._headers)
+            connection.request(method, self._address.path + path, payload, self._headers)
             response = connection.getresponse()
             if response.status >= 400:
                 raise ConnectionFailedError(f"The server answered {response.status}: {_error_message(response)}")

@@ -11,6 +11,7 @@ from envs.registry import env
 from vllm_cli.answer import Answer
 from vllm_cli.api_client import ApiClient
 from vllm_cli.errors import ConnectionFailedError
+from vllm_cli.param_types import Secret
 
 with suppress(ImportError):  # some Pythons are built without it; typed lines cannot be edited then
     import readline  # noqa: F401
@@ -33,9 +34,14 @@ def server_options(command: F) -> F:
             help="0 takes the likeliest token each time, more is more random; the server decides if not given.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
-        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
+        click.option("--api-key", type=Secret(), help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
         click.option("--model-name", help="Model to ask; the first that the server lists if not given."),
-        click.option("--url", default="http://localhost:8000", show_default=True, help="Address of the server."),
+        click.option(
+            "--url",
+            default="http://localhost:8000",
+            show_default=True,
+            help="Address of the server: http(s)://… or unix:/path; /v1 at its end may be left out.",
+        ),
     ):
         command = option(command)
     return command

@@ -54,6 +54,11 @@ class HonouredFlag(Flag):
     variable: EnvVar[Any] | None = None
     """Read where the flag is not given."""
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether nobody else should see its value."""
+        return self.variable is not None and self.variable.is_secret
+
 
 def value(name: str, *aliases: str, harmless: tuple[str, ...] = ()) -> Flag:
     """A flag that takes one value."""

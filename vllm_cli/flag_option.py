@@ -1,10 +1,16 @@
 """A flag of the table as an option of click, which converts values and keeps the order of precedence."""
 
-from typing import Any
+from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from vllm_cli.flag import HonouredFlag, Shape
+from vllm_cli.model_completion import complete_model
+
+_MODELS: Final = ("--model", "--tokenizer")
+_KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
+"""What a shell completes, by the word that help shows for a flag's value."""
 
 
 class FlagOption(click.Option):
@@ -22,6 +28,14 @@ class FlagOption(click.Option):
             metavar=flag.metavar,
         )
         self.flag = flag
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Files and folders, where the value is one; choices; models."""
+        if self.flag.name in _MODELS:
+            return complete_model(ctx, self, incomplete)
+        if kind := _KINDS.get(self.flag.metavar or ""):
+            return [CompletionItem(incomplete, type=kind)]
+        return super().shell_complete(ctx, incomplete)
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
         """The variable's typed value, None where it is unset."""

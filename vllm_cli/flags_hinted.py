@@ -82,12 +82,10 @@ HINTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--enable-shm-tensor-arena"),
     ),
     "the embedded server logs and exports the same with it and without it": (
-        switch("--disable-log-stats"),
         switch("--enable-log-outputs"),
         switch("--enable-log-deltas", harmless=True),
         value("--max-log-len"),
         switch("--log-error-stack"),
-        value("--disable-access-log-for-endpoints"),
         value("--show-hidden-metrics-for-version"),
         switch("--kv-cache-metrics"),
         value("--kv-cache-metrics-sample", harmless=("0.01",)),
@@ -104,8 +102,6 @@ HINTED: Final[dict[str, tuple[Flag, ...]]] = {
     "the embedded server has no such endpoint or parser": (
         switch("--disable-fastapi-docs"),
         switch("--enable-offline-docs"),
-        value("--h11-max-incomplete-event-size", harmless=("4194304",)),
-        value("--h11-max-header-count", harmless=("256",)),
         switch("--cohere-is-reasoning-model", harmless=True),
         value("--cohere-format", harmless=("cmd4",)),
         value("--anthropic-disabled-thinking-effort", harmless=("auto",)),

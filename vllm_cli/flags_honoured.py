@@ -5,12 +5,14 @@ from typing import Final, get_args
 
 import click
 
-from envs.registry import LOGGING_LEVELS, env
+from envs.registry import ENGINES, LOG_FORMATS, LOGGING_LEVELS, env
 from server.config import ConvertName, DTypeName, RunnerName, TokenizerMode
 from startup.prefetch.options import PrefetchMode
 from vllm_cli.byte_size import ByteSize
 from vllm_cli.flag import HonouredFlag, Shape
-from vllm_cli.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
+from vllm_cli.flags_limits import LIMITS, OWN_LIMITS
+from vllm_cli.log_config_file import LogConfigFile
+from vllm_cli.param_types import ChatTemplate, CommaList, HumanInt, JsonObject, JsonStrings, TokenLimit
 from vllm_cli.pooler_options import PoolerOptions
 
 RENDERER_INLINE = HonouredFlag(
@@ -18,6 +20,38 @@ RENDERER_INLINE = HonouredFlag(
     fields=("renderer.is_inline",),
     shape=Shape.SWITCH,
     help="Do the renderer's work on the event loop: only to measure what the threads are worth.",
+)
+
+LIFE: Final = (
+    HonouredFlag(
+        "--drain-grace",
+        fields=("server.drain_grace_s",),
+        type=click.FLOAT,
+        metavar="SECONDS",
+        help="After SIGTERM, keep the port open at least so long, for load balancers; requests get 503.",
+    ),
+    HonouredFlag(
+        "--engine-restarts",
+        fields=("server.engine_restarts",),
+        type=click.INT,
+        metavar="N",
+        help="Start another engine behind the same port where one has died, N times; 0 ends the server.",
+    ),
+    HonouredFlag(
+        "--engine-watchdog-timeout",
+        fields=("server.engine_watchdog_timeout_s",),
+        type=click.FLOAT,
+        metavar="SECONDS",
+        help="Take an engine for dead whose loop is silent for so long; 0 does not watch it.",
+    ),
+)
+"""Own flags, too: what becomes of an engine that dies, and of a server that is stopped."""
+
+API_KEY_FILE: Final = HonouredFlag(
+    "--api-key-file",
+    fields=("server.api_key_file",),
+    metavar="FILE",
+    help="Further keys, one in a line; what is changed there counts within two seconds.",
 )
 
 _MODEL = (
@@ -250,8 +284,9 @@ _SERVER = (
         shape=Shape.LIST,
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
-        help="Keys of which a request must carry one.",
+        help="Keys of which a request must carry one; a file or the variable keeps them from other users' eyes.",
     ),
+    API_KEY_FILE,
     HonouredFlag("--root-path", fields=("server.root_path",), help="Path under which a proxy shows the server."),
     HonouredFlag(
         "--allowed-origins", fields=("server.allowed_origins",), type=JsonStrings(), help="Origins allowed by CORS."
@@ -270,7 +305,21 @@ _SERVER = (
     ),
     HonouredFlag("--ssl-keyfile", fields=("server.ssl_keyfile",), metavar="FILE", help="Private key for HTTPS."),
     HonouredFlag("--ssl-certfile", fields=("server.ssl_certfile",), metavar="FILE", help="Certificate for HTTPS."),
-    HonouredFlag("--ssl-ca-certs", fields=("server.ssl_ca_certs",), metavar="FILE", help="Certificates of CAs."),
+    HonouredFlag("--ssl-ca-certs", fields=("server.ssl_ca_certs",), metavar="FILE", help="CAs of clients."),
+    HonouredFlag(
+        "--ssl-cert-reqs",
+        fields=("server.ssl_cert_reqs",),
+        type=click.INT,
+        metavar="0|1|2",
+        help="Whether clients show a certificate: 0 no, 1 they may, 2 they must.",
+    ),
+    HonouredFlag("--ssl-ciphers", fields=("server.ssl_ciphers",), help="Ciphers of TLS 1.2, as OpenSSL writes them."),
+    HonouredFlag(
+        "--enable-ssl-refresh",
+        fields=("server.enable_ssl_refresh",),
+        shape=Shape.SWITCH,
+        help="Take changed files of certificates within two seconds, without a restart.",
+    ),
     HonouredFlag(
         "--enable-request-id-headers",
         fields=("server.enable_request_id_headers",),
@@ -284,6 +333,15 @@ _SERVER = (
         metavar="SECONDS",
         help="How long running requests may take to finish after SIGTERM.",
     ),
+    *LIFE,
+)
+
+LOG_FORMAT: Final = HonouredFlag(
+    "--log-format",
+    fields=("log_format",),
+    type=click.Choice(LOG_FORMATS),
+    variable=env.VCLI_LOG_FORMAT,
+    help="json makes every line of every process a JSON object.",
 )
 
 _LOGGING = (
@@ -293,6 +351,15 @@ _LOGGING = (
         type=click.Choice(LOGGING_LEVELS, case_sensitive=False),
         variable=env.VLLM_LOGGING_LEVEL,
         help="Least severe level that is logged.",
+    ),
+    LOG_FORMAT,
+    HonouredFlag(
+        "--log-config-file",
+        fields=("log_config",),
+        type=LogConfigFile(),
+        variable=env.VLLM_LOGGING_CONFIG_PATH,
+        metavar="FILE",
+        help="JSON file with a configuration of Python's logging; wins over level and format.",
     ),
     HonouredFlag(
         "--uvicorn-log-level",
@@ -309,12 +376,32 @@ _LOGGING = (
         shape=Shape.SWITCH,
         help="Do not log a line per request.",
     ),
+    HonouredFlag(
+        "--disable-access-log-for-endpoints",
+        fields=("server.disable_access_log_for_endpoints",),
+        type=CommaList(),
+        metavar="PATH,...",
+        help="Paths whose requests are not logged, such as /health,/metrics.",
+    ),
+    HonouredFlag(
+        "--disable-log-stats",
+        fields=("server.disable_log_stats",),
+        shape=Shape.SWITCH,
+        help="Do not log throughput, requests and cache use every ten seconds (VLLM_LOG_STATS_INTERVAL).",
+    ),
+    HonouredFlag(
+        "--otlp-traces-endpoint",
+        fields=("server.otlp_traces_endpoint",),
+        metavar="URL",
+        help="Send traces there by OpenTelemetry, such as http://collector:4318/v1/traces; needs the extra `otel`.",
+    ),
 )
 
 ENGINE: Final = HonouredFlag(
     "--engine",
-    type=click.Choice(("auto", "embedded", "vllm")),
-    help="auto and embedded: the engine in this package; vllm: an installed vLLM, with all its flags.",
+    type=click.Choice(ENGINES),
+    variable=env.VCLI_ENGINE,
+    help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if it is there.",
 )
 
 CONFIG: Final = HonouredFlag(
@@ -323,7 +410,7 @@ CONFIG: Final = HonouredFlag(
     help="YAML file of settings, named as the flags are; flags and variables win over it.",
 )
 
-_START = (
+START: Final = (
     HonouredFlag(
         "--preflight-only",
         shape=Shape.SWITCH,
@@ -368,15 +455,16 @@ _START = (
 )
 """Flags of our own: they carry prefixes that vLLM does not use."""
 
-OWN: Final = (ENGINE, RENDERER_INLINE, *_START)
+OWN: Final = (ENGINE, API_KEY_FILE, RENDERER_INLINE, LOG_FORMAT, *LIFE, *OWN_LIMITS, *START)
 
 GROUPS: Final = {
-    "Start": (ENGINE, CONFIG, *_START),
+    "Start": (ENGINE, CONFIG, *START),
     "Model": _MODEL,
     "Memory and scheduling": _MEMORY,
     "Requests and answers": _REQUESTS,
     "Pictures": _PICTURES,
     "HTTP server": _SERVER,
+    "Limits": LIMITS,
     "Logging": _LOGGING,
 }
 

@@ -127,9 +127,6 @@ REFUSED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--sse-keep-alive-interval", harmless=("0",)),
         switch("--enable-per-request-metrics"),
         switch("--enable-tokenizer-info-endpoint"),
-        switch("--enable-ssl-refresh"),
-        value("--ssl-cert-reqs", harmless=("0",)),
-        value("--ssl-ciphers"),
     ),
     "another way of loading or running a model": (
         value("--tokenizer-revision"),
@@ -159,20 +156,16 @@ REFUSED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--aux-output-config"),
         value("--watermark-config"),
     ),
-    "another scheduler or a bounded queue": (
+    "another scheduler": (
         value("--scheduler-cls"),
         value("--scheduling-policy", harmless=("fcfs",)),
         value("--max-num-active-seqs"),
-        value("--max-num-queued-reqs"),
-        value("--max-num-queued-tokens"),
     ),
     "traces, profiles or another logging configuration": (
-        value("--otlp-traces-endpoint"),
         values("--collect-detailed-traces"),
         value("--profiler-config"),
         value("--custom-histogram-buckets"),
         value("--logging-config"),
-        value("--log-config-file"),
     ),
 }
 """What is asked for, and the flags that ask for it."""

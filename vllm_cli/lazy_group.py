@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
+from click.shell_completion import CompletionItem
 
 from envs.suggestion import did_you_mean
 
@@ -40,6 +41,12 @@ class LazyGroup(click.Group):
         if args[0] not in self._entries and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """The names of the table, without importing the commands."""
+        fitting = [entry for entry in self._entries.values() if entry.name.startswith(incomplete)]
+        commands = [CompletionItem(entry.name, help=entry.help) for entry in fitting]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table, as it stands."""

@@ -25,11 +25,17 @@ COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
     CommandEntry("chat", "vllm_cli.commands.chat:chat", "Talk with a model on a running server."),
     CommandEntry("complete", "vllm_cli.commands.complete:complete", "Let a model on a running server continue a text."),
+    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; may be resumed."),
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, showing its phase."),
+    CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
+    CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show where the time of a start went."),
+    CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or forget what starts of vLLM have taught."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("env", "vllm_cli.commands.env:env_command", "Show the environment variables and their values."),
+    CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes that fit this machine."),
+    CommandEntry("completion", "vllm_cli.commands.completion:completion", "Make a shell complete commands and flags."),
     CommandEntry("collect-env", "vllm_cli.commands.collect_env:collect_env", "Describe this machine for a bug report."),
 )
 

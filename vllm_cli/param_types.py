@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from startup.command_line import mask_in_command_line
+
 _MULTIPLIERS: dict[str, int] = {
     **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
     **{letter: 2 ** (10 * power) for power, letter in enumerate("KMGT", start=1)},
@@ -69,6 +71,18 @@ class JsonStrings(click.ParamType[tuple[str, ...]]):
         return tuple(parsed)
 
 
+class CommaList(click.ParamType[tuple[str, ...]]):
+    """Words with commas between."""
+
+    name = "list"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Blanks around a word do not count, nor do empty words."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(word.strip() for word in str(value).split(",") if word.strip())
+
+
 class ChatTemplate(click.ParamType[str]):
     """A template's text, from a file or given as it is."""
 
@@ -83,6 +97,17 @@ class ChatTemplate(click.ParamType[str]):
                 return str(value)
             reason = getattr(err, "strerror", None) or err
             self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
+
+
+class Secret(click.ParamType[str]):
+    """A text that is taken out of what `ps` shows as soon as it has been read."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Leaves the value as it is."""
+        mask_in_command_line([str(value)])
+        return str(value)
 
 
 def _load_json(

@@ -31,6 +31,8 @@ class Readiness:
     progress: float | None = None
     """0 to 1."""
     eta_s: float | None = None
+    status: str | None = None
+    """The server's own word for its state: `starting`, `restarting`, `draining`, `dead`."""
 
 
 def ask_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
@@ -65,13 +67,14 @@ def _read_answer(response: HTTPResponse, path: str) -> Readiness:
 def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
     error = body.get("error")
     message = error.get("message") if isinstance(error, dict) else None
-    phase = body.get("phase")
+    phase, status = body.get("phase"), body.get("status")
     return Readiness(
-        "failed" if body.get("status") in _FAILED else "starting",
+        "failed" if status in _FAILED else "starting",
         message if isinstance(message, str) else otherwise,
         phase if isinstance(phase, str) else None,
         _amount(body.get("progress"), most=1.0),
         _amount(body.get("eta_s")),
+        status if isinstance(status, str) else None,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from envs.registry import env
 from envs.variable import EnvVar
 from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.limits import LimitsConfig
 from startup.config import ModelConfig, StartupConfig
 from startup.prefetch.options import PrefetchOptions
 from vllm_cli.flag import Flag, Shape
@@ -17,7 +18,10 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     "engine_ready_timeout_s": env.VLLM_ENGINE_READY_TIMEOUT_S,
     "logging_level": env.VLLM_LOGGING_LEVEL,
     "engine.num_threads": env.OMP_NUM_THREADS,
+    "server.log_stats_interval_s": env.VLLM_LOG_STATS_INTERVAL,
+    "server.otlp_traces_protocol": env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
     "server.timeout_keep_alive_s": env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+    "limits.max_choices": env.VLLM_MAX_N_SEQUENCES,
     "renderer.image_fetch_timeout_s": env.VLLM_IMAGE_FETCH_TIMEOUT,
     "renderer.media_url_allow_redirects": env.VLLM_MEDIA_URL_ALLOW_REDIRECTS,
     "renderer.max_media_mb": env.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB,
@@ -36,6 +40,7 @@ def build_startup_config(settings: Mapping[str, Any]) -> StartupConfig:
         engine=EngineConfig(**sections["engine"]),
         renderer=RendererConfig(**sections["renderer"]),
         server=ServerConfig(**sections["server"]),
+        limits=LimitsConfig(**sections["limits"]),
         prefetch=PrefetchOptions(**sections["prefetch"]),
     )
 

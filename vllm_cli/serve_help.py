@@ -3,21 +3,16 @@
 import json
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
-from typing import Any, Final, get_type_hints
+from typing import Any, get_type_hints
 
 import click
 
-from envs.suggestion import did_you_mean
 from startup.config import StartupConfig
-from vllm_cli.errors import InputError
 from vllm_cli.flag import Flag, HonouredFlag, Shape
-from vllm_cli.flag_table import FLAGS
 from vllm_cli.flags_hinted import HINTED
 from vllm_cli.flags_honoured import GROUPS
 from vllm_cli.flags_refused import REFUSED
-
-EVERYTHING: Final = "all"
-"""The topic of `--help=all`."""
+from vllm_cli.help_topic import find_topic
 
 
 def write_groups(formatter: click.HelpFormatter) -> None:
@@ -25,22 +20,26 @@ def write_groups(formatter: click.HelpFormatter) -> None:
     for title, flags in GROUPS.items():
         _write_honoured(formatter, title, flags)
     with formatter.section("Help"):
-        formatter.write_dl([("-h, --help", "Show this."), ("--help=all|WORD", "Show every flag, or those with WORD.")])
+        rows = [
+            ("-h, --help", "Show this."),
+            ("--help=all|GROUP|WORD", "Show every flag, a group, or those with WORD."),
+        ]
+        formatter.write_dl(rows, col_max=34)
 
 
 def write_topic(formatter: click.HelpFormatter, topic: str) -> None:
-    """Every flag, or those with a word in their name; raises InputError where there is none."""
-    word = "" if topic == EVERYTHING else topic.lower().replace("_", "-")
-    found = [flag for flag in FLAGS if any(word in name for name in flag.names)]
-    if not found:
-        names = [name.removeprefix("--") for flag in FLAGS for name in flag.names]
-        raise InputError(f"No flag has {topic!r} in its name{did_you_mean(word, names)}; --help=all shows every flag.")
+    """What `--help=TOPIC` is about (`help_topic`)."""
+    found = find_topic(topic)
     for title, flags in GROUPS.items():
-        _write_honoured(formatter, title, [flag for flag in flags if flag in found])
+        _write_honoured(formatter, title, [flag for flag in flags if flag in found.flags])
     for reason, hinted in HINTED.items():
-        _write_names(formatter, f"Accepted, without effect: {reason}", [flag for flag in hinted if flag in found])
+        _write_names(formatter, f"Accepted, without effect: {reason}", [flag for flag in hinted if flag in found.flags])
     for request, refused in REFUSED.items():
-        _write_names(formatter, f"With --engine vllm only: {request}", [flag for flag in refused if flag in found])
+        _write_names(
+            formatter, f"With --engine vllm only: {request}", [flag for flag in refused if flag in found.flags]
+        )
+    if found.is_single:
+        _write_facts(formatter, found.flags[0], found.also)
 
 
 def default_of(flag: HonouredFlag) -> Any:
@@ -58,6 +57,18 @@ def _write_honoured(formatter: click.HelpFormatter, title: str, flags: Iterable[
     if rows:
         with formatter.section(title):
             formatter.write_dl(rows, col_max=34)
+
+
+def _write_facts(formatter: click.HelpFormatter, flag: Flag, also: Iterable[str]) -> None:
+    """What the line of a flag does not tell."""
+    facts = [("Also written", ", ".join(flag.aliases)), ("In a --config file", flag.name.removeprefix("--"))]
+    if isinstance(flag, HonouredFlag) and flag.variable is not None:
+        facts.append(("Environment variable", flag.variable.name))
+    if flag.harmless:
+        facts.append(("Accepted with", ", ".join(flag.harmless)))
+    facts.append(("See also", ", ".join(also)))
+    with formatter.section(flag.name):
+        formatter.write_dl([(name, fact) for name, fact in facts if fact])
 
 
 def _write_names(formatter: click.HelpFormatter, title: str, flags: Iterable[Flag]) -> None:

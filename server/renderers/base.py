@@ -17,6 +17,7 @@ from server.renderers.pool import LoopShare, Pool, create_pool
 from server.renderers.processor_cache import ProcessorCache
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
 from server.renderers.stop_strings import StopScanner
+from server.renderers.template_process import TemplateProcess
 from server.renderers.tokenizer import Tokenizer
 from server.types import PromptInputs
 
@@ -61,6 +62,7 @@ class BaseRenderer(ABC):
             self.pools["mm"] = create_pool(1, name="renderer-mm", is_inline=config.is_inline)
         self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
+        self._template_process = TemplateProcess()
         self._loop_share = LoopShare()
         self.detokenize_async = make_async(self.detokenize, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
@@ -224,9 +226,10 @@ class BaseRenderer(ABC):
             self.pools["text"].run_in_each_thread(self.tokenizer.warm_up)
 
     def close(self) -> None:
-        """Stop the pools; what has not begun is cancelled."""
+        """Stop the pools, whose work that has not begun is cancelled, and the process of foreign templates."""
         for pool in self.pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
+        self._template_process.close()
 
     def __enter__(self) -> Self:
         return self

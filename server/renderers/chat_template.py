@@ -87,7 +87,7 @@ def safe_apply_chat_template(
             **template_kwargs,
         )
     except Exception as err:  # a template is foreign code and may raise anything
-        raise RequestError(f"the chat template failed: {_reason(err)}", param="messages") from err
+        raise RequestError(f"the chat template failed: {describe_template_error(err)}", param="messages") from err
     return text
 
 
@@ -96,6 +96,6 @@ def _refuse_reserved(template_kwargs: dict[str, Any]) -> None:
         raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
 
 
-def _reason(err: Exception) -> str:
+def describe_template_error(err: Exception) -> str:
     """What the template itself said, as in `raise_exception(...)`, else the kind of failure too."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"

@@ -5,8 +5,9 @@ from typing import Any
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
-from server.renderers.chat_template import check_chat_template, safe_apply_chat_template
+from server.renderers.chat_template import AppliesChatTemplate, check_chat_template, safe_apply_chat_template
 from server.renderers.content_format import detect_content_format, resolve_content_format
+from server.renderers.foreign_template import ForeignTemplate
 from server.renderers.grok2_tokenizer import Grok2Tokenizer
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
@@ -23,9 +24,16 @@ class Grok2Renderer(BaseRenderer):
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         template = self._given_template(options) or self._grok2.chat_template
+        wanted = self.config.chat_template_content_format
+        applies: AppliesChatTemplate = self._grok2
+        if options.chat_template is None:
+            content_format = resolve_content_format(template, wanted)
+        else:
+            applies = foreign = ForeignTemplate(self._template_process, template, {})
+            content_format = foreign.content_format(wanted)
         return safe_apply_chat_template(
-            self._grok2,
-            to_conversation(messages, resolve_content_format(template, self.config.chat_template_content_format)),
+            applies,
+            to_conversation(messages, content_format),
             template=template,
             options=options,
             template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,

@@ -5,8 +5,14 @@ from typing import Any
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.base import BaseRenderer
-from server.renderers.chat_template import check_chat_template, resolve_chat_template, safe_apply_chat_template
+from server.renderers.chat_template import (
+    AppliesChatTemplate,
+    check_chat_template,
+    resolve_chat_template,
+    safe_apply_chat_template,
+)
 from server.renderers.content_format import detect_content_format, resolve_content_format
+from server.renderers.foreign_template import ForeignTemplate
 from server.renderers.hf_tokenizer import HfTokenizer
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
@@ -40,11 +46,16 @@ class HfRenderer(BaseRenderer):
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         tokenizer = self._hf.of_this_thread
         template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
+        wanted = self.config.chat_template_content_format
+        applies: AppliesChatTemplate = tokenizer
+        if options.chat_template is None or template in _names_of(tokenizer.chat_template):
+            content_format = resolve_content_format(template, wanted)
+        else:
+            applies = foreign = ForeignTemplate(self._template_process, template, dict(tokenizer.special_tokens_map))
+            content_format = foreign.content_format(wanted)
         return safe_apply_chat_template(
-            tokenizer,
-            to_conversation(
-                messages, resolve_content_format(template, self.config.chat_template_content_format), self.image_token
-            ),
+            applies,
+            to_conversation(messages, content_format, self.image_token),
             template=template,
             options=options,
             template_kwargs=self.config.default_chat_template_kwargs | options.chat_template_kwargs,
@@ -59,3 +70,8 @@ class HfRenderer(BaseRenderer):
         if self.chat_template is not None:
             detect_content_format(self.chat_template)
         super().warm_up()
+
+
+def _names_of(templates: Any) -> set[str]:
+    """What a request may call the model's own templates, if there are several."""
+    return set(templates) if isinstance(templates, dict) else set()

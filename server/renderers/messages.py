@@ -127,8 +127,10 @@ def _assistant_fields(message: Message) -> Message:
     fields: Message = {}
     if (reasoning := message.get("reasoning") or message.get("reasoning_content")) is not None:
         fields = {"reasoning": reasoning, "reasoning_content": reasoning}
-    if message.get("tool_calls"):
-        fields["tool_calls"] = [_to_tool_call(call) for call in message["tool_calls"]]
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise RequestError(f"tool_calls must be a list, got {calls!r}", param="messages")
+        fields["tool_calls"] = [_to_tool_call(call) for call in calls]
     return fields
 
 

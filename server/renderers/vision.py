@@ -17,6 +17,7 @@ from server.renderers.hf import HfRenderer
 from server.renderers.hf_tokenizer import HfTokenizer
 from server.renderers.make_async import make_async
 from server.renderers.media.errors import MediaError
+from server.renderers.media.load_budget import MAX_WAITING_BYTES, LoadBudget
 from server.renderers.media.loader import MediaLoader
 from server.renderers.media.picture import import_decoders
 from server.renderers.media.policy import MediaPolicy
@@ -58,6 +59,7 @@ class VisionRenderer(HfRenderer):
         cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
         self._pictures = PictureProcessor(processor, cache, max_pixels=policy.max_pixels)
         self._media = MediaLoader(policy, self._mm_executor)
+        self._budget = LoadBudget()
         self.image_token = self._pictures.image_token
 
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
@@ -78,8 +80,10 @@ class VisionRenderer(HfRenderer):
                 f"{len(parts)} pictures: no text may hold {self._token}, and tools answer with text only",
                 param="messages",
             )
-        files = await self._load(parts)
-        pictures = await make_async(self._pictures.process, self._mm_executor)(files, settings)
+        async with self._budget.hold(self._most_bytes(parts)) as share:
+            files = await self._load(parts)
+            share.shrink_to(sum(len(file.data) for file in files))
+            pictures = await make_async(self._pictures.process, self._mm_executor)(files, settings)
         return await self.run_in_pool(self._joined, text, pictures, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
@@ -111,13 +115,19 @@ class VisionRenderer(HfRenderer):
 
     async def _load(self, parts: list[PicturePart]) -> list[PictureFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)
+        num_bytes = 0
 
         async def load(part: PicturePart) -> PictureFile:
+            nonlocal num_bytes
             async with turns:
                 try:
-                    return PictureFile(part.name, await self._media.load(part.url))
+                    data = await self._media.load(part.url)
                 except MediaError as err:
                     raise RequestError(f"{part.name}: {err}", param="messages") from err
+            num_bytes += len(data)
+            if num_bytes > MAX_WAITING_BYTES:
+                raise RequestError(f"the pictures are larger than {MAX_WAITING_BYTES} bytes together", param="messages")
+            return PictureFile(part.name, data)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -125,6 +135,13 @@ class VisionRenderer(HfRenderer):
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
+
+    def _most_bytes(self, parts: list[PicturePart]) -> int:
+        """What the pictures may turn out to be; only of what comes in the URL itself is more known."""
+        most = self.config.max_media_bytes
+        is_known = [part.url[:5].lower() == "data:" for part in parts]
+        sizes = (len(part.url) * 3 // 4 if known else most for part, known in zip(parts, is_known, strict=True))
+        return min(sum(sizes), MAX_WAITING_BYTES)
 
     def _check_number(self, parts: list[PicturePart]) -> None:
         most = self.config.max_images

@@ -2,20 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from server.errors import RequestError
+from server.errors import OverloadedError, RequestError
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
+from server.protocol.nesting import NestingCheck
+from server.request_ids import note_request_id
+from server.routes.deadline import Deadline
 from server.routes.messages import (
-    MAX_BODY_BYTES,
     ClientGoneError,
     Headers,
+    read_announced_bytes,
+    read_body,
     read_header,
-    read_json_body,
+    read_request_id,
     send_binary,
     send_events,
     send_json,
@@ -23,13 +27,24 @@ from server.routes.messages import (
 from server.serving.answers import BinaryAnswer
 from server.serving.failures import describe_failure
 from server.serving.request_context import RequestContext
+from server.serving.request_limits import RequestLimiter, num_sequences
 from server.serving.services import Services
+
+if TYPE_CHECKING:
+    from server.tracing.request_trace import RequestTrace
 
 T = TypeVar("T")
 
 Answer = msgspec.Struct | bytes | BinaryAnswer | AsyncGenerator[bytes, None]
 """A body, one that is JSON already, one that is none, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[Answer]]
+
+_HEADERS_OF_STATUS: dict[int, Headers] = {
+    413: ((b"connection", b"close"),),
+    415: ((b"accept-encoding", b"identity"),),
+    504: ((b"x-should-retry", b"false"),),
+}
+"""413: the body is not read. 504: OpenAI's clients would ask again for what takes too long."""
 
 _LARGE_BODY_BYTES = 32 << 10
 """Decoding this much JSON takes about as long as a change of threads."""
@@ -51,38 +66,51 @@ class JsonEndpoint(Generic[T]):
     ) -> None:
         self.model = model
         self._services = services
-        self._decoder = RequestDecoder(model, long_field.name if long_field else None)
+        nesting = NestingCheck(services.limits)
+        self._decoder = RequestDecoder(model, long_field.name if long_field else None, nesting)
+        self._limiter = RequestLimiter(services.limits)
         self._handle = handle
         self._long_field = long_field
 
     @property
     def max_body_bytes(self) -> int:
         """Longer bodies are refused as soon as that much has come."""
-        return MAX_BODY_BYTES + (self._long_field.max_bytes() if self._long_field else 0)
+        return self._services.limits.max_body_bytes + (self._long_field.max_bytes() if self._long_field else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         unavailable = self._services.unavailable
         if unavailable is not None:
+            self._services.gate.note_refusal()
             await send_unavailable(send, unavailable)
             return
-        with self._services.gate.hold():
-            context = RequestContext(header_id=read_header(scope, b"x-request-id"))
-            try:
-                body = await read_json_body(scope, receive, max_bytes=self.max_body_bytes)
-            except ClientGoneError:
-                return
-            except RequestError as err:
-                await send_failure(send, err)
-                return
+        try:
+            announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
+            with self._services.admission.hold(announced) as lease, self._services.gate.hold():
+                context = RequestContext(header_id=read_request_id(scope), lease=lease, trace=self._begin_trace(scope))
+                await self._serve(context, receive, send, announced_bytes=announced)
+        except ClientGoneError:
+            return
+        except RequestError as err:
+            await send_failure(send, err)
+
+    async def _serve(self, context: RequestContext, receive: Receive, send: Send, *, announced_bytes: int) -> None:
+        if context.header_id is not None:
+            note_request_id(context.header_id)
+        body = await read_body(receive, context.lease, announced_bytes=announced_bytes, max_bytes=self.max_body_bytes)
+        try:
             await _run_while_connected(self._answer(body, context, send), receive)
+        finally:
+            self._end_trace(context)
 
     async def _answer(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
+        deadline = Deadline(self._services.limits.request_timeout_s)
         try:
-            answer = await self._handle(await self._decode(body), context)
+            async with deadline.bound():
+                answer = await self._find_answer(body, context)
         except Exception as err:  # noqa: BLE001
             await send_failure(send, err)
             return
@@ -93,7 +121,25 @@ class JsonEndpoint(Generic[T]):
         elif isinstance(answer, BinaryAnswer):
             await send_binary(send, answer.body, headers=(*answer.headers, *headers()))
         else:
-            await send_events(send, answer, headers)
+            try:
+                await send_events(send, answer, headers, deadline)
+            except RequestError as err:
+                await send_failure(send, err)
+
+    async def _find_answer(self, body: list[bytes], context: RequestContext) -> Answer:
+        request = await self._decode(body)
+        context.lease.widen(num_sequences(request))
+        return await self._handle(request, context)
+
+    def _begin_trace(self, scope: Scope) -> "RequestTrace | None":
+        tracer = self._services.tracer
+        return None if tracer is None else tracer.begin_request(lambda name: read_header(scope, name))
+
+    def _end_trace(self, context: RequestContext) -> None:
+        tracer, trace = self._services.tracer, context.trace
+        if tracer is not None and trace is not None:
+            trace.render_begin_s, trace.render_s = context.times.render_begin_s, context.times.render_s or 0.0
+            tracer.end_request(trace)
 
     async def _decode(self, parts: list[bytes]) -> T:
         if sum(map(len, parts)) <= _LARGE_BODY_BYTES:
@@ -103,13 +149,20 @@ class JsonEndpoint(Generic[T]):
     def _decode_parts(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
         parts.clear()  # they would stay in memory for as long as the answer takes
-        return self._decoder.decode(body)
+        request = self._decoder.decode(body)
+        self._limiter.check(request)
+        return request
 
 
 async def send_failure(send: Send, error: Exception) -> None:
     """The error body of a request that failed before its answer began."""
     body = describe_failure(error)
-    await send_json(send, body, status=body.error.code)
+    headers: Headers = ()
+    if isinstance(error, OverloadedError):
+        headers = ((b"retry-after", b"%d" % error.retry_after_s),)
+    elif body.error.code in _HEADERS_OF_STATUS:
+        headers = _HEADERS_OF_STATUS[body.error.code]
+    await send_json(send, body, status=body.error.code, headers=headers)
 
 
 async def send_unavailable(send: Send, body: UnavailableResponse) -> None:

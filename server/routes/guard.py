@@ -1,17 +1,17 @@
 """Middleware around all routes but the probes' short cut: keys, request ids and HTTP metrics."""
 
-import hashlib
-import hmac
+from collections.abc import Iterable
 from time import perf_counter
 from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.metrics import HttpMetrics
+from server.api_keys import ApiKeys
+from server.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
-from server.routes.messages import read_header, send_json
+from server.routes.messages import read_header, read_request_id, send_json
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/livez", "/readyz", "/startupz"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/livez", "/readyz", "/startupz", "/", "/status.json"})
 UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics", "/load"}
 
 _CLIENT_GONE = 499
@@ -19,11 +19,11 @@ _CLIENT_GONE = 499
 
 
 class ApiKeyMiddleware:
-    """Lets requests pass that carry one of the keys; digests are compared, so that time tells nothing."""
+    """Lets requests pass that carry one of the keys, and those for the open paths."""
 
-    def __init__(self, app: ASGIApp, api_keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys) -> None:
         self._app = app
-        self._digests = [_digest(key.encode("utf-8", "surrogateescape")) for key in api_keys]
+        self._api_keys = api_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] != "http" or scope["method"] == "OPTIONS" or _route_path(scope) in OPEN_PATHS
@@ -37,13 +37,11 @@ class ApiKeyMiddleware:
 
     def _is_known(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        digest = _digest(key.encode("latin-1"))
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme.lower() == "bearer" and self._api_keys.is_good(key.encode("latin-1"))
 
 
 class RequestIdMiddleware:
-    """Answers carry X-Request-Id: the client's, or a new one, which the routes then see as the client's."""
+    """Answers carry X-Request-Id: the client's, if it is fit for one, or a new one, which the routes then see."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,10 +50,11 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = read_header(scope, b"x-request-id")
+        request_id = read_request_id(scope)
         if request_id is None:
             request_id = uuid4().hex
-            scope["headers"] = [*scope["headers"], (b"x-request-id", request_id.encode())]
+            others = (header for header in scope["headers"] if header[0] != b"x-request-id")
+            scope["headers"] = [*others, (b"x-request-id", request_id.encode())]
         header = (b"x-request-id", request_id.encode("latin-1"))
 
         async def send_with_id(message: Message) -> None:
@@ -79,11 +78,13 @@ class HttpMetricsMiddleware:
             return
         begin_s = perf_counter()
         status = _CLIENT_GONE
+        response_bytes = 0
 
         async def send_and_note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, response_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
+                response_bytes = _content_length(message["headers"])
             await send(message)
 
         try:
@@ -93,18 +94,26 @@ class HttpMetricsMiddleware:
             raise
         finally:
             route = scope.get("route")
+            handler = "none" if route is None else route.path
+            self._metrics.record_sizes(
+                handler=handler, request_bytes=_content_length(scope["headers"]), response_bytes=response_bytes
+            )
             self._metrics.record(
-                handler="none" if route is None else route.path,
+                handler=handler,
                 method=scope["method"],
                 status=status,
                 duration_s=perf_counter() - begin_s,
             )
 
 
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """As announced; 0 where it is not, or is no number."""
+    for name, value in headers:
+        if name.lower() == b"content-length":
+            return int(value) if value.isdigit() else 0
+    return 0
+
+
 def _route_path(scope: Scope) -> str:
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -1,5 +1,6 @@
 """The GET routes: what is served, and how the server is doing."""
 
+import asyncio
 from functools import cached_property
 
 import msgspec
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from server.errors import RequestError
 from server.protocol.errors import UnavailableResponse
+from server.routes.aside import run_aside
 from server.routes.openapi import build_openapi
 from server.serving.failures import describe_failure
 from server.serving.models import ServedModels
@@ -19,6 +21,7 @@ class InfoEndpoints:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._scraping = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:
         """GET /version."""
@@ -29,9 +32,11 @@ class InfoEndpoints:
         return json_response({"server_load": self._services.gate.num_running})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics."""
-        metrics = self._services.metrics
-        return Response(metrics.render(), headers={"content-type": metrics.content_type})
+        """GET /metrics; writing it takes some milliseconds, which the event loop does not wait for."""
+        accept = request.headers.get("accept")
+        async with self._scraping:
+            exposition = await run_aside(lambda: self._services.metrics.render(accept))
+        return Response(exposition.body, headers={"content-type": exposition.content_type})
 
     async def livez(self, request: Request) -> Response:
         """GET /livez: 200 as long as this process does its work; only a server without an engine does not."""

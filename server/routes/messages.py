@@ -1,5 +1,6 @@
 """ASGI messages: bodies in, JSON and event streams out. The hot path of every route."""
 
+import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -9,8 +10,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server import sse
 from server.errors import RequestError
+from server.limits import flag_of
+from server.routes.deadline import Deadline, RequestTimeoutError
+from server.serving.admission import Lease
+from server.serving.failures import describe_failure
 
-MAX_BODY_BYTES = 32 << 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 _encoder = msgspec.json.Encoder()
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -21,16 +26,35 @@ class ClientGoneError(Exception):
     """The client closed the connection before it had sent its whole request."""
 
 
-async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int = MAX_BODY_BYTES) -> list[bytes]:
-    """The request's body, in the parts in which it came: putting many megabytes together takes its time.
+def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
+    """How long the body is to be; 0 where the client does not tell. Nothing of it has been read.
 
     Raises:
-        RequestError: it is too large, or not declared as JSON.
-        ClientGoneError: it never came.
+        RequestError: it is too large, compressed, or not declared as JSON.
     """
+    encoding = read_header(scope, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise RequestError(
+            f"Content-Encoding '{encoding}' is not supported: send the body as it is.",
+            status=415,
+            type="UnsupportedMediaTypeError",
+        )
     media_type = read_header(scope, b"content-type") or ""
     if media_type.partition(";")[0].strip().lower() != "application/json":
         raise RequestError(f"Unsupported media type '{media_type}': only 'application/json' is allowed.")
+    announced = int(read_header(scope, b"content-length") or 0)
+    if announced > max_bytes:
+        raise _too_large(max_bytes, f", and {announced} are announced")
+    return announced
+
+
+async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
+    """The request's body, in the parts in which it came: putting many megabytes together takes its time.
+
+    Raises:
+        RequestError: it is too large, or there is no room for it.
+        ClientGoneError: it never came.
+    """
     parts: list[bytes] = []
     size = 0
     while True:
@@ -39,10 +63,17 @@ async def read_json_body(scope: Scope, receive: Receive, *, max_bytes: int = MAX
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > max_bytes:
-            raise RequestError(f"The request body is larger than {max_bytes} bytes.")
+        if size > announced_bytes:  # of a chunked body no length is announced
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            lease.add_bytes(len(parts[-1]))
         if not message.get("more_body", False):
             return parts
+
+
+def _too_large(max_bytes: int, announced: str = "") -> RequestError:
+    message = f"The request body is larger than {max_bytes} bytes{announced} ({flag_of('max_body_bytes')})."
+    return RequestError(message, status=413, type="RequestEntityTooLargeError")
 
 
 def read_header(scope: Scope, name: bytes) -> str | None:
@@ -51,6 +82,12 @@ def read_header(scope: Scope, name: bytes) -> str | None:
         if key == name:
             return str(value.decode("latin-1"))
     return None
+
+
+def read_request_id(scope: Scope) -> str | None:
+    """The client's X-Request-Id, None where there is none, or one that is unfit for logs, headers and answers."""
+    given = read_header(scope, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
@@ -68,19 +105,30 @@ async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
     await send({"type": "http.response.body", "body": payload})
 
 
-async def send_events(send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers]) -> None:
+async def send_events(
+    send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers], deadline: Deadline
+) -> None:
     """A stream of server-sent events; closing the stream early closes the generator.
 
     The headers go out with the first event, when it is known how long that took.
+
+    Raises:
+        RequestError: the deadline has passed before the first event.
     """
     has_begun = False
-    async with aclosing(events):
-        async for event in events:
-            if not has_begun:
-                has_begun = True
-                await send(_stream_start(headers()))
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send(_END)
+    try:
+        async with deadline.bound(), aclosing(events):
+            async for event in events:
+                if not has_begun:
+                    has_begun = True
+                    await send(_stream_start(headers()))
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+    except RequestTimeoutError as err:
+        if not has_begun:
+            raise
+        last = sse.encode_event(describe_failure(err)) + sse.DONE
+        await send({"type": "http.response.body", "body": last, "more_body": True})
+    await send(_END)
 
 
 def _stream_start(headers: Headers) -> Message:

@@ -67,6 +67,10 @@ def _post(request: type, answer: type, event: type | None) -> dict[str, Any]:
         "responses": {
             "200": {"description": "The answer", "content": content},
             "400": _failure("The request cannot be served", ErrorResponse),
+            "404": _failure("The model is another, or is not for this", ErrorResponse),
+            "413": _failure("The body is too large", ErrorResponse),
+            "415": _failure("The body is compressed", ErrorResponse),
+            "504": _failure("The answer took too long", ErrorResponse),
             "503": _failure("No requests are taken at the moment", UnavailableResponse),
         },
     }

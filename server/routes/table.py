@@ -15,6 +15,7 @@ from server.routes.endpoint import Handler, JsonEndpoint, LongField
 from server.routes.generative import generative
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.status import StatusEndpoints
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
 from server.serving.models import ServedModels
@@ -25,6 +26,7 @@ from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.services import Services
 from server.serving.tokenization import TokenizationServing
+from server.status_page.page import DATA_PATH
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
     tokenization = TokenizationServing(services, served)
     info = InfoEndpoints(services)
     models = ModelEndpoints(services, served)
+    status = StatusEndpoints(services)
 
     def post(path: str, model: type[T], handle: Handler[T]) -> Route:
         return Route(path, JsonEndpoint(services, model, handle), methods=["POST"])
@@ -66,6 +69,8 @@ def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
         Route("/load", info.load),
         Route("/metrics", info.metrics),
         Route("/openapi.json", info.openapi),
+        Route("/", status.page),
+        Route(DATA_PATH, status.data),
     ]
 
 

@@ -51,7 +51,9 @@ class CompletionServing:
         )
         with context.times.rendering():
             prompts = await self._services.renderer.render_prompts_async(request.prompts, options)
-        request.prompt_embeds = None  # a hundred megabytes that nobody needs any more
+        if request.prompt_embeds is not None:
+            request.prompt_embeds = None  # a hundred megabytes that nobody needs any more
+            context.lease.drop_bytes()
         generation = await self._builder.build(request, prompts, context)
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
         answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)

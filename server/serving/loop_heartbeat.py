@@ -3,9 +3,18 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 INTERVAL_S = 0.02
 WINDOW_S = 60.0
+
+
+class LoopLag(NamedTuple):
+    """How late the beats of about the last minute were, in seconds."""
+
+    p50_s: float
+    p99_s: float
+    max_s: float
 
 
 class LoopHeartbeat:
@@ -18,11 +27,21 @@ class LoopHeartbeat:
         self._due_s = 0.0
         self._worst: deque[tuple[float, float]] = deque()
         """Time and lateness of beats, lateness falling: the first is the window's worst."""
+        self._recent: deque[float] = deque(maxlen=int(WINDOW_S / INTERVAL_S))
 
     @property
     def worst_lag_s(self) -> float:
-        """The longest lateness of the last minute."""
-        return self._worst[0][1] if self._worst else 0.0
+        """The longest lateness of the last minute; may be read from any thread."""
+        try:
+            return self._worst[0][1]
+        except IndexError:
+            return 0.0
+
+    @property
+    def lag(self) -> LoopLag:
+        """Sorts three thousand numbers: for those who ask now and then."""
+        lags = sorted(self._recent) or [0.0]
+        return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 
     def start(self) -> None:
         """Begins to watch the running loop."""
@@ -44,6 +63,7 @@ class LoopHeartbeat:
         self._handle = loop.call_at(self._due_s, self._beat, loop)
 
     def _note(self, now_s: float, lag_s: float) -> None:
+        self._recent.append(lag_s)
         while self._worst and self._worst[-1][1] <= lag_s:
             self._worst.pop()
         self._worst.append((now_s, lag_s))

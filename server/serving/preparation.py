@@ -7,6 +7,7 @@ from uuid import uuid4
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
+from server.request_ids import note_request_id
 from server.serving.generation import Generation
 from server.serving.guided import check_constraint, find_constraint
 from server.serving.request_context import RequestContext
@@ -49,6 +50,12 @@ class GenerationBuilder:
             params=params,
             context=context,
         )
+        note_request_id(generation.request_id)
+        if context.trace is not None:
+            context.trace.request_id = generation.request_id
+            context.trace.num_choices = request.num_choices
+            context.trace.params = params[0]
+        _take_room(generation)
         self._log(generation)
         return generation
 
@@ -67,3 +74,12 @@ class GenerationBuilder:
             return
         for prompt, sampling in zip(generation.prompts, generation.params, strict=True):
             logger.info("request %s: %d prompt tokens, %s", generation.request_id, len(prompt.token_ids), sampling)
+
+
+def _take_room(generation: Generation) -> None:
+    """Raises OverloadedError where other requests hold too much already."""
+    lease = generation.context.lease
+    num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
+    if num_bytes:
+        lease.add_bytes(num_bytes)
+    lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)

@@ -4,12 +4,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import TYPE_CHECKING
+
+from server.serving.admission import Lease, unbounded_lease
+
+if TYPE_CHECKING:
+    from server.tracing.request_trace import RequestTrace
 
 
 @dataclass
 class RequestTimes:
     """Where a request's time went, in seconds; of several sequences the longest time of each."""
 
+    render_begin_s: float = 0.0
+    """When rendering began, by `perf_counter`."""
     render_s: float | None = None
     """From the decoded body to the prompt's tokens, the wait for a thread included."""
     queue_s: float | None = None
@@ -23,6 +31,7 @@ class RequestTimes:
     def rendering(self) -> Iterator[None]:
         """Times the block as rendering."""
         begin_s = perf_counter()
+        self.render_begin_s = self.render_begin_s or begin_s
         try:
             yield
         finally:
@@ -58,3 +67,7 @@ class RequestContext:
     arrival_s: float = field(default_factory=perf_counter)
     """When its headers had come."""
     times: RequestTimes = field(default_factory=RequestTimes)
+    lease: Lease = field(default_factory=unbounded_lease)
+    """What it may hold of the server's room."""
+    trace: "RequestTrace | None" = None
+    """Where traces are sent somewhere."""

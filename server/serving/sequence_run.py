@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from server.errors import EngineError
+from server.errors import EngineError, RequestError
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.recorder import SequenceRecorder
 from server.serving.services import Services
@@ -46,13 +46,13 @@ class SequenceRun:
                 async for output in outputs:
                     self.recorder.record(output)
                     if output.finish_reason in ("error", "abort"):
-                        raise EngineError(output.error or "The engine aborted the request.")
+                        raise _failure(output)
                     delta = self._read(output)
                     reason = delta.finish_reason or "abort"
                     if delta.finish_reason is not None and output.finish_reason is None:
                         await outputs.aclose()
                     yield delta
-        except EngineError:
+        except (EngineError, RequestError):
             reason = "error"
             raise
         finally:
@@ -85,3 +85,9 @@ class SequenceRun:
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
         """The stop token, but for the model's main end-of-sequence token, which is no reason worth telling."""
         return None if stop_token_id == self._eos_token_id and not self._params.ignore_eos else stop_token_id
+
+
+def _failure(output: EngineOutput) -> EngineError | RequestError:
+    if output.is_request_fault:
+        return RequestError(f"The request cannot be completed: {output.error}.")
+    return EngineError(output.error or "The engine aborted the request.")

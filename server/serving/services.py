@@ -1,17 +1,25 @@
 """What the routes work with, wired once by `server.build`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
+from server.api_keys import ApiKeys
 from server.config import ModelFiles, ServerConfig
 from server.engine.client import EngineClient
+from server.limits import LimitsConfig
 from server.metrics import EngineMetrics, ServerMetrics
 from server.protocol.errors import UnavailableInfo, UnavailableResponse
 from server.renderers.base import BaseRenderer
+from server.serving.admission import Admission
 from server.serving.gate import RequestGate
+from server.serving.recovery import Recovery
 from server.serving.start_view import StartView
 
-Status = Literal["starting", "ready", "draining", "dead"]
+if TYPE_CHECKING:
+    from server.tracing.tracer import Tracer
+
+Status = Literal["starting", "ready", "restarting", "draining", "dead"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +36,32 @@ class Services:
     """What /version tells."""
     gate: RequestGate = field(default_factory=RequestGate)
     """`gate.close()` begins the drain."""
+    recovery: Recovery = field(default_factory=Recovery)
+    """What becomes of an engine that dies."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    tracer: "Tracer | None" = None
+    """With `--otlp-traces-endpoint`."""
+
+    @cached_property
+    def api_keys(self) -> ApiKeys:
+        """The keys of which requests must carry one; none where everybody may come."""
+        return ApiKeys.from_config(self.config)
+
+    @cached_property
+    def admission(self) -> Admission:
+        """Who is let in when there is much to do."""
+        return Admission(self.limits)
 
     @property
     def status(self) -> Status:
         """Whether requests are taken, and if not, why."""
-        if self.engine.error is not None:
+        is_dead = self.engine.error is not None
+        if is_dead and not self.recovery.is_possible:
             return "dead"
         if self.gate.is_closed:
             return "draining"
+        if is_dead or self.recovery.reason is not None:
+            return "restarting"
         return "ready" if self.engine.is_ready else "starting"
 
     @property
@@ -48,6 +74,10 @@ class Services:
                 return UnavailableResponse(
                     UnavailableInfo(message="Loading model"), "starting", **self.start.progress()
                 )
+            case "restarting":
+                reason = self.recovery.reason or self.engine.error
+                info = UnavailableInfo(message=f"The engine died and is being started again: {reason}")
+                return UnavailableResponse(info, "restarting", **self.recovery.progress())
             case "draining":
                 return UnavailableResponse(UnavailableInfo(message="The server is shutting down"), "draining")
             case "dead":

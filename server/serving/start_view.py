@@ -16,5 +16,8 @@ class StartView(Protocol):
     def elapsed_s(self) -> float:
         """Seconds from the kernel's start of the process to readiness, or until now."""
 
+    def uptime_s(self) -> float:
+        """Seconds since the kernel's start of the process."""
+
     def phase_seconds(self) -> Mapping[str, float]:
         """Seconds that the start waited for each phase so far, by `process:phase`."""

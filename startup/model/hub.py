@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, TypeVar
 
+from envs.redaction import without_login
 from envs.registry import env
 from startup.errors import ModelNotFoundError
 from startup.model.download_progress import DownloadProgress, Show
@@ -54,7 +55,7 @@ def download(model: HubModel, show: Show) -> Path:
     sizes = _list_files(model, endpoint)
     names = wanted_files(list(sizes), with_weights=model.with_weights)
     total_bytes = sum(sizes[name] or 0 for name in names)
-    logger.info("downloading %s from %s", model.model_id, endpoint)
+    logger.info("downloading %s from %s", model.model_id, without_login(endpoint))
     try:
         with DownloadProgress(model.model_id, total_bytes or None, show) as progress:
             folder = snapshot_download(
@@ -68,7 +69,7 @@ def download(model: HubModel, show: Show) -> Path:
             )
     except Exception as err:
         reason = _refusal(err, model, endpoint) or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
-        raise ModelNotFoundError(reason) from err
+        raise ModelNotFoundError(without_login(reason)) from err
     return Path(folder)
 
 
@@ -112,7 +113,7 @@ def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
         )
     except Exception as err:
         unreachable = f"{model.model_id} is not cached, and the hub at {endpoint} cannot be reached ({_line(err)})"
-        raise ModelNotFoundError(_refusal(err, model, endpoint) or unreachable) from err
+        raise ModelNotFoundError(without_login(_refusal(err, model, endpoint) or unreachable)) from err
     return {sibling.rfilename: sibling.size for sibling in info.siblings or []}
 
 

@@ -24,23 +24,6 @@ def check_address(config: ServerConfig) -> Iterator[Finding]:
         yield from _check_port(config)
 
 
-def check_tls_files(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the files of keys and certificates can be read."""
-    files = {
-        "--ssl-keyfile": config.ssl_keyfile,
-        "--ssl-certfile": config.ssl_certfile,
-        "--ssl-ca-certs": config.ssl_ca_certs,
-    }
-    for option, name in files.items():
-        if name is not None:
-            try:
-                Path(name).open("rb").close()
-            except OSError as err:
-                yield error("tls", f"{option} {name} cannot be read: {err.strerror}")
-    if config.ssl_keyfile and not config.ssl_certfile:
-        yield error("tls", f"--ssl-keyfile {config.ssl_keyfile} needs a certificate: give one with --ssl-certfile")
-
-
 def _check_port(config: ServerConfig) -> Iterator[Finding]:
     try:
         listen(host=config.host, port=config.port, uds=None).close()

@@ -17,7 +17,7 @@ _LEAST_BYTES: Final = 1 << 30
 
 def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     """For a download that is due."""
-    folder = _nearest_existing(cache_dir)
+    folder = nearest_existing(cache_dir)
     if not os.access(folder, os.W_OK | os.X_OK):
         yield error("disk", f"{place.name} is to be downloaded, but {folder} cannot be written to: give --download-dir")
         return
@@ -30,7 +30,7 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
 
 def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
     """Why so much cannot be written below the folder; None where it can, or where the need is not known."""
-    folder = _nearest_existing(folder)
+    folder = nearest_existing(folder)
     free = _free_bytes(folder)
     if needed_bytes is None or needed_bytes <= free:
         return None
@@ -59,5 +59,6 @@ def _free_bytes(folder: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def _nearest_existing(folder: Path) -> Path:
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

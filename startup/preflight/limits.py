@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from server.config import EngineConfig
+from startup.cuda import expects_gpu
 from startup.model.byte_count import format_bytes
-from startup.preflight.memory_fit import has_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, error, warning
 
@@ -31,7 +31,7 @@ _SHM_LEAST_BYTES: Final = 16 << 20
 def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
     """Soft limits of this process, which its children inherit."""
     yield from _check_num_files()
-    if shape is not None and not has_gpu():
+    if shape is not None and not expects_gpu():
         cache = _reserved_bytes(shape, config)
         mapped = _LIBRARY_BYTES + shape.weight_bytes
         yield from _check_bytes("address_space", "-v", resource.RLIMIT_AS, mapped, cache)

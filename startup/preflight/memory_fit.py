@@ -1,11 +1,11 @@
 """Checks that weights, one sequence of KV cache and the program itself fit into memory."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from server.config import EngineConfig
 from server.memory import MemoryState
+from startup.cuda import expects_gpu
 from startup.model.byte_count import format_bytes
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning
@@ -13,20 +13,14 @@ from startup.preflight.report import Finding, Severity, error, warning
 PROGRAM_BYTES: Final = 500 << 20
 """Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
 
-_GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-
 
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
     """Faults, with the numbers and the flags that help."""
     yield from _check_length(shape, config)
     yield from _check_cache_size(shape, config)
-    if memory is not None:
+    # A GPU has memory of its own; the engine asks it for the room there is before it loads anything.
+    if memory is not None and not expects_gpu():
         yield from _check_fit(shape, config, memory)
-
-
-def has_gpu() -> bool:
-    """Whether weights and cache are likely to go to a GPU, so that this machine's memory says little."""
-    return any(device.exists() for device in _GPU_DEVICES)
 
 
 def _check_length(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
@@ -59,14 +53,14 @@ def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> 
         yield from _check_wanted_cache(fixed, config, memory)
         return
     severity: Severity = "error"
-    if has_gpu() or (config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes):
+    if config.max_model_len is None and fixed + shape.kv_bytes_per_token <= memory.available_bytes:
         severity = "warning"
     yield Finding("memory", severity, _no_room(shape, config, memory))
 
 
 def _check_wanted_cache(fixed: int, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
     size = config.kv_cache_memory_bytes
-    if size is not None and fixed + size > memory.available_bytes and not has_gpu():
+    if size is not None and fixed + size > memory.available_bytes:
         most = max(memory.available_bytes - fixed, 0)
         yield warning(
             "kv_cache",

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
+from envs.redaction import without_login
+
 Severity = Literal["error", "warning", "info"]
 
 _SCHEMA: Final = 1
@@ -23,17 +25,17 @@ class Finding(NamedTuple):
 
 def error(check: str, message: str) -> Finding:
     """The start would fail."""
-    return Finding(check, "error", message)
+    return Finding(check, "error", without_login(message))
 
 
 def warning(check: str, message: str) -> Finding:
     """The start may fail later, or not do what is expected."""
-    return Finding(check, "warning", message)
+    return Finding(check, "warning", without_login(message))
 
 
 def info(check: str, message: str) -> Finding:
     """Worth knowing."""
-    return Finding(check, "info", message)
+    return Finding(check, "info", without_login(message))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
 from startup.model.hub import is_offline
 from startup.model.hub_cache import hub_cache_dir
-from startup.preflight.address import check_address, check_tls_files
+from startup.preflight.access import check_api_keys, check_tls
+from startup.preflight.address import check_address
+from startup.preflight.cache_folder import check_cache_folder
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
 from startup.preflight.disk import check_disk
@@ -31,6 +33,7 @@ from startup.preflight.model_shape import ModelShape, read_model_shape
 from startup.preflight.places import check_place
 from startup.preflight.report import Finding, PreflightReport, error, warning
 from startup.preflight.snapshot import snapshot_findings
+from startup.preflight.tracing import check_tracing
 
 if TYPE_CHECKING:
     from startup.preflight.hub import HubCheck
@@ -94,7 +97,9 @@ class _Preflight:
         yield "model", self._check_places
         if not self._options.is_listening:
             yield "address", lambda: check_address(server)
-        yield "tls", lambda: check_tls_files(server)
+        yield "tls", lambda: check_tls(server)
+        yield "api_keys", lambda: check_api_keys(server)
+        yield "tracing", lambda: check_tracing(server)
         yield "checkpoint", self._check_checkpoint
         yield "tokenizer", self._check_tokenizer
         yield "chat_template", self._check_chat_template
@@ -102,6 +107,7 @@ class _Preflight:
         yield "memory", self._check_memory
         yield "limits", lambda: check_limits(self._shape, self._config.engine)
         yield "shm", lambda: check_shared_memory(self._options.shm)
+        yield "cache", check_cache_folder
         yield "disk", self._check_disk
         yield "hub", self._check_hub
 

@@ -67,6 +67,12 @@ def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
     return EarlierStarts(records[-MAX_PER_KEY:]) if records else None
 
 
+def read_starts(model: str | None = None, path: Path | None = None) -> list[StartRecord]:
+    """Every start that is remembered, or those of a model, by the first name that it was served under."""
+    records = _parse(_read(path or history_path()).splitlines())
+    return [record for record in records if model in (None, record.model)]
+
+
 def remember_start(record: StartRecord, path: Path | None = None) -> None:
     """Adds a start to the file, which keeps the newest ones only; takes about a millisecond."""
     path = path or history_path()

@@ -1,5 +1,6 @@
 """A server as a process of its own, for tests."""
 
+import json
 import os
 import signal
 import subprocess
@@ -24,10 +25,19 @@ _GONE_S = 60.0
 class ServerProcess:
     """`vllm-cli serve` on a free port; leaving the `with` block stops it and checks that nothing is left."""
 
-    def __init__(self, arguments: list[str], *, wait: bool = True, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        *,
+        wait: bool = True,
+        environment: dict[str, str] | None = None,
+        launcher: tuple[str, ...] = (),
+    ) -> None:
+        """The launcher, if any, executes the words that follow it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._arguments = arguments
+        self._launcher = launcher
         self._wait = wait
         self._environment = os.environ | (environment or {})
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
@@ -36,6 +46,7 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(
             [
+                *self._launcher,
                 sys.executable,
                 "-m",
                 "vllm_cli",
@@ -92,6 +103,44 @@ class ServerProcess:
             return err.code
         except OSError:
             return 0
+
+    def wait_listening(self) -> None:
+        """Waits until anything at all answers."""
+        wait_until(self.health)
+
+    def wait_unready(self) -> None:
+        """Waits until probes are told that no request is taken."""
+        wait_until(lambda: self.health() == 503)
+
+    def wait_load(self, num_requests: int) -> None:
+        """Waits until so many requests are being answered."""
+
+        def load() -> int:
+            with urllib.request.urlopen(f"{self.url}/load", timeout=_ANSWER_S) as response:
+                return int(json.load(response)["server_load"])
+
+        wait_until(lambda: load() == num_requests)
+
+    def phase(self) -> str | None:
+        """What the server says it is at; None where it says nothing."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=_ANSWER_S):
+                return None
+        except urllib.error.HTTPError as err:
+            phase: str | None = json.loads(err.read()).get("phase")
+            return phase
+        except OSError:
+            return None
+
+    def complete(self, *, max_tokens: int) -> int:
+        """The status of a completion."""
+        body = json.dumps({"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}).encode()
+        request = urllib.request.Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as err:
+            return err.code
 
     def family(self) -> list[psutil.Process]:
         """The server's process and all below it."""

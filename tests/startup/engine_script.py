@@ -11,6 +11,7 @@ from server.engine.client import EngineClient
 from server.errors import EngineStartError
 from server.types import SamplingParams
 from startup import engine_process
+from startup.log_options import LogOptions
 from startup.start_method import use_start_method
 
 
@@ -23,7 +24,7 @@ def main(model: Path, method: str, mode: str | None) -> int:
         process.start()
         process.join()
         return 0
-    engine = engine_process.start_engine(context, files, EngineConfig(max_num_seqs=2), logging_level="INFO")
+    engine = engine_process.start_engine(context, files, EngineConfig(max_num_seqs=2), logs=LogOptions(level="INFO"))
     if mode == "--leave-early":
         print(engine.pid, flush=True)
         return 0

@@ -2,8 +2,10 @@
 
 import os
 import pty
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -106,10 +108,30 @@ def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]
     )
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://"])
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:99999"])
 def test_an_address_that_is_none_is_exit_code_2(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["complete", "--url", url, "-q", "hi"]) == 2
-    assert capfd.readouterr().err.startswith("Error: --url must begin with http://")
+    assert f"{url!r}" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(
+    stand_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
+    words += ["-subj", "/CN=stand-in", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(words, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    stand_in.socket = context.wrap_socket(stand_in.socket, server_side=True)
+    url = stand_in.url.replace("http:", "https:")
+    assert main(["chat", "--url", url, "-q", "Capital?"]) == 1
+    assert "certificate verify failed" in capfd.readouterr().err
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    stand_in.will_chat("Paris.")
+    assert main(["chat", "--url", f"{url}/v1/", "-q", "Capital?"]) == 0
+    assert capfd.readouterr().out == "Paris.\n"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vllm_cli.serve_config import VARIABLES
 
 VLLM_NAMES = set((Path(__file__).parent / "vllm_0_32_flags.txt").read_text().split())
 HELP = {"-h", "--help"}
-SECTIONS = ("model", "engine", "renderer", "server", "prefetch")
+SECTIONS = ("model", "engine", "renderer", "server", "limits", "prefetch")
 INTERNAL = {"prefetch.reserve_bytes", "prefetch.memory_bytes", "prefetch.progress_interval_s"}
 
 

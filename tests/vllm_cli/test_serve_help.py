@@ -4,6 +4,7 @@ import pytest
 
 from vllm_cli.flag_table import FLAGS
 from vllm_cli.flags_honoured import GROUPS, HONOURED
+from vllm_cli.help_topic import SECTIONS
 from vllm_cli.main import main
 from vllm_cli.serve_help import default_of
 
@@ -39,6 +40,34 @@ def test_help_about_a_word_shows_the_flags_with_it(help_of) -> None:
     assert "--max-num-seqs" in text
     assert "--max-num-queued-reqs" in text
     assert "--port" not in text
+
+
+@pytest.mark.parametrize(
+    ("topic", "title"),
+    [("Memory and scheduling", "Memory and scheduling"), ("memory", "Memory and scheduling"), ("MODEL", "Model")]
+    + [("SchedulerConfig", "Memory and scheduling"), ("ModelConfig", "Model"), ("http", "HTTP server")],
+)
+def test_help_about_a_group_shows_its_flags_and_no_others(help_of, topic: str, title: str) -> None:
+    text = help_of(f"--help={topic}")
+    assert [flag.name for flag in GROUPS[title] if flag.name.removeprefix("--") not in text] == []
+    assert [heading for heading in GROUPS if f"{heading}:\n" in text] == [title]
+
+
+def test_the_sections_of_vllm_are_groups_of_ours() -> None:
+    assert {title for titles in SECTIONS.values() for title in titles} <= set(GROUPS)
+
+
+@pytest.mark.parametrize("topic", ["max_model_len", "--max-model-len", "MAX-MODEL-LEN"])
+def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
+    text = help_of(f"--help={topic}")
+    assert "--max-model-len" in text
+    assert "Most tokens of prompt and answer together" in text
+    assert "In a --config file  max-model-len" in text
+    assert "Environment variable  VLLM_API_KEY" in help_of("--help=api-key")
+    refused = help_of("--help=tensor-parallel-size")
+    assert "With --engine vllm only" in refused
+    assert "-tp" in refused
+    assert "--uvicorn-log-level" in help_of("--help=log-level")  # by its name, under "See also"
 
 
 def test_help_about_nothing_known_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,8 @@
 import re
 
 _SECRETS = (
-    re.compile(r"(--(?:api[-_]key|hf[-_]token)[= ])(\S+)"),
+    re.compile(r"(--api[-_]key[= ])((?!-)\S+(?: +(?!-)\S+)*)"),  # a list: every word up to the next flag
+    re.compile(r"(--hf[-_]token[= ])(\S+)"),
     re.compile(r"(\b\w*(?:KEY|TOKEN|SECRET|PASSWORD)=)(\S+)"),
     re.compile(r"(://)([^/@\s]+)(?=@)"),
 )

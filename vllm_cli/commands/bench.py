@@ -10,9 +10,17 @@ BENCHMARKS: Final = (
     CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
     CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
     CommandEntry("liveness", "vllm_cli.commands.bench_liveness:liveness", "How fast /health answers under load."),
+    CommandEntry("faults", "vllm_cli.commands.bench_faults:faults", "What becomes of an engine that is killed."),
 )
 
 
 @click.group("bench", cls=LazyGroup, table=BENCHMARKS)
 def bench() -> None:
-    """Measure servers, running or started for it, how fast they start, and how alive they stay."""
+    """Measure servers, running or started for it, how fast they start, and how alive they stay.
+
+    \b
+    Examples:
+      vllm-cli bench serve --url http://127.0.0.1:8000
+      vllm-cli bench startup --cmd "vllm-cli serve" --html starts.html
+      vllm-cli bench liveness --cmd "vllm-cli serve"
+    """

@@ -8,6 +8,7 @@ import click
 
 from envs.registry import env
 from vllm_cli.commands.bench_types import OutputFile, Percentage, ServerAddress, ShellWords
+from vllm_cli.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import Files, TargetSpec
@@ -39,7 +40,7 @@ def conduct_options(command: F) -> F:
         command,
         click.option("--idle", type=click.Choice(["pause", "run", "stop"]), default="pause", help="See above."),
         click.option("--seed", type=int, default=0, help="Seed of what is sent."),
-        click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]"),
+        click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]"),
         click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
         click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
     )

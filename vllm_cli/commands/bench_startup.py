@@ -17,6 +17,7 @@ from vllm_cli.commands.bench_options import (
     file_options,
     take_files,
 )
+from vllm_cli.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
@@ -43,7 +44,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option("--evict-libraries", is_flag=True, help="Evict the shared libraries of the commands' environments, too.")
 @click.option("--compile-cache", type=_FOLDER, help="Folder to move aside for cold-compile and cold.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
-@click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]")
+@click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Between two starts.")
 @file_options

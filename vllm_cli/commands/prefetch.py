@@ -9,6 +9,7 @@ import click
 
 from envs.registry import env
 from startup.config import ModelConfig
+from startup.log_options import LogOptions
 from startup.logs import configure_logging
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.plan import plan_files
@@ -16,6 +17,7 @@ from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.byte_size import ByteSize
+from vllm_cli.model_completion import complete_model
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1
@@ -37,7 +39,7 @@ Examples:
 
 
 @click.command("prefetch", help=_HELP)
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=complete_model)
 @click.option("--revision", help="Branch, tag or commit on the hub.")
 @click.option("--download-dir", metavar="FOLDER", help="Cache folder for models from the hub.")
 @click.option(
@@ -70,7 +72,7 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
         block_bytes=block_size,
         progress_interval_s=_REDRAW_S if line.is_on else _HEARTBEAT_S,
     )
-    configure_logging(env.VLLM_LOGGING_LEVEL.get(), process="prefetch")
+    configure_logging(LogOptions(level=env.VLLM_LOGGING_LEVEL.get()), role="prefetch")
     for handler in logging.getLogger().handlers:
         line.make_way(handler)
     files = resolve_model(ModelConfig(model=model, revision=revision, download_dir=download_dir), line.show)

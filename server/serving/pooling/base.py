@@ -10,6 +10,7 @@ from uuid import uuid4
 from server.errors import RequestError
 from server.protocol.pooling import InputFields
 from server.renderers.make_async import make_async
+from server.request_ids import note_request_id
 from server.serving.answers import BinaryAnswer
 from server.serving.models import ServedModels, unix_time
 from server.serving.pooling.context import PooledPrompt, PoolingServeContext, T
@@ -46,6 +47,7 @@ class PoolingServingBase(ABC, Generic[T]):
         ctx = self._create_context(request, context)
         with context.times.rendering():
             await self._preprocessing_async(ctx)
+        context.lease.queue_tokens(sum(len(prompt.token_ids) for prompt in ctx.prompts))
         await self._run_engine(ctx)
         return await self._postprocessing_async(ctx)
 
@@ -90,9 +92,13 @@ class PoolingServingBase(ABC, Generic[T]):
         info = self._services.engine.info.pooling
         if info is None or not self._is_supported(info):
             raise unsupported(self.api_name)
+        request_id = f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
+        note_request_id(request_id)
+        if context.trace is not None:
+            context.trace.request_id = request_id
         return PoolingServeContext(
             request=request,
-            request_id=f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
+            request_id=request_id,
             model_name=self._models.default_name,
             created=unix_time(),
             pooling_params=self._pooling_params(request, info),

@@ -16,10 +16,12 @@ import uvicorn
 from server.app import create_app
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import EngineDeadError
+from server.limits import LimitsConfig
 from server.metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services
+from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
 from tests.waiting import wait_until as poll
 
@@ -217,25 +219,32 @@ class FinishedStart:
     def elapsed_s(self) -> float:
         return 2.0
 
+    def uptime_s(self) -> float:
+        return 60.0
+
     def phase_seconds(self) -> dict[str, float]:
         return {"engine:load_weights": 0.5}
 
 
 @pytest.fixture(scope="session")
 def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
-    def start(renderer: BaseRenderer = renderer, **options: Any) -> Any:
+    def start(
+        renderer: BaseRenderer = renderer, limits: LimitsConfig | None = None, tracer: Any = None, **options: Any
+    ) -> Any:
         config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
         metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
         if renderer.mm_cache is not None:
             metrics.register_picture_cache(renderer.mm_cache)
         services = Services(
             config=config,
+            limits=limits or LimitsConfig(),
             files=renderer.files,
             renderer=renderer,
             engine=_shared_engine,  # type: ignore[arg-type]
             metrics=metrics,
             start=FinishedStart(),
             version="1.2.3",
+            tracer=tracer,
         )
         return _run(services, _shared_engine)
 
@@ -256,7 +265,7 @@ def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
 
 @pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server of the test's own; keyword arguments but `renderer` go to its ServerConfig."""
+    """Starts a server of the test's own; keyword arguments but `renderer` and `limits` go to its ServerConfig."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 
@@ -264,7 +273,8 @@ def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callab
 @contextmanager
 def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(services), log_config=None, ws="none", lifespan="off", http="httptools")
+    http: Any = bounded_connections(services.limits)
+    config = uvicorn.Config(create_app(services), log_config=None, ws="none", lifespan="off", http=http)
     http_server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(http_server.serve([listener])), name="http-server")
     thread.start()

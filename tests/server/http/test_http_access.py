@@ -1,7 +1,12 @@
 """Keys, origins, request ids, paths and bodies: everything before a request is understood."""
 
+import logging
+import re
+
 import httpx
 import pytest
+
+from startup.logs import TextFormatter
 
 GUARDED = ["/v1/models", "/v1/models/smol", "/load", "/metrics", "/openapi.json", "/nowhere"]
 OPEN = ["/health", "/ping", "/version"]
@@ -139,5 +144,90 @@ def test_broken_json_is_a_400_in_the_envelope(server):
 
 def test_huge_body_is_refused(server):
     response = server.complete(user="x" * (33 << 20))
+    assert response.status_code == 413
+    assert "larger than 33554432 bytes" in response.json()["error"]["message"]
+
+
+HOSTILE_IDS = ["x" * 129, "a b", "a\tb", "<script>", 'a"b', "größe", "a,b", ""]
+
+
+@pytest.mark.parametrize("request_id", HOSTILE_IDS)
+def test_request_ids_unfit_for_headers_and_logs_are_replaced(serve, request_id):
+    server = serve(enable_request_id_headers=True)
+    headers = {"x-request-id": request_id.encode("latin-1")}
+    response = server.post("/v1/completions", {"prompt": "a"}, headers=headers)
+    assert response.status_code == 200
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+    assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
+
+
+def test_a_terminal_escape_in_a_header_is_not_even_parsed(server):
+    headers = {"x-request-id": b"a\x1b[31m"}
+    assert server.post("/v1/completions", {"prompt": "a"}, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize("request_id", HOSTILE_IDS)
+def test_unfit_request_ids_name_no_answer_either(server, request_id):
+    headers = {"x-request-id": request_id.encode("latin-1")}
+    response = server.post("/v1/completions", {"prompt": "a"}, headers=headers)
+    assert re.fullmatch(r"cmpl-[0-9a-f]{32}", response.json()["id"])
+
+
+def test_ids_of_proxies_are_fit(server):
+    for request_id in (
+        "Root=1-67891233-abcdef012345678912345678",
+        "8f3a9c1e-1b2c-4d5e-8f90-123456789abc",
+        "a.b:c/d+e@f~g",
+    ):
+        response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": request_id})
+        assert response.json()["id"] == f"cmpl-{request_id}"
+
+
+@pytest.mark.parametrize("request_id", ["a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"])
+def test_request_ids_in_the_body_cannot_forge_lines_of_the_log(server, request_id):
+    response = server.complete(request_id=request_id)
     assert response.status_code == 400
-    assert "larger than" in response.json()["error"]["message"]
+    assert "request_id" in response.text
+
+
+def test_what_a_request_says_is_one_line_of_the_log(serve, caplog):
+    caplog.set_level(logging.INFO, logger="server")
+    server = serve(enable_log_requests=True)
+    hostile = "x\nERROR 11-20 18:00:00 (api) forged: line\r\x1b[2J"
+    assert server.complete(stop=[hostile], user=hostile, bad_words=[hostile]).status_code == 200
+    server.complete(model=hostile)
+    server.chat(messages=[{"role": hostile, "content": hostile, "name": hostile}])
+    call = {"id": hostile, "type": "function", "function": {"name": hostile, "arguments": hostile}}
+    server.chat(messages=[{"role": "assistant", "content": None, "tool_calls": [call]}])
+    server.get("/v1/models/x%0aforged")
+    formatter = TextFormatter("api")
+    lines = [formatter.format(record) for record in caplog.records if record.name.startswith("server")]
+    assert lines
+    assert not [line for line in lines if any(character in line for character in "\n\r\x1b")]
+
+
+def test_no_key_is_logged_whatever_a_client_sends(serve, caplog):
+    caplog.set_level(logging.DEBUG)
+    server = serve(api_keys=("sesame-open",), enable_log_requests=True)
+    for key in ("sesame-open", "sesame-shut"):
+        for path in ("/v1/completions", "/nowhere"):
+            server.post(path, {"prompt": "a"}, headers={"authorization": f"Bearer {key}"})
+    assert caplog.records
+    assert "sesame" not in "".join(record.getMessage() for record in caplog.records if record.name != "httpx")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//health", "/health/", "/health/%2e%2e/v1/models", "/HEALTH", "/v1/models/%2e%2e/%2e%2e/health", "/;/health"],
+)
+def test_paths_that_only_look_open_need_a_key(locked, path):
+    assert locked.get(path).status_code == 401
+
+
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-original-url", "x-rewrite-url", "x-http-method-override"])
+def test_no_header_opens_a_path(locked, header):
+    assert locked.get("/v1/models", headers={header: "/health"}).status_code == 401
+
+
+def test_a_key_in_the_address_is_no_key(locked):
+    assert locked.get("/v1/models?api_key=first&authorization=Bearer%20first").status_code == 401

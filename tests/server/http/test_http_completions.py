@@ -181,6 +181,6 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
 
 
 def test_too_many_completions_at_once_are_refused(server):
-    response = server.complete(prompt=["a"] * 513, n=2)
+    response = server.complete(prompt=["a"] * 1025, n=2)
     assert response.status_code == 400
-    assert "1024" in response.json()["error"]["message"]
+    assert "2048 completions at once" in response.json()["error"]["message"]

@@ -1,7 +1,8 @@
 """Tiny tokenizers in the real formats, and renderers over them that run without threads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,15 @@ def renderer(request: pytest.FixtureRequest, renderers: dict[str, HfRenderer]) -
 
 
 @pytest.fixture
-def build_inline(inline_executor: InlineExecutor) -> Callable[..., HfRenderer]:
+def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRenderer]]:
     """Builds a renderer over a folder, with the given settings."""
+    with ExitStack() as stack:
 
-    def build(path: Path, **settings: Any) -> HfRenderer:
-        return HfRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+        def build(path: Path, **settings: Any) -> HfRenderer:
+            renderer = HfRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+            return stack.enter_context(renderer)
 
-    return build
+        yield build
 
 
 @pytest.fixture(scope="session")

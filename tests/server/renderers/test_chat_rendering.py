@@ -1,14 +1,16 @@
 """Conversations through chat templates, against transformers' own rendering."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
+from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizer_loading import TokenizerLoadError
 
@@ -39,6 +41,15 @@ TOOL_TEMPLATE = (
 def references(tokenizer_folders: dict[str, Path]) -> dict[str, Any]:
     """Kind -> what AutoTokenizer loads."""
     return {kind: AutoTokenizer.from_pretrained(path) for kind, path in tokenizer_folders.items()}
+
+
+@pytest.fixture(scope="module")
+def trusting(model_path: Path, inline_executor: InlineExecutor) -> Iterator[HfRenderer]:
+    """Takes templates of requests; the process that renders them is there already."""
+    config = RendererConfig(trust_request_chat_template=True)
+    with HfRenderer(ModelFiles(model_path, model_path), config, executor=inline_executor) as renderer:
+        renderer.render_chat([USER], ChatOptions(chat_template="x"))
+        yield renderer
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -136,12 +147,9 @@ def test_a_trusted_template_in_the_request_is_taken(model_path: Path, build_inli
         ("{% for %}", "Expected"),
     ],
 )
-def test_a_template_that_fails_is_a_bad_request(
-    model_path: Path, build_inline: Callable[..., HfRenderer], template: str, reason: str
-) -> None:
-    renderer = build_inline(model_path, trust_request_chat_template=True)
+def test_a_template_that_fails_is_a_bad_request(trusting: HfRenderer, template: str, reason: str) -> None:
     with pytest.raises(RequestError, match=reason) as raised:
-        renderer.render_chat([USER], ChatOptions(chat_template=template))
+        trusting.render_chat([USER], ChatOptions(chat_template=template))
     assert raised.value.status == 400
 
 

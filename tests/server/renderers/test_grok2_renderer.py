@@ -2,8 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def build(folder: Path, inline_executor: Executor) -> Callable[..., Grok2Renderer]:
-    def build(path: Path = folder, **settings: Any) -> Grok2Renderer:
-        return Grok2Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+def build(folder: Path, inline_executor: Executor) -> Iterator[Callable[..., Grok2Renderer]]:
+    with ExitStack() as stack:
 
-    return build
+        def build(path: Path = folder, **settings: Any) -> Grok2Renderer:
+            renderer = Grok2Renderer(ModelFiles(path, path), RendererConfig(**settings), executor=inline_executor)
+            return stack.enter_context(renderer)
+
+        yield build
 
 
 @pytest.fixture

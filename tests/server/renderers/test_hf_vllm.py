@@ -66,5 +66,6 @@ def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) ->
         except RequestError as err:
             assert "error" in answer, (case, err.message)
             num_refused += 1
+    renderer.close()
     print(f"{num_equal} equal, {num_refused} refused by both")
     assert num_equal > NUM_CASES / 2

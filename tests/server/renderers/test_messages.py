@@ -59,6 +59,7 @@ def test_other_parts_are_refused(part: Any) -> None:
         ({"role": "user", "content": [{"type": "text", "text": 3}]}, "must be text"),
         ({"content": "x"}, "needs a role"),
         ({"role": "assistant", "tool_calls": ["x"]}, "tool_calls"),
+        ({"role": "assistant", "tool_calls": 0.5}, "tool_calls must be a list"),
         ({"role": "assistant", "tool_calls": [{"type": "custom", "function": {}}]}, "type 'function'"),
     ],
 )

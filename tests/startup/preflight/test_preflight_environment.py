@@ -1,9 +1,11 @@
 """Variables: every wrong one at once, misspelt names, and those that are for vLLM alone."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from envs.registry import env
 from startup.preflight.report import PreflightReport
 
 Preflight = Callable[..., PreflightReport]
@@ -38,3 +40,24 @@ def test_variable_that_only_vllm_reads_is_mentioned(preflight: Preflight, monkey
     (message,) = found(preflight("/nowhere"), "info")
     assert "VLLM_ATTENTION_BACKEND" in message
     assert "VLLM_LOGGING_LEVEL" not in message
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def warnings() -> list[str]:
+        return [f.message for f in preflight("/nowhere").findings if f.check == "cache"]
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "new" / "folder"))
+    assert warnings() == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "folder"))
+    [message] = warnings()
+    assert message.startswith(f"nothing is kept between starts: {tmp_path}/file/folder/vllm_cli cannot be written to")
+    assert "set VLLM_CACHE_ROOT" in message
+
+
+def test_a_user_without_a_home_has_a_cache_folder_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert env.XDG_CACHE_HOME.get() == Path("/.cache")

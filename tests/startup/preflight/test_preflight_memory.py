@@ -24,7 +24,7 @@ def told(report: PreflightReport, check: str) -> tuple[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("startup.preflight.memory_fit._GPU_DEVICES", ())
+    monkeypatch.setattr("startup.cuda._GPU_DEVICES", ())
 
 
 def test_weights_that_do_not_fit_are_told_with_the_numbers(model_path: Path, preflight: Preflight) -> None:
@@ -66,11 +66,11 @@ def test_memory_that_suffices_is_no_finding(model_path: Path, preflight: Preflig
     assert preflight(model_path, memory=memory).findings == ()
 
 
-def test_with_a_gpu_the_machines_memory_is_only_a_warning(
+def test_with_a_gpu_the_machines_memory_is_no_matter(
     model_path: Path, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("startup.preflight.memory_fit._GPU_DEVICES", (Path("/dev/null"),))
-    assert told(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)), "memory")[0] == "warning"
+    monkeypatch.setattr("startup.preflight.memory_fit.expects_gpu", lambda: True)
+    assert preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)).findings == ()
 
 
 def test_length_beyond_the_models_own_is_told(model_path: Path, preflight: Preflight) -> None:

@@ -1,0 +1,89 @@
+"""A collector of traces for tests: prints its port, then each span it receives as a line of JSON.
+
+A program of its own, for it needs what the extra `otel` installs: `python otlp_receiver.py http|grpc`.
+"""
+
+import gzip
+import json
+import sys
+from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+
+def tell(line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def note(request: Any) -> None:
+    for resource_spans in request.resource_spans:
+        resource = _attributes(MessageToDict(resource_spans.resource))
+        for scope_spans in resource_spans.scope_spans:
+            for span in scope_spans.spans:
+                fields = MessageToDict(span)
+                facts = {
+                    "attributes": _attributes(fields),
+                    "events": [event["name"] for event in fields.get("events", ())],
+                    "resource": resource,
+                    "traceId": span.trace_id.hex(),
+                    "spanId": span.span_id.hex(),
+                    "parentSpanId": span.parent_span_id.hex(),
+                    "begin_ns": span.start_time_unix_nano,
+                    "end_ns": span.end_time_unix_nano,
+                }
+                tell(fields | facts)
+
+
+def _attributes(fields: dict[str, Any]) -> dict[str, Any]:
+    return {entry["key"]: next(iter(entry["value"].values())) for entry in fields.get("attributes", ())}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        is_right = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf"
+        if is_right:
+            note(ExportTraceServiceRequest.FromString(body))
+        answer = ExportTraceServiceResponse().SerializeToString()
+        self.send_response(200 if is_right else 404)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def serve_http() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    tell({"port": server.server_port})
+    server.serve_forever()
+
+
+def serve_grpc() -> None:
+    import grpc
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+    class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:
+            note(request)
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), server)
+    tell({"port": server.add_insecure_port("127.0.0.1:0")})
+    server.start()
+    server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    {"http": serve_http, "grpc": serve_grpc}[sys.argv[1]]()

@@ -1,0 +1,40 @@
+"""What a service manager hears: a real datagram socket, as systemd's in NOTIFY_SOCKET."""
+
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class NotifySocket:
+    """Keeps what it hears, message by message."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.messages: list[str] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
+        self._thread = threading.Thread(target=self._listen, name="notify-socket")
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for message in list(self.messages) for line in message.splitlines()]
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+            ours.sendto(b"", self._socket.getsockname())
+        self._thread.join()
+        self._socket.close()
+        if not self.address.startswith("@"):
+            Path(self.address).unlink()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(1 << 16):
+            self.messages.append(message.decode())

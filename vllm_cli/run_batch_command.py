@@ -1,0 +1,86 @@
+"""The `run-batch` command as click sees it: its own options, and all others for the server that it starts."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import click
+from click.shell_completion import CompletionItem
+
+from vllm_cli.errors import InputError
+from vllm_cli.flag_table import normalise
+from vllm_cli.flags_honoured import HONOURED
+from vllm_cli.serve_help import write_topic
+
+SERVE_WORDS: Final = "serve_words"
+"""The parameter that gets what is not an option of `run-batch`."""
+
+_PLACES: Final = ("--host", "--port", "--uds", "--enable-metrics")
+
+
+class RunBatchCommand(click.Command):
+    """Takes its own options out of the words, wherever they are; the order of the rest is kept."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`--help=WORD` is about the flags of the server."""
+        for word in args:
+            if word.startswith("--help=") and not ctx.resilient_parsing:
+                formatter = ctx.make_formatter()
+                write_topic(formatter, word.removeprefix("--help="))
+                click.echo(formatter.getvalue().strip("\n"))
+                ctx.exit()
+        words = self._split(args)
+        if not ctx.resilient_parsing:
+            _refuse(words.others)
+        rest = super().parse_args(ctx, words.own)
+        ctx.params[SERVE_WORDS] = tuple(words.others)
+        return rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """Own options and the server's."""
+        own = super().shell_complete(ctx, incomplete)
+        if not incomplete.startswith("-"):
+            return own
+        known = {item.value for item in own}
+        flags = [flag for flag in HONOURED if flag.name.startswith(incomplete) and flag.name not in (*known, *_PLACES)]
+        return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
+
+    def _split(self, args: Sequence[str]) -> "_Words":
+        options = {name: option for option in self.params if isinstance(option, click.Option) for name in option.opts}
+        left = deque(args)
+        words = _Words([], [])
+        while left:
+            word = left.popleft()
+            name, equals, value = word.partition("=")
+            option = options.get(normalise(name))
+            if option is None and name not in self._help_names:
+                words.others.append(word)
+                continue
+            words.own.append(f"{normalise(name)}{equals}{value}")
+            if option is not None and not equals and not option.is_flag and left:
+                words.own.append(left.popleft())
+        return words
+
+    @property
+    def _help_names(self) -> tuple[str, ...]:
+        return ("-h", "--help")
+
+
+class _Words(NamedTuple):
+    own: list[str]
+    others: list[str]
+
+
+def _refuse(words: Sequence[str]) -> None:
+    for word in words:
+        name = normalise(word.partition("=")[0])
+        if name in _PLACES:
+            raise InputError(
+                f"{name}: the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
+            )
+
+
+def serve_words_of(params: dict[str, Any]) -> tuple[str, ...]:
+    """What `serve` is to be told."""
+    words: tuple[str, ...] = params.pop(SERVE_WORDS)
+    return words
