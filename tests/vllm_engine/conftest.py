@@ -1,0 +1,69 @@
+"""Real vLLM for CPU from .peers/vllm, one server at a time: plain, and as `vllm-cli serve --engine vllm` starts it."""
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.vllm_engine.small_models import generate, save_small_llama
+from tests.vllm_engine.vllm_server import PYTHON, ROOT, VllmServer
+
+PEER_MODEL = ROOT / ".peers" / "model"
+SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
+
+
+class StartVllm(Protocol):
+    """A server of the small model that is started by `launcher`, and ended with the `with` block."""
+
+    def __call__(
+        self, launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
+    ) -> AbstractContextManager[VllmServer]: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests here are slow, and none runs without vLLM."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(3000))
+            item.add_marker(pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed in .peers/vllm"))
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where logs and caches are, for all servers: the second start of a kind has learnt from the first."""
+    return tmp_path_factory.mktemp("vllm")
+
+
+@pytest.fixture(scope="session")
+def small_model(workplace: Path) -> Path:
+    """A model that two ranks can share."""
+    return save_small_llama(workplace / "small", PEER_MODEL)
+
+
+@pytest.fixture(scope="session")
+def expected_text(small_model: Path) -> str:
+    """What the small model goes on with, computed by transformers."""
+    return generate(small_model, VllmServer.PROMPT, VllmServer.MAX_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def start_vllm(workplace: Path, small_model: Path) -> StartVllm:
+    """Starts servers, each with its own arguments."""
+
+    def start(
+        launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
+    ) -> AbstractContextManager[VllmServer]:
+        words = arguments if model else (*SMALL, *arguments)
+        return VllmServer(launcher, model or small_model, *words, folder=workplace, environment=environment)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> dict[str, str]:
+    """Variables by which two workers get a processor each, whatever vLLM thinks of this machine's NUMA nodes."""
+    first, second, *_ = sorted(os.sched_getaffinity(0)) * 2
+    return {"VLLM_CPU_OMP_THREADS_BIND": f"{first}|{second}", "VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -1,0 +1,99 @@
+"""What one server answered, wrote and was, for the comparison with another that runs before or after it."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.vllm_engine.process_observer import FOLDER_VARIABLE
+from tests.vllm_engine.vllm_server import VllmServer, title_of
+from tests.waiting import wait_until
+
+_OWN_NAMES: Final = ("APIServer", "EngineCore", "Worker")
+_LINE: Final = re.compile(r"\(([\w-]+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[([\w.]+:\d+)\]")
+
+
+@dataclass
+class Recording:
+    """Everything is filled while the server lives, but for the exit code and the log's lines."""
+
+    answers: dict[str, Any] = field(default_factory=dict)
+    titles: set[str] = field(default_factory=set)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By process, as multiprocessing names it."""
+    exit_code: int | None = None
+    lines: set[tuple[str, str, str]] = field(default_factory=set)
+    """Process, level and place in vLLM's source of each line of its log, until it was told to end."""
+    log: str = ""
+
+
+Questions = Callable[[VllmServer], dict[str, Any]]
+
+
+def record(server: VllmServer, questions: Questions, *, observed: Path, end: int) -> Recording:
+    """Asks, looks at the processes and ends the server with a signal."""
+    server.wait_ready()
+    recording = Recording(answers=questions(server))
+    serving = [p for p in server.family() if p.pid == server.process.pid or title_of(p).startswith(_OWN_NAMES)]
+    recording.titles = {title_of(process) for process in serving[1:]}
+    for process in serving:
+        process.send_signal(signal.SIGUSR2)
+    for process in serving:
+        settings = _read(observed / f"{process.pid}.json")
+        recording.settings[settings["name"]] = settings
+    recording.exit_code = server.end_with(end)
+    recording.log = server.log
+    recording.lines = set(_lines(recording.log))
+    return recording
+
+
+def _lines(log: str) -> Iterator[tuple[str, str, str]]:
+    """What comes after the signal is a race between vLLM's processes, plain or not."""
+    for line in log.splitlines():
+        if "[shutdown]" in line:
+            return
+        if match := _LINE.match(line):
+            yield match[1], match[2], match[3]
+
+
+def observing(folder: Path) -> dict[str, str]:
+    """Environment of a server whose processes tell their settings into the folder: the observer is a plugin in it."""
+    install_plugin(folder, "vllm.general_plugins", Path(__file__).with_name("process_observer.py"), "install")
+    return {"PYTHONPATH": str(folder), FOLDER_VARIABLE: str(folder)}
+
+
+def install_plugin(folder: Path, group: str, source: Path, function: str) -> None:
+    """Makes a folder that holds the source as a distribution with an entry point, for who has it in PYTHONPATH."""
+    about = folder / f"{source.stem}-1.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {source.stem}\nVersion: 1\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{source.stem} = {source.stem}:{function}\n")
+    (folder / source.name).write_text(source.read_text())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    wait_until(path.exists, 120.0)
+    settings: dict[str, Any] = json.loads(path.read_text())
+    return settings
+
+
+def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
+    """The first answer that a starting server gives, whenever it comes; its status and JSON body."""
+    import urllib.error
+    import urllib.request
+
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"{server.url}{path}", timeout=60) as response:
+                return response.status, None
+        except urllib.error.HTTPError as err:
+            return err.code, json.loads(err.read())
+        except OSError:
+            assert server.process.poll() is None, server.log
+            assert time.monotonic() < deadline, server.log
+            time.sleep(0.02)

@@ -1,0 +1,208 @@
+"""One and the same vLLM: what it answers, writes and is does not tell who has started it."""
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
+from tests.vllm_engine.recording import Recording, first_status, observing, record
+from tests.vllm_engine.vllm_server import VllmServer
+
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):",
+    "Once upon a time, in a land far away,",
+    "1, 1, 2, 3, 5, 8,",
+    "Die Hauptstadt von Deutschland",
+    "\n\n\t ¿Qué 🙂?",
+)
+CHATS = (
+    [{"role": "user", "content": "What is the capital of Italy?"}],
+    [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "2 + 2?"}],
+    [
+        {"role": "user", "content": "Name a colour."},
+        {"role": "assistant", "content": "Blue."},
+        {"role": "user", "content": "Another one."},
+    ],
+)
+_OF_EACH_START = (
+    "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME",
+    "VLLM_DIST_IDENT",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+)
+"""Variables that vLLM and torch give another value in each start: random names, an address."""
+_TIMED_LINES = ("loggers.py", "shm_broadcast.py")
+"""Lines that come after some time or not at all."""
+
+
+@pytest.fixture(scope="module")
+def plain(start_vllm: StartVllm, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return _record(start_vllm, "plain", tmp_path_factory.mktemp("plain") / "observed")
+
+
+@pytest.fixture(scope="module")
+def ours(start_vllm: StartVllm, plain: Recording, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """After the other, which keeps for it what vLLM remembers of a model."""
+    return _record(start_vllm, "ours", tmp_path_factory.mktemp("ours") / "observed")
+
+
+def _record(start_vllm: StartVllm, launcher: str, observed: Path) -> Recording:
+    arguments = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--shutdown-timeout", "20")
+    environment = observing(observed) | {"VLLM_LOGGING_LEVEL": "INFO", "USER_OWN": "kept"}
+    with start_vllm(launcher, *arguments, model=PEER_MODEL, environment=environment) as server:
+        while_starting = first_status(server, "/health") if launcher == "ours" else None
+        recording = record(server, _ask, observed=observed, end=signal.SIGTERM)
+    recording.answers["while starting"] = while_starting
+    return recording
+
+
+def _ask(server: VllmServer) -> dict[str, Any]:
+    at_zero = {"temperature": 0, "max_tokens": 24}
+    wanted = {"logprobs": 3, "echo": False, **at_zero}
+    completions = [server.post("/v1/completions", prompt=prompt, **wanted) for prompt in PROMPTS]
+    chats = [
+        server.post("/v1/chat/completions", messages=chat, logprobs=True, top_logprobs=3, **at_zero) for chat in CHATS
+    ]
+    drawn = server.post("/v1/completions", prompt=PROMPTS[0], max_tokens=24, temperature=0.9, seed=7)
+    events = server.stream("/v1/completions", prompt=PROMPTS[2], **at_zero)
+    chunks = server.stream("/v1/chat/completions", messages=CHATS[0], **at_zero)
+    metrics = [line.split()[2:4] for line in server.text("/metrics").splitlines() if line.startswith("# TYPE")]
+    samples = {line.rpartition(" ")[0] for line in server.text("/metrics").splitlines() if line.startswith("vllm:")}
+    return {
+        "completions": [choice for answer in completions for choice in answer["choices"]],
+        "chats": [choice for answer in chats for choice in answer["choices"]],
+        "usage": [answer["usage"] for answer in (*completions, *chats, drawn)],
+        "drawn": [choice["text"] for choice in drawn["choices"]],
+        "streamed": "".join(event["choices"][0]["text"] for event in events),
+        "streamed chat": "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks),
+        "metrics": sorted(metrics),
+        "samples": samples,
+        "openapi": server.get("/openapi.json"),
+        "tokens": server.post("/tokenize", prompt=PROMPTS[5]),
+        "models": [(model["id"], model["max_model_len"], model["root"]) for model in server.get("/v1/models")["data"]],
+        "statuses": {path: server.status(path) for path in ("/health", "/ping", "/version", "/load", "/nothing")},
+    }
+
+
+@pytest.mark.parametrize("kind", ["completions", "chats"])
+def test_texts_tokens_and_logprobs_are_equal(plain: Recording, ours: Recording, kind: str) -> None:
+    assert len(plain.answers[kind]) == {"completions": len(PROMPTS), "chats": len(CHATS)}[kind]
+    for one, other in zip(plain.answers[kind], ours.answers[kind], strict=True):
+        _assert_same(one, other)
+
+
+def _assert_same(one: Any, other: Any) -> None:
+    """Numbers may differ by how sums are rounded."""
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for name, value in one.items():
+            _assert_same(value, other[name])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            _assert_same(mine, theirs)
+    elif isinstance(one, float):
+        assert math.isclose(one, other, abs_tol=1e-3)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    "what", ["usage", "drawn", "streamed", "streamed chat", "openapi", "tokens", "models", "statuses"]
+)
+def test_answers_are_equal(plain: Recording, ours: Recording, what: str) -> None:
+    assert plain.answers[what]
+    assert ours.answers[what] == plain.answers[what]
+
+
+def test_a_stream_says_what_the_whole_answer_says(ours: Recording) -> None:
+    assert ours.answers["streamed"] == ours.answers["completions"][2]["text"]
+    assert ours.answers["streamed chat"] == ours.answers["chats"][0]["message"]["content"]
+
+
+def test_metrics_have_the_same_names_types_and_labels(plain: Recording, ours: Recording) -> None:
+    assert ["vllm:num_requests_running", "gauge"] in ours.answers["metrics"]
+    assert ours.answers["metrics"] == plain.answers["metrics"]
+    assert _names(ours.answers["samples"]) == _names(plain.answers["samples"])
+
+
+def _names(samples: set[str]) -> set[str]:
+    """Without buckets, whose bounds are the same, and without the configuration, which has folders in it."""
+    return {sample for sample in samples if "_bucket" not in sample and "_config_info" not in sample}
+
+
+def test_processes_have_the_same_titles(plain: Recording, ours: Recording) -> None:
+    assert ours.titles == plain.titles == {"EngineCore", "Worker"}
+
+
+def test_log_lines_come_from_the_same_places_and_processes(plain: Recording, ours: Recording) -> None:
+    assert {process for process, _, _ in ours.lines} >= {"APIServer", "EngineCore", "Worker"}
+    assert _untimed(ours) == _untimed(plain)
+
+
+def _untimed(recording: Recording) -> set[tuple[str, str, str]]:
+    return {line for line in recording.lines if not line[2].startswith(_TIMED_LINES)}
+
+
+def test_it_ends_with_the_same_code(plain: Recording, ours: Recording) -> None:
+    assert ours.exit_code == plain.exit_code == 0
+
+
+@pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "num_threads",
+        "affinity",
+        "affinity_of_threads",
+        "limits",
+        "niceness",
+        "umask",
+        "blocked_signals",
+        "preloaded",
+        "is_daemon",
+        "folder",
+        "start_method",
+        "switch_interval_s",
+        "gc",
+        "gc_threshold",
+    ],
+)
+def test_settings_are_equal_in_each_process(plain: Recording, ours: Recording, process: str, setting: str) -> None:
+    assert ours.settings[process][setting] == plain.settings[process][setting]
+
+
+@pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
+def test_the_environment_is_equal_in_each_process(plain: Recording, ours: Recording, process: str) -> None:
+    environment = _environment(ours, process)
+    assert environment == _environment(plain, process)
+    assert environment["USER_OWN"] == "kept"
+
+
+def _environment(recording: Recording, process: str) -> dict[str, str]:
+    """Without what differs from start to start, and with each folder once: OpenCV adds its own at each import."""
+    variables = dict(recording.settings[process]["environment"])
+    folder = variables["PYTHONPATH"].rpartition(":")[2]
+    ordered = {name: ":".join(dict.fromkeys(value.split(":"))) for name, value in variables.items() if "PATH" in name}
+    return {
+        name: value.replace(folder, "FOLDER")
+        for name, value in {**variables, **ordered}.items()
+        if name not in _OF_EACH_START
+    }
+
+
+@pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
+def test_standard_streams_are_the_launcher_s(ours: Recording, process: str) -> None:
+    stdin, stdout, stderr = ours.settings[process]["streams"]
+    assert stdin == "/dev/null"
+    assert stdout == stderr == ours.settings["MainProcess"]["streams"][1]
+    assert stdout.endswith(".log")
+
+
+def test_probes_are_answered_before_vllm_can(ours: Recording) -> None:
+    status, body = ours.answers["while starting"]
+    assert status == 503
+    assert body["phase"]

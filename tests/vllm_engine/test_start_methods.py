@@ -1,0 +1,16 @@
+"""All three start methods serve, and what the user asks for is what is done."""
+
+import pytest
+
+from tests.vllm_engine.conftest import StartVllm
+from tests.vllm_engine.vllm_server import title_of
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_each_start_method_serves(start_vllm: StartVllm, expected_text: str, method: str) -> None:
+    with start_vllm("ours", environment={"VLLM_WORKER_MULTIPROC_METHOD": method}) as server:
+        assert server.wait_ready().generate() == expected_text
+        has_forkserver = any("forkserver import main" in title_of(process) for process in server.family())
+        assert has_forkserver == (method == "forkserver")
+        [engine] = server.titled("EngineCore")
+        assert (engine.ppid() == server.process.pid) == (method != "forkserver")

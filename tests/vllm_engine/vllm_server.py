@@ -1,0 +1,197 @@
+"""`vllm serve` as it is, or started by `vllm-cli serve --engine vllm`, as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psutil
+
+from tests.ports import free_port
+from tests.waiting import is_gone
+
+ROOT: Final = Path(__file__).parents[2]
+BIN: Final = ROOT / ".peers" / "vllm" / "bin"
+PYTHON: Final = BIN / "python"
+
+_READY_S = 1200.0
+_ANSWER_S = 600.0
+_GONE_S = 120.0
+_LOOK_S = 0.2
+"""Seldom: a start has better uses for the processors."""
+
+LAUNCHERS: Final = {
+    "plain": (str(BIN / "vllm"), "serve"),
+    "ours": (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm"),
+}
+
+
+class VllmServer:
+    """A server with a free port; leaving the `with` block ends it, and checks that all its processes end, too."""
+
+    PROMPT: Final = "The capital of France is"
+    MAX_TOKENS: Final = 4
+
+    def __init__(
+        self, launcher: str, model: Path, *arguments: str, folder: Path, environment: dict[str, str] | None = None
+    ) -> None:
+        """The folder holds its log, and what vLLM and the launcher keep from start to start."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.name = launcher
+        words = (str(model), "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "model")
+        self._command = [*LAUNCHERS[launcher], *words, *arguments]
+        extra = environment or {}
+        self._environment = {
+            **os.environ,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CACHE_ROOT": str(folder / "cache"),
+            "VLLM_NO_USAGE_STATS": "1",
+            **extra,
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), extra.get("PYTHONPATH")))),
+        }
+        self._folder = folder
+        self._path = folder / f"{launcher}-{self.port}.log"
+        self._family: set[psutil.Process] = set()
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        with self._path.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self._environment,
+                cwd=self._folder,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        left = self._end()
+        assert not left or self.name == "plain", f"left behind: {left}"
+
+    @property
+    def log(self) -> str:
+        """Everything that its processes have written so far."""
+        return self._path.read_text(errors="replace")
+
+    def wait_ready(self) -> Self:
+        """Waits until /health is 200; fails with the log where the process ends first."""
+        self._wait(lambda: self.status("/health") == 200)
+        return self
+
+    def wait_logged(self, words: str) -> None:
+        """Waits until one of its processes has written the words."""
+        self._wait(lambda: words in self.log)
+
+    def _wait(self, is_true: Callable[[], object], timeout_s: float = _READY_S) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not is_true():
+            self.family()
+            assert self.process.poll() is None, self.log[-8000:]
+            assert time.monotonic() < deadline, self.log[-8000:]
+            time.sleep(_LOOK_S)
+
+    def family(self) -> list[psutil.Process]:
+        """The server's process and all below it, remembered for the end, when some may have other parents."""
+        try:
+            root = psutil.Process(self.process.pid)
+            family = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+        self._family.update(family)
+        return family
+
+    def titled(self, title: str) -> list[psutil.Process]:
+        """Its processes whose title begins so, in order."""
+        return sorted(
+            (p for p in self.family() if title_of(p).startswith(title)), key=lambda process: title_of(process)
+        )
+
+    def status(self, path: str) -> int:
+        """The status of an answer; 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=_ANSWER_S) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as err:
+            return err.code
+        except OSError:
+            return 0
+
+    def get(self, path: str) -> Any:
+        """A JSON answer."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=_ANSWER_S) as response:
+            return json.loads(response.read())
+
+    def text(self, path: str) -> str:
+        """An answer as text."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=_ANSWER_S) as response:
+            return str(response.read(), "utf-8")
+
+    def post(self, path: str, **body: Any) -> Any:
+        """A JSON answer to a JSON request."""
+        return json.loads(self._post(path, body))
+
+    def stream(self, path: str, **body: Any) -> list[dict[str, Any]]:
+        """The events of a streamed answer."""
+        lines = self._post(path, {**body, "stream": True}).decode().splitlines()
+        data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
+        assert data.pop() == "[DONE]"
+        return [json.loads(event) for event in data]
+
+    def _post(self, path: str, body: dict[str, Any]) -> bytes:
+        content = json.dumps({"model": "model", **body}).encode()
+        request = urllib.request.Request(f"{self.url}{path}", content, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
+            return bytes(response.read())
+
+    def generate(self) -> str:
+        """The text of a completion at temperature 0."""
+        wanted = {"prompt": self.PROMPT, "max_tokens": self.MAX_TOKENS}
+        answer = self.post("/v1/completions", **wanted, temperature=0, ignore_eos=True)
+        return str(answer["choices"][0]["text"])
+
+    def end_with(self, signal_number: int) -> int:
+        """Sends a signal to the server's process and returns its exit code once all its processes are gone."""
+        family = self.family()
+        self.process.send_signal(signal_number)
+        code = self.process.wait(_GONE_S)
+        if self.name != "plain":
+            psutil.wait_procs(family, _GONE_S)
+            left = [title_of(process) for process in family if not is_gone(process.pid)]
+            assert not left, f"left behind: {left}"
+        return code
+
+    def _end(self) -> list[psutil.Process]:
+        self.family()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(_GONE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        _, left = psutil.wait_procs(self._family, timeout=_GONE_S if self.name != "plain" else 10)
+        for process in left:
+            process.kill()
+        return left
+
+
+def title_of(process: psutil.Process) -> str:
+    """What the process calls itself, without `VLLM::`; the start of its command line where it has no such name."""
+    try:
+        return " ".join(process.cmdline()).strip().removeprefix("VLLM::")
+    except psutil.Error:
+        return ""
