@@ -41,13 +41,14 @@ def spans_of(trace: RequestTrace) -> Span:
     return describe_request(trace, model_name="smol", end_s=time.perf_counter(), offset_ns=offset_ns)
 
 
-def test_a_request_has_a_span_for_each_stage(traced, notebook, engine, encode) -> None:
+def test_a_request_has_a_span_for_each_stage(traced, notebook, engine, encode, wait_until) -> None:
     engine.queue_s, engine.prefill_s, engine.num_cached_tokens = 2.0, 3.0, 1
     body = traced.post(
         "/v1/completions",
         {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9},
         headers={"traceparent": HEADER},
     ).json()
+    wait_until(lambda: notebook.traces)
     (trace,) = notebook.traces
     assert trace.headers == {"traceparent": HEADER}
     span = spans_of(trace)
@@ -82,8 +83,9 @@ def test_a_request_has_a_span_for_each_stage(traced, notebook, engine, encode) -
     assert children["decode"].end_ns <= span.end_ns
 
 
-def test_choices_have_stages_of_their_own_and_share_a_prompt(traced, notebook, encode) -> None:
+def test_choices_have_stages_of_their_own_and_share_a_prompt(traced, notebook, encode, wait_until) -> None:
     traced.complete(n=2, max_tokens=2, prompt=["a", "b c"])
+    wait_until(lambda: notebook.traces)
     span = spans_of(notebook.traces[0])
     assert span.attributes["gen_ai.usage.num_sequences"] == 4
     assert span.attributes["gen_ai.request.n"] == 2
@@ -100,15 +102,17 @@ def test_streams_and_conversations_are_traced_to_their_end(traced, notebook, wai
     assert span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
 
 
-def test_what_the_engine_gives_up_is_an_error(traced, notebook, engine) -> None:
+def test_what_the_engine_gives_up_is_an_error(traced, notebook, engine, wait_until) -> None:
     engine.fails_after = 2
     traced.complete()
+    wait_until(lambda: notebook.traces)
     assert spans_of(notebook.traces[0]).error is not None
 
 
-def test_what_never_reaches_the_engine_has_no_span(traced, notebook) -> None:
+def test_what_never_reaches_the_engine_has_no_span(traced, notebook, wait_until) -> None:
     traced.complete(temperature=9)
     traced.post("/tokenize", {"prompt": "Hello"})
+    wait_until(lambda: len(notebook.traces) == 2)
     assert [trace.has_reached_engine for trace in notebook.traces] == [False, False]
 
 
