@@ -23,9 +23,14 @@ def ask_without_cuda() -> None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
 
 
+def has_gpu() -> bool:
+    """Whether a driver shows a GPU here, hidden or not."""
+    return any(device.exists() for device in _GPU_DEVICES)
+
+
 def expects_gpu() -> bool:
     """Whether the engine is likely to compute on a GPU: there is one, it is not hidden, and torch is built for it."""
-    if not any(device.exists() for device in _GPU_DEVICES):
+    if not has_gpu():
         return False
     visible = env.CUDA_VISIBLE_DEVICES
     return not visible.is_set_to_nothing and visible.raw != _NONE and _is_torch_built_for_gpus()

@@ -1,8 +1,8 @@
 """Sorts out the flags that the embedded engine does not honour: some get a notice, some stop the start."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from startup.cuda import has_gpu
 from vllm_cli.arguments import GivenFlag
 from vllm_cli.errors import InputError
 from vllm_cli.flag import Flag, Shape
@@ -10,8 +10,6 @@ from vllm_cli.flag_table import HINT_REASONS, REFUSED_REQUESTS
 
 _NOTHING = ("", "None")
 """How vLLM's command line spells a value that is not there."""
-
-_GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 
 
 def refuse_impossible(given_flags: Iterable[GivenFlag]) -> None:
@@ -49,6 +47,6 @@ def _shown(given: GivenFlag) -> str:
 
 
 def _hardware_reason(flag: Flag) -> str | None:
-    if flag.parameter == "gpu_memory_utilization" and not any(device.exists() for device in _GPU_DEVICES):
+    if flag.parameter == "gpu_memory_utilization" and not has_gpu():
         return "there is no GPU here, the KV cache is sized from free memory"
     return None

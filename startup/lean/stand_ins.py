@@ -9,12 +9,12 @@ that matter to torch.compile alone, and conditions on plain numbers; stand-ins g
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 from startup.lean import plain_shapes
+from startup.lean.absent_finder import AbsentFinder, forget
 from startup.lean.remembered_scans import remembered_scans
 
 LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
@@ -48,7 +48,7 @@ class StandIns:
             sys.meta_path.remove(self._finder)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _StandInModule | _PlainShapesModule) and module.__loader__ is self._finder:
-                _forget(name, module)
+                forget(name, module)
 
 
 class LeftOut:
@@ -137,39 +137,21 @@ class _PlainShapesModule(ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-class _StandInFinder(MetaPathFinder, Loader):
+class _StandInFinder(AbsentFinder):
     """Answers for the modules that are left out."""
 
     def __init__(self, names: tuple[str, ...], on_miss: Callable[[], None]) -> None:
-        self._names = names
+        super().__init__(names)
         self._on_miss = on_miss
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if any(fullname == name or fullname.startswith(f"{name}.") for name in self._names):
-            return ModuleSpec(fullname, self, is_package=True)
-        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         if spec.name == plain_shapes.INSTEAD_OF:
             return _PlainShapesModule(spec.name, self._on_miss)
         return _StandInModule(spec.name)
 
-    def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
-
 
 def _unchanged(function: Any) -> Any:
     return function
-
-
-def _forget(name: str, module: ModuleType) -> None:
-    del sys.modules[name]
-    parent, _, child = name.rpartition(".")
-    package = sys.modules.get(parent)
-    if package is not None and vars(package).get(child) is module:
-        delattr(package, child)
 
 
 def _import_all(modules: Sequence[str]) -> None:

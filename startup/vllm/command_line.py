@@ -8,6 +8,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
+from server.config import ModelFiles
+from startup.config import ModelConfig
+from startup.preflight.model_place import locate_files
+
 _SWITCHES_OFF_LISTENING: Final = (
     "--headless",
     "--grpc",
@@ -40,6 +44,10 @@ class CommandLine:
         if words and not words[0].startswith("-"):
             model = words[0]
         return cls(tuple(words), {**settings, **values}, model)
+
+    def locate_model(self) -> ModelFiles | None:
+        """The model's files, where they are on disk."""
+        return locate_files(ModelConfig(model=self.model)) if self.model else None
 
     def has(self, *names: str) -> bool:
         """Whether one of the flags is given."""

@@ -8,13 +8,13 @@ for processes that compile nothing.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
+from startup.lean.absent_finder import AbsentFinder, forget
 from startup.vllm.import_hooks import after_import
 
 DEFERRED: Final = (
@@ -64,25 +64,15 @@ def _without_inner_kernels() -> Iterator[None]:
             step()
 
 
-class _DeferringFinder(MetaPathFinder, Loader):
+class _DeferringFinder(AbsentFinder):
     """Answers for the deferred modules."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        self._names = names
+        super().__init__(names)
         self.is_over = False
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if any(fullname == name or fullname.startswith(f"{name}.") for name in self._names):
-            return ModuleSpec(fullname, self, is_package=True)
-        return None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _DeferredModule(spec.name, self)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
 
     def end(self) -> None:
         """Whatever is imported or used from now on is the real thing."""
@@ -90,10 +80,7 @@ class _DeferringFinder(MetaPathFinder, Loader):
         sys.meta_path.remove(self)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _DeferredModule):
-                del sys.modules[name]
-                parent, _, child = name.rpartition(".")
-                if vars(sys.modules.get(parent, sys)).get(child) is module:
-                    delattr(sys.modules[parent], child)
+                forget(name, module)
 
 
 class _DeferredModule(ModuleType):

@@ -18,11 +18,9 @@ from typing import Final, NoReturn
 from envs import foreign
 from envs.registry import env
 from startup import listener
-from startup.config import ModelConfig
 from startup.deadline import StartDeadline
 from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
-from startup.preflight.model_place import locate_files
 from startup.responder import StartupResponder
 from startup.start_state import StartState
 from startup.timeline.subject import StartSubject
@@ -83,7 +81,7 @@ class _Launch:
         self._options = options
         self._timeline = timeline
         self._stack = ExitStack()
-        self._files = locate_files(ModelConfig(model=line.model)) if line.model else None
+        self._files = line.locate_model()
         self._model = self._files.path if self._files else None
         self._lesson = recall(StartKind.of(vllm, line.words, self._model))
         self._state = StartState(self._subject(), timeline)
@@ -177,7 +175,7 @@ class _Launch:
     def _check(self) -> None:
         """Faults are vLLM's to end the start for; they are told now, and not minutes later."""
         with self._timeline.span("preflight"):
-            for finding in run_preflight(self._line, is_listening=True).findings:
+            for finding in run_preflight(self._line, self._files, is_listening=True).findings:
                 if finding.severity != "info":
                     logger.warning("%s", finding.message)
 

@@ -4,13 +4,11 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from server.config import ServerConfig
-from startup.config import ModelConfig
+from server.config import ModelFiles, ServerConfig
 from startup.preflight.address import check_address
 from startup.preflight.cache_folder import check_cache_folder
 from startup.preflight.checkpoint import CONTENT_CHECKS, read_checkpoint
 from startup.preflight.limits import check_shared_memory
-from startup.preflight.model_place import locate_files
 from startup.preflight.report import Finding, PreflightReport
 from startup.vllm.command_line import CommandLine
 
@@ -18,18 +16,17 @@ _READ_BY_VLLM_ITSELF: Final = ("auto", "hf", "safetensors")
 """Values of --load-format with which vLLM reads the files that are checked here."""
 
 
-def run_preflight(line: CommandLine, *, is_listening: bool) -> PreflightReport:
-    """Reports every fault at once; never raises for a fault."""
+def run_preflight(line: CommandLine, files: ModelFiles | None, *, is_listening: bool) -> PreflightReport:
+    """Reports every fault at once; never raises for a fault. `files` is where the model is, if it is on disk."""
     begin = time.perf_counter()
-    findings = tuple(_findings(line, is_listening=is_listening))
+    findings = tuple(_findings(line, files, is_listening=is_listening))
     return PreflightReport(findings, time.perf_counter() - begin)
 
 
-def _findings(line: CommandLine, *, is_listening: bool) -> Iterator[Finding]:
+def _findings(line: CommandLine, files: ModelFiles | None, *, is_listening: bool) -> Iterator[Finding]:
     if line.listens and not is_listening:
         server = ServerConfig(served_model_names=(line.served_name,), host=line.host, port=line.port or 0, uds=line.uds)
         yield from check_address(server)
-    files = locate_files(ModelConfig(model=line.model)) if line.model else None
     if files is not None and line.values.get("--load-format", "auto") in _READ_BY_VLLM_ITSELF:
         yield from (finding for finding in read_checkpoint(files.path).findings if finding.check in CONTENT_CHECKS)
     yield from check_shared_memory()

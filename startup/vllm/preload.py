@@ -31,7 +31,7 @@ from startup.vllm.importing import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.late_module import import_late  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
-from startup.vllm.model_class import import_model_class  # noqa: E402
+from startup.vllm.model_class import model_modules  # noqa: E402
 from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
 from startup.vllm.spans import record_spans  # noqa: E402
 
@@ -53,7 +53,7 @@ def _preload(plan: PreloadPlan) -> None:
             import_late(COMPILER, not_for="vllm.env_override", then="_patch_inductor_fallback_allow_list")
         failed = import_leniently(plan.modules)
         if plan.model is not None:
-            failed |= import_model_class(Path(plan.model))
+            failed |= import_leniently(model_modules(Path(plan.model)))
     gc.freeze()
     gc.enable()
     map_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())

@@ -45,7 +45,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
         from startup.vllm.command_line import CommandLine
         from startup.vllm.preflight import run_preflight
 
-        return _tell(run_preflight(CommandLine.of(options.words), is_listening=False), as_json=options.is_json)
+        line = CommandLine.of(options.words)
+        report = run_preflight(line, line.locate_model(), is_listening=False)
+        return _tell(report, as_json=options.is_json)
     from startup.vllm.launch import launch_vllm
 
     return launch_vllm(vllm, options)
