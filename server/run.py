@@ -86,11 +86,11 @@ class _Run:
         self._options = options
         self._access = Access(services.config, services.api_keys)
         self._server = PoliteServer(_uvicorn_config(services, self._access))
-        self._telemetry = Telemetry(services)
         services.recovery.num_left = services.config.engine_restarts
         self._drain = Drain(services, self._server.announce_close)
-        services.metrics.engine_life.watch_up(lambda: services.engine.is_ready and services.engine.error is None)
+        services.metrics.engine_life.watch_up(lambda: services.engine.is_ready and services.engine.is_alive)
         self._life = EngineLife(services, options.engine, options.engine_ready_timeout_s)
+        self._telemetry = Telemetry(services, self._life.look)
         self._start_error: EngineStartError | None = None
         self._stop = asyncio.Event()
 
@@ -167,7 +167,7 @@ def _uvicorn_config(services: Services, access: Access) -> uvicorn.Config:
     uvicorn_config = uvicorn.Config(
         build_app(services),
         loop="none",
-        http=bounded_connections(services.limits),  # type: ignore[arg-type]
+        http=bounded_connections(services.limits, access.tls_context),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -179,5 +179,4 @@ def _uvicorn_config(services: Services, access: Access) -> uvicorn.Config:
         timeout_graceful_shutdown=LAST_WORDS_S,
     )
     uvicorn_config.load()
-    uvicorn_config.ssl = access.tls_context
     return uvicorn_config

@@ -8,7 +8,9 @@ import socket
 import stat
 import sys
 import time
-from multiprocessing import forkserver
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,11 +19,14 @@ from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from startup import death_pipe, group_signals
 from startup.cuda import ask_without_cuda
+from startup.end_watch import EndWatch
 from startup.imports import import_engine, import_serially
 from startup.log_options import LogOptions
 from startup.logs import configure_logging
 from startup.main_module import without_main_module
 from startup.model.model_class import modeling_module
+from startup.onednn import limit_kernel_caches
+from startup.oom_watch import OomWatch
 from startup.openmp import limit_spinning
 from startup.timeline.process_age import process_start_ns
 
@@ -39,6 +44,8 @@ class EngineProcess:
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process
+        self._end_watch = EndWatch(process.pid or 0)
+        self._oom_watch = OomWatch()
         self.connection = connection
 
     @property
@@ -49,6 +56,10 @@ class EngineProcess:
     def exitcode(self) -> int | None:
         return self._process.exitcode
 
+    def is_ending(self) -> bool:
+        """Whether the process ends, though its socket may not be closed yet."""
+        return self._end_watch.has_begun()
+
     def describe_end(self) -> str | None:
         """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
         code = self.exitcode
@@ -56,21 +67,26 @@ class EngineProcess:
             return f"its process {self.pid} ended with the forkserver, which was killed"
         if code is None or code >= 0:
             return None
-        hint = ", as the kernel does where memory runs out" if -code == signal.SIGKILL else ""
+        hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
         return f"its process {self.pid} was killed by {_signal_name(-code)}{hint}"
 
     def kill(self) -> None:
-        """Ends the process at once."""
-        self._process.kill()
+        """Ends the process at once; one that ends anyway is left alone: its number may soon be another's."""
+        if not self.is_ending():
+            self._process.kill()
 
     def close(self) -> None:
         """Waits for the process, whose socket has been closed, and kills it if it does not end by itself."""
         self.connection.close()
         self._process.join(_KILL_AFTER_S)
-        if self._process.is_alive():
+        if self._process.is_alive() and not self._end_watch.has_begun():
             logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
             self._process.kill()
+            self._process.join(_KILL_AFTER_S)
+        if self._process.is_alive():  # its parent should have told of its end
+            kill_forkserver("it does not tell of the engine's end")
             self._process.join()
+        self._end_watch.close()
 
 
 def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
@@ -81,6 +97,7 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
         files: the model, where it is on disk already; a forkserver imports its class, too.
     """
     limit_spinning()
+    limit_kernel_caches()
     ask_without_cuda()
     method = context.get_start_method()
     if method == "forkserver":
@@ -95,8 +112,31 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
 def ensure_forkserver() -> None:
     """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    with group_signals.held_back():
+    with _signals_held_back():
         forkserver.ensure_running()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """From what is not forked; multiprocessing's resource tracker, which that needs, is started before.
+
+    The tracker's start ends with SIGINT and SIGTERM unblocked, whatever they were (`ResourceTracker.ensure_running`).
+    """
+    with group_signals.held_back():
+        resource_tracker.ensure_running()
+    with group_signals.held_back():
+        yield
+
+
+def kill_forkserver(reason: str) -> None:
+    """Ends it, stopped or not, and with it what waits for its answer; the next `ensure_forkserver` starts another."""
+    pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is None:
+        return
+    logger.warning("the forkserver %d is killed: %s", pid, reason)
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing collects it when it looks for it
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
@@ -126,7 +166,7 @@ def start_engine(
         args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with without_main_module(), group_signals.held_back():
+    with without_main_module(), group_signals.held_back() if is_fork else _signals_held_back():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)

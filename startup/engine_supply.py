@@ -30,6 +30,9 @@ class EngineSupply:
     def kill(self) -> None:
         self._process.kill()
 
+    def is_ending(self) -> bool:
+        return self._process.is_ending()
+
     def describe_end(self) -> str | None:
         return self._process.describe_end()
 
@@ -48,6 +51,11 @@ class EngineSupply:
     def end_restart(self) -> None:
         if engine_process.blocks_on_imports(self._context):
             self._process = self._start()
+
+    def abandon_restart(self) -> None:
+        """A forkserver that does not answer is ended, which `end_restart` notices; nothing else makes it wait."""
+        if engine_process.blocks_on_imports(self._context):
+            engine_process.kill_forkserver("it has not started an engine in time")
 
     def close(self) -> None:
         """Ends the process; a restart that is under way in another thread must have ended before."""

@@ -1,18 +1,17 @@
 """Finds the servers that run on this machine: by what /proc tells of them, so that nothing can be out of date."""
 
 import contextlib
-import ssl
-import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from startup.timeline.process_age import process_age_s
 from vllm_cli.arguments import Arguments
 from vllm_cli.config_file import read_config_file
 from vllm_cli.errors import InputError
 from vllm_cli.readiness import ask_readiness
-from vllm_cli.server_address import ServerAddress, reachable_host
+from vllm_cli.server_address import ServerAddress
+from vllm_cli.server_sockets import address_of, find_socket, has_own_network
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
@@ -29,7 +28,7 @@ class RunningServer:
     model: str
     engine: str
     state: str
-    """`ready`, what it says it is at, or `silent`."""
+    """`ready`, what it says it is at, `silent`, or `elsewhere`: where this process's network does not reach."""
     uptime_s: float
     memory_bytes: int
     """Of all its processes; pages that several share are divided among them (PSS)."""
@@ -64,9 +63,9 @@ def _serve_words(process: Any) -> list[str] | None:
 
     try:
         words = process.cmdline()
-        if not words or not Path(process.exe() or words[0]).name.startswith("python"):
-            return None
     except (psutil.Error, OSError):
+        return None
+    if not words or not _program(process, words).name.startswith("python"):
         return None
     for place, word in enumerate(words[1:-1], start=1):
         is_ours = Path(word).name == "vllm-cli" or (word == "vllm_cli" and words[place - 1] == "-m")
@@ -77,21 +76,30 @@ def _serve_words(process: Any) -> list[str] | None:
     return None
 
 
+def _program(process: Any, words: list[str]) -> Path:
+    """What it runs; of other users' processes only they themselves tell it."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return Path(process.exe() or words[0])
+    return Path(words[0])
+
+
 def _describe(process: Any, looks_closer: bool) -> RunningServer:
     arguments = _parse(_serve_words(process) or [])
     family = [process, *process.children(recursive=True)]
-    addresses = _listening(family)
-    address = addresses[0] if addresses else None
+    is_elsewhere = has_own_network(process)
+    listening = None if is_elsewhere else find_socket(family, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
-    place = _place(address, is_tls=is_tls) if address else None
+    place = address_of(listening, is_tls=is_tls) if listening else None
     return RunningServer(
         pid=process.pid,
-        port=address[1] if isinstance(address, tuple) else None,
+        port=listening[1] if isinstance(listening, tuple) else None,
         address=str(place) if place else None,
         model=_model(arguments),
         engine=arguments.last_value("--engine") or "auto",
-        state=_ask_state(place) if looks_closer else "",
-        uptime_s=time.time() - process.create_time(),  # noqa: TID251 - the process's start is told by this clock
+        state=("elsewhere" if is_elsewhere else _ask_state(place)) if looks_closer else "",
+        uptime_s=process_age_s(process.pid) or 0.0,
         memory_bytes=sum(map(_memory_bytes, family)) if looks_closer else 0,
         pids=tuple(p.pid for p in family),
     )
@@ -117,33 +125,6 @@ def _model(arguments: Arguments) -> str:
     named = served.values[0] if served else None
     model = arguments.positionals[0] if arguments.positionals else arguments.last_value("--model")
     return named or model or DEFAULT_MODEL_ID
-
-
-def _listening(family: Iterable[Any]) -> list[tuple[str, int] | str]:
-    """Where the processes listen: addresses first, then UNIX sockets that have a file."""
-    import psutil
-
-    ports: list[tuple[str, int]] = []
-    files: list[str] = []
-    for process in family:
-        with contextlib.suppress(psutil.Error):
-            connections = process.net_connections("tcp")
-            ports += [tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN]
-            files += [c.laddr for c in process.net_connections("unix") if str(c.laddr).startswith("/")]
-        if ports:
-            break
-    return [*dict.fromkeys(ports), *(f for f in dict.fromkeys(files) if "/pymp-" not in f)]
-
-
-def _place(address: tuple[str, int] | str, *, is_tls: bool) -> ServerAddress:
-    context = None
-    if is_tls:
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE  # the process is known; nothing secret is sent
-    if isinstance(address, str):
-        return ServerAddress(uds=address, tls=context)
-    return ServerAddress(host=reachable_host(address[0]), port=address[1], tls=context)
 
 
 def _ask_state(place: ServerAddress | None) -> str:

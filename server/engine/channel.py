@@ -4,7 +4,6 @@ import socket
 import struct
 
 _LENGTH = struct.Struct("<I")
-MAX_FRAME_BYTES = 1 << 30
 
 
 class ChannelClosedError(ConnectionError):

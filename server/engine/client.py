@@ -40,6 +40,8 @@ class EngineClient:
         """Set when the engine is gone without having been asked to go."""
         self.error: str | None = None
         """Why the engine is dead."""
+        self.is_ending = False
+        """Its process ends; what it sent before may still come, and the end of the stream will."""
         self.is_ready = False
         """One real token has been generated; latched by `mark_ready`."""
         self.is_lost = False
@@ -47,6 +49,11 @@ class EngineClient:
         self.is_heard = False
         """Set by every message of the engine; to be reset by whoever waits for one."""
         self.stats = EngineStats()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it starts, or takes requests."""
+        return self.error is None and not self.is_ending
 
     @property
     def info(self) -> EngineInfo:
@@ -69,6 +76,7 @@ class EngineClient:
         await self._disconnect()
         self._connection = connection
         self.error = None
+        self.is_ending = False
         self.is_ready = False
         self.is_lost = False
         self.dead.clear()
@@ -217,6 +225,9 @@ class EngineClient:
                     self._take(message)
         except (asyncio.IncompleteReadError, OSError):
             pass
+        except Exception as err:
+            logger.error("the engine's messages cannot be read", exc_info=err)
+            reason = f"its messages cannot be read ({type(err).__name__})"
         if not self._closing:
             self.is_lost = reason is None
             self._die(reason or "the engine process ended unexpectedly")

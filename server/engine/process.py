@@ -8,7 +8,6 @@ import gc
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -81,23 +80,26 @@ def run_engine(
         phases: spans so far in this process.
         imports: how torch and transformers were imported.
     """
-    # Ctrl-C and a service manager's stop reach every process of the group; the API process decides when this one ends.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     loop = _EngineLoop(connection)
     try:
         code = loop.run(files, config, phases, imports)
     except ChannelClosedError:
         code = 0
-    except Exception:
+    except Exception as err:
         logger.exception("the engine failed")
-        loop.fail("the engine failed; its log has the traceback")
+        loop.fail(_describe(err))
         code = EXIT_ENGINE_FAILED
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads of torch and of the receiver need no farewell, and the KV cache no orderly release.
     os._exit(code)
+
+
+def _describe(err: Exception) -> str:
+    from server.engine.memory_failure import describe_memory_failure
+
+    return describe_memory_failure(err) or "the engine failed; its log has the traceback"
 
 
 def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> "Built":
@@ -131,7 +133,7 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Exception | None] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
@@ -192,14 +194,16 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _messages(self, *, wait: bool) -> Iterator[Request | None]:
-        """What has arrived, `None` for the end of the stream; with `wait`, at least one."""
-        if wait:
-            yield self._inbox.get()
+        """What has arrived, `None` for the end of the stream; with `wait`, at least one. Raises what the thread met."""
         while True:
             try:
-                yield self._inbox.get_nowait()
+                message = self._inbox.get(block=wait)
             except queue.Empty:
                 return
+            wait = False
+            if isinstance(message, Exception):
+                raise message
+            yield message
 
     def _receive_all(self) -> None:
         decoder = msgspec.msgpack.Decoder(ToEngine)
@@ -218,3 +222,5 @@ class _EngineLoop:
                 # Nobody waits for the model any more, and the main thread may be busy with it for minutes.
                 os._exit(0)
             self._inbox.put(None)
+        except Exception as err:  # noqa: BLE001 - without a receiver the engine would be silent for ever
+            self._inbox.put(err)

@@ -87,7 +87,10 @@ class JsonEndpoint(Generic[T]):
             announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
             with self._services.admission.hold(announced) as lease, self._services.gate.hold():
                 context = RequestContext(header_id=read_request_id(scope), lease=lease, trace=self._begin_trace(scope))
-                await self._serve(context, receive, send, announced_bytes=announced)
+                try:
+                    await self._serve(context, receive, send, announced_bytes=announced)
+                except asyncio.CancelledError:
+                    await self._tell_cut(context, send)
         except ClientGoneError:
             return
         except RequestError as err:
@@ -102,8 +105,17 @@ class JsonEndpoint(Generic[T]):
         finally:
             self._end_trace(context)
 
+    async def _tell_cut(self, context: RequestContext, send: Send) -> None:
+        """Why a request was cancelled, where it was this server that did so and the client has heard nothing yet."""
+        unavailable = self._services.unavailable
+        if unavailable is None or not self._services.gate.is_cutting:
+            raise asyncio.CancelledError
+        if not context.has_answer:
+            await send_unavailable(send, unavailable)
+
     async def _answer(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
+            context.has_answer = True
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 

@@ -28,6 +28,9 @@ class EngineHandle(Protocol):
     def kill(self) -> None:
         """Ends the process at once; one that has ended is no error."""
 
+    def is_ending(self) -> bool:
+        """Whether the process has begun to end, which may be long before its socket is closed; takes no time."""
+
     def describe_end(self) -> str | None:
         """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
 
@@ -43,6 +46,9 @@ class EngineHandle(Protocol):
 
     def end_restart(self) -> None:
         """The rest of it; blocks, and raises the same."""
+
+    def abandon_restart(self) -> None:
+        """Lets an `end_restart` that waits in another thread fail."""
 
 
 class EngineLife:
@@ -69,6 +75,11 @@ class EngineLife:
                     return failure
                 recovery.begin(failure)
                 logger.error("the engine could not be started again: %s; once more", failure)
+
+    def look(self) -> None:
+        """To be called often: probes need not wait until the kernel has closed the socket of an engine that ends."""
+        if self._engine.is_alive and self._handle.is_ending():  # one that is dead may be being replaced in a thread
+            self._engine.is_ending = True
 
     async def _wait_dead(self) -> None:
         """Until the engine is gone, or hangs for longer than it may."""
@@ -137,4 +148,10 @@ class EngineLife:
         handle.kill()
         await asyncio.to_thread(handle.close)
         handle.begin_restart()
-        await asyncio.to_thread(handle.end_restart)
+        ending = asyncio.create_task(asyncio.to_thread(handle.end_restart), name="end-restart")
+        try:
+            await asyncio.wait({ending}, timeout=self._ready_timeout_s)
+        finally:
+            if not ending.done():  # out of time, or the server is to end and would wait for the thread
+                handle.abandon_restart()
+        await ending

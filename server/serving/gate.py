@@ -5,17 +5,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
+from typing import Any
 
 
 class RequestGate:
     """One per server; used on the event loop only."""
 
     def __init__(self) -> None:
-        self.num_running = 0
         self.is_closed = False
+        self.is_cutting = False
+        """What is cancelled from now on may be so by this server."""
+        self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def num_running(self) -> int:
+        """How many requests are being answered."""
+        return len(self._running)
 
     @property
     def quiet_s(self) -> float:
@@ -24,15 +32,17 @@ class RequestGate:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Counts one request for as long as it runs."""
-        self.num_running += 1
+        """Counts the request that this task answers for as long as it runs."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         self._idle.clear()
         try:
             yield
         finally:
             self._last_activity_s = time.monotonic()
-            self.num_running -= 1
-            if not self.num_running:
+            self._running.discard(task)
+            if not self._running:
                 self._idle.set()
 
     def note_refusal(self) -> None:
@@ -42,6 +52,12 @@ class RequestGate:
     def close(self) -> None:
         """Refuses new requests from now on; running ones finish."""
         self.is_closed = True
+
+    def cut(self) -> None:
+        """Cancels all that still run: they wait for something that nobody else can end, such as the rest of a body."""
+        self.is_cutting = True
+        for task in self._running:
+            task.cancel()
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no request runs; False when some still do after the timeout."""

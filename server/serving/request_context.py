@@ -67,6 +67,8 @@ class RequestContext:
     arrival_s: float = field(default_factory=perf_counter)
     """When its headers had come."""
     times: RequestTimes = field(default_factory=RequestTimes)
+    has_answer: bool = False
+    """The answer is on its way."""
     lease: Lease = field(default_factory=unbounded_lease)
     """What it may hold of the server's room."""
     trace: "RequestTrace | None" = None

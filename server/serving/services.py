@@ -55,12 +55,12 @@ class Services:
     @property
     def status(self) -> Status:
         """Whether requests are taken, and if not, why."""
-        is_dead = self.engine.error is not None
-        if is_dead and not self.recovery.is_possible:
+        is_alive = self.engine.is_alive
+        if not is_alive and not self.recovery.is_possible:
             return "dead"
         if self.gate.is_closed:
             return "draining"
-        if is_dead or self.recovery.reason is not None:
+        if not is_alive or self.recovery.reason is not None:
             return "restarting"
         return "ready" if self.engine.is_ready else "starting"
 
@@ -75,13 +75,16 @@ class Services:
                     UnavailableInfo(message="Loading model"), "starting", **self.start.progress()
                 )
             case "restarting":
-                reason = self.recovery.reason or self.engine.error
-                info = UnavailableInfo(message=f"The engine died and is being started again: {reason}")
+                info = UnavailableInfo(message=f"The engine died and is being started again: {self._death}")
                 return UnavailableResponse(info, "restarting", **self.recovery.progress())
             case "draining":
                 return UnavailableResponse(UnavailableInfo(message="The server is shutting down"), "draining")
             case "dead":
-                return UnavailableResponse(UnavailableInfo(message=f"The engine died: {self.engine.error}"), "dead")
+                return UnavailableResponse(UnavailableInfo(message=f"The engine died: {self._death}"), "dead")
+
+    @property
+    def _death(self) -> str:
+        return self.recovery.reason or self.engine.error or "its process is ending"
 
     @property
     def engine_metrics(self) -> EngineMetrics:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from startup import group_signals
 from startup.prefetch.budget import needlessness
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.options import PrefetchOptions
@@ -191,7 +192,8 @@ def _spawn(arguments: list[str], control_fd: int, report_fd: int, life_fd: int) 
     places = ((control_fd, 0), (report_fd, 1), (life_fd, LIFE_FD))
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in places]
     command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
-    return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+    mask = group_signals.GROUP_SIGNALS  # until it ignores them
+    return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=mask)
 
 
 def _warn(report: PrefetchReport) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from startup import death_pipe
+from startup import death_pipe, group_signals
 from startup.prefetch.budget import available_bytes, decide
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.reader import BlockReader
@@ -111,7 +111,7 @@ class _Prefetch:
 
 def _behave() -> None:
     """Ctrl-C is the launcher's to act on; work and disk accesses give way to those of others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    group_signals.ignore()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.nice(_NICENESS)
     with suppress(OSError):

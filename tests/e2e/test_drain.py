@@ -5,6 +5,10 @@ import json
 import signal
 from typing import Any
 
+import pytest
+from members import wait_member
+from stream_reader import StreamReader
+
 _GONE_S = 60.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
 _JSON = {"Content-Type": "application/json"}
@@ -37,13 +41,19 @@ def test_port_stays_open_for_the_grace_and_refuses_politely(start_server: Any) -
         assert server.terminate() == 0  # the second signal waits for nobody
 
 
+def _begin_request(port: int) -> http.client.HTTPConnection:
+    """All of it but the end of its body."""
+    slow = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    slow.putrequest("POST", "/v1/completions")
+    slow.putheader("Content-Type", "application/json")
+    slow.putheader("Content-Length", str(len(_BODY)))
+    slow.endheaders(_BODY[:10].encode())
+    return slow
+
+
 def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "200") as server:
-        slow = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        slow.putrequest("POST", "/v1/completions")
-        slow.putheader("Content-Type", "application/json")
-        slow.putheader("Content-Length", str(len(_BODY)))
-        slow.endheaders(_BODY[:10].encode())
+        slow = _begin_request(server.port)
         server.wait_load(1)
         server.process.send_signal(signal.SIGTERM)
         server.wait_unready()
@@ -52,3 +62,35 @@ def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
         assert response.status == 200
         assert json.loads(response.read())["choices"]
         assert server.process.wait(_GONE_S) == 0
+
+
+@pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time is over", "in a hurry"])
+def test_request_that_does_not_come_in_is_told_and_holds_up_nobody(
+    start_server: Any, timeout_s: str, num_signals: int
+) -> None:
+    with start_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
+        slow = _begin_request(server.port)
+        server.wait_load(1)
+        for _ in range(num_signals):
+            server.process.send_signal(signal.SIGTERM)
+            server.wait_logged("shutting down: 1 requests")
+        response = slow.getresponse()
+        assert response.status == 503
+        assert response.getheader("retry-after") == "1"
+        assert json.loads(response.read())["status"] == "draining"
+        assert server.process.wait(_GONE_S) == 0
+        assert "Traceback" not in server.log
+
+
+def test_engine_that_dies_in_a_drain_is_told_and_not_replaced(start_server: Any) -> None:
+    with start_server("--shutdown-timeout", "100000", "--engine-restarts", "1") as server:
+        reader = StreamReader(server.url, 4000)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_logged("shutting down: 1 requests")
+        wait_member(server, "engine").kill()
+        assert server.process.wait(_GONE_S) == 1
+        events = reader.finish()
+        assert any(event and "error" in event for event in events)
+        assert events[-1] is None
+        assert "another one is started" not in server.log
+        assert "Traceback" not in server.log

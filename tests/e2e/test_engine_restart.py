@@ -1,8 +1,14 @@
 """Engines that die or hang: clients are told, probes are told, and others take their place if that is wanted."""
 
+import ctypes
+import errno
 import json
+import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +20,8 @@ from envs.registry import START_METHODS
 from tests.waiting import wait_until
 
 _GONE_S = 120.0
+_PIDFD_GETFD = 438
+"""Number of the system call, the same on all machines; the standard library does not have it."""
 
 
 def _look(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -22,6 +30,40 @@ def _look(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict
             return int(response.status), {}, dict(response.headers)
     except urllib.error.HTTPError as err:
         return err.code, json.loads(err.read()), dict(err.headers)
+
+
+@contextmanager
+def _hold_sockets(pid: int) -> Iterator[None]:
+    """Keeps the process's sockets open beyond its end, as the kernel does until much memory is freed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with ExitStack() as stack:
+        pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, pidfd)
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            if entry.is_socket():
+                fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+                if fd < 0 and ctypes.get_errno() == errno.EPERM:
+                    pytest.skip("processes may not be looked into here")
+                assert fd >= 0
+                stack.callback(os.close, fd)
+        yield
+
+
+def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_server: Any) -> None:
+    with start_server("--engine-restarts", "1") as server:
+        engine = wait_member(server, "engine")
+        with _hold_sockets(engine.pid):
+            engine.kill()
+            wait_until(lambda: _look(server)[0] == 503)
+            _, body, _ = _look(server, "/readyz")
+            assert body["status"] == "restarting"
+            assert "its process is ending" in body["error"]["message"]
+            assert server.complete(max_tokens=4) == 503
+            assert server.metric("vllm_cli:engine_up") == 0
+            assert server.metric("vllm_cli:engine_restarts_total") == 0
+        server.wait_ready()
+        assert server.metric("vllm_cli:engine_restarts_total") == 1
+        assert server.complete(max_tokens=4) == 200
 
 
 @pytest.mark.parametrize("method", START_METHODS)

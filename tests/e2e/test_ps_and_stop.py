@@ -5,21 +5,36 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
+from server_process import ServerProcess
+
+from tests.certificates import make_certificate, needs_openssl
+from tests.hardened import as_user
+from tests.namespaces import own_processes
+from tests.waiting import wait_until
 
 _GONE_S = 60.0
 
 
-def _cli(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vllm_cli", *words], capture_output=True, text=True, timeout=200)
+def _cli(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [*launcher, sys.executable, "-m", "vllm_cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def _entry(server: Any) -> dict[str, Any]:
-    entries = [e for e in json.loads(_cli("ps", "--json").stdout) if e["pid"] == server.process.pid]
-    assert len(entries) == 1
-    return dict(entries[0])
+def _find(pid: int, launcher: tuple[str, ...] = ()) -> dict[str, Any] | None:
+    entries = [e for e in json.loads(_cli("ps", "--json", launcher=launcher).stdout) if e["pid"] == pid]
+    assert len(entries) <= 1
+    return dict(entries[0]) if entries else None
+
+
+def _entry(server: Any, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
+    entry = _find(server.process.pid, launcher)
+    assert entry is not None
+    return entry
 
 
 def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
@@ -58,6 +73,102 @@ def test_server_that_does_not_stop_in_time_is_killed(start_server: Any) -> None:
         assert "was killed" in run.stdout
         assert server.process.wait(_GONE_S) == -signal.SIGKILL
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+
+
+def test_server_on_a_unix_socket_is_found_and_asked(start_server: Any, tmp_path: Path) -> None:
+    path = os.path.relpath(tmp_path / "server.sock")
+    with start_server("--uds", path, wait=False) as server:
+        wait_until(lambda: _entry(server)["state"] == "ready", 240.0)
+        entry = _entry(server)
+        assert entry["port"] is None
+        address = entry["address"].removeprefix("unix:")
+        assert Path(address).is_absolute()
+        assert Path(address).samefile(path)
+        assert _cli("stop", str(server.process.pid)).returncode == 0
+        assert server.process.wait(_GONE_S) == 0
+
+
+@needs_openssl
+def test_server_behind_tls_is_found_and_asked(start_server: Any, tmp_path: Path) -> None:
+    with start_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
+        wait_until(lambda: _entry(server)["state"] == "ready", 240.0)
+        assert _entry(server)["address"] == f"https://127.0.0.1:{server.port}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_server_of_another_user_is_shown_but_not_stopped(start_server: Any, model_path: Path) -> None:
+    user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
+    if user is None:
+        pytest.skip("another user cannot read the interpreter here")
+    with start_server() as server:
+        entry = _entry(server, user)
+        assert (entry["state"], entry["port"], entry["model"]) == ("ready", server.port, "smol")
+        for which in (str(server.port), str(server.process.pid)):
+            run = _cli("stop", which, launcher=user)
+            assert run.returncode == 1
+            assert "may not be stopped by this user" in run.stderr
+        assert server.health() == 200
+        assert server.terminate() == 0
+
+
+def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(model_path: Path) -> None:
+    launcher = own_processes()
+    if launcher is None:
+        pytest.skip("no namespaces of processes here")
+    with ServerProcess([str(model_path)], launcher=launcher) as server:
+        (init,) = psutil.Process(server.process.pid).children()
+        entry = _find(init.pid)
+        assert entry is not None
+        assert (entry["port"], entry["state"]) == (server.port, "ready")
+        assert _cli("stop", str(server.port)).returncode == 0
+        assert server.process.wait(_GONE_S) == 0
+
+
+def test_server_that_this_network_does_not_reach_is_nobody_else_s(model_path: Path) -> None:
+    launcher = own_processes("--net")
+    if launcher is None:
+        pytest.skip("no namespaces of processes here")
+    with ServerProcess([str(model_path), "--host", "0.0.0.0"], launcher=launcher, wait=False) as server:
+        server.wait_logged("ready after")
+        (init,) = psutil.Process(server.process.pid).children()
+        entry = _find(init.pid)
+        assert entry is not None
+        assert (entry["state"], entry["port"], entry["address"]) == ("elsewhere", None, None)
+        assert _cli("stop", str(server.port)).returncode == 1
+        assert _cli("stop", str(init.pid)).returncode == 0
+        assert server.process.wait(_GONE_S) == 0
+
+
+def test_one_that_takes_the_place_of_what_was_stopped_is_named(start_server: Any) -> None:
+    """Started while the other still ends, as a supervisor may be quicker than `stop`, or slower."""
+    with start_server() as server:
+        server.process.send_signal(signal.SIGSTOP)
+        stop = subprocess.Popen(
+            [sys.executable, "-m", "vllm_cli", "stop", str(server.port), "--timeout", "600"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: signal.SIGTERM in _pending(server.process.pid))
+        with start_server(wait=False) as heir:
+            heir.wait_listening()
+            server.process.send_signal(signal.SIGCONT)
+            _, notice = stop.communicate(timeout=200)
+            assert stop.returncode == 0
+            assert f"smol is served again, by process {heir.process.pid}" in notice
+
+
+def _pending(pid: int) -> set[int]:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}
+
+
+def test_port_that_two_servers_have_names_neither(start_server: Any) -> None:
+    with start_server(wait=False) as first, start_server("--host", "127.0.0.2", "--port", str(first.port), wait=False):
+        first.wait_listening()
+        run = _cli("stop", str(first.port))
+        assert run.returncode == 2
+        assert f"2 servers have port {first.port}" in run.stderr
+        assert first.process.poll() is None
 
 
 def test_nobody_is_stopped_for_a_number_that_nobody_has() -> None:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
+from tests.namespaces import own_processes
 from tests.waiting import wait_until
 
 _SOON_S = 60
-_NAMESPACE = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 _BECOME = "import os, signal, sys, time; from startup.init_process import become_init; become_init()\n"
 _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
@@ -21,8 +21,8 @@ _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
 
 
 @contextmanager
-def _start(code: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", _SUBREAPER + _BECOME + code]
+def _start(code: str, *, before: str = "") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", _SUBREAPER + before + _BECOME + code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
         try:
             yield process
@@ -83,18 +83,27 @@ def test_orphans_are_collected() -> None:
         process.wait(_SOON_S)
 
 
-def _can_unshare() -> bool:
-    try:
-        return subprocess.run([*_NAMESPACE, "true"], capture_output=True, timeout=_SOON_S).returncode == 0
-    except FileNotFoundError:
-        return False
+def test_what_a_service_manager_hands_to_the_first_process_is_the_programs() -> None:
+    code = (
+        "from envs.registry import env\n"
+        "print(env.LISTEN_PID.get() == env.WATCHDOG_PID.get() == os.getpid() != os.getppid(), flush=True)"
+    )
+    set_here = 'os.environ["LISTEN_PID"] = os.environ["WATCHDOG_PID"] = str(os.getpid())\n'
+    with _start(code, before=f"import os\n{set_here}") as process:
+        assert _line(process) == "True"
+        assert process.wait(_SOON_S) == 0
+    with _start(
+        "print(os.environ['LISTEN_PID'], flush=True)", before="import os\nos.environ['LISTEN_PID'] = '7'\n"
+    ) as other:
+        assert _line(other) == "7"
 
 
 def test_program_is_not_process_1_of_its_namespace() -> None:
-    if not _can_unshare():
+    launcher = own_processes()
+    if launcher is None:
         pytest.skip("no namespaces of processes here")
     main = "import vllm_cli.__main__ as m; import sys; sys.argv = ['vllm-cli', 'wait', '--timeout', '600', '-q']; "
-    command = [*_NAMESPACE, sys.executable, "-c", f"{main}sys.exit(m.main())"]
+    command = [*launcher, sys.executable, "-c", f"{main}sys.exit(m.main())"]
     with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:
         try:
             inner = psutil.Process(unshare.pid)

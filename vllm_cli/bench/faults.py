@@ -61,7 +61,7 @@ class FaultsResult:
 
 
 def run_faults_bench(
-    command: str, *, num_rounds: int, ready_timeout_s: float, note: Callable[[str], None]
+    command: str, *, num_rounds: int, settle_s: float, ready_timeout_s: float, note: Callable[[str], None]
 ) -> FaultsResult:
     """Starts the server, kills its engine again and again, and stops the server.
 
@@ -80,6 +80,7 @@ def run_faults_bench(
         for number in range(1, num_rounds + 1):
             note(f"round {number} of {num_rounds}")
             bench.ask_token()
+            time.sleep(settle_s)
             rounds.append(bench.measure())
     return FaultsResult(command=command, start_s=start_s, rounds=rounds)
 

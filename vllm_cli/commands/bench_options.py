@@ -1,5 +1,7 @@
 """Options that several benchmarks have, and what becomes of them; standard library and click, as every command."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -55,6 +57,13 @@ def file_options(command: F) -> F:
         click.option("--baseline", "baseline_path", type=_EARLIER_FILE, help="Earlier --json file to compare with."),
         click.option("--fail-over", "tolerance", type=Percentage(), help="How much worse is an error.  [default: 5%]"),
     )
+
+
+def own_command(model: str | None = None) -> str:
+    """The console script of this installation, whose start is what users wait for; the module where there is none."""
+    script = Path(sys.executable).with_name("vllm-cli")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
+    return shlex.join([*words, "serve", *([model] if model else [])])
 
 
 def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs or --vs-url") -> "Files":

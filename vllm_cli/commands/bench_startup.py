@@ -1,7 +1,5 @@
 """The command `bench startup`: its options; the benchmark itself is imported only when it runs."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +13,7 @@ from vllm_cli.commands.bench_options import (
     choose_api_key,
     complete_names,
     file_options,
+    own_command,
     take_files,
 )
 from vllm_cli.param_types import Secret
@@ -101,19 +100,12 @@ def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetS
     """Take everything about servers out of the options: ours first, then those to compare with."""
     from vllm_cli.bench.config import TargetSpec
 
-    commands = (options.pop("command") or _own_command(model), *options.pop("rivals"))
+    commands = (options.pop("command") or own_command(model), *options.pop("rivals"))
     request_model, rival_model = options.pop("request_model"), options.pop("vs_request_model")
     models = (request_model, *[rival_model or request_model] * (len(commands) - 1))
     names = complete_names(options.pop("names"), len(commands))
     sides = zip(names, commands, models, strict=True)
     return tuple(TargetSpec(name=name, command=command, model=wanted) for name, command, wanted in sides)
-
-
-def _own_command(model: str | None) -> str:
-    """The console script of this installation, whose start is what users wait for; the module where there is none."""
-    script = Path(sys.executable).with_name("vllm-cli")
-    words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
-    return shlex.join([*words, "serve", *([model] if model else [])])
 
 
 def _find_model_folders(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:

@@ -4,6 +4,7 @@ import json
 
 import click
 
+from startup.logs import escape_controls
 from vllm_cli.running_servers import RunningServer, find_servers
 
 
@@ -32,9 +33,14 @@ def ps(*, is_json: bool) -> int:
 def _table(servers: list[RunningServer]) -> list[str]:
     if not servers:
         return ["No server runs."]
-    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_row, servers)]
+    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_shown_row, servers)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _shown_row(server: RunningServer) -> tuple[str, ...]:
+    """Other users choose what their servers' command lines and answers say: it stays in its cell."""
+    return tuple(escape_controls(cell).replace("\n", "\\n") for cell in _row(server))
 
 
 def _row(server: RunningServer) -> tuple[str, ...]:

@@ -45,11 +45,16 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
 
     Exit codes: 0 all are gone, 1 there is no such server or it may not be stopped, 2 usage, 4 one had to be killed.
     """
-    servers = _choose(which, is_all=is_all)
+    if is_all and which is not None:
+        raise InputError(f"Give {which} or --all, not both.")
+    known = find_servers(looks_closer=False)
+    servers = known if is_all else _choose(known, which)
     if not servers:
         click.echo("No server runs." if which is None else f"No server has port or process {which}.", err=True)
         return NOT_STOPPED
     endings = [_Ending(server) for server in servers]
+    if is_all:
+        endings = [ending for ending in endings if ending.code != NOT_STOPPED] or endings
     live = LiveLine(sys.stderr)
     try:
         _wait(endings, timeout_s, live)
@@ -58,22 +63,29 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     if not is_quiet:
         for ending in endings:
             click.echo(ending.describe(), err=ending.code == NOT_STOPPED)
+        for heir in _find_heirs(known, {server.model for server in servers}):
+            click.echo(f"Notice: {heir.model} is served again, by process {heir.pid}: stop what starts it.", err=True)
     codes = {ending.code for ending in endings}
     return NOT_STOPPED if NOT_STOPPED in codes else max(codes)
 
 
-def _choose(which: int | None, *, is_all: bool) -> list[RunningServer]:
-    if is_all and which is not None:
-        raise InputError(f"Give {which} or --all, not both.")
-    servers = find_servers(looks_closer=False)
-    if is_all:
-        return servers
+def _choose(servers: list[RunningServer], which: int | None) -> list[RunningServer]:
     if which is not None:
-        return [s for s in servers if s.port == which] or [s for s in servers if s.pid == which]
+        by_port = [s for s in servers if s.port == which]
+        if len(by_port) > 1:
+            names = ", ".join(f"{s.pid} ({s.model} on {s.address})" for s in by_port)
+            raise InputError(f"{len(by_port)} servers have port {which}: {names}. Name one by its process.")
+        return by_port or [s for s in servers if s.pid == which]
     if len(servers) > 1:
         names = ", ".join(f"{s.port or s.pid} ({s.model})" for s in servers)
         raise InputError(f"{len(servers)} servers run: {names}. Name one, or give --all.")
     return servers
+
+
+def _find_heirs(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
+    """Servers that have come meanwhile to do the same, as far as their supervisor was as quick as that."""
+    pids = {server.pid for server in known}
+    return [s for s in find_servers(looks_closer=False) if s.pid not in pids and s.model in models]
 
 
 def _wait(endings: "list[_Ending]", timeout_s: float, live: LiveLine) -> None:

@@ -1,0 +1,51 @@
+"""A process that ends is noticed while its files are still open."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from startup.end_watch import EndWatch
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        yield started
+        started.kill()
+
+
+def test_end_is_seen_before_and_after_somebody_has_waited_for_the_process(process: "subprocess.Popen[bytes]") -> None:
+    watch = EndWatch(process.pid)
+    assert not watch.has_begun()
+    process.kill()
+    wait_until(watch.has_begun)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert watch.has_begun()  # it has ended, but is still in the table of processes
+    process.wait()
+    assert watch.has_begun()
+    watch.close()
+    watch.close()
+
+
+def test_stopped_process_has_not_ended(process: "subprocess.Popen[bytes]") -> None:
+    watch = EndWatch(process.pid)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    assert not watch.has_begun()
+    watch.close()
+
+
+def test_nothing_is_seen_of_a_process_that_is_not_there(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait()
+    watch = EndWatch(process.pid)
+    assert not watch.has_begun()
+    watch.close()
