@@ -7,6 +7,7 @@ connections without blocking, so that a slow client holds up nobody.
 
 import logging
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -26,8 +27,12 @@ from startup.logs import rename_process
 logger = logging.getLogger(__name__)
 
 _MAX_REQUEST_BYTES = 1 << 20
+_MOST_CONNECTIONS = 1024
 _CONNECTION_S = 10.0
 """After this a connection is closed whatever it waits for."""
+_END_S = 5.0
+"""How long a process may take to end that has nothing left to do, or was killed."""
+_POLL_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 20
 _HAND_OVER = b"hand over"
@@ -147,32 +152,46 @@ class StartupResponder:
     def close(self) -> None:
         """Ends the process, cutting connections that have not been answered."""
         self._ours.close()
-        self._wait()
         if self._life_fd is not None:
-            os.close(self._life_fd)
+            os.close(self._life_fd)  # the kernel ends it, even if it is stopped
             self._life_fd = None
+        self._wait(_END_S)
 
     def _end(self) -> None:
         """This message must arrive: a responder that goes on would take connections from the HTTP server."""
-        try:
+        is_told = False
+        with suppress(OSError):
             self._ours.settimeout(_CONNECTION_S)
             self._ours.send(_HAND_OVER)
-        except OSError:
+            is_told = True
+        if not self._wait(_CONNECTION_S + _END_S if is_told else _END_S):
+            logger.warning("the responder process %s does not give up the socket and is killed", self._pid)
             self._kill()
-        self._wait()
 
     def _kill(self) -> None:
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)
+        self._wait(_END_S)
 
-    def _wait(self) -> None:
-        """Until the process has ended; at most a connection's time."""
-        with self._waiting:
-            if self._pid is not None:
-                with suppress(ChildProcessError):  # somebody else has waited for it
-                    os.waitpid(self._pid, 0)
-                self._pid = None
+    def _wait(self, timeout_s: float) -> bool:
+        """Whether the process has ended by then."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with self._waiting:
+                if self._pid is None or _has_ended(self._pid):
+                    self._pid = None
+                    return True
+            if time.monotonic() >= deadline_s:
+                return False
+            time.sleep(_POLL_S)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:  # somebody else has waited for it
+        return True
 
 
 def _run_process(death_pipe_fd: int, build_loop: "Callable[[], _Loop]") -> NoReturn:
@@ -202,16 +221,21 @@ class _Loop:
         self._open_channel = open_channel
         self._selector = selectors.DefaultSelector()
         self._is_accepting = True
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = _MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, soft // 2)
+        """So many connections are kept; beyond that the oldest goes."""
 
     def run(self) -> None:
         """Until the socket is handed over and all are answered, or the API process has gone away."""
-        connections: set[_Connection] = set()
+        connections: list[_Connection] = []
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._api_process, selectors.EVENT_READ)
         while self._is_accepting or connections:
             for key, _ in self._selector.select(timeout=1.0):
                 if key.fileobj is self._listener:
-                    connections |= self._accept()
+                    if len(connections) >= self._most:  # without a file to spare, accepting would fail without end
+                        connections.pop(0).close()
+                    connections += self._accept()
                 elif key.fileobj is self._api_process:
                     message = self._api_process.recv(_MAX_MESSAGE_BYTES)
                     if not message:
@@ -219,7 +243,7 @@ class _Loop:
                     self._take(message)
                 else:
                     key.data.advance()
-            connections = {c for c in connections if not c.is_done_by(time.monotonic())}
+            connections = [c for c in connections if not c.is_done_by(time.monotonic())]
 
     def _take(self, message: bytes) -> None:
         if message != _HAND_OVER:
@@ -229,17 +253,17 @@ class _Loop:
             self._selector.unregister(self._listener)
             self._listener.close()
 
-    def _accept(self) -> "set[_Connection]":
+    def _accept(self) -> "list[_Connection]":
         try:
             client, _ = self._listener.accept()
         except OSError:
-            return set()
+            return []
         try:
             channel = self._open_channel(client)
         except OSError:
             client.close()
-            return set()
-        return {_Connection(channel, self._selector, self._answers.answer)}
+            return []
+        return [_Connection(channel, self._selector, self._answers.answer)]
 
 
 class _Connection:

@@ -34,4 +34,18 @@ def ensure_temp_folder() -> None:
 
 
 def _is_usable(folder: str) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
+    """Whether a file can be made there and hold something, as `tempfile` tries it: the disk may be full."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    path = f"{folder}/vllm-cli-{os.getpid()}-probe"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        return False
+    try:
+        return os.write(fd, b"\0") == 1
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+        os.unlink(path)  # noqa: PTH108 - as the rest of it

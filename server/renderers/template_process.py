@@ -88,14 +88,25 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _exchange(process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any]:
     """Raises EOFError or OSError when the process has ended, TimeoutError when it will not answer."""
-    assert process.stdin is not None
-    unsent = memoryview(message)
-    while unsent:
-        unsent = unsent[process.stdin.write(unsent) :]
     deadline = monotonic() + _WALL_S
+    _write(process, message, deadline)
     [num_bytes] = _LENGTH.unpack(_read(process, _LENGTH.size, deadline))
     answer: dict[str, Any] = json.loads(_read(process, num_bytes, deadline))
     return answer
+
+
+def _write(process: subprocess.Popen[bytes], message: bytes, deadline: float) -> None:
+    """A process that is stopped does not read; it would block whoever writes more than the pipe holds."""
+    assert process.stdin is not None
+    fd = process.stdin.fileno()
+    os.set_blocking(fd, False)
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    unsent = memoryview(message)
+    while unsent:
+        if not poll.poll(max(0.0, deadline - monotonic()) * 1000):
+            raise TimeoutError
+        unsent = unsent[os.write(fd, unsent) :]
 
 
 def _read(process: subprocess.Popen[bytes], num_bytes: int, deadline: float) -> bytes:

@@ -1,6 +1,8 @@
 """Downloads models from the Hugging Face hub and says in one line why one cannot be had."""
 
+import errno
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from typing import Final, TypeVar
 from envs.redaction import without_login
 from envs.registry import env
 from startup.errors import ModelNotFoundError
+from startup.model.byte_count import format_bytes
 from startup.model.download_progress import DownloadProgress, Show
 
 logger = logging.getLogger(__name__)
@@ -21,6 +24,7 @@ REQUEST_TIMEOUT_S: Final = 3.0
 _DEADLINE_S: Final = 4.0
 """Bounds what a request's timeout does not, such as the look-up of the hub's address."""
 
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _TEXTS: Final = ("*.json", "*.txt", "*.model", "*.model.v*", "*.jinja", "*.tiktoken", "*.py")
 _MODULE: Final = re.compile(r"\d+_[A-Za-z]+")
 
@@ -68,7 +72,8 @@ def download(model: HubModel, show: Show) -> Path:
                 tqdm_class=progress.bar_class,
             )
     except Exception as err:
-        reason = _refusal(err, model, endpoint) or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
+        reason = _refusal(err, model, endpoint) or _lack_of_room(err, model, total_bytes)
+        reason = reason or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
         raise ModelNotFoundError(without_login(reason)) from err
     return Path(folder)
 
@@ -146,6 +151,18 @@ def _refusal(err: Exception, model: HubModel, endpoint: str) -> str | None:
     if isinstance(err, RevisionNotFoundError):
         return f"{page} has no revision {model.revision!r}"
     return f"{page} cannot be had: {_line(err)}" if isinstance(err, HfHubHTTPError) else None
+
+
+def _lack_of_room(err: BaseException | None, model: HubModel, total_bytes: int) -> str | None:
+    """What to do about a disk that has become full, None where that is not what went wrong."""
+    while err is not None and getattr(err, "errno", None) not in _NO_ROOM:
+        err = err.__cause__ or err.__context__
+    if err is None:
+        return None
+    return (
+        f"{model.model_id} could not be downloaded: its {format_bytes(total_bytes)} find no room in {model.cache_dir} "
+        f"({os.strerror(err.errno)}): make room, or give another --download-dir; what is there is not downloaded again"  # type: ignore[attr-defined]
+    )
 
 
 def _line(err: Exception) -> str:

@@ -60,8 +60,12 @@ def _check_num_files() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _NUM_FILES_GOOD:
         return
-    most = "more" if hard == resource.RLIM_INFINITY or hard > _NUM_FILES_GOOD else f"the hard limit of {hard}"
-    advice = f"raise it with `ulimit -n {_NUM_FILES_GOOD}` ({most} is allowed)"
+    advice = f"raise it with `ulimit -n {_NUM_FILES_GOOD}`"
+    if hard != resource.RLIM_INFINITY and hard < _NUM_FILES_GOOD:
+        advice = (
+            f"`ulimit -n` goes up to {hard} here; raise that with LimitNOFILE= of the service, --ulimit nofile= of the "
+            "container, or limits.conf"
+        )
     if soft < _NUM_FILES_LEAST:
         yield error("nofile", f"{soft} open files are allowed, a start needs {_NUM_FILES_LEAST}: {advice}")
     else:

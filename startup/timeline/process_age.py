@@ -1,4 +1,4 @@
-"""When the kernel started this process."""
+"""When the kernel started a process, by clocks that nobody sets."""
 
 import os
 import time
@@ -13,10 +13,15 @@ def process_start_ns() -> int:
     The kernel counts in ticks of 10 ms, so the answer may be early by one.
     """
     now = time.monotonic_ns()
+    age_s = process_age_s("self")
+    return now if age_s is None else now - int(max(age_s, 0.0) * _NS)
+
+
+def process_age_s(pid: int | str) -> float | None:
+    """How long a process has been there, in seconds; None where /proc does not tell."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_s
     except (OSError, ValueError, AttributeError, IndexError):
-        return now
-    return now - int(max(age_s, 0.0) * _NS)
+        return None

@@ -1,0 +1,57 @@
+"""A memory limit of the kernel's, as a container has it; skips the test where none can be made."""
+
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+import pytest
+
+from server.cgroups import own_cgroups
+from tests.waiting import wait_until
+
+_ENTER: Final = ("sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"')
+_LIMITS: Final = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_USAGES: Final = {1: "memory.usage_in_bytes", 2: "memory.current"}
+_NONE: Final = {1: "-1", 2: "max"}
+
+
+class MemoryGroup:
+    """A cgroup of either version, without a limit at first; what runs in it must have ended with the `with` block."""
+
+    def __init__(self, name: str) -> None:
+        groups = list(own_cgroups("memory"))
+        if not groups:
+            pytest.skip("there are no memory cgroups here")
+        around = min(reversed(groups), key=lambda group: group.version)  # 2 may be there without this controller
+        self._version = around.version
+        self._folder = around.folder / name
+
+    def __enter__(self) -> Self:
+        try:
+            self._folder.mkdir()
+            self.set_limit(None)
+        except OSError as err:
+            with suppress(OSError):
+                self._folder.rmdir()
+            pytest.skip(f"no memory limit can be set here: {err}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        wait_until(lambda: not (self._folder / "cgroup.procs").read_text().split())
+        self._folder.rmdir()
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """Executes the words that follow under the limit."""
+        return (*_ENTER, str(self._folder))
+
+    @property
+    def num_used_bytes(self) -> int:
+        """What its processes have, the page cache included."""
+        return int((self._folder / _USAGES[self._version]).read_text())
+
+    def set_limit(self, num_bytes: int | None) -> None:
+        """None takes it away."""
+        (self._folder / _LIMITS[self._version]).write_text(str(num_bytes) if num_bytes else _NONE[self._version])

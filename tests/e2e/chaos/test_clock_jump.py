@@ -1,0 +1,149 @@
+"""The wall clock jumps by days, in both directions: whatever takes its time goes on by a clock that does not."""
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from load_clients import LoadClients
+from server_process import ServerProcess
+from stream_reader import StreamReader
+
+from tests.e2e.chaos.jumping_clock import JumpingClock
+from tests.waiting import wait_until
+
+_DAY_S = 86400
+_FORWARD_S = 3 * _DAY_S
+_BACK_S = -400 * _DAY_S
+_HOUR_S = 3600
+_GONE_S = 120.0
+_CLI = (sys.executable, "-m", "vllm_cli")
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Iterator[JumpingClock]:
+    with JumpingClock(tmp_path) as clock:
+        yield clock
+
+
+def _today(clock: JumpingClock) -> str:
+    """The date of a log line."""
+    script = "import time; print(time.strftime('%m-%d'))"
+    words = [sys.executable, "-c", script]
+    return subprocess.run(words, env=os.environ | clock.environment, capture_output=True, text=True).stdout.strip()
+
+
+def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
+    events = reader.finish()
+    assert events.pop() is None
+    assert sum(bool(event["choices"]) for event in events) == max_tokens
+
+
+def _durations(url: str) -> list[tuple[str, float]]:
+    """Sums and gauges of seconds."""
+    with urllib.request.urlopen(f"{url}/metrics") as response:
+        text = response.read().decode()
+    found = re.findall(r"^(\S+_seconds(?:_sum)?(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
+    return [(name, float(value)) for name, value in found if "start_time" not in name]
+
+
+@pytest.mark.slow
+def test_requests_probes_figures_and_logs_go_on_when_the_clock_jumps(model_path: Path, clock: JumpingClock) -> None:
+    words = [str(model_path), "--engine-watchdog-timeout", "60", "--http-request-timeout", "1800"]
+    with ServerProcess(words, environment=dict(clock.environment)) as server:
+        clients = LoadClients(server.port, num_clients=2)
+        clients.start()
+        try:
+            for jump_s in (_FORWARD_S, _BACK_S):
+                reader = StreamReader(server.url, 40)
+                clock.set(jump_s)
+                _assert_whole(reader, 40)
+                assert server.complete(max_tokens=2) == 200
+                assert f" {_today(clock)} " in server.log.splitlines()[-1]  # it is this clock that they live by
+        finally:
+            clients.stop()
+        assert not clients.losses
+        assert set(clients.endings) == {"answered"}
+        durations = _durations(server.url)
+        assert len(durations) > 10
+        assert [(name, value) for name, value in durations if not 0 <= value < _HOUR_S] == []
+        assert server.terminate() == 0
+        assert "silent" not in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_start_and_what_is_remembered_of_it_do_not_see_the_clock_jump(
+    model_path: Path, tmp_path: Path, clock: JumpingClock
+) -> None:
+    settings = {**clock.environment, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
+    for jump_s in (_BACK_S, _FORWARD_S):
+        report_file = tmp_path / f"report{jump_s}.json"
+        words = [str(model_path), "--startup-report", str(report_file), "--startup-timeout", "240"]
+        with ServerProcess(words, environment=settings, wait=False) as server:
+            wait_until(lambda server=server: server.phase())  # type: ignore[misc]
+            clock.set(jump_s)
+            server.wait_ready()
+            server.wait_logged("ready after")
+            report = json.loads(report_file.read_text())
+            assert 0 < report["total_s"] < _HOUR_S
+            assert all(0 <= phase["took_s"] < _HOUR_S for phase in report["phases"])
+            done = subprocess.run(
+                [*_CLI, "ps", "--json"], env=os.environ | clock.environment, capture_output=True, text=True, check=True
+            )
+            (uptime_s,) = [s["uptime_s"] for s in json.loads(done.stdout) if s["pid"] == server.process.pid]
+            assert 0 < uptime_s < _HOUR_S
+            assert server.terminate() == 0
+    history = [json.loads(line) for line in (tmp_path / "cache/vllm_cli/history.jsonl").read_text().splitlines()]
+    assert [0 < start["total_s"] < _HOUR_S for start in history] == [True, True]
+
+
+@pytest.mark.slow
+def test_keys_are_renewed_and_the_drain_keeps_its_time_when_the_clock_jumps(
+    model_path: Path, tmp_path: Path, clock: JumpingClock
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("first\n")
+    words = [str(model_path), "--api-key-file", str(keys), "--shutdown-timeout", "600"]
+    with ServerProcess(words, environment=dict(clock.environment)) as server:
+        clock.set(_BACK_S)
+        keys.write_text("second\n")
+        wait_until(lambda: _models_status(server.url, "second") == 200)
+        assert _models_status(server.url, "first") == 401
+
+        stream = _open_stream(server.url, "second", 200)
+        family = server.family()
+        server.process.terminate()
+        server.wait_unready()
+        clock.set(_FORWARD_S)
+        events = stream.read().decode().split("\n\n")
+        stream.close()
+        assert events[-2] == "data: [DONE]"
+        assert not any('"error"' in event for event in events)
+        assert server.process.wait(_GONE_S) == 0
+        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+
+
+def _models_status(url: str, key: str) -> int:
+    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=_GONE_S) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as err:
+        return err.code
+
+
+def _open_stream(url: str, key: str, max_tokens: int) -> http.client.HTTPResponse:
+    body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), headers)
+    response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_GONE_S)
+    return response

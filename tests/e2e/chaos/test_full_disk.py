@@ -1,0 +1,191 @@
+"""A disk without room, wherever something is written: the server serves, says what is not kept, and loses nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import ServerProcess
+
+from startup.model.byte_count import format_bytes
+from tests.e2e.chaos.small_disk import SmallDisk
+from tests.http_server import serving
+from tests.ports import free_port
+from tests.startup.hub_server import Hub
+from tests.startup.vllm.fake_start import ROOT, command, environment
+from tests.waiting import wait_until
+
+_ENDS_S = 200.0
+_NUM_REQUESTS = 40
+_APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
+"""Takes the file's name, then the words."""
+_FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
+_CLI = (sys.executable, "-m", "vllm_cli")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[SmallDisk]:
+    with SmallDisk(folder, 256 << 10) as disk:
+        yield disk
+
+
+@pytest.mark.parametrize(
+    "bytecode", [{}, pytest.param({"PYTHONPYCACHEPREFIX": "bytecode"}, marks=pytest.mark.slow)], ids=["", "bytecode"]
+)
+def test_server_starts_serves_and_ends_with_all_that_it_writes_on_a_full_disk(
+    model_path: Path, folder: Path, disk: SmallDisk, bytecode: dict[str, str]
+) -> None:
+    log = disk.see(folder / "log")
+    disk.fill()
+    words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    launcher = (*disk.launcher, *_APPEND_LOG, str(folder / "log"))
+    settings = {"VLLM_CACHE_ROOT": f"{folder}/cache", "PYTHONDONTWRITEBYTECODE": ""}
+    settings |= {name: f"{folder}/{place}" for name, place in bytecode.items()}
+    with ServerProcess(words, launcher=launcher, environment=settings) as server:
+        assert server.complete(max_tokens=4) == 200
+        assert log.read_text() == ""
+        disk.make_room()
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+    lines = log.read_text().splitlines()
+    assert "lines of this log were lost: standard error took nothing (No space left on device)" in lines[0]
+    assert '"POST /v1/completions HTTP/1.1" 200' in lines[1]
+    assert "Traceback" not in "".join(lines)
+    assert not disk.see(folder / "report.json").exists()
+
+
+def test_files_of_a_start_that_find_no_room_are_told_and_nothing_of_them_is_left(
+    start_server: Any, folder: Path, disk: SmallDisk, model_path: Path
+) -> None:
+    old = disk.see(folder / "report.json")
+    old.write_text("of an earlier start")
+    disk.fill()
+    words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
+    with ServerProcess(words, launcher=disk.launcher, environment={"VLLM_CACHE_ROOT": f"{folder}/cache"}) as server:
+        server.wait_logged("ready after")
+        no_room = "No space left on device"
+        server.wait_logged(f"the start-up report could not be written to {folder}/report.json: {no_room}")
+        server.wait_logged(f"the start-up trace could not be written to {folder}/trace.json: {no_room}")
+        assert server.terminate() == 0
+    assert old.read_text() == "of an earlier start"
+    assert {path.name for path in disk.see(folder).iterdir()} <= {"report.json", "ballast", "cache"}
+    files = [path for path in disk.see(folder / "cache").rglob("*") if path.is_file()]
+    assert not any(path.name.startswith(".") for path in files)
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        (["serve", "/no/such/model", "--port", "0"], 3),
+        (["serve", "--port", "many"], 2),
+        (["wait", "--timeout", "x"], 2),
+    ],
+)
+def test_exit_codes_do_not_depend_on_room_for_the_message(words: list[str], exit_code: int) -> None:
+    assert subprocess.run([*_FULL_SCREEN, *_CLI, *words], timeout=_ENDS_S).returncode == exit_code
+
+
+def test_output_that_finds_no_room_is_told() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([*_CLI, "env"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=_ENDS_S)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: the output cannot be written: No space left on device. Make room, or write it elsewhere.\n"
+    )
+
+
+def test_batch_goes_on_where_the_disk_became_full(server: Any, tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
+    lines = [
+        {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{n}", "max_tokens": 2}}
+        for n in range(_NUM_REQUESTS)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    command = [*disk.launcher, *_CLI, "run-batch", "-i", str(tmp_path / "in.jsonl"), "-o", f"{folder}/out.jsonl"]
+    command += ["--url", server.url, "--max-concurrency", "2"]
+
+    def run() -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(command, capture_output=True, text=True, timeout=_ENDS_S)
+
+    def done() -> list[str]:
+        return [json.loads(line)["custom_id"] for line in disk.see(folder / "out.jsonl").read_text().splitlines()]
+
+    disk.fill(but=8 << 10)  # for some results, then for none
+    first = run()
+    assert first.returncode == 1
+    assert f"Error: {folder}/out.jsonl cannot be written: No space left on device." in first.stderr
+    assert "the same command goes on from there" in first.stderr
+    kept = done()
+    assert 0 < len(kept) < _NUM_REQUESTS
+
+    disk.make_room()
+    second = run()
+    assert second.returncode == 0
+    assert f"{len(kept)} of {_NUM_REQUESTS} requests are done already" in second.stderr
+    assert done() == [line["custom_id"] for line in lines]
+
+
+def test_download_that_finds_no_room_says_how_much_it_needs_and_where(
+    model_path: Path, folder: Path, disk: SmallDisk
+) -> None:
+    with serving(Hub()) as hub:
+        names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+        hub.models["org/model"] = {name: (model_path / name).read_bytes() for name in names}
+        hub.models["org/model"]["model.safetensors"] = os.urandom(4 << 20)
+        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        words = ["org/model", "--download-dir", f"{folder}/hub"]
+        with ServerProcess(words, launcher=disk.launcher, environment=settings, wait=False) as server:
+            assert server.process.wait(_ENDS_S) == 3
+            (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
+    size = format_bytes(sum(map(len, hub.models["org/model"].values())))
+    assert (
+        f"org/model could not be downloaded: its {size} find no room in {folder}/hub (No space left on device)" in line
+    )
+    assert "make room, or give another --download-dir" in line
+
+
+def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(folder: Path, disk: SmallDisk) -> None:
+    disk.fill()
+    port = free_port()
+    words = [*disk.launcher, *command("--host", "127.0.0.1", "--port", str(port))]
+    with subprocess.Popen(
+        words, env=environment(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as launcher:
+        wait_until(lambda: _is_healthy(port) or launcher.poll() is not None)
+        launcher.terminate()
+        said, _ = launcher.communicate(timeout=_ENDS_S)
+    assert launcher.returncode == 0
+    assert "ready after" in said
+    assert "Traceback" not in said
+
+
+def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
+    model_path: Path, folder: Path, disk: SmallDisk
+) -> None:
+    disk.fill()
+    everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && cd /tmp && exec "$@"')
+    launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")
+    settings = {"TMPDIR": str(folder)}
+    with ServerProcess([str(model_path)], launcher=launcher, environment=settings) as server:
+        assert "no temporary file can be made in" in server.log
+        assert "taking /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
+        assert server.complete(max_tokens=4) == 200
+
+
+def _is_healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=_ENDS_S) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False

@@ -1,0 +1,136 @@
+"""Memory runs out, and the kernel kills or an allocation fails: the reason names memory, and nothing hangs."""
+
+import json
+import resource
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from members import wait_member
+from server_process import ServerProcess
+
+from startup.model.byte_count import format_bytes
+from tests.e2e.chaos.memory_group import MemoryGroup
+from tests.waiting import wait_until
+
+_GONE_S = 120.0
+_ANSWER_S = 200.0
+_NUM_CLIENTS = 24
+_MARGIN_BYTES = 24 << 20
+_PROMPT = " once" * 900
+
+
+class _Hunger:
+    """Requests that together take some hundred megabytes of keys and values."""
+
+    def __init__(self, url: str, *, max_tokens: int = 100) -> None:
+        self._url = url
+        self._max_tokens = max_tokens
+        self.statuses: list[int] = []
+        self.bodies: list[str] = []
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(_NUM_CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """Everybody has an answer."""
+        for thread in self._threads:
+            thread.join(_ANSWER_S)
+            assert not thread.is_alive()
+
+    def _ask(self, number: int) -> None:
+        body = json.dumps({"prompt": f"{number}{_PROMPT}", "max_tokens": self._max_tokens, "ignore_eos": True}).encode()
+        request = urllib.request.Request(f"{self._url}/v1/completions", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
+                self.statuses.append(response.status)
+        except urllib.error.HTTPError as err:
+            self.bodies.append(err.read().decode())
+            self.statuses.append(err.code)
+
+
+@pytest.mark.slow
+def test_engine_that_the_kernel_ends_for_its_memory_is_replaced_and_the_reason_told(model_path: Path) -> None:
+    with (
+        MemoryGroup("vllm-cli-chaos-kill") as group,
+        ServerProcess([str(model_path), "--engine-restarts", "1"], launcher=group.launcher) as server,
+    ):
+        engine = wait_member(server, "engine")
+        group.set_limit(group.num_used_bytes + _MARGIN_BYTES)
+        hunger = _Hunger(server.url)
+        wait_until(lambda: not engine.is_running(), _GONE_S)
+        group.set_limit(None)
+        server.wait_ready()
+        hunger.finish()
+        assert set(hunger.statuses) <= {200, 500, 503}
+        assert 500 in hunger.statuses
+        assert server.complete(max_tokens=4) == 200
+        (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
+        assert "was killed by SIGKILL: the kernel did it, as the memory of this" in line
+        assert "had run out; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or give it more" in line
+        assert server.terminate() == 0
+
+
+@pytest.mark.slow
+def test_server_whose_engine_the_kernel_ends_ends_with_the_reason(model_path: Path) -> None:
+    with (
+        MemoryGroup("vllm-cli-chaos-end") as group,
+        ServerProcess([str(model_path)], launcher=group.launcher) as server,
+    ):
+        family = server.family()
+        limit_bytes = (group.num_used_bytes + _MARGIN_BYTES) & -4096
+        group.set_limit(limit_bytes)
+        hunger = _Hunger(server.url)
+        assert server.process.wait(_GONE_S) == 1
+        assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+        hunger.finish()
+        limit = format_bytes(limit_bytes)
+        assert f"the kernel did it, as the memory of this container ({limit}) had run out" in server.log
+
+
+@pytest.mark.slow
+def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(model_path: Path) -> None:
+    with MemoryGroup("vllm-cli-chaos-fit") as group:
+        group.set_limit(1600 << 20)
+        with ServerProcess([str(model_path)], launcher=group.launcher) as server:
+            hunger = _Hunger(server.url, max_tokens=20)
+            hunger.finish()
+            assert hunger.statuses == [200] * _NUM_CLIENTS
+            assert server.terminate() == 0
+
+
+def test_start_in_a_container_that_is_too_small_says_what_is_needed(model_path: Path) -> None:
+    with MemoryGroup("vllm-cli-chaos-start") as group:
+        group.set_limit(500 << 20)
+        with ServerProcess([str(model_path)], launcher=group.launcher, wait=False) as server:
+            assert server.process.wait(_GONE_S) == 3
+            (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
+    assert "are needed (" in line
+    assert "of the container's 500.0 MiB" in line
+    assert "raise the container's memory limit" in line
+
+
+@pytest.mark.parametrize("num_restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_engine_that_gets_no_memory_says_so(start_server: Any, num_restarts: int) -> None:
+    with start_server("--engine-restarts", str(num_restarts), "--engine-watchdog-timeout", "60") as server:
+        engine = wait_member(server, "engine")
+        used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)
+        most = (int(used.split()[1]) << 10) + (1 << 20)
+        resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))
+        hunger = _Hunger(server.url)
+        hunger.finish()
+        assert set(hunger.statuses) <= {500, 503}
+        assert any("the engine ran out of memory (" in body for body in hunger.bodies)
+        if num_restarts:
+            server.wait_ready()
+            assert server.complete(max_tokens=4) == 200
+            assert server.terminate() == 0
+        else:
+            assert server.process.wait(_GONE_S) == 1
+        (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
+        assert "the engine ran out of memory (" in line
+        assert "lower --max-num-seqs or --max-model-len, or give it more memory" in line

@@ -1,0 +1,188 @@
+"""SIGSTOP of each process, as a debugger or a freezer does it, or a machine that is paused.
+
+What waits goes on afterwards; what waits for too long is told, replaced or ended; and nobody waits for it at the end.
+"""
+
+import http.client
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from members import Member, wait_member
+from stream_reader import StreamReader
+
+from tests.waiting import wait_until
+
+_GONE_S = 120.0
+_BODY = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
+
+
+def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
+    events = reader.finish()
+    assert events.pop() is None
+    assert not any("error" in event for event in events)
+    assert sum(bool(event["choices"]) for event in events) == max_tokens
+
+
+def _assert_gone(family: list[psutil.Process]) -> None:
+    assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+
+
+def _ask(connection: http.client.HTTPConnection) -> None:
+    connection.request("POST", "/v1/completions", _BODY, {"Content-Type": "application/json"})
+
+
+def _read_status(connection: http.client.HTTPConnection) -> int:
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+@pytest.mark.slow
+def test_api_process_that_was_stopped_holds_it_against_nobody(
+    start_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither against the engine, nor against clients whose requests have come meanwhile."""
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "2")
+    with start_server("--engine-watchdog-timeout", "2", "--http-header-timeout", "2") as server:
+        readers = [StreamReader(server.url, 60) for _ in range(3)]
+        kept, fresh = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=_GONE_S) for _ in range(2))
+        _ask(kept)
+        assert _read_status(kept) == 200
+        fresh.connect()
+        server.wait_load(3)  # answered by now: the connection before it has been accepted
+        server.process.send_signal(signal.SIGSTOP)
+        _ask(kept)
+        _ask(fresh)
+        time.sleep(3)  # longer than the watchdog and the timeouts of both connections
+        server.process.send_signal(signal.SIGCONT)
+        assert _read_status(kept) == _read_status(fresh) == 200
+        kept.close()
+        fresh.close()
+        for reader in readers:
+            _assert_whole(reader, 60)
+        assert "silent" not in server.log
+
+        family = server.family()
+        server.process.send_signal(signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        assert server.process.wait(_GONE_S) == 0
+        _assert_gone(family)
+        assert "Traceback" not in server.log
+
+
+def test_streams_outlast_an_engine_that_is_stopped_for_less_than_the_watchdog_waits(server: Any) -> None:
+    readers = [StreamReader(server.url, 40) for _ in range(3)]
+    engine = wait_member(server, "engine")
+    engine.suspend()
+    wait_until(lambda: engine.status() == psutil.STATUS_STOPPED)
+    assert server.health() == 200  # nobody knows yet, and nobody needs to
+    engine.resume()
+    for reader in readers:
+        _assert_whole(reader, 40)
+
+
+@pytest.mark.slow
+def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> None:
+    with start_server("--engine-watchdog-timeout", "2", "--engine-restarts", "1") as server:
+        reader = StreamReader(server.url, 1500)
+        engine = wait_member(server, "engine")
+        engine.suspend()
+        server.wait_unready()
+        events = reader.finish()
+        assert any(event and "error" in event for event in events)
+        assert events[-1] is None
+        server.wait_ready()
+        assert not engine.is_running()
+        assert server.complete(max_tokens=4) == 200
+
+        wait_member(server, "engine").suspend()
+        assert server.process.wait(_GONE_S) == 1
+        assert server.log.count("it was silent for 2 s (--engine-watchdog-timeout)") == 2
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_server: Any) -> None:
+    with start_server("--engine-restarts", "1") as server:
+        forkserver = wait_member(server, "forkserver")
+        forkserver.suspend()
+        wait_member(server, "engine").kill()
+        server.wait_unready()
+        server.wait_ready()
+        assert not forkserver.is_running()
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+        assert f"the forkserver {forkserver.pid} is killed: it does not tell of the engine's end" in server.log
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_server_ends_although_its_forkserver_is_stopped_in_a_restart(start_server: Any) -> None:
+    with start_server("--engine-restarts", "1") as server:
+        family = server.family()
+        wait_member(server, "forkserver").suspend()
+        wait_member(server, "engine").kill()
+        server.wait_unready()
+        assert server.terminate() == 0
+        _assert_gone(family)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", ["engine", "forkserver"])
+def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any, member: Member) -> None:
+    with start_server("--shutdown-timeout", "3") as server:
+        family = server.family()
+        reader = StreamReader(server.url, 4000 if member == "engine" else 20)
+        wait_member(server, member).suspend()
+        assert server.terminate() == 0
+        _assert_gone(family)
+        assert reader.finish()[-1] is None
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(start_server: Any) -> None:
+    with start_server("--prefetch", "on", wait=False) as server:
+        members: tuple[Member, ...] = ("responder", "prefetch")
+        stopped = [wait_member(server, member) for member in members]
+        for process in stopped:
+            process.suspend()
+        server.wait_logged("ready after")
+        server.wait_ready()
+        assert server.complete(max_tokens=4) == 200
+        family = server.family()
+        assert server.terminate() == 0
+        _assert_gone([*stopped, *family])
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("member", ["responder", "forkserver", "engine"])
+def test_start_ends_at_once_although_one_of_its_processes_is_stopped(start_server: Any, member: Member) -> None:
+    with start_server(wait=False) as server:
+        process = wait_member(server, member)
+        if member == "forkserver":  # it has its life line as soon as it imports
+            wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+        process.suspend()
+        family = server.family()
+        assert server.terminate() in (0, -signal.SIGTERM)
+        _assert_gone(family)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any) -> None:
+    with start_server("--startup-timeout", "12", wait=False) as server:
+        forkserver = wait_member(server, "forkserver")
+        wait_until(lambda: "libtorch" in Path(f"/proc/{forkserver.pid}/maps").read_text())
+        forkserver.suspend()
+        family = server.family()
+        assert server.process.wait(_GONE_S) == 3
+        _assert_gone(family)
+        assert "longer than --startup-timeout 12 s, in phase start_engine_process" in server.log

@@ -1,0 +1,107 @@
+"""Descriptors run out: probes go on for as long as there is one, nothing spins, and with more of them all is well."""
+
+import http.client
+import resource
+import socket
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from server_process import ServerProcess
+from stream_reader import StreamReader
+
+from tests.waiting import wait_until
+
+_FEW = 160
+_ANSWER_S = 60.0
+_PROBE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def _connect(server: Any, stack: ExitStack) -> socket.socket:
+    return stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=_ANSWER_S))
+
+
+def _probe(server: Any, stack: ExitStack) -> str:
+    """On a connection that stays open."""
+    client = _connect(server, stack)
+    try:
+        client.sendall(_PROBE)
+        return client.recv(1 << 16).split(b"\r\n")[0].decode() or "cut"
+    except ConnectionError:
+        return "cut"
+
+
+def _files(process: psutil.Process) -> set[int]:
+    return {int(path.name) for path in Path(f"/proc/{process.pid}/fd").iterdir()}
+
+
+def _allow(process: psutil.Process, num_files: int) -> None:
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (num_files, hard))
+
+
+def test_start_with_far_too_few_files_says_how_many_it_needs(model_path: Path) -> None:
+    with ServerProcess([str(model_path)], launcher=("prlimit", "--nofile=64:80"), wait=False) as server:
+        assert server.process.wait(_ANSWER_S) == 3
+        assert (
+            "64 open files are allowed, a start needs 96: `ulimit -n` goes up to 80 here; raise that with" in server.log
+        )
+
+
+@pytest.mark.slow
+def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_there_are(model_path: Path) -> None:
+    launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
+    words = [str(model_path), "--http-header-timeout", "600", "--disable-uvicorn-access-log"]
+    with ServerProcess(words, launcher=launcher) as server, ExitStack() as stack:
+        assert f"{_FEW} open files are allowed, and every client takes one: `ulimit -n` goes up to {_FEW}" in server.log
+        api = psutil.Process(server.process.pid)
+        readers = [StreamReader(server.url, 40) for _ in range(20)]
+        for _ in range(3 * _FEW):
+            _connect(server, stack)
+        probes = Counter(_probe(server, stack) for _ in range(_FEW))
+        assert probes == {"HTTP/1.1 200 OK": _FEW}
+        for reader in readers:
+            assert reader.finish()[-1] is None
+
+        # Fewer than the server has reckoned with: idle connections make room as soon as files are scarce.
+        _allow(api, max(_files(api)) + 8)
+        probes = Counter(_probe(server, stack) for _ in range(_FEW))
+        assert probes == {"HTTP/1.1 200 OK": _FEW}
+        assert server.log.count("files are open that this process may have") == 1
+
+        # None at all: what is connected is served, who comes is cut, and nobody goes round in circles over it.
+        kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_ANSWER_S)
+        kept.request("GET", "/health")
+        assert kept.getresponse().read() == b""
+        files = _files(api)
+        _allow(api, min(set(range(max(files) + 2)) - files))
+        num_chars = len(server.log)
+        assert Counter(_probe(server, stack) for _ in range(_FEW)) == {"cut": _FEW}
+        num_sleeps = api.num_ctx_switches().voluntary
+        kept.request("GET", "/health")
+        assert kept.getresponse().status == 200
+        kept.close()
+        wait_until(lambda: api.num_ctx_switches().voluntary >= num_sleeps + 50)  # what spins does not sleep
+        assert len(server.log) - num_chars < 1000
+
+        _allow(api, _FEW)
+        wait_until(lambda: server.health() == 200)
+        assert server.complete(max_tokens=4) == 200
+        assert server.terminate() == 0
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.slow
+def test_probes_during_the_start_are_answered_however_many_connect(model_path: Path) -> None:
+    launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
+    with ServerProcess([str(model_path)], launcher=launcher, wait=False) as server, ExitStack() as stack:
+        server.wait_listening()
+        for _ in range(3 * _FEW):
+            _connect(server, stack)
+        answers = {_probe(server, stack) for _ in range(3 * _FEW)}
+        assert answers <= {"HTTP/1.1 503 Service Unavailable", "HTTP/1.1 200 OK"}
+        server.wait_ready()
+        assert server.complete(max_tokens=4) == 200
