@@ -41,11 +41,11 @@ class LimitsConfig:
     """Request line and headers; also what trailers and a chunked body's framing may add."""
     max_headers: int = 256
     header_timeout_s: float = 20.0
-    """From a request's first byte, or a new connection, to the end of its headers."""
+    """From a request's first byte, or a new connection, to the end of its headers; and for a handshake of TLS."""
     body_timeout_s: float = 30.0
-    """For a body; each `min_body_rate` bytes that have come allow it a second more."""
+    """For a body; each `min_body_rate` bytes that come give a second of it back."""
     min_body_rate: int = 4096
-    """Bytes per second; 0 allows no time beyond the timeout."""
+    """Bytes per second; 0 gives nothing back."""
     send_buffer_bytes: int = 65_536
     """What may wait for a client that reads slowly, before its request does."""
     send_timeout_s: float = 60.0
@@ -64,7 +64,7 @@ class LimitsConfig:
 
     max_json_depth: int = 128
     max_json_values: int = 1_000_000
-    """Objects, lists and texts in a body, keys included."""
+    """Objects, lists, texts and numbers in a body, keys included."""
     max_choices: int = 128
     """`n` and `best_of`."""
     max_prompts: int = 2048

@@ -287,7 +287,8 @@ class BaseRenderer(ABC):
         limit = self.max_model_len
         if limit is not None and len(text) > limit * self.tokenizer.max_token_chars:
             raise RequestError(
-                f"This model's maximum context length is {limit} tokens, but {param} holds {len(text)} characters",
+                f"This model's maximum context length is {limit} tokens (--max-model-len), but {param} holds "
+                f"{len(text)} characters",
                 param=param,
             )
 

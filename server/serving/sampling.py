@@ -116,7 +116,8 @@ class SamplingBuilder:
         limit = self.info.vocab_size if self.max_logprobs == -1 else self.max_logprobs
         if number > limit:
             raise RequestError(
-                f"Requested {param} of {number}, which is greater than max allowed: {limit}.", param=param
+                f"Requested {param} of {number}, which is greater than max allowed: {limit} (--max-logprobs).",
+                param=param,
             )
         return number
 
@@ -156,14 +157,14 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(
-            f"{param}={asked} cannot be greater than max_model_len={max_model_len}. "
+            f"{param}={asked} cannot be greater than max_model_len={max_model_len} (--max-model-len). "
             "Please request fewer output tokens.",
             param=param,
         )
     if num_prompt_tokens >= max_model_len:
         raise RequestError(
-            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains "
-            f"{num_prompt_tokens} input tokens, which leaves no room for output tokens. "
+            f"This model's maximum context length is {max_model_len} tokens (--max-model-len). However, your prompt "
+            f"contains {num_prompt_tokens} input tokens, which leaves no room for output tokens. "
             "Please reduce the length of the input prompt.",
             param="input_tokens",
         )

@@ -5,6 +5,7 @@ Probes are bounded like everything else that comes over the wire, but never refu
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,13 +13,15 @@ from typing import Any
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from server.limits import LimitsConfig, flag_of
 from server.routes.health import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.gentle_transport import GentleTransport
-from server.transport.read_watch import ReadWatch, Stage, head_too_large
+from server.transport.read_watch import LAST_LOOK_S, ReadWatch, Stage, head_too_large
 from server.transport.refusal import Refusal, RefusedError
+from server.transport.tls_handshake import TlsHandshake
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +29,39 @@ _MAX_PIPELINED = 32
 """Requests that wait behind one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _MALFORMED = Refusal(400, "The request is not valid HTTP/1.1.")
+_ENCODED = Refusal(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
 
-def bounded_connections(limits: LimitsConfig) -> Callable[..., asyncio.Protocol]:
-    """What uvicorn makes connections with; they share one table."""
+def bounded_connections(limits: LimitsConfig, tls: ssl.SSLContext | None = None) -> Callable[..., asyncio.Protocol]:
+    """What uvicorn makes connections with; they share one table. TLS is done here, uvicorn is to know nothing of it."""
     table = ConnectionTable(raise_file_limit(limits.max_connections))
-    return partial(BoundedConnection, limits=limits, table=table)
+    if tls is None:
+        return partial(BoundedConnection, limits=limits, table=table)
+
+    def shake_hands(*, server_state: ServerState, **kwargs: Any) -> TlsHandshake:
+        def create_connection(carrier: asyncio.Transport) -> BoundedConnection:
+            return BoundedConnection(limits=limits, table=table, carrier=carrier, server_state=server_state, **kwargs)
+
+        return TlsHandshake(tls, limits, table, server_state.connections, create_connection)
+
+    return shake_hands
 
 
 class BoundedConnection(HttpToolsProtocol):
     """Lives on the event loop."""
 
-    def __init__(self, *args: Any, limits: LimitsConfig, table: ConnectionTable, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: LimitsConfig,
+        table: ConnectionTable,
+        carrier: asyncio.Transport | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`carrier` is what the connection's TLS is carried by, if it has any."""
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._carrier = carrier
         self._table = table
         self._watch = ReadWatch(limits, self.loop, is_reading=self._is_reading, on_late=self._end_late)
         self._running: RequestResponseCycle | None = None
@@ -47,6 +69,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_pending_bytes = 0
         """Of the piece that the parser is reading."""
         self._num_dropped_bytes = 0
+        self._num_trailers = 0
         self._has_room = True
         self._is_deaf = False
         """Whatever else the client sends is dropped."""
@@ -54,10 +77,11 @@ class BoundedConnection(HttpToolsProtocol):
         self._gentle: GentleTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gentle = GentleTransport(transport, self._close)
+        self._gentle = GentleTransport(transport, self._close, self._carrier)
         super().connection_made(self._gentle)  # type: ignore[arg-type]
-        transport.set_write_buffer_limits(high=self._limits.send_buffer_bytes)
+        self._gentle.limit_unsent(self._limits.send_buffer_bytes)
         self._has_room = self._table.add(self)
+        self._table.note_file(transport.get_extra_info("socket").fileno())
         self._watch.expect_first()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,6 +114,10 @@ class BoundedConnection(HttpToolsProtocol):
             if refusal is not None:
                 self._refuse(refusal)
 
+    def timeout_keep_alive_handler(self) -> None:
+        """The next request may have come while this process was stopped."""
+        self.timeout_keep_alive_task = self.loop.call_later(LAST_LOOK_S, super().timeout_keep_alive_handler)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_stall()
@@ -101,11 +129,15 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._num_trailers = 0
         self._watch.note_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if len(self.headers) > self._limits.max_headers:
+        if self._watch.stage is Stage.BODY:
+            self._num_trailers += 1  # nobody sees them: a proxy in front has not looked at them, either
+        else:
+            super().on_header(name, value)
+        if len(self.headers) + self._num_trailers > self._limits.max_headers:
             most, flag = self._limits.max_headers, flag_of("max_headers")
             raise RefusedError(Refusal(431, f"The request has more than {most} headers ({flag})."))
 
@@ -132,20 +164,25 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._running = None
         super().on_response_complete()
-        if self._running is None and not self._gentle.is_closed:
+        if self._running is None:
             self._table.note_idle(self)
 
     def shutdown(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self.evict()
+            self._is_deaf = True
+            self._watch.disarm()
+            self._gentle.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
         else:
             self.cycle.keep_alive = False
 
-    def evict(self) -> None:
-        """Ends a connection on which nothing is being answered."""
+    def evict(self) -> bool:
+        """Makes room: nothing is being answered here, and a client that was refused has had its time to read it."""
+        if self._gentle.num_unsent_bytes:
+            return False
         self._is_deaf = True
         self._watch.disarm()
-        self._gentle.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
+        self._gentle.abort()
+        return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._running = cycle
@@ -165,6 +202,9 @@ class BoundedConnection(HttpToolsProtocol):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
                 return head_too_large(self._limits.max_head_bytes)
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                return _ENCODED
         if self.parser.should_upgrade():
             protocol = self._get_upgrade()
             if protocol is None or protocol == b"websocket":

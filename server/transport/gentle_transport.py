@@ -4,14 +4,18 @@ import asyncio
 from collections.abc import Callable
 
 _LINGER_S = 5.0
-"""How long a refused client may go on sending: what it sends is dropped, and it has time to read the answer."""
+"""How long a client may go on sending that was refused, or owe its goodbye: it has time to read the answer."""
 
 
 class GentleTransport:
     """A transport for uvicorn whose `close` is the connection's to do; all else is the real one's own."""
 
-    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, on_close: Callable[[], None], carrier: asyncio.Transport | None = None
+    ) -> None:
+        """`carrier` is what a transport of TLS writes to."""
         self._transport = transport
+        self._carrier = carrier
         self.write = transport.write
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
@@ -19,18 +23,34 @@ class GentleTransport:
         self.close = on_close
         self.is_closed = False
 
+    @property
+    def num_unsent_bytes(self) -> int:
+        """What the client's kernel has not taken yet, and ours neither."""
+        carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
+        return self._transport.get_write_buffer_size() + carried
+
     def is_closing(self) -> bool:
         """Whether nothing more will be sent."""
         return self.is_closed or self._transport.is_closing()
 
+    def limit_unsent(self, num_bytes: int) -> None:
+        """From so many bytes on that wait for the client, its request waits."""
+        if self._carrier is None:
+            self._transport.set_write_buffer_limits(high=num_bytes)
+            return
+        self._transport.set_write_buffer_limits(high=num_bytes // 2)
+        self._carrier.set_write_buffer_limits(high=num_bytes // 2)
+
     def abort(self) -> None:
         """Closes at once, whatever has not been sent."""
+        self.is_closed = True
         self._transport.abort()
 
     def finish(self, loop: asyncio.AbstractEventLoop, *, is_client_sending: bool, timeout_s: float) -> None:
         """Sends what is left, then closes; within the timeout, whether the client reads or not.
 
-        Closing while the client still sends would reset the connection, and the answer be lost: its end is awaited.
+        Closing while the client still sends would reset the connection, and the answer be lost: its end is awaited. So
+        is the goodbye of TLS, where what the client sends meanwhile is read and dropped, too.
         """
         self.is_closed = True
         if self._transport.is_closing():
@@ -38,8 +58,15 @@ class GentleTransport:
         if is_client_sending and self._transport.can_write_eof():
             self._transport.write_eof()
             self._transport.resume_reading()
-            loop.call_later(min(_LINGER_S, timeout_s), self._transport.abort)
-            return
-        self._transport.close()
-        if self._transport.get_write_buffer_size():
-            loop.call_later(timeout_s, self._transport.abort)
+        else:
+            self._transport.close()
+            if self._carrier is None and not self._transport.get_write_buffer_size():
+                return
+        end_s = loop.time() + timeout_s
+        loop.call_later(min(_LINGER_S, timeout_s), self._end_lingering, loop, end_s)
+
+    def _end_lingering(self, loop: asyncio.AbstractEventLoop, end_s: float) -> None:
+        if self.num_unsent_bytes and loop.time() < end_s:
+            loop.call_at(end_s, self._transport.abort)
+        else:
+            self._transport.abort()

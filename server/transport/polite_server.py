@@ -50,7 +50,7 @@ class PoliteServer(uvicorn.Server):
 
         with contextlib.suppress(OSError):
             loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(create_protocol, client, ssl=self.config.ssl)
+            await loop.connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
         """Clients that have connected and were not heard yet would find their request unanswered."""

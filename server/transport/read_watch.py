@@ -7,6 +7,8 @@ from enum import Enum
 from server.limits import LimitsConfig, flag_of
 from server.transport.refusal import Refusal
 
+LAST_LOOK_S = 0.05
+"""What came while this process was stopped is read within this time once it goes on: timers come before sockets."""
 _FRAMING_SHARE = 8
 """A chunk of one byte takes five bytes more; so many times the body may its framing and trailers be."""
 
@@ -40,6 +42,8 @@ class ReadWatch:
         self._on_late = on_late
         self._timer: asyncio.TimerHandle | None = None
         self._begin_s = 0.0
+        self._body_end_s = 0.0
+        """By when more of the body has to come."""
         self._num_bytes = 0
         """Of the head, and then of everything behind it."""
         self._num_body_bytes = 0
@@ -63,8 +67,11 @@ class ReadWatch:
         self._num_bytes = self._num_body_bytes = 0
 
     def count_body(self, num_bytes: int) -> None:
-        """So much of the body has come."""
+        """So much of the body has come, which earns the client time; what came fast gives it no time to do nothing."""
         self._num_body_bytes += num_bytes
+        if self._limits.min_body_rate:
+            earned_s = num_bytes / self._limits.min_body_rate
+            self._body_end_s = min(self._body_end_s + earned_s, self._loop.time() + self._limits.body_timeout_s)
 
     def note_end(self) -> None:
         """The request is complete."""
@@ -96,6 +103,7 @@ class ReadWatch:
 
     def _begin(self) -> None:
         self._begin_s = self._loop.time()
+        self._body_end_s = self._begin_s + self._limits.body_timeout_s
         if self.stage is Stage.HEAD:
             self._arm(self._limits.header_timeout_s, self._give_up_head)
         else:
@@ -105,8 +113,13 @@ class ReadWatch:
         most = self._limits.max_head_bytes
         if self.stage is Stage.HEAD:
             return head_too_large(most) if self._num_bytes > most else None
-        framing = self._num_bytes - self._num_body_bytes
-        return head_too_large(most) if framing > most + _FRAMING_SHARE * self._num_body_bytes else None
+        framing, allowed = self._num_bytes - self._num_body_bytes, most + _FRAMING_SHARE * self._num_body_bytes
+        if framing <= allowed:
+            return None
+        flag = flag_of("max_head_bytes")
+        return Refusal(
+            431, f"What frames the body's chunks, and its trailers, are larger than {allowed} bytes ({flag})."
+        )
 
     def _give_up_waiting(self) -> None:
         self._on_late(None)
@@ -123,8 +136,7 @@ class ReadWatch:
         if not self._is_reading():
             self._begin()
             return
-        extra_s = self._num_body_bytes / limits.min_body_rate if limits.min_body_rate else 0.0
-        left_s = self._begin_s + limits.body_timeout_s + extra_s - self._loop.time()
+        left_s = self._body_end_s - self._loop.time()
         if left_s > 0:
             self._arm(left_s, self._look_at_body)
             return
@@ -132,16 +144,19 @@ class ReadWatch:
             Refusal(
                 408,
                 f"Of the body {self._num_body_bytes} bytes came in {self._loop.time() - self._begin_s:.0f} s: it has "
-                f"{limits.body_timeout_s:g} s ({flag_of('body_timeout_s')}) and a second for every "
+                f"{limits.body_timeout_s:g} s ({flag_of('body_timeout_s')}), and gets back a second for every "
                 f"{limits.min_body_rate} bytes ({flag_of('min_body_rate')}).",
             )
         )
 
     def _arm(self, delay_s: float, callback: Callable[[], None]) -> None:
         self.disarm()
-        self._timer = self._loop.call_later(delay_s, callback)
+        self._timer = self._loop.call_later(delay_s, self._look_once_more, callback)
+
+    def _look_once_more(self, callback: Callable[[], None]) -> None:
+        self._timer = self._loop.call_later(LAST_LOOK_S, callback)
 
 
 def head_too_large(most: int) -> Refusal:
-    """What a client is told whose request line and headers, or trailers, are too long."""
+    """What a client is told whose request line and headers are too long."""
     return Refusal(431, f"The request's headers are larger than {most} bytes ({flag_of('max_head_bytes')}).")

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -27,12 +28,15 @@ class RawAnswer(NamedTuple):
 class RawClient:
     """One connection."""
 
-    def __init__(self, port: int, *, receive_buffer: int | None = None) -> None:
+    def __init__(self, port: int, *, receive_buffer: int | None = None, context: ssl.SSLContext | None = None) -> None:
+        """With a context it speaks TLS."""
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(_PATIENT_S)
         self.socket.connect(("127.0.0.1", port))
+        if context is not None:
+            self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
         self._pending = b""
 
     def __enter__(self) -> Self:
@@ -47,6 +51,18 @@ class RawClient:
         """Sends bytes as they are."""
         self.socket.sendall(data)
         return self
+
+    def trickle(self) -> None:
+        """Sends a byte twenty times a second until the server answers, or two minutes have gone."""
+        patience_s = self.socket.gettimeout()
+        self.socket.settimeout(0.05)
+        for _ in range(2400):
+            try:
+                self._receive()
+                break
+            except TimeoutError:
+                self.send(b"a")
+        self.socket.settimeout(patience_s)
 
     def post(self, path: str, body: Any, **headers: str) -> Self:
         """A whole request."""

@@ -1,5 +1,6 @@
 """What clients may do to a connection of a real server: send too much, too slowly, or nothing; read nothing; vanish."""
 
+import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -7,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 from raw_client import RawClient, request_bytes
 from server_process import ServerProcess
-from tiny_llama import save_tiny_llama
 
+from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -44,47 +45,56 @@ def still_well(server: ServerProcess) -> Iterator[None]:
         assert client.post("/v1/completions", SHORT).read().status == 200
 
 
-def test_headers_that_come_slowly_are_not_waited_for(server: ServerProcess) -> None:
-    with RawClient(server.port) as client:
-        answer = client.send(GET[:-2]).read()
-        assert (answer.status, answer.headers["connection"]) == (408, "close")
-        assert "2 s (--http-header-timeout)" in answer.error["message"]
-        assert client.is_closed()
+@pytest.fixture(scope="module")
+def slow_clients(server: ServerProcess) -> Iterator[dict[str, RawClient]]:
+    """What has to end by itself, all waited for at once; the answers are there to be read."""
+    sent = {
+        "nothing": b"",
+        "headers": GET[:-2],
+        "body": f"{HEAD}content-length: 100\r\n\r\n{{".encode(),
+        "burst": f"{HEAD}content-length: 20000000\r\n\r\n".encode() + b" " * 10_000_000,
+        "refused": b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{",
+        "trickle": GET[:-2] + b"x: ",
+    }
+    with ExitStack() as stack:
+        clients = {name: stack.enter_context(RawClient(server.port)).send(data) for name, data in sent.items()}
+        clients["trickle"].trickle()
+        yield clients
 
 
-def test_headers_that_trickle_are_not_waited_for_longer(server: ServerProcess) -> None:
+def test_headers_that_come_slowly_are_not_waited_for(slow_clients: dict[str, RawClient]) -> None:
+    client = slow_clients["headers"]
+    answer = client.read()
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert "2 s (--http-header-timeout)" in answer.error["message"]
+    assert client.is_closed()
+
+
+def test_headers_that_trickle_are_not_waited_for_longer(slow_clients: dict[str, RawClient]) -> None:
     """Each byte is early enough after the last; all of them together are not."""
-    with RawClient(server.port) as client:
-        client.send(GET[:-2] + b"x: ")
-        client.socket.settimeout(0.05)
-        answer = b""
-        for _ in range(2400):
-            try:
-                answer = client.socket.recv(1 << 16)
-                break
-            except TimeoutError:
-                client.send(b"a")
-        assert answer.startswith(b"HTTP/1.1 408")
+    assert slow_clients["trickle"].read().status == 408
 
 
-def test_a_body_that_comes_slowly_is_not_waited_for(server: ServerProcess) -> None:
-    with RawClient(server.port) as client:
-        answer = client.send(f"{HEAD}content-length: 100\r\n\r\n{{".encode()).read()
-        assert answer.status == 408
-        assert "2 s (--http-body-timeout)" in answer.error["message"]
-        assert client.is_closed()
+@pytest.mark.parametrize(("name", "num_bytes"), [("body", 1), ("burst", 10_000_000)])
+def test_a_body_that_comes_slowly_is_not_waited_for(
+    slow_clients: dict[str, RawClient], name: str, num_bytes: int
+) -> None:
+    """What has come fast buys no time to do nothing, while it is held in memory."""
+    client = slow_clients[name]
+    answer = client.read()
+    assert answer.status == 408
+    assert f"Of the body {num_bytes} bytes came" in answer.error["message"]
+    assert "2 s (--http-body-timeout)" in answer.error["message"]
+    assert client.is_closed()
 
 
-def test_a_body_that_was_refused_already_is_not_waited_for(server: ServerProcess) -> None:
-    with RawClient(server.port) as client:
-        client.send(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
-        assert client.read().status == 404
-        assert client.is_closed()
+def test_a_body_that_was_refused_already_is_not_waited_for(slow_clients: dict[str, RawClient]) -> None:
+    assert slow_clients["refused"].read().status == 404
+    assert slow_clients["refused"].is_closed()
 
 
-def test_a_connection_that_asks_nothing_is_closed(server: ServerProcess) -> None:
-    with RawClient(server.port) as client:
-        assert client.is_closed()
+def test_a_connection_that_asks_nothing_is_closed(slow_clients: dict[str, RawClient]) -> None:
+    assert slow_clients["nothing"].is_closed()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +125,28 @@ def test_endless_trailers_are_refused(server: ServerProcess, trailer: bytes) -> 
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode() + trailer)
         assert client.read().status == 431
+
+
+def test_chunks_that_are_framed_by_kilobytes_are_refused(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
+        for _ in range(200):
+            client.send(b"1;" + b"x" * 5000 + b"\r\n{\r\n")
+        answer = client.read()
+        assert answer.status == 431
+        assert "What frames the body's chunks" in answer.error["message"]
+        assert "(--h11-max-incomplete-event-size)" in answer.error["message"]
+
+
+def test_trailers_are_no_headers(server: ServerProcess) -> None:
+    """A proxy that looks at headers has not seen them."""
+    head = f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    trailers = b"x-request-id: theirs\r\ncontent-encoding: gzip\r\n"
+    with RawClient(server.port) as client:
+        answer = client.send(head + b"%x\r\n%s\r\n0\r\n%s\r\n" % (len(body), body, trailers)).read()
+    assert answer.status == 200
+    assert "theirs" not in json.loads(answer.body)["id"]
 
 
 def test_a_large_body_is_refused_before_it_is_sent(server: ServerProcess) -> None:
@@ -149,6 +181,14 @@ def test_a_compressed_body_is_refused(server: ServerProcess) -> None:
         answer = client.post("/v1/completions", SHORT, content_encoding="gzip").read()
         assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
         assert "Content-Encoding 'gzip'" in answer.error["message"]
+
+
+def test_a_body_that_is_compressed_on_its_way_is_refused(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        client.send(f"{HEAD}transfer-encoding: gzip, chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode())
+        answer = client.read()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert "Transfer-Encoding other than 'chunked'" in answer.error["message"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from server_process import ServerProcess
-from tiny_llama import save_tiny_llama
 
+from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -46,11 +46,13 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServerPro
         yield running
 
 
-def test_no_request_made_from_the_schema_is_a_server_error(schemathesis: str, server: ServerProcess) -> None:
+def test_no_request_made_from_the_schema_is_a_server_error(
+    schemathesis: str, server: ServerProcess, tmp_path: Path
+) -> None:
     words = ["run", f"{server.url}/openapi.json", "--checks", "not_a_server_error"]
     words += ["--phases", "examples,coverage,fuzzing"]
     options = ["--max-examples", "100", "--workers", "2", "--suppress-health-check", "all", "--request-timeout", "120"]
-    run = subprocess.run([schemathesis, *words, *options], capture_output=True, text=True)
+    run = subprocess.run([schemathesis, *words, *options], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-5000:]
     print(run.stdout[-1500:])
     assert "Traceback" not in server.log

@@ -116,7 +116,7 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
     if num_kept >= limits.max_model_len or (isinstance(tensor, SparseTensor) and matrix[0] > limits.max_model_len):
         raise _refuse(
             f"has {matrix[0]} rows, but the model's maximum context length is {limits.max_model_len} tokens "
-            "and one is needed for the output"
+            "(--max-model-len) and one is needed for the output"
         )
     dense = tensor.to_dense()
     return DenseTensor(dense.dtype, dense.array.reshape(matrix)[matrix[0] - num_kept :])

@@ -138,7 +138,8 @@ class PromptReader:
         most = self._options.max_model_len
         if self._options.limit is None and len(text) > most * self._tokenizer.max_token_chars:
             raise RequestError(
-                f"This model's maximum context length is {most} tokens, but `{param}` holds {len(text)} characters.",
+                f"This model's maximum context length is {most} tokens (--max-model-len), but `{param}` holds "
+                f"{len(text)} characters.",
                 param=param,
             )
 
@@ -152,8 +153,8 @@ class PromptReader:
         num_tokens, most = len(prompt.token_ids), self._options.max_model_len
         if num_tokens > most:
             raise RequestError(
-                f"This model's maximum context length is {most} tokens, but `{param}` holds {num_tokens} tokens: "
-                "shorten it, or give truncate_prompt_tokens.",
+                f"This model's maximum context length is {most} tokens (--max-model-len), but `{param}` holds "
+                f"{num_tokens} tokens: shorten it, or give truncate_prompt_tokens.",
                 param=param,
             )
         if not num_tokens:

@@ -1,0 +1,105 @@
+"""What clients may do to a connection of a real server that speaks TLS: the same as to a plain one, and handshakes."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+from raw_client import RawAnswer, RawClient, request_bytes
+from server_process import ServerProcess
+
+from tests.certificates import Certificate, make_certificate, needs_openssl
+from tests.llamas import save_tiny_llama
+from tests.waiting import wait_until
+
+pytestmark = needs_openssl
+
+MAX_CONNECTIONS = 40
+GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
+LAST = b"GET /version HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True, "logprobs": 20, "n": 8}
+
+
+class TlsServer(ServerProcess):
+    """Few connections, which need not hurry unless they do not read."""
+
+    def __init__(self, folder: Path, certificate: Certificate) -> None:
+        words = ["--http-max-connections", str(MAX_CONNECTIONS), "--http-header-timeout", "600"]
+        words += ["--http-send-timeout", "2", *certificate.flags]
+        super().__init__([str(folder), *words], environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"})
+        self._context = certificate.client_context()
+
+    def connect(self, *, receive_buffer: int | None = None) -> RawClient:
+        """Behind the handshake."""
+        return RawClient(self.port, receive_buffer=receive_buffer, context=self._context)
+
+    def get(self, request: bytes) -> RawAnswer:
+        """The answer to a request on a connection of its own."""
+        with self.connect() as client:
+            return client.send(request).read()
+
+    def health(self) -> int:
+        try:
+            return self.get(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").status
+        except (OSError, AssertionError):
+            return 0
+
+    def num_open(self) -> int:
+        """Connections, whatever the server thinks of them."""
+        sockets = psutil.Process(self.process.pid).net_connections("tcp")
+        return sum(connection.status != psutil.CONN_LISTEN for connection in sockets)
+
+    def num_running(self) -> float:
+        """Sequences in the engine."""
+        lines = self.get(METRICS).body.decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServer]:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tls"))
+    with TlsServer(folder, make_certificate(folder, "server")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["silent", "half a hello"])
+def test_handshakes_that_stall_make_room_for_others(server: TlsServer, hello: bytes) -> None:
+    with ExitStack() as stack:
+        stalled = [stack.enter_context(RawClient(server.port)).send(hello) for _ in range(3 * MAX_CONNECTIONS)]
+        assert server.health() == 200
+        assert server.num_open() <= MAX_CONNECTIONS + 1
+        assert all(client.is_closed() for client in stalled[: 2 * MAX_CONNECTIONS - 1])
+
+
+def test_idle_connections_make_room_for_handshakes(server: TlsServer) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(MAX_CONNECTIONS)]
+        assert all(client.send(GET).read().status == 200 for client in clients)
+        with server.connect() as another:
+            assert another.send(GET).read().status == 200
+            assert clients[0].is_closed()
+            assert all(client.send(GET).read().status == 200 for client in clients[1:])
+
+
+def test_clients_that_owe_their_goodbye_make_room(server: TlsServer) -> None:
+    """They have been answered and told that the connection ends, but do not end it."""
+    with ExitStack() as stack:
+        for _ in range(3 * MAX_CONNECTIONS):
+            assert stack.enter_context(server.connect()).send(LAST).read().status == 200
+        assert server.health() == 200
+        assert server.num_open() <= MAX_CONNECTIONS + 1
+
+
+def test_a_client_that_sends_a_large_body_anyway_reads_the_refusal(server: TlsServer) -> None:
+    with server.connect() as client:
+        client.send(request_bytes("/v1/completions", b" " * 50_000_000))
+        assert client.read().status == 413
+
+
+def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(server: TlsServer) -> None:
+    with server.connect(receive_buffer=4096) as client:
+        client.post("/v1/completions", LONG | {"temperature": 1.0})
+        server.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+        wait_until(lambda: not server.num_running())

@@ -1,0 +1,60 @@
+"""The end of the HTTP server, on real sockets."""
+
+import asyncio
+import socket
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from server.limits import LimitsConfig
+from server.transport.connection import bounded_connections
+from server.transport.polite_server import PoliteServer
+from tests.certificates import make_certificate, needs_openssl
+
+NUM_CLIENTS = 20
+_PATIENT_S = 30.0
+
+
+async def nothing(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError("nobody asks for anything")
+
+
+@needs_openssl
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["silent", "half a hello"])
+def test_handshakes_of_clients_that_were_never_accepted_hold_up_nothing(tmp_path: Path, hello: bytes) -> None:
+    """They are accepted when the port closes; each might take its twenty seconds, one after the other."""
+    certificate = make_certificate(tmp_path, "server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    http: Any = bounded_connections(LimitsConfig(), context)
+    config = uvicorn.Config(nothing, http=http, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=2)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(NUM_CLIENTS)]
+        for client in clients:
+            client.settimeout(_PATIENT_S)
+            client.sendall(hello)
+
+        uvloop.run(_end(PoliteServer(config), listener))
+        for client in clients:
+            assert not _read(client)
+
+
+async def _end(server: PoliteServer, listener: socket.socket) -> None:
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    server.servers = []
+    await asyncio.wait_for(server.shutdown([listener]), _PATIENT_S)
+    assert not server.server_state.connections
+
+
+def _read(client: socket.socket) -> bytes:
+    try:
+        return client.recv(1)
+    except ConnectionError:
+        return b""
