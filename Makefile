@@ -2,6 +2,9 @@
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
 #   make test | test-slow | test-cuda | lint | bench   [ARGS="..."]
+#   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
+#   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
+#   make test JOBS=0                       the tests one after another, for -s and --pdb; tests/README.md tells the rest
 #   make audit                             known vulnerabilities of what is installed
 #   make install | install-dev | clean
 #
@@ -10,8 +13,13 @@
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
+# Tests of so many files run at once; those marked `alone` run while no other does.
+JOBS ?= 2
 
 VENV := .venv
+NEWEST_VENV := .venv-newest
+# The newest may bring gigabytes for another CUDA: `make test-newest TORCH=torch` asks for it.
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -22,7 +30,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-cuda lint bench audit install install-dev clean
+.PHONY: help serve test test-slow test-cuda test-newest test-soak lint bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,13 +43,28 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-cuda: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest tests/cuda $(ARGS)
+
+# An environment of its own, upgraded each time.
+test-newest:
+	@$(MAKE) --no-print-directory VENV=$(NEWEST_VENV) $(NEWEST_VENV)/.created
+	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[dev,otel]'
+	$(NEWEST_VENV)/bin/python -m startup.model.default_model
+	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
+
+# Its caches are small, so that they are full after the warm-up; its queue is short, so that bursts overflow it.
+SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
+
+test-soak: $(DEFAULT_MODEL)
+	@mkdir -p build
+	@exec $(BIN)/vllm-cli bench soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -57,7 +80,7 @@ install: $(DEFAULT_MODEL)
 install-dev: $(INSTALLED_DEV)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(NEWEST_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name .peers -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CREATED):

@@ -48,9 +48,24 @@ def audit(clone: Path) -> subprocess.CompletedProcess[str]:
 
 def test_what_is_installed_is_looked_up_without_local_versions(clone: Path) -> None:
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=0))
+    (clone / "answer").write_text(json.dumps({"dependencies": [FAULTS["dependencies"][1]]}))
     done = audit(clone)
-    assert (done.returncode, done.stdout) == (0, "audit: no known vulnerability in 2 packages\n")
+    assert (done.returncode, done.stdout) == (0, "audit: no known vulnerability in 1 packages\n")
     assert (clone / "asked").read_text() == "torch==2.13.0\nclick==8.5.1\n"
+
+
+def test_what_the_database_does_not_know_is_not_counted_as_free_of_vulnerabilities(clone: Path) -> None:
+    """pip-audit itself says `No known vulnerabilities found` then, and exits with 0."""
+    _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=0))
+    unknown = [{"name": name, "skip_reason": "Dependency not found"} for name in ("click", "torch")]
+    (clone / "answer").write_text(json.dumps({"dependencies": unknown}))
+    done = audit(clone)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "audit: NOTHING WAS CHECKED: the database knows none of 2 packages\n"
+    (clone / "answer").write_text(json.dumps({"dependencies": [*unknown, {"name": "x", "version": "1", "vulns": []}]}))
+    done = audit(clone)
+    assert (done.returncode, done.stdout) == (0, "audit: no known vulnerability in 1 packages\n")
+    assert done.stderr == "audit: not checked, for the database does not know them: click, torch\n"
 
 
 def test_a_known_vulnerability_fails_and_is_named(clone: Path) -> None:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
-  "-m venv .venv") mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp vllm-cli .venv/bin/; echo venv >> log;;
-  -m*) echo "$*" >> log;;
+  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; cp vllm-cli "$3/bin/"; echo venv "$3" >> log;;
+  -m* | .ci/*) echo "$*" >> log;;
   *"import sys"*) exit {exit_if_old};;
   *ensurepip*) exit {exit_if_bare};;
   --version) echo Python 3.9.2;;
@@ -56,7 +56,8 @@ class Clone:
 
     def words(self, *words: str) -> list[str]:
         # Not what the `make` that runs these tests hands down: its variables, and that it is the outer one.
-        return ["env", "-u", "MAKEFLAGS", "-u", "MAKELEVEL", "make", "PYTHON=./python", *words]
+        handed_down = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "JOBS", "PORT", "TORCH")
+        return ["env", *(word for name in handed_down for word in ("-u", name)), "make", "PYTHON=./python", *words]
 
     def take_log(self) -> list[str]:
         log = self.path / "log"
@@ -72,7 +73,7 @@ def clone(tmp_path: Path) -> Clone:
 
 def test_the_first_serve_installs_and_prepares_and_the_second_only_serves(clone):
     assert clone.make("serve").returncode == 0
-    assert clone.take_log() == ["venv", INSTALL, "-m startup.model.default_model", "vllm-cli serve --port 8000"]
+    assert clone.take_log() == ["venv .venv", INSTALL, "-m startup.model.default_model", "vllm-cli serve --port 8000"]
     assert clone.make("serve").returncode == 0
     assert clone.take_log() == ["vllm-cli serve --port 8000"]
 
@@ -94,11 +95,35 @@ def test_changed_dependencies_are_installed_again_but_the_model_is_not(name, clo
 
 def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("install-dev")
-    assert clone.take_log() == ["venv", INSTALL, INSTALL + "[dev]"]
+    assert clone.take_log() == ["venv .venv", INSTALL, INSTALL + "[dev]"]
     clone.make("test", "ARGS=-k health")
-    assert clone.take_log() == ["-m startup.model.default_model", "-m pytest -m not slow -k health"]
+    assert clone.take_log() == [
+        "-m startup.model.default_model",
+        "-m pytest -n 2 --dist loadfile -m not slow -k health",
+    ]
     clone.make("test-slow")
     assert clone.take_log() == ["-m pytest -m slow"]
+
+
+def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked_for_each_time(clone):
+    torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    upgrade = "-m pip --disable-pip-version-check --quiet install --upgrade --upgrade-strategy eager {} -e .[dev,otel]"
+    rest = ["-m startup.model.default_model", ".ci/newest.py -n 2 --dist loadfile -k health"]
+    clone.make("test-newest", "ARGS=-k health")
+    assert clone.take_log() == ["venv .venv-newest", upgrade.format(torch), *rest]
+    clone.make("test-newest", "ARGS=-k health", "TORCH=torch<3")
+    assert clone.take_log() == [upgrade.format("torch<3"), *rest]
+    assert not (clone.path / ".venv").exists()
+
+
+def test_a_soak_leaves_its_result_in_the_build_folder_and_its_length_can_be_chosen(clone):
+    assert clone.make("test-soak", "ARGS=--minutes 1").returncode == 0
+    line = clone.take_log()[-1]
+    assert line.startswith(
+        "vllm-cli bench soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache"
+    )
+    assert line.endswith(" --json build/soak.json --html build/soak.html --minutes 1")
+    assert (clone.path / "build").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -153,7 +178,7 @@ def test_a_python_that_is_not_installed_is_named(clone):
 
 
 def test_a_failed_installation_is_tried_again(clone):
-    clone.write_script("python", FAKE_PYTHON.format(exit_if_old=0, exit_if_bare=0).replace("-m*)", "-m*) exit 1;"))
+    clone.write_script("python", FAKE_PYTHON.format(exit_if_old=0, exit_if_bare=0).replace("-m* |", "-m*) exit 1;;"))
     assert clone.make("serve").returncode != 0
     clone.write_python()
     shutil.copy(clone.path / "python", clone.path / ".venv" / "bin")
@@ -163,8 +188,9 @@ def test_a_failed_installation_is_tried_again(clone):
 
 def test_clean_makes_a_fresh_clone_again(clone):
     clone.make("serve")
+    clone.make("test-newest")
     assert clone.make("clean").returncode == 0
-    assert not (clone.path / ".venv").exists()
+    assert list(clone.path.glob(".venv*")) == []
 
 
 @pytest.mark.parametrize("extra", ["", "dev"])

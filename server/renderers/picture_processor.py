@@ -64,11 +64,20 @@ class PictureProcessor:
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
         """Which of a prompt's tokens stand for a picture, for models whose positions depend on it."""
-        defaults = self._processor.valid_processor_kwargs._defaults
-        if not defaults.get("text_kwargs", {}).get("return_mm_token_type_ids"):
+        if not self._returns_token_types:
             return None
         types = self._processor.create_mm_token_type_ids([token_ids])
         return _to_tensor(np.asarray(types, dtype=np.int64))
+
+    @property
+    def _returns_token_types(self) -> bool:
+        """Said by the processor itself since transformers 5.23, and by its settings before."""
+        said = getattr(self._processor, "return_mm_token_type_ids", None)
+        if said is None:
+            said = self._processor.valid_processor_kwargs._defaults.get("text_kwargs", {}).get(
+                "return_mm_token_type_ids"
+            )
+        return bool(said)
 
     def _cached(self, key: Hashable, files: Sequence[PictureFile], settings: dict[str, Any]) -> ProcessedPictures:
         found = self.cache.find(key)

@@ -45,20 +45,30 @@ _DEFAULT_CLASS = {
     **dict.fromkeys(("qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"), "Qwen2Tokenizer"),
     "qwen3_5_text": "Qwen3_5Tokenizer",
     **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _GENERIC),
 }
 """Model type -> the class of a checkpoint that names none; one that it names counts more."""
 
-_FIXED_CLASS = {
+_DISPUTED = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+"""Model types of which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+
+Their checkpoints name LlamaTokenizer beside a byte-level tokenizer.json, of which both make the generic class.
+"""
+
+_FIXED_CLASS: dict[str, str | None] = {
     "qwen2": "Qwen2Tokenizer",
     "hyperclovax_vision_v2": "GPT2Tokenizer",
     "modernbert": _GENERIC,
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32", "phi3", "phimoe"), _GENERIC),
-    **dict.fromkeys(("nemotron", "internlm2", "minicpm3"), _GENERIC),
+    **dict.fromkeys(("nemotron", "internlm2", "minicpm3", "phi3", "phimoe"), _GENERIC),
     **dict.fromkeys(("glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe", "olmo2", "olmo3"), _GENERIC),
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
+    "siglip2": None,
 }
-"""Model type -> the class whatever the checkpoint names, since many checkpoints of it name a wrong one."""
+"""Model type -> the class whatever the checkpoint names, since many checkpoints of it name a wrong one.
+
+None: one that only AutoTokenizer loads.
+"""
 
 
 class TokenizerLoadError(ServerError):
@@ -139,6 +149,8 @@ def _light_class(path: Path) -> str | None:
     class_name = str(named.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
     if class_name in (_GENERIC, "PreTrainedTokenizer"):
         return _GENERIC
+    if model_type in _DISPUTED and class_name not in ("", "LlamaTokenizer"):
+        return None
     default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
     if default is None or not class_name:
         return default

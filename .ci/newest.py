@@ -1,0 +1,93 @@
+"""Runs the tests in an environment with the newest releases that the project's ranges allow; says what is held back.
+
+`make test-newest` installs them and runs this file with the environment's own interpreter; its words go to pytest.
+"""
+
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+_NO_PIN = "-"
+
+
+class Package(NamedTuple):
+    """One dependency that the project names."""
+
+    name: str
+    pinned: str
+    """In constraints.txt; `_NO_PIN` where it is not there."""
+    tried: str
+    newest: str
+    """Of all releases, also of those that a range excludes."""
+    held_by: tuple[str, ...] = ()
+    """The packages whose ranges exclude the newest release."""
+
+    @property
+    def note(self) -> str:
+        """What the table says about it."""
+        if self.held_by:
+            return f"held back by {', '.join(self.held_by)}"
+        if self.tried != self.newest:
+            return "held back by the command line of `make test-newest`"
+        return "not pinned" if self.pinned == _NO_PIN else "newer than the pin" if self.pinned != self.tried else ""
+
+
+def main(words: list[str]) -> int:
+    """Returns pytest's exit code."""
+    packages = [*_read_packages(_newest_releases())]
+    click.echo("\n".join([*format_table(packages), ""]))
+    done = subprocess.run([sys.executable, "-m", "pytest", "-m", "not slow", *words], cwd=ROOT)
+    outcome = "FAILED" if done.returncode else "passed"
+    click.echo(f"newest: {outcome} with {', '.join(f'{package.name} {package.tried}' for package in packages)}")
+    return done.returncode
+
+
+def format_table(packages: Iterable[Package]) -> list[str]:
+    """Lines with aligned columns."""
+    rows = [("package", "pinned", "tried", "newest", ""), *((*package[:4], package.note) for package in packages)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def excludes(wanted: Requirement, name: str, release: str) -> bool:
+    """Whether this requirement, of a package in this environment, is about the package and forbids the release."""
+    is_meant = canonicalize_name(wanted.name) == name and (wanted.marker is None or wanted.marker.evaluate())
+    return is_meant and not wanted.specifier.contains(release, prereleases=True)
+
+
+def _read_packages(newest: dict[str, str]) -> Iterable[Package]:
+    """The project's own dependencies and those of its extras that are installed, in alphabetical order."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = (project["dependencies"], *project["optional-dependencies"].values())
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pins = {canonicalize_name(name): pin for name, pin in pins.items()}
+    named = {canonicalize_name(Requirement(text).name) for group in groups for text in group}
+    installed = {canonicalize_name(one.name): one for one in distributions()}
+    wanted = {name: [Requirement(text) for text in one.requires or ()] for name, one in installed.items()}
+    for name in sorted(named & installed.keys()):
+        tried = Version(installed[name].version).public  # 2.13.0 of 2.13.0+cpu
+        release = Version(newest.get(name, tried)).public
+        held_by = sorted(holder for holder in wanted if any(excludes(one, name, release) for one in wanted[holder]))
+        yield Package(name, pins.get(name, _NO_PIN), tried, release, tuple(held_by))
+
+
+def _newest_releases() -> dict[str, str]:
+    """Of what is installed and not the newest."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "list", "--outdated", "--format", "json"]
+    listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {canonicalize_name(package["name"]): package["latest_version"] for package in listed}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
