@@ -5,7 +5,7 @@ from typing import Final
 
 MASK: Final = "********"
 
-_LOGIN: Final = re.compile(r"(?<=//)[^/@\s]+(?=@)")
+_LOGIN: Final = re.compile(r"(?<=//)[^/?#\s]+(?=@)")
 
 
 def without_login(text: str) -> str:

@@ -68,7 +68,7 @@ def _build_middleware(services: Services) -> list[Middleware]:
             )
         )
     if services.api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, services.api_keys))
+        middleware.append(Middleware(ApiKeyMiddleware, services.api_keys, is_everywhere=config.api_key_everywhere))
     return middleware
 
 

@@ -205,6 +205,8 @@ class ServerConfig:
     api_keys: tuple[str, ...] = ()
     api_key_file: str | None = None
     """Further keys, one in a line; read again when it changes."""
+    api_key_everywhere: bool = False
+    """Whether metrics, status and timeline need a key, too: all but probes."""
     root_path: str = ""
     response_role: str = "assistant"
     generation_config: str = "auto"

@@ -36,6 +36,9 @@ def create_tls_context(config: ServerConfig) -> ssl.SSLContext:
         except ssl.SSLError as err:
             raise TlsError(f"--ssl-ca-certs {config.ssl_ca_certs} holds a broken certificate: {_reason(err)}") from err
     context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
+    if config.ssl_cert_reqs:  # a session that is taken up again is let in without a look at the client's certificate
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
     if config.ssl_ciphers is not None:
         try:
             context.set_ciphers(config.ssl_ciphers)
@@ -53,7 +56,8 @@ class RenewableTls:
     """A context for the listening socket that gives each new handshake the newest certificate.
 
     Connections that exist keep theirs. The new context is made whole before it is used, so that a renewal which fails
-    changes nothing.
+    changes nothing. Where clients show certificates, a session of TLS 1.2 cannot be taken up again after a renewal:
+    OpenSSL would let the client in although nobody vouches for it any more.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -71,8 +75,12 @@ class RenewableTls:
         else:
             logger.info("the TLS files have changed: new connections get the new certificate")
 
-    def _use_newest(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+    def _use_newest(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
+        """Returns the alert that ends the handshake, None where it goes on."""
         connection.context = self._newest
+        if self._config.ssl_cert_reqs and self._newest is not self.context and connection.session_reused:
+            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
+        return None
 
 
 def _load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:

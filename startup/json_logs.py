@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Final, TextIO
 
 from server.request_ids import current_request_id
-from startup.logs import RoleFormatter
+from startup.logs import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_LOGGER: Final = "uvicorn.access"
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
@@ -28,9 +28,14 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 class JsonFormatter(RoleFormatter):
     """Time, level, logger, message, phase, process, and what else is known of a record."""
 
-    def __init__(self, role: str, phase: Callable[[], str]) -> None:
+    def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
+        """Without `phase`, lines tell none."""
         super().__init__(role)
         self._phase = phase
+
+    def role_of(self, record: logging.LogRecord) -> str:
+        """What the process is that the record is of."""
+        return self.role
 
     def format(self, record: logging.LogRecord) -> str:
         """One line: line breaks of messages and tracebacks are escaped."""
@@ -40,10 +45,12 @@ class JsonFormatter(RoleFormatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "phase": self._phase(),
+            "phase": self._phase() if self._phase else None,
             "pid": record.process,
-            "role": self.role,
+            "role": self.role_of(record),
         }
+        if self._phase is None:
+            del fields["phase"]
         if request_id := getattr(record, "request_id", None) or current_request_id():
             fields["request_id"] = request_id
         if record.name == _ACCESS_LOGGER and isinstance(record.args, tuple):
@@ -52,7 +59,14 @@ class JsonFormatter(RoleFormatter):
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             fields["stack"] = record.stack_info
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
+    """One line, for what is said before there is a log."""
+    record = logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (message,), None)
+    return JsonFormatter(role, lambda: phase).format(record)
 
 
 class LineStream(io.TextIOBase):

@@ -60,7 +60,7 @@ class _Launch:
     def __init__(self, config: StartupConfig, timeline: PhaseTimeline) -> None:
         self._config = config
         self._timeline = timeline
-        self._state = StartState(subject_of(config), timeline)
+        self._state = StartState(subject_of(config), timeline, is_private=config.server.api_key_everywhere)
         self._stack = ExitStack()
         self._manager = self._meet_manager()
 

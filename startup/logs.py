@@ -1,15 +1,22 @@
 """The logs of every process of a start: one format, to standard error, or what a configuration file says."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Final
 
 from startup.log_options import LogOptions
+from startup.steady_handler import SteadyHandler
 
 PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
 """Roots of this project's loggers."""
 
+CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What moves a terminal's cursor, changes its colours, or turns the order of letters round; not tab and line break."""
+
+_LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
+_CONTINUATION: Final = "\n  "
 _TEXT: Final = "%(levelname)s %(asctime)s (%(role)s) %(name)s: %(message)s"
 
 
@@ -22,10 +29,18 @@ class RoleFormatter(logging.Formatter):
 
 
 class TextFormatter(RoleFormatter):
-    """Level, time, role of the process, module, message."""
+    """Level, time, role of the process, module, message.
+
+    Texts of clients and models get into messages and tracebacks. Lines that belong to a record are indented behind its
+    first one, so that no text can look like a record of its own; control characters are shown as escapes.
+    """
 
     def __init__(self, role: str) -> None:
         super().__init__(role, _TEXT, datefmt="%m-%d %H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, which only its first line begins at the left margin."""
+        return _LINE_BREAK.sub(_CONTINUATION, escape_controls(super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         """Adds the role."""
@@ -48,7 +63,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
         apply_log_config(options.config)
         return
-    handler: logging.Handler = logging.StreamHandler(getattr(sys.stderr, "below", sys.stderr))
+    handler: logging.Handler = SteadyHandler(getattr(sys.stderr, "below", sys.stderr))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -61,6 +76,11 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         turn_into_lines()
     else:
         handler.setFormatter(TextFormatter(role))
+
+
+def escape_controls(text: str) -> str:
+    """The text with what a terminal would obey shown instead, as Python writes it: `\\x1b`."""
+    return CONTROL_CHARACTERS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def rename_process(role: str) -> None:

@@ -51,14 +51,20 @@ class ServiceManager:
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
     def tell_ready(self, status: str) -> None:
-        """The server takes requests. On the event loop: from now on, it is the loop's life that the watchdog sees."""
+        """The server takes requests. On the event loop: from now on, it is the loop's life that the watchdog sees.
+
+        On a thread without a loop there is nobody whose life it could see, and it is switched off.
+        """
         if self._address is None:
             return
         self._status = status
-        self._send(f"READY=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
-        if self._watchdog_s is not None:
-            asyncio = import_module("asyncio")  # the server has imported it; the start does not wait for it
-            self._beat(asyncio.get_running_loop(), self._watchdog_s / 2)
+        message = f"READY=1\nSTATUS={_on_one_line(status)}"
+        loop = None if self._watchdog_s is None else _running_loop()
+        if self._watchdog_s is not None and loop is None:
+            message += "\nWATCHDOG_USEC=0"
+        self._send(message, timeout_s=_TIMEOUT_S)
+        if self._watchdog_s is not None and loop is not None:
+            self._beat(loop, self._watchdog_s / 2)
 
     def tell_stopping(self, status: str) -> None:
         """No more requests are taken."""
@@ -92,6 +98,15 @@ class ServiceManager:
             self._socket.sendto(message.encode(errors="replace"), _place(self._address))
         except OSError as err:
             logger.warning("the service manager at %s was not told %s: %s", self._address, message.split("\n")[0], err)
+
+
+def _running_loop() -> "asyncio.AbstractEventLoop | None":
+    """This thread's."""
+    asyncio = import_module("asyncio")  # the server has imported it; the start does not wait for it
+    try:
+        return asyncio.get_running_loop()  # type: ignore[no-any-return]
+    except RuntimeError:
+        return None
 
 
 def _place(address: str) -> str:

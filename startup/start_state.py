@@ -32,8 +32,10 @@ class StartState:
     The responder's process has a copy of its own, which follows this one's `snapshot`s.
     """
 
-    def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
+    def __init__(self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False) -> None:
+        """With `is_private`, clients are told no more than probes are: the responder knows no keys."""
         self._subject = subject
+        self._is_private = is_private
         self._timeline = timeline
         self._earlier: EarlierStarts | None = None
         self._key = ""
@@ -113,6 +115,15 @@ class StartState:
         """What the responder says before the HTTP server does."""
         if path in _LIVE_PATHS:
             return Answer(200)
+        if not self._is_private and (told := self._answer_openly(path)) is not None:
+            return told
+        message = self._facts.error or "Loading model"
+        error = {"code": 503, "message": message, "type": "unavailable_error"}
+        body = {"error": error, "status": self._facts.outcome, **self.progress()}
+        return Answer(503, json.dumps(body).encode(), retry_after_s=None if self._facts.error else 1)
+
+    def _answer_openly(self, path: str) -> Answer | None:
+        """The page and what it shows, timeline and metrics; None for other paths."""
         if path == "/":
             page = read_page()
             return Answer(200, page.body, "text/html; charset=utf-8", headers=page.headers)
@@ -122,10 +133,7 @@ class StartState:
             return Answer(200, self.report())
         if path == "/metrics":
             return Answer(200, self._gauges().encode(), "text/plain; version=0.0.4; charset=utf-8")
-        message = self._facts.error or "Loading model"
-        error = {"code": 503, "message": message, "type": "unavailable_error"}
-        body = {"error": error, "status": self._facts.outcome, **self.progress()}
-        return Answer(503, json.dumps(body).encode(), retry_after_s=None if self._facts.error else 1)
+        return None
 
     def _status(self) -> bytes:
         """What the page shows; the HTTP server says the same, and more, once it is there."""

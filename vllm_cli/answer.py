@@ -1,10 +1,12 @@
 """Prints an answer while it comes in, and measures it."""
 
+import sys
 import time
 from collections.abc import Iterable
 
 import click
 
+from startup.logs import escape_controls
 from vllm_cli.api_client import Piece
 
 
@@ -19,14 +21,18 @@ class Answer:
         self._end_ns: int | None = None
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Prints piece by piece; the line is ended even where Ctrl-C or an error ends the answer."""
+        """Prints piece by piece; the line is ended even where Ctrl-C or an error ends the answer.
+
+        A terminal does not get to obey what model or server say; files and pipes get every character as it is.
+        """
+        is_terminal = sys.stdout.isatty()
         try:
             for piece in pieces:
                 self._num_tokens = piece.num_tokens or self._num_tokens
                 if piece.text:
                     self._first_ns = self._first_ns or time.perf_counter_ns()
                     self.text += piece.text
-                    click.echo(piece.text, nl=False)
+                    click.echo(escape_controls(piece.text) if is_terminal else piece.text, nl=False)
         finally:
             self._end_ns = time.perf_counter_ns()
             if self.text:

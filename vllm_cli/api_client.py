@@ -6,6 +6,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
+from startup.logs import escape_controls
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.server_address import parse_url
 
@@ -91,7 +92,7 @@ def _decode(data: bytes) -> dict[str, Any]:
 
 def _read_piece(event: dict[str, Any]) -> Piece:
     if error := event.get("error"):
-        raise ConnectionFailedError(f"The server failed: {error.get('message', error)}")
+        raise ConnectionFailedError(f"The server failed: {_on_one_line(error.get('message', error))}")
     usage = event.get("usage") or {}
     choices = event.get("choices") or [{}]
     text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
@@ -106,7 +107,12 @@ def _error_message(response: HTTPResponse) -> str:
         return " ".join(text.split())[:200] or response.reason
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message", error) if isinstance(error, dict) else error
-    return " ".join(str(message).split())
+    return _on_one_line(message)
+
+
+def _on_one_line(message: object) -> str:
+    """What a server says, fit for a terminal."""
+    return escape_controls(" ".join(str(message).split()))
 
 
 def _reason(err: Exception) -> str:

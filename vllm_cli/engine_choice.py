@@ -12,9 +12,9 @@ from startup.prefetch.options import PrefetchOptions
 from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
 from vllm_cli.flag import HonouredFlag, Shape
-from vllm_cli.flags_honoured import ENGINE, RENDERER_INLINE, START
+from vllm_cli.flags_honoured import ENGINE, LOG_FORMAT, RENDERER_INLINE, START
 
-OWN_WITH_VLLM: Final = (ENGINE, *START)
+OWN_WITH_VLLM: Final = (ENGINE, LOG_FORMAT, *START)
 """Flags that the launcher takes out; every other word is vLLM's."""
 
 _BY_NAME: Final = {flag.name: flag for flag in OWN_WITH_VLLM}
@@ -82,6 +82,7 @@ def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
         startup_timeout_s=given.get("--startup-timeout"),
         startup_report=given.get("--startup-report"),
         startup_trace=given.get("--startup-trace"),
+        log_format=_converted(LOG_FORMAT, split.own.get(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get(), ctx),
         is_preflight_only=bool(given.get("--preflight-only")),
         is_json=bool(given.get("--json")),
     )

@@ -54,6 +54,13 @@ API_KEY_FILE: Final = HonouredFlag(
     help="Further keys, one in a line; what is changed there counts within two seconds.",
 )
 
+API_KEY_EVERYWHERE: Final = HonouredFlag(
+    "--api-key-everywhere",
+    fields=("server.api_key_everywhere",),
+    shape=Shape.SWITCH,
+    help="Ask for a key at /metrics, /status.json and all else that is no probe, too.",
+)
+
 _MODEL = (
     HonouredFlag("--model", fields=("model.model",), help="The same as MODEL, which wins."),
     HonouredFlag(
@@ -287,6 +294,7 @@ _SERVER = (
         help="Keys of which a request must carry one; a file or the variable keeps them from other users' eyes.",
     ),
     API_KEY_FILE,
+    API_KEY_EVERYWHERE,
     HonouredFlag("--root-path", fields=("server.root_path",), help="Path under which a proxy shows the server."),
     HonouredFlag(
         "--allowed-origins", fields=("server.allowed_origins",), type=JsonStrings(), help="Origins allowed by CORS."
@@ -455,7 +463,7 @@ START: Final = (
 )
 """Flags of our own: they carry prefixes that vLLM does not use."""
 
-OWN: Final = (ENGINE, API_KEY_FILE, RENDERER_INLINE, LOG_FORMAT, *LIFE, *OWN_LIMITS, *START)
+OWN: Final = (ENGINE, API_KEY_FILE, API_KEY_EVERYWHERE, RENDERER_INLINE, LOG_FORMAT, *LIFE, *OWN_LIMITS, *START)
 
 GROUPS: Final = {
     "Start": (ENGINE, CONFIG, *START),

@@ -3,9 +3,11 @@
 Exit codes: 0 done, 1 a server did not answer, 2 the input makes no sense, 3 the start failed, 130 Ctrl-C.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import click
@@ -20,6 +22,7 @@ from vllm_cli.version import VERSION
 USAGE_ERROR: Final = 2
 START_FAILED: Final = 3
 INTERRUPTED: Final = 130
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
@@ -65,7 +68,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        err.show()
+        with suppress(OSError):  # what the exit code says must not hang on a full disk under standard error
+            err.show()
         return err.exit_code
     except (ConfigError, EnvError) as err:
         return _fail(err, USAGE_ERROR)
@@ -76,11 +80,27 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as err:
+        if err.errno not in _NO_ROOM or err.filename is not None:
+            raise
+        return _fail(f"the output cannot be written: {err.strerror}. Make room, or write it elsewhere.", 1)
+    except Exception as err:
+        if not _is_interruption(err):
+            raise
+        return INTERRUPTED
     return result if isinstance(result, int) else 0
 
 
-def _fail(err: Exception, exit_code: int) -> int:
-    if (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
+def _is_interruption(err: BaseException | None) -> bool:
+    """Ctrl-C in the middle of an import may come out as another error: Python 3.11 wraps that of `__set_name__`."""
+    while err is not None and not isinstance(err, KeyboardInterrupt):
+        err = err.__cause__ or err.__context__
+    return err is not None
+
+
+def _fail(err: Exception | str, exit_code: int) -> int:
+    if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
-    click.echo(f"Error: {err}", err=True)
+    with suppress(OSError):
+        click.echo(f"Error: {err}", err=True)
     return exit_code

@@ -1,23 +1,24 @@
 """The `serve` command as click sees it: vLLM's command-line rules in, checked settings out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 
-from envs.registry import unknown_variables, validate_all
+from envs.registry import env, unknown_variables, validate_all
 from vllm_cli.arguments import Arguments
 from vllm_cli.config_file import read_config_file
 from vllm_cli.engine_choice import choose_engine, vllm_options
 from vllm_cli.errors import InputError
 from vllm_cli.flag import HonouredFlag, Shape
 from vllm_cli.flag_option import FlagOption
-from vllm_cli.flags_honoured import CONFIG, HONOURED
+from vllm_cli.flags_honoured import CONFIG, HONOURED, LOG_FORMAT
 from vllm_cli.model_completion import complete_model
+from vllm_cli.notice import show_notices
 from vllm_cli.screening import notices, refuse_impossible
-from vllm_cli.secret_flags import hide_secrets, secret_notices
+from vllm_cli.secret_flags import hide_secrets, hide_secrets_of_vllm, secret_notices
 from vllm_cli.serve_help import write_groups, write_topic
 
 VLLM: Final = "vllm_cli.vllm_options"
@@ -33,7 +34,9 @@ class ServeCommand(click.Command):
             return super().parse_args(ctx, _words_so_far(args))
         if choose_engine(args) == "vllm":
             _check_environment()
-            ctx.meta[VLLM] = vllm_options(ctx, args)
+            options = vllm_options(ctx, args)
+            show_notices((*_unknown_variables(), *hide_secrets_of_vllm(options.words)), options.log_format)
+            ctx.meta[VLLM] = options
             return []
         if (topic := _help_topic(args)) is not None:
             click.echo(self._help_about(ctx, topic))
@@ -100,8 +103,10 @@ def _help_topic(args: Sequence[str]) -> str | None:
 def _check_environment() -> None:
     if errors := validate_all():
         raise InputError("\nError: ".join(map(str, errors)))
-    for unknown in unknown_variables():
-        click.echo(f"Notice: {unknown}.", err=True)
+
+
+def _unknown_variables() -> Iterator[str]:
+    return (f"{unknown}." for unknown in unknown_variables())
 
 
 def _screen(given: Arguments, in_file: Arguments) -> None:
@@ -113,8 +118,9 @@ def _screen(given: Arguments, in_file: Arguments) -> None:
         )
     flags = (in_file.flags | given.flags).values()
     refuse_impossible(flags)
-    for notice in (*notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags)):
-        click.echo(f"Notice: {notice}", err=True)
+    log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
+    told = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags))
+    show_notices(told, log_format or env.VCLI_LOG_FORMAT.get())
 
 
 def _defaults(in_file: Arguments) -> dict[str, Any]:

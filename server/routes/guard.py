@@ -9,10 +9,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api_keys import ApiKeys
 from server.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
+from server.routes.health import PROBE_PATHS
 from server.routes.messages import read_header, read_request_id, send_json
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/livez", "/readyz", "/startupz", "/", "/status.json"})
-UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics", "/load"}
+OPEN_PATHS = frozenset({*PROBE_PATHS, "/livez"})
+"""Probes: whoever sends them has no key."""
+STATUS_PATHS = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
+"""What tells about the server and about no request: open as in vLLM, unless `--api-key-everywhere` closes it."""
+UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
 
 _CLIENT_GONE = 499
 """What nginx notes for a request whose client did not wait for the answer."""
@@ -21,12 +25,14 @@ _CLIENT_GONE = 499
 class ApiKeyMiddleware:
     """Lets requests pass that carry one of the keys, and those for the open paths."""
 
-    def __init__(self, app: ASGIApp, api_keys: ApiKeys) -> None:
+    def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
+        """With `is_everywhere`, probes alone are open."""
         self._app = app
         self._api_keys = api_keys
+        self._open_paths = OPEN_PATHS if is_everywhere else OPEN_PATHS | STATUS_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] != "http" or scope["method"] == "OPTIONS" or _route_path(scope) in OPEN_PATHS
+        is_open = scope["type"] != "http" or scope["method"] == "OPTIONS" or _route_path(scope) in self._open_paths
         if is_open or self._is_known(read_header(scope, b"authorization") or ""):
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""GET / and GET /status.json: how the server is doing, for people; nothing here needs a key, and nothing is secret."""
+"""GET / and GET /status.json: how the server is doing, for people; nothing of it is secret."""
 
 import os
 from pathlib import Path

@@ -23,7 +23,8 @@ def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
     """What `--otlp-traces-endpoint` names.
 
     Args:
-        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`.
+        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`. A query, in which some
+            have a key, is neither sent nor shown: OTEL_EXPORTER_OTLP_HEADERS is the place for keys.
         protocol: `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`; without it, port 4318 and addresses with a path speak HTTP,
             others gRPC, as vLLM's default is.
 
@@ -33,13 +34,13 @@ def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
     split = urlsplit(address if "://" in address else f"{_GRPC}://{address}")
     if split.scheme not in ("http", "https", _GRPC) or not split.hostname or not _has_good_port(address):
         expected = "an address such as http://collector:4318/v1/traces or grpc://collector:4317"
-        raise ConfigError("--otlp-traces-endpoint", address, expected)
+        raise ConfigError("--otlp-traces-endpoint", address.partition("?")[0], expected)
     if protocol is None:
         is_http = split.scheme != _GRPC and (split.port == _HTTP_PORT or split.path.strip("/"))
         protocol = _HTTP if is_http else _GRPC
     is_secure = split.scheme == "https"
-    if protocol == _GRPC:
-        return TraceEndpoint(_GRPC, split.netloc, is_secure)
+    if protocol == _GRPC:  # which knows no login, and names its target in what it logs
+        return TraceEndpoint(_GRPC, split.netloc.rpartition("@")[2], is_secure)
     if protocol == _HTTP:
         path = split.path if split.path.strip("/") else _HTTP_PATH
         return TraceEndpoint(_HTTP, f"{'https' if is_secure else 'http'}://{split.netloc}{path}", is_secure)

@@ -10,8 +10,13 @@ from startup.preflight.report import Finding, error, warning
 
 
 def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the file of keys can be read, holds a key, and is nobody else's to read."""
+    """Whether the file of keys can be read, holds a key, and is nobody else's to read; whether there is one to ask for.
+
+    The last is an error because the operator who wants everything locked would have everything open.
+    """
     if config.api_key_file is None:
+        if config.api_key_everywhere and not config.api_keys:
+            yield error("api_keys", "--api-key-everywhere needs a key: give one with --api-key-file or VLLM_API_KEY")
         return
     path = Path(config.api_key_file)
     try:

@@ -28,7 +28,7 @@ def check_tracing(server: ServerConfig) -> Iterator[Finding]:
     if not all(map(_is_installed, ("opentelemetry.sdk", _MODULES[endpoint.protocol]))):
         yield error(
             _CHECK,
-            f"--otlp-traces-endpoint {server.otlp_traces_endpoint}: OpenTelemetry is not installed; "
+            f"--otlp-traces-endpoint {server.otlp_traces_endpoint.partition('?')[0]}: OpenTelemetry is not installed; "
             "pip install 'vllm-cli-server[otel]'",
         )
 

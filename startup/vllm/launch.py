@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,9 +19,11 @@ from envs import foreign
 from envs.registry import env
 from startup import listener
 from startup.deadline import StartDeadline
+from startup.errors import StartupError
 from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.responder import StartupResponder
+from startup.service_manager import ServiceManager
 from startup.start_state import StartState
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
@@ -34,11 +36,12 @@ from startup.vllm.forked_calls import answer_in_forked_processes
 from startup.vllm.forkserver_start import environment_at_exec, start_forkserver
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
+from startup.vllm.json_lines import forget_configuration, log_as_json
 from startup.vllm.learned import StartKind, recall
 from startup.vllm.logs import log_as
 from startup.vllm.notices import Notices
 from startup.vllm.options import VllmOptions
-from startup.vllm.plain import PlainReason, run_plain, why_plain
+from startup.vllm.plain import PlainReason, run_plain, tell_of_plain_start, why_plain
 from startup.vllm.preflight import run_preflight
 from startup.vllm.preload_plan import plan_preload
 from startup.vllm.spans import record_spans
@@ -56,7 +59,7 @@ def launch_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     """
     gc.disable()
     timeline = PhaseTimeline.from_process_start()
-    log_as("launcher")
+    log_as("launcher", options.log_format)
     line = CommandLine.of(options.words)
     reason = why_plain(vllm, line)
     if reason is None:
@@ -69,6 +72,8 @@ def launch_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():
         import_api_server()
     gc.enable()
+    if not line.is_for_help:
+        tell_of_plain_start(options.log_format)
     return run_plain(line)
 
 
@@ -85,6 +90,8 @@ class _Launch:
         self._model = self._files.path if self._files else None
         self._lesson = recall(StartKind.of(vllm, line.words, self._model))
         self._state = StartState(self._subject(), timeline)
+        self._manager = self._stack.enter_context(closing(ServiceManager.from_environment()))
+        self._responder: StartupResponder | None = None
         self._journal: Journal
         self._is_ready = False
 
@@ -94,11 +101,15 @@ class _Launch:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             self._journal = Journal(folder)
             deadline = stack.enter_context(StartDeadline(self._startup_timeout_s, self._state_phase))
-            responder = self._listen()
+            log_as("launcher", self._options.log_format, self._state_phase)
+            self._timeline.on_change = self._tell
+            self._responder = responder = self._listen()
             notices = Notices(
                 on_serving=responder.hand_over if responder else lambda: None,
-                on_ready=lambda: _in_background(self._finish, deadline, prefetch),
+                on_ready=lambda: self._begin_serving(deadline, prefetch),
+                on_stopping=lambda: self._manager.tell_stopping("finishing what runs"),
             )
+            self._choose_log_format(folder)
             if (notice := keep_bytecode(self._vllm.folder)) is not None:
                 logger.warning("%s", notice)
             if self._start_method == "forkserver":
@@ -112,13 +123,19 @@ class _Launch:
             gc.enable()
             if self._line.has("--headless"):
                 stack.callback(self._learn)
-            try:
-                with self._timeline.span("vllm"):
-                    return run_plain(self._line)
-            except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
-                if self._is_ready or not self._may_be_our_fault(err):
-                    raise
-                self._start_without_help(err)
+                self._manager.tell_ready("a node without an API server: it does not tell when it is ready")
+            return self._be_vllm()
+
+    def _be_vllm(self) -> int:
+        try:
+            with self._timeline.span("vllm"):
+                return run_plain(self._line)
+        except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
+            if self._is_ready or not self._may_be_our_fault(err):
+                raise
+            self._start_without_help(err)
+        finally:
+            self._manager.tell_stopping("vLLM has ended")
 
     @property
     def distrust(self) -> PlainReason | None:
@@ -135,7 +152,13 @@ class _Launch:
         reason = f"a start of it failed with what vllm-cli does ({type(err).__name__}: {err})"
         logger.warning("%s: vLLM %s starts anew, without", reason, self._vllm.version)
         replace(self._lesson, distrust=reason).save()
-        start_anew(env.VCLI_PLAIN_VLLM.name, "1")
+        self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
+
+    def _start_anew(self, variable: str, value: str) -> NoReturn:
+        """Nothing of this attempt is left but what it has learnt."""
+        forget_configuration(self._journal.folder)
+        shutil.rmtree(self._journal.folder, ignore_errors=True)
+        start_anew(variable, value)
 
     @property
     def _startup_timeout_s(self) -> float | None:
@@ -152,12 +175,28 @@ class _Launch:
             return None
         line = self._line
         with self._timeline.span("listen"):
-            listening = self._stack.enter_context(listener.listen(host=line.host, port=line.port or 0, uds=line.uds))
+            try:
+                address = listener.listen(host=line.host, port=line.port or 0, uds=line.uds)
+            except StartupError as err:
+                self._manager.tell_failure(str(err))
+                raise
+            listening = self._stack.enter_context(address)
         self._timeline.mark("listening")
         responder = self._stack.enter_context(StartupResponder(listening, self._state))
-        self._timeline.on_change = lambda: responder.tell(self._state.snapshot())
         self._stack.enter_context(port.offer(listening))
         return responder
+
+    def _tell(self) -> None:
+        """What has changed, to those who follow the start."""
+        if self._responder is not None:
+            self._responder.tell(self._state.snapshot())
+        if not self._is_ready and (running := self._timeline.running) is not None:
+            self._manager.tell_status(running.name.replace("_", " "))
+
+    def _choose_log_format(self, folder: Path) -> None:
+        """Of vLLM's processes."""
+        if self._options.log_format == "json" and (notice := log_as_json(self._vllm, self._line, folder)) is not None:
+            logger.warning("%s", notice)
 
     def _start_forkserver(self, notices: Notices) -> None:
         if (notice := compile_cache.work_round(self._lesson.compile_cache)) is not None:
@@ -165,6 +204,7 @@ class _Launch:
         with self._timeline.span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._lesson, self._model)
             environment = environment_at_exec(self._vllm, self._lesson)
+            environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
                 start_forkserver(plan, self._journal, environment=environment, notices_fd=notices.write_fd)
                 answer_in_forked_processes()
@@ -191,7 +231,7 @@ class _Launch:
             failed = import_api_server((*LATER_MODULES, *self._lesson.api_modules), is_lean=is_lean)
         if is_lean and failed:
             logger.warning("vLLM could not be imported without its compiler: %s; it is started anew", failed)
-            start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
+            self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
         self._journal.forget_modules_so_far()
 
     @property
@@ -200,9 +240,14 @@ class _Launch:
         runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or self._line.has("--headless")
         return env.VCLI_LEAN_IMPORTS.get() and not runs_here and self._start_method != "fork"
 
-    def _finish(self, deadline: StartDeadline, prefetch: PrefetchHandle) -> None:
-        """vLLM accepts: what this start has taught is kept, and told to those who asked."""
+    def _begin_serving(self, deadline: StartDeadline, prefetch: PrefetchHandle) -> None:
+        """vLLM accepts: on its event loop, or on a thread where that is another process's."""
         self._is_ready = True
+        self._manager.tell_ready(f"ready: {self._address}")
+        _in_background(self._finish, deadline, prefetch)
+
+    def _finish(self, deadline: StartDeadline, prefetch: PrefetchHandle) -> None:
+        """What this start has taught is kept, and told to those who asked."""
         deadline.cancel()
         recordings = self._learn()
         self._timeline.take(recordings.spans)
@@ -220,7 +265,8 @@ class _Launch:
     @property
     def _address(self) -> str:
         line = self._line
-        return f"unix:{line.uds}" if line.uds else f"http://{line.host or '0.0.0.0'}:{line.port}"
+        scheme = "https" if line.has("--ssl-certfile") else "http"
+        return f"unix:{line.uds}" if line.uds else f"{scheme}://{line.host or '0.0.0.0'}:{line.port}"
 
     def _state_phase(self) -> str:
         return self._state.phase

@@ -2,16 +2,24 @@
 
 import logging
 import sys
+from collections.abc import Callable
 
 from envs.registry import env
-from startup.logs import TextFormatter
+from startup.json_logs import JsonFormatter
+from startup.logs import RoleFormatter, TextFormatter
 
 
-def log_as(role: str) -> None:
+def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
     """Sends what `startup` logs to standard error; the root logger and vLLM's stay as they are."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(TextFormatter(role))
+    handler = logging.StreamHandler(getattr(sys.stderr, "below", sys.stderr))
+    handler.setFormatter(_create_formatter(role, log_format, phase))
     ours = logging.getLogger("startup")
     ours.handlers[:] = [handler]
     ours.propagate = False
     ours.setLevel(env.VLLM_LOGGING_LEVEL.get())
+
+
+def _create_formatter(role: str, log_format: str, phase: Callable[[], str]) -> RoleFormatter:
+    if log_format == "json":
+        return JsonFormatter(role, phase)
+    return TextFormatter(role)

@@ -1,4 +1,4 @@
-"""How the launcher learns that vLLM serves, whichever process it is that does.
+"""How the launcher learns that vLLM serves, whichever process it is that does, and that it is about to stop.
 
 With one API server that is the launcher's own process; with several, processes that it starts tell it over a pipe.
 """
@@ -20,17 +20,21 @@ _READY: Final = b"r"
 class Notices:
     """The launcher's side; `on_serving` comes before anything is accepted, `on_ready` once vLLM accepts.
 
-    Both are called once, on the main thread or, where another process serves, on one of its own.
+    Both are called once, on the event loop of the main thread or, where another process serves, on a thread of its own.
+    `on_stopping` is called on the event loop alone: of several API servers, one may end and the others go on.
     """
 
-    def __init__(self, *, on_serving: Callable[[], None], on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, *, on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
+    ) -> None:
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
+        self._on_stopping = _once(on_stopping)
         self._read_fd, self.write_fd = os.pipe()
 
     def follow(self) -> None:
         """From now on; to be called once there are threads anyway."""
-        announce_serving(self._on_serving, self._on_ready)
+        announce_serving(self._on_serving, self._on_ready, self._on_stopping)
         threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True).start()
 
     def _follow_children(self) -> None:
@@ -51,18 +55,21 @@ def report_from_child(fd: int) -> None:
         with suppress(OSError):
             os.write(fd, notice)
 
-    announce_serving(lambda: tell(_SERVING), lambda: tell(_READY))
+    announce_serving(lambda: tell(_SERVING), lambda: tell(_READY), lambda: None)
 
 
-def announce_serving(on_serving: Callable[[], None], on_ready: Callable[[], None]) -> None:
-    """Has uvicorn, once it is imported in this process, call these before it accepts and once it does.
+def announce_serving(
+    on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
+) -> None:
+    """Has uvicorn, once it is imported in this process, call these before it accepts, once it does, and as it stops.
 
-    Where uvicorn is not as expected, both are called when it is imported: a responder that never
+    Where uvicorn is not as expected, the first two are called when it is imported: a responder that never
     stopped would take requests away from it.
     """
 
     def hook(uvicorn: ModuleType) -> None:
-        startup = getattr(getattr(uvicorn, "Server", None), "startup", None)
+        server = getattr(uvicorn, "Server", None)
+        startup, shutdown = getattr(server, "startup", None), getattr(server, "shutdown", None)
         if startup is None:
             on_serving()
             on_ready()
@@ -76,6 +83,15 @@ def announce_serving(on_serving: Callable[[], None], on_ready: Callable[[], None
                 on_ready()
 
         uvicorn.Server.startup = startup_and_tell
+        if shutdown is None:
+            return
+
+        @functools.wraps(shutdown)
+        async def tell_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
+            on_stopping()
+            await shutdown(self, *args, **kwargs)
+
+        uvicorn.Server.shutdown = tell_and_shutdown
 
     after_import("uvicorn.server", hook)
 

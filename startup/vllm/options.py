@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from startup.log_options import LogFormat
 from startup.prefetch.options import PrefetchOptions
 
 
@@ -19,5 +20,6 @@ class VllmOptions:
     """How long the whole start may take; None does not bound it."""
     startup_report: Path | None = None
     startup_trace: Path | None = None
+    log_format: LogFormat = "text"
     is_preflight_only: bool = False
     is_json: bool = False

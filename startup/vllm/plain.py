@@ -1,14 +1,19 @@
 """Runs vLLM's own command line in this process, and tells when nothing should be done about it beforehand."""
 
 import importlib
+import logging
 import os
 import sys
+from contextlib import closing
 from typing import Final
 
 from envs import foreign
 from envs.registry import env
+from startup.service_manager import ServiceManager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import OLDEST, InstalledVllm
+
+logger = logging.getLogger(__name__)
 
 _ELASTIC: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
 """Variables of launchers that start one process per rank and know best how."""
@@ -40,6 +45,14 @@ def why_plain(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
     return None
+
+
+def tell_of_plain_start(log_format: str) -> None:
+    """Whom its help would have served hears that there is none; a manager that waited for readiness would end it."""
+    if log_format == "json":
+        logger.warning("--log-format json is for vllm-cli's own lines here: vLLM starts without its help")
+    with closing(ServiceManager.from_environment()) as manager:
+        manager.tell_ready("vLLM was started, and does not tell when it is ready")
 
 
 def run_plain(line: CommandLine) -> int:

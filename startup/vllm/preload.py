@@ -39,7 +39,7 @@ from startup.vllm.spans import record_spans  # noqa: E402
 def _preload(plan: PreloadPlan) -> None:
     if (launcher := env.VCLI_API_PROCESS.get()) is not None:
         follow_parent(launcher)
-    log_as("forkserver")
+    log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     journal = Journal(Path(plan.folder))
     record_spans(journal, level=logging.DEBUG)  # the launcher's process says it aloud
     follow_compile_cache(journal)

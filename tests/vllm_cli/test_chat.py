@@ -2,7 +2,6 @@
 
 import os
 import pty
-import shutil
 import signal
 import socket
 import ssl
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.certificates import make_certificate, needs_openssl
+from tests.terminal import read_terminal, read_until
 from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,26 @@ def test_how_to_answer_is_sent_only_where_it_is_given(stand_in, command: str) ->
         assert main([command, "--url", stand_in.url, *words, "-q", "Hi"]) == 0
         request = stand_in.requests[-1]
         assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
+
+
+@pytest.mark.parametrize("prefix", ["unix:", "unix://"])
+def test_a_unix_socket_is_talked_through(stand_in_on_a_socket, prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
+    url = stand_in_on_a_socket.url.replace("unix:", prefix)
+    stand_in_on_a_socket.will_chat("Par", "is.")
+    assert main(["chat", "--url", url, "--api-key", "secret", "--quick", "Capital?"]) == 0
+    stand_in_on_a_socket.will_complete(" in France.")
+    assert main(["complete", "--url", url, "--api-key", "secret", "--quick", "Paris is"]) == 0
+    assert capfd.readouterr().out == "Paris.\n in France.\n"
+    assert [request["path"] for request in stand_in_on_a_socket.requests] == ["/v1/chat/completions", "/v1/completions"]
+    assert {headers["Authorization"] for headers in stand_in_on_a_socket.headers} == {"Bearer secret"}
+
+
+def test_a_socket_that_nobody_listens_on_is_one_line_and_exit_code_1(tmp_path: Path, capfd) -> None:
+    assert main(["chat", "--url", f"unix:{tmp_path}/no.sock", "-q", "hi"]) == 1
+    assert capfd.readouterr().err == (
+        f"Error: No server answers at unix:{tmp_path}/no.sock (no such file or directory). "
+        "Is `vllm-cli serve` running?\n"
+    )
 
 
 def test_stats_tell_time_to_first_token_and_rate(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
@@ -108,27 +129,24 @@ def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]
     )
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:99999"])
+@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:99999", "unix:", "unix://"])
 def test_an_address_that_is_none_is_exit_code_2(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["complete", "--url", url, "-q", "hi"]) == 2
     assert f"{url!r}" in capfd.readouterr().err
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+@needs_openssl
 def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(
     stand_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate]
-    words += ["-subj", "/CN=stand-in", "-addext", "subjectAltName=IP:127.0.0.1"]
-    subprocess.run(words, check=True, capture_output=True)
+    made = make_certificate(tmp_path, "stand-in")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context.load_cert_chain(made.certificate, made.key)
     stand_in.socket = context.wrap_socket(stand_in.socket, server_side=True)
     url = stand_in.url.replace("http:", "https:")
     assert main(["chat", "--url", url, "-q", "Capital?"]) == 1
     assert "certificate verify failed" in capfd.readouterr().err
-    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
     stand_in.will_chat("Paris.")
     assert main(["chat", "--url", f"{url}/v1/", "-q", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
@@ -177,12 +195,12 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
     )
     os.close(child_side)
     try:
-        _read_until(terminal, b"> ")
+        read_until(terminal, b"> ")
         os.write(terminal, b"go\n")
-        _read_until(terminal, b"on and on and ")
+        read_until(terminal, b"on and on and ")
         chat.send_signal(signal.SIGINT)
-        _read_until(terminal, b"(stopped)")
-        _read_until(terminal, b"> ")
+        read_until(terminal, b"(stopped)")
+        read_until(terminal, b"> ")
         assert stand_in.hung_up.wait(60)
         chat.send_signal(signal.SIGINT)
         assert chat.wait(60) == 130
@@ -192,7 +210,17 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
         os.close(terminal)
 
 
-def _read_until(terminal: int, expected: bytes) -> None:
-    seen = b""
-    while expected not in seen:
-        seen += os.read(terminal, 1)
+@pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
+def test_a_terminal_does_not_obey_an_answer(stand_in, is_terminal: bool) -> None:
+    stand_in.will_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
+    words = [sys.executable, "-m", "vllm_cli", "chat", "--url", stand_in.url, "--quick", "hi"]
+    if is_terminal:
+        terminal, child_side = pty.openpty()
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=child_side, cwd=ROOT, timeout=120)
+        os.close(child_side)
+        shown = read_terminal(terminal).replace("\r\n", "\n")
+        assert shown == "a\\x1b]0;title\\x07\\x9b2J\nb\\u202e\n"
+    else:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, cwd=ROOT, timeout=120)
+        assert done.stdout.decode() == "a\x1b]0;title\x07\x9b2J\nb\u202e\n"
+    assert done.returncode == 0

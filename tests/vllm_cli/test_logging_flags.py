@@ -53,3 +53,23 @@ def test_traces_go_where_they_are_told_to(parse, monkeypatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     server = parse("m", "--otlp-traces-endpoint", "http://collector:4318").server
     assert (server.otlp_traces_endpoint, server.otlp_traces_protocol) == ("http://collector:4318", "grpc")
+
+
+@pytest.mark.parametrize("place", ["flag", "variable", "file"])
+def test_notices_have_the_format_of_the_log(place: str, parse, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
+    words: tuple[str, ...] = ()
+    if place == "flag":
+        words = ("--log-format", "json")
+    elif place == "variable":
+        monkeypatch.setenv("VCLI_LOG_FORMAT", "json")
+    else:
+        (tmp_path / "config.yaml").write_text("log-format: json\n")
+        words = ("--config", str(tmp_path / "config.yaml"))
+    parse("m", "--enforce-eager", *words)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["message"] for line in lines] == [
+        "VCLI_UNHEARD_OF is not a variable of vllm-cli.",
+        "--enforce-eager has no effect: torch and transformers choose the kernels.",
+    ]
+    assert {(line["level"], line["role"], line["phase"]) for line in lines} == {("WARNING", "api", "command_line")}

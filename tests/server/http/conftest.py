@@ -43,6 +43,7 @@ class ScriptedEngine:
     """Number of tokens after which a sequence waits until this is None."""
     is_ready: bool = True
     error: str | None = None
+    is_ending: bool = False
     fails_after: int | None = None
     """Number of tokens after which a sequence ends with an engine error."""
     dies_after: int | None = None
@@ -70,6 +71,10 @@ class ScriptedEngine:
         eos_token_ids=(EOS,),
         spans=[],
     )
+
+    @property
+    def is_alive(self) -> bool:
+        return self.error is None and not self.is_ending
 
     def reset(self, reply: list[int]) -> None:
         """Forgets everything but who listens."""

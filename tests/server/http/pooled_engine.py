@@ -31,6 +31,10 @@ class PooledEngine:
         self._subscribers: list[Callable[[EngineStats], None]] = []
 
     @property
+    def is_alive(self) -> bool:
+        return self.error is None
+
+    @property
     def stats(self) -> EngineStats:
         return self.core.stats
 

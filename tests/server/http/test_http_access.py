@@ -8,8 +8,9 @@ import pytest
 
 from startup.logs import TextFormatter
 
-GUARDED = ["/v1/models", "/v1/models/smol", "/load", "/metrics", "/openapi.json", "/nowhere"]
-OPEN = ["/health", "/ping", "/version"]
+GUARDED = ["/v1/models", "/v1/models/smol", "/docs", "/nowhere"]
+PROBES = ["/health", "/ping", "/livez", "/readyz"]
+STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"]
 
 
 @pytest.fixture
@@ -17,9 +18,26 @@ def locked(serve):
     return serve(api_keys=("first", "zweiter-schlüssel"))
 
 
-@pytest.mark.parametrize("path", OPEN)
-def test_probes_need_no_key(locked, path):
+@pytest.mark.parametrize("path", [*PROBES, *STATUS])
+def test_probes_and_what_tells_about_the_server_need_no_key(locked, path):
     assert locked.get(path).status_code == 200
+
+
+@pytest.mark.parametrize("path", STATUS)
+def test_the_operator_may_close_all_but_probes(serve, path):
+    server = serve(api_keys=("first",), api_key_everywhere=True)
+    assert server.get(path).status_code == 401
+    assert server.get(path, headers={"authorization": "Bearer first"}).status_code == 200
+    assert [server.get(probe).status_code for probe in PROBES] == [200] * 4
+
+
+def test_what_is_told_without_a_key_is_no_secret(serve):
+    server = serve(api_keys=("sesame-key",))
+    headers = {"authorization": "Bearer sesame-key", "user-agent": "sesame-agent", "x-request-id": "sesame-id"}
+    answer = server.post("/v1/completions", {"prompt": "sesame-prompt", "user": "sesame-user"}, headers=headers)
+    assert answer.status_code == 200
+    server.post("/v1/sesame-path", {"prompt": "a"}, headers=headers)
+    assert [path for path in STATUS if "sesame" in server.get(path).text] == []
 
 
 @pytest.mark.parametrize("path", GUARDED)

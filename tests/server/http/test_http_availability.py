@@ -90,6 +90,14 @@ def test_dead_engine_turns_health_into_503(server, engine):
     assert server.complete().status_code == 503
 
 
+def test_engine_that_ends_turns_health_into_503_before_it_has_ended(server, engine):
+    engine.is_ending = True
+    response = server.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "dead")
+    assert "its process is ending" in response.json()["error"]["message"]
+    assert server.complete().status_code == 503
+
+
 @pytest.mark.parametrize("death", [{"dies_after": 3}, {"fails_after": 3}], ids=["engine dies", "sequence fails"])
 @pytest.mark.parametrize("n", [1, 2])
 def test_failure_of_the_engine_is_a_500(server, engine, death, n):

@@ -5,13 +5,19 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+import torch
 
 from server.limits import LimitsConfig
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from tests.embeds_payloads import torch_payload
+from tests.server.http.conftest import MAX_MODEL_LEN
 from tests.server.http.raw_request import send
 
 MESSAGE = {"role": "user", "content": "a"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 LONG = {"prompt": "a", "max_tokens": 400}
+WIDTH = 16
+"""Numbers in a row of embeddings."""
 
 
 def error_of(response: httpx.Response, status: int) -> str:
@@ -44,7 +50,13 @@ def error_of(response: httpx.Response, status: int) -> str:
             {"prompt": "a", "user": [[[1]]]},
             "3 levels (--http-max-json-depth)",
         ),
-        ({"max_json_values": 9}, "/v1/completions", {"prompt": ["a"] * 10}, "9 objects, lists and texts"),
+        (
+            {"max_json_values": 9},
+            "/v1/completions",
+            {"prompt": ["a"] * 10},
+            "9 objects, lists, texts and numbers (--http-max-json-values)",
+        ),
+        ({"max_json_values": 9}, "/v1/completions", {"prompt": [1] * 10}, "9 objects, lists, texts and numbers"),
         (
             {"max_queued_requests": 2},
             "/v1/completions",
@@ -148,6 +160,27 @@ def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
         engine.holds_after = None
         assert server.complete(user="x").status_code == 200
     wait_until(lambda: server.services.admission.num_held_bytes == 0)
+
+
+def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):
+    """Few bytes may be many rows: the body is let in, and what it has become is not."""
+    few_values = torch_payload(torch.zeros(400, WIDTH).to_sparse())
+    assert len(few_values) < 400 * WIDTH * 2 / 3
+    monkeypatch.setattr(renderer, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
+    engine.holds_after = 0
+    server = serve(limits=LimitsConfig(max_held_bytes=20_000))
+    admission = server.services.admission
+    body = {"prompt_embeds": few_values, "max_tokens": 50}
+    with send(server, "/v1/completions", body):
+        wait_until(lambda: len(engine.requests) == 1)
+        assert admission.num_held_bytes == 400 * WIDTH * 2
+        message = error_of(server.post("/v1/completions", body), 503)
+        assert "12800 of at most 20000 bytes in requests, and this one brings 12800 (--http-max-held-size)" in message
+        wait_until(lambda: admission.num_held_bytes == 400 * WIDTH * 2)
+        assert len(engine.requests) == 1
+        engine.holds_after = None
+    wait_until(lambda: admission.num_held_bytes == 0)
+    assert server.post("/v1/completions", body).status_code == 200
 
 
 def test_a_request_alone_may_hold_more_than_all_together(serve, wait_until):

@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
-from tiny_vlm import as_bytes, picture, save_vlm
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.vision import VisionRenderer
+from tests.server.engine.tiny_vlm import as_bytes, picture, save_vlm
 
 MAX_MODEL_LEN = 512
 

@@ -1,18 +1,16 @@
 """prompt_embeds in POST /v1/completions, over the real route and renderer."""
 
-import io
 import json
 import threading
 from collections.abc import Iterator
 
 import httpx
-import pybase64
 import pytest
-import safetensors.torch
 import torch
 
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
+from tests.embeds_payloads import safetensors_payload, torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN
 
 WIDTH = 16
@@ -21,16 +19,6 @@ TEXT = " Paris, the city of light."
 
 def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
     return torch.randn(num_rows, width, generator=torch.Generator().manual_seed(seed))
-
-
-def saved(tensor: torch.Tensor) -> str:
-    file = io.BytesIO()
-    torch.save(tensor, file)
-    return pybase64.b64encode_as_string(file.getvalue())
-
-
-def as_safetensors(tensor: torch.Tensor) -> str:
-    return pybase64.b64encode_as_string(safetensors.torch.save({"prompt_embeds": tensor}))
 
 
 @pytest.fixture
@@ -62,11 +50,11 @@ def assert_refused(response, param: str, message: str) -> None:
 
 def test_without_the_flag_it_is_named(server):
     assert_refused(
-        server.complete(prompt=None, prompt_embeds=saved(rows(3))), "prompt_embeds", "--enable-prompt-embeds"
+        server.complete(prompt=None, prompt_embeds=torch_payload(rows(3))), "prompt_embeds", "--enable-prompt-embeds"
     )
 
 
-@pytest.mark.parametrize("write", [saved, as_safetensors])
+@pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
 def test_rows_reach_the_engine_in_the_model_s_type(taking, engine, write, prompt):
     body = taking.complete(prompt=prompt, prompt_embeds=write(rows(7))).json()
@@ -77,12 +65,17 @@ def test_rows_reach_the_engine_in_the_model_s_type(taking, engine, write, prompt
 
 
 def test_the_field_prompt_may_be_left_out(taking):
-    answer = taking.post("/v1/completions", {"prompt_embeds": saved(rows(2))})
+    answer = taking.post("/v1/completions", {"prompt_embeds": torch_payload(rows(2))})
     assert answer.json()["choices"][0]["text"] == TEXT
 
 
 def test_embeddings_come_before_texts(taking, engine, encode):
-    fields = {"prompt": ["a", "b"], "prompt_embeds": [saved(rows(2)), saved(rows(3, seed=1))], "n": 2, "max_tokens": 1}
+    fields = {
+        "prompt": ["a", "b"],
+        "prompt_embeds": [torch_payload(rows(2)), torch_payload(rows(3, seed=1))],
+        "n": 2,
+        "max_tokens": 1,
+    }
     body = taking.complete(**fields).json()
     assert [choice["index"] for choice in body["choices"]] == list(range(8))
     found = embeds_of(engine)
@@ -100,19 +93,21 @@ def test_embeddings_come_before_texts(taking, engine, encode):
 
 
 def test_choices_share_one_object(taking, engine):
-    taking.complete(prompt=None, prompt_embeds=saved(rows(4)), n=3, temperature=1.0)
+    taking.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), n=3, temperature=1.0)
     assert len({id(inputs) for inputs in engine.inputs.values()}) == 1
 
 
 def test_stream_has_the_same_text(taking):
-    lines = taking.stream_lines("/v1/completions", {"prompt_embeds": saved(rows(4)), "return_token_ids": True})
+    lines = taking.stream_lines("/v1/completions", {"prompt_embeds": torch_payload(rows(4)), "return_token_ids": True})
     chunks = [json.loads(line) for line in lines[:-1]]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
     assert chunks[0]["choices"][0]["prompt_token_ids"] == [0] * 4
 
 
 def test_stops_and_logprobs_work_as_ever(taking):
-    choice = taking.complete(prompt=None, prompt_embeds=saved(rows(4)), stop=[","], logprobs=1).json()["choices"][0]
+    choice = taking.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), stop=[","], logprobs=1).json()[
+        "choices"
+    ][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (" Paris", "stop", ",")
     assert choice["logprobs"]["tokens"][0] == " Paris"
     assert choice["logprobs"]["text_offset"][0] == 0
@@ -121,14 +116,14 @@ def test_stops_and_logprobs_work_as_ever(taking):
 def test_the_openai_client_sends_them_as_extra_fields(taking, engine):
     with taking.client() as client:
         answer = client.completions.create(
-            model="smol", prompt="", max_tokens=3, extra_body={"prompt_embeds": saved(rows(5))}
+            model="smol", prompt="", max_tokens=3, extra_body={"prompt_embeds": torch_payload(rows(5))}
         )
     assert answer.choices[0].text == " Paris, the"
     assert answer.usage is not None and answer.usage.prompt_tokens == 5
 
 
 def test_the_last_rows_are_kept_where_asked(taking, engine):
-    taking.complete(prompt=None, prompt_embeds=saved(rows(9)), truncate_prompt_tokens=4)
+    taking.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
     assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
 
 
@@ -139,15 +134,15 @@ def test_the_last_rows_are_kept_where_asked(taking, engine):
         ({"prompt_embeds": None}, "prompt", "`prompt` or `prompt_embeds` must be given"),
         ({"prompt_embeds": ""}, "prompt_embeds", "is empty"),
         ({"prompt_embeds": "?"}, "prompt_embeds", "not valid base64"),
-        ({"prompt_embeds": [saved(rows(2)), "AAAA"]}, "prompt_embeds", "neither a safetensors file"),
-        ({"prompt_embeds": saved(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
-        ({"prompt_embeds": saved(rows(MAX_MODEL_LEN))}, "prompt_embeds", "maximum context length is 512"),
+        ({"prompt_embeds": [torch_payload(rows(2)), "AAAA"]}, "prompt_embeds", "neither a safetensors file"),
+        ({"prompt_embeds": torch_payload(rows(2, width=8))}, "prompt_embeds", "rows of 8 numbers"),
+        ({"prompt_embeds": torch_payload(rows(MAX_MODEL_LEN))}, "prompt_embeds", "maximum context length is 512"),
         ({"prompt_embeds": 5}, "prompt_embeds", "got `int` 5"),
         ({"prompt_embeds": [5]}, "prompt_embeds", "got `int` 5"),
-        ({"prompt_embeds": saved(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
-        ({"prompt_embeds": saved(rows(2)), "prompt_logprobs": 0}, "prompt_logprobs", "`prompt_embeds`"),
-        ({"prompt_embeds": [saved(rows(1))] * 2049}, "prompt", "2049 prompts"),
-        ({"prompt_embeds": saved(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
+        ({"prompt_embeds": torch_payload(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
+        ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": 0}, "prompt_logprobs", "`prompt_embeds`"),
+        ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "2049 prompts"),
+        ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
     ],
 )
 def test_faults_are_told_with_their_field(taking, engine, fields, param, message):
@@ -159,7 +154,9 @@ def test_the_largest_body_follows_from_the_model(taking, renderer, engine):
     """500 rows of 32768 numbers are 44 MB of base64: more than other bodies may have."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 32768, "bfloat16")
     large = rows(500, width=32768).bfloat16()
-    assert taking.complete(prompt=None, prompt_embeds=as_safetensors(large)).json()["usage"]["prompt_tokens"] == 500
+    assert (
+        taking.complete(prompt=None, prompt_embeds=safetensors_payload(large)).json()["usage"]["prompt_tokens"] == 500
+    )
     assert torch.equal(embeds_of(engine)["0"], large)
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     too_large = taking.complete(prompt=None, prompt_embeds="A" * (34 << 20))
@@ -169,7 +166,7 @@ def test_the_largest_body_follows_from_the_model(taking, renderer, engine):
 
 def test_other_requests_are_answered_while_large_ones_are_read(taking, renderer):
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 8192, "bfloat16")
-    payload = {"prompt_embeds": [as_safetensors(rows(500, width=8192).bfloat16())] * 3, "max_tokens": 1}
+    payload = {"prompt_embeds": [safetensors_payload(rows(500, width=8192).bfloat16())] * 3, "max_tokens": 1}
     body = json.dumps(payload).encode()
     answers = []
 

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+from time import monotonic
 
 import pytest
 
 from server.serving.stats_line import StatsLine
 from server.telemetry import Telemetry
 
+INTERVAL_S = 0.01
+
 
 async def _run(services, caplog, num_lines: int) -> list[logging.LogRecord]:
-    line = StatsLine(services, 0.01)
+    line = StatsLine(services, INTERVAL_S)
     line.start()
     services.engine_metrics.count_prompt(30, num_cached=10)
     services.engine_metrics.count_generated(7)
@@ -29,8 +32,10 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
 
 async def test_what_happened_is_told_and_then_silence(server, caplog) -> None:
     caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
+    begin_s = monotonic()
     first, second, third, *_ = await _run(server.services, caplog, 4)
     prompt, generation, *_ = first.args
+    assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"
     assert (first.levelno, second.levelno, third.levelno) == (logging.INFO, logging.INFO, logging.DEBUG)
     assert second.args[:2] == (0.0, 0.0)

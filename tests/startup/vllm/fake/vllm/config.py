@@ -21,6 +21,7 @@ class EngineConfig:
     num_workers: int
     gate: str | None
     fails: bool
+    complains: bool
     imports: list[str]
 
 
@@ -37,6 +38,7 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
         num_workers=args.tensor_parallel_size,
         gate=args.gate,
         fails=args.engine_fails,
+        complains=args.worker_complains,
         imports=args.worker_imports,
     )
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from vllm import process_state
 from vllm.config import create_engine_config
+from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
 from vllm.v1.engine.async_llm import AsyncLLM, EngineManager
 
@@ -73,7 +74,9 @@ async def serve_http(
 ) -> bool:
     """Returns whether the engine has died."""
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
-    config = uvicorn.Config(build_app(client), log_level="info", **tls)
+    set_process_name("APIServer")
+    log_config = read_config() or uvicorn.config.LOGGING_CONFIG
+    config = uvicorn.Config(build_app(client), log_level="info", log_config=log_config, **tls)
     config.load()
     server = NoSignalServer(config)
     loop = asyncio.get_running_loop()

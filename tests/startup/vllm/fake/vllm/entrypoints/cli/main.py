@@ -8,14 +8,20 @@ IMPORTED_IN = os.getpid()
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
-    """`--help=TOPIC` shows a part."""
+    """`--help=TOPIC` shows a part; flags may be written with underscores."""
 
     def parse_args(self, args=None, namespace=None):
         topic = next((word for word in sys.argv if word.startswith("--help=")), None)
         if topic is not None:
             print(f"fake vLLM's help about {topic.removeprefix('--help=')}")
             raise SystemExit(0)
-        return super().parse_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([_with_dashes(word) for word in words], namespace)
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if word.startswith("--") else word
 
 
 def main() -> None:

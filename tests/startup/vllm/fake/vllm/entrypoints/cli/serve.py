@@ -59,6 +59,13 @@ class ServeSubcommand:
         parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
         parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
         parser.add_argument("--engine-fails", action="store_true")
+        parser.add_argument("--worker-complains", action="store_true")
+        parser.add_argument("--api-key", nargs="+")
+        parser.add_argument("--hf-token", nargs="?")
+        parser.add_argument("--log-level")
+        parser.add_argument("--log-config-file")
+        parser.add_argument("--disable-access-log-for-endpoints")
+        parser.add_argument("--distributed-executor-backend")
         parser.add_argument("--worker-imports", nargs="*", default=[])
         parser.add_argument("--raises")
         return parser

@@ -1,5 +1,6 @@
 """The engine's process: starts workers and answers API servers."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from vllm import process_state
 from vllm.config import EngineConfig
+from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
 from vllm.system_utils import set_process_title
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
@@ -24,7 +26,9 @@ class EngineCoreProc:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_process_title("EngineCore")
+        set_process_name("EngineCore")
         print("EngineCore speaks", flush=True)
+        logging.getLogger("vllm.engine").info("the engine\nstarts")
         if config.fails:
             raise RuntimeError("the engine cannot be initialised")
         inspected = ModelRegistry.inspect(config.architecture) if config.architecture else None

@@ -1,9 +1,11 @@
 """A worker: loads a model and continues texts, by telling who read them."""
 
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
+import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
@@ -11,6 +13,7 @@ import huggingface_hub.constants  # noqa: F401 - some library of vLLM's that rea
 
 from vllm import process_state
 from vllm.config import EngineConfig
+from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
 from vllm.system_utils import set_process_title
 from vllm.tracing import instrument
@@ -39,7 +42,11 @@ class WorkerProc:
     def worker_main(config: EngineConfig, rank: int, connection: Connection) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_process_title(f"Worker_{rank}")
+        set_process_name(f"Worker_{rank}")
         print(f"{multiprocessing.current_process().name} speaks", flush=True)
+        logging.getLogger("vllm.worker").info("worker %d starts", rank)
+        if config.complains:
+            print("a library of the worker complains", file=sys.stderr)
         worker = WorkerProc(config, rank)
         connection.send("ready")
         with suppress(EOFError):  # the engine is gone

@@ -1,0 +1,65 @@
+"""Text logs: whatever gets into a record, only what this program says begins a line, and no terminal obeys it."""
+
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+
+from startup.json_logs import JsonFormatter
+from startup.logs import RoleFormatter, TextFormatter
+
+_FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
+_HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
+
+FORMATTERS = pytest.mark.parametrize(
+    "formatter", [TextFormatter("api"), JsonFormatter("api", lambda: "serving")], ids=["text", "json"]
+)
+
+
+def _record(message: str, *args: object, is_exception: bool = False) -> logging.LogRecord:
+    exc_info = None
+    if is_exception:
+        try:
+            raise ValueError(_HOSTILE)
+        except ValueError:
+            exc_info = sys.exc_info()
+    return logging.LogRecord("server.x", logging.ERROR, __file__, 1, message, args, exc_info)
+
+
+@FORMATTERS
+@pytest.mark.parametrize("is_exception", [False, True], ids=["message", "traceback"])
+def test_a_terminal_is_told_nothing_by_a_record(formatter: RoleFormatter, is_exception: bool) -> None:
+    text = formatter.format(_record("%s", _HOSTILE, is_exception=is_exception))
+    assert [c for c in text if not c.isprintable() and c != "\n"] == []
+    assert "x1b[2J" in text or "u001b[2J" in text
+
+
+@FORMATTERS
+def test_no_text_looks_like_a_record_of_its_own(formatter: RoleFormatter) -> None:
+    _, *others = formatter.format(_record("%s", _HOSTILE, is_exception=True)).splitlines()
+    assert [line for line in others if line and not line.startswith("  ")] == []
+
+
+def test_what_is_printable_stays_as_it_is() -> None:
+    text = TextFormatter("api").format(_record("größe\t日本 %s", "🙂 \\x1b"))
+    assert text.endswith("(api) server.x: größe\t日本 🙂 \\x1b")
+
+
+def test_a_traceback_stays_readable() -> None:
+    code = """
+import logging
+from startup.log_options import LogOptions
+from startup.logs import configure_logging
+configure_logging(LogOptions(level="INFO"), role="api")
+try:
+    int("\\x1b[31m\\n0")
+except ValueError:
+    logging.getLogger("server").exception("it failed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    first, *rest = done.stderr.splitlines()
+    assert re.fullmatch(r"ERROR \d\d-\d\d \d\d:\d\d:\d\d \(api\) server: it failed", first)
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-1].startswith("  ValueError: invalid literal for int()")

@@ -1,0 +1,36 @@
+"""How lines of the log look: as vLLM's variable for it wants when this is imported, with the process in each record."""
+
+import json
+import logging
+import logging.config
+import os
+from pathlib import Path
+from typing import Any
+
+IMPORTED_IN = os.getpid()
+_names: dict[int, str] = {}
+
+
+def read_config() -> dict[str, Any] | None:
+    path = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+    return json.loads(Path(path).read_text()) if path else None
+
+
+def set_process_name(name: str) -> None:
+    _names[os.getpid()] = name
+
+
+def _configure() -> None:
+    create = logging.getLogRecordFactory()
+
+    def create_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = create(*args, **kwargs)
+        record.vllm_process_name = _names.get(os.getpid(), record.processName)
+        return record
+
+    logging.setLogRecordFactory(create_record)
+    if (config := read_config()) is not None:
+        logging.config.dictConfig(config)
+
+
+_configure()

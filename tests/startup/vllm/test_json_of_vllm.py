@@ -1,0 +1,98 @@
+"""`--log-format json` with vLLM: every record of every process is one object in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, variant
+
+_PRINTED = ("EngineCore speaks", "VllmWorker-0 speaks")
+"""What the fake vLLM prints past any log, for the tests to see."""
+
+
+def _lines(start: FakeStart) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in start.text.splitlines() if line not in _PRINTED]
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_every_line_is_an_object(method: str, folder: Path) -> None:
+    env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=method)
+    with FakeStart(folder, "--log-format", "json", "--worker-complains", env=env) as start:
+        start.wait_until_ready()
+        start.wait_until_it_is_told("ready after")
+        state = start.state()
+        assert start.end() == 0
+        lines = _lines(start)
+    by_message = {line["message"]: line for line in lines}
+    assert by_message["the engine\nstarts"]["role"] == "EngineCore"
+    assert by_message["worker 0 starts"]["role"] == "Worker_0"
+    assert by_message["a library of the worker complains"]["role"] == "Worker_0"
+    [access] = [line for line in lines if line["logger"] == "uvicorn.access"][:1]
+    assert (access["path"], access["status"], access["role"]) == ("/health", 200, "APIServer")
+    [ready] = [line for line in lines if line["message"].startswith("ready after")]
+    assert (ready["role"], ready["phase"]) == ("launcher", "serving")
+    assert len({line["pid"] for line in lines}) >= 3
+    for process in (state["server"], state["engine"], *state["workers"]):
+        own = [name for name in process["environment"] if name.startswith("VCLI_")]
+        assert own == [], "vLLM's processes have nothing of ours in their environment"
+
+
+def test_the_variable_is_heeded_and_paths_are_left_out_of_the_access_log(folder: Path) -> None:
+    env = environment(folder, VCLI_LOG_FORMAT="json")
+    words = ("--disable-access-log-for-endpoints", "/health, /metrics")
+    with FakeStart(folder, *words, env=env) as start:
+        start.wait_until_ready()
+        start.get("/nowhere")
+        start.wait_until_it_is_told("/nowhere")
+        paths = {line["path"] for line in _lines(start) if line["logger"] == "uvicorn.access"}
+    assert paths == {"/nowhere"}
+
+
+def test_an_engine_that_dies_tells_why_in_a_line(folder: Path) -> None:
+    with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
+        assert start.process.wait(60) == 1
+        told = [line["message"] for line in _lines(start) if line["role"] == "EngineCore"]
+        assert any("Traceback" in message for message in told)
+        assert any("RuntimeError: the engine cannot be initialised" in message for message in told)
+        [last] = [line for line in _lines(start) if "Engine core initialization failed" in line.get("exception", "")]
+        assert (last["logger"], last["level"]) == ("uncaught", "CRITICAL")
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "version", "reason"),
+    [
+        (("--log-config-file", "x.json"), {}, "0.32.0+cpu", "has a configuration of its own"),
+        ((), {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0+cpu", "VLLM_CONFIGURE_LOGGING has vLLM leave its log alone"),
+        (("--distributed-executor-backend", "ray"), {}, "0.32.0+cpu", "Ray starts processes"),
+        ((), {}, "0.31.0+cpu", "vLLM 0.31.0+cpu writes the process before each line"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "0.32.0+cpu", "vLLM starts without its help"),
+    ],
+    ids=["own-file", "left-alone", "ray", "older", "plain"],
+)
+def test_where_the_flag_does_not_hold_one_line_says_so(
+    words: tuple[str, ...], variables: dict[str, str], version: str, reason: str, folder: Path
+) -> None:
+    fake = variant(folder, _version=f'__version__ = version = "{version}"\n')
+    env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
+    with FakeStart(folder, "--log-format", "json", *words, env=env) as start:
+        start.wait_until_ready()
+        [warning] = [json.loads(line) for line in start.told("--log-format json is for vllm-cli's own lines here")]
+        assert reason in warning["message"]
+        assert warning["role"] == "launcher"
+
+
+def test_a_start_that_begins_anew_has_nothing_of_the_first_attempt(folder: Path) -> None:
+    """What the first one gave vLLM is not taken for the user's own configuration."""
+    fake = variant(folder, _version='__version__ = version = "0.99.0+cpu"\n')
+    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
+    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
+    path.write_text(path.read_text().replace("        print(", f"        {refuses}\n        print(", 1))
+    with FakeStart(folder, "--log-format", "json", env=environment(folder, fake)) as start:
+        server = start.wait_until_ready().state()["server"]
+        assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
+        told = [json.loads(line) for line in start.told("starts anew, without", "own lines here")]
+        assert [line["role"] for line in told] == ["launcher"] * 2
+        assert told[1]["message"].endswith("vLLM starts without its help")
+        assert list(folder.glob("vllm-cli-*")) == []

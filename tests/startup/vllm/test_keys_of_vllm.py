@@ -1,0 +1,66 @@
+"""Keys and tokens on the command line reach vLLM whole, and are shown by none of its processes."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, variant
+
+_SECRETS = ("sesame-one", "sesame-two", "sesame-three")
+_WORDS = ("model", "--api-key", *_SECRETS[:2], "--hf-token=sesame-three", "--enforce-eager")
+
+
+def _shown(start: FakeStart) -> str:
+    """The command lines of the processes that there are."""
+    shown = []
+    for process in (start.launcher, *start.note_tree()):
+        with suppress(psutil.NoSuchProcess):
+            shown.append("\0".join(process.cmdline()))
+    assert len(shown) >= 3
+    return "\n".join(shown)
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+def test_secrets_reach_vllm_and_nobody_else(method: str, folder: Path) -> None:
+    fake = variant(folder, _version='__version__ = "0.32.0"\n')
+    env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
+    gate = folder / "gate"
+    with FakeStart(folder, *_WORDS, "--gate", str(gate), env=env) as start:
+        start.wait_until_it_is_told("EngineCore speaks")
+        assert start.responders()
+        assert "sesame" not in _shown(start)
+        gate.touch()
+        server = start.wait_until_ready().state()["server"]
+        assert "sesame" not in _shown(start)
+        assert "--api-key\0**********\0**********\0--hf-token=************\0" in _shown(start)
+        assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
+        notices = start.told("Notice:")
+        assert [notice.partition(" on the command line")[0] for notice in notices] == [
+            "Notice: --api-key",
+            "Notice: --hf-token",
+        ]
+        assert [notice.rpartition(" ")[2] for notice in notices] == ["VLLM_API_KEY.", "HF_TOKEN."]
+        assert "sesame" not in start.text
+
+
+def test_a_start_that_begins_anew_has_its_words(folder: Path) -> None:
+    """It replaces this program by the same one, whose words must not be the masked ones."""
+    fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
+    path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
+    refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
+    path.write_text(path.read_text().replace("        print(", f"        {refuses}\n        print(", 1))
+    with FakeStart(folder, *_WORDS, env=environment(folder, fake)) as start:
+        server = start.wait_until_ready().state()["server"]
+        assert start.told("starts anew, without")
+        assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
+        assert "sesame" not in _shown(start)
+
+
+@pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
+def test_a_flag_may_be_spelt_as_vllm_takes_it(spelling: str, folder: Path) -> None:
+    with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
+        start.wait_until_it_is_told("headless engine")
+        assert "sesame" not in _shown(start)
+        start.note_tree()

@@ -1,0 +1,88 @@
+"""A service manager hears of vLLM's start and end what it hears of the embedded engine's, as far as anybody knows."""
+
+import socket
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.startup.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.waiting import wait_until
+
+_OFF = "WATCHDOG_USEC=0"
+
+
+def _address() -> str:
+    return f"@vllm-cli-test-{uuid4()}"
+
+
+def _environment(folder: Path, heard: NotifySocket, **changes: str) -> dict[str, str]:
+    return environment(folder, NOTIFY_SOCKET=heard.address, WATCHDOG_USEC="200000", **changes)
+
+
+def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) -> None:
+    gate = folder / "gate"
+    with (
+        NotifySocket(_address()) as heard,
+        FakeStart(folder, "--gate", str(gate), env=_environment(folder, heard)) as start,
+    ):
+        wait_until(lambda: "STATUS=vllm" in heard.lines or start.process.poll() is not None)
+        assert "STATUS=import vllm" in heard.lines
+        assert "READY=1" not in heard.lines
+        gate.touch()
+        wait_until(lambda: "READY=1" in heard.lines or start.process.poll() is not None)
+        assert start.get("/health")[0] == 200
+        assert heard.messages[-1 - heard.lines.count("WATCHDOG=1")] == (
+            f"READY=1\nSTATUS=ready: http://127.0.0.1:{start.port}"
+        )
+        wait_until(lambda: heard.lines.count("WATCHDOG=1") >= 3)
+        assert start.end() == 0
+        assert [message.splitlines()[0] for message in heard.messages].index("STOPPING=1") > 0
+        assert "STATUS=finishing what runs" in heard.lines
+        assert _OFF not in heard.lines
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "status"),
+    [
+        (("--api-server-count", "2"), {}, "ready: http://"),
+        (("--headless",), {}, "a node without an API server"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, and does not tell when it is ready"),
+    ],
+    ids=["several-servers", "headless", "plain"],
+)
+def test_a_watchdog_that_nobody_could_feed_is_switched_off(
+    words: tuple[str, ...], changes: dict[str, str], status: str, folder: Path
+) -> None:
+    with (
+        NotifySocket(_address()) as heard,
+        FakeStart(folder, *words, env=_environment(folder, heard, **changes)) as start,
+    ):
+        wait_until(lambda: "READY=1" in heard.lines or start.process.poll() is not None)
+        [ready] = [message for message in heard.messages if "READY=1" in message]
+        assert _OFF in ready.splitlines()
+        assert f"STATUS={status}" in ready
+        start.note_tree()
+        assert "WATCHDOG=1" not in heard.lines
+
+
+def test_a_port_in_use_is_told(folder: Path) -> None:
+    with NotifySocket(_address()) as heard, socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, heard))
+        assert done.returncode == 3
+        wait_until(lambda: any(line.startswith(f"STATUS=failed: 127.0.0.1:{port} is in use") for line in heard.lines))
+
+
+def test_help_tells_no_manager_anything(folder: Path) -> None:
+    with NotifySocket(_address()) as heard:
+        assert run_fake(folder, "--help", env=_environment(folder, heard)).returncode == 0
+    assert heard.messages == []
+
+
+def test_an_engine_that_cannot_start_is_never_ready(folder: Path) -> None:
+    with NotifySocket(_address()) as heard:
+        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, heard)).returncode == 1
+        wait_until(lambda: "STOPPING=1" in heard.lines)
+        assert "READY=1" not in heard.lines

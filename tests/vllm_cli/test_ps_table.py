@@ -1,0 +1,23 @@
+"""The table of `vllm-cli ps`, about servers whose names somebody else has chosen."""
+
+from vllm_cli.commands.ps import _table
+from vllm_cli.running_servers import RunningServer
+
+
+def test_what_other_users_call_their_servers_stays_in_its_cell() -> None:
+    hostile = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
+    server = RunningServer(
+        pid=5,
+        port=8000,
+        address="http://127.0.0.1:8000",
+        model=hostile,
+        engine="embedded",
+        state=hostile,
+        uptime_s=1.0,
+        memory_bytes=1 << 30,
+        pids=(5,),
+    )
+    head, row = _table([server])
+    assert head.startswith("PID")
+    assert row.endswith("x\\n1  http://127.0.0.1:1  ready\\x1b[2J")
+    assert row.isprintable()
