@@ -20,13 +20,18 @@ _PASSED_ON = (
 )
 _WATCHED = (*_PASSED_ON, signal.SIGCHLD)
 
+_MEANT_BY_PID = ("LISTEN_PID", "WATCHDOG_PID")
+"""By these a service manager (sd_listen_fds(3), sd_watchdog_enabled(3)) says which process it means."""
+
 
 def become_init() -> None:
     """Returns in a child, which is the program; this process stays behind as its init and ends as it does."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+    init_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
         _take_terminal()
+        _take_over_from(init_pid)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     os._exit(_look_after(pid))
@@ -57,6 +62,13 @@ def _collect(program_pid: int) -> int | None:
             if pid == program_pid:
                 found = status
     return found
+
+
+def _take_over_from(init_pid: int) -> None:
+    """Whoever named this container's first process meant the program."""
+    for name in _MEANT_BY_PID:
+        if os.environ.get(name) == str(init_pid):
+            os.environ[name] = str(os.getpid())
 
 
 def _take_terminal() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Final
 
 from envs.registry import env
@@ -16,7 +17,7 @@ _FIRST_FD: Final = 3
 def take_socket() -> socket.socket | None:
     """The first socket that was handed over to this process, None where there is none.
 
-    The variables are removed, so that no child takes the socket for its own.
+    The variables are removed and no child inherits a descriptor, so that none takes a socket for its own.
 
     Raises:
         StartupError: what was handed over does not listen for connections.
@@ -30,6 +31,9 @@ def take_socket() -> socket.socket | None:
         return None
     if num_fds > 1:
         logger.warning("%d sockets were handed over: the first is taken", num_fds)
+    for fd in range(_FIRST_FD, _FIRST_FD + num_fds):
+        with suppress(OSError):  # what is no descriptor, `_open` says of the one that matters
+            os.set_inheritable(fd, False)
     return _open(_FIRST_FD)
 
 
@@ -43,5 +47,4 @@ def _open(fd: int) -> socket.socket:
         raise StartupError(f"LISTEN_FDS: descriptor {fd} is no socket ({(err.strerror or '').lower()})") from err
     if not is_listening:
         raise StartupError(f"LISTEN_FDS: descriptor {fd} does not listen: use ListenStream= with Accept=no")
-    listener.set_inheritable(False)
     return listener

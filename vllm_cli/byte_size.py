@@ -23,3 +23,11 @@ class ByteSize(click.ParamType[int]):
         number, unit, binary, byte = match.groups()
         factors = _DECIMAL_FACTORS if byte and not binary else _FACTORS
         return round(float(number) * factors[unit])
+
+
+def spell_size(num_bytes: int) -> str:
+    """As a user would write it, in the largest unit that fits a whole number of times: `16MiB`."""
+    for unit, factor in reversed(_FACTORS.items()):
+        if unit and num_bytes and num_bytes % factor == 0:
+            return f"{num_bytes // factor}{unit.upper()}iB"
+    return str(num_bytes)

@@ -48,14 +48,18 @@ OWN_LIMITS: Final = (
         "max_held_bytes",
         "Most bytes of bodies and tensors in all requests; then 503. An eighth of free memory if not given.",
     ),
-    _seconds("--http-header-timeout", "header_timeout_s", "Time for a request's headers; then 408."),
-    _seconds("--http-body-timeout", "body_timeout_s", "Time for a body, and what the next flag adds; then 408."),
-    _size("--http-min-body-rate", "min_body_rate", "Bytes of a body that earn it another second; 0 for none."),
+    _seconds(
+        "--http-header-timeout", "header_timeout_s", "Time for a request's headers, then 408; also for a TLS handshake."
+    ),
+    _seconds("--http-body-timeout", "body_timeout_s", "Time for a body, and what the next flag gives back; then 408."),
+    _size(
+        "--http-min-body-rate", "min_body_rate", "Bytes of a body that give it a second of its time back; 0 for none."
+    ),
     _seconds("--http-send-timeout", "send_timeout_s", "Time for a client to read what waits for it; then it is cut."),
     _size("--http-send-buffer-size", "send_buffer_bytes", "What may wait for a client that reads slowly."),
     _seconds("--http-request-timeout", "request_timeout_s", "Time for an answer; then 504. 0 does not bound it."),
     _count("--http-max-json-depth", "max_json_depth", "Deepest nesting of a body; else 400."),
-    _count("--http-max-json-values", "max_json_values", "Most objects, lists and texts in a body; else 400."),
+    _count("--http-max-json-values", "max_json_values", "Most objects, lists, texts and numbers in a body; else 400."),
     _count("--http-max-prompts", "max_prompts", "Most prompts of a request, times n; also inputs and documents."),
     _count("--http-max-messages", "max_messages", "Most messages of a conversation; else 400."),
     _count("--http-max-tools", "max_tools", "Most tools of a request; else 400."),

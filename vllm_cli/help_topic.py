@@ -17,9 +17,15 @@ SECTIONS: Final = {
     "schedulerconfig": ("Memory and scheduling",),
     "multimodalconfig": ("Pictures",),
     "observabilityconfig": ("Logging",),
+    "loggingconfig": ("Logging",),
     "loadconfig": ("Start",),
 }
 """Titles in vLLM's help, to our groups that have most of their flags."""
+
+_SECTION_END: Final = "config"
+"""Other titles of vLLM's are a word that their flags have in their names, and this."""
+_OF_CONFIGS: Final = "vllmconfig"
+"""A title of vLLM's for the flags that are whole configurations."""
 
 
 class HelpTopic(NamedTuple):
@@ -39,13 +45,21 @@ def find_topic(topic: str) -> HelpTopic:
         return HelpTopic(FLAGS)
     if grouped := _group_flags(word):
         return HelpTopic(grouped)
-    similar = tuple(flag for flag in FLAGS if any(word in name for name in flag.names))
+    similar = _flags_with(word)
     for flag in similar:
         if word in (name.lstrip("-") for name in flag.names):
             return HelpTopic((flag,), is_single=True, also=tuple(f.name for f in similar if f is not flag))
+    if not similar and word.endswith(_SECTION_END):
+        similar = _flags_with(_SECTION_END if word == _OF_CONFIGS else word.removesuffix(_SECTION_END))
     if not similar:
         raise _unknown(topic, word)
     return HelpTopic(similar)
+
+
+def _flags_with(word: str) -> tuple[Flag, ...]:
+    """Those with the word in their names; `structuredoutputs` is in `--structured-outputs-config`."""
+    joined = word.replace("-", "")
+    return tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
 
 
 def _group_flags(word: str) -> tuple[HonouredFlag, ...]:

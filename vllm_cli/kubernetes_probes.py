@@ -10,6 +10,11 @@ UNKNOWN_START_S: Final = 600.0
 LEAST_ALLOWED_S: Final = 60.0
 """Another node may have to read the weights from a disk first."""
 
+_COMMAND_PERIOD_S: Final = 5
+"""A command costs the starting server some processor time; it looks several times a second while it waits."""
+_COMMAND_START_S: Final = 1
+"""Of a probe's time, for the command to begin and end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTarget:
@@ -33,7 +38,8 @@ class ProbeTarget:
     def action(self, path: str, timeout_s: int) -> dict[str, Any]:
         """What a probe does."""
         if self.uds is not None:
-            words = ["vllm-cli", "wait", "--quiet", "--uds", self.uds, "--path", path, "--timeout", str(timeout_s)]
+            waits_s = str(timeout_s - _COMMAND_START_S)
+            words = ["vllm-cli", "wait", "--quiet", "--uds", self.uds, "--path", path, "--timeout", waits_s]
             return {"exec": {"command": words}}
         scheme = {"scheme": "HTTPS"} if self.is_tls else {}
         return {"httpGet": {"path": path, "port": self.port, **scheme}}
@@ -67,11 +73,12 @@ def build_probes(target: ProbeTarget, times: StartTimes) -> dict[str, Any]:
     `/livez` answers from the first tenth of a second on, and whatever the load: a server that loads, drains or waits
     for an engine that is being restarted is alive. `/readyz` is 200 when a real token has gone all the way through.
     """
+    period_s = times.period_s if target.uds is None else max(times.period_s, _COMMAND_PERIOD_S)
     startup = {
         **target.action(target.ready_path, 5),
-        "periodSeconds": times.period_s,
+        "periodSeconds": period_s,
         "timeoutSeconds": 5,
-        "failureThreshold": math.ceil(times.allowed_s / times.period_s),
+        "failureThreshold": math.ceil(times.allowed_s / period_s),
     }
     liveness = {**target.action(target.live_path, 5), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3}
     readiness = {**target.action(target.ready_path, 2), "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 2}

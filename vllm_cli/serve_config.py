@@ -22,6 +22,8 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     "server.otlp_traces_protocol": env.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL,
     "server.timeout_keep_alive_s": env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
     "limits.max_choices": env.VLLM_MAX_N_SEQUENCES,
+    "limits.max_prompts": env.VLLM_MAX_COMPLETION_PROMPTS,
+    "limits.max_stop_strings": env.VLLM_MAX_STOP_STRINGS,
     "renderer.image_fetch_timeout_s": env.VLLM_IMAGE_FETCH_TIMEOUT,
     "renderer.media_url_allow_redirects": env.VLLM_MEDIA_URL_ALLOW_REDIRECTS,
     "renderer.max_media_mb": env.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB,

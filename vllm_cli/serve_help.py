@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 import click
 
 from startup.config import StartupConfig
+from vllm_cli.byte_size import ByteSize, spell_size
 from vllm_cli.flag import Flag, HonouredFlag, Shape
 from vllm_cli.flags_hinted import HINTED
 from vllm_cli.flags_honoured import GROUPS
@@ -96,4 +97,12 @@ def _meaning(flag: HonouredFlag) -> str:
         return flag.help
     if flag.shape is Shape.SWITCH:
         return f"{flag.help} [on]"
-    return f"{flag.help} [{json.dumps(default) if isinstance(default, tuple) else default}]"
+    return f"{flag.help} [{_spell_default(flag, default)}]"
+
+
+def _spell_default(flag: HonouredFlag, default: Any) -> str:
+    if isinstance(flag.type, ByteSize):
+        return spell_size(default)
+    if isinstance(default, tuple):
+        return json.dumps(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)

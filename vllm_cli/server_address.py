@@ -46,7 +46,10 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
         InputError: it is none of these.
     """
     if url.startswith("unix:"):
-        return ServerAddress(uds=url.removeprefix("unix:").removeprefix("//"))
+        path = url.removeprefix("unix:").removeprefix("//")
+        if not path:
+            raise InputError(f"{url!r} names no socket, as unix:/run/vllm.sock does.")
+        return ServerAddress(uds=path)
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         port = parts.port

@@ -30,12 +30,12 @@ class TimeAxis:
         )
 
     def _ticks(self) -> Iterator[float]:
-        step = _round_step((self.end_s or 1.0) / _NUM_STEPS)
+        step = round_step((self.end_s or 1.0) / _NUM_STEPS)
         digits = max(0, -floor(log10(step)))
         return (round(number * step, digits + 1) for number in range(floor(self.end_s / step) + 1))
 
 
-def _round_step(least: float) -> float:
+def round_step(least: float) -> float:
     """1, 2 or 5 times a power of ten, the least that is not less."""
     magnitude = 10.0 ** floor(log10(least))
     return next(factor * magnitude for factor in (1, 2, 5, 10) if factor >= ceil(least / magnitude * 1e6) / 1e6)

@@ -1,10 +1,13 @@
 """What is deployed fits the program: words that it takes, users, probes, times and folders."""
 
 import configparser
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,17 @@ def test_the_image_gets_every_package_and_nothing_else() -> None:
     for source in sources:
         assert (ROOT / source).exists()
         assert any(fnmatch(source, line[1:]) for line in ignored if line.startswith("!")), source
+
+
+@pytest.mark.parametrize("extras", ["", "otel"])
+def test_the_image_gets_the_extras_that_are_asked_for(extras: str, tmp_path: Path) -> None:
+    [step] = [step for step in read_stages()[0] if step.name == "RUN" and "requirements.txt" in step.value]
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    lists_them = re.sub(r"^python ", f"{sys.executable} ", step.value.partition("&&")[0])
+    subprocess.run(["sh", "-c", lists_them], cwd=tmp_path, env=os.environ | {"EXTRAS": extras}, check=True, timeout=200)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + (project["optional-dependencies"][extras] if extras else [])
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == wanted
 
 
 def test_the_image_runs_as_nobody_in_particular_and_checks_itself() -> None:

@@ -2,15 +2,18 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.deploy.dockerfile import ROOT, Instruction, read_stages
+from tests.deploy.dockerfile import ROOT, Instruction, last, read_stages
 from tests.deploy.test_deploy_files import MANIFEST
+from tests.hardened import as_user, on_read_only_root
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -24,50 +27,101 @@ def test_hadolint_has_nothing_to_say(linters: Path) -> None:
 
 
 def test_the_manifests_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Path) -> None:
-    command = [str(linters / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33"]
-    good = subprocess.run([*command, str(MANIFEST)], capture_output=True, text=True, timeout=600)
+    good = _validate(linters, MANIFEST)
     assert good.returncode == 0, good.stdout + good.stderr
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text(MANIFEST.read_text().replace("periodSeconds", "perSeconds"))
-    assert subprocess.run([*command, str(wrong)], capture_output=True, timeout=600).returncode != 0
+    assert _validate(linters, wrong).returncode != 0
 
 
-def test_the_steps_of_the_build_make_a_server_that_starts(model_path: Path, tmp_path: Path) -> None:
-    """The RUNs and COPYs of the build stage, with other folders; then what the image would execute, without writing."""
-    venv, sources = tmp_path / "opt" / "vllm-cli", tmp_path / "src"
-    sources.mkdir()
-    for step in read_stages()[0]:
-        _do(step, venv, sources)
-    package = next((venv / "lib").glob("python*/site-packages/vllm_cli"))
+@pytest.mark.parametrize(
+    "words", [[], ["--uds", "/run/vllm.sock"], ["--ssl", "--port", "9000", "--engine", "vllm"]], ids=" ".join
+)
+def test_printed_probes_fit_the_schema_of_kubernetes(words: list[str], linters: Path, tmp_path: Path) -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "probes", *words], check=True, capture_output=True, text=True, timeout=200
+    )
+    [pod] = [document for document in yaml.safe_load_all(MANIFEST.read_text()) if document["kind"] == "Deployment"]
+    [container] = pod["spec"]["template"]["spec"]["containers"]
+    container |= yaml.safe_load(printed.stdout)
+    (tmp_path / "deployment.yaml").write_text(yaml.safe_dump(pod))
+    done = _validate(linters, tmp_path / "deployment.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the RUNs and COPYs of the Dockerfile make of /opt/vllm-cli, /src and /cache, below another folder."""
+    root = tmp_path_factory.mktemp("image")
+    (root / "src").mkdir()
+    build, final = read_stages()
+    for step in [*build, *(step for step in final if "/cache" in step.value)]:
+        _do(step, root)
+    return root
+
+
+def test_what_is_installed_is_compiled_and_its_sources_are_not_looked_at(image: Path) -> None:
+    package = next((image / "opt" / "vllm-cli" / "lib").glob("python*/site-packages/vllm_cli"))
     compiled = next((package / "__pycache__").glob("main.*.pyc")).read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, never checked (PEP 552)
 
-    port = str(free_port())
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PATH": f"{venv}/bin:{os.environ['PATH']}"}
-    environment.pop("PYTHONPATH", None)
-    with (tmp_path / "log").open("w") as log:
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_what_the_image_executes_serves_as_any_user_on_a_read_only_root(image: Path, model_path: Path) -> None:
+    """With the variables of the image, of whose folders /cache alone can be written to."""
+    cache, port = image / "cache", str(free_port())
+    user = as_user(4711, 0, Path(sys.executable), model_path / "model.safetensors")
+    read_only = on_read_only_root(cache)
+    if user is None or read_only is None:
+        pytest.skip("no other user, or no mounts of one's own, here")
+    environment = {name: _below(image, value) for name, value in _variables().items()}
+    environment["PATH"] += f":{os.environ['PATH']}"
+    launcher = (*read_only, *user)
+    with (image / "log").open("w") as log:
         server = subprocess.Popen(
-            ["vllm-cli", "serve", str(model_path), "--port", port], env=environment, cwd=tmp_path, stderr=log
-        )
+            [*launcher, *last(read_stages()[-1], "ENTRYPOINT").words, str(model_path), "--port", port],
+            env=environment, cwd=cache, stderr=log,
+        )  # fmt: skip
     try:
         words = ["vllm-cli", "wait", "--quiet", "--port", port, "--timeout", "600", "--pid", str(server.pid)]
-        ready = subprocess.run(words, env=environment, cwd=tmp_path, timeout=700)
-        assert ready.returncode == 0, (tmp_path / "log").read_text()
+        ready = subprocess.run([*launcher, *words], env=environment, cwd=cache, timeout=700)
+        assert ready.returncode == 0, (image / "log").read_text()
         server.terminate()
         assert server.wait(120) == 0
     finally:
         server.kill()
         server.wait()
+    written = [path for path in cache.rglob("*") if path.is_file()]
+    assert written
+    assert {path.stat().st_uid for path in written} == {4711}
+    assert "Traceback" not in (image / "log").read_text()
 
 
-def _do(step: Instruction, venv: Path, sources: Path) -> None:
-    if step.name == "COPY":
+def _variables() -> dict[str, str]:
+    """The ENV of the final stage; PATH without what is there before."""
+    words = shlex.split(last(read_stages()[-1], "ENV").value)
+    return {name: value.removesuffix(":$PATH") for name, value in (word.split("=", 1) for word in words)}
+
+
+def _below(image: Path, text: str) -> str:
+    """With the folders of the image in another one."""
+    return re.sub(r"(?<![\w/])/(opt/vllm-cli|cache|src)\b", rf"{image}/\1", text)
+
+
+def _validate(linters: Path, path: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(linters / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def _do(step: Instruction, image: Path) -> None:
+    sources = image / "src"
+    if step.name == "COPY" and not step.value.startswith("--from"):
         *names, _ = step.words
         for name in names:
             source, target = ROOT / name, sources / name
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, target, ignore=ignored) if source.is_dir() else shutil.copy(source, target)
     elif step.name == "RUN":
-        command = re.sub(r"^python ", f"{sys.executable} ", step.value.replace("/opt/vllm-cli", str(venv)))
+        command = re.sub(r"^python ", f"{sys.executable} ", _below(image, step.value))
         done = subprocess.run(["sh", "-c", command], cwd=sources, capture_output=True, text=True, timeout=3000)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

@@ -35,6 +35,8 @@ class BatchConfig:
     is_overwriting: bool = False
     retries_failed: bool = False
     """Ask again what an earlier run has noted as failed."""
+    fails_on_error: bool = False
+    """Tell by the exit code that requests have failed."""
     is_quiet: bool = False
 
     @property

@@ -31,8 +31,9 @@ class OutputPlace:
         """With an output URL the file is in --output-tmp-dir, where a second run finds it; else it is forgotten."""
         if not config.output_file.startswith(_URLS):
             path = Path(config.output_file)
-            if path.exists() and not path.is_file():
-                raise InputError(f"--output-file {path} must be a file, so that a second run can go on with it.")
+            if config.output_file in ("", "-") or (path.exists() and not path.is_file()):
+                message = "must be a file, so that a second run can go on with it."
+                raise InputError(f"--output-file {config.output_file!r} {message}")
             return cls(path)
         stack = ExitStack()
         folder = config.output_tmp_dir or Path(stack.enter_context(TemporaryDirectory(prefix="vllm-cli-batch-")))

@@ -17,6 +17,7 @@ from vllm_cli.readiness import Readiness
 from vllm_cli.server_address import ServerAddress
 
 SOME_FAILED: Final = 5
+"""Only where it is asked for: vLLM's scripts go on with the answers that there are, under `set -e`, too."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
 
@@ -71,7 +72,7 @@ class _Run:
         if signal_number is not None:
             return self._end("interrupted", 128 + signal_number)
         has_failed = self._tally.num_failed or self._tally.num_failed_before
-        return self._end("completed", SOME_FAILED if has_failed else 0)
+        return self._end("completed", SOME_FAILED if has_failed and self._config.fails_on_error else 0)
 
     def _plan(self) -> list[LinePlace]:
         """What is left to do; failed results are taken out where they are to be asked again."""

@@ -26,6 +26,9 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
       vllm-cli chat
       vllm-cli chat --temperature 0 --quick "What is the capital of France?"
       vllm-cli chat --system "You are a pirate." --quick "Who are you?"
+      vllm-cli chat --url unix:/run/vllm.sock --quick "Hi" --stats
+
+    Exit codes: 0 answered, or ended by you; 1 the server did not answer, or refused; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     beginning = [_message("system", system_prompt)] if system_prompt else []

@@ -22,6 +22,9 @@ def complete(*, quick: str | None, **server: Any) -> None:
     Examples:
       vllm-cli complete
       vllm-cli complete --max-tokens 32 --temperature 0 --quick "The capital of France is"
+      vllm-cli complete --url unix:/run/vllm.sock --quick "Hi" --stats
+
+    Exit codes: 0 answered, or ended by you; 1 the server did not answer, or refused; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     if quick is not None:

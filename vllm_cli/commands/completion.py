@@ -9,6 +9,8 @@ _SHELLS: Final = ("bash", "zsh", "fish")
 _PROGRAM: Final = "vllm-cli"
 _VARIABLE: Final = "_VLLM_CLI_COMPLETE"
 """Click's own name: with it in the environment, the program answers the shell and does nothing else."""
+_ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
+"""Click's script takes for granted that ~/.zshrc has switched completion on."""
 
 
 @click.command("completion")
@@ -25,4 +27,8 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(ctx.find_root().command, {}, _PROGRAM, _VARIABLE).source())
+    script = kind(ctx.find_root().command, {}, _PROGRAM, _VARIABLE).source()
+    if shell == "zsh":
+        tag, rest = script.split("\n", maxsplit=1)  # `#compdef vllm-cli` must stay the first line
+        script = f"{tag}\n{_ZSH_BEGINNING}\n{rest}"
+    click.echo(script)

@@ -43,7 +43,7 @@ def probes(*, model: str | None, factor: float, form: str, engine: str, **target
     Examples:
       vllm-cli probes
       vllm-cli probes Qwen/Qwen3-0.6B --port 9000 --factor 6
-      vllm-cli probes --format json | jq .startupProbe
+      vllm-cli probes --uds /run/vllm.sock --format json | jq .startupProbe
     """
     times = StartTimes(seconds=[start.total_s for start in read_starts(model)], factor=factor)
     built = build_probes(ProbeTarget(is_vllm=engine == "vllm", **target), times)
@@ -59,10 +59,8 @@ def probes(*, model: str | None, factor: float, form: str, engine: str, **target
 def _describe(times: StartTimes, model: str | None) -> str:
     subject = f" of {model}" if model else ""
     if times.seconds:
-        known = (
-            f"{len(times.seconds)} starts{subject} took {median(times.seconds):.1f} s (median), "
-            f"{max(times.seconds):.1f} s at most"
-        )
+        starts = "1 start" if len(times.seconds) == 1 else f"{len(times.seconds)} starts"
+        known = f"{starts}{subject} took {median(times.seconds):.1f} s (median), {max(times.seconds):.1f} s at most"
     else:
         known = f"no start{subject} is remembered here"
     return (

@@ -37,11 +37,11 @@ Examples:
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --model Qwen/Qwen3-0.6B --max-model-len 4k
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --url https://llm.example.org/v1 --max-concurrency 8
-  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --retry-failed --json > summary.json
+  vllm-cli run-batch -i requests.jsonl -o answers.jsonl --retry-failed --fail-on-error --json > summary.json
 
-Exit codes: 0 every request was answered well; 1 the server was lost or the disk is full, run it again to go on;
-2 usage, or a file that is no batch; 3 the server did not start; 5 all done, but some requests failed, and OUTPUT
-says why; 130 Ctrl-C.
+Exit codes: 0 every request is done, and OUTPUT says which failed, if any; 1 the server was lost or the disk is full,
+run it again to go on; 2 usage, or a file that is no batch; 3 the server did not start; 5 with --fail-on-error: some
+requests failed; 130 Ctrl-C.
 """
 
 
@@ -71,6 +71,7 @@ says why; 130 Ctrl-C.
     help="How long one answer may take; then the request has failed.",
 )
 @click.option("--retry-failed", "retries_failed", is_flag=True, help="Ask again what OUTPUT notes as failed.")
+@click.option("--fail-on-error", "fails_on_error", is_flag=True, help="Exit code 5 where OUTPUT notes one as failed.")
 @click.option("--overwrite", "is_overwriting", is_flag=True, help="Begin anew, whatever OUTPUT holds.")
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")

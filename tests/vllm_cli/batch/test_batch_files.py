@@ -46,7 +46,9 @@ def test_a_file_that_is_no_batch_is_refused_before_anything_runs(
         (["--url", "ftp://x"], "'ftp://x' is not an address"),
         (["-i", "missing.jsonl", "--url", "http://localhost"], "missing.jsonl cannot be read: No such file"),
         (["-o", "missing/out.jsonl", "--url", "http://localhost"], "out.jsonl cannot be written: No such file"),
-        (["-o", "/dev/null", "--url", "http://localhost"], "must be a file"),
+        (["-o", "/dev/null", "--url", "http://localhost"], "'/dev/null' must be a file"),
+        (["-o", "-", "--url", "http://localhost"], "'-' must be a file"),
+        (["--url", "unix:"], "'unix:' names no socket"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -14,11 +14,11 @@ from vllm_cli.batch.retries import pause_s
         ("0", 0.05),
         (" 7 ", 7),
         ("99999", 600),
-        (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.05),
+        pytest.param(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.05, id="yesterday"),
     ],
 )
 def test_what_the_server_asks_for_is_done_within_reason(retry_after: str, expected_s: float) -> None:
-    assert pause_s(5, retry_after) == expected_s
+    assert pause_s(5, retry_after) == pytest.approx(expected_s)
 
 
 @pytest.mark.parametrize("retry_after", [None, "", "soon", "-1", "1.5", "nan"])
