@@ -82,7 +82,7 @@ def measure_liveness(samples: RoundSamples, accepted_statuses: Container[int]) -
         num_errors=len(load.requests) - len(served),
         failures=_collect_failures(load.requests, accepted_statuses),
         client_cpu_share=load.client_cpu_ns / load.duration_ns,
-        health_over_time=_trace_health(probes, probing_ns),
+        health_over_time=trace_health(probes, probing_ns),
         load_begin_s=(begin_ns - probing_ns) / 1e9,
         load_end_s=(end_ns - probing_ns) / 1e9,
     )
@@ -119,7 +119,7 @@ def _pair(probes: ProbeSamples) -> Iterator[tuple[int, int]]:
     return zip(probes.due_ns, probes.latencies_ns, strict=True)
 
 
-def _trace_health(probes: ProbeSamples, probing_ns: int) -> list[HealthPoint]:
+def trace_health(probes: ProbeSamples, probing_ns: int) -> list[HealthPoint]:
     """The slowest probe of each of so many equal stretches of time."""
     length_ns = max(probes.due_ns, default=probing_ns) - probing_ns
     stretch_ns = max(int(_POINT_S * 1e9), length_ns // _MAX_POINTS + 1)

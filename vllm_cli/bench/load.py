@@ -33,10 +33,10 @@ async def generate_load(requests: Iterable[EncodedRequest], *, concurrency: int,
         return LoadSamples(samples, perf_counter_ns() - start_ns, process_time_ns() - cpu_start_ns)
 
 
-def open_session(timeout_s: float) -> aiohttp.ClientSession:
+def open_session(timeout_s: float, *, keepalive_s: float = 15.0) -> aiohttp.ClientSession:
     """A session that does not limit, inspect or decorate what goes through it."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
     )

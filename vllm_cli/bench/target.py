@@ -125,6 +125,17 @@ class CommandTarget:
         lines = self._log_path.read_text(errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_NUM_LOG_LINES:])
 
+    @property
+    def root_pid(self) -> int:
+        """The process below which everything is that the server consists of; not part of it itself.
+
+        Raises:
+            TargetDiedError: the server was not started, or has been stopped.
+        """
+        if self._warden is None:
+            raise TargetDiedError("The server does not run.")
+        return self._warden.pid
+
     def _order(self, order: bytes) -> None:
         process = self._warden
         if process is None or process.stdin is None or process.stdout is None:

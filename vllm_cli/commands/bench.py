@@ -10,6 +10,7 @@ BENCHMARKS: Final = (
     CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
     CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
     CommandEntry("liveness", "vllm_cli.commands.bench_liveness:liveness", "How fast /health answers under load."),
+    CommandEntry("soak", "vllm_cli.commands.bench_soak:soak", "Whether anything grows or is lost in a long run."),
     CommandEntry("faults", "vllm_cli.commands.bench_faults:faults", "What becomes of an engine that is killed."),
 )
 

@@ -1,0 +1,202 @@
+"""What the clients of a soak say: bodies of many kinds, good ones and bad ones, drawn by a source of random numbers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from types import MappingProxyType
+from typing import Any, Final
+
+from vllm_cli.bench.prompts import build_prompt
+
+Body = dict[str, Any]
+
+_COMPLETIONS: Final = "/v1/completions"
+_CHAT: Final = "/v1/chat/completions"
+_NUM_PREFIXES: Final = 6
+_SCHEMA: Final[Body] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+_TOOLS: Final = [
+    {"type": "function", "function": {"name": name, "parameters": _SCHEMA}} for name in ("look_up", "write_down")
+]
+_TEMPLATE: Final = "{# %d #}{%% for m in messages %%}{{ m.role }}: {{ m.content }}\n{%% endfor %%}assistant:"
+_BAD_TEMPLATES: Final = (
+    "{% for m in messages %}{{ m.content }",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ raise_exception('no') }}",
+    "{{ 1 / 0 }}",
+    "{{ 'x' * 10 ** 11 }}",
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+)
+"""They fail to parse, are stopped by the sandbox, and take all the memory and all the time there is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How long the longest texts are."""
+
+    prompt_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes one kind of body."""
+
+    path: str
+    write: Callable[[Random, Measure], Body]
+
+
+def _write_prompt(random: Random, measure: Measure) -> str:
+    """Most are short, some are long; the longest is a hundred times the shortest."""
+    share = random.choice((0.01, 0.02, 0.05, 0.1, 0.2, 1.0))
+    return build_prompt(max(8, int(measure.prompt_tokens * share)), seed=str(random.random()))
+
+
+def _answer(random: Random, measure: Measure) -> Body:
+    """Of any length, drawn in any way."""
+    body: Body = {"max_tokens": random.randint(1, measure.max_tokens), "stream": random.random() < 0.5}
+    body |= random.choice(
+        (
+            {"temperature": 0},
+            {"temperature": 1.2, "top_p": 0.9},
+            {"temperature": 0.7, "top_k": 40, "seed": random.randrange(1 << 31)},
+            {"temperature": 1.0, "min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+            {"temperature": 1.0, "repetition_penalty": 1.2, "stop": ["\n\n", "The end"]},
+        )
+    )
+    if body["stream"] and random.random() < 0.5:
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
+def _complete(random: Random, measure: Measure) -> Body:
+    return _answer(random, measure) | {"prompt": _write_prompt(random, measure)}
+
+
+def _converse(random: Random, measure: Measure) -> Body:
+    num_questions = random.choice((1, 1, 2, 4))
+    texts = [build_prompt(max(8, measure.prompt_tokens // 20), seed=str(random.random())) for _ in range(num_questions)]
+    messages = [{"role": "system", "content": "You are brief."}] if random.random() < 0.5 else []
+    for text in texts:
+        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}]
+    return _answer(random, measure) | {"messages": messages[:-1]}
+
+
+def _share_prefix(random: Random, measure: Measure) -> Body:
+    prefix = build_prompt(measure.prompt_tokens // 2, seed=f"prefix {random.randrange(_NUM_PREFIXES)}")
+    return _answer(random, measure) | {"prompt": f"{prefix} {random.randrange(10**6)}"}
+
+
+def _ask_several(random: Random, measure: Measure) -> Body:
+    if random.random() < 0.5:
+        prompts = [build_prompt(8, seed=str(random.random())) for _ in range(3)]
+        return _answer(random, measure) | {"prompt": prompts}
+    return _complete(random, measure) | {"n": random.randint(2, 4), "temperature": 1.0}
+
+
+def _ask_logprobs(random: Random, measure: Measure) -> Body:
+    body: Body = {"prompt": build_prompt(16, seed=str(random.random())), "max_tokens": measure.max_tokens // 2 + 1}
+    return body | {"logprobs": random.randint(0, 5), "prompt_logprobs": 1, "echo": random.random() < 0.5}
+
+
+def _ask_chat_logprobs(random: Random, measure: Measure) -> Body:
+    return _converse(random, measure) | {"logprobs": True, "top_logprobs": random.randint(0, 5)}
+
+
+def _ask_schema(random: Random, measure: Measure) -> Body:
+    schema = _SCHEMA | {"title": f"person {random.randrange(1000)}"}
+    named = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
+    return _converse(random, measure) | {"response_format": random.choice((named, {"type": "json_object"}))}
+
+
+def _ask_structure(random: Random, measure: Measure) -> Body:
+    number = random.randint(1, 9)
+    wanted = random.choice(
+        (
+            {"regex": f"[a-z]{{{number}}} [0-9]{{{number}}}"},
+            {"choice": ["yes", "no", f"maybe {number}"]},
+            {"grammar": f'root ::= "{number} " ("a" | "b")+ "."'},
+            {"json": _SCHEMA},
+        )
+    )
+    return _complete(random, measure) | {"structured_outputs": wanted}
+
+
+def _call_tools(random: Random, measure: Measure) -> Body:
+    choice = random.choice(("required", "none", {"type": "function", "function": {"name": "look_up"}}))
+    return _converse(random, measure) | {"tools": _TOOLS, "tool_choice": choice}
+
+
+def _bring_template(random: Random, measure: Measure) -> Body:
+    return _converse(random, measure) | {"chat_template": _TEMPLATE % random.randrange(50)}
+
+
+def _bring_bad_template(random: Random, measure: Measure) -> Body:
+    return _converse(random, measure) | {"chat_template": random.choice(_BAD_TEMPLATES), "stream": False}
+
+
+def _tokenize(random: Random, measure: Measure) -> Body:
+    return {"prompt": _write_prompt(random, measure)}
+
+
+def _tokenize_chat(random: Random, measure: Measure) -> Body:
+    return {"messages": _converse(random, measure)["messages"]}
+
+
+def _detokenize(random: Random, measure: Measure) -> Body:
+    return {"tokens": [random.randrange(200) for _ in range(random.randint(1, measure.prompt_tokens))]}
+
+
+def _make_mistake(random: Random, measure: Measure) -> Body:
+    return _complete(random, measure) | random.choice(
+        (
+            {"temperature": -1},
+            {"n": 10**6},
+            {"max_tokens": -5},
+            {"max_tokens": 10**9},
+            {"prompt": []},
+            {"prompt": {"a": 1}},
+            {"logprobs": 10**4},
+            {"model": "no-such-model"},
+            {"stop": ["x"] * 1000},
+            {"no_such_field": True},
+            {"structured_outputs": {"regex": "(((("}},
+            {"structured_outputs": {"json": "{"}},
+            {"structured_outputs": {"grammar": "root ::= nothing"}},
+            {"prompt": build_prompt(20_000, seed=str(random.random()))},
+            {"logit_bias": {"99999999": 5}},
+        )
+    )
+
+
+GOOD: Final[Mapping[str, Writer]] = MappingProxyType(
+    {
+        "completion": Writer(_COMPLETIONS, _complete),
+        "chat": Writer(_CHAT, _converse),
+        "shared prefix": Writer(_COMPLETIONS, _share_prefix),
+        "several": Writer(_COMPLETIONS, _ask_several),
+        "logprobs": Writer(_COMPLETIONS, _ask_logprobs),
+        "chat logprobs": Writer(_CHAT, _ask_chat_logprobs),
+        "schema": Writer(_CHAT, _ask_schema),
+        "structure": Writer(_COMPLETIONS, _ask_structure),
+        "tools": Writer(_CHAT, _call_tools),
+        "template": Writer(_CHAT, _bring_template),
+        "tokenize": Writer("/tokenize", _tokenize),
+        "tokenize chat": Writer("/tokenize", _tokenize_chat),
+        "detokenize": Writer("/detokenize", _detokenize),
+    }
+)
+"""Requests that a server answers; those that it does not know are left out of the load."""
+
+BAD: Final[Mapping[str, Writer]] = MappingProxyType(
+    {"bad body": Writer(_COMPLETIONS, _make_mistake), "bad template": Writer(_CHAT, _bring_bad_template)}
+)
+"""Requests that it refuses, all but a few; it must not be hurt by them."""
