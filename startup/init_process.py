@@ -1,12 +1,14 @@
 """What process 1 of a container owes the others: it collects the dead, passes signals on, and tells how it ended.
 
 The kernel drops signals for which process 1 has no handler, and gives it everybody's orphans. The program therefore
-runs in a child, where signals do what they do anywhere. Standard library alone.
+runs in a child, where signals do what they do anywhere. Next to nothing is imported.
 """
 
 import os
 import signal
 from contextlib import suppress
+
+from envs import foreign
 
 _PASSED_ON = (
     signal.SIGTERM,
@@ -67,7 +69,7 @@ def _collect(program_pid: int) -> int | None:
 def _take_over_from(init_pid: int) -> None:
     """Whoever named this container's first process meant the program."""
     for name in _MEANT_BY_PID:
-        if os.environ.get(name) == str(init_pid):
+        if foreign.text_of(name) == str(init_pid):
             os.environ[name] = str(os.getpid())
 
 

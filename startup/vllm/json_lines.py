@@ -58,7 +58,7 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
 def forget_configuration(folder: Path) -> None:
     """Takes back what `log_as_json` did with this folder, if anything: it would be taken for the user's own."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw == str(folder / _FILE):
-        del os.environ[env.VLLM_LOGGING_CONFIG_PATH.name]
+        os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)
 
 
 def _why_not(vllm: InstalledVllm, line: CommandLine) -> str | None:
