@@ -1,16 +1,26 @@
-"""Fixtures shared by all tests: the real model, and a guard against leaks."""
+"""What all tests share: the real model, a guard against leaks, and the machine."""
 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.whole_machine import place_on_the_machine
+
 _SETTLE_S = 60.0
 _OWN_PROCESSES = ("resource_tracker", "forkserver")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test marked `alone` runs, fixtures included, while no other worker's does; it waits outside of its time-out."""
+    folder = item.config._tmp_path_factory.getbasetemp().parent
+    with place_on_the_machine(folder, is_alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

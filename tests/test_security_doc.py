@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from server.routes.guard import OPEN_PATHS
+from server.routes.guard import OPEN_PATHS, STATUS_PATHS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "security.md"
 
@@ -17,3 +17,8 @@ def test_every_link_leads_somewhere() -> None:
 def test_the_paths_that_need_no_key_are_all_named() -> None:
     [sentence] = re.findall(r"\*\*No key is needed\*\* for (.*?), nor for", DOCUMENT.read_text(), re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", sentence)) == OPEN_PATHS
+
+
+def test_the_paths_that_the_operator_may_close_are_all_named() -> None:
+    [sentence] = re.findall(r"\*\*Nor is one needed\*\* for (.*?): ", DOCUMENT.read_text(), re.DOTALL)
+    assert set(re.findall(r"`([^`]+)`", sentence)) == STATUS_PATHS

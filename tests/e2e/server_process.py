@@ -1,25 +1,22 @@
 """A server as a process of its own, for tests."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from types import TracebackType
 from typing import IO, Self
 
 import psutil
 
+from tests.http_answer import ask
 from tests.ports import free_port
+from tests.process_end import end_server
 from tests.waiting import wait_until
 
 _READY_S = 240.0
-_ANSWER_S = 60.0
-_GONE_S = 60.0
 
 
 class ServerProcess:
@@ -40,7 +37,7 @@ class ServerProcess:
         self._launcher = launcher
         self._wait = wait
         self._environment = os.environ | (environment or {})
-        self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
@@ -79,8 +76,8 @@ class ServerProcess:
     @property
     def log(self) -> str:
         """Everything the server wrote so far."""
-        self._log.seek(0)
-        return self._log.read()
+        fd = self._log.fileno()  # read where it stands: the server writes wherever the file it shares is wound to
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def wait_ready(self) -> None:
         """Waits for /health 200; fails with the log when the process ends first."""
@@ -96,13 +93,7 @@ class ServerProcess:
 
     def health(self) -> int:
         """The status of /health; 0 while nobody answers."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=_ANSWER_S) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as err:
-            return err.code
-        except OSError:
-            return 0
+        return ask(f"{self.url}/health").status
 
     def wait_listening(self) -> None:
         """Waits until anything at all answers."""
@@ -114,33 +105,17 @@ class ServerProcess:
 
     def wait_load(self, num_requests: int) -> None:
         """Waits until so many requests are being answered."""
-
-        def load() -> int:
-            with urllib.request.urlopen(f"{self.url}/load", timeout=_ANSWER_S) as response:
-                return int(json.load(response)["server_load"])
-
-        wait_until(lambda: load() == num_requests)
+        wait_until(lambda: ask(f"{self.url}/load").json["server_load"] == num_requests)
 
     def phase(self) -> str | None:
         """What the server says it is at; None where it says nothing."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=_ANSWER_S):
-                return None
-        except urllib.error.HTTPError as err:
-            phase: str | None = json.loads(err.read()).get("phase")
-            return phase
-        except OSError:
-            return None
+        answer = ask(f"{self.url}/health")
+        return None if answer.status in (0, 200) else answer.json.get("phase")
 
     def complete(self, *, max_tokens: int) -> int:
         """The status of a completion."""
-        body = json.dumps({"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}).encode()
-        request = urllib.request.Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"})
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as err:
-            return err.code
+        body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}
+        return ask(f"{self.url}/v1/completions", body).status
 
     def family(self) -> list[psutil.Process]:
         """The server's process and all below it."""
@@ -158,8 +133,7 @@ class ServerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples, or of those with the labels."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=_ANSWER_S) as response:
-            lines = response.read().decode().splitlines()
+        lines = ask(f"{self.url}/metrics").body.decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
         values = [float(line.rpartition(" ")[2]) for line in samples if all(word in line for word in wanted)]
@@ -168,15 +142,6 @@ class ServerProcess:
 
     def _end(self) -> list[psutil.Process]:
         family = self.family() if self.process.poll() is None else []
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(_GONE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        _, left = psutil.wait_procs(family, timeout=_GONE_S)
-        for process in left:
-            process.kill()
+        left = end_server(self.process, family)
         self._log.close()
         return left

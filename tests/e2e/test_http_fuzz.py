@@ -13,8 +13,8 @@ from fuzz_client import FuzzCounts, send_all
 from raw_client import RawClient
 from request_fuzzer import RequestFuzzer
 from server_process import ServerProcess
-from tiny_llama import save_tiny_llama
 
+from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 from tests.waiting import wait_until
 

@@ -13,7 +13,8 @@ from time import perf_counter
 import pytest
 from raw_client import RawClient
 from server_process import ServerProcess
-from tiny_llama import save_tiny_llama
+
+from tests.llamas import save_tiny_llama
 
 NUM_CONNECTIONS = 10_000
 NUM_PROBES = 1000

@@ -1,23 +1,16 @@
 """Real servers of a tiny model that sees pictures, asked by the real `openai` client."""
 
 import asyncio
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from server_process import ServerProcess
-from tiny_vlm import as_bytes, load_reference, picture, save_vlm
 
-from server.config import ModelFiles, RendererConfig
-from server.engine.prompt_features import to_tensor
-from server.renderers.pool import InlineExecutor
-from server.renderers.prompts import ChatOptions
-from server.renderers.vision import VisionRenderer
-from server.types import TensorData
+from tests.server.engine.tiny_vlm import as_bytes, picture, save_vlm
+from tests.server.engine.vlm_reference import expected_answer, picture_messages, picture_url
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
@@ -50,49 +43,17 @@ def client(seeing: ServerProcess) -> Iterator[OpenAI]:
         yield openai
 
 
-def _data_url(seed: int, width: int = 60, height: int = 60) -> str:
-    return "data:image/png;base64," + base64.b64encode(as_bytes(picture(width, height, seed=seed))).decode()
-
-
-def _messages(*urls: str) -> list[Any]:
-    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
-    return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
-
-
-def _writable(data: TensorData) -> TensorData:
-    return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
-
-
-def _expected(vlm: Path, messages: list[Any]) -> list[int]:
-    """The tokens of transformers' own `generate`."""
-    renderer = VisionRenderer(ModelFiles(vlm, vlm), RendererConfig(), executor=InlineExecutor())
-    prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
-    assert prompt.inputs is not None
-    tensors = {name: to_tensor(_writable(data)) for name, data in (prompt.inputs.mm or {}).items()}
-    tensors = {name: t.long() if t.dtype == torch.bool else t for name, t in tensors.items()}
-    ids = torch.tensor([prompt.token_ids])
-    output = load_reference(vlm).generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=_NUM_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        **tensors,
-    )
-    return output[0, ids.shape[1] :].tolist()
-
-
 def test_a_data_url_is_answered_as_by_transformers(client: OpenAI, vlm: Path) -> None:
-    messages = _messages(_data_url(1), _data_url(2, 100, 80))
+    messages = picture_messages(picture_url(1), picture_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
-    assert answer.choices[0].token_ids == _expected(vlm, messages)  # type: ignore[attr-defined]
+    assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
 
 
-def test_a_local_file_is_answered_like_its_data_url(client: OpenAI, seeing: ServerProcess) -> None:
+def test_a_local_file_is_answered_like_itspicture_url(client: OpenAI, seeing: ServerProcess) -> None:
     by_file = f"file://{seeing.folder}/cat.png"  # type: ignore[attr-defined]
-    by_data = _data_url(4, 56, 56)
+    by_data = picture_url(4, 56, 56)
     texts = [
-        client.chat.completions.create(messages=_messages(url), **_EXACT).choices[0].message.content
+        client.chat.completions.create(messages=picture_messages(url), **_EXACT).choices[0].message.content
         for url in (by_file, by_data)
     ]
     assert texts[0] == texts[1]
@@ -104,24 +65,25 @@ def test_a_local_file_is_answered_like_its_data_url(client: OpenAI, seeing: Serv
         (["file:///etc/passwd"], "no such file below"),
         (["http://127.0.0.1:1/a.png"], "--allowed-media-domains"),
         (["data:image/png;base64,aGk="], "not a picture"),
-        ([_data_url(1)] * 3, "At most 2"),
+        ([picture_url(1)] * 3, "At most 2"),
     ],
 )
 def test_what_is_not_allowed_is_a_bad_request(client: OpenAI, urls: list[str], message: str) -> None:
     with pytest.raises(BadRequestError, match=message):
-        client.chat.completions.create(messages=_messages(*urls), **_EXACT)
+        client.chat.completions.create(messages=picture_messages(*urls), **_EXACT)
 
 
 def test_thirty_two_pictures_at_once_are_each_answered_as_alone(seeing: ServerProcess, client: OpenAI) -> None:
+    conversations = [picture_messages(picture_url(seed)) for seed in range(4)]
     alone = [
-        client.chat.completions.create(messages=_messages(_data_url(seed)), **_EXACT).choices[0].message.content
-        for seed in range(4)
+        client.chat.completions.create(messages=messages, **_EXACT).choices[0].message.content
+        for messages in conversations
     ]
 
     async def run() -> list[str | None]:
         async with AsyncOpenAI(base_url=f"{seeing.url}/v1", api_key="none", max_retries=0) as aclient:
             answers = await asyncio.gather(
-                *(aclient.chat.completions.create(messages=_messages(_data_url(i % 4)), **_EXACT) for i in range(32))
+                *(aclient.chat.completions.create(messages=conversations[i % 4], **_EXACT) for i in range(32))
             )
         return [answer.choices[0].message.content for answer in answers]
 

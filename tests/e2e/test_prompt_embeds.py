@@ -1,33 +1,22 @@
 """prompt_embeds on the real model, through real processes, from the real `openai` client."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
-import pybase64
 import pytest
-import safetensors.torch
 import torch
 from openai import OpenAI
 from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.embeds_payloads import safetensors_payload, torch_payload
+
 MODEL = "smol"
 PROMPT = "The capital of France is"
 STORY = "Once upon a time there was a small robot who lived in a library by the sea. " * 20
 IGNORE_EOS = {"ignore_eos": True}
-
-
-def saved(rows: torch.Tensor) -> str:
-    file = io.BytesIO()
-    torch.save(rows, file)
-    return pybase64.b64encode_as_string(file.getvalue())
-
-
-def as_safetensors(rows: torch.Tensor) -> str:
-    return pybase64.b64encode_as_string(safetensors.torch.save({"prompt_embeds": rows}))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +56,7 @@ def continued(client: OpenAI, **fields: Any) -> list[str]:
     return [choice.text for choice in client.completions.create(**options, extra_body=extra).choices]
 
 
-@pytest.mark.parametrize("write", [saved, as_safetensors])
+@pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("text", [PROMPT, STORY], ids=["short", "in chunks"])
 def test_embeddings_continue_as_the_text_does_whose_they_are(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, write: Any, text: str
@@ -93,13 +82,13 @@ def test_it_is_what_generate_makes_of_them(
         eos_token_id=None,
         pad_token_id=0,
     )
-    assert continued(exact, prompt_embeds=saved(rows)) == [tokenizer.decode(output[0])]
+    assert continued(exact, prompt_embeds=torch_payload(rows)) == [tokenizer.decode(output[0])]
 
 
 def test_choices_and_streams_of_embeddings(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    embeds = saved(rows_of(model, tokenizer, PROMPT))
+    embeds = torch_payload(rows_of(model, tokenizer, PROMPT))
     (expected,) = continued(exact, prompt_embeds=embeds)
     stream = exact.completions.create(
         model=MODEL,
@@ -128,18 +117,18 @@ def test_a_real_server_takes_them_in_bfloat16(
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
     ):
         for given in (rows, rows.bfloat16(), rows.to_sparse()):
-            (text,) = continued(client, prompt_embeds=saved(given))
+            (text,) = continued(client, prompt_embeds=torch_payload(given))
             assert text.startswith(" Paris")
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the API process has no torch"
 
 
 def test_faults_are_the_client_s_own(exact: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="hidden size is 576"):
-        continued(exact, prompt_embeds=saved(torch.zeros(3, 5)))
+        continued(exact, prompt_embeds=torch_payload(torch.zeros(3, 5)))
     with pytest.raises(openai.BadRequestError, match="maximum context length is 1024"):
-        continued(exact, prompt_embeds=saved(torch.zeros(1024, 576)))
+        continued(exact, prompt_embeds=torch_payload(torch.zeros(1024, 576)))
 
 
 def test_without_the_flag_it_is_named(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="--enable-prompt-embeds"):
-        continued(client, prompt_embeds=saved(torch.zeros(3, 576)))
+        continued(client, prompt_embeds=torch_payload(torch.zeros(3, 576)))

@@ -1,12 +1,9 @@
 """How a server ends: drained, cut, killed, or not started at all; and that nothing is left."""
 
-import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,41 +11,12 @@ from typing import Any
 
 import psutil
 import pytest
+from stream_reader import StreamReader
 
 from envs.registry import START_METHODS
 from tests.waiting import wait_until
 
 _GONE_S = 60.0
-_STREAM_S = 200.0
-
-
-def _stream(url: str, max_tokens: int) -> Any:
-    body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
-    request = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    return urllib.request.urlopen(request, timeout=_STREAM_S)
-
-
-class _Reader:
-    """Reads a stream in a thread of its own."""
-
-    def __init__(self, url: str, max_tokens: int) -> None:
-        self._response = _stream(url, max_tokens)
-        self.lines = [self._response.readline()]
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with self._response:
-            self.lines += self._response.readlines()
-
-    def finish(self) -> list[Any]:
-        """All events, once the stream has ended."""
-        self._thread.join(_STREAM_S)
-        assert not self._thread.is_alive()
-        events = [line[6:].strip() for line in self.lines if line.startswith(b"data: ")]
-        return [json.loads(e) if e != b"[DONE]" else None for e in events]
 
 
 @pytest.mark.parametrize("method", START_METHODS)
@@ -58,7 +26,7 @@ def test_server_answers_and_ends_cleanly_with_each_start_method(
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with start_server() as server:
         family = server.family()
-        events = _Reader(server.url, 4).finish()
+        events = StreamReader(server.url, 4).finish()
         assert events[-1] is None
         assert server.terminate() == 0
         _, left = psutil.wait_procs(family, timeout=_GONE_S)
@@ -68,7 +36,7 @@ def test_server_answers_and_ends_cleanly_with_each_start_method(
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_running_stream_finishes_before_the_server_ends(start_server: Any, signal_number: int) -> None:
     with start_server("--shutdown-timeout", "200") as server:
-        reader = _Reader(server.url, 60)
+        reader = StreamReader(server.url, 60)
         code = server.terminate(signal_number)
         events = reader.finish()
     assert code == 0
@@ -78,7 +46,7 @@ def test_running_stream_finishes_before_the_server_ends(start_server: Any, signa
 
 def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "0.5") as server:
-        reader = _Reader(server.url, 4000)
+        reader = StreamReader(server.url, 4000)
         assert server.terminate() == 0
         events = reader.finish()
         assert "1 requests may run for 0.5 s more" in server.log
@@ -92,7 +60,7 @@ def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
         kept = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert kept.recv(4096).startswith(b"HTTP/1.1 200")
-        reader = _Reader(server.url, 100)
+        reader = StreamReader(server.url, 100)
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
         kept.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -106,7 +74,7 @@ def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
 
 def test_second_signal_ends_at_once(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "600") as server:
-        reader = _Reader(server.url, 6000)
+        reader = StreamReader(server.url, 6000)
         server.process.send_signal(signal.SIGINT)
         server.wait_logged("shutting down: 1 requests")
         server.terminate(signal.SIGINT)
@@ -115,7 +83,7 @@ def test_second_signal_ends_at_once(start_server: Any) -> None:
 
 def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) -> None:
     with start_server() as server:
-        reader = _Reader(server.url, 2000)
+        reader = StreamReader(server.url, 2000)
         server.engine().kill()
         wait_until(lambda: server.health() != 200)
         assert server.health() in (503, 0)

@@ -4,9 +4,12 @@ import asyncio
 import json
 import sys
 import time
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from server.config import EngineConfig, ModelFiles
+from server.engine.channel import frame
 from server.engine.client import EngineClient
 from server.errors import EngineStartError
 from server.types import SamplingParams
@@ -24,6 +27,8 @@ def main(model: Path, method: str, mode: str | None) -> int:
         process.start()
         process.join()
         return 0
+    if mode == "--statuses":
+        return _tell_statuses(context, files)
     engine = engine_process.start_engine(context, files, EngineConfig(max_num_seqs=2), logs=LogOptions(level="INFO"))
     if mode == "--leave-early":
         print(engine.pid, flush=True)
@@ -43,10 +48,33 @@ def _tell_modules() -> None:
     print(json.dumps([name for name in wanted if name in sys.modules]), flush=True)
 
 
+def _tell_statuses(context: BaseContext, files: ModelFiles) -> int:
+    """Of processes that have only just begun, and of this one after that."""
+    statuses = []
+    if context.get_start_method() == "forkserver":
+        statuses.append(_status(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
+    engine = engine_process.start_engine(context, files, EngineConfig(), logs=LogOptions(level="INFO"))
+    statuses += [_status(engine.pid), _status("thread-self")]
+    print(json.dumps(statuses))
+    engine.kill()
+    engine.close()
+    return 0
+
+
+def _status(pid: object) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
 async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
     client = EngineClient(engine.connection)
     await client.start()
     info = await client.wait_loaded(200)
+    if mode == "--garble":
+        engine.connection.send(frame(b"\xc1"))  # MessagePack has no such thing
+        await asyncio.wait_for(client.dead.wait(), 200)
+        await asyncio.to_thread(engine.close)
+        print(json.dumps({"exitcode": engine.exitcode}))
+        return 0
     if mode == "--hang":
         print("ready", flush=True)
         time.sleep(120)

@@ -1,10 +1,10 @@
 """A real HTTP server in the hub's place: listings, files by commit, ranges; slow or cutting off on demand."""
 
 import json
-import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.http_server import LocalServer, QuietHandler
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -12,13 +12,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _CUT_FROM_BYTES = 1 << 10
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """Serves repositories as the hub does: listing, tree, and files by commit."""
 
     daemon_threads = False
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _HubHandler)
+        super().__init__(_HubHandler)
         self.models: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
         self.requests: list[str] = []
@@ -30,17 +30,8 @@ class Hub(ThreadingHTTPServer):
         """So many downloads more of large files end in the middle."""
         self.bytes_per_s: float | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is no error here; anything else is shown."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _HubHandler(BaseHTTPRequestHandler):
+class _HubHandler(QuietHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -116,9 +107,6 @@ class _HubHandler(BaseHTTPRequestHandler):
             self.wfile.write(data[begin : begin + step])
             if pace:
                 time.sleep(step / pace)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
 
 
 def _oid(name: str) -> str:

@@ -11,7 +11,9 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
+from startup.group_signals import GROUP_SIGNALS
 from startup.model.model_class import modeling_module
+from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until
 
 _SCRIPT = Path(__file__).with_name("engine_script.py")
@@ -68,6 +70,21 @@ def test_api_process_that_goes_while_the_model_loads_leaves_no_engine(model_path
         pid = int(process.stdout.readline())
         process.wait(120)
     wait_until(lambda: is_gone(pid))
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_signals_to_the_group_disturb_no_process_from_its_first_moment(tmp_path: Path, method: str) -> None:
+    run = _run(tmp_path, method, "--statuses")
+    assert run.returncode == 0, run.stderr
+    *new, parent = (disturbing(status, GROUP_SIGNALS) for status in json.loads(run.stdout))
+    assert new == [set()] * (2 if method == "forkserver" else 1)
+    assert parent == set(GROUP_SIGNALS)
+
+
+def test_engine_that_cannot_read_its_requests_ends_instead_of_being_deaf(model_path: Path) -> None:
+    run = _run(model_path, "spawn", "--garble")
+    assert json.loads(run.stdout) == {"exitcode": 4}
+    assert "the engine failed" in run.stderr
 
 
 def test_folder_without_weights_fails_with_one_line(tmp_path: Path, model_path: Path) -> None:

@@ -16,6 +16,7 @@ from startup.model import hub
 from startup.model.default_model import DEFAULT_MODEL_ID
 from startup.model.hub import wanted_files
 from startup.model.source import resolve_model
+from tests.http_server import serving
 from tests.startup.hub_server import COMMIT, Hub
 
 MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
@@ -23,14 +24,10 @@ MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weigh
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with Hub() as server:
+    with serving(Hub()) as server:
         server.models["org/model"] = dict(MODEL)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="hub")
-        thread.start()
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

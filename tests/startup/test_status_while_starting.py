@@ -70,3 +70,13 @@ def test_the_log_knows_the_phase(starting) -> None:
     assert state.phase == "load_weights"
     state.fail("no memory")
     assert state.phase == "failed"
+
+
+def test_a_private_start_tells_no_more_than_probes_are_told() -> None:
+    timeline = PhaseTimeline.from_process_start()
+    subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
+    state = StartState(subject, timeline, is_private=True)
+    told = {path: state.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")}
+    assert set(told.values()) == {503}
+    assert b"smol" not in b"".join(state.answer(path).body for path in told)
+    assert state.answer("/livez").status == 200

@@ -38,5 +38,5 @@ def test_a_pipe_is_written_to(tmp_path) -> None:
     reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
     reader.start()
     write_whole(tmp_path / "pipe", "text")
-    reader.join(10)
+    reader.join(60)
     assert read == ["text"]

@@ -2,11 +2,15 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 import pytest
@@ -50,7 +54,20 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def stand_in() -> Iterator["StandIn"]:
     """A real HTTP server that streams what the test tells it to, as an OpenAI server does."""
-    with StandIn() as server:
+    with _running(StandIn()) as server:
+        yield server
+
+
+@pytest.fixture
+def stand_in_on_a_socket(tmp_path: Path) -> Iterator["StandIn"]:
+    """The same on a UNIX domain socket."""
+    with _running(_UnixStandIn(str(tmp_path / "server.sock"))) as server:
+        yield server
+
+
+@contextmanager
+def _running(server: "StandIn") -> Iterator["StandIn"]:
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="stand-in")
         thread.start()
         yield server
@@ -63,8 +80,8 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = False
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, address: Any = ("127.0.0.1", 0)) -> None:
+        super().__init__(address, _Handler)
         self.replies: list[Callable[[_Handler], None]] = []
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -102,6 +119,18 @@ class StandIn(ThreadingHTTPServer):
         events = [{"choices": [choice]} for choice in choices]
         usage = {"choices": [], "usage": {"completion_tokens": 7}}
         self.replies.append(lambda handler: handler.stream([*events, usage]))
+
+
+class _UnixStandIn(StandIn):
+    address_family = socket.AF_UNIX
+
+    def server_bind(self) -> None:
+        """HTTPServer's own would look for a host name."""
+        TCPServer.server_bind(self)
+
+    @property
+    def url(self) -> str:
+        return f"unix:{self.server_address!s}"
 
 
 class _Handler(BaseHTTPRequestHandler):

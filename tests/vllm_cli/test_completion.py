@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.terminal import read_until
 from vllm_cli.flags_honoured import HONOURED
 from vllm_cli.main import COMMANDS, main
 
@@ -94,16 +96,37 @@ def test_every_shell_gets_its_script(shell: str, capfd: pytest.CaptureFixture[st
     assert f"_VLLM_CLI_COMPLETE={shell}_complete" in capfd.readouterr().out
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_a_real_bash_completes(tmp_path: Path) -> None:
+_SHELLS = {
+    "bash": (["bash", "--norc", "-i"], 'eval "$(vllm-cli completion bash)"'),
+    "zsh": (["zsh", "-f", "-i"], 'eval "$(vllm-cli completion zsh)"'),
+    "fish": (["fish", "--no-config", "-i"], "vllm-cli completion fish | source"),
+}
+"""How each is started without the user's files, and what it is told to read."""
+
+
+@pytest.mark.parametrize("shell", _SHELLS)
+def test_a_real_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
+    """In a terminal, at a TAB."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
     program = tmp_path / "vllm-cli"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_cli "$@"\n')
     program.chmod(0o755)
-    script = (
-        'eval "$(vllm-cli completion bash)"; COMP_WORDS=(vllm-cli serve --max-model); COMP_CWORD=2; '
-        '_vllm_cli_completion vllm-cli; echo "${COMPREPLY[@]}"'
-    )
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = ["bash", "--norc", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=ROOT)
-    assert done.stdout == "--max-model-len\n", done.stderr
+    command, setup = _SHELLS[shell]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    ours, theirs = pty.openpty()
+    words = ["setsid", "--ctty", *command]  # fish wants the terminal to be its own
+    environment |= {"TERM": "dumb"}
+    process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
+    os.close(theirs)
+    try:
+        os.write(ours, f"{setup}; echo set-4'2'\n".encode())
+        read_until(ours, b"set-42")
+        os.write(ours, b"vllm-cli serve --max-model\t")
+        read_until(ours, b"--max-model-len")
+        os.write(ours, b"\x15vllm-cli serve --dtype bf\t")
+        read_until(ours, b"bfloat16")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)

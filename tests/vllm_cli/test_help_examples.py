@@ -1,6 +1,7 @@
 """Every command's help has examples, and these use flags that the commands have."""
 
 import re
+import shlex
 
 import click
 import pytest
@@ -32,7 +33,7 @@ def _examples(command: click.Command) -> list[str]:
 
 def _own_words(line: str) -> list[str]:
     """From the program's name on to whatever the shell does next."""
-    return re.split(r"[|&;<>)']", line[line.index("vllm-cli") :])[0].split()
+    return shlex.split(re.split(r"[|&;<>)']", line[line.index("vllm-cli") :])[0])
 
 
 def _check(words: list[str]) -> None:
@@ -48,6 +49,8 @@ def _check(words: list[str]) -> None:
             command = found
     options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     for word in rest:
+        if word.startswith(f"{program} "):  # in quotes: what a benchmark starts
+            _check(word.split())
         name = word.partition("=")[0]
         if re.fullmatch(r"--?[a-z][\w.-]*", name) and name not in _HELP:
             assert name in options or (names[0] in _TAKE_SERVE_FLAGS and is_flag(name)), f"{names}: {name}"

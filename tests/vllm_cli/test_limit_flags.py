@@ -28,10 +28,24 @@ def test_values_are_typed(parse) -> None:
     assert limits.max_prompts == LimitsConfig().max_prompts
 
 
-def test_the_most_choices_come_from_vllms_variable(parse, monkeypatch) -> None:
-    assert parse("m").limits.max_choices == 128
-    monkeypatch.setenv("VLLM_MAX_N_SEQUENCES", "16384")
-    assert parse("m").limits.max_choices == 16384
+@pytest.mark.parametrize(
+    ("variable", "field"),
+    [
+        ("VLLM_MAX_N_SEQUENCES", "max_choices"),
+        ("VLLM_MAX_COMPLETION_PROMPTS", "max_prompts"),
+        ("VLLM_MAX_STOP_STRINGS", "max_stop_strings"),
+    ],
+)
+def test_vllms_variables_are_obeyed(parse, monkeypatch, variable: str, field: str) -> None:
+    assert getattr(parse("m").limits, field) == getattr(LimitsConfig(), field)
+    monkeypatch.setenv(variable, "16384")
+    assert getattr(parse("m").limits, field) == 16384
+    assert f"`{variable}`" in DOCS
+
+
+def test_a_flag_comes_before_vllms_variable(parse, monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "4")
+    assert parse("m", "--http-max-stop-strings", "9").limits.max_stop_strings == 9
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,25 @@ def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["env"]) == 130
 
 
+def test_ctrl_c_while_a_class_is_made_is_exit_code_130_and_other_errors_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Member:
+        def __set_name__(self, owner: type, name: str) -> None:
+            raise error
+
+    @click.command("interrupted")
+    def interrupted() -> None:
+        type("Made", (), {"member": Member()})
+
+    monkeypatch.setattr(cli, "get_command", lambda ctx, name: interrupted)
+    error: BaseException = KeyboardInterrupt()
+    assert main(["env"]) == 130
+    error = ValueError()
+    with pytest.raises((RuntimeError, ValueError)):
+        main(["env"])
+
+
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run(
         f"{sys.executable} -c 'import sys; from vllm_cli.main import main; sys.exit(main([\"env\"]))' | true",

@@ -9,6 +9,7 @@ import yaml
 
 from startup.timeline.history import history_path, remember_start
 from startup.timeline.record import StartRecord
+from vllm_cli.commands.wait import wait
 from vllm_cli.main import main
 
 
@@ -65,6 +66,17 @@ def test_the_address_is_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
     assert over_tls["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9000, "scheme": "HTTPS"}
     by_command = _probes(capsys, "--uds", "/run/vllm.sock")["readinessProbe"]["exec"]["command"]
     assert by_command[:5] == ["vllm-cli", "wait", "--quiet", "--uds", "/run/vllm.sock"]
+
+
+def test_a_command_ends_before_the_kubelet_ends_it_and_does_not_stretch_the_time_that_is_allowed(capsys) -> None:
+    """`wait` asks until its time is up: so long does a probe take of a server that is not ready."""
+    _remember("llama", 20.0)
+    for probe in _probes(capsys, "--uds", "/run/vllm.sock").values():
+        words = probe["exec"]["command"][1:]
+        assert wait.make_context("wait", words[1:]).params["timeout_s"] < probe["timeoutSeconds"]
+        assert probe["timeoutSeconds"] <= probe["periodSeconds"]
+    startup = _probes(capsys, "--uds", "/run/vllm.sock")["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] == 80
 
 
 def test_vllm_is_asked_for_its_health(capsys: pytest.CaptureFixture[str]) -> None:

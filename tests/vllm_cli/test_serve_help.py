@@ -2,6 +2,7 @@
 
 import pytest
 
+from vllm_cli.byte_size import ByteSize, spell_size
 from vllm_cli.flag_table import FLAGS
 from vllm_cli.flags_honoured import GROUPS, HONOURED
 from vllm_cli.help_topic import SECTIONS
@@ -57,6 +58,25 @@ def test_the_sections_of_vllm_are_groups_of_ours() -> None:
     assert {title for titles in SECTIONS.values() for title in titles} <= set(GROUPS)
 
 
+@pytest.mark.parametrize(
+    ("section", "flag"),
+    [
+        ("AttentionConfig", "--attention-config"),
+        ("CompilationConfig", "--compilation-config"),
+        ("KernelConfig", "--kernel-config"),
+        ("LoRAConfig", "--max-lora-rank"),
+        ("LoggingConfig", "--log-level"),
+        ("MambaConfig", "--mamba-cache-dtype"),
+        ("OffloadConfig", "--cpu-offload-gb"),
+        ("ParallelConfig", "--tensor-parallel-size"),
+        ("StructuredOutputsConfig", "--structured-outputs-config"),
+        ("VllmConfig", "--speculative-config"),
+    ],
+)
+def test_every_other_section_of_vllm_shows_its_flags(help_of, section: str, flag: str) -> None:
+    assert flag in help_of(f"--help={section}")
+
+
 @pytest.mark.parametrize("topic", ["max_model_len", "--max-model-len", "MAX-MODEL-LEN"])
 def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
     text = help_of(f"--help={topic}")
@@ -71,6 +91,8 @@ def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
 
 
 def test_help_about_nothing_known_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help=xyzzyconfig"]) == 2
+    capsys.readouterr()
     assert main(["serve", "--help=xyzzy"]) == 2
     assert "No flag has 'xyzzy' in its name" in capsys.readouterr().err
 
@@ -82,3 +104,21 @@ def test_defaults_are_those_of_the_fields(help_of) -> None:
     flags = {flag.name: flag for flag in HONOURED}
     assert default_of(flags["--renderer-num-workers"]) == 1
     assert default_of(flags["--engine"]) is None
+
+
+def test_defaults_are_written_with_their_units(help_of) -> None:
+    text = " ".join(help_of("--help").split())
+    assert "What a thread reads at once, such as 16MiB. [16MiB]" in text
+    assert "How long running requests may take to finish after SIGTERM. [30]" in text
+    sizes = [default_of(flag) for flag in HONOURED if isinstance(flag.type, ByteSize)]
+    assert len([size for size in sizes if size]) >= 4
+    for size in filter(None, sizes):
+        assert ByteSize().convert(spell_size(size), None, None) == size
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "spelling"),
+    [(0, "0"), (1000, "1000"), (1024, "1KiB"), (1536, "1536"), (3 << 29, "1536MiB"), (1 << 40, "1TiB")],
+)
+def test_sizes_are_spelt_in_the_largest_unit_that_divides_them(num_bytes: int, spelling: str) -> None:
+    assert spell_size(num_bytes) == spelling

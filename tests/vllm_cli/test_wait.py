@@ -13,15 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, closing
 from pathlib import Path
 from socketserver import UnixStreamServer
 from typing import Any
 
 import pytest
 
+from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
+from tests.terminal import read_terminal
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
@@ -36,20 +37,16 @@ FAILED = STARTING | {"status": "failed", "error": {"message": "no such model"}}
 Answer = tuple[int, Any]
 
 
-class Server(ThreadingHTTPServer):
+class Server(LocalServer):
     """Answers one after the other of its answers, and the last one from then on."""
 
     def __init__(self, answers: list[Answer], port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__(Handler, port)
         self.answers = answers
         self.paths: list[str] = []
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     server: Server
 
     def do_GET(self) -> None:
@@ -62,26 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(payload)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    running: list[tuple[Server, threading.Thread]] = []
-
-    def start(*answers: Answer, port: int = 0) -> Server:
-        server = Server(list(answers), port)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        running.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with ExitStack() as running:
+        yield lambda *answers, port=0: running.enter_context(serving(Server(list(answers), port)))
 
 
 @pytest.fixture
@@ -278,15 +260,6 @@ def test_on_a_terminal_one_line_is_rewritten(serve) -> None:
     assert text.count("\r\x1b[K") >= 3
     assert text.count("\n") == 1
     assert "import server" in text
-
-
-def read_terminal(descriptor: int) -> str:
-    """All that was written before the other end was closed, which Linux tells by EIO."""
-    data = b""
-    with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
-        while piece := terminal.read(65536):
-            data += piece
-    return data.decode()
 
 
 def test_ctrl_c_ends_with_130() -> None:

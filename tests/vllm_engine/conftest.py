@@ -7,8 +7,10 @@ from typing import Protocol
 
 import pytest
 
-from tests.vllm_engine.small_models import generate, save_small_llama
-from tests.vllm_engine.vllm_server import PYTHON, ROOT, VllmServer
+from tests.llamas import save_small_llama
+from tests.peer_vllm import ROOT, needs_vllm
+from tests.vllm_engine.reference_text import generate
+from tests.vllm_engine.vllm_server import VllmServer
 
 PEER_MODEL = ROOT / ".peers" / "model"
 SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--dtype", "float32")
@@ -28,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.timeout(3000))
-            item.add_marker(pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed in .peers/vllm"))
+            item.add_marker(needs_vllm)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from typing import Final, Self
 
 import psutil
 
+from tests.peer_vllm import PYTHON, ROOT
 from tests.ports import free_port
 from tests.vllm_engine.recording import install_plugin
-from tests.vllm_engine.vllm_server import PYTHON, ROOT
 from tests.waiting import wait_until
 
 RAY: Final = ROOT / ".peers" / "ray"

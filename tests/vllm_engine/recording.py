@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.http_answer import ask
 from tests.vllm_engine.process_observer import FOLDER_VARIABLE
 from tests.vllm_engine.vllm_server import VllmServer, title_of
 from tests.waiting import wait_until
@@ -83,17 +84,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
     """The first answer that a starting server gives, whenever it comes; its status and JSON body."""
-    import urllib.error
-    import urllib.request
-
+    answer = ask(f"{server.url}{path}")
     deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"{server.url}{path}", timeout=60) as response:
-                return response.status, None
-        except urllib.error.HTTPError as err:
-            return err.code, json.loads(err.read())
-        except OSError:
-            assert server.process.poll() is None, server.log
-            assert time.monotonic() < deadline, server.log
-            time.sleep(0.02)
+    while not answer.status:
+        assert server.process.poll() is None, server.log
+        assert time.monotonic() < deadline, server.log
+        time.sleep(0.02)
+        answer = ask(f"{server.url}{path}")
+    return answer.status, answer.json

@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any, Final, Self
 
 import psutil
 
+from tests.http_answer import ask
+from tests.peer_vllm import BIN, PYTHON, ROOT
 from tests.ports import free_port
+from tests.process_end import end_server
 from tests.waiting import is_gone
-
-ROOT: Final = Path(__file__).parents[2]
-BIN: Final = ROOT / ".peers" / "vllm" / "bin"
-PYTHON: Final = BIN / "python"
 
 _READY_S = 1200.0
 _ANSWER_S = 600.0
@@ -122,18 +119,11 @@ class VllmServer:
 
     def status(self, path: str) -> int:
         """The status of an answer; 0 while nobody answers."""
-        try:
-            with urllib.request.urlopen(f"{self.url}{path}", timeout=_ANSWER_S) as response:
-                return int(response.status)
-        except urllib.error.HTTPError as err:
-            return err.code
-        except OSError:
-            return 0
+        return ask(f"{self.url}{path}", timeout_s=_ANSWER_S).status
 
     def get(self, path: str) -> Any:
         """A JSON answer."""
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=_ANSWER_S) as response:
-            return json.loads(response.read())
+        return json.loads(self.text(path))
 
     def text(self, path: str) -> str:
         """An answer as text."""
@@ -176,17 +166,7 @@ class VllmServer:
 
     def _end(self) -> list[psutil.Process]:
         self.family()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(_GONE_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        _, left = psutil.wait_procs(self._family, timeout=_GONE_S if self.name != "plain" else 10)
-        for process in left:
-            process.kill()
-        return left
+        return end_server(self.process, self._family, left_s=_GONE_S if self.name != "plain" else 10)
 
 
 def title_of(process: psutil.Process) -> str:

@@ -1,5 +1,6 @@
 """Reads an earlier run's `--json` file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -31,3 +32,15 @@ def decode_baseline(path: Path, kind: type[R], *, command: str, schema_version: 
     if baseline.schema_version != schema_version:
         raise BaselineError(f"The baseline {path} has schema version {baseline.schema_version}, not {schema_version}")
     return baseline
+
+
+def require_same(path: Path, then: object, now: object, names: Iterable[str]) -> None:
+    """The baseline's settings `then` and this run's `now` have the same values under these names.
+
+    Raises:
+        BaselineError: they differ; it names the first difference.
+    """
+    for name in names:
+        before, after = getattr(then, name), getattr(now, name)
+        if before != after:
+            raise BaselineError(f"The baseline {path} was measured with {name} {before!r}, this run has {after!r}")

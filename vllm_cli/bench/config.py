@@ -1,5 +1,6 @@
 """Typed configuration of one benchmark run; standard library only, built once by the command line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,18 +55,19 @@ class BenchConfig:
             raise ConfigError("--cmd or --url", None, "given")
         if not self.levels or min(self.levels) < 1:
             raise ConfigError("--concurrency", ",".join(map(str, self.levels)), "a list of numbers, each 1 or more")
-        for option, value in (
-            ("--requests", self.num_requests),
-            ("--max-tokens", self.max_tokens),
-            ("--rounds", self.num_rounds),
-            ("--prompt-tokens", self.prompt_tokens),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(option, value, "1 or more")
+        counts = {"--requests": self.num_requests, "--max-tokens": self.max_tokens, "--rounds": self.num_rounds}
+        check_counts(counts | {"--prompt-tokens": self.prompt_tokens})
 
     def requests_at(self, level: int) -> int:
         """Requests of one measured round at this many in flight."""
         return self.num_requests or max(8, 4 * level)
+
+
+def check_counts(counts: Mapping[str, int | None]) -> None:
+    """Each option's value, where it has one, is 1 or more; else a ConfigError names the option."""
+    for option, value in counts.items():
+        if value is not None and value < 1:
+            raise ConfigError(option, value, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

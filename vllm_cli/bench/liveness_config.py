@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Final, Literal, get_args
 
 from server.config import ConfigError
-from vllm_cli.bench.config import IdlePolicy, TargetSpec
+from vllm_cli.bench.config import IdlePolicy, TargetSpec, check_counts
 
 PlainKind = Literal["tokenize-chat", "chat", "images", "prompt_embeds", "pooling"]
 Kind = Literal[PlainKind, "mixed"]
@@ -43,8 +43,8 @@ class PayloadShape:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError("--" + item.name.replace("_", "-"), value, "1 or more")
+            if isinstance(value, int):
+                check_counts({"--" + item.name.replace("_", "-"): value})
 
     @property
     def smallest(self) -> "PayloadShape":
@@ -82,13 +82,7 @@ class LivenessConfig:
             raise ConfigError("--cmd or --url", None, "given")
         if not self.kinds:
             raise ConfigError("--kind", None, "given")
-        for option, value in (
-            ("--concurrency", self.concurrency),
-            ("--requests", self.num_requests),
-            ("--rounds", self.num_rounds),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(option, value, "1 or more")
+        check_counts({"--concurrency": self.concurrency, "--requests": self.num_requests, "--rounds": self.num_rounds})
 
     def concurrency_of(self, kind: Kind) -> int:
         """Requests of this kind in flight."""

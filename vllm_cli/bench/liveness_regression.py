@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vllm_cli.bench.baseline import decode_baseline
+from vllm_cli.bench.baseline import decode_baseline, require_same
 from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.liveness_config import LivenessConfig
 from vllm_cli.bench.liveness_figures import LIVENESS_METRICS
@@ -18,10 +18,7 @@ _SAME_SETTINGS = ("shape", "duration_s")
 def read_liveness_baseline(path: Path, config: LivenessConfig) -> LivenessResult:
     """Read an earlier run's `--json` file and make sure that it measured the same thing."""
     baseline = decode_baseline(path, LivenessResult, command="bench liveness", schema_version=LIVENESS_SCHEMA_VERSION)
-    for name in _SAME_SETTINGS:
-        then, now = getattr(baseline.settings, name), getattr(config, name)
-        if then != now:
-            raise BaselineError(f"The baseline {path} was measured with {name} {then!r}, this run has {now!r}")
+    require_same(path, baseline.settings, config, _SAME_SETTINGS)
     then_kinds = {kind.kind: (kind.concurrency, kind.num_requests) for kind in baseline.settings.kinds}
     for kind in config.kinds:
         amount = config.concurrency_of(kind), config.requests_of(kind)

@@ -7,7 +7,7 @@ from vllm_cli.bench.liveness_config import Kind, PayloadShape
 from vllm_cli.bench.liveness_figures import LIVENESS_METRICS
 from vllm_cli.bench.liveness_results import KindResult, KindSettings, LivenessResult, LivenessSettings
 from vllm_cli.bench.report import IDLE
-from vllm_cli.bench.tables import Comparison, FigureTable, write_lines, write_table
+from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 _BUSY_CLIENT: Final = 0.5
 """More than this share of a processor may be what limits."""
@@ -19,12 +19,9 @@ _LATE_PROBE_SHARE: Final = 0.5
 
 def write_liveness_report(result: LivenessResult, stream: TextIO) -> None:
     """Write the whole report, in the form that suits the stream."""
-    write_lines(describe_liveness_run(result), stream)
-    for table in build_liveness_tables(result):
-        stream.write("\n")
-        write_table(table, stream)
-    stream.write("\n")
-    write_lines(describe_liveness_problems(result), stream)
+    write_sections(
+        describe_liveness_run(result), build_liveness_tables(result), describe_liveness_problems(result), stream
+    )
 
 
 def describe_liveness_run(result: LivenessResult) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vllm_cli.bench.baseline import decode_baseline
+from vllm_cli.bench.baseline import decode_baseline, require_same
 from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.figures import METRICS
@@ -18,10 +18,7 @@ _SAME_SETTINGS = ("endpoint", "stream", "max_tokens", "prompt_tokens", "ignore_e
 def read_baseline(path: Path, config: BenchConfig) -> BenchResult:
     """Read an earlier run's `--json` file and make sure that it measured the same thing."""
     baseline = decode_baseline(path, BenchResult, command="bench serve", schema_version=SCHEMA_VERSION)
-    for name in _SAME_SETTINGS:
-        then, now = getattr(baseline.settings, name), getattr(config, name)
-        if then != now:
-            raise BaselineError(f"The baseline {path} was measured with {name} {then!r}, this run has {now!r}")
+    require_same(path, baseline.settings, config, _SAME_SETTINGS)
     for level in config.levels:
         then_requests, now_requests = baseline.settings.num_requests.get(level), config.requests_at(level)
         if then_requests != now_requests:

@@ -5,7 +5,7 @@ from typing import TextIO
 
 from vllm_cli.bench.figures import METRICS
 from vllm_cli.bench.results import BenchResult, RoundFigures, SideResult
-from vllm_cli.bench.tables import Comparison, FigureTable, write_lines, write_table
+from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 IDLE = {
     "pause": "the others frozen meanwhile",
@@ -16,12 +16,7 @@ IDLE = {
 
 def write_report(result: BenchResult, stream: TextIO) -> None:
     """Write the whole report, in the form that suits the stream."""
-    write_lines(describe_run(result), stream)
-    for table in build_tables(result):
-        stream.write("\n")
-        write_table(table, stream)
-    stream.write("\n")
-    write_lines(describe_problems(result), stream)
+    write_sections(describe_run(result), build_tables(result), describe_problems(result), stream)
 
 
 def describe_run(result: BenchResult) -> Iterator[str]:

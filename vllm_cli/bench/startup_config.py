@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from server.config import ConfigError
-from vllm_cli.bench.config import BenchConfig, Endpoint, TargetSpec
+from vllm_cli.bench.config import BenchConfig, Endpoint, TargetSpec, check_counts
 
 CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]
 """What a start finds: everything cached; weights (and libraries) not in memory; compiled code gone; both."""
@@ -41,9 +41,7 @@ class StartupBenchConfig:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ConfigError("--cmd", None, "given")
-        for option, value in (("--rounds", self.num_rounds), ("--state", len(self.states))):
-            if value < 1:
-                raise ConfigError(option, value, "1 or more")
+        check_counts({"--rounds": self.num_rounds, "--state": len(self.states)})
         if self.needs_cold_pages and not self.evict_paths and not self.evict_libraries:
             raise ConfigError("--evict", None, "given for a cold page cache: the model's folder")
         if self.needs_cold_compile and self.compile_cache is None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vllm_cli.bench.baseline import decode_baseline
+from vllm_cli.bench.baseline import decode_baseline, require_same
 from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.startup_config import StartupBenchConfig
@@ -16,11 +16,7 @@ DECISIVE = Metric("first_token_s", "the time to the first token")
 def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResult:
     """Read an earlier run's `--json` file and make sure that it measured the same thing."""
     baseline = decode_baseline(path, StartupResult, command="bench startup", schema_version=STARTUP_SCHEMA_VERSION)
-    endpoint = baseline.settings.endpoint
-    if endpoint != config.endpoint:
-        raise BaselineError(
-            f"The baseline {path} was measured with endpoint {endpoint}, this run has {config.endpoint}"
-        )
+    require_same(path, baseline.settings, config, ["endpoint"])
     if missing := [state for state in config.states if state not in baseline.settings.states]:
         raise BaselineError(f"The baseline {path} has no starts from {', '.join(missing)}")
     return baseline

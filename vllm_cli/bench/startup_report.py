@@ -5,7 +5,7 @@ from typing import TextIO
 
 from vllm_cli.bench.startup_figures import STARTUP_METRICS
 from vllm_cli.bench.startup_results import StartupResult, StartupSideResult, StateResult
-from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_lines, write_table
+from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_sections
 
 _COLD_ENOUGH = 0.01
 """More than this share still in memory is not a cold page cache."""
@@ -13,12 +13,9 @@ _COLD_ENOUGH = 0.01
 
 def write_startup_report(result: StartupResult, stream: TextIO) -> None:
     """Write the whole report, in the form that suits the stream."""
-    write_lines(describe_startup_run(result), stream)
-    for table in build_startup_tables(result):
-        stream.write("\n")
-        write_table(table, stream)
-    stream.write("\n")
-    write_lines(describe_startup_problems(result), stream)
+    write_sections(
+        describe_startup_run(result), build_startup_tables(result), describe_startup_problems(result), stream
+    )
 
 
 def describe_startup_run(result: StartupResult) -> Iterator[str]:

@@ -48,6 +48,16 @@ class Comparison:
         return rows
 
 
+def write_sections(above: Iterable[str], tables: Iterable[FigureTable], below: Iterable[str], stream: TextIO) -> None:
+    """A whole report in the form that suits the stream: lines above the tables and lines below them."""
+    write_lines(above, stream)
+    for table in tables:
+        stream.write("\n")
+        write_table(table, stream)
+    stream.write("\n")
+    write_lines(below, stream)
+
+
 def write_lines(lines: Iterable[str], stream: TextIO) -> None:
     """Text as it stands; a long line is not broken."""
     console = Console(file=stream, highlight=False)

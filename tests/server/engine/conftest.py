@@ -1,6 +1,7 @@
 """Fixtures of the engine's tests: one thread, and transformers' advice kept out of the output."""
 
 import copy
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from server.engine.linear import LinearPacker
-from tests.server.engine.tiny_models import PACKED, build_model
+from tests.server.engine.tiny_models import PACKED, build_model, save_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +34,18 @@ def plain_llama() -> PreTrainedModel:
 def llama(plain_llama: PreTrainedModel) -> PreTrainedModel:
     """The same model, for an engine to take over."""
     return copy.deepcopy(plain_llama)
+
+
+@pytest.fixture(scope="session")
+def saved_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a folder without a tokenizer; no test may change it."""
+    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
+
+
+@pytest.fixture
+def llama_copy(saved_llama: Path, tmp_path: Path) -> Path:
+    """A copy of the folder that a test may damage."""
+    return Path(shutil.copytree(saved_llama, tmp_path / "model"))
 
 
 @pytest.fixture(scope="module", autouse=True)

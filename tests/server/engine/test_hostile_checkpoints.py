@@ -13,21 +13,10 @@ from server.engine.pooling import projection
 from server.errors import EngineStartError
 from server.renderers.tokenizer_loading import TokenizerLoadError, load_tokenizer
 from tests.hostile.checkpoints import pickles, write_code
-from tests.server.engine.tiny_models import PACKED, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 KINDS = ("archive", "legacy", "bare pickle", "archive with another pickle")
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -49,15 +38,15 @@ def test_the_corpus_is_evil(marker: Path, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["whole", "sharded", "sharded elsewhere"])
-def test_weights_run_nothing(folder: Path, marker: Path, kind: str, place: str) -> None:
-    (folder / "model.safetensors").unlink()
+def test_weights_run_nothing(llama_copy: Path, marker: Path, kind: str, place: str) -> None:
+    (llama_copy / "model.safetensors").unlink()
     name = {"whole": "pytorch_model.bin", "sharded": "weights-1.bin", "sharded elsewhere": "../weights.bin"}[place]
-    (folder / name).write_bytes(pickles(marker)[kind])
+    (llama_copy / name).write_bytes(pickles(marker)[kind])
     if place != "whole":
         index = {"metadata": {}, "weight_map": {"model.embed_tokens.weight": name}}
-        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        (llama_copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     with pytest.raises(EngineStartError) as raised:
-        load_model(folder, EngineConfig())
+        load_model(llama_copy, EngineConfig())
     assert "\n" not in str(raised.value)
     assert not marker.exists()
 
@@ -72,17 +61,17 @@ def test_a_dense_layer_of_sentence_transformers_runs_nothing(tmp_path: Path, mar
 
 
 def test_code_beside_a_model_runs_only_where_the_operator_trusts_it(
-    folder: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama_copy: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    write_code(folder, marker)
+    write_code(llama_copy, marker)
     for load in (load_config, load_model):
         try:
-            load(folder, EngineConfig())
+            load(llama_copy, EngineConfig())
         except EngineStartError as err:
             assert "--trust-remote-code" in str(err)
         assert not marker.exists()
-    load_config(folder, EngineConfig(trust_remote_code=True))
+    load_config(llama_copy, EngineConfig(trust_remote_code=True))
     assert marker.exists(), "else this test would prove nothing"
 
 

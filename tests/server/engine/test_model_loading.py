@@ -1,7 +1,6 @@
 """Models load as they are or not at all, and what is wrong fits into one line."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,20 +13,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from server.config import EngineConfig
 from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_config, load_model
 from server.errors import EngineStartError
-from tests.server.engine.tiny_models import PACKED, build_model, save_model
+from tests.server.engine.tiny_models import PACKED, build_model
 
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
-
-
-@pytest.fixture
-def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
-    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +29,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
         ("half", torch.float16),
     ],
 )
-def test_every_parameter_has_the_dtype_asked_for(saved: Path, name: str, dtype: torch.dtype) -> None:
-    model = load_model(saved, EngineConfig(dtype=name))  # type: ignore[arg-type]
+def test_every_parameter_has_the_dtype_asked_for(saved_llama: Path, name: str, dtype: torch.dtype) -> None:
+    model = load_model(saved_llama, EngineConfig(dtype=name))  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert not model.training
 
@@ -52,21 +40,21 @@ def test_auto_takes_the_checkpoints_own_dtype(tmp_path: Path) -> None:
     assert load_model(tmp_path, EngineConfig()).dtype == torch.bfloat16
 
 
-def test_sharded_weights_load(folder: Path, plain_llama: PreTrainedModel) -> None:
-    _shard(folder)
-    assert len(list(folder.glob("model-*.safetensors"))) > 3
-    _assert_same_logits(load_model(folder, EngineConfig()), plain_llama)
+def test_sharded_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+    _shard(llama_copy)
+    assert len(list(llama_copy.glob("model-*.safetensors"))) > 3
+    _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_pickled_weights_load(folder: Path, plain_llama: PreTrainedModel) -> None:
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
-    _assert_same_logits(load_model(folder, EngineConfig()), plain_llama)
+def test_pickled_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+    torch.save(load_file(llama_copy / WEIGHTS), llama_copy / "pytorch_model.bin")
+    (llama_copy / WEIGHTS).unlink()
+    _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_tensors_that_the_model_does_not_know_are_ignored(folder: Path, plain_llama: PreTrainedModel) -> None:
-    _change_weights(folder, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
-    _assert_same_logits(load_model(folder, EngineConfig()), plain_llama)
+def test_tensors_that_the_model_does_not_know_are_ignored(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+    _change_weights(llama_copy, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
+    _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
 def test_tied_weights_that_are_stored_once_load(tmp_path: Path) -> None:
@@ -161,12 +149,12 @@ def _bring_own_code(folder: Path) -> None:
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
 def test_a_damaged_folder_is_refused_in_one_line(
-    folder: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
+    llama_copy: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    damage(folder)
+    damage(llama_copy)
     capfd.readouterr()
     with pytest.raises(EngineStartError, match=message) as caught:
-        load_model(folder, EngineConfig())
+        load_model(llama_copy, EngineConfig())
     text = str(caught.value)
     assert "\n" not in text
     assert "Traceback" not in text
@@ -175,13 +163,13 @@ def test_a_damaged_folder_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(("wanted", "expected"), [(None, 512), (512, 512), (7, 7)])
-def test_max_model_len_is_the_models_own_or_less(saved: Path, wanted: int | None, expected: int) -> None:
-    assert derive_max_model_len(load_config(saved, EngineConfig()), wanted) == expected
+def test_max_model_len_is_the_models_own_or_less(saved_llama: Path, wanted: int | None, expected: int) -> None:
+    assert derive_max_model_len(load_config(saved_llama, EngineConfig()), wanted) == expected
 
 
-def test_more_than_the_models_own_length_is_refused(saved: Path) -> None:
+def test_more_than_the_models_own_length_is_refused(saved_llama: Path) -> None:
     with pytest.raises(EngineStartError, match="--max-model-len 513 is more than the model's own limit of 512 tokens"):
-        derive_max_model_len(load_config(saved, EngineConfig()), 513)
+        derive_max_model_len(load_config(saved_llama, EngineConfig()), 513)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
@@ -191,30 +179,30 @@ def test_lengths_by_other_names_or_by_none(architecture: str) -> None:
     assert derive_max_model_len(config, None) == expected
 
 
-def test_eos_tokens_come_from_everywhere_the_tokenizers_first(saved: Path, folder: Path) -> None:
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
-    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 9, "content": "<end>"}]}))
-    model = load_model(saved, EngineConfig())
-    assert find_eos_token_ids(model, folder, folder) == (9, 7, 2)
+def test_eos_tokens_come_from_everywhere_the_tokenizers_first(saved_llama: Path, llama_copy: Path) -> None:
+    (llama_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
+    (llama_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
+    (llama_copy / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 9, "content": "<end>"}]}))
+    model = load_model(saved_llama, EngineConfig())
+    assert find_eos_token_ids(model, llama_copy, llama_copy) == (9, 7, 2)
 
 
 @pytest.mark.parametrize("tokenizer_config", ["{", "[]", '{"eos_token": "<unknown>"}'])
-def test_eos_tokens_of_a_tokenizer_that_names_none(saved: Path, folder: Path, tokenizer_config: str) -> None:
-    (folder / "tokenizer_config.json").write_text(tokenizer_config)
-    (folder / "tokenizer.json").write_text("{}")
-    assert find_eos_token_ids(load_model(saved, EngineConfig()), folder, folder) == (2,)
+def test_eos_tokens_of_a_tokenizer_that_names_none(saved_llama: Path, llama_copy: Path, tokenizer_config: str) -> None:
+    (llama_copy / "tokenizer_config.json").write_text(tokenizer_config)
+    (llama_copy / "tokenizer.json").write_text("{}")
+    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy) == (2,)
 
 
-def test_the_real_models_eos_is_the_end_of_its_turn(saved: Path, model_path: Path) -> None:
+def test_the_real_models_eos_is_the_end_of_its_turn(saved_llama: Path, model_path: Path) -> None:
     im_end = 2
-    assert find_eos_token_ids(load_model(saved, EngineConfig()), model_path, model_path) == (im_end,)
+    assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), model_path, model_path) == (im_end,)
 
 
-def test_a_broken_generation_config_is_refused(saved: Path, folder: Path) -> None:
-    (folder / "generation_config.json").write_text("{")
+def test_a_broken_generation_config_is_refused(saved_llama: Path, llama_copy: Path) -> None:
+    (llama_copy / "generation_config.json").write_text("{")
     with pytest.raises(EngineStartError, match="cannot read generation_config.json"):
-        find_eos_token_ids(load_model(saved, EngineConfig()), folder, folder)
+        find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)
 
 
 def _shard(folder: Path) -> None:

@@ -62,7 +62,7 @@ class FakeEngine:
 
 async def end(client: EngineClient, engine: FakeEngine) -> None:
     await client.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while engine.is_alive:
             await asyncio.sleep(0.001)
 
@@ -169,7 +169,7 @@ async def test_an_engine_that_dies_during_an_upload_is_told_as_ever(
         await asyncio.sleep(0)
     sockets[1].close()
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(request, 10)
+        await asyncio.wait_for(request, 60)
     assert not client._uploader._sending
     with pytest.raises(EngineStartError):
         _ = client.info

@@ -1,25 +1,25 @@
 """Models that see pictures: greedy outputs equal to transformers' own, alone and among others, whole and in chunks."""
 
 import asyncio
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_engine import SmallEngine
-from tiny_vlm import FAMILIES, as_bytes, load_reference, picture, save_vlm
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.model_loading import load_model
-from server.engine.prompt_features import PromptFeaturesError, to_tensor
+from server.engine.prompt_features import PromptFeaturesError
 from server.engine.vision import VisionEncoder, language_model, picture_encoder
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import PromptInputs, TensorData
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_vlm import FAMILIES, load_reference, save_vlm
+from tests.server.engine.vlm_reference import generate_answer, picture_url, writable
 
 _NUM_TOKENS = 12
 
@@ -43,19 +43,7 @@ class Seeing:
         return asyncio.run(self.renderer.render_chat_async(messages, ChatOptions()))
 
     def expected(self, prompt: RenderedPrompt, num_tokens: int = _NUM_TOKENS) -> list[int]:
-        mm = prompt.inputs.mm or {} if prompt.inputs else {}
-        tensors = {name: to_tensor(_writable(data)) for name, data in mm.items()}
-        tensors = {name: t.long() if t.dtype == torch.bool else t for name, t in tensors.items()}
-        ids = torch.tensor([prompt.token_ids])
-        output = self.reference.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            **tensors,
-        )
-        return output[0, ids.shape[1] :].tolist()
+        return generate_answer(self.reference, prompt, num_tokens)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,18 +54,13 @@ def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _part(width: int, height: int, seed: int) -> dict[str, Any]:
-    url = base64.b64encode(as_bytes(picture(width, height, seed=seed))).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{url}"}}
-
-
-def _writable(data: TensorData) -> TensorData:
-    return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
+    return {"type": "image_url", "image_url": {"url": picture_url(seed, width, height)}}
 
 
 def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
     if prompt.inputs is None:
         return None
-    return PromptInputs(mm={name: _writable(data) for name, data in (prompt.inputs.mm or {}).items()})
+    return PromptInputs(mm={name: writable(data) for name, data in (prompt.inputs.mm or {}).items()})
 
 
 def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) -> Any:
@@ -239,19 +222,12 @@ def test_a_language_model_that_is_given_more_than_embeddings_is_refused(
         encoder.encode(prompt.token_ids, inputs.mm or {})
 
 
-def test_a_model_of_text_takes_no_pictures(tiny_llama: PreTrainedModel) -> None:
-    assert picture_encoder(tiny_llama) is None
-    engine = SmallEngine(tiny_llama)
+def test_a_model_of_text_takes_no_pictures(llama: PreTrainedModel) -> None:
+    assert picture_encoder(llama) is None
+    engine = SmallEngine(llama)
     refused = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))
     engine.run()
     assert (refused.finish_reason, refused.error) == ("error", "this model takes no pictures")
-
-
-@pytest.fixture
-def tiny_llama() -> PreTrainedModel:
-    from tiny_models import PACKED, build_model
-
-    return build_model("llama", PACKED["llama"])
 
 
 def _floats(n: int) -> TensorData:

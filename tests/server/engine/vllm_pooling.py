@@ -7,7 +7,7 @@ import sys
 os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", HF_HUB_OFFLINE="1")
 
 
-def main(folder: str, kind: str, asked: str, answered: str) -> None:
+def main(asked: str, answered: str, folder: str, kind: str) -> None:
     from vllm import LLM
 
     with open(asked) as file:  # noqa: PTH123

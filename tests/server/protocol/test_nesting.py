@@ -45,6 +45,13 @@ def test_objects_lists_and_texts_are_counted(body: bytes) -> None:
     assert not is_taken(body, max_json_values=2)
 
 
+@pytest.mark.parametrize("gap", ["", " " * 40_000, " " * (3 << 20)], ids=["short", "long", "very long"])
+def test_numbers_are_counted(gap: str) -> None:
+    body = f'[1,{gap}2,{gap}{{"a,,,,":3,{gap}"b":true}},null{gap}]'.encode()
+    assert is_taken(body, max_json_values=5)
+    assert not is_taken(body, max_json_values=4)
+
+
 @pytest.mark.parametrize("body", [b'"', b'"\\', b"]" * 100, b"[" * 4 + b'"', b"\xff" * 40_000, b'{"a' * 20_000, b""])
 def test_what_is_no_json_is_somebody_elses_to_refuse(body: bytes) -> None:
     is_taken(body)

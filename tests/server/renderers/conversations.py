@@ -1,13 +1,8 @@
-"""Conversations as clients might write them, for any renderer, and what vLLM's own renderers make of them."""
+"""Conversations as clients might write them, for any renderer."""
 
 import json
 import random
-import subprocess
-from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parents[3]
-VLLM_PYTHON = ROOT / ".peers/vllm/bin/python"
 
 TEXTS = [
     "Hello",
@@ -97,15 +92,3 @@ class Conversations:
 
     def _has_luck(self, chance: float) -> bool:
         return self._random.random() < chance
-
-
-def ask_vllm(script_name: str, folder: Path, cases: list[dict[str, Any]], tmp_path: Path) -> list[dict[str, Any]]:
-    """What the script of that name, run by vLLM's own interpreter, answers to each case."""
-    asked, answered = tmp_path / "cases.json", tmp_path / "answers.json"
-    asked.write_text(json.dumps(cases))
-    script = Path(__file__).with_name(script_name)
-    done = subprocess.run(
-        [VLLM_PYTHON, script, folder, asked, answered], capture_output=True, text=True, timeout=280, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(answered.read_text())

@@ -8,12 +8,15 @@ FREE_TURNS = 10
 BLOCKED_TURNS = 2
 
 
-async def count_turns(work: Awaitable[object]) -> int:
-    """Turns of the running loop until the work is done; a loop that is blocked by it has one at most."""
+async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int:
+    """Turns of the running loop, one in so many seconds or as often as it can, until the work is done.
+
+    A loop that is blocked by the work has one at most.
+    """
     task = asyncio.ensure_future(work)
     num_turns = 0
     while not task.done():
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(every_s)
         num_turns += 1
     await task
     return num_turns

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deepseek_v32_folder import BEGIN, END, MARKERS, save_deepseek_v32
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
@@ -15,6 +14,7 @@ from server.renderers.deepseek_v32 import DeepseekV32Renderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizer_kind import is_deepseek_v32
 from server.renderers.tokenizer_loading import TokenizerLoadError, needs_torch
+from tests.server.renderers.deepseek_v32_folder import BEGIN, END, MARKERS, save_deepseek_v32
 
 USER = {"role": "user", "content": "Where is Größe 你好 😀?"}
 OPENED = "<｜begin▁of▁sentence｜><｜User｜>Where is Größe 你好 😀?<｜Assistant｜>"

@@ -4,26 +4,29 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
-from conversations import VLLM_PYTHON, Conversations, ask_vllm
-from deepseek_v32_folder import save_deepseek_v32
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.deepseek_v32 import DeepseekV32Renderer
 from server.renderers.prompts import ChatOptions
+from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.server.renderers.conversations import Conversations
+from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
 
+SCRIPT = Path(__file__).with_name("vllm_deepseek_v32.py")
 NUM_CASES = 600
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not installed in .peers/vllm")
+@needs_vllm
 def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, inline_executor: Executor) -> None:
     folder = save_deepseek_v32(tmp_path / "model")
     conversations = Conversations(seed=32)
     cases = [conversations.case() for _ in range(NUM_CASES)]
     renderer = DeepseekV32Renderer(ModelFiles(folder, folder), RendererConfig(), executor=inline_executor)
+    answers = ask_vllm(SCRIPT, cases, tmp_path, folder)
     num_equal = num_refused = num_only_ours = 0
-    for case, answer in zip(cases, ask_vllm("vllm_deepseek_v32.py", folder, cases, tmp_path), strict=True):
+    for case, answer in zip(cases, answers, strict=True):
         options = ChatOptions(tools=case["tools"], chat_template_kwargs=case["kwargs"])
         if "out of range" in answer.get("error", ""):  # it loses count where a developer message is not the last one
             num_only_ours += 1

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grok2_folder import save_grok2
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
@@ -17,6 +16,7 @@ from server.renderers.grok2 import Grok2Renderer
 from server.renderers.grok2_tokenizer import CHAT_TEMPLATE
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizer_loading import TokenizerLoadError
+from tests.server.renderers.grok2_folder import save_grok2
 
 USER = {"role": "user", "content": " Who are you? \n"}
 ANSWER = {"role": "assistant", "content": " I am Grok.\n"}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grok2_folder import SPECIAL, WORD_PATTERN, reference, save_grok2, tok_file
 
 from server.renderers import grok2_tokenizer
 from server.renderers.grok2_tokenizer import Grok2Tokenizer
 from server.renderers.tokenizer_kind import find_grok2_file
 from server.renderers.tokenizer_loading import TokenizerLoadError
+from tests.server.renderers.grok2_folder import SPECIAL, WORD_PATTERN, reference, save_grok2, tok_file
 
 TEXTS = [
     "Human: the quick brown fox's dog<|separator|>\n\nAssistant:",

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conversations import VLLM_PYTHON, Conversations, ask_vllm
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
+from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.server.renderers.conversations import Conversations
 
+SCRIPT = Path(__file__).with_name("vllm_hf.py")
 NUM_CASES = 500
 TEMPLATES = {
     "the model's own": None,
@@ -43,7 +45,7 @@ TEMPLATES = {
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not VLLM_PYTHON.exists(), reason="vLLM is not installed in .peers/vllm")
+@needs_vllm
 def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) -> None:
     conversations = Conversations(seed=7)
     cases: list[dict[str, Any]] = [
@@ -53,8 +55,9 @@ def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) ->
     ]
     config = RendererConfig(trust_request_chat_template=True)
     renderer = HfRenderer(ModelFiles(model_path, model_path), config, executor=InlineExecutor())
+    answers = ask_vllm(SCRIPT, cases, tmp_path, model_path)
     num_equal = num_refused = 0
-    for case, answer in zip(cases, ask_vllm("vllm_hf.py", model_path, cases, tmp_path), strict=True):
+    for case, answer in zip(cases, answers, strict=True):
         options = ChatOptions(
             tools=case["tools"], chat_template_kwargs=case["kwargs"], chat_template=case["chat_template"]
         )

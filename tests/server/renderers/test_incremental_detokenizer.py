@@ -4,26 +4,9 @@ import random
 
 import pytest
 
-from server.renderers.detokenizer import MAX_HELD_TOKENS, IncrementalDetokenizer
+from server.renderers.detokenizer import MAX_HELD_TOKENS
 from server.renderers.hf import HfRenderer
-
-TEXTS = [
-    "Hello, world! The capital of France is Paris.",
-    "  two leading spaces and a trailing one ",
-    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
-    "你好，世界。日本語テキスト 한국어",
-    "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width",
-    "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية",
-    "tabs\tand\nnewlines\r\n\n\n   indented",
-    "\ufffd a real replacement character \ufffd\ufffd",
-]
-
-
-def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
-    text = "".join(detokenizer.append([token_id]).text for token_id in token_ids)
-    text += detokenizer.finish()
-    assert detokenizer.text == text
-    return text
+from tests.server.renderers.detokenizing import TEXTS, feed
 
 
 def full_decode(renderer: HfRenderer, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:

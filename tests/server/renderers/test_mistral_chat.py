@@ -1,8 +1,6 @@
 """Conversations for Mistral's tokenizers, against mistral-common itself and against vLLM."""
 
-import json
 import random
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,10 +19,9 @@ from server.renderers.mistral_files import find_mistral_file
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizer_loading import TokenizerLoadError
+from tests.peer_vllm import ask_vllm, needs_vllm
 
 Build = Callable[[str], MistralRenderer]
-
-PEER = Path(__file__).parents[3] / ".peers" / "vllm" / "bin" / "python"
 
 TEXTS = [
     "What is the capital of France?",
@@ -366,16 +363,12 @@ def test_a_conversation_that_cannot_fit_is_refused_before_it_is_tokenized(
 
 
 @pytest.mark.slow
+@needs_vllm
 def test_prompts_and_streams_are_those_of_vllm(
     mistral_folders: dict[str, Path], build_mistral: Build, tmp_path: Path
 ) -> None:
-    if not PEER.exists():
-        pytest.skip(f"{PEER} is not there: vLLM is not installed as a peer")
     work = {kind: peer_work(kind, build_mistral(kind)) for kind in mistral_folders}
-    command = [PEER, "-E", Path(__file__).with_name("vllm_mistral.py"), tmp_path / "answers.json"]
-    done = subprocess.run(command, input=json.dumps(work), text=True, timeout=280, capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    version, answers = json.loads((tmp_path / "answers.json").read_text())
+    version, answers = ask_vllm(Path(__file__).with_name("vllm_mistral.py"), work, tmp_path)
     print(f"mistral-common {mistral_common.__version__} here, {version} in vLLM")
     for kind, answer in answers.items():
         renderer = build_mistral(kind)

@@ -1,18 +1,17 @@
 """One tokenizer of Mistral's serves all threads, and the event loop stays free."""
 
 import asyncio
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_turns import FREE_TURNS, count_turns
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
+from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
+from tests.server.renderers.thread_imports import run_watched
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
@@ -61,6 +60,7 @@ def test_many_threads_share_one_renderer(kind: str, mistral_folders: dict[str, P
             list(clients.map(client, range(32)))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["v3", "tekken_v3"])
 async def test_the_loop_stays_free_while_a_large_prompt_is_rendered(
     kind: str, mistral_folders: dict[str, Path]
@@ -73,28 +73,20 @@ async def test_the_loop_stays_free_while_a_large_prompt_is_rendered(
 
 
 def test_the_pool_s_threads_import_nothing(mistral_folders: dict[str, Path]) -> None:
-    script = (
-        "import sys, threading, asyncio\n"
-        "from pathlib import Path\n"
-        "seen = []\n"
-        "def hook(event, args):\n"
-        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
-        "sys.addaudithook(hook)\n"
-        "from server.config import ModelFiles, RendererConfig\n"
-        "from server.renderers.mistral import MistralRenderer\n"
-        "from server.renderers.prompts import ChatOptions, TextOptions\n"
-        "path = Path(sys.argv[1])\n"
-        "tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}\n"
-        "async def main(renderer):\n"
-        "    options = ChatOptions(tools=[tool])\n"
-        "    await renderer.render_chat_async([{'role': 'user', 'content': 'hi' * 1000}], options)\n"
-        "    await renderer.render_text_async('hi' * 1000, TextOptions(truncate_prompt_tokens=5))\n"
-        "    await renderer.detokenize_async([1, 2, 3])\n"
-        "with MistralRenderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
-        "    renderer.warm_up()\n"
-        "    asyncio.run(main(renderer))\n"
-        "print(seen)\n"
-    )
-    command = [sys.executable, "-c", script, mistral_folders["v3"]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n", done.stderr
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.renderers.mistral import MistralRenderer
+from server.renderers.prompts import ChatOptions, TextOptions
+path = Path(sys.argv[1])
+tool = {'type': 'function', 'function': {'name': 'f', 'parameters': {'type': 'object'}}}
+async def main(renderer):
+    options = ChatOptions(tools=[tool])
+    await renderer.render_chat_async([{'role': 'user', 'content': 'hi' * 1000}], options)
+    await renderer.render_text_async('hi' * 1000, TextOptions(truncate_prompt_tokens=5))
+    await renderer.detokenize_async([1, 2, 3])
+with MistralRenderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    asyncio.run(main(renderer))
+print(seen)
+"""
+    assert run_watched(code, mistral_folders["v3"]) == "[]\n"

@@ -11,35 +11,23 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
-from server.renderers.detokenizer import MAX_HELD_TOKENS, IncrementalDetokenizer
+from server.renderers.detokenizer import MAX_HELD_TOKENS
 from server.renderers.mistral import MistralRenderer
 from server.renderers.mistral_files import find_mistral_file, is_mistral_format
 from server.renderers.mistral_tokenizer import MistralTokenizer
 from server.renderers.prompts import TextOptions
 from server.renderers.tokenizer_loading import TokenizerLoadError
+from tests.server.renderers.detokenizing import TEXTS as COMMON_TEXTS
+from tests.server.renderers.detokenizing import feed
 
 Build = Callable[[str], MistralRenderer]
 
 TEXTS = [
-    "Hello, world! The capital of France is Paris.",
-    "  two leading spaces and a trailing one ",
-    "👍🏽 👨‍👩‍👧‍👦 🇫🇷 emoji 😀😀",
-    "你好，世界。日本語テキスト 한국어",
-    "e\u0301 combining, Z\u0310\u0351algo, \u200bzero width",
-    "Ünïcödé naïve Größe Ελληνικά Русский עברית العربية",
-    "tabs\tand\nnewlines\r\n\n\n   indented",
+    *COMMON_TEXTS,
     "def f(x):\n    return {k: v ** 2 for k, v in x.items()}",
     "</s><s>[INST] not a command [/INST]<unk>",
     "\x00\u200b",
-    "\ufffd a real replacement character \ufffd\ufffd",
 ]
-
-
-def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
-    text = "".join(detokenizer.append([token_id]).text for token_id in token_ids)
-    text += detokenizer.finish()
-    assert detokenizer.text == text
-    return text
 
 
 def encode(renderer: MistralRenderer, text: str) -> list[int]:

@@ -6,8 +6,6 @@ import io
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import threading
 import time
 import tracemalloc
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 import pybase64
 import pytest
-import safetensors.torch
 import torch
 
 from server.config import ModelFiles, RendererConfig
@@ -29,21 +26,13 @@ from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import EmbedsPrompt, TextOptions
 from server.types import TensorData
+from tests.embeds_payloads import as_safetensors, safetensors_payload, saved, torch_payload
+from tests.server.renderers.loop_turns import count_turns
+from tests.server.renderers.thread_imports import run_watched
 
 LIMITS = EmbedsLimits(max_model_len=64, width=16, dtype="float32")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 NORMAL = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
-
-
-def saved(value: object, **options: Any) -> bytes:
-    """What `torch.save` writes."""
-    file = io.BytesIO()
-    torch.save(value, file, **options)
-    return file.getvalue()
-
-
-def as_safetensors(**tensors: torch.Tensor) -> bytes:
-    return safetensors.torch.save(tensors)
 
 
 def load(payload: bytes, limits: EmbedsLimits = LIMITS, **options: Any) -> torch.Tensor:
@@ -414,14 +403,11 @@ def large_prompts() -> list[EmbedsPrompt]:
     return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
 
 
-async def turns_during(renderer: HfRenderer, prompts: list[EmbedsPrompt]) -> int:
+async def turns_while_loading(renderer: HfRenderer, prompts: list[EmbedsPrompt]) -> int:
     """How often the loop turns while the prompts are rendered."""
     rendering = asyncio.ensure_future(renderer.render_prompts_async(prompts, TextOptions()))
-    turns = 0
-    while not rendering.done():
-        await asyncio.sleep(0)
-        turns += 1
-    for prompt in await rendering:
+    turns = await count_turns(rendering, every_s=0)
+    for prompt in rendering.result():
         assert len(prompt.token_ids) == 2048
         assert prompt.text is None
         assert prompt.inputs is not None and prompt.inputs.embeds is not None
@@ -429,6 +415,7 @@ async def turns_during(renderer: HfRenderer, prompts: list[EmbedsPrompt]) -> int
     return turns
 
 
+@pytest.mark.alone
 async def test_the_loop_turns_while_embeddings_are_loaded(
     tokenizer_folders: dict[str, Path], inline_executor: Executor, large_prompts: list[EmbedsPrompt]
 ) -> None:
@@ -436,13 +423,14 @@ async def test_the_loop_turns_while_embeddings_are_loaded(
     files = ModelFiles(folder, folder)
     with HfRenderer(files, RendererConfig(num_workers=2)) as pooled:
         pooled.embeds_limits = LARGE
-        turns = await turns_during(pooled, large_prompts)
+        turns = await turns_while_loading(pooled, large_prompts)
     inline = HfRenderer(files, RendererConfig(), executor=inline_executor)
     inline.embeds_limits = LARGE
-    assert await turns_during(inline, large_prompts) < 10, "without a pool the loop stands still"
+    assert await turns_while_loading(inline, large_prompts) < 10, "without a pool the loop stands still"
     assert turns > 1000
 
 
+@pytest.mark.alone
 async def test_a_timer_on_the_loop_is_not_late_for_long(
     tokenizer_folders: dict[str, Path], large_prompts: list[EmbedsPrompt]
 ) -> None:
@@ -508,30 +496,21 @@ def test_many_threads_load_side_by_side() -> None:
 
 
 def test_no_thread_imports_anything_and_nobody_torch(tokenizer_folders: dict[str, Path]) -> None:
-    script = (
-        "import sys, threading, asyncio\n"
-        "from pathlib import Path\n"
-        "seen = []\n"
-        "def hook(event, args):\n"
-        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
-        "sys.addaudithook(hook)\n"
-        "from server.config import ModelFiles, RendererConfig\n"
-        "from server.renderers.embeds.prompt_embeds import EmbedsLimits\n"
-        "from server.renderers.prompts import EmbedsPrompt, TextOptions\n"
-        "from server.renderers.registry import build_renderer\n"
-        "path = Path(sys.argv[1])\n"
-        "with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:\n"
-        "    renderer.warm_up()\n"
-        "    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')\n"
-        "    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]\n"
-        "    rendered = asyncio.run(renderer.render_prompts_async(prompts, TextOptions()))\n"
-        "print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)\n"
-    )
-    payloads = saved(NORMAL), saved(NORMAL.to_sparse()), as_safetensors(prompt_embeds=NORMAL)
-    texts = [pybase64.b64encode_as_string(payload) for payload in payloads]
-    folder = tokenizer_folders["byte_level"]
-    done = subprocess.run([sys.executable, "-c", script, folder, *texts], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[5, 5, 5] [] False\n", done.stderr
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.renderers.embeds.prompt_embeds import EmbedsLimits
+from server.renderers.prompts import EmbedsPrompt, TextOptions
+from server.renderers.registry import build_renderer
+path = Path(sys.argv[1])
+with build_renderer(ModelFiles(path, path), RendererConfig(enable_prompt_embeds=True)) as renderer:
+    renderer.warm_up()
+    renderer.embeds_limits = EmbedsLimits(64, 16, 'bfloat16')
+    prompts = [EmbedsPrompt(text) for text in sys.argv[2:]]
+    rendered = asyncio.run(renderer.render_prompts_async(prompts, TextOptions()))
+print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modules)
+"""
+    texts = torch_payload(NORMAL), torch_payload(NORMAL.to_sparse()), safetensors_payload(NORMAL)
+    assert run_watched(code, tokenizer_folders["byte_level"], *texts) == "[5, 5, 5] [] False\n"
 
 
 def test_base64_errors_are_the_library_s_own() -> None:

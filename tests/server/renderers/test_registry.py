@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from deepseek_v32_folder import save_deepseek_v32
-from grok2_folder import save_grok2
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.registry import build_renderer, find_tokenizer_mode
 from server.renderers.tokenizer_loading import TokenizerLoadError
+from tests.server.renderers.deepseek_v32_folder import save_deepseek_v32
+from tests.server.renderers.grok2_folder import save_grok2
 
 
 def save_mistral(path: Path) -> Path:

@@ -1,8 +1,6 @@
 """The pool: the loop stays free, threads do not share a tokenizer, and everything ends with the renderer."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -10,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
 
 from server.config import ConfigError, ModelFiles, RendererConfig
 from server.cpus import usable_count
@@ -19,6 +16,8 @@ from server.renderers.hf import HfRenderer
 from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.registry import build_renderer
+from tests.server.renderers.loop_turns import BLOCKED_TURNS, FREE_TURNS, count_turns
+from tests.server.renderers.thread_imports import run_watched
 
 
 def conversation(i: int) -> list[dict[str, Any]]:
@@ -59,12 +58,14 @@ def test_many_threads_share_one_renderer(model_path: Path) -> None:
 LARGE = [{"role": "user", "content": "The quick brown fox jumps over the lazy dog. " * 25_000}]
 
 
+@pytest.mark.alone
 async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path: Path) -> None:
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) > FREE_TURNS
 
 
+@pytest.mark.alone
 async def test_the_inline_twin_blocks_the_loop(model_path: Path) -> None:
     """What the test above would see if the work came back to the loop."""
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(is_inline=True)) as renderer:
@@ -72,6 +73,7 @@ async def test_the_inline_twin_blocks_the_loop(model_path: Path) -> None:
         assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
+@pytest.mark.alone
 async def test_small_prompts_take_no_hop_but_share_the_loop(model_path: Path) -> None:
     """A hundred short prompts at once may not hold the loop for longer than its share."""
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
@@ -176,25 +178,18 @@ def test_an_executor_that_was_given_stays_open(model_path: Path) -> None:
 
 
 def test_the_pool_s_threads_import_nothing_from_transformers(model_path: Path) -> None:
-    script = (
-        "import sys, threading, asyncio\n"
-        "from pathlib import Path\n"
-        "seen = []\n"
-        "def hook(event, args):\n"
-        "    if event == 'import' and threading.current_thread() is not threading.main_thread(): seen.append(args[0])\n"
-        "sys.addaudithook(hook)\n"
-        "from server.config import ModelFiles, RendererConfig\n"
-        "from server.renderers.prompts import ChatOptions, TextOptions\n"
-        "from server.renderers.registry import build_renderer\n"
-        "path = Path(sys.argv[1])\n"
-        "async def main(renderer):\n"
-        "    await renderer.render_chat_async([{'role': 'user', 'content': 'hi'}], ChatOptions())\n"
-        "    await renderer.render_text_async('hi', TextOptions(truncate_prompt_tokens=5))\n"
-        "    await renderer.detokenize_async([1, 2, 3])\n"
-        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
-        "    renderer.warm_up()\n"
-        "    asyncio.run(main(renderer))\n"
-        "print(seen)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[]\n", done.stderr
+    code = """
+from server.config import ModelFiles, RendererConfig
+from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.registry import build_renderer
+path = Path(sys.argv[1])
+async def main(renderer):
+    await renderer.render_chat_async([{'role': 'user', 'content': 'hi'}], ChatOptions())
+    await renderer.render_text_async('hi', TextOptions(truncate_prompt_tokens=5))
+    await renderer.detokenize_async([1, 2, 3])
+with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    asyncio.run(main(renderer))
+print(seen)
+"""
+    assert run_watched(code, model_path) == "[]\n"

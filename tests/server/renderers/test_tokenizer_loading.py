@@ -19,7 +19,8 @@ from server.renderers.registry import build_renderer
 from server.renderers.tokenizer_loading import TokenizerLoadError, load_tokenizer, needs_torch
 
 UNIGRAM_TYPES = {"xlm-roberta"}
-MODEL_TYPES = sorted({**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}.keys() - UNIGRAM_TYPES)
+_CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}
+MODEL_TYPES = sorted(name for name, chosen in _CLASSES.items() if chosen is not None and name not in UNIGRAM_TYPES)
 NAMED = [
     None,
     "TokenizersBackend",
@@ -58,6 +59,17 @@ def test_the_choice_of_class_is_auto_tokenizer_s(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    is_disputed = model_type in tokenizer_loading._DISPUTED and class_name in NAMED[3:]
+    assert needs_torch(path) == is_disputed
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("model_type", tokenizer_loading._DISPUTED)
+def test_what_deepseek_names_needs_no_torch(
+    model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tokenizer_folders["byte_level"]
+    path = checkpoint(source, tmp_path, {"model_type": model_type}, tokenizer_class="LlamaTokenizerFast")
     assert not needs_torch(path)
     assert_same_tokenizer(path)
 
@@ -104,7 +116,8 @@ def test_a_folder_with_nothing_but_a_tokenizer_loads(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "class_name"), [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None)]
+    ("model_type", "class_name"),
+    [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None), ("siglip2", "TokenizersBackend")],
 )
 def test_what_the_tables_do_not_know_is_auto_tokenizer_s_to_load(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path

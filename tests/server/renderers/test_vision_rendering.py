@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loop_turns import FREE_TURNS, count_turns
 from PIL import Image
-from tiny_vlm import FAMILIES, as_bytes, picture, save_vlm
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
@@ -24,6 +22,8 @@ from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
+from tests.server.engine.tiny_vlm import FAMILIES, as_bytes, picture, save_vlm
+from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 
 Build = Callable[..., VisionRenderer]
 
@@ -350,6 +350,7 @@ def _pictures(num_bytes: int) -> ProcessedPictures:
     return ProcessedPictures({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
 
 
+@pytest.mark.alone
 async def test_the_loop_turns_while_pictures_are_decoded_and_processed(folders: dict[str, Path]) -> None:
     """The inline twin is what the loop would see if the work came back to it."""
     path = folders["llava"]

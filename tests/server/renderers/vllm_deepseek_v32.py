@@ -1,6 +1,6 @@
 """Renders conversations with vLLM's DeepSeek-V3.2 renderer; run by vLLM's own interpreter.
 
-`python vllm_deepseek_v32.py FOLDER CASES ANSWERS`: each case holds `messages`, `tools` and `kwargs`, each answer
+`python vllm_deepseek_v32.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools` and `kwargs`, each answer
 `token_ids` or, where vLLM refuses the conversation, `error`.
 """
 
@@ -14,7 +14,7 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers.deepseek_v32 import DeepseekV32Tokenizer
 
 
-def main(folder: str, cases: str, answers: str) -> None:
+def main(cases: str, answers: str, folder: str) -> None:
     renderer = object.__new__(DeepseekV32Renderer)
     renderer.tokenizer = DeepseekV32Tokenizer.from_pretrained(folder)
     renderer.model_config = SimpleNamespace(

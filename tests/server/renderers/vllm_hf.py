@@ -1,6 +1,6 @@
 """Renders conversations with vLLM's HfRenderer; run by vLLM's own interpreter.
 
-`python vllm_hf.py FOLDER CASES ANSWERS`: each case holds `messages`, `tools`, `kwargs` and `chat_template`, each answer
+`python vllm_hf.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools`, `kwargs` and `chat_template`, each answer
 `token_ids` or, where vLLM refuses the conversation, `error`.
 """
 
@@ -14,7 +14,7 @@ from vllm.renderers.params import ChatParams
 from vllm.tokenizers import get_tokenizer
 
 
-def main(folder: str, cases: str, answers: str) -> None:
+def main(cases: str, answers: str, folder: str) -> None:
     renderer = HfRenderer(VllmConfig(model_config=ModelConfig(folder)), get_tokenizer(folder))
     written = [render(renderer, case) for case in json.loads(Path(cases).read_text())]
     Path(answers).write_text(json.dumps(written))

@@ -1,4 +1,7 @@
-"""Run by vLLM's interpreter: renders what it is given on stdin with vLLM's own code, for test_mistral_chat."""
+"""Renders with vLLM's own code for Mistral's formats; run by vLLM's own interpreter, for test_mistral_chat.
+
+`python vllm_mistral.py WORK ANSWERS`: by the kind of tokenizer, its folder, bodies, texts and streams.
+"""
 
 import json
 import sys
@@ -46,5 +49,5 @@ def stream(tokenizer: Any, prompt: list[int], output: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    answers = {kind: answer(work) for kind, work in json.load(sys.stdin).items()}
-    Path(sys.argv[1]).write_text(json.dumps([mistral_common.__version__, answers]))
+    answers = {kind: answer(work) for kind, work in json.loads(Path(sys.argv[1]).read_text()).items()}
+    Path(sys.argv[2]).write_text(json.dumps([mistral_common.__version__, answers]))

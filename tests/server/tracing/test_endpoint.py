@@ -20,6 +20,12 @@ HTTP, GRPC = "http/protobuf", "grpc"
         ("https://collector:4317", None, TraceEndpoint(GRPC, "collector:4317", True)),
         ("http://collector:9999", HTTP, TraceEndpoint(HTTP, "http://collector:9999/v1/traces", False)),
         ("http://[::1]:4318/v1/traces", GRPC, TraceEndpoint(GRPC, "[::1]:4318", False)),
+        ("grpc://user:sesame@collector:4317", None, TraceEndpoint(GRPC, "collector:4317", False)),
+        (
+            "http://collector:4318/v1/traces?key=sesame",
+            None,
+            TraceEndpoint(HTTP, "http://collector:4318/v1/traces", False),
+        ),
     ],
 )
 def test_the_protocol_is_told_from_the_address_unless_it_is_given(address, protocol, expected) -> None:
@@ -30,6 +36,12 @@ def test_the_protocol_is_told_from_the_address_unless_it_is_given(address, proto
 def test_what_is_no_address_is_named(address: str) -> None:
     with pytest.raises(ConfigError, match="--otlp-traces-endpoint must be an address"):
         read_endpoint(address)
+
+
+def test_a_key_in_an_address_that_is_none_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as err:
+        read_endpoint("ftp://collector:4317/x?key=sesame")
+    assert "sesame" not in str(err.value)
 
 
 def test_an_unknown_protocol_is_named() -> None:

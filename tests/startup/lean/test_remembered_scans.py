@@ -15,13 +15,15 @@ from startup.lean.remembered_scans import remembered_scans
 with remembered_scans() if sys.argv[1] == "remembered" else nullcontext():
     import transformers, transformers.models
     from transformers.utils import import_utils
+# From 5.23 on a function, which is asked where a package has not the name that it is imported by.
+packages = getattr(import_utils, "_package_distribution_mapping", lambda: import_utils.PACKAGE_DISTRIBUTION_MAPPING)()
 scans = import_utils.create_import_structure_from_path.cache_info().misses
 print(json.dumps({
     "names": sorted(dir(transformers)),
     "modules": transformers._class_to_module,
     "models": transformers.models._class_to_module,
     "backends": {name: sorted(map(str, b)) for name, b in sorted(transformers._object_missing_backend.items())},
-    "distributions": {name: sorted(d) for name, d in sorted(import_utils.PACKAGE_DISTRIBUTION_MAPPING.items())},
+    "distributions": {name: sorted(d) for name, d in sorted(packages.items())},
 }, sort_keys=True))
 print(json.dumps(scans > 100))
 """

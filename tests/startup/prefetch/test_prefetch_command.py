@@ -13,10 +13,12 @@ from click.testing import CliRunner
 
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost
+from tests.terminal import read_terminal
 from vllm_cli.byte_size import ByteSize
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
 
+pytestmark = pytest.mark.alone
 MIB = 1 << 20
 
 MakeFile = Callable[..., Path]
@@ -66,9 +68,8 @@ def test_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
     arguments = [sys.executable, "-c", RUN, str(model), "--threads", "1", "--block-size", "64KiB"]
     with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
-        shown = b"".join(_read_all(ours)).decode()
+        shown = read_terminal(ours)
         assert process.wait(120) == 0
-    os.close(ours)
     assert "prefetch [" in shown
     assert "of 1.07 GB" in shown
     assert "GB/s" in shown
@@ -114,14 +115,3 @@ def test_values_that_make_no_sense_are_usage_errors(words: list[str], said: str)
 )
 def test_sizes_are_read_as_people_write_them(text: str, num_bytes: int) -> None:
     assert ByteSize().convert(text, None, None) == num_bytes
-
-
-def _read_all(fd: int) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = os.read(fd, 1 << 12)
-        except OSError:  # the other end of a terminal is closed
-            return
-        if not chunk:
-            return
-        yield chunk

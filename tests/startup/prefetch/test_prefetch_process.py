@@ -14,13 +14,16 @@ from pathlib import Path
 import psutil
 import pytest
 
+from startup.group_signals import GROUP_SIGNALS
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchReport
 from startup.prefetch.residency import is_cheap
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
+from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.alone
 MIB = 1 << 20
 PLENTY = 1 << 50
 """Bytes of memory: more than any file, whatever the machine has."""
@@ -245,14 +248,18 @@ def test_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: s
             os.kill(pids["fork"], signal.SIGKILL)
 
 
-def test_ctrl_c_is_left_to_the_launcher(make_file: MakeFile) -> None:
+def test_signals_to_the_group_are_left_to_the_launcher_from_the_first_moment_on(make_file: MakeFile) -> None:
     path = make_file("f", 512, is_sparse=True)
     options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
     with Prefetch.start([path], options) as handle:
+        status = Path(f"/proc/{handle.pid}/status")
+        assert not disturbing(status.read_text(), GROUP_SIGNALS)
         assert handle.pid
         process = psutil.Process(handle.pid)
         wait_until(lambda: process.name() == "vllm-prefetch")
-        os.kill(handle.pid, signal.SIGINT)
+        assert not disturbing(status.read_text(), GROUP_SIGNALS)
+        for number in GROUP_SIGNALS:
+            os.kill(handle.pid, number)
         report = handle.result(120)
     assert report is not None
     assert report.state == "done"

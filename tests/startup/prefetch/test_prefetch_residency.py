@@ -10,6 +10,7 @@ from startup.prefetch import residency
 from startup.prefetch.residency import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost, resident_bytes
 
+pytestmark = pytest.mark.alone
 MIB = 1 << 20
 
 MakeFile = Callable[..., Path]

@@ -146,3 +146,9 @@ def test_a_file_without_a_key_is_told(preflight: Preflight, tmp_path: Path) -> N
     os.mkfifo(keys)
     [finding] = findings(preflight, "api_keys", api_key_file=keys)
     assert finding.startswith(f"error: --api-key-file {keys} is no regular file")
+
+
+def test_keys_everywhere_need_a_key(preflight: Preflight, tmp_path: Path) -> None:
+    [finding] = findings(preflight, "api_keys", api_key_everywhere=True)
+    assert finding.startswith("error: --api-key-everywhere needs a key")
+    assert findings(preflight, "api_keys", api_key_everywhere=True, api_keys=("one",)) == []

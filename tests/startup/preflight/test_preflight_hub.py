@@ -4,12 +4,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from startup.preflight.report import Finding, PreflightReport
+from tests.http_server import LocalServer, QuietHandler, serving
 from tests.waiting import wait_until
 
 Preflight = Callable[..., PreflightReport]
@@ -17,11 +17,11 @@ Preflight = Callable[..., PreflightReport]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """Answers every request with one status, as soon as it may."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.status = 200
         self.error_code = ""
         self.requests: list[tuple[str, str, str | None]] = []
@@ -29,12 +29,8 @@ class Hub(ThreadingHTTPServer):
         self.may_answer.set()
         self.num_answered = 0
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -48,25 +44,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", "http://192.0.2.1/elsewhere")
         self.end_headers()
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
-
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub of which nothing is cached."""
-    with Hub() as server:
+    with serving(Hub()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         monkeypatch.delenv("HF_HUB_CACHE", raising=False)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
         yield server
         server.may_answer.set()
-        server.shutdown()
-        thread.join()
 
 
 def hub_finding(report: PreflightReport) -> Finding:

@@ -5,8 +5,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.http_answer import ask
 from tests.ports import free_port
+from tests.waiting import wait_until
 
 TINY_SERVER = Path(__file__).parent / "tiny_server.py"
 
@@ -47,7 +47,7 @@ def tiny_server() -> Iterator[Callable[..., RunningServer]]:
         port = free_port()
         words = [sys.executable, str(TINY_SERVER), "--port", str(port), *map(str, flags)]
         servers.append(RunningServer(f"http://127.0.0.1:{port}", subprocess.Popen(words)))
-        _wait_until(lambda: _answers(servers[-1].url))
+        wait_until(lambda: ask(f"{servers[-1].url}/health").status)
         return servers[-1]
 
     yield start
@@ -68,30 +68,7 @@ def run_bench_liveness() -> Callable[..., subprocess.CompletedProcess[str]]:
     return lambda *words, **variables: _run_bench("liveness", *words, **variables)
 
 
-@pytest.fixture
-def wait_until() -> Callable[..., None]:
-    """Polls until something is true, and fails if it stays false."""
-    return _wait_until
-
-
 def _run_bench(name: str, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vllm_cli", "bench", name, *map(str, words)]
     environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"} | variables
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-
-
-def _wait_until(is_true: Callable[[], bool], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url + "/health").close()
-    except urllib.error.HTTPError as error:
-        error.close()
-    except urllib.error.URLError:
-        return False
-    return True

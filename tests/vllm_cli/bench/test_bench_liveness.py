@@ -9,10 +9,10 @@ import sys
 from html.parser import HTMLParser
 
 import msgspec
-import psutil
 import pytest
 from PIL import Image
 
+from tests.waiting import is_gone
 from vllm_cli.bench.liveness_config import EMBED_DTYPES, KINDS, LivenessConfig, PayloadShape
 from vllm_cli.bench.liveness_results import LivenessResult
 from vllm_cli.commands import bench_liveness
@@ -24,10 +24,6 @@ EVERY_KIND = [word for kind in KINDS if kind != "mixed" for word in ("--kind", k
 def read_result(text: str) -> LivenessResult:
     """Decoding is strict: an unknown or missing field fails."""
     return msgspec.json.decode(text, type=LivenessResult)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_own_figures(tiny_server, run_bench_liveness):

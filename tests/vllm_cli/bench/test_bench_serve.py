@@ -1,6 +1,5 @@
 """The command as a user runs it: a process of its own against real servers."""
 
-import contextlib
 import copy
 import json
 import os
@@ -12,9 +11,10 @@ import sys
 from html.parser import HTMLParser
 
 import msgspec
-import psutil
 import pytest
 
+from tests.terminal import read_terminal
+from tests.waiting import is_gone
 from vllm_cli.bench.results import BenchResult
 
 QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
@@ -23,10 +23,6 @@ QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-toke
 def read_result(text: str) -> BenchResult:
     """Decoding is strict: an unknown or missing field fails."""
     return msgspec.json.decode(text, type=BenchResult)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_running_server_is_measured_and_counted_exactly(tiny_server, run_bench_serve):
@@ -58,6 +54,7 @@ def test_every_request_of_a_run_has_a_prompt_of_its_own(tiny_server, run_bench_s
     assert len(measured) == len(set(measured)) == num_warm_up + num_measured
 
 
+@pytest.mark.alone
 def test_both_sides_get_the_same_prompts_in_turns(tiny_server, run_bench_serve, tmp_path):
     servers = [tiny_server(), tiny_server("--first-ms", 400)]
     html = tmp_path / "result.html"
@@ -141,7 +138,7 @@ def test_failed_requests_end_with_1_and_are_shown(tiny_server, run_bench_serve):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_path, wait_until):
+def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_path):
     pid_file = tmp_path / "pids"
     command = tiny_command("--pid-file", pid_file, "--gap-ms", 200)
     words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *QUICK]
@@ -219,15 +216,6 @@ def test_the_report_on_a_terminal_is_a_drawn_table(tiny_server):
     assert "output tok/s" in shown
     assert "\N{BOX DRAWINGS LIGHT VERTICAL}" in shown
     assert "A: 2 at once, round 2 of 2" in shown
-
-
-def read_terminal(descriptor: int) -> str:
-    """All that is written until the other end is closed, which Linux tells by EIO."""
-    data = b""
-    with os.fdopen(descriptor, "rb", buffering=0) as terminal, contextlib.suppress(OSError):
-        while piece := terminal.read(65536):
-            data += piece
-    return data.decode()
 
 
 def test_the_result_is_a_baseline_that_a_slower_run_fails_against(tiny_server, run_bench_serve, tmp_path):

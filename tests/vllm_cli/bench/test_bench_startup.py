@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
 
+from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.startup_probe import INTERVAL_S
 from vllm_cli.bench.startup_results import StartupResult
 
@@ -42,10 +42,6 @@ def run_startup(tmp_path) -> Run:
 def read_result(text: str) -> StartupResult:
     """Decoding is strict: an unknown or missing field fails."""
     return msgspec.json.decode(text, type=StartupResult)
-
-
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, run_startup, tmp_path) -> None:
@@ -180,7 +176,7 @@ def test_an_answer_without_text_ends_with_3(slow_command, run_startup) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
-def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path, wait_until) -> None:
+def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path) -> None:
     pids = tmp_path / "pids"
     command = slow_command("--pid-file", pids, "--ready-ms", 600_000)
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
@@ -278,7 +274,7 @@ def test_a_baseline_of_something_else_is_a_usage_error(slow_command, run_startup
     done = run_startup(*words, "--state", "cold-pages", "--evict", tmp_path)
     assert (done.returncode, "has no starts from cold-pages" in done.stderr) == (2, True)
     done = run_startup(*words, "--endpoint", "chat")
-    assert (done.returncode, "endpoint completions, this run has chat" in done.stderr) == (2, True)
+    assert (done.returncode, "endpoint 'completions', this run has 'chat'" in done.stderr) == (2, True)
     baseline.write_text("{}")
     done = run_startup(*words)
     assert (done.returncode, "is not a file of `bench startup --json`" in done.stderr) == (2, True)

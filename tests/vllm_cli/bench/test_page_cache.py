@@ -13,6 +13,7 @@ from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
 from vllm_cli.bench.page_cache import Residency, evict_files, list_files, measure_residency
 
+pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20
 
 

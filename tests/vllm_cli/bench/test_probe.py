@@ -3,13 +3,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
 import pytest
 
+from tests.http_server import LocalServer, QuietHandler, serving
+from tests.waiting import is_gone, wait_until
 from vllm_cli.bench import probe
 from vllm_cli.bench.probe import HealthProbe
 
@@ -72,7 +72,7 @@ def test_bodies_of_any_kind_are_read_to_their_end(is_chunked):
     header = ("Transfer-Encoding", "chunked") if is_chunked else ("Content-Length", "4")
     asked: list[str | None] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -82,15 +82,8 @@ def test_bodies_of_any_kind_are_read_to_their_end(is_chunked):
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        samples = probe_for(f"http://127.0.0.1:{server.server_port}", 1.0, api_key="sesame")
-        server.shutdown()
-        thread.join()
+    with serving(LocalServer(Handler)) as server:
+        samples = probe_for(server.url, 1.0, api_key="sesame")
     assert samples.num_errors == 0
     assert len(samples.latencies_ns) >= 5
     assert set(asked) == {"Bearer sesame"}
@@ -108,7 +101,7 @@ def test_a_page_that_is_missing_is_an_error(tiny_server):
     assert samples.num_errors >= 3
 
 
-def test_the_probe_ends_when_its_parent_is_killed(tiny_server, wait_until):
+def test_the_probe_ends_when_its_parent_is_killed(tiny_server):
     code = f"""if True:
         import time
         from vllm_cli.bench.probe import HealthProbe
@@ -121,7 +114,7 @@ def test_the_probe_ends_when_its_parent_is_killed(tiny_server, wait_until):
         child = int(parent.stdout.readline())
         assert psutil.pid_exists(child)
         os.kill(parent.pid, signal.SIGKILL)
-    wait_until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: is_gone(child))
 
 
 def test_the_probes_process_imports_the_standard_library_only():

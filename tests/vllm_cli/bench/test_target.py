@@ -6,6 +6,7 @@ import sys
 import psutil
 import pytest
 
+from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
@@ -17,12 +18,8 @@ def command_target(command: str) -> CommandTarget:
     return target
 
 
-def is_gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
 @pytest.fixture
-def pids_of(tmp_path, wait_until):
+def pids_of(tmp_path):
     """The server's process id and that of its child, once both run."""
 
     def read() -> list[int]:
@@ -45,7 +42,7 @@ def test_a_stopped_server_leaves_no_process_not_even_one_that_daemonized(flags, 
     assert all(map(is_gone, pids))
 
 
-def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of, wait_until):
+def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of):
     code = """if True:
         import sys, time
         from vllm_cli.bench.config import TargetSpec
@@ -59,7 +56,7 @@ def test_a_server_is_stopped_when_the_benchmark_is_killed(tiny_command, pids_of,
     wait_until(lambda: all(map(is_gone, pids)))
 
 
-def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_command, pids_of, wait_until):
+def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_command, pids_of):
     target = command_target(tiny_command("--pid-file", pids_of.file))
     target.start()
     try:
@@ -74,7 +71,7 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
     assert all(map(is_gone, pids))
 
 
-def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command, wait_until):
+def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command):
     target = command_target(tiny_command("--crashes"))
     target.start()
 
@@ -92,7 +89,7 @@ def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_com
     assert "the tiny server has no luck today" in messages[0]
 
 
-def test_a_command_that_does_not_exist_is_reported(wait_until):
+def test_a_command_that_does_not_exist_is_reported():
     target = command_target("no-such-server-anywhere serve")
     target.start()
     with pytest.raises(TargetDiedError, match=r"Cannot run: no-such-server-anywhere serve --port \d+\n.*No such file"):
@@ -109,7 +106,7 @@ def test_a_command_that_does_not_exist_is_reported(wait_until):
     ],
     ids=["appended", "placeholder", "environment"],
 )
-def test_the_port_finds_its_place_in_the_command(command, expected, tmp_path, wait_until):
+def test_the_port_finds_its_place_in_the_command(command, expected, tmp_path):
     words_file = tmp_path / "words"
     (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {words_file}\n")
     (tmp_path / "serve").chmod(0o755)

@@ -1,0 +1,30 @@
+"""Rows of `prompt_embeds` as clients write them into files."""
+
+import io
+from typing import Any
+
+import pybase64
+import safetensors.torch
+import torch
+
+
+def saved(value: object, **options: Any) -> bytes:
+    """What `torch.save` writes."""
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+def as_safetensors(**tensors: torch.Tensor) -> bytes:
+    """A file with these tensors; clients send one named `prompt_embeds`."""
+    return safetensors.torch.save(tensors)
+
+
+def torch_payload(rows: object) -> str:
+    """The rows as `torch.save` writes them, as a request carries them."""
+    return pybase64.b64encode_as_string(saved(rows))
+
+
+def safetensors_payload(rows: torch.Tensor) -> str:
+    """The rows as a safetensors file, as a request carries them."""
+    return pybase64.b64encode_as_string(as_safetensors(prompt_embeds=rows))

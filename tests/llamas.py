@@ -1,0 +1,122 @@
+"""Llamas of random weights as folders that a server takes; `python -m tests.llamas long|billion TOKENIZER OUT`.
+
+`tiny` starts in a second and speaks bytes; `small` can be shared by two ranks; `long` takes 16384 tokens of
+SmolLM2-135M's width, for `vllm-cli bench liveness --kind prompt_embeds`; `billion` is for measurements on a GPU.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
+
+TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_OTHER_S_VOCAB: Final = 49152
+"""As many tokens as SmolLM2 has."""
+_CHAT_TEMPLATE: Final = (
+    "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def save_tiny_llama(folder: Path) -> Path:
+    """A few kilobytes, with a tokenizer of bytes and a chat template."""
+    _save(
+        folder,
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=4096,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    save_byte_tokenizer(folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": _CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_small_llama(folder: Path, tokenizer: Path) -> Path:
+    """A few megabytes for two ranks, which SmolLM2's nine heads cannot feed; rounding chooses none of its tokens."""
+    _save(
+        folder,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.4,
+    )
+    return _copy_tokenizer(tokenizer, folder)
+
+
+def save_long_llama(folder: Path, tokenizer: Path) -> Path:
+    """One layer in bfloat16: thousands of rows of embeddings are cheap to compute with it."""
+    _save(
+        folder,
+        hidden_size=576,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=9,
+        num_key_value_heads=1,
+        max_position_embeddings=16384,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    return _copy_tokenizer(tokenizer, folder)
+
+
+def save_billion_llama(folder: Path, tokenizer: Path, num_layers: int = 16) -> Path:
+    """1.1 billion weights in bfloat16, in shards of 600 MB."""
+    import torch
+
+    _save(
+        folder,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=num_layers,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        dtype="bfloat16",
+    )
+    return _copy_tokenizer(tokenizer, folder)
+
+
+def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape: Any) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    others = {"vocab_size": _OTHER_S_VOCAB, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**others | shape, dtype=dtype)).to(getattr(torch, dtype))
+    model.cpu().save_pretrained(folder, max_shard_size="600MB")
+
+
+def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
+    """Of a model with at most 49152 tokens, such as SmolLM2-135M-Instruct."""
+    for name in TOKENIZER_FILES:
+        if (tokenizer / name).exists():
+            shutil.copyfile(tokenizer / name, folder / name)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("long", "billion"))
+    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    save = {"long": save_long_llama, "billion": save_billion_llama}[options.kind]
+    print(save(options.out, options.tokenizer))

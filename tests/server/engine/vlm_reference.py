@@ -1,0 +1,61 @@
+"""Conversations with pictures, and what transformers' own `generate` answers to them."""
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelFiles, RendererConfig
+from server.engine.prompt_features import to_tensor
+from server.renderers.pool import InlineExecutor
+from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.vision import VisionRenderer
+from server.types import TensorData
+from tests.server.engine.tiny_vlm import as_bytes, load_reference, picture
+
+
+def picture_url(seed: int, width: int = 60, height: int = 60) -> str:
+    """A picture of its own for each seed, as a `data:` URL."""
+    return "data:image/png;base64," + base64.b64encode(as_bytes(picture(width, height, seed=seed))).decode()
+
+
+def picture_messages(*urls: str) -> list[Any]:
+    """One message of a text and the pictures."""
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
+
+
+def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
+    """The tokens with which the saved model answers the conversation."""
+    renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+    prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
+    assert prompt.inputs is not None
+    return generate_answer(load_reference(folder).to(device), prompt, num_tokens)
+
+
+def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: int) -> list[int]:
+    """So many tokens at temperature 0, whatever ends a sequence."""
+    mm = prompt.inputs.mm or {} if prompt.inputs else {}
+    ids = torch.tensor([prompt.token_ids], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        **{name: _as_input(data).to(model.device) for name, data in mm.items()},
+    )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def writable(data: TensorData) -> TensorData:
+    """A copy that a tensor may be made of: the renderer's own bytes are read-only."""
+    return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
+
+
+def _as_input(data: TensorData) -> torch.Tensor:
+    tensor = to_tensor(writable(data))
+    return tensor.long() if tensor.dtype == torch.bool else tensor
