@@ -9,7 +9,7 @@ from server.app import create_app
 from server.config import ModelFiles, ServerConfig
 from server.engine.client import EngineClient
 from server.limits import LimitsConfig
-from server.metrics import ServerMetrics
+from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.serving.services import Services
 from server.serving.start_view import StartView

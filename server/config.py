@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from server.cpus import usable_count
+from server.machine.cpus import usable_count
 
 TokenizerMode = Literal["auto", "hf", "mistral", "deepseek_v32", "grok2"]
 """Whose tokenizer files and chat encoding; `auto` looks at the files."""

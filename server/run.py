@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 
-from server.access import Access
 from server.build import build_app, build_services
 from server.config import ModelFiles, ServerConfig
 from server.errors import EngineStartError
 from server.limits import LimitsConfig
 from server.renderers.base import BaseRenderer
+from server.security.access import Access
 from server.serving.drain import LAST_WORDS_S, Drain
 from server.serving.engine_life import EngineHandle, EngineLife
 from server.serving.services import Services

@@ -6,7 +6,7 @@ from typing import Any
 
 from server.config import ConfigError, EngineConfig, RendererConfig, ServerConfig
 from server.limits import LimitsConfig
-from startup.log_options import LogFormat, LogOptions
+from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
 
 

@@ -15,29 +15,30 @@ from typing import TYPE_CHECKING
 from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
+from server.model_files.vision_models import sees_pictures
 from server.types import EngineInfo
-from server.vision_models import sees_pictures
-from startup import engine_process, listener
 from startup.config import StartupConfig
 from startup.deadline import StartDeadline
-from startup.engine_supply import EngineSupply
+from startup.engine import process as engine_process
+from startup.engine.supply import EngineSupply
 from startup.errors import EngineBootError, PortInUseError, StartupError
 from startup.imports import import_vision
-from startup.logs import configure_logging
+from startup.logs.setup import configure_logging
 from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
-from startup.responder import OpenChannel, StartupResponder, open_plain
+from startup.probes import listener
+from startup.probes.responder import OpenChannel, StartupResponder, open_plain
+from startup.probes.start_state import StartState
 from startup.start_method import use_start_method
-from startup.start_state import StartState
 from startup.temp_folder import ensure_temp_folder
 from startup.timeline.live_progress import LiveProgress
 from startup.timeline.record import subject_of
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
-    from startup.service_manager import ServiceManager
+    from startup.systemd.service_manager import ServiceManager
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ class _Launch:
     def _meet_manager(self) -> "ServiceManager | None":
         if env.NOTIFY_SOCKET.get() is None:
             return None
-        from startup.service_manager import ServiceManager
+        from startup.systemd.service_manager import ServiceManager
 
         return self._stack.enter_context(closing(ServiceManager.from_environment()))
 
@@ -166,7 +167,7 @@ class _Launch:
         """In the responder's process."""
         if not self._is_tls:
             return open_plain()
-        from startup.tls_channel import open_tls
+        from startup.probes.tls_channel import open_tls
 
         return open_tls(self._config.server)
 
@@ -219,7 +220,7 @@ def _take_socket() -> socket | None:
     """What a service manager listens on for this process, if one does."""
     if env.LISTEN_PID.get() is None:
         return None
-    from startup.socket_activation import take_socket
+    from startup.systemd.socket_activation import take_socket
 
     return take_socket()
 

@@ -12,7 +12,7 @@ def main() -> int:
     """Runs the command; as process 1 of a container in a child, with this process as its init."""
     _die_quietly_of_sigint()
     if os.getpid() == 1:
-        from startup.init_process import become_init
+        from startup.processes.init_process import become_init
 
         become_init()
     from vllm_cli.main import main as run_command

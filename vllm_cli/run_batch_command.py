@@ -8,9 +8,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from vllm_cli.errors import InputError
-from vllm_cli.flag_table import normalise
-from vllm_cli.flags_honoured import HONOURED
-from vllm_cli.serve_help import write_topic
+from vllm_cli.flags.honoured import HONOURED
+from vllm_cli.flags.table import normalise
+from vllm_cli.serve.help import write_topic
 
 SERVE_WORDS: Final = "serve_words"
 """The parameter that gets what is not an option of `run-batch`."""

@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 import torch
 
-from server.memory import available_bytes
+from server.machine.memory import available_bytes
 
 _MIN_OUT_FEATURES = 32
 """Below this a layer is too small for the layout to matter."""

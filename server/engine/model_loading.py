@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from server.config import EngineConfig
 from server.engine.device import choose_device, move_model
 from server.errors import EngineStartError
-from server.vision_models import VISION_MODEL_TYPES
+from server.model_files.vision_models import VISION_MODEL_TYPES
 
 _DTYPES = {
     "half": torch.float16,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from server.config import EngineConfig, ModelFiles
-from server.cpus import affinity_count, usable_count
 from server.engine.channel import BlockingChannel, ChannelClosedError
 from server.engine.messages import (
     Abort,
@@ -39,7 +38,8 @@ from server.engine.messages import (
 from server.engine.phases import Phases
 from server.engine.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
-from server.model_kind import read_model_kind
+from server.machine.cpus import affinity_count, usable_count
+from server.model_files.kind import read_model_kind
 
 if TYPE_CHECKING:
     from server.engine.core import EngineCore

@@ -10,7 +10,7 @@ from server.config import EngineConfig
 from server.engine.kv_cache import LayerShape
 from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory
 from server.errors import EngineMemoryError
-from server.memory import available_bytes
+from server.machine.memory import available_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.prompt_features import EncodePictures, PromptFeatures, PromptFeaturesError, to_tensor
+from server.model_files.vision_models import VISION_MODEL_TYPES
 from server.types import TensorData
-from server.vision_models import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 

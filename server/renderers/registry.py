@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
+from server.model_files.vision_models import sees_pictures
 from server.renderers.base import BaseRenderer
 from server.renderers.mistral_files import is_mistral_format
 from server.renderers.tokenizer_kind import find_grok2_file, is_deepseek_v32
-from server.vision_models import sees_pictures
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
-from server.memory import available_bytes
+from server.machine.memory import available_bytes
 from server.renderers.hf import HfRenderer
 from server.renderers.hf_tokenizer import HfTokenizer
 from server.renderers.make_async import make_async

@@ -6,11 +6,11 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api_keys import ApiKeys
-from server.http_metrics import HttpMetrics
+from server.metrics.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
 from server.routes.health import PROBE_PATHS
 from server.routes.messages import read_header, read_request_id, send_json
+from server.security.api_keys import ApiKeys
 
 OPEN_PATHS = frozenset({*PROBE_PATHS, "/livez"})
 """Probes: whoever sends them has no key."""

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from server.errors import OverloadedError, RequestError
 from server.limits import LimitsConfig, flag_of
-from server.memory import available_bytes
+from server.machine.memory import available_bytes
 
 _MEMORY_SHARE = 8
 """The part of free memory that requests may hold unless the operator says otherwise."""

@@ -3,7 +3,7 @@
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from server.metrics import EngineMetrics
+from server.metrics.server_metrics import EngineMetrics
 from server.serving.request_context import RequestContext
 from server.types import EngineOutput, FinishReason
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from server.api_keys import ApiKeys
 from server.config import ModelFiles, ServerConfig
 from server.engine.client import EngineClient
 from server.limits import LimitsConfig
-from server.metrics import EngineMetrics, ServerMetrics
+from server.metrics.server_metrics import EngineMetrics, ServerMetrics
 from server.protocol.errors import UnavailableInfo, UnavailableResponse
 from server.renderers.base import BaseRenderer
+from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
 from server.serving.gate import RequestGate
 from server.serving.recovery import Recovery

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from server.memory import read_memory
+from server.machine.memory import read_memory
 from startup.prefetch.job import Job
 from startup.prefetch.survey import Survey
 

@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from startup import group_signals
 from startup.prefetch.budget import needlessness
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.prefetch.residency import is_cheap
 from startup.prefetch.survey import survey_files
+from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from startup import death_pipe, group_signals
 from startup.prefetch.budget import available_bytes, decide
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.reader import BlockReader
 from startup.prefetch.report import MOST_PROBLEMS, PrefetchProgress, PrefetchReport
 from startup.prefetch.survey import Survey, survey_files
+from startup.processes import death_pipe, group_signals
 
 _CONTROL_FD = 0
 _REPORT_FD = 1

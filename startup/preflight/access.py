@@ -4,8 +4,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.api_keys import KeyFileError, read_key_file
 from server.config import ServerConfig
+from server.security.api_keys import KeyFileError, read_key_file
 from startup.preflight.report import Finding, error, warning
 
 

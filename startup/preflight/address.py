@@ -8,9 +8,9 @@ from typing import Final
 
 from server.config import ServerConfig
 from startup.errors import PortInUseError, StartupError
-from startup.listener import listen
 from startup.preflight.report import Finding, error, info, warning
 from startup.preflight.socket_holders import bound_holders, tcp_holders, unix_holders
+from startup.probes.listener import listen
 
 _MOST_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from server.config import ServerConfig
-from server.tls import TlsError, create_tls_context
+from server.security.tls import TlsError, create_tls_context
 from startup.preflight.report import Finding, error, info, warning
 
 _SOON_DAYS: Final = 7

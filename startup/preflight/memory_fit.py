@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from server.config import EngineConfig
-from server.memory import MemoryState
-from startup.cuda import expects_gpu
+from server.machine.memory import MemoryState
+from startup.engine.cuda import expects_gpu
 from startup.model.byte_count import format_bytes
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning

@@ -3,7 +3,7 @@
 from typing import Any, Final, NamedTuple
 
 from server.config import EngineConfig
-from server.model_kind import read_model_kind
+from server.model_files.kind import read_model_kind
 from startup.preflight.checkpoint import Checkpoint
 
 _LENGTH_KEYS: Final = (

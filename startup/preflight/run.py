@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from envs.errors import EnvError
 from server.config import ModelFiles
-from server.memory import MemoryState, read_memory
+from server.machine.memory import MemoryState, read_memory
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
 from startup.model.hub import is_offline

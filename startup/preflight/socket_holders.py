@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from server.cgroups import PROC
+from server.machine.cgroups import PROC
 from startup.preflight.bound_sockets import bound_socket_inodes
 
 _LISTENING_TCP: Final = "0A"

@@ -2,7 +2,7 @@
 
 vLLM's CPU platform insists on `spawn`, and vLLM refuses `forkserver` as a setting; so `spawn` is given another meaning
 in the processes of this start. multiprocessing's own forkserver does the forking. Beyond it, children have their
-parent's present state (`child_state`), end with the process that started them (`startup.death_pipe`) and
+parent's present state (`child_state`), end with the process that started them (`startup.processes.death_pipe`) and
 outlive the forkserver; children of children are forked from the same one (multiprocessing would start another).
 """
 
@@ -18,8 +18,8 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Final
 
 from envs import foreign
-from startup.death_pipe import arm
-from startup.main_module import without_main_module
+from startup.processes.death_pipe import arm
+from startup.processes.main_module import without_main_module
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
 from startup.vllm.notices import report_from_child

@@ -8,7 +8,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.main_module import without_main_module
+from startup.processes.main_module import without_main_module
 from startup.vllm.forkserver import map_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from envs import foreign
 from envs.registry import env
-from startup.json_logs import JsonFormatter, turn_into_lines
+from startup.logs.json_lines import JsonFormatter, turn_into_lines
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 

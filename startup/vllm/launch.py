@@ -17,14 +17,14 @@ from typing import Final, NoReturn
 
 from envs import foreign
 from envs.registry import env
-from startup import listener
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
 from startup.prefetch.plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
-from startup.responder import StartupResponder
-from startup.service_manager import ServiceManager
-from startup.start_state import StartState
+from startup.probes import listener
+from startup.probes.responder import StartupResponder
+from startup.probes.start_state import StartState
+from startup.systemd.service_manager import ServiceManager
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm import compile_cache, port

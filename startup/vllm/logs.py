@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 
 from envs.registry import env
-from startup.json_logs import JsonFormatter
-from startup.logs import RoleFormatter, TextFormatter
+from startup.logs.json_lines import JsonFormatter
+from startup.logs.setup import RoleFormatter, TextFormatter
 
 
 def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from startup.log_options import LogFormat
+from startup.logs.options import LogFormat
 from startup.prefetch.options import PrefetchOptions
 
 

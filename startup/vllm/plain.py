@@ -9,7 +9,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.service_manager import ServiceManager
+from startup.systemd.service_manager import ServiceManager
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import OLDEST, InstalledVllm
 

@@ -20,7 +20,7 @@ note_environment_at_exec()
 from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
-from startup.death_pipe import follow_parent  # noqa: E402
+from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.timeline.process_age import process_start_ns  # noqa: E402
 from startup.vllm.compile_cache import follow_compile_cache  # noqa: E402
 from startup.vllm.compile_later import compile_later  # noqa: E402

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from startup.vllm.command_line import CommandLine
 from tests.deploy.dockerfile import ROOT
-from vllm_cli.engine_choice import choose_engine, split_words
+from vllm_cli.serve.engine_choice import choose_engine, split_words
 
 FOLDER = ROOT / "deploy" / "kubernetes"
 DEPLOYMENT = FOLDER / "vllm-deployment.yaml"

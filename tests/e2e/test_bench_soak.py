@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tests.llamas import save_tiny_llama
-from vllm_cli.bench.soak_bodies import BAD, GOOD
-from vllm_cli.bench.soak_results import Gauges, SoakResult
+from vllm_cli.bench.soak.bodies import BAD, GOOD
+from vllm_cli.bench.soak.results import Gauges, SoakResult
 
 
 @pytest.mark.slow

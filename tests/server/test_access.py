@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.api_keys import ApiKeys, KeyFileError
 from server.config import ConfigError, ServerConfig
-from server.file_watch import FileWatch
+from server.security.api_keys import ApiKeys, KeyFileError
+from server.security.file_watch import FileWatch
 
 PATIENT_S = 60.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.config import ServerConfig
-from server.tls import RenewableTls
+from server.security.tls import RenewableTls
 from tests.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = needs_openssl

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from server.config import EngineConfig
-from server.model_kind import ModelKind, read_model_kind
-from server.sentence_files import read_sentence_files
+from server.model_files.kind import ModelKind, read_model_kind
+from server.model_files.sentence_files import read_sentence_files
 
 GENERATE = ModelKind("generate", "none")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.vision_models import VISION_MODEL_TYPES, sees_pictures
+from server.model_files.vision_models import VISION_MODEL_TYPES, sees_pictures
 
 
 @pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))

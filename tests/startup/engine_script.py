@@ -13,8 +13,8 @@ from server.engine.channel import frame
 from server.engine.client import EngineClient
 from server.errors import EngineStartError
 from server.types import SamplingParams
-from startup import engine_process
-from startup.log_options import LogOptions
+from startup.engine import process as engine_process
+from startup.logs.options import LogOptions
 from startup.start_method import use_start_method
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cpus import affinity_count, usable_count
+from server.machine.cpus import affinity_count, usable_count
 from tests.startup.fake_system import FakeSystem
 
 

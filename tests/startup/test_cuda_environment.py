@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from startup import cuda
-from startup.cuda import ask_without_cuda, expects_gpu
+from startup.engine import cuda
+from startup.engine.cuda import ask_without_cuda, expects_gpu
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _BEGUN = "file=libcuda.so.1 [0];  dynamically loaded by"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from startup.end_watch import EndWatch
+from startup.processes.end_watch import EndWatch
 from tests.waiting import wait_until
 
 

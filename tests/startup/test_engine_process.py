@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from envs.registry import START_METHODS
-from startup.group_signals import GROUP_SIGNALS
 from startup.model.model_class import modeling_module
+from startup.processes.group_signals import GROUP_SIGNALS
 from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until
 

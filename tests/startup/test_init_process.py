@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 _SOON_S = 60
 
-_BECOME = "import os, signal, sys, time; from startup.init_process import become_init; become_init()\n"
+_BECOME = "import os, signal, sys, time; from startup.processes.init_process import become_init; become_init()\n"
 _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
 """PR_SET_CHILD_SUBREAPER: orphans come to this process as they would to process 1."""
 

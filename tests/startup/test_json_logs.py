@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from startup.json_logs import JsonFormatter
+from startup.logs.json_lines import JsonFormatter
 
 _BEGIN = """
 import logging, sys, threading, warnings
-from startup.log_options import LogOptions
-from startup.logs import configure_logging, rename_process
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging, rename_process
 configure_logging(LogOptions(level="INFO", format="json"), role="api", phase=lambda: "load_weights")
 logger = logging.getLogger("server.run")
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from startup.errors import PortInUseError, StartupError
-from startup.listener import describe, listen
+from startup.probes.listener import describe, listen
 
 
 def test_connections_are_accepted_by_the_kernel_before_anybody_serves() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from startup.log_config import translate
+from startup.logs.config_file import translate
 
 HANDLERS = {"out": {"class": "logging.StreamHandler", "formatter": "short", "stream": "ext://sys.stdout"}}
 FORMATTERS = {"short": {"class": "vllm.logging_utils.NewLineFormatter", "format": "%(name)s|%(message)s"}}
@@ -36,8 +36,8 @@ def test_the_given_configuration_is_left_alone() -> None:
 def test_a_file_written_for_vllm_is_applied() -> None:
     code = f"""
 import logging
-from startup.log_options import LogOptions
-from startup.logs import configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="ERROR", format="json", config={VLLM_FILE!r}), role="api")
 logging.getLogger("server.run").debug("hello")
 """

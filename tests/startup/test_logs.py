@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from startup.json_logs import JsonFormatter
-from startup.logs import RoleFormatter, TextFormatter
+from startup.logs.json_lines import JsonFormatter
+from startup.logs.setup import RoleFormatter, TextFormatter
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"
@@ -50,8 +50,8 @@ def test_what_is_printable_stays_as_it_is() -> None:
 def test_a_traceback_stays_readable() -> None:
     code = """
 import logging
-from startup.log_options import LogOptions
-from startup.logs import configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 configure_logging(LogOptions(level="INFO"), role="api")
 try:
     int("\\x1b[31m\\n0")

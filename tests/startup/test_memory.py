@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from server.memory import MemoryState, read_memory
+from server.machine.memory import MemoryState, read_memory
 from tests.startup.fake_system import FakeSystem
 
 KIB = 1 << 10

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from startup.onednn import limit_kernel_caches
+from startup.engine.onednn import limit_kernel_caches
 
 ONEDNN, FORMER, IDEEP = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"
 
 MEASURE = """if True:
     import ctypes, sys
-    from startup.onednn import limit_kernel_caches
+    from startup.engine.onednn import limit_kernel_caches
     if sys.argv[1] == "bound":
         limit_kernel_caches()
     import torch

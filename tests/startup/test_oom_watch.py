@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.oom_watch import OomWatch
+from startup.processes.oom_watch import OomWatch
 from tests.startup.fake_system import FakeSystem
 
 _PERHAPS = ", as the kernel does where memory runs out"

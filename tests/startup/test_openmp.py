@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from startup.openmp import limit_spinning
+from startup.engine.openmp import limit_spinning
 
 
 def test_limit_is_set_for_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import psutil
 import pytest
 
-from startup.listener import listen
-from startup.responder import Answer, StartupResponder
+from startup.probes.listener import listen
+from startup.probes.responder import Answer, StartupResponder
 from tests.waiting import wait_until
 
 
@@ -132,8 +132,8 @@ def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.sock
 def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket) -> None:
     code = (
         "import os, signal\n"
-        "from startup.listener import listen\n"
-        "from startup.responder import StartupResponder\n"
+        "from startup.probes.listener import listen\n"
+        "from startup.probes.responder import StartupResponder\n"
         "from tests.startup.test_responder import _Answers\n"
         "with listen(host='127.0.0.1', port=0, uds=None) as bound, StartupResponder(bound, _Answers()):\n"
         "    print(bound.getsockname()[1], flush=True)\n"
@@ -192,8 +192,8 @@ def test_no_probe_is_lost_when_the_socket_changes_hands(listener: socket.socket)
 _API_PROCESS = """
 import sys
 from startup.imports import import_serially
-from startup.listener import listen
-from startup.responder import StartupResponder
+from startup.probes.listener import listen
+from startup.probes.responder import StartupResponder
 from tests.startup.test_responder import _Answers
 with listen(host='127.0.0.1', port=0, uds=None) as bound:
     with StartupResponder(bound, _Answers()):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from server.config import ServerConfig
-from startup.listener import listen
-from startup.responder import Answer, OpenChannel, StartupResponder
-from startup.tls_channel import open_tls
+from startup.probes.listener import listen
+from startup.probes.responder import Answer, OpenChannel, StartupResponder
+from startup.probes.tls_channel import open_tls
 from tests.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = needs_openssl

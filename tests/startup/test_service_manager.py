@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from startup.service_manager import ServiceManager
+from startup.systemd.service_manager import ServiceManager
 from tests.startup.notify_socket import NotifySocket
 from tests.waiting import wait_until
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from server.status_page.page import read_page
-from startup.listener import listen
-from startup.responder import StartupResponder
-from startup.start_state import StartState
+from startup.probes.listener import listen
+from startup.probes.responder import StartupResponder
+from startup.probes.start_state import StartState
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from tests.waiting import wait_until

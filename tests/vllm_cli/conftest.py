@@ -30,8 +30,8 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def parse() -> Callable[..., StartupConfig]:
     """The configuration that `vllm-cli serve WORDS...` would start with."""
     from vllm_cli.commands.serve import serve
-    from vllm_cli.serve_command import given_settings
-    from vllm_cli.serve_config import build_startup_config
+    from vllm_cli.serve.command import given_settings
+    from vllm_cli.serve.config import build_startup_config
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:

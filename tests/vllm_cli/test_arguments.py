@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from vllm_cli.arguments import Arguments
 from vllm_cli.errors import InputError
-from vllm_cli.flag import HonouredFlag
+from vllm_cli.flags.flag import HonouredFlag
+from vllm_cli.serve.arguments import Arguments
 
 
 def values_of(*words: str) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.terminal import read_until
-from vllm_cli.flags_honoured import HONOURED
+from vllm_cli.flags.honoured import HONOURED
 from vllm_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]

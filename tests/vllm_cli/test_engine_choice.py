@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 import pytest
 
-from vllm_cli.engine_choice import OWN_WITH_VLLM, choose_engine, split_words, vllm_options
 from vllm_cli.errors import InputError
+from vllm_cli.serve.engine_choice import OWN_WITH_VLLM, choose_engine, split_words, vllm_options
 
 VLLM_FLAGS = set((Path(__file__).parent / "vllm_0_32_flags.txt").read_text().split())
 

@@ -11,12 +11,12 @@ from envs.registry import LOGGING_LEVELS
 from server.config import DTypeName, RendererConfig
 from startup.config import ModelConfig, StartupConfig
 from vllm_cli.errors import InputError
-from vllm_cli.flag import Shape
-from vllm_cli.flag_table import FLAGS, find_flag, is_flag, spellings
-from vllm_cli.flags_hinted import HINTED
-from vllm_cli.flags_honoured import HONOURED, OWN
-from vllm_cli.flags_refused import REFUSED
-from vllm_cli.serve_config import VARIABLES
+from vllm_cli.flags.flag import Shape
+from vllm_cli.flags.hinted import HINTED
+from vllm_cli.flags.honoured import HONOURED, OWN
+from vllm_cli.flags.refused import REFUSED
+from vllm_cli.flags.table import FLAGS, find_flag, is_flag, spellings
+from vllm_cli.serve.config import VARIABLES
 
 VLLM_NAMES = set((Path(__file__).parent / "vllm_0_32_flags.txt").read_text().split())
 HELP = {"-h", "--help"}

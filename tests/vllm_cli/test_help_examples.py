@@ -7,7 +7,7 @@ import click
 import pytest
 
 from vllm_cli.commands.bench import BENCHMARKS
-from vllm_cli.flag_table import is_flag
+from vllm_cli.flags.table import is_flag
 from vllm_cli.lazy_group import load_command
 from vllm_cli.main import COMMANDS, cli
 

@@ -6,7 +6,7 @@ import pytest
 
 from server.config import ConfigError
 from server.limits import LimitsConfig, flag_of
-from vllm_cli.flags_limits import LIMITS
+from vllm_cli.flags.limits import LIMITS
 
 DOCS = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
 

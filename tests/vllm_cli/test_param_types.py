@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from vllm_cli.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
+from vllm_cli.flags.param_types import ChatTemplate, HumanInt, JsonObject, JsonStrings, TokenLimit
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The table of `vllm-cli ps`, about servers whose names somebody else has chosen."""
 
+from vllm_cli.client.running_servers import RunningServer
 from vllm_cli.commands.ps import _table
-from vllm_cli.running_servers import RunningServer
 
 
 def test_what_other_users_call_their_servers_stays_in_its_cell() -> None:

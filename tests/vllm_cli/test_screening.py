@@ -2,9 +2,9 @@
 
 import pytest
 
-from vllm_cli.arguments import Arguments
 from vllm_cli.errors import InputError
-from vllm_cli.screening import notices, refuse_impossible
+from vllm_cli.serve.arguments import Arguments
+from vllm_cli.serve.screening import notices, refuse_impossible
 
 HARMLESS = [
     "--tensor-parallel-size 1",
@@ -77,7 +77,7 @@ def test_the_gpus_share_has_no_effect_where_there_is_none(has_gpu: bool, tmp_pat
     device = tmp_path / "device"
     if has_gpu:
         device.touch()
-    monkeypatch.setattr("startup.cuda._GPU_DEVICES", (device,))
+    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", (device,))
     lines = list(notices(Arguments.parse(["--gpu-memory-utilization", "0.5"]).flags.values()))
     assert [line.startswith("--gpu-memory-utilization 0.5 has no effect: there is no GPU") for line in lines] == (
         [] if has_gpu else [True]

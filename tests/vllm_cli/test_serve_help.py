@@ -2,12 +2,12 @@
 
 import pytest
 
-from vllm_cli.byte_size import ByteSize, spell_size
-from vllm_cli.flag_table import FLAGS
-from vllm_cli.flags_honoured import GROUPS, HONOURED
-from vllm_cli.help_topic import SECTIONS
+from vllm_cli.flags.byte_size import ByteSize, spell_size
+from vllm_cli.flags.honoured import GROUPS, HONOURED
+from vllm_cli.flags.table import FLAGS
 from vllm_cli.main import main
-from vllm_cli.serve_help import default_of
+from vllm_cli.serve.help import default_of
+from vllm_cli.serve.help_topic import SECTIONS
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vllm_cli.server_address import ServerAddress
+from vllm_cli.client.server_address import ServerAddress
 
 OWN_SERVER_CONCURRENCY: Final = 256
 """More than the engine runs at once, so that it never waits for the next request."""

@@ -15,7 +15,7 @@ from vllm_cli.batch.result_line import Result
 from vllm_cli.batch.sender import Sender
 from vllm_cli.batch.tally import Tally
 from vllm_cli.batch.writer import ResultWriter
-from vllm_cli.server_address import ServerAddress
+from vllm_cli.client.server_address import ServerAddress
 
 _LOOK_S: Final = 0.2
 

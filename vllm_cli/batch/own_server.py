@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Final
 
 from envs.registry import env
-from vllm_cli.bench import warden
+from vllm_cli import warden
+from vllm_cli.client.readiness import Readiness
+from vllm_cli.client.server_address import ServerAddress
+from vllm_cli.client.waiting import WaitOptions, wait_for_server
 from vllm_cli.errors import ConnectionFailedError, InputError
-from vllm_cli.readiness import Readiness
-from vllm_cli.server_address import ServerAddress
-from vllm_cli.waiting import WaitOptions, wait_for_server
 
 _STOP_GRACE_S: Final = 20.0
 _MAX_PATH_BYTES: Final = 100
@@ -41,7 +41,7 @@ class ServerStartError(Exception):
 
 
 class OwnServer:
-    """`vllm-cli serve` below a warden (`vllm_cli.bench.warden`), which ends it when this process ends, however."""
+    """`vllm-cli serve` below a warden (`vllm_cli.warden`), which ends it when this process ends, however."""
 
     def __init__(self, serve_words: tuple[str, ...], socket_path: Path) -> None:
         self.address = ServerAddress(uds=str(socket_path))

@@ -12,9 +12,9 @@ from vllm_cli.batch.output_place import OutputPlace
 from vllm_cli.batch.own_server import OwnServer, ServerStartError, start_own_server
 from vllm_cli.batch.progress import BatchProgress
 from vllm_cli.batch.tally import Ending, Tally
+from vllm_cli.client.readiness import Readiness
+from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.readiness import Readiness
-from vllm_cli.server_address import ServerAddress
 
 SOME_FAILED: Final = 5
 """Only where it is asked for: vLLM's scripts go on with the answers that there are, under `set -e`, too."""

@@ -15,8 +15,8 @@ from vllm_cli.batch.input_file import LinePlace
 from vllm_cli.batch.request_line import BatchRequest
 from vllm_cli.batch.result_line import Result, answered, lost, refused, request_id
 from vllm_cli.batch.retries import MAX_SERVER_ERRORS, RETRIED, pause_s
+from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.server_address import ServerAddress
 
 _CONNECT_TIMEOUT_S: Final = 30.0
 

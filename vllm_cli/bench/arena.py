@@ -10,7 +10,7 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.target import Target, build_target
 from vllm_cli.bench.turns import Lineup, Rounds, Turn
-from vllm_cli.bench.warden import NOTICE_S
+from vllm_cli.warden import NOTICE_S
 
 
 class Met(Protocol):

@@ -16,7 +16,7 @@ import psutil
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.target import CommandTarget
-from vllm_cli.running_servers import find_servers
+from vllm_cli.client.running_servers import find_servers
 
 _ANSWER_TIMEOUT_S = 60.0
 _BODY = json.dumps({"prompt": "Hello", "max_tokens": 1})

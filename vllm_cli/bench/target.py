@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
-from vllm_cli.bench import warden
+from vllm_cli import warden
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
 

@@ -18,7 +18,7 @@ from vllm_cli.commands.bench_options import (
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
-    from vllm_cli.bench.liveness_config import LivenessConfig
+    from vllm_cli.bench.liveness.config import LivenessConfig
 
 _KINDS = ("tokenize-chat", "chat", "images", "prompt_embeds", "pooling", "mixed")
 _DTYPES = ("bfloat16", "float16", "float32")
@@ -86,13 +86,13 @@ def liveness(**options: Any) -> int:
     files = take_files(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
-    from vllm_cli.bench.liveness import LIVENESS
+    from vllm_cli.bench.liveness.benchmark import LIVENESS
 
     return LIVENESS.measure(config, files)
 
 
 def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "LivenessConfig":
-    from vllm_cli.bench.liveness_config import LivenessConfig, PayloadShape
+    from vllm_cli.bench.liveness.config import LivenessConfig, PayloadShape
 
     shape = PayloadShape(**{item.name: options.pop(item.name) for item in fields(PayloadShape)})
     options["kinds"] = tuple(dict.fromkeys(options["kinds"]))

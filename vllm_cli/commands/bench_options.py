@@ -10,7 +10,7 @@ import click
 
 from envs.registry import env
 from vllm_cli.commands.bench_types import OutputFile, Percentage, ServerAddress, ShellWords
-from vllm_cli.param_types import Secret
+from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import Files, TargetSpec

@@ -57,7 +57,7 @@ def serve(**options: Any) -> int:
     files = take_files(options, has_others=len(targets) > 1)
     config = _build_config(targets, options)
 
-    from vllm_cli.bench.serve import SERVE
+    from vllm_cli.bench.serve.benchmark import SERVE
 
     return SERVE.measure(config, files)
 

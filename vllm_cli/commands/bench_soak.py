@@ -7,7 +7,7 @@ import click
 
 from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key
 from vllm_cli.commands.bench_types import OutputFile, Percentage
-from vllm_cli.param_types import Secret
+from vllm_cli.flags.param_types import Secret
 
 _MINUTES = click.FloatRange(0, min_open=True)
 
@@ -63,11 +63,11 @@ def soak(*, command: str, model: str | None, json_path: Path | None, html_path: 
     Exit codes: 0 fine; 1 not fine, or the server ended; 2 usage; 3 it did not start.
     """
     from vllm_cli.bench.config import Files, TargetSpec
-    from vllm_cli.bench.soak_config import SoakConfig
+    from vllm_cli.bench.soak.config import SoakConfig
 
     options["api_key"] = choose_api_key(options["api_key"])
     config = SoakConfig(target=TargetSpec(name="A", command=command, model=model), **options)
 
-    from vllm_cli.bench.soak import SOAK
+    from vllm_cli.bench.soak.benchmark import SOAK
 
     return SOAK.measure(config, Files(json_path=json_path, html_path=html_path))

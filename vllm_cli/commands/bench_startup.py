@@ -16,11 +16,11 @@ from vllm_cli.commands.bench_options import (
     own_command,
     take_files,
 )
-from vllm_cli.param_types import Secret
+from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
-    from vllm_cli.bench.startup_config import StartupBenchConfig
+    from vllm_cli.bench.startup.config import StartupBenchConfig
 
 _STATES: Final = ("warm", "cold-pages", "cold-compile", "cold")
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
@@ -77,13 +77,13 @@ def startup(**options: Any) -> int:
     files = take_files(options, has_others=has_others, others="--vs or --floor")
     config = _build_config(options)
 
-    from vllm_cli.bench.startup import STARTUP
+    from vllm_cli.bench.startup.benchmark import STARTUP
 
     return STARTUP.measure(config, files)
 
 
 def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
-    from vllm_cli.bench.startup_config import StartupBenchConfig
+    from vllm_cli.bench.startup.config import StartupBenchConfig
 
     model, has_floor = options.pop("model"), options.pop("has_floor")
     targets = _build_targets(options, model)
@@ -109,7 +109,7 @@ def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetS
 
 
 def _find_model_folders(model: str | None, targets: "tuple[TargetSpec, ...]") -> list[Path]:
-    from vllm_cli.bench.startup_caches import find_models
+    from vllm_cli.bench.startup.caches import find_models
 
     named = [folder for target in targets for folder in find_models(target.command or "")]
     return named if named and model is None else [*named, _resolve(model)]

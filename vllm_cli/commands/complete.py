@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from vllm_cli.answer import Answer
-from vllm_cli.dialogue import EXIT, Dialogue, server_options, typed_lines
+from vllm_cli.client.answer import Answer
+from vllm_cli.client.dialogue import EXIT, Dialogue, server_options, typed_lines
 
 _PATH = "/v1/completions"
 

@@ -9,15 +9,15 @@ import click
 
 from envs.registry import env
 from startup.config import ModelConfig
-from startup.log_options import LogOptions
-from startup.logs import configure_logging
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
 from startup.prefetch.plan import plan_files
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.byte_size import ByteSize
-from vllm_cli.model_completion import complete_model
+from vllm_cli.client.model_completion import complete_model
+from vllm_cli.flags.byte_size import ByteSize
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1

@@ -4,8 +4,8 @@ import json
 
 import click
 
-from startup.logs import escape_controls
-from vllm_cli.running_servers import RunningServer, find_servers
+from startup.logs.setup import escape_controls
+from vllm_cli.client.running_servers import RunningServer, find_servers
 
 
 @click.command("ps")

@@ -5,8 +5,8 @@ import click
 from startup.config import StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.vllm.options import VllmOptions
-from vllm_cli.serve_command import VLLM, ServeCommand, given_settings, serve_parameters
-from vllm_cli.serve_config import build_startup_config
+from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
+from vllm_cli.serve.config import build_startup_config
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API that `vllm serve` answers.
 

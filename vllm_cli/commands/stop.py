@@ -7,8 +7,8 @@ from typing import Any, Final
 import click
 
 from startup.timeline.live_line import LiveLine
+from vllm_cli.client.running_servers import RunningServer, find_servers
 from vllm_cli.errors import InputError
-from vllm_cli.running_servers import RunningServer, find_servers
 
 STOPPED: Final = 0
 NOT_STOPPED: Final = 1

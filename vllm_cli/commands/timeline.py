@@ -9,8 +9,8 @@ import click
 from startup.timeline.reader import ReportError, read_report
 from startup.timeline.report import StartReport
 from vllm_cli.errors import InputError
-from vllm_cli.timeline_comparison import comparison_to_dict, write_comparison
-from vllm_cli.timeline_picture import NamedReport, describe_start, draw_timeline
+from vllm_cli.timeline.comparison import comparison_to_dict, write_comparison
+from vllm_cli.timeline.picture import NamedReport, describe_start, draw_timeline
 
 _REPORT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _PICTURE_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)

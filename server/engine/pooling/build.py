@@ -6,7 +6,7 @@ from server.engine.phases import Phases
 from server.engine.pooling.core import PoolingCore
 from server.engine.pooling.loading import load_pooling_model
 from server.engine.pooling.sequence import BatchLimits
-from server.model_kind import ModelKind
+from server.model_files.kind import ModelKind
 from server.types import EngineInfo
 
 _BATCHED_TOKENS = {"cpu": 1024, "cuda": 16384}

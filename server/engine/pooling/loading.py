@@ -32,8 +32,8 @@ from server.engine.pooling.heads import (
 )
 from server.engine.pooling.projection import Projection, load_colbert, load_dense
 from server.errors import EngineStartError
-from server.model_kind import ModelKind
-from server.sentence_files import SentenceFiles, read_sentence_files
+from server.model_files.kind import ModelKind
+from server.model_files.sentence_files import SentenceFiles, read_sentence_files
 from server.types import PoolingInfo
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")

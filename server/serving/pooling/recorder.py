@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from time import perf_counter
 
 from server.errors import EngineError
-from server.metrics import EngineMetrics
+from server.metrics.server_metrics import EngineMetrics
 from server.serving.request_context import RequestContext
 from server.types import EngineOutput, FinishReason
 

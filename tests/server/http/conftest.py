@@ -17,7 +17,7 @@ from server.app import create_app
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import EngineDeadError
 from server.limits import LimitsConfig
-from server.metrics import ServerMetrics
+from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services

@@ -9,7 +9,7 @@ from server.config import EngineConfig, ModelFiles
 from server.engine.phases import Phases
 from server.engine.pooling.build import build_pooling_core
 from server.errors import EngineError
-from server.model_kind import read_model_kind
+from server.model_files.kind import read_model_kind
 from server.types import EngineOutput, EngineStats, PoolingParams
 
 

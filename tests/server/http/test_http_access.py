@@ -6,7 +6,7 @@ import re
 import httpx
 import pytest
 
-from startup.logs import TextFormatter
+from startup.logs.setup import TextFormatter
 
 GUARDED = ["/v1/models", "/v1/models/smol", "/docs", "/nowhere"]
 PROBES = ["/health", "/ping", "/livez", "/readyz"]

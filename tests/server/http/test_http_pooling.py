@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
-from server.metrics import ServerMetrics
+from server.metrics.server_metrics import ServerMetrics
 from server.renderers.hf import HfRenderer
 from server.serving.pooling.base import PoolingServingBase
 from server.serving.pooling.context import PoolingServeContext

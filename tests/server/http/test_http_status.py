@@ -8,7 +8,7 @@ import re
 import pytest
 
 from server.types import EngineStats
-from startup.responder import Answer
+from startup.probes.responder import Answer
 
 
 def _policy(headers) -> dict[str, str]:

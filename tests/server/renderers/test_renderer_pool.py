@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from server.config import ConfigError, ModelFiles, RendererConfig
-from server.cpus import usable_count
 from server.errors import RequestError
+from server.machine.cpus import usable_count
 from server.renderers.hf import HfRenderer
 from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions, TextOptions

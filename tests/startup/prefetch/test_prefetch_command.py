@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost
 from tests.terminal import read_terminal
-from vllm_cli.byte_size import ByteSize
 from vllm_cli.commands import prefetch as command
 from vllm_cli.commands.prefetch import prefetch
+from vllm_cli.flags.byte_size import ByteSize
 
 pytestmark = pytest.mark.alone
 MIB = 1 << 20

@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from startup.group_signals import GROUP_SIGNALS
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchReport
 from startup.prefetch.residency import is_cheap
+from startup.processes.group_signals import GROUP_SIGNALS
 from tests.page_cache import evict, expect_resident, repeated_if_pages_are_lost, resident_bytes
 from tests.signal_state import disturbing
 from tests.waiting import is_gone, wait_until

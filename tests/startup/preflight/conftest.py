@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.config import EngineConfig, RendererConfig, ServerConfig
-from server.memory import MemoryState
+from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.memory import MemoryState
+from server.machine.memory import MemoryState
 from startup.preflight.report import PreflightReport
 
 Preflight = Callable[..., PreflightReport]
@@ -24,7 +24,7 @@ def told(report: PreflightReport, check: str) -> tuple[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("startup.cuda._GPU_DEVICES", ())
+    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", ())
 
 
 def test_weights_that_do_not_fit_are_told_with_the_numbers(model_path: Path, preflight: Preflight) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.config import EngineConfig
-from server.memory import MemoryState
+from server.machine.memory import MemoryState
 from startup.preflight.checkpoint import read_checkpoint
 from startup.preflight.model_shape import read_model_shape
 from startup.preflight.report import PreflightReport

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.waiting import is_gone
-from vllm_cli.bench.liveness_config import EMBED_DTYPES, KINDS, LivenessConfig, PayloadShape
-from vllm_cli.bench.liveness_results import LivenessResult
+from vllm_cli.bench.liveness.config import EMBED_DTYPES, KINDS, LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness.results import LivenessResult
 from vllm_cli.commands import bench_liveness
 
 QUICK = ("--concurrency", "2", "--requests", "4", "--rounds", "1", "--turns", "3", "--turn-chars", "40")

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vllm_cli.bench.soak_bodies import GOOD
-from vllm_cli.bench.soak_config import SoakConfig
-from vllm_cli.bench.soak_results import SoakResult
+from vllm_cli.bench.soak.bodies import GOOD
+from vllm_cli.bench.soak.config import SoakConfig
+from vllm_cli.bench.soak.results import SoakResult
 from vllm_cli.commands import bench_soak
 
 LEAKY_SERVER = Path(__file__).parent / "leaky_server.py"
@@ -145,7 +145,7 @@ def test_the_options_have_the_defaults_of_the_configuration():
 
 
 def test_all_good_bodies_have_a_weight():
-    from vllm_cli.bench.soak_bodies import BAD
-    from vllm_cli.bench.soak_traffic import _WEIGHTS
+    from vllm_cli.bench.soak.bodies import BAD
+    from vllm_cli.bench.soak.traffic import _WEIGHTS
 
     assert set(_WEIGHTS) == {*GOOD, *BAD}

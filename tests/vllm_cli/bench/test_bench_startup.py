@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.startup_probe import INTERVAL_S
-from vllm_cli.bench.startup_results import StartupResult
+from vllm_cli.bench.startup.probe import INTERVAL_S
+from vllm_cli.bench.startup.results import StartupResult
 
 SLOW_SERVER = Path(__file__).parent / "slow_server.py"
 QUICK = ("--rounds", "2", "--pause", "0")

@@ -2,11 +2,11 @@ import pytest
 
 from server.config import ConfigError
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.liveness_config import LivenessConfig, PayloadShape
-from vllm_cli.bench.liveness_figures import RoundSamples, compare_kinds, measure_liveness, summarize_kind
-from vllm_cli.bench.liveness_results import LivenessFigures
+from vllm_cli.bench.liveness.config import LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness.figures import RoundSamples, compare_kinds, measure_liveness, summarize_kind
+from vllm_cli.bench.liveness.loop_lag import LoopDelays
+from vllm_cli.bench.liveness.results import LivenessFigures
 from vllm_cli.bench.load import LoadSamples
-from vllm_cli.bench.loop_lag import LoopDelays
 from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request import RequestSample
 

@@ -3,7 +3,7 @@ from math import inf
 import aiohttp
 import pytest
 
-from vllm_cli.bench.loop_lag import LoopLag, find_loop_delays, parse_loop_lag, read_loop_lag
+from vllm_cli.bench.liveness.loop_lag import LoopLag, find_loop_delays, parse_loop_lag, read_loop_lag
 
 TEXT = """\
 # HELP vllm_cli:event_loop_lag_seconds How late each heartbeat was.

@@ -11,7 +11,7 @@ from startup.prefetch.memory_file_systems import memory_devices
 from startup.prefetch.residency import by_mincore
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost
 from tests.waiting import wait_until
-from vllm_cli.bench.page_cache import Residency, evict_files, list_files, measure_residency
+from vllm_cli.bench.startup.page_cache import Residency, evict_files, list_files, measure_residency
 
 pytestmark = pytest.mark.alone
 MEGABYTE = 1 << 20

@@ -1,6 +1,6 @@
 import pytest
 
-from vllm_cli.bench.soak_judgement import judge_answer
+from vllm_cli.bench.soak.judgement import judge_answer
 
 CHUNK = b'data: {"choices": [{"text": "a"}]}\n\n'
 QUOTED = b'data: {"choices": [{"text": "\\"error\\": {}"}]}\n\n'

@@ -8,8 +8,8 @@ import pytest
 
 from server.config import ConfigError
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.startup_caches import CacheError, StartupCaches, find_libraries, find_models
-from vllm_cli.bench.startup_config import StartupBenchConfig
+from vllm_cli.bench.startup.caches import CacheError, StartupCaches, find_libraries, find_models
+from vllm_cli.bench.startup.config import StartupBenchConfig
 
 
 def config_of(**settings: object) -> StartupBenchConfig:

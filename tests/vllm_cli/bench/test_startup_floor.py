@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_cli.bench import startup_floor
 from vllm_cli.bench.errors import TargetStartError
-from vllm_cli.bench.startup_config import PROMPT
-from vllm_cli.bench.startup_floor import FloorSide
+from vllm_cli.bench.startup import floor as startup_floor
+from vllm_cli.bench.startup.config import PROMPT
+from vllm_cli.bench.startup.floor import FloorSide
 
 SCRIPT = Path(startup_floor.__file__).with_name("bare_script.py")
 PROMPTS = (PROMPT, "def fibonacci(n):\n    if n <", "Der Hund ist ein", "1, 2, 3, 4,")

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from tests.waiting import is_gone, wait_until
-from vllm_cli.bench.startup_probe import INTERVAL_S, StartProbe, StartProbeSamples
+from vllm_cli.bench.startup.probe import INTERVAL_S, StartProbe, StartProbeSamples
 
 MS = 10**6
 ANSWER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
@@ -111,7 +111,7 @@ def test_a_probe_that_never_began_leaves_no_process() -> None:
 def test_the_probe_ends_when_its_parent_is_killed() -> None:
     code = (
         "import time\n"
-        "from vllm_cli.bench.startup_probe import StartProbe\n"
+        "from vllm_cli.bench.startup.probe import StartProbe\n"
         "prober = StartProbe()\n"
         "prober.begin('127.0.0.1', 9)\n"
         "print(prober._process.pid, flush=True)\n"

@@ -1,0 +1,281 @@
+"""Prometheus metrics with vLLM's names, labels and buckets, in a registry of their own.
+
+Everything is recorded on the API process's event loop; label children are bound once, so that
+recording a token costs a few microseconds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+
+from server.metrics.collectors import (
+    ENGINE,
+    LABELS,
+    ConstantCollector,
+    EngineStateCollector,
+    PictureCacheCollector,
+    PoolDepthCollector,
+    RejectionCollector,
+    StartCollector,
+)
+from server.metrics.http_metrics import HttpMetrics
+from server.metrics.sources import Heartbeat, PictureCache, StartTimes, WaitingWork
+from server.types import EngineInfo, EngineStats, FinishReason
+
+_FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+_NEVER_FINISHED = "repetition"
+"""A reason that vLLM has and this engine does not."""
+
+_TTFT_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+)  # fmt: skip
+_INTER_TOKEN_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
+_ITERATION_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_CHOICES_BUCKETS = (1, 2, 5, 10, 20)
+_PROMPT_SOURCES = ("local_compute", "local_cache_hit", "external_kv_transfer")
+_PREEMPTION_BUCKETS = (1, 2, 3, 4, 5, 10, 20)
+_SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+class Exposition(NamedTuple):
+    """What /metrics answers."""
+
+    body: bytes
+    content_type: str
+
+
+class ServerMetrics:
+    """All metrics of one server. The engine's families appear once `register_engine` has been called."""
+
+    def __init__(self, model_name: str, start: StartTimes) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(StartCollector(model_name, start))
+        self._model_name = model_name
+        self._has_picture_cache = False
+        self._engine: EngineMetrics | None = None
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.http = HttpMetrics(self.registry)
+        self.loop = LoopMetrics(self.registry)
+        self.engine_life = EngineLifeMetrics(self.registry)
+
+    def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
+        """Adds the renderer's pools, by what they are for."""
+        self.registry.register(PoolDepthCollector(pools))
+        waits = Histogram(
+            "vllm_cli:renderer_queue_time_seconds",
+            "How long work waited for a thread of the renderer's pool.",
+            ("pool",),
+            buckets=_SHORT_BUCKETS,
+            registry=self.registry,
+        )
+        for name, pool in pools.items():
+            pool.subscribe_waits(waits.labels(name).observe)
+
+    def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
+        """Adds the requests that were not let in, by the limit that was reached."""
+        self.registry.register(RejectionCollector(self._model_name, num_rejected))
+
+    def register_picture_cache(self, cache: PictureCache) -> None:
+        """Adds what the renderer keeps of pictures."""
+        self._has_picture_cache = True
+        self.registry.register(PictureCacheCollector(self._model_name, cache))
+
+    def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
+        """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
+        if self._engine is None:
+            self._engine = EngineMetrics(self.registry, self._model_name, info)
+            self.registry.register(EngineStateCollector(self._model_name, read_stats))
+            self.registry.register(ConstantCollector(self._model_name, has_picture_cache=self._has_picture_cache))
+        return self._engine
+
+    def render(self, accept: str | None = None) -> Exposition:
+        """Prometheus's text, or OpenMetrics where the client prefers it by its Accept header."""
+        if _wants_openmetrics(accept or ""):
+            # The library's other ways of escaping turn the colons of samples, not those of families, into underscores.
+            body = openmetrics.generate_latest(self.registry, escaping=openmetrics.ALLOWUTF8)
+            return Exposition(body, openmetrics.CONTENT_TYPE_LATEST)
+        return Exposition(generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
+
+
+class LoopMetrics:
+    """How free the event loop is, and the work that is kept off it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._render_time = Histogram(
+            "vllm_cli:request_render_time_seconds",
+            "From a request's body to its prompt's tokens, the wait for a thread included.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        )
+        self.record_lag = Histogram(
+            "vllm_cli:event_loop_lag_seconds",
+            "How late a timer that is due every 20 ms was.",
+            buckets=_SHORT_BUCKETS,
+            registry=registry,
+        ).observe
+        self._worst_lag = Gauge(
+            "vllm_cli:event_loop_max_lag_seconds", "The latest timer of the last minute.", registry=registry
+        )
+
+        self.heartbeat: Heartbeat | None = None
+
+    def record_render(self, seconds: float | None) -> None:
+        """Takes note of one request that was rendered, or that never got so far."""
+        if seconds is not None:
+            self._render_time.observe(seconds)
+
+    def watch(self, heartbeat: Heartbeat) -> None:
+        """Where the lag is read when somebody asks."""
+        self._worst_lag.set_function(lambda: heartbeat.worst_lag_s)
+        self.heartbeat = heartbeat
+
+
+class EngineLifeMetrics:
+    """Whether there is an engine, and how often another one had to be started."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
+        self.record_restart = Counter(
+            "vllm_cli:engine_restarts", "Engines started in the place of one that had died.", registry=registry
+        ).inc
+
+    def watch_up(self, read: Callable[[], bool]) -> None:
+        """Where it is read when /metrics is scraped."""
+        self._up.set_function(read)
+
+
+class EngineMetrics:
+    """What requests did, seen from the API process."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str, info: EngineInfo) -> None:
+        labels = (model_name, ENGINE)
+
+        def counter(name: str, documentation: str) -> Any:
+            return Counter(name, documentation, LABELS, registry=registry).labels(*labels)
+
+        def histogram(name: str, documentation: str, buckets: tuple[float, ...]) -> Any:
+            return Histogram(name, documentation, LABELS, buckets=buckets, registry=registry).labels(*labels)
+
+        token_buckets = tuple(_one_two_five(info.max_model_len))
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Number of prefill tokens processed.")
+        self._prompt_tokens_cached = counter("vllm:prompt_tokens_cached", "Number of cached prompt tokens.")
+        by_source = Counter(
+            "vllm:prompt_tokens_by_source", "Prompt tokens by source.", (*LABELS, "source"), registry=registry
+        )
+        self._computed, self._cached, _ = (by_source.labels(*labels, source) for source in _PROMPT_SOURCES)
+        self._generation_tokens = counter("vllm:generation_tokens", "Number of generation tokens processed.")
+        self.num_computed_prompt_tokens = 0
+        self.num_generation_tokens = 0
+        success = Counter(
+            "vllm:request_success", "Count of finished requests.", (*LABELS, "finished_reason"), registry=registry
+        )
+        self.finished = {reason: success.labels(*labels, reason) for reason in _FINISH_REASONS}
+        success.labels(*labels, _NEVER_FINISHED)
+        self.time_to_first_token = histogram("vllm:time_to_first_token_seconds", "Time to first token.", _TTFT_BUCKETS)
+        self.inter_token_latency = histogram(
+            "vllm:inter_token_latency_seconds", "Inter-token latency.", _INTER_TOKEN_BUCKETS
+        )
+        self.time_per_output_token = histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time per output token.", _INTER_TOKEN_BUCKETS
+        )
+        self.queue_time = histogram("vllm:request_queue_time_seconds", "Time in the queue.", _REQUEST_BUCKETS)
+        self.prefill_time = histogram(
+            "vllm:request_prefill_time_seconds", "From the queue to the first token.", _REQUEST_BUCKETS
+        )
+        self.decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _REQUEST_BUCKETS)
+        self.inference_time = histogram(
+            "vllm:request_inference_time_seconds", "From the queue to the last token.", _REQUEST_BUCKETS
+        )
+        self.e2e_latency = histogram("vllm:e2e_request_latency_seconds", "End-to-end latency.", _REQUEST_BUCKETS)
+        self.request_prompt_tokens = histogram("vllm:request_prompt_tokens", "Prompt tokens.", token_buckets)
+        self.request_generation_tokens = histogram("vllm:request_generation_tokens", "Output tokens.", token_buckets)
+        self.request_prefill_tokens = histogram(
+            "vllm:request_prefill_kv_computed_tokens", "Prompt tokens that were not in the cache.", token_buckets
+        )
+        self.max_generation_tokens = histogram(
+            "vllm:request_max_num_generation_tokens", "Longest output of a request's choices.", token_buckets
+        )
+        self.params_max_tokens = histogram("vllm:request_params_max_tokens", "The max_tokens parameter.", token_buckets)
+        self.num_preemptions = histogram(
+            "vllm:request_num_preemptions", "How often a request was preempted.", _PREEMPTION_BUCKETS
+        )
+        self.params_n = histogram("vllm:request_params_n", "The n parameter.", _CHOICES_BUCKETS)
+        self.iteration_tokens = histogram("vllm:iteration_tokens_total", "Tokens per engine step.", _ITERATION_BUCKETS)
+        _set_cache_info(registry, info)
+
+    def count_prompt(self, num_tokens: int, *, num_cached: int = 0) -> None:
+        """A prompt has been computed, but for what was found in the cache."""
+        self._prompt_tokens.inc(num_tokens)
+        self._prompt_tokens_cached.inc(num_cached)
+        self._computed.inc(num_tokens - num_cached)
+        self._cached.inc(num_cached)
+        self.num_computed_prompt_tokens += num_tokens - num_cached
+
+    def count_generated(self, num_tokens: int) -> None:
+        """Tokens have come."""
+        self._generation_tokens.inc(num_tokens)
+        self.num_generation_tokens += num_tokens
+
+    def record_step(self, stats: EngineStats) -> None:
+        """Takes note of one engine step; to be subscribed to the engine's statistics."""
+        if stats.num_iteration_tokens:
+            self.iteration_tokens.observe(stats.num_iteration_tokens)
+
+    def record_request(self, *, num_choices: int, max_generation_tokens: int) -> None:
+        """Takes note of one request that ended, all its choices together."""
+        self.params_n.observe(num_choices)
+        self.max_generation_tokens.observe(max_generation_tokens)
+
+
+def _wants_openmetrics(accept: str) -> bool:
+    """Whether the media type is named, in a version that there is; a scraper names what it prefers first."""
+    for media_range in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in media_range.split(";"))
+        versions = [value for name, _, value in (part.partition("=") for part in parameters) if name == "version"]
+        if media_type == "application/openmetrics-text":
+            return all(version.strip('"') in ("0.0.1", "1.0.0") for version in versions)
+    return False
+
+
+def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
+    """vLLM's block count times block size is the number of tokens; here each token is a block of its own."""
+    facts = {
+        "engine": ENGINE,
+        "block_size": "1",
+        "num_gpu_blocks": str(info.kv_cache_tokens),
+        "kv_cache_memory_bytes": str(info.kv_cache_bytes),
+        "cache_dtype": info.dtype,
+    }
+    gauge = Gauge("vllm:cache_config_info", "Information of the KV cache.", tuple(facts), registry=registry)
+    gauge.labels(**facts).set(1)
+
+
+def _one_two_five(limit: int) -> Iterator[int]:
+    """1, 2, 5, 10, 20, 50 … up to the limit."""
+    decade = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * decade > limit:
+                return
+            yield factor * decade
+        decade *= 10

@@ -1,0 +1,39 @@
+"""Who gets to the server: TLS and keys, and their renewal while it runs."""
+
+from typing import TYPE_CHECKING
+
+from server.config import ServerConfig
+from server.security.api_keys import ApiKeys
+from server.security.file_watch import FileWatch
+from server.security.tls import RenewableTls, create_tls_context, tls_files
+
+if TYPE_CHECKING:
+    import ssl
+
+
+class Access:
+    """The listening socket's TLS, and the watch over the files behind it and behind the keys; on the event loop."""
+
+    def __init__(self, config: ServerConfig, api_keys: ApiKeys) -> None:
+        """Raises TlsError where the files make no TLS."""
+        self.tls_context: ssl.SSLContext | None = None
+        """None where the server speaks plain HTTP."""
+        self._watches: list[FileWatch] = []
+        if config.api_key_file is not None:
+            self._watches.append(FileWatch([config.api_key_file], api_keys.reload))
+        if config.ssl_certfile is not None and config.enable_ssl_refresh:
+            tls = RenewableTls(config)
+            self.tls_context = tls.context
+            self._watches.append(FileWatch(tls_files(config), tls.reload))
+        elif config.ssl_certfile is not None:
+            self.tls_context = create_tls_context(config)
+
+    def start(self) -> None:
+        """Begins to watch."""
+        for watch in self._watches:
+            watch.start()
+
+    def close(self) -> None:
+        """Ends the watch."""
+        for watch in self._watches:
+            watch.close()

@@ -1,0 +1,41 @@
+"""What the forkserver imports before it forks the engine; exists for nothing else.
+
+A forked child inherits module-level imports only, hence they happen when this module is imported. The forkserver runs
+it on its main thread, while the API process does its own work on another core.
+"""
+
+import importlib
+import os
+import time
+from contextlib import suppress
+
+from envs.registry import env
+from startup.imports import import_engine
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
+from startup.processes import death_pipe, group_signals
+from startup.timeline.process_age import process_start_ns
+
+_BEGIN_NS = time.monotonic_ns()
+
+group_signals.ignore()
+if (api_process := env.VCLI_API_PROCESS.get()) is not None:
+    death_pipe.follow_parent(api_process)
+PID = os.getpid()
+"""The forkserver's: its children end with it, since nobody else could tell how they ended."""
+
+if env.VCLI_LOG_FORMAT.get() == "json":
+    _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
+    configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")
+LEFT_OUT = import_engine()
+importlib.import_module("startup.engine.process")  # the new process's first function is there
+if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
+    with suppress(Exception):  # if something is wrong with the model's module, loading the model will say it
+        importlib.import_module(model_class)
+"""For the engine process to end."""
+
+SPANS = [
+    ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),
+    ("forkserver:preload_imports", _BEGIN_NS, time.monotonic_ns()),
+]
+"""Go into the start's timeline, and prove to the engine that the preload happened."""

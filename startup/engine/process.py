@@ -1,0 +1,229 @@
+"""Starts the engine process with the chosen start method and ends it again."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from envs.registry import env
+from server.config import EngineConfig, ModelFiles
+from startup.engine.cuda import ask_without_cuda
+from startup.engine.onednn import limit_kernel_caches
+from startup.engine.openmp import limit_spinning
+from startup.imports import import_engine, import_serially
+from startup.logs.options import LogOptions
+from startup.logs.setup import configure_logging
+from startup.model.model_class import modeling_module
+from startup.processes import death_pipe, group_signals
+from startup.processes.end_watch import EndWatch
+from startup.processes.main_module import without_main_module
+from startup.processes.oom_watch import OomWatch
+from startup.timeline.process_age import process_start_ns
+
+logger = logging.getLogger(__name__)
+
+PRELOAD_MODULE = "startup.engine.preload"
+_KILL_AFTER_S = 5.0
+_STANDARD_FDS = (0, 1, 2)
+_FORKSERVER_LOST = 255
+"""What multiprocessing says of a process whose forkserver can no longer tell."""
+
+
+class EngineProcess:
+    """The engine process as the API process sees it; `connection` is this side's end of the socket pair."""
+
+    def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
+        self._process = process
+        self._end_watch = EndWatch(process.pid or 0)
+        self._oom_watch = OomWatch()
+        self.connection = connection
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.exitcode
+
+    def is_ending(self) -> bool:
+        """Whether the process ends, though its socket may not be closed yet."""
+        return self._end_watch.has_begun()
+
+    def describe_end(self) -> str | None:
+        """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
+        code = self.exitcode
+        if code == _FORKSERVER_LOST:
+            return f"its process {self.pid} ended with the forkserver, which was killed"
+        if code is None or code >= 0:
+            return None
+        hint = self._oom_watch.describe_kill() if -code == signal.SIGKILL else ""
+        return f"its process {self.pid} was killed by {_signal_name(-code)}{hint}"
+
+    def kill(self) -> None:
+        """Ends the process at once; one that ends anyway is left alone: its number may soon be another's."""
+        if not self.is_ending():
+            self._process.kill()
+
+    def close(self) -> None:
+        """Waits for the process, whose socket has been closed, and kills it if it does not end by itself."""
+        self.connection.close()
+        self._process.join(_KILL_AFTER_S)
+        if self._process.is_alive() and not self._end_watch.has_begun():
+            logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
+            self._process.kill()
+            self._process.join(_KILL_AFTER_S)
+        if self._process.is_alive():  # its parent should have told of its end
+            kill_forkserver("it does not tell of the engine's end")
+            self._process.join()
+        self._end_watch.close()
+
+
+def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
+    """Does what can be done beforehand: a forkserver begins to import, `fork` imports here.
+
+    Args:
+        context: of the start method.
+        files: the model, where it is on disk already; a forkserver imports its class, too.
+    """
+    limit_spinning()
+    limit_kernel_caches()
+    ask_without_cuda()
+    method = context.get_start_method()
+    if method == "forkserver":
+        if files is not None and (module := modeling_module(files.path)):
+            os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
+        context.set_forkserver_preload([PRELOAD_MODULE])
+        ensure_forkserver()
+    elif method == "fork":
+        import_serially()
+
+
+def ensure_forkserver() -> None:
+    """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
+    os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
+    with _signals_held_back():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """From what is not forked; multiprocessing's resource tracker, which that needs, is started before.
+
+    The tracker's start ends with SIGINT and SIGTERM unblocked, whatever they were (`ResourceTracker.ensure_running`).
+    """
+    with group_signals.held_back():
+        resource_tracker.ensure_running()
+    with group_signals.held_back():
+        yield
+
+
+def kill_forkserver(reason: str) -> None:
+    """Ends it, stopped or not, and with it what waits for its answer; the next `ensure_forkserver` starts another."""
+    pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is None:
+        return
+    logger.warning("the forkserver %d is killed: %s", pid, reason)
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing collects it when it looks for it
+
+
+def blocks_on_imports(context: BaseContext) -> bool:
+    """Whether `start_engine` waits until the engine's imports are done: a forkserver forks only then (CPython #157216).
+
+    What this process still has to import should then come first, so that both import at once.
+    """
+    return context.get_start_method() == "forkserver"
+
+
+def start_engine(
+    context: BaseContext,
+    files: ModelFiles,
+    config: EngineConfig,
+    *,
+    logs: LogOptions,
+) -> EngineProcess:
+    """Starts the process; it loads the model at once and tells over the socket when it is done.
+
+    On the main thread, unless a forkserver forks: the process ends with the thread that has started it.
+    """
+    ours, theirs = socket.socketpair()
+    is_fork = context.get_start_method() == "fork"
+    process = context.Process(  # type: ignore[attr-defined]
+        target=_main,
+        name="vllm-cli-engine",
+        args=(theirs, files, config, logs, is_fork),
+        daemon=True,
+    )
+    with without_main_module(), group_signals.held_back() if is_fork else _signals_held_back():
+        process.start()
+    theirs.close()
+    return EngineProcess(process, ours)
+
+
+def _main(
+    connection: socket.socket,
+    files: ModelFiles,
+    config: EngineConfig,
+    logs: LogOptions,
+    is_fork: bool,
+) -> None:
+    """Runs in the engine process, on its main thread."""
+    group_signals.ignore()
+    _end_with_the_others()
+    if is_fork:
+        _close_other_sockets(connection)
+    from server.engine.phases import Phases
+    from server.engine.process import run_engine
+
+    phases = Phases()
+    configure_logging(logs, role="engine", phase=lambda: phases.current)
+    phases.spans.append(("start_process", process_start_ns(), time.monotonic_ns()))
+    preload = sys.modules.get(PRELOAD_MODULE)
+    if preload is not None:
+        phases.spans += preload.SPANS
+        left_out = preload.LEFT_OUT
+    else:
+        with phases.span("import_torch_and_transformers"):
+            left_out = import_engine()
+    run_engine(connection, files, config, phases, imports=left_out)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def _end_with_the_others() -> None:
+    """With the API process, which need not have forked this one, and with the forkserver, where that has."""
+    api_process = multiprocessing.parent_process()
+    assert api_process is not None
+    assert api_process.pid is not None
+    death_pipe.arm(api_process.sentinel)
+    preload = sys.modules.get(PRELOAD_MODULE)
+    death_pipe.follow_parent(preload.PID if preload is not None else api_process.pid)
+
+
+def _close_other_sockets(keep: socket.socket) -> None:
+    """A forked process holds the server's socket, its clients' and the other end of its own: none is its to keep."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        fd = int(entry.name)
+        try:
+            is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+        except OSError:
+            continue
+        if is_socket and fd not in (keep.fileno(), *_STANDARD_FDS):
+            os.close(fd)

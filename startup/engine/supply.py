@@ -1,0 +1,70 @@
+"""Starts the engine process, and another one in the place of one that has died."""
+
+import logging
+import multiprocessing
+import socket
+from multiprocessing.context import BaseContext
+
+from server.config import EngineConfig, ModelFiles
+from server.errors import EngineStartError
+from startup.engine import process as engine_process
+from startup.logs.options import LogOptions
+
+logger = logging.getLogger(__name__)
+
+
+class EngineSupply:
+    """Implements `server.serving.engine_life.EngineHandle`; lives on the API process's main thread."""
+
+    def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:
+        self._context = context
+        self._files = files
+        self._config = config
+        self._logs = logs
+        self._process = self._start()
+
+    @property
+    def connection(self) -> socket.socket:
+        return self._process.connection
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def is_ending(self) -> bool:
+        return self._process.is_ending()
+
+    def describe_end(self) -> str | None:
+        return self._process.describe_end()
+
+    def begin_restart(self) -> None:
+        """A forkserver that was lost comes again, too.
+
+        `fork` is no way any more: this process has threads by now, and its clients' connections. `spawn` does the same.
+        """
+        if self._context.get_start_method() == "fork":
+            self._context = multiprocessing.get_context("spawn")
+        if engine_process.blocks_on_imports(self._context):
+            engine_process.ensure_forkserver()
+        else:
+            self._process = self._start()
+
+    def end_restart(self) -> None:
+        if engine_process.blocks_on_imports(self._context):
+            self._process = self._start()
+
+    def abandon_restart(self) -> None:
+        """A forkserver that does not answer is ended, which `end_restart` notices; nothing else makes it wait."""
+        if engine_process.blocks_on_imports(self._context):
+            engine_process.kill_forkserver("it has not started an engine in time")
+
+    def close(self) -> None:
+        """Ends the process; a restart that is under way in another thread must have ended before."""
+        self._process.close()
+
+    def _start(self) -> engine_process.EngineProcess:
+        try:
+            return engine_process.start_engine(self._context, self._files, self._config, logs=self._logs)
+        except EOFError as err:
+            raise EngineStartError("the engine process could not be started: the forkserver was killed") from err
+        except OSError as err:
+            raise EngineStartError(f"the engine process could not be started: {err}") from err

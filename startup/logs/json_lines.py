@@ -1,0 +1,151 @@
+"""Logs as JSON, one object in one line each, whoever wrote them: this project, a library, the interpreter.
+
+What goes past Python, such as the last words of a crashing C library, stays as it is.
+"""
+
+import io
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, TextIO
+
+from server.request_ids import current_request_id
+from startup.logs.setup import CONTROL_CHARACTERS, RoleFormatter
+
+_ACCESS_LOGGER: Final = "uvicorn.access"
+_ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
+"""What uvicorn's access log gives as arguments."""
+_FOREIGN_LOGGERS: Final = ("transformers", "huggingface_hub")
+"""Libraries that bring a handler of their own."""
+_LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": logging.WARNING}
+"""What a line that the command line shows to people begins with."""
+
+
+class JsonFormatter(RoleFormatter):
+    """Time, level, logger, message, phase, process, and what else is known of a record."""
+
+    def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
+        """Without `phase`, lines tell none."""
+        super().__init__(role)
+        self._phase = phase
+
+    def role_of(self, record: logging.LogRecord) -> str:
+        """What the process is that the record is of."""
+        return self.role
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line: line breaks of messages and tracebacks are escaped."""
+        when = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, Any] = {
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "phase": self._phase() if self._phase else None,
+            "pid": record.process,
+            "role": self.role_of(record),
+        }
+        if self._phase is None:
+            del fields["phase"]
+        if request_id := getattr(record, "request_id", None) or current_request_id():
+            fields["request_id"] = request_id
+        if record.name == _ACCESS_LOGGER and isinstance(record.args, tuple):
+            fields |= zip(_ACCESS_FIELDS, record.args, strict=False)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            fields["stack"] = record.stack_info
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+
+
+def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
+    """One line, for what is said before there is a log."""
+    record = logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (message,), None)
+    return JsonFormatter(role, lambda: phase).format(record)
+
+
+class LineStream(io.TextIOBase):
+    """Stands in for `sys.stderr`: what is written there becomes records of the logger `stderr`.
+
+    A record is what came until a write ended with a line break, so that a message of several lines stays together.
+    """
+
+    encoding = "utf-8"
+    errors = "backslashreplace"
+
+    def __init__(self, below: TextIO) -> None:
+        self.below = below
+        self._logger = logging.getLogger("stderr")
+        self._logger.setLevel(logging.INFO)
+        self._part = threading.local()
+
+    def write(self, text: str) -> int:
+        """Logs as soon as a line is complete; a handler's own complaint goes below, or it would go round in circles."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if getattr(self._part, "is_busy", False):
+            return self.below.write(text)
+        self._part.text = getattr(self._part, "text", "") + text
+        if text.endswith(("\n", "\r")):
+            self._part.is_busy = True
+            try:
+                self._log()
+            finally:
+                self._part.is_busy = False
+        return len(text)
+
+    def flush(self) -> None:
+        """Complete lines are out already."""
+        self.below.flush()
+
+    def fileno(self) -> int:
+        """For what has to write without Python."""
+        return self.below.fileno()
+
+    def isatty(self) -> bool:
+        """A terminal's live line and colours would break the JSON."""
+        return False
+
+    def writable(self) -> bool:
+        """As standard error is."""
+        return True
+
+    def _log(self) -> None:
+        message, self._part.text = self._part.text.strip(), ""
+        if message:
+            level = _LEVELS.get(message.partition(":")[0], logging.INFO)
+            self._logger.log(level, "%s", message)
+
+
+def turn_into_lines() -> None:
+    """Sends what is not logged through the log: warnings, uncaught exceptions, and all that is written to stderr."""
+    if not isinstance(sys.stderr, LineStream):
+        sys.stderr = LineStream(sys.stderr)
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    for name in _FOREIGN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _log_uncaught(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+    logging.getLogger("uncaught").critical("%s: %s", kind.__name__, err, exc_info=(kind, err, trace))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+        name = args.thread.name if args.thread else "?"
+        logging.getLogger("uncaught").error(
+            "thread %s: %s: %s",
+            name,
+            args.exc_type.__name__,
+            args.exc_value,
+            exc_info=(args.exc_type, args.exc_value, args.exc_traceback),
+        )

@@ -1,0 +1,81 @@
+"""The result of `bench liveness` as one self-contained HTML page: how fast /health answered over time, then tables."""
+
+from collections.abc import Iterator
+from html import escape
+
+from vllm_cli.bench.liveness.report import (
+    build_liveness_tables,
+    describe_liveness_problems,
+    describe_liveness_run,
+)
+from vllm_cli.bench.liveness.results import LivenessFigures, LivenessResult
+from vllm_cli.bench.log_axis import LogAxis
+from vllm_cli.bench.tables import draw_figure_table
+from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
+from vllm_cli.timeline.time_axis import TimeAxis
+
+_WIDTH = 900
+_LEFT, _RIGHT = 70, 20
+_TOP, _PLOT = 30, 240
+_STRIP = 8
+"""Height of the bar that shows when a side's load ran."""
+_AXIS = 22
+_LEAST_MS = 0.1
+
+
+def draw_liveness_page(result: LivenessResult) -> str:
+    """The whole page."""
+    names = [side.name for side in result.sides]
+    keys = "&emsp;".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
+    parts = [
+        *map(draw_paragraph, describe_liveness_run(result)),
+        f"<p>{keys}; a line for each round: the slowest answers of /health over time; the bars show when the load ran."
+        "</p>",
+        *(_draw_kind(result, index) for index in range(len(result.settings.kinds))),
+        *map(draw_figure_table, build_liveness_tables(result)),
+        *map(draw_paragraph, describe_liveness_problems(result)),
+    ]
+    return build_page("bench liveness: " + " against ".join(names), parts)
+
+
+def _draw_kind(result: LivenessResult, index: int) -> str:
+    """All rounds of all sides under one kind of load; nothing if no probe was answered."""
+    sides = [side.kinds[index].rounds for side in result.sides]
+    points = [point for rounds in sides for figures in rounds for point in figures.health_over_time]
+    if not points:
+        return ""
+    kind = result.settings.kinds[index]
+    longest_s = max([figures.load_end_s for rounds in sides for figures in rounds] + [point.at_s for point in points])
+    time_axis = TimeAxis(longest_s, _LEFT, _WIDTH - _LEFT - _RIGHT)
+    bottom = _TOP + _PLOT
+    ms_axis = LogAxis.around(_LEAST_MS, max(point.max_ms for point in points), top=_TOP, bottom=bottom)
+    end = bottom + _STRIP * len(sides)
+    curves = [
+        _draw_curve(figures, pick_colour(side), time_axis, ms_axis)
+        for side, rounds in enumerate(sides)
+        for figures in rounds
+    ]
+    strips = [_draw_strips(rounds, side, bottom + _STRIP * side, time_axis) for side, rounds in enumerate(sides)]
+    title = f"{kind.kind}, {kind.concurrency} at once"
+    frame = f'viewBox="0 0 {_WIDTH} {end + _AXIS}" width="{_WIDTH}" role="img" aria-label="{escape(title)}"'
+    axes = time_axis.draw(_TOP, end) + ms_axis.draw(_LEFT, _WIDTH - _RIGHT, "ms")
+    return f"<svg {frame}>{draw_text(0, 16, title, kind='title')}{axes}{''.join([*strips, *curves])}</svg>"
+
+
+def _draw_curve(figures: LivenessFigures, colour: str, time_axis: TimeAxis, ms_axis: LogAxis) -> str:
+    places = " ".join(
+        f"{time_axis.x(point.at_s):.1f},{ms_axis.y(point.max_ms):.1f}" for point in figures.health_over_time
+    )
+    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity=".75"/>'
+
+
+def _draw_strips(rounds: list[LivenessFigures], side: int, top: float, time_axis: TimeAxis) -> str:
+    """When the load ran: all rounds over one another, so that the time they share is the darkest."""
+
+    def draw_strips() -> Iterator[str]:
+        for figures in rounds:
+            left, right = time_axis.x(figures.load_begin_s), time_axis.x(figures.load_end_s)
+            box = f'x="{left:.1f}" y="{top + 2}" width="{right - left:.1f}" height="{_STRIP - 2}"'
+            yield f'<rect {box} fill="{pick_colour(side)}" fill-opacity="{0.9 / len(rounds):.2f}"/>'
+
+    return "".join(draw_strips())

@@ -1,0 +1,82 @@
+"""The result as one self-contained HTML page: bars of every level and side, then the tables."""
+
+from html import escape
+from typing import NamedTuple
+
+from vllm_cli.bench.figures import METRICS, Metric
+from vllm_cli.bench.results import BenchResult, Spread
+from vllm_cli.bench.serve.report import build_tables, describe_problems, describe_run
+from vllm_cli.bench.tables import draw_figure_table, format_figure
+from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
+
+_PICTURED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "e2e_p50_ms", "health_p99_ms")
+_WIDTH, _HEIGHT = 640, 230
+_TOP, _BOTTOM = 50, 30
+_FLOOR = _HEIGHT - _BOTTOM
+_GROUP_SHARE, _BAR_SHARE = 0.8, 0.92
+"""How much of its room a group, and a bar in it, fills."""
+
+
+class _Bar(NamedTuple):
+    """One side at one level."""
+
+    group: int
+    side: int
+    spread: Spread
+
+
+def draw_page(result: BenchResult) -> str:
+    """The whole page."""
+    names = [side.name for side in result.sides]
+    keys = " ".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
+    parts = [
+        *map(draw_paragraph, describe_run(result)),
+        f"<p>{keys}</p>",
+        *(_draw_panel(result, metric) for metric in METRICS if metric.name in _PICTURED),
+        *map(draw_figure_table, build_tables(result)),
+        *map(draw_paragraph, describe_problems(result)),
+    ]
+    return build_page("bench serve: " + " against ".join(names), parts)
+
+
+def _draw_panel(result: BenchResult, metric: Metric) -> str:
+    """One figure of all sides at all levels; nothing if no side has it."""
+    bars = [
+        _Bar(group, index, level.summary[metric.name])
+        for index, side in enumerate(result.sides)
+        for group, level in enumerate(side.levels)
+        if metric.name in level.summary
+    ]
+    if not bars:
+        return ""
+    highest = max(bar.spread.max for bar in bars) or 1.0
+    levels = list(result.settings.num_requests)
+    room = _WIDTH / len(levels)
+    drawn = [_draw_bar(bar, room, len(result.sides), highest) for bar in bars]
+    drawn += [
+        draw_text((group + 0.5) * room, _HEIGHT - 12, f"{level} at once", anchor="middle")
+        for group, level in enumerate(levels)
+    ]
+    better = "higher" if metric.is_higher_better else "lower"
+    title = draw_text(0, 18, f"{metric.label} ({better} is better)", kind="title")
+    floor = f'<line x1="0" x2="{_WIDTH}" y1="{_FLOOR}" y2="{_FLOOR}"/>'
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" role="img" aria-label="{escape(metric.label)}">'
+        f"{title}{''.join(drawn)}{floor}</svg>"
+    )
+
+
+def _draw_bar(bar: _Bar, room: float, num_sides: int, highest: float) -> str:
+    """A bar as high as the median, its value above, and a thin line from the least to the greatest round."""
+    scale = (_FLOOR - _TOP) / highest
+    slot = room * _GROUP_SHARE / num_sides
+    width = slot * _BAR_SHARE
+    left = (bar.group + (1 - _GROUP_SHARE) / 2) * room + bar.side * slot
+    middle = left + width / 2
+    height, low, high = bar.spread.median * scale, _FLOOR - bar.spread.min * scale, _FLOOR - bar.spread.max * scale
+    return (
+        f'<rect x="{left:.1f}" y="{_FLOOR - height:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{pick_colour(bar.side)}"/>'
+        f'<line x1="{middle:.1f}" x2="{middle:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+        f"{draw_text(middle, high - 4, format_figure(bar.spread.median), anchor='middle')}"
+    )

@@ -1,0 +1,22 @@
+"""`bench startup`: its parts, put together."""
+
+from vllm_cli.bench.outcome import Benchmark
+from vllm_cli.bench.results import encode_result
+from vllm_cli.bench.startup.picture import draw_startup_page
+from vllm_cli.bench.startup.regression import (
+    find_slower_starts_than_baseline,
+    find_slower_starts_than_others,
+    read_startup_baseline,
+)
+from vllm_cli.bench.startup.report import write_startup_report
+from vllm_cli.bench.startup.run import run_startup_bench
+
+STARTUP = Benchmark(
+    run=run_startup_bench,
+    read_baseline=read_startup_baseline,
+    write_report=write_startup_report,
+    encode=encode_result,
+    draw=draw_startup_page,
+    find_slower_than_baseline=find_slower_starts_than_baseline,
+    find_slower_than_others=find_slower_starts_than_others,
+)

@@ -1,0 +1,104 @@
+"""Brings the caches into the state that a start is to find, and what was moved aside back again."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vllm_cli.bench.errors import BenchError
+from vllm_cli.bench.startup.config import CacheState, StartupBenchConfig
+from vllm_cli.bench.startup.page_cache import Residency, evict_files, list_files
+
+_ASIDE_SUFFIX = ".aside-by-bench"
+
+
+class CacheError(BenchError):
+    """The caches cannot be brought into the state; exit code 2, since other settings are needed."""
+
+    exit_code = 2
+
+
+class StartupCaches:
+    """The page cache and the compile cache of one benchmark."""
+
+    def __init__(self, config: StartupBenchConfig) -> None:
+        self._compile_cache = config.compile_cache
+        self._evicted = list_files([*config.evict_paths, *(_list_libraries(config) if config.evict_libraries else [])])
+        if config.needs_cold_compile and self._compile_cache:
+            _restore(self._compile_cache)
+
+    @contextmanager
+    def in_state(self, state: CacheState) -> Iterator[Residency | None]:
+        """For the block, the state; gives what stayed in memory of what was evicted, None where nothing was.
+
+        Raises:
+            CacheError: something cannot be evicted or moved.
+        """
+        aside = self._compile_cache if state in ("cold-compile", "cold") else None
+        with _moved_aside(aside) if aside else _nothing_moved():
+            yield self._evict() if state in ("cold-pages", "cold") else None
+
+    def _evict(self) -> Residency:
+        try:
+            return evict_files(self._evicted)
+        except OSError as err:
+            raise CacheError(
+                f"The page cache cannot be emptied of {err.filename or 'the files'}: {err.strerror}"
+            ) from err
+
+
+def find_libraries(command: str) -> list[Path]:
+    """The shared libraries of the Python environment that a command's program belongs to; none for other programs."""
+    words = [word for word in shlex.split(command) if not re.match(r"[A-Za-z_]\w*=", word)]
+    program = shutil.which(words[0]) if words else None
+    if program is None:
+        return []
+    environment = Path(program).absolute().parent.parent
+    return sorted(environment.glob("lib/python3*/site-packages/**/*.so*"))
+
+
+def find_models(command: str) -> list[Path]:
+    """The model folders that a command names."""
+    return [Path(word) for word in shlex.split(command) if (Path(word) / "config.json").is_file()]
+
+
+def _list_libraries(config: StartupBenchConfig) -> list[Path]:
+    commands = [spec.command or "" for spec in config.targets]
+    if config.floor_model:
+        commands.append(shlex.quote(sys.executable))
+    return [file for command in commands for file in find_libraries(command)]
+
+
+@contextmanager
+def _nothing_moved() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _moved_aside(folder: Path) -> Iterator[None]:
+    aside = _aside(folder)
+    try:
+        if folder.exists():
+            os.rename(folder, aside)  # noqa: PTH104 - says that it is atomic
+    except OSError as err:
+        raise CacheError(f"--compile-cache: {folder} cannot be moved to {aside}: {err.strerror}") from err
+    try:
+        yield
+    finally:
+        _restore(folder)
+
+
+def _restore(folder: Path) -> None:
+    """Puts back what was moved aside, now or by a run that was killed; what a cold start has compiled goes."""
+    aside = _aside(folder)
+    if aside.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)  # noqa: PTH104 - says that it is atomic
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + _ASIDE_SUFFIX)

@@ -1,0 +1,73 @@
+"""Times the bare script, so that a server's start can be held against what no start goes below."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+import msgspec
+
+from vllm_cli.bench.errors import TargetStartError
+from vllm_cli.bench.startup.config import PROMPT
+from vllm_cli.bench.startup.exec_stamp import ExecStamp
+from vllm_cli.bench.startup.results import StartFigures
+
+_SCRIPT = Path(__file__).with_name("bare_script.py")
+
+
+class _Token(msgspec.Struct):
+    token_ns: int
+    text: str
+
+
+class FloorSide:
+    """A fresh interpreter for each start; it has no socket, so the first token is all there is to time."""
+
+    name = "bare script"
+    version: str | None = None
+
+    def __init__(self, model: Path, *, timeout_s: float) -> None:
+        self.model = str(model)
+        self.description = f"torch, tokenizers, safetensors and a written-out forward pass over {model}"
+        self.first_text: str | None = None
+        self._timeout_s = timeout_s
+
+    async def prepare(self) -> None:
+        """One run that does not count."""
+        await self.measure()
+
+    async def measure(self) -> StartFigures:
+        """One run that counts."""
+        with ExecStamp() as stamp:
+            words = [*stamp.launcher_words, sys.executable, "-P", str(_SCRIPT), self.model, PROMPT]
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+            )
+            try:
+                token = await self._read_token(process)
+            finally:
+                await _end(process)
+            exec_ns = await stamp.wait(lambda: None)
+        self.first_text = token.text
+        return StartFigures(listening_ms=None, healthy_s=None, first_token_s=(token.token_ns - exec_ns) / 1e9)
+
+    async def _read_token(self, process: Process) -> _Token:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer, complaint = await process.communicate()
+        except TimeoutError:
+            raise TargetStartError(f"The bare script gave no token within {self._timeout_s:g} s") from None
+        if process.returncode:
+            lines = complaint.decode(errors="replace").strip().splitlines()
+            raise TargetStartError(f"The bare script failed: {lines[-1] if lines else process.returncode}")
+        return msgspec.json.decode(answer, type=_Token)
+
+
+async def _end(process: Process) -> None:
+    """Leaves nothing of the script's session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

@@ -1,0 +1,86 @@
+"""The result of `bench startup` as tables for people."""
+
+from collections.abc import Iterator
+from typing import TextIO
+
+from vllm_cli.bench.startup.figures import STARTUP_METRICS
+from vllm_cli.bench.startup.results import StartupResult, StartupSideResult, StateResult
+from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_sections
+
+_COLD_ENOUGH = 0.01
+"""More than this share still in memory is not a cold page cache."""
+
+
+def write_startup_report(result: StartupResult, stream: TextIO) -> None:
+    """Write the whole report, in the form that suits the stream."""
+    write_sections(
+        describe_startup_run(result), build_startup_tables(result), describe_startup_problems(result), stream
+    )
+
+
+def describe_startup_run(result: StartupResult) -> Iterator[str]:
+    """What was measured and on what."""
+    settings = result.settings
+    yield f"{result.machine.description}, {result.created_at}"
+    for side in result.sides:
+        version = f" {side.version}" if side.version else ""
+        text = f"; first token {side.first_text!r}" if side.first_text is not None else ""
+        yield f"{side.name}: {side.target}{version}; model {side.model}{text}"
+    order = "Sides take turns. " if len(result.sides) > 1 else ""
+    yield f"{order}Times count from exec. {settings.num_rounds} rounds; medians (min-max), ratios pair by pair."
+    yield from _describe_evictions(result)
+
+
+def build_startup_tables(result: StartupResult) -> list[FigureTable]:
+    """For each state one table of figures, then one of phases for the sides that tell theirs."""
+    tables = []
+    for index, state in enumerate(result.settings.states):
+        tables.append(_build_figures(result, index, state))
+        tables += [
+            FigureTable(
+                f"{side.name} from {state}: what the start waited for", ["", "s"], _phase_rows(side.states[index])
+            )
+            for side in result.sides
+            if side.states[index].phases
+        ]
+    return tables
+
+
+def describe_startup_problems(result: StartupResult) -> Iterator[str]:
+    """What a reader must know before trusting the figures."""
+    texts = {side.name: side.first_text for side in result.sides if side.first_text is not None}
+    if len(set(texts.values())) > 1:
+        yield "The sides do not say the same: " + ", ".join(f"{name} {text!r}" for name, text in texts.items())
+    for side in result.sides:
+        for state in side.states:
+            yield from _state_problems(side, state)
+
+
+def _build_figures(result: StartupResult, index: int, state: str) -> FigureTable:
+    comparison = Comparison(
+        names=[side.name for side in result.sides],
+        summaries=[side.states[index].summary for side in result.sides],
+        ratios=[ratio.ratios for ratio in result.ratios if ratio.state == state],
+    )
+    return FigureTable(f"from {state}", comparison.header, comparison.rows(STARTUP_METRICS))
+
+
+def _phase_rows(state: StateResult) -> list[list[str]]:
+    return [[name, format_spread(spread)] for name, spread in state.phases.items()]
+
+
+def _describe_evictions(result: StartupResult) -> Iterator[str]:
+    figures = [f for side in result.sides for state in side.states for f in state.rounds if f.evicted_bytes]
+    if figures:
+        most = max(f.resident_bytes / f.evicted_bytes for f in figures)
+        size = figures[0].evicted_bytes / 1e6
+        yield f"Cold page cache: {size:.0f} MB evicted before each start, at most {most:.1%} still in memory (checked)."
+
+
+def _state_problems(side: StartupSideResult, state: StateResult) -> Iterator[str]:
+    where = f"{side.name} from {state.state}"
+    stayed = max((f.resident_bytes / f.evicted_bytes for f in state.rounds if f.evicted_bytes), default=0.0)
+    if stayed > _COLD_ENOUGH:
+        yield f"{where}: {stayed:.1%} of what was evicted stayed in memory, so it was not cold; does a process map it?"
+    if num_lost := sum(figures.num_lost for figures in state.rounds):
+        yield f"{where}: {num_lost} probes got no answer after the server had answered one"

@@ -1,0 +1,122 @@
+"""Times one start of a server: from the exec of its command to listening, healthy, and the first token at a client."""
+
+import asyncio
+import shlex
+from contextlib import closing
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from vllm_cli.bench.acquaintance import wait_until_ready
+from vllm_cli.bench.config import TargetSpec
+from vllm_cli.bench.dialect import Dialect
+from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
+from vllm_cli.bench.redaction import redact
+from vllm_cli.bench.startup.config import StartupBenchConfig
+from vllm_cli.bench.startup.exec_stamp import ExecStamp
+from vllm_cli.bench.startup.figures import add_probes
+from vllm_cli.bench.startup.moments import (
+    ask_first_text,
+    ask_status,
+    read_phases,
+    wait_first_token,
+    wait_healthy,
+    wait_listening,
+)
+from vllm_cli.bench.startup.probe import StartProbe
+from vllm_cli.bench.startup.results import StartFigures
+from vllm_cli.bench.target import CommandTarget
+
+
+class ServerSide:
+    """A command that starts a server; every start has a port of its own, and its server is gone afterwards."""
+
+    def __init__(self, spec: TargetSpec, config: StartupBenchConfig) -> None:
+        self.name = spec.name
+        self.description = redact(spec.command or "")
+        self.model = spec.model or ""
+        self.version: str | None = None
+        self.first_text: str | None = None
+        self._spec = spec
+        self._config = config
+        self._dialect: Dialect | None = None
+
+    async def prepare(self) -> None:
+        """One start that does not count: it shows that the command works, warms the caches and learns how to ask."""
+        with ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
+            target.start()
+            try:
+                async with asyncio.timeout(self._config.ready_timeout_s):
+                    await self._check_model_list(target)
+                ready = await wait_until_ready(target, self._config.request_config)
+            except (TargetDiedError, TargetStartError) as error:
+                raise TargetStartError(self._explain(error.message, target, stamp)) from error
+            except TimeoutError:
+                raise self._not_ready(target, stamp) from None
+            self._dialect, self.version, self.model = ready.dialect, ready.version, ready.dialect.model
+            self.first_text = await ask_first_text(ready.dialect)
+
+    async def measure(self) -> StartFigures:
+        """One start that counts."""
+        assert self._dialect is not None
+        with StartProbe() as probe, ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
+            try:
+                async with asyncio.timeout(self._config.ready_timeout_s):
+                    return await self._time_start(target, stamp, probe, self._dialect)
+            except TimeoutError:
+                raise self._not_ready(target, stamp) from None
+            except TargetDiedError as error:
+                raise TargetStartError(self._explain(error.message, target, stamp)) from error
+
+    async def _time_start(
+        self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, dialect: Dialect
+    ) -> StartFigures:
+        target.start()
+        host, port = _place(target)
+        exec_ns = await stamp.wait(target.ensure_alive)
+        probe.begin(host, port)
+        listening_ns = await wait_listening(host, port, target.ensure_alive)
+        healthy_ns = await wait_healthy(host, port, target.ensure_alive)
+        asked = replace(dialect, base_url=target.base_url)
+        first_token_ns = await wait_first_token(asked, target.ensure_alive)
+        samples = await asyncio.to_thread(probe.finish)
+        figures = StartFigures(
+            listening_ms=(listening_ns - exec_ns) / 1e6,
+            healthy_s=(healthy_ns - exec_ns) / 1e9 if healthy_ns else None,
+            first_token_s=(first_token_ns - exec_ns) / 1e9,
+            phases=await read_phases(asked),
+        )
+        return add_probes(figures, samples)
+
+    async def _check_model_list(self, target: CommandTarget) -> None:
+        """A healthy server whose list of models is broken would be waited for in vain."""
+        host, port = _place(target)
+        is_healthy = await wait_healthy(host, port, target.ensure_alive) is not None
+        if not is_healthy or self._spec.model:
+            return
+        status = await ask_status(host, port, "/v1/models")
+        if status is not None and status >= 500:
+            raise ModelUnknownError(
+                f"{self.name} is healthy, but its /v1/models answers {status}: name the model with "
+                "--request-model or --vs-request-model"
+            )
+
+    def _not_ready(self, target: CommandTarget, stamp: ExecStamp) -> TargetStartError:
+        reason = f"{self.name} was not ready after {self._config.ready_timeout_s:g} s"
+        return TargetStartError(self._explain(reason, target, stamp))
+
+    def _build_target(self, stamp: ExecStamp) -> CommandTarget:
+        return CommandTarget(self._spec, f"{_join(stamp)} {self._spec.command}")
+
+    def _explain(self, message: str, target: CommandTarget, stamp: ExecStamp) -> str:
+        """The message in terms of the user's command, with its last words."""
+        text = message.replace(f"{_join(stamp)} ", "")
+        return text if "\n" in text else f"{text}\n{target.log_tail}".rstrip()
+
+
+def _place(target: CommandTarget) -> tuple[str, int]:
+    place = urlsplit(target.base_url)
+    return place.hostname or "", place.port or 0
+
+
+def _join(stamp: ExecStamp) -> str:
+    return shlex.join(stamp.launcher_words)

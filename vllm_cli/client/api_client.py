@@ -1,0 +1,119 @@
+"""A small client of the OpenAI API, on the standard library alone: what `chat` and `complete` talk through."""
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Any, Final, NamedTuple
+
+from startup.logs.setup import escape_controls
+from vllm_cli.client.server_address import parse_url
+from vllm_cli.errors import ConnectionFailedError
+
+_CONNECT_TIMEOUT_S: Final = 10.0
+_END: Final = b"[DONE]"
+
+
+class Piece(NamedTuple):
+    """A part of an answer as it comes in."""
+
+    text: str
+    num_tokens: int | None = None
+    """Tokens of the whole answer; the last piece alone tells them."""
+
+
+class ApiClient:
+    """Talks to one server; `/v1` at the end of its address may be left out. Errors are ConnectionFailedErrors."""
+
+    def __init__(self, url: str, api_key: str | None) -> None:
+        self.url = url
+        self._address = parse_url(url)
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+
+    def first_model(self) -> str:
+        """The name of the model that the server lists first."""
+        with closing(self._connect()) as connection:
+            body = _decode(self._request(connection, "GET", "/v1/models").read())
+        if not body.get("data"):
+            raise ConnectionFailedError(f"The server at {self.url} lists no model.")
+        return str(body["data"][0]["id"])
+
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[Piece, None, None]:
+        """Posts a request and yields the answer; closing the generator hangs up, which stops the server's work."""
+        payload = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
+        with closing(self._connect()) as connection:
+            response = self._request(connection, "POST", path, payload)
+            try:
+                yield from map(_read_piece, _read_events(response))
+            except (HTTPException, OSError) as err:
+                raise ConnectionFailedError(f"The server at {self.url} broke off its answer ({_reason(err)}).") from err
+
+    def _connect(self) -> HTTPConnection:
+        connection = self._address.connect(_CONNECT_TIMEOUT_S)
+        try:
+            connection.connect()
+        except OSError as err:
+            message = f"No server answers at {self.url} ({_reason(err)}). Is `vllm-cli serve` running?"
+            raise ConnectionFailedError(message) from err
+        connection.sock.settimeout(None)
+        return connection
+
+    def _request(self, connection: HTTPConnection, method: str, path: str, payload: str | None = None) -> HTTPResponse:
+        try:
+            connection.request(method, self._address.path + path, payload, self._headers)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise ConnectionFailedError(f"The server answered {response.status}: {_error_message(response)}")
+        except (HTTPException, OSError) as err:
+            raise ConnectionFailedError(f"The server at {self.url} does not speak HTTP ({_reason(err)}).") from err
+        return response
+
+
+def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    for line in response:
+        if not line.startswith(b"data:"):
+            continue
+        data = line.removeprefix(b"data:").strip()
+        if data == _END:
+            return
+        yield _decode(data)
+    raise ConnectionFailedError("The server ended its answer without saying that it was complete.")
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(data)
+    except ValueError as err:
+        raise ConnectionFailedError("The server does not answer as an OpenAI server does.") from err
+    return body if isinstance(body, dict) else {}
+
+
+def _read_piece(event: dict[str, Any]) -> Piece:
+    if error := event.get("error"):
+        raise ConnectionFailedError(f"The server failed: {_on_one_line(error.get('message', error))}")
+    usage = event.get("usage") or {}
+    choices = event.get("choices") or [{}]
+    text = choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
+    return Piece(text, usage.get("completion_tokens"))
+
+
+def _error_message(response: HTTPResponse) -> str:
+    text = response.read().decode(errors="replace")
+    try:
+        body = json.loads(text)
+    except json.JSONDecodeError:
+        return " ".join(text.split())[:200] or response.reason
+    error = body.get("error", body) if isinstance(body, dict) else body
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return _on_one_line(message)
+
+
+def _on_one_line(message: object) -> str:
+    """What a server says, fit for a terminal."""
+    return escape_controls(" ".join(str(message).split()))
+
+
+def _reason(err: Exception) -> str:
+    return str(getattr(err, "strerror", None) or err or type(err).__name__).lower()

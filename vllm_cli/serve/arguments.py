@@ -1,0 +1,144 @@
+"""Splits a command line into flags and their values by the rules of `vllm serve`, where click's are others.
+
+`_` and `-` are the same in a flag's name, multi-letter flags may have one dash, list flags take every
+word up to the next flag, `-O3` is a level, and JSON flags may be written key by key.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_cli.errors import InputError
+from vllm_cli.flags.flag import Flag, Shape
+from vllm_cli.flags.table import find_flag, is_flag
+from vllm_cli.serve.dotted_keys import merge, nest
+
+
+@dataclass
+class GivenFlag:
+    """A flag with what was given for it."""
+
+    flag: Flag
+    values: list[str]
+    """A switch has `true` or `false`; the last one counts, but for lists."""
+
+    @property
+    def words(self) -> list[str]:
+        """What click is told."""
+        name = self.flag.name
+        if self.flag.shape is Shape.SWITCH:
+            return [name if self.values[-1] == "true" else f"--no-{name.removeprefix('--')}"]
+        return [f"{name}={value}" for value in self.values]
+
+
+@dataclass
+class Arguments:
+    """A command line, taken apart."""
+
+    flags: dict[str, GivenFlag] = field(default_factory=dict)
+    """By the flag's name, in the order of the command line."""
+    positionals: list[str] = field(default_factory=list)
+    greedy_flag: str | None = None
+    """A list flag that took several words, one of which may have been meant as MODEL."""
+
+    @classmethod
+    def parse(cls, words: Iterable[str]) -> "Arguments":
+        """Takes a command line apart; raises InputError where it makes no sense."""
+        arguments = cls()
+        _Parser(arguments, deque(_split_level(words))).run()
+        return arguments
+
+    def add(self, flag: Flag, values: Sequence[str]) -> None:
+        """A flag given again adds to a list and replaces anything else."""
+        given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
+        given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
+
+    def last_value(self, name: str) -> str | None:
+        """The value of a flag, None where it is not given."""
+        given = self.flags.get(name)
+        return given.values[-1] if given else None
+
+    def words_of(self, kind: type[Flag]) -> list[str]:
+        """The command line for click, with the flags of one kind alone."""
+        words = [word for given in self.flags.values() if isinstance(given.flag, kind) for word in given.words]
+        return [*words, "--", *self.positionals]
+
+
+class _Parser:
+    def __init__(self, arguments: Arguments, words: deque[str]) -> None:
+        self.arguments = arguments
+        self.words = words
+        self.keyed: dict[str, dict[str, Any]] = {}
+
+    def run(self) -> None:
+        while self.words:
+            word = self.words.popleft()
+            if word == "--":
+                self.arguments.positionals.extend(self.words)
+                break
+            if _looks_like_flag(word):
+                self._take_flag(word)
+            else:
+                self.arguments.positionals.append(word)
+        for name, keyed in self.keyed.items():
+            self._add_keyed(find_flag(name).flag, keyed)
+
+    def _take_flag(self, word: str) -> None:
+        name, has_value, attached = word.partition("=")
+        name, _, keys = name.partition(".")
+        flag, is_negated = find_flag(name)
+        if flag.shape is Shape.SWITCH:
+            if has_value or keys:
+                raise InputError(f"{name} takes no value: write {name} or --no-{flag.name.removeprefix('--')}.")
+            self.arguments.add(flag, ["false" if is_negated else "true"])
+        elif keys:
+            merge(self.keyed.setdefault(flag.name, {}), nest(keys, attached if has_value else self._next_value(word)))
+        elif has_value:
+            self.arguments.add(flag, [attached])
+        else:
+            self.arguments.add(flag, list(self._following_values(flag)))
+
+    def _following_values(self, flag: Flag) -> Iterator[str]:
+        if flag.shape is not Shape.OPTIONAL:
+            yield self._next_value(flag.name)
+        elif not self._has_value():
+            yield ""
+        else:
+            yield self.words.popleft()
+        while flag.shape is Shape.LIST and self._has_value():
+            self.arguments.greedy_flag = flag.name
+            yield self.words.popleft()
+
+    def _next_value(self, name: str) -> str:
+        if not self.words or is_flag(self.words[0]):
+            raise InputError(f"Option {name!r} requires an argument.")
+        return self.words.popleft()
+
+    def _has_value(self) -> bool:
+        return bool(self.words) and not _looks_like_flag(self.words[0])
+
+    def _add_keyed(self, flag: Flag, keyed: dict[str, Any]) -> None:
+        whole = self.arguments.last_value(flag.name)
+        try:
+            merged = json.loads(whole) if whole else {}
+        except json.JSONDecodeError as err:
+            raise InputError(f"{flag.name}: {whole!r} is not JSON: {err}.") from err
+        if not isinstance(merged, dict):
+            raise InputError(f"{flag.name}: {whole!r} is not a JSON object.")
+        merge(merged, keyed)
+        self.arguments.add(flag, [json.dumps(merged)])
+
+
+def _looks_like_flag(word: str) -> bool:
+    return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
+
+
+def _split_level(words: Iterable[str]) -> Iterator[str]:
+    """`-O3`, `-O=3` and `-O 3` are `--optimization-level 3`."""
+    for word in words:
+        if word.startswith("-O") and word != "-O":
+            yield f"--optimization-level={word[2:].removeprefix('=')}"
+        else:
+            yield "--optimization-level" if word == "-O" else word

@@ -1,0 +1,135 @@
+"""The `serve` command as click sees it: vLLM's command-line rules in, checked settings out."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.core import ParameterSource
+
+from envs.registry import env, unknown_variables, validate_all
+from vllm_cli.client.model_completion import complete_model
+from vllm_cli.errors import InputError
+from vllm_cli.flags.flag import HonouredFlag, Shape
+from vllm_cli.flags.honoured import CONFIG, HONOURED, LOG_FORMAT
+from vllm_cli.flags.option import FlagOption
+from vllm_cli.flags.secret_flags import hide_secrets, hide_secrets_of_vllm, secret_notices
+from vllm_cli.serve.arguments import Arguments
+from vllm_cli.serve.config_file import read_config_file
+from vllm_cli.serve.engine_choice import choose_engine, vllm_options
+from vllm_cli.serve.help import write_groups, write_topic
+from vllm_cli.serve.notice import show_notices
+from vllm_cli.serve.screening import notices, refuse_impossible
+
+VLLM: Final = "vllm_cli.vllm_options"
+"""Where click's context holds the settings of a start of vLLM."""
+
+
+class ServeCommand(click.Command):
+    """Knows every flag of `vllm serve`; click itself is told the honoured ones alone."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Options over variables over `--config` over defaults."""
+        if ctx.resilient_parsing:  # for a shell that completes: nothing is checked, and nothing is said
+            return super().parse_args(ctx, _words_so_far(args))
+        if choose_engine(args) == "vllm":
+            _check_environment()
+            options = vllm_options(ctx, args)
+            show_notices((*_unknown_variables(), *hide_secrets_of_vllm(options.words)), options.log_format)
+            ctx.meta[VLLM] = options
+            return []
+        if (topic := _help_topic(args)) is not None:
+            click.echo(self._help_about(ctx, topic))
+            ctx.exit()
+        _check_environment()
+        given = Arguments.parse(args)
+        config_path = given.last_value(CONFIG.name)
+        in_file = read_config_file(Path(config_path)) if config_path else Arguments()
+        _screen(given, in_file)
+        ctx.default_map = _defaults(in_file)
+        return super().parse_args(ctx, given.words_of(HonouredFlag))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The honoured flags; `--help=all` shows the rest."""
+        write_groups(formatter)
+
+    def _help_about(self, ctx: click.Context, topic: str) -> str:
+        if not topic:
+            return self.get_help(ctx)
+        formatter = ctx.make_formatter()
+        write_topic(formatter, topic)
+        return formatter.getvalue().strip("\n")
+
+
+_MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]", shell_complete=complete_model)
+
+
+def serve_parameters() -> list[click.Parameter]:
+    """MODEL and the honoured flags."""
+    return [_MODEL, *map(FlagOption, HONOURED)]
+
+
+def given_settings(ctx: click.Context) -> dict[str, Any]:
+    """What flags, variables and file gave, without click's own defaults; MODEL is `model`."""
+    settings = {
+        name: value
+        for name, value in ctx.params.items()
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+    }
+    if model := settings.pop("model_tag", None):
+        settings["model"] = model
+    return settings
+
+
+def _words_so_far(args: Sequence[str]) -> list[str]:
+    try:
+        return Arguments.parse(args).words_of(HonouredFlag)
+    except InputError:
+        return []
+
+
+def _help_topic(args: Sequence[str]) -> str | None:
+    """The word after `--help=`, empty for plain help, None where no help is wanted."""
+    for word in args:
+        if word == "--":
+            return None
+        if word in ("--help", "-h"):
+            return ""
+        if word.startswith("--help="):
+            return word.removeprefix("--help=")
+    return None
+
+
+def _check_environment() -> None:
+    if errors := validate_all():
+        raise InputError("\nError: ".join(map(str, errors)))
+
+
+def _unknown_variables() -> Iterator[str]:
+    return (f"{unknown}." for unknown in unknown_variables())
+
+
+def _screen(given: Arguments, in_file: Arguments) -> None:
+    has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
+    if given.greedy_flag and not has_model:
+        raise InputError(
+            f"MODEL must come before {given.greedy_flag}, which takes every word that follows; "
+            f"for the default model, write {given.greedy_flag} once for each value."
+        )
+    flags = (in_file.flags | given.flags).values()
+    refuse_impossible(flags)
+    log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
+    told = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags))
+    show_notices(told, log_format or env.VCLI_LOG_FORMAT.get())
+
+
+def _defaults(in_file: Arguments) -> dict[str, Any]:
+    defaults: dict[str, Any] = {}
+    for given in in_file.flags.values():
+        if given.flag.shape is Shape.SWITCH:
+            defaults[given.flag.parameter] = given.values[-1] == "true"
+        elif given.flag.shape is Shape.LIST:
+            defaults[given.flag.parameter] = given.values
+        else:
+            defaults[given.flag.parameter] = given.values[-1]
+    return defaults
