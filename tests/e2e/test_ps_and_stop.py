@@ -43,6 +43,7 @@ def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
         assert entry["port"] == server.port
         assert entry["address"] == server.url
         assert entry["model"] == "smol"
+        assert entry["engine"] == "embedded"
         assert entry["state"] == "ready"
         assert entry["uptime_s"] > 0
         assert entry["pids"][0] == server.process.pid

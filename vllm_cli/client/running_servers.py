@@ -14,6 +14,7 @@ from vllm_cli.serve.arguments import Arguments
 from vllm_cli.serve.config_file import read_config_file
 
 _ANSWER_TIMEOUT_S: Final = 2.0
+_PRELOADS: Final = {"startup.engine.preload": "embedded", "startup.vllm.preload": "vllm"}
 _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent", "failed": "dead"}
 
 
@@ -27,6 +28,7 @@ class RunningServer:
     address: str | None
     model: str
     engine: str
+    """`embedded` or `vllm`; `auto` where it was left to the server and cannot be told from outside."""
     state: str
     """`ready`, what it says it is at, `silent`, or `elsewhere`: where this process's network does not reach."""
     uptime_s: float
@@ -97,7 +99,7 @@ def _describe(process: Any, looks_closer: bool) -> RunningServer:
         port=listening[1] if isinstance(listening, tuple) else None,
         address=str(place) if place else None,
         model=_model(arguments),
-        engine=arguments.last_value("--engine") or "auto",
+        engine=_engine(family, arguments),
         state=("elsewhere" if is_elsewhere else _ask_state(place)) if looks_closer else "",
         uptime_s=process_age_s(process.pid) or 0.0,
         memory_bytes=sum(map(_memory_bytes, family)) if looks_closer else 0,
@@ -125,6 +127,22 @@ def _model(arguments: Arguments) -> str:
     named = served.values[0] if served else None
     model = arguments.positionals[0] if arguments.positionals else arguments.last_value("--model")
     return named or model or DEFAULT_MODEL_ID
+
+
+def _engine(family: list[Any], arguments: Arguments) -> str:
+    """As named, or as the forkserver's command line tells what it was started for."""
+    import psutil
+
+    named = arguments.last_value("--engine") or "auto"
+    if named != "auto":
+        return named
+    for process in family[1:]:
+        with contextlib.suppress(psutil.Error, OSError):
+            words = " ".join(process.cmdline())
+            for preload, engine in _PRELOADS.items():
+                if preload in words:
+                    return engine
+    return named
 
 
 def _ask_state(place: ServerAddress | None) -> str:
