@@ -24,6 +24,15 @@ if (api_process := env.VCLI_API_PROCESS.get()) is not None:
 PID = os.getpid()
 """The forkserver's: its children end with it, since nobody else could tell how they ended."""
 
+
+def _follow_forkserver() -> None:
+    """A child's first act: until it has unpickled what it is for, nothing else would end it, were it stopped."""
+    if os.getppid() == PID:
+        death_pipe.follow_parent(PID)
+
+
+os.register_at_fork(after_in_child=_follow_forkserver)
+
 if env.VCLI_LOG_FORMAT.get() == "json":
     _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
     configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")

@@ -29,7 +29,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _start(code: str, *fds: int) -> Iterator[subprocess.Popen[str]]:
-    script = f"import os, signal; from startup import death_pipe\n{code}"
+    script = f"import os, signal; from startup.processes import death_pipe\n{code}"
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=fds) as process:
         try:

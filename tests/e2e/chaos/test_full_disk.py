@@ -173,6 +173,8 @@ def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(folder:
 def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
     model_path: Path, folder: Path, disk: SmallDisk
 ) -> None:
+    if any(str(path).startswith(("/tmp/", "/var/tmp/")) for path in (ROOT, model_path)):
+        pytest.skip("what runs here lies in the folders that are to be full")
     disk.fill()
     everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && cd /tmp && exec "$@"')
     launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")
