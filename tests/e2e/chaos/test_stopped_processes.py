@@ -5,6 +5,7 @@ What waits goes on afterwards; what waits for too long is told, replaced or ende
 
 import http.client
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -30,6 +31,19 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
 
 def _assert_gone(family: list[psutil.Process]) -> None:
     assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
+
+
+def _has_life_line(pid: int) -> bool:
+    """Whether the process has a pipe that brings it a signal (proc(5), `fdinfo`)."""
+    flags = [line.split()[1] for file in Path(f"/proc/{pid}/fdinfo").iterdir() for line in _lines(file, "flags:")]
+    return any(int(octal, 8) & os.O_ASYNC for octal in flags)
+
+
+def _lines(file: Path, begin: str) -> list[str]:
+    try:
+        return [line for line in file.read_text().splitlines() if line.startswith(begin)]
+    except FileNotFoundError:  # closed meanwhile
+        return []
 
 
 def _ask(connection: http.client.HTTPConnection) -> None:
@@ -169,6 +183,8 @@ def test_start_ends_at_once_although_one_of_its_processes_is_stopped(start_serve
         process = wait_member(server, member)
         if member == "forkserver":  # it has its life line as soon as it imports
             wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
+        if member == "engine":  # and the engine some milliseconds after the fork
+            wait_until(lambda: _has_life_line(process.pid))
         process.suspend()
         family = server.family()
         assert server.terminate() in (0, -signal.SIGTERM)
