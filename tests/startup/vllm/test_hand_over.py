@@ -38,10 +38,11 @@ class _Hammer:
 
     def _run(self) -> None:
         while not self._is_over.is_set():
+            was_there = bool(self.statuses)  # others may be answered between this one's refusal and its being noted
             try:
                 self.statuses[get(self._port, "/health")[0]] += 1
             except ConnectionRefusedError as err:
-                if self.statuses:
+                if was_there:
                     self.failures.append(repr(err))
             except OSError as err:
                 self.failures.append(repr(err))
