@@ -79,7 +79,7 @@ class EngineProcess:
         """Waits for the process, whose socket has been closed, and kills it if it does not end by itself."""
         self.connection.close()
         self._process.join(_KILL_AFTER_S)
-        if self._process.is_alive() and not self._end_watch.has_begun():
+        if self._process.is_alive() and not self.is_ending():
             logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
             self._process.kill()
             self._process.join(_KILL_AFTER_S)

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, TextIO
 
+from server.access_log import ACCESS_LOGGER
 from server.request_ids import current_request_id
 from startup.logs.setup import CONTROL_CHARACTERS, RoleFormatter
 
-_ACCESS_LOGGER: Final = "uvicorn.access"
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
 """What uvicorn's access log gives as arguments."""
 _FOREIGN_LOGGERS: Final = ("transformers", "huggingface_hub")
@@ -45,15 +45,13 @@ class JsonFormatter(RoleFormatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            "phase": self._phase() if self._phase else None,
+            **({"phase": self._phase()} if self._phase else {}),
             "pid": record.process,
             "role": self.role_of(record),
         }
-        if self._phase is None:
-            del fields["phase"]
         if request_id := getattr(record, "request_id", None) or current_request_id():
             fields["request_id"] = request_id
-        if record.name == _ACCESS_LOGGER and isinstance(record.args, tuple):
+        if record.name == ACCESS_LOGGER and isinstance(record.args, tuple):
             fields |= zip(_ACCESS_FIELDS, record.args, strict=False)
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)

@@ -4,7 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TextIO
 
 from startup.logs.options import LogOptions
 from startup.logs.steady_handler import SteadyHandler
@@ -63,7 +63,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
 
         apply_log_config(options.config)
         return
-    handler: logging.Handler = SteadyHandler(getattr(sys.stderr, "below", sys.stderr))
+    handler: logging.Handler = SteadyHandler(real_stderr())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -76,6 +76,12 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         turn_into_lines()
     else:
         handler.setFormatter(TextFormatter(role))
+
+
+def real_stderr() -> TextIO:
+    """Standard error itself, below what turns other things that are written there into lines."""
+    stream: TextIO = getattr(sys.stderr, "below", sys.stderr)
+    return stream
 
 
 def escape_controls(text: str) -> str:

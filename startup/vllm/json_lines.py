@@ -7,13 +7,14 @@ error there (tracebacks of a process that ends, warnings, a library's bar of pro
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from envs import foreign
 from envs.registry import env
+from server.access_log import ACCESS_LOGGER
 from startup.logs.json_lines import JsonFormatter, turn_into_lines
+from startup.logs.setup import real_stderr
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 
@@ -38,7 +39,7 @@ class VllmJsonFormatter(JsonFormatter):
 def create_error_handler() -> logging.Handler:
     """Writes to standard error, past what turns other things that are written there into lines; that is set up here."""
     turn_into_lines()
-    return logging.StreamHandler(getattr(sys.stderr, "below", sys.stderr))
+    return logging.StreamHandler(real_stderr())
 
 
 def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
@@ -90,7 +91,7 @@ def _configuration(line: CommandLine) -> dict[str, Any]:
         "loggers": {
             "vllm": {"handlers": ["records"], "level": level.upper(), "propagate": False},
             "uvicorn": {"handlers": ["errors"], "level": "INFO", "propagate": False},
-            "uvicorn.access": {"handlers": ["access"], "filters": ["paths"], "level": "INFO", "propagate": False},
+            ACCESS_LOGGER: {"handlers": ["access"], "filters": ["paths"], "level": "INFO", "propagate": False},
         },
         "root": {"handlers": ["errors"], "level": "WARNING"},
     }

@@ -1,17 +1,16 @@
 """What the launcher says, beside vLLM's own log and without touching how that is set up."""
 
 import logging
-import sys
 from collections.abc import Callable
 
 from envs.registry import env
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import RoleFormatter, TextFormatter
+from startup.logs.setup import RoleFormatter, TextFormatter, real_stderr
 
 
 def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
     """Sends what `startup` logs to standard error; the root logger and vLLM's stay as they are."""
-    handler = logging.StreamHandler(getattr(sys.stderr, "below", sys.stderr))
+    handler = logging.StreamHandler(real_stderr())
     handler.setFormatter(_create_formatter(role, log_format, phase))
     ours = logging.getLogger("startup")
     ours.handlers[:] = [handler]
