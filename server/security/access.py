@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from server.config import ServerConfig
 from server.security.api_keys import ApiKeys
 from server.security.file_watch import FileWatch
-from server.security.tls import RenewableTls, create_tls_context, tls_files
+from server.security.tls import RenewableTls, tls_files
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
 
 class Access:
@@ -16,17 +17,16 @@ class Access:
 
     def __init__(self, config: ServerConfig, api_keys: ApiKeys) -> None:
         """Raises TlsError where the files make no TLS."""
-        self.tls_context: ssl.SSLContext | None = None
-        """None where the server speaks plain HTTP."""
+        self.tls_context: Callable[[], ssl.SSLContext] | None = None
+        """What a new handshake is to use; None where the server speaks plain HTTP."""
         self._watches: list[FileWatch] = []
         if config.api_key_file is not None:
             self._watches.append(FileWatch([config.api_key_file], api_keys.reload))
-        if config.ssl_certfile is not None and config.enable_ssl_refresh:
+        if config.ssl_certfile is not None:
             tls = RenewableTls(config)
-            self.tls_context = tls.context
-            self._watches.append(FileWatch(tls_files(config), tls.reload))
-        elif config.ssl_certfile is not None:
-            self.tls_context = create_tls_context(config)
+            self.tls_context = lambda: tls.context
+            if config.enable_ssl_refresh:
+                self._watches.append(FileWatch(tls_files(config), tls.reload))
 
     def start(self) -> None:
         """Begins to watch."""

@@ -53,34 +53,25 @@ def tls_files(config: ServerConfig) -> list[str]:
 
 
 class RenewableTls:
-    """A context for the listening socket that gives each new handshake the newest certificate.
+    """The context for new handshakes; connections that exist keep theirs.
 
-    Connections that exist keep theirs. The new context is made whole before it is used, so that a renewal which fails
-    changes nothing. Where clients show certificates, a session of TLS 1.2 cannot be taken up again after a renewal:
-    OpenSSL would let the client in although nobody vouches for it any more.
+    A new one is made whole before it is used, so that a renewal which fails changes nothing. It knows none of the
+    former one's sessions, so whoever comes back after a renewal is looked at anew.
     """
 
     def __init__(self, config: ServerConfig) -> None:
         """Raises TlsError as `create_tls_context` does."""
         self._config = config
-        self.context = self._newest = create_tls_context(config)
-        self.context.sni_callback = self._use_newest
+        self.context = create_tls_context(config)
 
     def reload(self) -> None:
         """Takes the files as they are now, if they can be used."""
         try:
-            self._newest = create_tls_context(self._config)
+            self.context = create_tls_context(self._config)
         except TlsError as err:
             logger.error("the TLS files have changed and cannot be used: %s; the former ones stay in use", err)
         else:
             logger.info("the TLS files have changed: new connections get the new certificate")
-
-    def _use_newest(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        """Returns the alert that ends the handshake, None where it goes on."""
-        connection.context = self._newest
-        if self._config.ssl_cert_reqs and self._newest is not self.context and connection.session_reused:
-            return ssl.ALERT_DESCRIPTION_HANDSHAKE_FAILURE
-        return None
 
 
 def _load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:

@@ -32,7 +32,9 @@ _MALFORMED = Refusal(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Refusal(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
 
-def bounded_connections(limits: LimitsConfig, tls: ssl.SSLContext | None = None) -> Callable[..., asyncio.Protocol]:
+def bounded_connections(
+    limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
+) -> Callable[..., asyncio.Protocol]:
     """What uvicorn makes connections with; they share one table. TLS is done here, uvicorn is to know nothing of it."""
     table = ConnectionTable(raise_file_limit(limits.max_connections))
     if tls is None:
@@ -42,7 +44,7 @@ def bounded_connections(limits: LimitsConfig, tls: ssl.SSLContext | None = None)
         def create_connection(carrier: asyncio.Transport) -> BoundedConnection:
             return BoundedConnection(limits=limits, table=table, carrier=carrier, server_state=server_state, **kwargs)
 
-        return TlsHandshake(tls, limits, table, server_state.connections, create_connection)
+        return TlsHandshake(tls(), limits, table, server_state.connections, create_connection)
 
     return shake_hands
 

@@ -31,7 +31,7 @@ def test_handshakes_of_clients_that_were_never_accepted_hold_up_nothing(tmp_path
     certificate = make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
-    http: Any = bounded_connections(LimitsConfig(), context)
+    http: Any = bounded_connections(LimitsConfig(), lambda: context)
     config = uvicorn.Config(nothing, http=http, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=2)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))

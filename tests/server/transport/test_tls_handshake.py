@@ -63,7 +63,7 @@ class Served:
 async def serve(certificate: Certificate, limits: LimitsConfig) -> AsyncIterator[Served]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
-    http: Any = bounded_connections(limits, context)
+    http: Any = bounded_connections(limits, lambda: context)
     server = PoliteServer(uvicorn.Config(_answer, http=http, log_config=None, ws="none", lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
