@@ -24,6 +24,8 @@ from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
 
+_ROOT = Path(__file__).parents[2]
+
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
     "status": "starting",
@@ -181,8 +183,11 @@ def test_json_tells_how_it_ended_and_quiet_says_nothing(serve, run_cli) -> None:
     assert (content["status"], content["reason"], content["num_requests"]) == ("failed", "no such model", 2)
 
 
-def test_a_unix_socket_is_waited_for(tmp_path, run_cli) -> None:
-    path = tmp_path / "s.sock"
+def test_a_unix_socket_is_waited_for_however_long_its_path(tmp_path, run_cli, monkeypatch) -> None:
+    folder = tmp_path / ("x" * 120)  # longer than a socket's address; the server is in there and calls it s.sock
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    path = folder / "s.sock"
 
     class UnixServer(UnixStreamServer):
         answers: list[Answer] = [(200, b"")]
@@ -192,13 +197,15 @@ def test_a_unix_socket_is_waited_for(tmp_path, run_cli) -> None:
         def address_string(self) -> str:
             return "unix"
 
-    with UnixServer(str(path), UnixHandler) as server:
+    with UnixServer(path.name, UnixHandler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        done = run_cli("wait", "--uds", str(path))
-        named = run_cli("wait", f"unix:{path}")
-        server.shutdown()
-        thread.join()
+        try:
+            done = run_cli("wait", "--uds", str(path), "--timeout", "60", cwd=_ROOT)
+            named = run_cli("wait", f"unix:{path}", "--timeout", "60", cwd=_ROOT)
+        finally:
+            server.shutdown()
+            thread.join()
     assert (done.returncode, named.returncode) == (0, 0), done.stderr
 
 

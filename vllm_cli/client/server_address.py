@@ -1,5 +1,6 @@
 """Where a server is to be found, from a URL or from the flags that the server itself was started with."""
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ def reachable_host(host: str | None) -> str:
 
 
 class _UnixConnection(HTTPConnection):
+    """By the file that the path leads to: 107 bytes, unix(7), are all that an address may have, and paths have more."""
+
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
@@ -79,4 +82,8 @@ class _UnixConnection(HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+        file = os.open(self._path, os.O_PATH)
+        try:
+            self.sock.connect(f"/proc/self/fd/{file}")
+        finally:
+            os.close(file)

@@ -28,7 +28,7 @@ def find_socket(family: list[Any], arguments: Arguments) -> Socket | None:
     try:
         found = _listening(family)
         if uds is not None and found:
-            return str(Path(family[0].cwd()) / uds)
+            return str((Path(family[0].cwd()) / uds).resolve())
         return found[0] if found else None
     except psutil.AccessDenied:
         port = arguments.last_value("--port") or "8000"
