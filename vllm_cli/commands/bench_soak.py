@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key
+from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
 from vllm_cli.commands.bench_types import OutputFile, Percentage
 from vllm_cli.flags.param_types import Secret
 
@@ -13,7 +13,7 @@ _MINUTES = click.FloatRange(0, min_open=True)
 
 
 @click.command("soak", context_settings={"max_content_width": 110, "show_default": True})
-@click.option("--cmd", "command", type=COMMAND, default="vllm-cli serve", help="Command that starts the server.")
+@click.option("--cmd", "command", type=COMMAND, help="Command that starts the server.  [default: vllm-cli serve]")
 @click.option("--model", help="Model to request.  [default: the first that the server lists]")
 @click.option("--minutes", type=_MINUTES, default=30, help="How long the load runs, warm-up included.")
 @click.option("--warm-up", "warm_up_share", type=Percentage(), default="20%", help="Part of it that is not judged.")
@@ -31,7 +31,9 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout.")
 @click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with pictures.")
-def soak(*, command: str, model: str | None, json_path: Path | None, html_path: Path | None, **options: Any) -> int:
+def soak(
+    *, command: str | None, model: str | None, json_path: Path | None, html_path: Path | None, **options: Any
+) -> int:
     """Put a server under mixed load for a long time, and see whether anything grows, stays behind or gets lost.
 
     Clients complete and chat, streamed and not, with grammars, tools, log-probabilities, several choices, prompts that
@@ -66,7 +68,7 @@ def soak(*, command: str, model: str | None, json_path: Path | None, html_path: 
     from vllm_cli.bench.soak.config import SoakConfig
 
     options["api_key"] = choose_api_key(options["api_key"])
-    config = SoakConfig(target=TargetSpec(name="A", command=command, model=model), **options)
+    config = SoakConfig(target=TargetSpec(name="A", command=command or own_command(), model=model), **options)
 
     from vllm_cli.bench.soak.benchmark import SOAK
 
