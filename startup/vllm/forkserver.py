@@ -18,6 +18,7 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Final
 
 from envs import foreign
+from startup.processes import group_signals
 from startup.processes.death_pipe import arm
 from startup.processes.main_module import without_main_module
 from startup.vllm.child_state import ChildState
@@ -103,7 +104,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     """Watches the child itself: multiprocessing watches a pipe that the forkserver holds, whose end looks like it."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with without_main_module(), _noted(process_obj.name):
+        with without_main_module(), _noted(process_obj.name), group_signals.interrupting():
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
         with suppress(OSError):  # an old kernel, or the child is gone: the pipe will do

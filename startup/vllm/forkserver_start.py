@@ -8,6 +8,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
+from startup.processes import group_signals
 from startup.processes.main_module import without_main_module
 from startup.vllm.forkserver import map_spawn
 from startup.vllm.installed import InstalledVllm
@@ -34,7 +35,7 @@ def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mappin
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
-        with without_main_module():
+        with without_main_module(), group_signals.held_back():
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     map_spawn(journal, server_pid=pid, environment=at_exec, notices_fd=notices_fd)

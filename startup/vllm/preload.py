@@ -20,6 +20,7 @@ note_environment_at_exec()
 from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
+from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.timeline.process_age import process_start_ns  # noqa: E402
 from startup.vllm.compile_cache import follow_compile_cache  # noqa: E402
@@ -70,5 +71,6 @@ def _read_plan() -> PreloadPlan | None:
     return None
 
 
-if (_plan := _read_plan()) is not None:
-    _preload(_plan)
+with group_signals.ignored():  # a Ctrl-C ends the launcher, and that ends this process
+    if (_plan := _read_plan()) is not None:
+        _preload(_plan)

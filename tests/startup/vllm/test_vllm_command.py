@@ -84,6 +84,20 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
         start.wait_until_tree_is_gone()
 
 
+def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
+    fake = variant(folder)
+    module = fake / "vllm/v1/engine/core.py"
+    waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
+    module.write_text(f"{waits}    time.sleep(0.1)\n{module.read_text()}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
+        start.wait_until_it_is_told("forkserver imports")
+        (forkserver,) = start.forkservers()
+        forkserver.send_signal(signal.SIGINT)  # a terminal sends it to all of the foreground's processes
+        assert start.end(signal.SIGINT) == 130
+        start.wait_until_tree_is_gone()
+        assert start.told("Traceback", "KeyboardInterrupt") == []
+
+
 def test_engine_that_cannot_start_is_vllms_error(folder: Path) -> None:
     with FakeStart(folder, "--engine-fails") as start:
         assert start.process.wait(60) == 1
