@@ -87,9 +87,9 @@ class BoundedConnection(HttpToolsProtocol):
         self._watch.expect_first()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gentle.is_closed = True
+        self._gentle.note_lost()
         self._table.discard(self)
-        self._watch.disarm()
+        self._watch.close()
         self._stop_stall()
         self._unset_keepalive_if_required()
         if self._running is not None and not self._running.response_complete:
@@ -97,6 +97,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
+        self.cycle = None  # type: ignore[assignment]  # it may never have begun, and still mean to tell of its end
 
     def data_received(self, data: bytes) -> None:
         if self._is_deaf:
@@ -123,7 +124,7 @@ class BoundedConnection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_stall()
-        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._cut)
+        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._look_at_stall)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -272,6 +273,10 @@ class BoundedConnection(HttpToolsProtocol):
             self._close()
         else:
             self._refuse(refusal)
+
+    def _look_at_stall(self) -> None:
+        """The client may have read while this process was stopped."""
+        self._stall = self.loop.call_later(LAST_LOOK_S, self._cut)
 
     def _cut(self) -> None:
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")

@@ -22,6 +22,7 @@ class GentleTransport:
         self.resume_reading = transport.resume_reading
         self.close = on_close
         self.is_closed = False
+        self._lingering: asyncio.TimerHandle | None = None
 
     @property
     def num_unsent_bytes(self) -> int:
@@ -46,6 +47,13 @@ class GentleTransport:
         self.is_closed = True
         self._transport.abort()
 
+    def note_lost(self) -> None:
+        """The client is gone: nothing is awaited any more, and nothing here keeps the connection in memory."""
+        self.is_closed = True
+        self.close = _do_nothing
+        if self._lingering is not None:
+            self._lingering.cancel()
+
     def finish(self, loop: asyncio.AbstractEventLoop, *, is_client_sending: bool, timeout_s: float) -> None:
         """Sends what is left, then closes; within the timeout, whether the client reads or not.
 
@@ -63,10 +71,14 @@ class GentleTransport:
             if self._carrier is None and not self._transport.get_write_buffer_size():
                 return
         end_s = loop.time() + timeout_s
-        loop.call_later(min(_LINGER_S, timeout_s), self._end_lingering, loop, end_s)
+        self._lingering = loop.call_later(min(_LINGER_S, timeout_s), self._end_lingering, loop, end_s)
 
     def _end_lingering(self, loop: asyncio.AbstractEventLoop, end_s: float) -> None:
         if self.num_unsent_bytes and loop.time() < end_s:
-            loop.call_at(end_s, self._transport.abort)
+            self._lingering = loop.call_at(end_s, self._transport.abort)
         else:
             self._transport.abort()
+
+
+def _do_nothing() -> None:
+    pass

@@ -101,6 +101,11 @@ class ReadWatch:
             self._timer.cancel()
             self._timer = None
 
+    def close(self) -> None:
+        """The connection is gone; it is not kept in memory from here."""
+        self.disarm()
+        self._is_reading, self._on_late = _never, _tell_nobody
+
     def _begin(self) -> None:
         self._begin_s = self._loop.time()
         self._body_end_s = self._begin_s + self._limits.body_timeout_s
@@ -155,6 +160,14 @@ class ReadWatch:
 
     def _look_once_more(self, callback: Callable[[], None]) -> None:
         self._timer = self._loop.call_later(LAST_LOOK_S, callback)
+
+
+def _never() -> bool:
+    return False
+
+
+def _tell_nobody(refusal: Refusal | None) -> None:
+    pass
 
 
 def head_too_large(most: int) -> Refusal:

@@ -15,9 +15,9 @@ from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
 from server.transport.polite_server import PoliteServer
 from tests.certificates import make_certificate, needs_openssl
+from tests.server.transport.served import HALF_A_HELLO, PATIENT_S
 
 NUM_CLIENTS = 20
-_PATIENT_S = 30.0
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None:
@@ -25,19 +25,21 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 
 
 @needs_openssl
-@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01\x00"], ids=["silent", "half a hello"])
+@pytest.mark.parametrize("hello", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
 def test_handshakes_of_clients_that_were_never_accepted_hold_up_nothing(tmp_path: Path, hello: bytes) -> None:
-    """They are accepted when the port closes; each might take its twenty seconds, one after the other."""
+    """They are accepted when the port closes; each might take its time, one after the other."""
     certificate = make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)
-    http: Any = bounded_connections(LimitsConfig(), lambda: context)
-    config = uvicorn.Config(nothing, http=http, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=2)
+    http: Any = bounded_connections(LimitsConfig(header_timeout_s=600), lambda: context)
+    config = uvicorn.Config(
+        nothing, http=http, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=600
+    )
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(NUM_CLIENTS)]
         for client in clients:
-            client.settimeout(_PATIENT_S)
+            client.settimeout(PATIENT_S)
             client.sendall(hello)
 
         uvloop.run(_end(PoliteServer(config), listener))
@@ -49,7 +51,7 @@ async def _end(server: PoliteServer, listener: socket.socket) -> None:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     server.servers = []
-    await asyncio.wait_for(server.shutdown([listener]), _PATIENT_S)
+    await asyncio.wait_for(server.shutdown([listener]), PATIENT_S)
     assert not server.server_state.connections
 
 

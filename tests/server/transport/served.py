@@ -1,0 +1,83 @@
+"""A server of the test's own process, with TLS or without, on a real socket."""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from server.limits import LimitsConfig
+from server.transport.connection import bounded_connections
+from server.transport.polite_server import PoliteServer
+from tests.certificates import Certificate
+
+PATIENT_S = 60.0
+HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
+"""The beginning of a handshake."""
+
+
+class Served:
+    """The server, and clients of it."""
+
+    def __init__(self, server: PoliteServer, port: int, certificate: Certificate | None) -> None:
+        self._server = server
+        self._port = port
+        self._context = None if certificate is None else certificate.client_context()
+
+    async def connect(self, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client behind its handshake, if any."""
+        secured: dict[str, Any] = {"ssl": self._context, "server_hostname": "localhost"} if tls else {}
+        return await asyncio.open_connection("127.0.0.1", self._port, **secured)
+
+    async def exchange(self, data: bytes, *, tls: bool) -> bytes:
+        """All that the server says until it closes the connection; the client does not.
+
+        Raises:
+            ConnectionError: it came to no handshake.
+        """
+        async with asyncio.timeout(PATIENT_S):
+            reader, writer = await self.connect(tls=tls)
+            writer.write(data)
+            try:
+                return await reader.read()
+            except ConnectionError:
+                return b""
+            finally:
+                writer.close()
+
+    async def wait_connections(self, num_connections: int) -> None:
+        """Until the server knows of so many; 0 when it has forgotten all."""
+        async with asyncio.timeout(PATIENT_S):
+            while len(self._server.server_state.connections) != num_connections:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def serve(
+    limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
+) -> AsyncIterator[Served]:
+    """Answers every request with its scheme unless an application is given."""
+    tls = None
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate.certificate, certificate.key)
+    http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
+    server = PoliteServer(
+        uvicorn.Config(application or _tell_scheme, http=http, log_config=None, ws="none", lifespan="off")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            yield Served(server, port, certificate)
+        finally:
+            server.should_exit = True
+            await task
+
+
+async def _tell_scheme(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await send({"type": "http.response.body", "body": scope["scheme"].encode()})
