@@ -11,6 +11,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
+from startup.processes import group_signals
+
 logger = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 3
@@ -33,7 +35,8 @@ class StartDeadline:
             self._timer = threading.Timer(self._limit_s, self._expire)
             self._timer.name = "start-deadline"
             self._timer.daemon = True
-            self._timer.start()
+            with group_signals.held_back():
+                self._timer.start()
         return self
 
     def __exit__(

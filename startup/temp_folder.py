@@ -13,24 +13,45 @@ logger = logging.getLogger(__name__)
 _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
+_MOST_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
+"""A socket's address has room for so many (unix(7), `sun_path`), of which multiprocessing needs some itself."""
 
 
 def ensure_temp_folder() -> None:
-    """With a root file system that is read-only and no /tmp, shared memory is taken.
+    """With a root file system that is read-only and no /tmp, shared memory is taken; the path must not be too long.
 
     Before any child exists, as it sets TMPDIR. The folders are those of `tempfile`, whose import takes 10 ms.
 
     Raises:
-        StartupError: there is no folder at all.
+        StartupError: there is no folder at all, or none whose path is short enough.
     """
     named = [folder for variable in _VARIABLES if (folder := variable.get())]
-    if any(map(_is_usable, (*named, *_FOLDERS, os.curdir))):
+    found = next(filter(_is_usable, (*named, *_FOLDERS, os.curdir)), None)
+    if found is not None:
+        _ensure_short(found)
         return
     tried = ", ".join((*named, *_FOLDERS))
     if not _is_usable(str(SHM)):
         raise StartupError(f"no temporary file can be made in {tried}: mount a tmpfs on /tmp, or set TMPDIR")
     logger.warning("no temporary file can be made in %s: taking %s; mount a tmpfs on /tmp, or set TMPDIR", tried, SHM)
     os.environ[env.TMPDIR.name] = str(SHM)
+
+
+def _ensure_short(folder: str) -> None:
+    """A longer path than a socket's address has room for is given up for another one."""
+    num_bytes = len(os.fsencode(Path(folder).absolute()))
+    if num_bytes <= _MOST_BYTES:
+        return
+    other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
+    if other is None:
+        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to a path of {_MOST_BYTES} bytes")
+    logger.warning(
+        "temporary files go to %s: a socket in %s would have too long an address; set TMPDIR to a path of %d bytes",
+        other,
+        folder,
+        _MOST_BYTES,
+    )
+    os.environ[env.TMPDIR.name] = other
 
 
 def _is_usable(folder: str) -> bool:

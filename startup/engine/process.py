@@ -8,9 +8,8 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, resource_tracker
+from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,7 +25,7 @@ from startup.logs.setup import configure_logging
 from startup.model.model_class import modeling_module
 from startup.processes import death_pipe, group_signals
 from startup.processes.end_watch import EndWatch
-from startup.processes.main_module import without_main_module
+from startup.processes.new_program import without_group_signals, without_main_module
 from startup.processes.oom_watch import OomWatch
 from startup.timeline.process_age import process_start_ns
 
@@ -112,20 +111,8 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
 def ensure_forkserver() -> None:
     """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    with _signals_held_back():
+    with without_group_signals():
         forkserver.ensure_running()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """From what is not forked; multiprocessing's resource tracker, which that needs, is started before.
-
-    The tracker's start ends with SIGINT and SIGTERM unblocked, whatever they were (`ResourceTracker.ensure_running`).
-    """
-    with group_signals.held_back():
-        resource_tracker.ensure_running()
-    with group_signals.held_back():
-        yield
 
 
 def kill_forkserver(reason: str) -> None:
@@ -166,7 +153,7 @@ def start_engine(
         args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with without_main_module(), group_signals.held_back() if is_fork else _signals_held_back():
+    with without_main_module(), group_signals.held_back() if is_fork else without_group_signals():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)

@@ -32,10 +32,13 @@ _CONNECTION_S = 10.0
 """After this a connection is closed whatever it waits for."""
 _END_S = 5.0
 """How long a process may take to end that has nothing left to do, or was killed."""
+_GIVE_UP_S = 5.0
+"""How long the HTTP server waits for the process to stop accepting; it is a matter of microseconds."""
 _POLL_S = 0.01
 _CHUNK_BYTES = 1 << 16
 _MAX_MESSAGE_BYTES = 1 << 20
 _HAND_OVER = b"hand over"
+_GIVEN_UP = b"given up"
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class StartupResponder:
         self._pid: int | None = None
         self._is_handed_over = False
         self._is_lost = False
+        self._has_given_up = threading.Event()
+        """The process accepts no more, as far as it can be known."""
         self._waiting = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -145,9 +150,15 @@ class StartupResponder:
             logger.warning("the responder process %s was killed: probes wait until the HTTP server is there", self._pid)
 
     def hand_over(self) -> None:
-        """Stops accepting; what was accepted is still answered, by the process, which then ends. Returns at once."""
+        """Stops accepting; what was accepted is still answered, by the process, which then ends.
+
+        Returns when the process accepts no more: whoever has had an answer of the HTTP server gets no other one
+        afterwards. A process that is stopped is not waited for much longer than that takes.
+        """
         self._is_handed_over = True
-        threading.Thread(target=self._end, name="startup-responder-end", daemon=True).start()
+        with group_signals.held_back():
+            threading.Thread(target=self._end, name="startup-responder-end", daemon=True).start()
+        self._has_given_up.wait(_GIVE_UP_S)
 
     def close(self) -> None:
         """Ends the process, cutting connections that have not been answered."""
@@ -159,12 +170,14 @@ class StartupResponder:
 
     def _end(self) -> None:
         """This message must arrive: a responder that goes on would take connections from the HTTP server."""
-        is_told = False
+        has_answered = False
         with suppress(OSError):
             self._ours.settimeout(_CONNECTION_S)
             self._ours.send(_HAND_OVER)
-            is_told = True
-        if not self._wait(_CONNECTION_S + _END_S if is_told else _END_S):
+            self._ours.recv(len(_GIVEN_UP))  # or nothing, at its end
+            has_answered = True
+        self._has_given_up.set()
+        if not self._wait(_CONNECTION_S + _END_S if has_answered else _END_S):
             logger.warning("the responder process %s does not give up the socket and is killed", self._pid)
             self._kill()
 
@@ -252,6 +265,8 @@ class _Loop:
             self._is_accepting = False
             self._selector.unregister(self._listener)
             self._listener.close()
+            with suppress(OSError):  # the API process is gone, which is noticed next
+                self._api_process.send(_GIVEN_UP)
 
     def _accept(self) -> "list[_Connection]":
         try:

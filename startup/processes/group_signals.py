@@ -4,16 +4,22 @@ The API process acts on them, all others ignore them. Standard library alone.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Around the start of a process, which begins with these signals blocked and has time to say `ignore`."""
+    """Around the start of a process, which begins with these signals blocked and has time to say `ignore`.
+
+    Or around that of a thread, which leaves them to the main thread for good: the kernel may give a signal to any
+    thread that takes it, and a main thread that waits in a system call would go on waiting.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -35,15 +41,38 @@ def ignored() -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Around a wait within a coroutine, where asyncio would keep a first Ctrl-C until its loop goes on."""
+    """Ctrl-C ends what is inside at once: a wait in a coroutine, where asyncio would keep it, or strangers' imports.
+
+    A KeyboardInterrupt that is caught inside (some modules catch whatever an import of theirs raises) is raised again
+    in the end. Only on the main thread, and where Ctrl-C is not ignored.
+    """
     if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    is_interrupted = False
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal is_interrupted
+        is_interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
+        if _is_task_cancelled():  # by a Ctrl-C that came just before
+            raise KeyboardInterrupt
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if is_interrupted:
+            raise KeyboardInterrupt
+
+
+def _is_task_cancelled() -> bool:
+    """Whether asyncio, if it runs, has taken note of a Ctrl-C, which it would act on at the next await."""
+    asyncio: Any = sys.modules.get("asyncio")
+    with suppress(AttributeError, RuntimeError):  # it is not imported, or no loop runs
+        return bool(asyncio.current_task().cancelling())
+    return False
 
 
 def ignore() -> None:

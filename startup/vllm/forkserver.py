@@ -20,10 +20,10 @@ from typing import Any, Final
 from envs import foreign
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
-from startup.processes.main_module import without_main_module
+from startup.processes.new_program import without_main_module
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
-from startup.vllm.notices import report_from_child
+from startup.vllm.notices import ChildEnds, report_from_child
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PreloadedContext(context.ForkServerContext):
 
 
 def map_spawn(
-    journal: Journal, *, server_pid: int, environment: Mapping[str, str], notices_fd: int | None = None
+    journal: Journal, *, server_pid: int, environment: Mapping[str, str], notices: ChildEnds | None = None
 ) -> None:
     """Gives `spawn` its other meaning in this process and in those forked from it.
 
@@ -52,10 +52,10 @@ def map_spawn(
         journal: where children note what they did; each has a file of its own.
         server_pid: the forkserver.
         environment: what the forkserver began with.
-        notices_fd: where children that serve say so (`startup.vllm.port`).
+        notices: where children that serve say so.
     """
     _start.journal = journal
-    _start.notices_fd = notices_fd
+    _start.notices = notices
     _start.server_pid = server_pid
     _start.environment = environment
     context._concrete_contexts["spawn"] = PreloadedContext()  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ class _Start:
     journal: Journal | None = None
     server_pid: int | None = None
     environment: Mapping[str, str] = {}
-    notices_fd: int | None = None
+    notices: ChildEnds | None = None
     """Where a process that serves the port says so; None where the port is vLLM's own."""
     lifeline: tuple[int, int, int] | None = None
     """Owner's pid and both ends of the pipe whose closing ends this process's children."""
@@ -96,7 +96,7 @@ class PreloadedProcess(process.BaseProcess):
         plain = super().__reduce_ex__(2)
         if not isinstance(context.get_spawning_popen(), _ForkedPopen):
             return plain
-        notices = None if _start.notices_fd is None else DupFd(_start.notices_fd)
+        notices = None if _start.notices is None else tuple(map(DupFd, _start.notices))
         return _revive, (ChildState.of_this_process(), DupFd(_lifeline()), notices, self.name, _dump(plain))
 
 
@@ -201,8 +201,8 @@ def _revive(state: ChildState, lifeline: Any, notices: Any, name: str, plain: by
         _start.journal.forget_modules_so_far()
         _start.journal.note_environment(changed)
     if notices is not None:
-        _start.notices_fd = notices.detach()
-        report_from_child(_start.notices_fd)
+        _start.notices = ChildEnds(*(end.detach() for end in notices))
+        report_from_child(_start.notices)
     make, arguments, attributes, *_ = ForkingPickler.loads(plain)
     revived: process.BaseProcess = make(*arguments)
     vars(revived).update(attributes)

@@ -8,12 +8,12 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.processes import group_signals
-from startup.processes.main_module import without_main_module
+from startup.processes.new_program import without_group_signals, without_main_module
 from startup.vllm.forkserver import map_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
 from startup.vllm.learned import Lesson
+from startup.vllm.notices import ChildEnds
 from startup.vllm.preload_plan import PreloadPlan
 
 logger = logging.getLogger(__name__)
@@ -22,23 +22,25 @@ PRELOAD_MODULE: Final = "startup.vllm.preload"
 _PRELOAD: Final = "LD_PRELOAD"
 
 
-def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices_fd: int) -> None:
+def start_forkserver(
+    plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices: ChildEnds
+) -> None:
     """It imports from now on; the first process that is forked waits until it has finished.
 
     Args:
         plan: what it imports.
         journal: of this process; children and forkserver keep theirs beside it.
         environment: what it has beyond this process's variables.
-        notices_fd: where children that serve say so.
+        notices: where children that serve say so.
     """
     forkserver.set_forkserver_preload([PRELOAD_MODULE])
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
-        with without_main_module(), group_signals.held_back():
+        with without_main_module(), without_group_signals():
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    map_spawn(journal, server_pid=pid, environment=at_exec, notices_fd=notices_fd)
+    map_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)
 
 
 def environment_at_exec(vllm: InstalledVllm, lesson: Lesson) -> dict[str, str]:

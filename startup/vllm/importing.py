@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterable
 
 from startup.lean.remembered_scans import remembered_scans
+from startup.processes import group_signals
 
 
 def import_leniently(modules: Iterable[str]) -> dict[str, str]:
@@ -21,7 +22,8 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     with remembered_scans():
         for name in modules:
             try:
-                importlib.import_module(name)
+                with group_signals.interrupting():
+                    importlib.import_module(name)
             except Exception as err:  # noqa: BLE001 - a module may raise whatever it likes
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed

@@ -24,6 +24,7 @@ from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.probes import listener
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
+from startup.processes import group_signals
 from startup.systemd.service_manager import ServiceManager
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
@@ -206,7 +207,7 @@ class _Launch:
             environment = environment_at_exec(self._vllm, self._lesson)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, environment=environment, notices_fd=notices.write_fd)
+                start_forkserver(plan, self._journal, environment=environment, notices=notices.ends)
                 answer_in_forked_processes()
             except OSError as err:
                 logger.warning("there is no forkserver (%s): vLLM's processes are new programs", err)
@@ -283,4 +284,6 @@ class _Launch:
 
 
 def _in_background(function: object, *args: object) -> None:
-    threading.Thread(target=function, args=args, name="vllm-start-report", daemon=True).start()  # type: ignore[arg-type]
+    thread = threading.Thread(target=function, args=args, name="vllm-start-report", daemon=True)  # type: ignore[arg-type]
+    with group_signals.held_back():
+        thread.start()

@@ -5,16 +5,29 @@ With one API server that is the launcher's own process; with several, processes 
 
 import functools
 import os
+import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from startup.processes import group_signals
 from startup.vllm.import_hooks import after_import
 
 _SERVING: Final = b"s"
 _READY: Final = b"r"
+_HAND_OVER_S: Final = 10.0
+"""How long a process that serves waits for the launcher to say that nobody else accepts any more."""
+
+
+class ChildEnds(NamedTuple):
+    """What a child has of the launcher's pipes."""
+
+    write_fd: Any
+    """Where it tells that it serves."""
+    free_fd: Any
+    """Its other end is closed once the port is the children's alone."""
 
 
 class Notices:
@@ -30,32 +43,43 @@ class Notices:
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
-        self._read_fd, self.write_fd = os.pipe()
+        self._read_fd, write_fd = os.pipe()
+        free_fd, self._taken_fd = os.pipe()
+        self.ends = ChildEnds(write_fd, free_fd)
 
     def follow(self) -> None:
         """From now on; to be called once there are threads anyway."""
         announce_serving(self._on_serving, self._on_ready, self._on_stopping)
-        threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True).start()
+        with group_signals.held_back():
+            threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True).start()
 
     def _follow_children(self) -> None:
         """Until one is ready; the pipe's other end stays open here, hence there is no end of file."""
+        free_port = _once(lambda: os.close(self._taken_fd))
         with suppress(OSError):
             while notice := os.read(self._read_fd, 1):
                 if notice == _SERVING:
                     self._on_serving()
+                    free_port()
                 else:
                     self._on_ready()
                     return
 
 
-def report_from_child(fd: int) -> None:
-    """In a child: its uvicorn, if it has one, tells the launcher through this end of its pipe."""
+def report_from_child(ends: ChildEnds) -> None:
+    """In a child: its uvicorn, if it has one, tells the launcher, and accepts when nobody else does any more."""
 
     def tell(notice: bytes) -> None:
         with suppress(OSError):
-            os.write(fd, notice)
+            os.write(ends.write_fd, notice)
 
-    announce_serving(lambda: tell(_SERVING), lambda: tell(_READY), lambda: None)
+    def take_port() -> None:
+        tell(_SERVING)
+        poll = select.poll()
+        poll.register(ends.free_fd, 0)
+        poll.poll(_HAND_OVER_S * 1000)
+
+    announce_serving(take_port, lambda: tell(_READY), lambda: None)
 
 
 def announce_serving(

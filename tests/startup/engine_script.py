@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 from multiprocessing import forkserver
@@ -51,6 +52,7 @@ def _tell_modules() -> None:
 def _tell_statuses(context: BaseContext, files: ModelFiles) -> int:
     """Of processes that have only just begun, and of this one after that."""
     statuses = []
+    os.mkfifo(files.path / "config.json")  # an engine that has nothing to read does not end before it is looked at
     if context.get_start_method() == "forkserver":
         statuses.append(_status(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
     engine = engine_process.start_engine(context, files, EngineConfig(), logs=LogOptions(level="INFO"))

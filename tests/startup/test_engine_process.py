@@ -58,8 +58,7 @@ def test_killed_api_process_leaves_no_engine(model_path: Path, method: str) -> N
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
         os.kill(process.pid, signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive
+    wait_until(lambda: all(is_gone(member.pid) for member in family))
 
 
 def test_api_process_that_goes_while_the_model_loads_leaves_no_engine(model_path: Path) -> None:

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
 
+from startup.probes import responder as responder_module
 from startup.probes.listener import listen
 from startup.probes.responder import Answer, StartupResponder
-from tests.waiting import wait_until
+from tests.ports import free_port
+from tests.waiting import is_gone, wait_until
 
 
 class _Answers:
@@ -30,6 +33,13 @@ class _Answers:
 
     def follow(self, snapshot: bytes) -> None:
         self._known = snapshot
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, clients that mean well and processes that end may take a while."""
+    monkeypatch.setattr(responder_module, "_CONNECTION_S", 120.0)
+    monkeypatch.setattr(responder_module, "_END_S", 60.0)
 
 
 @pytest.fixture
@@ -101,6 +111,25 @@ def _is_listening(process: psutil.Process, port: int) -> bool:
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
 
 
+def test_nobody_is_accepted_any_more_when_the_hand_over_returns(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a client that the HTTP server has told to be ready would hear afterwards that it is not."""
+    monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
+    others = set(psutil.Process().children())
+    with StartupResponder(listener, _Answers()) as responder:
+        (process,) = set(psutil.Process().children()) - others
+        process.suspend()
+        handing_over = threading.Thread(target=responder.hand_over)
+        handing_over.start()
+        handing_over.join(0.3)
+        assert handing_over.is_alive()
+        process.resume()
+        handing_over.join()
+        with suppress(psutil.NoSuchProcess):
+            assert not _is_listening(process, listener.getsockname()[1])
+
+
 def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()) as responder:
         responder.tell(b"{}")
@@ -131,17 +160,20 @@ def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.sock
 
 def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket) -> None:
     code = (
-        "import os, signal\n"
+        "import os, signal, sys\n"
         "from startup.probes.listener import listen\n"
         "from startup.probes.responder import StartupResponder\n"
         "from tests.startup.test_responder import _Answers\n"
-        "with listen(host='127.0.0.1', port=0, uds=None) as bound, StartupResponder(bound, _Answers()):\n"
-        "    print(bound.getsockname()[1], flush=True)\n"
-        "    signal.pause()\n"
+        "with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound:\n"
+        "    with StartupResponder(bound, _Answers()):\n"
+        "        print('there', flush=True)\n"
+        "        signal.pause()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    address = ("127.0.0.1", free_port())  # one that is nobody's afterwards, nor a client's own
+    command = [sys.executable, "-c", code, str(address[1])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        address = ("127.0.0.1", int(parent.stdout.readline()))
+        assert parent.stdout.readline() == "there\n"
         try:
             (process,) = psutil.Process(parent.pid).children()
             assert _get(address, "/livez")[0] == 200
@@ -150,7 +182,7 @@ def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket)
         finally:
             parent.kill()
             parent.wait()
-        process.wait(timeout=60)
+        wait_until(lambda: is_gone(process.pid))
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
 
@@ -191,45 +223,52 @@ def test_no_probe_is_lost_when_the_socket_changes_hands(listener: socket.socket)
 
 _API_PROCESS = """
 import sys
+sys.path.append(sys.argv[1])
 from startup.imports import import_serially
+from startup.probes import responder as responder_module
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from tests.startup.test_responder import _Answers
 with listen(host='127.0.0.1', port=0, uds=None) as bound:
     with StartupResponder(bound, _Answers()):
         print(bound.getsockname()[1], flush=True)
-        import_serially(sys.argv[1:])
+        import_serially(sys.argv[2:])
         print('done', flush=True)
         sys.stdin.read()
 """
+_SLOW_MODULE = """
+import ctypes
+print('importing', flush=True)
+ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
+"""
+"""Holds the interpreter's lock inside C, as imports do for shorter times, until it may end."""
 
 
 @contextmanager
-def _api_process(*modules: str) -> Iterator[subprocess.Popen[str]]:
+def _api_process(folder: Path, *modules: str) -> Iterator[subprocess.Popen[str]]:
     """Imports the modules once it has told its port, says so, and stays."""
-    command = [sys.executable, "-c", _API_PROCESS, *modules]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", _API_PROCESS, str(folder), *modules]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None
         yield process
         process.stdin.close()
 
 
-def test_probes_are_answered_while_the_main_thread_imports() -> None:
-    num_answers = 0
-    with _api_process("torch", "transformers") as process:
+def test_probes_are_answered_while_the_main_thread_imports(tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text(_SLOW_MODULE)
+    with _api_process(tmp_path, "slow_module") as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
-        done = threading.Thread(target=process.stdout.readline)
-        done.start()
-        while done.is_alive():
-            assert _get(address, "/health")[0] == 503
-            num_answers += 1
-    assert num_answers > 20
+        assert process.stdout.readline() == "importing\n"
+        assert [_get(address, "/health")[0] for _ in range(20)] == [503] * 20
+        process.stdin.write("\n")
+        assert process.stdout.readline() == "done\n"
 
 
-def test_probes_are_answered_while_the_api_process_stands_still() -> None:
+def test_probes_are_answered_while_the_api_process_stands_still(tmp_path: Path) -> None:
     """As a thread of it would not: what is promised of an answer cannot depend on what holds the interpreter."""
-    with _api_process() as process:
+    with _api_process(tmp_path) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
         os.kill(process.pid, signal.SIGSTOP)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.config import ServerConfig
+from startup.probes import responder as responder_module
 from startup.probes.listener import listen
 from startup.probes.responder import Answer, OpenChannel, StartupResponder
 from startup.probes.tls_channel import open_tls
@@ -26,6 +27,12 @@ class _Answers:
 
     def follow(self, snapshot: bytes) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine, clients that mean well may take a while."""
+    monkeypatch.setattr(responder_module, "_CONNECTION_S", 120.0)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """A start finds a place for temporary files, or says that there is none."""
 
 import os
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from startup import temp_folder
 from startup.errors import StartupError
 from startup.temp_folder import ensure_temp_folder
+from tests.startup.vllm.fake_start import short_folder
 
 
 @pytest.fixture
@@ -22,10 +25,29 @@ def nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     return missing
 
 
-def test_a_folder_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    ensure_temp_folder()
-    assert os.environ["TMPDIR"] == str(tmp_path)
+def test_a_folder_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with short_folder() as folder:
+        monkeypatch.setenv("TMPDIR", str(folder))
+        ensure_temp_folder()
+        assert os.environ["TMPDIR"] == str(folder)
+
+
+@pytest.mark.parametrize(("num_bytes", "is_too_long"), [(75, False), (76, True)])
+def test_a_folder_that_is_too_long_for_sockets_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_bytes: int, is_too_long: bool
+) -> None:
+    with short_folder() as short:
+        long = short / ("l" * (num_bytes - 1 - len(str(short))))
+        long.mkdir()
+        monkeypatch.setattr(temp_folder, "_FOLDERS", (str(short),))
+        monkeypatch.setenv("TMPDIR", str(long))
+        ensure_temp_folder()
+        assert os.environ["TMPDIR"] == str(short if is_too_long else long)
+        assert (str(long) in caplog.text) == is_too_long
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        folder = tempfile.mkdtemp(prefix="pymp-")  # as multiprocessing does it
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(tempfile.mktemp(prefix="listener-", dir=folder))
 
 
 def test_shared_memory_is_the_last_resort(nothing_can_be_written: Path, caplog, monkeypatch, tmp_path: Path) -> None:

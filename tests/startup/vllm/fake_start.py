@@ -42,8 +42,8 @@ def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A temporary folder whose path leaves room for the name of a Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="fv") as name:
+    """A temporary folder whose path leaves room for the name of a Unix socket, wherever the others are."""
+    with tempfile.TemporaryDirectory(prefix="fv", dir="/tmp") as name:
         yield Path(name)
 
 
@@ -137,11 +137,14 @@ class FakeStart:
         """Lines of the log with one of these words."""
         return [line for line in self.text.splitlines() if any(word in line for word in words)]
 
-    def note_tree(self) -> set[psutil.Process]:
-        """The launcher's descendants; with those of earlier calls they must be gone in the end."""
-        with suppress(psutil.NoSuchProcess):
-            self._seen.update(self.launcher.children(recursive=True))
-        return self._seen
+    def note_tree(self) -> list[psutil.Process]:
+        """The launcher's descendants; all that were ever noted must be gone in the end."""
+        try:
+            tree = self.launcher.children(recursive=True)
+        except psutil.NoSuchProcess:
+            tree = []
+        self._seen.update(tree)
+        return tree
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body; raises OSError where there is no answer."""
@@ -192,6 +195,10 @@ class FakeStart:
         """Forks of the launcher that answer instead of vLLM."""
         words = self.launcher.cmdline()
         return [process for process in self.launcher.children() if _words(process) == words]
+
+    def titles(self) -> set[str]:
+        """Names of the processes that there are."""
+        return {_name(process) for process in self.note_tree()}
 
     def named(self, title: str) -> psutil.Process:
         """The process with a title, once it is there."""

@@ -22,6 +22,7 @@ def test_every_line_is_an_object(method: str, folder: Path) -> None:
     with FakeStart(folder, "--log-format", "json", "--worker-complains", env=env) as start:
         start.wait_until_ready()
         start.wait_until_it_is_told("ready after")
+        start.wait_until_it_is_told("a library of the worker complains")
         state = start.state()
         assert start.end() == 0
         lines = _lines(start)

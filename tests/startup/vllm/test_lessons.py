@@ -1,5 +1,6 @@
 """Starts of one kind share a lesson; what is learnt is added behind what is known."""
 
+import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.learned import Lesson, StartKind, all_lessons, forget_all, recall
+from tests.startup.vllm.toy_package import ToyPackages
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
 
@@ -91,11 +93,12 @@ def test_all_are_shown_and_forgotten(cache: Path) -> None:
     assert forget_all() == 0
 
 
-def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path) -> None:
+def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path, toys: ToyPackages) -> None:
+    toys.write("toy_of_a_phase")
     journal = Journal(tmp_path)
     journal.forget_modules_so_far()
     with journal.span("a phase"):
-        import this  # noqa: F401
+        importlib.import_module("toy_of_a_phase")
     journal.note_environment({"TORCH_X": "1", "HF_TOKEN": "secret"})
     journal.is_open = False
     with journal.span("too late"):
@@ -105,7 +108,7 @@ def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path)
         file.write('{"cut off')
     recordings = StartRecordings.read(tmp_path)
     assert [span.name for span in recordings.spans] == ["a phase"]
-    assert recordings.modules == {"MainProcess": ["this"]}
+    assert recordings.modules == {"MainProcess": ["toy_of_a_phase"]}
     assert recordings.environment == {"TORCH_X": "1"}
 
 

@@ -41,8 +41,8 @@ def test_empty_host_is_every_address() -> None:
         assert _accepts(taken, ("127.0.0.1", port))
 
 
-def test_unix_socket_is_taken_by_its_path(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
+def test_unix_socket_is_taken_by_its_path(folder: Path) -> None:
+    path = str(folder / "s")
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as taken:
         listener.bind(path)
         listener.listen()

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from startup.processes.group_signals import GROUP_SIGNALS
+from tests.ports import free_port
+from tests.signal_state import disturbing
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, run_fake, variant
 from tests.waiting import wait_until
 
@@ -30,13 +34,15 @@ def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ids=" ".join,
 )
 def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> None:
-    ours, plain = run_fake(folder, *words), _run_plain(folder, *words)
+    address = ("--host", "127.0.0.1", "--port", str(free_port()))
+    ours, plain = run_fake(folder, *address, *words), _run_plain(folder, *address, *words)
     assert (ours.returncode, ours.stdout, ours.stderr) == (plain.returncode, plain.stdout, plain.stderr)
 
 
 @pytest.mark.parametrize("error", ["ValueError", "EOFError", "BrokenPipeError"])
 def test_error_that_vllm_raises_ends_as_it_would(error: str, folder: Path) -> None:
-    ours, plain = run_fake(folder, "--raises", error), _run_plain(folder, "--raises", error)
+    words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
+    ours, plain = run_fake(folder, *words), _run_plain(folder, *words)
     assert ours.returncode == plain.returncode == 1
     assert "Traceback" in ours.stderr
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
@@ -63,6 +69,25 @@ def test_signal_to_a_serving_vllm_ends_it_in_order(number: int, folder: Path) ->
         assert start.told("Traceback", "Error", "WARNING") == []
 
 
+def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
+    """The kernel may give it to another thread, which does for a process that was stopped; no handler would run."""
+    with FakeStart(folder, "--headless") as start:
+        start.wait_until_it_is_told("headless engine")
+        others = [
+            task.joinpath("status").read_text()
+            for task in Path(f"/proc/{start.process.pid}/task").iterdir()
+            if task.name != str(start.process.pid)
+        ]
+        assert others
+        assert [disturbing(status, GROUP_SIGNALS) for status in others] == [set()] * len(others)
+        start.launcher.suspend()
+        wait_until(lambda: start.launcher.status() == psutil.STATUS_STOPPED)
+        start.process.send_signal(signal.SIGTERM)
+        start.launcher.resume()
+        assert start.process.wait(60) == 0
+        start.wait_until_tree_is_gone()
+
+
 def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_until_it_is_told("VllmWorker-0 speaks")
@@ -84,6 +109,14 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
         start.wait_until_tree_is_gone()
 
 
+def test_ctrl_c_that_an_imported_module_catches_ends_the_start_all_the_same(folder: Path) -> None:
+    catches = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
+    with FakeStart(folder, env=environment(folder, variant(folder, kernels=catches))) as start:
+        start.wait_until_it_is_told("is imported")
+        assert start.end(signal.SIGINT) == 130
+        start.wait_until_tree_is_gone()
+
+
 def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -> None:
     fake = variant(folder)
     module = fake / "vllm/v1/engine/core.py"
@@ -96,6 +129,23 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
         assert start.end(signal.SIGINT) == 130
         start.wait_until_tree_is_gone()
         assert start.told("Traceback", "KeyboardInterrupt") == []
+
+
+def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(folder: Path) -> None:
+    """asyncio has taken note of it by then, and would act on it at the next await."""
+    gate = folder / "gate"
+    fake = variant(folder)
+    module = fake / "vllm/v1/engine/core.py"
+    module.write_text(f"import sys, time\nwhile sys.argv[0] == '-c':\n    time.sleep(0.1)\n{module.read_text()}")
+    config = fake / "vllm/config.py"
+    tells = "        print('gate is closed', flush=True)\n        time.sleep("
+    config.write_text(config.read_text().replace("        time.sleep(", tells))
+    with FakeStart(folder, "--config-gate", str(gate), env=environment(folder, fake)) as start:
+        start.wait_until_it_is_told("gate is closed")
+        start.process.send_signal(signal.SIGINT)
+        gate.touch()
+        assert start.process.wait(60) == 130
+        start.wait_until_tree_is_gone()
 
 
 def test_engine_that_cannot_start_is_vllms_error(folder: Path) -> None:
