@@ -4,11 +4,25 @@ import random
 import socket
 from pathlib import Path
 
+import pytest
+
 from tests.whole_machine import worker_number
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _WIDTH = 10_000
 _SHARES = 8
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 
 
 def free_port() -> int:

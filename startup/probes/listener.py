@@ -1,5 +1,6 @@
 """Binds the server's socket, and listens, before anything slow happens."""
 
+import errno
 import socket
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def _listen_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.is_socket() and not _answers(path):
-            path.unlink()
+            path.unlink(missing_ok=True)  # it may go by itself: whoever made it ends
         listener.bind(str(path))
         listener.listen(_BACKLOG)
     except OSError as err:
@@ -55,9 +56,10 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a process listens on the socket file, or it was only left behind."""
+    """Whether a process listens on the socket file, or it was only left behind; one whose queue is full does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
 
 
 def _explain(err: OSError, address: str, fix: str) -> StartupError:

@@ -1,5 +1,7 @@
 """How far a start is: its phase, and, where earlier starts tell, the share that is done and the time that is left."""
 
+import mmap
+import os
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -50,15 +52,14 @@ class StartProgress:
 
 
 class ProgressMeter:
-    """Reads the timeline of a start that goes on; may be asked from any thread."""
+    """Reads the timeline of a start that goes on; may be asked from any thread, and in a process forked here."""
 
     def __init__(self, timeline: PhaseTimeline, earlier: EarlierStarts | None = None) -> None:
         self._timeline = timeline
         self._earlier = earlier
         self.detail = ""
         """How far the phase is by its own account; whoever sets it also takes it away."""
-        self._highest = 0.0
-        self._lock = Lock()
+        self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
         """From now on, these starts tell how long it takes."""
@@ -86,7 +87,22 @@ class ProgressMeter:
         return left_s + max(earlier.total_s - usual.end_s, 0.0)
 
     def _advance(self, elapsed_s: float, eta_s: float) -> float:
+        done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
+        return self._highest.raise_to(min(done, _ALMOST))
+
+
+class _HighestShare:
+    """What has been told so far, by this process or by the one that was forked from it: the responder, whose clients go
+    on asking this one. Each writes its own number alone, so that none gets lost.
+    """
+
+    def __init__(self) -> None:
+        self._by_process = memoryview(mmap.mmap(-1, 16)).cast("d")
+        self._first_pid = os.getpid()
+        self._lock = Lock()
+
+    def raise_to(self, share: float) -> float:
         with self._lock:
-            done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
-            self._highest = min(max(self._highest, done), _ALMOST)
-            return self._highest
+            highest = max(share, *self._by_process)
+            self._by_process[int(os.getpid() != self._first_pid)] = highest
+            return highest

@@ -7,6 +7,7 @@ import pytest
 
 from startup.errors import PortInUseError, StartupError
 from startup.probes.listener import describe, listen
+from tests.ports import free_port, needs_ipv6
 
 
 def test_connections_are_accepted_by_the_kernel_before_anybody_serves() -> None:
@@ -22,8 +23,8 @@ def test_second_server_on_the_port_fails_and_names_it() -> None:
 
 
 def test_port_of_a_server_that_has_just_ended_is_free_again() -> None:
-    with listen(host="127.0.0.1", port=0, uds=None) as first:
-        port = first.getsockname()[1]
+    port = free_port()  # nobody else is given it meanwhile
+    with listen(host="127.0.0.1", port=port, uds=None) as first:
         client = socket.create_connection(first.getsockname())
         first.accept()[0].close()
     client.close()
@@ -49,6 +50,16 @@ def test_unix_socket_that_somebody_serves_is_not_taken(tmp_path: Path) -> None:
         listen(host=None, port=0, uds=str(path))
 
 
+def test_unix_socket_of_a_server_too_busy_to_accept_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+        busy.bind(str(path))
+        busy.listen(0)
+        client.connect(str(path))
+        with pytest.raises(PortInUseError, match="server.sock"):
+            listen(host=None, port=0, uds=str(path))
+
+
 def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("keep me")
@@ -57,7 +68,10 @@ def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
     assert path.read_text() == "keep me"
 
 
-@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")])
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "http://127.0.0.1:"), pytest.param("::1", "http://[::1]:", marks=needs_ipv6)],
+)
 def test_address_is_shown_as_a_url(host: str, shown: str) -> None:
     with listen(host=host, port=0, uds=None) as listener:
         assert describe(listener).startswith(shown)

@@ -1,5 +1,6 @@
 """Progress grows and never says that a start is done before it is; the ETA comes from earlier starts."""
 
+import os
 import time
 
 import pytest
@@ -81,6 +82,25 @@ def test_progress_never_falls_and_stays_below_one_until_ready() -> None:
     assert low is not None
     assert 0.8 < high <= low < 1
     assert ProgressMeter(timeline_at(900), earlier_starts()).read().progress == 0.99
+
+
+def test_progress_never_falls_below_what_another_process_has_told() -> None:
+    """The responder, whose clients the HTTP server takes over."""
+    timeline = timeline_at(1.6)
+    meter = ProgressMeter(timeline, earlier_starts())
+    timeline.observe("engine", "load_weights", timeline.origin_ns + round(1.2 * NS))
+    told_here, told_there = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(told_there, repr(meter.read().progress).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(told_there)
+    with os.fdopen(told_here) as told:
+        high = float(told.read())
+    timeline.observe("engine", "import_torch", NOW_NS)
+    low = meter.read().progress
+    assert low is not None
+    assert 0.8 < high <= low < 1
 
 
 def test_a_finished_start_is_ready() -> None:

@@ -6,26 +6,17 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from startup.timeline.reader import read_report
+from tests.http_answer import ask
 from tests.ports import free_port
 
-
-def ask(url: str) -> tuple[int, Any]:
-    """Status and JSON; 0 where nobody listens yet."""
-    try:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            return response.status, json.loads(response.read() or b"null")
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-    except OSError:
-        return 0, None
+pytestmark = pytest.mark.alone
+"""What is explained is a share of the time, and who is kept waiting between two spans has time that none explains."""
 
 
 class RealStart:
@@ -42,14 +33,14 @@ class RealStart:
         with subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", *words], env=environment, stderr=subprocess.PIPE, text=True
         ) as server:
-            while (answer := ask(f"http://127.0.0.1:{port}/health"))[0] != 200:
+            while (answer := ask(f"http://127.0.0.1:{port}/health")).status != 200:
                 assert time.monotonic() - begin_s < 200
                 assert server.poll() is None
-                if answer[0] == 503:
-                    self.looks.append(answer[1])
+                if answer.status == 503:
+                    self.looks.append(answer.json)
                 time.sleep(0.02)
             self.ready_after_s = time.monotonic() - begin_s
-            self.startupz = ask(f"http://127.0.0.1:{port}/startupz")[1]
+            self.startupz = ask(f"http://127.0.0.1:{port}/startupz").json
             server.send_signal(signal.SIGTERM)
             self.log = server.communicate(timeout=60)[1]
         self.report = read_report(report.read_text())

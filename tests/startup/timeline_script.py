@@ -15,19 +15,21 @@ _BEGIN_NS = time.monotonic_ns()
 def child(connection: Connection) -> None:
     begin = time.monotonic_ns()
     time.sleep(0.3)
+    connection.recv()
     spans = [("interpreter", process_start_ns(), begin), ("sleep", begin, time.monotonic_ns())]
     connection.send(spans)
 
 
 def main() -> None:
     timeline = PhaseTimeline.from_process_start()
-    ours, theirs = multiprocessing.Pipe()
     with timeline.span("start_child"):
+        ours, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(target=child, args=(theirs,))
         process.start()
     with timeline.span("busy_meanwhile"):
         time.sleep(0.1)
     with timeline.span("wait_for_child", waits_for="child"):
+        ours.send("waiting")  # on a busy machine the child might have ended before the wait began
         spans = ours.recv()
     with timeline.span("after_the_child"):
         time.sleep(0.05)

@@ -44,6 +44,12 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that can be written to, wherever the machine's own is."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+
+
 class ModelFolder:
     """A folder with the real model's configuration and tokenizer, and three small shards."""
 

@@ -10,25 +10,28 @@ from pathlib import Path
 
 import pytest
 
+from server.machine.memory import MemoryState
 from startup.config import StartupConfig
 from startup.preflight.report import PreflightReport
 from startup.preflight.run import PreflightOptions, run_preflight
 from tests.bytes_read import counting_bytes_read
 
 MIB = 1 << 20
+ROOMY = MemoryState(64 << 30, 64 << 30)
 
 Preflight = Callable[..., PreflightReport]
 
 BUDGET = """
 import sys
 from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.machine.memory import MemoryState
 from startup.config import ModelConfig, StartupConfig
-from startup.preflight.run import run_preflight
+from startup.preflight.run import PreflightOptions, run_preflight
 config = StartupConfig(
     start_method="spawn", engine_ready_timeout_s=60, logging_level="INFO", model=ModelConfig(model=sys.argv[1]),
     engine=EngineConfig(), renderer=RendererConfig(), server=ServerConfig(served_model_names=("m",), port=0),
 )
-report = run_preflight(config)
+report = run_preflight(config, options=PreflightOptions(memory=MemoryState(64 << 30, 64 << 30)))
 assert not report.errors, report.to_text()
 heavy = {"torch", "transformers", "tokenizers", "safetensors", "numpy", "huggingface_hub", "urllib.request", "ssl"}
 print(*sorted(heavy & set(sys.modules)))
@@ -107,7 +110,7 @@ def test_text_has_a_line_per_finding_errors_first_and_a_sum(
 def test_check_that_fails_itself_does_not_end_the_start(
     model_path: Path, make_config: Callable[..., StartupConfig]
 ) -> None:
-    options = PreflightOptions(shm=42.5)  # type: ignore[arg-type]
+    options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
     (finding,) = run_preflight(make_config(model_path), options=options).findings
     assert finding.severity == "warning"
     assert "this check could not be done: TypeError" in finding.message
