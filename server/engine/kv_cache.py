@@ -5,6 +5,7 @@ given back when a slot is released. What may be committed is the scheduler's bud
 """
 
 import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -100,8 +101,9 @@ class _Memory:
         self._pages: mmap.mmap | None = None
         if device.type == "cpu":
             self._pages = _reserve(num_elements * dtype.itemsize)
-            # A huge page would commit 2 MiB for a token of 384 bytes.
-            self._pages.madvise(mmap.MADV_NOHUGEPAGE)
+            # A huge page would commit 2 MiB for a token of 384 bytes. A kernel that has none refuses the advice.
+            with suppress(OSError):
+                self._pages.madvise(mmap.MADV_NOHUGEPAGE)
             self._block = torch.frombuffer(self._pages, dtype=dtype)
         else:
             self._block = _allocate(num_elements, dtype=dtype, device=device)

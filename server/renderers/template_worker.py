@@ -10,6 +10,7 @@ import resource
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -34,15 +35,19 @@ def main() -> NoReturn:
     """Answers requests from standard input until it ends."""
     _limit_resources()
     for request in _requests():
-        _allow_processor_time()
-        try:
-            answer = {"value": _OPERATIONS[request.pop("operation")](**request)}
-        except Exception as err:  # noqa: BLE001 - a template is foreign code and may raise anything
-            answer = {"error": describe_template_error(err)[:MAX_TEXT_CHARS]}
+        with _limited_processor_time():
+            answer = _answer(**request)
         data = json.dumps(answer).encode()
         sys.stdout.buffer.write(LENGTH.pack(len(data)) + data)
         sys.stdout.buffer.flush()
     sys.exit(0)
+
+
+def _answer(operation: str, **arguments: Any) -> dict[str, str]:
+    try:
+        return {"value": _OPERATIONS[operation](**arguments)}
+    except Exception as err:  # noqa: BLE001 - a template is foreign code and may raise anything
+        return {"error": describe_template_error(err)[:MAX_TEXT_CHARS]}
 
 
 def _requests() -> Iterator[dict[str, Any]]:
@@ -76,8 +81,12 @@ def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _allow_processor_time() -> None:
+@contextmanager
+def _limited_processor_time() -> Iterator[None]:
+    """What one template has used up is not taken from the next one's request, which is read after the block."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     most = math.ceil(used.ru_utime + used.ru_stime) + CPU_S
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))

@@ -69,8 +69,11 @@ async def end(client: EngineClient, engine: FakeEngine) -> None:
 
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both take little at once, whatever this machine's sockets do: who sends much has to wait."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        for side in (ours, theirs):
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
         yield ours, theirs
 
 

@@ -1,6 +1,8 @@
 """Tiny tokenizers in the real formats, and renderers over them that run without threads."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -176,24 +178,39 @@ def _llama() -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """T5 and XLM-R: SentencePiece's Unigram model."""
-    tokenizer = Tokenizer(models.Unigram())
+    """T5 and XLM-R: SentencePiece's Unigram model. Its trainer makes another vocabulary each time."""
+    counts = _count_pieces(pre_tokenizers.Metaspace(), later="")
+    vocab = [(piece, round(math.log(count / counts.total()), 4)) for piece, count in _most_frequent_first(counts)]
+    tokenizer = Tokenizer(models.Unigram([*((name, 0.0) for name in _specials()), *vocab], unk_id=0))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=400, special_tokens=_specials(), unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(_specials())
     return tokenizer
 
 
 def _wordpiece() -> Tokenizer:
-    """BERT."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    """BERT. The trainer makes another vocabulary each time."""
+    counts = _count_pieces(pre_tokenizers.BertPreTokenizer(), later="##")
+    pieces = [*_specials(), *(piece for piece, _ in _most_frequent_first(counts))]
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=_specials()))
+    tokenizer.add_special_tokens(_specials())
     return tokenizer
+
+
+def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Counter[str]:
+    """Words of the corpus, their beginnings, ends and letters; `later` stands before what begins no word."""
+    counts: Counter[str] = Counter()
+    for word in (word for text in CORPUS for word, _ in splitter.pre_tokenize_str(text)):
+        counts.update({word[:end] for end in range(1, len(word) + 1)})
+        counts.update({later + part for begin in range(1, len(word)) for part in (word[begin], word[begin:])})
+    return counts
+
+
+def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
+    """In an order that is the same in every run."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:

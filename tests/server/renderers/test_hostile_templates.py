@@ -39,7 +39,7 @@ def renderer(model_path: Path) -> Iterator[HfRenderer]:
 
 @pytest.fixture
 def own_renderer(model_path: Path) -> Iterator[HfRenderer]:
-    """For tests in which the process ends."""
+    """For tests in which the process ends, or begins."""
     with _open_renderer(model_path) as renderer:
         yield renderer
 
@@ -99,15 +99,21 @@ async def test_gluttons_are_stopped_while_the_loop_and_others_go_on(own_renderer
 
 
 def test_the_process_knows_no_secret_and_may_do_little(
-    renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch, model_path: Path
+    own_renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "sesame")
     monkeypatch.setenv("HF_TOKEN", "sesame")
-    process = _process_of(renderer)
+    process = _process_of(own_renderer)
     assert "VLLM_API_KEY" not in process.environ()
     assert "HF_TOKEN" not in process.environ()
     for limit in (psutil.RLIMIT_FSIZE, psutil.RLIMIT_NPROC, psutil.RLIMIT_CORE):
         assert process.rlimit(limit) == (0, 0)
+
+
+def test_a_process_that_waits_has_no_limit_to_its_processor_time(renderer: HfRenderer) -> None:
+    """Else it could end while it reads a request, because of the one before."""
+    soft, hard = _process_of(renderer).rlimit(psutil.RLIMIT_CPU)
+    assert soft == hard
 
 
 def test_a_process_that_was_killed_is_replaced(own_renderer: HfRenderer) -> None:

@@ -99,9 +99,8 @@ def test_tensors_of_any_layout_are_read_as_they_look(rows: torch.Tensor, protoco
 def test_the_last_rows_are_kept() -> None:
     assert torch.equal(load(saved(NORMAL), truncate_to=2), NORMAL[-2:])
     assert torch.equal(load(saved(NORMAL), truncate_to=99), NORMAL)
-    assert torch.equal(
-        load(saved(torch.cat([NORMAL] * 13)), truncate_to=63).mean(), torch.cat([NORMAL] * 13)[2:].mean()
-    )
+    many = torch.cat([NORMAL] * 13)
+    assert torch.equal(load(saved(many), truncate_to=63), many[2:])
 
 
 def test_a_tensor_of_the_right_name_is_found_among_others() -> None:
@@ -427,7 +426,7 @@ async def test_the_loop_turns_while_embeddings_are_loaded(
     inline = HfRenderer(files, RendererConfig(), executor=inline_executor)
     inline.embeds_limits = LARGE
     assert await turns_while_loading(inline, large_prompts) < 10, "without a pool the loop stands still"
-    assert turns > 1000
+    assert turns > 100
 
 
 @pytest.mark.alone

@@ -48,7 +48,7 @@ def test_many_threads_share_one_renderer(model_path: Path) -> None:
             assert results[3] == text
 
         def client(first: int) -> None:
-            for i in range(40):
+            for i in range(16):
                 asyncio.run(check((first + i) % 40))
 
         with ThreadPoolExecutor(32) as clients:
@@ -108,11 +108,24 @@ async def test_a_request_that_is_cancelled_while_its_work_waits_is_forgotten(mod
 
 async def test_waits_are_told(model_path: Path) -> None:
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+        pool = renderer.pools["text"]
         waits: list[float] = []
-        renderer.pools["text"].subscribe_waits(waits.append)
-        await asyncio.gather(*(renderer.run_in_pool(time.sleep, 0.02) for _ in range(3)))
-        assert len(waits) == 3
-        assert max(waits) >= 0.04
+        pool.subscribe_waits(waits.append)
+        release = threading.Event()
+        before_s = time.perf_counter()
+        busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
+        waiting = asyncio.ensure_future(renderer.run_in_pool(time.perf_counter))
+        while (pool.num_waiting, len(waits)) != (1, 1):  # the thread has begun the first, and the second is in line
+            await asyncio.sleep(0.001)
+        in_line_s = time.perf_counter()
+        await asyncio.sleep(0.02)
+        released_s = time.perf_counter()
+        release.set()
+        assert await busy
+        begun_s = await waiting
+        assert len(waits) == 2
+        assert waits[0] <= in_line_s - before_s
+        assert released_s - in_line_s <= waits[1] <= begun_s - before_s
 
 
 def test_each_thread_has_a_tokenizer_after_the_warm_up(model_path: Path) -> None:

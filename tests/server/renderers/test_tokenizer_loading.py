@@ -226,7 +226,11 @@ def test_untrusted_remote_code_is_refused(tokenizer_folders: dict[str, Path], tm
         load_tokenizer(path)
 
 
-def test_trusted_remote_code_is_taken(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_trusted_remote_code_is_taken(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied to a folder of the test's own: the usual one below HOME is shared with whoever else runs it."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = tokenizer_folders["byte_level"]
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, auto_map={"AutoTokenizer": ["code.Mine", None]})
     (path / "code.py").write_text("from transformers import TokenizersBackend\nclass Mine(TokenizersBackend): pass\n")
