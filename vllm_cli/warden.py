@@ -2,8 +2,9 @@
 
 A script of its own (`python -I warden.py GRACE_S WORD...`), because only a process that outlives the benchmark can
 clean up after a crash or a SIGKILL of it. The benchmark holds the other end of the standard input: the lines `pause`
-and `resume` freeze and thaw the server and are echoed when done; the end of the input stops it. The exit status is the
-server's, 128 + N after signal N. What the server writes goes to this process's standard error.
+and `resume` freeze and thaw the server and are echoed when done, as is `look` if the server runs; the end of the input
+stops it. The exit status is the server's, 128 + N after signal N. What the server writes goes to this process's
+standard error.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
 NOTICE_S = 3 * _POLL_S
-"""Within this time after the server ended, so has the warden."""
+"""Within this time after the server ended, so has the warden, on a machine that is not too busy."""
 CANNOT_RUN = 127
 """Exit status when the command cannot be executed; the same as a shell's."""
 
@@ -48,9 +49,13 @@ class Warden:
         self._is_asked_to_end = True
 
     def _follow(self, orders: bytes) -> bool:
-        """Carry out what was read; False at the end of the input."""
+        """Carry out what was read; False at the end of the input or of the server."""
         for order in orders.split():
-            self._signal_all(signal.SIGSTOP if order == b"pause" else signal.SIGCONT)
+            if order == b"look":
+                if self._server.poll() is not None:
+                    return False
+            else:
+                self._signal_all(signal.SIGSTOP if order == b"pause" else signal.SIGCONT)
             os.write(sys.stdout.fileno(), order + b"\n")
         return bool(orders)
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from socketserver import TCPServer
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 
 from envs.registry import OWN_PREFIX, variables
 from startup.config import StartupConfig
+from tests.startup.vllm.fake_start import short_folder
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +59,9 @@ def stand_in() -> Iterator["StandIn"]:
 
 
 @pytest.fixture
-def stand_in_on_a_socket(tmp_path: Path) -> Iterator["StandIn"]:
+def stand_in_on_a_socket() -> Iterator["StandIn"]:
     """The same on a UNIX domain socket."""
-    with _running(_UnixStandIn(str(tmp_path / "server.sock"))) as server:
+    with short_folder() as folder, _running(_UnixStandIn(str(folder / "server.sock"))) as server:
         yield server
 
 

@@ -121,9 +121,10 @@ def test_an_error_leaves_the_conversation_going_without_the_failed_turn(stand_in
 
 
 def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.socket() as taken:  # by nobody else, and does not listen
+        taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    assert main(["chat", "--url", f"http://127.0.0.1:{port}", "-q", "hi"]) == 1
+        assert main(["chat", "--url", f"http://127.0.0.1:{port}", "-q", "hi"]) == 1
     assert capfd.readouterr().err == (
         f"Error: No server answers at http://127.0.0.1:{port} (connection refused). Is `vllm-cli serve` running?\n"
     )

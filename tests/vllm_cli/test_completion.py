@@ -96,10 +96,14 @@ def test_every_shell_gets_its_script(shell: str, capfd: pytest.CaptureFixture[st
     assert f"_VLLM_CLI_COMPLETE={shell}_complete" in capfd.readouterr().out
 
 
+_PROMPT = "what now? "
 _SHELLS = {
     "bash": (["bash", "--norc", "-i"], 'eval "$(vllm-cli completion bash)"'),
     "zsh": (["zsh", "-f", "-i"], 'eval "$(vllm-cli completion zsh)"'),
-    "fish": (["fish", "--no-config", "-i"], "vllm-cli completion fish | source"),
+    "fish": (
+        ["fish", "--no-config", "-i", "-C", f"function fish_prompt; echo -n '{_PROMPT}'; end"],
+        "vllm-cli completion fish | source",
+    ),
 }
 """How each is started without the user's files, and what it is told to read."""
 
@@ -116,12 +120,13 @@ def test_a_real_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> Non
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     ours, theirs = pty.openpty()
     words = ["setsid", "--ctty", *command]  # fish wants the terminal to be its own
-    environment |= {"TERM": "dumb"}
+    environment |= {"TERM": "dumb", "PS1": _PROMPT}
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
     os.close(theirs)
     try:
-        os.write(ours, f"{setup}; echo set-4'2'\n".encode())
-        read_until(ours, b"set-42")
+        read_until(ours, _PROMPT.encode())  # what is typed before may be thrown away
+        os.write(ours, f"{setup}\n".encode())
+        read_until(ours, _PROMPT.encode())  # and a TAB would be the terminal's
         os.write(ours, b"vllm-cli serve --max-model\t")
         read_until(ours, b"--max-model-len")
         os.write(ours, b"\x15vllm-cli serve --dtype bf\t")

@@ -32,7 +32,7 @@ def test_reports_show_that_secrets_are_set_and_not_which(run_cli, command) -> No
 
 
 def test_a_hub_that_takes_a_login_is_named_without_it(run_cli, tmp_path) -> None:
-    words = ["serve", "somebody/something", "--api-key", "sesame-6", "sesame-7", "--hf-token=sesame-8"]
+    words = ["serve", "somebody/something", "--api-key", "sesame-6", "sesame-7", "--hf-token=sesame-8", "--port=0"]
     done = run_cli(*words, env=os.environ | SECRETS | {"HF_HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
     assert "127.0.0.1:9" in done.stderr
@@ -50,7 +50,7 @@ def test_a_hub_that_takes_a_login_is_named_without_it(run_cli, tmp_path) -> None
     ],
 )
 def test_a_secret_on_the_command_line_gets_one_notice_with_a_better_place(run_cli, tmp_path, words, notices) -> None:
-    done = run_cli("serve", str(tmp_path / "nowhere"), *words)
+    done = run_cli("serve", str(tmp_path / "nowhere"), "--port=0", *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Notice:")]
     assert len(lines) == bool(notices)
     assert all(notice in lines[0] for notice in notices)
@@ -58,14 +58,14 @@ def test_a_secret_on_the_command_line_gets_one_notice_with_a_better_place(run_cl
 
 def test_secrets_in_a_file_of_settings_get_no_notice(run_cli, tmp_path) -> None:
     (tmp_path / "config.yaml").write_text("api-key: [one, two]\n")
-    done = run_cli("serve", str(tmp_path / "nowhere"), "--config", str(tmp_path / "config.yaml"))
+    done = run_cli("serve", str(tmp_path / "nowhere"), "--port=0", "--config", str(tmp_path / "config.yaml"))
     assert "Notice" not in done.stderr
 
 
 def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
     """It is held up where it wants to print its notice, since nobody reads that."""
     with _unread_pipe() as writer:
-        words = ["serve", str(tmp_path / "nowhere"), "--api-key", "sesame", "--hf-token=open"]
+        words = ["serve", str(tmp_path / "nowhere"), "--port=0", "--api-key", "sesame", "--hf-token=open"]
         child = subprocess.Popen([*CLI, *words], stderr=writer, stdin=subprocess.DEVNULL)
         _wait_masked(child, b"--api-key\0******\0--hf-token=****\0")
 

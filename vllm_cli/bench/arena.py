@@ -79,6 +79,7 @@ class Arena(Generic[S]):
             figures = await measure(turn, await self._wake(target))
             if figures.num_errors:
                 await asyncio.sleep(NOTICE_S)
+                target.look()
             target.ensure_alive()
             rounds[turn.side, turn.discipline].append(figures)
         return rounds

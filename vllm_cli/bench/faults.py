@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from statistics import median
 from urllib.parse import urlsplit
@@ -141,5 +141,8 @@ class _FaultsBench:
     def _find_engine(self) -> int:
         """The largest process of the server's but its own: the one that has the weights."""
         server = next(s for s in find_servers(looks_closer=False) if s.port == self._port)
-        others = [psutil.Process(pid) for pid in server.pids[1:]]
-        return max(others, key=lambda process: int(process.memory_info().rss)).pid
+        sizes = {}
+        for pid in server.pids[1:]:
+            with suppress(psutil.NoSuchProcess):  # the helpers of its start end at about this time
+                sizes[pid] = int(psutil.Process(pid).memory_info().rss)
+        return max(sizes, key=lambda pid: sizes[pid])

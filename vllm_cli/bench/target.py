@@ -1,12 +1,14 @@
 """The servers under test: one that runs already, or one that the benchmark starts, freezes and stops."""
 
 import contextlib
+import random
 import re
 import shlex
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,8 @@ from vllm_cli.bench.errors import TargetDiedError
 STOP_GRACE_S = 20.0
 """How long a server may take to end after SIGTERM before it is killed."""
 _NUM_LOG_LINES = 20
+_CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT = 10_000
 
 
 class Target(Protocol):
@@ -41,7 +45,10 @@ class Target(Protocol):
         """Let a frozen server go on."""
 
     def ensure_alive(self) -> None:
-        """Raise `TargetDiedError` if the server is ours and has ended."""
+        """Raise `TargetDiedError` if the server is ours and is known to have ended."""
+
+    def look(self) -> None:
+        """Get to know whether a server of ours has ended; without it, that may take `NOTICE_S` and more."""
 
 
 class RunningTarget:
@@ -56,7 +63,7 @@ class RunningTarget:
     def start(self) -> None:
         """Nothing to do: it runs."""
 
-    close = pause = resume = ensure_alive = start
+    close = pause = resume = ensure_alive = look = start
 
 
 class CommandTarget:
@@ -105,6 +112,9 @@ class CommandTarget:
     def resume(self) -> None:
         self._order(b"resume\n")
 
+    def look(self) -> None:
+        self._order(b"look\n")
+
     def ensure_alive(self) -> None:
         if self._warden is not None and self._warden.poll() is not None:
             raise TargetDiedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
@@ -143,7 +153,9 @@ class CommandTarget:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(order)
             process.stdin.flush()
-            process.stdout.readline()
+            if process.stdout.readline():
+                return
+        process.wait()  # the server has ended, and with it the warden
 
 
 def build_target(spec: TargetSpec) -> Target:
@@ -163,7 +175,17 @@ def _server_words(command: str, port: int) -> list[str]:
 
 
 def _find_free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the kernel hands out meanwhile, to servers on port 0 and to clients, even its own."""
+    ports = _server_ports()
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(ports)))
+            port: int = probe.getsockname()[1]
+            return port
+
+
+def _server_ports() -> Sequence[int]:
+    """0, which is any, where nothing is known or nothing is left."""
+    with contextlib.suppress(OSError, ValueError):
+        return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)
+    return (0,)

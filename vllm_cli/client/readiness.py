@@ -33,6 +33,8 @@ class Readiness:
     eta_s: float | None = None
     status: str | None = None
     """The server's own word for its state: `starting`, `restarting`, `draining`, `dead`."""
+    is_late: bool = False
+    """No answer came in the time that there was for it."""
 
 
 def ask_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
@@ -45,7 +47,7 @@ def ask_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Rea
         except ssl.SSLCertVerificationError as err:
             return Readiness("failed", f"its certificate is not trusted ({err.verify_message})")
         except TimeoutError:
-            return Readiness("absent", f"no answer within {timeout_s:.3g} s")
+            return Readiness("absent", f"no answer within {timeout_s:.3g} s", is_late=True)
         except HTTPException as err:
             return Readiness("absent", f"it does not speak HTTP ({type(err).__name__})")
         except OSError as err:

@@ -55,11 +55,15 @@ def wait_for_server(options: WaitOptions, on_look: Callable[[Readiness, float], 
     """Asks until the server is ready; `on_look` gets every answer and the seconds since the waiting began."""
     begin_s = time.monotonic()
     num_requests = 0
+    known: Readiness | None = None
     while True:
         # Whether the process lives is asked first: it may have died between its last answer and now.
         is_gone = options.pid is not None and not _is_alive(options.pid)
         left_s = max(begin_s + options.timeout_s - time.monotonic(), _LEAST_TIMEOUT_S)
         look = ask_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
+        if look.is_late and left_s < _ANSWER_TIMEOUT_S and known is not None:
+            look = known  # a request that is cut short by the end of the waiting says nothing about the server
+        known = look
         num_requests += 1
         waited_s = time.monotonic() - begin_s
         if look.state in ("ready", "failed"):

@@ -151,6 +151,13 @@ class _Ending:
                 return f"{self.name} did not stop in time and was killed"
 
     def _alive(self) -> list[Any]:
-        import psutil
+        return [process for process in self._family if _is_alive(process)]
 
-        return [p for p in self._family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+def _is_alive(process: Any) -> bool:
+    import psutil
+
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # it has ended between the two
+        return False

@@ -1,12 +1,21 @@
 """What the server that a batch starts is told."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from envs.registry import env
+from tests.startup.vllm.fake_start import short_folder
 from vllm_cli.batch.own_server import _engine_flags, _remove_left_sockets
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path leaves room for the name of a Unix socket."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -28,8 +37,8 @@ def test_flags_of_the_embedded_engine_are_not_given_to_another_one(
     assert ("embedded" in flags) == is_quiet
 
 
-def test_sockets_of_killed_batches_are_removed_and_no_others(tmp_path: Path) -> None:
-    left, alive, starting = (tmp_path / f"vllm-cli-batch-{name}" for name in ("left", "alive", "starting"))
+def test_sockets_of_killed_batches_are_removed_and_no_others(short_path: Path) -> None:
+    left, alive, starting = (short_path / f"vllm-cli-batch-{name}" for name in ("left", "alive", "starting"))
     for folder in (left, alive, starting):
         folder.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
@@ -37,5 +46,5 @@ def test_sockets_of_killed_batches_are_removed_and_no_others(tmp_path: Path) -> 
         dead.close()
         listener.bind(str(alive / "server.sock"))
         listener.listen()
-        _remove_left_sockets(tmp_path)
-    assert sorted(tmp_path.iterdir()) == [alive, starting]
+        _remove_left_sockets(short_path)
+    assert sorted(short_path.iterdir()) == [alive, starting]

@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer_health(self) -> None:
         options = self.server.options
         self.server.num_health += 1
-        if options.drops_every and self.server.num_health % options.drops_every == 0:
+        if options.drops_runs_of and self.server.num_health // options.drops_runs_of % 2:
             self.connection.close()
             return
         time.sleep(options.health_ms / 1000)
@@ -85,7 +85,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     for name in ("--listen-ms", "--ready-ms", "--token-ms", "--health-ms"):
         parser.add_argument(name, type=float, default=0)
-    parser.add_argument("--drops-every", type=int)
+    parser.add_argument("--drops-runs-of", type=int, help="so many answered, so many dropped, and so on")
     for name in (
         "--never-ready",
         "--has-no-health",
@@ -119,9 +119,9 @@ def main() -> None:
         (options.cache / "made-by-server").write_text("")
     time.sleep(options.listen_ms / 1000)
     Server.options = options
+    line["bound_ns"] = time.monotonic_ns()  # at the earliest
     with Server(("127.0.0.1", options.port), Handler) as server:
         server.ready_at_s = time.monotonic() + options.ready_ms / 1000
-        line["listening_ns"] = time.monotonic_ns()
         if options.log_file:
             with options.log_file.open("a") as log:
                 log.write(json.dumps(line) + "\n")

@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,9 +53,9 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert (len(starts), len(state.rounds)) == (3, 2)
     for figures, start in zip(state.rounds, starts[1:], strict=True):
-        script_s = (start["listening_ns"] - start["begin_ns"]) / 1e9
-        assert script_s <= figures.listening_ms / 1000 <= figures.healthy_s
-        assert figures.healthy_s >= script_s + 0.29
+        script_s = (start["bound_ns"] - start["begin_ns"]) / 1e9
+        assert 0.2 <= script_s <= figures.listening_ms / 1000 <= figures.healthy_s
+        assert figures.healthy_s >= script_s + 0.3
         assert figures.first_token_s >= figures.healthy_s + 0.1
     assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
 
@@ -64,14 +63,15 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
 def test_probes_see_refusals_first_and_then_answers(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
     for figures in read_result(done.stdout).sides[0].states[0].rounds:
-        assert 4 <= figures.num_refused <= figures.listening_ms / 1000 / INTERVAL_S + 2
-        assert figures.num_probes >= 4
+        assert 1 <= figures.num_refused <= figures.listening_ms / 1000 / INTERVAL_S + 2
+        assert figures.num_probes >= 1
         assert figures.num_lost == 0
         assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
 
 
 def test_a_server_that_drops_connections_is_found_out(slow_command, run_startup) -> None:
-    done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-every", 3), *QUICK)
+    """In runs so long that not all of one can be those with which the benchmark waits for the server."""
+    done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"A from warm: \d+ probes got no answer after the server had answered one", done.stdout)
 
@@ -182,7 +182,6 @@ def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path) -
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         wait_until(lambda: pids.exists() and pids.read_text().count(" ") == 1)
-        time.sleep(0.3)
         bench.send_signal(number)
         code = bench.wait(120)
         assert bench.stderr is not None
@@ -238,14 +237,14 @@ def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_comma
 
 
 def test_the_result_is_a_baseline_that_a_slower_start_fails_against(slow_command, run_startup, tmp_path) -> None:
-    """What the start is measured against is ten times slower or quicker than the machine can be by chance."""
+    """What the start is measured against is slower or quicker than the machine can be by chance."""
     baseline = tmp_path / "baseline.json"
     assert run_startup("--cmd", slow_command(), *QUICK, "--json", baseline).returncode == 0
     then = json.loads(baseline.read_text())
     judged = ("--baseline", baseline, "--fail-over", "80%")
-    baseline.write_text(json.dumps(slowed_down(then, 10)))
+    baseline.write_text(json.dumps(slowed_down(then, 100)))
     assert run_startup("--cmd", slow_command(), *QUICK, *judged).returncode == 0
-    baseline.write_text(json.dumps(slowed_down(then, 0.1)))
+    baseline.write_text(json.dumps(slowed_down(then, 0.01)))
     done = run_startup("--cmd", slow_command(), *QUICK, *judged)
     assert done.returncode == 1
     assert re.search(r"Slower: from warm: the time to the first token is \d+\.\d\dx that of the baseline", done.stderr)

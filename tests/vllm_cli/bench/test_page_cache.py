@@ -49,7 +49,7 @@ def test_what_was_read_is_in_memory_and_what_was_evicted_is_not(disk_folder) -> 
 def test_pages_that_somebody_has_mapped_and_touched_stay_and_are_reported(disk_folder) -> None:
     file = disk_folder / "library"
     file.write_bytes(bytes(4 * MEGABYTE))
-    evict_files([file])
+    evict_all(file)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         mapped.madvise(mmap.MADV_RANDOM)
         assert mapped[0] == mapped[MEGABYTE] == 0

@@ -34,9 +34,11 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 
         thread = threading.Thread(target=accept)
         thread.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-    thread.join()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def probe(port: int, is_enough: Callable[[], object]) -> StartProbeSamples:
@@ -70,7 +72,7 @@ def test_connections_that_nobody_accepts_are_refused_but_not_lost() -> None:
         unused.bind(("127.0.0.1", 0))
         samples = probe(unused.getsockname()[1], lambda: time.monotonic() - begin_s > 1.5)
     assert samples.latencies_ns == []
-    assert samples.num_refused >= 5
+    assert samples.num_refused >= 1
     assert samples.num_lost == 0
 
 

@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
-from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
+from vllm_cli.bench.target import CommandTarget, RunningTarget, _find_free_port, build_target
 
 
 def command_target(command: str) -> CommandTarget:
@@ -69,6 +70,28 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
     finally:
         target.close()
     assert all(map(is_gone, pids))
+
+
+def test_a_look_tells_at_once_that_a_server_has_ended(tiny_command, pids_of, monkeypatch):
+    monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
+    target = command_target(tiny_command("--pid-file", pids_of.file))
+    target.start()
+    server = pids_of()[0]
+    target.look()
+    target.ensure_alive()
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: is_gone(server))
+    target.look()
+    with pytest.raises(TargetDiedError, match="exit status 137"):
+        target.ensure_alive()
+    target.close()
+
+
+def test_a_port_is_one_that_no_client_is_given():
+    least, most = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if least <= 10_000:
+        pytest.skip(f"clients have all ports from {least} on")
+    assert not any(least <= _find_free_port() <= most for _ in range(100))
 
 
 def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command):

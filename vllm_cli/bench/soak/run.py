@@ -122,6 +122,8 @@ class _Soak:
         begin_s = perf_counter()
         looks: list[SoakSample] = []
         while True:
+            self._target.look()
+            self._target.ensure_alive()
             looks = [*looks, await self._look()][-_NUM_CALM_LOOKS:]
             gauges = await self._read_gauges()
             is_calm = len(looks) == _NUM_CALM_LOOKS and len({_countables(look) for look in looks}) == 1
