@@ -1,6 +1,7 @@
 """What all tests share: the real model, a guard against leaks, and the machine."""
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -13,6 +14,12 @@ from tests.whole_machine import place_on_the_machine
 
 _SETTLE_S = 60.0
 _OWN_PROCESSES = ("resource_tracker", "forkserver")
+
+
+def pytest_configure() -> None:
+    """In a shell's background Ctrl-C is ignored, also by whatever the tests start and then interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -38,14 +45,22 @@ def leak_guard() -> Iterator[None]:
     environment = dict(os.environ)
     children, threads = _children(), set(threading.enumerate())
     yield
-    os.environ.clear()
-    os.environ.update(environment)
+    _restore(environment)
     deadline = time.monotonic() + _SETTLE_S
     while (_children() - children or _threads() - threads) and time.monotonic() < deadline:
         time.sleep(0.02)
-    left = [p.cmdline() for p in _children() - children if p.is_running()]
+    left = [words for p in _children() - children if (words := _words(p)) is not None]
     assert not left, f"processes left behind: {left}"
     assert not (left_threads := _threads() - threads), f"threads left behind: {left_threads}"
+
+
+def _restore(environment: dict[str, str]) -> None:
+    """What has changed alone: to look at the environment is not safe for other threads while it is written to."""
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    for name, value in environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
 
 
 def _children() -> set[psutil.Process]:
@@ -54,10 +69,16 @@ def _children() -> set[psutil.Process]:
 
 def _is_own(process: psutil.Process) -> bool:
     """multiprocessing keeps its helpers for the life of the test run."""
+    words = _words(process)
+    return words is None or any(name in word for word in words for name in _OWN_PROCESSES)
+
+
+def _words(process: psutil.Process) -> list[str] | None:
+    """None of a process that has ended."""
     try:
-        return any(name in part for part in process.cmdline() for name in _OWN_PROCESSES)
+        return process.cmdline()
     except psutil.Error:
-        return True
+        return None
 
 
 def _threads() -> set[threading.Thread]:

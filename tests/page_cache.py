@@ -10,7 +10,7 @@ from typing import TypeVar
 from startup.prefetch.residency import ResidencyProbe, by_mincore
 
 _ATTEMPTS = 3
-_EVICTED_AFTER_S = 30.0
+_EVICTED_AFTER_S = 60.0
 _LEAST_SHARE = 0.9
 
 Test = TypeVar("Test", bound=Callable[..., None])

@@ -148,9 +148,13 @@ def test_signals_reach_the_server(send: Callable[[int, int], None], number: int,
     )
     with make:
         assert make.stdout is not None
-        assert make.stdout.readline() == "serving\n"
-        send(make.pid, number)
-        make.wait(120)
+        try:
+            assert make.stdout.readline() == "serving\n"
+            send(make.pid, number)
+            make.wait(120)
+        except BaseException:
+            os.killpg(make.pid, signal.SIGKILL)
+            raise
     assert clone.take_log()[-1] == told
 
 

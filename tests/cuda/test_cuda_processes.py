@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from members import wait_member
 from server_process import ServerProcess
 
 from envs.registry import START_METHODS
@@ -31,7 +32,7 @@ def test_only_the_engine_begins_cuda(arguments: list[str], method: str, monkeypa
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with ServerProcess(arguments) as server:
         _complete(server)
-        assert [process for process in server.family() if uses_cuda(process)] == [server.engine()]
+        assert [process for process in server.family() if uses_cuda(process)] == [wait_member(server, "engine")]
 
 
 @pytest.mark.parametrize("method", START_METHODS)

@@ -1,6 +1,6 @@
 """Real servers: `vllm-cli serve` as a user starts it, on the real model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -15,15 +15,20 @@ MODEL_NAME = "smol"
 class StartServer(Protocol):
     """Starts a server that ends with the `with` block."""
 
-    def __call__(self, *arguments: str, wait: bool = True) -> AbstractContextManager[ServerProcess]: ...
+    def __call__(
+        self, *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[ServerProcess]: ...
 
 
 @pytest.fixture(scope="session")
 def start_server(model_path: Path) -> StartServer:
     """Starts further servers, each with its own arguments."""
 
-    def start(*arguments: str, wait: bool = True) -> AbstractContextManager[ServerProcess]:
-        return ServerProcess([str(model_path), "--served-model-name", MODEL_NAME, *arguments], wait=wait)
+    def start(
+        *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[ServerProcess]:
+        words = [str(model_path), "--served-model-name", MODEL_NAME, *arguments]
+        return ServerProcess(words, wait=wait, environment=environment)
 
     return start
 

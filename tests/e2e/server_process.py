@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import IO, Self
 
@@ -27,7 +28,7 @@ class ServerProcess:
         arguments: list[str],
         *,
         wait: bool = True,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
         launcher: tuple[str, ...] = (),
     ) -> None:
         """The launcher, if any, executes the words that follow it."""
@@ -36,7 +37,7 @@ class ServerProcess:
         self._arguments = arguments
         self._launcher = launcher
         self._wait = wait
-        self._environment = os.environ | (environment or {})
+        self._environment = {**os.environ, **(environment or {})}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         self.process: subprocess.Popen[bytes]
 
@@ -121,10 +122,6 @@ class ServerProcess:
         """The server's process and all below it."""
         root = psutil.Process(self.process.pid)
         return [root, *root.children(recursive=True)]
-
-    def engine(self) -> psutil.Process:
-        """The engine process: the one that holds the model."""
-        return max(self.family()[1:], key=lambda p: p.memory_info().rss)
 
     def terminate(self, signal_number: int = signal.SIGTERM, *, timeout_s: float = 120.0) -> int:
         """Sends a signal and returns the exit code."""

@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from raw_client import RawClient, request_bytes
@@ -22,31 +23,39 @@ MAX_CONNECTIONS = 300
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
-    limits = {
-        "--http-header-timeout": "2",
-        "--http-body-timeout": "2",
-        "--http-send-timeout": "2",
-        "--http-max-connections": str(MAX_CONNECTIONS),
-        "--max-num-queued-reqs": "16",
-    }
-    words = [word for flag in limits.items() for word in flag]
-    with ServerProcess([str(folder), "--served-model-name", "tiny", *words]) as running:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[ServerProcess]:
+    """It waits for clients for as long as it does unless it is told otherwise."""
+    limits = ("--http-max-connections", str(MAX_CONNECTIONS), "--max-num-queued-reqs", "16")
+    with ServerProcess([str(folder), "--served-model-name", "tiny", *limits]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def hasty(folder: Path) -> Iterator[ServerProcess]:
+    """It waits for two seconds, which a client may lose on a busy machine without meaning to."""
+    limits = ("--http-header-timeout", "2", "--http-body-timeout", "2", "--http-send-timeout", "2")
+    with ServerProcess([str(folder), "--served-model-name", "tiny", *limits]) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def still_well(server: ServerProcess) -> Iterator[None]:
+def still_well(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever a test did: nothing runs any more, and the next request is answered."""
     yield
-    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
-    with RawClient(server.port) as client:
-        assert client.post("/v1/completions", SHORT).read().status == 200
+    for name in {"server", "hasty"} & set(request.fixturenames):
+        server: ServerProcess = request.getfixturevalue(name)
+        wait_until(lambda server=server: server.metric("vllm:num_requests_running") == 0)  # type: ignore[misc]
+        with RawClient(server.port) as client:
+            assert client.post("/v1/completions", SHORT).read().status == 200
 
 
 @pytest.fixture(scope="module")
-def slow_clients(server: ServerProcess) -> Iterator[dict[str, RawClient]]:
+def slow_clients(hasty: ServerProcess) -> Iterator[dict[str, RawClient]]:
     """What has to end by itself, all waited for at once; the answers are there to be read."""
     sent = {
         "nothing": b"",
@@ -57,7 +66,7 @@ def slow_clients(server: ServerProcess) -> Iterator[dict[str, RawClient]]:
         "trickle": GET[:-2] + b"x: ",
     }
     with ExitStack() as stack:
-        clients = {name: stack.enter_context(RawClient(server.port)).send(data) for name, data in sent.items()}
+        clients = {name: stack.enter_context(RawClient(hasty.port)).send(data) for name, data in sent.items()}
         clients["trickle"].trickle()
         yield clients
 
@@ -287,12 +296,12 @@ def test_a_client_that_offers_http2_gets_http1(server: ServerProcess) -> None:
         assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
-def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(server: ServerProcess) -> None:
-    aborted = _num_aborted(server)
-    with RawClient(server.port, receive_buffer=4096) as client:
+def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(hasty: ServerProcess) -> None:
+    aborted = _num_aborted(hasty)
+    with RawClient(hasty.port, receive_buffer=4096) as client:
         client.post("/v1/completions", LOUD)
-        wait_until(lambda: _num_aborted(server) == aborted + 8)
-        server.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+        wait_until(lambda: _num_aborted(hasty) == aborted + 8)
+        hasty.wait_logged("has read nothing for 2 s (--http-send-timeout)")
 
 
 def test_a_client_that_reads_slowly_gets_everything(server: ServerProcess) -> None:
@@ -322,7 +331,7 @@ def test_idle_connections_make_room_for_new_ones(server: ServerProcess) -> None:
 
 
 def test_health_is_answered_when_all_connections_are_busy(server: ServerProcess) -> None:
-    """A body that never ends keeps its connection busy for two seconds; the probes come in between."""
+    """A body that never ends keeps its connection busy; the probes come in between."""
     with ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
             client = stack.enter_context(RawClient(server.port))

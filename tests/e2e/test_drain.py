@@ -22,7 +22,7 @@ def _ask(connection: http.client.HTTPConnection, method: str, path: str) -> http
 
 
 def test_port_stays_open_for_the_grace_and_refuses_politely(start_server: Any) -> None:
-    with start_server("--drain-grace", "600") as server:
+    with start_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         assert _ask(kept, "GET", "/health").getheader("connection") is None
         server.process.send_signal(signal.SIGTERM)

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from members import wait_member
+from moment import ENGINE_LOADS, Moment, environment_of
 from stream_reader import StreamReader
 
 from envs.registry import START_METHODS
@@ -42,6 +43,8 @@ def _hold_sockets(pid: int) -> Iterator[None]:
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             if entry.is_socket():
                 fd = libc.syscall(_PIDFD_GETFD, pidfd, int(entry.name), 0)
+                if fd < 0 and ctypes.get_errno() == errno.EBADF:  # closed meanwhile
+                    continue
                 if fd < 0 and ctypes.get_errno() == errno.EPERM:
                     pytest.skip("processes may not be looked into here")
                 assert fd >= 0
@@ -74,7 +77,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
     with start_server("--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)
         assert server.metric("vllm_cli:engine_up") == 1
-        server.engine().kill()
+        wait_member(server, "engine").kill()
         wait_until(lambda: server.metric("vllm_cli:engine_restarts_total") == 1)
         server.wait_ready()
         events = reader.finish()
@@ -84,7 +87,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
         assert server.complete(max_tokens=4) == 200
 
         family = server.family()
-        server.engine().kill()
+        wait_member(server, "engine").kill()
         assert server.process.wait(_GONE_S) == 1
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
         assert "Traceback" not in server.log
@@ -100,10 +103,10 @@ def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) 
         assert server.terminate() == 0
 
 
-def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any) -> None:
-    with start_server("--engine-restarts", "1") as server:
-        forkserver = wait_member(server, "forkserver")
-        forkserver.suspend()  # so that the restart lasts
+def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any, tmp_path: Path) -> None:
+    environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **environment_of(tmp_path)}
+    with start_server("--engine-restarts", "1", environment=environment) as server:
+        loading = Moment(tmp_path, *ENGINE_LOADS)  # so that the restart lasts
         wait_member(server, "engine").kill()
         wait_until(lambda: _look(server)[0] == 503)
         status, body, headers = _look(server, "/readyz")
@@ -115,7 +118,7 @@ def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any) -> None:
         assert _look(server, "/livez")[0] == 200
         assert server.complete(max_tokens=4) == 503
         assert server.metric("vllm_cli:engine_up") == 0
-        forkserver.resume()
+        loading.wait_stopped().resume()
         wait_until(lambda: _look(server)[0] == 200, _GONE_S)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fuzz_client import FuzzCounts, send_all
+from members import wait_member
 from raw_client import RawClient
 from request_fuzzer import RequestFuzzer
 from server_process import ServerProcess
@@ -78,13 +79,13 @@ def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
     """Sends them, and looks at the server afterwards."""
     with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=60) as response:
         fuzzer = RequestFuzzer(json.load(response), *often)
-    engine = server.engine().pid
+    engine = wait_member(server, "engine")
     counts = send_all(server.port, fuzzer.request, seeds)
     assert counts.failures == []
     assert counts.num_requests == len(seeds)
     assert_is_balanced(counts)
     assert server.health() == 200
-    assert server.engine().pid == engine
+    assert wait_member(server, "engine") == engine
     wait_until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
     assert "Traceback" not in server.log
     return f"{counts.num_requests} requests: {dict(sorted(counts.by_status.items()))}"

@@ -1,13 +1,16 @@
 """Whichever process of a server is killed: nothing is left, and the rest ends, or goes on, with a word about it."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from members import Member, find_member, wait_member
+from moment import API_READS_TOKENIZER, FORKSERVER_FORKS, Moment
 
 from envs.registry import START_METHODS
 from tests.waiting import wait_until
@@ -45,24 +48,26 @@ def test_nothing_outlives_an_api_process_that_is_killed_while_it_starts(
         _assert_gone(family)
 
 
-def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_server: Any) -> None:
-    with start_server(wait=False) as server:
-        forkserver = wait_member(server, "forkserver")
-        forkserver.suspend()
-        wait_until(lambda: server.phase() == "start_engine_process")
+def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_server: Any, tmp_path: Path) -> None:
+    forking = Moment(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
+    with start_server(wait=False, environment=forking.environment) as server:
+        wait_member(server, "forkserver")
         family = server.family()
-        forkserver.kill()
         assert server.process.wait(_GONE_S) == 3
         _assert_gone(family)
         assert "Error: the engine process could not be started: the forkserver was killed" in server.log
         assert "Traceback" not in server.log
 
 
-def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_server: Any) -> None:
-    with start_server(wait=False) as server:
+def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_server: Any, tmp_path: Path) -> None:
+    checking = Moment(tmp_path, *API_READS_TOKENIZER)
+    with start_server(wait=False, environment=checking.environment) as server:
+        api = checking.wait_stopped()
+        assert api.pid == server.process.pid
         helpers: tuple[Member, ...] = ("responder", "resource_tracker", "forkserver")
         for member in helpers:
             wait_member(server, member).kill()
+        api.resume()
         server.wait_ready()
         assert "the responder process" in server.log
         family = server.family()
@@ -92,19 +97,13 @@ def test_signals_to_the_whole_group_are_the_api_process_s_to_act_on(start_server
         assert "Traceback" not in server.log
 
 
-def test_ctrl_c_while_the_command_is_imported_prints_no_traceback() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "vllm_cli", "env"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if "click._compat" in line:
-                process.send_signal(signal.SIGINT)
-                break
-        lines += process.stderr.readlines()
-        assert process.wait(_GONE_S) in (-signal.SIGINT, 130)
-        assert "Traceback" not in "".join(lines)
+def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path) -> None:
+    importing = Moment(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
+    command = [sys.executable, "-m", "vllm_cli", "env"]
+    environment = {**os.environ, **importing.environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GONE_S)
+    assert done.returncode in (-signal.SIGINT, 130)
+    assert "Traceback" not in done.stderr
 
 
 def test_ctrl_c_at_any_time_of_the_start_is_quiet(start_server: Any) -> None:

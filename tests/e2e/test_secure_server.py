@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from members import ask_each
 from server_process import ServerProcess
 
 from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
@@ -72,8 +73,9 @@ def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
 def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureServer, files: Path) -> None:
     _answers_over_tls(server)
     server.wait_ready()
-    command_lines = [Path(f"/proc/{process.pid}/cmdline").read_bytes() for process in server.family()]
-    assert not any(b"given-key" in words for words in command_lines)
+    command_lines = ask_each(server, lambda process: " ".join(process.cmdline()))
+    assert command_lines
+    assert not any("given-key" in words for words in command_lines)
     assert server.get("/v1/models")[0] == 401
     for key in ("given-key-1", "given-key-2", "filed-key-1", "filed-key-2"):
         assert server.get("/v1/models", key)[0] == 200

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.startup.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
 
 _EXEC = """
@@ -21,7 +22,8 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 
 def test_a_service_is_handed_its_socket_and_tells_how_it_is(model_path: Path, tmp_path: Path) -> None:
     with (
-        NotifySocket(str(tmp_path / "notify")) as heard,
+        short_folder() as folder,
+        NotifySocket(str(folder / "notify")) as heard,
         socket.create_server(("127.0.0.1", 0)) as listener,
         (tmp_path / "log").open("w") as log,
     ):
@@ -46,7 +48,7 @@ def test_a_service_is_handed_its_socket_and_tells_how_it_is(model_path: Path, tm
         finally:
             process.kill()
             process.wait()
-        assert "STOPPING=1" in heard.lines
+        wait_until(lambda: "STOPPING=1" in heard.lines)  # sent, but perhaps not read yet
         assert heard.lines.index("READY=1") < heard.lines.index("STOPPING=1")
 
 

@@ -4,13 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from members import wait_member
+from moment import ENGINE_LOADS, Moment
+from raw_client import RawClient
 from stream_reader import StreamReader
 
 from envs.registry import START_METHODS
@@ -56,18 +57,18 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: A
 
 
 def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
-    with start_server("--shutdown-timeout", "200") as server:
-        kept = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-        kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+    environment = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+    with start_server("--shutdown-timeout", "200", environment=environment) as server, RawClient(server.port) as kept:
+        assert kept.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").read().status == 200
         reader = StreamReader(server.url, 100)
+        engine = wait_member(server, "engine")
+        engine.suspend()  # so that the stream does not end first
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
-        kept.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer = kept.recv(4096)
-        assert answer.startswith(b"HTTP/1.1 503")
-        assert b"retry-after" in answer.lower()
-        kept.close()
+        answer = kept.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").read()
+        assert answer.status == 503
+        assert "retry-after" in answer.headers
+        engine.resume()
         assert reader.finish()[-1] is None
         assert server.process.wait(_GONE_S) == 0
 
@@ -84,7 +85,7 @@ def test_second_signal_ends_at_once(start_server: Any) -> None:
 def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) -> None:
     with start_server() as server:
         reader = StreamReader(server.url, 2000)
-        server.engine().kill()
+        wait_member(server, "engine").kill()
         wait_until(lambda: server.health() != 200)
         assert server.health() in (503, 0)
         assert server.process.wait(_GONE_S) == 1
@@ -145,20 +146,10 @@ def test_truncated_weights_are_one_line_and_exit_code_3(tmp_path: Path, model_pa
     _assert_one_line(_serve(str(tmp_path), "--port", "0"), str(tmp_path))
 
 
-def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any) -> None:
-    with start_server("--kv-cache-memory-bytes", "1000000000", wait=False) as server:
-        found: list[psutil.Process] = []
-        wait_until(lambda: found.extend(_engines_of(server)) or found)
-        found[0].kill()
+def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any, tmp_path: Path) -> None:
+    loading = Moment(tmp_path, *ENGINE_LOADS)
+    with start_server(wait=False, environment=loading.environment) as server:
+        loading.wait_stopped().kill()
         assert server.process.wait(_GONE_S) == 3
         assert "Error: " in server.log
         assert "Traceback" not in server.log
-
-
-def _engines_of(server: Any) -> Iterator[psutil.Process]:
-    """The process that the forkserver has forked, as soon as there is one."""
-    for process in server.family():
-        with suppress(psutil.NoSuchProcess):  # the probes' responder ends meanwhile
-            parents = process.parents()
-            if len(parents) >= 2 and parents[1].pid == server.process.pid:
-                yield process

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from members import ask_each
 from server_process import ServerProcess
 
 from envs.registry import START_METHODS
@@ -80,9 +81,9 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
     for prober in probers:
         assert not prober.failures
         ready = prober.statuses.index(200)
-        assert set(prober.statuses[:ready]) == {503}
+        assert set(prober.statuses[:ready]) <= {503}  # one that was held up for the whole start saw nothing of it
         assert set(prober.statuses[ready:]) == {200}
-        assert {body["status"] for body in prober.bodies} == {"starting"}
+        assert {body["status"] for body in prober.bodies} <= {"starting"}
         elapsed = [body["elapsed_s"] for body in prober.bodies]
         assert elapsed == sorted(elapsed)
     assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
@@ -112,6 +113,7 @@ def test_second_server_on_the_port_fails_while_the_first_still_loads(start_serve
         first.wait_ready()
 
 
+@pytest.mark.alone  # who has to wait for a processor between two phases does nothing that has a name
 def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -> None:
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
     with (
@@ -119,9 +121,10 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
         urllib.request.urlopen(f"{server.url}/startupz") as response,
     ):
         told = json.load(response)
+        waited_s = sum(ask_each(server, _waited_for_processor_s))
     written = json.loads(report.read_text())
     assert told["outcome"] == written["outcome"] == "ready"
-    assert written["explained_share"] >= 0.99
+    assert written["explained_share"] >= 0.99 - waited_s / written["total_s"]
     assert sum(p["took_s"] for p in written["phases"]) == pytest.approx(written["total_s"], rel=0.01)
     processes = {span["process"] for span in written["spans"]}
     assert {"api", "engine", "forkserver"} <= processes
@@ -143,8 +146,9 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
         _wait_listening(server.port)  # before, the signal is the interpreter's to act on
         time.sleep(delay_s + random.uniform(0, 0.2))
         family = server.family()
+        server.process.send_signal(signal_number)
         signalled_after_s = time.monotonic() - begin
-        server.terminate(signal_number, timeout_s=_GONE_S)
+        server.process.wait(_GONE_S)
         _, left = psutil.wait_procs(family, timeout=_GONE_S)
         assert not left
         assert "Traceback" not in server.log
@@ -257,6 +261,14 @@ def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_AUDIT)
     return {"PYTHONPATH": str(site), "IMPORT_AUDIT": str(folder / "audit"), "AUDITED_THREADS": threads}
+
+
+def _waited_for_processor_s(process: psutil.Process) -> float:
+    """How long its main thread could have run, had there been a processor; 0 where the kernel does not count it."""
+    try:
+        return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
 
 
 def _wait_listening(port: int) -> None:

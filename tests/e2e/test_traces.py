@@ -110,7 +110,8 @@ def test_a_request_and_the_start_arrive_at_the_collector(collect, traced, kind: 
         assert int(facts["gen_ai.usage.prompt_tokens"]) == usage.prompt_tokens
         assert int(facts["gen_ai.usage.completion_tokens"]) == 5
         assert request["resource"]["service.name"] == "vllm-cli"
-        assert {span["name"] for span in collector.children(request)} == {"render", "queue", "prefill", "decode"}
+        parts = ["decode", "prefill", "queue", "render"]
+        wait_until(lambda: sorted(span["name"] for span in collector.children(request)) == parts)
         for child in collector.children(request):
             assert child["traceId"] == TRACE_ID
             assert request["begin_ns"] <= child["begin_ns"] <= child["end_ns"] <= request["end_ns"]
@@ -122,8 +123,8 @@ def test_a_request_and_the_start_arrive_at_the_collector(collect, traced, kind: 
         assert (start["end_ns"] - start["begin_ns"]) / 1e9 == pytest.approx(report["total_s"], abs=1e-6)
         assert start["end_ns"] < request["begin_ns"]
         assert start["events"] == ["listening"]
-        told = sorted(span["name"] for span in collector.children(start))
-        assert told == sorted(span["name"] for span in report["spans"])
+        spans = sorted(span["name"] for span in report["spans"])
+        wait_until(lambda: sorted(span["name"] for span in collector.children(start)) == spans)
 
 
 def test_what_is_not_sampled_is_not_sent(collect, traced) -> None:

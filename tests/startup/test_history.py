@@ -149,7 +149,7 @@ def test_starts_that_end_at_once_leave_a_whole_file(path) -> None:
     )
     words = [sys.executable, "-c", code, str(path), str(Path(__file__).parents[2])]
     writers = [subprocess.Popen(words) for _ in range(3)]
-    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(200) for writer in writers] == [0, 0, 0]
     lines = path.read_text().splitlines()
     assert 1 <= len(lines) <= 60
     assert all(StartRecord.from_line(line.encode()) for line in lines)

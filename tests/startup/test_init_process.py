@@ -2,10 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -18,6 +19,8 @@ _SOON_S = 60
 _BECOME = "import os, signal, sys, time; from startup.processes.init_process import become_init; become_init()\n"
 _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
 """PR_SET_CHILD_SUBREAPER: orphans come to this process as they would to process 1."""
+_STAY = "while True: time.sleep(0.05)"
+"""As `signal.pause()`, which would wait for a second signal where the first comes just before it."""
 
 
 @contextmanager
@@ -28,7 +31,8 @@ def _start(code: str, *, before: str = "") -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             for child in psutil.Process(process.pid).children() if process.poll() is None else ():
-                child.kill()
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
 
 
 def _line(process: subprocess.Popen[str]) -> str:
@@ -52,7 +56,7 @@ def test_init_ends_as_the_program_does(code: str, expected: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_passed_on(number: signal.Signals) -> None:
-    code = f"signal.signal({number:d}, lambda *_: sys.exit(7))\nprint('ready', flush=True)\nsignal.pause()"
+    code = f"signal.signal({number:d}, lambda *_: sys.exit(7))\nprint('ready', flush=True)\n{_STAY}"
     with _start(code) as process:
         assert _line(process) == "ready"
         process.send_signal(number)
@@ -102,16 +106,19 @@ def test_program_is_not_process_1_of_its_namespace() -> None:
     launcher = own_processes()
     if launcher is None:
         pytest.skip("no namespaces of processes here")
-    main = "import vllm_cli.__main__ as m; import sys; sys.argv = ['vllm-cli', 'wait', '--timeout', '600', '-q']; "
-    command = [*launcher, sys.executable, "-c", f"{main}sys.exit(m.main())"]
-    with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:
-        try:
-            inner = psutil.Process(unshare.pid)
-            wait_until(lambda: len(inner.children(recursive=True)) == 2)
-            init, program = inner.children(recursive=True)
-            assert init.ppid() == unshare.pid
-            assert program.ppid() == init.pid
-            os.kill(init.pid, signal.SIGTERM)  # the kernel would drop it if process 1 had no handler
-            assert unshare.wait(_SOON_S) == 128 + signal.SIGTERM
-        finally:
-            unshare.kill()
+    with socket.socket() as deaf:  # it is bound, and nobody listens: the program waits for ever
+        deaf.bind(("127.0.0.1", 0))
+        words = ["vllm-cli", "wait", f"http://127.0.0.1:{deaf.getsockname()[1]}", "--timeout", "600", "-q"]
+        main = f"import sys, vllm_cli.__main__ as m; sys.argv = {words}; sys.exit(m.main())"
+        command = [*launcher, sys.executable, "-c", main]
+        with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:
+            try:
+                inner = psutil.Process(unshare.pid)
+                wait_until(lambda: len(inner.children(recursive=True)) == 2)
+                init, program = inner.children(recursive=True)
+                assert init.ppid() == unshare.pid
+                assert program.ppid() == init.pid
+                os.kill(init.pid, signal.SIGTERM)  # the kernel would drop it if process 1 had no handler
+                assert unshare.wait(_SOON_S) == 128 + signal.SIGTERM
+            finally:
+                unshare.kill()

@@ -24,6 +24,9 @@ MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weigh
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that answers at once, though on a busy machine that may take a while."""
+    monkeypatch.setattr(hub, "REQUEST_TIMEOUT_S", 120.0)
+    monkeypatch.setattr(hub, "_DEADLINE_S", 120.0)
     with serving(Hub()) as server:
         server.models["org/model"] = dict(MODEL)
         monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -221,7 +224,8 @@ def test_offline_asks_nobody(hub_server: Hub, cache: Path, variable: str, monkey
 
 def test_a_hub_that_refuses_connections_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    others, sleep = set(threading.enumerate()) - {threading.current_thread()}, time.sleep
+    monkeypatch.setattr(time, "sleep", lambda s: sleep(s) if threading.current_thread() in others else pauses.append(s))
     with socket.socket() as bound:  # and not listening, so that the port stays closed
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -234,8 +238,9 @@ def test_a_hub_that_never_answers_is_asked_once_and_given_up(monkeypatch: pytest
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "cannot be reached" in problem("org/model")
-        silent.settimeout(0)
+        silent.settimeout(60)
         silent.accept()[0].close()
+        silent.settimeout(0)
         with pytest.raises(BlockingIOError):
             silent.accept()
 

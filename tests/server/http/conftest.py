@@ -21,6 +21,7 @@ from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services
+from server.transport import gentle_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
 from tests.waiting import wait_until as poll
@@ -31,6 +32,7 @@ VOCAB_SIZE = 49152
 MAX_MODEL_LEN = 512
 PATIENT_S = 120.0
 _LOOK_S = 0.005
+_CLIENT: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": PATIENT_S}
 
 
 @dataclass
@@ -163,10 +165,10 @@ class LiveServer:
     engine: ScriptedEngine
 
     def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
+        return openai.OpenAI(base_url=f"{self.url}/v1", **(_CLIENT | options))
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **(_CLIENT | options))
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, trust_env=False, **{"timeout": PATIENT_S} | options)
@@ -291,6 +293,12 @@ def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
         thread.join(PATIENT_S)
         assert not thread.is_alive()
         listener.close()
+
+
+@pytest.fixture
+def long_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is refused may go on sending for longer: a machine that is busy needs seconds for tens of megabytes."""
+    monkeypatch.setattr(gentle_transport, "_LINGER_S", PATIENT_S)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from startup.logs.setup import TextFormatter
+from tests.server.http.conftest import PATIENT_S
 
 GUARDED = ["/v1/models", "/v1/models/smol", "/docs", "/nowhere"]
 PROBES = ["/health", "/ping", "/livez", "/readyz"]
@@ -69,7 +70,8 @@ def test_every_key_is_good(locked):
 def test_preflight_needs_no_key(serve):
     server = serve(api_keys=("first",), allowed_origins=("*",))
     headers = {"origin": "http://elsewhere", "access-control-request-method": "POST"}
-    response = httpx.options(server.url + "/v1/completions", headers=headers, trust_env=False)
+    url = server.url + "/v1/completions"
+    response = httpx.options(url, headers=headers, trust_env=False, timeout=PATIENT_S)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == "*"
 
@@ -138,6 +140,7 @@ def test_bodies_must_be_declared_as_json(server, content_type):
         content=b'{"prompt": "a"}',
         headers={"content-type": content_type},
         trust_env=False,
+        timeout=PATIENT_S,
     )
     assert response.status_code == 400
     assert "application/json" in response.json()["error"]["message"]
@@ -149,18 +152,20 @@ def test_json_with_a_charset_is_json(server):
         content=b'{"prompt": "a"}',
         headers={"content-type": "Application/JSON; charset=utf-8"},
         trust_env=False,
+        timeout=PATIENT_S,
     )
     assert response.status_code == 200
 
 
 def test_broken_json_is_a_400_in_the_envelope(server):
     headers = {"content-type": "application/json"}
-    response = httpx.post(server.url + "/v1/completions", content=b'{"prompt": ', headers=headers, trust_env=False)
+    url = server.url + "/v1/completions"
+    response = httpx.post(url, content=b'{"prompt": ', headers=headers, trust_env=False, timeout=PATIENT_S)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "BadRequestError"
 
 
-def test_huge_body_is_refused(server):
+def test_huge_body_is_refused(server, long_goodbye):
     response = server.complete(user="x" * (33 << 20))
     assert response.status_code == 413
     assert "larger than 33554432 bytes" in response.json()["error"]["message"]

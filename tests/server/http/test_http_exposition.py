@@ -131,14 +131,16 @@ def test_everybody_else_gets_prometheus_text(served, accept: str) -> None:
     assert "vllm:generation_tokens_total" in answer.text
 
 
-def test_sizes_of_bodies_are_counted_as_announced(served) -> None:
+def test_sizes_of_bodies_are_counted_as_announced(served, wait_until) -> None:
     before = families(served)["http_request_size_bytes"]
+    num_before = _of_completions(before, "_count")
     body = b'{"prompt": "The capital of France is", "max_tokens": 3}'
     url = f"{served.url}/v1/completions"
     answer = httpx.post(url, content=body, headers={"content-type": "application/json"}, trust_env=False, timeout=120)
+    wait_until(lambda: _of_completions(families(served)["http_request_size_bytes"], "_count") > num_before)
     after = families(served)
     assert _of_completions(after["http_request_size_bytes"], "_sum") == _of_completions(before, "_sum") + len(body)
-    assert _of_completions(after["http_request_size_bytes"], "_count") == _of_completions(before, "_count") + 1
+    assert _of_completions(after["http_request_size_bytes"], "_count") == num_before + 1
     answered = _of_completions(after["http_response_size_bytes"], "_sum")
     assert answered >= int(answer.headers["content-length"])
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from tests.server.http.conftest import PATIENT_S
 from tests.server.http.raw_request import send
 
 LARGE = "The quick brown fox jumps over the lazy dog. " * 2000
@@ -20,13 +21,20 @@ def hops(renderer):
 
 
 @pytest.fixture
-def busy_pool(renderer):
-    """A pool whose only thread is busy until the event is set."""
-    release = threading.Event()
-    done = renderer.pools["text"].submit(release.wait, 60)
+def busy_pool(renderer, server, wait_until):
+    """A pool whose only thread is busy until the event is set; it has nothing to do for others afterwards."""
+    has_begun, release = threading.Event(), threading.Event()
+
+    def hold():
+        has_begun.set()
+        return release.wait(PATIENT_S)
+
+    done = renderer.pools["text"].submit(hold)
+    assert has_begun.wait(PATIENT_S)
     yield release
     release.set()
     assert done.result()
+    wait_until(lambda: server.services.gate.num_running == renderer.pools["text"].num_waiting == 0)
 
 
 def test_a_small_request_takes_no_hop(server, hops):
@@ -57,8 +65,9 @@ def test_an_error_in_the_pool_reaches_the_client(server, engine, hops, fields, p
     assert not engine.requests
 
 
-def test_probes_are_answered_while_the_pool_is_busy(server, busy_pool):
+def test_probes_are_answered_while_the_pool_is_busy(server, renderer, wait_until, busy_pool):
     with send(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": LARGE}]}):
+        wait_until(lambda: renderer.pools["text"].num_waiting == 1)
         assert server.get("/health").status_code == 200
         assert server.chat().status_code == 200
 

@@ -3,15 +3,16 @@
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 import torch
 
+from server.renderers.embeds import prompt_embeds
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
 from server.renderers.hf import HfRenderer
 from tests.embeds_payloads import safetensors_payload, torch_payload
-from tests.server.http.conftest import MAX_MODEL_LEN
+from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S
 
 WIDTH = 16
 TEXT = " Paris, the city of light."
@@ -150,7 +151,7 @@ def test_faults_are_told_with_their_field(taking, engine, fields, param, message
     assert not engine.requests
 
 
-def test_the_largest_body_follows_from_the_model(taking, renderer, engine):
+def test_the_largest_body_follows_from_the_model(taking, renderer, engine, long_goodbye):
     """500 rows of 32768 numbers are 44 MB of base64: more than other bodies may have."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 32768, "bfloat16")
     large = rows(500, width=32768).bfloat16()
@@ -164,24 +165,23 @@ def test_the_largest_body_follows_from_the_model(taking, renderer, engine):
     assert "larger than 3" in too_large.json()["error"]["message"]
 
 
-def test_other_requests_are_answered_while_large_ones_are_read(taking, renderer):
-    renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 8192, "bfloat16")
-    payload = {"prompt_embeds": [safetensors_payload(rows(500, width=8192).bfloat16())] * 3, "max_tokens": 1}
-    body = json.dumps(payload).encode()
-    answers = []
+def test_other_requests_are_answered_while_rows_are_read(taking, engine, monkeypatch):
+    """On the event loop, the reading would wait for itself here."""
+    is_reading, may_go_on = threading.Event(), threading.Event()
+    convert = prompt_embeds.convert_rows
 
-    def complete() -> None:
-        headers = {"content-type": "application/json"}
-        answers.append(httpx.post(f"{taking.url}/v1/completions", content=body, headers=headers, timeout=60))
+    def convert_late(*args):
+        is_reading.set()
+        assert may_go_on.wait(PATIENT_S)
+        return convert(*args)
 
-    threads = [threading.Thread(target=complete) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    num_answered = 0
-    while any(thread.is_alive() for thread in threads):
-        assert taking.get("/version").status_code == 200
-        num_answered += 1
-    for thread in threads:
-        thread.join()
-    assert [answer.status_code for answer in answers] == [200] * 3
-    assert num_answered > 5
+    monkeypatch.setattr(prompt_embeds, "convert_rows", convert_late)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(taking.complete, prompt=None, prompt_embeds=torch_payload(rows(2)))
+        try:
+            assert is_reading.wait(PATIENT_S)
+            assert taking.get("/version").status_code == 200
+            assert not engine.requests
+        finally:
+            may_go_on.set()
+        assert answer.result().json()["choices"][0]["text"] == TEXT

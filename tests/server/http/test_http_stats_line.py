@@ -30,10 +30,11 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "server.serving.stats_line"]
 
 
-async def test_what_happened_is_told_and_then_silence(server, caplog) -> None:
+async def test_what_happened_is_told_and_then_silence(serve, caplog) -> None:
     caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
+    services = serve().services
     begin_s = monotonic()
-    first, second, third, *_ = await _run(server.services, caplog, 4)
+    first, second, third, *_ = await _run(services, caplog, 4)
     prompt, generation, *_ = first.args
     assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"

@@ -38,10 +38,11 @@ def _import(cache: Path, mode: str = "remembered") -> tuple[dict[str, object], b
     """What transformers knows after its import, and whether it read the sources of its models."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, mode],
-        env=os.environ | {"VLLM_CACHE_ROOT": str(cache)},
+        # Without a buffer, Python loses what does not fit into the pipe where a signal interrupts it.
+        env=os.environ | {"VLLM_CACHE_ROOT": str(cache), "PYTHONUNBUFFERED": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr
     known, has_scanned = map(json.loads, done.stdout.splitlines())

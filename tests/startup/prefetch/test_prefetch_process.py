@@ -29,7 +29,7 @@ PLENTY = 1 << 50
 """Bytes of memory: more than any file, whatever the machine has."""
 SLOW_MIB = 4 << 20
 """A file without blocks on disk is filled page by page: this many take minutes on any machine."""
-CLOSED_WITHIN_S = 30.0
+CLOSED_WITHIN_S = 60.0
 HEAVY = {
     "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
