@@ -110,7 +110,7 @@ async def _come_and_go(served: Served, visit: Visit, *, tls: bool) -> None:
 
 
 def _connections() -> list[object]:
-    return [one for one in gc.get_objects() if isinstance(one, KINDS)]
+    return [one for one in gc.get_objects() if issubclass(type(one), KINDS)]  # not `__class__`, which may be code
 
 
 async def _answer(scope: Any, receive: Any, send: Any) -> None:
