@@ -46,7 +46,7 @@ test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(ARGS)
 
 test-cuda: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest tests/cuda $(ARGS)

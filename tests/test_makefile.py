@@ -102,7 +102,7 @@ def test_tests_and_linters_install_their_tools_once(clone):
         "-m pytest -n 2 --dist loadfile -m not slow -k health",
     ]
     clone.make("test-slow")
-    assert clone.take_log() == ["-m pytest -m slow"]
+    assert clone.take_log() == ["-m pytest -n 2 --dist loadfile -m slow"]
 
 
 def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked_for_each_time(clone):
