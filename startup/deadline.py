@@ -35,8 +35,7 @@ class StartDeadline:
             self._timer = threading.Timer(self._limit_s, self._expire)
             self._timer.name = "start-deadline"
             self._timer.daemon = True
-            with group_signals.held_back():
-                self._timer.start()
+            group_signals.start_apart(self._timer)
         return self
 
     def __exit__(

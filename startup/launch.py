@@ -177,7 +177,7 @@ class _Launch:
             os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
             if located is not None:  # the hub's client reads it when it is imported
-                os.environ["HF_HUB_OFFLINE"] = "1"
+                os.environ[env.HF_HUB_OFFLINE.name] = "1"
             if self._config.engine.trust_remote_code:
                 os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"  # nobody knows what a model's own code uses
             engine_process.prepare(context, located)

@@ -1,5 +1,6 @@
 """Waiting for what another process or thread does in its own time."""
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -20,3 +21,13 @@ def is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def wait_listening(port: int, host: str = "127.0.0.1") -> None:
+    """Waits until connections to the port are taken, whether or not anybody answers."""
+
+    def is_listening() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((host, port)) == 0
+
+    wait_until(is_listening)

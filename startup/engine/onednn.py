@@ -18,6 +18,6 @@ steps that come again and again (one token for each running sequence) fit into 1
 def limit_kernel_caches() -> None:
     """Sets the capacities here and for children, unless the user has decided; call before torch is loaded."""
     if env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.raw is None and env.DNNL_PRIMITIVE_CACHE_CAPACITY.raw is None:
-        os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(_CAPACITY)
+        os.environ[env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.name] = str(_CAPACITY)
     if env.LRU_CACHE_CAPACITY.raw is None:
-        os.environ["LRU_CACHE_CAPACITY"] = str(_CAPACITY)
+        os.environ[env.LRU_CACHE_CAPACITY.name] = str(_CAPACITY)

@@ -16,4 +16,4 @@ Not spinning at all (OMP_WAIT_POLICY=passive) costs a third of the speed of a qu
 def limit_spinning() -> None:
     """Sets GOMP_SPINCOUNT here and for children, unless the user has decided; call before torch is loaded."""
     if env.GOMP_SPINCOUNT.raw is None and env.OMP_WAIT_POLICY.raw is None:
-        os.environ["GOMP_SPINCOUNT"] = str(_SPIN_COUNT)
+        os.environ[env.GOMP_SPINCOUNT.name] = str(_SPIN_COUNT)

@@ -156,8 +156,7 @@ class StartupResponder:
         afterwards. A process that is stopped is not waited for much longer than that takes.
         """
         self._is_handed_over = True
-        with group_signals.held_back():
-            threading.Thread(target=self._end, name="startup-responder-end", daemon=True).start()
+        group_signals.start_apart(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -245,7 +246,8 @@ class _Launch:
         """vLLM accepts: on its event loop, or on a thread where that is another process's."""
         self._is_ready = True
         self._manager.tell_ready(f"ready: {self._address}")
-        _in_background(self._finish, deadline, prefetch)
+        finish = partial(self._finish, deadline, prefetch)
+        group_signals.start_apart(threading.Thread(target=finish, name="vllm-start-report", daemon=True))
 
     def _finish(self, deadline: StartDeadline, prefetch: PrefetchHandle) -> None:
         """What this start has taught is kept, and told to those who asked."""
@@ -281,9 +283,3 @@ class _Launch:
             report_file=self._options.startup_report,
             trace_file=self._options.startup_trace,
         )
-
-
-def _in_background(function: object, *args: object) -> None:
-    thread = threading.Thread(target=function, args=args, name="vllm-start-report", daemon=True)  # type: ignore[arg-type]
-    with group_signals.held_back():
-        thread.start()

@@ -50,8 +50,7 @@ class Notices:
     def follow(self) -> None:
         """From now on; to be called once there are threads anyway."""
         announce_serving(self._on_serving, self._on_ready, self._on_stopping)
-        with group_signals.held_back():
-            threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True).start()
+        group_signals.start_apart(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
 
     def _follow_children(self) -> None:
         """Until one is ready; the pipe's other end stays open here, hence there is no end of file."""

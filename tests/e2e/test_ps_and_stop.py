@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.certificates import make_certificate, needs_openssl
 from tests.hardened import as_user
 from tests.namespaces import own_processes
 from tests.startup.vllm.fake_start import short_folder
-from tests.waiting import wait_until
+from tests.waiting import wait_listening, wait_until
 
 _GONE_S = 60.0
 
@@ -56,14 +55,6 @@ def _wait_ready(pid: int, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _pids(server: Any) -> set[int]:
     return {process.pid for process in server.family()}
-
-
-def _wait_listening(host: str, port: int) -> None:
-    def is_listening() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((host, port)) == 0
-
-    wait_until(is_listening)
 
 
 def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
@@ -191,7 +182,7 @@ def _pending(pid: int) -> set[int]:
 def test_port_that_two_servers_have_names_neither(start_server: Any) -> None:
     with start_server(wait=False) as first, start_server("--host", "127.0.0.2", "--port", str(first.port), wait=False):
         for host in ("127.0.0.1", "127.0.0.2"):
-            _wait_listening(host, first.port)
+            wait_listening(first.port, host)
         run = _cli("stop", str(first.port))
         assert run.returncode == 2
         assert f"2 servers have port {first.port}" in run.stderr

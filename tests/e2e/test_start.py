@@ -22,7 +22,7 @@ from server_process import ServerProcess
 
 from envs.registry import START_METHODS
 from tests.ports import free_port
-from tests.waiting import wait_until
+from tests.waiting import wait_listening, wait_until
 
 _GONE_S = 60.0
 _AUDIT = """
@@ -91,7 +91,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
 
 def test_second_server_on_the_port_fails_while_the_first_still_loads(start_server: Any, model_path: Path) -> None:
     with start_server(wait=False) as first:
-        _wait_listening(first.port)
+        wait_listening(first.port)
         second = subprocess.run(
             [
                 sys.executable,
@@ -143,7 +143,7 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
 ) -> None:
     begin = time.monotonic()
     with start_server(wait=False) as server:
-        _wait_listening(server.port)  # before, the signal is the interpreter's to act on
+        wait_listening(server.port)  # before, the signal is the interpreter's to act on
         time.sleep(delay_s + random.uniform(0, 0.2))
         family = server.family()
         server.process.send_signal(signal_number)
@@ -269,11 +269,3 @@ def _waited_for_processor_s(process: psutil.Process) -> float:
         return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:
         return 0.0
-
-
-def _wait_listening(port: int) -> None:
-    def is_listening() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_until(is_listening)
