@@ -30,7 +30,7 @@ def build_services(  # noqa: PLR0913 - these are the parts of a server
     metrics = ServerMetrics(config.served_model_names[0], start)
     metrics.register_pools(renderer.pools)
     if renderer.mm_cache is not None:
-        metrics.register_picture_cache(renderer.mm_cache)
+        metrics.register_image_cache(renderer.mm_cache)
     return Services(
         config=config,
         limits=limits,

@@ -146,26 +146,26 @@ class RendererConfig:
     enable_prompt_embeds: bool = False
     """Take `prompt_embeds`, which the client computed, in the place of a text."""
     allowed_local_media_path: str | None = None
-    """Folder below which `file://` URLs of pictures may point; none if not given."""
+    """Folder below which `file://` URLs of images may point; none if not given."""
     allowed_media_domains: tuple[str, ...] = ()
-    """Hosts that pictures are fetched from; one written as an address, or `localhost`, may be private."""
+    """Hosts that images are fetched from; one written as an address, or `localhost`, may be private."""
     image_fetch_timeout_s: float = 5.0
     media_url_allow_redirects: bool = True
     max_media_mb: int = 64
-    """Largest picture as it comes."""
+    """Largest image as it comes."""
     max_image_pixels: int = 89_478_485
-    """Most pixels of a picture: Pillow itself warns above."""
+    """Most pixels of an image: Pillow itself warns above."""
     limit_mm_per_prompt: dict[str, Any] = field(default_factory=dict)
     """Most inputs of a kind in one prompt: `{"image": 4}` or `{"image": {"count": 4}}`."""
     mm_processor_cache_gb: float = 4.0
-    """Memory for pictures that are ready for the model, in GiB; 0 keeps none."""
+    """Memory for images that are ready for the model, in GiB; 0 keeps none."""
     mm_processor_kwargs: dict[str, Any] = field(default_factory=dict)
     """Settings of the model's image processor."""
     trust_request_mm_kwargs: bool = False
 
     @property
     def max_images(self) -> int:
-        """Most pictures in one prompt; vLLM's default where the operator names none."""
+        """Most images in one prompt; vLLM's default where the operator names none."""
         limit = self.limit_mm_per_prompt.get("image", _MAX_ITEMS)
         return int(limit.get("count", _MAX_ITEMS) if isinstance(limit, dict) else limit)
 

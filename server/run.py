@@ -26,7 +26,7 @@ from server.serving.start_view import StartView
 from server.serving.warm_up import warm_up
 from server.telemetry import Telemetry
 from server.transport.connection import bounded_connections
-from server.transport.polite_server import PoliteServer
+from server.transport.graceful_server import GracefulServer
 from server.transport.send_buffer import bound_unsent_bytes
 from server.types import EngineInfo
 
@@ -86,7 +86,7 @@ class _Run:
         self._services = services
         self._options = options
         self._access = Access(services.config, services.api_keys)
-        self._server = PoliteServer(_uvicorn_config(services, self._access))
+        self._server = GracefulServer(_uvicorn_config(services, self._access))
         services.recovery.num_left = services.config.engine_restarts
         self._drain = Drain(services, self._server.announce_close)
         services.metrics.engine_life.watch_up(lambda: services.engine.is_ready and services.engine.is_alive)

@@ -50,7 +50,7 @@ def import_engine() -> "LeftOut":
 
 
 def import_vision() -> None:
-    """Imports what rendering pictures takes: torch and transformers, without what serving never uses.
+    """Imports what rendering images takes: torch and transformers, without what serving never uses.
 
     Raises:
         RuntimeError: called on another thread than the main one.

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
-from server.model_files.vision_models import sees_pictures
+from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
 from startup.config import StartupConfig
 from startup.deadline import StartDeadline
 from startup.engine import process as engine_process
-from startup.engine.supply import EngineSupply
+from startup.engine.supervisor import EngineSupervisor
 from startup.errors import EngineBootError, PortInUseError, StartupError
 from startup.imports import import_vision
 from startup.logs.setup import configure_logging
@@ -101,7 +101,7 @@ class _Launch:
         with self._timeline.span("import_server"):
             from server.renderers.registry import build_renderer
             from server.run import RunOptions, run_server
-        if self._config.renderer.max_images and sees_pictures(files.path):
+        if self._config.renderer.max_images and accepts_images(files.path):
             with self._timeline.span("import_vision"):
                 import_vision()
         with self._timeline.span("load_tokenizer"):
@@ -205,10 +205,10 @@ class _Launch:
 
             return resolve_model(self._config.model, self._state.tell_detail)
 
-    def _start_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupply:
+    def _start_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
         waits_for = "forkserver" if engine_process.blocks_on_imports(context) else None
         with self._timeline.span("start_engine_process", waits_for=waits_for):
-            engine = EngineSupply(context, files, self._config.engine, self._config.logs)
+            engine = EngineSupervisor(context, files, self._config.engine, self._config.logs)
         self._stack.callback(engine.close)
         return engine
 

@@ -1,4 +1,4 @@
-"""The frame of a picture: one HTML page that needs nothing but itself, light or dark as the reader likes it."""
+"""The frame of a chart: one HTML page that needs nothing but itself, light or dark as the reader likes it."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -57,6 +57,6 @@ def draw_key(colour: str, text: str) -> str:
 
 
 def draw_text(x: float, y: float, text: str, *, anchor: str = "start", kind: str = "") -> str:
-    """A text in an SVG picture."""
+    """A text in an SVG chart."""
     css_class = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{css_class}>{escape(text)}</text>'

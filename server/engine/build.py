@@ -21,7 +21,7 @@ from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
-from server.engine.vision import picture_encoder
+from server.engine.vision import image_encoder
 from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
 from server.types import EngineInfo
 
@@ -64,7 +64,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         prefixes=prefixes,
         features=FeatureBuilder(
             model,
-            picture_encoder(model) if runner.name == PackedRunner.name else None,
+            image_encoder(model) if runner.name == PackedRunner.name else None,
             has_prefix_cache=prefixes is not None,
         ),
     )

@@ -27,8 +27,8 @@ from server.types import (
 logger = logging.getLogger(__name__)
 
 
-class _Unseen(NamedTuple):
-    """A request that waits for somebody to look at its pictures."""
+class _PendingMultimodal(NamedTuple):
+    """A request that waits for somebody to look at its images."""
 
     sequence: Sequence
     inputs: PromptInputs
@@ -59,8 +59,8 @@ class EngineCore:
         self._guided = guided
         self._prefixes = prefixes
         self._features = features
-        self._unseen: dict[str, _Unseen] = {}
-        """Requests whose pictures have not been looked at, in order of arrival."""
+        self._unseen: dict[str, _PendingMultimodal] = {}
+        """Requests whose images have not been looked at, in order of arrival."""
         self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._num_iteration_tokens = 0
         self._scheduler = Scheduler(
@@ -116,7 +116,7 @@ class EngineCore:
             except GuidedDecodingError as err:
                 return _failed(sequence, str(err))
         if inputs is not None and inputs.mm is not None:
-            self._unseen[request_id] = _Unseen(sequence, inputs)
+            self._unseen[request_id] = _PendingMultimodal(sequence, inputs)
         else:
             self._scheduler.add(sequence)
         return None
@@ -138,7 +138,7 @@ class EngineCore:
                 self._end(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Looks at one prompt's pictures, computes one batch and returns what it brought."""
+        """Looks at one prompt's images, computes one batch and returns what it brought."""
         refused = self._look_at_next()
         chunks = self._scheduler.schedule()
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)

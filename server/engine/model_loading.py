@@ -62,9 +62,9 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
-    sees_pictures = model_config.model_type in VISION_MODEL_TYPES
+    accepts_images = model_config.model_type in VISION_MODEL_TYPES
     return load_weights(
-        AutoModelForImageTextToText if sees_pictures else AutoModelForCausalLM, path, config, model_config
+        AutoModelForImageTextToText if accepts_images else AutoModelForCausalLM, path, config, model_config
     )
 
 

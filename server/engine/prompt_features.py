@@ -56,19 +56,19 @@ def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[Plac
     return embeds
 
 
-EncodePictures = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
-"""Makes features of a prompt's token ids and of what the processor made of its pictures."""
+EncodeImages = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
+"""Makes features of a prompt's token ids and of what the processor made of its images."""
 
 
 class FeatureBuilder:
     """Makes features of inputs, once for all sequences of a prompt; lives on the engine's thread."""
 
     def __init__(
-        self, model: PreTrainedModel, encode_pictures: EncodePictures | None = None, *, has_prefix_cache: bool = True
+        self, model: PreTrainedModel, encode_images: EncodeImages | None = None, *, has_prefix_cache: bool = True
     ) -> None:
-        """`encode_pictures` is for models that see some; only a prefix cache needs to know the rows apart."""
+        """`encode_images` is for models that see some; only a prefix cache needs to know the rows apart."""
         self._model = model
-        self._encode_pictures = encode_pictures
+        self._encode_images = encode_images
         self._hasher = RowHasher() if has_prefix_cache else None
         self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
 
@@ -92,9 +92,9 @@ class FeatureBuilder:
     def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
         if inputs.embeds is not None:
             return self._from_embeds(token_ids, inputs.embeds)
-        if self._encode_pictures is None:
-            raise PromptFeaturesError("this model takes no pictures")
-        return self._encode_pictures(token_ids, inputs.mm or {})
+        if self._encode_images is None:
+            raise PromptFeaturesError("this model takes no images")
+        return self._encode_images(token_ids, inputs.mm or {})
 
     def _from_embeds(self, token_ids: list[int], given: TensorData) -> PromptFeatures:
         shape = (len(token_ids), embeds_width(self._model))

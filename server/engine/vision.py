@@ -1,7 +1,7 @@
-"""Turns a prompt with pictures into embeddings, so that the rest of the engine computes it as any other prompt.
+"""Turns a prompt with images into embeddings, so that the rest of the engine computes it as any other prompt.
 
 The model's own forward pass runs up to its language model and stops there: what it would have handed over is the
-prompt's embeddings with the pictures' features among them, and the positions.
+prompt's embeddings with the images' features among them, and the positions.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.prompt_features import EncodePictures, PromptFeatures, PromptFeaturesError, to_tensor
+from server.engine.prompt_features import EncodeImages, PromptFeatures, PromptFeaturesError, to_tensor
 from server.model_files.vision_models import VISION_MODEL_TYPES
 from server.types import TensorData
 
@@ -21,12 +21,12 @@ _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "re
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of the model that computes tokens; all of it, unless the model sees pictures."""
+    """The part of the model that computes tokens; all of it, unless the model sees images."""
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
-def picture_encoder(model: PreTrainedModel) -> EncodePictures | None:
-    """What encodes pictures for this model, if it sees any."""
+def image_encoder(model: PreTrainedModel) -> EncodeImages | None:
+    """What encodes images for this model, if it sees any."""
     return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
 
 
@@ -41,8 +41,8 @@ class VisionEncoder:
         """What the language model computes in the place of these tokens.
 
         Args:
-            token_ids: the prompt, with the tokens that stand for pictures.
-            mm: what the processor made of the pictures.
+            token_ids: the prompt, with the tokens that stand for images.
+            mm: what the processor made of the images.
 
         Raises:
             PromptFeaturesError: the tensors do not fit the prompt or the model.
@@ -54,8 +54,8 @@ class VisionEncoder:
         except PromptFeaturesError:
             raise
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as err:
-            logger.warning("a prompt's pictures could not be computed: %s", err)
-            raise PromptFeaturesError(f"the pictures do not fit the prompt or the model: {err}") from err
+            logger.warning("a prompt's images could not be computed: %s", err)
+            raise PromptFeaturesError(f"the images do not fit the prompt or the model: {err}") from err
         return _to_features(given, len(token_ids))
 
     def _prepare(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.metrics.sources import PictureCache, StartTimes, WaitingWork
+from server.metrics.sources import ImageCache, StartTimes, WaitingWork
 from server.types import EngineStats
 
 LABELS = ("model_name", "engine")
@@ -67,24 +67,24 @@ class RejectionCollector:
         yield counter
 
 
-class PictureCacheCollector:
-    """Reads the counters of the renderer's picture cache when /metrics is scraped."""
+class ImageCacheCollector:
+    """Reads the counters of the renderer's image cache when /metrics is scraped."""
 
-    def __init__(self, model_name: str, cache: PictureCache) -> None:
+    def __init__(self, model_name: str, cache: ImageCache) -> None:
         self._labels = (model_name, ENGINE)
         self._cache = cache
 
     def collect(self) -> Iterator[Metric]:
         counters = (
-            ("vllm:mm_cache_queries", "Pictures looked up in the cache of processed ones.", self._cache.num_queries),
-            ("vllm:mm_cache_hits", "Pictures found in the cache of processed ones.", self._cache.num_hits),
+            ("vllm:mm_cache_queries", "Images looked up in the cache of processed ones.", self._cache.num_queries),
+            ("vllm:mm_cache_hits", "Images found in the cache of processed ones.", self._cache.num_hits),
         )
         for name, documentation, value in counters:
             counter = CounterMetricFamily(name, documentation, labels=LABELS)
             counter.add_metric(self._labels, value)
             yield counter
         size = GaugeMetricFamily(
-            "vllm_cli:mm_cache_bytes", "Memory that processed pictures take in the cache.", labels=LABELS
+            "vllm_cli:mm_cache_bytes", "Memory that processed images take in the cache.", labels=LABELS
         )
         size.add_metric(self._labels, self._cache.num_bytes)
         yield size
@@ -143,16 +143,16 @@ class EngineStateCollector:
 class ConstantCollector:
     """What vLLM tells of features that this engine does not have: dashboards find their series, and they stay still."""
 
-    def __init__(self, model_name: str, *, has_picture_cache: bool) -> None:
+    def __init__(self, model_name: str, *, has_image_cache: bool) -> None:
         labels = (model_name, ENGINE)
         zeros = [
             ("vllm:external_prefix_cache_queries", "Prompt tokens looked up in another server's cache."),
             ("vllm:external_prefix_cache_hits", "Prompt tokens found in another server's cache."),
         ]
-        if not has_picture_cache:
+        if not has_image_cache:
             zeros += [
-                ("vllm:mm_cache_queries", "Pictures looked up in the cache of processed ones."),
-                ("vllm:mm_cache_hits", "Pictures found in the cache of processed ones."),
+                ("vllm:mm_cache_queries", "Images looked up in the cache of processed ones."),
+                ("vllm:mm_cache_hits", "Images found in the cache of processed ones."),
             ]
         self._families: list[Metric] = []
         for name, documentation in zeros:

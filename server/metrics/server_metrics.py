@@ -24,13 +24,13 @@ from server.metrics.collectors import (
     LABELS,
     ConstantCollector,
     EngineStateCollector,
-    PictureCacheCollector,
+    ImageCacheCollector,
     PoolDepthCollector,
     RejectionCollector,
     StartCollector,
 )
 from server.metrics.http_metrics import HttpMetrics
-from server.metrics.sources import Heartbeat, PictureCache, StartTimes, WaitingWork
+from server.metrics.sources import Heartbeat, ImageCache, StartTimes, WaitingWork
 from server.types import EngineInfo, EngineStats, FinishReason
 
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
@@ -69,7 +69,7 @@ class ServerMetrics:
         self.registry = CollectorRegistry()
         self.registry.register(StartCollector(model_name, start))
         self._model_name = model_name
-        self._has_picture_cache = False
+        self._has_image_cache = False
         self._engine: EngineMetrics | None = None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -95,17 +95,17 @@ class ServerMetrics:
         """Adds the requests that were not let in, by the limit that was reached."""
         self.registry.register(RejectionCollector(self._model_name, num_rejected))
 
-    def register_picture_cache(self, cache: PictureCache) -> None:
-        """Adds what the renderer keeps of pictures."""
-        self._has_picture_cache = True
-        self.registry.register(PictureCacheCollector(self._model_name, cache))
+    def register_image_cache(self, cache: ImageCache) -> None:
+        """Adds what the renderer keeps of images."""
+        self._has_image_cache = True
+        self.registry.register(ImageCacheCollector(self._model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
         """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self._model_name, info)
             self.registry.register(EngineStateCollector(self._model_name, read_stats))
-            self.registry.register(ConstantCollector(self._model_name, has_picture_cache=self._has_picture_cache))
+            self.registry.register(ConstantCollector(self._model_name, has_image_cache=self._has_image_cache))
         return self._engine
 
     def render(self, accept: str | None = None) -> Exposition:

@@ -53,8 +53,8 @@ class Heartbeat(Protocol):
         """Of about the last minute."""
 
 
-class PictureCache(Protocol):
-    """What the renderer keeps of pictures, and how often it was of use; may be read from any thread."""
+class ImageCache(Protocol):
+    """What the renderer keeps of images, and how often it was of use; may be read from any thread."""
 
     num_queries: int
     num_hits: int

@@ -44,7 +44,7 @@ class BaseRenderer(ABC):
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set once the engine has told it."""
     mm_cache: ProcessorCache | None = None
-    """What was made of pictures; None where the model sees none."""
+    """What was made of images; None where the model sees none."""
     embeds_limits: EmbedsLimits | None = None
     """What `prompt_embeds` must fit; set with it where the server takes them."""
 
@@ -173,7 +173,7 @@ class BaseRenderer(ABC):
         return sequences
 
     def clear_mm_cache(self) -> None:
-        """Forgets what was made of pictures so far; in the thread that makes it."""
+        """Forgets what was made of images so far; in the thread that makes it."""
         if self.mm_cache is not None:
             self.mm_cache.clear()
 

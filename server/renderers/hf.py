@@ -25,7 +25,7 @@ class HfRenderer(BaseRenderer):
     """
 
     image_token: str | None = None
-    """What stands for a picture in a text; None where the model sees none."""
+    """What stands for an image in a text; None where the model sees none."""
 
     def __init__(
         self,

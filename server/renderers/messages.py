@@ -28,11 +28,11 @@ def to_conversation(
 ) -> list[Message]:
     """New messages with the fields that templates know, contents in the template's format.
 
-    Pictures become `{"type": "image"}`; where the template takes text, the model's `image_token` on a line of its own
+    Images become `{"type": "image"}`; where the template takes text, the model's `image_token` on a line of its own
     before the message's text.
 
     Raises:
-        RequestError: a message is malformed, or holds something other than text and, with `image_token`, pictures.
+        RequestError: a message is malformed, or holds something other than text and, with `image_token`, images.
     """
     if not messages:
         raise RequestError("messages must hold at least one message", param="messages")
@@ -80,21 +80,19 @@ def _to_content(content: Any, content_format: "ContentFormat", image_token: str 
         return content if content_format == "string" else _parts([content])
     if not isinstance(content, list):
         raise RequestError(f"message content must be text or a list of parts, got {content!r}", param="messages")
-    pictures = [is_picture(part) for part in content] if image_token is not None else [False] * len(content)
-    texts = [
-        None if is_image else _text_of(part, image_token) for part, is_image in zip(content, pictures, strict=True)
-    ]
+    images = [is_image(part) for part in content] if image_token is not None else [False] * len(content)
+    texts = [None if is_image else _text_of(part, image_token) for part, is_image in zip(content, images, strict=True)]
     if content_format == "string":
-        return "\n".join([(image_token or "")] * sum(pictures) + [text for text in texts if text])
+        return "\n".join([(image_token or "")] * sum(images) + [text for text in texts if text])
     parts: list[Message] = [
         {"type": "image"} if is_image else {"type": "text", "text": text}
-        for text, is_image in zip(texts, pictures, strict=True)
+        for text, is_image in zip(texts, images, strict=True)
     ]
     return [part for part in parts if part["type"] == "image" or part["text"] is not None]
 
 
-def is_picture(part: Any) -> bool:
-    """Whether a part of a message's content is a picture, in one of the API's spellings."""
+def is_image(part: Any) -> bool:
+    """Whether a part of a message's content is an image, in one of the API's spellings."""
     return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
 
 
@@ -108,7 +106,7 @@ def _text_of(part: Any, image_token: str | None) -> str | None:
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     key = _TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
     if key is None or not isinstance(part, dict):
-        served_for = "text only" if image_token is None else "text and pictures only"
+        served_for = "text only" if image_token is None else "text and images only"
         raise RequestError(
             f"message content of type {kind!r} is not supported: this model is served for {served_for}",
             param="messages",

@@ -1,4 +1,4 @@
-"""Keeps what the image processor made of pictures, so that the same picture is not decoded and resized again."""
+"""Keeps what the image processor made of images, so that the same image is not decoded and resized again."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -8,12 +8,12 @@ from server.types import TensorData
 
 
 @dataclass(frozen=True)
-class ProcessedPictures:
-    """One picture, or several that were processed together, ready for the model."""
+class ProcessedImages:
+    """One image, or several that were processed together, ready for the model."""
 
     tensors: dict[str, TensorData]
     placeholders: tuple[str, ...]
-    """For each picture the text that takes the place of its token in the prompt."""
+    """For each image the text that takes the place of its token in the prompt."""
 
     @property
     def num_bytes(self) -> int:
@@ -21,23 +21,23 @@ class ProcessedPictures:
 
 
 class ProcessorCache:
-    """Least recently used first to go; bounded by `max_bytes`. Every method runs in the renderer's picture thread.
+    """Least recently used first to go; bounded by `max_bytes`. Every method runs in the renderer's image thread.
 
     The counters may be read from any thread.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[Hashable, ProcessedPictures] = OrderedDict()
+        self._entries: OrderedDict[Hashable, ProcessedImages] = OrderedDict()
         self.num_bytes = 0
         self.num_queries = 0
-        """Pictures looked up since start-up."""
+        """Images looked up since start-up."""
         self.num_hits = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def find(self, key: Hashable) -> ProcessedPictures | None:
+    def find(self, key: Hashable) -> ProcessedImages | None:
         """What is kept under this key, now the most recently used."""
         self.num_queries += 1
         found = self._entries.get(key)
@@ -46,16 +46,16 @@ class ProcessorCache:
             self._entries.move_to_end(key)
         return found
 
-    def put(self, key: Hashable, pictures: ProcessedPictures) -> None:
+    def put(self, key: Hashable, images: ProcessedImages) -> None:
         """Keeps them, unless they are larger than the whole cache."""
-        if key in self._entries or pictures.num_bytes > self._max_bytes:
+        if key in self._entries or images.num_bytes > self._max_bytes:
             return
         for oldest in self._oldest():
-            if self.num_bytes + pictures.num_bytes <= self._max_bytes:
+            if self.num_bytes + images.num_bytes <= self._max_bytes:
                 break
             self._drop(oldest)
-        self._entries[key] = pictures
-        self.num_bytes += pictures.num_bytes
+        self._entries[key] = images
+        self.num_bytes += images.num_bytes
 
     def clear(self) -> None:
         """Keeps nothing any more; requests hold on to what they were given."""

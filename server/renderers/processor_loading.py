@@ -1,4 +1,4 @@
-"""Loads the processor of a model that sees pictures, with what is there: Pillow and numpy, no torchvision."""
+"""Loads the processor of a model that sees images, with what is there: Pillow and numpy, no torchvision."""
 
 import importlib
 from pathlib import Path
@@ -25,7 +25,7 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
     Videos are left out: their processors need torchvision.
 
     Raises:
-        ProcessorLoadError: there is none, it is broken, or it cannot do with pictures alone.
+        ProcessorLoadError: there is none, it is broken, or it cannot do with images alone.
     """
     try:
         kind = _processor_class(path)
@@ -37,7 +37,7 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
             "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil", local_files_only=True),
         }
         arguments = [parts.get(name) for name in kind.get_attributes()]
-        return _pictures_only(kind).from_args_and_dict(arguments, settings)
+        return _images_only(kind).from_args_and_dict(arguments, settings)
     except Exception as err:  # whatever transformers makes of a broken folder
         reason = " ".join(str(err).split()) or type(err).__name__
         raise ProcessorLoadError(
@@ -54,7 +54,7 @@ def _processor_class(path: Path) -> type[ProcessorMixin]:
     return found
 
 
-def _pictures_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+def _images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The class, content to have no video processor."""
     module = importlib.import_module(kind.__module__)
     if getattr(module, "num2words", str) is None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from server.config import ModelFiles, RendererConfig, TokenizerMode
-from server.model_files.vision_models import sees_pictures
+from server.model_files.vision_models import accepts_images
 from server.renderers.base import BaseRenderer
 from server.renderers.mistral_files import is_mistral_format
 from server.renderers.tokenizer_kind import find_grok2_file, is_deepseek_v32
@@ -44,7 +44,7 @@ def _renderer_class(
         from server.renderers.deepseek_v32 import DeepseekV32Renderer
 
         return DeepseekV32Renderer
-    if config.max_images and sees_pictures(files.path):
+    if config.max_images and accepts_images(files.path):
         from server.renderers.vision import VisionRenderer
 
         return VisionRenderer

@@ -1,4 +1,4 @@
-"""Renders for models that see pictures: a Hugging Face processor beside the tokenizer."""
+"""Renders for models that see images: a Hugging Face processor beside the tokenizer."""
 
 import asyncio
 from collections.abc import Iterator
@@ -15,28 +15,28 @@ from server.errors import RequestError
 from server.machine.memory import available_bytes
 from server.renderers.hf import HfRenderer
 from server.renderers.hf_tokenizer import HfTokenizer
+from server.renderers.image_processor import ImageFile, ImageProcessor
 from server.renderers.make_async import make_async
 from server.renderers.media.errors import MediaError
+from server.renderers.media.image import import_decoders
 from server.renderers.media.load_budget import MAX_WAITING_BYTES, LoadBudget
 from server.renderers.media.loader import MediaLoader
-from server.renderers.media.picture import import_decoders
 from server.renderers.media.policy import MediaPolicy
-from server.renderers.messages import is_picture
-from server.renderers.picture_processor import PictureFile, PictureProcessor
-from server.renderers.processor_cache import ProcessedPictures, ProcessorCache
+from server.renderers.messages import is_image
+from server.renderers.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.processor_loading import load_processor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.tokenizer_loading import load_tokenizer
 from server.types import PromptInputs
 
 _MEMORY_SHARE = 0.25
-"""Of the memory that is free at the start, at most, for pictures that are kept."""
+"""Of the memory that is free at the start, at most, for images that are kept."""
 _NUM_LOADS = 8
-"""Pictures of one prompt that are fetched at a time."""
+"""Images of one prompt that are fetched at a time."""
 
 
-class PicturePart(NamedTuple):
-    """A picture in a conversation."""
+class ImagePart(NamedTuple):
+    """An image in a conversation."""
 
     name: str
     """Where it is, e.g. `messages[0].content[1]`."""
@@ -44,7 +44,7 @@ class PicturePart(NamedTuple):
 
 
 class VisionRenderer(HfRenderer):
-    """The conversation's text goes through the ordinary pool, pictures through the thread that is theirs alone.
+    """The conversation's text goes through the ordinary pool, images through the thread that is theirs alone.
 
     What tokens a conversation has is what `processor.apply_chat_template(..., tokenize=True)` says.
     """
@@ -57,34 +57,32 @@ class VisionRenderer(HfRenderer):
         super().__init__(files, config, executor=executor, tokenizer=HfTokenizer(loaded))
         policy = MediaPolicy.from_config(config)
         cache = self.mm_cache = ProcessorCache(_cache_bytes(config))
-        self._pictures = PictureProcessor(processor, cache, max_pixels=policy.max_pixels)
+        self._images = ImageProcessor(processor, cache, max_pixels=policy.max_pixels)
         self._media = MediaLoader(policy, self._mm_executor)
         self._budget = LoadBudget()
-        self.image_token = self._pictures.image_token
+        self.image_token = self._images.image_token
 
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        parts = list(_picture_parts(messages))
+        parts = list(_image_parts(messages))
         if not parts:
             return await super().render_chat_async(messages, options)
         self._check_number(parts)
         self._check_mm_settings(options)
         settings = self.config.mm_processor_kwargs | (options.mm_processor_kwargs or {})
         if options.truncate_prompt_tokens is not None:
-            raise RequestError(
-                "truncate_prompt_tokens cannot be combined with pictures", param="truncate_prompt_tokens"
-            )
+            raise RequestError("truncate_prompt_tokens cannot be combined with images", param="truncate_prompt_tokens")
         text = await self.run_in_pool(self.render_messages, messages, options)
         if text.count(self._token) != len(parts):
             raise RequestError(
-                f"the prompt has {text.count(self._token)} places for pictures ({self._token}) and "
-                f"{len(parts)} pictures: no text may hold {self._token}, and tools answer with text only",
+                f"the prompt has {text.count(self._token)} places for images ({self._token}) and "
+                f"{len(parts)} images: no text may hold {self._token}, and tools answer with text only",
                 param="messages",
             )
         async with self._budget.hold(self._most_bytes(parts)) as share:
             files = await self._load(parts)
             share.shrink_to(sum(len(file.data) for file in files))
-            pictures = await make_async(self._pictures.process, self._mm_executor)(files, settings)
-        return await self.run_in_pool(self._joined, text, pictures, options)
+            images = await make_async(self._images.process, self._mm_executor)(files, settings)
+        return await self.run_in_pool(self._joined, text, images, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """The prompt of a conversation that holds text alone."""
@@ -92,32 +90,32 @@ class VisionRenderer(HfRenderer):
         return self._tokenized(rendered, self._with_bos(rendered, options), param="messages")
 
     def warm_up(self) -> None:
-        """Takes a picture all the way, so that its thread finds everything imported."""
+        """Takes an image all the way, so that its thread finds everything imported."""
         super().warm_up()
         import_decoders()
-        take_picture = partial(self._pictures.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
-        take_picture()
+        take_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
+        take_image()
         if "mm" in self.pools:
-            self.pools["mm"].run_in_each_thread(take_picture)
+            self.pools["mm"].run_in_each_thread(take_image)
 
     @property
     def _token(self) -> str:
-        return self._pictures.image_token
+        return self._images.image_token
 
-    def _joined(self, text: str, pictures: ProcessedPictures, options: ChatOptions) -> RenderedPrompt:
-        """The prompt with each picture's own tokens in the place of its one token."""
+    def _joined(self, text: str, images: ProcessedImages, options: ChatOptions) -> RenderedPrompt:
+        """The prompt with each image's own tokens in the place of its one token."""
         first, *others = text.split(self._token)
-        expanded = "".join([first, *(a + b for a, b in zip(pictures.placeholders, others, strict=True))])
+        expanded = "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
         prompt = self._tokenized(expanded, self._with_bos(text, options), param="messages")
-        types = self._pictures.token_types(prompt.token_ids)
-        tensors = pictures.tensors if types is None else {**pictures.tensors, "mm_token_type_ids": types}
+        types = self._images.token_types(prompt.token_ids)
+        tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
-    async def _load(self, parts: list[PicturePart]) -> list[PictureFile]:
+    async def _load(self, parts: list[ImagePart]) -> list[ImageFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)
         num_bytes = 0
 
-        async def load(part: PicturePart) -> PictureFile:
+        async def load(part: ImagePart) -> ImageFile:
             nonlocal num_bytes
             async with turns:
                 try:
@@ -126,8 +124,8 @@ class VisionRenderer(HfRenderer):
                     raise RequestError(f"{part.name}: {err}", param="messages") from err
             num_bytes += len(data)
             if num_bytes > MAX_WAITING_BYTES:
-                raise RequestError(f"the pictures are larger than {MAX_WAITING_BYTES} bytes together", param="messages")
-            return PictureFile(part.name, data)
+                raise RequestError(f"the images are larger than {MAX_WAITING_BYTES} bytes together", param="messages")
+            return ImageFile(part.name, data)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -136,14 +134,14 @@ class VisionRenderer(HfRenderer):
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _most_bytes(self, parts: list[PicturePart]) -> int:
-        """What the pictures may turn out to be; only of what comes in the URL itself is more known."""
+    def _most_bytes(self, parts: list[ImagePart]) -> int:
+        """What the images may turn out to be; only of what comes in the URL itself is more known."""
         most = self.config.max_media_bytes
         is_known = [part.url[:5].lower() == "data:" for part in parts]
         sizes = (len(part.url) * 3 // 4 if known else most for part, known in zip(parts, is_known, strict=True))
         return min(sum(sizes), MAX_WAITING_BYTES)
 
-    def _check_number(self, parts: list[PicturePart]) -> None:
+    def _check_number(self, parts: list[ImagePart]) -> None:
         most = self.config.max_images
         if len(parts) > most:
             raise RequestError(
@@ -158,13 +156,13 @@ class VisionRenderer(HfRenderer):
         return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
 
 
-def _picture_parts(messages: list[dict[str, Any]]) -> Iterator[PicturePart]:
+def _image_parts(messages: list[dict[str, Any]]) -> Iterator[ImagePart]:
     for i, message in enumerate(messages):
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list) else ()):
-            if is_picture(part):
+            if is_image(part):
                 name = f"messages[{i}].content[{j}]"
-                yield PicturePart(name, _url_of(part, name))
+                yield ImagePart(name, _url_of(part, name))
 
 
 def _url_of(part: dict[str, Any], name: str) -> str:

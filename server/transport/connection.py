@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from server.limits import LimitsConfig, flag_of
 from server.routes.health import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
-from server.transport.gentle_transport import GentleTransport
+from server.transport.lingering_transport import LingeringTransport
 from server.transport.read_watch import LAST_LOOK_S, ReadWatch, Stage, head_too_large
 from server.transport.refusal import Refusal, RefusedError
 from server.transport.tls_handshake import TlsHandshake
@@ -76,10 +76,10 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_deaf = False
         """Whatever else the client sends is dropped."""
         self._stall: asyncio.TimerHandle | None = None
-        self._gentle: GentleTransport
+        self._gentle: LingeringTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gentle = GentleTransport(transport, self._close, self._carrier)
+        self._gentle = LingeringTransport(transport, self._close, self._carrier)
         super().connection_made(self._gentle)  # type: ignore[arg-type]
         self._gentle.limit_unsent(self._limits.send_buffer_bytes)
         self._has_room = self._table.add(self)

@@ -12,9 +12,9 @@ from startup.processes.new_program import without_group_signals, without_main_mo
 from startup.vllm.forkserver import map_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
-from startup.vllm.learned import Lesson
 from startup.vllm.notices import ChildEnds
 from startup.vllm.preload_plan import PreloadPlan
+from startup.vllm.preload_profile import PreloadProfile
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def start_forkserver(
     map_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)
 
 
-def environment_at_exec(vllm: InstalledVllm, lesson: Lesson) -> dict[str, str]:
+def environment_at_exec(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
     """What vLLM will set for its children and libraries read when they are loaded; learnt, or known of the platform.
 
     Without PYTORCH_NVML_BASED_CUDA_CHECK, asking whether there is a GPU may initialise CUDA, which no fork survives.
@@ -52,8 +52,10 @@ def environment_at_exec(vllm: InstalledVllm, lesson: Lesson) -> dict[str, str]:
     if vllm.is_for_cpu:
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
-    learnt = {name: value for name, value in lesson.environment.items() if not foreign.is_set(name) or name == _PRELOAD}
-    return environment | learnt
+    learned = {
+        name: value for name, value in profile.environment.items() if not foreign.is_set(name) or name == _PRELOAD
+    }
+    return environment | learned
 
 
 def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:

@@ -39,13 +39,13 @@ from startup.vllm.forkserver_start import environment_at_exec, start_forkserver
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.json_lines import forget_configuration, log_as_json
-from startup.vllm.learned import StartKind, recall
 from startup.vllm.logs import log_as
 from startup.vllm.notices import Notices
 from startup.vllm.options import VllmOptions
 from startup.vllm.plain import PlainReason, run_plain, tell_of_plain_start, why_plain
 from startup.vllm.preflight import run_preflight
 from startup.vllm.preload_plan import plan_preload
+from startup.vllm.preload_profile import StartKind, recall
 from startup.vllm.spans import record_spans
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class _Launch:
         self._stack = ExitStack()
         self._files = line.locate_model()
         self._model = self._files.path if self._files else None
-        self._lesson = recall(StartKind.of(vllm, line.words, self._model))
+        self._profile = recall(StartKind.of(vllm, line.words, self._model))
         self._state = StartState(self._subject(), timeline)
         self._manager = self._stack.enter_context(closing(ServiceManager.from_environment()))
         self._responder: StartupResponder | None = None
@@ -142,9 +142,9 @@ class _Launch:
     @property
     def distrust(self) -> PlainReason | None:
         """Why this start should rather be vLLM's own."""
-        if self._lesson.distrust is None:
+        if self._profile.distrust is None:
             return None
-        return PlainReason(f"{self._lesson.distrust}; `vllm-cli preload reset` has it tried again")
+        return PlainReason(f"{self._profile.distrust}; `vllm-cli preload reset` has it tried again")
 
     def _may_be_our_fault(self, err: Exception) -> bool:
         """vLLM's own errors end the start as ever; only of versions that were never tried is nothing known."""
@@ -153,7 +153,7 @@ class _Launch:
     def _start_without_help(self, err: Exception) -> NoReturn:
         reason = f"a start of it failed with what vllm-cli does ({type(err).__name__}: {err})"
         logger.warning("%s: vLLM %s starts anew, without", reason, self._vllm.version)
-        replace(self._lesson, distrust=reason).save()
+        replace(self._profile, distrust=reason).save()
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
@@ -201,11 +201,11 @@ class _Launch:
             logger.warning("%s", notice)
 
     def _start_forkserver(self, notices: Notices) -> None:
-        if (notice := compile_cache.work_round(self._lesson.compile_cache)) is not None:
+        if (notice := compile_cache.work_round(self._profile.compile_cache)) is not None:
             logger.warning("%s", notice)
         with self._timeline.span("start_forkserver"):
-            plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._lesson, self._model)
-            environment = environment_at_exec(self._vllm, self._lesson)
+            plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._profile, self._model)
+            environment = environment_at_exec(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
                 start_forkserver(plan, self._journal, environment=environment, notices=notices.ends)
@@ -230,7 +230,7 @@ class _Launch:
         record_spans(self._journal)
         is_lean = self._may_defer_compiler
         with self._timeline.span("import_vllm"):
-            failed = import_api_server((*LATER_MODULES, *self._lesson.api_modules), is_lean=is_lean)
+            failed = import_api_server((*LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
         if is_lean and failed:
             logger.warning("vLLM could not be imported without its compiler: %s; it is started anew", failed)
             self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
@@ -262,7 +262,7 @@ class _Launch:
         self._journal.note_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
-        self._lesson.after(recordings).save()
+        self._profile.after(recordings).save()
         return recordings
 
     @property
@@ -279,7 +279,7 @@ class _Launch:
             model=self._line.served_name,
             start_method=self._start_method,
             packages=_PACKAGES,
-            key=lambda versions: self._lesson.kind.key,
+            key=lambda versions: self._profile.kind.key,
             report_file=self._options.startup_report,
             trace_file=self._options.startup_trace,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.learned import Lesson
+from startup.vllm.preload_profile import PreloadProfile
 
 COMPILER: Final = "torch._inductor.lowering"
 """What vLLM imports in order to patch it, 0.6 s, and to decorate helpers, whether or not anything will be compiled."""
@@ -51,7 +51,7 @@ class PreloadPlan:
 
 
 def plan_preload(
-    folder: Path, vllm: InstalledVllm, words: Sequence[str], lesson: Lesson, model: Path | None
+    folder: Path, vllm: InstalledVllm, words: Sequence[str], profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
     """The learnt list where there is one; else what every start on this platform imports."""
     several_api_servers = any(word.replace("_", "-").startswith(_SEVERAL_API_SERVERS) for word in words)
@@ -60,7 +60,7 @@ def plan_preload(
         *(_ON_CPU if vllm.is_for_cpu else _ON_GPU),
         *(_API_SERVER if several_api_servers else ()),
     )
-    learnt = lesson.engine_modules
+    learnt = profile.engine_modules
     return PreloadPlan(
         folder=str(folder),
         modules=tuple(dict.fromkeys((*roots, *learnt))),

@@ -1,4 +1,4 @@
-"""Pictures and pooling on a GPU."""
+"""Images and pooling on a GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.cuda.gpu import DEVICE
 from tests.server.engine.small_pooling import hidden_states, unit
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 from tests.server.engine.tiny_vlm import save_vlm
-from tests.server.engine.vlm_reference import expected_answer, picture_messages, picture_url
+from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
 
 pytestmark = pytest.mark.cuda
 
@@ -20,9 +20,9 @@ _NUM_TOKENS = 12
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_vl"])
-def test_pictures_are_seen_as_by_transformers(family: str, tmp_path: Path) -> None:
+def test_images_are_seen_as_by_transformers(family: str, tmp_path: Path) -> None:
     folder = save_vlm(tmp_path, family)
-    messages = picture_messages(picture_url(1))
+    messages = image_messages(image_url(1))
     arguments = [str(folder), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "4"]
     with (
         ServerProcess(arguments) as server,

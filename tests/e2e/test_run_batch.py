@@ -31,7 +31,7 @@ def test_a_killed_batch_leaves_no_process_and_is_finished_by_the_next(model_path
     finally:
         process.kill()
         process.communicate()
-    assert len(family) >= 3  # warden, API process, engine
+    assert len(family) >= 3  # supervisor, API process, engine
     wait_until(lambda: all(is_gone(member.pid) for member in family))
     kept = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1].splitlines()
     assert _NUM_SHORT <= len(kept) < _NUM_SHORT + _NUM_LONG

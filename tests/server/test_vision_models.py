@@ -1,4 +1,4 @@
-"""Which folders are taken for models that see pictures."""
+"""Which folders are taken for models that see images."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from server.model_files.vision_models import VISION_MODEL_TYPES, sees_pictures
+from server.model_files.vision_models import VISION_MODEL_TYPES, accepts_images
 
 
 @pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
-def test_the_models_that_are_tested_see_pictures(tmp_path: Path, model_type: str) -> None:
+def test_the_models_that_are_tested_see_images(tmp_path: Path, model_type: str) -> None:
     _write(tmp_path, {"model_type": model_type, "vision_config": {}})
-    assert sees_pictures(tmp_path)
+    assert accepts_images(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_the_models_that_are_tested_see_pictures(tmp_path: Path, model_type: str
 )
 def test_others_are_served_for_text_only(tmp_path: Path, config: Any) -> None:
     _write(tmp_path, config)
-    assert not sees_pictures(tmp_path)
+    assert not accepts_images(tmp_path)
 
 
 def test_a_broken_folder_sees_nothing(tmp_path: Path) -> None:
-    assert not sees_pictures(tmp_path)
+    assert not accepts_images(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert not sees_pictures(tmp_path)
+    assert not accepts_images(tmp_path)
 
 
 def _write(folder: Path, config: Any) -> None:

@@ -84,8 +84,8 @@ def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, afte
     assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
 
 
-def test_the_picture_needs_nothing_but_itself_and_has_bars_in_proportion(before, after, run_cli, tmp_path) -> None:
-    html = tmp_path / "picture.html"
+def test_the_image_needs_nothing_but_itself_and_has_bars_in_proportion(before, after, run_cli, tmp_path) -> None:
+    html = tmp_path / "image.html"
     done = run_cli("timeline", str(before), str(after), "--html", str(html))
     assert (done.returncode, done.stdout) == (0, "")
     text = html.read_text()
@@ -134,7 +134,7 @@ def test_a_file_that_is_not_there_is_a_usage_error(run_cli) -> None:
     assert "no-such-file.json" in done.stderr
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
+def test_an_image_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
     done = run_cli("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
@@ -143,7 +143,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(before, run_cli, tmp_path)
 
 def test_a_start_without_any_time_can_be_drawn(run_cli, tmp_path) -> None:
     content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
-    report, html = tmp_path / "report.json", tmp_path / "picture.html"
+    report, html = tmp_path / "report.json", tmp_path / "image.html"
     report.write_text(json.dumps(content))
     assert run_cli("timeline", str(report)).returncode == 0
     assert run_cli("timeline", str(report), "--html", str(html)).returncode == 0

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from typing import Final
 
 from envs.registry import env
-from vllm_cli import warden
+from vllm_cli import supervisor
 from vllm_cli.client.readiness import Readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import WaitOptions, wait_for_server
@@ -41,7 +41,7 @@ class ServerStartError(Exception):
 
 
 class OwnServer:
-    """`vllm-cli serve` below a warden (`vllm_cli.warden`), which ends it when this process ends, however."""
+    """`vllm-cli serve` below a supervisor (`vllm_cli.supervisor`), which ends it when this process ends, however."""
 
     def __init__(self, serve_words: tuple[str, ...], socket_path: Path) -> None:
         self.address = ServerAddress(uds=str(socket_path))
@@ -49,7 +49,7 @@ class OwnServer:
         words = (*_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *serve_words)
         with env.VLLM_API_KEY.override(None):
             self._warden = subprocess.Popen(
-                [sys.executable, "-I", warden.__file__, str(_STOP_GRACE_S), sys.executable, *words],
+                [sys.executable, "-I", supervisor.__file__, str(_STOP_GRACE_S), sys.executable, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

@@ -1,4 +1,4 @@
-"""The upright axis of a picture for figures that differ by orders of magnitude: a line at each power of ten."""
+"""The upright axis of a chart for figures that differ by orders of magnitude: a line at each power of ten."""
 
 from dataclasses import dataclass
 from math import ceil, floor, log10

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vllm_cli import warden
+from vllm_cli import supervisor
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
 
@@ -67,7 +67,7 @@ class RunningTarget:
 
 
 class CommandTarget:
-    """A server that the benchmark starts from shell words, under a warden that outlives the benchmark's own death."""
+    """A server that the benchmark starts from shell words, below a supervisor that survives the benchmark's death."""
 
     is_own = True
 
@@ -89,7 +89,7 @@ class CommandTarget:
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-bench-", suffix=".log", delete=False) as log:
             self._log_path = Path(log.name)
             self._warden = subprocess.Popen(
-                [sys.executable, "-I", warden.__file__, str(STOP_GRACE_S), *self._words],
+                [sys.executable, "-I", supervisor.__file__, str(STOP_GRACE_S), *self._words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -123,7 +123,7 @@ class CommandTarget:
         """One line on how the command ended."""
         status = self._warden.returncode if self._warden else None
         words = shlex.join(self._words)
-        if status == warden.CANNOT_RUN:
+        if status == supervisor.CANNOT_RUN:
             return f"Cannot run: {words}"
         return f"The server ended with exit status {status}: {words}"
 
@@ -155,7 +155,7 @@ class CommandTarget:
             process.stdin.flush()
             if process.stdout.readline():
                 return
-        process.wait()  # the server has ended, and with it the warden
+        process.wait()  # the server has ended, and with it the supervisor
 
 
 def build_target(spec: TargetSpec) -> Target:

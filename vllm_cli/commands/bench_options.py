@@ -53,7 +53,7 @@ def file_options(command: F) -> F:
     return _add(
         command,
         click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout."),
-        click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with a picture."),
+        click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with a chart."),
         click.option("--baseline", "baseline_path", type=_EARLIER_FILE, help="Earlier --json file to compare with."),
         click.option("--fail-over", "tolerance", type=Percentage(), help="How much worse is an error.  [default: 5%]"),
     )

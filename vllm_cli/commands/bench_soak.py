@@ -30,7 +30,7 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout.")
-@click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with pictures.")
+@click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with charts.")
 def soak(
     *, command: str | None, model: str | None, json_path: Path | None, html_path: Path | None, **options: Any
 ) -> int:

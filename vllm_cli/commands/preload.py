@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from startup.vllm.learned import Lesson
+    from startup.vllm.preload_profile import PreloadProfile
 
 
 @click.group("preload")
@@ -29,16 +29,16 @@ def show(*, as_json: bool) -> None:
       vllm-cli preload show
       vllm-cli preload show --json | jq '.[0].engine_modules'
     """
-    from startup.vllm.learned import all_lessons, lessons_folder
+    from startup.vllm.preload_profile import all_profiles, profiles_folder
 
-    lessons = all_lessons()
+    profiles = all_profiles()
     if as_json:
-        click.echo(json.dumps([_fields(lesson) for lesson in lessons], indent=2))
-    elif lessons:
-        click.echo("\n\n".join(map(_paragraph, lessons)))
+        click.echo(json.dumps([_fields(profile) for profile in profiles], indent=2))
+    elif profiles:
+        click.echo("\n\n".join(map(_paragraph, profiles)))
     else:
         click.echo(
-            f"Nothing has been learnt yet in {lessons_folder()}; the list that comes along serves a first start."
+            f"Nothing has been learnt yet in {profiles_folder()}; the list that comes along serves a first start."
         )
 
 
@@ -50,29 +50,29 @@ def reset() -> None:
     Example:
       vllm-cli preload reset
     """
-    from startup.vllm.learned import forget_all
+    from startup.vllm.preload_profile import forget_all
 
     click.echo(f"Forgot {forget_all()} kinds of start.")
 
 
-def _fields(lesson: "Lesson") -> dict[str, Any]:
-    return {"key": lesson.kind.key, **asdict(lesson)}
+def _fields(profile: "PreloadProfile") -> dict[str, Any]:
+    return {"key": profile.kind.key, **asdict(profile)}
 
 
-def _paragraph(lesson: "Lesson") -> str:
+def _paragraph(profile: "PreloadProfile") -> str:
     from startup.vllm.compile_cache import describe
 
-    kind = lesson.kind
+    kind = profile.kind
     lines = [
         f"{kind.key}: vLLM {kind.version}, {kind.architecture or 'any model'}, Python {kind.python}, {kind.machine}",
         f"  flags {' '.join(kind.flags) or '(none that matter)'}",
-        f"  {len(lesson.engine_modules)} modules for engine and workers, {len(lesson.api_modules)} for the API server, "
-        f"from {lesson.num_starts} starts",
+        f"  {len(profile.engine_modules)} modules for engine and workers, "
+        f"{len(profile.api_modules)} for the API server, from {profile.num_starts} starts",
     ]
-    lines += [f"  {name}={value}" for name, value in lesson.environment.items()]
-    lines += [f"  not importable: {name} ({reason})" for name, reason in lesson.failed.items()]
-    if (caches := describe(lesson.compile_cache)) is not None:
+    lines += [f"  {name}={value}" for name, value in profile.environment.items()]
+    lines += [f"  not importable: {name} ({reason})" for name, reason in profile.failed.items()]
+    if (caches := describe(profile.compile_cache)) is not None:
         lines.append(f"  {caches}")
-    if lesson.distrust:
-        lines.append(f"  not helped any more: {lesson.distrust}")
+    if profile.distrust:
+        lines.append(f"  not helped any more: {profile.distrust}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`vllm-cli timeline`: shows the report of a start, as text, picture or JSON, or compares two."""
+"""`vllm-cli timeline`: shows the report of a start, as text, chart or JSON, or compares two."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from startup.timeline.reader import ReportError, read_report
 from startup.timeline.report import StartReport
 from vllm_cli.errors import InputError
 from vllm_cli.timeline.comparison import comparison_to_dict, write_comparison
-from vllm_cli.timeline.picture import NamedReport, describe_start, draw_timeline
+from vllm_cli.timeline.page import NamedReport, describe_start, draw_timeline
 
 _REPORT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 _PICTURE_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)

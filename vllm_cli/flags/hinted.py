@@ -106,7 +106,7 @@ HINTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--cohere-format", harmless=("cmd4",)),
         value("--anthropic-disabled-thinking-effort", harmless=("auto",)),
     ),
-    "the embedded server takes text and pictures, and processes pictures in one way": (
+    "the embedded server takes text and images, and processes images in one way": (
         switch("--language-model-only"),
         value("--media-io-kwargs", harmless=("{}",)),
         value("--mm-processor-cache-type", harmless=("lru",)),

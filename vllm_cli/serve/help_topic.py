@@ -15,7 +15,7 @@ SECTIONS: Final = {
     "frontend": ("Requests and answers", "HTTP server"),
     "cacheconfig": ("Memory and scheduling",),
     "schedulerconfig": ("Memory and scheduling",),
-    "multimodalconfig": ("Pictures",),
+    "multimodalconfig": ("Images",),
     "observabilityconfig": ("Logging",),
     "loggingconfig": ("Logging",),
     "loadconfig": ("Start",),

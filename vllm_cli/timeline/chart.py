@@ -39,7 +39,7 @@ class PhaseColours:
 
 
 def draw_chart(report: StartReport, colours: PhaseColours, *, title: str, end_s: float) -> str:
-    """An SVG picture whose time axis ends at `end_s`, so that two charts can be compared."""
+    """An SVG chart whose time axis ends at `end_s`, so that two charts can be compared."""
     axis = TimeAxis(end_s, _LEFT, WIDTH - _LEFT - _RIGHT)
     lanes = [_Lane("waited for", [list(report.critical_path)]), *_arrange(report.spans)]
     bottom = _TITLE + sum(lane.height for lane in lanes)

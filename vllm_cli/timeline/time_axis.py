@@ -1,4 +1,4 @@
-"""The time axis of a picture: seconds to the right, lines at round numbers."""
+"""The time axis of a chart: seconds to the right, lines at round numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Decides which network addresses pictures may be fetched from, and connects to the very ones it has looked at."""
+"""Decides which network addresses images may be fetched from, and connects to the very ones it has looked at."""
 
 import asyncio
 import socket

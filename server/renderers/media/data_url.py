@@ -20,7 +20,7 @@ def decode_data_url(url: str, *, max_bytes: int) -> bytes:
     if not header.lower().endswith(";base64"):
         raise MediaError(f"a data URL must be base64 (`data:image/png;base64,...`), got {header[:40]!r}")
     if len(payload) // 4 * 3 > max_bytes + 2:
-        raise MediaError(f"the picture is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+        raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
     try:
         return _decode(payload)
     except ValueError as err:

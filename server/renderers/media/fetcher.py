@@ -1,4 +1,4 @@
-"""Fetches a picture over HTTP, from hosts that the operator allows and nowhere else."""
+"""Fetches an image over HTTP, from hosts that the operator allows and nowhere else."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User
 
 
 class MediaFetcher:
-    """Lives on the event loop. Keeps no connection: each picture has one of its own, to an address just checked."""
+    """Lives on the event loop. Keeps no connection: each image has one of its own, to an address just checked."""
 
     def __init__(self, policy: MediaPolicy) -> None:
         self._policy = policy
         self._private_hosts = frozenset(filter(is_private_by_name, policy.domains))
 
     async def fetch(self, url: str) -> bytes:
-        """The picture's bytes.
+        """The image's bytes.
 
         Raises:
             MediaError: the host is not allowed, does not answer in time, answers with an error or with too much.
@@ -44,11 +44,11 @@ class MediaFetcher:
             ):
                 return await self._follow(session, self._parse(url))
         except TimeoutError as err:
-            raise MediaError(f"the picture did not come within {timeout_s:g} s (VLLM_IMAGE_FETCH_TIMEOUT)") from err
+            raise MediaError(f"the image did not come within {timeout_s:g} s (VLLM_IMAGE_FETCH_TIMEOUT)") from err
         except MediaError:
             raise
         except (aiohttp.ClientError, OSError, ValueError) as err:
-            raise next(_media_errors(err), MediaError(f"fetching the picture failed: {_reason(err)}")) from err
+            raise next(_media_errors(err), MediaError(f"fetching the image failed: {_reason(err)}")) from err
 
     async def _follow(self, session: aiohttp.ClientSession, url: URL) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
@@ -78,7 +78,7 @@ class MediaFetcher:
                     break
                 parts.append(part)
         if num_bytes > max_bytes:
-            raise MediaError(f"the picture is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+            raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
         return b"".join(parts)
 
     def _parse(self, text: str, *, allow_relative: bool = False) -> URL:
@@ -98,7 +98,7 @@ class MediaFetcher:
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
         if not self._policy.domains:
-            raise MediaError("pictures are only fetched from hosts that are named in --allowed-media-domains")
+            raise MediaError("images are only fetched from hosts that are named in --allowed-media-domains")
         if host not in self._policy.domains:
             raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
         if (address := literal_address(host)) is not None and host not in self._private_hosts:

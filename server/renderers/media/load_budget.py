@@ -1,4 +1,4 @@
-"""Bounds the pictures that have been fetched and wait for the one thread that makes them ready for the model."""
+"""Bounds the images that have been fetched and wait for the one thread that makes them ready for the model."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ class LoadBudget:
 
     @asynccontextmanager
     async def hold(self, num_bytes: int) -> AsyncIterator["LoadShare"]:
-        """Room for a prompt whose pictures are so many bytes at most; waits until there is."""
+        """Room for a prompt whose images are so many bytes at most; waits until there is."""
         if self._waiting or not self._has_room(num_bytes):
             await self._wait(num_bytes)
         else:
@@ -60,7 +60,7 @@ class LoadShare:
         self._num_bytes = num_bytes
 
     def shrink_to(self, num_bytes: int) -> None:
-        """The pictures turned out smaller."""
+        """The images turned out smaller."""
         if num_bytes < self._num_bytes:
             self._budget.give_back(self._num_bytes - num_bytes)
             self._num_bytes = num_bytes

@@ -1,4 +1,4 @@
-"""Brings the bytes of a picture from wherever its URL points."""
+"""Brings the bytes of an image from wherever its URL points."""
 
 from concurrent.futures import Executor
 from functools import partial
@@ -19,7 +19,7 @@ class MediaLoader:
         self._executor = executor
 
     async def load(self, url: str) -> bytes:
-        """The picture's bytes, not yet looked at.
+        """The image's bytes, not yet looked at.
 
         Raises:
             MediaError: the URL is malformed or not allowed, or nothing comes from it.

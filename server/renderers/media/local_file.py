@@ -1,4 +1,4 @@
-"""Reads a picture that lies on the server, below the folder that the operator named."""
+"""Reads an image that lies on the server, below the folder that the operator named."""
 
 from pathlib import Path
 from stat import S_ISREG
@@ -50,5 +50,5 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except OSError as err:
         raise MediaError(f"the file cannot be read: {err.strerror}") from err
     if len(data) > max_bytes:
-        raise MediaError(f"the picture is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+        raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
     return data

@@ -1,4 +1,4 @@
-"""Where pictures may come from and how large they may be: the operator's word, told once."""
+"""Where images may come from and how large they may be: the operator's word, told once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from server.config import RendererConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MediaPolicy:
-    """Bounds of everything that a request's picture can make the server do."""
+    """Bounds of everything that a request's image can make the server do."""
 
     local_folder: Path | None = None
     """Real path; only files below it are read."""
     domains: frozenset[str] = frozenset()
-    """Host names, in lower case, that pictures are fetched from; none, unless the operator names them."""
+    """Host names, in lower case, that images are fetched from; none, unless the operator names them."""
     fetch_timeout_s: float = 5.0
-    """For a picture, redirects included."""
+    """For an image, redirects included."""
     follows_redirects: bool = True
     max_bytes: int = 256 << 20
     max_pixels: int = 178_956_970

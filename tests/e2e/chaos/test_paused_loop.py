@@ -18,7 +18,7 @@ from uvicorn._types import ASGI3Application
 
 from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
-from server.transport.polite_server import PoliteServer
+from server.transport.graceful_server import GracefulServer
 
 _TIMEOUT_S = 1
 _PAUSE_S = 2.0
@@ -46,7 +46,7 @@ async def _answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @asynccontextmanager
-async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[PoliteServer, tuple[str, int]]]:
+async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer, tuple[str, int]]]:
     """A server on this loop, and its address."""
     config = uvicorn.Config(
         app,
@@ -57,7 +57,7 @@ async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[PoliteServer, t
         log_config=None,
         access_log=False,
     )
-    server = PoliteServer(config)
+    server = GracefulServer(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         yield server, listener.getsockname()

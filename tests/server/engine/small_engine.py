@@ -18,7 +18,7 @@ from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Limits
 from server.engine.sequential_runner import SequentialRunner
-from server.engine.vision import picture_encoder
+from server.engine.vision import image_encoder
 from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
 
 _MAX_STEPS = 20_000
@@ -90,7 +90,7 @@ class SmallEngine:
             sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
             guided=guided,
             prefixes=self.prefixes,
-            features=FeatureBuilder(model, picture_encoder(model)),
+            features=FeatureBuilder(model, image_encoder(model)),
         )
         self.scheduler = self.core._scheduler
         self.completions: dict[str, Completion] = {}

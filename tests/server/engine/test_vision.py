@@ -1,4 +1,4 @@
-"""Models that see pictures: greedy outputs equal to transformers' own, alone and among others, whole and in chunks."""
+"""Models that see images: greedy outputs equal to transformers' own, alone and among others, whole and in chunks."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from transformers import PreTrainedModel
 from server.config import EngineConfig, ModelFiles, RendererConfig
 from server.engine.model_loading import load_model
 from server.engine.prompt_features import PromptFeaturesError
-from server.engine.vision import VisionEncoder, language_model, picture_encoder
+from server.engine.vision import VisionEncoder, image_encoder, language_model
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import PromptInputs, TensorData
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_vlm import FAMILIES, load_reference, save_vlm
-from tests.server.engine.vlm_reference import generate_answer, picture_url, writable
+from tests.server.engine.vlm_reference import generate_answer, image_url, writable
 
 _NUM_TOKENS = 12
 
@@ -37,7 +37,7 @@ class Seeing:
         return SmallEngine(model, **({"max_model_len": 1024} | options))
 
     def prompt(self, *parts: Any) -> RenderedPrompt:
-        """Texts, and pictures as (width, height, seed)."""
+        """Texts, and images as (width, height, seed)."""
         content = [{"type": "text", "text": p} if isinstance(p, str) else _part(*p) for p in parts]
         messages = [{"role": "user", "content": content}]
         return asyncio.run(self.renderer.render_chat_async(messages, ChatOptions()))
@@ -54,7 +54,7 @@ def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def _part(width: int, height: int, seed: int) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": picture_url(seed, width, height)}}
+    return {"type": "image_url", "image_url": {"url": image_url(seed, width, height)}}
 
 
 def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
@@ -69,13 +69,13 @@ def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) 
     )
 
 
-def test_what_is_said_depends_on_the_picture(seeing: Seeing) -> None:
+def test_what_is_said_depends_on_the_image(seeing: Seeing) -> None:
     a, b = (seeing.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
     assert a.token_ids == b.token_ids
     assert seeing.expected(a) != seeing.expected(b)
 
 
-def test_one_picture_is_answered_as_by_transformers(seeing: Seeing) -> None:
+def test_one_image_is_answered_as_by_transformers(seeing: Seeing) -> None:
     engine, prompt = seeing.engine(), seeing.prompt("Look: ", (60, 60, 1), " What is it?")
     completion = _add(engine, "a", prompt)
     engine.run()
@@ -84,13 +84,13 @@ def test_one_picture_is_answered_as_by_transformers(seeing: Seeing) -> None:
     engine.assert_nothing_leaked()
 
 
-def test_pictures_and_texts_share_batches(seeing: Seeing) -> None:
+def test_images_and_texts_share_batches(seeing: Seeing) -> None:
     engine = seeing.engine()
     prompts = [
         seeing.prompt("Look: ", (60, 60, 1)),
         seeing.prompt("Hello"),
         seeing.prompt((100, 60, 2), " and ", (80, 120, 3), "?"),
-        seeing.prompt("A somewhat longer text without any picture at all."),
+        seeing.prompt("A somewhat longer text without any image at all."),
         seeing.prompt((30, 200, 4), "x", (200, 30, 5)),
     ]
     completions = []
@@ -104,7 +104,7 @@ def test_pictures_and_texts_share_batches(seeing: Seeing) -> None:
     engine.assert_nothing_leaked()
 
 
-def test_a_prompt_with_pictures_may_be_computed_in_chunks(seeing: Seeing) -> None:
+def test_a_prompt_with_images_may_be_computed_in_chunks(seeing: Seeing) -> None:
     engine = seeing.engine(max_num_batched_tokens=16)
     prompts = [seeing.prompt("Look: ", (100, 60, 1), "?"), seeing.prompt("Hello there"), seeing.prompt((80, 80, 2))]
     completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
@@ -114,7 +114,7 @@ def test_a_prompt_with_pictures_may_be_computed_in_chunks(seeing: Seeing) -> Non
         assert completion.token_ids == seeing.expected(prompt)
 
 
-def test_a_preempted_sequence_still_has_its_pictures(seeing: Seeing) -> None:
+def test_a_preempted_sequence_still_has_its_images(seeing: Seeing) -> None:
     prompts = [seeing.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
     room = sum(len(prompt.token_ids) for prompt in prompts) + 10
     engine = seeing.engine(kv_cache_tokens=room, max_model_len=room)
@@ -125,9 +125,9 @@ def test_a_preempted_sequence_still_has_its_pictures(seeing: Seeing) -> None:
         assert completion.token_ids == seeing.expected(prompt)
 
 
-def test_another_picture_is_not_found_in_the_prefix_cache(seeing: Seeing) -> None:
+def test_another_image_is_not_found_in_the_prefix_cache(seeing: Seeing) -> None:
     engine = seeing.engine(prefix_tokens=2000)
-    prompts = [seeing.prompt("Look at this picture of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
+    prompts = [seeing.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
     for i, prompt in enumerate(prompts):
         completion = _add(engine, str(i), prompt)
         engine.run()
@@ -137,7 +137,7 @@ def test_another_picture_is_not_found_in_the_prefix_cache(seeing: Seeing) -> Non
 def test_the_choices_of_one_prompt_look_once(seeing: Seeing, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, prompt = seeing.engine(prefix_tokens=2000), seeing.prompt("Look: ", (60, 60, 1))
     looks = 0
-    encode = engine.core._features._encode_pictures
+    encode = engine.core._features._encode_images
     assert encode is not None
 
     def count(*args: Any) -> Any:
@@ -145,7 +145,7 @@ def test_the_choices_of_one_prompt_look_once(seeing: Seeing, monkeypatch: pytest
         looks += 1
         return encode(*args)
 
-    monkeypatch.setattr(engine.core._features, "_encode_pictures", count)
+    monkeypatch.setattr(engine.core._features, "_encode_images", count)
     inputs = _inputs(prompt)
     completions = [
         engine.add(str(i), prompt.token_ids, inputs, max_tokens=_NUM_TOKENS, ignore_eos=True) for i in range(3)
@@ -155,7 +155,7 @@ def test_the_choices_of_one_prompt_look_once(seeing: Seeing, monkeypatch: pytest
     assert [c.token_ids for c in completions] == [seeing.expected(prompt)] * 3
 
 
-def test_log_probabilities_of_a_prompt_with_pictures_can_be_told(seeing: Seeing) -> None:
+def test_log_probabilities_of_a_prompt_with_images_can_be_told(seeing: Seeing) -> None:
     engine, prompt = seeing.engine(), seeing.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
@@ -222,12 +222,12 @@ def test_a_language_model_that_is_given_more_than_embeddings_is_refused(
         encoder.encode(prompt.token_ids, inputs.mm or {})
 
 
-def test_a_model_of_text_takes_no_pictures(llama: PreTrainedModel) -> None:
-    assert picture_encoder(llama) is None
+def test_a_model_of_text_takes_no_images(llama: PreTrainedModel) -> None:
+    assert image_encoder(llama) is None
     engine = SmallEngine(llama)
     refused = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))
     engine.run()
-    assert (refused.finish_reason, refused.error) == ("error", "this model takes no pictures")
+    assert (refused.finish_reason, refused.error) == ("error", "this model takes no images")
 
 
 def _floats(n: int) -> TensorData:

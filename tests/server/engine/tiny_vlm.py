@@ -1,4 +1,4 @@
-"""Random-weight models that see pictures, in the real formats, a few megabytes each.
+"""Random-weight models that see images, in the real formats, a few megabytes each.
 
 `python tests/server/engine/tiny_vlm.py OUT [--family qwen2_vl] [--image-size 512]` builds one for benchmarks: the image
 processor works at the size of a real one, the language model is small and takes 4096 tokens.
@@ -51,7 +51,7 @@ class Family:
     tokens: list[str]
     """Special tokens of its own."""
     image_text: str
-    """What its chat template writes for a picture."""
+    """What its chat template writes for an image."""
     build: Callable[["Parts"], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
     """config.json's fields, preprocessor_config.json, processor_config.json."""
     bos_token: str | None = None
@@ -69,7 +69,7 @@ class Parts:
     image_size: int
     vision: dict[str, Any]
     patch_size: int = 14
-    """Of LLaVA's, Idefics3's and SmolVLM's pictures."""
+    """Of LLaVA's, Idefics3's and SmolVLM's images."""
 
 
 def save_vlm(
@@ -101,14 +101,14 @@ def load_reference(path: Path) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def picture(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
+def image(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
     """Coloured noise over a gradient: no two seeds look alike to a model."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The picture as a file."""
+    """The image as a file."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -344,7 +344,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def _build_model(family: str, config: dict[str, Any], seed: int) -> PreTrainedModel:
-    """Every weight matters: another picture gives another answer."""
+    """Every weight matters: another image gives another answer."""
     torch.manual_seed(seed)
     config = {"tie_word_embeddings": False, **config}
     model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[family](**config), dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Conversations with pictures, and what transformers' own `generate` answers to them."""
+"""Conversations with images, and what transformers' own `generate` answers to them."""
 
 import asyncio
 import base64
@@ -14,16 +14,16 @@ from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
-from tests.server.engine.tiny_vlm import as_bytes, load_reference, picture
+from tests.server.engine.tiny_vlm import as_bytes, image, load_reference
 
 
-def picture_url(seed: int, width: int = 60, height: int = 60) -> str:
-    """A picture of its own for each seed, as a `data:` URL."""
-    return "data:image/png;base64," + base64.b64encode(as_bytes(picture(width, height, seed=seed))).decode()
+def image_url(seed: int, width: int = 60, height: int = 60) -> str:
+    """An image of its own for each seed, as a `data:` URL."""
+    return "data:image/png;base64," + base64.b64encode(as_bytes(image(width, height, seed=seed))).decode()
 
 
-def picture_messages(*urls: str) -> list[Any]:
-    """One message of a text and the pictures."""
+def image_messages(*urls: str) -> list[Any]:
+    """One message of a text and the images."""
     parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 

@@ -21,7 +21,7 @@ from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.serving.services import Services
-from server.transport import gentle_transport
+from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
 from tests.waiting import wait_until as poll
@@ -241,7 +241,7 @@ def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[...
         config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
         metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
         if renderer.mm_cache is not None:
-            metrics.register_picture_cache(renderer.mm_cache)
+            metrics.register_image_cache(renderer.mm_cache)
         services = Services(
             config=config,
             limits=limits or LimitsConfig(),
@@ -298,7 +298,7 @@ def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
 @pytest.fixture
 def long_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is refused may go on sending for longer: a machine that is busy needs seconds for tens of megabytes."""
-    monkeypatch.setattr(gentle_transport, "_LINGER_S", PATIENT_S)
+    monkeypatch.setattr(lingering_transport, "_LINGER_S", PATIENT_S)
 
 
 @pytest.fixture

@@ -114,8 +114,8 @@ def test_parts_tools_and_response_formats_reach_the_encoding(renderer: DeepseekV
 
 
 def test_what_is_no_text_is_refused(renderer: DeepseekV32Renderer) -> None:
-    picture = {"type": "image_url", "image_url": {"url": "http://x"}}
-    for messages in ([], [{"role": "user", "content": [picture]}], [{"content": "x"}]):
+    image = {"type": "image_url", "image_url": {"url": "http://x"}}
+    for messages in ([], [{"role": "user", "content": [image]}], [{"content": "x"}]):
         with pytest.raises(RequestError) as raised:
             renderer.render_chat(messages, ChatOptions())
         assert raised.value.param == "messages"

@@ -1,4 +1,4 @@
-"""Conversations with pictures: tokens and tensors as transformers' processors make them, limits, and the cache."""
+"""Conversations with images: tokens and tensors as transformers' processors make them, limits, and the cache."""
 
 import asyncio
 import base64
@@ -16,13 +16,13 @@ from PIL import Image
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.pool import InlineExecutor
-from server.renderers.processor_cache import ProcessedPictures, ProcessorCache
+from server.renderers.processor_cache import ProcessedImages, ProcessorCache
 from server.renderers.processor_loading import ProcessorLoadError
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
-from tests.server.engine.tiny_vlm import FAMILIES, as_bytes, picture, save_vlm
+from tests.server.engine.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 
 Build = Callable[..., VisionRenderer]
@@ -69,11 +69,11 @@ def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
 
 
 CONVERSATIONS = {
-    "one": [("Look: ", picture(56, 56), " What is it?")],
-    "two sizes": [("A", picture(100, 60, seed=1), "B", picture(80, 120, seed=2))],
-    "same size": [(picture(200, 100, seed=3), picture(200, 100, seed=4), "Compare.")],
-    "tall and wide": [(picture(30, 300, seed=5), picture(300, 30, seed=6))],
-    "several turns": [("x", picture(56, 70, seed=7)), ("y",), (picture(90, 56, seed=8), "z")],
+    "one": [("Look: ", image(56, 56), " What is it?")],
+    "two sizes": [("A", image(100, 60, seed=1), "B", image(80, 120, seed=2))],
+    "same size": [(image(200, 100, seed=3), image(200, 100, seed=4), "Compare.")],
+    "tall and wide": [(image(30, 300, seed=5), image(300, 30, seed=6))],
+    "several turns": [("x", image(56, 70, seed=7)), ("y",), (image(90, 56, seed=8), "z")],
 }
 
 
@@ -81,7 +81,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_tensors_are_those_of_transformers(build: Build, family: str, name: str) -> None:
     renderer = build(family)
-    processor = renderer._pictures._processor
+    processor = renderer._images._processor
     if getattr(processor, "video_processor", processor) is None:
         processor.video_processor = SimpleNamespace(num_frames=8, fps=1, size={"longest_edge": 1}, merge_size=2)
     turns = CONVERSATIONS[name]
@@ -111,7 +111,7 @@ def test_tokens_and_tensors_are_those_of_transformers(build: Build, family: str,
 def test_text_alone_has_the_processors_tokens_and_no_tensors(build: Build, family: str) -> None:
     renderer = build(family)
     prompt = _render(renderer, {"role": "user", "content": "Hello"})
-    processor = renderer._pictures._processor
+    processor = renderer._images._processor
     text = (
         processor.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
         if (family != "smolvlm")
@@ -124,19 +124,19 @@ def test_text_alone_has_the_processors_tokens_and_no_tensors(build: Build, famil
 def test_a_template_that_takes_text_gets_the_token_before_it(build: Build) -> None:
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
     renderer = build("llava", chat_template=template)
-    prompt = _render(renderer, _message("What?", picture()))
+    prompt = _render(renderer, _message("What?", image()))
     assert prompt.text == "<image>" * 16 + "\nWhat?|"
 
 
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image_url", "image_url": _url(picture())},
-        {"type": "input_image", "image_url": _url(picture())},
-        {"type": "image_url", "image_url": {"url": _url(picture()), "detail": "low"}},
+        {"type": "image_url", "image_url": _url(image())},
+        {"type": "input_image", "image_url": _url(image())},
+        {"type": "image_url", "image_url": {"url": _url(image()), "detail": "low"}},
     ],
 )
-def test_every_spelling_of_a_picture_is_understood(build: Build, part: dict[str, Any]) -> None:
+def test_every_spelling_of_an_image_is_understood(build: Build, part: dict[str, Any]) -> None:
     assert _render(build(), {"role": "user", "content": [part]}).inputs is not None
 
 
@@ -148,32 +148,32 @@ def test_every_spelling_of_a_picture_is_understood(build: Build, part: dict[str,
         ({"type": "image_url", "image_url": {"url": 3}}, "needs an image_url"),
         (
             {"type": "image_url", "image_url": {"url": "data:;base64,aGk="}},
-            r"messages\[0\].content\[0\]: not a picture",
+            r"messages\[0\].content\[0\]: not an image",
         ),
         ({"type": "image_url", "image_url": {"url": "data:;base64,?"}}, r"content\[0\]: the data URL is not valid"),
         ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
         ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
-        ({"type": "video_url", "video_url": {"url": "x"}}, "text and pictures only"),
+        ({"type": "video_url", "video_url": {"url": "x"}}, "text and images only"),
         ({"type": "text", "text": "<|image_pad|>"}, "no text may hold"),
     ],
 )
 def test_what_is_wrong_with_a_part_is_told(build: Build, part: dict[str, Any], message: str) -> None:
-    content = [part] if part["type"] != "text" else [part, _image_part(picture())]
+    content = [part] if part["type"] != "text" else [part, _image_part(image())]
     with pytest.raises(RequestError, match=message) as caught:
         _render(build(), {"role": "user", "content": content})
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
-def test_more_pictures_than_allowed_are_refused(build: Build) -> None:
+def test_more_images_than_allowed_are_refused(build: Build) -> None:
     renderer = build(limit_mm_per_prompt={"image": 2})
-    assert _render(renderer, _message(picture(), picture()))
+    assert _render(renderer, _message(image(), image()))
     with pytest.raises(RequestError, match=r"At most 2 image\(s\)"):
-        _render(renderer, _message(picture(), picture()), _message(picture()))
+        _render(renderer, _message(image(), image()), _message(image()))
 
 
-def test_pictures_of_many_pixels_are_refused(build: Build) -> None:
-    with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]: the picture has 56x56 pixels"):
-        _render(build(max_image_pixels=3000), _message(picture()))
+def test_images_of_many_pixels_are_refused(build: Build) -> None:
+    with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]: the image has 56x56 pixels"):
+        _render(build(max_image_pixels=3000), _message(image()))
 
 
 def test_proportions_that_the_processor_refuses_are_the_requests_fault(build: Build) -> None:
@@ -181,69 +181,69 @@ def test_proportions_that_the_processor_refuses_are_the_requests_fault(build: Bu
         _render(build("qwen2_vl"), _message(Image.new("RGB", (2000, 4))))
 
 
-def test_pictures_and_truncation_do_not_go_together(build: Build) -> None:
+def test_images_and_truncation_do_not_go_together(build: Build) -> None:
     with pytest.raises(RequestError, match="truncate_prompt_tokens"):
-        _render(build(), _message(picture()), truncate_prompt_tokens=5)
+        _render(build(), _message(image()), truncate_prompt_tokens=5)
 
 
 def test_local_files_are_read_where_the_operator_allows_it(build: Build, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(as_bytes(picture(seed=3)))
+    (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
     part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/a.png"}}
     renderer = build(allowed_local_media_path=str(tmp_path))
     found = _render(renderer, {"role": "user", "content": [part]})
-    assert found.token_ids == _render(renderer, _message(picture(seed=3))).token_ids
+    assert found.token_ids == _render(renderer, _message(image(seed=3))).token_ids
     assert renderer.mm_cache.num_hits == 1
 
 
 def test_settings_come_from_the_operator_and_from_trusted_requests(build: Build) -> None:
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
-    plain = len(_render(build(), _message(picture(112, 112))).token_ids)
-    by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(picture(112, 112))).token_ids)
+    plain = len(_render(build(), _message(image(112, 112))).token_ids)
+    by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(image(112, 112))).token_ids)
     trusting = build(trust_request_mm_kwargs=True)
-    by_request = len(_render(trusting, _message(picture(112, 112)), mm_processor_kwargs={"size": size}).token_ids)
+    by_request = len(_render(trusting, _message(image(112, 112)), mm_processor_kwargs={"size": size}).token_ids)
     assert by_operator == by_request == plain - 15
     with pytest.raises(RequestError, match="--trust-request-mm-kwargs"):
-        _render(build(), _message(picture()), mm_processor_kwargs={"size": size})
+        _render(build(), _message(image()), mm_processor_kwargs={"size": size})
     with pytest.raises(RequestError, match="image processor failed"):
-        _render(trusting, _message(picture()), mm_processor_kwargs={"size": "large"})
+        _render(trusting, _message(image()), mm_processor_kwargs={"size": "large"})
 
 
-def test_a_picture_is_processed_once_per_setting(build: Build) -> None:
+def test_an_image_is_processed_once_per_setting(build: Build) -> None:
     renderer = build(trust_request_mm_kwargs=True)
-    first = _render(renderer, _message(picture(seed=1)))
+    first = _render(renderer, _message(image(seed=1)))
     assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (1, 0)
-    again = _render(renderer, _message("Again: ", picture(seed=1), picture(seed=2)))
+    again = _render(renderer, _message("Again: ", image(seed=1), image(seed=2)))
     assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (3, 1)
     assert np.array_equal(_tensors(first)["pixel_values"], _tensors(again)["pixel_values"][:16])
-    _render(renderer, _message(picture(seed=1)), mm_processor_kwargs={"do_normalize": False})
+    _render(renderer, _message(image(seed=1)), mm_processor_kwargs={"do_normalize": False})
     assert renderer.mm_cache.num_hits == 1
 
 
 def test_without_memory_nothing_is_kept(build: Build) -> None:
     renderer = build(mm_processor_cache_gb=0)
     for _ in range(2):
-        _render(renderer, _message(picture()))
+        _render(renderer, _message(image()))
     assert (len(renderer.mm_cache), renderer.mm_cache.num_hits) == (0, 0)
 
 
-def test_the_least_recently_used_picture_goes_first() -> None:
+def test_the_least_recently_used_image_goes_first() -> None:
     cache = ProcessorCache(max_bytes=250)
     for name in "abc":
-        cache.put(name, _pictures(100))
+        cache.put(name, _images(100))
         cache.find("a")
     assert [bool(cache.find(name)) for name in "abc"] == [True, False, True]
     assert cache.num_bytes == 200
-    cache.put("large", _pictures(251))
+    cache.put("large", _images(251))
     assert (len(cache), cache.num_bytes) == (2, 200)
     cache.clear()
     assert (len(cache), cache.num_bytes) == (0, 0)
 
 
-def test_clearing_the_cache_while_pictures_are_processed_changes_nothing(folders: dict[str, Path]) -> None:
+def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: dict[str, Path]) -> None:
     path = folders["idefics3"]
     with VisionRenderer(ModelFiles(path, path), RendererConfig(num_workers=2)) as renderer:
         renderer.warm_up()
-        wanted = [_render(renderer, _message(picture(80, 60, seed=i))) for i in range(4)]
+        wanted = [_render(renderer, _message(image(80, 60, seed=i))) for i in range(4)]
 
         async def run() -> list[RenderedPrompt]:
             async def clear() -> None:
@@ -251,7 +251,7 @@ def test_clearing_the_cache_while_pictures_are_processed_changes_nothing(folders
                     await renderer.clear_mm_cache_async()
 
             requests = [
-                renderer.render_chat_async([_message(picture(80, 60, seed=i % 4))], ChatOptions()) for i in range(32)
+                renderer.render_chat_async([_message(image(80, 60, seed=i % 4))], ChatOptions()) for i in range(32)
             ]
             return (await asyncio.gather(clear(), *requests))[1:]
 
@@ -264,7 +264,7 @@ def test_clearing_the_cache_while_pictures_are_processed_changes_nothing(folders
 
 
 def test_threads_import_nothing_after_a_lean_start(folders: dict[str, Path]) -> None:
-    """Only the main thread imports, as a launcher does it; then a server's first pictures come, in every format."""
+    """Only the main thread imports, as a launcher does it; then a server's first images come, in every format."""
     import subprocess
     import sys
 
@@ -277,7 +277,7 @@ from pathlib import Path
 from startup.imports import import_vision
 import_vision()
 path = Path({str(folders["qwen2_vl"])!r})
-urls = {[_url(picture(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]!r}
+urls = {[_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]!r}
 imports = []
 def hook(event, args):
     if event == "import" and threading.current_thread() is not threading.main_thread():
@@ -298,7 +298,7 @@ def test_processors_are_read_in_every_form_that_the_hub_has(
 ) -> None:
     """A template in chat_template.json, the older name of a class, and what transformers 5 writes."""
     plain = build("qwen2_vl")
-    wanted = _render(plain, _message("Look: ", picture(100, 60)))
+    wanted = _render(plain, _message("Look: ", image(100, 60)))
     for form in ("old", "new"):
         folder = tmp_path / form
         folder.mkdir()
@@ -313,21 +313,21 @@ def test_processors_are_read_in_every_form_that_the_hub_has(
             (folder / "preprocessor_config.json").write_text(json.dumps(settings))
         else:
             (folder / "chat_template.jinja").write_text(template)
-            own = plain._pictures._processor.image_processor.to_dict()
+            own = plain._images._processor.image_processor.to_dict()
             nested = {"processor_class": "Qwen2VLProcessor", "image_processor": own}
             (folder / "processor_config.json").write_text(json.dumps(nested))
         renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
-        found = _render(renderer, _message("Look: ", picture(100, 60)))
+        found = _render(renderer, _message("Look: ", image(100, 60)))
         assert found.token_ids == wanted.token_ids
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
 
 
-def test_models_without_pictures_and_operators_who_want_none_get_the_plain_renderer(folders: dict[str, Path]) -> None:
+def test_models_without_images_and_operators_who_want_none_get_the_plain_renderer(folders: dict[str, Path]) -> None:
     path = folders["qwen2_vl"]
     with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
         assert not isinstance(renderer, VisionRenderer)
         with pytest.raises(RequestError, match="served for text only"):
-            renderer.render_chat([_message(picture())], ChatOptions())
+            renderer.render_chat([_message(image())], ChatOptions())
     with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
         assert isinstance(renderer, VisionRenderer)
 
@@ -346,15 +346,15 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield executor
 
 
-def _pictures(num_bytes: int) -> ProcessedPictures:
-    return ProcessedPictures({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
+def _images(num_bytes: int) -> ProcessedImages:
+    return ProcessedImages({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
 
 
 @pytest.mark.alone
-async def test_the_loop_turns_while_pictures_are_decoded_and_processed(folders: dict[str, Path]) -> None:
+async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: dict[str, Path]) -> None:
     """The inline twin is what the loop would see if the work came back to it."""
     path = folders["llava"]
-    large = _message("What is it?", *(picture(2500, 2500, seed=seed) for seed in range(3)))
+    large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))
     turns = []
     for is_inline in (False, True):
         with VisionRenderer(ModelFiles(path, path), RendererConfig(is_inline=is_inline)) as renderer:

@@ -11,7 +11,7 @@ import uvicorn
 
 from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
-from server.transport.polite_server import PoliteServer
+from server.transport.graceful_server import GracefulServer
 from tests.certificates import Certificate
 
 PATIENT_S = 60.0
@@ -22,7 +22,7 @@ HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 class Served:
     """The server, and clients of it."""
 
-    def __init__(self, server: PoliteServer, port: int, certificate: Certificate | None) -> None:
+    def __init__(self, server: GracefulServer, port: int, certificate: Certificate | None) -> None:
         self._server = server
         self._port = port
         self._context = None if certificate is None else certificate.client_context()
@@ -65,7 +65,7 @@ async def serve(
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
     http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
-    server = PoliteServer(
+    server = GracefulServer(
         uvicorn.Config(application or _tell_scheme, http=http, log_config=None, ws="none", lifespan="off")
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs know the loop alone
 
 from server.limits import LimitsConfig
-from server.transport import gentle_transport
+from server.transport import lingering_transport
 from server.transport.connection import BoundedConnection
 from server.transport.tls_handshake import TlsHandshake
 from tests.certificates import Certificate, make_certificate, needs_openssl
@@ -57,7 +57,7 @@ def certificate(tmp_path: Path) -> Certificate:
 @pytest.fixture(autouse=True)
 def without_help(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What refers to itself stays where it is, and so does what waits for a client's goodbye."""
-    monkeypatch.setattr(gentle_transport, "_LINGER_S", 600)
+    monkeypatch.setattr(lingering_transport, "_LINGER_S", 600)
     gc.collect()
     gc.disable()
     try:

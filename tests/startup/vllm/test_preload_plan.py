@@ -7,19 +7,19 @@ import pytest
 
 from startup.vllm.forkserver_start import environment_at_exec
 from startup.vllm.installed import InstalledVllm
-from startup.vllm.learned import Lesson, StartKind
 from startup.vllm.preload_plan import COMPILER, PreloadPlan, plan_preload
+from startup.vllm.preload_profile import PreloadProfile, StartKind
 
 _CPU = InstalledVllm("0.32.0+cpu", Path("/nowhere/vllm"))
 _GPU = InstalledVllm("0.32.0", Path("/nowhere/vllm"))
 
 
-def _lesson(vllm: InstalledVllm = _CPU, *modules: str) -> Lesson:
-    return Lesson(StartKind.of(vllm, (), None), engine_modules=modules)
+def _profile(vllm: InstalledVllm = _CPU, *modules: str) -> PreloadProfile:
+    return PreloadProfile(StartKind.of(vllm, (), None), engine_modules=modules)
 
 
 def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Path | None = None) -> PreloadPlan:
-    return plan_preload(Path("/folder"), vllm, words.split(), _lesson(vllm, *modules), model)
+    return plan_preload(Path("/folder"), vllm, words.split(), _profile(vllm, *modules), model)
 
 
 def test_first_start_imports_engine_and_worker_of_its_platform() -> None:
@@ -70,8 +70,8 @@ def test_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_forkserver_begins_with_what_vllm_will_set_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_SET", "by the user")
-    lesson = replace(_lesson(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
-    environment = environment_at_exec(_CPU, lesson)
+    profile = replace(_profile(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
+    environment = environment_at_exec(_CPU, profile)
     assert environment["TORCH_OTHER"] == "by vLLM"
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
     assert "TORCH_SET" not in environment
@@ -84,7 +84,7 @@ def test_libraries_that_vllm_loads_first_are_loaded_first(tmp_path: Path, monkey
         (tmp_path / path).touch()
     vllm = InstalledVllm("0.32.0+cpu", tmp_path / "vllm")
     expected = f"{tmp_path}/vllm/libs/libtcmalloc_minimal.so.4:{tmp_path}/torch.libs/libgomp-1.so.1"
-    assert environment_at_exec(vllm, _lesson())["LD_PRELOAD"] == expected
+    assert environment_at_exec(vllm, _profile())["LD_PRELOAD"] == expected
     monkeypatch.setenv("LD_PRELOAD", "/my/libomp.so:/my/libtcmalloc.so")
-    assert environment_at_exec(vllm, _lesson())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
-    assert "LD_PRELOAD" not in environment_at_exec(_GPU, _lesson(_GPU))
+    assert environment_at_exec(vllm, _profile())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
+    assert "LD_PRELOAD" not in environment_at_exec(_GPU, _profile(_GPU))

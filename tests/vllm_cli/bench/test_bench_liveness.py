@@ -80,9 +80,9 @@ def test_every_kind_sends_what_it_promises_and_no_two_alike(tiny_server, run_ben
         assert len({texts[0] for texts in conversations}) == len(conversations)
         assert {body["messages"][-1]["role"] for body in bodies[path]} == {"user"}
     addresses = [body["messages"][0]["content"][1]["image_url"]["url"] for body in bodies["images"]]
-    pictures = [base64.b64decode(address.removeprefix("data:image/jpeg;base64,")) for address in addresses]
-    assert len(set(pictures)) == len(pictures)
-    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(48, 48)}
+    images = [base64.b64decode(address.removeprefix("data:image/jpeg;base64,")) for address in addresses]
+    assert len(set(images)) == len(images)
+    assert {Image.open(io.BytesIO(image)).size for image in images} == {(48, 48)}
     texts = [text for body in bodies["/v1/embeddings"] for text in body["input"]]
     assert len(texts) == len(set(texts)) == 3 * (num_warm_up + num_measured)
     check_embeddings(bodies["/v1/completions"])

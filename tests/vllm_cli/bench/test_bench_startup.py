@@ -279,7 +279,7 @@ def test_a_baseline_of_something_else_is_a_usage_error(slow_command, run_startup
     assert (done.returncode, "is not a file of `bench startup --json`" in done.stderr) == (2, True)
 
 
-def test_the_picture_shows_every_side_and_needs_nothing_but_itself(slow_command, run_startup, tmp_path) -> None:
+def test_the_image_shows_every_side_and_needs_nothing_but_itself(slow_command, run_startup, tmp_path) -> None:
     html = tmp_path / "starts.html"
     sides = ("--cmd", slow_command("--ready-ms", 200), "--vs", slow_command(), "--name", "ours<", "--name", "theirs")
     assert run_startup(*sides, *QUICK, "--html", html).returncode == 0

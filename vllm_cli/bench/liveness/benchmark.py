@@ -1,6 +1,6 @@
 """`bench liveness`: its parts, put together."""
 
-from vllm_cli.bench.liveness.picture import draw_liveness_page
+from vllm_cli.bench.liveness.chart import draw_liveness_page
 from vllm_cli.bench.liveness.regression import (
     find_less_alive_than_baseline,
     find_less_alive_than_others,

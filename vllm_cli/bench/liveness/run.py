@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from itertools import cycle
 from time import perf_counter
 
-from vllm_cli.bench.arena import Arena
 from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.errors import BenchError
 from vllm_cli.bench.interruption import run_interruptibly
@@ -29,10 +28,11 @@ from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
+from vllm_cli.bench.target_pool import TargetPool
 from vllm_cli.bench.turns import Rounds, Turn, plan_turns
 
 _CALM_S = 0.25
-"""Probed before and after the load, for the picture alone."""
+"""Probed before and after the load, for the chart alone."""
 _MAX_WARM_UP = 32
 """Requests of a warm-up: enough for everything that a server does once."""
 
@@ -55,11 +55,11 @@ class _LivenessBench:
     async def run(self) -> LivenessResult:
         created_at = datetime.now(UTC).isoformat(timespec="seconds")
         config = self._config
-        with Arena(config, lambda target: wait_until_healthy(target, config), self._progress) as arena:
-            servers = await arena.prepare()
+        with TargetPool(config, lambda target: wait_until_healthy(target, config), self._progress) as targets:
+            servers = await targets.prepare()
             self._mixture = self._mix(servers)
             turns = plan_turns(config.kinds, config)
-            rounds = await arena.take_turns(turns, self._describe, self._measure)
+            rounds = await targets.take_turns(turns, self._describe, self._measure)
         return self._assemble(created_at, servers, rounds)
 
     def _mix(self, servers: list[HealthyServer]) -> tuple[PlainKind, ...]:

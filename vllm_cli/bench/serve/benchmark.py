@@ -2,7 +2,7 @@
 
 from vllm_cli.bench.outcome import Benchmark
 from vllm_cli.bench.results import encode_result
-from vllm_cli.bench.serve.picture import draw_page
+from vllm_cli.bench.serve.chart import draw_page
 from vllm_cli.bench.serve.regression import find_slower_than_baseline, find_slower_than_others, read_baseline
 from vllm_cli.bench.serve.report import write_report
 from vllm_cli.bench.serve.run import run_bench

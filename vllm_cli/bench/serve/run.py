@@ -2,8 +2,6 @@
 
 from datetime import UTC, datetime
 
-from vllm_cli.bench.acquaintance import ReadyServer, wait_until_ready
-from vllm_cli.bench.arena import Arena
 from vllm_cli.bench.config import BenchConfig
 from vllm_cli.bench.dialect import Dialect
 from vllm_cli.bench.figures import compare_levels, measure_round, summarize_level
@@ -13,9 +11,11 @@ from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.readiness_check import ReadyServer, wait_until_ready
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
 from vllm_cli.bench.results import SCHEMA_VERSION, BenchResult, RoundFigures, Settings, SideResult
+from vllm_cli.bench.target_pool import TargetPool
 from vllm_cli.bench.turns import Rounds, Turn, plan_turns
 
 
@@ -37,9 +37,9 @@ class _Bench:
         created_at = datetime.now(UTC).isoformat(timespec="seconds")
         config = self._config
         turns = plan_turns(config.levels, config)
-        with Arena(config, lambda target: wait_until_ready(target, config), self._progress) as arena:
-            servers = await arena.prepare()
-            rounds = await arena.take_turns(turns, self._describe, self._measure)
+        with TargetPool(config, lambda target: wait_until_ready(target, config), self._progress) as targets:
+            servers = await targets.prepare()
+            rounds = await targets.take_turns(turns, self._describe, self._measure)
         return self._assemble(created_at, servers, rounds)
 
     def _describe(self, turn: Turn[int]) -> str:

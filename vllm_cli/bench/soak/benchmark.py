@@ -2,7 +2,7 @@
 
 from vllm_cli.bench.outcome import Examination
 from vllm_cli.bench.results import encode_result
-from vllm_cli.bench.soak.picture import draw_soak_page
+from vllm_cli.bench.soak.chart import draw_soak_page
 from vllm_cli.bench.soak.report import write_soak_report
 from vllm_cli.bench.soak.run import run_soak
 

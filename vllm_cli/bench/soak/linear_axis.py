@@ -1,4 +1,4 @@
-"""The upright axis of a picture for figures of one order of magnitude: lines at round numbers."""
+"""The upright axis of a chart for figures of one order of magnitude: lines at round numbers."""
 
 from dataclasses import dataclass
 from math import floor

@@ -2,7 +2,7 @@
 
 from vllm_cli.bench.outcome import Benchmark
 from vllm_cli.bench.results import encode_result
-from vllm_cli.bench.startup.picture import draw_startup_page
+from vllm_cli.bench.startup.chart import draw_startup_page
 from vllm_cli.bench.startup.regression import (
     find_slower_starts_than_baseline,
     find_slower_starts_than_others,

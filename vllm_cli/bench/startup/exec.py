@@ -1,8 +1,8 @@
 """Notes the time and becomes the command that is to be timed.
 
-A script of its own (`python -I -S startup_exec.py STAMP_FILE WORD...`), because between the benchmark's order and the
-command's exec lie the start of the warden and of this interpreter, which are not the command's fault. The stamp is in
-monotonic nanoseconds, the clock of all processes of the machine.
+A script of its own (`python -I -S startup_exec.py STAMP_FILE WORD...`), because the time between the benchmark's
+request and the command's exec includes the start of the supervisor and of this interpreter, which must not be
+charged to the command. The stamp is in monotonic nanoseconds, a clock that all processes of the machine share.
 """
 
 import os

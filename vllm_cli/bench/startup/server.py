@@ -6,10 +6,10 @@ from contextlib import closing
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from vllm_cli.bench.acquaintance import wait_until_ready
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.dialect import Dialect
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
+from vllm_cli.bench.readiness_check import wait_until_ready
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.startup.config import StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp

@@ -1,4 +1,4 @@
-"""Fetching pictures: allowed hosts and public addresses only, hop by hop, within bounds of time and size."""
+"""Fetching images: allowed hosts and public addresses only, hop by hop, within bounds of time and size."""
 
 import asyncio
 import socket
@@ -43,18 +43,18 @@ def _fetcher(*domains: str, **bounds: Any) -> MediaFetcher:
     return MediaFetcher(MediaPolicy(domains=frozenset(domains), **({"fetch_timeout_s": 60.0} | bounds)))
 
 
-async def _picture(request: web.Request) -> web.Response:
-    return web.Response(body=b"picture", content_type="text/html")
+async def _image(request: web.Request) -> web.Response:
+    return web.Response(body=b"image", content_type="text/html")
 
 
 async def test_an_address_that_the_operator_wrote_is_fetched_from(serve: Serve) -> None:
-    url = await serve(_picture)
-    assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"picture"
+    url = await serve(_image)
+    assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"image"
 
 
 async def test_localhost_may_be_allowed_by_name(serve: Serve) -> None:
-    url = await serve(_picture)
-    assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"picture"
+    url = await serve(_image)
+    assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"image"
 
 
 async def test_nothing_is_fetched_where_no_host_is_allowed() -> None:
@@ -85,7 +85,7 @@ async def test_other_hosts_are_refused(url: str) -> None:
         await _fetcher("example.com").fetch(url)
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "picture.png", "//example.com/a", "http://", ""])
+@pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "image.png", "//example.com/a", "http://", ""])
 async def test_what_is_not_http_is_refused(url: str) -> None:
     with pytest.raises(MediaError, match=r"must be http|not a URL"):
         await _fetcher("example.com").fetch(url)
@@ -177,16 +177,16 @@ async def test_a_name_that_changes_between_two_hops_is_looked_at_again(serve: Se
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", connect)
     with pytest.raises(MediaError, match="not on the public internet"):
-        await _fetcher("pictures.example").fetch(f"http://pictures.example:{port}/")
+        await _fetcher("images.example").fetch(f"http://images.example:{port}/")
     assert next(addresses, None) is None
 
 
 async def test_a_name_that_resolves_to_a_private_address_is_refused(serve: Serve, monkeypatch: Any) -> None:
-    url = await serve(_picture)
+    url = await serve(_image)
     port = url.rpartition(":")[2]
     _resolve_to(monkeypatch, "8.8.8.8", "127.0.0.1")
     with pytest.raises(MediaError, match="not on the public internet"):
-        await _fetcher("pictures.example").fetch(f"http://pictures.example:{port}/")
+        await _fetcher("images.example").fetch(f"http://images.example:{port}/")
 
 
 async def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: Any) -> None:
@@ -199,9 +199,9 @@ async def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monk
         raise OSError("no network")
 
     monkeypatch.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", connect)
-    with pytest.raises(MediaError, match="fetching the picture failed"):
-        await _fetcher("pictures.example").fetch("http://pictures.example/")
-    assert (lookups, connected) == (["pictures.example"], ["8.8.8.8"])
+    with pytest.raises(MediaError, match="fetching the image failed"):
+        await _fetcher("images.example").fetch("http://images.example/")
+    assert (lookups, connected) == (["images.example"], ["8.8.8.8"])
 
 
 async def test_a_name_is_not_private_because_another_is(monkeypatch: Any) -> None:
@@ -209,7 +209,7 @@ async def test_a_name_is_not_private_because_another_is(monkeypatch: Any) -> Non
     resolver = PublicResolver(frozenset({"localhost"}))
     assert [result["host"] for result in await resolver.resolve("localhost")] == ["127.0.0.1"]
     with pytest.raises(MediaError):
-        await resolver.resolve("pictures.example")
+        await resolver.resolve("images.example")
 
 
 async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
@@ -319,14 +319,14 @@ async def test_a_connection_that_breaks_off_is_an_error(serve: Serve) -> None:
         request.transport.abort()
         return response
 
-    with pytest.raises(MediaError, match="fetching the picture failed"):
+    with pytest.raises(MediaError, match="fetching the image failed"):
         await _fetcher("127.0.0.1").fetch(await serve(handler))
 
 
 async def test_nobody_listening_is_an_error() -> None:
     with socket.socket() as taken:  # and so nobody else's either
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(MediaError, match="fetching the picture failed"):
+        with pytest.raises(MediaError, match="fetching the image failed"):
             await _fetcher("127.0.0.1").fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/")
 
 

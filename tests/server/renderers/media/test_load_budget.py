@@ -1,4 +1,4 @@
-"""Pictures that have been fetched wait for their turn, but not without bounds."""
+"""Images that have been fetched wait for their turn, but not without bounds."""
 
 import asyncio
 

@@ -1,6 +1,6 @@
 """Runs a server command and takes it down, with everything it started, as soon as the benchmark lets go of it.
 
-A script of its own (`python -I warden.py GRACE_S WORD...`), because only a process that outlives the benchmark can
+A script of its own (`python -I supervisor.py GRACE_S WORD...`), because only a process that outlives the benchmark can
 clean up after a crash or a SIGKILL of it. The benchmark holds the other end of the standard input: the lines `pause`
 and `resume` freeze and thaw the server and are echoed when done, as is `look` if the server runs; the end of the input
 stops it. The exit status is the server's, 128 + N after signal N. What the server writes goes to this process's
@@ -20,12 +20,12 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
 NOTICE_S = 3 * _POLL_S
-"""Within this time after the server ended, so has the warden, on a machine that is not too busy."""
+"""Within this time after the server ended, so has the supervisor, on a machine that is not too busy."""
 CANNOT_RUN = 127
 """Exit status when the command cannot be executed; the same as a shell's."""
 
 
-class Warden:
+class Supervisor:
     """Owns one server process, in a session and process group of its own, and all its descendants."""
 
     def __init__(self, words: list[str], *, grace_s: float) -> None:
@@ -97,11 +97,11 @@ def _adopt_orphans() -> None:
 def _main() -> int:
     _adopt_orphans()
     try:
-        warden = Warden(sys.argv[2:], grace_s=float(sys.argv[1]))
+        supervisor = Supervisor(sys.argv[2:], grace_s=float(sys.argv[1]))
     except OSError as error:
         sys.stderr.write(f"{sys.argv[2]}: {error.strerror}\n")
         return CANNOT_RUN
-    return warden.watch()
+    return supervisor.watch()
 
 
 if __name__ == "__main__":

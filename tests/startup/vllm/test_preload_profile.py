@@ -15,12 +15,12 @@ _LATE = "vllm.lazy"
 _WORDS = ("--worker-imports", _LATE)
 
 
-def _lessons(folder: Path) -> list[Path]:
+def _profiles(folder: Path) -> list[Path]:
     return sorted((folder / "cache" / "vllm_cli" / "preload").glob("*.json"))
 
 
-def _lesson(folder: Path) -> dict[str, Any]:
-    (path,) = _lessons(folder)
+def _profile(folder: Path) -> dict[str, Any]:
+    (path,) = _profiles(folder)
     return json.loads(path.read_text())
 
 
@@ -28,7 +28,7 @@ def _importer(folder: Path, *, num_starts: int) -> str:
     """Which process has imported the late module; the start has been learnt from when this returns."""
     with FakeStart(folder, *_WORDS) as start:
         (worker,) = start.wait_until_ready().state()["workers"]
-        wait_until(lambda: _lessons(folder) and _lesson(folder)["num_starts"] == num_starts)
+        wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)
         (forkserver,) = start.forkservers()
     return {worker["pid"]: "worker", forkserver.pid: "forkserver"}[worker["imported_in"][_LATE]]
 
@@ -42,42 +42,42 @@ def _preload(folder: Path, *words: str) -> str:
 
 def test_second_start_imports_before_the_fork_what_the_first_one_imported_late(folder: Path) -> None:
     assert _importer(folder, num_starts=1) == "worker"
-    assert _LATE in _lesson(folder)["engine_modules"]
+    assert _LATE in _profile(folder)["engine_modules"]
     assert _importer(folder, num_starts=2) == "forkserver"
-    assert _LATE in _lesson(folder)["engine_modules"]
+    assert _LATE in _profile(folder)["engine_modules"]
 
     assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
     (shown,) = json.loads(_preload(folder, "show", "--json"))
-    assert shown["engine_modules"] == _lesson(folder)["engine_modules"]
+    assert shown["engine_modules"] == _profile(folder)["engine_modules"]
     assert _preload(folder, "reset") == "Forgot 1 kinds of start.\n"
-    assert _lessons(folder) == []
+    assert _profiles(folder) == []
     assert "Nothing has been learnt yet" in _preload(folder, "show")
 
 
 def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:
     _importer(folder, num_starts=1)
-    (path,) = _lessons(folder)
-    lesson = _lesson(folder)
-    lesson["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
-    path.write_text(json.dumps(lesson))
+    (path,) = _profiles(folder)
+    profile = _profile(folder)
+    profile["engine_modules"][0:0] = ["vllm.is_not_there_any_more"]
+    path.write_text(json.dumps(profile))
     assert _importer(folder, num_starts=2) == "forkserver"
-    assert "vllm.is_not_there_any_more" not in _lesson(folder)["engine_modules"]
-    assert "ModuleNotFoundError" in _lesson(folder)["failed"]["vllm.is_not_there_any_more"]
+    assert "vllm.is_not_there_any_more" not in _profile(folder)["engine_modules"]
+    assert "ModuleNotFoundError" in _profile(folder)["failed"]["vllm.is_not_there_any_more"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
 def test_file_that_makes_no_sense_is_as_none(content: str, folder: Path) -> None:
     from startup.vllm.installed import InstalledVllm
-    from startup.vllm.learned import Lesson, StartKind, recall
+    from startup.vllm.preload_profile import PreloadProfile, StartKind, recall
 
     kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(folder))
-        Lesson(kind, num_starts=1).save()
+        PreloadProfile(kind, num_starts=1).save()
         assert recall(kind).num_starts == 1
         (path,) = folder.rglob(f"{kind.key}.json")
         path.write_text(content)
-        assert recall(kind) == Lesson(kind)
+        assert recall(kind) == PreloadProfile(kind)
 
 
 def test_nothing_is_lost_where_nothing_can_be_kept(folder: Path) -> None:

@@ -60,7 +60,7 @@ class StartKind:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class PreloadProfile:
     """What a start of some kind had imported when it was ready."""
 
     kind: StartKind
@@ -78,7 +78,7 @@ class Lesson:
     distrust: str | None = None
     """Why starts of this kind are left to vLLM alone, after one has failed with what this package does."""
 
-    def after(self, recordings: StartRecordings) -> "Lesson":
+    def after(self, recordings: StartRecordings) -> "PreloadProfile":
         """What is known after one more start: modules it imported late come behind those that are known."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
@@ -99,51 +99,51 @@ class Lesson:
     def save(self) -> None:
         """Keeps it for the next start; where nothing can be written, it is not kept."""
         with suppress(OSError):
-            lessons_folder().mkdir(parents=True, exist_ok=True)
+            profiles_folder().mkdir(parents=True, exist_ok=True)
             write_whole(_path(self.kind), json.dumps(asdict(self), indent=1))
 
 
-def recall(kind: StartKind) -> Lesson:
-    """What is known of this kind of start; an empty lesson where that is nothing."""
+def recall(kind: StartKind) -> PreloadProfile:
+    """What is known of this kind of start; an empty profile where that is nothing."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         return _read(_path(kind))
-    return Lesson(kind)
+    return PreloadProfile(kind)
 
 
-def all_lessons() -> list[Lesson]:
+def all_profiles() -> list[PreloadProfile]:
     """What is known of any kind of start."""
-    lessons = []
-    for path in sorted(lessons_folder().glob("*.json")):
+    profiles = []
+    for path in sorted(profiles_folder().glob("*.json")):
         with suppress(OSError, ValueError, TypeError, KeyError):
-            lessons.append(_read(path))
-    return lessons
+            profiles.append(_read(path))
+    return profiles
 
 
 def forget_all() -> int:
     """Removes what was learnt; returns how many kinds of start that were."""
-    paths = list(lessons_folder().glob("*.json"))
+    paths = list(profiles_folder().glob("*.json"))
     for path in paths:
         path.unlink(missing_ok=True)
     return len(paths)
 
 
-def lessons_folder() -> Path:
+def profiles_folder() -> Path:
     """Where it is kept."""
     return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "preload"
 
 
 def _path(kind: StartKind) -> Path:
-    return lessons_folder() / f"{kind.key}.json"
+    return profiles_folder() / f"{kind.key}.json"
 
 
-def _read(path: Path) -> Lesson:
+def _read(path: Path) -> PreloadProfile:
     content: dict[str, Any] = json.loads(path.read_bytes())
     for name in ("engine_modules", "api_modules"):
         if not all(isinstance(module, str) for module in content[name]):
             raise ValueError(path)
         content[name] = tuple(content[name])
     kind = content.pop("kind")
-    return Lesson(kind=StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
+    return PreloadProfile(kind=StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
 
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:

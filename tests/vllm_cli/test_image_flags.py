@@ -1,4 +1,4 @@
-"""Flags and variables about pictures, on their way into the renderer's configuration."""
+"""Flags and variables about images, on their way into the renderer's configuration."""
 
 from pathlib import Path
 from typing import Any

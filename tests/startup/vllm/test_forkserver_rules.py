@@ -1,4 +1,4 @@
-"""What another project's early forkserver had to learn, each lesson a test."""
+"""What another project's early forkserver had to learn, each profile a test."""
 
 import os
 from collections.abc import Iterator

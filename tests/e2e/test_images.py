@@ -1,4 +1,4 @@
-"""Real servers of a tiny model that sees pictures, asked by the real `openai` client."""
+"""Real servers of a tiny model that sees images, asked by the real `openai` client."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 from server_process import ServerProcess
 
-from tests.server.engine.tiny_vlm import as_bytes, picture, save_vlm
-from tests.server.engine.vlm_reference import expected_answer, picture_messages, picture_url
+from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
+from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
@@ -29,7 +29,7 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def seeing(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("media")
-    (folder / "cat.png").write_bytes(as_bytes(picture(seed=4)))
+    (folder / "cat.png").write_bytes(as_bytes(image(seed=4)))
     arguments = [str(vlm), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "16"]
     arguments += ["--allowed-local-media-path", str(folder), "--limit-mm-per-prompt", '{"image": 2}']
     with ServerProcess(arguments) as server:
@@ -44,16 +44,16 @@ def client(seeing: ServerProcess) -> Iterator[OpenAI]:
 
 
 def test_a_data_url_is_answered_as_by_transformers(client: OpenAI, vlm: Path) -> None:
-    messages = picture_messages(picture_url(1), picture_url(2, 100, 80))
+    messages = image_messages(image_url(1), image_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
     assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
 
 
-def test_a_local_file_is_answered_like_itspicture_url(client: OpenAI, seeing: ServerProcess) -> None:
+def test_a_local_file_is_answered_like_itsimage_url(client: OpenAI, seeing: ServerProcess) -> None:
     by_file = f"file://{seeing.folder}/cat.png"  # type: ignore[attr-defined]
-    by_data = picture_url(4, 56, 56)
+    by_data = image_url(4, 56, 56)
     texts = [
-        client.chat.completions.create(messages=picture_messages(url), **_EXACT).choices[0].message.content
+        client.chat.completions.create(messages=image_messages(url), **_EXACT).choices[0].message.content
         for url in (by_file, by_data)
     ]
     assert texts[0] == texts[1]
@@ -64,17 +64,17 @@ def test_a_local_file_is_answered_like_itspicture_url(client: OpenAI, seeing: Se
     [
         (["file:///etc/passwd"], "no such file below"),
         (["http://127.0.0.1:1/a.png"], "--allowed-media-domains"),
-        (["data:image/png;base64,aGk="], "not a picture"),
-        ([picture_url(1)] * 3, "At most 2"),
+        (["data:image/png;base64,aGk="], "not an image"),
+        ([image_url(1)] * 3, "At most 2"),
     ],
 )
 def test_what_is_not_allowed_is_a_bad_request(client: OpenAI, urls: list[str], message: str) -> None:
     with pytest.raises(BadRequestError, match=message):
-        client.chat.completions.create(messages=picture_messages(*urls), **_EXACT)
+        client.chat.completions.create(messages=image_messages(*urls), **_EXACT)
 
 
-def test_thirty_two_pictures_at_once_are_each_answered_as_alone(seeing: ServerProcess, client: OpenAI) -> None:
-    conversations = [picture_messages(picture_url(seed)) for seed in range(4)]
+def test_thirty_two_images_at_once_are_each_answered_as_alone(seeing: ServerProcess, client: OpenAI) -> None:
+    conversations = [image_messages(image_url(seed)) for seed in range(4)]
     alone = [
         client.chat.completions.create(messages=messages, **_EXACT).choices[0].message.content
         for messages in conversations
@@ -93,6 +93,6 @@ def test_thirty_two_pictures_at_once_are_each_answered_as_alone(seeing: ServerPr
     assert seeing.metric("vllm:num_requests_running") == 0
 
 
-def test_text_goes_on_while_pictures_are_looked_at(client: OpenAI) -> None:
+def test_text_goes_on_while_images_are_looked_at(client: OpenAI) -> None:
     texts = [client.chat.completions.create(messages=[{"role": "user", "content": "Hi"}], **_EXACT) for _ in range(2)]
     assert texts[0].choices[0].message.content == texts[1].choices[0].message.content

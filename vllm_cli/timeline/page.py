@@ -89,10 +89,10 @@ def _draw_difference(share: float, *, is_known: bool) -> str:
     width = half * abs(share)
     left = half if share > 0 else half - width
     colour = ("#c8453b" if share > 0 else "#2f9e6b") if is_known else "#999999"
-    return "".join(_small_picture(left, width, colour))
+    return "".join(_small_chart(left, width, colour))
 
 
-def _small_picture(left: float, width: float, colour: str) -> Iterator[str]:
+def _small_chart(left: float, width: float, colour: str) -> Iterator[str]:
     half = _BAR_WIDTH / 2
     yield f'<svg viewBox="0 0 {_BAR_WIDTH} 12" width="{_BAR_WIDTH}" height="12" style="margin:0">'
     yield f'<rect x="{left:.1f}" y="1" width="{width:.1f}" height="10" fill="{colour}"/>'

@@ -13,7 +13,7 @@ from startup.logs.options import LogOptions
 logger = logging.getLogger(__name__)
 
 
-class EngineSupply:
+class EngineSupervisor:
     """Implements `server.serving.engine_life.EngineHandle`; lives on the API process's main thread."""
 
     def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:

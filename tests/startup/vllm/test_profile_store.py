@@ -1,4 +1,4 @@
-"""Starts of one kind share a lesson; what is learnt is added behind what is known."""
+"""Starts of one kind share a profile; what is learnt is added behind what is known."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.learned import Lesson, StartKind, all_lessons, forget_all, recall
+from startup.vllm.preload_profile import PreloadProfile, StartKind, all_profiles, forget_all, recall
 from tests.startup.vllm.toy_package import ToyPackages
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
@@ -59,13 +59,13 @@ def test_kind_depends_on_version_and_architecture(tmp_path: Path) -> None:
 
 
 def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
-    lesson = Lesson(StartKind.of(_VLLM, (), None), engine_modules=("a", "b"), api_modules=("x",))
+    profile = PreloadProfile(StartKind.of(_VLLM, (), None), engine_modules=("a", "b"), api_modules=("x",))
     recordings = StartRecordings(
         modules={"EngineCore": ["b", "c"], "VllmWorker-0": ["d", "c"], "MainProcess": ["y", "x"], "ApiServer_1": ["z"]},
         environment={"TORCH_X": "1", "TORCH_GONE": ""},
         failed={"b": "ImportError: b"},
     )
-    after = lesson.after(recordings)
+    after = profile.after(recordings)
     assert after.engine_modules == ("a", "c", "d")
     assert after.api_modules == ("x", "y", "z")
     assert after.environment == {"TORCH_X": "1"}
@@ -76,20 +76,20 @@ def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
 
 def test_lesson_is_recalled_as_it_was_kept() -> None:
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
-    lesson = Lesson(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
-    lesson.save()
-    assert recall(kind) == lesson
-    assert recall(replace(kind, version="other")) == Lesson(replace(kind, version="other"))
+    profile = PreloadProfile(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
+    profile.save()
+    assert recall(kind) == profile
+    assert recall(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
 
 
 def test_all_are_shown_and_forgotten(cache: Path) -> None:
     kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
     for kind in kinds:
-        Lesson(kind, num_starts=1).save()
+        PreloadProfile(kind, num_starts=1).save()
     (cache / "vllm_cli" / "preload" / "nonsense.json").write_text("{")
-    assert {lesson.kind for lesson in all_lessons()} == set(kinds)
+    assert {profile.kind for profile in all_profiles()} == set(kinds)
     assert forget_all() == 3
-    assert all_lessons() == []
+    assert all_profiles() == []
     assert forget_all() == 0
 
 

@@ -1,4 +1,4 @@
-"""Decoding pictures: formats, colours, and files that are out for memory or are none."""
+"""Decoding images: formats, colours, and files that are out for memory or are none."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from server.renderers.media.errors import MediaError
-from server.renderers.media.picture import decode_picture, import_decoders
+from server.renderers.media.image import decode_image, import_decoders
 
 _PIXELS = 1 << 20
 
@@ -25,7 +25,7 @@ def _file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def _decode(data: bytes, max_pixels: int = _PIXELS) -> Image.Image:
-    return decode_picture(data, max_pixels=max_pixels)
+    return decode_image(data, max_pixels=max_pixels)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -50,7 +50,7 @@ def test_what_is_transparent_becomes_white() -> None:
     assert _decode(_file(palette, "PNG", transparency=0)).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_a_picture_is_turned_as_its_camera_says() -> None:
+def test_an_image_is_turned_as_its_camera_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert _decode(_file(Image.new("RGB", (30, 20)), "JPEG", exif=exif)).size == (20, 30)
@@ -62,7 +62,7 @@ def test_the_first_frame_of_an_animation_counts() -> None:
     assert _decode(data).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_several_pictures_in_a_jpeg_file_are_the_first() -> None:
+def test_several_images_in_a_jpeg_file_are_the_first() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
     assert _decode(_file(frames[0], "MPO", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == (255, 255, 255)
 
@@ -77,12 +77,12 @@ def test_several_pictures_in_a_jpeg_file_are_the_first() -> None:
         b"\x89PNG\r\n\x1a\n",
     ],
 )
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    with pytest.raises(MediaError, match="not a picture in a known format"):
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(MediaError, match="not an image in a known format"):
         _decode(data)
 
 
-def test_a_picture_that_breaks_off_is_refused() -> None:
+def test_an_image_that_breaks_off_is_refused() -> None:
     data = _file(Image.effect_noise((64, 64), 50))
     with pytest.raises(MediaError, match="broken"):
         _decode(data[: len(data) // 2])
@@ -98,7 +98,7 @@ def test_what_pillow_calls_a_bomb_is_refused_whatever_the_limit() -> None:
         _decode(_png_header(60_000, 60_000), max_pixels=1 << 40)
 
 
-def test_the_largest_picture_allowed_is_taken() -> None:
+def test_the_largest_image_allowed_is_taken() -> None:
     data = _file(Image.new("L", (100, 50)))
     assert _decode(data, max_pixels=5000).size == (100, 50)
     with pytest.raises(MediaError, match="more than 4999"):
@@ -106,7 +106,7 @@ def test_the_largest_picture_allowed_is_taken() -> None:
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """A picture that promises these pixels and has none."""
+    """An image that promises these pixels and has none."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(b"\0" * 100)

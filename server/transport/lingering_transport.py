@@ -7,7 +7,7 @@ _LINGER_S = 5.0
 """How long a client may go on sending that was refused, or owe its goodbye: it has time to read the answer."""
 
 
-class GentleTransport:
+class LingeringTransport:
     """A transport for uvicorn whose `close` is the connection's to do; all else is the real one's own."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Turns pictures into the tensors that the model takes, and says what stands for them in the prompt."""
+"""Turns images into the tensors that the model takes, and says what stands for them in the prompt."""
 
 import json
 from collections.abc import Hashable, Sequence
@@ -12,24 +12,24 @@ from transformers.processing_utils import ProcessorMixin
 
 from server.errors import RequestError
 from server.renderers.media.errors import MediaError
-from server.renderers.media.picture import decode_picture
-from server.renderers.processor_cache import ProcessedPictures, ProcessorCache
+from server.renderers.media.image import decode_image
+from server.renderers.processor_cache import ProcessedImages, ProcessorCache
 from server.types import TensorData
 
 _TILED = ("Idefics3Processor", "SmolVLMProcessor")
-"""Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per picture."""
+"""Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per image."""
 
 
-class PictureFile(NamedTuple):
-    """A picture as it came."""
+class ImageFile(NamedTuple):
+    """An image as it came."""
 
     name: str
     """Where the request has it, e.g. `messages[0].content[1]`."""
     data: bytes
 
 
-class PictureProcessor:
-    """A model's image processor and its cache; every method runs in the renderer's picture thread."""
+class ImageProcessor:
+    """A model's image processor and its cache; every method runs in the renderer's image thread."""
 
     def __init__(self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int) -> None:
         self._processor = processor
@@ -40,18 +40,18 @@ class PictureProcessor:
 
     @property
     def image_token(self) -> str:
-        """What a chat template writes in the place of a picture."""
+        """What a chat template writes in the place of an image."""
         return str(self._processor.image_token)
 
-    def process(self, files: Sequence[PictureFile], settings: dict[str, Any]) -> ProcessedPictures:
-        """The pictures of one prompt; equal to what the processor makes of them all at once.
+    def process(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+        """The images of one prompt; equal to what the processor makes of them all at once.
 
         Args:
             files: one or more.
             settings: of the image processor (`mm_processor_kwargs`).
 
         Raises:
-            RequestError: a picture is broken or too large, or the settings are wrong.
+            RequestError: an image is broken or too large, or the settings are wrong.
         """
         settings_key = json.dumps(settings, sort_keys=True, default=repr)
         keys = [(sha256(file.data).digest(), settings_key) for file in files]
@@ -59,11 +59,11 @@ class PictureProcessor:
         return _join(singles, self._axis) or self._cached(tuple(keys), files, settings)
 
     def warm_up(self, image: Image.Image) -> None:
-        """Processes a picture that is not kept; on the main thread, for what transformers imports on its first one."""
+        """Processes an image that is not kept; on the main thread, for what transformers imports on its first one."""
         self._compute([image], {})
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
-        """Which of a prompt's tokens stand for a picture, for models whose positions depend on it."""
+        """Which of a prompt's tokens stand for an image, for models whose positions depend on it."""
         if not self._returns_token_types:
             return None
         types = self._processor.create_mm_token_type_ids([token_ids])
@@ -79,31 +79,31 @@ class PictureProcessor:
             )
         return bool(said)
 
-    def _cached(self, key: Hashable, files: Sequence[PictureFile], settings: dict[str, Any]) -> ProcessedPictures:
+    def _cached(self, key: Hashable, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
         found = self.cache.find(key)
         if found is None:
             found = self._compute([self._decode(file) for file in files], settings)
             self.cache.put(key, found)
         return found
 
-    def _decode(self, file: PictureFile) -> Image.Image:
+    def _decode(self, file: ImageFile) -> Image.Image:
         try:
-            return decode_picture(file.data, max_pixels=self._max_pixels)
+            return decode_image(file.data, max_pixels=self._max_pixels)
         except MediaError as err:
             raise RequestError(f"{file.name}: {err}", param="messages") from err
 
-    def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedPictures:
+    def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedImages:
         try:
             kwargs = self._image_kwargs(settings)
             outputs = self._images(images, **kwargs)
             placeholders = tuple(
                 self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
             )
-        except Exception as err:  # settings may be anything, and so may a picture's proportions
+        except Exception as err:  # settings may be anything, and so may an image's proportions
             reason = str(err)[:300] or type(err).__name__
             raise RequestError(f"the image processor failed: {reason}", param="messages") from err
         wanted = self._images.model_input_names
-        return ProcessedPictures(
+        return ProcessedImages(
             {name: _to_tensor(_narrow(name, np.asarray(outputs[name]))) for name in wanted if name in outputs},
             placeholders,
         )
@@ -127,8 +127,8 @@ def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
     return TensorData(contiguous.dtype.name, contiguous.shape, contiguous.data.cast("B"))
 
 
-def _join(parts: Sequence[ProcessedPictures], axis: int) -> ProcessedPictures | None:
-    """Pictures one after the other along the axis; None where their other sizes differ."""
+def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None:
+    """Images one after the other along the axis; None where their other sizes differ."""
     if len(parts) == 1:
         return parts[0]
     tensors: dict[str, TensorData] = {}
@@ -139,4 +139,4 @@ def _join(parts: Sequence[ProcessedPictures], axis: int) -> ProcessedPictures | 
             return None
         shape = (*pieces[0].shape[:axis], sum(p.shape[axis] for p in pieces), *pieces[0].shape[axis + 1 :])
         tensors[name] = TensorData(pieces[0].dtype, shape, memoryview(b"".join(p.data for p in pieces)))
-    return ProcessedPictures(tensors, tuple(text for part in parts for text in part.placeholders))
+    return ProcessedImages(tensors, tuple(text for part in parts for text in part.placeholders))

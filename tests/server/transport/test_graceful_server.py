@@ -13,7 +13,7 @@ import uvloop
 
 from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
-from server.transport.polite_server import PoliteServer
+from server.transport.graceful_server import GracefulServer
 from tests.certificates import make_certificate, needs_openssl
 from tests.server.transport.served import HALF_A_HELLO, PATIENT_S
 
@@ -42,12 +42,12 @@ def test_handshakes_of_clients_that_were_never_accepted_hold_up_nothing(tmp_path
             client.settimeout(PATIENT_S)
             client.sendall(hello)
 
-        uvloop.run(_end(PoliteServer(config), listener))
+        uvloop.run(_end(GracefulServer(config), listener))
         for client in clients:
             assert not _read(client)
 
 
-async def _end(server: PoliteServer, listener: socket.socket) -> None:
+async def _end(server: GracefulServer, listener: socket.socket) -> None:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     server.servers = []

@@ -10,7 +10,7 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.target import Target, build_target
 from vllm_cli.bench.turns import Lineup, Rounds, Turn
-from vllm_cli.warden import NOTICE_S
+from vllm_cli.supervisor import NOTICE_S
 
 
 class Met(Protocol):
@@ -32,7 +32,7 @@ F = TypeVar("F", bound=Measured)
 D = TypeVar("D")
 
 
-class Arena(Generic[S]):
+class TargetPool(Generic[S]):
     """Starts, wakes and stops servers; a context manager that leaves none running.
 
     What a started server does while another one is measured is the idle policy:

@@ -13,7 +13,7 @@ _FIRST_REQUEST_S = 1.0
 _LOOK_S = 0.01
 
 
-class PoliteServer(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """Lives on the event loop; signals are for others to handle, or they would end the process instead of the loop."""
 
     def announce_close(self) -> None:

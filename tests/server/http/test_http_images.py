@@ -1,4 +1,4 @@
-"""Chats with pictures over HTTP: a model that sees them, and one that does not."""
+"""Chats with images over HTTP: a model that sees them, and one that does not."""
 
 import asyncio
 import base64
@@ -11,7 +11,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.vision import VisionRenderer
-from tests.server.engine.tiny_vlm import as_bytes, picture, save_vlm
+from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
 
 MAX_MODEL_LEN = 512
 
@@ -32,13 +32,13 @@ def seeing_renderer(vlm: Path) -> Iterator[VisionRenderer]:
 
 @pytest.fixture
 def seeing(serve: Callable[..., Any], seeing_renderer: VisionRenderer, engine: Any) -> Any:
-    """A server of a model that sees pictures; its engine talks from a script."""
+    """A server of a model that sees images; its engine talks from a script."""
     engine.reset(seeing_renderer.tokenizer.encode("a cat", add_special_tokens=False))
     return serve(renderer=seeing_renderer)
 
 
 def _url(seed: int = 0, size: int = 56) -> str:
-    return "data:image/png;base64," + base64.b64encode(as_bytes(picture(size, size, seed=seed))).decode()
+    return "data:image/png;base64," + base64.b64encode(as_bytes(image(size, size, seed=seed))).decode()
 
 
 def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def test_a_picture_reaches_the_engine_with_its_tokens(seeing: Any) -> None:
+def test_an_image_reaches_the_engine_with_its_tokens(seeing: Any) -> None:
     answer = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()))
     assert answer.choices[0].message.content == "a cat"
     ((token_ids, _),) = seeing.engine.requests.values()
@@ -57,25 +57,25 @@ def test_a_picture_reaches_the_engine_with_its_tokens(seeing: Any) -> None:
     assert answer.usage.prompt_tokens == len(token_ids)
 
 
-def test_choices_of_one_request_share_the_pictures(seeing: Any) -> None:
+def test_choices_of_one_request_share_the_images(seeing: Any) -> None:
     seeing.chat(messages=_messages(_url()), n=3)
     assert len(seeing.engine.inputs) == 3
     assert len({id(inputs) for inputs in seeing.engine.inputs.values()}) == 1
 
 
-def test_a_streamed_answer_to_a_picture_is_the_same(seeing: Any) -> None:
+def test_a_streamed_answer_to_an_image_is_the_same(seeing: Any) -> None:
     stream = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "a cat"
 
 
-def test_tokenize_counts_the_pictures_tokens(seeing: Any) -> None:
+def test_tokenize_counts_the_images_tokens(seeing: Any) -> None:
     found = seeing.post("/tokenize", {"messages": _messages(_url())}).json()
     seeing.chat(messages=_messages(_url()))
     ((token_ids, _),) = seeing.engine.requests.values()
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
-def test_text_alone_goes_without_pictures(seeing: Any) -> None:
+def test_text_alone_goes_without_images(seeing: Any) -> None:
     assert seeing.chat().status_code == 200
     assert list(seeing.engine.inputs.values()) == [None]
 
@@ -83,7 +83,7 @@ def test_text_alone_goes_without_pictures(seeing: Any) -> None:
 @pytest.mark.parametrize(
     ("urls", "message"),
     [
-        (["data:image/png;base64,aGVsbG8="], "messages[0].content[0]: not a picture in a known format"),
+        (["data:image/png;base64,aGVsbG8="], "messages[0].content[0]: not an image in a known format"),
         (["https://example.com/cat.png"], "--allowed-media-domains"),
         (["http://169.254.169.254/latest/meta-data"], "--allowed-media-domains"),
         (["file:///etc/passwd"], "--allowed-local-media-path"),
@@ -108,7 +108,7 @@ def test_settings_of_the_processor_need_the_operators_trust(seeing: Any) -> None
     assert "--trust-request-mm-kwargs" in answer.json()["error"]["message"]
 
 
-def test_a_model_of_text_refuses_pictures(server: Any) -> None:
+def test_a_model_of_text_refuses_images(server: Any) -> None:
     answer = server.chat(messages=_messages(_url()))
     assert answer.status_code == 400
     assert "this model is served for text only" in answer.json()["error"]["message"]
@@ -127,7 +127,7 @@ def test_the_cache_is_measured(seeing: Any) -> None:
     assert values["vllm_cli:mm_cache_bytes"] > 0
 
 
-async def test_thirty_two_pictures_at_once_while_the_cache_is_cleared(
+async def test_thirty_two_images_at_once_while_the_cache_is_cleared(
     seeing: Any, seeing_renderer: VisionRenderer
 ) -> None:
     stop = asyncio.Event()
