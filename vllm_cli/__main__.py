@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+import vllm_cli.own_packages  # noqa: F401 - before any other package of this program
+
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 _INTERRUPTED = 130
 
@@ -36,12 +38,12 @@ def _raise_at_sigint() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _forget_working_folder() -> None:
-    """`python -m` puts it first on the path, where a user's `server.py` would hide ours."""
+def _remove_working_folder_from_path() -> None:
+    """`python -m` puts it first on the path, where a user's `click.py` would hide the library."""
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
 
 
 if __name__ == "__main__":
-    _forget_working_folder()
+    _remove_working_folder_from_path()
     sys.exit(main())

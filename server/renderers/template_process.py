@@ -18,7 +18,10 @@ from envs.harmless import harmless_environment
 from server.renderers.messages import Message
 
 _ROOT: Final = Path(__file__).parents[2]
-_CODE: Final = "import sys; sys.path.append(sys.argv[1]); from server.renderers.template_worker import main; main()"
+_CODE: Final = (
+    "import sys; sys.path.append(sys.argv[1]); import vllm_cli.own_packages; "
+    "from server.renderers.template_worker import main; main()"
+)
 _LENGTH: Final = struct.Struct("!Q")
 _WALL_S: Final = 60.0
 """For a machine that has no processor time to give; the process itself is bounded by that."""

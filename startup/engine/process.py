@@ -14,6 +14,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from envs import foreign
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from startup.engine.cuda import ask_without_cuda
@@ -25,7 +26,12 @@ from startup.logs.setup import configure_logging
 from startup.model.model_class import modeling_module
 from startup.processes import death_pipe, group_signals
 from startup.processes.end_watch import EndWatch
-from startup.processes.new_program import without_group_signals, without_main_module
+from startup.processes.new_program import (
+    OWN_PACKAGES_MODULE,
+    WITHOUT_WORKING_FOLDER,
+    with_own_packages_as_main,
+    without_group_signals,
+)
 from startup.processes.oom_watch import OomWatch
 from startup.timeline.process_age import process_start_ns
 
@@ -102,7 +108,7 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
-        context.set_forkserver_preload([PRELOAD_MODULE])
+        context.set_forkserver_preload([OWN_PACKAGES_MODULE, PRELOAD_MODULE])
         ensure_forkserver()
     elif method == "fork":
         import_serially()
@@ -111,7 +117,7 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
 def ensure_forkserver() -> None:
     """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    with without_group_signals():
+    with without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
         forkserver.ensure_running()
 
 
@@ -153,7 +159,7 @@ def start_engine(
         args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with without_main_module(), group_signals.held_back() if is_fork else without_group_signals():
+    with with_own_packages_as_main(), group_signals.held_back() if is_fork else without_group_signals():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)

@@ -1,20 +1,30 @@
-"""What the new programs that multiprocessing starts, forkserver or spawned process, should not get of this one."""
+"""Controls what a new Python program of multiprocessing, a forkserver or a spawned process, gets from this process."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, Final
 
 from startup.processes import group_signals
 
+OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
+"""Imported first in every new program, so that a user's `server.py` is not taken for ours."""
+
+WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
+"""Variables for the forkserver's start: it runs with `python -c`, which puts the working folder on the path."""
+
 
 @contextmanager
-def without_main_module() -> Iterator[None]:
-    """While open, processes are started as if there were no script, of which the engine's processes need nothing."""
+def with_own_packages_as_main() -> Iterator[None]:
+    """While open, new programs run OWN_PACKAGES_MODULE as their main module instead of the script of this process.
+
+    multiprocessing runs the main module before it unpickles anything (`multiprocessing.spawn.prepare`).
+    """
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
+    main["__spec__"] = ModuleSpec(OWN_PACKAGES_MODULE, None)
     try:
         yield
     finally:

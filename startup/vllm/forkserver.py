@@ -20,7 +20,7 @@ from typing import Any, Final
 from envs import foreign
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
-from startup.processes.new_program import without_main_module
+from startup.processes.new_program import with_own_packages_as_main
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
 from startup.vllm.notices import ChildEnds, report_from_child
@@ -104,7 +104,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     """Watches the child itself: multiprocessing watches a pipe that the forkserver holds, whose end looks like it."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with without_main_module(), _noted(process_obj.name), group_signals.interrupting():
+        with with_own_packages_as_main(), _noted(process_obj.name), group_signals.interrupting():
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
         with suppress(OSError):  # an old kernel, or the child is gone: the pipe will do

@@ -8,7 +8,12 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.processes.new_program import without_group_signals, without_main_module
+from startup.processes.new_program import (
+    OWN_PACKAGES_MODULE,
+    WITHOUT_WORKING_FOLDER,
+    with_own_packages_as_main,
+    without_group_signals,
+)
 from startup.vllm.forkserver import map_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
@@ -33,11 +38,11 @@ def start_forkserver(
         environment: what it has beyond this process's variables.
         notices: where children that serve say so.
     """
-    forkserver.set_forkserver_preload([PRELOAD_MODULE])
+    forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, PRELOAD_MODULE])
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
-        with without_main_module(), without_group_signals():
+        with with_own_packages_as_main(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     map_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)

@@ -45,3 +45,14 @@ def test_variable_that_only_a_new_program_can_take_over_brings_a_new_program(fol
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert len(start.told("EngineCore is started anew instead of forked: PYTHONHASHSEED is '7'")) == 1
         assert len(start.told("WARNING")) == 1
+
+
+@pytest.mark.parametrize("wanted", [None, "spawn", "fork"], ids=["forkserver", "spawn", "fork"])
+def test_modules_of_our_names_on_the_path_are_not_imported(wanted: str | None, folder: Path, tmp_path: Path) -> None:
+    for name in ("server", "startup", "envs"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()\nraise SystemExit\n")
+    env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=wanted)
+    env["PYTHONPATH"] = f"{tmp_path}:{env['PYTHONPATH']}"
+    with FakeStart(folder, env=env) as start:
+        assert start.wait_until_ready().complete("A text") == "A text was read by worker 0"
+        assert not (tmp_path / "imported").exists()

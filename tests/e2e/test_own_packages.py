@@ -1,0 +1,71 @@
+"""A user's `server.py`, `startup.py` and `envs.py` are never imported in place of this program's packages."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.renderers.template_process import TemplateProcess
+from tests.e2e.server_process import ServerProcess
+from tests.llamas import save_tiny_llama
+
+_NAMES = ("server", "startup", "envs")
+
+
+@pytest.fixture
+def decoys(tmp_path: Path) -> Path:
+    """A folder with modules of our names, each of which leaves a file when it is imported."""
+    folder = tmp_path / "decoys"
+    folder.mkdir()
+    for name in _NAMES:
+        (folder / f"{name}.py").write_text(f"open({str(folder / name)!r}, 'w').close()\nraise SystemExit('{name}')\n")
+    return folder
+
+
+def _imported(folder: Path) -> list[str]:
+    return [name for name in _NAMES if (folder / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
+    ids=["script", "module"],
+)
+def test_command_line(command: list[str], decoys: Path) -> None:
+    done = subprocess.run(
+        [*command, "serve", "--help"],
+        env={"PYTHONPATH": "."},
+        cwd=decoys,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (done.returncode, _imported(decoys)) == (0, []), done.stderr
+    assert "Serve MODEL" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
+def test_processes_of_a_server(method: str, decoys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny_llama(tmp_path / "model")
+    monkeypatch.chdir(decoys)
+    environment = {"PYTHONPATH": ".", "VLLM_WORKER_MULTIPROC_METHOD": method}
+    with ServerProcess([str(model)], environment=environment):
+        assert _imported(decoys) == []
+
+
+def test_template_process(decoys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(decoys))
+    process = TemplateProcess()
+    conversation: list[Any] = [{"role": "user", "content": "hello"}]
+    try:
+        options = {
+            "chat_template": "{{ messages[0].content }}",
+            "add_generation_prompt": False,
+            "continue_final_message": False,
+        }
+        assert process.render(conversation, options) == "hello"
+    finally:
+        process.close()
+    assert _imported(decoys) == []

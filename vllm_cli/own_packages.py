@@ -1,0 +1,34 @@
+"""Makes this program's packages win over a user's modules of the same names.
+
+`server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python would
+import the user's file. Every new Python process of this program therefore imports this module before any other
+package of it: the console script, `python -m vllm_cli`, the forkserver and spawned processes. Forks inherit it.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+_PACKAGES: Final = frozenset({"vllm_cli", "startup", "server", "envs"})
+_ROOT: Final = str(Path(__file__).parents[1])
+
+
+class OwnPackagesFinder:
+    """A meta-path finder that looks for the four top-level packages only where this module is installed."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Implements `importlib.abc.MetaPathFinder`; None for every other module."""
+        return PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
+
+
+def _is_installed() -> bool:
+    """Also where this file was run a second time under another module name (`multiprocessing.spawn`)."""
+    return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
+
+
+if not _is_installed():
+    sys.meta_path.insert(0, OwnPackagesFinder)
