@@ -24,17 +24,17 @@ from startup.engine.supervisor import EngineSupervisor
 from startup.errors import EngineBootError, PortInUseError, StartupError
 from startup.imports import import_vision
 from startup.logs.setup import configure_logging
-from startup.prefetch.plan import plan_files, plan_libraries
+from startup.model.prefetch_plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
 from startup.probes.responder import OpenChannel, StartupResponder, open_plain
 from startup.probes.start_state import StartState
+from startup.start_key import subject_of
 from startup.start_method import use_start_method
 from startup.temp_folder import ensure_temp_folder
 from startup.timeline.live_progress import LiveProgress
-from startup.timeline.record import subject_of
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import logging.config
 from typing import Any, Final
 
 from server.config import ConfigError
-from startup.logs.setup import PACKAGES
+from startup.logs.options import PACKAGES
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"

@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 
 from server.access_log import ACCESS_LOGGER
 from server.request_ids import current_request_id
-from startup.logs.setup import CONTROL_CHARACTERS, RoleFormatter
+from startup.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
 """What uvicorn's access log gives as arguments."""
@@ -120,7 +120,7 @@ class LineStream(io.TextIOBase):
             self._logger.log(level, "%s", message)
 
 
-def turn_into_lines() -> None:
+def log_everything_as_json() -> None:
     """Sends what is not logged through the log: warnings, uncaught exceptions, and all that is written to stderr."""
     if not isinstance(sys.stderr, LineStream):
         sys.stderr = LineStream(sys.stderr)

@@ -1,9 +1,12 @@
 """How a process logs, as a value; nothing is imported for it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 LogFormat = Literal["text", "json"]
+
+PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
+"""Roots of this project's loggers."""
 
 
 @dataclass(frozen=True, kw_only=True)

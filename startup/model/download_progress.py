@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-from startup.model.byte_count import format_bytes
+from startup.byte_count import format_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Final, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
+from startup.byte_count import format_bytes
 from startup.errors import ModelNotFoundError
-from startup.model.byte_count import format_bytes
 from startup.model.download_progress import DownloadProgress, Show
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from startup.model.byte_count import format_bytes
+from startup.byte_count import format_bytes
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning

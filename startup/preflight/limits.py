@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from server.config import EngineConfig
+from startup.byte_count import format_bytes
 from startup.engine.cuda import expects_gpu
-from startup.model.byte_count import format_bytes
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, error, warning
 

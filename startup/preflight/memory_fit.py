@@ -5,8 +5,8 @@ from typing import Final
 
 from server.config import EngineConfig
 from server.machine.memory import MemoryState
+from startup.byte_count import format_bytes
 from startup.engine.cuda import expects_gpu
-from startup.model.byte_count import format_bytes
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from startup.model.byte_count import format_bytes
+from startup.byte_count import format_bytes
 from startup.preflight.report import Finding, error, info, listed
 
 

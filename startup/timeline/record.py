@@ -1,16 +1,12 @@
 """One earlier start as the history keeps it: a line of JSON with what a later start is compared with."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from startup.config import StartupConfig
 from startup.timeline.json_fields import JsonFields
 from startup.timeline.report import StartReport
-from startup.timeline.subject import StartSubject
 
 _VERSION: Final = 1
 
@@ -77,35 +73,6 @@ class StartRecord:
             spans={name: _read_times(spans.mapping(name)) for name in spans.content},
             resident_share=fields.amount("resident_share") if fields.has("resident_share") else None,
         )
-
-
-def subject_of(config: StartupConfig) -> StartSubject:
-    """A start of the embedded engine."""
-    return StartSubject(
-        model=config.server.served_model_names[0],
-        start_method=config.start_method,
-        packages=("torch", "transformers", "tokenizers", "vllm-cli-server"),
-        key=lambda versions: start_key(config, versions),
-        report_file=config.startup_report,
-        trace_file=config.startup_trace,
-    )
-
-
-def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """Names starts that should take equally long: same model, versions, start method, engine and renderer settings."""
-    model = asdict(config.model)
-    for name in ("model", "tokenizer"):
-        folder = Path(model[name]).expanduser() if model[name] else None
-        if folder and folder.exists():
-            model[name] = str(folder.resolve())
-    facts = {
-        "model": {name: value for name, value in model.items() if name != "hf_token"},
-        "engine": asdict(config.engine),
-        "renderer_workers": config.renderer.num_workers,
-        "start_method": config.start_method,
-        "versions": dict(versions),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _span_times(report: StartReport) -> dict[str, SpanTimes]:

@@ -13,8 +13,8 @@ from typing import Any, Final
 from envs import foreign
 from envs.registry import env
 from server.access_log import ACCESS_LOGGER
-from startup.logs.json_lines import JsonFormatter, turn_into_lines
-from startup.logs.setup import real_stderr
+from startup.logs.formatters import real_stderr
+from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
 
@@ -38,7 +38,7 @@ class VllmJsonFormatter(JsonFormatter):
 
 def create_error_handler() -> logging.Handler:
     """Writes to standard error, past what turns other things that are written there into lines; that is set up here."""
-    turn_into_lines()
+    log_everything_as_json()
     return logging.StreamHandler(real_stderr())
 
 

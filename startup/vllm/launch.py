@@ -20,7 +20,7 @@ from envs import foreign
 from envs.registry import env
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
-from startup.prefetch.plan import plan_files, plan_libraries
+from startup.model.prefetch_plan import plan_files, plan_libraries
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.probes import listener
 from startup.probes.responder import StartupResponder

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 
 from envs.registry import env
+from startup.logs.formatters import RoleFormatter, TextFormatter, real_stderr
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import RoleFormatter, TextFormatter, real_stderr
 
 
 def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from startup.logs.formatters import RoleFormatter, TextFormatter
 from startup.logs.json_lines import JsonFormatter
-from startup.logs.setup import RoleFormatter, TextFormatter
 
 _FORGED = "INFO 11-20 18:00:00 (api) server.run: all is well"
 _HOSTILE = f"x\r\n{_FORGED}\x1b[2J\x9b31m\x07\x7f\u2028\u202e\x00\n\n{_FORGED}"

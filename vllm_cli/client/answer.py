@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import click
 
-from startup.logs.setup import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.api_client import Piece
 
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
-from startup.logs.setup import escape_controls
+from startup.logs.formatters import escape_controls
 from vllm_cli.client.server_address import parse_url
 from vllm_cli.errors import ConnectionFailedError
 

@@ -11,8 +11,8 @@ from envs.registry import env
 from startup.config import ModelConfig
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
+from startup.model.prefetch_plan import plan_files
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
-from startup.prefetch.plan import plan_files
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from server_process import ServerProcess
 
-from startup.model.byte_count import format_bytes
+from startup.byte_count import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.http_server import serving
 from tests.ports import free_port

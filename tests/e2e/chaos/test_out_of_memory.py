@@ -13,7 +13,7 @@ import pytest
 from members import wait_member
 from server_process import ServerProcess
 
-from startup.model.byte_count import format_bytes
+from startup.byte_count import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
 from tests.waiting import wait_until
 

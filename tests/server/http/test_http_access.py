@@ -6,7 +6,7 @@ import re
 import httpx
 import pytest
 
-from startup.logs.setup import TextFormatter
+from startup.logs.formatters import TextFormatter
 from tests.server.http.conftest import PATIENT_S
 
 GUARDED = ["/v1/models", "/v1/models/smol", "/docs", "/nowhere"]

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from server.config import ModelFiles
-from startup.prefetch.plan import plan_files, plan_libraries
+from startup.model.prefetch_plan import plan_files, plan_libraries
 
 
 def names(files: ModelFiles) -> list[str]:
@@ -43,7 +43,7 @@ def test_folder_that_is_gone_is_nothing_to_read(tmp_path: Path) -> None:
 
 def test_libraries_of_torch_are_found_without_importing_it() -> None:
     script = (
-        "import sys; from startup.prefetch.plan import plan_libraries; print(*plan_libraries());"
+        "import sys; from startup.model.prefetch_plan import plan_libraries; print(*plan_libraries());"
         "assert 'torch' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
