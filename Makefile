@@ -1,10 +1,13 @@
 # Works on a fresh clone: every target first installs what it needs, once, into .venv.
 #
 #   make serve [PORT=8000] [ARGS="..."]    serve the default model, or the one named in ARGS
-#   make test | test-slow | test-cuda | lint | bench   [ARGS="..."]
+#   make test [ARGS="..."]                 the fast tests: 4 minutes on two cores
+#   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
+#   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
+#   make lint | bench   [ARGS="..."]
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
-#   make test JOBS=0                       the tests one after another, for -s and --pdb; tests/README.md tells the rest
+#   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make audit                             known vulnerabilities of what is installed
 #   make install | install-dev | clean
 #
@@ -13,8 +16,9 @@
 PYTHON ?= python3
 PORT ?= 8000
 ARGS ?=
-# Tests of so many files run at once; those marked `alone` run while no other does.
+# The number of test files that run at once. Tests marked `alone` run while no other test does.
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 VENV := .venv
 NEWEST_VENV := .venv-newest
@@ -30,7 +34,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow test-cuda test-newest test-soak lint bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak lint bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -43,10 +47,16 @@ bench: $(DEFAULT_MODEL)
 	@exec $(BIN)/vllm-cli bench serve --cmd "$(BIN)/vllm-cli serve" $(ARGS)
 
 test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow and not thorough" $(ARGS)
+
+test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
+	$(PYTEST) -m "thorough and not slow" $(ARGS)
+
+test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-cuda: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest tests/cuda $(ARGS)

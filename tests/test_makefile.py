@@ -99,10 +99,17 @@ def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("test", "ARGS=-k health")
     assert clone.take_log() == [
         "-m startup.model.default_model",
-        "-m pytest -n 2 --dist loadfile -m not slow -k health",
+        "-m pytest -n 2 --dist loadfile -m not slow and not thorough -k health",
     ]
-    clone.make("test-slow")
-    assert clone.take_log() == ["-m pytest -n 2 --dist loadfile -m slow"]
+
+
+@pytest.mark.parametrize(
+    ("target", "selected"),
+    [("test-thorough", "thorough and not slow"), ("test-all", "not slow"), ("test-slow", "slow")],
+)
+def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clone):
+    clone.make(target, "JOBS=0")
+    assert clone.take_log()[-1] == f"-m pytest -n 0 --dist loadfile -m {selected}"
 
 
 def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked_for_each_time(clone):

@@ -11,6 +11,8 @@ from server_process import ServerProcess
 
 from tests.hardened import as_user, on_read_only_root
 
+pytestmark = pytest.mark.thorough
+
 _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
 
 

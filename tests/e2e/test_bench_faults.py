@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.thorough
+
 
 def test_times_of_a_killed_engine_follow_one_another(model_path: Path, tmp_path: Path) -> None:
     served = shlex.join([sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--host", "127.0.0.1"])

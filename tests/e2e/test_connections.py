@@ -13,6 +13,8 @@ from server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"
 HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 SHORT = {"prompt": "a", "max_tokens": 1}

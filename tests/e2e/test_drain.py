@@ -51,6 +51,7 @@ def _begin_request(port: int) -> http.client.HTTPConnection:
     return slow
 
 
+@pytest.mark.thorough
 def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "200") as server:
         slow = _begin_request(server.port)
@@ -64,6 +65,7 @@ def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
         assert server.process.wait(_GONE_S) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time is over", "in a hurry"])
 def test_request_that_does_not_come_in_is_told_and_holds_up_nobody(
     start_server: Any, timeout_s: str, num_signals: int
@@ -82,6 +84,7 @@ def test_request_that_does_not_come_in_is_told_and_holds_up_nobody(
         assert "Traceback" not in server.log
 
 
+@pytest.mark.thorough
 def test_engine_that_dies_in_a_drain_is_told_and_not_replaced(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "100000", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)

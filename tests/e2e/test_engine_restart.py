@@ -52,6 +52,7 @@ def _hold_sockets(pid: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.thorough
 def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         engine = wait_member(server, "engine")
@@ -69,6 +70,7 @@ def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_se
         assert server.complete(max_tokens=4) == 200
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 def test_another_engine_takes_the_place_of_a_dead_one(
     start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
@@ -93,6 +95,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
         assert "Traceback" not in server.log
 
 
+@pytest.mark.thorough
 def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         forkserver = wait_member(server, "forkserver")
@@ -122,6 +125,7 @@ def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any, tmp_path: 
         wait_until(lambda: _look(server)[0] == 200, _GONE_S)
 
 
+@pytest.mark.thorough
 def test_engine_that_hangs_is_taken_for_dead(start_server: Any) -> None:
     with start_server("--engine-watchdog-timeout", "5") as server:
         reader = StreamReader(server.url, 4000)

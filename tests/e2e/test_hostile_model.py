@@ -9,6 +9,8 @@ import pytest
 
 from tests.hostile.checkpoints import pickles, write_code
 
+pytestmark = pytest.mark.thorough
+
 SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 

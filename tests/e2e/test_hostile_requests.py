@@ -9,6 +9,8 @@ from server_process import ServerProcess
 from tests.hostile.requests import AMBIGUOUS, GARBAGE
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

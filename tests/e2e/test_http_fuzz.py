@@ -19,6 +19,8 @@ from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 TEXT_ROUTES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
 POOLING_ROUTES = ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/tokenize")
 SETTINGS = (

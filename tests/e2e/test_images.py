@@ -12,6 +12,8 @@ from server_process import ServerProcess
 from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
 from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
 
+pytestmark = pytest.mark.thorough
+
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
     "model": "seer",

@@ -16,6 +16,8 @@ from server_process import ServerProcess
 from tests.ports import free_port
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 PROMPT = "Foxes, hens and 3 other animals lived by the river. " * 5
 FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-for-endpoints", "/health, /metrics")
 

@@ -20,6 +20,7 @@ def test_capital_of_france_is_paris(client: OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
+@pytest.mark.thorough
 def test_stream_is_the_same_text_as_the_whole_answer(exact_client: OpenAI) -> None:
     client = exact_client
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=48)
@@ -49,6 +50,7 @@ def test_completion_continues_a_text(client: OpenAI) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
+@pytest.mark.thorough
 def test_thirty_two_streams_at_once_give_what_each_gives_alone(exact_client: OpenAI) -> None:
     client = exact_client
     prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
@@ -74,6 +76,7 @@ def test_thirty_two_streams_at_once_give_what_each_gives_alone(exact_client: Ope
     assert together[::2] == alone
 
 
+@pytest.mark.thorough
 def test_seed_repeats_and_its_choices_differ(exact_client: OpenAI) -> None:
     client = exact_client
 

@@ -14,6 +14,8 @@ from server_process import ServerProcess
 from tests.server.engine.small_pooling import hidden_states, logits, unit
 from tests.server.engine.tiny_poolers import save_colbert, save_pooler, save_sentence_files
 
+pytestmark = pytest.mark.thorough
+
 NAME = "tiny"
 TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
 IDS = {"hello world": [2, 5, 6, 3]}

@@ -15,6 +15,8 @@ from moment import API_READS_TOKENIZER, FORKSERVER_FORKS, Moment
 from envs.registry import START_METHODS
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _GONE_S = 60.0
 
 

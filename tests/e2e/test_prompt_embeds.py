@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tests.embeds_payloads import safetensors_payload, torch_payload
 
+pytestmark = pytest.mark.thorough
+
 MODEL = "smol"
 PROMPT = "The capital of France is"
 STORY = "Once upon a time there was a small robot who lived in a library by the sea. " * 20

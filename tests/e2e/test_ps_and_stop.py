@@ -19,6 +19,8 @@ from tests.namespaces import own_processes
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_listening, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _GONE_S = 60.0
 
 

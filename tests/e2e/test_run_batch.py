@@ -10,6 +10,8 @@ import pytest
 
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _NUM_SHORT, _NUM_LONG = 4, 8
 
 

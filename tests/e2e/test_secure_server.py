@@ -16,7 +16,7 @@ from server_process import ServerProcess
 from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
 from tests.waiting import wait_until
 
-pytestmark = needs_openssl
+pytestmark = [pytest.mark.thorough, needs_openssl]
 
 ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
 

@@ -8,9 +8,13 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import pytest
+
 from tests.startup.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
 
 _EXEC = """
 import os, sys

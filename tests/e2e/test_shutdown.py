@@ -34,6 +34,7 @@ def test_server_answers_and_ends_cleanly_with_each_start_method(
         assert not left
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_running_stream_finishes_before_the_server_ends(start_server: Any, signal_number: int) -> None:
     with start_server("--shutdown-timeout", "200") as server:
@@ -56,6 +57,7 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: A
     assert events[-1] is None
 
 
+@pytest.mark.thorough
 def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
     environment = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
     with start_server("--shutdown-timeout", "200", environment=environment) as server, RawClient(server.port) as kept:
@@ -95,6 +97,7 @@ def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) 
         assert "Traceback" not in server.log
 
 
+@pytest.mark.thorough
 def test_engine_does_not_outlive_a_killed_server(start_server: Any) -> None:
     with start_server() as server:
         family = server.family()
@@ -146,6 +149,7 @@ def test_truncated_weights_are_one_line_and_exit_code_3(tmp_path: Path, model_pa
     _assert_one_line(_serve(str(tmp_path), "--port", "0"), str(tmp_path))
 
 
+@pytest.mark.thorough
 def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any, tmp_path: Path) -> None:
     loading = Moment(tmp_path, *ENGINE_LOADS)
     with start_server(wait=False, environment=loading.environment) as server:

@@ -89,6 +89,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
     assert len({body["phase"] for prober in probers for body in prober.bodies}) >= 3
 
 
+@pytest.mark.thorough
 def test_second_server_on_the_port_fails_while_the_first_still_loads(start_server: Any, model_path: Path) -> None:
     with start_server(wait=False) as first:
         wait_listening(first.port)
@@ -131,6 +132,7 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
     assert any(event["name"] == "load_weights" for event in json.loads(trace.read_text())["traceEvents"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("signal_number", "delay_s"),
     [
@@ -225,6 +227,7 @@ def test_preflight_only_checks_and_ends(model_path: Path) -> None:
     assert json.loads(run.stdout)["ok"] is True
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
 def test_only_main_threads_import_heavy_modules(model_path: Path, tmp_path: Path, method: str) -> None:
     _start_audited(model_path, tmp_path, method)

@@ -13,7 +13,7 @@ from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 
-pytestmark = needs_openssl
+pytestmark = [pytest.mark.thorough, needs_openssl]
 
 MAX_CONNECTIONS = 40
 GET = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n"

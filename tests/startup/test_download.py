@@ -12,6 +12,8 @@ from startup.model.source import resolve_model
 from tests.startup.hub_server import Hub
 from tests.startup.test_model_source import cache, hub_server  # noqa: F401 - fixtures
 
+pytestmark = pytest.mark.thorough
+
 WEIGHTS = bytes(range(256)) * (48 << 12)
 """48 MiB; the hub's client counts 10 MB at a time."""
 

@@ -137,6 +137,7 @@ def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
         assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
 
 
+@pytest.mark.thorough
 def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(listener: socket.socket) -> None:
     others = set(psutil.Process().children())
     with StartupResponder(listener, _Answers()) as responder:

@@ -15,7 +15,7 @@ from startup.timeline.reader import read_report
 from tests.http_answer import ask
 from tests.ports import free_port
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.thorough, pytest.mark.alone]
 """What is explained is a share of the time, and who is kept waiting between two spans has time that none explains."""
 
 

@@ -121,12 +121,14 @@ def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
     assert run_cli("wait", serve((503, STARTING | {"status": "dead"})).url).returncode == 1
 
 
+@pytest.mark.thorough
 def test_time_that_is_up_ends_with_4_and_names_the_phase(serve, run_cli) -> None:
     done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
     assert "was not ready after 3 s: it is at import_server" in done.stderr
 
 
+@pytest.mark.thorough
 def test_the_last_request_which_ends_with_the_time_does_not_hide_what_was_said_before(serve, run_cli) -> None:
     """However long the time is: the server says where it is, and is silent from then on."""
     is_over = threading.Event()
@@ -156,6 +158,7 @@ def test_any_answer_that_is_no_readiness_is_waited_through(answer, serve, run_cl
     assert run_cli("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
 
 
+@pytest.mark.thorough
 def test_something_that_speaks_no_http_is_waited_through(run_cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

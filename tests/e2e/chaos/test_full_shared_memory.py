@@ -7,6 +7,8 @@ from server_process import ServerProcess
 
 from tests.e2e.chaos.small_disk import SmallDisk
 
+pytestmark = pytest.mark.thorough
+
 _SHM = Path("/dev/shm")
 
 

@@ -17,6 +17,8 @@ from startup.byte_count import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _GONE_S = 120.0
 _ANSWER_S = 200.0
 _NUM_CLIENTS = 24

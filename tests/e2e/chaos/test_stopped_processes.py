@@ -18,6 +18,8 @@ from stream_reader import StreamReader
 
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _GONE_S = 120.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 4}).encode()
 

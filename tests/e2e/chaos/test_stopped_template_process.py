@@ -12,6 +12,8 @@ from server.renderers import template_process
 from server.renderers.template_process import TemplateProcess
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 _TEMPLATE = "{{ messages[0]['content'] }}"
 
 

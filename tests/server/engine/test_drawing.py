@@ -44,6 +44,7 @@ def test_shares_are_those_of_transformers_processors(limits: dict[str, Any], voc
     assert not shares[expected == 0].any()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("limits", [{"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 2500}, {"top_k": 300, "top_p": 0.95}])
 def test_flat_distributions_need_more_than_the_first_best_tokens(limits: dict[str, Any]) -> None:
     logits = random_logits(3000, scale=0.05)

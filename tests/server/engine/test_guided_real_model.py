@@ -10,6 +10,8 @@ from server.types import GuidedDecoding
 from tests.server.engine.people import PERSON, assert_is_person
 from tests.server.engine.small_engine import SmallEngine
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture
 def real_engine(real_model: PreTrainedModel, model_path: Path) -> SmallEngine:

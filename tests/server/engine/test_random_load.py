@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
+pytestmark = pytest.mark.thorough
+
 
 @dataclass
 class _RandomLoad:

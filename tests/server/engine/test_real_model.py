@@ -53,6 +53,7 @@ def generated(plain_float32: PreTrainedModel, prompts: list[list[int]]) -> list[
     return greedy_outputs(plain_float32, prompts, NUM_TOKENS_OF_GENERATE)
 
 
+@pytest.mark.thorough
 def test_twenty_prompts_together_are_answered_as_by_generate(
     float32: PreTrainedModel,
     plain_float32: PreTrainedModel,
@@ -65,6 +66,7 @@ def test_twenty_prompts_together_are_answered_as_by_generate(
         assert output == _logits_before_each(plain_float32, prompt, output).argmax(-1).tolist()
 
 
+@pytest.mark.thorough
 def test_twenty_prompts_one_by_one_are_answered_as_by_generate(
     float32: PreTrainedModel, prompts: list[list[int]], generated: list[list[int]]
 ) -> None:
@@ -81,6 +83,7 @@ def test_long_answers_one_by_one_are_those_of_generate(
     assert outputs == greedy_outputs(plain_float32, prompts, NUM_TOKENS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("num_slots", [20, 1], ids=["together", "one by one"])
 def test_in_bfloat16_every_token_is_as_good_as_the_plain_models_best(
     real_model: PreTrainedModel, plain_bfloat16: PreTrainedModel, prompts: list[list[int]], num_slots: int

@@ -77,6 +77,7 @@ def test_no_template_gets_out_of_the_sandbox(renderer: HfRenderer, tmp_path: Pat
     assert not (tmp_path / "escaped").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("template", ESCAPES.values(), ids=ESCAPES)
 def test_the_operators_template_does_not_either(
     build_inline: Callable[..., HfRenderer], model_path: Path, tmp_path: Path, template: str
@@ -86,6 +87,7 @@ def test_the_operators_template_does_not_either(
     assert not (tmp_path / "escaped").exists()
 
 
+@pytest.mark.thorough
 async def test_gluttons_are_stopped_while_the_loop_and_others_go_on(own_renderer: HfRenderer) -> None:
     for name, template in GLUTTONS.items():
         greedy = asyncio.create_task(own_renderer.render_chat_async([USER], ChatOptions(chat_template=template)))

@@ -13,6 +13,8 @@ from server.renderers.prompts import ChatOptions, TextOptions
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 from tests.server.renderers.thread_imports import run_watched
 
+pytestmark = pytest.mark.thorough
+
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 
 

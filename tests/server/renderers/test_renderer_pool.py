@@ -24,6 +24,7 @@ def conversation(i: int) -> list[dict[str, Any]]:
     return [{"role": "user", "content": f"{i} " + "What is the capital of France? 😀 " * (i % 40)}]
 
 
+@pytest.mark.thorough
 def test_many_threads_share_one_renderer(model_path: Path) -> None:
     """Truncation changes a tokenizer's state, so two threads in one copy would fail or mix their settings up."""
     settings = RendererConfig(num_workers=4)

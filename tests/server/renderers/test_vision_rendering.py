@@ -263,6 +263,7 @@ def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: 
         assert np.array_equal(_tensors(prompt)["pixel_values"], _tensors(wanted[i % 4])["pixel_values"])
 
 
+@pytest.mark.thorough
 def test_threads_import_nothing_after_a_lean_start(folders: dict[str, Path]) -> None:
     """Only the main thread imports, as a launcher does it; then a server's first images come, in every format."""
     import subprocess
@@ -350,6 +351,7 @@ def _images(num_bytes: int) -> ProcessedImages:
     return ProcessedImages({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
 
 
+@pytest.mark.thorough
 @pytest.mark.alone
 async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: dict[str, Path]) -> None:
     """The inline twin is what the loop would see if the work came back to it."""

@@ -22,6 +22,8 @@ from server.transport.tls_handshake import TlsHandshake
 from tests.certificates import Certificate, make_certificate, needs_openssl
 from tests.server.transport.served import HALF_A_HELLO, PATIENT_S, Served, serve
 
+pytestmark = pytest.mark.thorough
+
 NUM_CLIENTS = 10
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 GET, LAST = HEAD + b"\r\n", HEAD + b"connection: close\r\n\r\n"

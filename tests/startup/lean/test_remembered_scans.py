@@ -61,6 +61,7 @@ def test_second_import_does_not_scan_and_knows_the_same(cache: Path) -> None:
     assert _import(cache) == (expected[0], False)
 
 
+@pytest.mark.thorough
 def test_change_of_what_is_installed_or_a_broken_file_means_a_new_scan(cache: Path) -> None:
     known, _ = _import(cache)
     file = _kept(cache)

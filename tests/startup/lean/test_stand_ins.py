@@ -31,6 +31,7 @@ def _run(models: list[Path], *, lean: bool = True) -> list[object]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.thorough
 def test_real_model_needs_none_of_it_for_its_tokens(model_path: Path) -> None:
     lean, loaded, is_real = _run([model_path])
     assert loaded == []
@@ -38,6 +39,7 @@ def test_real_model_needs_none_of_it_for_its_tokens(model_path: Path) -> None:
     assert lean == _run([model_path], lean=False)[0]
 
 
+@pytest.mark.thorough
 def test_every_architecture_gives_the_tokens_of_generate(tmp_path: Path) -> None:
     prompt = torch.tensor([list(range(5, 45))])
     models, expected = [], []

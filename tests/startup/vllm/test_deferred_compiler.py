@@ -13,6 +13,8 @@ from startup.vllm import deferred_compiler as deferred_compiler_module
 from startup.vllm.deferred_compiler import deferred_compiler
 from tests.startup.vllm.toy_package import ToyPackages
 
+pytestmark = pytest.mark.thorough
+
 _ROOT = Path(__file__).parents[3]
 _HEAVY = """
 def double(function):

@@ -8,6 +8,8 @@ import pytest
 
 from tests.startup.vllm.fake_start import FakeStart, environment, variant
 
+pytestmark = pytest.mark.thorough
+
 _PRINTED = ("EngineCore speaks", "VllmWorker-0 speaks")
 """What the fake vLLM prints past any log, for the tests to see."""
 

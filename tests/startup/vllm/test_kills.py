@@ -8,6 +8,8 @@ import pytest
 from tests.startup.vllm.fake_start import FakeStart, environment, variant
 from tests.waiting import is_gone, wait_until
 
+pytestmark = pytest.mark.thorough
+
 _ENGINE_DIED = 7
 """How the fake vLLM ends without its engine."""
 

@@ -16,6 +16,8 @@ from tests.certificates import make_certificate, needs_openssl
 from tests.vllm_cli.batch.batch_server import BatchServer, error, ok, read_lines, request_line, write_lines
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.thorough
+
 
 def test_answers_have_vllms_format_and_the_order_of_the_requests(server: BatchServer, run_batch, tmp_path: Path):
     last_has_come = threading.Event()

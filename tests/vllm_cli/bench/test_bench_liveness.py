@@ -17,6 +17,8 @@ from vllm_cli.bench.liveness.config import EMBED_DTYPES, KINDS, LivenessConfig, 
 from vllm_cli.bench.liveness.results import LivenessResult
 from vllm_cli.commands import bench_liveness
 
+pytestmark = pytest.mark.thorough
+
 QUICK = ("--concurrency", "2", "--requests", "4", "--rounds", "1", "--turns", "3", "--turn-chars", "40")
 EVERY_KIND = [word for kind in KINDS if kind != "mixed" for word in ("--kind", kind)]
 

@@ -17,6 +17,8 @@ from tests.terminal import read_terminal
 from tests.waiting import is_gone
 from vllm_cli.bench.results import BenchResult
 
+pytestmark = pytest.mark.thorough
+
 QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
 
 

@@ -14,6 +14,8 @@ from vllm_cli.bench.soak.config import SoakConfig
 from vllm_cli.bench.soak.results import SoakResult
 from vllm_cli.commands import bench_soak
 
+pytestmark = pytest.mark.thorough
+
 LEAKY_SERVER = Path(__file__).parent / "leaky_server.py"
 QUICK = ("--minutes", 0.05, "--warm-up", "50%", "--sample-interval", 0.2, "--burst-interval", 0.4, "--concurrency", 4)
 PATIENT = ("--max-growth", "90%")

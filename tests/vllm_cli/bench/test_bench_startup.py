@@ -18,6 +18,8 @@ from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.startup.probe import INTERVAL_S
 from vllm_cli.bench.startup.results import StartupResult
 
+pytestmark = pytest.mark.thorough
+
 SLOW_SERVER = Path(__file__).parent / "slow_server.py"
 QUICK = ("--rounds", "2", "--pause", "0")
 

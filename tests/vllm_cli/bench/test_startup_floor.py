@@ -15,6 +15,8 @@ from vllm_cli.bench.startup import floor as startup_floor
 from vllm_cli.bench.startup.config import PROMPT
 from vllm_cli.bench.startup.floor import FloorSide
 
+pytestmark = pytest.mark.thorough
+
 SCRIPT = Path(startup_floor.__file__).with_name("bare_script.py")
 PROMPTS = (PROMPT, "def fibonacci(n):\n    if n <", "Der Hund ist ein", "1, 2, 3, 4,")
 
