@@ -7,6 +7,7 @@
 #   make lint | bench   [ARGS="..."]
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
+#   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
 #   make audit                             known vulnerabilities of what is installed
 #   make install | install-dev | clean
@@ -34,7 +35,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak lint bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak test-faults lint bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -69,12 +70,16 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m startup.model.default_model
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
 
-# Its caches are small, so that they are full after the warm-up; its queue is short, so that bursts overflow it.
+# Small caches are full after the warm-up; bursts overflow a short queue.
 SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
 
 test-soak: $(DEFAULT_MODEL)
 	@mkdir -p build
-	@exec $(BIN)/vllm-cli bench soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
+	@exec $(BIN)/python -m tests.soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
+
+test-faults: $(DEFAULT_MODEL)
+	@mkdir -p build
+	@exec $(BIN)/python -m tests.faults --cmd "$(BIN)/vllm-cli serve" --json build/faults.json $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -126,11 +126,15 @@ def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked
 def test_a_soak_leaves_its_result_in_the_build_folder_and_its_length_can_be_chosen(clone):
     assert clone.make("test-soak", "ARGS=--minutes 1").returncode == 0
     line = clone.take_log()[-1]
-    assert line.startswith(
-        "vllm-cli bench soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache"
-    )
+    assert line.startswith("-m tests.soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache")
     assert line.endswith(" --json build/soak.json --html build/soak.html --minutes 1")
     assert (clone.path / "build").is_dir()
+
+
+def test_faults_leave_their_result_in_the_build_folder(clone):
+    assert clone.make("test-faults", "ARGS=--rounds 1").returncode == 0
+    wanted = "-m tests.faults --cmd .venv/bin/vllm-cli serve --json build/faults.json --rounds 1"
+    assert clone.take_log()[-1] == wanted
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ BENCHMARKS: Final = (
     CommandEntry("serve", "vllm_cli.commands.bench_serve:serve", "Throughput and latency of OpenAI servers."),
     CommandEntry("startup", "vllm_cli.commands.bench_startup:startup", "From exec to the first token."),
     CommandEntry("liveness", "vllm_cli.commands.bench_liveness:liveness", "How fast /health answers under load."),
-    CommandEntry("soak", "vllm_cli.commands.bench_soak:soak", "Whether anything grows or is lost in a long run."),
-    CommandEntry("faults", "vllm_cli.commands.bench_faults:faults", "What becomes of an engine that is killed."),
 )
 
 
 @click.group("bench", cls=LazyGroup, table=BENCHMARKS)
 def bench() -> None:
-    """Measure servers, running or started for it, how fast they start, and how alive they stay.
+    """Measure servers: throughput and latency, time to the first token after exec, and /health under load.
 
     \b
     Examples:

@@ -9,13 +9,11 @@ from vllm_cli.bench.liveness.regression import (
 from vllm_cli.bench.liveness.report import write_liveness_report
 from vllm_cli.bench.liveness.run import run_liveness_bench
 from vllm_cli.bench.outcome import Benchmark
-from vllm_cli.bench.results import encode_result
 
 LIVENESS = Benchmark(
     run=run_liveness_bench,
     read_baseline=read_liveness_baseline,
     write_report=write_liveness_report,
-    encode=encode_result,
     draw=draw_liveness_page,
     find_slower_than_baseline=find_less_alive_than_baseline,
     find_slower_than_others=find_less_alive_than_others,

@@ -1,7 +1,6 @@
 """`bench serve`: its parts, put together."""
 
 from vllm_cli.bench.outcome import Benchmark
-from vllm_cli.bench.results import encode_result
 from vllm_cli.bench.serve.chart import draw_page
 from vllm_cli.bench.serve.regression import find_slower_than_baseline, find_slower_than_others, read_baseline
 from vllm_cli.bench.serve.report import write_report
@@ -11,7 +10,6 @@ SERVE = Benchmark(
     run=run_bench,
     read_baseline=read_baseline,
     write_report=write_report,
-    encode=encode_result,
     draw=draw_page,
     find_slower_than_baseline=find_slower_than_baseline,
     find_slower_than_others=find_slower_than_others,

@@ -1,7 +1,6 @@
 """`bench startup`: its parts, put together."""
 
 from vllm_cli.bench.outcome import Benchmark
-from vllm_cli.bench.results import encode_result
 from vllm_cli.bench.startup.chart import draw_startup_page
 from vllm_cli.bench.startup.regression import (
     find_slower_starts_than_baseline,
@@ -15,7 +14,6 @@ STARTUP = Benchmark(
     run=run_startup_bench,
     read_baseline=read_startup_baseline,
     write_report=write_startup_report,
-    encode=encode_result,
     draw=draw_startup_page,
     find_slower_than_baseline=find_slower_starts_than_baseline,
     find_slower_than_others=find_slower_starts_than_others,

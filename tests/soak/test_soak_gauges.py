@@ -1,5 +1,5 @@
-from vllm_cli.bench.soak.gauges import parse_gauges
-from vllm_cli.bench.soak.results import Gauges
+from tests.soak.gauges import parse_gauges
+from tests.soak.results import Gauges
 
 TEXT = """# HELP vllm:num_requests_running Requests.
 # TYPE vllm:num_requests_running gauge

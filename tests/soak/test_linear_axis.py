@@ -1,6 +1,6 @@
 import pytest
 
-from vllm_cli.bench.soak.linear_axis import LinearAxis
+from tests.soak.linear_axis import LinearAxis
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
-from vllm_cli.bench.soak.ledger import Ledger
-from vllm_cli.bench.soak.results import Gauges, GroupSample, Growth, HealthFigures, RestCount, SoakSample
-from vllm_cli.bench.soak.trend import Point, fit_trend
+from tests.soak.ledger import Ledger
+from tests.soak.results import Gauges, GroupSample, Growth, HealthFigures, RestCount, SoakSample
+from tests.soak.trend import Point, fit_trend
 
 WHOLE_TREE: Final = "all processes"
 _NOISE_BYTES: Final = 1 << 20

@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tests.soak.bodies import BAD, GOOD, Measure, Writer
+from tests.soak.client import SoakClient
+from tests.soak.config import SoakConfig
+from tests.soak.ledger import Ledger
+from tests.soak.wire import WireClient
 from vllm_cli.bench.liveness.payloads import Addressee
 from vllm_cli.bench.prompts import build_prompt
-from vllm_cli.bench.soak.bodies import BAD, GOOD, Measure, Writer
-from vllm_cli.bench.soak.client import SoakClient
-from vllm_cli.bench.soak.config import SoakConfig
-from vllm_cli.bench.soak.ledger import Ledger
-from vllm_cli.bench.soak.wire import WireClient
 
 _PAGES: Final = ("/v1/models", "/version", "/", "/load", "/openapi.json", "/no-such-page", "/v1/models/no-such-model")
 _LURKER_SHARE: Final = 0.5

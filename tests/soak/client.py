@@ -7,11 +7,11 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
+from tests.soak.judgement import judge_answer
+from tests.soak.ledger import Ledger
 from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.liveness.payloads import Addressee
 from vllm_cli.bench.load import open_session
-from vllm_cli.bench.soak.judgement import judge_answer
-from vllm_cli.bench.soak.ledger import Ledger
 
 _KEEPALIVE_S: Final = 2.0
 _PATIENCE_S: Final = (0.001, 0.5)

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tests.soak.judgement import judge_answer
+from tests.soak.ledger import Ledger
 from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.liveness.payloads import Addressee
 from vllm_cli.bench.prompts import build_prompt
-from vllm_cli.bench.soak.judgement import judge_answer
-from vllm_cli.bench.soak.ledger import Ledger
 
 _MAX_HURRY_S: Final = 10.0
 """How long a client waits for what a server says to nonsense, at most."""

@@ -1,4 +1,4 @@
-"""Typed configuration of one run of `bench soak`; standard library only, built once by the command line."""
+"""Typed configuration of one run of the soak test; standard library only, built once by the command line."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,8 +1,8 @@
 import pytest
 
-from vllm_cli.bench.soak.ledger import Ledger
-from vllm_cli.bench.soak.results import Gauges, GroupSample, HealthFigures, SoakSample
-from vllm_cli.bench.soak.verdict import WHOLE_TREE, count_rests, find_problems, has_settled, measure_growths
+from tests.soak.ledger import Ledger
+from tests.soak.results import Gauges, GroupSample, HealthFigures, SoakSample
+from tests.soak.verdict import WHOLE_TREE, count_rests, find_problems, has_settled, measure_growths
 
 MIB = 1 << 20
 IDLE = Gauges(num_running=0, num_waiting=0, kv_cache_usage=0)

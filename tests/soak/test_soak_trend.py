@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from vllm_cli.bench.soak.trend import Point, fit_trend
+from tests.soak.trend import Point, fit_trend
 
 
 def test_a_straight_line_is_found_as_it_is():

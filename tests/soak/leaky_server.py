@@ -1,5 +1,5 @@
 """A small, real HTTP server of the OpenAI API that is strict with requests and as careless as it is told to be with
-everything else; run as a script by the tests of `bench soak`."""
+everything else; run as a script by the tests of the soak test."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""`bench faults`: what clients see when the engine is killed, and how soon another one has taken its place."""
+"""Kills a server's engine, and times until clients see the failure and until the next engine serves."""
 
 import http.client
 import json
@@ -23,32 +23,32 @@ _BODY = json.dumps({"prompt": "Hello", "max_tokens": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaultRound:
-    """One death of the engine."""
+class Recovery:
+    """One killed engine; all times count from SIGKILL."""
 
     unhealthy_ms: float
-    """From the signal to the first /health that is not 200."""
+    """Until the first /health that is not 200."""
     ready_s: float
-    """From the signal to the first /health that is 200 again."""
+    """Until the next /health that is 200."""
     first_token_s: float
-    """From the signal to the answer of a request for one token."""
+    """Until the answer of a request for one token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FaultsResult:
-    """All rounds, and the start that the restarts are held against."""
+    """All rounds, and the first start for comparison with the restarts."""
 
     command: str
     start_s: float
     """From the command's exec to the first /health that is 200."""
-    rounds: list[FaultRound]
+    rounds: list[Recovery]
 
     def to_json(self) -> str:
         """The result for a file."""
         return json.dumps(asdict(self), indent=2)
 
     def to_text(self) -> str:
-        """The result for people."""
+        """The result for the terminal."""
         lines = [f"{self.command}: ready {self.start_s:.2f} s after exec", f"{len(self.rounds)} engines killed:"]
         for label, unit, values in (
             ("death -> /health 503", "ms", [r.unhealthy_ms for r in self.rounds]),
@@ -60,13 +60,13 @@ class FaultsResult:
         return "\n".join([*lines, f"  restart ÷ start       {ratio:8.2f}"])
 
 
-def run_faults_bench(
-    command: str, *, num_rounds: int, settle_s: float, ready_timeout_s: float, note: Callable[[str], None]
+def measure_recoveries(
+    command: str, *, num_rounds: int, settle_s: float, ready_timeout_s: float, report_progress: Callable[[str], None]
 ) -> FaultsResult:
-    """Starts the server, kills its engine again and again, and stops the server.
+    """Starts the server, kills its engine once per round, and stops the server.
 
     Raises:
-        TargetDiedError: the server ended.
+        TargetDiedError: the server exited.
         TargetStartError: it was not ready in time.
     """
     command = f"{command} --engine-restarts {num_rounds}"
@@ -74,61 +74,61 @@ def run_faults_bench(
     begin_s = time.perf_counter()
     with closing(CommandTarget(spec, command)) as target:
         target.start()
-        bench = _FaultsBench(target, ready_timeout_s)
-        start_s = bench.wait_status(lambda status: status == 200) - begin_s
+        client = _HealthClient(target, ready_timeout_s)
+        start_s = client.wait_status(lambda status: status == 200) - begin_s
         rounds = []
         for number in range(1, num_rounds + 1):
-            note(f"round {number} of {num_rounds}")
-            bench.ask_token()
+            report_progress(f"round {number} of {num_rounds}")
+            client.request_token()
             time.sleep(settle_s)
-            rounds.append(bench.measure())
+            rounds.append(client.kill_engine())
     return FaultsResult(command=command, start_s=start_s, rounds=rounds)
 
 
-class _FaultsBench:
-    """Asks /health in a closed loop, on one connection as long as it holds."""
+class _HealthClient:
+    """Requests /health in a closed loop, on one connection until the server closes it."""
 
     def __init__(self, target: CommandTarget, ready_timeout_s: float) -> None:
         self._target = target
         self._ready_timeout_s = ready_timeout_s
-        place = urlsplit(target.base_url)
-        self._port = place.port or 0
-        self._connection = http.client.HTTPConnection(place.hostname or "", self._port, timeout=_ANSWER_TIMEOUT_S)
+        address = urlsplit(target.base_url)
+        self._port = address.port or 0
+        self._connection = http.client.HTTPConnection(address.hostname or "", self._port, timeout=_ANSWER_TIMEOUT_S)
 
-    def measure(self) -> FaultRound:
+    def kill_engine(self) -> Recovery:
         """One round."""
         engine_pid = self._find_engine()
-        self._ask_health()
+        self._request_health()
         begin_s = time.perf_counter()
         os.kill(engine_pid, signal.SIGKILL)
         unhealthy_s = self.wait_status(lambda status: status != 200)
         ready_s = self.wait_status(lambda status: status == 200)
-        self.ask_token()
-        return FaultRound(
+        self.request_token()
+        return Recovery(
             unhealthy_ms=(unhealthy_s - begin_s) * 1e3,
             ready_s=ready_s - begin_s,
             first_token_s=time.perf_counter() - begin_s,
         )
 
     def wait_status(self, is_wanted: Callable[[int], bool]) -> float:
-        """When /health first answered so."""
+        """Waits for a /health response with a wanted status; returns its time on the perf_counter clock."""
         deadline_s = time.perf_counter() + self._ready_timeout_s
-        while not is_wanted(self._ask_health()):
+        while not is_wanted(self._request_health()):
             self._target.ensure_alive()
             if time.perf_counter() > deadline_s:
                 raise TargetStartError(f"it was not ready after {self._ready_timeout_s:g} s\n{self._target.log_tail}")
             time.sleep(0.001)
         return time.perf_counter()
 
-    def ask_token(self) -> None:
-        """A request for one token; whatever comes of it."""
-        self._ask("POST", "/v1/completions", _BODY)
+    def request_token(self) -> None:
+        """Requests one token and ignores the status."""
+        self._request("POST", "/v1/completions", _BODY)
 
-    def _ask_health(self) -> int:
-        return self._ask("GET", "/health")
+    def _request_health(self) -> int:
+        return self._request("GET", "/health")
 
-    def _ask(self, method: str, path: str, body: str | None = None) -> int:
-        """The status; 0 where there is no answer."""
+    def _request(self, method: str, path: str, body: str | None = None) -> int:
+        """The status; 0 without an answer."""
         try:
             self._connection.request(method, path, body, {"Content-Type": "application/json"})
             response = self._connection.getresponse()
@@ -139,10 +139,10 @@ class _FaultsBench:
         return response.status
 
     def _find_engine(self) -> int:
-        """The largest process of the server's but its own: the one that has the weights."""
+        """The largest process below the server: the one that holds the weights."""
         server = next(s for s in find_servers(looks_closer=False) if s.port == self._port)
         sizes = {}
         for pid in server.pids[1:]:
-            with suppress(psutil.NoSuchProcess):  # the helpers of its start end at about this time
+            with suppress(psutil.NoSuchProcess):  # the helper processes of the start exit at about this time
                 sizes[pid] = int(psutil.Process(pid).memory_info().rss)
         return max(sizes, key=lambda pid: sizes[pid])

@@ -1,15 +1,15 @@
-"""The result of `bench soak` as one self-contained HTML page: memory, files, threads and /health over time."""
+"""The result of the soak test as one self-contained HTML page: memory, files, threads and /health over time."""
 
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Final, NamedTuple
 
+from tests.soak.linear_axis import LinearAxis
+from tests.soak.report import build_soak_tables, describe_soak, describe_soak_verdict
+from tests.soak.results import GroupSample, SoakResult, SoakSample
+from tests.soak.trend import Point
+from tests.soak.verdict import WHOLE_TREE
 from vllm_cli.bench.log_axis import LogAxis
-from vllm_cli.bench.soak.linear_axis import LinearAxis
-from vllm_cli.bench.soak.report import build_soak_tables, describe_soak, describe_soak_verdict
-from vllm_cli.bench.soak.results import GroupSample, SoakResult, SoakSample
-from vllm_cli.bench.soak.trend import Point
-from vllm_cli.bench.soak.verdict import WHOLE_TREE
 from vllm_cli.bench.tables import draw_figure_table
 from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
 from vllm_cli.timeline.time_axis import TimeAxis

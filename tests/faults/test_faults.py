@@ -1,4 +1,4 @@
-"""`vllm-cli bench faults` on a real server."""
+"""`python -m tests.faults` on a real server."""
 
 import json
 import shlex
@@ -10,11 +10,14 @@ import pytest
 
 pytestmark = pytest.mark.thorough
 
+ROOT = Path(__file__).parents[2]
 
-def test_times_of_a_killed_engine_follow_one_another(model_path: Path, tmp_path: Path) -> None:
+
+def test_a_killed_engine_turns_unhealthy_then_ready_then_gives_a_token(model_path: Path, tmp_path: Path) -> None:
     served = shlex.join([sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--host", "127.0.0.1"])
-    command = [sys.executable, "-m", "vllm_cli", "bench", "faults", "--cmd", served, "--rounds", "1", "--settle", "0"]
-    run = subprocess.run([*command, "--json", tmp_path / "faults.json"], capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "tests.faults", "--cmd", served, "--rounds", "1", "--settle", "0"]
+    command += ["--json", str(tmp_path / "faults.json")]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert "1 engines killed" in run.stdout
     result = json.loads((tmp_path / "faults.json").read_text())

@@ -4,7 +4,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from vllm_cli.bench.soak.ledger import SHED_STATUSES, Ending
+from tests.soak.ledger import SHED_STATUSES, Ending
 
 _LONGEST_MESSAGE: Final = 300
 

@@ -8,6 +8,13 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final
 
+from tests.soak.config import SoakConfig
+from tests.soak.gauges import read_gauges
+from tests.soak.ledger import Ledger
+from tests.soak.processes import sample_processes
+from tests.soak.results import Gauges, HealthFigures, SoakResult, SoakSample, SoakSettings, Stage
+from tests.soak.traffic import SoakTraffic
+from tests.soak.verdict import count_rests, find_problems, has_settled, measure_growths
 from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.figures import percentile_ms
@@ -20,13 +27,6 @@ from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
-from vllm_cli.bench.soak.config import SoakConfig
-from vllm_cli.bench.soak.gauges import read_gauges
-from vllm_cli.bench.soak.ledger import Ledger
-from vllm_cli.bench.soak.processes import sample_processes
-from vllm_cli.bench.soak.results import Gauges, HealthFigures, SoakResult, SoakSample, SoakSettings, Stage
-from vllm_cli.bench.soak.traffic import SoakTraffic
-from vllm_cli.bench.soak.verdict import count_rests, find_problems, has_settled, measure_growths
 from vllm_cli.bench.target import CommandTarget
 
 _LOOK_S: Final = 0.5

@@ -1,4 +1,4 @@
-"""The result of `bench soak` as it goes to `--json`."""
+"""The result of the soak test as it goes to `--json`."""
 
 from typing import Literal
 
@@ -122,7 +122,7 @@ class SoakSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class SoakResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that one run of `bench soak` found."""
+    """Everything that one run of the soak test found."""
 
     schema: str = "vllm-cli/bench-soak"
     schema_version: int = SOAK_SCHEMA_VERSION

@@ -6,7 +6,7 @@ from typing import Final
 
 import psutil
 
-from vllm_cli.bench.soak.results import GroupSample
+from tests.soak.results import GroupSample
 
 _ROLES: Final = (
     ("multiprocessing.resource_tracker", "resource tracker"),

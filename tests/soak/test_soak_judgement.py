@@ -1,6 +1,6 @@
 import pytest
 
-from vllm_cli.bench.soak.judgement import judge_answer
+from tests.soak.judgement import judge_answer
 
 CHUNK = b'data: {"choices": [{"text": "a"}]}\n\n'
 QUOTED = b'data: {"choices": [{"text": "\\"error\\": {}"}]}\n\n'

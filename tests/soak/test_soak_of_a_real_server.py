@@ -1,4 +1,4 @@
-"""`vllm-cli bench soak` on a real server, for as short a time as shows that its parts fit together."""
+"""`python -m tests.soak` on a real server, for less than a minute: shows that its parts work together."""
 
 import shlex
 import subprocess
@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from tests.llamas import save_tiny_llama
-from vllm_cli.bench.soak.bodies import BAD, GOOD
-from vllm_cli.bench.soak.results import Gauges, SoakResult
+from tests.soak.bodies import BAD, GOOD
+from tests.soak.results import Gauges, SoakResult
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -20,8 +22,8 @@ def test_a_real_server_is_asked_for_everything_and_gives_everything_back(tmp_pat
     served = shlex.join([sys.executable, "-m", "vllm_cli", "serve", str(folder), "--host", "127.0.0.1", *limits])
     words = ("--minutes", "0.7", "--warm-up", "50%", "--sample-interval", "1", "--burst-interval", "5")
     sizes = ("--prompt-tokens", "200", "--max-tokens", "16", "--max-growth", "50%")
-    command = [sys.executable, "-m", "vllm_cli", "bench", "soak", "--cmd", served, *words, *sizes, "--json", "-"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "tests.soak", "--cmd", served, *words, *sizes, "--json", "-"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     result = msgspec.json.decode(run.stdout, type=SoakResult)
     assert result.settings.left_out == []

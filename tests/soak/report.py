@@ -1,11 +1,11 @@
-"""The result of `bench soak` as text and tables for people."""
+"""The result of the soak test as text and tables for people."""
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, TextIO, get_args
 
-from vllm_cli.bench.soak.ledger import Ending
-from vllm_cli.bench.soak.results import Growth, SoakResult
+from tests.soak.ledger import Ending
+from tests.soak.results import Growth, SoakResult
 from vllm_cli.bench.tables import FigureTable, format_figure, write_sections
 
 _MIB: Final = 1 << 20

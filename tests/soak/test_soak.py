@@ -1,4 +1,4 @@
-"""`vllm-cli bench soak` on a small server that does as it is told."""
+"""`python -m tests.soak` on a small server with the faults that its flags ask for."""
 
 import shlex
 import subprocess
@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from vllm_cli.bench.soak.bodies import GOOD
-from vllm_cli.bench.soak.config import SoakConfig
-from vllm_cli.bench.soak.results import SoakResult
-from vllm_cli.commands import bench_soak
+from tests.soak.__main__ import soak as soak_command
+from tests.soak.bodies import GOOD
+from tests.soak.config import SoakConfig
+from tests.soak.results import SoakResult
 
 pytestmark = pytest.mark.thorough
 
+ROOT = Path(__file__).parents[2]
 LEAKY_SERVER = Path(__file__).parent / "leaky_server.py"
 QUICK = ("--minutes", 0.05, "--warm-up", "50%", "--sample-interval", 0.2, "--burst-interval", 0.4, "--concurrency", 4)
 PATIENT = ("--max-growth", "90%")
@@ -24,8 +25,8 @@ PATIENT = ("--max-growth", "90%")
 
 def soak(*words: object, server: tuple[object, ...] = ()) -> subprocess.CompletedProcess[str]:
     served = shlex.join([sys.executable, str(LEAKY_SERVER), *map(str, server)])
-    command = [sys.executable, "-m", "vllm_cli", "bench", "soak", "--cmd", served, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "tests.soak", "--cmd", served, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
 
 
 def read(output: str) -> SoakResult:
@@ -123,22 +124,8 @@ def test_what_makes_no_sense_is_a_usage_error(words, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--minutes", "0"]], ids=["help", "usage error"])
-def test_help_and_usage_errors_import_nothing_heavy(words):
-    code = """if True:
-        import sys
-        from vllm_cli.main import main
-        try:
-            main(["bench", "soak", *sys.argv[1:]])
-        finally:
-            names = {"aiohttp", "rich", "uvloop", "msgspec", "psutil", "asyncio", "torch", "prometheus_client"}
-            print("heavy:", *names & set(sys.modules), file=sys.stderr)"""
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=200)
-    assert done.stderr.splitlines()[-1].strip() == "heavy:"
-
-
 def test_the_options_have_the_defaults_of_the_configuration():
-    options = {option.name: option for option in bench_soak.soak.params}
+    options = {option.name: option for option in soak_command.params}
     for name, item in SoakConfig.__dataclass_fields__.items():
         if name in ("target", "api_key"):
             continue
@@ -147,7 +134,7 @@ def test_the_options_have_the_defaults_of_the_configuration():
 
 
 def test_all_good_bodies_have_a_weight():
-    from vllm_cli.bench.soak.bodies import BAD
-    from vllm_cli.bench.soak.traffic import _WEIGHTS
+    from tests.soak.bodies import BAD
+    from tests.soak.traffic import _WEIGHTS
 
     assert set(_WEIGHTS) == {*GOOD, *BAD}

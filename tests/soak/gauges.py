@@ -3,8 +3,8 @@
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.soak.results import Gauges
 from vllm_cli.bench.readiness import NotReadyError, get
-from vllm_cli.bench.soak.results import Gauges
 
 _RUNNING, _WAITING, _USAGE = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"
 
