@@ -15,9 +15,9 @@ from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
 from server.renderers.processor_cache import ProcessorCache
+from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_last, resolve_token_limit
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
 from server.renderers.stop_strings import StopScanner
-from server.renderers.template_process import TemplateProcess
 from server.renderers.tokenizer import Tokenizer
 from server.types import PromptInputs
 
@@ -62,7 +62,6 @@ class BaseRenderer(ABC):
             self.pools["mm"] = create_pool(1, name="renderer-mm", is_inline=config.is_inline)
         self._executor = executor or self.pools["text"]
         self._mm_executor = executor or self.pools["mm"]
-        self._template_process = TemplateProcess()
         self._loop_share = LoopShare()
         self.detokenize_async = make_async(self.detokenize, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
@@ -133,7 +132,7 @@ class BaseRenderer(ABC):
         rendered = self.render_messages(messages, options)
         if isinstance(rendered, str):
             return self._tokenized(rendered, options, param="messages")
-        return RenderedPrompt(_last(rendered, self._token_limit(options), "messages"), text=None)
+        return RenderedPrompt(keep_last(rendered, self._token_limit(options), param="messages"), text=None)
 
     def render_text(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """The prompt of a plain text, or of token ids, which are checked against the vocabulary.
@@ -143,8 +142,8 @@ class BaseRenderer(ABC):
         """
         if isinstance(prompt, str):
             return self._tokenized(prompt, options, param="prompt")
-        self._check_ids(prompt, param="prompt")
-        return RenderedPrompt(_last(prompt, self._token_limit(options), "prompt"), text=None)
+        check_token_ids(prompt, vocab_size=self.vocab_size, param="prompt")
+        return RenderedPrompt(keep_last(prompt, self._token_limit(options), param="prompt"), text=None)
 
     def detokenize(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence.
@@ -152,7 +151,7 @@ class BaseRenderer(ABC):
         Raises:
             RequestError: an id is no token.
         """
-        self._check_ids(token_ids, param="tokens")
+        check_token_ids(token_ids, vocab_size=self.vocab_size, param="tokens")
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def encode_words(self, texts: list[str]) -> list[list[int]]:
@@ -229,7 +228,6 @@ class BaseRenderer(ABC):
         """Stop the pools, whose work that has not begun is cancelled, and the process of foreign templates."""
         for pool in self.pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
-        self._template_process.close()
 
     def __enter__(self) -> Self:
         return self
@@ -251,16 +249,6 @@ class BaseRenderer(ABC):
                 param="mm_processor_kwargs",
             )
 
-    def _given_template(self, options: ChatOptions) -> str | None:
-        if options.chat_template is None:
-            return self.config.chat_template
-        if not self.config.trust_request_chat_template:
-            raise RequestError(
-                "a chat_template in the request is only taken when the server runs with --trust-request-chat-template",
-                param="chat_template",
-            )
-        return options.chat_template
-
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
         limit = self._token_limit(options)
         if limit is None:
@@ -269,33 +257,15 @@ class BaseRenderer(ABC):
             token_ids = self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens, limit=limit)
         except UnicodeEncodeError as err:
             raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
-        return RenderedPrompt(_last(token_ids, limit, param), text)
+        return RenderedPrompt(keep_last(token_ids, limit, param=param), text)
 
     def _token_limit(self, options: ChatOptions | TextOptions) -> int | None:
-        wanted, limit = options.truncate_prompt_tokens, self.max_model_len
-        if wanted is None or limit is None:
-            return wanted if wanted != -1 else None
-        if wanted > limit:
-            raise RequestError(
-                f"truncate_prompt_tokens must be at most the model's {limit} tokens, got {wanted}",
-                param="truncate_prompt_tokens",
-            )
-        return wanted if wanted >= 0 else limit - 1
+        return resolve_token_limit(options.truncate_prompt_tokens, self.max_model_len)
 
     def _check_length(self, text: str, param: str) -> None:
-        """Refuse what cannot fit however it is tokenized, before a thread is busy with it for seconds."""
-        limit = self.max_model_len
-        if limit is not None and len(text) > limit * self.tokenizer.max_token_chars:
-            raise RequestError(
-                f"This model's maximum context length is {limit} tokens (--max-model-len), but {param} holds "
-                f"{len(text)} characters",
-                param=param,
-            )
-
-    def _check_ids(self, token_ids: list[int], *, param: str) -> None:
-        if token_ids and (min(token_ids) < 0 or max(token_ids) >= self.vocab_size):
-            bad = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
-            raise RequestError(f"token ids must be from 0 to {self.vocab_size - 1}, got {bad}", param=param)
+        check_text_length(
+            text, max_model_len=self.max_model_len, max_token_chars=self.tokenizer.max_token_chars, param=param
+        )
 
 
 def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
@@ -309,10 +279,3 @@ def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
             return False
         num_chars += len(content)
     return num_chars <= SMALL_CHARS
-
-
-def _last(token_ids: list[int], limit: int | None, param: str) -> list[int]:
-    kept = token_ids if limit is None else token_ids[max(0, len(token_ids) - limit) :]
-    if not kept:
-        raise RequestError(f"{param} has no tokens", param=param)
-    return kept
