@@ -35,7 +35,7 @@ class StartDeadline:
             self._timer = threading.Timer(self._limit_s, self._expire)
             self._timer.name = "start-deadline"
             self._timer.daemon = True
-            group_signals.start_apart(self._timer)
+            group_signals.start_thread(self._timer)
         return self
 
     def __exit__(

@@ -14,7 +14,7 @@ _GPU_DEVICES: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _NONE: Final = "-1"
 
 
-def ask_without_cuda() -> None:
+def detect_gpus_without_cuda() -> None:
     """Makes torch ask the driver's management library whether there is a GPU; call before torch is loaded.
 
     Else an innocent question of some library, while the forkserver imports it, begins CUDA there.

@@ -17,7 +17,7 @@ from pathlib import Path
 from envs import foreign
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
-from startup.engine.cuda import ask_without_cuda
+from startup.engine.cuda import detect_gpus_without_cuda
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.imports import import_engine, import_serially
@@ -63,7 +63,7 @@ class EngineProcess:
 
     def is_ending(self) -> bool:
         """Whether the process ends, though its socket may not be closed yet."""
-        return self._end_watch.has_begun()
+        return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
         """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
@@ -103,7 +103,7 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
     """
     limit_spinning()
     limit_kernel_caches()
-    ask_without_cuda()
+    detect_gpus_without_cuda()
     method = context.get_start_method()
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
@@ -159,7 +159,7 @@ def start_engine(
         args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with with_own_packages_as_main(), group_signals.held_back() if is_fork else without_group_signals():
+    with with_own_packages_as_main(), group_signals.blocked() if is_fork else without_group_signals():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)

@@ -15,7 +15,7 @@ from typing import Any
 
 from startup.lean import plain_shapes
 from startup.lean.absent_finder import AbsentFinder, forget
-from startup.lean.remembered_scans import remembered_scans
+from startup.lean.scan_cache import cached_scans
 
 LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
 """Rules for tensors without data, in Python; what it takes to lay out a model there is in C++."""
@@ -86,7 +86,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
     before = set(sys.modules)
     stand_ins.install()
     try:
-        with remembered_scans():
+        with cached_scans():
             _import_all(modules)
     except Exception:  # noqa: BLE001 - whatever a stand-in breaks, the real module mends
         stand_ins.remove()

@@ -22,7 +22,7 @@ class Decision(NamedTuple):
 
 def decide(survey: Survey, job: Job) -> Decision:
     """`auto` reads only where most of what is missing fits into memory."""
-    if reason := needlessness(survey, is_forced=job.is_forced):
+    if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)
     if available is None:
@@ -48,7 +48,7 @@ def available_bytes(job: Job) -> int | None:
     return state.available_bytes if state else None
 
 
-def needlessness(survey: Survey, *, is_forced: bool) -> str | None:
+def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
     """Why there is nothing to read; None where there is."""
     if not survey.num_files:
         return "none of the files can be read"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from startup.prefetch.budget import needlessness
+from startup.prefetch.budget import reason_to_skip
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
@@ -110,7 +110,7 @@ def _look(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | N
         if not is_cheap(paths[0]):
             return None
     survey = survey_files(paths, options.block_bytes)
-    reason = needlessness(survey, is_forced=False)
+    reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
         return None
     return PrefetchReport("off", reason, survey.num_files, survey.total_bytes, survey.resident_bytes)

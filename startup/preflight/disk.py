@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from envs.registry import env
 from startup.byte_count import format_bytes
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
@@ -26,6 +27,18 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
         yield error("disk", f"{place.name} is to be downloaded: {problem}")
     elif remaining is None and (free := _free_bytes(folder)) < _LEAST_BYTES:
         yield warning("disk", f"{place.name} is to be downloaded: {folder} has but {format_bytes(free)} free")
+
+
+def check_cache_folder() -> Iterator[Finding]:
+    """Start-up times and what imports work out are kept below VLLM_CACHE_ROOT."""
+    folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli"
+    place = nearest_existing(folder)
+    if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
+        yield warning(
+            "cache",
+            f"nothing is kept between starts: {folder} cannot be written to; "
+            f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
+        )
 
 
 def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:

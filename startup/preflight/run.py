@@ -20,10 +20,9 @@ from startup.model.hub import is_offline
 from startup.model.hub_cache import hub_cache_dir
 from startup.preflight.access import check_api_keys, check_tls
 from startup.preflight.address import check_address
-from startup.preflight.cache_folder import check_cache_folder
 from startup.preflight.chat_template import check_chat_templates
 from startup.preflight.checkpoint import CONTENT_CHECKS, Checkpoint, read_checkpoint, small_file_findings
-from startup.preflight.disk import check_disk
+from startup.preflight.disk import check_cache_folder, check_disk
 from startup.preflight.environment import check_environment
 from startup.preflight.json_file import read_json_object
 from startup.preflight.limits import SHM, check_limits, check_shared_memory

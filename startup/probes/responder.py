@@ -126,7 +126,7 @@ class StartupResponder:
         """Begins to accept; to be called before this process has threads, which a fork would not copy."""
         self._listener.setblocking(False)
         read_fd, self._life_fd = os.pipe()
-        with group_signals.held_back():
+        with group_signals.blocked():
             pid = os.fork()
         if pid == 0:
             self._ours.close()
@@ -156,7 +156,7 @@ class StartupResponder:
         afterwards. A process that is stopped is not waited for much longer than that takes.
         """
         self._is_handed_over = True
-        group_signals.start_apart(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
+        group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ class EndWatch:
         with suppress(OSError):
             self._fd = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
-    def has_begun(self) -> bool:
+    def is_exiting(self) -> bool:
         """Whether the end has begun; takes some microseconds."""
         if self._fd is None:
             return False

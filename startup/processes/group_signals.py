@@ -14,7 +14,7 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def blocked() -> Iterator[None]:
     """Around the start of a process, which begins with these signals blocked and has time to say `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
@@ -23,13 +23,13 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def start_apart(thread: threading.Thread) -> None:
+def start_thread(thread: threading.Thread) -> None:
     """Starts a thread that leaves these signals to the main thread for good.
 
     The kernel may give a signal to any thread that takes it, and a main thread that waits in a system call would go on
     waiting.
     """
-    with held_back():
+    with blocked():
         thread.start()
 
 

@@ -37,7 +37,7 @@ def without_group_signals() -> Iterator[None]:
 
     Its start ends with SIGINT and SIGTERM unblocked, whatever they were (`ResourceTracker.ensure_running`).
     """
-    with group_signals.held_back():
+    with group_signals.blocked():
         resource_tracker.ensure_running()
-    with group_signals.held_back():
+    with group_signals.blocked():
         yield

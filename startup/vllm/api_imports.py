@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Final
 
-from startup.vllm.compile_later import compile_later
 from startup.vllm.deferred_compiler import deferred_compiler
-from startup.vllm.idle_commands import leave_out_idle_commands
 from startup.vllm.importing import import_leniently
+from startup.vllm.lazy_compile import make_compile_lazy
+from startup.vllm.unused_commands import stub_unused_commands
 
 LATER_MODULES: Final = ("vllm.kernels",)
 """Imported only when the engine is ready; in a start there is time for it while the forkserver still imports."""
@@ -22,9 +22,9 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
         more: further modules, in their order.
         is_lean: whether torch's compiler is deferred; only where no model is run in this process.
     """
-    leave_out_idle_commands()
+    stub_unused_commands()
     if is_lean:
-        compile_later()
+        make_compile_lazy()
     with deferred_compiler() if is_lean else nullcontext():
         failed = import_leniently((*_MODULES, *more))
     return {name: reason for name, reason in failed.items() if name in _MODULES}

@@ -32,7 +32,7 @@ _SEPARATORS: Final = str.maketrans("{},", "   ")
 _at_exec: dict[str, str] = {}
 
 
-def note_environment_at_exec() -> None:
+def record_environment_at_exec() -> None:
     """To be called in a forkserver as it begins: what its libraries read when they were loaded."""
     _at_exec.update(foreign.snapshot())
 

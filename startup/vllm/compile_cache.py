@@ -27,13 +27,13 @@ _OUTCOMES: Final = {
 """What vLLM's log says, and what that means for its file."""
 
 
-def follow_compile_cache(journal: Journal) -> None:
+def record_compile_cache(journal: Journal) -> None:
     """From now on, in this process and those forked from it, what becomes of the caches is noted; files load again."""
     logging.getLogger(_DECORATORS).addFilter(functools.partial(_note, journal))
     after_import(_DECORATORS, _let_loading_finish)
 
 
-def work_round(outcome: Mapping[str, Any]) -> str | None:
+def disable_failed_cache(outcome: Mapping[str, Any]) -> str | None:
     """Switches off what failed in the last start, for this one; returns what to tell the user, if anything was done.
 
     A setting of the user's own stays.

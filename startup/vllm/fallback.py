@@ -6,7 +6,7 @@ import traceback
 from typing import NoReturn
 
 
-def start_anew(variable: str, value: str) -> NoReturn:
+def exec_again(variable: str, value: str) -> NoReturn:
     """The same command in the same process with a variable set; nothing that was half done outlives `exec`.
 
     The words are the interpreter's: those in /proc/self/cmdline may have been masked.
@@ -17,7 +17,7 @@ def start_anew(variable: str, value: str) -> NoReturn:
     os.execv(sys.executable, sys.orig_argv)
 
 
-def is_raised_by(err: BaseException, folder: str) -> bool:
+def is_raised_in(err: BaseException, folder: str) -> bool:
     """Whether code of the folder was at work where the error, or what caused it, was raised."""
     chain: BaseException | None = err
     while chain is not None:

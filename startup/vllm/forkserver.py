@@ -23,7 +23,7 @@ from startup.processes.death_pipe import arm
 from startup.processes.new_program import with_own_packages_as_main
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
-from startup.vllm.notices import ChildEnds, report_from_child
+from startup.vllm.serving_events import ChildPipes, report_serving_from_child
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _STATUS_S: Final = 1.0
 
 
 class PreloadedContext(context.ForkServerContext):
-    """What `multiprocessing.get_context("spawn")` returns once `map_spawn` was called."""
+    """What `multiprocessing.get_context("spawn")` returns once `redirect_spawn` was called."""
 
     _name = "spawn"
 
@@ -43,8 +43,8 @@ class PreloadedContext(context.ForkServerContext):
         return PreloadedProcess
 
 
-def map_spawn(
-    journal: Journal, *, server_pid: int, environment: Mapping[str, str], notices: ChildEnds | None = None
+def redirect_spawn(
+    journal: Journal, *, server_pid: int, environment: Mapping[str, str], notices: ChildPipes | None = None
 ) -> None:
     """Gives `spawn` its other meaning in this process and in those forked from it.
 
@@ -69,7 +69,7 @@ class _Start:
     journal: Journal | None = None
     server_pid: int | None = None
     environment: Mapping[str, str] = {}
-    notices: ChildEnds | None = None
+    notices: ChildPipes | None = None
     """Where a process that serves the port says so; None where the port is vLLM's own."""
     lifeline: tuple[int, int, int] | None = None
     """Owner's pid and both ends of the pipe whose closing ends this process's children."""
@@ -198,11 +198,11 @@ def _revive(state: ChildState, lifeline: Any, notices: Any, name: str, plain: by
     process.current_process().name = name
     changed = state.take_over()
     if _start.journal is not None:
-        _start.journal.forget_modules_so_far()
-        _start.journal.note_environment(changed)
+        _start.journal.mark_loaded_modules()
+        _start.journal.record_environment(changed)
     if notices is not None:
-        _start.notices = ChildEnds(*(end.detach() for end in notices))
-        report_from_child(_start.notices)
+        _start.notices = ChildPipes(*(end.detach() for end in notices))
+        report_serving_from_child(_start.notices)
     make, arguments, attributes, *_ = ForkingPickler.loads(plain)
     revived: process.BaseProcess = make(*arguments)
     vars(revived).update(attributes)

@@ -14,12 +14,12 @@ from startup.processes.new_program import (
     with_own_packages_as_main,
     without_group_signals,
 )
-from startup.vllm.forkserver import map_spawn
+from startup.vllm.forkserver import redirect_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
-from startup.vllm.notices import ChildEnds
 from startup.vllm.preload_plan import PreloadPlan
 from startup.vllm.preload_profile import PreloadProfile
+from startup.vllm.serving_events import ChildPipes
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PRELOAD: Final = "LD_PRELOAD"
 
 
 def start_forkserver(
-    plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices: ChildEnds
+    plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices: ChildPipes
 ) -> None:
     """It imports from now on; the first process that is forked waits until it has finished.
 
@@ -45,10 +45,10 @@ def start_forkserver(
         with with_own_packages_as_main(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    map_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)
+    redirect_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)
 
 
-def environment_at_exec(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
+def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
     """What vLLM will set for its children and libraries read when they are loaded; learnt, or known of the platform.
 
     Without PYTORCH_NVML_BASED_CUDA_CHECK, asking whether there is a GPU may initialise CUDA, which no fork survives.

@@ -4,7 +4,7 @@ import importlib
 import threading
 from collections.abc import Iterable
 
-from startup.lean.remembered_scans import remembered_scans
+from startup.lean.scan_cache import cached_scans
 from startup.processes import group_signals
 
 
@@ -19,7 +19,7 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("modules are imported on the main thread only")
     failed = {}
-    with remembered_scans():
+    with cached_scans():
         for name in modules:
             try:
                 with group_signals.interrupting():

@@ -42,13 +42,13 @@ class Journal:
         if self.is_open:
             times = {"begin_ns": begin_ns, "end_ns": end_ns, "waits_for": waits_for}
             self.write(process=multiprocessing.current_process().name, span=name, **times)
-            self.note_modules()
+            self.record_modules()
 
-    def forget_modules_so_far(self) -> None:
+    def mark_loaded_modules(self) -> None:
         """What is loaded by now is not news."""
         self._known_modules = set(sys.modules)
 
-    def note_modules(self) -> None:
+    def record_modules(self) -> None:
         """Notes which modules have come since the last time, in the order of their import."""
         new = [name for name in list(sys.modules) if name not in self._known_modules]
         if new and self.is_open:
@@ -57,7 +57,7 @@ class Journal:
             if names:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
-    def note_environment(self, changed: Mapping[str, str]) -> None:
+    def record_environment(self, changed: Mapping[str, str]) -> None:
         """Notes variables that libraries read as they are loaded, none of which holds a secret."""
         self.write(environment={name: value for name, value in changed.items() if name.startswith(LOAD_VARIABLES)})
 

@@ -56,7 +56,7 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
     return None
 
 
-def forget_configuration(folder: Path) -> None:
+def undo_log_as_json(folder: Path) -> None:
     """Takes back what `log_as_json` did with this folder, if anything: it would be taken for the user's own."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw == str(folder / _FILE):
         os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)

@@ -33,19 +33,19 @@ from startup.vllm import compile_cache, port
 from startup.vllm.api_imports import LATER_MODULES, import_api_server
 from startup.vllm.bytecode import keep_bytecode
 from startup.vllm.command_line import CommandLine
-from startup.vllm.fallback import is_raised_by, start_anew
-from startup.vllm.forked_calls import answer_in_forked_processes
-from startup.vllm.forkserver_start import environment_at_exec, start_forkserver
+from startup.vllm.fallback import exec_again, is_raised_in
+from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.json_lines import forget_configuration, log_as_json
+from startup.vllm.json_lines import log_as_json, undo_log_as_json
 from startup.vllm.logs import log_as
-from startup.vllm.notices import Notices
+from startup.vllm.model_inspection import inspect_models_in_forks
 from startup.vllm.options import VllmOptions
-from startup.vllm.plain import PlainReason, run_plain, tell_of_plain_start, why_plain
+from startup.vllm.plain_start import PlainReason, plain_start_reason, report_plain_start, run_vllm
 from startup.vllm.preflight import run_preflight
 from startup.vllm.preload_plan import plan_preload
-from startup.vllm.preload_profile import StartKind, recall
+from startup.vllm.preload_profile import StartKind, load_profile
+from startup.vllm.serving_events import ServingEvents
 from startup.vllm.spans import record_spans
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,10 @@ def launch_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
     timeline = PhaseTimeline.from_process_start()
     log_as("launcher", options.log_format)
     line = CommandLine.of(options.words)
-    reason = why_plain(vllm, line)
+    reason = plain_start_reason(vllm, line)
     if reason is None:
         launch = _Launch(vllm, line, options, timeline)
-        reason = launch.distrust
+        reason = launch.disabled_reason
         if reason is None:
             return launch.run()
     if reason.is_worth_a_warning:
@@ -75,8 +75,8 @@ def launch_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         import_api_server()
     gc.enable()
     if not line.is_for_help:
-        tell_of_plain_start(options.log_format)
-    return run_plain(line)
+        report_plain_start(options.log_format)
+    return run_vllm(line)
 
 
 class _Launch:
@@ -90,7 +90,7 @@ class _Launch:
         self._stack = ExitStack()
         self._files = line.locate_model()
         self._model = self._files.path if self._files else None
-        self._profile = recall(StartKind.of(vllm, line.words, self._model))
+        self._profile = load_profile(StartKind.of(vllm, line.words, self._model))
         self._state = StartState(self._subject(), timeline)
         self._manager = self._stack.enter_context(closing(ServiceManager.from_environment()))
         self._responder: StartupResponder | None = None
@@ -106,7 +106,7 @@ class _Launch:
             log_as("launcher", self._options.log_format, self._state_phase)
             self._timeline.on_change = self._tell
             self._responder = responder = self._listen()
-            notices = Notices(
+            notices = ServingEvents(
                 on_serving=responder.hand_over if responder else lambda: None,
                 on_ready=lambda: self._begin_serving(deadline, prefetch),
                 on_stopping=lambda: self._manager.tell_stopping("finishing what runs"),
@@ -131,7 +131,7 @@ class _Launch:
     def _be_vllm(self) -> int:
         try:
             with self._timeline.span("vllm"):
-                return run_plain(self._line)
+                return run_vllm(self._line)
         except (ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as err:
             if self._is_ready or not self._may_be_our_fault(err):
                 raise
@@ -140,27 +140,27 @@ class _Launch:
             self._manager.tell_stopping("vLLM has ended")
 
     @property
-    def distrust(self) -> PlainReason | None:
+    def disabled_reason(self) -> PlainReason | None:
         """Why this start should rather be vLLM's own."""
-        if self._profile.distrust is None:
+        if self._profile.disabled_reason is None:
             return None
-        return PlainReason(f"{self._profile.distrust}; `vllm-cli preload reset` has it tried again")
+        return PlainReason(f"{self._profile.disabled_reason}; `vllm-cli preload reset` has it tried again")
 
     def _may_be_our_fault(self, err: Exception) -> bool:
         """vLLM's own errors end the start as ever; only of versions that were never tried is nothing known."""
-        return not self._vllm.is_tried or (self._may_defer_compiler and is_raised_by(err, f"{Path(__file__).parent}/"))
+        return not self._vllm.is_tried or (self._may_defer_compiler and is_raised_in(err, f"{Path(__file__).parent}/"))
 
     def _start_without_help(self, err: Exception) -> NoReturn:
         reason = f"a start of it failed with what vllm-cli does ({type(err).__name__}: {err})"
         logger.warning("%s: vLLM %s starts anew, without", reason, self._vllm.version)
-        replace(self._profile, distrust=reason).save()
+        replace(self._profile, disabled_reason=reason).save()
         self._start_anew(env.VCLI_PLAIN_VLLM.name, "1")
 
     def _start_anew(self, variable: str, value: str) -> NoReturn:
         """Nothing of this attempt is left but what it has learnt."""
-        forget_configuration(self._journal.folder)
+        undo_log_as_json(self._journal.folder)
         shutil.rmtree(self._journal.folder, ignore_errors=True)
-        start_anew(variable, value)
+        exec_again(variable, value)
 
     @property
     def _startup_timeout_s(self) -> float | None:
@@ -185,7 +185,7 @@ class _Launch:
             listening = self._stack.enter_context(address)
         self._timeline.mark("listening")
         responder = self._stack.enter_context(StartupResponder(listening, self._state))
-        self._stack.enter_context(port.offer(listening))
+        self._stack.enter_context(port.reuse_listener(listening))
         return responder
 
     def _tell(self) -> None:
@@ -200,16 +200,16 @@ class _Launch:
         if self._options.log_format == "json" and (notice := log_as_json(self._vllm, self._line, folder)) is not None:
             logger.warning("%s", notice)
 
-    def _start_forkserver(self, notices: Notices) -> None:
-        if (notice := compile_cache.work_round(self._profile.compile_cache)) is not None:
+    def _start_forkserver(self, notices: ServingEvents) -> None:
+        if (notice := compile_cache.disable_failed_cache(self._profile.compile_cache)) is not None:
             logger.warning("%s", notice)
         with self._timeline.span("start_forkserver"):
             plan = plan_preload(self._journal.folder, self._vllm, self._line.words, self._profile, self._model)
-            environment = environment_at_exec(self._vllm, self._profile)
+            environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
                 start_forkserver(plan, self._journal, environment=environment, notices=notices.ends)
-                answer_in_forked_processes()
+                inspect_models_in_forks()
             except OSError as err:
                 logger.warning("there is no forkserver (%s): vLLM's processes are new programs", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
@@ -234,7 +234,7 @@ class _Launch:
         if is_lean and failed:
             logger.warning("vLLM could not be imported without its compiler: %s; it is started anew", failed)
             self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
-        self._journal.forget_modules_so_far()
+        self._journal.mark_loaded_modules()
 
     @property
     def _may_defer_compiler(self) -> bool:
@@ -247,7 +247,7 @@ class _Launch:
         self._is_ready = True
         self._manager.tell_ready(f"ready: {self._address}")
         finish = partial(self._finish, deadline, prefetch)
-        group_signals.start_apart(threading.Thread(target=finish, name="vllm-start-report", daemon=True))
+        group_signals.start_thread(threading.Thread(target=finish, name="vllm-start-report", daemon=True))
 
     def _finish(self, deadline: StartDeadline, prefetch: PrefetchHandle) -> None:
         """What this start has taught is kept, and told to those who asked."""
@@ -259,10 +259,10 @@ class _Launch:
             logger.info("%s", caches)
 
     def _learn(self) -> StartRecordings:
-        self._journal.note_modules()
+        self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
-        self._profile.after(recordings).save()
+        self._profile.updated_with(recordings).save()
         return recordings
 
     @property

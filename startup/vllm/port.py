@@ -12,7 +12,7 @@ from typing import Any
 
 
 @contextmanager
-def offer(listener: socket.socket) -> Iterator[None]:
+def reuse_listener(listener: socket.socket) -> Iterator[None]:
     """While open, whoever binds the listener's address in this process gets the listener."""
     address = listener.getsockname()
     bind_anew = socket.socket.bind

@@ -6,8 +6,8 @@ from typing import Final
 
 from server.config import ModelFiles, ServerConfig
 from startup.preflight.address import check_address
-from startup.preflight.cache_folder import check_cache_folder
 from startup.preflight.checkpoint import CONTENT_CHECKS, read_checkpoint
+from startup.preflight.disk import check_cache_folder
 from startup.preflight.limits import check_shared_memory
 from startup.preflight.report import Finding, PreflightReport
 from startup.vllm.command_line import CommandLine

@@ -5,17 +5,19 @@ forkserver takes nothing but names of modules to import, and its children inheri
 """
 
 import gc
+import importlib
+import json
 import logging
 import os
 import threading
 import time
 from contextlib import ExitStack, suppress
 
-from startup.vllm.child_state import environment_at_exec, note_environment_at_exec
+from startup.vllm.child_state import environment_at_exec, record_environment_at_exec
 
 gc.disable()
 _BEGIN_NS = time.monotonic_ns()
-note_environment_at_exec()
+record_environment_at_exec()
 
 from pathlib import Path  # noqa: E402
 
@@ -23,16 +25,15 @@ from envs.registry import env  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.timeline.process_age import process_start_ns  # noqa: E402
-from startup.vllm.compile_cache import follow_compile_cache  # noqa: E402
-from startup.vllm.compile_later import compile_later  # noqa: E402
+from startup.vllm.compile_cache import record_compile_cache  # noqa: E402
 from startup.vllm.deferred_compiler import deferred_compiler  # noqa: E402
-from startup.vllm.forked_calls import answer_in_forked_processes  # noqa: E402
-from startup.vllm.forkserver import map_spawn  # noqa: E402
+from startup.vllm.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.importing import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
-from startup.vllm.late_module import import_late  # noqa: E402
+from startup.vllm.late_import import delay_import  # noqa: E402
+from startup.vllm.lazy_compile import make_compile_lazy  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
-from startup.vllm.model_class import model_modules  # noqa: E402
+from startup.vllm.model_inspection import inspect_models_in_forks  # noqa: E402
 from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
 from startup.vllm.spans import record_spans  # noqa: E402
 
@@ -43,24 +44,34 @@ def _preload(plan: PreloadPlan) -> None:
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     journal = Journal(Path(plan.folder))
     record_spans(journal, level=logging.DEBUG)  # the launcher's process says it aloud
-    follow_compile_cache(journal)
-    answer_in_forked_processes()
+    record_compile_cache(journal)
+    inspect_models_in_forks()
     with ExitStack() as stack:
         if plan.compiler != "now":
-            compile_later()
+            make_compile_lazy()
         if plan.compiler == "deferred":
             stack.enter_context(deferred_compiler())
         elif plan.compiler == "late":
-            import_late(COMPILER, not_for="vllm.env_override", then="_patch_inductor_fallback_allow_list")
+            delay_import(COMPILER, not_for="vllm.env_override", then="_patch_inductor_fallback_allow_list")
         failed = import_leniently(plan.modules)
         if plan.model is not None:
-            failed |= import_leniently(model_modules(Path(plan.model)))
+            failed |= import_leniently(_model_modules(Path(plan.model)))
     gc.freeze()
     gc.enable()
-    map_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
+    redirect_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
     journal.write(failed=failed, num_threads=threading.active_count())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
+
+
+def _model_modules(model: Path) -> list[str]:
+    """Modules of vLLM with the model's class, by the architectures in its config.json; empty for an unknown model."""
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
+        config = json.loads((model / "config.json").read_bytes())
+        registry = importlib.import_module("vllm.model_executor.models.registry")
+        known = registry.ModelRegistry.models
+        return [known[name].module_name for name in config["architectures"] if name in known]
+    return []
 
 
 def _read_plan() -> PreloadPlan | None:

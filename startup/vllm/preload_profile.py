@@ -75,10 +75,10 @@ class PreloadProfile:
     compile_cache: Mapping[str, Any] = field(default_factory=dict)
     """What became of torch.compile's caches in the last start."""
     num_starts: int = 0
-    distrust: str | None = None
-    """Why starts of this kind are left to vLLM alone, after one has failed with what this package does."""
+    disabled_reason: str | None = None
+    """Why starts of this kind run vLLM without preloading: an earlier one failed in code of this package."""
 
-    def after(self, recordings: StartRecordings) -> "PreloadProfile":
+    def updated_with(self, recordings: StartRecordings) -> "PreloadProfile":
         """What is known after one more start: modules it imported late come behind those that are known."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
@@ -96,21 +96,27 @@ class PreloadProfile:
             num_starts=self.num_starts + 1,
         )
 
+    def to_fields(self) -> dict[str, Any]:
+        """The profile as JSON values; `disabled_reason` is called `distrust` in files."""
+        fields = asdict(self)
+        fields["distrust"] = fields.pop("disabled_reason")
+        return fields
+
     def save(self) -> None:
         """Keeps it for the next start; where nothing can be written, it is not kept."""
         with suppress(OSError):
             profiles_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(_path(self.kind), json.dumps(asdict(self), indent=1))
+            write_whole(_path(self.kind), json.dumps(self.to_fields(), indent=1))
 
 
-def recall(kind: StartKind) -> PreloadProfile:
+def load_profile(kind: StartKind) -> PreloadProfile:
     """What is known of this kind of start; an empty profile where that is nothing."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         return _read(_path(kind))
     return PreloadProfile(kind)
 
 
-def all_profiles() -> list[PreloadProfile]:
+def load_all_profiles() -> list[PreloadProfile]:
     """What is known of any kind of start."""
     profiles = []
     for path in sorted(profiles_folder().glob("*.json")):
@@ -119,7 +125,7 @@ def all_profiles() -> list[PreloadProfile]:
     return profiles
 
 
-def forget_all() -> int:
+def delete_all_profiles() -> int:
     """Removes what was learnt; returns how many kinds of start that were."""
     paths = list(profiles_folder().glob("*.json"))
     for path in paths:
@@ -143,7 +149,8 @@ def _read(path: Path) -> PreloadProfile:
             raise ValueError(path)
         content[name] = tuple(content[name])
     kind = content.pop("kind")
-    return PreloadProfile(kind=StartKind(**{**kind, "flags": tuple(kind["flags"])}), **content)
+    reason = content.pop("distrust", None)
+    return PreloadProfile(StartKind(**{**kind, "flags": tuple(kind["flags"])}), disabled_reason=reason, **content)
 
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """`vllm-cli preload`: what starts of vLLM have taught the launcher."""
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,9 +28,9 @@ def show(*, as_json: bool) -> None:
       vllm-cli preload show
       vllm-cli preload show --json | jq '.[0].engine_modules'
     """
-    from startup.vllm.preload_profile import all_profiles, profiles_folder
+    from startup.vllm.preload_profile import load_all_profiles, profiles_folder
 
-    profiles = all_profiles()
+    profiles = load_all_profiles()
     if as_json:
         click.echo(json.dumps([_fields(profile) for profile in profiles], indent=2))
     elif profiles:
@@ -50,13 +49,13 @@ def reset() -> None:
     Example:
       vllm-cli preload reset
     """
-    from startup.vllm.preload_profile import forget_all
+    from startup.vllm.preload_profile import delete_all_profiles
 
-    click.echo(f"Forgot {forget_all()} kinds of start.")
+    click.echo(f"Forgot {delete_all_profiles()} kinds of start.")
 
 
 def _fields(profile: "PreloadProfile") -> dict[str, Any]:
-    return {"key": profile.kind.key, **asdict(profile)}
+    return {"key": profile.kind.key, **profile.to_fields()}
 
 
 def _paragraph(profile: "PreloadProfile") -> str:
@@ -73,6 +72,6 @@ def _paragraph(profile: "PreloadProfile") -> str:
     lines += [f"  not importable: {name} ({reason})" for name, reason in profile.failed.items()]
     if (caches := describe(profile.compile_cache)) is not None:
         lines.append(f"  {caches}")
-    if profile.distrust:
-        lines.append(f"  not helped any more: {profile.distrust}")
+    if profile.disabled_reason:
+        lines.append(f"  not helped any more: {profile.disabled_reason}")
     return "\n".join(lines)

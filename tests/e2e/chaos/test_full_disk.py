@@ -15,7 +15,7 @@ from startup.byte_count import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.http_server import serving
 from tests.ports import free_port
-from tests.startup.hub_server import Hub
+from tests.startup.model.hub_server import Hub
 from tests.startup.vllm.fake_start import ROOT, command, environment
 from tests.waiting import wait_until
 

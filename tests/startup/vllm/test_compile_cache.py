@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.compile_cache import describe, follow_compile_cache, work_round
+from startup.vllm.compile_cache import describe, disable_failed_cache, record_compile_cache
 from startup.vllm.journal import Journal, StartRecordings
 
 _SWITCH = "VLLM_USE_AOT_COMPILE"
@@ -28,7 +28,7 @@ def test_log_of_vllm_tells_what_became_of_the_cache(
 ) -> None:
     vllm_logger = logging.getLogger("vllm.compilation.decorators")
     filters = list(vllm_logger.filters)
-    follow_compile_cache(Journal(tmp_path))
+    record_compile_cache(Journal(tmp_path))
     try:
         vllm_logger.warning(*words)
     finally:
@@ -39,7 +39,7 @@ def test_log_of_vllm_tells_what_became_of_the_cache(
 
 def test_cache_that_failed_to_load_is_not_used_in_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_SWITCH, raising=False)
-    notice = work_round(_FAILED)
+    notice = disable_failed_cache(_FAILED)
     assert notice is not None
     assert "no finalize_loading" in notice
     assert os.environ[_SWITCH] == "0"
@@ -48,14 +48,14 @@ def test_cache_that_failed_to_load_is_not_used_in_the_next_start(monkeypatch: py
 @pytest.mark.parametrize("value", ["0", "1"])
 def test_setting_of_the_users_own_stays(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_SWITCH, value)
-    assert work_round(_FAILED) is None
+    assert disable_failed_cache(_FAILED) is None
     assert os.environ[_SWITCH] == value
 
 
 @pytest.mark.parametrize("outcome", [{}, {"aot": "hit"}, {"aot": "saved"}], ids=str)
 def test_cache_that_did_not_fail_is_left_alone(outcome: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_SWITCH, raising=False)
-    assert work_round(outcome) is None
+    assert disable_failed_cache(outcome) is None
     assert _SWITCH not in os.environ
 
 

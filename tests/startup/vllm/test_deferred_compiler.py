@@ -126,10 +126,10 @@ def test_finder_goes_also_where_the_imports_fail(toys: ToyPackages, monkeypatch:
 
 _WITH_TORCH = """
 import json, sys
-from startup.vllm.compile_later import compile_later
+from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.deferred_compiler import deferred_compiler
 
-compile_later()
+make_compile_lazy()
 with deferred_compiler():
     import torch
     import torch._dynamo

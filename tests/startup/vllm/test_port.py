@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.port import offer
+from startup.vllm.port import reuse_listener
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def _accepts(server: socket.socket, address: tuple[str, int] | str) -> bool:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_socket_bound_to_the_address_is_the_listener(host: str, listener: socket.socket) -> None:
     address = listener.getsockname()
-    with offer(listener), socket.socket() as taken:
+    with reuse_listener(listener), socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((host, address[1]))
         assert taken.getsockname() == address
@@ -35,7 +35,7 @@ def test_socket_bound_to_the_address_is_the_listener(host: str, listener: socket
 
 
 def test_empty_host_is_every_address() -> None:
-    with socket.create_server(("0.0.0.0", 0)) as listener, offer(listener), socket.socket() as taken:
+    with socket.create_server(("0.0.0.0", 0)) as listener, reuse_listener(listener), socket.socket() as taken:
         port = listener.getsockname()[1]
         taken.bind(("", port))
         assert _accepts(taken, ("127.0.0.1", port))
@@ -46,14 +46,14 @@ def test_unix_socket_is_taken_by_its_path(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as taken:
         listener.bind(path)
         listener.listen()
-        with offer(listener):
+        with reuse_listener(listener):
             taken.bind(path)
         assert _accepts(taken, path)
 
 
 def test_other_addresses_and_kinds_are_bound_as_ever(listener: socket.socket) -> None:
     port = listener.getsockname()[1]
-    with offer(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+    with reuse_listener(listener), socket.socket() as other, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         other.bind(("127.0.0.1", 0))
         assert other.getsockname()[1] != port
         datagrams.bind(("127.0.0.1", port))
@@ -61,12 +61,12 @@ def test_other_addresses_and_kinds_are_bound_as_ever(listener: socket.socket) ->
 
 
 def test_address_is_taken_again_when_the_offer_is_over(listener: socket.socket) -> None:
-    with offer(listener):
+    with reuse_listener(listener):
         pass
     with socket.socket() as other, pytest.raises(OSError, match="already in use"):
         other.bind(listener.getsockname())
 
 
 def test_name_that_is_not_known_is_the_binders_error(listener: socket.socket) -> None:
-    with offer(listener), socket.socket() as other, pytest.raises(OSError):
+    with reuse_listener(listener), socket.socket() as other, pytest.raises(OSError):
         other.bind(("no-such-name.invalid", listener.getsockname()[1]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.vllm.forkserver_start import environment_at_exec
+from startup.vllm.forkserver_start import forkserver_environment
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preload_plan import COMPILER, PreloadPlan, plan_preload
 from startup.vllm.preload_profile import PreloadProfile, StartKind
@@ -71,7 +71,7 @@ def test_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_forkserver_begins_with_what_vllm_will_set_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_SET", "by the user")
     profile = replace(_profile(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
-    environment = environment_at_exec(_CPU, profile)
+    environment = forkserver_environment(_CPU, profile)
     assert environment["TORCH_OTHER"] == "by vLLM"
     assert environment["TORCHINDUCTOR_COMPILE_THREADS"] == "1"
     assert "TORCH_SET" not in environment
@@ -84,7 +84,7 @@ def test_libraries_that_vllm_loads_first_are_loaded_first(tmp_path: Path, monkey
         (tmp_path / path).touch()
     vllm = InstalledVllm("0.32.0+cpu", tmp_path / "vllm")
     expected = f"{tmp_path}/vllm/libs/libtcmalloc_minimal.so.4:{tmp_path}/torch.libs/libgomp-1.so.1"
-    assert environment_at_exec(vllm, _profile())["LD_PRELOAD"] == expected
+    assert forkserver_environment(vllm, _profile())["LD_PRELOAD"] == expected
     monkeypatch.setenv("LD_PRELOAD", "/my/libomp.so:/my/libtcmalloc.so")
-    assert environment_at_exec(vllm, _profile())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
-    assert "LD_PRELOAD" not in environment_at_exec(_GPU, _profile(_GPU))
+    assert forkserver_environment(vllm, _profile())["LD_PRELOAD"] == "/my/libomp.so:/my/libtcmalloc.so"
+    assert "LD_PRELOAD" not in forkserver_environment(_GPU, _profile(_GPU))

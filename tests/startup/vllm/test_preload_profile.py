@@ -68,16 +68,16 @@ def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
 def test_file_that_makes_no_sense_is_as_none(content: str, folder: Path) -> None:
     from startup.vllm.installed import InstalledVllm
-    from startup.vllm.preload_profile import PreloadProfile, StartKind, recall
+    from startup.vllm.preload_profile import PreloadProfile, StartKind, load_profile
 
     kind = StartKind.of(InstalledVllm("0.32.0+cpu", folder), (), None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(folder))
         PreloadProfile(kind, num_starts=1).save()
-        assert recall(kind).num_starts == 1
+        assert load_profile(kind).num_starts == 1
         (path,) = folder.rglob(f"{kind.key}.json")
         path.write_text(content)
-        assert recall(kind) == PreloadProfile(kind)
+        assert load_profile(kind) == PreloadProfile(kind)
 
 
 def test_nothing_is_lost_where_nothing_can_be_kept(folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
-from startup.vllm.preload_profile import PreloadProfile, StartKind, all_profiles, forget_all, recall
+from startup.vllm.preload_profile import PreloadProfile, StartKind, delete_all_profiles, load_all_profiles, load_profile
 from tests.startup.vllm.toy_package import ToyPackages
 
 _VLLM = InstalledVllm("0.32.0", Path("/nowhere"))
@@ -65,21 +65,21 @@ def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
         environment={"TORCH_X": "1", "TORCH_GONE": ""},
         failed={"b": "ImportError: b"},
     )
-    after = profile.after(recordings)
+    after = profile.updated_with(recordings)
     assert after.engine_modules == ("a", "c", "d")
     assert after.api_modules == ("x", "y", "z")
     assert after.environment == {"TORCH_X": "1"}
     assert after.failed == {"b": "ImportError: b"}
     assert after.num_starts == 1
-    assert "b" not in after.after(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
+    assert "b" not in after.updated_with(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
 
 
 def test_lesson_is_recalled_as_it_was_kept() -> None:
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
     profile = PreloadProfile(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
     profile.save()
-    assert recall(kind) == profile
-    assert recall(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
+    assert load_profile(kind) == profile
+    assert load_profile(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
 
 
 def test_all_are_shown_and_forgotten(cache: Path) -> None:
@@ -87,19 +87,19 @@ def test_all_are_shown_and_forgotten(cache: Path) -> None:
     for kind in kinds:
         PreloadProfile(kind, num_starts=1).save()
     (cache / "vllm_cli" / "preload" / "nonsense.json").write_text("{")
-    assert {profile.kind for profile in all_profiles()} == set(kinds)
-    assert forget_all() == 3
-    assert all_profiles() == []
-    assert forget_all() == 0
+    assert {profile.kind for profile in load_all_profiles()} == set(kinds)
+    assert delete_all_profiles() == 3
+    assert load_all_profiles() == []
+    assert delete_all_profiles() == 0
 
 
 def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path, toys: ToyPackages) -> None:
     toys.write("toy_of_a_phase")
     journal = Journal(tmp_path)
-    journal.forget_modules_so_far()
+    journal.mark_loaded_modules()
     with journal.span("a phase"):
         importlib.import_module("toy_of_a_phase")
-    journal.note_environment({"TORCH_X": "1", "HF_TOKEN": "secret"})
+    journal.record_environment({"TORCH_X": "1", "HF_TOKEN": "secret"})
     journal.is_open = False
     with journal.span("too late"):
         pass

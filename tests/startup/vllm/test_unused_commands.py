@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-from startup.vllm.idle_commands import leave_out_idle_commands
+from startup.vllm.unused_commands import stub_unused_commands
 from tests.startup.vllm.toy_package import ToyPackages
 
 
@@ -13,7 +13,7 @@ def test_modules_of_other_subcommands_have_names_alone(toys: ToyPackages) -> Non
         toys.write(f"vllm.entrypoints.cli.{name}", raises)
     toys.write("vllm.entrypoints.cli.serve", "value = 1\n")
     toys.write("vllm.entrypoints.cli.something_new", "value = 2\n")
-    leave_out_idle_commands()
+    stub_unused_commands()
     parser = argparse.ArgumentParser(prog="vllm")
     commands = parser.add_subparsers()
     for name in ("openai", "launch", "benchmark.main", "preload"):
@@ -28,7 +28,7 @@ def test_modules_of_other_subcommands_have_names_alone(toys: ToyPackages) -> Non
 def test_options_of_their_making_do_not_matter(toys: ToyPackages) -> None:
     toys.write("vllm.entrypoints.cli.snapshot")
     toys.write("vllm.entrypoints.cli.benchmark.other")
-    leave_out_idle_commands()
+    stub_unused_commands()
     snapshot = importlib.import_module("vllm.entrypoints.cli.snapshot")
     assert [command.name for command in snapshot.cmd_init(create_requested=False)] == ["snapshot"]
     importlib.import_module("vllm.entrypoints.cli.benchmark.main").maybe_exec_rust_bench()

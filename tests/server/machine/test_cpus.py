@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.machine.cpus import affinity_count, usable_count
-from tests.startup.fake_system import FakeSystem
+from tests.server.machine.fake_system import FakeSystem
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from startup.vllm.late_module import import_late
+from startup.vllm.late_import import delay_import
 from tests.startup.vllm.toy_package import ToyPackages
 
 _PATCHES = """
@@ -28,7 +28,7 @@ def packages(toys: ToyPackages) -> ToyPackages:
 
 
 def test_module_comes_later_and_is_patched_then(packages: ToyPackages) -> None:
-    import_late("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", not_for="light.override", then="patch")
     importlib.import_module("light.override")
     assert "heavy.part" not in sys.modules
     assert importlib.import_module("heavy.part").is_patched
@@ -50,7 +50,7 @@ def test_without_it_the_module_is_imported_at_once(packages: ToyPackages) -> Non
 )
 def test_module_that_patches_in_another_way_is_left_alone(packages: ToyPackages, source: str) -> None:
     packages.write("light.override", source)
-    import_late("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", not_for="light.override", then="patch")
     importlib.import_module("light.override")
     assert sys.modules["heavy.part"].is_patched
 
@@ -59,12 +59,12 @@ def test_module_that_patches_in_another_way_is_left_alone(packages: ToyPackages,
 def test_nothing_happens_where_one_of_them_is_there_already(packages: ToyPackages, first: str) -> None:
     importlib.import_module(first)
     finders = list(sys.meta_path)
-    import_late("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", not_for="light.override", then="patch")
     assert sys.meta_path == finders
 
 
 def test_nothing_happens_where_the_patching_module_is_not_there(packages: ToyPackages) -> None:
     finders = list(sys.meta_path)
-    import_late("heavy.part", not_for="not_there.override", then="patch")
-    import_late("heavy.part", not_for="light.not_there", then="patch")
+    delay_import("heavy.part", not_for="not_there.override", then="patch")
+    delay_import("heavy.part", not_for="light.not_there", then="patch")
     assert sys.meta_path == finders

@@ -21,7 +21,7 @@ _HAND_OVER_S: Final = 10.0
 """How long a process that serves waits for the launcher to say that nobody else accepts any more."""
 
 
-class ChildEnds(NamedTuple):
+class ChildPipes(NamedTuple):
     """What a child has of the launcher's pipes."""
 
     write_fd: Any
@@ -30,7 +30,7 @@ class ChildEnds(NamedTuple):
     """Its other end is closed once the port is the children's alone."""
 
 
-class Notices:
+class ServingEvents:
     """The launcher's side; `on_serving` comes before anything is accepted, `on_ready` once vLLM accepts.
 
     Both are called once, on the event loop of the main thread or, where another process serves, on a thread of its own.
@@ -45,12 +45,12 @@ class Notices:
         self._on_stopping = _once(on_stopping)
         self._read_fd, write_fd = os.pipe()
         free_fd, self._taken_fd = os.pipe()
-        self.ends = ChildEnds(write_fd, free_fd)
+        self.ends = ChildPipes(write_fd, free_fd)
 
     def follow(self) -> None:
         """From now on; to be called once there are threads anyway."""
-        announce_serving(self._on_serving, self._on_ready, self._on_stopping)
-        group_signals.start_apart(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
+        hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping)
+        group_signals.start_thread(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
 
     def _follow_children(self) -> None:
         """Until one is ready; the pipe's other end stays open here, hence there is no end of file."""
@@ -65,7 +65,7 @@ class Notices:
                     return
 
 
-def report_from_child(ends: ChildEnds) -> None:
+def report_serving_from_child(ends: ChildPipes) -> None:
     """In a child: its uvicorn, if it has one, tells the launcher, and accepts when nobody else does any more."""
 
     def tell(notice: bytes) -> None:
@@ -78,12 +78,10 @@ def report_from_child(ends: ChildEnds) -> None:
         poll.register(ends.free_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    announce_serving(take_port, lambda: tell(_READY), lambda: None)
+    hook_uvicorn(take_port, lambda: tell(_READY), lambda: None)
 
 
-def announce_serving(
-    on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
-) -> None:
+def hook_uvicorn(on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]) -> None:
     """Has uvicorn, once it is imported in this process, call these before it accepts, once it does, and as it stops.
 
     Where uvicorn is not as expected, the first two are called when it is imported: a responder that never

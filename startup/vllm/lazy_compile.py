@@ -11,7 +11,7 @@ from typing import Any
 from startup.vllm.import_hooks import after_import
 
 
-def compile_later() -> None:
+def make_compile_lazy() -> None:
     """From now on `torch.compile` notes what it is to do to a function, and does it when that is called."""
     after_import("torch", _note_instead)
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 from tests.http_server import LocalServer, QuietHandler
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
+MODEL = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "tokenizer.json": b"{}"}
 
 _CUT_FROM_BYTES = 1 << 10
 

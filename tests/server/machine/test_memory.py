@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.machine.memory import MemoryState, read_memory
-from tests.startup.fake_system import FakeSystem
+from tests.server.machine.fake_system import FakeSystem
 
 KIB = 1 << 10
 MACHINE = MemoryState(8_000 * KIB, 16_000 * KIB)

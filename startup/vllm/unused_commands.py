@@ -24,7 +24,7 @@ _IDLE: Final = {
 """Modules and the commands in them: their names are in vLLM's messages about wrong words."""
 
 
-def leave_out_idle_commands() -> None:
+def stub_unused_commands() -> None:
     """From now on, modules of other subcommands are empty but for the commands' names."""
     sys.meta_path.insert(0, _IdleFinder())
 

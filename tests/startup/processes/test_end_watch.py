@@ -24,13 +24,13 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
 
 def test_end_is_seen_before_and_after_somebody_has_waited_for_the_process(process: "subprocess.Popen[bytes]") -> None:
     watch = EndWatch(process.pid)
-    assert not watch.has_begun()
+    assert not watch.is_exiting()
     process.kill()
-    wait_until(watch.has_begun)
+    wait_until(watch.is_exiting)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert watch.has_begun()  # it has ended, but is still in the table of processes
+    assert watch.is_exiting()  # it has ended, but is still in the table of processes
     process.wait()
-    assert watch.has_begun()
+    assert watch.is_exiting()
     watch.close()
     watch.close()
 
@@ -39,7 +39,7 @@ def test_stopped_process_has_not_ended(process: "subprocess.Popen[bytes]") -> No
     watch = EndWatch(process.pid)
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-    assert not watch.has_begun()
+    assert not watch.is_exiting()
     watch.close()
 
 
@@ -47,5 +47,5 @@ def test_nothing_is_seen_of_a_process_that_is_not_there(process: "subprocess.Pop
     process.kill()
     process.wait()
     watch = EndWatch(process.pid)
-    assert not watch.has_begun()
+    assert not watch.is_exiting()
     watch.close()

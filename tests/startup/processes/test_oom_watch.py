@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from startup.processes.oom_watch import OomWatch
-from tests.startup.fake_system import FakeSystem
+from tests.server.machine.fake_system import FakeSystem
 
 _PERHAPS = ", as the kernel does where memory runs out"
 _ADVICE = "; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or give it more"

@@ -32,7 +32,7 @@ class PlainReason(str):
         return not self.startswith("asked")
 
 
-def why_plain(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
+def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     """None where this package can help."""
     if env.VCLI_PLAIN_VLLM.get():
         return PlainReason(f"asked by {env.VCLI_PLAIN_VLLM.name}")
@@ -47,7 +47,7 @@ def why_plain(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     return None
 
 
-def tell_of_plain_start(log_format: str) -> None:
+def report_plain_start(log_format: str) -> None:
     """Whom its help would have served hears that there is none; a manager that waited for readiness would end it."""
     if log_format == "json":
         logger.warning("--log-format json is for vllm-cli's own lines here: vLLM starts without its help")
@@ -55,7 +55,7 @@ def tell_of_plain_start(log_format: str) -> None:
         manager.tell_ready("vLLM was started, and does not tell when it is ready")
 
 
-def run_plain(line: CommandLine) -> int:
+def run_vllm(line: CommandLine) -> int:
     """As `vllm serve` with these words; ends as that ends, by returning, SystemExit or an error of vLLM's."""
     sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
     main = importlib.import_module("vllm.entrypoints.cli.main")

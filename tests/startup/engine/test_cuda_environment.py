@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from startup.engine import cuda
-from startup.engine.cuda import ask_without_cuda, expects_gpu
+from startup.engine.cuda import detect_gpus_without_cuda, expects_gpu
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _BEGUN = "file=libcuda.so.1 [0];  dynamically loaded by"
@@ -53,10 +53,10 @@ def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu: Path, monkeypatch: pyte
 
 def test_torch_is_told_to_ask_without_cuda_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_NVML, raising=False)
-    ask_without_cuda()
+    detect_gpus_without_cuda()
     assert os.environ[_NVML] == "1"
     monkeypatch.setenv(_NVML, "0")
-    ask_without_cuda()
+    detect_gpus_without_cuda()
     assert os.environ[_NVML] == "0"
 
 

@@ -15,7 +15,7 @@ import pytest
 from startup.model.default_model import prepared_folder
 from tests.waiting import wait_until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

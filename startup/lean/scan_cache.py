@@ -29,7 +29,7 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 
 @contextmanager
-def remembered_scans() -> Iterator[None]:
+def cached_scans() -> Iterator[None]:
     """While open, importing transformers takes both from the cache; what is not there is scanned, and kept."""
     memory = _Memory()
     finder = _ScanFinder(memory)

@@ -11,7 +11,7 @@ from types import ModuleType
 from startup.vllm.import_hooks import after_import
 
 
-def import_late(name: str, *, not_for: str, then: str) -> None:
+def delay_import(name: str, *, not_for: str, then: str) -> None:
     """While `not_for` is imported, `name` cannot be; once somebody does import it, `not_for`'s function `then` is run.
 
     For a patching function that gives up quietly where it cannot import what it patches, and can be called again.

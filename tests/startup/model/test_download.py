@@ -9,8 +9,7 @@ from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
 from startup.model import download_progress
 from startup.model.source import resolve_model
-from tests.startup.hub_server import Hub
-from tests.startup.test_model_source import cache, hub_server  # noqa: F401 - fixtures
+from tests.startup.model.hub_server import Hub
 
 pytestmark = pytest.mark.thorough
 
@@ -19,7 +18,7 @@ WEIGHTS = bytes(range(256)) * (48 << 12)
 
 
 @pytest.fixture(autouse=True)
-def weights(hub_server: Hub) -> None:  # noqa: F811
+def weights(hub_server: Hub) -> None:
     hub_server.models["org/model"]["model.safetensors"] = WEIGHTS
 
 
@@ -28,7 +27,7 @@ def _download(shown: list[str] | None = None) -> Path:
 
 
 def test_slow_download_shows_bytes_rate_and_time_left_and_logs_now_and_then(
-    hub_server: Hub,  # noqa: F811
+    hub_server: Hub,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -44,7 +43,7 @@ def test_slow_download_shows_bytes_rate_and_time_left_and_logs_now_and_then(
     assert "downloaded 48.0 MiB of org/model in " in caplog.text
 
 
-def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:  # noqa: F811
+def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:
     hub_server.cuts = 1
     folder = _download()
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -53,7 +52,7 @@ def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:
 
 
 def test_download_that_fails_is_one_line_and_the_next_start_takes_only_what_is_missing(
-    hub_server: Hub,  # noqa: F811
+    hub_server: Hub,
 ) -> None:
     hub_server.cuts = 1000
     with pytest.raises(ModelNotFoundError) as caught:

@@ -14,7 +14,7 @@ from startup.vllm.import_hooks import after_import
 _TIMEOUT_S: Final = 120.0
 
 
-def answer_in_forked_processes() -> None:
+def inspect_models_in_forks() -> None:
     """From now on vLLM's model registry asks processes forked from the forkserver."""
 
     def hook(registry: Any) -> None:

@@ -11,8 +11,8 @@ import pytest
 _SCRIPT = """
 import importlib.metadata, json, sys
 from contextlib import nullcontext
-from startup.lean.remembered_scans import remembered_scans
-with remembered_scans() if sys.argv[1] == "remembered" else nullcontext():
+from startup.lean.scan_cache import cached_scans
+with cached_scans() if sys.argv[1] == "remembered" else nullcontext():
     import transformers, transformers.models
     from transformers.utils import import_utils
 # From 5.23 on a function, which is asked where a package has not the name that it is imported by.
