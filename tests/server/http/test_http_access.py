@@ -14,22 +14,29 @@ PROBES = ["/health", "/ping", "/livez", "/readyz"]
 STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"]
 
 
+@pytest.fixture(scope="module")
+def _locked_server(_start):
+    with _start(api_keys=("first", "zweiter-schlüssel")) as server:
+        yield server
+
+
 @pytest.fixture
-def locked(serve):
-    return serve(api_keys=("first", "zweiter-schlüssel"))
+def locked(_locked_server, engine):
+    """A server with API keys that the tests of this module share."""
+    return _locked_server
 
 
 @pytest.mark.parametrize("path", [*PROBES, *STATUS])
-def test_probes_and_what_tells_about_the_server_need_no_key(locked, path):
+def test_probes_and_status_need_no_key(locked, path):
     assert locked.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", STATUS)
-def test_the_operator_may_close_all_but_probes(serve, path):
+def test_the_operator_may_require_a_key_for_everything_but_probes(serve):
     server = serve(api_keys=("first",), api_key_everywhere=True)
-    assert server.get(path).status_code == 401
-    assert server.get(path, headers={"authorization": "Bearer first"}).status_code == 200
-    assert [server.get(probe).status_code for probe in PROBES] == [200] * 4
+    key = {"authorization": "Bearer first"}
+    assert {path: server.get(path).status_code for path in STATUS} == dict.fromkeys(STATUS, 401)
+    assert {path: server.get(path, headers=key).status_code for path in STATUS} == dict.fromkeys(STATUS, 200)
+    assert {path: server.get(path).status_code for path in PROBES} == dict.fromkeys(PROBES, 200)
 
 
 def test_what_is_told_without_a_key_is_no_secret(serve):
@@ -171,14 +178,10 @@ def test_huge_body_is_refused(server, long_goodbye):
     assert "larger than 33554432 bytes" in response.json()["error"]["message"]
 
 
-HOSTILE_IDS = ["x" * 129, "a b", "a\tb", "<script>", 'a"b', "größe", "a,b", ""]
-
-
-@pytest.mark.parametrize("request_id", HOSTILE_IDS)
-def test_request_ids_unfit_for_headers_and_logs_are_replaced(serve, request_id):
+def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
+    """See tests/server/routes/test_messages.py for what is unfit."""
     server = serve(enable_request_id_headers=True)
-    headers = {"x-request-id": request_id.encode("latin-1")}
-    response = server.post("/v1/completions", {"prompt": "a"}, headers=headers)
+    response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "<script>"})
     assert response.status_code == 200
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
     assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
@@ -189,28 +192,9 @@ def test_a_terminal_escape_in_a_header_is_not_even_parsed(server):
     assert server.post("/v1/completions", {"prompt": "a"}, headers=headers).status_code == 400
 
 
-@pytest.mark.parametrize("request_id", HOSTILE_IDS)
-def test_unfit_request_ids_name_no_answer_either(server, request_id):
-    headers = {"x-request-id": request_id.encode("latin-1")}
-    response = server.post("/v1/completions", {"prompt": "a"}, headers=headers)
+def test_an_unfit_request_id_is_not_part_of_the_answer_s_id(server):
+    response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "a,b"})
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", response.json()["id"])
-
-
-def test_ids_of_proxies_are_fit(server):
-    for request_id in (
-        "Root=1-67891233-abcdef012345678912345678",
-        "8f3a9c1e-1b2c-4d5e-8f90-123456789abc",
-        "a.b:c/d+e@f~g",
-    ):
-        response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": request_id})
-        assert response.json()["id"] == f"cmpl-{request_id}"
-
-
-@pytest.mark.parametrize("request_id", ["a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"])
-def test_request_ids_in_the_body_cannot_forge_lines_of_the_log(server, request_id):
-    response = server.complete(request_id=request_id)
-    assert response.status_code == 400
-    assert "request_id" in response.text
 
 
 def test_what_a_request_says_is_one_line_of_the_log(serve, caplog):

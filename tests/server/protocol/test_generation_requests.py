@@ -1,0 +1,153 @@
+"""Fields of completion and chat requests: their ranges, and the fields that the server rejects by name."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.errors import RequestError
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.decoding import RequestDecoder
+
+Model = type[CompletionRequest] | type[ChatRequest]
+
+BAD_VALUES = [
+    ("temperature", -0.1),
+    ("temperature", 2.1),
+    ("temperature", "hot"),
+    ("top_p", 0),
+    ("top_p", 1.1),
+    ("top_k", -2),
+    ("min_p", -0.1),
+    ("min_p", 1.1),
+    ("presence_penalty", -2.1),
+    ("presence_penalty", 2.1),
+    ("frequency_penalty", -2.1),
+    ("frequency_penalty", 2.1),
+    ("repetition_penalty", 0),
+    ("repetition_penalty", -1),
+    ("n", 0),
+    ("n", -1),
+    ("max_tokens", -1),
+    ("min_tokens", -1),
+    ("seed", 2**63),
+    ("seed", -(2**63) - 1),
+    ("seed", 1.5),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("stop", 3),
+    ("stop_token_ids", [-1]),
+    ("logit_bias", {"a": 1}),
+    ("logit_bias", {"5": 100.5}),
+    ("logit_bias", {"5": -101}),
+    ("bad_words", [""]),
+    ("bad_words", ["a"] * 129),
+    ("logprobs", -2),
+    ("prompt_logprobs", -2),
+    ("truncate_prompt_tokens", -2),
+    ("stream", "yes"),
+    ("stream_options", {"include_usage": True}),
+    ("best_of", 2),
+    ("request_id", ""),
+    ("response_format", "json"),
+    ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
+    ("user_name", "unknown"),
+]
+
+REFUSED = [
+    ("use_beam_search", True),
+    ("length_penalty", 0.5),
+    ("early_stopping", True),
+    ("logits_processors", ["x"]),
+    ("logprob_token_ids", [1]),
+    ("watermarking", True),
+    ("truncation_side", "right"),
+    ("priority", 1),
+    ("kv_transfer_params", {"a": 1}),
+    ("ec_transfer_params", {"a": 1}),
+    ("vllm_xargs", {"a": 1}),
+    ("repetition_detection", {"max_pattern_size": 3, "min_count": 2}),
+    ("thinking_token_budget", 10),
+    ("stream_interval", 5),
+    ("routed_experts_prompt_start", 1),
+    ("media_io_kwargs", {"a": {}}),
+]
+
+REFUSED_BY_COMPLETIONS = [("suffix", " end"), ("mm_processor_kwargs", {"a": 1})]
+
+REFUSED_BY_CHAT = [
+    ("audio", {"voice": "alloy"}),
+    ("functions", [{"name": "f"}]),
+    ("function_call", "auto"),
+    ("prediction", {"type": "content", "content": "x"}),
+    ("verbosity", "high"),
+    ("web_search_options", {"a": 1}),
+    ("modalities", ["text", "audio"]),
+]
+
+
+@pytest.fixture(params=[CompletionRequest, ChatRequest])
+def model(request: pytest.FixtureRequest) -> Model:
+    return request.param
+
+
+def decode(model: Model, **fields: Any) -> CompletionRequest | ChatRequest:
+    content = {"prompt": "a"} if model is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
+    return RequestDecoder(model).decode(msgspec.json.encode(content | fields))
+
+
+def assert_rejects(model: Model, param: str, **fields: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode(model, **fields)
+    assert caught.value.status == 400
+    assert caught.value.param == param
+    assert caught.value.message
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: str, value: Any) -> None:
+    assert_rejects(model, name, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED)
+def test_field_without_support_is_rejected_by_name(model: Model, name: str, value: Any) -> None:
+    assert_rejects(model, name, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED_BY_COMPLETIONS)
+def test_completions_reject_their_own_fields_without_support(name: str, value: Any) -> None:
+    assert_rejects(CompletionRequest, name, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED_BY_CHAT)
+def test_chat_rejects_its_own_fields_without_support(name: str, value: Any) -> None:
+    assert_rejects(ChatRequest, name, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -2}, "top_logprobs"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"reasoning_effort": "some"}, "reasoning_effort"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+    ],
+    ids=str,
+)
+def test_chat_checks_its_own_fields(fields: dict[str, Any], param: str) -> None:
+    assert_rejects(ChatRequest, param, **fields)
+
+
+def test_prompt_logprobs_cannot_be_streamed(model: Model) -> None:
+    assert_rejects(model, "prompt_logprobs", stream=True, prompt_logprobs=1)
+
+
+@pytest.mark.parametrize("request_id", ["a\nERROR forged", "a\rb", "a\x1b[31m", "a\u2028b", "a\n"])
+def test_request_id_with_control_characters_is_rejected(model: Model, request_id: str) -> None:
+    """The id is logged: it must not forge a line of the log."""
+    assert_rejects(model, "request_id", request_id=request_id)
