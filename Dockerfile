@@ -11,7 +11,7 @@ ARG PYTHON_VERSION=3.12
 FROM python:${PYTHON_VERSION}-slim AS build
 # Where pip looks beside its default index; with an index of PyTorch's CPU builds, pip prefers those.
 ARG PIP_EXTRA_INDEX_URL=""
-# Of pyproject.toml, with spaces between: `otel` for --otlp-traces-endpoint.
+# Further extras of pyproject.toml, separated by spaces: `otel` for --otlp-traces-endpoint.
 ARG EXTRAS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
@@ -20,7 +20,7 @@ RUN python -m venv /opt/vllm-cli
 # Dependencies have a layer of their own, which a change of the sources leaves alone.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import os, tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      extras = [p['optional-dependencies'][e] for e in os.environ.get('EXTRAS', '').split()]; \
+      extras = [p['optional-dependencies'][e] for e in ['embedded', *os.environ.get('EXTRAS', '').split()]]; \
       print(*sum(extras, p['dependencies']), sep='\n')" > requirements.txt && \
     /opt/vllm-cli/bin/pip install -c constraints.txt -r requirements.txt
 

@@ -1,17 +1,76 @@
-"""What the wheel holds."""
+"""The wheel's contents, and what works with the base dependencies alone."""
 
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from setuptools import find_packages
+
+from startup.engine.installed import MODULES
+from tests.base_environment import BaseEnvironment
+from vllm_cli.main import COMMANDS
+
 ROOT = Path(__file__).parents[1]
+_EXTRA = "pip install 'vllm-cli-server[embedded]'"
 
 
-def test_every_package_is_shipped_and_the_tests_are_not() -> None:
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        packages = tomllib.load(file)["tool"]["setuptools"]["packages"]
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseEnvironment:
+    return BaseEnvironment(tmp_path_factory.mktemp("base"))
+
+
+def _project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_wheel_holds_every_package_and_no_test() -> None:
+    include = _project()["tool"]["setuptools"]["packages"]["find"]["include"]
     folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for top in ("vllm_cli", "startup", "server", "envs")
         for path in (ROOT / top).rglob("__init__.py")
     }
-    assert set(packages) == folders
+    assert set(find_packages(str(ROOT), include=include)) == folders
+
+
+def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
+    names = {Requirement(word).name for word in _project()["project"]["optional-dependencies"]["embedded"]}
+    assert {name.replace("-", "_") for name in names} == set(MODULES)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--engine", "embedded"], ["--preflight-only"]], ids=["auto", "named", "preflight"]
+)
+def test_without_the_extra_serve_names_it_in_one_line(words: list[str], base: BaseEnvironment) -> None:
+    done = base.run("serve", "some/model", *words)
+    assert (done.returncode, done.stdout) == (3, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Error: the embedded engine is not installed (torch, ")
+    assert _EXTRA in line
+
+
+@pytest.mark.parametrize("command", [entry.name for entry in COMMANDS])
+def test_without_the_extra_every_command_explains_itself(command: str, base: BaseEnvironment) -> None:
+    done = base.run(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        (["env"], 0),
+        (["collect-env"], 0),
+        (["preload", "show"], 0),
+        (["bench", "startup", "--help"], 0),
+        (["chat", "--quick", "hi", "--url", "http://127.0.0.1:9/v1"], 1),
+        (["stop", "9"], 1),
+        (["wait", "--port", "9", "--timeout", "0.1"], 4),
+        (["prefetch", "some/model"], 3),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_without_the_extra_other_commands_work(words: list[str], exit_code: int, base: BaseEnvironment) -> None:
+    done = base.run(*words)
+    assert done.returncode == exit_code, done.stderr
+    assert "Traceback" not in done.stderr

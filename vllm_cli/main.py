@@ -15,6 +15,7 @@ import click
 from envs.errors import EnvError
 from envs.registry import env
 from server.config import ConfigError
+from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup
 from vllm_cli.version import VERSION
@@ -75,6 +76,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(err, USAGE_ERROR)
     except StartupError as err:
         return _fail(err, START_FAILED)
+    except ModuleNotFoundError as err:
+        if err.name not in MODULES:
+            raise
+        return _fail(f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}", START_FAILED)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:

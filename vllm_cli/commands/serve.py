@@ -3,6 +3,7 @@
 import click
 
 from startup.config import StartupConfig
+from startup.engine.installed import require_embedded_engine
 from startup.preflight.report import PreflightReport
 from startup.vllm.options import VllmOptions
 from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
@@ -31,6 +32,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; nothing heavy is imported before the settings are known to be right."""
     if (options := ctx.meta.get(VLLM)) is not None:
         return _serve_with_vllm(options)
+    require_embedded_engine()
     settings = given_settings(ctx)
     config = build_startup_config(settings)
     if settings.get("preflight_only"):

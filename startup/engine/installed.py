@@ -1,0 +1,41 @@
+"""Checks, without importing anything, that the packages of the embedded engine are installed."""
+
+from importlib.util import find_spec
+from typing import Final
+
+from startup.errors import StartupError
+
+MODULES: Final = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "starlette",
+    "uvicorn",
+    "httptools",
+    "pybase64",
+    "llguidance",
+    "mistral_common",
+    "pydantic",
+    "tiktoken",
+    "jinja2",
+)
+"""Top-level modules of the extra `embedded` (pyproject.toml)."""
+
+INSTALL_COMMAND: Final = "pip install 'vllm-cli-server[embedded]'"
+
+
+def require_embedded_engine() -> None:
+    """Returns if the extra `embedded` is installed.
+
+    Raises:
+        StartupError: a package is missing; the message names the extra.
+    """
+    missing = [module for module in MODULES if find_spec(module) is None]
+    if missing:
+        raise StartupError(
+            f"the embedded engine is not installed ({', '.join(missing)} missing): {INSTALL_COMMAND}; "
+            "to serve with vLLM instead, install vllm in this environment"
+        )
