@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,7 +32,8 @@ if [ -e wait ]; then
   while :; do sleep 0.05; done
 fi
 """
-INSTALL = "-m pip --disable-pip-version-check --quiet install -c constraints.txt -e ."
+INSTALL = "-m pip --disable-pip-version-check --quiet install -c constraints.txt -e .[embedded]"
+INSTALL_DEV = INSTALL.replace("embedded", "embedded,dev")
 
 
 class Clone:
@@ -95,7 +97,7 @@ def test_changed_dependencies_are_installed_again_but_the_model_is_not(name, clo
 
 def test_tests_and_linters_install_their_tools_once(clone):
     clone.make("install-dev")
-    assert clone.take_log() == ["venv .venv", INSTALL, INSTALL + "[dev]"]
+    assert clone.take_log() == ["venv .venv", INSTALL, INSTALL_DEV]
     clone.make("test", "ARGS=-k health")
     assert clone.take_log() == [
         "-m startup.model.default_model",
@@ -114,8 +116,13 @@ def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clon
 
 def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked_for_each_time(clone):
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    upgrade = "-m pip --disable-pip-version-check --quiet install --upgrade --upgrade-strategy eager {} -e .[dev,otel]"
-    rest = ["-m startup.model.default_model", ".ci/newest.py -n 2 --dist loadfile -k health"]
+    pip = "-m pip --disable-pip-version-check --quiet install"
+    upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev,otel]"
+    rest = [
+        f"{pip} --upgrade uvicorn",
+        "-m startup.model.default_model",
+        ".ci/newest.py -n 2 --dist loadfile -k health",
+    ]
     clone.make("test-newest", "ARGS=-k health")
     assert clone.take_log() == ["venv .venv-newest", upgrade.format(torch), *rest]
     clone.make("test-newest", "ARGS=-k health", "TORCH=torch<3")
@@ -208,10 +215,10 @@ def test_clean_makes_a_fresh_clone_again(clone):
     assert list(clone.path.glob(".venv*")) == []
 
 
-@pytest.mark.parametrize("extra", ["", "dev"])
+@pytest.mark.parametrize("extra", ["", "embedded", "dev"])
 def test_every_dependency_of_the_project_is_pinned(extra):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["optional-dependencies"][extra] if extra else project["dependencies"]
-    names = {word.split(">")[0].split("[")[0].lower() for word in wanted}
+    names = {Requirement(word).name.lower() for word in wanted}
     pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert names <= pinned
