@@ -76,10 +76,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(err, USAGE_ERROR)
     except StartupError as err:
         return _fail(err, START_FAILED)
-    except ModuleNotFoundError as err:
-        if err.name not in MODULES:
-            raise
-        return _fail(f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}", START_FAILED)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -90,10 +86,19 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"the output cannot be written: {err.strerror}. Make room, or write it elsewhere.", 1)
     except Exception as err:
-        if not _is_interruption(err):
+        if (exit_code := _exit_code_of(err)) is None:
             raise
-        return INTERRUPTED
+        return exit_code
     return result if isinstance(result, int) else 0
+
+
+def _exit_code_of(err: Exception) -> int | None:
+    """The exit code for Ctrl-C during an import and for a missing package; None for every other error."""
+    if _is_interruption(err):
+        return INTERRUPTED
+    if isinstance(err, ModuleNotFoundError) and err.name in MODULES:
+        return _fail(f"this command needs {err.name}, which is not installed: {INSTALL_COMMAND}", START_FAILED)
+    return None
 
 
 def _is_interruption(err: BaseException | None) -> bool:
