@@ -5,6 +5,15 @@ class ServerError(Exception):
     """Root of the server's errors."""
 
 
+class ConfigError(ValueError):
+    """A setting has a value that is not allowed; `option` is the flag or variable that sets it."""
+
+    def __init__(self, option: str, value: object, expected: str) -> None:
+        super().__init__(f"{option} must be {expected}, got {value!r}")
+        self.option = option
+        self.value = value
+
+
 class RequestError(ServerError):
     """The request cannot be served as it stands; becomes an OpenAI error body.
 

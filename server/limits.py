@@ -1,90 +1,178 @@
-"""What one client, one request and all requests together may take of the server; standard library only."""
+"""Limits of one client, one request and all requests together; standard library only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 
-from server.config import ConfigError
-
-_FLAGS: dict[str, str] = {
-    "max_connections": "--http-max-connections",
-    "max_head_bytes": "--h11-max-incomplete-event-size",
-    "max_headers": "--h11-max-header-count",
-    "header_timeout_s": "--http-header-timeout",
-    "body_timeout_s": "--http-body-timeout",
-    "min_body_rate": "--http-min-body-rate",
-    "send_buffer_bytes": "--http-send-buffer-size",
-    "send_timeout_s": "--http-send-timeout",
-    "max_body_bytes": "--http-max-body-size",
-    "max_held_bytes": "--http-max-held-size",
-    "request_timeout_s": "--http-request-timeout",
-    "max_queued_requests": "--max-num-queued-reqs",
-    "max_queued_tokens": "--max-num-queued-tokens",
-    "max_json_depth": "--http-max-json-depth",
-    "max_json_values": "--http-max-json-values",
-    "max_choices": "VLLM_MAX_N_SEQUENCES",
-    "max_prompts": "--http-max-prompts",
-    "max_messages": "--http-max-messages",
-    "max_tools": "--http-max-tools",
-    "max_stop_strings": "--http-max-stop-strings",
-}
-"""Field -> what the operator sets it with."""
-
-_MAY_BE_ZERO = frozenset({"request_timeout_s", "min_body_rate", "max_queued_requests", "max_queued_tokens"})
+from envs.registry import env
+from server.setting import check_ranges, from_variable, option_name, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """The defaults suit a machine with a few gigabytes; every one has a flag."""
+    """The defaults suit a machine with a few gigabytes of memory."""
 
-    max_connections: int = 16_384
-    """As far as the process may open so many files."""
-    max_head_bytes: int = 65_536
-    """Request line and headers; also what trailers and a chunked body's framing may add."""
-    max_headers: int = 256
-    header_timeout_s: float = 20.0
-    """From a request's first byte, or a new connection, to the end of its headers; and for a handshake of TLS."""
-    body_timeout_s: float = 30.0
-    """For a body; each `min_body_rate` bytes that come give a second of it back."""
-    min_body_rate: int = 4096
-    """Bytes per second; 0 gives nothing back."""
-    send_buffer_bytes: int = 65_536
-    """What may wait for a client that reads slowly, before its request does."""
-    send_timeout_s: float = 60.0
-    """How long the buffer may stay full, or a finished answer unread."""
-
-    max_body_bytes: int = 32 << 20
-    """Beside what `prompt_embeds` may take, which follows from the model."""
-    max_held_bytes: int | None = None
-    """Bodies and tensors of all requests together; None takes an eighth of the memory that is free."""
-    request_timeout_s: float = 3600.0
-    """From the end of its body to the end of its answer; 0 does not bound it."""
-    max_queued_requests: int | None = 4096
-    """Requests that wait or run; one with n > 1, or several prompts, counts as so many."""
-    max_queued_tokens: int | None = None
-    """Tokens of prompts whose first token has not come."""
-
-    max_json_depth: int = 128
-    max_json_values: int = 1_000_000
-    """Objects, lists, texts and numbers in a body, keys included."""
-    max_choices: int = 128
+    max_queued_requests: int | None = setting(
+        4096,
+        flag="--max-num-queued-reqs",
+        group="Limits",
+        syntax="count",
+        minimum=0,
+        help="Most requests that wait or run; n and several prompts count. More get 503 and Retry-After.",
+    )
+    max_queued_tokens: int | None = setting(
+        None,
+        flag="--max-num-queued-tokens",
+        group="Limits",
+        syntax="count",
+        minimum=0,
+        help="Most prompt tokens that wait for their first token; then 503 and Retry-After. Unbounded if not given.",
+    )
+    max_head_bytes: int = setting(
+        65_536,
+        flag="--h11-max-incomplete-event-size",
+        group="Limits",
+        syntax="size",
+        minimum=1,
+        help="Largest request line and headers together; else 431.",
+    )
+    """Also the most that trailers and the framing of a chunked body may add."""
+    max_headers: int = setting(
+        256,
+        flag="--h11-max-header-count",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most headers of a request; else 431.",
+    )
+    max_connections: int = setting(
+        16_384,
+        flag="--http-max-connections",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most connections, as far as the process may open files; then idle ones are closed, else 503.",
+    )
+    max_body_bytes: int = setting(
+        32 << 20,
+        flag="--http-max-body-size",
+        group="Limits",
+        syntax="size",
+        minimum=1,
+        help="Largest body without prompt_embeds; else 413.",
+    )
+    """What `prompt_embeds` may take in addition follows from the model."""
+    max_held_bytes: int | None = setting(
+        None,
+        flag="--http-max-held-size",
+        group="Limits",
+        syntax="size",
+        minimum=1,
+        help="Most bytes of bodies and tensors in all requests; then 503. An eighth of free memory if not given.",
+    )
+    header_timeout_s: float = setting(
+        20.0,
+        flag="--http-header-timeout",
+        group="Limits",
+        above=0,
+        help="Time for a request's headers, then 408; also for a TLS handshake.",
+    )
+    """From a request's first byte, or a new connection, to the end of its headers."""
+    body_timeout_s: float = setting(
+        30.0,
+        flag="--http-body-timeout",
+        group="Limits",
+        above=0,
+        help="Time for a body, extended as --http-min-body-rate says; then 408.",
+    )
+    min_body_rate: int = setting(
+        4096,
+        flag="--http-min-body-rate",
+        group="Limits",
+        syntax="size",
+        minimum=0,
+        help="Bytes of a body that extend its time by one second; 0 never extends it.",
+    )
+    """Bytes per second."""
+    send_timeout_s: float = setting(
+        60.0,
+        flag="--http-send-timeout",
+        group="Limits",
+        above=0,
+        help="Time for a client to read buffered data; then the connection is closed.",
+    )
+    """How long the send buffer may stay full, or a finished response unread."""
+    send_buffer_bytes: int = setting(
+        65_536,
+        flag="--http-send-buffer-size",
+        group="Limits",
+        syntax="size",
+        minimum=1,
+        help="Bytes buffered for a client that reads slowly, before its request waits.",
+    )
+    request_timeout_s: float = setting(
+        3600.0,
+        flag="--http-request-timeout",
+        group="Limits",
+        minimum=0,
+        help="Time for a response; then 504. 0 is no limit.",
+    )
+    """From the end of the request's body to the end of its response."""
+    max_json_depth: int = setting(
+        128,
+        flag="--http-max-json-depth",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Deepest nesting of a body; else 400.",
+    )
+    max_json_values: int = setting(
+        1_000_000,
+        flag="--http-max-json-values",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most objects, lists, texts and numbers in a body, keys included; else 400.",
+    )
+    max_choices: int = from_variable(env.VLLM_MAX_N_SEQUENCES, minimum=1)
     """`n` and `best_of`."""
-    max_prompts: int = 2048
-    """Prompts, inputs or documents of a request, times `n`."""
-    max_messages: int = 2048
-    max_tools: int = 256
-    max_stop_strings: int = 64
+    max_prompts: int = from_variable(
+        env.VLLM_MAX_COMPLETION_PROMPTS,
+        flag="--http-max-prompts",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most prompts of a request, times n; also inputs and documents.",
+    )
+    max_messages: int = setting(
+        2048,
+        flag="--http-max-messages",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most messages of a conversation; else 400.",
+    )
+    max_tools: int = setting(
+        256,
+        flag="--http-max-tools",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most tools of a request; else 400.",
+    )
+    max_stop_strings: int = from_variable(
+        env.VLLM_MAX_STOP_STRINGS,
+        flag="--http-max-stop-strings",
+        group="Limits",
+        syntax="count",
+        minimum=1,
+        help="Most stop strings of a request; else 400.",
+    )
 
     def __post_init__(self) -> None:
-        for name, flag in _FLAGS.items():
-            value, least = getattr(self, name), 0 if name in _MAY_BE_ZERO else 1
-            if value is None:
-                continue
-            if name.endswith("_s") and least:
-                if not value > 0:
-                    raise ConfigError(flag, value, "above 0")
-            elif value < least:
-                raise ConfigError(flag, value, f"{least} or more")
+        check_ranges(self)
 
 
+@cache
 def flag_of(field: str) -> str:
-    """What sets a limit, as messages name it."""
-    return _FLAGS[field]
+    """The flag or variable that sets a limit, as messages name it."""
+    return next(option_name(declared) for declared in fields(LimitsConfig) if declared.name == field)

@@ -14,7 +14,7 @@ import click
 
 from envs.errors import EnvError
 from envs.registry import env
-from server.config import ConfigError
+from server.errors import ConfigError
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import StartupError
 from vllm_cli.lazy_group import CommandEntry, LazyGroup

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from server.config import ConfigError, ModelFiles, ServerConfig
-from server.errors import RequestError
+from server.config import ModelFiles, ServerConfig
+from server.errors import ConfigError, RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.fields import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP

@@ -3,7 +3,7 @@
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from server.config import ConfigError
+from server.errors import ConfigError
 
 _HTTP: Final = "http/protobuf"
 _GRPC: Final = "grpc"

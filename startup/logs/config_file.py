@@ -4,7 +4,7 @@ import copy
 import logging.config
 from typing import Any, Final
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from startup.logs.options import PACKAGES
 
 _VLLM: Final = "vllm"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from server.config import ConfigError
+from server.setting import check_ranges, setting
 
 PrefetchMode = Literal["auto", "on", "off"]
 
@@ -16,20 +16,33 @@ MAX_THREADS: Final = 64
 class PrefetchOptions:
     """How files are read into the page cache."""
 
-    mode: PrefetchMode = "auto"
-    """`auto` leaves it where it cannot help; `on` reads whatever fits, even if that is a small part; `off` never."""
-    num_threads: int = 8
-    block_bytes: int = 16 << 20
-    """How much a thread reads before it looks for the next block that is not resident."""
+    mode: PrefetchMode = setting(
+        "auto",
+        flag="--prefetch",
+        group="Start",
+        help="Read the weights into the page cache while others import; auto does so where it can help.",
+    )
+    """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
+    num_threads: int = setting(
+        8, flag="--prefetch-threads", group="Start", minimum=1, maximum=MAX_THREADS, help="Threads that read."
+    )
+    block_bytes: int = setting(
+        16 << 20,
+        flag="--prefetch-block-size",
+        group="Start",
+        syntax="size",
+        minimum=MIN_BLOCK_BYTES,
+        maximum=MAX_BLOCK_BYTES,
+        expected="between 64KiB and 1GiB",
+        help="Bytes that a thread reads at once, such as 16MiB.",
+    )
+    """A thread then searches for the next block that is not resident."""
     reserve_bytes: int = 1 << 30
     """Memory that is left to the imports and the engine."""
     memory_bytes: int | None = None
     """Memory taken to be available; None asks the kernel and the cgroup."""
     progress_interval_s: float | None = None
-    """How often progress is told; None never."""
+    """Interval of progress reports; None sends none."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_threads <= MAX_THREADS:
-            raise ConfigError("--prefetch-threads", self.num_threads, f"between 1 and {MAX_THREADS}")
-        if not MIN_BLOCK_BYTES <= self.block_bytes <= MAX_BLOCK_BYTES:
-            raise ConfigError("--prefetch-block-size", self.block_bytes, "between 64KiB and 1GiB")
+        check_ranges(self)

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Final
 
-from server.config import ConfigError, ServerConfig
+from server.config import ServerConfig
+from server.errors import ConfigError
 from startup.preflight.report import Finding, error
 
 _CHECK: Final = "tracing"

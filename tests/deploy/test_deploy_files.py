@@ -18,8 +18,8 @@ import yaml
 from server.config import ServerConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
 from vllm_cli.commands.wait import wait
+from vllm_cli.flags.arguments import Arguments
 from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
-from vllm_cli.serve.arguments import Arguments
 
 MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ConfigError, ServerConfig
+from server.config import ServerConfig
+from server.errors import ConfigError
 from server.security.api_keys import ApiKeys, KeyFileError
 from server.security.file_watch import FileWatch
 

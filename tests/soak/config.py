@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from vllm_cli.bench.config import TargetSpec
 
 _MAX_WARM_UP_SHARE: Final = 0.9

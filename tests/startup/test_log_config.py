@@ -50,7 +50,7 @@ logging.getLogger("server.run").debug("hello")
     [
         (None, "cannot be read: No such file or directory"),
         ("{", "is not JSON"),
-        ("[]", "holds no JSON object"),
+        ("[]", "does not contain a JSON object"),
         ("{}", '"version": 1 is missing'),
     ],
 )

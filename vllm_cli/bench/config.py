@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from server.config import ConfigError
+from server.errors import ConfigError
 
 Endpoint = Literal["completions", "chat"]
 IdlePolicy = Literal["pause", "run", "stop"]

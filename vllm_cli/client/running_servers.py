@@ -10,8 +10,8 @@ from vllm_cli.client.readiness import ask_readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.server_sockets import address_of, find_socket, has_own_network
 from vllm_cli.errors import InputError
-from vllm_cli.serve.arguments import Arguments
-from vllm_cli.serve.config_file import read_config_file
+from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.config_file import read_config_file
 
 _ANSWER_TIMEOUT_S: Final = 2.0
 _PRELOADS: Final = {"startup.engine.preload": "embedded", "startup.vllm.preload": "vllm"}

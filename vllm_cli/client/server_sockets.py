@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cli.client.server_address import ServerAddress, reachable_host
-from vllm_cli.serve.arguments import Arguments
+from vllm_cli.flags.arguments import Arguments
 
 Socket = tuple[str, int] | str
 """Host and port, or the path of a UNIX domain socket."""

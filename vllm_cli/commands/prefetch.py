@@ -16,8 +16,8 @@ from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYT
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar
-from vllm_cli.client.model_completion import complete_model
 from vllm_cli.flags.byte_size import ByteSize
+from vllm_cli.flags.model_completion import complete_model
 
 _DEFAULTS: Final = PrefetchOptions()
 _REDRAW_S: Final = 0.1

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from envs.registry import env
-from vllm_cli.client.model_completion import complete_model
 from vllm_cli.client.server_address import parse_url
+from vllm_cli.commands.run_batch_command import RunBatchCommand, serve_words_of
 from vllm_cli.errors import InputError
+from vllm_cli.flags.model_completion import complete_model
 from vllm_cli.flags.param_types import Secret
-from vllm_cli.run_batch_command import RunBatchCommand, serve_words_of
 
 if TYPE_CHECKING:
     from vllm_cli.batch.config import BatchConfig

@@ -16,7 +16,7 @@ class ByteSize(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Case does not matter."""
+        """Ignores case."""
         match = _SIZE.fullmatch(str(value).strip().lower())
         if not match or (match[3] and not match[2]):
             self.fail(f"{value!r} is not a size such as 16MiB, 16M or 16777216.", param, ctx)
@@ -26,7 +26,7 @@ class ByteSize(click.ParamType[int]):
 
 
 def spell_size(num_bytes: int) -> str:
-    """As a user would write it, in the largest unit that fits a whole number of times: `16MiB`."""
+    """In the largest unit that divides the number: `16MiB`."""
     for unit, factor in reversed(_FACTORS.items()):
         if unit and num_bytes and num_bytes % factor == 0:
             return f"{num_bytes // factor}{unit.upper()}iB"

@@ -1,4 +1,4 @@
-"""What the command line knows about one flag of `vllm serve`."""
+"""Flags of `vllm serve` and what the command line does with each."""
 
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
@@ -26,8 +26,8 @@ class Flag:
     aliases: tuple[str, ...] = ()
     _: KW_ONLY
     shape: Shape = Shape.VALUE
-    harmless: tuple[str, ...] = ()
-    """Values that ask for nothing that the embedded engine would not do anyway: vLLM's default, above all."""
+    neutral: tuple[str, ...] = ()
+    """Values that change nothing in the embedded engine, such as vLLM's default."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -40,36 +40,38 @@ class Flag:
         return self.name.removeprefix("--").replace("-", "_")
 
 
-@dataclass(frozen=True)
-class HonouredFlag(Flag):
-    """A flag that does what it says."""
+@dataclass(frozen=True, eq=False)
+class SupportedFlag(Flag):
+    """A flag that the embedded engine or the launcher obeys."""
 
     _: KW_ONLY
     help: str
     fields: tuple[str, ...] = ()
-    """Where the value goes: `server.port` is the field `port` of `StartupConfig.server`."""
+    """The fields that get the value: `server.port` is the field `port` of `StartupConfig.server`."""
+    default: Any = None
+    """The default of the first field."""
     type: click.ParamType[Any] | None = None
-    """None takes text as it is."""
+    """None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
-    """Read where the flag is not given."""
+    """Read if the flag is not given."""
 
     @property
     def is_secret(self) -> bool:
-        """Whether nobody else should see its value."""
+        """Whether output must mask its value."""
         return self.variable is not None and self.variable.is_secret
 
 
-def value(name: str, *aliases: str, harmless: tuple[str, ...] = ()) -> Flag:
+def value(name: str, *aliases: str, neutral: tuple[str, ...] = ()) -> Flag:
     """A flag that takes one value."""
-    return Flag(name, aliases, harmless=harmless)
+    return Flag(name, aliases, neutral=neutral)
 
 
-def values(name: str, *aliases: str, harmless: tuple[str, ...] = ()) -> Flag:
+def values(name: str, *aliases: str, neutral: tuple[str, ...] = ()) -> Flag:
     """A flag that takes one value or more."""
-    return Flag(name, aliases, shape=Shape.LIST, harmless=harmless)
+    return Flag(name, aliases, shape=Shape.LIST, neutral=neutral)
 
 
-def switch(name: str, *aliases: str, harmless: bool = False) -> Flag:
+def switch(name: str, *aliases: str, neutral: bool = False) -> Flag:
     """A flag that is on or off."""
-    return Flag(name, aliases, shape=Shape.SWITCH, harmless=(str(harmless).lower(),))
+    return Flag(name, aliases, shape=Shape.SWITCH, neutral=(str(neutral).lower(),))

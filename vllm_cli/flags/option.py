@@ -1,22 +1,22 @@
-"""A flag of the table as an option of click, which converts values and keeps the order of precedence."""
+"""A supported flag as an option of click, which converts values and applies the order of precedence."""
 
 from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from vllm_cli.client.model_completion import complete_model
-from vllm_cli.flags.flag import HonouredFlag, Shape
+from vllm_cli.flags.flag import Shape, SupportedFlag
+from vllm_cli.flags.model_completion import complete_model
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
-"""What a shell completes, by the word that help shows for a flag's value."""
+"""What a shell completes, by the metavar of a flag."""
 
 
 class FlagOption(click.Option):
     """Option over variable over file over default; the variable is read by `envs`, not by click."""
 
-    def __init__(self, flag: HonouredFlag) -> None:
+    def __init__(self, flag: SupportedFlag) -> None:
         name = flag.name.removeprefix("--")
         declaration = f"--{name}/--no-{name}" if flag.shape is Shape.SWITCH else flag.name
         super().__init__(
@@ -30,7 +30,7 @@ class FlagOption(click.Option):
         self.flag = flag
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
-        """Files and folders, where the value is one; choices; models."""
+        """Completes models, files, folders and choices."""
         if self.flag.name in _MODELS:
             return complete_model(ctx, self, incomplete)
         if kind := _KINDS.get(self.flag.metavar or ""):
@@ -38,7 +38,7 @@ class FlagOption(click.Option):
         return super().shell_complete(ctx, incomplete)
 
     def value_from_envvar(self, ctx: click.Context) -> Any:
-        """The variable's typed value, None where it is unset."""
+        """The variable's typed value, None if it is not set."""
         variable = self.flag.variable
         if variable is None or variable.raw is None:
             return None

@@ -1,4 +1,4 @@
-"""Types of flag values that click does not have."""
+"""Types of flag values beyond those of click."""
 
 import json
 import re
@@ -21,7 +21,7 @@ class HumanInt(click.ParamType[int]):
     name = "integer"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Decimals go with the decimal suffixes only, as in vLLM."""
+        """Fractions need a decimal suffix, as in vLLM."""
         match = re.fullmatch(r"(-?\d+)|(\d+(?:\.\d+)?)([kmgtKMGT])", str(value).strip())
         if not match:
             self.fail(f"{value!r} is not a whole number such as 4096, 4k or 4K.", param, ctx)
@@ -29,7 +29,9 @@ class HumanInt(click.ParamType[int]):
         if plain:
             return int(plain)
         if suffix.isupper() and "." in number:
-            self.fail(f"{value!r} has decimals and a binary suffix; is {number}{suffix.lower()} meant?", param, ctx)
+            self.fail(
+                f"{value!r} has a fraction and a binary suffix; did you mean {number}{suffix.lower()}?", param, ctx
+            )
         return round(float(number) * _MULTIPLIERS[suffix])
 
 
@@ -39,7 +41,7 @@ class TokenLimit(click.ParamType[int | None]):
     name = "integer|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """The model's own limit is None."""
+        """None is the model's own limit."""
         if str(value).strip().lower() in ("auto", "-1"):
             return None
         return HumanInt().convert(value, param, ctx)
@@ -51,7 +53,7 @@ class JsonObject(click.ParamType[dict[str, Any]]):
     name = "json"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Says where the JSON is broken."""
+        """The error names the position of a JSON fault."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, dict):
             self.fail(f"{value!r} is not a JSON object.", param, ctx)
@@ -64,7 +66,7 @@ class JsonStrings(click.ParamType[tuple[str, ...]]):
     name = "json list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Says where the JSON is broken."""
+        """The error names the position of a JSON fault."""
         parsed = _load_json(self, value, param, ctx)
         if not isinstance(parsed, list | tuple) or not all(isinstance(item, str) for item in parsed):
             self.fail(f"""{value!r} is not a JSON list of strings such as '["*"]'.""", param, ctx)
@@ -72,24 +74,24 @@ class JsonStrings(click.ParamType[tuple[str, ...]]):
 
 
 class CommaList(click.ParamType[tuple[str, ...]]):
-    """Words with commas between."""
+    """Words separated by commas."""
 
     name = "list"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """Blanks around a word do not count, nor do empty words."""
+        """Ignores blanks around a word, and empty words."""
         if isinstance(value, tuple):
             return value
         return tuple(word.strip() for word in str(value).split(",") if word.strip())
 
 
 class ChatTemplate(click.ParamType[str]):
-    """A template's text, from a file or given as it is."""
+    """A template's text, from a file or inline."""
 
     name = "file|template"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """What is not a file is a template if it looks like one: braces or several lines, as in vLLM."""
+        """A value that is not a file must contain braces or several lines to be a template, as in vLLM."""
         try:
             return Path(value).read_text(encoding="utf-8")
         except (OSError, ValueError) as err:
@@ -100,12 +102,12 @@ class ChatTemplate(click.ParamType[str]):
 
 
 class Secret(click.ParamType[str]):
-    """A text that is taken out of what `ps` shows as soon as it has been read."""
+    """A text that is masked in the command line that `ps` shows, as soon as it has been read."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Leaves the value as it is."""
+        """Returns the value unchanged."""
         mask_in_command_line([str(value)])
         return str(value)
 

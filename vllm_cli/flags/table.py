@@ -1,13 +1,13 @@
-"""All flags of `serve` in one table: where a word of the command line is looked up."""
+"""All flags of `serve` by name."""
 
 from typing import Final, NamedTuple
 
 from envs.suggestion import closest
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
-from vllm_cli.flags.hinted import HINTED
-from vllm_cli.flags.honoured import HONOURED
-from vllm_cli.flags.refused import REFUSED
+from vllm_cli.flags.ignored import IGNORED
+from vllm_cli.flags.rejected import REJECTED
+from vllm_cli.flags.supported import SUPPORTED
 
 
 class Spelling(NamedTuple):
@@ -26,13 +26,13 @@ def spellings(flag: Flag) -> dict[str, Spelling]:
     return plain | {name: Spelling(flag, is_negated=True) for name in negated}
 
 
-HINT_REASONS: Final = {flag: reason for reason, flags in HINTED.items() for flag in flags}
-"""Why a hinted flag changes nothing."""
+IGNORE_REASONS: Final = {flag: reason for reason, flags in IGNORED.items() for flag in flags}
+"""Why an ignored flag changes nothing."""
 
-REFUSED_REQUESTS: Final = {flag: request for request, flags in REFUSED.items() for flag in flags}
-"""What a refused flag asks for."""
+REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items() for flag in flags}
+"""Which feature a rejected flag requests."""
 
-FLAGS: Final[tuple[Flag, ...]] = (*HONOURED, *HINT_REASONS, *REFUSED_REQUESTS)
+FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
 _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
 
@@ -43,19 +43,19 @@ def normalise(name: str) -> str:
 
 
 def is_flag(word: str) -> bool:
-    """Whether a word is a flag of `serve`, its value perhaps attached."""
+    """Whether a word is a flag of `serve`, with or without a value attached."""
     return normalise(word.partition("=")[0].partition(".")[0]) in _BY_NAME
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag of that name; an unknown one is a usage error with a guess."""
+    """The flag of that name; an unknown one is a usage error with a suggestion."""
     spelling = _BY_NAME.get(normalise(name))
     if spelling is None:
-        raise InputError(f"No such option: {name}{_guess(name)}")
+        raise InputError(f"No such option: {name}{_suggest(name)}")
     return spelling
 
 
-def _guess(name: str) -> str:
-    """Without the dashes, which make any two flags look alike."""
+def _suggest(name: str) -> str:
+    """Compares without the dashes, which make any two flags similar."""
     match = closest(normalise(name).lstrip("-"), (known.lstrip("-") for known in _BY_NAME))
     return f" (did you mean --{match}?)" if match else ""

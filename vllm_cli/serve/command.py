@@ -1,4 +1,4 @@
-"""The `serve` command as click sees it: vLLM's command-line rules in, checked settings out."""
+"""The click command `serve`: parses by vLLM's rules and checks all settings."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,29 +8,29 @@ import click
 from click.core import ParameterSource
 
 from envs.registry import env, unknown_variables, validate_all
-from vllm_cli.client.model_completion import complete_model
 from vllm_cli.errors import InputError
-from vllm_cli.flags.flag import HonouredFlag, Shape
-from vllm_cli.flags.honoured import CONFIG, HONOURED, LOG_FORMAT
+from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.config_file import read_config_file
+from vllm_cli.flags.flag import Shape, SupportedFlag
+from vllm_cli.flags.model_completion import complete_model
 from vllm_cli.flags.option import FlagOption
 from vllm_cli.flags.secret_flags import hide_secrets, hide_secrets_of_vllm, secret_notices
-from vllm_cli.serve.arguments import Arguments
-from vllm_cli.serve.config_file import read_config_file
+from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED
 from vllm_cli.serve.engine_choice import choose_engine, vllm_options
 from vllm_cli.serve.help import write_groups, write_topic
 from vllm_cli.serve.notice import show_notices
-from vllm_cli.serve.screening import notices, refuse_impossible
+from vllm_cli.serve.screening import notices, reject_unsupported
 
 VLLM: Final = "vllm_cli.vllm_options"
-"""Where click's context holds the settings of a start of vLLM."""
+"""Key of the settings of a start of vLLM in the metadata of click's context."""
 
 
 class ServeCommand(click.Command):
-    """Knows every flag of `vllm serve`; click itself is told the honoured ones alone."""
+    """Accepts every flag of `vllm serve`; click itself parses only the supported ones."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Options over variables over `--config` over defaults."""
-        if ctx.resilient_parsing:  # for a shell that completes: nothing is checked, and nothing is said
+        """Precedence: options, variables, `--config`, defaults."""
+        if ctx.resilient_parsing:  # shell completion: no checks, no output
             return super().parse_args(ctx, _words_so_far(args))
         if choose_engine(args) == "vllm":
             _check_environment()
@@ -47,10 +47,10 @@ class ServeCommand(click.Command):
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
         _screen(given, in_file)
         ctx.default_map = _defaults(in_file)
-        return super().parse_args(ctx, given.words_of(HonouredFlag))
+        return super().parse_args(ctx, given.words_of(SupportedFlag))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The honoured flags; `--help=all` shows the rest."""
+        """The supported flags; `--help=all` shows the rest."""
         write_groups(formatter)
 
     def _help_about(self, ctx: click.Context, topic: str) -> str:
@@ -65,12 +65,12 @@ _MODEL: Final = click.Argument(["model_tag"], required=False, metavar="[MODEL]",
 
 
 def serve_parameters() -> list[click.Parameter]:
-    """MODEL and the honoured flags."""
-    return [_MODEL, *map(FlagOption, HONOURED)]
+    """MODEL and the supported flags."""
+    return [_MODEL, *map(FlagOption, SUPPORTED)]
 
 
 def given_settings(ctx: click.Context) -> dict[str, Any]:
-    """What flags, variables and file gave, without click's own defaults; MODEL is `model`."""
+    """Values from flags, variables and file, without click's own defaults; MODEL is `model`."""
     settings = {
         name: value
         for name, value in ctx.params.items()
@@ -83,13 +83,13 @@ def given_settings(ctx: click.Context) -> dict[str, Any]:
 
 def _words_so_far(args: Sequence[str]) -> list[str]:
     try:
-        return Arguments.parse(args).words_of(HonouredFlag)
+        return Arguments.parse(args).words_of(SupportedFlag)
     except InputError:
         return []
 
 
 def _help_topic(args: Sequence[str]) -> str | None:
-    """The word after `--help=`, empty for plain help, None where no help is wanted."""
+    """The word after `--help=`, empty for plain help, None without a help flag."""
     for word in args:
         if word == "--":
             return None
@@ -117,10 +117,10 @@ def _screen(given: Arguments, in_file: Arguments) -> None:
             f"for the default model, write {given.greedy_flag} once for each value."
         )
     flags = (in_file.flags | given.flags).values()
-    refuse_impossible(flags)
+    reject_unsupported(flags)
     log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
-    told = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags))
-    show_notices(told, log_format or env.VCLI_LOG_FORMAT.get())
+    lines = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags))
+    show_notices(lines, log_format or env.VCLI_LOG_FORMAT.get())
 
 
 def _defaults(in_file: Arguments) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which engine a command line is for, and, where that is vLLM, which of its words are ours."""
+"""Chooses the engine for a command line; for vLLM, separates the launcher's flags from vLLM's words."""
 
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -11,37 +11,35 @@ from envs.suggestion import did_you_mean
 from startup.prefetch.options import PrefetchOptions
 from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
-from vllm_cli.flags.flag import HonouredFlag, Shape
-from vllm_cli.flags.honoured import ENGINE, LOG_FORMAT, RENDERER_INLINE, START
+from vllm_cli.flags.flag import Shape, SupportedFlag
+from vllm_cli.flags.supported import CONFIG, ENGINE, GROUPS, LOG_FORMAT
 
-OWN_WITH_VLLM: Final = (ENGINE, LOG_FORMAT, *START)
-"""Flags that the launcher takes out; every other word is vLLM's."""
-
-_BY_NAME: Final = {flag.name: flag for flag in OWN_WITH_VLLM}
+LAUNCHER_FLAGS: Final = {flag.name: flag for flag in (*GROUPS["Start"], LOG_FORMAT) if flag is not CONFIG}
+"""Flags that the launcher takes out of vLLM's command line; every other word is vLLM's."""
 
 
 class SplitWords(NamedTuple):
-    """A command line, sorted by whom its words are for."""
+    """A command line, split between the launcher and vLLM."""
 
     own: Mapping[str, str]
-    """Our flags with their last value; `true` for a switch."""
+    """The launcher's flags with their last value; `true` for a switch."""
     others: tuple[str, ...]
-    """In order, as they were written."""
+    """vLLM's words, unchanged and in order."""
 
 
 def choose_engine(words: Sequence[str]) -> str:
-    """`embedded` or `vllm`; raises InputError for anything else that is asked for."""
+    """`embedded` or `vllm`; raises InputError if another engine is named."""
     split = split_words(words)
     wanted = split.own.get(ENGINE.name) or env.VCLI_ENGINE.get()
     if wanted not in ENGINES:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
     if wanted != "auto":
         return wanted
-    return "vllm" if RENDERER_INLINE.name not in split.others and _is_vllm_installed() else "embedded"
+    return "vllm" if "--renderer-inline" not in split.others and _is_vllm_installed() else "embedded"
 
 
 def split_words(words: Sequence[str]) -> SplitWords:
-    """Takes our flags out; behind a first `--`, which goes too, everything is vLLM's."""
+    """Takes the launcher's flags out. The first `--` is dropped; every word after it is vLLM's."""
     own: dict[str, str] = {}
     others: list[str] = []
     rest = list(words)
@@ -51,7 +49,7 @@ def split_words(words: Sequence[str]) -> SplitWords:
             others += rest
             break
         name, is_attached, value = word.partition("=")
-        flag = _BY_NAME.get(name.replace("_", "-"))
+        flag = LAUNCHER_FLAGS.get(name.replace("_", "-"))
         if flag is None:
             others.append(word)
         elif flag.shape is Shape.SWITCH:
@@ -66,31 +64,23 @@ def split_words(words: Sequence[str]) -> SplitWords:
 
 
 def vllm_options(ctx: click.Context, words: Sequence[str]) -> VllmOptions:
-    """Settings for `startup.vllm.launch`; raises click's errors where a value of ours makes no sense."""
+    """Settings for `startup.vllm.launch`; raises InputError if a value of the launcher's flags is not valid."""
     split = split_words(words)
-    given = {flag.name: _converted(flag, split.own[flag.name], ctx) for flag in START if flag.name in split.own}
-    prefetch = {
-        field: given[flag.name]
-        for flag in START
-        for path in flag.fields
-        if flag.name in given and (field := path.removeprefix("prefetch.")) != path
-    }
+    given = {**split.own, LOG_FORMAT.name: split.own.get(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get()}
+    flags = [flag for flag in LAUNCHER_FLAGS.values() if flag.name in given]
+    values = {path: _convert(flag, given[flag.name], ctx) for flag in flags for path in flag.fields}
+    prefetch = {path.removeprefix("prefetch."): values.pop(path) for path in tuple(values) if "prefetch." in path}
     return VllmOptions(
         words=split.others,
         start_method=env.VLLM_WORKER_MULTIPROC_METHOD.get() if env.VLLM_WORKER_MULTIPROC_METHOD.raw else None,
         prefetch=PrefetchOptions(**prefetch),
-        startup_timeout_s=given.get("--startup-timeout"),
-        startup_report=given.get("--startup-report"),
-        startup_trace=given.get("--startup-trace"),
-        log_format=_converted(LOG_FORMAT, split.own.get(LOG_FORMAT.name) or env.VCLI_LOG_FORMAT.get(), ctx),
-        is_preflight_only=bool(given.get("--preflight-only")),
-        is_json=bool(given.get("--json")),
+        is_preflight_only="--preflight-only" in given,
+        is_json="--json" in given,
+        **values,
     )
 
 
-def _converted(flag: HonouredFlag, value: str, ctx: click.Context) -> Any:
-    if flag.shape is Shape.SWITCH:
-        return value == "true"
+def _convert(flag: SupportedFlag, value: str, ctx: click.Context) -> Any:
     if flag.type is None:
         return value
     try:
@@ -100,5 +90,5 @@ def _converted(flag: HonouredFlag, value: str, ctx: click.Context) -> Any:
 
 
 def _is_vllm_installed() -> bool:
-    """Without importing it, and without reading what is installed: the embedded engine's start waits for this."""
+    """Checks only whether the package exists, since the embedded engine's start waits for this."""
     return find_spec("vllm") is not None

@@ -1,11 +1,11 @@
-"""Finds the flags that `--help=TOPIC` is about: all, a group of ours or a section of vLLM's, a flag, or a word."""
+"""Finds the flags of `--help=TOPIC`: all flags, a group, a section of vLLM's help, one flag, or a word."""
 
 from typing import Final, NamedTuple
 
 from envs.suggestion import did_you_mean
 from vllm_cli.errors import InputError
-from vllm_cli.flags.flag import Flag, HonouredFlag
-from vllm_cli.flags.honoured import GROUPS
+from vllm_cli.flags.flag import Flag, SupportedFlag
+from vllm_cli.flags.supported import GROUPS
 from vllm_cli.flags.table import FLAGS
 
 EVERYTHING: Final = "all"
@@ -20,26 +20,26 @@ SECTIONS: Final = {
     "loggingconfig": ("Logging",),
     "loadconfig": ("Start",),
 }
-"""Titles in vLLM's help, to our groups that have most of their flags."""
+"""Titles in vLLM's help -> the groups that contain most of their flags."""
 
 _SECTION_END: Final = "config"
-"""Other titles of vLLM's are a word that their flags have in their names, and this."""
+"""vLLM's other titles consist of a word from the names of their flags and this suffix."""
 _OF_CONFIGS: Final = "vllmconfig"
-"""A title of vLLM's for the flags that are whole configurations."""
+"""vLLM's title for flags whose values are whole configurations."""
 
 
 class HelpTopic(NamedTuple):
-    """What is to be shown."""
+    """Which flags to show, and how."""
 
     flags: tuple[Flag, ...]
     is_single: bool = False
-    """One flag was named: all that is known about it is of interest."""
+    """One flag was named: show everything about it."""
     also: tuple[str, ...] = ()
     """Flags with a similar name."""
 
 
 def find_topic(topic: str) -> HelpTopic:
-    """Raises InputError where nothing has the name."""
+    """Raises InputError if no flag matches."""
     word = topic.lower().replace("_", "-").strip().lstrip("-")
     if word == EVERYTHING:
         return HelpTopic(FLAGS)
@@ -57,13 +57,13 @@ def find_topic(topic: str) -> HelpTopic:
 
 
 def _flags_with(word: str) -> tuple[Flag, ...]:
-    """Those with the word in their names; `structuredoutputs` is in `--structured-outputs-config`."""
+    """Flags whose names contain the word; `structuredoutputs` is in `--structured-outputs-config`."""
     joined = word.replace("-", "")
     return tuple(flag for flag in FLAGS if any(joined in name.replace("-", "") for name in flag.names))
 
 
-def _group_flags(word: str) -> tuple[HonouredFlag, ...]:
-    """A group may be named by the first word of its title."""
+def _group_flags(word: str) -> tuple[SupportedFlag, ...]:
+    """The first word of a group's title is enough."""
     titles = SECTIONS.get(word) or tuple(t for t in GROUPS if word in (t.lower(), t.lower().split()[0]))
     return tuple(flag for title in titles for flag in GROUPS[title])
 

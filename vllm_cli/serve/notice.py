@@ -1,4 +1,4 @@
-"""What the command line has to say before there is a log, in the log's format."""
+"""Notices of the command line before logging is set up, in the log's format."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import click
 
 
 def show_notices(notices: Iterable[str], log_format: str) -> None:
-    """One line each, on standard error; as JSON they are what a process's first lines of the log would be."""
+    """One line each on standard error; as JSON they have the form of log lines."""
     for notice in notices:
         click.echo(_as_json(notice) if log_format == "json" else f"Notice: {notice}", err=True)
 

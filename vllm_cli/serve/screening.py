@@ -1,36 +1,36 @@
-"""Sorts out the flags that the embedded engine does not honour: some get a notice, some stop the start."""
+"""Screens flags that the embedded engine does not support: ignored ones get a notice, rejected ones an error."""
 
 from collections.abc import Iterable, Iterator
 
 from startup.engine.cuda import has_gpu
 from vllm_cli.errors import InputError
+from vllm_cli.flags.arguments import GivenFlag
 from vllm_cli.flags.flag import Flag, Shape
-from vllm_cli.flags.table import HINT_REASONS, REFUSED_REQUESTS
-from vllm_cli.serve.arguments import GivenFlag
+from vllm_cli.flags.table import IGNORE_REASONS, REJECTED_FEATURES
 
 _NOTHING = ("", "None")
-"""How vLLM's command line spells a value that is not there."""
+"""How vLLM's command line spells a missing value."""
 
 
-def refuse_impossible(given_flags: Iterable[GivenFlag]) -> None:
-    """Raises InputError that names every flag which the embedded engine cannot do."""
-    refused = [given for given in given_flags if given.flag in REFUSED_REQUESTS and not _is_harmless(given)]
-    if refused:
-        requests = "; ".join(f"{_shown(given)} asks for {REFUSED_REQUESTS[given.flag]}" for given in refused)
+def reject_unsupported(given_flags: Iterable[GivenFlag]) -> None:
+    """Raises InputError that names every flag whose feature the embedded engine lacks."""
+    rejected = [given for given in given_flags if given.flag in REJECTED_FEATURES and not _is_neutral(given)]
+    if rejected:
+        requests = "; ".join(f"{_spell(given)} requests {REJECTED_FEATURES[given.flag]}" for given in rejected)
         raise InputError(f"Not possible with the embedded engine: {requests}. Use --engine vllm.")
 
 
 def notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
     """One line for each flag that has no effect."""
     for given in given_flags:
-        reason = HINT_REASONS.get(given.flag) or _hardware_reason(given.flag)
-        if reason and not _is_harmless(given):
-            yield f"{_shown(given)} has no effect: {reason}."
+        reason = IGNORE_REASONS.get(given.flag) or _hardware_reason(given.flag)
+        if reason and not _is_neutral(given):
+            yield f"{_spell(given)} has no effect: {reason}."
 
 
-def _is_harmless(given: GivenFlag) -> bool:
-    harmless = (*_NOTHING, *given.flag.harmless)
-    return all(any(_is_same(value, other) for other in harmless) for value in given.values)
+def _is_neutral(given: GivenFlag) -> bool:
+    neutral = (*_NOTHING, *given.flag.neutral)
+    return all(any(_is_same(value, other) for other in neutral) for value in given.values)
 
 
 def _is_same(value: str, other: str) -> bool:
@@ -40,7 +40,7 @@ def _is_same(value: str, other: str) -> bool:
         return value == other
 
 
-def _shown(given: GivenFlag) -> str:
+def _spell(given: GivenFlag) -> str:
     if given.flag.shape is Shape.SWITCH:
         return given.words[0]
     return " ".join((given.flag.name, *given.values))
@@ -48,5 +48,5 @@ def _shown(given: GivenFlag) -> str:
 
 def _hardware_reason(flag: Flag) -> str | None:
     if flag.parameter == "gpu_memory_utilization" and not has_gpu():
-        return "there is no GPU here, the KV cache is sized from free memory"
+        return "there is no GPU, so the KV cache is sized from free memory"
     return None

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from server.config import ConfigError, ModelFiles, ServerConfig
+from server.config import ModelFiles, ServerConfig
+from server.errors import ConfigError
 from server.serving.sampling import SamplingDefaults
 
 

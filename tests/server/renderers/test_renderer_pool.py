@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.config import ConfigError, ModelFiles, RendererConfig
-from server.errors import RequestError
+from server.config import ModelFiles, RendererConfig
+from server.errors import ConfigError, RequestError
 from server.machine.cpus import usable_count
 from server.renderers.hf import HfRenderer
 from server.renderers.make_async import make_async

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from server.tracing.endpoint import TraceEndpoint, read_endpoint
 
 HTTP, GRPC = "http/protobuf", "grpc"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from startup.prefetch.budget import decide
 from startup.prefetch.job import Job
 from startup.prefetch.options import PrefetchOptions

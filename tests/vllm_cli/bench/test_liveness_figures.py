@@ -1,6 +1,6 @@
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.liveness.config import LivenessConfig, PayloadShape
 from vllm_cli.bench.liveness.figures import RoundSamples, compare_kinds, measure_liveness, summarize_kind

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.startup.caches import CacheError, StartupCaches, find_libraries, find_models
 from vllm_cli.bench.startup.config import StartupBenchConfig

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields, replace
 from typing import Final, Literal, get_args
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from vllm_cli.bench.config import IdlePolicy, TargetSpec, check_counts
 
 PlainKind = Literal["tokenize-chat", "chat", "images", "prompt_embeds", "pooling"]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from vllm_cli.bench.config import BenchConfig, Endpoint, TargetSpec, check_counts
 
 CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]

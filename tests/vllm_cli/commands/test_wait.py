@@ -24,7 +24,7 @@ from tests.http_server import LocalServer, QuietHandler, serving
 from tests.ports import free_port as find_free_port
 from tests.terminal import read_terminal
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 
 STARTING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},

@@ -53,12 +53,12 @@ def test_an_empty_file_sets_nothing(parse, write) -> None:
     assert parse("m", "--config", write("# nothing\n")).server.port == 8000
 
 
-def test_a_flag_that_is_impossible_is_refused_from_the_file_too(parse, write) -> None:
-    with pytest.raises(InputError, match="--tensor-parallel-size 2 asks for several devices.*--engine vllm"):
+def test_a_rejected_flag_in_a_file_is_an_error(parse, write) -> None:
+    with pytest.raises(InputError, match="--tensor-parallel-size 2 requests several devices.*--engine vllm"):
         parse("m", "--config", write("tensor-parallel-size: 2\n"))
 
 
-def test_an_option_takes_back_what_the_file_asks_for(parse, write) -> None:
+def test_an_option_replaces_the_value_in_the_file(parse, write) -> None:
     assert parse("m", "--config", write("tensor-parallel-size: 2\n"), "-tp", "1").model.model == "m"
 
 

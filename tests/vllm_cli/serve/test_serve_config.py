@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from startup.model.default_model import DEFAULT_MODEL_ID
 from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError

@@ -1,4 +1,4 @@
-"""Reads `--config file.yaml`: settings named as the flags of `serve` are."""
+"""Reads `--config file.yaml`: settings named like the flags of `serve`."""
 
 import json
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cli.errors import InputError
+from vllm_cli.flags.arguments import Arguments
 from vllm_cli.flags.flag import Shape
-from vllm_cli.flags.honoured import CONFIG
+from vllm_cli.flags.supported import CONFIG
 from vllm_cli.flags.table import find_flag
-from vllm_cli.serve.arguments import Arguments
 
 
 def read_config_file(path: Path) -> Arguments:
-    """The file's settings as if they were flags; raises InputError where it cannot be used."""
+    """The file's settings as if they were flags; raises InputError if the file is not valid."""
     try:
         return Arguments.parse(word for key, value in _load(path).items() for word in _words(key, value))
     except InputError as err:

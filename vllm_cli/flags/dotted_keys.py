@@ -1,4 +1,4 @@
-"""JSON flags written key by key: `--flag.key1 value --flag.key2.key3+ a,b`, as vLLM takes them."""
+"""JSON flags written key by key, as in vLLM: `--flag.key1 value --flag.key2.key3+ a,b`."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def nest(keys: str, text: str) -> dict[str, Any]:
 
 
 def merge(into: dict[str, Any], update: dict[str, Any]) -> None:
-    """Adds `update` to `into`: objects and lists grow, anything else is replaced."""
+    """Adds `update` to `into`: extends objects and lists, replaces anything else."""
     for key, new in update.items():
         old = into.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vllm_cli.errors import InputError
-from vllm_cli.flags.honoured import HONOURED
+from vllm_cli.flags.supported import SUPPORTED
 from vllm_cli.flags.table import normalise
 from vllm_cli.serve.help import write_topic
 
@@ -42,7 +42,7 @@ class RunBatchCommand(click.Command):
         if not incomplete.startswith("-"):
             return own
         known = {item.value for item in own}
-        flags = [flag for flag in HONOURED if flag.name.startswith(incomplete) and flag.name not in (*known, *_PLACES)]
+        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in (*known, *_PLACES)]
         return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
 
     def _split(self, args: Sequence[str]) -> "_Words":

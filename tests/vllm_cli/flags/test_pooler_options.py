@@ -42,8 +42,8 @@ def test_what_asks_for_nothing_is_taken(parse) -> None:
         (("--pooler-config", '{"normalize": true}'), "use `use_activation` instead"),
         (("--pooler-config", '{"dimensions": 0}'), "1 or more"),
         (("--pooler-config", '{"logit_sigma": 0}'), "logit_sigma not 0"),
-        (("--pooler-config", '{"enable_chunked_processing": true}'), "knows no enable_chunked_processing"),
-        (("--pooler-config", '{"surprise": 1}'), "'surprise' is no key of it"),
+        (("--pooler-config", '{"enable_chunked_processing": true}'), "does not support enable_chunked_processing"),
+        (("--pooler-config", '{"surprise": 1}'), "'surprise' is not one of its keys"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(parse, words: tuple[str, ...], message: str) -> None:

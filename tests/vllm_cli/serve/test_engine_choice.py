@@ -1,4 +1,4 @@
-"""Which engine a command line is for, and which of its words are vLLM's."""
+"""The choice of the engine, and the split of a command line between launcher and vLLM."""
 
 from pathlib import Path
 
@@ -6,56 +6,56 @@ import click
 import pytest
 
 from vllm_cli.errors import InputError
-from vllm_cli.serve.engine_choice import OWN_WITH_VLLM, choose_engine, split_words, vllm_options
+from vllm_cli.serve.engine_choice import LAUNCHER_FLAGS, choose_engine, split_words, vllm_options
 
-VLLM_FLAGS = set((Path(__file__).parent / "vllm_0_32_flags.txt").read_text().split())
+VLLM_FLAGS = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
 
 
-def test_own_flags_are_none_of_vllms() -> None:
-    own = {name for flag in OWN_WITH_VLLM for name in flag.names}
+def test_no_flag_of_the_launcher_is_a_flag_of_vllm() -> None:
+    own = {name for flag in LAUNCHER_FLAGS.values() for name in flag.names}
     assert own & VLLM_FLAGS == set()
     assert own & {name.partition(".")[0] for name in VLLM_FLAGS} == set()
 
 
-def test_own_flags_are_not_the_beginning_of_one_of_vllms() -> None:
-    """Where a parser takes abbreviations, they could be meant."""
-    own = {name for flag in OWN_WITH_VLLM for name in flag.names}
+def test_no_flag_of_vllm_begins_with_a_flag_of_the_launcher() -> None:
+    """vLLM's parser accepts abbreviations."""
+    own = {name for flag in LAUNCHER_FLAGS.values() for name in flag.names}
     assert [(name, theirs) for name in own for theirs in VLLM_FLAGS if theirs.startswith(name)] == []
 
 
-def test_others_words_stay_in_order_and_untouched() -> None:
+def test_words_of_vllm_stay_unchanged_and_in_order() -> None:
     words = "model --unknown=a\tb -x --engine vllm -1 --a_b --startup-report r.json --hf_overrides {} --json -- last"
     split = split_words(words.split(" "))
     assert split.others == ("model", "--unknown=a\tb", "-x", "-1", "--a_b", "--hf_overrides", "{}", "last")
     assert split.own == {"--engine": "vllm", "--startup-report": "r.json", "--json": "true"}
 
 
-def test_everything_behind_two_dashes_is_vllms() -> None:
+def test_every_word_after_two_dashes_is_vllms() -> None:
     split = split_words(["--", "--engine", "x", "--", "--json"])
     assert split.others == ("--engine", "x", "--", "--json")
     assert split.own == {}
 
 
 @pytest.mark.parametrize("word", ["--startup-timeout=3", "--startup_timeout=3"])
-def test_own_flag_is_known_with_dashes_and_underscores(word: str) -> None:
+def test_a_flag_of_the_launcher_may_have_dashes_or_underscores(word: str) -> None:
     assert split_words([word]).own == {"--startup-timeout": "3"}
 
 
-def test_own_flag_counts_as_it_was_last_given() -> None:
+def test_the_last_value_of_a_flag_counts() -> None:
     assert split_words(["--engine", "vllm", "--engine=embedded"]).own == {"--engine": "embedded"}
 
 
-def test_own_flag_without_its_value_is_an_error() -> None:
+def test_a_flag_without_its_value_is_an_error() -> None:
     with pytest.raises(InputError, match="'--startup-report' requires an argument"):
         split_words(["--startup-report"])
 
 
-def test_value_that_makes_no_sense_is_named() -> None:
+def test_an_invalid_value_is_named() -> None:
     with click.Context(click.Command("serve")) as ctx, pytest.raises(InputError, match="--startup-timeout: 'soon'"):
         vllm_options(ctx, ["--startup-timeout", "soon"])
 
 
-def test_settings_are_converted_and_start_method_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_converted_and_the_start_method_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     words = ["model", "--startup-timeout", "30", "--startup-report", "r", "--prefetch=off", "--prefetch-threads", "3"]
     with click.Context(click.Command("serve")) as ctx:
@@ -67,12 +67,12 @@ def test_settings_are_converted_and_start_method_is_the_users(monkeypatch: pytes
     assert (options.prefetch.mode, options.prefetch.num_threads) == ("off", 3)
 
 
-def test_start_method_is_none_where_nobody_has_set_it() -> None:
+def test_the_start_method_is_none_if_the_variable_is_not_set() -> None:
     with click.Context(click.Command("serve")) as ctx:
         assert vllm_options(ctx, []).start_method is None
 
 
-def test_unknown_engine_is_an_error_with_a_guess() -> None:
+def test_an_unknown_engine_is_an_error_with_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"--engine 'vlm' is not one of .* \(did you mean 'vllm'\?\)"):
         choose_engine(["--engine", "vlm"])
 
@@ -87,7 +87,7 @@ def test_unknown_engine_is_an_error_with_a_guess() -> None:
         ("auto", ["--renderer-inline"], "embedded"),
     ],
 )
-def test_option_counts_before_variable(
+def test_the_option_takes_precedence_over_the_variable(
     variable: str, words: list[str], engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VCLI_ENGINE", variable)
@@ -95,7 +95,7 @@ def test_option_counts_before_variable(
 
 
 @pytest.mark.parametrize(("is_there", "engine"), [(True, "vllm"), (False, "embedded")], ids=["installed", "missing"])
-def test_auto_is_vllm_where_it_can_be_found(
+def test_auto_is_vllm_if_it_is_installed(
     is_there: bool, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_there:

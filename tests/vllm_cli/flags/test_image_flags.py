@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from server.config import ConfigError, RendererConfig
+from server.config import RendererConfig
+from server.errors import ConfigError
 from server.renderers.media.policy import MediaPolicy
 
 

@@ -15,7 +15,7 @@ from tests.certificates import make_certificate, needs_openssl
 from tests.terminal import read_terminal, read_until
 from vllm_cli.main import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_quick_prints_the_answer_as_it_comes(stand_in, capfd: pytest.CaptureFixture[str]) -> None:

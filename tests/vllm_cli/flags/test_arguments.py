@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vllm_cli.errors import InputError
-from vllm_cli.flags.flag import HonouredFlag
-from vllm_cli.serve.arguments import Arguments
+from vllm_cli.flags.arguments import Arguments
+from vllm_cli.flags.flag import SupportedFlag
 
 
 def values_of(*words: str) -> dict[str, list[str]]:
@@ -103,7 +103,7 @@ def test_click_is_told_the_honoured_flags_alone() -> None:
     arguments = Arguments.parse(
         ["m", "--enforce-eager", "--no-allow-credentials", "--port", "1", "--api-key", "a", "b"]
     )
-    assert arguments.words_of(HonouredFlag) == [
+    assert arguments.words_of(SupportedFlag) == [
         "--no-allow-credentials",
         "--port=1",
         "--api-key=a",

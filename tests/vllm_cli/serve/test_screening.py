@@ -1,12 +1,12 @@
-"""Flags that the embedded engine does not honour."""
+"""Flags that the embedded engine ignores or rejects."""
 
 import pytest
 
 from vllm_cli.errors import InputError
-from vllm_cli.serve.arguments import Arguments
-from vllm_cli.serve.screening import notices, refuse_impossible
+from vllm_cli.flags.arguments import Arguments
+from vllm_cli.serve.screening import notices, reject_unsupported
 
-HARMLESS = [
+NEUTRAL = [
     "--tensor-parallel-size 1",
     "-pp=1",
     "--cpu-offload-gb 0.0",
@@ -22,10 +22,10 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize("words", HARMLESS)
-def test_a_harmless_value_is_accepted_silently(words: str) -> None:
+@pytest.mark.parametrize("words", NEUTRAL)
+def test_a_neutral_value_is_accepted_without_a_notice(words: str) -> None:
     flags = Arguments.parse(words.split()).flags.values()
-    refuse_impossible(flags)
+    reject_unsupported(flags)
     assert list(notices(flags)) == []
 
 
@@ -39,41 +39,41 @@ def test_a_harmless_value_is_accepted_silently(words: str) -> None:
         ("--enable-chunked-prefill", "--enable-chunked-prefill has no effect"),
     ],
 )
-def test_a_hint_is_accepted_with_one_line(words: str, notice: str) -> None:
+def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) -> None:
     flags = Arguments.parse(words.split()).flags.values()
-    refuse_impossible(flags)
+    reject_unsupported(flags)
     (line,) = notices(flags)
     assert line.startswith(notice)
     assert "\n" not in line
 
 
 @pytest.mark.parametrize(
-    ("words", "request_"),
+    ("words", "message"),
     [
-        ("--tensor-parallel-size 2", "--tensor-parallel-size 2 asks for several devices"),
-        ("--lora-modules a=b c=d", "--lora-modules a=b c=d asks for LoRA adapters"),
-        ("-q awq", "--quantization awq asks for quantized weights"),
-        ("-sc.model x", "asks for speculative"),
-        ("--enable-auto-tool-choice", "--enable-auto-tool-choice asks for parsers of tool calls"),
-        ("--load-format dummy", "--load-format dummy asks for another way of loading"),
+        ("--tensor-parallel-size 2", "--tensor-parallel-size 2 requests several devices"),
+        ("--lora-modules a=b c=d", "--lora-modules a=b c=d requests LoRA adapters"),
+        ("-q awq", "--quantization awq requests quantized weights"),
+        ("-sc.model x", "requests speculative"),
+        ("--enable-auto-tool-choice", "--enable-auto-tool-choice requests parsers of tool calls"),
+        ("--load-format dummy", "--load-format dummy requests another way of loading"),
     ],
 )
-def test_the_impossible_is_refused_in_one_line_that_names_the_other_engine(words: str, request_: str) -> None:
+def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(words: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        refuse_impossible(Arguments.parse(words.split()).flags.values())
-    assert request_ in caught.value.message
+        reject_unsupported(Arguments.parse(words.split()).flags.values())
+    assert message in caught.value.message
     assert "--engine vllm" in caught.value.message
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == 2
 
 
-def test_everything_impossible_is_told_at_once() -> None:
+def test_all_rejected_flags_are_named_in_one_error() -> None:
     with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --enable-lora "):
-        refuse_impossible(Arguments.parse(["-tp", "4", "--enable-lora"]).flags.values())
+        reject_unsupported(Arguments.parse(["-tp", "4", "--enable-lora"]).flags.values())
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])
-def test_the_gpus_share_has_no_effect_where_there_is_none(has_gpu: bool, tmp_path, monkeypatch) -> None:
+def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_path, monkeypatch) -> None:
     device = tmp_path / "device"
     if has_gpu:
         device.touch()
@@ -84,7 +84,7 @@ def test_the_gpus_share_has_no_effect_where_there_is_none(has_gpu: bool, tmp_pat
     )
 
 
-def test_serve_shows_notices_and_goes_on(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_serve_shows_notices_and_continues(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
     assert parse("m", "--enforce-eager").model.model == "m"
     lines = capsys.readouterr().err.splitlines()

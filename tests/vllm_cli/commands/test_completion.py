@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.terminal import read_until
-from vllm_cli.flags.honoured import HONOURED
+from vllm_cli.flags.supported import SUPPORTED
 from vllm_cli.main import COMMANDS, main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _SCRIPT = """
 import json, sys
 from vllm_cli.main import main
@@ -60,7 +60,7 @@ def test_commands_are_completed_from_the_table(complete) -> None:
 
 
 def test_flags_of_serve_are_completed_after_whatever_was_written(complete) -> None:
-    expected = [f"plain,{flag.name}" for flag in HONOURED if flag.name.startswith("--max-num")]
+    expected = [f"plain,{flag.name}" for flag in SUPPORTED if flag.name.startswith("--max-num")]
     assert len(expected) >= 2
     assert complete("serve", "--max-num") == expected
     assert complete("serve", "model", "--port", "nonsense", "--unknown", "--max-num") == expected

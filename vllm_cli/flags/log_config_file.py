@@ -1,4 +1,4 @@
-"""The file of `--log-config-file`, read and checked before anything starts."""
+"""The type of `--log-config-file`: the file is read and checked before anything starts."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ class LogConfigFile(click.ParamType[dict[str, Any]]):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Says what is wrong with the file, and where."""
+        """The error names the fault and its position in the file."""
         if isinstance(value, dict):
             return value
         try:
@@ -23,7 +23,7 @@ class LogConfigFile(click.ParamType[dict[str, Any]]):
         except ValueError as err:
             self.fail(f"{value!r} is not JSON: {err}.", param, ctx)
         if not isinstance(content, dict):
-            self.fail(f"{value!r} holds no JSON object.", param, ctx)
+            self.fail(f"{value!r} does not contain a JSON object.", param, ctx)
         if content.get("version") != 1:
-            self.fail(f'{value!r} is no logging configuration: "version": 1 is missing.', param, ctx)
+            self.fail(f'{value!r} is not a logging configuration: "version": 1 is missing.', param, ctx)
         return content

@@ -1,4 +1,4 @@
-"""What a shell may complete a model's name to: models in the hub's cache, and folders."""
+"""Shell completion of model names: models in the hub's cache, and folders."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +14,14 @@ _PREFIX: Final = "models--"
 
 
 def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
-    """The shell adds the folders itself where no model fits."""
+    """If no model matches, the shell completes folders."""
     download_dir = ctx.params.get("download_dir")
     names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]
     return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="dir")]
 
 
 def cached_models(download_dir: str | None = None) -> Iterator[str]:
-    """Hub ids of what was downloaded; the folder's names alone are read."""
+    """Hub ids of downloaded models, taken from the names of folders."""
     try:
         folder = Path(download_dir) if download_dir else env.HF_HUB_CACHE.get()
         for entry in folder.iterdir():

@@ -1,17 +1,17 @@
-"""The flags that bound clients and requests: each says the same in the table, in messages and in the docs."""
+"""The flags that limit clients and requests: table, messages and documentation name them alike."""
 
 from pathlib import Path
 
 import pytest
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from server.limits import LimitsConfig, flag_of
-from vllm_cli.flags.limits import LIMITS
+from vllm_cli.flags.supported import GROUPS
 
-DOCS = (Path(__file__).parents[2] / "docs" / "limits.md").read_text()
+DOCS = (Path(__file__).parents[3] / "docs" / "limits.md").read_text()
 
 
-@pytest.mark.parametrize("flag", LIMITS, ids=lambda flag: flag.name)
+@pytest.mark.parametrize("flag", GROUPS["Limits"], ids=lambda flag: flag.name)
 def test_messages_and_docs_name_the_flag_of_the_field(flag) -> None:
     (path,) = flag.fields
     assert flag_of(path.removeprefix("limits.")) == flag.name
@@ -36,15 +36,19 @@ def test_values_are_typed(parse) -> None:
         ("VLLM_MAX_STOP_STRINGS", "max_stop_strings"),
     ],
 )
-def test_vllms_variables_are_obeyed(parse, monkeypatch, variable: str, field: str) -> None:
+def test_variables_of_vllm_set_limits(parse, monkeypatch, variable: str, field: str) -> None:
     assert getattr(parse("m").limits, field) == getattr(LimitsConfig(), field)
     monkeypatch.setenv(variable, "16384")
     assert getattr(parse("m").limits, field) == 16384
     assert f"`{variable}`" in DOCS
 
 
-def test_a_flag_comes_before_vllms_variable(parse, monkeypatch) -> None:
+def test_a_flag_takes_precedence_over_a_variable_and_that_over_a_file(parse, monkeypatch, tmp_path) -> None:
+    (tmp_path / "serve.yaml").write_text("http-max-stop-strings: 3")
+    in_file = ("--config", str(tmp_path / "serve.yaml"))
+    assert parse("m", *in_file).limits.max_stop_strings == 3
     monkeypatch.setenv("VLLM_MAX_STOP_STRINGS", "4")
+    assert parse("m", *in_file).limits.max_stop_strings == 4
     assert parse("m", "--http-max-stop-strings", "9").limits.max_stop_strings == 9
 
 

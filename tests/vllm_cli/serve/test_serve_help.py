@@ -3,10 +3,9 @@
 import pytest
 
 from vllm_cli.flags.byte_size import ByteSize, spell_size
-from vllm_cli.flags.honoured import GROUPS, HONOURED
+from vllm_cli.flags.supported import GROUPS, SUPPORTED
 from vllm_cli.flags.table import FLAGS
 from vllm_cli.main import main
-from vllm_cli.serve.help import default_of
 from vllm_cli.serve.help_topic import SECTIONS
 
 
@@ -19,10 +18,10 @@ def help_of(capsys: pytest.CaptureFixture[str]):
     return run
 
 
-def test_help_shows_the_honoured_flags_in_groups(help_of) -> None:
+def test_help_shows_the_supported_flags_in_groups(help_of) -> None:
     text = help_of("--help")
     assert [title for title in GROUPS if f"\n{title}:\n" not in text] == []
-    assert [flag.name for flag in HONOURED if flag.name.removeprefix("--") not in text] == []
+    assert [flag.name for flag in SUPPORTED if flag.name.removeprefix("--") not in text] == []
     assert "--tensor-parallel-size" not in text
 
 
@@ -85,7 +84,7 @@ def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
     assert "In a --config file  max-model-len" in text
     assert "Environment variable  VLLM_API_KEY" in help_of("--help=api-key")
     refused = help_of("--help=tensor-parallel-size")
-    assert "With --engine vllm only" in refused
+    assert "Only with --engine vllm" in refused
     assert "-tp" in refused
     assert "--uvicorn-log-level" in help_of("--help=log-level")  # by its name, under "See also"
 
@@ -101,16 +100,16 @@ def test_defaults_are_those_of_the_fields(help_of) -> None:
     text = help_of("--help")
     assert "Port to listen on. [8000]" in text
     assert "--[no-]enable-prefix-caching" in text
-    flags = {flag.name: flag for flag in HONOURED}
-    assert default_of(flags["--renderer-num-workers"]) == 1
-    assert default_of(flags["--engine"]) is None
+    flags = {flag.name: flag for flag in SUPPORTED}
+    assert flags["--renderer-num-workers"].default == 1
+    assert flags["--engine"].default is None
 
 
 def test_defaults_are_written_with_their_units(help_of) -> None:
     text = " ".join(help_of("--help").split())
-    assert "What a thread reads at once, such as 16MiB. [16MiB]" in text
+    assert "Bytes that a thread reads at once, such as 16MiB. [16MiB]" in text
     assert "How long running requests may take to finish after SIGTERM. [30]" in text
-    sizes = [default_of(flag) for flag in HONOURED if isinstance(flag.type, ByteSize)]
+    sizes = [flag.default for flag in SUPPORTED if isinstance(flag.type, ByteSize)]
     assert len([size for size in sizes if size]) >= 4
     for size in filter(None, sizes):
         assert ByteSize().convert(spell_size(size), None, None) == size

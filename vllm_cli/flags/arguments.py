@@ -1,4 +1,4 @@
-"""Splits a command line into flags and their values by the rules of `vllm serve`, where click's are others.
+"""Splits a command line into flags and their values by the rules of `vllm serve`, which differ from click's.
 
 `_` and `-` are the same in a flag's name, multi-letter flags may have one dash, list flags take every
 word up to the next flag, `-O3` is a level, and JSON flags may be written key by key.
@@ -11,22 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cli.errors import InputError
+from vllm_cli.flags.dotted_keys import merge, nest
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.table import find_flag, is_flag
-from vllm_cli.serve.dotted_keys import merge, nest
 
 
 @dataclass
 class GivenFlag:
-    """A flag with what was given for it."""
+    """A flag with its values on one command line or in one file."""
 
     flag: Flag
     values: list[str]
-    """A switch has `true` or `false`; the last one counts, but for lists."""
+    """`true` or `false` for a switch. The last value counts, except for lists."""
 
     @property
     def words(self) -> list[str]:
-        """What click is told."""
+        """The flag as click parses it."""
         name = self.flag.name
         if self.flag.shape is Shape.SWITCH:
             return [name if self.values[-1] == "true" else f"--no-{name.removeprefix('--')}"]
@@ -35,33 +35,33 @@ class GivenFlag:
 
 @dataclass
 class Arguments:
-    """A command line, taken apart."""
+    """A parsed command line."""
 
     flags: dict[str, GivenFlag] = field(default_factory=dict)
     """By the flag's name, in the order of the command line."""
     positionals: list[str] = field(default_factory=list)
     greedy_flag: str | None = None
-    """A list flag that took several words, one of which may have been meant as MODEL."""
+    """A list flag that took several words; the user may have meant one of them as MODEL."""
 
     @classmethod
     def parse(cls, words: Iterable[str]) -> "Arguments":
-        """Takes a command line apart; raises InputError where it makes no sense."""
+        """Raises InputError if a flag is unknown or lacks its value."""
         arguments = cls()
         _Parser(arguments, deque(_split_level(words))).run()
         return arguments
 
     def add(self, flag: Flag, values: Sequence[str]) -> None:
-        """A flag given again adds to a list and replaces anything else."""
+        """A repeated flag extends a list and replaces any other value."""
         given = self.flags.setdefault(flag.name, GivenFlag(flag, []))
         given.values = [*given.values, *values] if flag.shape is Shape.LIST else list(values)
 
     def last_value(self, name: str) -> str | None:
-        """The value of a flag, None where it is not given."""
+        """The value of a flag, None if it is not given."""
         given = self.flags.get(name)
         return given.values[-1] if given else None
 
     def words_of(self, kind: type[Flag]) -> list[str]:
-        """The command line for click, with the flags of one kind alone."""
+        """The command line for click, with only the flags of one kind."""
         words = [word for given in self.flags.values() if isinstance(given.flag, kind) for word in given.words]
         return [*words, "--", *self.positionals]
 
@@ -78,7 +78,7 @@ class _Parser:
             if word == "--":
                 self.arguments.positionals.extend(self.words)
                 break
-            if _looks_like_flag(word):
+            if _is_flag_like(word):
                 self._take_flag(word)
             else:
                 self.arguments.positionals.append(word)
@@ -117,7 +117,7 @@ class _Parser:
         return self.words.popleft()
 
     def _has_value(self) -> bool:
-        return bool(self.words) and not _looks_like_flag(self.words[0])
+        return bool(self.words) and not _is_flag_like(self.words[0])
 
     def _add_keyed(self, flag: Flag, keyed: dict[str, Any]) -> None:
         whole = self.arguments.last_value(flag.name)
@@ -131,7 +131,7 @@ class _Parser:
         self.arguments.add(flag, [json.dumps(merged)])
 
 
-def _looks_like_flag(word: str) -> bool:
+def _is_flag_like(word: str) -> bool:
     return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
 
 

@@ -1,0 +1,119 @@
+"""The table of flags against vLLM's list of names, and against the dataclasses that hold the values."""
+
+from dataclasses import MISSING
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import click
+import pytest
+
+from envs.registry import LOGGING_LEVELS
+from server.config import DTypeName, RendererConfig
+from vllm_cli.errors import InputError
+from vllm_cli.flags.flag import Flag, Shape
+from vllm_cli.flags.ignored import IGNORED
+from vllm_cli.flags.rejected import REJECTED
+from vllm_cli.flags.supported import CONFIG_FIELDS, GROUPS, SUPPORTED, VARIABLES
+from vllm_cli.flags.table import FLAGS, find_flag, is_flag, spellings
+
+VLLM_NAMES = set((Path(__file__).parents[1] / "vllm_0_32_flags.txt").read_text().split())
+HELP = {"-h", "--help"}
+INTERNAL = {"prefetch.reserve_bytes", "prefetch.memory_bytes", "prefetch.progress_interval_s"}
+OWN_PREFIXES = (
+    *("--engine", "--http-", "--api-key-", "--startup-", "--prefetch", "--preflight-only", "--json", "--log-format"),
+    *("--renderer-inline", "--drain-grace"),
+)
+"""Beginnings of the names of flags that vLLM does not have."""
+
+
+def test_every_flag_of_vllm_is_known() -> None:
+    assert [name for name in VLLM_NAMES - HELP if not is_flag(name)] == []
+
+
+def test_every_other_flag_begins_as_no_flag_of_vllm_does() -> None:
+    assert [name for flag in FLAGS if not _is_own(flag) for name in flag.names if name not in VLLM_NAMES] == []
+    assert [name for name in VLLM_NAMES if name.startswith(OWN_PREFIXES)] == []
+
+
+def test_a_flag_is_a_switch_if_and_only_if_vllm_can_negate_it() -> None:
+    only_on = {
+        "--headless",
+        "--grpc",
+        "--disable-log-stats",
+        "--aggregate-engine-logging",
+        "--data-parallel-multi-port-external-lb",
+    }
+    switches = {flag.name for flag in FLAGS if flag.shape is Shape.SWITCH and not _is_own(flag)}
+    negatable = {f"--{name.removeprefix('--no-')}" for name in VLLM_NAMES if name.startswith("--no-")}
+    assert switches == negatable | only_on
+
+
+def test_every_spelling_belongs_to_one_flag() -> None:
+    names = [name for flag in FLAGS for name in spellings(flag)]
+    assert len(names) == len(set(names))
+
+
+def test_every_flag_is_of_one_kind() -> None:
+    kinds = [set(SUPPORTED), *(set(flags) for table in (IGNORED, REJECTED) for flags in table.values())]
+    assert sum(map(len, kinds)) == len(FLAGS)
+
+
+def test_every_declared_flag_is_derived_once() -> None:
+    declared = [field.metadata["flag"] for _, field in CONFIG_FIELDS if "flag" in field.metadata]
+    without_field = {"--engine", "--config", "--preflight-only", "--json"}
+    assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
+    assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
+
+
+def test_every_field_can_be_set() -> None:
+    settable = {path for flag in SUPPORTED for path in flag.fields} | set(VARIABLES)
+    assert {path for path, _ in CONFIG_FIELDS} - settable == INTERNAL
+
+
+def test_fields_filled_by_one_flag_have_one_default() -> None:
+    defaults = {path: field.default for path, field in CONFIG_FIELDS}
+    shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
+    assert shared == {"--trust-remote-code": {False}, "--enable-prompt-embeds": {False}, "--max-logprobs": {20}}
+
+
+def test_a_variable_without_a_flag_has_the_default_of_its_field() -> None:
+    defaults = {path: field.default for path, field in CONFIG_FIELDS if field.default is not MISSING}
+    assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
+
+
+def test_a_flag_follows_the_one_that_its_field_names() -> None:
+    names = [flag.name for flag in GROUPS["Model"]]
+    assert names[:4] == ["--model", "--served-model-name", "--tokenizer", "--tokenizer-mode"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "choices"),
+    [
+        ("--dtype", get_args(DTypeName)),
+        ("--chat-template-content-format", get_args(get_type_hints(RendererConfig)["chat_template_content_format"])),
+        ("--log-level", LOGGING_LEVELS),
+    ],
+)
+def test_choices_are_those_of_the_field(flag: str, choices: tuple[str, ...]) -> None:
+    declared = find_flag(flag).flag.type
+    assert isinstance(declared, click.Choice)
+    assert tuple(declared.choices) == tuple(choices)
+
+
+def test_dashes_and_underscores_are_the_same() -> None:
+    assert find_flag("--max_model_len") == find_flag("--max-model-len")
+    assert find_flag("--no_enable_prefix_caching").is_negated
+
+
+def test_an_unknown_flag_gets_a_suggestion() -> None:
+    with pytest.raises(InputError, match=r"No such option: --max-modl-len \(did you mean --max-model-len\?\)"):
+        find_flag("--max-modl-len")
+
+
+def test_a_word_unlike_any_flag_gets_no_suggestion() -> None:
+    with pytest.raises(InputError, match="No such option: --xyzzy$"):
+        find_flag("--xyzzy")
+
+
+def _is_own(flag: Flag) -> bool:
+    return flag.name.startswith(OWN_PREFIXES)

@@ -1,0 +1,102 @@
+"""The flags of `serve` that have an effect, derived from the fields of `StartupConfig` and its sections."""
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, Final, NamedTuple, get_args
+
+import click
+
+from envs.registry import ENGINES, env
+from envs.variable import EnvVar
+from server.setting import Group
+from startup.config import StartupConfig
+from vllm_cli.flags.field_types import click_type, metavar_of, shape_of
+from vllm_cli.flags.flag import Shape, SupportedFlag
+
+
+class ConfigField(NamedTuple):
+    """A field of `StartupConfig` or of one of its sections."""
+
+    path: str
+    """`port` of `StartupConfig.server` is `server.port`."""
+    field: Field[Any]
+
+
+def is_section(field: Field[Any]) -> bool:
+    """Whether the field holds a dataclass of settings of its own."""
+    return is_dataclass(field.type) and "flag" not in field.metadata
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[ConfigField]:
+    for field in fields(config):
+        if is_section(field):
+            yield from _walk(field.type, f"{prefix}{field.name}.")
+        else:
+            yield ConfigField(f"{prefix}{field.name}", field)
+
+
+CONFIG_FIELDS: Final = tuple(_walk(StartupConfig))
+
+VARIABLES: Final[dict[str, EnvVar[Any]]] = {
+    path: field.metadata["variable"]
+    for path, field in CONFIG_FIELDS
+    if "variable" in field.metadata and "flag" not in field.metadata
+}
+"""Fields that an environment variable sets and no flag."""
+
+ENGINE: Final = SupportedFlag(
+    "--engine",
+    type=click.Choice(ENGINES),
+    variable=env.VCLI_ENGINE,
+    help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if installed.",
+)
+CONFIG: Final = SupportedFlag(
+    "--config",
+    metavar="FILE",
+    help="YAML file of settings, named as the flags are; flags and variables take precedence.",
+)
+_WITHOUT_FIELD: Final = (
+    ENGINE,
+    CONFIG,
+    SupportedFlag(
+        "--preflight-only",
+        shape=Shape.SWITCH,
+        help="Check everything that could make the start fail, report, and exit with code 0 or 3.",
+    ),
+    SupportedFlag("--json", shape=Shape.SWITCH, help="With --preflight-only: report as JSON."),
+)
+"""Flags that decide what a command line starts, before there is a configuration."""
+
+
+def _derive_group(title: Group) -> Iterator[SupportedFlag]:
+    declared = [each for each in CONFIG_FIELDS if each.field.metadata.get("group") == title]
+    for each in declared:
+        if "after" not in each.field.metadata:
+            flag = _derive(each)
+            yield flag
+            yield from (_derive(other) for other in declared if other.field.metadata.get("after") == flag.name)
+
+
+def _derive(declared: ConfigField) -> SupportedFlag:
+    path, field = declared
+    name = field.metadata["flag"]
+    filled = [other.path for other in CONFIG_FIELDS if other.field.metadata.get("filled_by") == name]
+    return SupportedFlag(
+        name,
+        field.metadata.get("aliases", ()),
+        shape=shape_of(field),
+        help=field.metadata["help"],
+        fields=(path, *filled),
+        default=None if field.default is MISSING else field.default,
+        type=click_type(field),
+        metavar=metavar_of(field),
+        variable=field.metadata.get("variable"),
+    )
+
+
+GROUPS: Final[dict[str, tuple[SupportedFlag, ...]]] = {title: tuple(_derive_group(title)) for title in get_args(Group)}
+GROUPS["Start"] = (*_WITHOUT_FIELD, *GROUPS["Start"])
+
+SUPPORTED: Final = tuple(flag for group in GROUPS.values() for flag in group)
+
+LOG_FORMAT: Final = next(flag for flag in SUPPORTED if flag.name == "--log-format")
