@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from server.config import ConfigError
+from server.errors import ConfigError
 from tests.soak.chart import draw_soak_page
 from tests.soak.config import SoakConfig
 from tests.soak.report import write_soak_report
