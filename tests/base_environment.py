@@ -19,10 +19,13 @@ class BaseEnvironment:
     def __init__(self, folder: Path) -> None:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
         self.python = folder / "bin" / "python"
-        site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+        self.site_packages = site_packages = Path(
+            sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
+        )
         for path in _top_level_paths(_closure(_base_requirements())):
             (site_packages / path.name).symlink_to(path)
-        (site_packages / "checkout.pth").write_text(f"{ROOT}\n")
+        for name in ("vllm_cli", "startup", "server", "envs"):
+            (site_packages / name).symlink_to(ROOT / name)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`vllm-cli` with these words."""

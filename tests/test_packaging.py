@@ -74,3 +74,12 @@ def test_without_the_extra_other_commands_work(words: list[str], exit_code: int,
     done = base.run(*words)
     assert done.returncode == exit_code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_another_distribution_with_a_package_of_our_name_is_reported_in_one_line(tmp_path: Path) -> None:
+    environment = BaseEnvironment(tmp_path)
+    (environment.site_packages / "vllm_cli-0.2.5.dist-info").mkdir()
+    done = environment.run("--version")
+    assert done.returncode == 0
+    [line] = done.stderr.splitlines()
+    assert line.startswith("Warning: the unrelated distribution vllm-cli 0.2.5 has installed a package vllm_cli")

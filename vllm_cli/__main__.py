@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 
-import vllm_cli.own_packages  # noqa: F401 - before any other package of this program
+from vllm_cli.own_packages import describe_conflict  # before any other package of this program
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 _INTERRUPTED = 130
@@ -18,6 +18,9 @@ def main() -> int:
 
         become_init()
     from vllm_cli.main import main as run_command
+
+    if (conflict := describe_conflict()) is not None:
+        sys.stderr.write(f"Warning: {conflict}\n")
 
     try:
         _raise_at_sigint()

@@ -25,6 +25,17 @@ class OwnPackagesFinder:
         return PathFinder.find_spec(name, [_ROOT], target) if name in _PACKAGES else None
 
 
+def describe_conflict() -> str | None:
+    """A warning if the unrelated distribution `vllm-cli`, which has a package `vllm_cli` too, is in the same folder."""
+    for folder in sorted(Path(_ROOT).glob("vllm_cli-*.dist-info")):
+        name = folder.name.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
+        return (
+            f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it: "
+            "pip uninstall vllm-cli && pip install --force-reinstall --no-deps vllm-cli-server"
+        )
+    return None
+
+
 def _is_installed() -> bool:
     """Also where this file was run a second time under another module name (`multiprocessing.spawn`)."""
     return any(getattr(finder, "__name__", "") == OwnPackagesFinder.__name__ for finder in sys.meta_path)
