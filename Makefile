@@ -5,6 +5,7 @@
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
 #   make lint | bench   [ARGS="..."]
+#   make docs                              writes the generated pages docs/{cli,flags,environment}.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
@@ -35,7 +36,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak test-faults lint bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak test-faults lint docs bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +89,9 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: $(INSTALLED_DEV)
+	$(BIN)/python -m tests.generated_docs
 
 audit: $(INSTALLED_DEV)
 	.ci/audit $(VENV)

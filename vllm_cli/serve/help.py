@@ -80,15 +80,17 @@ def _type_name(type_: click.ParamType[Any] | None) -> str:
 
 
 def _meaning(flag: SupportedFlag) -> str:
+    default = spell_default(flag)
+    return f"{flag.help} [{default}]" if default else flag.help
+
+
+def spell_default(flag: SupportedFlag) -> str:
+    """The default in the syntax of the flag; empty without one, and for a switch that is off."""
     default = flag.default
     if default in (None, False, "", ()):
-        return flag.help
+        return ""
     if flag.shape is Shape.SWITCH:
-        return f"{flag.help} [on]"
-    return f"{flag.help} [{_spell_default(flag, default)}]"
-
-
-def _spell_default(flag: SupportedFlag, default: Any) -> str:
+        return "on"
     if isinstance(flag.type, ByteSize):
         return spell_size(default)
     if isinstance(default, tuple):
