@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StartupConfig:
-    """All settings of a start with the embedded engine (`startup.launch`)."""
+    """All settings of a start with the embedded engine (`startup.embedded_start`)."""
 
     start_method: str = from_variable(env.VLLM_WORKER_MULTIPROC_METHOD)
     """`spawn`, `fork` or `forkserver` (envs.registry.START_METHODS): how the engine process is started."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from envs.redaction import without_login
+from startup.errors import StartupError
 
 Severity = Literal["error", "warning", "info"]
 
@@ -56,6 +57,13 @@ class PreflightReport:
     def warnings(self) -> tuple[Finding, ...]:
         """What may go wrong later."""
         return self._of("warning")
+
+    def as_error(self) -> StartupError | None:
+        """All errors in one exception; None if there are none."""
+        messages = [finding.message for finding in self.errors]
+        if len(messages) > 1:
+            return StartupError("\n  ".join([f"{len(messages)} faults:", *messages]))
+        return StartupError(messages[0]) if messages else None
 
     def to_json(self) -> str:
         """A JSON object; `schema` changes when a field changes its meaning."""

@@ -137,7 +137,7 @@ class StartupResponder:
         self._ours.setblocking(False)
         self._pid = pid
 
-    def tell(self, snapshot: bytes) -> None:
+    def update(self, snapshot: bytes) -> None:
         """Lets the process know what has changed; one that is gone, or too busy to listen, misses it."""
         if self._is_handed_over or self._is_lost:
             return

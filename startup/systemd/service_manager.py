@@ -44,13 +44,13 @@ class ServiceManager:
         watchdog_us = env.WATCHDOG_USEC.get() if is_watched else None
         return cls(address, watchdog_us / _US if watchdog_us else None)
 
-    def tell_status(self, status: str) -> None:
+    def notify_status(self, status: str) -> None:
         """What `systemctl status` shows; may get lost where the manager is busy."""
         if self._address is not None and status != self._status:
             self._status = status
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
-    def tell_ready(self, status: str) -> None:
+    def notify_ready(self, status: str) -> None:
         """The server takes requests. On the event loop: from now on, it is the loop's life that the watchdog sees.
 
         On a thread without a loop there is nobody whose life it could see, and it is switched off.
@@ -66,15 +66,15 @@ class ServiceManager:
         if self._watchdog_s is not None and loop is not None:
             self._beat(loop, self._watchdog_s / 2)
 
-    def tell_stopping(self, status: str) -> None:
+    def notify_stopping(self, status: str) -> None:
         """No more requests are taken."""
         if self._address is not None:
             self._status = status
             self._send(f"STOPPING=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
 
-    def tell_failure(self, reason: str) -> None:
+    def notify_failure(self, reason: str) -> None:
         """The start has failed; the process ends."""
-        self.tell_status(f"failed: {reason}")
+        self.notify_status(f"failed: {reason}")
 
     def close(self) -> None:
         """The last message has been sent."""

@@ -9,7 +9,7 @@ from startup.prefetch.options import PrefetchOptions
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions:
-    """What `startup.vllm.launch` needs."""
+    """What `startup.vllm.start` needs."""
 
     words: tuple[str, ...]
     """The command line for `vllm serve`, untouched and in order."""

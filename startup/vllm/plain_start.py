@@ -52,7 +52,7 @@ def report_plain_start(log_format: str) -> None:
     if log_format == "json":
         logger.warning("--log-format json is for vllm-cli's own lines here: vLLM starts without its help")
     with closing(ServiceManager.from_environment()) as manager:
-        manager.tell_ready("vLLM was started, and does not tell when it is ready")
+        manager.notify_ready("vLLM was started, and does not tell when it is ready")
 
 
 def run_vllm(line: CommandLine) -> int:

@@ -132,8 +132,8 @@ def test_nobody_is_accepted_any_more_when_the_hand_over_returns(
 
 def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()) as responder:
-        responder.tell(b"{}")
-        responder.tell(b'{"status":"failed"}')
+        responder.update(b"{}")
+        responder.update(b'{"status":"failed"}')
         assert _get(listener.getsockname(), "/health") == (503, b'{"status":"failed"}')
 
 
@@ -144,7 +144,7 @@ def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(li
         (process,) = set(psutil.Process().children()) - others
         process.suspend()
         for _ in range(1000):
-            responder.tell(b"x" * 10_000)
+            responder.update(b"x" * 10_000)
         responder.hand_over()
         process.resume()
         process.wait(timeout=60)

@@ -113,5 +113,5 @@ def test_files_that_make_no_tls_end_the_responder_and_not_the_start(
 ) -> None:
     nothing = Certificate(tmp_path / "none", tmp_path / "none")
     with StartupResponder(listener, _Answers(), _tls(nothing)) as responder:
-        responder.tell(b"{}")
+        responder.update(b"{}")
     assert "Traceback" not in capfd.readouterr().err

@@ -25,10 +25,10 @@ def test_a_start_is_told_phase_by_phase(heard: NotifySocket, monkeypatch: pytest
     monkeypatch.setenv("NOTIFY_SOCKET", heard.address)
     with closing(ServiceManager.from_environment()) as manager:
         for status in ("load weights", "load weights", "first\ntoken"):
-            manager.tell_status(status)
-        manager.tell_ready("ready: http://x")
-        manager.tell_stopping("finishing")
-        manager.tell_failure("why\nnot")
+            manager.notify_status(status)
+        manager.notify_ready("ready: http://x")
+        manager.notify_stopping("finishing")
+        manager.notify_failure("why\nnot")
     wait_until(lambda: len(heard.messages) == 5)
     assert heard.messages == [
         "STATUS=load weights",
@@ -44,7 +44,7 @@ async def test_the_watchdog_hears_the_event_loop(heard: NotifySocket, monkeypatc
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
     with closing(ServiceManager.from_environment()) as manager:
-        manager.tell_ready("ready")
+        manager.notify_ready("ready")
         while heard.messages.count("WATCHDOG=1") < 5:
             await asyncio.sleep(0.005)
     num_beats = len(asyncio.all_tasks())
@@ -56,8 +56,8 @@ async def test_the_watchdog_of_another_process_is_not_ours(heard: NotifySocket, 
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     monkeypatch.setenv("WATCHDOG_PID", "1")
     with closing(ServiceManager.from_environment()) as manager:
-        manager.tell_ready("ready")
-        manager.tell_stopping("over")
+        manager.notify_ready("ready")
+        manager.notify_stopping("over")
     wait_until(lambda: len(heard.messages) == 2)
     assert "WATCHDOG=1" not in heard.lines
 
@@ -65,9 +65,9 @@ async def test_the_watchdog_of_another_process_is_not_ours(heard: NotifySocket, 
 def test_without_a_manager_nothing_is_done(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     with closing(ServiceManager.from_environment()) as manager:
-        manager.tell_status("x")
-        manager.tell_ready("x")
-        manager.tell_stopping("x")
+        manager.notify_status("x")
+        manager.notify_ready("x")
+        manager.notify_stopping("x")
     assert caplog.records == []
 
 
@@ -75,6 +75,6 @@ def test_without_a_manager_nothing_is_done(caplog: pytest.LogCaptureFixture, mon
 def test_a_manager_that_cannot_be_told_is_a_warning(address: str, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with caplog.at_level(logging.WARNING), closing(ServiceManager.from_environment()) as manager:
-        manager.tell_ready("ready")
+        manager.notify_ready("ready")
     [record] = caplog.records
     assert address in record.getMessage()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.status_page.page import read_page
+from startup.probes.answers import ProbeAnswers
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
@@ -22,8 +23,11 @@ def starting() -> Iterator[Any]:
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
     state = StartState(subject, timeline)
-    with listen(host="127.0.0.1", port=0, uds=None) as listener, StartupResponder(listener, state) as responder:
-        timeline.on_change = lambda: responder.tell(state.snapshot())
+    with (
+        listen(host="127.0.0.1", port=0, uds=None) as listener,
+        StartupResponder(listener, ProbeAnswers(state)) as responder,
+    ):
+        timeline.on_change = lambda: responder.update(state.snapshot())
         port = listener.getsockname()[1]
 
         def get(path: str) -> Any:
@@ -75,8 +79,8 @@ def test_the_log_knows_the_phase(starting) -> None:
 def test_a_private_start_tells_no_more_than_probes_are_told() -> None:
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
-    state = StartState(subject, timeline, is_private=True)
-    told = {path: state.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")}
+    answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
+    told = {path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")}
     assert set(told.values()) == {503}
-    assert b"smol" not in b"".join(state.answer(path).body for path in told)
-    assert state.answer("/livez").status == 200
+    assert b"smol" not in b"".join(answers.answer(path).body for path in told)
+    assert answers.answer("/livez").status == 200

@@ -37,9 +37,9 @@ def serve(ctx: click.Context, /, **_: object) -> int:
     config = build_startup_config(settings)
     if settings.get("preflight_only"):
         return _check(config, as_json=bool(settings.get("json")))
-    from startup.launch import launch
+    from startup.embedded_start import start_embedded
 
-    return launch(config)
+    return start_embedded(config)
 
 
 def _serve_with_vllm(options: VllmOptions) -> int:
@@ -53,9 +53,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
         line = CommandLine.of(options.words)
         report = run_preflight(line, line.locate_model(), is_listening=False)
         return _tell(report, as_json=options.is_json)
-    from startup.vllm.launch import launch_vllm
+    from startup.vllm.start import start_vllm
 
-    return launch_vllm(vllm, options)
+    return start_vllm(vllm, options)
 
 
 def _check(config: StartupConfig, *, as_json: bool) -> int:

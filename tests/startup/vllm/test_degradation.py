@@ -31,8 +31,8 @@ def _module(name: str) -> str:
 @pytest.mark.parametrize(
     ("version", "variables", "words", "warning"),
     [
-        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without help of vllm-cli: it is older than 0.28"),
-        ("no version", {}, (), "vLLM no version starts without help of vllm-cli: it is older than 0.28"),
+        ("0.27.1+cpu", {}, (), "vLLM 0.27.1+cpu starts without preloading: it is older than 0.28"),
+        ("no version", {}, (), "vLLM no version starts without preloading: it is older than 0.28"),
         ("0.32.0", {}, ("--numa-bind",), "--numa-bind needs new programs for its processes"),
         ("0.32.0", {"TORCHELASTIC_RUN_ID": "1"}, (), None),
         ("0.32.0", {"VCLI_PLAIN_VLLM": "1"}, (), None),
@@ -115,7 +115,7 @@ def test_newer_vllm_that_fails_with_our_help_starts_anew_without_and_stays_so(fo
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
     path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
     env = environment(folder, fake)
-    for expected in ("vLLM 0.99.0+cpu starts anew, without", "vLLM 0.99.0+cpu starts without help of vllm-cli"):
+    for expected in ("vLLM 0.99.0+cpu starts again without preloading", "vLLM 0.99.0+cpu starts without preloading"):
         with FakeStart(folder, env=env) as start:
             state = start.wait_until_ready().state()
             assert start.kind_of(state["engine"]["pid"]) == "spawn"
@@ -158,4 +158,4 @@ def test_forkserver_that_cannot_be_started_is_done_without(folder: Path) -> None
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
         (warning,) = start.told("WARNING")
-        assert "there is no forkserver (AF_UNIX path too long)" in warning
+        assert "the forkserver cannot be started (AF_UNIX path too long)" in warning

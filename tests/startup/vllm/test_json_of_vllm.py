@@ -95,7 +95,7 @@ def test_a_start_that_begins_anew_has_nothing_of_the_first_attempt(folder: Path)
     with FakeStart(folder, "--log-format", "json", env=environment(folder, fake)) as start:
         server = start.wait_until_ready().state()["server"]
         assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
-        told = [json.loads(line) for line in start.told("starts anew, without", "own lines here")]
+        told = [json.loads(line) for line in start.told("starts again without preloading", "own lines here")]
         assert [line["role"] for line in told] == ["launcher"] * 2
         assert told[1]["message"].endswith("vLLM starts without its help")
         assert list(folder.glob("vllm-cli-*")) == []

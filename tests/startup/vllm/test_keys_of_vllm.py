@@ -53,7 +53,7 @@ def test_a_start_that_begins_anew_has_its_words(folder: Path) -> None:
     path.write_text(path.read_text().replace("        print(", f"        {refuses}\n        print(", 1))
     with FakeStart(folder, *_WORDS, env=environment(folder, fake)) as start:
         server = start.wait_until_ready().state()["server"]
-        assert start.told("starts anew, without")
+        assert start.told("starts again without preloading")
         assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
         assert "sesame" not in _shown(start)
 

@@ -38,7 +38,7 @@ def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) ->
         wait_until(lambda: heard.lines.count("WATCHDOG=1") >= 3)
         assert start.end() == 0
         assert [message.splitlines()[0] for message in heard.messages].index("STOPPING=1") > 0
-        assert "STATUS=finishing what runs" in heard.lines
+        assert "STATUS=finishing running requests" in heard.lines
         assert _OFF not in heard.lines
 
 
@@ -46,7 +46,7 @@ def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) ->
     ("words", "changes", "status"),
     [
         (("--api-server-count", "2"), {}, "ready: http://"),
-        (("--headless",), {}, "a node without an API server"),
+        (("--headless",), {}, "node without an API server"),
         ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, and does not tell when it is ready"),
     ],
     ids=["several-servers", "headless", "plain"],

@@ -1,0 +1,168 @@
+"""The order of a start of the embedded engine.
+
+The port listens first and is answered from then on. The forkserver comes next: it imports torch and transformers on
+its main thread while this process runs the preflight, finds the model and imports the HTTP server. No heavy module is
+imported in a second thread.
+"""
+
+import os
+from multiprocessing.context import BaseContext
+from socket import socket
+from typing import TYPE_CHECKING
+
+from envs.registry import env
+from server.config import ModelFiles
+from server.errors import ServerError
+from server.model_files.vision_models import accepts_images
+from server.types import EngineInfo
+from startup.config import StartupConfig
+from startup.engine import process as engine_process
+from startup.engine.supervisor import EngineSupervisor
+from startup.errors import EngineBootError, PortInUseError
+from startup.imports import import_vision
+from startup.logs.setup import configure_logging
+from startup.preflight.model_place import locate_files
+from startup.preflight.report import PreflightReport
+from startup.probes.responder import OpenChannel, open_plain
+from startup.session import ListenAddress, StartSession
+from startup.start_key import subject_of
+from startup.start_method import use_start_method
+from startup.temp_folder import ensure_temp_folder
+from startup.timeline.timeline import PhaseTimeline
+
+if TYPE_CHECKING:
+    from server.renderers.base import BaseRenderer
+
+
+def start_embedded(config: StartupConfig) -> int:
+    """Starts the server and runs it until it stops; returns the exit code.
+
+    Raises:
+        StartupError: the server cannot start; no process, socket or file of this start is left.
+    """
+    timeline = PhaseTimeline.from_process_start()
+    session = StartSession(subject_of(config), timeline, is_private=config.server.api_key_everywhere)
+    configure_logging(config.logs, role="api", phase=session.phase)
+    with session:
+        try:
+            return _EmbeddedStart(config, session).run()
+        except ServerError as err:
+            raise EngineBootError(str(err)) from err
+
+
+class _EmbeddedStart:
+    """One start; runs in the API process, on its main thread."""
+
+    def __init__(self, config: StartupConfig, session: StartSession) -> None:
+        self._config = config
+        self._session = session
+        self._span = session.timeline.span
+
+    def run(self) -> int:
+        session = self._session
+        listening = self._listen()
+        session.limit_time(self._config.startup_timeout_s)
+        session.show_progress()
+        with self._span("locate_model"):
+            located = locate_files(self._config.model)
+        context = self._prepare_start_method(located)
+        session.prefetch(located, self._config.prefetch)
+        session.check(self._run_preflight)
+        files = self._resolve_model()
+        if files != located:
+            session.prefetch(files, self._config.prefetch)
+        must_wait = engine_process.blocks_on_imports(context)
+        engine = None if must_wait else self._start_engine(context, files)
+        self._import_server(files)
+        renderer = self._load_renderer(files)
+        engine = engine or self._start_engine(context, files)
+        with self._span("warm_up_renderer"):
+            renderer.warm_up()
+        return self._serve(listening, files, renderer, engine)
+
+    def _listen(self) -> socket:
+        server = self._config.server
+        address = ListenAddress(server.host, server.port, server.uds, is_tls=server.ssl_certfile is not None)
+        try:
+            return self._session.listen(address, self._prepare_channels, accepts_activation=True)
+        except PortInUseError as err:
+            from startup.preflight.run import run_preflight
+
+            raise run_preflight(self._config).as_error() or err from err
+
+    def _prepare_channels(self) -> OpenChannel:
+        """Runs in the responder's process."""
+        if self._config.server.ssl_certfile is None:
+            return open_plain()
+        from startup.probes.tls_channel import open_tls
+
+        return open_tls(self._config.server)
+
+    def _prepare_start_method(self, located: ModelFiles | None) -> BaseContext:
+        """Sets the variables of the processes to come, and starts the forkserver if there is to be one."""
+        with self._span("prepare_start_method"):
+            ensure_temp_folder()
+            os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
+            context = use_start_method(self._config.start_method)
+            if located is not None:  # the hub client reads the variable when it is imported
+                os.environ[env.HF_HUB_OFFLINE.name] = "1"
+            if self._config.engine.trust_remote_code:  # a model's own code may use any module
+                os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"
+            engine_process.prepare(context, located)
+        return context
+
+    def _run_preflight(self) -> PreflightReport:
+        from startup.preflight.run import PreflightOptions, run_preflight
+
+        return run_preflight(self._config, options=PreflightOptions(is_listening=True))
+
+    def _resolve_model(self) -> ModelFiles:
+        """Downloads the model if it is not on disk."""
+        with self._span("resolve_model"):
+            from startup.model.source import resolve_model
+
+            return resolve_model(self._config.model, self._session.state.set_detail)
+
+    def _start_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
+        waits_for = "forkserver" if engine_process.blocks_on_imports(context) else None
+        with self._span("start_engine_process", waits_for=waits_for):
+            engine = EngineSupervisor(context, files, self._config.engine, self._config.logs)
+        self._session.stack.callback(engine.close)
+        return engine
+
+    def _import_server(self, files: ModelFiles) -> None:
+        with self._span("import_server"):
+            import server.renderers.registry
+            import server.run  # noqa: F401 - used by the steps that follow
+        if self._config.renderer.max_images and accepts_images(files.path):
+            with self._span("import_vision"):
+                import_vision()
+
+    def _load_renderer(self, files: ModelFiles) -> "BaseRenderer":
+        from server.renderers.registry import build_renderer
+
+        with self._span("load_tokenizer"):
+            return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
+
+    def _serve(self, listening: socket, files: ModelFiles, renderer: "BaseRenderer", engine: EngineSupervisor) -> int:
+        """Hands over to the HTTP server, which waits for the engine; returns when the server has stopped."""
+        from server.run import RunOptions, run_server
+
+        options = RunOptions(
+            listener=listening,
+            limits=self._config.limits,
+            engine=engine,
+            engine_ready_timeout_s=self._config.engine_ready_timeout_s,
+            start=self._session.state,
+            span=self._span,
+            on_serving=self._session.hand_over,
+            on_ready=self._on_ready,
+            on_drain=self._session.drain,
+        )
+        return run_server(files, renderer, self._config.server, options)
+
+    def _on_ready(self, info: EngineInfo) -> None:
+        """The engine has generated its first token."""
+        self._session.timeline.add("engine", info.spans)
+        self._session.finish(info)
+        self._session.notify_ready()

@@ -1,0 +1,76 @@
+"""What remains of a start that is over: lines in the log, report and trace files, a record in the history."""
+
+import logging
+
+from server.types import EngineInfo
+from startup.prefetch.report import PrefetchReport
+from startup.probes.start_state import StartState
+from startup.timeline.history import remember_start
+from startup.timeline.record import StartRecord
+from startup.timeline.report import StartReport, save_report
+from startup.timeline.subject import StartSubject
+from startup.timeline.trace import save_trace
+from startup.timeline.verdict import explain_slowness
+
+logger = logging.getLogger(__name__)
+
+
+def save_ready_start(
+    state: StartState, address: str, *, info: EngineInfo | None = None, prefetch: PrefetchReport | None = None
+) -> None:
+    """Logs the phases, writes the requested files and adds the start to the history.
+
+    Args:
+        address: where the server listens, as a URL.
+        info: what the embedded engine reported when it was ready; None for vLLM.
+        prefetch: None if the prefetch is still running.
+    """
+    report = state.build_report()
+    if prefetch is not None:
+        logger.info("%s", prefetch)
+    if info is not None:
+        _log_engine(info)
+    logger.info("phases of this start:\n%s", report.table())
+    slower = explain_slowness(report, state.earlier)
+    if slower is not None:
+        logger.info("%s", slower)
+    logger.info("ready after %.2f s: %s", report.total_s, address)
+    _save_files(report, state.subject)
+    remember_start(StartRecord.from_report(report, state.history_key))
+
+
+def save_failed_start(state: StartState) -> None:
+    """Writes the requested files; a failed start does not enter the history."""
+    _save_files(state.build_report(), state.subject)
+
+
+def _save_files(report: StartReport, subject: StartSubject) -> None:
+    if subject.report_file is not None:
+        save_report(report, subject.report_file)
+    if subject.trace_file is not None:
+        save_trace(report, subject.trace_file)
+
+
+def _log_engine(info: EngineInfo) -> None:
+    if info.pooling is not None:
+        logger.info(
+            "%s in %s on %s: %d prompts at once of %d tokens, for %s",
+            info.model_type,
+            info.dtype,
+            info.device,
+            info.num_slots,
+            info.max_model_len,
+            ", ".join(info.pooling.supported_tasks),
+        )
+        return
+    logger.info(
+        "%s in %s on %s: %d sequences at once of %d tokens, KV cache of %d tokens (%.1f GiB), %s runner",
+        info.model_type,
+        info.dtype,
+        info.device,
+        info.num_slots,
+        info.max_model_len,
+        info.kv_cache_tokens,
+        info.kv_cache_bytes / (1 << 30),
+        info.runner,
+    )

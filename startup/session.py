@@ -1,0 +1,201 @@
+"""What every start has, whichever engine it is of: a start strategy takes these steps in the order it needs.
+
+The strategies are `startup.embedded_start` and `startup.vllm.start`.
+"""
+
+import logging
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from envs.registry import env
+from server.config import ModelFiles
+from server.types import EngineInfo
+from startup.deadline import StartDeadline
+from startup.errors import StartupError
+from startup.model.prefetch_plan import plan_files, plan_libraries
+from startup.outcome import save_failed_start, save_ready_start
+from startup.prefetch.options import PrefetchOptions
+from startup.prefetch.process import Prefetch, PrefetchHandle
+from startup.preflight.report import PreflightReport
+from startup.probes import listener
+from startup.probes.answers import ProbeAnswers
+from startup.probes.responder import OpenChannel, StartupResponder, open_plain
+from startup.probes.start_state import StartState
+from startup.timeline.live_progress import LiveProgress
+from startup.timeline.subject import StartSubject
+from startup.timeline.timeline import PhaseTimeline
+
+if TYPE_CHECKING:
+    from startup.systemd.service_manager import ServiceManager
+
+logger = logging.getLogger(__name__)
+
+
+class ListenAddress(NamedTuple):
+    """Where a server listens."""
+
+    host: str | None
+    port: int
+    uds: str | None
+    is_tls: bool = False
+
+
+class StartSession:
+    """One start, from the first step until the server stops; a context manager in the API process.
+
+    Methods are called on the main thread, except where they name another one. A StartupError that leaves the `with`
+    block is reported to probes, service manager and report file.
+    """
+
+    def __init__(self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False) -> None:
+        """With `is_private`, the responder answers only what probes need."""
+        self.timeline = timeline
+        self.state = StartState(subject, timeline)
+        self.stack = ExitStack()
+        """Closed when the session ends, what was entered last first."""
+        self._is_private = is_private
+        self._address = ""
+        self._manager: ServiceManager | None = None
+        self._responder: StartupResponder | None = None
+        self._deadline = StartDeadline(None, self.phase)
+        self._live: LiveProgress | None = None
+        self._prefetch: PrefetchHandle | None = None
+        self._is_ready = False
+
+    def __enter__(self) -> Self:
+        self._manager = self._connect_manager()
+        self.timeline.on_change = self._publish
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self.stack:
+            if isinstance(err, StartupError):
+                self._fail(str(err))
+
+    def phase(self) -> str:
+        """The current phase, for log lines; may be called on any thread."""
+        return self.state.phase
+
+    def listen(
+        self,
+        address: ListenAddress,
+        prepare_channels: Callable[[], OpenChannel] = open_plain,
+        *,
+        accepts_activation: bool = False,
+    ) -> socket.socket:
+        """Binds and listens, and starts the responder; to be called before this process has a second thread.
+
+        Args:
+            address: ignored if the service manager has passed a socket and `accepts_activation` is set.
+            prepare_channels: see `StartupResponder`.
+            accepts_activation: whether a socket passed by the service manager is taken.
+
+        Raises:
+            PortInUseError: another process listens there.
+            StartupError: the address or the passed socket cannot be used.
+        """
+        with self.timeline.span("listen"):
+            passed = _take_socket() if accepts_activation else None
+            bound = passed or listener.listen(host=address.host, port=address.port, uds=address.uds)
+            listening = self.stack.enter_context(bound)
+        self.timeline.mark("listening")
+        self._address = listener.describe(listening, is_tls=address.is_tls)
+        answers = ProbeAnswers(self.state, is_private=self._is_private)
+        self._responder = self.stack.enter_context(StartupResponder(listening, answers, prepare_channels))
+        return listening
+
+    def limit_time(self, timeout_s: float | None) -> None:
+        """Ends this process if the start takes longer; None sets no limit."""
+        self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
+
+    def show_progress(self) -> None:
+        """Shows the progress on the terminal, if standard error is one."""
+        self._live = self.stack.enter_context(LiveProgress(self.state.meter))
+
+    def prefetch(self, files: ModelFiles | None, options: PrefetchOptions) -> None:
+        """Reads torch's libraries and then the model's files into the page cache, in a helper process."""
+        paths = (*plan_libraries(), *(plan_files(files) if files else ()))
+        self._prefetch = self.stack.enter_context(Prefetch.start(paths, options))
+
+    def check(self, run_preflight: Callable[[], PreflightReport], *, errors_are_fatal: bool = True) -> None:
+        """Reads the history, runs the preflight and logs its warnings.
+
+        Args:
+            run_preflight: called within the phase `preflight`, so that its imports are part of it.
+            errors_are_fatal: whether errors end the start; otherwise they are logged as warnings.
+
+        Raises:
+            StartupError: with all errors of the preflight.
+        """
+        with self.timeline.span("preflight"):
+            self.state.load_history()
+            report = run_preflight()
+        for finding in report.warnings if errors_are_fatal else (*report.errors, *report.warnings):
+            logger.warning("%s", finding.message)
+        if errors_are_fatal and (err := report.as_error()) is not None:
+            raise err
+
+    def hand_over(self) -> None:
+        """The HTTP server accepts from now on: returns once the responder accepts no more. Called on any thread."""
+        if self._responder is not None:
+            self._responder.hand_over()
+
+    def finish(self, info: EngineInfo | None = None) -> None:
+        """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
+        self._deadline.cancel()
+        if self._live is not None:
+            self._live.close()
+        prefetch = self._prefetch.result() if self._prefetch is not None else None
+        self.state.finish(prefetch)
+        save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
+
+    def notify_ready(self, status: str | None = None) -> None:
+        """Ends the deadline, and notifies the service manager that the server accepts. Called on any thread."""
+        self._is_ready = True
+        self._deadline.cancel()
+        if self._manager is not None:
+            self._manager.notify_ready(status or f"ready: {self._address}")
+
+    def drain(self) -> None:
+        """The server rejects new requests from now on. Called on any thread."""
+        self.state.drain()
+        self.notify_stopping("finishing running requests")
+
+    def notify_stopping(self, status: str) -> None:
+        """Notifies the service manager that the server stops."""
+        if self._manager is not None:
+            self._manager.notify_stopping(status)
+
+    def _connect_manager(self) -> "ServiceManager | None":
+        if env.NOTIFY_SOCKET.get() is None:
+            return None
+        from startup.systemd.service_manager import ServiceManager
+
+        return self.stack.enter_context(closing(ServiceManager.from_environment()))
+
+    def _publish(self) -> None:
+        """Sends each change of the timeline to the responder, and the name of the phase to the service manager."""
+        if self._responder is not None:
+            self._responder.update(self.state.snapshot())
+        if self._manager is not None and not self._is_ready and (running := self.timeline.running) is not None:
+            self._manager.notify_status(running.name.replace("_", " "))
+
+    def _fail(self, reason: str) -> None:
+        self.state.fail(reason)
+        save_failed_start(self.state)
+        if self._manager is not None:
+            self._manager.notify_failure(reason)
+
+
+def _take_socket() -> socket.socket | None:
+    """The listening socket that a service manager passed to this process, if any."""
+    if env.LISTEN_PID.get() is None:
+        return None
+    from startup.systemd.socket_activation import take_socket
+
+    return take_socket()
