@@ -1,4 +1,4 @@
-"""What all tests share: the real model, a guard against leaks, and the machine."""
+"""Fixtures of all tests: the real model, a guard against leaks, and exclusive use of the machine."""
 
 import os
 import signal
@@ -10,29 +10,32 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.whole_machine import place_on_the_machine
+from tests.machine_lock import machine_lock
 
 _SETTLE_S = 60.0
-_OWN_PROCESSES = ("resource_tracker", "forkserver")
+_SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
 
 def pytest_configure() -> None:
-    """In a shell's background Ctrl-C is ignored, also by whatever the tests start and then interrupt."""
+    """Restores Ctrl-C, which a shell disables for background commands and for all processes that the tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """A test marked `alone` runs, fixtures included, while no other worker's does; it waits outside of its time-out."""
+    """Runs a test marked `alone`, fixtures included, while no other worker runs one.
+
+    The wait for the other workers is outside of the test's time-out.
+    """
     folder = item.config._tmp_path_factory.getbasetemp().parent
-    with place_on_the_machine(folder, is_alone=item.get_closest_marker("alone") is not None):
+    with machine_lock(folder, is_exclusive=item.get_closest_marker("alone") is not None):
         return (yield)
 
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """SmolLM2-135M-Instruct as bf16 safetensors: the default model, prepared by `make test` or here."""
+    """SmolLM2-135M-Instruct as bf16 safetensors: the default model, downloaded by `make test` or here."""
     from startup.config import ModelConfig
     from startup.model.source import resolve_model
 
@@ -43,19 +46,21 @@ def model_path() -> Path:
 def leak_guard() -> Iterator[None]:
     """Restores the environment and fails a test that leaves a process or a thread behind."""
     environment = dict(os.environ)
-    children, threads = _children(), set(threading.enumerate())
+    children, threads = _children(), _threads()
     yield
     _restore(environment)
     deadline = time.monotonic() + _SETTLE_S
-    while (_children() - children or _threads() - threads) and time.monotonic() < deadline:
+    left_children, left_threads = _children() - children, _threads() - threads
+    while (left_children or left_threads) and time.monotonic() < deadline:
         time.sleep(0.02)
-    left = [words for p in _children() - children if (words := _words(p)) is not None]
-    assert not left, f"processes left behind: {left}"
-    assert not (left_threads := _threads() - threads), f"threads left behind: {left_threads}"
+        left_children, left_threads = _children() - children, _threads() - threads
+    commands = [command for child in left_children if (command := _command(child)) is not None]
+    assert not commands, f"processes left behind: {commands}"
+    assert not left_threads, f"threads left behind: {left_threads}"
 
 
 def _restore(environment: dict[str, str]) -> None:
-    """What has changed alone: to look at the environment is not safe for other threads while it is written to."""
+    """Writes only what has changed: other threads must not read the environment while it is written."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     for name, value in environment.items():
@@ -64,17 +69,28 @@ def _restore(environment: dict[str, str]) -> None:
 
 
 def _children() -> set[psutil.Process]:
-    return {p for p in psutil.Process().children(recursive=True) if not _is_own(p)}
+    if not _has_child():
+        return set()
+    return {process for process in psutil.Process().children(recursive=True) if not _is_shared(process)}
 
 
-def _is_own(process: psutil.Process) -> bool:
-    """multiprocessing keeps its helpers for the life of the test run."""
-    words = _words(process)
-    return words is None or any(name in word for word in words for name in _OWN_PROCESSES)
+def _has_child() -> bool:
+    """Whether this process has children: one system call, while psutil reads /proc for milliseconds."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
-def _words(process: psutil.Process) -> list[str] | None:
-    """None of a process that has ended."""
+def _is_shared(process: psutil.Process) -> bool:
+    """Whether it is one of the helper processes that multiprocessing keeps for the whole test run, or has exited."""
+    command = _command(process)
+    return command is None or any(name in argument for argument in command for name in _SHARED_PROCESSES)
+
+
+def _command(process: psutil.Process) -> list[str] | None:
+    """None for a process that has exited."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -82,5 +98,5 @@ def _words(process: psutil.Process) -> list[str] | None:
 
 
 def _threads() -> set[threading.Thread]:
-    """Threads that somebody should have ended; libraries' daemon threads live as long as the run."""
-    return {t for t in threading.enumerate() if not t.daemon}
+    """Threads that a test has to end; daemon threads of libraries live as long as the run."""
+    return {thread for thread in threading.enumerate() if not thread.daemon}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.whole_machine import worker_number
+from tests.machine_lock import worker_number
 
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _WIDTH = 10_000

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from server_process import ServerProcess
 from transformers import AutoModel
 
 from tests.cuda.gpu import DEVICE
+from tests.e2e.server_process import ServerProcess
 from tests.server.engine.small_pooling import hidden_states, unit
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 from tests.server.engine.tiny_vlm import save_vlm

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from members import wait_member
-from server_process import ServerProcess
 
 from envs.registry import START_METHODS
 from tests.cuda.gpu import used_mib, uses_cuda
+from tests.e2e.process_tree import wait_process
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.cuda
@@ -32,7 +32,7 @@ def test_only_the_engine_begins_cuda(arguments: list[str], method: str, monkeypa
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with ServerProcess(arguments) as server:
         _complete(server)
-        assert [process for process in server.family() if uses_cuda(process)] == [wait_member(server, "engine")]
+        assert [process for process in server.family() if uses_cuda(process)] == [wait_process(server, "engine")]
 
 
 @pytest.mark.parametrize("method", START_METHODS)

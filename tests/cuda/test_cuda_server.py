@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from openai import OpenAI
-from server_process import ServerProcess
 from transformers import PreTrainedModel
 
 from tests.cuda.gpu import DEVICE
+from tests.e2e.server_process import ServerProcess
 from tests.server.engine.tiny_models import greedy_outputs
 
 pytestmark = pytest.mark.cuda

@@ -7,7 +7,8 @@ from typing import Protocol
 
 import pytest
 from openai import OpenAI
-from server_process import ServerProcess
+
+from tests.e2e.server_process import ServerProcess
 
 MODEL_NAME = "smol"
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from request_fuzzer import FuzzedRequest
+from tests.e2e.request_fuzzer import FuzzedRequest
 
 _ANSWER_S = 300.0
 

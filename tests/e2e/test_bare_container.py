@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from members import ask_each
 from openai import OpenAI
-from server_process import ServerProcess
 
+from tests.e2e.process_tree import for_each_process
+from tests.e2e.server_process import ServerProcess
 from tests.hardened import as_user, on_read_only_root
 
 pytestmark = pytest.mark.thorough
@@ -27,7 +27,7 @@ def test_an_arbitrary_user_without_a_place_to_write_is_served(model_path: Path) 
     with ServerProcess(arguments, launcher=launcher) as server:
         with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             assert client.completions.create(model="smol", prompt="Hello", max_tokens=3).choices[0].text
-        assert set(ask_each(server, lambda process: process.uids().effective)) == {12345}
+        assert set(for_each_process(server, lambda process: process.uids().effective)) == {12345}
         assert "nothing is kept between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
         if read_only and not any(map(os.path.ismount, ("/tmp", "/var/tmp"))):  # these are not the root's
             assert "no temporary file can be made in /tmp" in server.log

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from raw_client import RawClient, request_bytes
-from server_process import ServerProcess
 
+from tests.e2e.raw_client import RawClient, request_bytes
+from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 

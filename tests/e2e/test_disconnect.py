@@ -4,8 +4,8 @@ import json
 import socket
 
 import pytest
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 

@@ -6,8 +6,9 @@ import signal
 from typing import Any
 
 import pytest
-from members import wait_member
-from stream_reader import StreamReader
+
+from tests.e2e.process_tree import wait_process
+from tests.e2e.stream_reader import StreamReader
 
 _GONE_S = 60.0
 _BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
@@ -90,7 +91,7 @@ def test_engine_that_dies_in_a_drain_is_told_and_not_replaced(start_server: Any)
         reader = StreamReader(server.url, 4000)
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
-        wait_member(server, "engine").kill()
+        wait_process(server, "engine").kill()
         assert server.process.wait(_GONE_S) == 1
         events = reader.finish()
         assert any(event and "error" in event for event in events)

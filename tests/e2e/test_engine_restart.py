@@ -13,11 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
-from members import wait_member
-from moment import ENGINE_LOADS, Moment, environment_of
-from stream_reader import StreamReader
 
 from envs.registry import START_METHODS
+from tests.e2e.process_tree import wait_process
+from tests.e2e.stop_point import ENGINE_LOADS, StopPoint, stop_environment
+from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 _GONE_S = 120.0
@@ -55,7 +55,7 @@ def _hold_sockets(pid: int) -> Iterator[None]:
 @pytest.mark.thorough
 def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
-        engine = wait_member(server, "engine")
+        engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
             engine.kill()
             wait_until(lambda: _look(server)[0] == 503)
@@ -79,7 +79,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
     with start_server("--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)
         assert server.metric("vllm_cli:engine_up") == 1
-        wait_member(server, "engine").kill()
+        wait_process(server, "engine").kill()
         wait_until(lambda: server.metric("vllm_cli:engine_restarts_total") == 1)
         server.wait_ready()
         events = reader.finish()
@@ -89,7 +89,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
         assert server.complete(max_tokens=4) == 200
 
         family = server.family()
-        wait_member(server, "engine").kill()
+        wait_process(server, "engine").kill()
         assert server.process.wait(_GONE_S) == 1
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
         assert "Traceback" not in server.log
@@ -98,19 +98,19 @@ def test_another_engine_takes_the_place_of_a_dead_one(
 @pytest.mark.thorough
 def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
-        forkserver = wait_member(server, "forkserver")
+        forkserver = wait_process(server, "forkserver")
         forkserver.kill()
         wait_until(lambda: "another engine is ready" in server.log, _GONE_S)
-        assert wait_member(server, "forkserver").pid != forkserver.pid
+        assert wait_process(server, "forkserver").pid != forkserver.pid
         assert server.complete(max_tokens=4) == 200
         assert server.terminate() == 0
 
 
 def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any, tmp_path: Path) -> None:
-    environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **environment_of(tmp_path)}
+    environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **stop_environment(tmp_path)}
     with start_server("--engine-restarts", "1", environment=environment) as server:
-        loading = Moment(tmp_path, *ENGINE_LOADS)  # so that the restart lasts
-        wait_member(server, "engine").kill()
+        loading = StopPoint(tmp_path, *ENGINE_LOADS)  # so that the restart lasts
+        wait_process(server, "engine").kill()
         wait_until(lambda: _look(server)[0] == 503)
         status, body, headers = _look(server, "/readyz")
         assert status == 503
@@ -129,7 +129,7 @@ def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any, tmp_path: 
 def test_engine_that_hangs_is_taken_for_dead(start_server: Any) -> None:
     with start_server("--engine-watchdog-timeout", "5") as server:
         reader = StreamReader(server.url, 4000)
-        wait_member(server, "engine").suspend()
+        wait_process(server, "engine").suspend()
         assert server.process.wait(_GONE_S) == 1
         assert any(event and "error" in event for event in reader.finish())
         assert "it was silent for 5 s (--engine-watchdog-timeout)" in server.log

@@ -7,9 +7,9 @@ from typing import Any
 
 import psutil
 import pytest
-from load_clients import LoadClients
-from members import Member, find_member
 
+from tests.e2e.load_clients import LoadClients
+from tests.e2e.process_tree import Role, find_process
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 _NUM_DRAINS = 20
 _NUM_KILLS = 50
 _GONE_S = 60.0
-_MEMBERS: tuple[Member, ...] = ("api", "engine", "forkserver", "responder", "prefetch", "resource_tracker")
+_ROLES: tuple[Role, ...] = ("api", "engine", "forkserver", "responder", "prefetch", "resource_tracker")
 _VITAL = ("api", "engine")
 
 
@@ -44,38 +44,38 @@ def test_no_request_is_lost_in_many_drains_under_load(start_server: Any) -> None
 def test_no_process_is_left_after_many_kills_of_any(start_server: Any) -> None:
     for number in range(_NUM_KILLS):
         dice = random.Random(number)
-        member = _MEMBERS[number % len(_MEMBERS)]
+        role = _ROLES[number % len(_ROLES)]
         with start_server("--prefetch", "on", wait=False) as server:
             family: set[psutil.Process] = set()
-            _wait_any(server, member, family, is_ready=dice.random() < 0.4)
-            process = find_member(server, member)
+            _wait_any(server, role, family, is_ready=dice.random() < 0.4)
+            process = find_process(server, role)
             family.update(server.family())
             if process is not None:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-            if member in _VITAL and process is not None:
+            if role in _VITAL and process is not None:
                 server.process.wait(_GONE_S)
             elif server.process.poll() is None:
                 family.update(server.family())
                 server.terminate()
-            print(number, member, "gone" if process is None else "killed", server.process.returncode)
-            assert server.process.returncode in _codes(member if process is not None else None), server.log
+            print(number, role, "gone" if process is None else "killed", server.process.returncode)
+            assert server.process.returncode in _codes(role if process is not None else None), server.log
             assert "Traceback" not in server.log
             assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
 
 
-def _wait_any(server: Any, member: Member, family: set[psutil.Process], *, is_ready: bool) -> None:
+def _wait_any(server: Any, role: Role, family: set[psutil.Process], *, is_ready: bool) -> None:
     """Until the process is there, or the server is ready and the process has gone again."""
 
     def is_time() -> bool:
         family.update(server.family())
         health = server.health()
-        return health == 200 or (not is_ready and find_member(server, member) is not None)
+        return health == 200 or (not is_ready and find_process(server, role) is not None)
 
     wait_until(is_time, 240.0)
 
 
-def _codes(killed: Member | None) -> tuple[int, ...]:
+def _codes(killed: Role | None) -> tuple[int, ...]:
     """How the server may end: by what was killed, else by the SIGTERM that this test has sent, perhaps in its start."""
     match killed:
         case "api":

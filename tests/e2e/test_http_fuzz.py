@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuzz_client import FuzzCounts, send_all
-from members import wait_member
-from raw_client import RawClient
-from request_fuzzer import RequestFuzzer
-from server_process import ServerProcess
 
+from tests.e2e.fuzz_client import FuzzCounts, send_all
+from tests.e2e.process_tree import wait_process
+from tests.e2e.raw_client import RawClient
+from tests.e2e.request_fuzzer import RequestFuzzer
+from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 from tests.waiting import wait_until
@@ -81,13 +81,13 @@ def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
     """Sends them, and looks at the server afterwards."""
     with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=60) as response:
         fuzzer = RequestFuzzer(json.load(response), *often)
-    engine = wait_member(server, "engine")
+    engine = wait_process(server, "engine")
     counts = send_all(server.port, fuzzer.request, seeds)
     assert counts.failures == []
     assert counts.num_requests == len(seeds)
     assert_is_balanced(counts)
     assert server.health() == 200
-    assert wait_member(server, "engine") == engine
+    assert wait_process(server, "engine") == engine
     wait_until(lambda: server.metric("vllm:num_requests_running") + server.metric("vllm:num_requests_waiting") == 0)
     assert "Traceback" not in server.log
     return f"{counts.num_requests} requests: {dict(sorted(counts.by_status.items()))}"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
 from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
 

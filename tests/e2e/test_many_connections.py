@@ -11,9 +11,9 @@ from statistics import quantiles
 from time import perf_counter
 
 import pytest
-from raw_client import RawClient
-from server_process import ServerProcess
 
+from tests.e2e.raw_client import RawClient
+from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 
 NUM_CONNECTIONS = 10_000

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.ports import free_port
 from tests.waiting import wait_until
 

@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.server.engine.small_pooling import hidden_states, logits, unit
 from tests.server.engine.tiny_poolers import save_colbert, save_pooler, save_sentence_files
 

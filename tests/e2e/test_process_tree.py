@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
-from members import Member, find_member, wait_member
-from moment import API_READS_TOKENIZER, FORKSERVER_FORKS, Moment
 
 from envs.registry import START_METHODS
+from tests.e2e.process_tree import Role, find_process, wait_process
+from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -25,15 +25,15 @@ def _assert_gone(family: list[psutil.Process]) -> None:
     assert not left
 
 
-@pytest.mark.parametrize("member", ["engine", "forkserver"])
-def test_server_ends_with_its_engine_and_with_its_forkserver(start_server: Any, member: Member) -> None:
+@pytest.mark.parametrize("role", ["engine", "forkserver"])
+def test_server_ends_with_its_engine_and_with_its_forkserver(start_server: Any, role: Role) -> None:
     with start_server() as server:
         family = server.family()
-        wait_member(server, member).kill()
+        wait_process(server, role).kill()
         assert server.process.wait(_GONE_S) == 1
         _assert_gone(family)
         line = next(line for line in server.log.splitlines() if "the engine died" in line)
-        assert "forkserver" in line if member == "forkserver" else "killed by SIGKILL" in line
+        assert "forkserver" in line if role == "forkserver" else "killed by SIGKILL" in line
         assert "Traceback" not in server.log
 
 
@@ -51,9 +51,9 @@ def test_nothing_outlives_an_api_process_that_is_killed_while_it_starts(
 
 
 def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_server: Any, tmp_path: Path) -> None:
-    forking = Moment(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
+    forking = StopPoint(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
     with start_server(wait=False, environment=forking.environment) as server:
-        wait_member(server, "forkserver")
+        wait_process(server, "forkserver")
         family = server.family()
         assert server.process.wait(_GONE_S) == 3
         _assert_gone(family)
@@ -62,13 +62,13 @@ def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_se
 
 
 def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_server: Any, tmp_path: Path) -> None:
-    checking = Moment(tmp_path, *API_READS_TOKENIZER)
+    checking = StopPoint(tmp_path, *API_READS_TOKENIZER)
     with start_server(wait=False, environment=checking.environment) as server:
         api = checking.wait_stopped()
         assert api.pid == server.process.pid
-        helpers: tuple[Member, ...] = ("responder", "resource_tracker", "forkserver")
-        for member in helpers:
-            wait_member(server, member).kill()
+        helpers: tuple[Role, ...] = ("responder", "resource_tracker", "forkserver")
+        for role in helpers:
+            wait_process(server, role).kill()
         api.resume()
         server.wait_ready()
         assert "the responder process" in server.log
@@ -82,15 +82,15 @@ def test_stopped_engine_ends_with_a_killed_api_process(start_server: Any) -> Non
     """What cannot run a line of Python any more, the kernel ends."""
     with start_server() as server:
         family = server.family()
-        wait_member(server, "engine").suspend()
+        wait_process(server, "engine").suspend()
         server.process.kill()
         _assert_gone(family)
 
 
 def test_signals_to_the_whole_group_are_the_api_process_s_to_act_on(start_server: Any) -> None:
     with start_server() as server:
-        members = [find_member(server, member) for member in ("engine", "forkserver", "resource_tracker")]
-        for process in members:
+        roles = [find_process(server, role) for role in ("engine", "forkserver", "resource_tracker")]
+        for process in roles:
             assert process is not None
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGINT)
@@ -100,7 +100,7 @@ def test_signals_to_the_whole_group_are_the_api_process_s_to_act_on(start_server
 
 
 def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path) -> None:
-    importing = Moment(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
+    importing = StopPoint(tmp_path, "import", "click._compat", signal_number=signal.SIGINT)
     command = [sys.executable, "-m", "vllm_cli", "env"]
     environment = {**os.environ, **importing.environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_GONE_S)
@@ -115,7 +115,7 @@ def test_ctrl_c_at_any_time_of_the_start_is_quiet(start_server: Any) -> None:
             if phase == "listen":
                 wait_until(server.health)
             else:
-                family.append(wait_member(server, "engine"))
+                family.append(wait_process(server, "engine"))
             family += server.family()
             for process in family:  # as a terminal does
                 try:

@@ -8,9 +8,9 @@ import openai
 import pytest
 import torch
 from openai import OpenAI
-from server_process import ServerProcess
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from tests.e2e.server_process import ServerProcess
 from tests.embeds_payloads import safetensors_payload, torch_payload
 
 pytestmark = pytest.mark.thorough

@@ -10,10 +10,10 @@ from typing import Any
 
 import psutil
 import pytest
-from members import wait_member
-from server_process import ServerProcess
 
 from tests.certificates import make_certificate, needs_openssl
+from tests.e2e.process_tree import wait_process
+from tests.e2e.server_process import ServerProcess
 from tests.hardened import as_user
 from tests.namespaces import own_processes
 from tests.startup.vllm.fake_start import short_folder
@@ -71,7 +71,7 @@ def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
         assert entry["uptime_s"] > 0
         assert entry["pids"][0] == server.process.pid
         assert before & after <= set(entry["pids"]) <= before | after
-        engine_bytes = wait_member(server, "engine").memory_full_info().pss
+        engine_bytes = wait_process(server, "engine").memory_full_info().pss
         assert entry["memory_bytes"] > engine_bytes / 2
         line = next(line for line in _cli("ps").stdout.splitlines() if line.startswith(f"{server.process.pid} "))
         assert server.url in line

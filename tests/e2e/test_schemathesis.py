@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler
 

@@ -10,10 +10,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from members import ask_each
-from server_process import ServerProcess
 
 from tests.certificates import Certificate, encrypt_key, make_certificate, needs_openssl
+from tests.e2e.process_tree import for_each_process
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.thorough, needs_openssl]
@@ -73,7 +73,7 @@ def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
 def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureServer, files: Path) -> None:
     _answers_over_tls(server)
     server.wait_ready()
-    command_lines = ask_each(server, lambda process: " ".join(process.cmdline()))
+    command_lines = for_each_process(server, lambda process: " ".join(process.cmdline()))
     assert command_lines
     assert not any("given-key" in words for words in command_lines)
     assert server.get("/v1/models")[0] == 401

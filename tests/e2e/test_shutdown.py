@@ -9,12 +9,12 @@ from typing import Any
 
 import psutil
 import pytest
-from members import wait_member
-from moment import ENGINE_LOADS, Moment
-from raw_client import RawClient
-from stream_reader import StreamReader
 
 from envs.registry import START_METHODS
+from tests.e2e.process_tree import wait_process
+from tests.e2e.raw_client import RawClient
+from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
+from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 _GONE_S = 60.0
@@ -63,7 +63,7 @@ def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "200", environment=environment) as server, RawClient(server.port) as kept:
         assert kept.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").read().status == 200
         reader = StreamReader(server.url, 100)
-        engine = wait_member(server, "engine")
+        engine = wait_process(server, "engine")
         engine.suspend()  # so that the stream does not end first
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
@@ -87,7 +87,7 @@ def test_second_signal_ends_at_once(start_server: Any) -> None:
 def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) -> None:
     with start_server() as server:
         reader = StreamReader(server.url, 2000)
-        wait_member(server, "engine").kill()
+        wait_process(server, "engine").kill()
         wait_until(lambda: server.health() != 200)
         assert server.health() in (503, 0)
         assert server.process.wait(_GONE_S) == 1
@@ -151,7 +151,7 @@ def test_truncated_weights_are_one_line_and_exit_code_3(tmp_path: Path, model_pa
 
 @pytest.mark.thorough
 def test_engine_that_is_killed_while_it_loads_fails_the_start(start_server: Any, tmp_path: Path) -> None:
-    loading = Moment(tmp_path, *ENGINE_LOADS)
+    loading = StopPoint(tmp_path, *ENGINE_LOADS)
     with start_server(wait=False, environment=loading.environment) as server:
         loading.wait_stopped().kill()
         assert server.process.wait(_GONE_S) == 3

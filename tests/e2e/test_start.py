@@ -17,10 +17,10 @@ from typing import Any
 
 import psutil
 import pytest
-from members import ask_each
-from server_process import ServerProcess
 
 from envs.registry import START_METHODS
+from tests.e2e.process_tree import for_each_process
+from tests.e2e.server_process import ServerProcess
 from tests.ports import free_port
 from tests.waiting import wait_listening, wait_until
 
@@ -122,7 +122,7 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
         urllib.request.urlopen(f"{server.url}/startupz") as response,
     ):
         told = json.load(response)
-        waited_s = sum(ask_each(server, _waited_for_processor_s))
+        waited_s = sum(for_each_process(server, _waited_for_processor_s))
     written = json.loads(report.read_text())
     assert told["outcome"] == written["outcome"] == "ready"
     assert written["explained_share"] >= 0.99 - waited_s / written["total_s"]

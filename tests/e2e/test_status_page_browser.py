@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import EXECUTABLE, Browser
 from openai import OpenAI
 
+from tests.e2e.browser import EXECUTABLE, Browser
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(EXECUTABLE is None, reason="there is no chromium")]

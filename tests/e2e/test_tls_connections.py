@@ -6,10 +6,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raw_client import RawAnswer, RawClient, request_bytes
-from server_process import ServerProcess
 
 from tests.certificates import Certificate, make_certificate, needs_openssl
+from tests.e2e.raw_client import RawAnswer, RawClient, request_bytes
+from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.waiting import wait_until
 

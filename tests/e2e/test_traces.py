@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from load_clients import LoadClients
-from server_process import ServerProcess
-from stream_reader import StreamReader
 
 from tests.e2e.chaos.jumping_clock import JumpingClock
+from tests.e2e.load_clients import LoadClients
+from tests.e2e.server_process import ServerProcess
+from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 _DAY_S = 86400

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import ServerProcess
 
 from startup.byte_count import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
+from tests.e2e.server_process import ServerProcess
 from tests.http_server import serving
 from tests.ports import free_port
 from tests.startup.model.hub_server import Hub

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from server_process import ServerProcess
 
 from tests.e2e.chaos.small_disk import SmallDisk
+from tests.e2e.server_process import ServerProcess
 
 pytestmark = pytest.mark.thorough
 

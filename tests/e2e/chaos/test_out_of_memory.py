@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
-from members import wait_member
-from server_process import ServerProcess
 
 from startup.byte_count import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
+from tests.e2e.process_tree import wait_process
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -61,7 +61,7 @@ def test_engine_that_the_kernel_ends_for_its_memory_is_replaced_and_the_reason_t
         MemoryGroup("vllm-cli-chaos-kill") as group,
         ServerProcess([str(model_path), "--engine-restarts", "1"], launcher=group.launcher) as server,
     ):
-        engine = wait_member(server, "engine")
+        engine = wait_process(server, "engine")
         group.set_limit(group.num_used_bytes + _MARGIN_BYTES)
         hunger = _Hunger(server.url)
         wait_until(lambda: not engine.is_running(), _GONE_S)
@@ -119,7 +119,7 @@ def test_start_in_a_container_that_is_too_small_says_what_is_needed(model_path: 
 @pytest.mark.parametrize("num_restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_engine_that_gets_no_memory_says_so(start_server: Any, num_restarts: int) -> None:
     with start_server("--engine-restarts", str(num_restarts), "--engine-watchdog-timeout", "60") as server:
-        engine = wait_member(server, "engine")
+        engine = wait_process(server, "engine")
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)
         most = (int(used.split()[1]) << 10) + (1 << 20)
         resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))

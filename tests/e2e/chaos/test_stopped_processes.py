@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from members import Member, wait_member
-from moment import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, Moment
-from stream_reader import StreamReader
 
+from tests.e2e.process_tree import Role, wait_process
+from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
+from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
@@ -86,7 +86,7 @@ def test_api_process_that_was_stopped_holds_it_against_nobody(
 
 def test_streams_outlast_an_engine_that_is_stopped_for_less_than_the_watchdog_waits(server: Any) -> None:
     readers = [StreamReader(server.url, 40) for _ in range(3)]
-    engine = wait_member(server, "engine")
+    engine = wait_process(server, "engine")
     engine.suspend()
     wait_until(lambda: engine.status() == psutil.STATUS_STOPPED)
     assert server.health() == 200  # nobody knows yet, and nobody needs to
@@ -99,7 +99,7 @@ def test_streams_outlast_an_engine_that_is_stopped_for_less_than_the_watchdog_wa
 def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> None:
     with start_server("--engine-watchdog-timeout", "10", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 1500)
-        engine = wait_member(server, "engine")
+        engine = wait_process(server, "engine")
         engine.suspend()
         _wait_restarted(server)
         events = reader.finish()
@@ -109,7 +109,7 @@ def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> N
         assert not engine.is_running()
         assert server.complete(max_tokens=4) == 200
 
-        wait_member(server, "engine").suspend()
+        wait_process(server, "engine").suspend()
         assert server.process.wait(_GONE_S) == 1
         assert server.log.count("it was silent for 10 s (--engine-watchdog-timeout)") == 2
         assert "Traceback" not in server.log
@@ -118,9 +118,9 @@ def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> N
 @pytest.mark.slow
 def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
-        forkserver = wait_member(server, "forkserver")
+        forkserver = wait_process(server, "forkserver")
         forkserver.suspend()
-        wait_member(server, "engine").kill()
+        wait_process(server, "engine").kill()
         _wait_restarted(server)
         server.wait_ready()
         assert not forkserver.is_running()
@@ -134,8 +134,8 @@ def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_serve
 def test_server_ends_although_its_forkserver_is_stopped_in_a_restart(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         family = server.family()
-        wait_member(server, "forkserver").suspend()
-        wait_member(server, "engine").kill()
+        wait_process(server, "forkserver").suspend()
+        wait_process(server, "engine").kill()
         server.wait_unready()
         assert server.terminate() == 0
         _assert_gone(family)
@@ -143,12 +143,12 @@ def test_server_ends_although_its_forkserver_is_stopped_in_a_restart(start_serve
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("member", ["engine", "forkserver"])
-def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any, member: Member) -> None:
+@pytest.mark.parametrize("role", ["engine", "forkserver"])
+def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any, role: Role) -> None:
     with start_server("--shutdown-timeout", "3") as server:
         family = server.family()
-        reader = StreamReader(server.url, 4000 if member == "engine" else 20)
-        wait_member(server, member).suspend()
+        reader = StreamReader(server.url, 4000 if role == "engine" else 20)
+        wait_process(server, role).suspend()
         assert server.terminate() == 0
         _assert_gone(family)
         assert reader.finish()[-1] is None
@@ -158,8 +158,8 @@ def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any,
 @pytest.mark.slow
 def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(start_server: Any) -> None:
     with start_server("--prefetch", "on", wait=False) as server:
-        members: tuple[Member, ...] = ("prefetch", "responder")
-        stopped = [wait_member(server, member) for member in members]
+        roles: tuple[Role, ...] = ("prefetch", "responder")
+        stopped = [wait_process(server, role) for role in roles]
         for process in stopped:
             process.suspend()
         server.wait_logged("ready after")
@@ -171,17 +171,17 @@ def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(st
         assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("member", ["responder", "forkserver", "engine"])
+@pytest.mark.parametrize("role", ["responder", "forkserver", "engine"])
 def test_start_ends_at_once_although_one_of_its_processes_is_stopped(
-    start_server: Any, tmp_path: Path, member: Member
+    start_server: Any, tmp_path: Path, role: Role
 ) -> None:
     """Once it has its life line, which it gets some milliseconds after its fork."""
     moments = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
-    moment = Moment(tmp_path, *moments[member])
+    moment = StopPoint(tmp_path, *moments[role])
     with start_server(wait=False, environment=moment.environment) as server:
         stopped = moment.wait_stopped()
-        if member == "responder":
-            wait_member(server, "responder").suspend()
+        if role == "responder":
+            wait_process(server, "responder").suspend()
             stopped.resume()
         family = server.family()
         assert server.terminate() in (0, -signal.SIGTERM)
@@ -191,7 +191,7 @@ def test_start_ends_at_once_although_one_of_its_processes_is_stopped(
 
 @pytest.mark.slow
 def test_start_with_a_stopped_forkserver_ends_at_its_timeout(start_server: Any, tmp_path: Path) -> None:
-    importing = Moment(tmp_path, *FORKSERVER_IMPORTS)
+    importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
     with start_server("--startup-timeout", "12", wait=False, environment=importing.environment) as server:
         importing.wait_stopped()
         family = server.family()

@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-from server_process import ServerProcess
-from stream_reader import StreamReader
 
+from tests.e2e.server_process import ServerProcess
+from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough

@@ -1,6 +1,7 @@
-"""A signal to a process of a server at a certain moment of its life, however fast or busy the machine is.
+"""Stops a process of a server at a fixed point of its start, independent of the speed of the machine.
 
-The process sends it to itself, by an audit hook (sys.addaudithook) that every Python program with this environment has.
+The process sends the signal to itself, in an audit hook (sys.addaudithook). Every Python program with
+`environment` installs the hook.
 """
 
 import os
@@ -33,17 +34,17 @@ sys.addaudithook(hook)
 """
 
 ENGINE_LOADS = ("open", "generation_config.json", "vllm-cli-engine")
-"""The engine process has its life lines and begins to read the model."""
+"""The engine process has its death pipes and begins to read the model."""
 FORKSERVER_IMPORTS = ("import", "server.engine.scheduler", None)
-"""The forkserver has its life line and is about to have imported everything."""
+"""The forkserver has its death pipe and has almost finished its imports."""
 FORKSERVER_FORKS = ("os.fork", "", "-c")
-"""The API process has asked it for the engine process, and waits."""
+"""The API process has requested the engine process from the forkserver and waits for it."""
 API_READS_TOKENIZER = ("open", "tokenizer.json", None)
-"""The API process has started its helpers, and asks none of them for an engine yet."""
+"""The API process has started its helper processes, but has not requested the engine process yet."""
 
 
-class Moment:
-    """Comes once, in the first process that gets there."""
+class StopPoint:
+    """Sends one signal, in the first process that reaches the point."""
 
     def __init__(
         self,
@@ -56,10 +57,10 @@ class Moment:
     ) -> None:
         """
         Args:
-            folder: an empty one.
-            event: of Python's table of audit events.
-            ending: of the module's or the file's name.
-            process: its name in `multiprocessing`, or of its program (`sys.argv`), if it matters.
+            folder: an empty folder for the hook.
+            event: a name from Python's table of audit events.
+            ending: the end of the event's first argument: a module's or a file's name.
+            process: the name of the process in `multiprocessing`, or its `sys.argv[0]`; None: any process.
         """
         self._folder = folder
         self._note = folder / "pid"
@@ -68,17 +69,17 @@ class Moment:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Of the programs that are meant."""
-        return environment_of(self._folder)
+        """Environment of the programs that install the hook."""
+        return stop_environment(self._folder)
 
     def wait_stopped(self) -> psutil.Process:
-        """The process, once it has stopped itself."""
+        """Waits until the process has stopped itself."""
         wait_until(lambda: self._note.exists() and self._note.read_text())
         process = psutil.Process(int(self._note.read_text()))
         wait_until(lambda: process.status() == psutil.STATUS_STOPPED)
         return process
 
 
-def environment_of(folder: Path) -> Mapping[str, str]:
-    """Of programs that are meant if there is a `Moment` of that folder by the time they begin."""
+def stop_environment(folder: Path) -> Mapping[str, str]:
+    """Environment of programs that install the hook of a `StopPoint` which may be created after they are configured."""
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

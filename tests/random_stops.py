@@ -1,9 +1,9 @@
-"""Runs a command and stops random processes below it for random moments, as a busy machine does.
+"""Runs a command and stops random processes below it for short random times, as a busy machine does.
 
-    python -m tests.shake [--seed N] [--most-ms MS] [--every-ms MS] -- COMMAND...
+    python -m tests.random_stops [--seed N] [--most-ms MS] [--every-ms MS] -- COMMAND...
 
-What fails under it fails by chance elsewhere: one of two that race is late, a time is too short, somebody has ended
-between two looks. Processes that are stopped already are left so: a test has done that.
+A test that fails under it fails by chance elsewhere: one side of a race is late, a time-out is too short, a process has
+exited between two reads. Processes that are stopped already stay stopped: a test has stopped them.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> int:
     """Returns the command's exit code, 128 + N after signal N."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most-ms", type=float, default=250, help="longest stop; a quarter of it on average")
+    parser.add_argument("--most-ms", type=float, default=250, help="longest stop; the average is a quarter of it")
     parser.add_argument("--every-ms", type=float, default=30, help="average time between two stops")
     parser.add_argument("command", nargs="+")
     options = parser.parse_args()
@@ -35,13 +35,13 @@ def main() -> int:
             time.sleep(choice.uniform(0, 2 * options.every_ms) / 1000)
             stop_s = min(choice.expovariate(4), 1.0) * options.most_ms / 1000
             num_stops += _stop_one(command.pid, choice, stop_s)
-    print(f"shaken: {num_stops} stops", file=sys.stderr)
+    print(f"random_stops: {num_stops} stops", file=sys.stderr)
     code = command.returncode
     return code if code >= 0 else 128 - code
 
 
 def _stop_one(root_pid: int, choice: random.Random, stop_s: float) -> bool:
-    """Whether there was one to stop; it goes on in any case."""
+    """Stops one process and continues it; returns whether there was one to stop."""
     with suppress(psutil.Error, ProcessLookupError):
         root = psutil.Process(root_pid)
         victim = choice.choice([root, *root.children(recursive=True)])

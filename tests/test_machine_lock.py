@@ -1,4 +1,4 @@
-"""A test that is to be alone is, and is not kept waiting for ever by those that come after it."""
+"""The lock on the machine: exclusive tests run alone, and tests that start later do not delay them."""
 
 import fcntl
 import threading
@@ -6,21 +6,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.machine_lock import machine_lock, worker_number
 from tests.waiting import wait_until
-from tests.whole_machine import place_on_the_machine, worker_number
 
 
 class Runner:
-    """Takes a place in a thread of its own, and leaves when told."""
+    """Holds the lock in a thread until `end`."""
 
-    def __init__(self, folder: Path, *, is_alone: bool) -> None:
+    def __init__(self, folder: Path, *, is_exclusive: bool) -> None:
         self.is_running = threading.Event()
         self.may_end = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(folder, is_alone))
+        self._thread = threading.Thread(target=self._run, args=(folder, is_exclusive))
         self._thread.start()
 
-    def _run(self, folder: Path, is_alone: bool) -> None:
-        with place_on_the_machine(folder, is_alone=is_alone):
+    def _run(self, folder: Path, is_exclusive: bool) -> None:
+        with machine_lock(folder, is_exclusive=is_exclusive):
             self.is_running.set()
             assert self.may_end.wait(60)
 
@@ -38,16 +38,16 @@ def is_locked(path: Path) -> bool:
         return False
 
 
-def test_who_wants_to_be_alone_comes_before_those_who_come_later(
+def test_exclusive_test_waits_for_running_tests_and_runs_before_later_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw1")
-    first, second = (Runner(tmp_path, is_alone=False) for _ in range(2))
+    first, second = (Runner(tmp_path, is_exclusive=False) for _ in range(2))
     assert first.is_running.wait(60)
-    assert second.is_running.wait(60), "others run side by side"
-    alone = Runner(tmp_path, is_alone=True)
+    assert second.is_running.wait(60), "shared tests run beside each other"
+    alone = Runner(tmp_path, is_exclusive=True)
     wait_until(lambda: is_locked(tmp_path / "turn"))
-    later = Runner(tmp_path, is_alone=False)
+    later = Runner(tmp_path, is_exclusive=False)
     first.end()
     assert not alone.is_running.is_set()
     second.end()
@@ -58,8 +58,8 @@ def test_who_wants_to_be_alone_comes_before_those_who_come_later(
     later.end()
 
 
-def test_without_workers_nobody_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_workers_there_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    with place_on_the_machine(tmp_path, is_alone=True), place_on_the_machine(tmp_path, is_alone=True):
+    with machine_lock(tmp_path, is_exclusive=True), machine_lock(tmp_path, is_exclusive=True):
         assert worker_number() == 0
         assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The processes of a server, by what they are there for."""
+"""The processes of a running server by their role."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,38 +7,38 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import psutil
-from server_process import ServerProcess
 
+from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
-Member = Literal["api", "engine", "forkserver", "resource_tracker", "responder", "prefetch"]
+Role = Literal["api", "engine", "forkserver", "resource_tracker", "responder", "prefetch"]
 Answer = TypeVar("Answer")
 
 
-def find_member(server: ServerProcess, member: Member) -> psutil.Process | None:
-    """The process as far as it is there; the responder once it has its life line."""
+def find_process(server: ServerProcess, role: Role) -> psutil.Process | None:
+    """The process of the role, None if there is none; the responder once it has its death pipe."""
     for process in server.family():
         with suppress(psutil.NoSuchProcess):
-            if member in _roles(server, process):
+            if role in _roles(server, process):
                 return process
     return None
 
 
-def wait_member(server: ServerProcess, member: Member) -> psutil.Process:
-    """The process, as soon as it is there."""
+def wait_process(server: ServerProcess, role: Role) -> psutil.Process:
+    """Waits for the process of the role."""
     found: list[psutil.Process] = []
 
-    def look() -> bool:
-        process = find_member(server, member)
+    def is_found() -> bool:
+        process = find_process(server, role)
         found.extend([process] if process is not None else [])
         return bool(found)
 
-    wait_until(look)
+    wait_until(is_found)
     return found[0]
 
 
-def ask_each(server: ServerProcess, question: Callable[[psutil.Process], Answer]) -> list[Answer]:
-    """What is true of each process, but for those that end meanwhile, as helpers of the start do at any time."""
+def for_each_process(server: ServerProcess, question: Callable[[psutil.Process], Answer]) -> list[Answer]:
+    """The answers for all processes, without those that exit meanwhile, as helper processes may."""
     answers = []
     for process in server.family():
         with suppress(psutil.NoSuchProcess):
@@ -46,32 +46,32 @@ def ask_each(server: ServerProcess, question: Callable[[psutil.Process], Answer]
     return answers
 
 
-def has_life_line(process: psutil.Process) -> bool:
-    """Whether it has a pipe that brings it a signal (proc(5), `fdinfo`): stopped or not, it ends with its server."""
-    with suppress(OSError):  # it ends
+def has_death_pipe(process: psutil.Process) -> bool:
+    """Whether it has a pipe that sends it a signal (proc(5), `fdinfo`): even stopped, it ends with its server."""
+    with suppress(OSError):  # the process exits
         flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
         return any(int(octal, 8) & os.O_ASYNC for octal in flags)
     return False
 
 
-def _roles(server: ServerProcess, process: psutil.Process) -> Iterator[Member]:
+def _roles(server: ServerProcess, process: psutil.Process) -> Iterator[Role]:
     words = " ".join(process.cmdline())
     if process.pid == server.process.pid:
         yield "api"
     elif process.ppid() != server.process.pid or "multiprocessing.spawn import" in words:
-        yield "engine"  # its parent is the forkserver, or it was started as a new program
+        yield "engine"  # forked by the forkserver, or spawned
     elif "resource_tracker import" in words:
         yield "resource_tracker"
     elif "forkserver import" in words:
         yield "forkserver"
     elif "prefetch.worker" in words:
         yield "prefetch"
-    elif has_life_line(process):  # without one it may be anything that is about to become another program
+    elif has_death_pipe(process):  # without one it may be about to execute another program
         yield "engine" if _has_torch(process) else "responder"
 
 
 def _has_torch(process: psutil.Process) -> bool:
-    """As forked engines have; the responder is forked before anything is imported."""
+    """Whether torch is loaded, as in a forked engine process; the responder is forked before any heavy import."""
     with suppress(OSError):
         return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
     return False
@@ -80,5 +80,5 @@ def _has_torch(process: psutil.Process) -> bool:
 def _flags(file: Path) -> list[str]:
     try:
         return [line for line in file.read_text().splitlines() if line.startswith("flags:")]
-    except FileNotFoundError:  # closed meanwhile
+    except FileNotFoundError:  # the file was closed meanwhile
         return []
