@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.startup.notify_socket import NotifySocket
+from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import wait_until
 

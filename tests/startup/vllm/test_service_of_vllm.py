@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.startup.notify_socket import NotifySocket
+from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
 from tests.waiting import wait_until
 

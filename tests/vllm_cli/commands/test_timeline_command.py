@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from startup.timeline.reader import read_report
-from tests.startup.start_reports import report_of
+from tests.startup.timeline.start_reports import report_of
 
 
 class Page(HTMLParser):

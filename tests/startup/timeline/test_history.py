@@ -14,7 +14,7 @@ from startup.start_key import start_key
 from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, history_path, read_history, remember_start
 from startup.timeline.record import StartRecord
 from startup.timeline.verdict import explain_slowness
-from tests.startup.start_reports import report_of
+from tests.startup.timeline.start_reports import report_of
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ def test_starts_that_end_at_once_leave_a_whole_file(path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
-        "from tests.startup.test_history import record_of\n"
+        "from tests.startup.timeline.test_history import record_of\n"
         "from startup.timeline.history import remember_start\n"
         "for _ in range(20): remember_start(record_of(), Path(sys.argv[1]))"
     )
-    words = [sys.executable, "-c", code, str(path), str(Path(__file__).parents[2])]
+    words = [sys.executable, "-c", code, str(path), str(Path(__file__).parents[3])]
     writers = [subprocess.Popen(words) for _ in range(3)]
     assert [writer.wait(200) for writer in writers] == [0, 0, 0]
     lines = path.read_text().splitlines()

@@ -164,7 +164,7 @@ def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket)
         "import os, signal, sys\n"
         "from startup.probes.listener import listen\n"
         "from startup.probes.responder import StartupResponder\n"
-        "from tests.startup.test_responder import _Answers\n"
+        "from tests.startup.probes.test_responder import _Answers\n"
         "with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound:\n"
         "    with StartupResponder(bound, _Answers()):\n"
         "        print('there', flush=True)\n"
@@ -229,7 +229,7 @@ from startup.imports import import_serially
 from startup.probes import responder as responder_module
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
-from tests.startup.test_responder import _Answers
+from tests.startup.probes.test_responder import _Answers
 with listen(host='127.0.0.1', port=0, uds=None) as bound:
     with StartupResponder(bound, _Answers()):
         print(bound.getsockname()[1], flush=True)

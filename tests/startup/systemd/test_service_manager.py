@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from startup.systemd.service_manager import ServiceManager
-from tests.startup.notify_socket import NotifySocket
+from tests.startup.systemd.notify_socket import NotifySocket
 from tests.waiting import wait_until
 
 

@@ -8,7 +8,7 @@ from startup.timeline.phase_span import PhaseSpan
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.timeline import PhaseTimeline
 from startup.timeline.trace import build_trace, save_trace
-from tests.startup.start_reports import report_of
+from tests.startup.timeline.start_reports import report_of
 
 
 def test_every_event_has_what_the_format_asks_for() -> None:

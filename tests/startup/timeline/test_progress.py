@@ -9,7 +9,7 @@ from startup.timeline.history import EarlierStarts
 from startup.timeline.progress import ProgressMeter
 from startup.timeline.record import StartRecord
 from startup.timeline.timeline import PhaseTimeline
-from tests.startup.start_reports import report_of
+from tests.startup.timeline.start_reports import report_of
 
 NS = 1_000_000_000
 NOW_NS = 5_000 * NS

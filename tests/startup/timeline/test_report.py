@@ -9,7 +9,7 @@ import pytest
 from startup.timeline.reader import ReportError, read_report
 from startup.timeline.report import SCHEMA_VERSION, StartFacts, build_report, save_report
 from startup.timeline.timeline import PhaseTimeline
-from tests.startup.start_reports import report_of
+from tests.startup.timeline.start_reports import report_of
 
 
 def test_phases_partition_the_total() -> None:

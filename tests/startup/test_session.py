@@ -1,0 +1,96 @@
+"""What every start has: the session reports each step to probes, service manager, log and files."""
+
+import json
+import logging
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from startup.errors import StartupError
+from startup.prefetch.options import PrefetchOptions
+from startup.preflight.report import Finding, PreflightReport, error, warning
+from startup.session import ListenAddress, StartSession
+from startup.timeline.subject import StartSubject
+from startup.timeline.timeline import PhaseTimeline
+from tests.startup.systemd.notify_socket import NotifySocket
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySocket]:
+    with NotifySocket(f"@vllm-cli-test-{uuid4()}") as socket:
+        monkeypatch.setenv("NOTIFY_SOCKET", socket.address)
+        yield socket
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StartSession:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    subject = StartSubject(
+        model="smol", start_method="spawn", packages=(), key=lambda versions: "key", report_file=tmp_path / "report"
+    )
+    return StartSession(subject, PhaseTimeline.from_process_start())
+
+
+def _preflight(*findings: Finding) -> Callable[[], PreflightReport]:
+    return lambda: PreflightReport(findings, 0.1)
+
+
+def test_a_ready_start_is_saved_and_reported(
+    session: StartSession, manager: NotifySocket, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with session:
+        listening = session.listen(ListenAddress("127.0.0.1", 0, None))
+        url = "http://{}:{}".format(*listening.getsockname())
+        with urllib.request.urlopen(f"{url}/livez", timeout=60) as answer:
+            assert answer.status == 200
+        session.limit_time(60)
+        session.prefetch(None, PrefetchOptions(mode="off"))
+        session.check(_preflight(warning("disk", "little space")))
+        session.hand_over()
+        session.finish()
+        session.notify_ready()
+        assert session.phase() == "serving"
+        session.drain()
+        assert session.phase() == "draining"
+    wait_until(lambda: "STOPPING=1" in manager.lines)
+    assert f"READY=1\nSTATUS=ready: {url}" in manager.messages
+    assert "STATUS=preflight" in manager.lines
+    assert "little space" in caplog.messages
+    assert caplog.messages[-1].endswith(f"s: {url}")
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["outcome"] == "ready"
+    assert len((tmp_path / "vllm_cli" / "history.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_failed_start_is_reported_and_closed(session: StartSession, manager: NotifySocket, tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="2 faults:\n  no weights\n  no memory"), session:
+        listening = session.listen(ListenAddress("127.0.0.1", 0, None))
+        session.check(_preflight(error("weights", "no weights"), error("memory", "no memory")))
+    assert listening.fileno() == -1
+    wait_until(lambda: any(line.startswith("STATUS=failed: 2 faults: no weights") for line in manager.lines))
+    report = json.loads((tmp_path / "report").read_text())
+    assert (report["outcome"], report["error"]) == ("failed", "2 faults:\n  no weights\n  no memory")
+    assert not (tmp_path / "vllm_cli" / "history.jsonl").exists()
+
+
+def test_errors_of_the_preflight_may_be_warnings(session: StartSession, caplog: pytest.LogCaptureFixture) -> None:
+    with session:
+        session.check(_preflight(error("weights", "no weights")), errors_are_fatal=False)
+    assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "no weights")]
+
+
+def test_no_status_follows_readiness(session: StartSession, manager: NotifySocket) -> None:
+    with session:
+        session.notify_ready("ready, address unknown")
+        with session.timeline.span("vllm"):
+            session.notify_stopping("exited")
+    wait_until(lambda: "STOPPING=1" in manager.lines)
+    assert [message.splitlines()[-1] for message in manager.messages] == [
+        "STATUS=ready, address unknown",
+        "STATUS=exited",
+    ]
