@@ -36,6 +36,7 @@ class Setting(TypedDict, total=False):
     aliases: tuple[str, ...]
     help: str
     group: Group
+    """Where the flag's help is shown; without it, the dataclass's `help_group`."""
     after: str
     """The flag that precedes this one in the help; without it, the order of the fields counts."""
     filled_by: str
@@ -56,17 +57,19 @@ class Setting(TypedDict, total=False):
 _COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "above": gt, "maximum": le, "below": lt}
 
 
-def setting(default: T, **metadata: Unpack[Setting]) -> T:
+def setting(default: T, flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
     """A field with a default and metadata; a dict is copied for each instance."""
+    if flag:
+        metadata["flag"], metadata["help"] = flag, help
     if isinstance(default, dict):
         return cast("T", field(default_factory=default.copy, metadata=metadata))
     return field(default=default, metadata=metadata)
 
 
-def from_variable(variable: EnvVar[T], /, **metadata: Unpack[Setting]) -> T:
+def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **metadata: Unpack[Setting]) -> T:
     """A field whose default is the default of its environment variable."""
     metadata["variable"] = variable
-    return setting(variable.default, **metadata)
+    return setting(variable.default, flag, help, **metadata)
 
 
 def check_ranges(config: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from server.config import PoolingTask
+from server.pooler_config import PoolingTask
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 """Why a request ended: vLLM's words; `abort` and `error` never reach an OpenAI body as such."""

@@ -1,9 +1,9 @@
 """Settings of the prefetch."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
-from server.setting import check_ranges, setting
+from server.setting import Group, check_ranges, setting
 
 PrefetchMode = Literal["auto", "on", "off"]
 
@@ -16,25 +16,23 @@ MAX_THREADS: Final = 64
 class PrefetchOptions:
     """How files are read into the page cache."""
 
+    help_group: ClassVar[Group] = "Start"
+
     mode: PrefetchMode = setting(
         "auto",
-        flag="--prefetch",
-        group="Start",
-        help="Read the weights into the page cache while others import; auto does so where it can help.",
+        "--prefetch",
+        "Read the weights into the page cache while others import; auto does so where it can help.",
     )
     """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
-    num_threads: int = setting(
-        8, flag="--prefetch-threads", group="Start", minimum=1, maximum=MAX_THREADS, help="Threads that read."
-    )
+    num_threads: int = setting(8, "--prefetch-threads", "Threads that read.", minimum=1, maximum=MAX_THREADS)
     block_bytes: int = setting(
         16 << 20,
-        flag="--prefetch-block-size",
-        group="Start",
+        "--prefetch-block-size",
+        "Bytes that a thread reads at once, such as 16MiB.",
         syntax="size",
         minimum=MIN_BLOCK_BYTES,
         maximum=MAX_BLOCK_BYTES,
         expected="between 64KiB and 1GiB",
-        help="Bytes that a thread reads at once, such as 16MiB.",
     )
     """A thread then searches for the next block that is not resident."""
     reserve_bytes: int = 1 << 30

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 
-from server.config import PoolerConfig
+from server.pooler_config import PoolerConfig
 from server.setting import Syntax
 from vllm_cli.flags.byte_size import ByteSize
 from vllm_cli.flags.flag import Shape

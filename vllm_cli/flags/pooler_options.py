@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import click
 
-from server.config import PoolerConfig
 from server.errors import ConfigError
+from server.pooler_config import PoolerConfig
 from vllm_cli.flags.param_types import JsonObject
 
 _NEUTRAL: Final[dict[str, Any]] = {

@@ -20,6 +20,7 @@ class ConfigField(NamedTuple):
     path: str
     """`port` of `StartupConfig.server` is `server.port`."""
     field: Field[Any]
+    group: Group
 
 
 def is_section(field: Field[Any]) -> bool:
@@ -32,14 +33,14 @@ def _walk(config: Any, prefix: str = "") -> Iterator[ConfigField]:
         if is_section(field):
             yield from _walk(field.type, f"{prefix}{field.name}.")
         else:
-            yield ConfigField(f"{prefix}{field.name}", field)
+            yield ConfigField(f"{prefix}{field.name}", field, field.metadata.get("group", config.help_group))
 
 
 CONFIG_FIELDS: Final = tuple(_walk(StartupConfig))
 
 VARIABLES: Final[dict[str, EnvVar[Any]]] = {
     path: field.metadata["variable"]
-    for path, field in CONFIG_FIELDS
+    for path, field, _ in CONFIG_FIELDS
     if "variable" in field.metadata and "flag" not in field.metadata
 }
 """Fields that an environment variable sets and no flag."""
@@ -69,7 +70,7 @@ _WITHOUT_FIELD: Final = (
 
 
 def _derive_group(title: Group) -> Iterator[SupportedFlag]:
-    declared = [each for each in CONFIG_FIELDS if each.field.metadata.get("group") == title]
+    declared = [each for each in CONFIG_FIELDS if each.group == title and "flag" in each.field.metadata]
     for each in declared:
         if "after" not in each.field.metadata:
             flag = _derive(each)
@@ -78,7 +79,7 @@ def _derive_group(title: Group) -> Iterator[SupportedFlag]:
 
 
 def _derive(declared: ConfigField) -> SupportedFlag:
-    path, field = declared
+    path, field, _ = declared
     name = field.metadata["flag"]
     filled = [other.path for other in CONFIG_FIELDS if other.field.metadata.get("filled_by") == name]
     return SupportedFlag(

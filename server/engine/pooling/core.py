@@ -6,11 +6,11 @@ from time import monotonic
 import torch
 from msgspec.structs import replace
 
-from server.config import PoolerConfig
 from server.engine.linear import LinearPacker
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
+from server.pooler_config import PoolerConfig
 from server.types import EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, TensorData
 
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from server.config import EngineConfig, ModelFiles, PoolerConfig, PoolingTask, SeqPoolingType
+from server.config import EngineConfig, ModelFiles
 from server.engine.model_loading import derive_max_model_len, load_config, load_weights
 from server.engine.pooling.activations import classifier_activation
 from server.engine.pooling.encoder import Encoder
@@ -34,6 +34,7 @@ from server.engine.pooling.projection import Projection, load_colbert, load_dens
 from server.errors import EngineStartError
 from server.model_files.kind import ModelKind
 from server.model_files.sentence_files import SentenceFiles, read_sentence_files
+from server.pooler_config import PoolerConfig, PoolingTask, SeqPoolingType
 from server.types import PoolingInfo
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")

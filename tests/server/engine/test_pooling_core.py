@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.config import EngineConfig, PoolerConfig
+from server.config import EngineConfig
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.errors import EngineStartError
+from server.pooler_config import PoolerConfig
 from server.types import LateInteraction, PoolingParams
 from tests.server.engine.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
 from tests.server.engine.tiny_poolers import (

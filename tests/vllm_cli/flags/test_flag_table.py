@@ -59,7 +59,7 @@ def test_every_flag_is_of_one_kind() -> None:
 
 
 def test_every_declared_flag_is_derived_once() -> None:
-    declared = [field.metadata["flag"] for _, field in CONFIG_FIELDS if "flag" in field.metadata]
+    declared = [field.metadata["flag"] for _, field, _ in CONFIG_FIELDS if "flag" in field.metadata]
     without_field = {"--engine", "--config", "--preflight-only", "--json"}
     assert {flag.name for flag in SUPPORTED if not flag.fields} == without_field
     assert sorted(flag.name for flag in SUPPORTED) == sorted([*declared, *without_field])
@@ -67,17 +67,17 @@ def test_every_declared_flag_is_derived_once() -> None:
 
 def test_every_field_can_be_set() -> None:
     settable = {path for flag in SUPPORTED for path in flag.fields} | set(VARIABLES)
-    assert {path for path, _ in CONFIG_FIELDS} - settable == INTERNAL
+    assert {path for path, *_ in CONFIG_FIELDS} - settable == INTERNAL
 
 
 def test_fields_filled_by_one_flag_have_one_default() -> None:
-    defaults = {path: field.default for path, field in CONFIG_FIELDS}
+    defaults = {path: field.default for path, field, _ in CONFIG_FIELDS}
     shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
     assert shared == {"--trust-remote-code": {False}, "--enable-prompt-embeds": {False}, "--max-logprobs": {20}}
 
 
 def test_a_variable_without_a_flag_has_the_default_of_its_field() -> None:
-    defaults = {path: field.default for path, field in CONFIG_FIELDS if field.default is not MISSING}
+    defaults = {path: field.default for path, field, _ in CONFIG_FIELDS if field.default is not MISSING}
     assert {path: variable.default for path, variable in VARIABLES.items()}.items() <= defaults.items()
 
 

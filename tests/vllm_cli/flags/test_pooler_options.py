@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from server.config import PoolerConfig
+from server.pooler_config import PoolerConfig
 
 
 def test_without_words_the_model_s_files_decide(parse) -> None:
