@@ -8,28 +8,33 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from server.config import ServerConfig
+from server.metrics.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
 from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
 from server.routes.health import PROBE_PATHS, HealthEndpoint
 from server.routes.info import json_response
-from server.routes.table import build_routes
 from server.routes.turns import LoopTurns
-from server.serving.services import Services
+from server.security.api_keys import ApiKeys
 
 
 class ServerApp(Starlette):
     """Answers probes itself; everything else goes through middleware and routes."""
 
-    def __init__(self, services: Services) -> None:
-        self._health = HealthEndpoint(services)
-        self._root_path = services.config.root_path.rstrip("/")
+    def __init__(
+        self, health: HealthEndpoint, routes: list[Route], middleware: list[Middleware], *, root_path: str
+    ) -> None:
+        """`root_path` is the prefix under which a proxy publishes the server; empty without one."""
+        self._health = health
+        self._root_path = root_path.rstrip("/")
         self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in PROBE_PATHS}
         super().__init__(
-            routes=build_routes(services, self._health),
-            middleware=_build_middleware(services),
+            routes=routes,
+            middleware=middleware,
             exception_handlers={HTTPException: _answer_http_exception, Exception: _answer_exception},
         )
 
@@ -44,17 +49,9 @@ class ServerApp(Starlette):
         await super().__call__(scope, receive, send)
 
 
-def create_app(services: Services) -> ServerApp:
-    """The application over services that may still be starting; nothing else has to be done when they are ready."""
-    services.engine.subscribe_stats(lambda stats: services.engine_metrics.record_step(stats))
-    services.metrics.register_rejections(services.admission.num_rejected)
-    return ServerApp(services)
-
-
-def _build_middleware(services: Services) -> list[Middleware]:
-    """Outermost first."""
-    config = services.config
-    middleware = [Middleware(HttpMetricsMiddleware, services.metrics.http)]
+def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
+    """The middleware, outermost first."""
+    middleware = [Middleware(HttpMetricsMiddleware, metrics)]
     if config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
     if config.allowed_origins:
@@ -67,8 +64,8 @@ def _build_middleware(services: Services) -> list[Middleware]:
                 allow_credentials=config.allow_credentials,
             )
         )
-    if services.api_keys:
-        middleware.append(Middleware(ApiKeyMiddleware, services.api_keys, is_everywhere=config.api_key_everywhere))
+    if api_keys:
+        middleware.append(Middleware(ApiKeyMiddleware, api_keys, is_everywhere=config.api_key_everywhere))
     return middleware
 
 

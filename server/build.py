@@ -1,49 +1,220 @@
 """Wires the API process's objects; everything else receives what it uses in its constructor."""
 
 import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
+import uvicorn
 
-from server.app import create_app
-from server.config import ModelFiles, ServerConfig
+from server.app import ServerApp, build_middleware
+from server.config import ServerConfig
 from server.engine.client import EngineClient
+from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
-from server.serving.services import Services
+from server.routes.endpoint import Intake
+from server.routes.health import HealthEndpoint
+from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.status import StatusEndpoints
+from server.routes.table import Handlers, build_routes
+from server.security.access import Access
+from server.security.api_keys import ApiKeys
+from server.serving.admission import Admission
+from server.serving.availability import Availability
+from server.serving.chat import ChatServing
+from server.serving.completions import CompletionServing
+from server.serving.drain import ERROR_DELIVERY_S, Drain
+from server.serving.engine_monitor import EngineHandle, EngineMonitor
+from server.serving.inference import Inference
+from server.serving.models import ServedModels
+from server.serving.pooling.classification import ClassificationServing
+from server.serving.pooling.embedding import EmbeddingServing
+from server.serving.pooling.pooling import PoolingServing
+from server.serving.pooling.scoring import RerankServing, ScoreServing
+from server.serving.preparation import GenerationBuilder
+from server.serving.readiness import EngineReadiness
+from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
+from server.serving.tokenization import TokenizationServing
+from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
+from server.transport.connection import bounded_connections
+from server.transport.graceful_server import GracefulServer
+from server.types import EngineInfo
+
+if TYPE_CHECKING:
+    from server.tracing.tracer import Tracer
 
 _DISTRIBUTION = "vllm-cli-server"
 
 
-def build_services(  # noqa: PLR0913 - these are the parts of a server
-    files: ModelFiles,
-    renderer: BaseRenderer,
-    config: ServerConfig,
-    engine_connection: socket.socket,
-    start: StartView,
-    limits: LimitsConfig,
-) -> Services:
-    """Joins the renderer to the engine's client and the metrics of one server."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What the launcher hands over."""
+
+    listener: socket.socket
+    """Bound and listening."""
+    limits: LimitsConfig
+    engine: EngineHandle
+    """The engine's process."""
+    engine_ready_timeout_s: float
+    lifecycle: Lifecycle
+    """A server that is starting; the launcher may subscribe to it."""
+    start: StartView
+    span: Callable[..., AbstractContextManager[None]]
+    """Records a phase of the start."""
+    on_serving: Callable[[], None]
+    """Called once, when this server is about to accept connections on the listener."""
+    on_ready: Callable[[EngineInfo], None]
+    """Called once, when the first real token has been generated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What the event loop runs."""
+
+    http: GracefulServer
+    access: Access
+    engine: EngineClient
+    readiness: EngineReadiness
+    monitor: EngineMonitor
+    drain: Drain
+    telemetry: Telemetry
+    tracer: "Tracer | None"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppParts:
+    """What the HTTP application is built from; tests replace some of it by fakes."""
+
+    config: ServerConfig
+    renderer: BaseRenderer
+    engine: EngineClient
+    lifecycle: Lifecycle
+    start: StartView
+    metrics: ServerMetrics
+    admission: Admission
+    running: RunningRequests = field(default_factory=RunningRequests)
+    api_keys: ApiKeys
+    tracer: "Tracer | None" = None
+    version: str
+
+
+def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> Server:
+    """All objects of one server; nothing runs yet."""
+    lifecycle = options.lifecycle
+    server_version = version(_DISTRIBUTION)
+    metrics = build_metrics(config, renderer, options.start)
+    metrics.engine_life.watch_up(lambda: lifecycle.has_engine)
+    engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
+    parts = AppParts(
+        config=config,
+        renderer=renderer,
+        engine=engine,
+        lifecycle=lifecycle,
+        start=options.start,
+        metrics=metrics,
+        admission=Admission(options.limits),
+        api_keys=ApiKeys.from_config(config),
+        tracer=build_tracer(config, server_version),
+        version=server_version,
+    )
+    access = Access(config, parts.api_keys)
+    http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, access))
+    readiness = EngineReadiness(engine, renderer, metrics, timeout_s=options.engine_ready_timeout_s)
+    monitor = EngineMonitor(
+        engine,
+        options.engine,
+        lifecycle,
+        readiness,
+        watchdog_timeout_s=config.engine_watchdog_timeout_s,
+        on_restart=metrics.engine_life.record_restart,
+    )
+    drain = Drain(lifecycle, parts.running, engine, config, http.announce_close)
+    return Server(
+        http=http,
+        access=access,
+        engine=engine,
+        readiness=readiness,
+        monitor=monitor,
+        drain=drain,
+        telemetry=Telemetry(config, engine, metrics, monitor.poll),
+        tracer=parts.tracer,
+    )
+
+
+def build_metrics(config: ServerConfig, renderer: BaseRenderer, start: StartView) -> ServerMetrics:
+    """The metrics of a server and its renderer; the engine's families come once it has loaded the model."""
     metrics = ServerMetrics(config.served_model_names[0], start)
     metrics.register_pools(renderer.pools)
     if renderer.mm_cache is not None:
         metrics.register_image_cache(renderer.mm_cache)
-    return Services(
-        config=config,
-        limits=limits,
-        files=files,
-        renderer=renderer,
-        engine=EngineClient(engine_connection),
-        metrics=metrics,
-        start=start,
-        version=version(_DISTRIBUTION),
-        tracer=build_tracer(config, version(_DISTRIBUTION)),
+    return metrics
+
+
+def build_app(parts: AppParts) -> ServerApp:
+    """The HTTP application; it answers from now on, by the lifecycle's state."""
+    config, engine, metrics = parts.config, parts.engine, parts.metrics
+    engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
+    metrics.register_rejections(parts.admission.num_rejected)
+    availability = Availability(parts.lifecycle, parts.start)
+    handlers = _build_handlers(parts, availability)
+    intake = Intake(
+        availability=availability,
+        admission=parts.admission,
+        running=parts.running,
+        renderer=parts.renderer,
+        loop_metrics=metrics.loop,
+        tracer=parts.tracer,
+    )
+    return ServerApp(
+        handlers.health,
+        build_routes(handlers, intake),
+        build_middleware(config, parts.api_keys, metrics.http),
+        root_path=config.root_path,
     )
 
 
-def build_app(services: Services) -> Starlette:
-    """The HTTP application over the services."""
-    return create_app(services)
+def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
+    config, engine, metrics = parts.config, parts.engine, parts.metrics
+    lifecycle, start = parts.lifecycle, parts.start
+    models = ServedModels(config.served_model_names, engine)
+    inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
+    builder = GenerationBuilder(inference)
+    return Handlers(
+        completions=CompletionServing(inference, builder),
+        chat=ChatServing(inference, builder),
+        tokenization=TokenizationServing(models, parts.renderer, engine),
+        embeddings=EmbeddingServing(inference),
+        pooling=PoolingServing(inference),
+        classification=ClassificationServing(inference),
+        score=ScoreServing(inference),
+        rerank=RerankServing(inference),
+        health=HealthEndpoint(availability),
+        info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
+        models=ModelEndpoints(availability, models),
+        status=StatusEndpoints(lifecycle, start, engine, metrics, version=parts.version),
+    )
+
+
+def _uvicorn_config(app: ServerApp, config: ServerConfig, limits: LimitsConfig, access: Access) -> uvicorn.Config:
+    uvicorn_config = uvicorn.Config(
+        app,
+        loop="none",
+        http=bounded_connections(limits, access.tls_context),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level=config.uvicorn_log_level,
+        access_log=not config.disable_access_log,
+        server_header=False,
+        timeout_keep_alive=config.timeout_keep_alive_s,
+        timeout_graceful_shutdown=ERROR_DELIVERY_S,
+    )
+    uvicorn_config.load()
+    return uvicorn_config

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from envs.registry import env
 from server.config import ModelFiles
 from server.errors import ServerError
+from server.lifecycle import Lifecycle, State
 from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
 from startup.config import StartupConfig
@@ -78,7 +79,7 @@ class _EmbeddedStart:
         engine = engine or self._start_engine(context, files)
         with self._span("warm_up_renderer"):
             renderer.warm_up()
-        return self._serve(listening, files, renderer, engine)
+        return self._serve(listening, renderer, engine)
 
     def _listen(self) -> socket:
         server = self._config.server
@@ -144,22 +145,29 @@ class _EmbeddedStart:
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
-    def _serve(self, listening: socket, files: ModelFiles, renderer: "BaseRenderer", engine: EngineSupervisor) -> int:
+    def _serve(self, listening: socket, renderer: "BaseRenderer", engine: EngineSupervisor) -> int:
         """Hands over to the HTTP server, which waits for the engine; returns when the server has stopped."""
-        from server.run import RunOptions, run_server
+        from server.build import RunOptions
+        from server.run import run_server
 
+        lifecycle = Lifecycle(num_restarts=self._config.server.engine_restarts)
+        lifecycle.subscribe(self._on_state)
         options = RunOptions(
             listener=listening,
             limits=self._config.limits,
             engine=engine,
             engine_ready_timeout_s=self._config.engine_ready_timeout_s,
+            lifecycle=lifecycle,
             start=self._session.state,
             span=self._span,
             on_serving=self._session.hand_over,
             on_ready=self._on_ready,
-            on_drain=self._session.drain,
         )
-        return run_server(files, renderer, self._config.server, options)
+        return run_server(renderer, self._config.server, options)
+
+    def _on_state(self, state: State) -> None:
+        if state == "draining":
+            self._session.drain()
 
     def _on_ready(self, info: EngineInfo) -> None:
         """The engine has generated its first token."""

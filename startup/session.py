@@ -162,7 +162,8 @@ class StartSession:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
-        """The server rejects new requests from now on. Called on any thread."""
+        """The server rejects new requests from now on, and its start has no deadline. Called on any thread."""
+        self._deadline.cancel()
         self.state.drain()
         self.notify_stopping("finishing running requests")
 

@@ -1,4 +1,4 @@
-"""The API process's end of the engine: requests out, tokens in, and the knowledge whether it still lives."""
+"""The API process's end of the connection to the engine: sends requests, receives tokens, detects its end."""
 
 import asyncio
 import logging
@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 class EngineClient:
     """One per API process; every method runs on the event loop. Call `start` before anything else.
 
-    It outlives the engine: `restart` takes another one in the place of one that is dead.
+    It outlives the engine: `restart` connects it to the next one.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, on_death: Callable[[str], None] = lambda reason: None) -> None:
+        """`on_death` is called with the reason as soon as the engine is known to be dead."""
         self._connection = connection
+        self._on_death = on_death
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._uploader = Uploader(self._send, self._drain)
@@ -37,27 +39,18 @@ class EngineClient:
         self._loaded: asyncio.Future[EngineInfo] | None = None
         self._closing = False
         self.dead = asyncio.Event()
-        """Set when the engine is gone without having been asked to go."""
+        """Set when the engine has ended without being asked to, or is given up."""
         self.error: str | None = None
         """Why the engine is dead."""
-        self.is_ending = False
-        """Its process ends; what it sent before may still come, and the end of the stream will."""
-        self.is_ready = False
-        """One real token has been generated; latched by `mark_ready`."""
-        self.is_lost = False
-        """It went without a word."""
-        self.is_heard = False
-        """Set by every message of the engine; to be reset by whoever waits for one."""
+        self.ended_silently = False
+        """The connection closed without an error report."""
+        self.has_received = False
+        """Set by each message from the engine; the watchdog resets it."""
         self.stats = EngineStats()
 
     @property
-    def is_alive(self) -> bool:
-        """Whether it starts, or takes requests."""
-        return self.error is None and not self.is_ending
-
-    @property
     def info(self) -> EngineInfo:
-        """What the engine, or the one before it, told when it had loaded the model."""
+        """What this engine, or the one before it, reported once it had loaded the model."""
         if self._info is not None:
             return self._info
         if self._loaded is not None and self._loaded.done():
@@ -65,30 +58,28 @@ class EngineClient:
         raise EngineStartError("the engine is still starting")
 
     async def start(self) -> None:
-        """Begins to listen to the engine."""
+        """Begins to read the engine's messages."""
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
         self._uploader = Uploader(partial(self._send, writer=self._writer), self._drain)
         self._loaded = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
 
     async def restart(self, connection: socket.socket) -> None:
-        """Begins to listen to another engine; requests of the dead one have been told and send nothing to this one."""
+        """Connects to another engine; requests of the dead one have failed and send nothing to this one."""
         await self._disconnect()
         self._connection = connection
         self.error = None
-        self.is_ending = False
-        self.is_ready = False
-        self.is_lost = False
+        self.ended_silently = False
         self.dead.clear()
         self.stats = EngineStats()
         await self.start()
 
     def ping(self) -> None:
-        """Asks for a sign of life: `is_heard`."""
+        """Asks for an answer, which sets `has_received`."""
         self._send(Ping())
 
     def give_up(self, reason: str) -> None:
-        """Takes the engine for dead, though its process may be there."""
+        """Treats the engine as dead, although its process may still run."""
         if self.error is None:
             self._die(reason)
 
@@ -106,10 +97,6 @@ class EngineClient:
                 f"the engine was not ready after {timeout_s:g} s (VLLM_ENGINE_READY_TIMEOUT_S)"
             ) from err
 
-    def mark_ready(self) -> None:
-        """Called once, when the first real token has come back."""
-        self.is_ready = True
-
     def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
         """Calls `callback` with the engine's state after each of its steps."""
         self._subscribers.append(callback)
@@ -126,7 +113,7 @@ class EngineClient:
         Requests that begin together with the same `inputs` object send them once.
 
         Raises:
-            EngineDeadError: the engine is gone or went while the request ran.
+            EngineDeadError: the engine was dead or died while the request ran.
         """
         return self._run(Generate(request_id, prompt_token_ids, params), inputs)
 
@@ -138,11 +125,11 @@ class EngineClient:
         *,
         token_type_ids: list[int] | None = None,
     ) -> EngineOutput:
-        """What is made of a prompt's hidden states. Cancelling aborts the request.
+        """Pools one prompt: its vector or score. Cancelling aborts the request.
 
         Raises:
-            EngineDeadError: the engine is gone or went while the request ran.
-            EngineError: the engine gave the request up.
+            EngineDeadError: the engine was dead or died while the request ran.
+            EngineError: the engine failed or aborted the request.
         """
         async with aclosing(self._run(Pool(request_id, prompt_token_ids, token_type_ids, params))) as outputs:
             output = await anext(outputs)
@@ -151,11 +138,11 @@ class EngineClient:
         return output
 
     def drop_queries(self, request_ids: Iterable[str]) -> None:
-        """Lets the engine drop the queries of late interaction that it keeps for documents to come."""
+        """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
         self._send(Abort(list(request_ids)))
 
     def fail_running(self, message: str) -> None:
-        """Ends every running request with an error that clients see; used when a drain runs out of time."""
+        """Ends every running request with an error that its client receives; used when a drain runs out of time."""
         for request_id, stream in self._streams.items():
             stream.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
         self._send(Abort(list(self._streams)))
@@ -200,13 +187,13 @@ class EngineClient:
                 self._send(Abort([request_id]), writer)
 
     async def _drain(self) -> None:
-        """Waits until the socket takes more; a dead engine is the reader's to notice."""
+        """Waits until the socket takes more; a closed connection is reported by the reader."""
         if self._writer is not None:
             with suppress(ConnectionError):
                 await self._writer.drain()
 
     def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
-        """Sends to the present engine, or to the one that `writer` leads to; one that is gone hears nothing."""
+        """Sends to the present engine, or to the one that `writer` belongs to; does nothing if it is closed."""
         writer = writer or self._writer
         if writer is not None and not writer.is_closing():
             writer.write(frame(self._encoder.encode(message)))
@@ -217,7 +204,7 @@ class EngineClient:
             while True:
                 payload = await reader.readexactly(read_length(await reader.readexactly(HEADER_BYTES)))
                 message = self._decoder.decode(payload)
-                self.is_heard = True
+                self.has_received = True
                 if isinstance(message, Failed):
                     reason = message.message
                     break
@@ -229,7 +216,7 @@ class EngineClient:
             logger.error("the engine's messages cannot be read", exc_info=err)
             reason = f"its messages cannot be read ({type(err).__name__})"
         if not self._closing:
-            self.is_lost = reason is None
+            self.ended_silently = reason is None
             self._die(reason or "the engine process ended unexpectedly")
 
     def _take(self, message: Ready | Step) -> None:
@@ -255,3 +242,4 @@ class EngineClient:
         for stream in self._streams.values():
             stream.put_nowait(None)
         self.dead.set()
+        self._on_death(reason)

@@ -68,7 +68,7 @@ class ServerMetrics:
     def __init__(self, model_name: str, start: StartTimes) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(StartCollector(model_name, start))
-        self._model_name = model_name
+        self.model_name = model_name
         self._has_image_cache = False
         self._engine: EngineMetrics | None = None
         ProcessCollector(registry=self.registry)
@@ -93,19 +93,24 @@ class ServerMetrics:
 
     def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
         """Adds the requests that were not let in, by the limit that was reached."""
-        self.registry.register(RejectionCollector(self._model_name, num_rejected))
+        self.registry.register(RejectionCollector(self.model_name, num_rejected))
 
     def register_image_cache(self, cache: ImageCache) -> None:
         """Adds what the renderer keeps of images."""
         self._has_image_cache = True
-        self.registry.register(ImageCacheCollector(self._model_name, cache))
+        self.registry.register(ImageCacheCollector(self.model_name, cache))
 
-    def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> "EngineMetrics":
-        """Adds the engine's families, whose buckets depend on its context length; the first call counts."""
+    def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
+        """Adds the engine's families, whose buckets depend on its context length; a restart does not change them."""
         if self._engine is None:
-            self._engine = EngineMetrics(self.registry, self._model_name, info)
-            self.registry.register(EngineStateCollector(self._model_name, read_stats))
-            self.registry.register(ConstantCollector(self._model_name, has_image_cache=self._has_image_cache))
+            self._engine = EngineMetrics(self.registry, self.model_name, info)
+            self.registry.register(EngineStateCollector(self.model_name, read_stats))
+            self.registry.register(ConstantCollector(self.model_name, has_image_cache=self._has_image_cache))
+
+    @property
+    def engine(self) -> "EngineMetrics":
+        """The engine's families; they exist once it has loaded the model."""
+        assert self._engine is not None
         return self._engine
 
     def render(self, accept: str | None = None) -> Exposition:

@@ -19,7 +19,7 @@ from server.renderers.prompt_limits import check_text_length, check_token_ids, k
 from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
 from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizer import Tokenizer
-from server.types import PromptInputs
+from server.types import EngineInfo, PromptInputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,11 +42,11 @@ class BaseRenderer(ABC):
     """
 
     max_model_len: int | None = None
-    """Most tokens of a prompt and its output; set once the engine has told it."""
+    """Most tokens of a prompt and its output; set by `configure`."""
     mm_cache: ProcessorCache | None = None
     """What was made of images; None where the model sees none."""
     embeds_limits: EmbedsLimits | None = None
-    """What `prompt_embeds` must fit; set with it where the server takes them."""
+    """What `prompt_embeds` must fit; set by `configure` if the server takes them."""
 
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
@@ -217,6 +217,12 @@ class BaseRenderer(ABC):
         """The tokenizer's configuration, as JSON takes it."""
         template = {"chat_template": self.chat_template} if self.chat_template else {}
         return {**self.tokenizer.info(), **template}
+
+    def configure(self, info: EngineInfo) -> None:
+        """Sets the limits that the engine reports once it has loaded the model."""
+        self.max_model_len = info.max_model_len
+        if info.embeds_width is not None:
+            self.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
         """Does what the first requests should not wait for; it may hold the interpreter for a tenth of a second."""

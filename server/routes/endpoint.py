@@ -2,15 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
 from server.errors import OverloadedError, RequestError
+from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
 from server.protocol.nesting import NestingCheck
+from server.renderers.base import BaseRenderer
 from server.request_ids import note_request_id
 from server.routes.deadline import Deadline
 from server.routes.messages import (
@@ -24,14 +27,17 @@ from server.routes.messages import (
     send_events,
     send_json,
 )
+from server.serving.admission import Admission
 from server.serving.answers import BinaryAnswer
+from server.serving.availability import Availability
 from server.serving.failures import describe_failure
 from server.serving.request_context import RequestContext
 from server.serving.request_limits import RequestLimiter, num_sequences
-from server.serving.services import Services
+from server.serving.running_requests import RunningRequests
 
 if TYPE_CHECKING:
     from server.tracing.request_trace import RequestTrace
+    from server.tracing.tracer import Tracer
 
 T = TypeVar("T")
 
@@ -58,34 +64,47 @@ class LongField(NamedTuple):
     """What it may add to a body's size; asked with each request."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """What every POST route uses to accept, decode and count requests; one per server."""
+
+    availability: Availability
+    admission: Admission
+    running: RunningRequests
+    renderer: BaseRenderer
+    loop_metrics: LoopMetrics
+    tracer: "Tracer | None" = None
+    """None without `--otlp-traces-endpoint`."""
+
+
 class JsonEndpoint(Generic[T]):
     """An ASGI application for one route; Starlette's Request and Response would cost more than they do here."""
 
     def __init__(
-        self, services: Services, model: type[T], handle: Handler[T], *, long_field: LongField | None = None
+        self, intake: Intake, model: type[T], handle: Handler[T], *, long_field: LongField | None = None
     ) -> None:
         self.model = model
-        self._services = services
-        nesting = NestingCheck(services.limits)
-        self._decoder = RequestDecoder(model, long_field.name if long_field else None, nesting)
-        self._limiter = RequestLimiter(services.limits)
+        self._intake = intake
+        self._limits = intake.admission.limits
+        self._decoder = RequestDecoder(model, long_field.name if long_field else None, NestingCheck(self._limits))
+        self._limiter = RequestLimiter(self._limits)
         self._handle = handle
         self._long_field = long_field
 
     @property
     def max_body_bytes(self) -> int:
         """Longer bodies are refused as soon as that much has come."""
-        return self._services.limits.max_body_bytes + (self._long_field.max_bytes() if self._long_field else 0)
+        return self._limits.max_body_bytes + (self._long_field.max_bytes() if self._long_field else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unavailable = self._services.unavailable
-        if unavailable is not None:
-            self._services.gate.note_refusal()
-            await send_unavailable(send, unavailable)
+        problem = self._intake.availability.problem
+        if problem is not None:
+            self._intake.running.note_rejection()
+            await send_unavailable(send, problem)
             return
         try:
             announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
-            with self._services.admission.hold(announced) as lease, self._services.gate.hold():
+            with self._intake.admission.hold(announced) as lease, self._intake.running.hold():
                 context = RequestContext(header_id=read_request_id(scope), lease=lease, trace=self._begin_trace(scope))
                 try:
                     await self._serve(context, receive, send, announced_bytes=announced)
@@ -107,11 +126,11 @@ class JsonEndpoint(Generic[T]):
 
     async def _tell_cut(self, context: RequestContext, send: Send) -> None:
         """Why a request was cancelled, where it was this server that did so and the client has heard nothing yet."""
-        unavailable = self._services.unavailable
-        if unavailable is None or not self._services.gate.is_cutting:
+        problem = self._intake.availability.problem
+        if problem is None or not self._intake.running.is_cancelled:
             raise asyncio.CancelledError
         if not context.has_answer:
-            await send_unavailable(send, unavailable)
+            await send_unavailable(send, problem)
 
     async def _answer(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
@@ -119,7 +138,7 @@ class JsonEndpoint(Generic[T]):
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
-        deadline = Deadline(self._services.limits.request_timeout_s)
+        deadline = Deadline(self._limits.request_timeout_s)
         try:
             async with deadline.bound():
                 answer = await self._find_answer(body, context)
@@ -127,7 +146,7 @@ class JsonEndpoint(Generic[T]):
             await send_failure(send, err)
             return
         finally:
-            self._services.metrics.loop.record_render(context.times.render_s)
+            self._intake.loop_metrics.record_render(context.times.render_s)
         if isinstance(answer, msgspec.Struct | bytes):
             await send_json(send, answer, headers=headers())
         elif isinstance(answer, BinaryAnswer):
@@ -144,11 +163,11 @@ class JsonEndpoint(Generic[T]):
         return await self._handle(request, context)
 
     def _begin_trace(self, scope: Scope) -> "RequestTrace | None":
-        tracer = self._services.tracer
+        tracer = self._intake.tracer
         return None if tracer is None else tracer.begin_request(lambda name: read_header(scope, name))
 
     def _end_trace(self, context: RequestContext) -> None:
-        tracer, trace = self._services.tracer, context.trace
+        tracer, trace = self._intake.tracer, context.trace
         if tracer is not None and trace is not None:
             trace.render_begin_s, trace.render_s = context.times.render_begin_s, context.times.render_s or 0.0
             tracer.end_request(trace)
@@ -156,7 +175,7 @@ class JsonEndpoint(Generic[T]):
     async def _decode(self, parts: list[bytes]) -> T:
         if sum(map(len, parts)) <= _LARGE_BODY_BYTES:
             return self._decode_parts(parts)
-        return await self._services.renderer.run_in_pool(self._decode_parts, parts)
+        return await self._intake.renderer.run_in_pool(self._decode_parts, parts)
 
     def _decode_parts(self, parts: list[bytes]) -> T:
         body = b"".join(parts)

@@ -3,7 +3,7 @@
 from starlette.types import Message, Receive, Scope, Send
 
 from server.routes.endpoint import send_unavailable
-from server.serving.services import Services
+from server.serving.availability import Availability
 
 PROBE_PATHS = ("/health", "/ping", "/readyz")
 
@@ -14,13 +14,13 @@ _EMPTY: Message = {"type": "http.response.body", "body": b""}
 class HealthEndpoint:
     """200 and nothing else when requests are taken, otherwise 503 and the reason; needs no lock, await or I/O."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, availability: Availability) -> None:
+        self._availability = availability
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unavailable = self._services.unavailable
-        if unavailable is not None:
-            await send_unavailable(send, unavailable)
+        problem = self._availability.problem
+        if problem is not None:
+            await send_unavailable(send, problem)
             return
         await send(_OK)
         await send(_EMPTY)

@@ -8,43 +8,59 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import RequestError
+from server.lifecycle import Lifecycle
+from server.metrics.server_metrics import ServerMetrics
 from server.protocol.errors import UnavailableResponse
 from server.routes.aside import run_aside
 from server.routes.openapi import build_openapi
+from server.serving.availability import Availability
 from server.serving.failures import describe_failure
 from server.serving.models import ServedModels
-from server.serving.services import Services
+from server.serving.running_requests import RunningRequests
+from server.serving.start_view import StartView
 
 
 class InfoEndpoints:
     """Answer at any time, also while the engine starts."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        start: StartView,
+        running: RunningRequests,
+        metrics: ServerMetrics,
+        *,
+        version: str,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._start = start
+        self._running = running
+        self._metrics = metrics
+        self._version = version
         self._scraping = asyncio.Lock()
 
     async def version(self, request: Request) -> Response:
         """GET /version."""
-        return json_response({"version": self._services.version})
+        return json_response({"version": self._version})
 
     async def load(self, request: Request) -> Response:
         """GET /load: requests that are being answered."""
-        return json_response({"server_load": self._services.gate.num_running})
+        return json_response({"server_load": self._running.num_running})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics; writing it takes some milliseconds, which the event loop does not wait for."""
         accept = request.headers.get("accept")
         async with self._scraping:
-            exposition = await run_aside(lambda: self._services.metrics.render(accept))
+            exposition = await run_aside(lambda: self._metrics.render(accept))
         return Response(exposition.body, headers={"content-type": exposition.content_type})
 
     async def livez(self, request: Request) -> Response:
         """GET /livez: 200 as long as this process does its work; only a server without an engine does not."""
-        return Response(status_code=503 if self._services.status == "dead" else 200)
+        return Response(status_code=503 if self._lifecycle.state == "dead" else 200)
 
     async def startupz(self, request: Request) -> Response:
         """GET /startupz: the timeline of the start, so far or whole."""
-        return Response(self._services.start.report(), media_type="application/json")
+        return Response(self._start.report(), media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
         """GET /openapi.json."""
@@ -52,28 +68,28 @@ class InfoEndpoints:
 
     @cached_property
     def _openapi(self) -> bytes:
-        return msgspec.json.encode(build_openapi(self._services.version))
+        return msgspec.json.encode(build_openapi(self._version))
 
 
 class ModelEndpoints:
     """Answer once the engine has told the model's limits."""
 
-    def __init__(self, services: Services, served: ServedModels) -> None:
-        self._services = services
-        self._served = served
+    def __init__(self, availability: Availability, models: ServedModels) -> None:
+        self._availability = availability
+        self._models = models
 
     async def list(self, request: Request) -> Response:
         """GET /v1/models."""
-        unavailable = self._services.unavailable
-        return json_response(self._served.list()) if unavailable is None else unavailable_response(unavailable)
+        problem = self._availability.problem
+        return json_response(self._models.list()) if problem is None else unavailable_response(problem)
 
     async def get(self, request: Request) -> Response:
         """GET /v1/models/{model}."""
-        unavailable = self._services.unavailable
-        if unavailable is not None:
-            return unavailable_response(unavailable)
+        problem = self._availability.problem
+        if problem is not None:
+            return unavailable_response(problem)
         try:
-            return json_response(self._served.get(request.path_params["model"]))
+            return json_response(self._models.get(request.path_params["model"]))
         except RequestError as err:
             return json_response(describe_failure(err), status=err.status)
 

@@ -9,8 +9,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.engine.client import EngineClient
+from server.lifecycle import Lifecycle
+from server.metrics.server_metrics import ServerMetrics
 from server.routes.info import json_response
-from server.serving.services import Services
+from server.serving.start_view import StartView
 from server.status_page.page import read_page
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -19,8 +22,20 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 class StatusEndpoints:
     """Answer at any time; the figures are read, not computed, but for the loop's quantiles (half a millisecond)."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        start: StartView,
+        engine: EngineClient,
+        metrics: ServerMetrics,
+        *,
+        version: str,
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._start = start
+        self._engine = engine
+        self._metrics = metrics
+        self._version = version
         self._whole_start: bytes | None = None
         """The timeline, once nothing is added to it any more."""
 
@@ -31,33 +46,31 @@ class StatusEndpoints:
 
     async def data(self, request: Request) -> Response:
         """GET /status.json."""
-        services = self._services
         body = {
-            "status": services.status,
-            "model": services.config.served_model_names[0],
-            "version": services.version,
-            "error": services.engine.error,
-            "progress": services.start.progress(),
-            "start": msgspec.Raw(self._start()),
-            "live": self._live() if services.status in ("ready", "draining") else None,
+            "status": self._lifecycle.state,
+            "model": self._metrics.model_name,
+            "version": self._version,
+            "error": self._lifecycle.reason,
+            "progress": self._start.progress(),
+            "start": msgspec.Raw(self._timeline()),
+            "live": self._live() if self._lifecycle.has_engine else None,
         }
         return json_response(body)
 
-    def _start(self) -> bytes:
+    def _timeline(self) -> bytes:
         if self._whole_start is not None:
             return self._whole_start
-        report = self._services.start.report()
-        if self._services.status != "starting":
+        report = self._start.report()
+        if self._lifecycle.state != "starting":
             self._whole_start = report
         return report
 
     def _live(self) -> dict[str, Any]:
-        services = self._services
-        stats, metrics, heartbeat = services.engine.stats, services.engine_metrics, services.metrics.loop.heartbeat
+        stats, metrics, heartbeat = self._engine.stats, self._metrics.engine, self._metrics.loop.heartbeat
         lag = heartbeat.lag if heartbeat is not None else None
         return {
             "time_s": monotonic(),
-            "uptime_s": services.start.uptime_s(),
+            "uptime_s": self._start.uptime_s(),
             "num_running": stats.num_running,
             "num_waiting": stats.num_waiting,
             "kv_cache_usage": stats.kv_cache_usage,
@@ -69,7 +82,7 @@ class StatusEndpoints:
             "loop_lag_p99_s": lag.p99_s if lag else 0.0,
             "loop_lag_max_s": lag.max_s if lag else 0.0,
             "rss_bytes": _resident_bytes(os.getpid()),
-            "engine_rss_bytes": _resident_bytes(services.engine.info.pid),
+            "engine_rss_bytes": _resident_bytes(self._engine.info.pid),
         }
 
 

@@ -1,6 +1,6 @@
 """The table of routes."""
 
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
 
 from starlette.routing import Route
 
@@ -11,53 +11,65 @@ from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.pooling import PoolingRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server.routes.endpoint import Handler, JsonEndpoint, LongField
-from server.routes.generative import generative
+from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
 from server.routes.status import StatusEndpoints
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
-from server.serving.models import ServedModels
 from server.serving.pooling.classification import ClassificationServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
-from server.serving.preparation import GenerationBuilder
-from server.serving.services import Services
 from server.serving.tokenization import TokenizationServing
 from server.status_page.page import DATA_PATH
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, kw_only=True)
+class Handlers:
+    """The objects that answer the routes."""
+
+    completions: CompletionServing
+    chat: ChatServing
+    tokenization: TokenizationServing
+    embeddings: EmbeddingServing
+    pooling: PoolingServing
+    classification: ClassificationServing
+    score: ScoreServing
+    rerank: RerankServing
+    health: HealthEndpoint
+    info: InfoEndpoints
+    models: ModelEndpoints
+    status: StatusEndpoints
 
 
-class Post(Protocol):
-    """Makes a route for POST requests."""
+def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
+    """All routes."""
+    health, info, models = handlers.health, handlers.info, handlers.models
+    score, rerank = handlers.score.create, handlers.rerank.create
 
-    def __call__(self, path: str, model: type[T], handle: Handler[T]) -> Route:
-        """A route that decodes the model and answers with the handler."""
+    def max_embeds_bytes() -> int:
+        limits = intake.renderer.embeds_limits
+        return limits.max_base64_chars if limits is not None else 0
 
-
-def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
-    """All routes, with the objects that answer them."""
-    served = ServedModels(services)
-    builder = GenerationBuilder(services)
-    completions = CompletionServing(services, served, builder)
-    chat = ChatServing(services, served, builder)
-    tokenization = TokenizationServing(services, served)
-    info = InfoEndpoints(services)
-    models = ModelEndpoints(services, served)
-    status = StatusEndpoints(services)
-
-    def post(path: str, model: type[T], handle: Handler[T]) -> Route:
-        return Route(path, JsonEndpoint(services, model, handle), methods=["POST"])
+    def post(path: str, model: type[T], handle: Handler[T], long_field: LongField | None = None) -> Route:
+        return Route(path, JsonEndpoint(intake, model, handle, long_field=long_field), methods=["POST"])
 
     return [
-        _completions_route(services, completions),
-        post("/v1/chat/completions", ChatRequest, generative(services, "Chat Completions", chat.create)),
-        *_pooling_routes(services, served, post),
-        post("/tokenize", TokenizeRequest, tokenization.tokenize),
-        post("/detokenize", DetokenizeRequest, tokenization.detokenize),
+        post(
+            "/v1/completions",
+            CompletionRequest,
+            handlers.completions.create,
+            LongField("prompt_embeds", max_embeds_bytes),
+        ),
+        post("/v1/chat/completions", ChatRequest, handlers.chat.create),
+        post("/v1/embeddings", EmbeddingRequest, handlers.embeddings.create),
+        post("/pooling", PoolingRequest, handlers.pooling.create),
+        post("/classify", ClassificationRequest, handlers.classification.create),
+        *(post(f"{prefix}/score", ScoreRequest, score) for prefix in ("", "/v1")),
+        *(post(f"{prefix}/rerank", RerankRequest, rerank) for prefix in ("", "/v1", "/v2")),
+        post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
+        post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
         Route("/health", health, methods=["GET"]),
@@ -69,34 +81,6 @@ def build_routes(services: Services, health: HealthEndpoint) -> list[Route]:
         Route("/load", info.load),
         Route("/metrics", info.metrics),
         Route("/openapi.json", info.openapi),
-        Route("/", status.page),
-        Route(DATA_PATH, status.data),
-    ]
-
-
-def _completions_route(services: Services, completions: CompletionServing) -> Route:
-    """The one route that takes tensors."""
-
-    def max_embeds_bytes() -> int:
-        limits = services.renderer.embeds_limits
-        return limits.max_base64_chars if limits is not None else 0
-
-    endpoint = JsonEndpoint(
-        services,
-        CompletionRequest,
-        generative(services, "Completions", completions.create),
-        long_field=LongField("prompt_embeds", max_embeds_bytes),
-    )
-    return Route("/v1/completions", endpoint, methods=["POST"])
-
-
-def _pooling_routes(services: Services, served: ServedModels, post: Post) -> list[Route]:
-    """What models are for that do not generate; the others answer 404."""
-    score, rerank = ScoreServing(services, served), RerankServing(services, served)
-    return [
-        post("/v1/embeddings", EmbeddingRequest, EmbeddingServing(services, served).create),
-        post("/pooling", PoolingRequest, PoolingServing(services, served).create),
-        post("/classify", ClassificationRequest, ClassificationServing(services, served).create),
-        *(post(f"{prefix}/score", ScoreRequest, score.create) for prefix in ("", "/v1")),
-        *(post(f"{prefix}/rerank", RerankRequest, rerank.create) for prefix in ("", "/v1", "/v2")),
+        Route("/", handlers.status.page),
+        Route(DATA_PATH, handlers.status.data),
     ]

@@ -12,11 +12,11 @@ from server.protocol.logprobs import ChatLogprobs
 from server.serving.chat_options import adds_generation_prompt, chat_options
 from server.serving.failures import end_properly
 from server.serving.generation import Generation, SequenceDelta
+from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
-from server.serving.models import ServedModels, unix_time
+from server.serving.models import unix_time
 from server.serving.preparation import GenerationBuilder
 from server.serving.request_context import RequestContext
-from server.serving.services import Services
 from server.serving.streams import collect, generate
 from server.serving.tools import collect_tool_calls, create_tool_reader
 from server.serving.usage import UsageMeter, UsageReporting
@@ -25,9 +25,8 @@ from server.serving.usage import UsageMeter, UsageReporting
 class ChatServing:
     """One per server; every method runs on the event loop."""
 
-    def __init__(self, services: Services, models: ServedModels, builder: GenerationBuilder) -> None:
-        self._services = services
-        self._models = models
+    def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
+        self._inference = inference
         self._builder = builder
 
     async def create(self, request: ChatRequest, context: RequestContext) -> ChatResponse | AsyncGenerator[bytes, None]:
@@ -37,33 +36,34 @@ class ChatServing:
             RequestError: the request cannot be served.
             EngineError: the engine failed (in streams: an event).
         """
-        self._models.check(request.model)
+        self._inference.models.check_generative("Chat Completions")
+        self._inference.models.check(request.model)
         with context.times.rendering():
-            prompt = await self._services.renderer.render_chat_async(request.messages, chat_options(request))
+            prompt = await self._inference.renderer.render_chat_async(request.messages, chat_options(request))
         generation = await self._builder.build(request, [prompt], context)
-        answer = _ChatAnswer(self._services, self._models.default_name, generation)
+        answer = _ChatAnswer(self._inference, generation)
         return end_properly(answer.stream()) if request.stream else await answer.complete()
 
 
 class _ChatAnswer:
     """The bodies of one request's answer."""
 
-    def __init__(self, services: Services, model: str, generation: Generation) -> None:
+    def __init__(self, inference: Inference, generation: Generation) -> None:
         request = generation.request
         assert isinstance(request, ChatRequest)
-        self._services = services
-        self._model = model
+        self._inference = inference
+        self._model = inference.models.default_name
         self._request = request
         self._generation = generation
         self._created = unix_time()
-        self._role = services.config.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
+        self._role = inference.config.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
         self._readers = [create_tool_reader(request) for _ in range(generation.num_choices)]
-        self._logprobs = LogprobFormatter.from_request(services, request)
-        self._meter = UsageMeter(generation, has_prompt_details=services.config.enable_prompt_tokens_details)
+        self._logprobs = LogprobFormatter.from_request(inference, request)
+        self._meter = UsageMeter(generation, has_prompt_details=inference.config.enable_prompt_tokens_details)
 
     async def complete(self) -> ChatResponse:
         """The answer in one piece."""
-        deltas = await collect(self._services, self._generation)
+        deltas = await collect(self._inference, self._generation)
         for delta in deltas:
             self._meter.add(delta)
         prompt = self._generation.prompts[0]
@@ -81,9 +81,9 @@ class _ChatAnswer:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as events. The opening chunks come with the first token, in one write."""
-        reporting = UsageReporting(self._request.stream_options, self._services.config)
+        reporting = UsageReporting(self._request.stream_options, self._inference.config)
         opening: bytes | None = self._opening(in_chunks=reporting.in_chunks)
-        async with aclosing(generate(self._services, self._generation)) as deltas:
+        async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
                 event = await self._event(delta, in_chunks=reporting.in_chunks)

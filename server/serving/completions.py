@@ -19,11 +19,11 @@ from server.protocol.logprobs import CompletionLogprobs
 from server.renderers.prompts import RenderedPrompt, TextOptions
 from server.serving.failures import end_properly
 from server.serving.generation import Generation, SequenceDelta
+from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
-from server.serving.models import ServedModels, unix_time
+from server.serving.models import unix_time
 from server.serving.preparation import GenerationBuilder
 from server.serving.request_context import RequestContext
-from server.serving.services import Services
 from server.serving.streams import collect, generate
 from server.serving.usage import UsageMeter, UsageReporting
 
@@ -31,9 +31,8 @@ from server.serving.usage import UsageMeter, UsageReporting
 class CompletionServing:
     """One per server; every method runs on the event loop."""
 
-    def __init__(self, services: Services, models: ServedModels, builder: GenerationBuilder) -> None:
-        self._services = services
-        self._models = models
+    def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
+        self._inference = inference
         self._builder = builder
 
     async def create(
@@ -45,18 +44,19 @@ class CompletionServing:
             RequestError: the request cannot be served.
             EngineError: the engine failed (in streams: an event).
         """
-        self._models.check(request.model)
+        self._inference.models.check_generative("Completions")
+        self._inference.models.check(request.model)
         options = TextOptions(
             add_special_tokens=request.add_special_tokens, truncate_prompt_tokens=request.truncate_prompt_tokens
         )
         with context.times.rendering():
-            prompts = await self._services.renderer.render_prompts_async(request.prompts, options)
+            prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # a hundred megabytes that nobody needs any more
             context.lease.drop_bytes()
         generation = await self._builder.build(request, prompts, context)
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
-        answer = _CompletionAnswer(self._services, self._models.default_name, generation, echoes)
+        answer = _CompletionAnswer(self._inference, generation, echoes)
         return end_properly(answer.stream()) if request.stream else await answer.complete()
 
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
@@ -64,7 +64,7 @@ class CompletionServing:
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
-            return await self._services.renderer.detokenize_async(prompt.token_ids)
+            return await self._inference.renderer.detokenize_async(prompt.token_ids)
         return prompt.text
 
 
@@ -81,28 +81,28 @@ class _Shown(NamedTuple):
 class _CompletionAnswer:
     """The bodies of one request's answer."""
 
-    def __init__(self, services: Services, model: str, generation: Generation, echoes: list[str]) -> None:
+    def __init__(self, inference: Inference, generation: Generation, echoes: list[str]) -> None:
         request = generation.request
         assert isinstance(request, CompletionRequest)
-        self._services = services
-        self._model = model
+        self._inference = inference
+        self._model = inference.models.default_name
         self._request = request
         self._generation = generation
         self._echoes = echoes
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
         self._text_offsets = [0] * generation.num_choices
-        self._logprobs = LogprobFormatter.from_request(services, request)
+        self._logprobs = LogprobFormatter.from_request(inference, request)
         self._meter = UsageMeter(
             generation,
-            has_prompt_details=services.config.enable_prompt_tokens_details,
+            has_prompt_details=inference.config.enable_prompt_tokens_details,
             counts_output=not request.is_echo_only,
         )
 
     async def complete(self) -> CompletionResponse:
         """The answer in one piece."""
         choices = []
-        for delta in await collect(self._services, self._generation):
+        for delta in await collect(self._inference, self._generation):
             self._meter.add(delta)
             choices.append(await self._choice(delta))
         return CompletionResponse(
@@ -115,8 +115,8 @@ class _CompletionAnswer:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
-        reporting = UsageReporting(self._request.stream_options, self._services.config)
-        async with aclosing(generate(self._services, self._generation)) as deltas:
+        reporting = UsageReporting(self._request.stream_options, self._inference.config)
+        async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
                 chunk = self._chunk([await self._chunk_choice(delta)])

@@ -15,7 +15,7 @@ from server.protocol.logprobs import (
     PromptLogprobs,
 )
 from server.renderers.base import BaseRenderer
-from server.serving.services import Services
+from server.serving.inference import Inference
 from server.types import TokenLogprob
 
 T = TypeVar("T")
@@ -37,13 +37,13 @@ class LogprobFormatter:
         self._shows_token_ids = shows_token_ids
 
     @classmethod
-    def from_request(cls, services: Services, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
+    def from_request(cls, inference: Inference, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
         """The request's `return_tokens_as_token_ids` goes over the server's."""
         asked = request.return_tokens_as_token_ids
         return cls(
-            services.renderer,
+            inference.renderer,
             num_top=None if request.num_logprobs == -1 else request.num_logprobs,
-            shows_token_ids=services.config.return_tokens_as_token_ids if asked is None else asked,
+            shows_token_ids=inference.config.return_tokens_as_token_ids if asked is None else asked,
         )
 
     async def completion(

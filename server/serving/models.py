@@ -1,19 +1,20 @@
 """The names under which the model is served."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from server.engine.client import EngineClient
 from server.errors import RequestError
 from server.protocol.models import ModelCard, ModelList, ModelPermission
-from server.serving.services import Services
 
 
 class ServedModels:
     """Answers /v1/models and checks the `model` of every request."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._names = services.config.served_model_names
+    def __init__(self, names: Sequence[str], engine: EngineClient) -> None:
+        self._names = names
+        self._engine = engine
 
     @property
     def default_name(self) -> str:
@@ -24,6 +25,11 @@ class ServedModels:
         """Raises RequestError (404) when a request names another model; no name means the one that is served."""
         if name:
             self._find(name)
+
+    def check_generative(self, api_name: str) -> None:
+        """Raises RequestError (404) when the model is a pooling model, which is known once the engine has loaded it."""
+        if self._engine.info.pooling is not None:
+            raise unsupported(api_name)
 
     def list(self) -> ModelList:
         """All names."""
@@ -49,9 +55,14 @@ class ServedModels:
             id=name,
             created=created,
             root=self.default_name,
-            max_model_len=self._services.engine.info.max_model_len,
+            max_model_len=self._engine.info.max_model_len,
             permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],
         )
+
+
+def unsupported(api_name: str) -> RequestError:
+    """The 404 of an endpoint that does not fit the model."""
+    return RequestError(f"The model does not support {api_name} API", status=404, type="NotFoundError")
 
 
 def unix_time() -> int:

@@ -10,9 +10,9 @@ from server.renderers.prompts import RenderedPrompt
 from server.request_ids import note_request_id
 from server.serving.generation import Generation
 from server.serving.guided import check_constraint, find_constraint
+from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
 from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
-from server.serving.services import Services
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,11 @@ logger = logging.getLogger(__name__)
 class GenerationBuilder:
     """One per server; shared by both endpoints."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._defaults = SamplingDefaults.from_config(services.config, services.files)
+    def __init__(self, inference: Inference) -> None:
+        self._config = inference.config
+        self._renderer = inference.renderer
+        self._engine = inference.engine
+        self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
 
     async def build(
         self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], context: RequestContext
@@ -35,8 +37,8 @@ class GenerationBuilder:
         constraints = await self._find_constraints(request)
         sampling = SamplingBuilder(
             defaults=self._defaults,
-            info=self._services.engine.info,
-            max_logprobs=self._services.config.max_logprobs,
+            info=self._engine.info,
+            max_logprobs=self._config.max_logprobs,
         )
         params = [
             sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints)
@@ -62,15 +64,15 @@ class GenerationBuilder:
     async def _find_constraints(self, request: CompletionRequest | ChatRequest) -> Constraints:
         constraint = find_constraint(request)
         if constraint is not None:
-            await self._services.renderer.run_in_pool(check_constraint, constraint)
+            await self._renderer.run_in_pool(check_constraint, constraint)
         words = request.bad_words
         return Constraints(
             guided=None if constraint is None else constraint.guided,
-            bad_words_ids=await self._services.renderer.encode_words_async(words) if words else (),
+            bad_words_ids=await self._renderer.encode_words_async(words) if words else (),
         )
 
     def _log(self, generation: Generation) -> None:
-        if not self._services.config.enable_log_requests:
+        if not self._config.enable_log_requests:
             return
         for prompt, sampling in zip(generation.prompts, generation.params, strict=True):
             logger.info("request %s: %d prompt tokens, %s", generation.request_id, len(prompt.token_ids), sampling)

@@ -5,23 +5,23 @@ from contextlib import aclosing
 
 from server.errors import EngineError, RequestError
 from server.serving.generation import Generation, SequenceDelta
+from server.serving.inference import Inference
 from server.serving.recorder import SequenceRecorder
-from server.serving.services import Services
 from server.types import EngineOutput, FinishReason
 
 
 class SequenceRun:
     """Runs once, on the event loop."""
 
-    def __init__(self, services: Services, generation: Generation, index: int) -> None:
+    def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
         request = generation.request
-        self._engine = services.engine
+        self._engine = inference.engine
         self._index = index
         self._prompt = generation.prompt_of(index)
         self._params = generation.params_of(index)
         self._keeps_stop_token = request.include_stop_str_in_output
-        self._eos_token_id = services.renderer.eos_token_id
-        self._detokenizer = services.renderer.create_detokenizer(
+        self._eos_token_id = inference.renderer.eos_token_id
+        self._detokenizer = inference.renderer.create_detokenizer(
             skip_special_tokens=request.skip_special_tokens,
             spaces_between_special_tokens=request.spaces_between_special_tokens,
             stop=request.stop_strings,
@@ -30,7 +30,7 @@ class SequenceRun:
             prompt_token_ids=self._prompt.known_token_ids,
         )
         self.recorder = SequenceRecorder(
-            services.engine_metrics,
+            inference.metrics.engine,
             context=generation.context,
             num_prompt_tokens=len(self._prompt.token_ids),
             max_tokens=self._params.max_tokens,

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from time import monotonic
 
-from server.serving.services import Services
+from server.engine.client import EngineClient
+from server.metrics.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -12,8 +13,9 @@ logger = logging.getLogger(__name__)
 class StatsLine:
     """Lives on the event loop; `start` it there, `close` it before the loop ends."""
 
-    def __init__(self, services: Services, interval_s: float) -> None:
-        self._services = services
+    def __init__(self, engine: EngineClient, metrics: ServerMetrics, interval_s: float) -> None:
+        self._engine = engine
+        self._metrics = metrics
         self._interval_s = interval_s
         self._handle: asyncio.TimerHandle | None = None
         self._last_s = 0.0
@@ -22,7 +24,7 @@ class StatsLine:
 
     def start(self) -> None:
         """The first line comes one interval from now; to be called once the engine is ready."""
-        metrics = self._services.engine_metrics
+        metrics = self._metrics.engine
         self._last_s = monotonic()
         self._num_prompt_tokens = metrics.num_computed_prompt_tokens
         self._num_generation_tokens = metrics.num_generation_tokens
@@ -37,7 +39,7 @@ class StatsLine:
         self._handle = asyncio.get_running_loop().call_later(self._interval_s, self._write)
 
     def _write(self) -> None:
-        metrics, stats = self._services.engine_metrics, self._services.engine.stats
+        metrics, stats = self._metrics.engine, self._engine.stats
         now_s = monotonic()
         took_s = now_s - self._last_s
         prompt = metrics.num_computed_prompt_tokens - self._num_prompt_tokens

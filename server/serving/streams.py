@@ -6,11 +6,11 @@ from contextlib import aclosing
 from uuid import uuid4
 
 from server.serving.generation import Generation, SequenceDelta
+from server.serving.inference import Inference
 from server.serving.sequence_run import SequenceRun
-from server.serving.services import Services
 
 
-async def generate(services: Services, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
+async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
     """Yields what the sequences bring, in the order in which it comes.
 
     Closing the generator aborts in the engine whatever is still running.
@@ -18,7 +18,7 @@ async def generate(services: Services, generation: Generation) -> AsyncGenerator
     Raises:
         EngineError: the engine died or gave one of the sequences up.
     """
-    runs = [SequenceRun(services, generation, index) for index in range(generation.num_choices)]
+    runs = [SequenceRun(inference, generation, index) for index in range(generation.num_choices)]
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     streams = [run.run(f"{engine_id}-{index}") for index, run in enumerate(runs)]
     try:
@@ -29,13 +29,13 @@ async def generate(services: Services, generation: Generation) -> AsyncGenerator
         size = generation.request.num_choices
         for start in range(0, len(runs), size):
             longest = max(run.recorder.num_tokens for run in runs[start : start + size])
-            services.engine_metrics.record_request(num_choices=size, max_generation_tokens=longest)
+            inference.metrics.engine.record_request(num_choices=size, max_generation_tokens=longest)
 
 
-async def collect(services: Services, generation: Generation) -> list[SequenceDelta]:
+async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
     """Runs to the end and returns all that each choice brought, in one delta per choice."""
     parts: list[list[SequenceDelta]] = [[] for _ in range(generation.num_choices)]
-    async with aclosing(generate(services, generation)) as deltas:
+    async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
             parts[delta.choice].append(delta)
     return [_join(deltas_of_choice) for deltas_of_choice in parts]

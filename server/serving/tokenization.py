@@ -1,19 +1,21 @@
 """Answers /tokenize and /detokenize."""
 
+from server.engine.client import EngineClient
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt, TextOptions
 from server.serving.chat_options import tokenize_options
 from server.serving.models import ServedModels
 from server.serving.request_context import RequestContext
-from server.serving.services import Services
 
 
 class TokenizationServing:
     """One per server; every method runs on the event loop."""
 
-    def __init__(self, services: Services, models: ServedModels) -> None:
-        self._services = services
+    def __init__(self, models: ServedModels, renderer: BaseRenderer, engine: EngineClient) -> None:
         self._models = models
+        self._renderer = renderer
+        self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> TokenizeResponse:
         """The token ids that a completion of the same input would start from.
@@ -24,10 +26,10 @@ class TokenizationServing:
         self._models.check(request.model)
         with context.times.rendering():
             token_ids = (await self._render(request)).token_ids
-        token_text = self._services.renderer.token_text
+        token_text = self._renderer.token_text
         return TokenizeResponse(
             count=len(token_ids),
-            max_model_len=self._services.engine.info.max_model_len,
+            max_model_len=self._engine.info.max_model_len,
             tokens=token_ids,
             token_strs=list(map(token_text, token_ids)) if request.return_token_strs else None,
         )
@@ -40,11 +42,10 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            return DetokenizeResponse(await self._services.renderer.detokenize_async(request.tokens))
+            return DetokenizeResponse(await self._renderer.detokenize_async(request.tokens))
 
     async def _render(self, request: TokenizeRequest) -> RenderedPrompt:
-        renderer = self._services.renderer
         if request.messages is not None:
-            return await renderer.render_chat_async(request.messages, tokenize_options(request))
+            return await self._renderer.render_chat_async(request.messages, tokenize_options(request))
         options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
-        return await renderer.render_text_async(request.prompt or "", options)
+        return await self._renderer.render_text_async(request.prompt or "", options)

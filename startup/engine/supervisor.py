@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineSupervisor:
-    """Implements `server.serving.engine_life.EngineHandle`; lives on the API process's main thread."""
+    """Implements `server.serving.engine_monitor.EngineHandle`; lives on the API process's main thread."""
 
     def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:
         self._context = context

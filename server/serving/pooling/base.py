@@ -12,12 +12,12 @@ from server.protocol.pooling import InputFields
 from server.renderers.make_async import make_async
 from server.request_ids import note_request_id
 from server.serving.answers import BinaryAnswer
-from server.serving.models import ServedModels, unix_time
+from server.serving.inference import Inference
+from server.serving.models import unix_time, unsupported
 from server.serving.pooling.context import PooledPrompt, PoolingServeContext, T
 from server.serving.pooling.prompts import PromptReader, ReadOptions
 from server.serving.pooling.recorder import PromptRecorder
 from server.serving.request_context import RequestContext
-from server.serving.services import Services
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 logger = logging.getLogger(__name__)
@@ -31,11 +31,14 @@ class PoolingServingBase(ABC, Generic[T]):
     request_id_prefix: ClassVar[str]
     api_name: ClassVar[str]
 
-    def __init__(self, services: Services, models: ServedModels) -> None:
-        self._services = services
-        self._models = models
-        self._preprocessing_async = make_async(self._preprocessing, services.renderer.executor)
-        self._postprocessing_async = make_async(self._postprocessing, services.renderer.executor)
+    def __init__(self, inference: Inference) -> None:
+        self._config = inference.config
+        self._models = inference.models
+        self._renderer = inference.renderer
+        self._engine = inference.engine
+        self._metrics = inference.metrics
+        self._preprocessing_async = make_async(self._preprocessing, self._renderer.executor)
+        self._postprocessing_async = make_async(self._postprocessing, self._renderer.executor)
 
     async def create(self, request: T, context: RequestContext) -> bytes | BinaryAnswer:
         """The whole answer, encoded.
@@ -61,8 +64,8 @@ class PoolingServingBase(ABC, Generic[T]):
 
     def _preprocessing(self, ctx: PoolingServeContext[T]) -> None:
         """Fills in the prompts; in the pool."""
-        options = ReadOptions.from_request(ctx.request, self._services.engine.info)
-        self._read_prompts(ctx, PromptReader(self._services.renderer, options))
+        options = ReadOptions.from_request(ctx.request, self._engine.info)
+        self._read_prompts(ctx, PromptReader(self._renderer, options))
 
     def _read_prompts(self, ctx: PoolingServeContext[T], reader: PromptReader) -> None:
         request = ctx.request
@@ -89,7 +92,7 @@ class PoolingServingBase(ABC, Generic[T]):
 
     def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
         self._models.check(request.model)
-        info = self._services.engine.info.pooling
+        info = self._engine.info.pooling
         if info is None or not self._is_supported(info):
             raise unsupported(self.api_name)
         request_id = f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
@@ -138,25 +141,18 @@ class PoolingServingBase(ABC, Generic[T]):
     async def _pool_one(
         self, context: RequestContext, engine_id: str, prompt: PooledPrompt, params: PoolingParams
     ) -> EngineOutput:
-        recorder = PromptRecorder(self._services.engine_metrics, context, len(prompt.token_ids))
+        recorder = PromptRecorder(self._metrics.engine, context, len(prompt.token_ids))
         with recorder.running():
-            output = await self._services.engine.pool(
-                engine_id, prompt.token_ids, params, token_type_ids=prompt.token_type_ids
-            )
+            output = await self._engine.pool(engine_id, prompt.token_ids, params, token_type_ids=prompt.token_type_ids)
             recorder.record(output)
             return output
 
     def _log(
         self, ctx: PoolingServeContext[T], prompts: Sequence[PooledPrompt], params: Sequence[PoolingParams]
     ) -> None:
-        if self._services.config.enable_log_requests:
+        if self._config.enable_log_requests:
             for prompt, pooling in zip(prompts, params, strict=True):
                 logger.info("request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), pooling)
-
-
-def unsupported(api_name: str) -> RequestError:
-    """What a request hears whose endpoint the model is not for."""
-    return RequestError(f"The model does not support {api_name} API", status=404, type="NotFoundError")
 
 
 def check_dimensions(dimensions: int | None, info: PoolingInfo, model_name: str) -> None:

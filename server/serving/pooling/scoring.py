@@ -61,7 +61,7 @@ class ScoringServingBase(PoolingServingBase[S]):
     def _read_pair(self, reader: PromptReader, ctx: PoolingServeContext[S], first: str, second: str) -> PooledPrompt:
         """By the operator's template, if there is one: many models bring along one that is for something else."""
         param = ctx.request.names[1]
-        if self._services.renderer.config.chat_template is not None:
+        if self._renderer.config.chat_template is not None:
             return reader.read_by_template(first, second, ctx.request.template_kwargs)
         if not ctx.info.uses_sep_token:
             return reader.read(first + second, param=param)
@@ -74,7 +74,7 @@ class ScoringServingBase(PoolingServingBase[S]):
             await super()._run_engine(ctx)
 
     def _scores_in_engine(self, ctx: PoolingServeContext[S]) -> bool:
-        return ctx.pooling_params.task == "token_embed" and self._services.config.enable_flash_late_interaction
+        return ctx.pooling_params.task == "token_embed" and self._config.enable_flash_late_interaction
 
     async def _flash_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
         """First the queries, which the engine keeps; then the documents, of which it sends the scores."""
@@ -89,7 +89,7 @@ class ScoringServingBase(PoolingServingBase[S]):
             ctx.outputs = await self._pool(ctx, ctx.prompts[:num_queries], query_ids, params[:num_queries])
             ctx.outputs += await self._pool(ctx, ctx.prompts[num_queries:], ids[num_queries:], params[num_queries:])
         finally:
-            self._services.engine.drop_queries(query_ids)
+            self._engine.drop_queries(query_ids)
 
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
         """One per pair."""

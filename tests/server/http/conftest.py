@@ -13,14 +13,16 @@ import openai
 import pytest
 import uvicorn
 
-from server.app import create_app
+from server.build import AppParts, build_app
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import EngineDeadError
+from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
-from server.serving.services import Services
+from server.security.api_keys import ApiKeys
+from server.serving.admission import Admission
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
@@ -45,9 +47,6 @@ class ScriptedEngine:
     step_s: float = 0.0
     holds_after: int | None = None
     """Number of tokens after which a sequence waits until this is None."""
-    is_ready: bool = True
-    error: str | None = None
-    is_ending: bool = False
     fails_after: int | None = None
     """Number of tokens after which a sequence ends with an engine error."""
     dies_after: int | None = None
@@ -76,10 +75,6 @@ class ScriptedEngine:
         spans=[],
     )
 
-    @property
-    def is_alive(self) -> bool:
-        return self.error is None and not self.is_ending
-
     def reset(self, reply: list[int]) -> None:
         """Forgets everything but who listens."""
         vars(self).update(vars(ScriptedEngine(reply, subscribers=self.subscribers)))
@@ -104,8 +99,7 @@ class ScriptedEngine:
                 while self.holds_after is not None and self._sent(request_id) >= self.holds_after:
                     await asyncio.sleep(_LOOK_S)
                 if self.dies_after is not None and self._sent(request_id) >= self.dies_after:
-                    self.error = "the engine process ended unexpectedly"
-                    raise EngineDeadError(self.error)
+                    raise EngineDeadError("the engine process ended unexpectedly")
                 finished = output.finish_reason is not None
                 self._count(request_id, len(output.token_ids))
                 yield output
@@ -163,7 +157,7 @@ class LiveServer:
     """A server on a port of its own."""
 
     url: str
-    services: Services
+    parts: AppParts
     engine: ScriptedEngine
 
     def client(self, **options: Any) -> openai.OpenAI:
@@ -238,24 +232,14 @@ class FinishedStart:
 @pytest.fixture(scope="session")
 def _start(renderer: HfRenderer, _shared_engine: ScriptedEngine) -> Callable[..., Any]:
     def start(
-        renderer: BaseRenderer = renderer, limits: LimitsConfig | None = None, tracer: Any = None, **options: Any
+        renderer: BaseRenderer = renderer,
+        limits: LimitsConfig | None = None,
+        lifecycle: Lifecycle | None = None,
+        tracer: Any = None,
+        **options: Any,
     ) -> Any:
         config = ServerConfig(**({"served_model_names": (MODEL,)} | options))
-        metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
-        if renderer.mm_cache is not None:
-            metrics.register_image_cache(renderer.mm_cache)
-        services = Services(
-            config=config,
-            limits=limits or LimitsConfig(),
-            files=renderer.files,
-            renderer=renderer,
-            engine=_shared_engine,  # type: ignore[arg-type]
-            metrics=metrics,
-            start=FinishedStart(),
-            version="1.2.3",
-            tracer=tracer,
-        )
-        return _run(services, _shared_engine)
+        return run_app(config, renderer, _shared_engine, limits=limits, lifecycle=lifecycle, tracer=tracer)
 
     return start
 
@@ -274,22 +258,54 @@ def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
 
 @pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server of the test's own; keyword arguments but `renderer` and `limits` go to its ServerConfig."""
+    """Starts a server of the test's own; keyword arguments that are none of `_start`'s own go to its ServerConfig."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 
 
+def ready_lifecycle() -> Lifecycle:
+    """The lifecycle of a server whose engine is ready."""
+    lifecycle = Lifecycle()
+    lifecycle.engine_ready()
+    return lifecycle
+
+
 @contextmanager
-def _run(services: Services, engine: ScriptedEngine) -> Iterator[LiveServer]:
+def run_app(
+    config: ServerConfig,
+    renderer: BaseRenderer,
+    engine: Any,
+    *,
+    limits: LimitsConfig | None = None,
+    lifecycle: Lifecycle | None = None,
+    tracer: Any = None,
+) -> Iterator[LiveServer]:
+    """Serves the application over a fake engine in a thread; the server is ready unless a lifecycle is given."""
+    metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
+    if renderer.mm_cache is not None:
+        metrics.register_image_cache(renderer.mm_cache)
+    metrics.register_engine(engine.info, lambda: engine.stats)
+    parts = AppParts(
+        config=config,
+        renderer=renderer,
+        engine=engine,
+        lifecycle=lifecycle or ready_lifecycle(),
+        start=FinishedStart(),
+        metrics=metrics,
+        admission=Admission(limits or LimitsConfig()),
+        api_keys=ApiKeys.from_config(config),
+        tracer=tracer,
+        version="1.2.3",
+    )
     listener = socket.create_server(("127.0.0.1", 0))
-    http: Any = bounded_connections(services.limits)
-    config = uvicorn.Config(create_app(services), log_config=None, ws="none", lifespan="off", http=http)
-    http_server = uvicorn.Server(config)
+    http: Any = bounded_connections(parts.admission.limits)
+    http_config = uvicorn.Config(build_app(parts), log_config=None, ws="none", lifespan="off", http=http)
+    http_server = uvicorn.Server(http_config)
     thread = threading.Thread(target=lambda: asyncio.run(http_server.serve([listener])), name="http-server")
     thread.start()
     try:
         poll(lambda: http_server.started)
-        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", services, engine)
+        yield LiveServer(f"http://127.0.0.1:{listener.getsockname()[1]}", parts, engine)
     finally:
         http_server.should_exit = True
         thread.join(PATIENT_S)

@@ -19,8 +19,6 @@ class PooledEngine:
     def __init__(self, folder: Path, **config: Any) -> None:
         engine, files = EngineConfig(**config), ModelFiles(folder, folder)
         self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
-        self.is_ready = True
-        self.error: str | None = None
         self.is_held = False
         """Nothing is computed as long as this is true."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}
@@ -29,10 +27,6 @@ class PooledEngine:
         self.batches: list[int] = []
         self._found: dict[str, EngineOutput] = {}
         self._subscribers: list[Callable[[EngineStats], None]] = []
-
-    @property
-    def is_alive(self) -> bool:
-        return self.error is None
 
     @property
     def stats(self) -> EngineStats:

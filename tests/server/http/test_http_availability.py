@@ -6,6 +6,9 @@ import threading
 
 import pytest
 
+from server.lifecycle import Lifecycle
+from server.serving.running_requests import RunningRequests
+
 LOADING = {
     "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"},
     "status": "starting",
@@ -22,6 +25,12 @@ POSTS = {
 }
 
 
+@pytest.fixture
+def starting_server(serve):
+    """A server whose engine is not ready yet."""
+    return serve(lifecycle=Lifecycle())
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_ready_server_answers_probes_with_nothing(server, method):
     response = server.get("/health") if method == "GET" else server.post("/ping", None)
@@ -30,25 +39,22 @@ def test_ready_server_answers_probes_with_nothing(server, method):
 
 
 @pytest.mark.parametrize("path", ["/health", "/ping", "/v1/models", "/v1/models/smol"])
-def test_starting_server_says_so(server, engine, path):
-    engine.is_ready = False
-    response = server.get(path)
+def test_starting_server_answers_with_the_progress_of_its_start(starting_server, path):
+    response = starting_server.get(path)
     assert (response.status_code, response.json()) == (503, LOADING)
     assert response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_starting_server_takes_no_requests(server, engine, path):
-    engine.is_ready = False
-    response = server.post(path, POSTS[path])
+def test_starting_server_takes_no_requests(starting_server, path):
+    response = starting_server.post(path, POSTS[path])
     assert (response.status_code, response.json()) == (503, LOADING)
     assert response.headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("path", ["/version", "/load", "/metrics", "/openapi.json"])
-def test_starting_server_tells_about_itself(server, engine, path):
-    engine.is_ready = False
-    assert server.get(path).status_code == 200
+def test_starting_server_describes_itself(starting_server, path):
+    assert starting_server.get(path).status_code == 200
 
 
 def test_draining_server_finishes_what_runs_and_takes_nothing_new(serve, engine, wait_until):
@@ -58,7 +64,7 @@ def test_draining_server_finishes_what_runs_and_takes_nothing_new(serve, engine,
     running = threading.Thread(target=lambda: answers.append(server.complete().json()))
     running.start()
     wait_until(lambda: engine.requests)
-    server.services.gate.close()
+    server.parts.lifecycle.drain()
     response = server.complete()
     assert (response.status_code, response.json()["status"]) == (503, "draining")
     assert response.headers["retry-after"] == "1"
@@ -69,20 +75,19 @@ def test_draining_server_finishes_what_runs_and_takes_nothing_new(serve, engine,
 
 
 async def test_drain_waits_for_running_requests():
-    from server.serving.gate import RequestGate
-
-    gate = RequestGate()
-    assert await gate.wait_idle(0.01)
-    with gate.hold():
-        assert not await gate.wait_idle(0.01)
-        waiting = asyncio.create_task(gate.wait_idle(100))
+    running = RunningRequests()
+    assert await running.wait_idle(0.01)
+    with running.hold():
+        assert not await running.wait_idle(0.01)
+        waiting = asyncio.create_task(running.wait_idle(100))
         await asyncio.sleep(0)
         assert not waiting.done()
     assert await waiting
 
 
-def test_dead_engine_turns_health_into_503(server, engine):
-    engine.error = "killed by signal 9"
+def test_dead_engine_turns_health_into_503(serve):
+    server = serve()
+    server.parts.lifecycle.engine_ended("killed by signal 9")
     response = server.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "dead")
     assert "killed by signal 9" in response.json()["error"]["message"]
@@ -90,12 +95,31 @@ def test_dead_engine_turns_health_into_503(server, engine):
     assert server.complete().status_code == 503
 
 
-def test_engine_that_ends_turns_health_into_503_before_it_has_ended(server, engine):
-    engine.is_ending = True
+def test_restarting_server_answers_with_the_reason_and_the_elapsed_time(serve):
+    lifecycle = Lifecycle(num_restarts=1)
+    lifecycle.engine_ready()
+    server = serve(lifecycle=lifecycle)
+    lifecycle.engine_ended("killed by signal 9")
     response = server.get("/health")
-    assert (response.status_code, response.json()["status"]) == (503, "dead")
-    assert "its process is ending" in response.json()["error"]["message"]
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json() == {
+        "error": {
+            "code": 503,
+            "message": "The engine died and is being started again: killed by signal 9",
+            "type": "unavailable_error",
+        },
+        "status": "restarting",
+        "phase": "restart_engine",
+        "progress": None,
+        "elapsed_s": 0.0,
+        "eta_s": None,
+    }
+    lifecycle.begin_restart()
+    assert server.get("/health").json()["elapsed_s"] > 0
     assert server.complete().status_code == 503
+    lifecycle.engine_ready()
+    assert server.get("/health").status_code == 200
 
 
 @pytest.mark.parametrize("death", [{"dies_after": 3}, {"fails_after": 3}], ids=["engine dies", "sequence fails"])
@@ -147,11 +171,11 @@ def test_load_counts_running_requests(serve, engine, wait_until):
     wait_until(lambda: server.get("/load").json() == {"server_load": 0})
 
 
-def test_readyz_is_health_and_livez_is_not(server, engine):
-    engine.is_ready = False
+def test_readyz_is_health_and_livez_is_not(starting_server):
+    server = starting_server
     assert server.get("/readyz").status_code == 503
     assert server.get("/livez").status_code == 200
-    engine.is_ready = True
+    server.parts.lifecycle.engine_ready()
     assert server.get("/readyz").status_code == 200
 
 

@@ -29,7 +29,7 @@ def test_engine_requests_are_aborted(server, engine, wait_until, kind, pace):
         wait_until(lambda: len(engine.requests) == num_sequences)
         assert not engine.aborted
     wait_until(lambda: len(engine.aborted) == num_sequences)
-    wait_until(lambda: server.services.gate.num_running == 0)
+    wait_until(lambda: server.parts.running.num_running == 0)
 
 
 def test_client_that_sends_half_a_body_leaves_nothing_behind(server, engine, wait_until):
@@ -38,8 +38,8 @@ def test_client_that_sends_half_a_body_leaves_nothing_behind(server, engine, wai
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
-        wait_until(lambda: server.services.gate.num_running == 1)
-    wait_until(lambda: server.services.gate.num_running == 0)
+        wait_until(lambda: server.parts.running.num_running == 1)
+    wait_until(lambda: server.parts.running.num_running == 0)
     assert not engine.requests
 
 

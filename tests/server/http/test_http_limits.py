@@ -69,7 +69,7 @@ def test_a_request_that_asks_for_too_much_is_a_400(serve, engine, wait_until, li
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.post(path, body), 400)
     assert not engine.requests
-    wait_until(lambda: server.services.admission.num_sequences == 0)
+    wait_until(lambda: server.parts.admission.num_sequences == 0)
 
 
 def test_a_body_that_is_announced_too_large_is_a_413(serve):
@@ -95,7 +95,7 @@ def test_an_answer_that_takes_too_long_is_a_504(serve, engine, wait_until, strea
     assert "longer than 0.5 s (--http-request-timeout)" in error_of(response, 504)
     assert response.headers["x-should-retry"] == "false"
     wait_until(lambda: len(engine.aborted) == len(engine.requests))
-    wait_until(lambda: server.services.admission.num_sequences == 0)
+    wait_until(lambda: server.parts.admission.num_sequences == 0)
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error(serve, engine, wait_until):
@@ -125,7 +125,7 @@ def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
         assert response.headers["retry-after"] == "1"
         assert server.get("/health").status_code == 200
         engine.holds_after = None
-    wait_until(lambda: server.services.admission.num_sequences == 0)
+    wait_until(lambda: server.parts.admission.num_sequences == 0)
     assert server.complete().status_code == 200
 
 
@@ -136,7 +136,7 @@ def test_a_request_turns_out_to_be_several(serve, engine, wait_until):
         wait_until(lambda: len(engine.requests) == 1)
         assert error_of(server.complete(prompt=["a", "b", "c"]), 503).startswith("The server is busy: it has 1 of at")
         engine.holds_after = None
-    wait_until(lambda: server.services.admission.num_sequences == 0)
+    wait_until(lambda: server.parts.admission.num_sequences == 0)
     assert server.complete(prompt=["a", "b", "c"]).status_code == 200
 
 
@@ -148,7 +148,7 @@ def test_waiting_prompts_are_bounded_in_tokens(serve, engine, wait_until):
         response = server.complete()
         assert "5 of at most 5 prompt tokens (--max-num-queued-tokens)" in error_of(response, 503)
         engine.holds_after = 1
-        wait_until(lambda: server.services.admission.num_queued_tokens == 0)
+        wait_until(lambda: server.parts.admission.num_queued_tokens == 0)
         engine.holds_after = None
         assert server.complete().status_code == 200
 
@@ -159,10 +159,10 @@ def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
     with send(server, "/v1/completions", LONG | {"user": "x" * 2000}):
         wait_until(lambda: len(engine.requests) == 1)
         assert "of at most 3000 bytes" in error_of(server.complete(user="x" * 2000), 503)
-        assert server.services.admission.num_held_bytes > 2000
+        assert server.parts.admission.num_held_bytes > 2000
         engine.holds_after = None
         assert server.complete(user="x").status_code == 200
-    wait_until(lambda: server.services.admission.num_held_bytes == 0)
+    wait_until(lambda: server.parts.admission.num_held_bytes == 0)
 
 
 def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):
@@ -172,7 +172,7 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
     monkeypatch.setattr(renderer, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_held_bytes=20_000))
-    admission = server.services.admission
+    admission = server.parts.admission
     body = {"prompt_embeds": few_values, "max_tokens": 50}
     with send(server, "/v1/completions", body):
         wait_until(lambda: len(engine.requests) == 1)
@@ -189,7 +189,7 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
 def test_a_request_alone_may_hold_more_than_all_together(serve, wait_until):
     server = serve(limits=LimitsConfig(max_held_bytes=100))
     assert server.complete(user="x" * 2000).status_code == 200
-    wait_until(lambda: server.services.admission.num_held_bytes == 0)
+    wait_until(lambda: server.parts.admission.num_held_bytes == 0)
 
 
 def test_a_failed_request_gives_its_room_back(serve, engine, wait_until):
@@ -197,5 +197,5 @@ def test_a_failed_request_gives_its_room_back(serve, engine, wait_until):
     assert server.complete(top_p=2).status_code == 400
     engine.fails_after = 1
     assert server.complete().status_code == 500
-    admission = server.services.admission
+    admission = server.parts.admission
     wait_until(lambda: not (admission.num_sequences or admission.num_held_bytes or admission.num_queued_tokens))

@@ -3,7 +3,9 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.metrics.server_metrics import ServerMetrics
 from server.types import EngineStats
+from tests.server.http.conftest import FinishedStart
 from tests.server.http.raw_request import send
 
 LABELS = {"model_name": "smol", "engine": "0"}
@@ -137,10 +139,12 @@ def test_process_and_python_are_described(own):
     assert {"process_resident_memory_bytes", "process_cpu_seconds_total", "python_info"} <= names
 
 
-def test_engine_families_appear_with_the_engine(own, engine):
-    assert not any(name.startswith("vllm:num_requests") for name, _ in samples(own))
-    own.complete()
-    assert any(name.startswith("vllm:num_requests") for name, _ in samples(own))
+def test_engine_families_appear_with_the_engine(engine):
+    metrics = ServerMetrics("smol", FinishedStart())
+    assert b"vllm:num_requests" not in metrics.render().body
+    for _restart in range(2):
+        metrics.register_engine(engine.info, lambda: engine.stats)
+        assert metrics.render().body.count(b"# TYPE vllm:num_requests_running gauge") == 1
 
 
 def test_start_is_told_in_seconds(own):
@@ -155,5 +159,5 @@ def test_requests_of_clients_that_went_away_are_counted_as_aborted(own, engine, 
         wait_until(lambda: engine.requests)
     labels = frozenset({"handler": "/v1/completions", "status": "4xx", "method": "POST"}.items())
     wait_until(lambda: samples(own).get(("http_requests_total", labels)) == 1)
-    assert own.services.gate.num_running == 0
+    assert own.parts.running.num_running == 0
     assert value(own, "vllm:request_success_total", finished_reason="abort") == 1

@@ -34,7 +34,7 @@ def busy_pool(renderer, server, wait_until):
     yield release
     release.set()
     assert done.result()
-    wait_until(lambda: server.services.gate.num_running == renderer.pools["text"].num_waiting == 0)
+    wait_until(lambda: server.parts.running.num_running == renderer.pools["text"].num_waiting == 0)
 
 
 def test_a_small_request_takes_no_hop(server, hops):
@@ -80,7 +80,7 @@ def test_a_client_that_goes_away_while_its_work_waits_costs_nothing(
     body = {"prompt": LARGE} if path == "/v1/completions" else {"messages": [{"role": "user", "content": LARGE}]}
     with send(server, path, body):
         wait_until(lambda: pool.num_waiting == 1)
-    wait_until(lambda: server.services.gate.num_running == 0)
+    wait_until(lambda: server.parts.running.num_running == 0)
     busy_pool.set()
     wait_until(lambda: pool.num_waiting == 0)
     assert not engine.requests

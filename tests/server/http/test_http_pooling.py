@@ -17,11 +17,9 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
-from server.metrics.server_metrics import ServerMetrics
 from server.renderers.hf import HfRenderer
 from server.serving.pooling.base import PoolingServingBase
 from server.serving.pooling.context import PoolingServeContext
-from server.serving.services import Services
 from tests.server.engine.small_pooling import hidden_states, logits, unit
 from tests.server.engine.tiny_poolers import (
     MAX_LEN,
@@ -30,7 +28,7 @@ from tests.server.engine.tiny_poolers import (
     save_pooler,
     save_sentence_files,
 )
-from tests.server.http.conftest import FinishedStart, LiveServer, _run
+from tests.server.http.conftest import LiveServer, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.http.raw_request import send
 
@@ -51,17 +49,8 @@ def _serve(folder: Path, *, renderer: dict[str, Any] | None = None, **options: A
     config = ServerConfig(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
     with HfRenderer(files, RendererConfig(**({"chat_template": None} | (renderer or {})))) as hf:
-        services = Services(
-            config=config,
-            files=files,
-            renderer=hf,
-            engine=engine,  # type: ignore[arg-type]
-            metrics=ServerMetrics(NAME, FinishedStart()),
-            start=FinishedStart(),
-            version="1.2.3",
-        )
         hf.warm_up()
-        with _run(services, engine) as server:  # type: ignore[arg-type]
+        with run_app(config, hf, engine) as server:
             yield server
 
 
@@ -98,7 +87,7 @@ def client(embedder: LiveServer) -> Iterator[openai.OpenAI]:
 
 
 def _encode(server: LiveServer, text: str, pair: str | None = None) -> dict[str, list[int]]:
-    return dict(server.services.renderer._hf.loaded(text, text_pair=pair))  # type: ignore[attr-defined]
+    return dict(server.parts.renderer._hf.loaded(text, text_pair=pair))  # type: ignore[attr-defined]
 
 
 def _embedding(server: LiveServer, model: PreTrainedModel, text: str) -> torch.Tensor:
@@ -536,7 +525,7 @@ def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypa
             return _work(self, *args)
 
         monkeypatch.setattr(PoolingServingBase, name, noting)
-    with _serve(embedder.services.files.path) as server:
+    with _serve(embedder.parts.renderer.files.path) as server:
         assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
     assert threads["_read_prompts"].startswith("renderer")
     assert threads["_postprocessing"].startswith("renderer")
@@ -579,9 +568,9 @@ def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedMo
 def test_readiness_takes_one_pooled_prompt(serve: Serve, tmp_path: Path) -> None:
     import asyncio
 
-    from server.serving.warm_up import warm_up
+    from server.serving.readiness import warm_up
 
     save_colbert(tmp_path)
     server = serve(tmp_path)
-    asyncio.run(warm_up(server.services))
+    asyncio.run(warm_up(server.parts.engine, server.parts.renderer))
     assert list(server.engine.requests) == ["warm-up"]

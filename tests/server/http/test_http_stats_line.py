@@ -12,11 +12,11 @@ from server.telemetry import Telemetry
 INTERVAL_S = 0.01
 
 
-async def _run(services, caplog, num_lines: int) -> list[logging.LogRecord]:
-    line = StatsLine(services, INTERVAL_S)
+async def _run(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
+    line = StatsLine(parts.engine, parts.metrics, INTERVAL_S)
     line.start()
-    services.engine_metrics.count_prompt(30, num_cached=10)
-    services.engine_metrics.count_generated(7)
+    parts.metrics.engine.count_prompt(30, num_cached=10)
+    parts.metrics.engine.count_generated(7)
     try:
         async with asyncio.timeout(60):
             while len(records := _of_the_line(caplog)) < num_lines:
@@ -32,9 +32,9 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
 
 async def test_what_happened_is_told_and_then_silence(serve, caplog) -> None:
     caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
-    services = serve().services
+    parts = serve().parts
     begin_s = monotonic()
-    first, second, third, *_ = await _run(services, caplog, 4)
+    first, second, third, *_ = await _run(parts, caplog, 4)
     prompt, generation, *_ = first.args
     assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"
@@ -44,5 +44,6 @@ async def test_what_happened_is_told_and_then_silence(serve, caplog) -> None:
 
 
 def test_there_is_none_if_it_is_not_wanted(serve) -> None:
-    assert Telemetry(serve(disable_log_stats=True).services)._stats is None
-    assert Telemetry(serve().services)._stats is not None
+    for is_disabled in (True, False):
+        parts = serve(disable_log_stats=is_disabled).parts
+        assert (Telemetry(parts.config, parts.engine, parts.metrics)._stats is None) == is_disabled

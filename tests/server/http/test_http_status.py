@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from server.lifecycle import Lifecycle
 from server.types import EngineStats
 from startup.probes.responder import Answer
 
@@ -64,14 +65,15 @@ def test_memory_of_the_engine_is_told_where_its_process_is_known(server, engine,
     assert server.get("/status.json").json()["live"]["engine_rss_bytes"] > 1 << 20
 
 
-@pytest.mark.parametrize(
-    ("state", "status"), [({"is_ready": False}, "starting"), ({"error": "it ended unexpectedly"}, "dead")]
-)
-def test_there_are_no_live_figures_without_an_engine(server, engine, state, status) -> None:
-    vars(engine).update(state)
+@pytest.mark.parametrize(("reason", "status"), [(None, "starting"), ("it ended unexpectedly", "dead")])
+def test_there_are_no_live_figures_without_an_engine(serve, reason, status) -> None:
+    lifecycle = Lifecycle()
+    if reason is not None:
+        lifecycle.engine_ended(reason)
+    server = serve(lifecycle=lifecycle)
     body = server.get("/status.json").json()
     assert (body["status"], body["live"]) == (status, None)
-    assert body["error"] == engine.error
+    assert body["error"] == reason
     assert body["progress"]["phase"] == "load_weights"
     assert server.get("/").status_code == 200
 

@@ -52,7 +52,7 @@ def samples(server, name):
 
 def test_rendering_and_waiting_are_metrics(serve, renderer):
     own = serve()
-    own.services.metrics.register_pools(renderer.pools)
+    own.parts.metrics.register_pools(renderer.pools)
     own.complete()
     own.complete(prompt="word " * 2000, truncate_prompt_tokens=8)
     assert samples(own, "vllm_cli:request_render_time_seconds_count") == [

@@ -1,4 +1,4 @@
-"""Counts the requests that are being answered and shuts the door for new ones when the server drains."""
+"""The requests that are being answered: counted for /load, waited for and cancelled by the drain."""
 
 import asyncio
 import time
@@ -8,13 +8,12 @@ from math import inf
 from typing import Any
 
 
-class RequestGate:
+class RunningRequests:
     """One per server; used on the event loop only."""
 
     def __init__(self) -> None:
-        self.is_closed = False
-        self.is_cutting = False
-        """What is cancelled from now on may be so by this server."""
+        self.is_cancelled = False
+        """Whether `cancel` was called: a request that is cancelled from then on may not have lost its client."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
@@ -27,7 +26,7 @@ class RequestGate:
 
     @property
     def quiet_s(self) -> float:
-        """How long no request has begun, ended or been refused."""
+        """Seconds since a request last began, ended or was rejected."""
         return 0.0 if self.num_running else time.monotonic() - self._last_activity_s
 
     @contextmanager
@@ -45,22 +44,18 @@ class RequestGate:
             if not self._running:
                 self._idle.set()
 
-    def note_refusal(self) -> None:
-        """A request came that is not taken."""
+    def note_rejection(self) -> None:
+        """Records that a request came and was rejected."""
         self._last_activity_s = time.monotonic()
 
-    def close(self) -> None:
-        """Refuses new requests from now on; running ones finish."""
-        self.is_closed = True
-
-    def cut(self) -> None:
-        """Cancels all that still run: they wait for something that nobody else can end, such as the rest of a body."""
-        self.is_cutting = True
+    def cancel(self) -> None:
+        """Cancels all running requests: they wait for something else than the engine, such as the rest of a body."""
+        self.is_cancelled = True
         for task in self._running:
             task.cancel()
 
     async def wait_idle(self, timeout_s: float) -> bool:
-        """Waits until no request runs; False when some still do after the timeout."""
+        """Waits until no request runs; returns False if some still do after the timeout."""
         try:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:

@@ -1,0 +1,89 @@
+"""The lifecycle of a server: its state, the legal transitions and their subscribers; standard library only."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+State = Literal["starting", "ready", "restarting", "draining", "dead"]
+
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    "starting": frozenset({"ready", "draining", "dead"}),
+    "ready": frozenset({"restarting", "draining", "dead"}),
+    "restarting": frozenset({"ready", "draining", "dead"}),
+    "draining": frozenset({"dead"}),
+    "dead": frozenset(),
+}
+"""The states that may follow each state."""
+
+
+class IllegalTransitionError(RuntimeError):
+    """An event that the present state does not allow: a defect of the caller."""
+
+
+class Lifecycle:
+    """One per server. Changed on the event loop only; its attributes may be read on any thread."""
+
+    def __init__(self, *, num_restarts: int = 0) -> None:
+        self.state: State = "starting"
+        self.reason: str | None = None
+        """Why the last engine ended; None while the first one starts and while one is ready."""
+        self.has_engine = False
+        """Whether an engine is ready; it still is while the server drains."""
+        self.num_restarts_left = num_restarts
+        """How many more engines may be started (`--engine-restarts`)."""
+        self._restart_begin_s: float | None = None
+        self._subscribers: list[Callable[[State], None]] = []
+
+    @property
+    def restart_elapsed_s(self) -> float:
+        """Seconds since the running restart began; 0 without one."""
+        return 0.0 if self._restart_begin_s is None else time.monotonic() - self._restart_begin_s
+
+    def subscribe(self, callback: Callable[[State], None]) -> None:
+        """Calls `callback` with the new state after each transition, on the event loop, in order of subscription."""
+        self._subscribers.append(callback)
+
+    def engine_ready(self) -> None:
+        """An engine has generated a token. A server that drains meanwhile goes on draining."""
+        if self.state == "draining":
+            self.has_engine = True
+            return
+        self._check("ready")
+        self.has_engine = True
+        self.reason = self._restart_begin_s = None
+        self._enter("ready")
+
+    def engine_ended(self, reason: str) -> None:
+        """The engine ended, hangs or did not start: the server restarts it if it may, otherwise it is dead.
+
+        May be called again while the state stays the same, with a better reason.
+        """
+        self.has_engine = False
+        self.reason = reason
+        can_restart = self.state in ("ready", "restarting") and self.num_restarts_left > 0
+        state: State = "restarting" if can_restart else "dead"
+        if state != self.state:
+            self._enter(state)
+
+    def begin_restart(self) -> None:
+        """Another engine is being started; it is one of those that are left."""
+        if self.state != "restarting" or not self.num_restarts_left:
+            raise IllegalTransitionError(f"a {self.state} server with {self.num_restarts_left} restarts left: restart")
+        self.num_restarts_left -= 1
+        self._restart_begin_s = time.monotonic()
+
+    def drain(self) -> None:
+        """The server takes no more requests and starts no more engines."""
+        self._check("draining")
+        self.num_restarts_left = 0
+        self._enter("draining")
+
+    def _check(self, state: State) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransitionError(f"a {self.state} server cannot become {state}")
+
+    def _enter(self, state: State) -> None:
+        self._check(state)
+        self.state = state
+        for callback in self._subscribers:
+            callback(state)

@@ -1,0 +1,75 @@
+"""Readiness: one real token, through the renderer, the engine and the detokenizer."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from server.engine.client import EngineClient
+from server.errors import EngineDeadError, EngineError, EngineStartError
+from server.metrics.server_metrics import ServerMetrics
+from server.renderers.base import BaseRenderer
+from server.renderers.prompts import TextOptions
+from server.types import EngineInfo, PoolingParams, SamplingParams
+
+_REQUEST_ID = "warm-up"
+
+
+def _no_span(*args: Any, **options: Any) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+class EngineReadiness:
+    """Makes the first engine, and each one after a restart, ready for requests; lives on the event loop."""
+
+    def __init__(
+        self, engine: EngineClient, renderer: BaseRenderer, metrics: ServerMetrics, *, timeout_s: float
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._metrics = metrics
+        self.timeout_s = timeout_s
+
+    async def wait(self, span: Callable[..., AbstractContextManager[None]] = _no_span) -> EngineInfo:
+        """Waits until the engine has loaded the model, configures what depends on it, and warms it up.
+
+        Args:
+            span: records a phase of the start; a restart records none.
+
+        Raises:
+            EngineStartError: the engine failed, died, took too long or generated no token.
+        """
+        with span("wait_for_engine", waits_for="engine"):
+            info = await self._engine.wait_loaded(self.timeout_s)
+        self._renderer.configure(info)
+        self._metrics.register_engine(info, lambda: self._engine.stats)
+        with span("first_token"):
+            await warm_up(self._engine, self._renderer)
+        if self._engine.error is not None:  # it died right after its token
+            raise EngineStartError(self._engine.error)
+        return info
+
+
+async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
+    """Generates one token, or pools one prompt, as a request would.
+
+    Raises:
+        EngineStartError: the engine did not return it.
+    """
+    info = engine.info
+    prompt = await renderer.render_text_async("Hello", TextOptions())
+    if info.pooling is not None:
+        params = PoolingParams(task=info.pooling.task)
+        try:
+            await engine.pool(_REQUEST_ID, prompt.token_ids[: info.max_model_len], params)
+        except EngineError as err:
+            raise EngineStartError(f"the first prompt could not be pooled: {err}") from err
+        return
+    detokenizer = renderer.create_detokenizer()
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
+    try:
+        async for output in engine.generate(_REQUEST_ID, prompt.token_ids, sampling):
+            detokenizer.append(output.token_ids)
+            if output.error is not None:
+                raise EngineStartError(f"the first token could not be generated: {output.error}")
+    except EngineDeadError as err:
+        raise EngineStartError(str(err)) from err
