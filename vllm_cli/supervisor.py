@@ -51,7 +51,7 @@ class Supervisor:
     def _follow(self, orders: bytes) -> bool:
         """Carry out what was read; False at the end of the input or of the server."""
         for order in orders.split():
-            if order == b"look":
+            if order == b"poll":
                 if self._server.poll() is not None:
                     return False
             else:

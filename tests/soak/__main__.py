@@ -11,9 +11,9 @@ from tests.soak.chart import draw_soak_page
 from tests.soak.config import SoakConfig
 from tests.soak.report import write_soak_report
 from tests.soak.run import run_soak
+from vllm_cli.bench.benchmark import publish_result
 from vllm_cli.bench.config import Files, TargetSpec
 from vllm_cli.bench.interruption import Interrupted
-from vllm_cli.bench.outcome import publish_result
 from vllm_cli.bench.progress import StreamProgress
 from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
 from vllm_cli.commands.bench_types import OutputFile, Percentage

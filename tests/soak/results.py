@@ -2,10 +2,8 @@
 
 from typing import Literal
 
-import msgspec
-
 from vllm_cli.bench.liveness.results import HealthPoint
-from vllm_cli.bench.results import Machine
+from vllm_cli.bench.results import ResultPart, RunResult
 
 SOAK_SCHEMA_VERSION = 1
 
@@ -13,7 +11,7 @@ Stage = Literal["warm-up", "rest", "load", "end"]
 """`rest` is the pause between warm-up and what is judged, `end` the one after it."""
 
 
-class GroupSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+class GroupSample(ResultPart, frozen=True, array_like=True):
     """What the processes of one role took at one moment."""
 
     rss_bytes: int
@@ -35,7 +33,7 @@ class GroupSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array
         )
 
 
-class SoakSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SoakSample(ResultPart, frozen=True, kw_only=True):
     """One look at the server."""
 
     at_s: float
@@ -55,7 +53,7 @@ class SoakSample(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return total
 
 
-class HealthFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class HealthFigures(ResultPart, frozen=True, kw_only=True):
     """What the probes of /health saw: figures are of the load that is judged, errors of all the time."""
 
     num_probes: int
@@ -67,7 +65,7 @@ class HealthFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """From the begin of the load to the end of it, the warm-up and the pause included."""
 
 
-class Growth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Growth(ResultPart, frozen=True, kw_only=True):
     """How one role's memory, or that of all processes, developed under the load that is judged."""
 
     who: str
@@ -86,7 +84,7 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.measure == "rss"
 
 
-class RestCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RestCount(ResultPart, frozen=True, kw_only=True):
     """Files, threads and processes of one role without load: after the warm-up, and in the end."""
 
     who: str
@@ -97,7 +95,7 @@ class RestCount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pss_bytes: tuple[int | None, int | None]
 
 
-class Gauges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Gauges(ResultPart, frozen=True, kw_only=True):
     """What the server's /metrics say in the end; null where they do not tell."""
 
     num_running: float | None
@@ -105,7 +103,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kv_cache_usage: float | None
 
 
-class SoakSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SoakSettings(ResultPart, frozen=True, kw_only=True):
     """What was asked of the server."""
 
     minutes: float
@@ -121,14 +119,10 @@ class SoakSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Kinds of requests that the server refused at the first time."""
 
 
-class SoakResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SoakResult(RunResult, frozen=True, kw_only=True):
     """Everything that one run of the soak test found."""
 
     schema: str = "vllm-cli/bench-soak"
-    schema_version: int = SOAK_SCHEMA_VERSION
-    created_at: str
-    """ISO 8601, UTC."""
-    machine: Machine
     target: str
     model: str
     version: str | None

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final
 
@@ -12,10 +11,9 @@ from tests.soak.config import SoakConfig
 from tests.soak.gauges import read_gauges
 from tests.soak.ledger import Ledger
 from tests.soak.processes import sample_processes
-from tests.soak.results import Gauges, HealthFigures, SoakResult, SoakSample, SoakSettings, Stage
+from tests.soak.results import SOAK_SCHEMA_VERSION, Gauges, HealthFigures, SoakResult, SoakSample, SoakSettings, Stage
 from tests.soak.traffic import SoakTraffic
 from tests.soak.verdict import count_rests, find_problems, has_settled, measure_growths
-from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.figures import percentile_ms
 from vllm_cli.bench.interruption import run_interruptibly
@@ -27,6 +25,8 @@ from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
+from vllm_cli.bench.request_format import request_headers
+from vllm_cli.bench.results import format_now
 from vllm_cli.bench.target import CommandTarget
 
 _LOOK_S: Final = 0.5
@@ -68,14 +68,14 @@ class _Soak:
         self._begin_s = 0.0
 
     async def run(self) -> SoakResult:
-        created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        created_at = format_now()
         with closing(self._target):
             server = await self._start()
-            traffic = SoakTraffic(self._config, server.addressee, self._ledger)
+            traffic = SoakTraffic(self._config, server.destination, self._ledger)
             left_out = await traffic.leave_out_unknown()
             if left_out:
-                self._progress.note(f"the server refuses, so it is left out: {', '.join(left_out)}")
-            with HealthProbe(server.addressee.base_url, self._config.api_key) as probe:
+                self._progress.report(f"the server refuses, so it is left out: {', '.join(left_out)}")
+            with HealthProbe(server.destination.base_url, self._config.api_key) as probe:
                 probe.start()
                 self._begin_s = perf_counter()
                 self._progress.begin(_NUM_REPORTS)
@@ -96,7 +96,7 @@ class _Soak:
 
     async def _start(self) -> HealthyServer:
         config = self._config
-        self._progress.note(f"waiting for {redact(config.target.command or '')}")
+        self._progress.report(f"waiting for {redact(config.target.command or '')}")
         patience = LivenessConfig(
             targets=(config.target,),
             api_key=config.api_key,
@@ -105,7 +105,7 @@ class _Soak:
         )
         self._target.start()
         server = await wait_until_healthy(self._target, patience)
-        self._progress.note(f"ready after {server.ready_after_s:.1f} s")
+        self._progress.report(f"ready after {server.ready_after_s:.1f} s")
         return server
 
     async def _warm_up(self, traffic: SoakTraffic) -> _Pause:
@@ -122,7 +122,7 @@ class _Soak:
         begin_s = perf_counter()
         looks: list[SoakSample] = []
         while True:
-            self._target.look()
+            self._target.poll()
             self._target.ensure_alive()
             looks = [*looks, await self._look()][-_NUM_CALM_LOOKS:]
             gauges = await self._read_gauges()
@@ -208,10 +208,11 @@ class _Soak:
         rests = count_rests(before.sample, after.sample)
         problems = find_problems(growths=growths, rests=rests, gauges=after.gauges, health=health, ledger=ledger)
         return SoakResult(
+            schema_version=SOAK_SCHEMA_VERSION,
             created_at=created_at,
             machine=describe_machine(),
             target=redact(config.target.command or ""),
-            model=server.addressee.model,
+            model=server.destination.model,
             version=server.version,
             ready_after_s=server.ready_after_s,
             settings=_settings(config, left_out),

@@ -14,7 +14,7 @@ from tests.soak.client import SoakClient
 from tests.soak.config import SoakConfig
 from tests.soak.ledger import Ledger
 from tests.soak.wire import WireClient
-from vllm_cli.bench.liveness.payloads import Addressee
+from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.prompts import build_prompt
 
 _PAGES: Final = ("/v1/models", "/version", "/", "/load", "/openapi.json", "/no-such-page", "/v1/models/no-such-model")
@@ -56,9 +56,9 @@ class Deed(NamedTuple):
 class SoakTraffic:
     """Puts one server under load for as long as it is told, several times if wished."""
 
-    def __init__(self, config: SoakConfig, addressee: Addressee, ledger: Ledger) -> None:
+    def __init__(self, config: SoakConfig, destination: Destination, ledger: Ledger) -> None:
         self._config = config
-        self._addressee = addressee
+        self._destination = destination
         self._ledger = ledger
         self._measure = Measure(prompt_tokens=config.prompt_tokens, max_tokens=config.max_tokens)
         self._good = dict(GOOD)
@@ -79,7 +79,7 @@ class SoakTraffic:
         """Load the server; all connections are closed when this returns."""
         end_s = perf_counter() + duration_s
         lurk_s = min(_MAX_LURK_S, duration_s * _MAX_LURK_SHARE)
-        wire = WireClient(self._addressee, self._ledger, timeout_s=self._config.request_timeout_s, max_lurk_s=lurk_s)
+        wire = WireClient(self._destination, self._ledger, timeout_s=self._config.request_timeout_s, max_lurk_s=lurk_s)
         num_lurkers = int(self._config.concurrency * _LURKER_SHARE)
         async with self._open_client(self._ledger) as client, asyncio.TaskGroup() as clients:
             workers = (self._work(self._deeds_of_workers(client, wire), end_s) for _ in range(self._config.concurrency))
@@ -90,7 +90,7 @@ class SoakTraffic:
                 task.cancel()
 
     def _open_client(self, ledger: Ledger) -> SoakClient:
-        return SoakClient(self._addressee, ledger, timeout_s=self._config.request_timeout_s)
+        return SoakClient(self._destination, ledger, timeout_s=self._config.request_timeout_s)
 
     def _deeds_of_workers(self, client: SoakClient, wire: WireClient) -> list[Deed]:
         def write_and_post(kind: str, writer: Writer) -> Callable[[Random], Awaitable[object]]:

@@ -13,9 +13,9 @@ import msgspec
 
 from tests.soak.judgement import judge_answer
 from tests.soak.ledger import Ledger
-from vllm_cli.bench.dialect import request_headers
-from vllm_cli.bench.liveness.payloads import Addressee
+from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.request_format import request_headers
 
 _MAX_HURRY_S: Final = 10.0
 """How long a client waits for what a server says to nonsense, at most."""
@@ -46,13 +46,13 @@ _MALFORMED: Final = (
 class WireClient:
     """Raw connections to one server; none outlives its call."""
 
-    def __init__(self, addressee: Addressee, ledger: Ledger, *, timeout_s: float, max_lurk_s: float) -> None:
-        self._addressee = addressee
+    def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float, max_lurk_s: float) -> None:
+        self._destination = destination
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._max_lurk_s = max_lurk_s
         self._hurry_s = min(_MAX_HURRY_S, max_lurk_s)
-        place = urlsplit(addressee.base_url)
+        place = urlsplit(destination.base_url)
         self._host, self._port = place.hostname or "", place.port or 80
 
     async def talk_nonsense(self, random: Random) -> None:
@@ -203,11 +203,11 @@ class WireClient:
             writer.transport.abort()
 
     def _request(self, path: str, body: dict[str, Any], **headers: str) -> bytes:
-        data = msgspec.json.encode({"model": self._addressee.model} | body)
+        data = msgspec.json.encode({"model": self._destination.model} | body)
         return self._head(path, content_length=len(data), **headers) + data
 
     def _head(self, path: str, **headers: object) -> bytes:
-        fields = request_headers(self._addressee.api_key) | {"Host": f"{self._host}:{self._port}"}
+        fields = request_headers(self._destination.api_key) | {"Host": f"{self._host}:{self._port}"}
         fields |= {name.replace("_", "-").title(): str(value) for name, value in headers.items()}
         lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
         return "\r\n".join([*lines, "", ""]).encode()

@@ -1,4 +1,4 @@
-"""Tells the user what a long run is doing: a bar on a terminal, plain lines elsewhere, nothing while measuring."""
+"""Shows the progress of a long run: a bar on a terminal, plain lines elsewhere, nothing during a round."""
 
 from types import TracebackType
 from typing import Protocol, Self, TextIO
@@ -9,22 +9,22 @@ from rich.progress import Progress as Bar
 
 
 class Progress(Protocol):
-    """Where a run reports to."""
+    """Receives the progress of a run."""
 
     def begin(self, num_steps: int) -> None:
-        """The run has this many rounds to measure."""
+        """The run will measure this many rounds."""
 
     def step(self, text: str) -> None:
         """The next round begins."""
 
-    def note(self, text: str) -> None:
-        """Something happened outside a round."""
+    def report(self, text: str) -> None:
+        """Shows a message between rounds."""
 
 
 class StreamProgress:
     """Progress on a text stream.
 
-    The bar is drawn only between rounds: a thread that redraws it would take time from the server under test.
+    The bar is drawn only between rounds: a thread that redraws it would take processor time from the measured server.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -54,7 +54,7 @@ class StreamProgress:
             self._bar.update(self._bar.task_ids[0], completed=self._num_begun - 1, description=text)
             self._bar.refresh()
         else:
-            self.note(f"[{self._num_begun}/{self._num_steps}] {text}")
+            self.report(f"[{self._num_begun}/{self._num_steps}] {text}")
 
-    def note(self, text: str) -> None:
+    def report(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

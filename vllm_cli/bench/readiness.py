@@ -1,30 +1,28 @@
-"""Waits until a server answers, and asks for what every benchmark wants to know of it: its first model, its version."""
+"""Waits until a server is ready, and reads what benchmarks need to know: its model, version and request fields."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import aiohttp
 import msgspec
 
+from vllm_cli.bench.config import CompletionConfig, ServersConfig
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
 from vllm_cli.bench.load import open_session
+from vllm_cli.bench.prompts import build_prompt
+from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
+from vllm_cli.bench.request_format import RequestFormat, list_optional_fields, request_headers
 from vllm_cli.bench.target import Target
 
 _POLL_S = 0.1
 _CONNECT_TIMEOUT_S = 5.0
+_UNKNOWN_FIELD = (400, 422)
+"""Statuses with which servers reject a request field."""
 
 T = TypeVar("T")
-
-
-class Patience(Protocol):
-    """How long a server is waited for."""
-
-    @property
-    def ready_timeout_s(self) -> float: ...
-    @property
-    def request_timeout_s(self) -> float: ...
 
 
 class NotReadyError(Exception):
@@ -35,39 +33,44 @@ class NotReadyError(Exception):
         self.is_listening = is_listening
 
 
-async def wait_for(target: Target, meet: Callable[[aiohttp.ClientSession], Awaitable[T]], patience: Patience) -> T:
-    """Try to meet the server until that no longer raises `NotReadyError`.
+@dataclass(frozen=True)
+class ReadyServer:
+    """A server that has answered a completion."""
 
-    A server that somebody else runs must accept connections at once; it may still be loading (HTTP 5xx).
+    request_format: RequestFormat
+    ready_after_s: float
+    """Seconds from the begin of the wait to the first completion."""
+    version: str | None
+    """From the server's `/version`; None if it has no such route."""
+
+
+async def wait_until_ready(target: Target, config: CompletionConfig) -> ReadyServer:
+    """Requests a short completion until the server answers it."""
+    start_s = perf_counter()
+
+    async def check(session: aiohttp.ClientSession) -> ReadyServer:
+        request_format = await _find_request_format(session, target, config)
+        ready_after_s = perf_counter() - start_s
+        version = await ask_version(session, request_format.base_url, request_format.headers)
+        return ReadyServer(request_format, ready_after_s, version)
+
+    return await wait_for(target, check, config)
+
+
+async def wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awaitable[T]], config: ServersConfig) -> T:
+    """Repeats a readiness check until it no longer raises `NotReadyError`.
+
+    A server that the benchmark did not start must accept connections at once; it may still be loading (HTTP 5xx).
     """
     start_s = perf_counter()
-    async with open_session(patience.request_timeout_s) as session:
+    async with open_session(config.request_timeout_s) as session:
         while True:
             try:
-                return await meet(session)
+                return await check(session)
             except NotReadyError as error:
                 waited_s = perf_counter() - start_s
-                _give_up_if_hopeless(target, error, waited_s=waited_s, limit_s=patience.ready_timeout_s)
+                _raise_if_hopeless(target, error, waited_s=waited_s, limit_s=config.ready_timeout_s)
             await asyncio.sleep(_POLL_S)
-
-
-def _give_up_if_hopeless(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
-    try:
-        target.ensure_alive()
-    except TargetDiedError as died:
-        raise TargetStartError(died.message) from None
-    if not target.is_own and not error.is_listening:
-        raise TargetStartError(f"No server answers at {target.base_url}: {error}") from None
-    if waited_s > limit_s:
-        raise TargetStartError(f"{target.base_url} was not ready after {limit_s:g} s: {error}") from None
-
-
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_Model] = []
 
 
 async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> str:
@@ -75,8 +78,8 @@ async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers
 
     Raises:
         ModelUnknownError: it lists none.
-        TargetStartError: it wants another key.
-        NotReadyError: it cannot tell yet.
+        TargetStartError: it rejects the API key.
+        NotReadyError: it does not answer yet.
     """
     status, body = await get(session, base_url + "/v1/models", headers)
     if status >= 500:
@@ -92,12 +95,8 @@ async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers
     return models[0].id
 
 
-class _Version(msgspec.Struct):
-    version: str
-
-
 async def ask_version(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> str | None:
-    """What the server's `/version` says, if it has one."""
+    """The version from the server's `/version`; None if it has no such route."""
     try:
         status, body = await get(session, base_url + "/version", headers)
         return msgspec.json.decode(body, type=_Version).version if status == 200 else None
@@ -114,3 +113,54 @@ async def get(session: aiohttp.ClientSession, url: str, headers: dict[str, str])
             return response.status, await response.read()
     except (TimeoutError, aiohttp.ClientError) as error:
         raise NotReadyError(str(error), is_listening=isinstance(error, asyncio.TimeoutError)) from None
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_Model] = []
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+def _raise_if_hopeless(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
+    try:
+        target.ensure_alive()
+    except TargetDiedError as died:
+        raise TargetStartError(died.message) from None
+    if not target.is_own and not error.is_listening:
+        raise TargetStartError(f"No server answers at {target.base_url}: {error}") from None
+    if waited_s > limit_s:
+        raise TargetStartError(f"{target.base_url} was not ready after {limit_s:g} s: {error}") from None
+
+
+async def _find_request_format(
+    session: aiohttp.ClientSession, target: Target, config: CompletionConfig
+) -> RequestFormat:
+    """Tries the sets of optional fields, best first, until the server accepts one."""
+    model = target.spec.model or await ask_first_model(session, target.base_url, request_headers(config.api_key))
+    plain = RequestFormat(base_url=target.base_url, model=model, config=config)
+    sample: RequestSample | None = None
+    for optional in list_optional_fields(config):
+        request_format = replace(plain, optional=optional)
+        sample = await _try_completion(session, request_format)
+        if sample.error is None:
+            return replace(request_format, token_source="usage" if sample.usage else "chunks")
+        if sample.status not in _UNKNOWN_FIELD:
+            break
+    raise TargetStartError(f"{plain.url} rejects a plain completion: {sample.error if sample else ''}")
+
+
+async def _try_completion(session: aiohttp.ClientSession, request_format: RequestFormat) -> RequestSample:
+    url, is_stream = request_format.url, request_format.config.stream
+    body = request_format.body(build_prompt(16, seed="readiness"), max_tokens=2)
+    sample = await send_request(session, EncodedRequest(url, request_format.headers, body, is_stream))
+    if sample.status is None or sample.status >= 500:
+        raise NotReadyError(sample.error or "", is_listening=sample.status is not None)
+    if sample.error is None and not is_stream and sample.usage is None:
+        raise TargetStartError(f"{url} reports no usage, so tokens cannot be counted; measure it with --stream")
+    return sample

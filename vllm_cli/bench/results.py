@@ -1,46 +1,15 @@
-"""The result of a run as it goes to `--json` and comes back as a baseline."""
+"""Parts of results that benchmarks share, as they are written to `--json` and read as a baseline."""
 
-from typing import Literal
+from datetime import UTC, datetime
 
 import msgspec
 
-from vllm_cli.bench.dialect import TokenSource
 
-SCHEMA_VERSION = 1
-
-
-class RoundFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One round of one side at one level; a figure that could not be measured is null."""
-
-    output_tokens_per_s: float
-    requests_per_s: float
-    ttft_p50_ms: float | None
-    """Time to the first text; null unless streamed."""
-    ttft_p99_ms: float | None
-    itl_p50_ms: float | None
-    """Gap between two pieces of text of one request."""
-    itl_p99_ms: float | None
-    e2e_p50_ms: float | None
-    e2e_p99_ms: float | None
-    health_p50_ms: float | None
-    health_p99_ms: float | None
-    health_max_ms: float | None
-    duration_s: float
-    num_requests: int
-    num_errors: int
-    num_short: int
-    """Requests that ended before `max_tokens`."""
-    prompt_tokens: int
-    output_tokens: int
-    num_probes: int
-    num_probe_errors: int
-    client_cpu_share: float
-    """Share of one processor that the load generator took."""
-    errors: list[str]
-    """The first few different error messages."""
+class ResultPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of everything in a result file."""
 
 
-class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Spread(ResultPart, frozen=True):
     """A figure over the rounds."""
 
     median: float
@@ -48,57 +17,8 @@ class Spread(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: float
 
 
-class LevelResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One side at one level."""
-
-    concurrency: int
-    summary: dict[str, Spread]
-    """By figure, over the rounds that have it."""
-    rounds: list[RoundFigures]
-
-
-class SideResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One server's results."""
-
-    name: str
-    target: str
-    """The URL or the command, without secrets."""
-    model: str
-    version: str | None
-    ready_after_s: float | None
-    """From starting the command to its first completion; null for a server that ran already."""
-    token_source: TokenSource
-    """`usage`: as the server counts; `chunks`: pieces of text, where the server sends no usage."""
-    has_ignore_eos: bool
-    """False if the server does not take `ignore_eos`, so that answers may end early."""
-    levels: list[LevelResult]
-
-
-class LevelRatio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Side A over another side, taken round by round, at one level."""
-
-    against: str
-    concurrency: int
-    ratios: dict[str, Spread]
-
-
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked of every side."""
-
-    endpoint: Literal["completions", "chat"]
-    stream: bool
-    max_tokens: int
-    prompt_tokens: int
-    ignore_eos: bool
-    num_rounds: int
-    num_requests: dict[int, int]
-    """Requests per round, by level."""
-    idle: Literal["pause", "run", "stop"]
-    seed: int
-
-
-class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the run took place."""
+class Machine(ResultPart, frozen=True, kw_only=True):
+    """The machine that a run measured on."""
 
     system: str
     processor: str
@@ -111,20 +31,35 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return f"{self.processor}, {self.num_cpus} CPUs, {self.memory_gib:g} GiB"
 
 
-class BenchResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that one run of `bench serve` found."""
+class RunResult(ResultPart, frozen=True, kw_only=True):
+    """When and where a run measured."""
 
     schema_version: int
     created_at: str
     """ISO 8601, UTC."""
     machine: Machine
-    settings: Settings
-    sides: list[SideResult]
-    ratios: list[LevelRatio]
 
-    @property
-    def num_errors(self) -> int:
-        return sum(figures.num_errors for side in self.sides for level in side.levels for figures in level.rounds)
+
+class SideResult(ResultPart, frozen=True, kw_only=True):
+    """A measured server."""
+
+    name: str
+    target: str
+    """The URL or the command, without secrets."""
+    model: str
+    version: str | None
+
+
+class Ratio(ResultPart, frozen=True, kw_only=True):
+    """Figures of side A divided by those of another side, round by round, under one condition."""
+
+    against: str
+    ratios: dict[str, Spread]
+
+
+def format_now() -> str:
+    """The current time for `created_at`."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def encode_result(result: msgspec.Struct) -> str:

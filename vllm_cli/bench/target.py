@@ -1,58 +1,54 @@
-"""The servers under test: one that runs already, or one that the benchmark starts, freezes and stops."""
+"""The measured servers: one that is running already, or one that the benchmark starts, freezes and stops."""
 
 import contextlib
-import random
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from vllm_cli import supervisor
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
+from vllm_cli.bench.ports import find_free_port, list_server_ports
 
 STOP_GRACE_S = 20.0
-"""How long a server may take to end after SIGTERM before it is killed."""
+"""Time that a server has to exit after SIGTERM; then it is killed."""
 _NUM_LOG_LINES = 20
-_CLIENT_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
-_FIRST_PORT = 10_000
 
 
 class Target(Protocol):
-    """A server under test."""
+    """A measured server."""
 
     spec: TargetSpec
     base_url: str
-    """Where it listens, without `/v1`; known once started."""
+    """The address, without `/v1`; set by `start`."""
     is_own: bool
     """True if the benchmark starts and stops it."""
 
     def start(self) -> None:
-        """Start the server if it is ours and does not run; it is not ready yet when this returns."""
+        """Starts a server of our own unless it runs; returns before it is ready."""
 
     def close(self) -> None:
-        """Stop the server if it is ours, and everything that it started."""
+        """Stops a server of our own, with everything that it started."""
 
     def pause(self) -> None:
-        """Freeze the server if it is ours, so that it takes no processor time."""
+        """Freezes a server of our own, so that it uses no processor time."""
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
+        """Resumes a frozen server."""
 
     def ensure_alive(self) -> None:
-        """Raise `TargetDiedError` if the server is ours and is known to have ended."""
+        """Raises `TargetDiedError` if a server of our own is known to have exited."""
 
-    def look(self) -> None:
-        """Get to know whether a server of ours has ended; without it, that may take `NOTICE_S` and more."""
+    def poll(self) -> None:
+        """Checks now whether a server of our own has exited; otherwise that may take `NOTICE_S` and more."""
 
 
 class RunningTarget:
-    """A server that somebody else started; it is never stopped or frozen."""
+    """A server that the benchmark did not start; it is never stopped or frozen."""
 
     is_own = False
 
@@ -61,13 +57,13 @@ class RunningTarget:
         self.base_url = url.rstrip("/").removesuffix("/v1")
 
     def start(self) -> None:
-        """Nothing to do: it runs."""
+        """Does nothing: the server runs."""
 
-    close = pause = resume = ensure_alive = look = start
+    close = pause = resume = ensure_alive = poll = start
 
 
 class CommandTarget:
-    """A server that the benchmark starts from shell words, below a supervisor that survives the benchmark's death."""
+    """A server that the benchmark starts from shell words, through a supervisor that outlives a killed benchmark."""
 
     is_own = True
 
@@ -76,19 +72,19 @@ class CommandTarget:
         self.base_url = ""
         self._command = command
         self._words: list[str] = []
-        self._warden: subprocess.Popen[bytes] | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
         self._log_path: Path | None = None
 
     def start(self) -> None:
-        """Start the command unless it runs; every start has a port of its own."""
-        if self._warden is not None:
+        """Starts the command unless it runs; every start has a port of its own."""
+        if self._supervisor is not None:
             return
-        port = _find_free_port()
+        port = find_free_port(list_server_ports())
         self.base_url = f"http://127.0.0.1:{port}"
         self._words = _server_words(self._command, port)
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-bench-", suffix=".log", delete=False) as log:
             self._log_path = Path(log.name)
-            self._warden = subprocess.Popen(
+            self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(STOP_GRACE_S), *self._words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -97,31 +93,31 @@ class CommandTarget:
             )
 
     def close(self) -> None:
-        """Stop the server and wait until it and all its descendants are gone."""
-        if self._warden is None:
+        """Stops the server and waits until it and all its descendants have exited."""
+        if self._supervisor is None:
             return
-        process, self._warden = self._warden, None
+        process, self._supervisor = self._supervisor, None
         with contextlib.suppress(BrokenPipeError):
             process.communicate()
         if self._log_path is not None:
             self._log_path.unlink(missing_ok=True)
 
     def pause(self) -> None:
-        self._order(b"pause\n")
+        self._send(b"pause\n")
 
     def resume(self) -> None:
-        self._order(b"resume\n")
+        self._send(b"resume\n")
 
-    def look(self) -> None:
-        self._order(b"look\n")
+    def poll(self) -> None:
+        self._send(b"poll\n")
 
     def ensure_alive(self) -> None:
-        if self._warden is not None and self._warden.poll() is not None:
+        if self._supervisor is not None and self._supervisor.poll() is not None:
             raise TargetDiedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
 
     def describe_end(self) -> str:
-        """One line on how the command ended."""
-        status = self._warden.returncode if self._warden else None
+        """One line with the command and its exit status."""
+        status = self._supervisor.returncode if self._supervisor else None
         words = shlex.join(self._words)
         if status == supervisor.CANNOT_RUN:
             return f"Cannot run: {words}"
@@ -137,25 +133,26 @@ class CommandTarget:
 
     @property
     def root_pid(self) -> int:
-        """The process below which everything is that the server consists of; not part of it itself.
+        """The supervisor: all processes of the server are its descendants.
 
         Raises:
             TargetDiedError: the server was not started, or has been stopped.
         """
-        if self._warden is None:
+        if self._supervisor is None:
             raise TargetDiedError("The server does not run.")
-        return self._warden.pid
+        return self._supervisor.pid
 
-    def _order(self, order: bytes) -> None:
-        process = self._warden
+    def _send(self, command: bytes) -> None:
+        """Sends a command to the supervisor and waits until it is done or the server has exited."""
+        process = self._supervisor
         if process is None or process.stdin is None or process.stdout is None:
             return
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(order)
+            process.stdin.write(command)
             process.stdin.flush()
             if process.stdout.readline():
                 return
-        process.wait()  # the server has ended, and with it the supervisor
+        process.wait()  # without an echo the server has exited, and the supervisor exits after it
 
 
 def build_target(spec: TargetSpec) -> Target:
@@ -172,20 +169,3 @@ def _server_words(command: str, port: int) -> list[str]:
     else:
         words += ["--port", str(port)]
     return ["env", *words] if re.match(r"[A-Za-z_]\w*=", words[0]) else words
-
-
-def _find_free_port() -> int:
-    """Below those that the kernel hands out meanwhile, to servers on port 0 and to clients, even its own."""
-    ports = _server_ports()
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", random.choice(ports)))
-            port: int = probe.getsockname()[1]
-            return port
-
-
-def _server_ports() -> Sequence[int]:
-    """0, which is any, where nothing is known or nothing is left."""
-    with contextlib.suppress(OSError, ValueError):
-        return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)
-    return (0,)

@@ -1,51 +1,52 @@
-"""Owns the servers under test and sees to it that the one being measured has the machine to itself."""
+"""Owns the measured servers, and keeps the others from using the machine while one of them is measured."""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, Self, TypeVar
 
+from vllm_cli.bench.config import ServersConfig
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
+from vllm_cli.bench.schedule import Rounds, ScheduledRound
 from vllm_cli.bench.target import Target, build_target
-from vllm_cli.bench.turns import Lineup, Rounds, Turn
 from vllm_cli.supervisor import NOTICE_S
 
 
-class Met(Protocol):
-    """What is known about a server that has answered."""
+class ReadyTarget(Protocol):
+    """What a readiness check returns."""
 
     @property
     def ready_after_s(self) -> float: ...
 
 
-class Measured(Protocol):
-    """What a round found."""
+class Figures(Protocol):
+    """What the measurement of a round returns."""
 
     @property
     def num_errors(self) -> int: ...
 
 
-S = TypeVar("S", bound=Met)
-F = TypeVar("F", bound=Measured)
+S = TypeVar("S", bound=ReadyTarget)
+F = TypeVar("F", bound=Figures)
 D = TypeVar("D")
 
 
 class TargetPool(Generic[S]):
-    """Starts, wakes and stops servers; a context manager that leaves none running.
+    """Starts, resumes and stops servers; a context manager that stops all of them at its end.
 
-    What a started server does while another one is measured is the idle policy:
-    `pause` freezes all its processes (SIGSTOP), so that it takes no processor time and is back at once;
-    `run` leaves it alone; `stop` ends it and starts it afresh for its next turn.
+    The idle policy decides what happens to a started server while another one is measured:
+    `pause` freezes all its processes (SIGSTOP), so that it uses no processor time and resumes at once;
+    `run` leaves it running; `stop` stops it and starts it again for its next round.
     """
 
-    def __init__(self, lineup: Lineup, meet: Callable[[Target], Awaitable[S]], progress: Progress) -> None:
-        self._idle = lineup.idle
-        self._meet = meet
+    def __init__(self, config: ServersConfig, wait_ready: Callable[[Target], Awaitable[S]], progress: Progress) -> None:
+        self._idle = config.idle
+        self._wait_ready = wait_ready
         self._progress = progress
-        self.targets: list[Target] = [build_target(spec) for spec in lineup.targets]
-        self._awake: Target | None = None
+        self.targets: list[Target] = [build_target(spec) for spec in config.targets]
+        self._running: Target | None = None
         self._server: S | None = None
 
     def __enter__(self) -> Self:
@@ -56,37 +57,37 @@ class TargetPool(Generic[S]):
             target.close()
 
     async def prepare(self) -> list[S]:
-        """Bring up every server once, so that what cannot start fails before anything is measured."""
+        """Starts every server once, so that a start that fails does so before anything is measured."""
         servers = []
         for target in self.targets:
-            self._progress.note(f"{target.spec.name}: waiting for {redact(target.spec.command or target.base_url)}")
+            self._progress.report(f"{target.spec.name}: waiting for {redact(target.spec.command or target.base_url)}")
             servers.append(await self._bring_up(target))
-            self._progress.note(f"{target.spec.name}: ready after {servers[-1].ready_after_s:.1f} s")
+            self._progress.report(f"{target.spec.name}: ready after {servers[-1].ready_after_s:.1f} s")
         return servers
 
-    async def take_turns(
+    async def measure_rounds(
         self,
-        turns: Sequence[Turn[D]],
-        describe: Callable[[Turn[D]], str],
-        measure: Callable[[Turn[D], S], Awaitable[F]],
+        schedule: Sequence[ScheduledRound[D]],
+        describe: Callable[[ScheduledRound[D]], str],
+        measure: Callable[[ScheduledRound[D], S], Awaitable[F]],
     ) -> Rounds[D, F]:
-        """Measure one turn after the other, each on a server that runs; raises TargetDiedError when one has ended."""
+        """Measures the rounds one after the other, each on a running server; raises TargetDiedError if one exits."""
         rounds: defaultdict[tuple[int, D], list[F]] = defaultdict(list)
-        self._progress.begin(len(turns))
-        for turn in turns:
-            self._progress.step(describe(turn))
-            target = self.targets[turn.side]
-            figures = await measure(turn, await self._wake(target))
+        self._progress.begin(len(schedule))
+        for scheduled in schedule:
+            self._progress.step(describe(scheduled))
+            target = self.targets[scheduled.side]
+            figures = await measure(scheduled, await self._resume(target))
             if figures.num_errors:
                 await asyncio.sleep(NOTICE_S)
-                target.look()
+                target.poll()
             target.ensure_alive()
-            rounds[turn.side, turn.discipline].append(figures)
+            rounds[scheduled.side, scheduled.condition].append(figures)
         return rounds
 
-    async def _wake(self, target: Target) -> S:
-        """Make this server the one that runs; unless it ran already, it has just answered."""
-        if self._awake is target and self._server:
+    async def _resume(self, target: Target) -> S:
+        """Makes this server the running one; a server that was idle has passed a readiness check on return."""
+        if self._running is target and self._server:
             return self._server
         try:
             return await self._bring_up(target)
@@ -94,15 +95,15 @@ class TargetPool(Generic[S]):
             raise TargetDiedError(error.message) from error
 
     async def _bring_up(self, target: Target) -> S:
-        if self._awake and self._awake is not target:
-            self._retire(self._awake)
-        self._awake = target
+        if self._running and self._running is not target:
+            self._make_idle(self._running)
+        self._running = target
         target.start()
         target.resume()
-        self._server = await self._meet(target)
+        self._server = await self._wait_ready(target)
         return self._server
 
-    def _retire(self, target: Target) -> None:
+    def _make_idle(self, target: Target) -> None:
         if self._idle == "pause":
             target.pause()
         elif self._idle == "stop":

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -70,7 +71,8 @@ def take_files(options: dict[str, Any], *, has_others: bool, others: str = "--vs
     """Take everything about files out of the options; without another side, only a baseline can be judged by."""
     from vllm_cli.bench.config import Files
 
-    files = Files(**{name: options.pop(name) for name in ("json_path", "html_path", "baseline_path", "tolerance")})
+    names = {field.name for field in fields(Files)} & options.keys()
+    files = Files(**{name: options.pop(name) for name in names})
     if files.tolerance is not None and files.baseline_path is None and not has_others:
         raise click.UsageError(f"--fail-over needs something to compare with: --baseline, {others}.")
     return files

@@ -16,7 +16,8 @@ from vllm_cli.commands.bench_options import (
 from vllm_cli.commands.bench_types import Levels
 
 if TYPE_CHECKING:
-    from vllm_cli.bench.config import BenchConfig, TargetSpec
+    from vllm_cli.bench.config import TargetSpec
+    from vllm_cli.bench.serve.config import ServeBenchConfig
 
 
 @click.command("serve", context_settings={"max_content_width": 110, "show_default": True})
@@ -62,7 +63,7 @@ def serve(**options: Any) -> int:
     return SERVE.measure(config, files)
 
 
-def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "BenchConfig":
-    from vllm_cli.bench.config import BenchConfig
+def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "ServeBenchConfig":
+    from vllm_cli.bench.serve.config import ServeBenchConfig
 
-    return BenchConfig(targets=targets, **options | {"api_key": choose_api_key(options["api_key"])})
+    return ServeBenchConfig(targets=targets, **options | {"api_key": choose_api_key(options["api_key"])})

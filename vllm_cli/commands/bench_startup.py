@@ -16,6 +16,7 @@ from vllm_cli.commands.bench_options import (
     own_command,
     take_files,
 )
+from vllm_cli.commands.bench_types import OutputFile
 from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Between two starts.")
+@click.option("--svg", "svg_path", type=OutputFile(), help="First-token times as an SVG chart, for a README.")
 @file_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.

@@ -145,7 +145,7 @@ def test_a_server_that_takes_nothing_cannot_be_mixed_for(tiny_server, run_bench_
     server = tiny_server("--lacks", "/tokenize", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "mixed")
     assert done.returncode == 1
-    assert "no kind of request that all servers take" in done.stderr
+    assert "no kind of request that all servers accept" in done.stderr
 
 
 def test_a_server_that_only_embeds_can_be_measured(tiny_server, run_bench_liveness):

@@ -15,16 +15,16 @@ import pytest
 
 from tests.terminal import read_terminal
 from tests.waiting import is_gone
-from vllm_cli.bench.results import BenchResult
+from vllm_cli.bench.serve.results import ServeResult
 
 pytestmark = pytest.mark.thorough
 
 QUICK = ("--concurrency", "1,2", "--requests", "4", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
 
 
-def read_result(text: str) -> BenchResult:
+def read_result(text: str) -> ServeResult:
     """Decoding is strict: an unknown or missing field fails."""
-    return msgspec.json.decode(text, type=BenchResult)
+    return msgspec.json.decode(text, type=ServeResult)
 
 
 def test_a_running_server_is_measured_and_counted_exactly(tiny_server, run_bench_serve):
@@ -324,8 +324,8 @@ def test_help_and_usage_errors_import_nothing_heavy(words):
 
 
 def test_the_published_schema_is_the_one_that_is_written():
-    properties = msgspec.json.schema(BenchResult)["$defs"]
-    assert set(properties["BenchResult"]["required"]) == {
+    properties = msgspec.json.schema(ServeResult)["$defs"]
+    assert set(properties["ServeResult"]["required"]) == {
         "schema_version", "created_at", "machine", "settings", "sides", "ratios",
     }  # fmt: skip
     for name, definition in properties.items():

@@ -75,7 +75,7 @@ def test_a_server_that_drops_connections_is_found_out(slow_command, run_startup)
     """In runs so long that not all of one can be those with which the benchmark waits for the server."""
     done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"A from warm: \d+ probes got no answer after the server had answered one", done.stdout)
+    assert re.search(r"A from warm: \d+ probes got no response after an earlier one had a response", done.stdout)
 
 
 def test_sides_take_turns_and_every_other_round_the_other_way_round(slow_command, run_startup, tmp_path) -> None:
@@ -233,7 +233,7 @@ def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_comma
     assert done.returncode == 0, done.stderr
     server, floor = read_result(done.stdout).sides
     assert (server.first_text, floor.first_text) == (" Rome", " Paris")
-    assert "The sides do not say the same: A ' Rome', bare script ' Paris'" in done.stderr
+    assert "The sides' first tokens differ: A ' Rome', bare script ' Paris'" in done.stderr
     assert floor.states[0].rounds[0].listening_ms is None
     assert set(read_result(done.stdout).ratios[0].ratios) == {"first_token_s"}
 

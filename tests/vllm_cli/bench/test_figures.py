@@ -1,10 +1,11 @@
 import pytest
 
-from vllm_cli.bench.figures import METRICS, compare_levels, measure_round, percentile, summarize_level
+from vllm_cli.bench.figures import percentile
 from vllm_cli.bench.load import LoadSamples
 from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request import RequestSample
-from vllm_cli.bench.results import RoundFigures
+from vllm_cli.bench.serve.figures import SERVE_METRICS, compare_levels, measure_round, summarize_level
+from vllm_cli.bench.serve.results import RoundFigures
 from vllm_cli.bench.sse import Usage
 
 MS = 10**6
@@ -18,7 +19,7 @@ def sample(
 
 
 def figures(**changed: object) -> RoundFigures:
-    plain = dict.fromkeys((metric.name for metric in METRICS), 1.0)
+    plain = dict.fromkeys((metric.name for metric in SERVE_METRICS), 1.0)
     counts = dict.fromkeys(("num_requests", "num_errors", "num_short", "prompt_tokens", "output_tokens"), 0)
     others = {"num_probes": 0, "num_probe_errors": 0, "duration_s": 1.0, "client_cpu_share": 0.0, "errors": []}
     return RoundFigures(**plain | counts | others | changed)

@@ -1,10 +1,10 @@
 import asyncio
 
-from vllm_cli.bench.config import BenchConfig, TargetSpec
-from vllm_cli.bench.dialect import Dialect
+from vllm_cli.bench.config import CompletionConfig, TargetSpec
 from vllm_cli.bench.load import LoadSamples, generate_load
 from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request import EncodedRequest
+from vllm_cli.bench.request_format import RequestFormat
 
 MS = 10**6
 
@@ -12,13 +12,15 @@ MS = 10**6
 def load_server(
     url: str, *, num_requests: int, concurrency: int, max_tokens: int = 5, timeout_s: float = 120, **settings: object
 ) -> LoadSamples:
-    config = BenchConfig(targets=(TargetSpec(name="A", url=url),), **settings)
-    dialect = Dialect(base_url=url, model="tiny", config=config, optional={"stream_options": {"include_usage": True}})
+    config = CompletionConfig(targets=(TargetSpec(name="A", url=url),), **settings)
+    request_format = RequestFormat(
+        base_url=url, model="tiny", config=config, optional={"stream_options": {"include_usage": True}}
+    )
     requests = [
         EncodedRequest(
-            dialect.url,
-            dialect.headers,
-            dialect.body(build_prompt(12, seed=str(index)), max_tokens=max_tokens),
+            request_format.url,
+            request_format.headers,
+            request_format.body(build_prompt(12, seed=str(index)), max_tokens=max_tokens),
             config.stream,
         )
         for index in range(num_requests)

@@ -10,7 +10,8 @@ import pytest
 from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
-from vllm_cli.bench.target import CommandTarget, RunningTarget, _find_free_port, build_target
+from vllm_cli.bench.ports import find_free_port, list_server_ports
+from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
 
 
 def command_target(command: str) -> CommandTarget:
@@ -77,11 +78,11 @@ def test_a_look_tells_at_once_that_a_server_has_ended(tiny_command, pids_of, mon
     target = command_target(tiny_command("--pid-file", pids_of.file))
     target.start()
     server = pids_of()[0]
-    target.look()
+    target.poll()
     target.ensure_alive()
     os.kill(server, signal.SIGKILL)
     wait_until(lambda: is_gone(server))
-    target.look()
+    target.poll()
     with pytest.raises(TargetDiedError, match="exit status 137"):
         target.ensure_alive()
     target.close()
@@ -91,7 +92,7 @@ def test_a_port_is_one_that_no_client_is_given():
     least, most = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     if least <= 10_000:
         pytest.skip(f"clients have all ports from {least} on")
-    assert not any(least <= _find_free_port() <= most for _ in range(100))
+    assert not any(least <= find_free_port(list_server_ports()) <= most for _ in range(100))
 
 
 def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command):

@@ -1,4 +1,4 @@
-"""Says where a server was less alive under load than in a baseline file or than another side."""
+"""Finds the figures in which side A was worse under load than a baseline or than another side."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from vllm_cli.bench.liveness.results import LIVENESS_SCHEMA_VERSION, LivenessRes
 from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
 
 CHECKED = ("requests_per_s", "health_p99_ms")
-"""The figures that decide: a loop that is free because nothing gets done is no success."""
-_DECISIVE = [metric for metric in LIVENESS_METRICS if metric.name in CHECKED]
+"""The figures that are judged: without requests/s, a server that does nothing would pass."""
+_JUDGED = [metric for metric in LIVENESS_METRICS if metric.name in CHECKED]
 _SAME_SETTINGS = ("shape", "duration_s")
 
 
 def read_liveness_baseline(path: Path, config: LivenessConfig) -> LivenessResult:
-    """Read an earlier run's `--json` file and make sure that it measured the same thing."""
+    """Reads an earlier run's `--json` file and checks that it measured the same load."""
     baseline = decode_baseline(path, LivenessResult, command="bench liveness", schema_version=LIVENESS_SCHEMA_VERSION)
     require_same(path, baseline.settings, config, _SAME_SETTINGS)
     then_kinds = {kind.kind: (kind.concurrency, kind.num_requests) for kind in baseline.settings.kinds}
@@ -28,17 +28,17 @@ def read_liveness_baseline(path: Path, config: LivenessConfig) -> LivenessResult
     return baseline
 
 
-def find_less_alive_than_baseline(result: LivenessResult, baseline: LivenessResult, *, tolerance: float) -> list[str]:
+def find_worse_than_baseline(result: LivenessResult, baseline: LivenessResult, *, tolerance: float) -> list[str]:
     """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
     then = {kind.kind: kind.summary for kind in baseline.sides[0].kinds}
     contests = [
         Contest(kind.kind, "the baseline", divide_medians(kind.summary, then[kind.kind]))
         for kind in result.sides[0].kinds
     ]
-    return find_worse(_DECISIVE, contests, tolerance=tolerance)
+    return find_worse(_JUDGED, contests, tolerance=tolerance)
 
 
-def find_less_alive_than_others(result: LivenessResult, *, tolerance: float) -> list[str]:
+def find_worse_than_others(result: LivenessResult, *, tolerance: float) -> list[str]:
     """One line for each figure in which side A is worse than another side by more than the tolerance."""
     contests = [Contest(ratio.kind, ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
-    return find_worse(_DECISIVE, contests, tolerance=tolerance)
+    return find_worse(_JUDGED, contests, tolerance=tolerance)

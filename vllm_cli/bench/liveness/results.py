@@ -1,58 +1,56 @@
-"""The result of `bench liveness` as it goes to `--json` and comes back as a baseline."""
-
-import msgspec
+"""The result of `bench liveness`, as it is written to `--json` and read as a baseline."""
 
 from vllm_cli.bench.config import IdlePolicy
 from vllm_cli.bench.liveness.config import Kind, PayloadShape, PlainKind
-from vllm_cli.bench.results import Machine, Spread
+from vllm_cli.bench.results import Ratio, ResultPart, RunResult, SideResult, Spread
 
 LIVENESS_SCHEMA_VERSION = 1
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Answers that were not what was asked for, all with the same status."""
+class Failure(ResultPart, frozen=True, kw_only=True):
+    """Error responses with the same status."""
 
     status: int | None
-    """HTTP status; null when no answer came."""
+    """HTTP status; null without a response."""
     num: int
     message: str
-    """What the first one said."""
+    """Of the first one."""
     is_accepted: bool
-    """Whether `--accept-status` says that they count as served."""
+    """Whether they count as served, by `--accept-status`."""
 
 
-class HealthPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """The slowest probe of a moment."""
+class HealthPoint(ResultPart, frozen=True, array_like=True):
+    """The slowest probe of a short interval."""
 
     at_s: float
-    """Since probing began, which is a little before the load does."""
+    """Since the first probe, which is sent a little before the load."""
     max_ms: float
 
 
-class LivenessFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LivenessFigures(ResultPart, frozen=True, kw_only=True):
     """One round of one kind of load on one side; a figure that could not be measured is null."""
 
     requests_per_s: float
-    """Served ones."""
+    """Served requests only."""
     latency_p50_ms: float | None
     latency_p99_ms: float | None
     ttft_p50_ms: float | None
-    """Time to the first text; null unless text is streamed."""
+    """Time to the first text; null unless streamed."""
     ttft_p99_ms: float | None
     health_p50_ms: float | None
-    """Of the probes that were under way while the load ran."""
+    """Of the probes in flight while the load ran."""
     health_p99_ms: float | None
     health_max_ms: float | None
     probe_lag_p50_ms: float | None
-    """How late the probe's own process woke up meanwhile: part of what the machine, not the server, adds."""
+    """How late the probe process itself woke up: a delay of the machine, not of the server."""
     probe_lag_p99_ms: float | None
     probe_lag_max_ms: float | None
     is_probe_realtime: bool
-    """Whether the probe's process had real-time priority, for which the benchmark must run as root."""
+    """Whether the probe process had real-time priority, which needs root."""
     loop_lag_max_ms: float | None
-    """The longest delay of the event loop as the server itself tells; null where it does not."""
+    """The longest delay of the event loop, from the server's metrics; null without them."""
     is_loop_lag_bound: bool
-    """Whether that is a bound of the server's histogram, because the server remembers a longer one from before."""
+    """Whether it is a bucket bound of the histogram, because the gauge still holds a longer lag from before."""
     num_loop_lags_10ms: int | None
     """Heartbeats of the event loop that were more than 10 ms late."""
     num_loop_lags_50ms: int | None
@@ -61,18 +59,18 @@ class LivenessFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     duration_s: float
     num_requests: int
     num_repeated: int
-    """Requests whose like had been sent before in this round."""
+    """Requests that repeat an earlier request of the round."""
     num_errors: int
     failures: list[Failure]
     client_cpu_share: float
-    """Share of one processor that the load generator took."""
+    """CPU time of the load generator, as a share of one processor."""
     health_over_time: list[HealthPoint]
     load_begin_s: float
-    """Since probing began."""
+    """Since the first probe."""
     load_end_s: float
 
 
-class KindResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KindResult(ResultPart, frozen=True, kw_only=True):
     """One side under one kind of load."""
 
     kind: Kind
@@ -81,29 +79,22 @@ class KindResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rounds: list[LivenessFigures]
 
 
-class LivenessSideResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LivenessSideResult(SideResult, frozen=True, kw_only=True):
     """One server's results."""
 
-    name: str
-    target: str
-    """The URL or the command, without secrets."""
-    model: str
-    version: str | None
     ready_after_s: float | None
-    """From starting the command to its first 200 at `/health`; null for a server that ran already."""
+    """From starting the command to its first 200 at `/health`; null for a server that was running before."""
     kinds: list[KindResult]
 
 
-class KindRatio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Side A over another side, taken round by round, under one kind of load."""
+class KindRatio(Ratio, frozen=True, kw_only=True):
+    """The ratios under one kind of load."""
 
-    against: str
     kind: Kind
-    ratios: dict[str, Spread]
 
 
-class KindSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much of one kind was asked of every side."""
+class KindSettings(ResultPart, frozen=True, kw_only=True):
+    """The load of one kind, the same for every side."""
 
     kind: Kind
     concurrency: int
@@ -111,12 +102,12 @@ class KindSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Different requests in a round."""
 
 
-class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked of every side."""
+class LivenessSettings(ResultPart, frozen=True, kw_only=True):
+    """The load, the same for every side."""
 
     kinds: list[KindSettings]
     mixture: list[PlainKind]
-    """What `mixed` consisted of."""
+    """The kinds that `mixed` cycles through."""
     duration_s: float | None
     num_rounds: int
     shape: PayloadShape
@@ -125,14 +116,10 @@ class LivenessSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     seed: int
 
 
-class LivenessResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that one run of `bench liveness` found."""
+class LivenessResult(RunResult, frozen=True, kw_only=True):
+    """The result of one run of `bench liveness`."""
 
     schema: str = "vllm-cli/bench-liveness"
-    schema_version: int
-    created_at: str
-    """ISO 8601, UTC."""
-    machine: Machine
     settings: LivenessSettings
     sides: list[LivenessSideResult]
     ratios: list[KindRatio]

@@ -1,12 +1,10 @@
-"""Runs a whole liveness benchmark: servers up, rounds in turn, figures out; and everything down again."""
+"""Runs `bench liveness`: starts the servers, measures alternating rounds, stops the servers, returns the result."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from itertools import cycle
 from time import perf_counter
 
-from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.errors import BenchError
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.liveness.config import PLAIN_KINDS, Kind, LivenessConfig, PlainKind
@@ -28,17 +26,19 @@ from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
+from vllm_cli.bench.request_format import request_headers
+from vllm_cli.bench.results import format_now
+from vllm_cli.bench.schedule import Rounds, ScheduledRound, schedule_rounds
 from vllm_cli.bench.target_pool import TargetPool
-from vllm_cli.bench.turns import Rounds, Turn, plan_turns
 
-_CALM_S = 0.25
-"""Probed before and after the load, for the chart alone."""
+_PROBE_MARGIN_S = 0.25
+"""Probes run this long before and after the load, for the chart."""
 _MAX_WARM_UP = 32
-"""Requests of a warm-up: enough for everything that a server does once."""
+"""Requests of a warm-up: enough for everything that a server does only once."""
 
 
 def run_liveness_bench(config: LivenessConfig, progress: Progress) -> LivenessResult:
-    """Measure every side under every kind of load; on the main thread, which gets signal handlers."""
+    """Measures every side under every kind of load; sets signal handlers, so it must run on the main thread."""
     return run_interruptibly(_LivenessBench(config, progress).run())
 
 
@@ -50,52 +50,53 @@ class _LivenessBench:
         self._progress = progress
         self._mixture: tuple[PlainKind, ...] = ()
         self._warm: set[tuple[str, Kind]] = set()
-        """Addresses and kinds that had their warm-up; a server that was started again has a new address."""
+        """Addresses and kinds whose warm-up is done; a restarted server has a new address."""
 
     async def run(self) -> LivenessResult:
-        created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        created_at = format_now()
         config = self._config
         with TargetPool(config, lambda target: wait_until_healthy(target, config), self._progress) as targets:
             servers = await targets.prepare()
-            self._mixture = self._mix(servers)
-            turns = plan_turns(config.kinds, config)
-            rounds = await targets.take_turns(turns, self._describe, self._measure)
+            self._mixture = self._choose_mixture(servers)
+            schedule = schedule_rounds(config.kinds, config)
+            rounds = await targets.measure_rounds(schedule, self._describe, self._measure)
         return self._assemble(created_at, servers, rounds)
 
-    def _mix(self, servers: list[HealthyServer]) -> tuple[PlainKind, ...]:
-        mixture = tuple(kind for kind in PLAIN_KINDS if all(kind in server.mixture for server in servers))
+    def _choose_mixture(self, servers: list[HealthyServer]) -> tuple[PlainKind, ...]:
+        mixture = tuple(kind for kind in PLAIN_KINDS if all(kind in server.accepted_kinds for server in servers))
         if "mixed" in self._config.kinds and not mixture:
-            raise BenchError("There is no kind of request that all servers take, so nothing to mix")
+            raise BenchError("--kind mixed: there is no kind of request that all servers accept")
         return mixture
 
-    def _describe(self, turn: Turn[Kind]) -> str:
+    def _describe(self, scheduled: ScheduledRound[Kind]) -> str:
         config = self._config
-        at_once = f"{turn.discipline}, {config.concurrency_of(turn.discipline)} at once"
-        return f"{config.targets[turn.side].name}: {at_once}, round {turn.round_number + 1} of {config.num_rounds}"
+        load = f"{scheduled.condition}, {config.concurrency_of(scheduled.condition)} at once"
+        name = config.targets[scheduled.side].name
+        return f"{name}: {load}, round {scheduled.round_number + 1} of {config.num_rounds}"
 
-    async def _measure(self, turn: Turn[Kind], server: HealthyServer) -> LivenessFigures:
-        config, kind = self._config, turn.discipline
-        if (server.addressee.base_url, kind) not in self._warm:
-            self._warm.add((server.addressee.base_url, kind))
+    async def _measure(self, scheduled: ScheduledRound[Kind], server: HealthyServer) -> LivenessFigures:
+        config, kind = self._config, scheduled.condition
+        if (server.destination.base_url, kind) not in self._warm:
+            self._warm.add((server.destination.base_url, kind))
             num_requests = min(config.requests_of(kind), _MAX_WARM_UP)
             await self._load(self._build(kind, server, num_requests, "warm-up"), kind)
-        requests = self._build(kind, server, config.requests_of(kind), str(turn.round_number))
-        samples = await self._load_and_watch(requests, kind, server)
+        requests = self._build(kind, server, config.requests_of(kind), str(scheduled.round_number))
+        samples = await self._load_and_probe(requests, kind, server)
         return measure_liveness(samples, config.accepted_statuses)
 
     def _build(self, kind: Kind, server: HealthyServer, num_requests: int, stage: str) -> list[EncodedRequest]:
         kinds = self._mixture if kind == "mixed" else (kind,)
         seed = f"{self._config.seed}/{stage}"
-        return build_requests(kinds, self._config.shape, server.addressee, num_requests=num_requests, seed=seed)
+        return build_requests(kinds, self._config.shape, server.destination, num_requests=num_requests, seed=seed)
 
-    async def _load_and_watch(self, requests: list[EncodedRequest], kind: Kind, server: HealthyServer) -> RoundSamples:
+    async def _load_and_probe(self, requests: list[EncodedRequest], kind: Kind, server: HealthyServer) -> RoundSamples:
         duration_s = self._config.duration_s
         before = await self._read_lag(server)
-        with HealthProbe(server.addressee.base_url, self._config.api_key, wants_realtime=True) as probe:
+        with HealthProbe(server.destination.base_url, self._config.api_key, wants_realtime=True) as probe:
             probe.start()
-            await asyncio.sleep(_CALM_S)
+            await asyncio.sleep(_PROBE_MARGIN_S)
             load = await self._load(_repeat(requests, duration_s) if duration_s else requests, kind)
-            await asyncio.sleep(_CALM_S)
+            await asyncio.sleep(_PROBE_MARGIN_S)
             probes = probe.finish()
         delays = find_loop_delays(before, await self._read_lag(server))
         return RoundSamples(load=load, probes=probes, delays=delays, num_different=len(requests))
@@ -107,7 +108,7 @@ class _LivenessBench:
 
     async def _read_lag(self, server: HealthyServer) -> LoopLag:
         async with open_session(self._config.request_timeout_s) as session:
-            return await read_loop_lag(session, server.addressee.base_url, request_headers(self._config.api_key))
+            return await read_loop_lag(session, server.destination.base_url, request_headers(self._config.api_key))
 
     def _assemble(
         self, created_at: str, servers: list[HealthyServer], rounds: Rounds[Kind, LivenessFigures]
@@ -133,7 +134,7 @@ class _LivenessBench:
         return LivenessSideResult(
             name=spec.name,
             target=redact(spec.command or spec.url or ""),
-            model=server.addressee.model,
+            model=server.destination.model,
             version=server.version,
             ready_after_s=server.ready_after_s if spec.command else None,
             kinds=[summarize_kind(kind, rounds[index, kind]) for kind in self._config.kinds],
@@ -141,7 +142,7 @@ class _LivenessBench:
 
 
 def _repeat(requests: list[EncodedRequest], duration_s: float) -> Iterator[EncodedRequest]:
-    """The requests again and again, until the time is over."""
+    """Cycles through the requests until the time is over."""
     end_s = perf_counter() + duration_s
     for request in cycle(requests):
         if perf_counter() >= end_s:

@@ -1,16 +1,16 @@
-"""Waits until a server is healthy, and finds out what it can be loaded with."""
+"""The readiness check of `bench liveness`: waits until a server is healthy, and finds the kinds that it accepts."""
 
 from dataclasses import dataclass
 from time import perf_counter
 
 import aiohttp
 
-from vllm_cli.bench.dialect import request_headers
 from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.liveness.config import PLAIN_KINDS, LivenessConfig, PlainKind
-from vllm_cli.bench.liveness.payloads import Addressee, build_requests
+from vllm_cli.bench.liveness.payloads import Destination, build_requests
 from vllm_cli.bench.readiness import NotReadyError, ask_first_model, ask_version, get, wait_for
 from vllm_cli.bench.request import send_request
+from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.target import Target
 
 
@@ -18,30 +18,30 @@ from vllm_cli.bench.target import Target
 class HealthyServer:
     """A server whose `/health` has answered 200."""
 
-    addressee: Addressee
+    destination: Destination
     ready_after_s: float
-    """Seconds from the start of the waiting to that answer."""
+    """Seconds from the begin of the wait to that answer."""
     version: str | None
-    """What the server's `/version` says, if it has one."""
-    mixture: tuple[PlainKind, ...]
-    """The kinds of requests that it took; asked for only where a mixture is wanted."""
+    """From the server's `/version`; None if it has no such route."""
+    accepted_kinds: tuple[PlainKind, ...]
+    """The kinds of requests that it accepts; empty unless the load is `mixed`."""
 
 
 async def wait_until_healthy(target: Target, config: LivenessConfig) -> HealthyServer:
-    """Ask for health, not for a completion, which an embedding model cannot give."""
+    """Polls `/health` and not completions, because an embedding model gives none."""
     start_s = perf_counter()
 
-    async def meet(session: aiohttp.ClientSession) -> HealthyServer:
+    async def check(session: aiohttp.ClientSession) -> HealthyServer:
         headers = request_headers(config.api_key)
         await _ensure_healthy(session, target.base_url, headers)
         model = target.spec.model or await ask_first_model(session, target.base_url, headers)
         ready_after_s = perf_counter() - start_s
-        addressee = Addressee(base_url=target.base_url, model=model, api_key=config.api_key)
+        destination = Destination(base_url=target.base_url, model=model, api_key=config.api_key)
         version = await ask_version(session, target.base_url, headers)
-        mixture = await _try_kinds(session, addressee, config) if "mixed" in config.kinds else ()
-        return HealthyServer(addressee, ready_after_s, version, mixture)
+        accepted_kinds = await _try_kinds(session, destination, config) if "mixed" in config.kinds else ()
+        return HealthyServer(destination, ready_after_s, version, accepted_kinds)
 
-    return await wait_for(target, meet, config)
+    return await wait_for(target, check, config)
 
 
 async def _ensure_healthy(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> None:
@@ -53,13 +53,13 @@ async def _ensure_healthy(session: aiohttp.ClientSession, base_url: str, headers
 
 
 async def _try_kinds(
-    session: aiohttp.ClientSession, addressee: Addressee, config: LivenessConfig
+    session: aiohttp.ClientSession, destination: Destination, config: LivenessConfig
 ) -> tuple[PlainKind, ...]:
-    """The kinds of which the server answers a small request."""
-    taken = []
+    """The kinds whose smallest request the server answers without an error."""
+    accepted = []
     for kind in PLAIN_KINDS:
-        requests = build_requests([kind], config.shape.smallest, addressee, num_requests=1, seed="readiness")
+        requests = build_requests([kind], config.shape.smallest, destination, num_requests=1, seed="readiness")
         sample = await send_request(session, requests[0])
         if sample.error is None:
-            taken.append(kind)
-    return tuple(taken)
+            accepted.append(kind)
+    return tuple(accepted)

@@ -1,46 +1,48 @@
-"""The result as one self-contained HTML page: bars of every level and side, then the tables."""
+"""The result of `bench serve` as one self-contained HTML page: bars for every level and side, then the tables."""
 
 from html import escape
 from typing import NamedTuple
 
-from vllm_cli.bench.figures import METRICS, Metric
-from vllm_cli.bench.results import BenchResult, Spread
+from vllm_cli.bench.figures import Metric
+from vllm_cli.bench.results import Spread
+from vllm_cli.bench.serve.figures import SERVE_METRICS
 from vllm_cli.bench.serve.report import build_tables, describe_problems, describe_run
+from vllm_cli.bench.serve.results import ServeResult
 from vllm_cli.bench.tables import draw_figure_table, format_figure
 from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
 
-_PICTURED = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "e2e_p50_ms", "health_p99_ms")
+_DRAWN = ("output_tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "e2e_p50_ms", "health_p99_ms")
 _WIDTH, _HEIGHT = 640, 230
 _TOP, _BOTTOM = 50, 30
 _FLOOR = _HEIGHT - _BOTTOM
 _GROUP_SHARE, _BAR_SHARE = 0.8, 0.92
-"""How much of its room a group, and a bar in it, fills."""
+"""The share of its space that a group of bars fills, and a bar in a group."""
 
 
 class _Bar(NamedTuple):
-    """One side at one level."""
+    """The bar of one side at one level."""
 
     group: int
     side: int
     spread: Spread
 
 
-def draw_page(result: BenchResult) -> str:
+def draw_serve_page(result: ServeResult) -> str:
     """The whole page."""
     names = [side.name for side in result.sides]
     keys = " ".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
     parts = [
         *map(draw_paragraph, describe_run(result)),
         f"<p>{keys}</p>",
-        *(_draw_panel(result, metric) for metric in METRICS if metric.name in _PICTURED),
+        *(_draw_panel(result, metric) for metric in SERVE_METRICS if metric.name in _DRAWN),
         *map(draw_figure_table, build_tables(result)),
         *map(draw_paragraph, describe_problems(result)),
     ]
     return build_page("bench serve: " + " against ".join(names), parts)
 
 
-def _draw_panel(result: BenchResult, metric: Metric) -> str:
-    """One figure of all sides at all levels; nothing if no side has it."""
+def _draw_panel(result: ServeResult, metric: Metric) -> str:
+    """The chart of one figure for all sides and levels; empty if no side has the figure."""
     bars = [
         _Bar(group, index, level.summary[metric.name])
         for index, side in enumerate(result.sides)
@@ -67,7 +69,7 @@ def _draw_panel(result: BenchResult, metric: Metric) -> str:
 
 
 def _draw_bar(bar: _Bar, room: float, num_sides: int, highest: float) -> str:
-    """A bar as high as the median, its value above, and a thin line from the least to the greatest round."""
+    """A bar up to the median, a thin line from the minimum to the maximum, and the median as text."""
     scale = (_FLOOR - _TOP) / highest
     slot = room * _GROUP_SHARE / num_sides
     width = slot * _BAR_SHARE

@@ -1,10 +1,10 @@
-"""The result as tables for people: one for each level, with what was measured above and what went wrong below."""
+"""The report of `bench serve`: the settings, one table for each level, then problems."""
 
 from collections.abc import Iterator
 from typing import TextIO
 
-from vllm_cli.bench.figures import METRICS
-from vllm_cli.bench.results import BenchResult, RoundFigures, SideResult
+from vllm_cli.bench.serve.figures import SERVE_METRICS
+from vllm_cli.bench.serve.results import RoundFigures, ServeResult, ServeSideResult
 from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 IDLE = {
@@ -14,13 +14,13 @@ IDLE = {
 }
 
 
-def write_report(result: BenchResult, stream: TextIO) -> None:
-    """Write the whole report, in the form that suits the stream."""
+def write_serve_report(result: ServeResult, stream: TextIO) -> None:
+    """Writes the whole report, as a terminal or as a pipe needs it."""
     write_sections(describe_run(result), build_tables(result), describe_problems(result), stream)
 
 
-def describe_run(result: BenchResult) -> Iterator[str]:
-    """What was measured, on what, and how tokens were counted."""
+def describe_run(result: ServeResult) -> Iterator[str]:
+    """The machine, the load, the servers, and how tokens were counted."""
     settings = result.settings
     yield f"{result.machine.description}, {result.created_at}"
     yield (
@@ -36,7 +36,7 @@ def describe_run(result: BenchResult) -> Iterator[str]:
         yield f"Sides take turns, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
 
 
-def build_tables(result: BenchResult) -> list[FigureTable]:
+def build_tables(result: ServeResult) -> list[FigureTable]:
     """One table for each level."""
     tables = []
     for index, level in enumerate(result.sides[0].levels):
@@ -46,15 +46,15 @@ def build_tables(result: BenchResult) -> list[FigureTable]:
             ratios=[ratio.ratios for ratio in result.ratios if ratio.concurrency == level.concurrency],
         )
         failed = [str(_count_errors(side, index)) for side in result.sides]
-        rows = [*comparison.rows(METRICS), ["failed requests", *failed, *("" for _ in comparison.ratios)]]
+        rows = [*comparison.rows(SERVE_METRICS), ["failed requests", *failed, *("" for _ in comparison.ratios)]]
         num_requests = result.settings.num_requests[level.concurrency]
         title = f"{level.concurrency} at once: {num_requests} requests a round, rounds: {len(level.rounds)}"
         tables.append(FigureTable(title, comparison.header, rows))
     return tables
 
 
-def describe_problems(result: BenchResult) -> Iterator[str]:
-    """What a reader must know before trusting the figures."""
+def describe_problems(result: ServeResult) -> Iterator[str]:
+    """Errors, short answers and a busy load generator: reasons to distrust the figures."""
     for side in result.sides:
         for level in side.levels:
             where = f"{side.name} at {level.concurrency}"
@@ -71,5 +71,5 @@ def _messages(rounds: list[RoundFigures]) -> list[str]:
     return list(dict.fromkeys(message for figures in rounds for message in figures.errors))
 
 
-def _count_errors(side: SideResult, index: int) -> int:
+def _count_errors(side: ServeSideResult, index: int) -> int:
     return sum(figures.num_errors for figures in side.levels[index].rounds)

@@ -1,8 +1,8 @@
-"""The floor of a start: the first token of a Llama checkpoint with nothing around it.
+"""The floor of a start: computes the first token of a Llama checkpoint, without server, engine or KV cache.
 
-Run as `python bare_script.py FOLDER PROMPT` in a fresh interpreter. torch, tokenizers and safetensors, a forward pass
-written out, no server, no engine, no cache; what a start takes beyond this is the price of being a server. Prints one
-JSON line: the moment of the token in monotonic nanoseconds, and what it says.
+Runs as `python bare_script.py FOLDER PROMPT` in a fresh interpreter with torch, tokenizers and safetensors. What a
+server's start takes beyond this is its overhead. Prints one JSON line: the moment of the token in monotonic
+nanoseconds, and its text.
 """
 
 import json
@@ -24,7 +24,7 @@ def main(folder: Path, prompt: str) -> None:
     """Prints the greedy first token."""
     config = json.loads((folder / "config.json").read_text())
     if config.get("model_type") != "llama":
-        sys.exit(f"the bare script knows models of type llama, {folder} is of type {config.get('model_type')!r}")
+        sys.exit(f"the bare script supports models of type llama, {folder} is of type {config.get('model_type')!r}")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     weights: Weights = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -42,11 +42,11 @@ def predict(token_ids: list[int], config: dict[str, Any], weights: Weights) -> T
     epsilon = config["rms_norm_eps"]
     rotation = build_rotation(len(token_ids), config, hidden.dtype)
     for layer in range(config["num_hidden_layers"]):
-        of_layer = f"model.layers.{layer}."
-        normed = normalize(hidden, weights[of_layer + "input_layernorm.weight"], epsilon)
-        hidden = hidden + attend(normed, config, weights, of_layer + "self_attn.", rotation)
-        normed = normalize(hidden, weights[of_layer + "post_attention_layernorm.weight"], epsilon)
-        hidden = hidden + transform(normed, weights, of_layer + "mlp.")
+        prefix = f"model.layers.{layer}."
+        normed = normalize(hidden, weights[prefix + "input_layernorm.weight"], epsilon)
+        hidden = hidden + attend(normed, config, weights, prefix + "self_attn.", rotation)
+        normed = normalize(hidden, weights[prefix + "post_attention_layernorm.weight"], epsilon)
+        hidden = hidden + transform(normed, weights, prefix + "mlp.")
     last = normalize(hidden[-1], weights["model.norm.weight"], epsilon)
     return linear(last, weights.get("lm_head.weight", embeddings)).argmax()
 
@@ -77,7 +77,7 @@ def project(hidden: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 def normalize(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root mean square, in single precision."""
+    """RMS norm, computed in single precision."""
     wide = hidden.float()
     return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(hidden.dtype)
 
@@ -87,7 +87,7 @@ def build_rotation(num_tokens: int, config: dict[str, Any], dtype: torch.dtype) 
     settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind != "default":
-        sys.exit(f"the bare script knows plain rotary embeddings, the model has {kind!r}")
+        sys.exit(f"the bare script supports plain rotary embeddings, the model has {kind!r}")
     theta = settings.get("rope_theta", config.get("rope_theta", 10000.0))
     size = head_size(config)
     frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)

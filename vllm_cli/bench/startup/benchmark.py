@@ -1,6 +1,6 @@
-"""`bench startup`: its parts, put together."""
+"""The functions of `bench startup`."""
 
-from vllm_cli.bench.outcome import Benchmark
+from vllm_cli.bench.benchmark import Benchmark
 from vllm_cli.bench.startup.chart import draw_startup_page
 from vllm_cli.bench.startup.regression import (
     find_slower_starts_than_baseline,
@@ -9,12 +9,14 @@ from vllm_cli.bench.startup.regression import (
 )
 from vllm_cli.bench.startup.report import write_startup_report
 from vllm_cli.bench.startup.run import run_startup_bench
+from vllm_cli.bench.startup.svg import draw_startup_svg
 
 STARTUP = Benchmark(
     run=run_startup_bench,
     read_baseline=read_startup_baseline,
     write_report=write_startup_report,
     draw=draw_startup_page,
+    draw_svg=draw_startup_svg,
     find_slower_than_baseline=find_slower_starts_than_baseline,
     find_slower_than_others=find_slower_starts_than_others,
 )

@@ -1,4 +1,4 @@
-"""Brings the caches into the state that a start is to find, and what was moved aside back again."""
+"""Sets page cache and compile cache to the wanted state for a start, and restores the compile cache afterwards."""
 
 import os
 import re
@@ -17,7 +17,7 @@ _ASIDE_SUFFIX = ".aside-by-bench"
 
 
 class CacheError(BenchError):
-    """The caches cannot be brought into the state; exit code 2, since other settings are needed."""
+    """The caches cannot be set to the state; exit code 2, because other options are needed."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class StartupCaches:
 
     @contextmanager
     def in_state(self, state: CacheState) -> Iterator[Residency | None]:
-        """For the block, the state; gives what stayed in memory of what was evicted, None where nothing was.
+        """Sets the state for the block; yields how much of the evicted files stayed in memory, None without eviction.
 
         Raises:
             CacheError: something cannot be evicted or moved.
@@ -52,7 +52,7 @@ class StartupCaches:
 
 
 def find_libraries(command: str) -> list[Path]:
-    """The shared libraries of the Python environment that a command's program belongs to; none for other programs."""
+    """The shared libraries of the Python environment of a command's program; none if it is not in an environment."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Za-z_]\w*=", word)]
     program = shutil.which(words[0]) if words else None
     if program is None:
@@ -62,7 +62,7 @@ def find_libraries(command: str) -> list[Path]:
 
 
 def find_models(command: str) -> list[Path]:
-    """The model folders that a command names."""
+    """The model folders among a command's words."""
     return [Path(word) for word in shlex.split(command) if (Path(word) / "config.json").is_file()]
 
 
@@ -83,7 +83,7 @@ def _moved_aside(folder: Path) -> Iterator[None]:
     aside = _aside(folder)
     try:
         if folder.exists():
-            os.rename(folder, aside)  # noqa: PTH104 - says that it is atomic
+            os.rename(folder, aside)  # noqa: PTH104 - documented as atomic
     except OSError as err:
         raise CacheError(f"--compile-cache: {folder} cannot be moved to {aside}: {err.strerror}") from err
     try:
@@ -93,11 +93,11 @@ def _moved_aside(folder: Path) -> Iterator[None]:
 
 
 def _restore(folder: Path) -> None:
-    """Puts back what was moved aside, now or by a run that was killed; what a cold start has compiled goes."""
+    """Moves the folder back, also after a killed run; deletes what a cold start has compiled."""
     aside = _aside(folder)
     if aside.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        os.rename(aside, folder)  # noqa: PTH104 - says that it is atomic
+        os.rename(aside, folder)  # noqa: PTH104 - documented as atomic
 
 
 def _aside(folder: Path) -> Path:

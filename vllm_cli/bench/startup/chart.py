@@ -1,4 +1,4 @@
-"""The result of `bench startup` as one self-contained HTML page: each way to a first token, then the tables."""
+"""The result of `bench startup` as one self-contained HTML page: the stages up to the first token, then tables."""
 
 from html import escape
 from typing import NamedTuple
@@ -21,12 +21,12 @@ _BAR = 18
 
 
 class _Stage(NamedTuple):
-    """A part of the way, drawn from where the one before ends."""
+    """A part of the bar, drawn from the end of the one before."""
 
     label: str
     figure: str
     per_s: float
-    """What the figure is divided by to give seconds."""
+    """How many of the figure's units are a second."""
 
 
 _STAGES = (

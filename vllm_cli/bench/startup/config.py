@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from server.errors import ConfigError
-from vllm_cli.bench.config import BenchConfig, Endpoint, TargetSpec, check_counts
+from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_counts
 
 CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]
-"""What a start finds: everything cached; weights (and libraries) not in memory; compiled code gone; both."""
+"""The caches before a start: all warm; weights (and libraries) evicted; no compile cache; both."""
 
 CACHE_STATES: tuple[CacheState, ...] = get_args(CacheState)
 
@@ -18,12 +18,12 @@ MAX_TOKENS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StartupBenchConfig:
-    """What to start, from which state, and how often."""
+    """The commands to start, the states of the caches, and the number of rounds."""
 
     targets: tuple[TargetSpec, ...]
     """Commands; the first is side A, the others are compared with it."""
     floor_model: Path | None = None
-    """The model folder that the bare script answers from, as one more side; None leaves it out."""
+    """The model folder of the bare script, an additional side; None leaves it out."""
     states: tuple[CacheState, ...] = ("warm",)
     num_rounds: int = 5
     evict_paths: tuple[Path, ...] = ()
@@ -31,12 +31,12 @@ class StartupBenchConfig:
     evict_libraries: bool = False
     """Whether the shared libraries of the commands' Python environments are evicted too."""
     compile_cache: Path | None = None
-    """The folder that is moved aside for a cold compile cache."""
+    """The folder that is renamed for a cold compile cache."""
     endpoint: Endpoint = "completions"
     api_key: str | None = None
     ready_timeout_s: float = 600.0
     pause_s: float = 1.0
-    """Between the end of one server and the start of the next."""
+    """Time between the end of one server and the start of the next."""
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -56,12 +56,11 @@ class StartupBenchConfig:
         return any(state in ("cold-compile", "cold") for state in self.states)
 
     @property
-    def request_config(self) -> BenchConfig:
-        """The same for the parts that `bench serve` has too: how a server is asked."""
-        return BenchConfig(
+    def request_config(self) -> CompletionConfig:
+        """How a started server is asked for its first completion."""
+        return CompletionConfig(
             targets=self.targets,
             endpoint=self.endpoint,
-            max_tokens=MAX_TOKENS,
             ignore_eos=False,
             stream=True,
             api_key=self.api_key,

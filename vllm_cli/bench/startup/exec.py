@@ -1,8 +1,8 @@
-"""Notes the time and becomes the command that is to be timed.
+"""Writes the time to a file and executes the command to be timed.
 
-A script of its own (`python -I -S startup_exec.py STAMP_FILE WORD...`), because the time between the benchmark's
-request and the command's exec includes the start of the supervisor and of this interpreter, which must not be
-charged to the command. The stamp is in monotonic nanoseconds, a clock that all processes of the machine share.
+Runs as a script (`python -I -S exec.py STAMP_FILE WORD...`): the time before the command's exec, in which the
+supervisor and this interpreter start, must not count as the command's. The stamp is in monotonic nanoseconds, a clock
+that all processes of the machine share.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Learns the moment at which a command was executed."""
+"""The moment at which a command was executed."""
 
 import asyncio
 import sys
@@ -14,7 +14,7 @@ _POLL_S = 0.001
 
 
 class ExecStamp:
-    """A file into which a command's launcher writes the time; a context manager that removes it."""
+    """The file to which `exec.py` writes the time; a context manager that removes it."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vllm-cli-bench-")
@@ -29,12 +29,12 @@ class ExecStamp:
         self._folder.cleanup()
 
     @property
-    def launcher_words(self) -> list[str]:
-        """What goes in front of the command's words."""
+    def stamp_words(self) -> list[str]:
+        """The words to put in front of the command's words."""
         return [sys.executable, "-I", "-S", startup_exec.__file__, str(self._path)]
 
     async def wait(self, ensure_alive: Callable[[], None]) -> int:
-        """The moment in monotonic nanoseconds; `ensure_alive` raises where it will never come."""
+        """Waits for the stamp, in monotonic nanoseconds; `ensure_alive` raises if the command has exited."""
         while True:
             text = self._path.read_text() if self._path.exists() else ""
             if text.endswith("\n"):

@@ -1,4 +1,4 @@
-"""Turns starts into figures: medians and spread over rounds, ratios pair by pair."""
+"""The figures of `bench startup`: of one start, over all rounds, and of one side divided by another."""
 
 from msgspec import structs
 
@@ -18,11 +18,11 @@ STARTUP_METRICS = (
     Metric("num_refused", "probes refused"),
 )
 _COMPARED = STARTUP_METRICS[:-1]
-"""A quotient of counts that may be 0 tells nothing."""
+"""Without the counts, which may be 0."""
 
 
 def add_probes(figures: StartFigures, probes: StartProbeSamples) -> StartFigures:
-    """The figures with what the probes saw."""
+    """The figures, completed by the samples of the probe process."""
     return structs.replace(
         figures,
         probe_p50_ms=percentile_ms(probes.latencies_ns, 50),
@@ -34,18 +34,18 @@ def add_probes(figures: StartFigures, probes: StartProbeSamples) -> StartFigures
     )
 
 
-def add_residency(figures: StartFigures, stayed: Residency | None) -> StartFigures:
-    """The figures with what had been evicted before."""
-    if stayed is None:
+def add_residency(figures: StartFigures, residency: Residency | None) -> StartFigures:
+    """The figures, completed by the eviction before the start."""
+    if residency is None:
         return figures
-    return structs.replace(figures, evicted_bytes=stayed.total_bytes, resident_bytes=stayed.resident_bytes)
+    return structs.replace(figures, evicted_bytes=residency.total_bytes, resident_bytes=residency.resident_bytes)
 
 
 def summarize_state(state: CacheState, rounds: list[StartFigures]) -> StateResult:
     """Median and spread of every figure and phase over the rounds."""
     names = dict.fromkeys(name for figures in rounds for name in figures.phases)
-    told = [figures.phases for figures in rounds if figures.phases]
-    phases = {name: spread_of(phases.get(name, 0.0) for phases in told) for name in names}
+    reported = [figures.phases for figures in rounds if figures.phases]
+    phases = {name: spread_of(phases.get(name, 0.0) for phases in reported) for name in names}
     return StateResult(
         state=state,
         summary=summarize_rounds(STARTUP_METRICS, rounds),
@@ -55,6 +55,6 @@ def summarize_state(state: CacheState, rounds: list[StartFigures]) -> StateResul
 
 
 def compare_states(ours: StateResult, theirs: StateResult, *, against: str) -> StateRatio:
-    """Ours over theirs, from one state."""
+    """Our figures divided by theirs, from one state."""
     ratios = compare_rounds(_COMPARED, ours.rounds, theirs.rounds)
     return StateRatio(against=against, state=ours.state, ratios=ratios)

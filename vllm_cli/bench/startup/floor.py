@@ -1,4 +1,4 @@
-"""Times the bare script, so that a server's start can be held against what no start goes below."""
+"""Times the bare script, the floor that a server's start is compared with."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class _Token(msgspec.Struct):
 
 
 class FloorSide:
-    """A fresh interpreter for each start; it has no socket, so the first token is all there is to time."""
+    """Runs the bare script in a fresh interpreter; it has no socket, so only the first token is timed."""
 
     name = "bare script"
     version: str | None = None
@@ -36,20 +36,20 @@ class FloorSide:
         self._timeout_s = timeout_s
 
     async def prepare(self) -> None:
-        """One run that does not count."""
+        """One run that is not measured."""
         await self.measure()
 
     async def measure(self) -> StartFigures:
-        """One run that counts."""
+        """One measured run."""
         with ExecStamp() as stamp:
-            words = [*stamp.launcher_words, sys.executable, "-P", str(_SCRIPT), self.model, PROMPT]
+            words = [*stamp.stamp_words, sys.executable, "-P", str(_SCRIPT), self.model, PROMPT]
             process = await asyncio.create_subprocess_exec(
                 *words, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
             )
             try:
                 token = await self._read_token(process)
             finally:
-                await _end(process)
+                await _kill(process)
             exec_ns = await stamp.wait(lambda: None)
         self.first_text = token.text
         return StartFigures(listening_ms=None, healthy_s=None, first_token_s=(token.token_ns - exec_ns) / 1e9)
@@ -57,17 +57,17 @@ class FloorSide:
     async def _read_token(self, process: Process) -> _Token:
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer, complaint = await process.communicate()
+                output, errors = await process.communicate()
         except TimeoutError:
             raise TargetStartError(f"The bare script gave no token within {self._timeout_s:g} s") from None
         if process.returncode:
-            lines = complaint.decode(errors="replace").strip().splitlines()
+            lines = errors.decode(errors="replace").strip().splitlines()
             raise TargetStartError(f"The bare script failed: {lines[-1] if lines else process.returncode}")
-        return msgspec.json.decode(answer, type=_Token)
+        return msgspec.json.decode(output, type=_Token)
 
 
-async def _end(process: Process) -> None:
-    """Leaves nothing of the script's session."""
+async def _kill(process: Process) -> None:
+    """Kills the script's session."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

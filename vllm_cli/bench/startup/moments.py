@@ -1,4 +1,4 @@
-"""The moments of a start as a client sees them, in monotonic nanoseconds; asking costs the server next to nothing."""
+"""The moments of a start that a client sees, in monotonic nanoseconds; polls are cheap for the server."""
 
 import asyncio
 import socket
@@ -9,10 +9,10 @@ from dataclasses import replace
 import aiohttp
 import msgspec
 
-from vllm_cli.bench.dialect import Dialect
 from vllm_cli.bench.errors import TargetStartError
 from vllm_cli.bench.load import open_session
 from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
+from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import MAX_TOKENS, PROMPT
 
 _CONNECT_POLL_S = 0.005
@@ -22,7 +22,7 @@ _STARTUPZ_TIMEOUT_S = 5.0
 
 
 async def wait_listening(host: str, port: int, ensure_alive: Callable[[], None]) -> int:
-    """The moment at which a connection is accepted."""
+    """Polls until a connection is accepted; returns the moment."""
     loop = asyncio.get_running_loop()
     while True:
         with socket.socket() as client:
@@ -37,7 +37,7 @@ async def wait_listening(host: str, port: int, ensure_alive: Callable[[], None])
 
 
 async def wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -> int | None:
-    """The moment of the first 200; None from a server that does not know the path."""
+    """Polls `/health` until it is 200; returns the moment, or None if the server has no such route."""
     while True:
         status = await ask_status(host, port, "/health")
         if status == 200:
@@ -49,9 +49,9 @@ async def wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -
 
 
 async def ask_status(host: str, port: int, path: str) -> int | None:
-    """The status of a GET, None without an answer.
+    """The status of a GET; None without a response.
 
-    On a bare socket, which takes a fifth of the time of streams: a start on two cores has none to spare.
+    Uses a bare socket, which takes a fifth of the CPU time of asyncio streams: polls compete with the start for cores.
     """
     loop = asyncio.get_running_loop()
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
@@ -69,23 +69,23 @@ async def ask_status(host: str, port: int, path: str) -> int | None:
         return None
 
 
-async def wait_first_token(dialect: Dialect, ensure_alive: Callable[[], None]) -> int:
-    """The moment at which the first text arrives; asked again only while the server says that it cannot yet."""
-    body = dialect.body(PROMPT, max_tokens=MAX_TOKENS)
-    request = EncodedRequest(dialect.url, dialect.headers, body, is_stream=True)
-    async with open_session(dialect.config.request_timeout_s) as session:
+async def wait_first_token(request_format: RequestFormat, ensure_alive: Callable[[], None]) -> int:
+    """Requests a completion, again after 5xx or no response; returns the moment at which its first text arrives."""
+    body = request_format.body(PROMPT, max_tokens=MAX_TOKENS)
+    request = EncodedRequest(request_format.url, request_format.headers, body, is_stream=True)
+    async with open_session(request_format.config.request_timeout_s) as session:
         while True:
             sample = await send_request(session, request)
             if sample.text_times_ns:
                 return _on_monotonic_clock(sample.text_times_ns[0])
-            _refuse_hopeless(sample, dialect)
+            _raise_if_rejected(sample, request_format)
             ensure_alive()
             await asyncio.sleep(_HEALTH_POLL_S)
 
 
-def _refuse_hopeless(sample: RequestSample, dialect: Dialect) -> None:
+def _raise_if_rejected(sample: RequestSample, request_format: RequestFormat) -> None:
     if sample.status == 200 or (sample.status is not None and sample.status < 500):
-        raise TargetStartError(f"{dialect.url} gives no text: {sample.error or 'its answer was empty'}")
+        raise TargetStartError(f"{request_format.url} gives no text: {sample.error or 'its answer was empty'}")
 
 
 def _on_monotonic_clock(perf_counter_ns: int) -> int:
@@ -100,14 +100,14 @@ class _Completion(msgspec.Struct):
     choices: list[_Choice] = []
 
 
-async def ask_first_text(dialect: Dialect) -> str | None:
-    """The greedy first token of a plain completion, so that sides can be compared."""
-    if dialect.config.endpoint != "completions":
+async def ask_first_text(request_format: RequestFormat) -> str | None:
+    """The greedy first token of a plain completion, to compare sides; None if it cannot be requested."""
+    if request_format.config.endpoint != "completions":
         return None
-    plain = replace(dialect, config=replace(dialect.config, stream=False), optional={})
+    plain = replace(request_format, config=replace(request_format.config, stream=False), optional={})
     try:
         async with (
-            open_session(dialect.config.request_timeout_s) as session,
+            open_session(request_format.config.request_timeout_s) as session,
             session.post(plain.url, data=plain.body(PROMPT, max_tokens=1), headers=plain.headers) as response,
         ):
             choices = msgspec.json.decode(await response.read(), type=_Completion).choices
@@ -126,13 +126,13 @@ class _StartupReport(msgspec.Struct):
     phases: list[_Phase] = []
 
 
-async def read_phases(dialect: Dialect) -> dict[str, float]:
-    """What the server tells about its start, if it does."""
-    timeout = aiohttp.ClientTimeout(total=_STARTUPZ_TIMEOUT_S)
+async def read_phases(request_format: RequestFormat) -> dict[str, float]:
+    """Seconds by `process:phase` from `/startupz`; empty if the server has no such route."""
+    url, timeout = f"{request_format.base_url}/startupz", aiohttp.ClientTimeout(total=_STARTUPZ_TIMEOUT_S)
     try:
         async with (
             open_session(_STARTUPZ_TIMEOUT_S) as session,
-            session.get(f"{dialect.base_url}/startupz", headers=dialect.headers, timeout=timeout) as response,
+            session.get(url, headers=request_format.headers, timeout=timeout) as response,
         ):
             content = await response.read()
             phases = msgspec.json.decode(content, type=_StartupReport).phases if response.status == 200 else []

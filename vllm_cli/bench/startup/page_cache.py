@@ -1,4 +1,4 @@
-"""Puts files out of the page cache and looks whether they are: "cold" is a claim until the kernel confirms it."""
+"""Evicts files from the page cache, and measures how much of them the kernel still holds in memory."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ class Residency(NamedTuple):
 
 
 def evict_files(files: Sequence[Path]) -> Residency:
-    """Writes back and drops the files' pages; what comes back is what stayed all the same.
+    """Writes back and drops the files' pages; returns what stayed in memory.
 
-    Pages that another process has mapped stay, and so does everything on tmpfs.
+    Pages that another process has mapped stay, and so do files on tmpfs.
 
     Raises:
         OSError: a file cannot be opened, or the system cannot do it.
@@ -38,7 +38,7 @@ def evict_files(files: Sequence[Path]) -> Residency:
 
 
 def measure_residency(files: Iterable[Path]) -> Residency:
-    """How much of the files is in memory now, by cachestat(2) or mincore(2); looking does not change it."""
+    """How much of the files is in memory, from cachestat(2) or mincore(2); reads no page."""
     total_bytes = resident_bytes = 0
     for file in files:
         with ResidencyProbe(str(file)) as probe:
@@ -48,7 +48,7 @@ def measure_residency(files: Iterable[Path]) -> Residency:
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
-    """The files among the paths and those in the folders among them, each once and without the links to them."""
+    """The files among the paths and in the folders among them, each once and with links resolved."""
     found: dict[Path, None] = {}
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

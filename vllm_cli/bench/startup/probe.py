@@ -1,8 +1,8 @@
-"""Asks a starting server again and again, as an orchestrator's probes do, from a process of its own.
+"""Probes a starting server, as an orchestrator does, from a separate process.
 
-The process runs this very file (`python -I -S startup_probe.py`): standard library only. Each probe is a connection of
-its own and any HTTP answer counts, since a server that says 503 in time is alive. It reads its orders as one JSON
-line, probes until its standard input ends (which it also does when the parent dies), then writes its samples.
+The process runs this file as a script (`python -I -S probe.py`): standard library only. Each probe opens a connection,
+and any HTTP response counts, because a server that answers 503 in time is alive. The process reads its settings as one
+JSON line, probes until its standard input ends (also when the parent dies), then writes its samples.
 """
 
 import json
@@ -20,20 +20,20 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class StartProbeSamples:
-    """What the probes of one start saw.
+    """The probes of one start.
 
-    A probe that was due while an earlier one still hung counts from when it was due.
+    The latency of a probe that was due while an earlier one still waited counts from its due time.
     """
 
     latencies_ns: list[int]
     num_refused: int
-    """Connections that nobody accepted."""
+    """Refused connections."""
     num_lost: int
-    """Probes without an answer after the server had answered one: refused, reset, or timed out."""
+    """Probes without a response after an earlier one had a response: refused, reset, or timed out."""
 
 
 class StartProbe:
-    """Probes a server from `begin` to `finish`; a context manager that leaves no process."""
+    """Probes a server from `begin` to `finish`; a context manager that kills the process at its end."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -53,13 +53,13 @@ class StartProbe:
             self._process.kill()
 
     def begin(self, host: str, port: int) -> None:
-        """The first probe is sent at once."""
+        """Starts probing, at once."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"host": host, "port": port, "interval_s": INTERVAL_S}).encode() + b"\n")
         self._process.stdin.flush()
 
     def finish(self) -> StartProbeSamples:
-        """End probing and collect what was measured."""
+        """Ends probing and returns the samples."""
         answer, _ = self._process.communicate(timeout=2 * TIMEOUT_S)
         return StartProbeSamples(**json.loads(answer))
 
@@ -76,7 +76,7 @@ class _Prober:
         due_ns = perf_counter_ns()
         while not is_over.wait(max(0, due_ns - perf_counter_ns()) / 1e9):
             sent_ns = perf_counter_ns()
-            has_answered = self._ask()
+            has_answered = self._probe()
             done_ns = perf_counter_ns()
             due_ns += interval_ns
             overdue_ns = []
@@ -88,7 +88,7 @@ class _Prober:
             elif self.latencies_ns:
                 self.num_lost += 1
 
-    def _ask(self) -> bool:
+    def _probe(self) -> bool:
         try:
             with socket.create_connection(self._address, timeout=TIMEOUT_S) as connection:
                 connection.sendall(self._request)
@@ -109,12 +109,12 @@ def _await_end_of_input(is_over: threading.Event) -> None:
 
 
 def _main() -> None:
-    sys.stdout.write("there\n")
+    sys.stdout.write("started\n")
     sys.stdout.flush()
-    orders = sys.stdin.buffer.readline()
-    if not orders:
+    line = sys.stdin.buffer.readline()
+    if not line:
         return
-    settings = json.loads(orders)
+    settings = json.loads(line)
     is_over = threading.Event()
     threading.Thread(target=_await_end_of_input, args=[is_over], daemon=True, name="stdin").start()
     prober = _Prober(settings["host"], settings["port"])

@@ -1,4 +1,4 @@
-"""Says where a start was slower than in a baseline file or than the other side's."""
+"""Finds the states from which side A started slower than in a baseline or than another side."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from vllm_cli.bench.startup.config import StartupBenchConfig
 from vllm_cli.bench.startup.results import STARTUP_SCHEMA_VERSION, StartupResult
 from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
 
-DECISIVE = Metric("first_token_s", "the time to the first token")
-"""The figure that decides: the others are on its way."""
+JUDGED = Metric("first_token_s", "the time to the first token")
+"""The figure that is judged: it contains the others."""
 
 
 def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResult:
-    """Read an earlier run's `--json` file and make sure that it measured the same thing."""
+    """Reads an earlier run's `--json` file and checks that it measured the same starts."""
     baseline = decode_baseline(path, StartupResult, command="bench startup", schema_version=STARTUP_SCHEMA_VERSION)
     require_same(path, baseline.settings, config, ["endpoint"])
     if missing := [state for state in config.states if state not in baseline.settings.states]:
@@ -29,10 +29,10 @@ def find_slower_starts_than_baseline(result: StartupResult, baseline: StartupRes
         Contest(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))
         for state in result.sides[0].states
     ]
-    return find_worse([DECISIVE], contests, tolerance=tolerance)
+    return find_worse([JUDGED], contests, tolerance=tolerance)
 
 
 def find_slower_starts_than_others(result: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A is slower than another side by more than the tolerance."""
     contests = [Contest(f"from {ratio.state}", ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
-    return find_worse([DECISIVE], contests, tolerance=tolerance)
+    return find_worse([JUDGED], contests, tolerance=tolerance)

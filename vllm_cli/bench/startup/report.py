@@ -1,4 +1,4 @@
-"""The result of `bench startup` as tables for people."""
+"""The report of `bench startup`: the settings, tables of figures and phases, then problems."""
 
 from collections.abc import Iterator
 from typing import TextIO
@@ -8,18 +8,18 @@ from vllm_cli.bench.startup.results import StartupResult, StartupSideResult, Sta
 from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_sections
 
 _COLD_ENOUGH = 0.01
-"""More than this share still in memory is not a cold page cache."""
+"""With more than this share still in memory, the page cache was not cold."""
 
 
 def write_startup_report(result: StartupResult, stream: TextIO) -> None:
-    """Write the whole report, in the form that suits the stream."""
+    """Writes the whole report, as a terminal or as a pipe needs it."""
     write_sections(
         describe_startup_run(result), build_startup_tables(result), describe_startup_problems(result), stream
     )
 
 
 def describe_startup_run(result: StartupResult) -> Iterator[str]:
-    """What was measured and on what."""
+    """The machine, the sides, the rounds and the evictions."""
     settings = result.settings
     yield f"{result.machine.description}, {result.created_at}"
     for side in result.sides:
@@ -32,7 +32,7 @@ def describe_startup_run(result: StartupResult) -> Iterator[str]:
 
 
 def build_startup_tables(result: StartupResult) -> list[FigureTable]:
-    """For each state one table of figures, then one of phases for the sides that tell theirs."""
+    """For each state a table of figures, then a table of phases for each side that reports them."""
     tables = []
     for index, state in enumerate(result.settings.states):
         tables.append(_build_figures(result, index, state))
@@ -47,10 +47,10 @@ def build_startup_tables(result: StartupResult) -> list[FigureTable]:
 
 
 def describe_startup_problems(result: StartupResult) -> Iterator[str]:
-    """What a reader must know before trusting the figures."""
+    """Different first tokens, pages that stayed, lost probes: reasons to distrust the figures."""
     texts = {side.name: side.first_text for side in result.sides if side.first_text is not None}
     if len(set(texts.values())) > 1:
-        yield "The sides do not say the same: " + ", ".join(f"{name} {text!r}" for name, text in texts.items())
+        yield "The sides' first tokens differ: " + ", ".join(f"{name} {text!r}" for name, text in texts.items())
     for side in result.sides:
         for state in side.states:
             yield from _state_problems(side, state)
@@ -83,4 +83,4 @@ def _state_problems(side: StartupSideResult, state: StateResult) -> Iterator[str
     if stayed > _COLD_ENOUGH:
         yield f"{where}: {stayed:.1%} of what was evicted stayed in memory, so it was not cold; does a process map it?"
     if num_lost := sum(figures.num_lost for figures in state.rounds):
-        yield f"{where}: {num_lost} probes got no answer after the server had answered one"
+        yield f"{where}: {num_lost} probes got no response after an earlier one had a response"

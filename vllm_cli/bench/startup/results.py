@@ -1,15 +1,13 @@
-"""The result of `bench startup` as it goes to `--json` and comes back as a baseline."""
-
-import msgspec
+"""The result of `bench startup`, as it is written to `--json` and read as a baseline."""
 
 from vllm_cli.bench.config import Endpoint
-from vllm_cli.bench.results import Machine, Spread
+from vllm_cli.bench.results import Ratio, ResultPart, RunResult, SideResult, Spread
 from vllm_cli.bench.startup.config import CacheState
 
 STARTUP_SCHEMA_VERSION = 1
 
 
-class StartFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StartFigures(ResultPart, frozen=True, kw_only=True):
     """One start; times count from the exec of the command, a figure that could not be measured is null."""
 
     listening_ms: float | None
@@ -19,24 +17,24 @@ class StartFigures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     first_token_s: float
     """Until the first text of a completion arrived at the client."""
     probe_p50_ms: float | None = None
-    """How fast any HTTP answer came, at any time between exec and first token."""
+    """Latency of probes between exec and first token; any HTTP response counts."""
     probe_p99_ms: float | None = None
     probe_max_ms: float | None = None
     num_probes: int = 0
-    """Probes that were answered."""
+    """Probes with a response."""
     num_refused: int | None = None
-    """Probes whose connection nobody accepted; null where there is no server."""
+    """Probes whose connection was refused; null for the bare script, which has no socket."""
     num_lost: int = 0
-    """Probes without an answer after the server had answered one."""
+    """Probes without a response after an earlier one had a response."""
     phases: dict[str, float] = {}
-    """Seconds by `process:phase`, where the server tells them at `/startupz`."""
+    """Seconds by `process:phase`, from `/startupz`; empty if the server has no such route."""
     evicted_bytes: int = 0
-    """Size of the files that were put out of the page cache before."""
+    """Size of the files that were evicted from the page cache before the start."""
     resident_bytes: int = 0
-    """How much of them stayed all the same."""
+    """Bytes of them that stayed in memory."""
 
 
-class StateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StateResult(ResultPart, frozen=True, kw_only=True):
     """One side's starts from one state of the caches."""
 
     state: CacheState
@@ -46,29 +44,22 @@ class StateResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     rounds: list[StartFigures]
 
 
-class StartupSideResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StartupSideResult(SideResult, frozen=True, kw_only=True):
     """One side's starts."""
 
-    name: str
-    target: str
-    """The command, without secrets."""
-    model: str
-    version: str | None
     first_text: str | None
-    """What the greedy first token says, to show that the sides do the same work; null where it cannot be had."""
+    """The text of the greedy first token, to check that sides do the same work; null where it is not available."""
     states: list[StateResult]
 
 
-class StateRatio(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Side A over another side, taken round by round, from one state."""
+class StateRatio(Ratio, frozen=True, kw_only=True):
+    """The ratios of starts from one state."""
 
-    against: str
     state: CacheState
-    ratios: dict[str, Spread]
 
 
-class StartupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was asked of every side."""
+class StartupSettings(ResultPart, frozen=True, kw_only=True):
+    """The settings, the same for every side."""
 
     endpoint: Endpoint
     states: list[CacheState]
@@ -77,14 +68,10 @@ class StartupSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_tokens: int
 
 
-class StartupResult(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that one run of `bench startup` found."""
+class StartupResult(RunResult, frozen=True, kw_only=True):
+    """The result of one run of `bench startup`."""
 
     schema: str = "vllm-cli/bench-startup"
-    schema_version: int
-    created_at: str
-    """ISO 8601, UTC."""
-    machine: Machine
     settings: StartupSettings
     sides: list[StartupSideResult]
     ratios: list[StateRatio]

@@ -1,13 +1,14 @@
-"""Runs a whole startup benchmark: sides and cache states in turn, and nothing left behind, whatever happens."""
+"""Runs `bench startup`: alternating starts of all sides from all cache states; returns the result."""
 
 import asyncio
 from collections import defaultdict
-from datetime import UTC, datetime
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.progress import Progress
+from vllm_cli.bench.results import format_now
+from vllm_cli.bench.schedule import ScheduledRound
 from vllm_cli.bench.startup.caches import StartupCaches
 from vllm_cli.bench.startup.config import MAX_TOKENS, CacheState, StartupBenchConfig
 from vllm_cli.bench.startup.figures import add_residency, compare_states, summarize_state
@@ -23,33 +24,25 @@ from vllm_cli.bench.startup.server import ServerSide
 
 
 class Side(Protocol):
-    """Something that starts and gives a token."""
+    """A program whose start up to its first token is timed."""
 
     name: str
     description: str
     model: str
     version: str | None
     first_text: str | None
-    """What its first token says, once it is prepared."""
+    """The text of its first token; set by `prepare`."""
 
     async def prepare(self) -> None:
-        """One start that does not count."""
+        """One start that is not measured."""
 
     async def measure(self) -> StartFigures:
-        """One start that counts; nothing of it is left afterwards."""
+        """One measured start; all its processes have exited on return."""
 
 
 def run_startup_bench(config: StartupBenchConfig, progress: Progress) -> StartupResult:
-    """Measure every side from every state; must be called on the main thread, which it gives signal handlers."""
+    """Measures every side from every state; sets signal handlers, so it must run on the main thread."""
     return run_interruptibly(_StartupBench(config, progress).run())
-
-
-class _Leg(NamedTuple):
-    """One start of one side from one state."""
-
-    round_number: int
-    state: CacheState
-    side: int
 
 
 class _StartupBench:
@@ -64,23 +57,24 @@ class _StartupBench:
         self._rounds: defaultdict[tuple[int, CacheState], list[StartFigures]] = defaultdict(list)
 
     async def run(self) -> StartupResult:
-        created_at = datetime.now(UTC).isoformat(timespec="seconds")
+        created_at = format_now()
         caches = StartupCaches(self._config)
         for side in self._sides:
-            self._progress.note(f"{side.name}: one start that does not count: {side.description}")
+            self._progress.report(f"{side.name}: one start that does not count: {side.description}")
             await side.prepare()
-        legs = _plan_legs(self._config, len(self._sides))
-        self._progress.begin(len(legs))
-        for leg in legs:
+        schedule = _schedule_starts(self._config, len(self._sides))
+        self._progress.begin(len(schedule))
+        for start in schedule:
             await asyncio.sleep(self._config.pause_s)
-            self._progress.step(self._describe(leg))
-            with caches.in_state(leg.state) as stayed:
-                figures = await self._sides[leg.side].measure()
-            self._rounds[leg.side, leg.state].append(add_residency(figures, stayed))
+            self._progress.step(self._describe(start))
+            with caches.in_state(start.condition) as residency:
+                figures = await self._sides[start.side].measure()
+            self._rounds[start.side, start.condition].append(add_residency(figures, residency))
         return self._assemble(created_at)
 
-    def _describe(self, leg: _Leg) -> str:
-        return f"{self._sides[leg.side].name}: {leg.state}, round {leg.round_number + 1} of {self._config.num_rounds}"
+    def _describe(self, start: ScheduledRound[CacheState]) -> str:
+        name, number = self._sides[start.side].name, start.round_number + 1
+        return f"{name}: {start.condition}, round {number} of {self._config.num_rounds}"
 
     def _assemble(self, created_at: str) -> StartupResult:
         config = self._config
@@ -116,11 +110,11 @@ class _StartupBench:
         )
 
 
-def _plan_legs(config: StartupBenchConfig, num_sides: int) -> list[_Leg]:
-    """Sides take turns, and every other round in the opposite order, so that neither always has the other before it."""
+def _schedule_starts(config: StartupBenchConfig, num_sides: int) -> list[ScheduledRound[CacheState]]:
+    """Sides alternate; every other round reverses their order, so that no side always follows the same other side."""
     sides = list(range(num_sides))
     return [
-        _Leg(number, state, side)
+        ScheduledRound(state, number, side)
         for number in range(config.num_rounds)
         for state in config.states
         for side in (sides if number % 2 == 0 else sides[::-1])

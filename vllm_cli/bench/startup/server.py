@@ -1,4 +1,4 @@
-"""Times one start of a server: from the exec of its command to listening, healthy, and the first token at a client."""
+"""Times one start of a server: from the exec of its command until it listens, is healthy, and sends a token."""
 
 import asyncio
 import shlex
@@ -7,10 +7,10 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.dialect import Dialect
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
-from vllm_cli.bench.readiness_check import wait_until_ready
+from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.redaction import redact
+from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
 from vllm_cli.bench.startup.figures import add_probes
@@ -28,7 +28,7 @@ from vllm_cli.bench.target import CommandTarget
 
 
 class ServerSide:
-    """A command that starts a server; every start has a port of its own, and its server is gone afterwards."""
+    """A command that starts a server; each start has a port of its own and ends with the server stopped."""
 
     def __init__(self, spec: TargetSpec, config: StartupBenchConfig) -> None:
         self.name = spec.name
@@ -38,10 +38,10 @@ class ServerSide:
         self.first_text: str | None = None
         self._spec = spec
         self._config = config
-        self._dialect: Dialect | None = None
+        self._request_format: RequestFormat | None = None
 
     async def prepare(self) -> None:
-        """One start that does not count: it shows that the command works, warms the caches and learns how to ask."""
+        """One start that is not measured: checks the command, warms the caches and finds the request format."""
         with ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
             target.start()
             try:
@@ -52,44 +52,48 @@ class ServerSide:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
             except TimeoutError:
                 raise self._not_ready(target, stamp) from None
-            self._dialect, self.version, self.model = ready.dialect, ready.version, ready.dialect.model
-            self.first_text = await ask_first_text(ready.dialect)
+            self._request_format, self.version, self.model = (
+                ready.request_format,
+                ready.version,
+                ready.request_format.model,
+            )
+            self.first_text = await ask_first_text(ready.request_format)
 
     async def measure(self) -> StartFigures:
-        """One start that counts."""
-        assert self._dialect is not None
+        """One measured start."""
+        assert self._request_format is not None
         with StartProbe() as probe, ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
-                    return await self._time_start(target, stamp, probe, self._dialect)
+                    return await self._time_start(target, stamp, probe, self._request_format)
             except TimeoutError:
                 raise self._not_ready(target, stamp) from None
             except TargetDiedError as error:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
 
     async def _time_start(
-        self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, dialect: Dialect
+        self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, request_format: RequestFormat
     ) -> StartFigures:
         target.start()
-        host, port = _place(target)
+        host, port = _address(target)
         exec_ns = await stamp.wait(target.ensure_alive)
         probe.begin(host, port)
         listening_ns = await wait_listening(host, port, target.ensure_alive)
         healthy_ns = await wait_healthy(host, port, target.ensure_alive)
-        asked = replace(dialect, base_url=target.base_url)
-        first_token_ns = await wait_first_token(asked, target.ensure_alive)
+        current = replace(request_format, base_url=target.base_url)
+        first_token_ns = await wait_first_token(current, target.ensure_alive)
         samples = await asyncio.to_thread(probe.finish)
         figures = StartFigures(
             listening_ms=(listening_ns - exec_ns) / 1e6,
             healthy_s=(healthy_ns - exec_ns) / 1e9 if healthy_ns else None,
             first_token_s=(first_token_ns - exec_ns) / 1e9,
-            phases=await read_phases(asked),
+            phases=await read_phases(current),
         )
         return add_probes(figures, samples)
 
     async def _check_model_list(self, target: CommandTarget) -> None:
-        """A healthy server whose list of models is broken would be waited for in vain."""
-        host, port = _place(target)
+        """Raises if a healthy server fails to list its models: the wait for readiness would only time out."""
+        host, port = _address(target)
         is_healthy = await wait_healthy(host, port, target.ensure_alive) is not None
         if not is_healthy or self._spec.model:
             return
@@ -108,15 +112,15 @@ class ServerSide:
         return CommandTarget(self._spec, f"{_join(stamp)} {self._spec.command}")
 
     def _explain(self, message: str, target: CommandTarget, stamp: ExecStamp) -> str:
-        """The message in terms of the user's command, with its last words."""
+        """The message without the stamp script's words, and with the end of the server's log."""
         text = message.replace(f"{_join(stamp)} ", "")
         return text if "\n" in text else f"{text}\n{target.log_tail}".rstrip()
 
 
-def _place(target: CommandTarget) -> tuple[str, int]:
-    place = urlsplit(target.base_url)
-    return place.hostname or "", place.port or 0
+def _address(target: CommandTarget) -> tuple[str, int]:
+    address = urlsplit(target.base_url)
+    return address.hostname or "", address.port or 0
 
 
 def _join(stamp: ExecStamp) -> str:
-    return shlex.join(stamp.launcher_words)
+    return shlex.join(stamp.stamp_words)

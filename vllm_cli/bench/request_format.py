@@ -1,11 +1,11 @@
-"""What one server understands: its model's name and which optional request fields it takes."""
+"""How completion requests to one server are written: its model's name and the optional fields that it accepts."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
-from vllm_cli.bench.config import BenchConfig
+from vllm_cli.bench.config import CompletionConfig
 
 TokenSource = Literal["usage", "chunks"]
 
@@ -13,16 +13,16 @@ _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialect:
-    """How requests to one server are written."""
+class RequestFormat:
+    """How completion requests to one server are written."""
 
     base_url: str
     model: str
-    config: BenchConfig
+    config: CompletionConfig
     optional: dict[str, Any] = field(default_factory=dict)
-    """Fields beyond the common ones, as far as the server takes them."""
+    """Optional fields that the server accepts."""
     token_source: TokenSource = "usage"
-    """Where the counts of generated tokens come from."""
+    """Where the numbers of generated tokens come from."""
 
     @property
     def url(self) -> str:
@@ -33,7 +33,7 @@ class Dialect:
         return request_headers(self.config.api_key)
 
     def body(self, prompt: str, *, max_tokens: int) -> bytes:
-        """One greedy request, ready to be sent."""
+        """One encoded greedy request."""
         content: dict[str, Any]
         if self.config.endpoint == "chat":
             content = {"messages": [{"role": "user", "content": prompt}]}
@@ -49,12 +49,12 @@ def request_headers(api_key: str | None) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {api_key}"} if api_key else headers
 
 
-def optional_fields(config: BenchConfig) -> list[dict[str, Any]]:
+def list_optional_fields(config: CompletionConfig) -> list[dict[str, Any]]:
     """Sets of optional fields to try, best first; the last one is empty."""
     ignore_eos = {"ignore_eos": True} if config.ignore_eos else {}
     usage = {"stream_options": {"include_usage": True}} if config.stream else {}
-    ladder: list[dict[str, Any]] = []
+    candidates: list[dict[str, Any]] = []
     for candidate in (ignore_eos | usage, usage, ignore_eos, {}):
-        if candidate not in ladder:
-            ladder.append(candidate)
-    return ladder
+        if candidate not in candidates:
+            candidates.append(candidate)
+    return candidates

@@ -40,6 +40,8 @@ class Benchmark(Generic[C, R]):
     write_report: Callable[[R, TextIO], None]
     draw: Callable[[R], str]
     """The result as an HTML page."""
+    draw_svg: Callable[[R], str] | None = None
+    """The result as an SVG file, for benchmarks with an option `--svg`."""
     read_baseline: Callable[[Path, C], R]
     find_slower_than_baseline: FindSlowerThanBaseline[R]
     find_slower_than_others: FindSlower[R]
@@ -54,6 +56,8 @@ class Benchmark(Generic[C, R]):
         except Interrupted as interrupted:
             return interrupted.exit_code
         publish_result(result, files, write_report=self.write_report, draw=self.draw)
+        if files.svg_path and self.draw_svg:
+            files.svg_path.write_text(self.draw_svg(result), encoding="utf-8")
         slower = self._find_slower(result, baseline, files.tolerance)
         for line in slower:
             click.echo(f"Slower: {line}", err=True)
