@@ -24,7 +24,7 @@ from startup.imports import import_vision
 from startup.logs.setup import configure_logging
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
-from startup.probes.responder import OpenChannel, open_plain
+from startup.probes.channel import OpenChannel, open_plain
 from startup.session import ListenAddress, StartSession
 from startup.start_key import subject_of
 from startup.start_method import use_start_method

@@ -21,8 +21,9 @@ from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.process import Prefetch, PrefetchHandle
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
-from startup.probes.answers import ProbeAnswers
-from startup.probes.responder import OpenChannel, StartupResponder, open_plain
+from startup.probes.channel import OpenChannel, open_plain
+from startup.probes.probe_answers import ProbeAnswers
+from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
 from startup.timeline.live_progress import LiveProgress
 from startup.timeline.subject import StartSubject

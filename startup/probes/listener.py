@@ -1,4 +1,4 @@
-"""Binds the server's socket, and listens, before anything slow happens."""
+"""Binds the server's socket and listens, before anything slow happens."""
 
 import errno
 import socket
@@ -12,8 +12,8 @@ _BACKLOG = 2048
 def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
     """A listening socket on `uds`, or on `host` and `port`.
 
-    Listening at once, not only binding, is what makes the second of two servers fail: with
-    SO_REUSEADDR two sockets may be bound to one port as long as neither listens (socket(7)).
+    It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to one
+    port as long as neither listens (socket(7)).
 
     Raises:
         PortInUseError: another process listens there.
@@ -34,7 +34,7 @@ def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
 
 
 def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
-    """The address as a client would write it."""
+    """The address as a client writes it: a URL, or `unix:` and the path."""
     if listener.family == socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
@@ -46,7 +46,7 @@ def _listen_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.is_socket() and not _answers(path):
-            path.unlink(missing_ok=True)  # it may go by itself: whoever made it ends
+            path.unlink(missing_ok=True)  # its owner may remove it at this moment, too
         listener.bind(str(path))
         listener.listen(_BACKLOG)
     except OSError as err:
@@ -56,7 +56,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a process listens on the socket file, or it was only left behind; one whose queue is full does."""
+    """Whether a process listens on the socket file; a full queue (EAGAIN) counts, a file left behind does not."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)
@@ -64,7 +64,7 @@ def _answers(path: Path) -> bool:
 
 def _explain(err: OSError, address: str, fix: str) -> StartupError:
     if isinstance(err, socket.gaierror):
-        return StartupError(f"cannot listen on {address}: the host name is not known")
+        return StartupError(f"cannot listen on {address}: the host name is unknown")
     reason = (err.strerror or str(err)).lower()
     if "in use" in reason:
         return PortInUseError(f"{address} is in use by another process: stop it or {fix}")

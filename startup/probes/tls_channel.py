@@ -1,6 +1,6 @@
-"""A client's TLS connection, as the responder's loop takes it: like a socket that does not block.
+"""A client's TLS connection with the interface of a non-blocking socket.
 
-Imported in the responder's process alone, and only where the server has a certificate.
+Imported only in the responder's process, and only if the server has a certificate.
 """
 
 import socket
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 def open_tls(config: ServerConfig) -> "Callable[[socket.socket], TlsChannel]":
-    """Makes TLS of accepted sockets.
+    """Returns a function that wraps accepted sockets in TLS.
 
     Raises:
-        TlsError: the operator's files make none.
+        TlsError: the server's certificate files cannot be used.
     """
     context = create_tls_context(config)
     return lambda client: TlsChannel(client, context)
 
 
 class TlsChannel:
-    """Shakes hands with the first reads. What TLS waits for is a BlockingIOError, what it does not like an OSError."""
+    """The first reads do the handshake. Raises BlockingIOError while TLS needs more data, OSError if it fails."""
 
     def __init__(self, client: socket.socket, context: ssl.SSLContext) -> None:
         client.setblocking(False)
         self._tls = context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
-        self._has_shaken_hands = False
+        self._is_handshake_done = False
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The socket's descriptor, for selectors."""
         return self._tls.fileno()
 
     def setblocking(self, is_blocking: bool) -> None:
@@ -42,11 +42,11 @@ class TlsChannel:
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """As a socket's; `num_bytes` must be a TLS record's 16 KiB or more, so that nothing is left without notice."""
+        """As a socket's. `num_bytes` must be at least 16 KiB (a TLS record): a selector does not see decrypted data."""
         try:
-            if not self._has_shaken_hands:
+            if not self._is_handshake_done:
                 self._tls.do_handshake()
-                self._has_shaken_hands = True
+                self._is_handshake_done = True
             return self._tls.recv(num_bytes)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as err:
             raise BlockingIOError from err
@@ -59,8 +59,8 @@ class TlsChannel:
             raise BlockingIOError from err
 
     def shutdown(self, how: int) -> None:
-        """Says in TLS that nothing more comes, and does what a socket's does; from here on it reads as a plain one."""
-        with suppress(OSError):  # the other side has not said goodbye yet, and need not
+        """Sends close_notify, then shuts the socket down; later reads are plain, without TLS."""
+        with suppress(OSError):  # the client has not sent its close_notify yet, and need not
             self._tls.unwrap()
         self._tls.shutdown(how)
 

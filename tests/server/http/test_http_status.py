@@ -9,7 +9,7 @@ import pytest
 
 from server.lifecycle import Lifecycle
 from server.types import EngineStats
-from startup.probes.responder import Answer
+from startup.probes.answer import Answer
 
 
 def _policy(headers) -> dict[str, str]:

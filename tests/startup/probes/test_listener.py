@@ -1,4 +1,4 @@
-"""The socket listens before anything slow, and a taken address is one clear line."""
+"""The socket listens before anything slow happens, and an address in use is a one-line error."""
 
 import socket
 from pathlib import Path
@@ -10,20 +10,20 @@ from startup.probes.listener import describe, listen
 from tests.ports import free_port, needs_ipv6
 
 
-def test_connections_are_accepted_by_the_kernel_before_anybody_serves() -> None:
+def test_connections_are_accepted_by_the_kernel_before_accept_is_called() -> None:
     with listen(host="127.0.0.1", port=0, uds=None) as listener:
         socket.create_connection(listener.getsockname(), timeout=60).close()
 
 
-def test_second_server_on_the_port_fails_and_names_it() -> None:
+def test_second_server_on_the_port_fails_with_its_address() -> None:
     with listen(host="127.0.0.1", port=0, uds=None) as first:
         port = first.getsockname()[1]
         with pytest.raises(PortInUseError, match=rf"127\.0\.0\.1:{port} is in use"):
             listen(host="127.0.0.1", port=port, uds=None)
 
 
-def test_port_of_a_server_that_has_just_ended_is_free_again() -> None:
-    port = free_port()  # nobody else is given it meanwhile
+def test_port_of_a_server_that_has_just_exited_is_free_again() -> None:
+    port = free_port()  # not handed out to another test meanwhile
     with listen(host="127.0.0.1", port=port, uds=None) as first:
         client = socket.create_connection(first.getsockname())
         first.accept()[0].close()
@@ -44,13 +44,13 @@ def test_unix_socket_left_behind_is_replaced(tmp_path: Path) -> None:
         assert describe(listener) == f"unix:{path}"
 
 
-def test_unix_socket_that_somebody_serves_is_not_taken(tmp_path: Path) -> None:
+def test_unix_socket_of_a_running_server_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with listen(host=None, port=0, uds=str(path)), pytest.raises(PortInUseError, match="server.sock"):
         listen(host=None, port=0, uds=str(path))
 
 
-def test_unix_socket_of_a_server_too_busy_to_accept_is_not_taken(tmp_path: Path) -> None:
+def test_unix_socket_of_a_server_with_a_full_queue_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
         busy.bind(str(path))
@@ -60,7 +60,7 @@ def test_unix_socket_of_a_server_too_busy_to_accept_is_not_taken(tmp_path: Path)
             listen(host=None, port=0, uds=str(path))
 
 
-def test_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("keep me")
     with pytest.raises(StartupError):

@@ -1,4 +1,4 @@
-"""The socket answers from the first moment, whatever is imported, and changes hands without a lost connection."""
+"""The socket is answered from the first moment, during imports too, and handed over without losing a connection."""
 
 import http.client
 import http.server
@@ -16,29 +16,31 @@ import psutil
 import pytest
 
 from startup.probes import responder as responder_module
+from startup.probes import responder_process
+from startup.probes.answer import Answer
 from startup.probes.listener import listen
-from startup.probes.responder import Answer, StartupResponder
+from startup.probes.responder import StartupResponder
 from tests.ports import free_port
 from tests.waiting import is_gone, wait_until
 
 
 class _Answers:
-    """Says what it was told last."""
+    """Answers with the last snapshot."""
 
     def __init__(self) -> None:
-        self._known = b'{"status":"starting"}'
+        self._body = b'{"status":"starting"}'
 
     def answer(self, path: str) -> Answer:
-        return Answer(200) if path == "/livez" else Answer(503, self._known, retry_after_s=1)
+        return Answer(200) if path == "/livez" else Answer(503, self._body, retry_after_s=1)
 
     def follow(self, snapshot: bytes) -> None:
-        self._known = snapshot
+        self._body = snapshot
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, clients that mean well and processes that end may take a while."""
-    monkeypatch.setattr(responder_module, "_CONNECTION_S", 120.0)
+def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine well-behaved clients and exiting processes may be slow."""
+    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
     monkeypatch.setattr(responder_module, "_END_S", 60.0)
 
 
@@ -64,7 +66,7 @@ def test_each_path_is_answered(listener: socket.socket) -> None:
         assert _get(listener.getsockname(), "/health?x=1") == (503, b'{"status":"starting"}')
 
 
-def test_retry_after_is_told(listener: socket.socket) -> None:
+def test_retry_after_is_sent(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()):
         connection = http.client.HTTPConnection(*listener.getsockname(), timeout=60)
         connection.request("GET", "/v1/models")
@@ -77,13 +79,13 @@ def test_body_of_a_post_is_read_before_the_answer(listener: socket.socket) -> No
         assert _get(listener.getsockname(), "/v1/completions", "POST", b"x" * 300_000)[0] == 503
 
 
-def test_silent_client_holds_up_nobody(listener: socket.socket) -> None:
+def test_silent_client_delays_no_other(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()), socket.create_connection(listener.getsockname()) as silent:
         silent.sendall(b"GET /he")
         assert _get(listener.getsockname(), "/livez")[0] == 200
 
 
-def test_garbage_is_answered_and_not_fatal(listener: socket.socket) -> None:
+def test_garbage_is_answered_and_does_not_stop_the_responder(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()):
         with socket.create_connection(listener.getsockname()) as client:
             client.sendall(b"\x16\x03\x01\r\n\r\n")
@@ -98,7 +100,7 @@ def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: soc
         socket.create_connection(listener.getsockname()) as client,
     ):
         (process,) = set(psutil.Process().children()) - others
-        port = client.getsockname()[1]  # another client's answer does not mean that this one has been accepted
+        port = client.getsockname()[1]  # an answer to another client does not mean that this one is accepted
         wait_until(lambda: any(c.raddr and c.raddr.port == port for c in process.net_connections("tcp")))
         responder.hand_over()
         wait_until(lambda: not _is_listening(process, listener.getsockname()[1]))
@@ -107,14 +109,14 @@ def test_client_accepted_before_the_hand_over_is_answered_after_it(listener: soc
 
 
 def _is_listening(process: psutil.Process, port: int) -> bool:
-    """On that port: a fork of the test's process also has the listeners of other tests' servers."""
+    """On that port only: a fork of the test's process also has the listeners of other tests' servers."""
     return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
 
 
-def test_nobody_is_accepted_any_more_when_the_hand_over_returns(
+def test_no_client_is_accepted_after_the_hand_over_has_returned(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a client that the HTTP server has told to be ready would hear afterwards that it is not."""
+    """Otherwise a client could get "ready" from the HTTP server and then "not ready" from the responder."""
     monkeypatch.setattr(responder_module, "_GIVE_UP_S", 120.0)
     others = set(psutil.Process().children())
     with StartupResponder(listener, _Answers()) as responder:
@@ -130,7 +132,7 @@ def test_nobody_is_accepted_any_more_when_the_hand_over_returns(
             assert not _is_listening(process, listener.getsockname()[1])
 
 
-def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
+def test_the_latest_snapshot_is_answered(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()) as responder:
         responder.update(b"{}")
         responder.update(b'{"status":"failed"}')
@@ -138,7 +140,7 @@ def test_what_it_is_told_is_answered(listener: socket.socket) -> None:
 
 
 @pytest.mark.thorough
-def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(listener: socket.socket) -> None:
+def test_responder_whose_queue_is_full_still_hands_over(listener: socket.socket) -> None:
     others = set(psutil.Process().children())
     with StartupResponder(listener, _Answers()) as responder:
         (process,) = set(psutil.Process().children()) - others
@@ -150,7 +152,7 @@ def test_responder_that_could_not_listen_to_what_it_was_told_still_hands_over(li
         process.wait(timeout=60)
 
 
-def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.socket) -> None:
+def test_process_exits_after_the_hand_over_and_is_reaped(listener: socket.socket) -> None:
     others = set(psutil.Process().children())
     with StartupResponder(listener, _Answers()) as responder:
         (process,) = set(psutil.Process().children()) - others
@@ -159,7 +161,7 @@ def test_process_ends_after_the_hand_over_and_is_no_zombie(listener: socket.sock
     assert not process.is_running()
 
 
-def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket) -> None:
+def test_process_ends_with_its_parent_even_if_that_is_killed(listener: socket.socket) -> None:
     code = (
         "import os, signal, sys\n"
         "from startup.probes.listener import listen\n"
@@ -167,18 +169,18 @@ def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket)
         "from tests.startup.probes.test_responder import _Answers\n"
         "with listen(host='127.0.0.1', port=int(sys.argv[1]), uds=None) as bound:\n"
         "    with StartupResponder(bound, _Answers()):\n"
-        "        print('there', flush=True)\n"
+        "        print('listening', flush=True)\n"
         "        signal.pause()\n"
     )
-    address = ("127.0.0.1", free_port())  # one that is nobody's afterwards, nor a client's own
+    address = ("127.0.0.1", free_port())  # not used by another process afterwards, nor as a client port
     command = [sys.executable, "-c", code, str(address[1])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "there\n"
+        assert parent.stdout.readline() == "listening\n"
         try:
             (process,) = psutil.Process(parent.pid).children()
             assert _get(address, "/livez")[0] == 200
-            os.kill(process.pid, signal.SIGTERM)  # as a service manager does to a whole group
+            os.kill(process.pid, signal.SIGTERM)  # service managers signal the whole group
             assert _get(address, "/livez")[0] == 200
         finally:
             parent.kill()
@@ -188,8 +190,8 @@ def test_process_ends_with_its_parent_however_that_ends(listener: socket.socket)
         socket.create_connection(address)
 
 
-def test_no_probe_is_lost_when_the_socket_changes_hands(listener: socket.socket) -> None:
-    """Ten clients probe without a pause while the responder gives the socket to a threaded HTTP server."""
+def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
+    """Ten clients probe without a pause while the responder hands the socket over to a threaded HTTP server."""
     failures: list[str] = []
     statuses: list[int] = []
     stop = threading.Event()
@@ -226,7 +228,6 @@ _API_PROCESS = """
 import sys
 sys.path.append(sys.argv[1])
 from startup.imports import import_serially
-from startup.probes import responder as responder_module
 from startup.probes.listener import listen
 from startup.probes.responder import StartupResponder
 from tests.startup.probes.test_responder import _Answers
@@ -242,12 +243,12 @@ import ctypes
 print('importing', flush=True)
 ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
 """
-"""Holds the interpreter's lock inside C, as imports do for shorter times, until it may end."""
+"""Holds the interpreter lock inside C until a byte arrives; imports do so for shorter times."""
 
 
 @contextmanager
 def _api_process(folder: Path, *modules: str) -> Iterator[subprocess.Popen[str]]:
-    """Imports the modules once it has told its port, says so, and stays."""
+    """Prints its port, imports the modules, prints `done`, and runs until the end of the `with` block."""
     command = [sys.executable, "-c", _API_PROCESS, str(folder), *modules]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None
@@ -267,8 +268,8 @@ def test_probes_are_answered_while_the_main_thread_imports(tmp_path: Path) -> No
         assert process.stdout.readline() == "done\n"
 
 
-def test_probes_are_answered_while_the_api_process_stands_still(tmp_path: Path) -> None:
-    """As a thread of it would not: what is promised of an answer cannot depend on what holds the interpreter."""
+def test_probes_are_answered_while_the_api_process_is_stopped(tmp_path: Path) -> None:
+    """Answers do not depend on the interpreter lock of the API process, as those of a thread in it would."""
     with _api_process(tmp_path) as process:
         assert process.stdout is not None
         address = ("127.0.0.1", int(process.stdout.readline()))
@@ -280,7 +281,7 @@ def test_probes_are_answered_while_the_api_process_stands_still(tmp_path: Path) 
 
 
 class _Successor(http.server.ThreadingHTTPServer):
-    """Takes over a socket that listens already."""
+    """An HTTP server on a socket that listens already."""
 
     def __init__(self, listener: socket.socket) -> None:
         super().__init__(("127.0.0.1", 0), _Handler, bind_and_activate=False)
@@ -303,4 +304,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""

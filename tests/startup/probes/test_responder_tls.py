@@ -1,4 +1,4 @@
-"""The responder speaks TLS where the server does."""
+"""The responder uses TLS if the server does."""
 
 import http.client
 import socket
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from server.config import ServerConfig
-from startup.probes import responder as responder_module
+from startup.probes import responder_process
+from startup.probes.answer import Answer
+from startup.probes.channel import OpenChannel
 from startup.probes.listener import listen
-from startup.probes.responder import Answer, OpenChannel, StartupResponder
+from startup.probes.responder import StartupResponder
 from startup.probes.tls_channel import open_tls
 from tests.certificates import Certificate, make_certificate, needs_openssl
 
@@ -30,9 +32,9 @@ class _Answers:
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine, clients that mean well may take a while."""
-    monkeypatch.setattr(responder_module, "_CONNECTION_S", 120.0)
+def longer_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer timeouts: on a busy machine well-behaved clients may be slow."""
+    monkeypatch.setattr(responder_process, "CONNECTION_S", 120.0)
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +72,25 @@ def test_each_path_is_answered_over_tls(listener: socket.socket, pair: Certifica
         assert _get(listener, "/v1/completions", pair.client_context(), BODY) == (503, BODY)
 
 
-@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
-def test_who_speaks_no_tls_holds_up_nobody_and_hears_no_http(
-    listener: socket.socket, pair: Certificate, said: bytes
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", b"\0" * 70_000])
+def test_a_client_without_tls_delays_no_other_and_gets_no_http(
+    listener: socket.socket, pair: Certificate, sent: bytes
 ) -> None:
     with (
         StartupResponder(listener, _Answers(), _tls(pair)),
-        socket.create_connection(listener.getsockname(), timeout=60) as stranger,
+        socket.create_connection(listener.getsockname(), timeout=60) as client,
     ):
-        with suppress(OSError):  # it may be closed before all is said
-            stranger.sendall(said)
+        with suppress(OSError):  # the responder may close it before everything is sent
+            client.sendall(sent)
         assert _get(listener, "/livez", pair.client_context())[0] == 200
-        heard = b""
+        received = b""
         with suppress(OSError):
-            stranger.shutdown(socket.SHUT_WR)
-            heard = stranger.recv(4096)
-        assert b"HTTP" not in heard
+            client.shutdown(socket.SHUT_WR)
+            received = client.recv(4096)
+        assert b"HTTP" not in received
 
 
-def test_clients_without_a_certificate_are_refused_where_one_is_required(
+def test_clients_without_a_certificate_are_rejected_if_one_is_required(
     listener: socket.socket, pair: Certificate
 ) -> None:
     with StartupResponder(listener, _Answers(), _tls(pair, ssl_cert_reqs=2, ssl_ca_certs=str(pair.certificate))):
@@ -97,9 +99,7 @@ def test_clients_without_a_certificate_are_refused_where_one_is_required(
             _get(listener, "/livez", pair.client_context())
 
 
-def test_connections_that_were_accepted_are_answered_after_the_hand_over(
-    listener: socket.socket, pair: Certificate
-) -> None:
+def test_accepted_connections_are_answered_after_the_hand_over(listener: socket.socket, pair: Certificate) -> None:
     with StartupResponder(listener, _Answers(), _tls(pair)) as responder:
         plain = socket.create_connection(listener.getsockname(), timeout=60)
         with pair.client_context().wrap_socket(plain, server_hostname="localhost") as client:
@@ -108,7 +108,7 @@ def test_connections_that_were_accepted_are_answered_after_the_hand_over(
             assert client.recv(4096).startswith(b"HTTP/1.1 200")
 
 
-def test_files_that_make_no_tls_end_the_responder_and_not_the_start(
+def test_unusable_certificate_files_end_the_responder_and_not_the_start(
     listener: socket.socket, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     nothing = Certificate(tmp_path / "none", tmp_path / "none")

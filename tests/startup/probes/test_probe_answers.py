@@ -1,4 +1,4 @@
-"""The status page before there is an HTTP server: the responder's process shows it."""
+"""What the responder answers: the status page, its data and the metrics before the HTTP server accepts."""
 
 import json
 import urllib.request
@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from server.status_page.page import read_page
-from startup.probes.answers import ProbeAnswers
 from startup.probes.listener import listen
+from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
 from startup.timeline.subject import StartSubject
@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def starting() -> Iterator[Any]:
-    """A start that loads its weights for ever: its state, and a way to ask the responder."""
+    """A start in the phase load_weights: its state, and a function that sends a GET to the responder."""
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
     state = StartState(subject, timeline)
@@ -37,7 +37,7 @@ def starting() -> Iterator[Any]:
             yield state, get
 
 
-def test_the_page_is_the_same_as_later(starting) -> None:
+def test_the_page_is_the_same_as_that_of_the_http_server(starting) -> None:
     _, get = starting
     with get("/") as answer:
         assert answer.read() == read_page().body
@@ -45,7 +45,7 @@ def test_the_page_is_the_same_as_later(starting) -> None:
         assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
 
 
-def test_its_figures_tell_how_far_the_start_is(starting) -> None:
+def test_status_json_has_progress_and_spans_of_the_start(starting) -> None:
     _, get = starting
 
     def status() -> dict[str, Any]:
@@ -53,12 +53,12 @@ def test_its_figures_tell_how_far_the_start_is(starting) -> None:
             return json.load(answer)
 
     wait_until(lambda: status()["progress"]["phase"] == "load_weights")
-    told = status()
-    assert (told["status"], told["model"], told["live"], told["error"]) == ("starting", "smol", None, None)
-    assert any(span["name"] == "load_weights" for span in told["start"]["spans"])
+    content = status()
+    assert (content["status"], content["model"], content["live"], content["error"]) == ("starting", "smol", None, None)
+    assert any(span["name"] == "load_weights" for span in content["start"]["spans"])
 
 
-def test_metrics_of_a_start_are_whole(starting) -> None:
+def test_metrics_of_a_start_can_be_parsed(starting) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     _, get = starting
@@ -69,18 +69,20 @@ def test_metrics_of_a_start_are_whole(starting) -> None:
     assert families["vllm_cli:startup_phase_seconds"].samples
 
 
-def test_the_log_knows_the_phase(starting) -> None:
+def test_the_phase_for_the_log_is_the_running_span_and_then_the_outcome(starting) -> None:
     state, _ = starting
     assert state.phase == "load_weights"
     state.fail("no memory")
     assert state.phase == "failed"
 
 
-def test_a_private_start_tells_no_more_than_probes_are_told() -> None:
+def test_a_private_start_answers_only_what_probes_need() -> None:
     timeline = PhaseTimeline.from_process_start()
     subject = StartSubject(model="smol", start_method="spawn", packages=(), key=lambda versions: "key")
     answers = ProbeAnswers(StartState(subject, timeline), is_private=True)
-    told = {path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")}
-    assert set(told.values()) == {503}
-    assert b"smol" not in b"".join(answers.answer(path).body for path in told)
+    statuses = {
+        path: answers.answer(path).status for path in ("/", "/status.json", "/startupz", "/metrics", "/v1/models")
+    }
+    assert set(statuses.values()) == {503}
+    assert b"smol" not in b"".join(answers.answer(path).body for path in statuses)
     assert answers.answer("/livez").status == 200
