@@ -1,6 +1,7 @@
-"""Runs the tests in an environment with the newest releases that the project's ranges allow; says what is held back.
+"""Runs the tests with the newest releases that the project's version ranges allow, and lists what is held back.
 
-`make test-newest` installs them and runs this file with the environment's own interpreter; its words go to pytest.
+`make test-newest` installs the releases and runs this file with that environment's interpreter; the arguments go to
+pytest.
 """
 
 import json
@@ -22,20 +23,21 @@ _NO_PIN = "-"
 
 
 class Package(NamedTuple):
-    """One dependency that the project names."""
+    """One dependency of the project."""
 
     name: str
     pinned: str
-    """In constraints.txt; `_NO_PIN` where it is not there."""
+    """The version in constraints.txt; `_NO_PIN` if it is not there."""
     tried: str
+    """The installed version."""
     newest: str
-    """Of all releases, also of those that a range excludes."""
+    """The newest release, even if a range excludes it."""
     held_by: tuple[str, ...] = ()
-    """The packages whose ranges exclude the newest release."""
+    """Packages whose version ranges exclude the newest release."""
 
     @property
     def note(self) -> str:
-        """What the table says about it."""
+        """The last column of the table."""
         if self.held_by:
             return f"held back by {', '.join(self.held_by)}"
         if self.tried != self.newest:
@@ -61,13 +63,13 @@ def format_table(packages: Iterable[Package]) -> list[str]:
 
 
 def excludes(wanted: Requirement, name: str, release: str) -> bool:
-    """Whether this requirement, of a package in this environment, is about the package and forbids the release."""
+    """Whether a requirement of an installed package is about `name` and excludes the release."""
     is_meant = canonicalize_name(wanted.name) == name and (wanted.marker is None or wanted.marker.evaluate())
     return is_meant and not wanted.specifier.contains(release, prereleases=True)
 
 
 def _read_packages(newest: dict[str, str]) -> Iterable[Package]:
-    """The project's own dependencies and those of its extras that are installed, in alphabetical order."""
+    """The installed dependencies of the project and of its extras, in alphabetical order."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = (project["dependencies"], *project["optional-dependencies"].values())
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
@@ -83,7 +85,7 @@ def _read_packages(newest: dict[str, str]) -> Iterable[Package]:
 
 
 def _newest_releases() -> dict[str, str]:
-    """Of what is installed and not the newest."""
+    """The newest releases of the installed packages that are older."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "list", "--outdated", "--format", "json"]
     listed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {canonicalize_name(package["name"]): package["latest_version"] for package in listed}

@@ -1,4 +1,4 @@
-"""Counts what this process reads from files, for tests on what is left unread."""
+"""Counts the bytes that this process reads from files."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +10,14 @@ _IO = Path("/proc/self/io")
 
 
 class BytesRead:
-    """What the block has read by now; the whole of it once the block has ended."""
+    """The number of bytes that a block has read; set when the block ends."""
 
     num_bytes = 0
 
 
 @contextmanager
 def counting_bytes_read() -> Iterator[BytesRead]:
-    """By proc(5): whatever read(2) and its relatives returned, also from the page cache."""
+    """Counts as proc(5) does: what read(2) and similar calls return, from the page cache too."""
     if not _IO.exists():
         pytest.skip("this kernel does not count what a process reads")
     counted = BytesRead()

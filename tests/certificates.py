@@ -33,11 +33,11 @@ class Certificate(NamedTuple):
 
     @property
     def flags(self) -> list[str]:
-        """What a server is told."""
+        """The server's command-line flags."""
         return ["--ssl-certfile", str(self.certificate), "--ssl-keyfile", str(self.key)]
 
     def client_context(self, client: "Certificate | None" = None) -> ssl.SSLContext:
-        """A client that trusts this certificate alone, and shows its own if it has one."""
+        """The context of a client that trusts only this certificate, and presents its own if given."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.load_verify_locations(self.certificate)
         if client is not None:
@@ -48,7 +48,7 @@ class Certificate(NamedTuple):
 def make_certificate(
     folder: Path, name: str, *extensions: str, days: int = 30, signer: Certificate | None = None
 ) -> Certificate:
-    """For localhost; signed by itself or by another one."""
+    """Makes a certificate for localhost, signed by itself or by `signer`."""
     made = Certificate(folder / f"{name}.crt", folder / f"{name}.key")
     words = ["req", "-x509", *_CURVE, "-subj", f"/CN={name}", "-days", str(days), "-keyout", str(made.key)]
     added = [word for extension in (_NAMES, *extensions) for word in ("-addext", extension)]
@@ -59,7 +59,7 @@ def make_certificate(
 
 
 def make_expired(folder: Path) -> Certificate:
-    """One that was good in 2020."""
+    """Makes a certificate that was valid in 2020 only."""
     made = Certificate(folder / "expired.crt", folder / "expired.key")
     settings, request = folder / "ca.conf", folder / "expired.csr"
     settings.write_text(_CA_SETTINGS.format(folder=folder))
@@ -73,7 +73,7 @@ def make_expired(folder: Path) -> Certificate:
 
 
 def encrypt_key(key: Path, *, traditional: bool = False) -> None:
-    """Replaces the key by the same one behind a password."""
+    """Encrypts the key file with a password."""
     kind = ["ec", "-aes256"] if traditional else ["pkcs8", "-topk8"]
     _openssl(*kind, "-in", str(key), "-out", f"{key}.new", "-passout", "pass:sesame")
     Path(f"{key}.new").replace(key)

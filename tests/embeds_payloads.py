@@ -1,4 +1,4 @@
-"""Rows of `prompt_embeds` as clients write them into files."""
+"""Rows of `prompt_embeds` in the file formats and the encoding that clients send."""
 
 import io
 from typing import Any
@@ -9,22 +9,22 @@ import torch
 
 
 def saved(value: object, **options: Any) -> bytes:
-    """What `torch.save` writes."""
+    """The file that `torch.save` writes."""
     file = io.BytesIO()
     torch.save(value, file, **options)
     return file.getvalue()
 
 
 def as_safetensors(**tensors: torch.Tensor) -> bytes:
-    """A file with these tensors; clients send one named `prompt_embeds`."""
+    """A safetensors file with these tensors; clients name theirs `prompt_embeds`."""
     return safetensors.torch.save(tensors)
 
 
 def torch_payload(rows: object) -> str:
-    """The rows as `torch.save` writes them, as a request carries them."""
+    """The rows as `torch.save` writes them, in base64."""
     return pybase64.b64encode_as_string(saved(rows))
 
 
 def safetensors_payload(rows: torch.Tensor) -> str:
-    """The rows as a safetensors file, as a request carries them."""
+    """The rows as a safetensors file, in base64."""
     return pybase64.b64encode_as_string(as_safetensors(prompt_embeds=rows))

@@ -1,19 +1,19 @@
-"""Commands that execute others as a hardened container does: as some user, on a root file system that is read-only.
+"""Launchers that run a command as a hardened container does: as another user, on a read-only root file system.
 
-Only root can make such a place; where it cannot be made, the functions return None.
+They need root; where they do not work, the functions return None.
 """
 
 import subprocess
 from pathlib import Path
 
 _MAY_READ_ALL = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
-"""In a container the interpreter and the model are readable; here they may lie in root's home."""
+"""Interpreter and model are readable in a container; on this machine they may be in root's home folder."""
 _READ_ONLY = "mount --make-rprivate / && mount -o bind,remount,ro / && "
 _BUT_FOR_ONE = 'mount --bind "$0" "$0" && '
 
 
 def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
-    """A user without a name who can read these files."""
+    """A launcher for a user id without a name that can read these files."""
     user = ("setpriv", "--reuid", str(uid), "--regid", str(gid), "--clear-groups")
     for command in ((*user, *_MAY_READ_ALL), user):
         if all(_works(*command, "head", "-c1", str(path)) for path in must_read):
@@ -22,7 +22,7 @@ def as_user(uid: int, gid: int, *must_read: Path) -> tuple[str, ...] | None:
 
 
 def on_read_only_root(writable: Path | None = None) -> tuple[str, ...] | None:
-    """A root file system that nobody writes to, but for one folder."""
+    """A launcher with a read-only root file system, except for one folder."""
     script = f'{_BUT_FOR_ONE if writable else ""}{_READ_ONLY}exec "$@"'
     command = ("unshare", "-m", "sh", "-c", script, str(writable or "sh"))
     return command if _works(*command, "true") else None

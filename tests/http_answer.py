@@ -1,4 +1,4 @@
-"""What a server answers at this moment: while it starts, when it is well, and once nobody listens any more."""
+"""One request to a server that may be starting, ready or gone."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ _ANSWER_S = 60.0
 
 
 class Answer(NamedTuple):
-    """An answer of any status; 0 and nothing else where nobody answers."""
+    """A response of any status; status 0 and an empty body if there was none."""
 
     status: int
     body: bytes
@@ -18,17 +18,17 @@ class Answer(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """The body as JSON; None where there is none."""
+        """The body as JSON; None if it is empty."""
         return json.loads(self.body) if self.body else None
 
 
 def ask(url: str, body: object = None, *, timeout_s: float = _ANSWER_S) -> Answer:
-    """Posts the body as JSON, or gets the page where there is no body."""
+    """Sends POST with the body as JSON, or GET without a body."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         return _ask(request, timeout_s)
-    except (OSError, http.client.HTTPException):  # also in the middle of an answer
+    except (OSError, http.client.HTTPException):  # also when the connection ends within the response
         return Answer(0, b"", {})
 
 

@@ -1,4 +1,4 @@
-"""Real HTTP servers in a test's own process, in the place of somebody else's."""
+"""HTTP servers in the test's process that replace external ones."""
 
 import sys
 import threading
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 
 class LocalServer(ThreadingHTTPServer):
-    """On a port of its own unless told otherwise; clients that hang up are no errors here, anything else is shown."""
+    """Listens on a free port by default; reports errors other than closed connections."""
 
     def __init__(self, handler: type[BaseHTTPRequestHandler], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), handler)
@@ -24,7 +24,7 @@ class LocalServer(ThreadingHTTPServer):
 
 
 class QuietHandler(BaseHTTPRequestHandler):
-    """Writes no log: the tests' output is not the place."""
+    """Writes no access log into the tests' output."""
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -35,7 +35,7 @@ Server = TypeVar("Server", bound=LocalServer)
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """Serves in a thread until the block ends."""
+    """Serves in a thread until the `with` block ends."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, name="local-server")
         thread.start()

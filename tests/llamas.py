@@ -1,7 +1,8 @@
-"""Llamas of random weights as folders that a server takes; `python -m tests.llamas long|billion TOKENIZER OUT`.
+"""Llama model folders with random weights; `python -m tests.llamas long|billion TOKENIZER OUT` writes one.
 
-`tiny` starts in a second and speaks bytes; `small` can be shared by two ranks; `long` takes 16384 tokens of
-SmolLM2-135M's width, for `vllm-cli bench liveness --kind prompt_embeds`; `billion` is for measurements on a GPU.
+`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `long` has a context of
+16384 tokens and the width of SmolLM2-135M, for `vllm-cli bench liveness --kind prompt_embeds`; `billion` is for
+measurements on a GPU.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from typing import Any, Final
 from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-_OTHER_S_VOCAB: Final = 49152
-"""As many tokens as SmolLM2 has."""
+_SMOL_VOCAB_SIZE: Final = 49152
+"""The vocabulary size of SmolLM2."""
 _CHAT_TEMPLATE: Final = (
     "{% if tools %}tools: {{ tools | tojson }}\n{% endif %}"
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -23,7 +24,7 @@ _CHAT_TEMPLATE: Final = (
 
 
 def save_tiny_llama(folder: Path) -> Path:
-    """A few kilobytes, with a tokenizer of bytes and a chat template."""
+    """A few kilobytes, with a byte tokenizer and a chat template."""
     _save(
         folder,
         vocab_size=VOCAB_SIZE,
@@ -43,7 +44,9 @@ def save_tiny_llama(folder: Path) -> Path:
 
 
 def save_small_llama(folder: Path, tokenizer: Path) -> Path:
-    """A few megabytes for two ranks, which SmolLM2's nine heads cannot feed; rounding chooses none of its tokens."""
+    """A few megabytes for two ranks (SmolLM2's nine heads cannot be split); its logits are too far apart for
+    rounding to change a greedy token.
+    """
     _save(
         folder,
         hidden_size=128,
@@ -59,7 +62,7 @@ def save_small_llama(folder: Path, tokenizer: Path) -> Path:
 
 
 def save_long_llama(folder: Path, tokenizer: Path) -> Path:
-    """One layer in bfloat16: thousands of rows of embeddings are cheap to compute with it."""
+    """One layer in bfloat16, so that prompts of thousands of embedding rows are cheap to compute."""
     _save(
         folder,
         hidden_size=576,
@@ -97,7 +100,7 @@ def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    others = {"vocab_size": _OTHER_S_VOCAB, "bos_token_id": 1, "eos_token_id": 2}
+    others = {"vocab_size": _SMOL_VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(LlamaConfig(**others | shape, dtype=dtype)).to(getattr(torch, dtype))
@@ -105,7 +108,7 @@ def _save(folder: Path, *, dtype: str = "float32", device: str = "cpu", **shape:
 
 
 def _copy_tokenizer(tokenizer: Path, folder: Path) -> Path:
-    """Of a model with at most 49152 tokens, such as SmolLM2-135M-Instruct."""
+    """Copies the tokenizer of a model with at most 49152 tokens, such as SmolLM2-135M-Instruct."""
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)

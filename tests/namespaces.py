@@ -1,4 +1,4 @@
-"""A container's processes, as far as they can be had without one."""
+"""A process namespace of its own, as a container has."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ _COMMAND = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-c
 
 
 def own_processes(*options: str) -> tuple[str, ...] | None:
-    """A launcher whose program is process 1 of a namespace, with what else `unshare` is to take from it; or None."""
+    """A launcher whose program is process 1 of a new namespace; None if `unshare` with these options fails."""
     command = (*_COMMAND, *options)
     try:
         works = subprocess.run([*command, "true"], capture_output=True, timeout=60).returncode == 0

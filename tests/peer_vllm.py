@@ -1,7 +1,7 @@
-"""Real vLLM in a virtual environment of its own, .peers/vllm, and what its own code answers there.
+"""Runs vLLM's own code in the virtual environment .peers/vllm.
 
-Scripts named `vllm_*.py` beside the tests are run by its interpreter: `SCRIPT QUESTION ANSWER WORDS...`, of which the
-first two are files of JSON.
+Its interpreter runs the scripts named `vllm_*.py` beside the tests: `SCRIPT QUESTION ANSWER WORDS...`, where QUESTION
+and ANSWER are JSON files.
 """
 
 import json
@@ -19,7 +19,7 @@ needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not 
 
 
 def ask_vllm(script: Path, question: Any, folder: Path, *words: object, timeout_s: float = 280) -> Any:
-    """What the script answers to the question; the folder is where both are kept and where the script runs."""
+    """The script's answer to the question; `folder` holds both files and is the script's working directory."""
     asked, answered = folder / "question.json", folder / "answer.json"
     asked.write_text(json.dumps(question))
     command = [PYTHON, "-E", script, asked, answered, *map(str, words)]

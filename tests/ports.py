@@ -1,4 +1,4 @@
-"""Ports for servers that a test starts as processes of their own, and that cannot choose one themselves."""
+"""Free ports for servers in other processes that cannot use port 0."""
 
 import socket
 

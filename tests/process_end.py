@@ -1,4 +1,4 @@
-"""Ending a server that a test started, with all its processes."""
+"""Ends a server that a test started, with its process tree."""
 
 import signal
 import subprocess
@@ -12,12 +12,12 @@ GONE_S = 60.0
 def end_server(
     process: "subprocess.Popen[bytes]", family: Iterable[psutil.Process], *, left_s: float = GONE_S
 ) -> list[psutil.Process]:
-    """Asks the process to end, kills it where it does not, and returns those of its family that were left and killed.
+    """Terminates the process, kills it if necessary, and returns the processes of its tree that it left behind, killed.
 
     Args:
-        process: the server's own; it may have ended.
-        family: it and all below it, as they were while it ran.
-        left_s: how long the others may take to end after it.
+        process: the server's main process; it may have exited.
+        family: the process tree as it was while the server ran.
+        left_s: how long the other processes may take to exit after it.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

@@ -1,11 +1,11 @@
-"""Reading what a program writes to a terminal."""
+"""Reads what a program writes to a terminal."""
 
 import os
 from contextlib import suppress
 
 
 def read_terminal(descriptor: int) -> str:
-    """All that is written until the other end is closed, which Linux tells by EIO; closes this end."""
+    """All output until the other end is closed, which Linux reports as EIO; closes this end."""
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as terminal, suppress(OSError):
         while piece := terminal.read(65536):
@@ -14,7 +14,7 @@ def read_terminal(descriptor: int) -> str:
 
 
 def read_until(descriptor: int, expected: bytes) -> str:
-    """All that is written up to these bytes; what comes later stays there to be read."""
+    """All output up to and including these bytes; later output stays unread."""
     data = b""
     while not data.endswith(expected):
         data += os.read(descriptor, 1)

@@ -1,4 +1,4 @@
-"""The audit of dependencies, with a stand-in for its tool: what it says, and when it fails."""
+"""The audit of dependencies with a stand-in for pip-audit: its report and its exit code."""
 
 import json
 import os
@@ -35,7 +35,7 @@ FAULTS = {
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the script and an environment whose interpreter only tells what is installed."""
+    """A folder with the script and an environment whose interpreter only lists what is installed."""
     (tmp_path / ".ci").mkdir()
     _write(tmp_path / ".ci" / "audit", (ROOT / ".ci" / "audit").read_text())
     _write(tmp_path / ".venv" / "bin" / "python", PYTHON)
@@ -46,7 +46,7 @@ def audit(clone: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([clone / ".ci" / "audit"], capture_output=True, text=True, timeout=120, cwd=os.sep)
 
 
-def test_what_is_installed_is_looked_up_without_local_versions(clone: Path) -> None:
+def test_installed_packages_are_audited_without_local_versions(clone: Path) -> None:
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=0))
     (clone / "answer").write_text(json.dumps({"dependencies": [FAULTS["dependencies"][1]]}))
     done = audit(clone)
@@ -54,35 +54,35 @@ def test_what_is_installed_is_looked_up_without_local_versions(clone: Path) -> N
     assert (clone / "asked").read_text() == "torch==2.13.0\nclick==8.5.1\n"
 
 
-def test_what_the_database_does_not_know_is_not_counted_as_free_of_vulnerabilities(clone: Path) -> None:
-    """pip-audit itself says `No known vulnerabilities found` then, and exits with 0."""
+def test_packages_unknown_to_the_database_do_not_count_as_free_of_vulnerabilities(clone: Path) -> None:
+    """pip-audit itself prints `No known vulnerabilities found` for them and exits with 0."""
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=0))
     unknown = [{"name": name, "skip_reason": "Dependency not found"} for name in ("click", "torch")]
     (clone / "answer").write_text(json.dumps({"dependencies": unknown}))
     done = audit(clone)
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr == "audit: NOTHING WAS CHECKED: the database knows none of 2 packages\n"
+    assert done.stderr == "audit: NOTHING WAS CHECKED: the database has none of 2 packages\n"
     (clone / "answer").write_text(json.dumps({"dependencies": [*unknown, {"name": "x", "version": "1", "vulns": []}]}))
     done = audit(clone)
     assert (done.returncode, done.stdout) == (0, "audit: no known vulnerability in 1 packages\n")
-    assert done.stderr == "audit: not checked, for the database does not know them: click, torch\n"
+    assert done.stderr == "audit: not checked, they are not in the database: click, torch\n"
 
 
 def test_a_known_vulnerability_fails_and_is_named(clone: Path) -> None:
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=1))
     (clone / "answer").write_text(json.dumps(FAULTS))
     done = audit(clone)
-    assert (done.returncode, done.stdout) == (1, "audit: click 8.5.1: PYSEC-1, mended in 8.5.2\n")
+    assert (done.returncode, done.stdout) == (1, "audit: click 8.5.1: PYSEC-1, fixed in 8.5.2\n")
 
 
-def test_a_database_that_cannot_be_reached_is_told_and_is_no_failure(clone: Path) -> None:
+def test_an_unreachable_database_is_reported_and_does_not_fail(clone: Path) -> None:
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=1))
     done = audit(clone)
     assert done.returncode == 0
     assert "NOTHING WAS CHECKED: the database of vulnerabilities cannot be reached" in done.stderr
 
 
-def test_a_tool_that_cannot_be_installed_is_told_and_is_no_failure(clone: Path) -> None:
+def test_a_tool_that_cannot_be_installed_is_reported_and_does_not_fail(clone: Path) -> None:
     done = audit(clone)
     assert done.returncode == 0
     assert "NOTHING WAS CHECKED: pip-audit cannot be installed" in done.stderr

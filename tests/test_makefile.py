@@ -1,4 +1,4 @@
-"""`make serve` and its relatives, with stand-ins for pip and the server: what runs, in which order, what does not."""
+"""The Makefile with stand-ins for pip and the server: which commands run, in which order."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ INSTALL_DEV = INSTALL.replace("embedded", "embedded,dev")
 
 
 class Clone:
-    """A fresh clone with stand-ins for the interpreter and the server, which log what they are told."""
+    """A fresh clone with stand-ins for the interpreter and the server, which log their arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Clone:
         return subprocess.run(self.words(*words), cwd=self.path, capture_output=True, text=True, timeout=120)
 
     def words(self, *words: str) -> list[str]:
-        # Not what the `make` that runs these tests hands down: its variables, and that it is the outer one.
+        # Without the variables that the `make` which runs these tests exports.
         handed_down = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARGS", "JOBS", "PORT", "TORCH")
         return ["env", *(word for name in handed_down for word in ("-u", name)), "make", "PYTHON=./python", *words]
 
@@ -86,7 +86,7 @@ def test_port_and_arguments_reach_the_server(clone):
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
-def test_changed_dependencies_are_installed_again_but_the_model_is_not(name, clone):
+def test_changed_dependencies_are_installed_again_but_the_model_is_not_prepared_again(name, clone):
     clone.make("serve")
     clone.take_log()
     later = time.time() + 5
@@ -114,7 +114,7 @@ def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clon
     assert clone.take_log()[-1] == f"-m pytest -n 0 --dist loadfile -m {selected}"
 
 
-def test_the_newest_releases_are_tried_in_an_environment_of_their_own_and_looked_for_each_time(clone):
+def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run(clone):
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     pip = "-m pip --disable-pip-version-check --quiet install"
     upgrade = f"{pip} --upgrade --upgrade-strategy eager {{}} -e .[embedded,dev,otel]"
@@ -184,7 +184,7 @@ def test_a_python_that_is_too_old_is_named_with_what_is_needed(clone):
     assert clone.take_log() == []
 
 
-def test_a_python_without_venv_says_which_package_is_missing(clone):
+def test_for_a_python_without_venv_the_missing_package_is_named(clone):
     clone.write_python(is_bare=True)
     done = clone.make("serve")
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""What `make test-newest` tells about the dependencies: which it tried, and which are held back by what."""
+"""The table of `make test-newest`: installed and newest releases, and what holds a release back."""
 
 import importlib.util
 from pathlib import Path
@@ -18,7 +18,7 @@ def newest():
     return module
 
 
-def test_the_table_says_what_is_newer_than_the_pin_and_what_is_held_back(newest) -> None:
+def test_the_table_shows_what_is_newer_than_the_pin_and_what_is_held_back(newest) -> None:
     rows = [
         newest.Package("click", "8.5.1", "8.5.1", "8.5.1"),
         newest.Package("numpy", "2.3.5", "2.4.0", "2.4.0"),

@@ -1,4 +1,4 @@
-"""Waiting for what another process or thread does in its own time."""
+"""Waits for the effects of other processes and threads."""
 
 import socket
 import time
@@ -8,15 +8,15 @@ import psutil
 
 
 def wait_until(is_true: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Looks again and again; fails where nothing has come of it after a time that no machine needs."""
+    """Polls the condition every 10 ms; fails after a time-out that is far longer than any machine needs."""
     deadline = time.monotonic() + timeout_s
     while not is_true():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, though perhaps nobody has asked how."""
+    """Whether a process has exited; it may be a zombie still."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -24,7 +24,7 @@ def is_gone(pid: int) -> bool:
 
 
 def wait_listening(port: int, host: str = "127.0.0.1") -> None:
-    """Waits until connections to the port are taken, whether or not anybody answers."""
+    """Waits until the port accepts connections, whether or not a server answers."""
 
     def is_listening() -> bool:
         with socket.socket() as probe:

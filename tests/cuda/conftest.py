@@ -1,4 +1,4 @@
-"""Tests of the engine on a GPU, `make test-cuda`; skipped where there is none."""
+"""Fixtures of the tests that need a GPU (`make test-cuda`); without a GPU they are skipped."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def llama() -> PreTrainedModel:
-    """A tiny float32 Llama whose tokens are bytes, on the CPU."""
+    """A tiny float32 Llama with a token per byte, on the CPU."""
     return build_model("llama", PACKED["llama"] | {"vocab_size": VOCAB_SIZE, "eos_token_id": 256})
 
 
@@ -34,7 +34,7 @@ def llama_folder(llama: PreTrainedModel, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def llama_on_gpu(llama_folder: Path) -> PreTrainedModel:
-    """What transformers makes of it on the GPU."""
+    """The same model, loaded by transformers on the GPU."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).to(gpu.DEVICE).eval()

@@ -1,4 +1,4 @@
-"""The GPU that these tests need, asked from outside of the processes that use it."""
+"""State of the GPU, observed from outside of the processes that use it."""
 
 import subprocess
 from functools import cache
@@ -9,12 +9,12 @@ import psutil
 DEVICE = "cuda"
 _MEMORY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 _UNIFIED_MEMORY = "/dev/nvidia-uvm"
-"""What a process opens that begins CUDA; the management library, which only asks, does not."""
+"""A process that initializes CUDA opens this file; one that only queries the management library does not."""
 
 
 @cache
 def why_no_gpu() -> str | None:
-    """Why these tests cannot run; None where they can."""
+    """The reason why these tests cannot run; None if they can."""
     from startup.engine.cuda import expects_gpu
 
     if not expects_gpu():
@@ -25,13 +25,13 @@ def why_no_gpu() -> str | None:
 
 
 def used_mib() -> int:
-    """Memory of the GPU that anybody holds."""
-    told = subprocess.run(_MEMORY, capture_output=True, text=True, check=True, timeout=60).stdout
-    return sum(int(line) for line in told.split())
+    """GPU memory in use by all processes, in MiB."""
+    output = subprocess.run(_MEMORY, capture_output=True, text=True, check=True, timeout=60).stdout
+    return sum(int(line) for line in output.split())
 
 
 def uses_cuda(process: psutil.Process) -> bool:
-    """Whether the process has begun CUDA."""
+    """Whether the process has initialized CUDA."""
     for entry in Path(f"/proc/{process.pid}/fd").iterdir():
         try:
             target = str(entry.readlink())

@@ -1,6 +1,6 @@
-"""A packed step mixes no tensors of the CPU with those of the GPU.
+"""A packed step mixes no CPU tensors with GPU tensors.
 
-Shown on tensors that only claim to be on one: no GPU is needed, but a torch that is built for them.
+Uses fake tensors with a GPU device: it needs a torch built with CUDA, but no GPU.
 """
 
 from collections.abc import Iterator

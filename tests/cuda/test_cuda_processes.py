@@ -1,4 +1,4 @@
-"""Only the engine uses the GPU, whatever started it, and its memory is free again however the server ends."""
+"""Only the engine process uses the GPU, with each start method; its memory is freed however the server ends."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda
 
 _GONE_S = 60.0
 _CONTEXT_MIB = 100
-"""Less than CUDA takes for itself in every process that uses it."""
+"""Less than the CUDA context of one process takes."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def arguments(llama_folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_only_the_engine_begins_cuda(arguments: list[str], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_engine_initializes_cuda(arguments: list[str], method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     with ServerProcess(arguments) as server:
         _complete(server)
@@ -37,7 +37,7 @@ def test_only_the_engine_begins_cuda(arguments: list[str], method: str, monkeypa
 
 @pytest.mark.parametrize("method", START_METHODS)
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-def test_memory_is_given_back_when_the_server_ends(
+def test_memory_is_freed_when_the_server_ends(
     arguments: list[str], method: str, signal_number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -52,13 +52,13 @@ def test_memory_is_given_back_when_the_server_ends(
     wait_until(lambda: used_mib() < before + _CONTEXT_MIB)
 
 
-def test_hidden_gpu_leaves_the_work_to_the_cpu(arguments: list[str]) -> None:
+def test_with_a_hidden_gpu_the_engine_runs_on_the_cpu(arguments: list[str]) -> None:
     with ServerProcess(arguments, environment={"CUDA_VISIBLE_DEVICES": ""}) as server:
         _complete(server)
         assert not any(uses_cuda(process) for process in server.family())
 
 
-def test_cache_that_the_gpu_has_no_room_for_is_told_in_one_line(arguments: list[str]) -> None:
+def test_cache_larger_than_the_gpu_fails_the_start_with_one_line(arguments: list[str]) -> None:
     huge = ["--max-num-seqs", "10000000", "--kv-cache-memory-bytes", str(1 << 50)]
     run = subprocess.run(
         [sys.executable, "-m", "vllm_cli", "serve", *arguments, *huge, "--port", "0"],
@@ -78,7 +78,7 @@ def test_bug_report_names_the_gpu() -> None:
 
 
 def _complete(server: ServerProcess) -> None:
-    """One real token."""
+    """Generates two tokens."""
     body = b'{"model": "tiny", "prompt": "Paris", "max_tokens": 2}'
     request = urllib.request.Request(f"{server.url}/v1/completions", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=_GONE_S) as response:

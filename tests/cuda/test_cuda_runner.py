@@ -1,4 +1,4 @@
-"""The packed runner on the GPU computes what the plain model computes on the CPU."""
+"""The packed runner on the GPU computes the same as the plain model on the CPU."""
 
 import copy
 from typing import NamedTuple
@@ -29,8 +29,8 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(architecture: 
     assert 0 < errors.runner < 2 * errors.plain
 
 
-def test_attention_never_takes_the_plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long prompt in chunks, with heads that share keys: the plain kernel would write down all scores."""
+def test_attention_never_uses_the_plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt in chunks, with heads that share keys: the plain kernel would materialise all scores."""
     calls = []
     attend = fused_attention.attend
 
@@ -47,7 +47,7 @@ def test_attention_never_takes_the_plain_kernel(monkeypatch: pytest.MonkeyPatch)
     assert set(calls) == {True, False}
 
 
-def test_greedy_output_of_a_batch_is_that_of_generate() -> None:
+def test_greedy_output_of_a_batch_equals_generate() -> None:
     model = build_model("llama", PACKED["llama"])
     prompts = random_prompts(3, 17, 40, 5, 33, 90)
     expected = greedy_outputs(model, prompts, 40)
@@ -58,7 +58,7 @@ def test_greedy_output_of_a_batch_is_that_of_generate() -> None:
     engine.assert_nothing_leaked()
 
 
-def test_every_way_to_restrict_a_choice_works_on_the_gpu() -> None:
+def test_every_sampling_parameter_works_on_the_gpu() -> None:
     engine = SmallEngine(build_model("llama", PACKED["llama"]).to(DEVICE), eos_token_ids=(2,))
     prompts = random_prompts(9, 12)
     options = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "seed": 7, "min_tokens": 5}
@@ -72,11 +72,11 @@ def test_every_way_to_restrict_a_choice_works_on_the_gpu() -> None:
 
 
 class _Errors(NamedTuple):
-    """The largest, relative to the largest logit in float32."""
+    """Largest errors of logits, relative to the largest logit in float32."""
 
     runner: float
     plain: float
-    """Of the plain model on the CPU, in the same type as the runner's."""
+    """The plain model on the CPU, in the same dtype as the runner."""
 
 
 def _errors(architecture: str, dtype: torch.dtype) -> _Errors:

@@ -1,4 +1,4 @@
-"""`vllm-cli serve` on a GPU gives what transformers gives on the same one."""
+"""`vllm-cli serve` on a GPU answers as transformers does on the same GPU."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda
 _NUM_TOKENS = 24
 _PROMPTS = ["Paris", "Once upon a time there was", "x", "All that is gold does not glitter, " * 7]
 _SMALL_STEPS = ["--max-num-batched-tokens", "64", "--max-num-seqs", "8"]
-"""The longest prompt is computed in pieces."""
+"""The longest prompt is computed in several chunks."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def client(llama_folder: Path) -> Iterator[OpenAI]:
             yield openai
 
 
-def test_greedy_tokens_are_those_of_generate(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
+def test_greedy_tokens_equal_generate(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
     prompts = [list(prompt.encode()) for prompt in _PROMPTS]
     expected = greedy_outputs(llama_on_gpu, prompts, _NUM_TOKENS)
     assert all(len(set(output)) > 4 for output in expected), "the model repeats itself: nothing would be tested"
@@ -40,7 +40,7 @@ def test_greedy_tokens_are_those_of_generate(client: OpenAI, llama_on_gpu: PreTr
     assert [answer.choices[0].token_ids for answer in answers] == expected * 2
 
 
-def test_logprobs_are_those_of_the_model(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
+def test_logprobs_equal_those_of_the_model(client: OpenAI, llama_on_gpu: PreTrainedModel) -> None:
     answer = _complete(client, _PROMPTS[1], logprobs=4, tokens_as_ids=True).choices[0]
     prompt = list(_PROMPTS[1].encode())
     with torch.inference_mode():
