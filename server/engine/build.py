@@ -1,13 +1,13 @@
 """Wires the engine's objects, in the engine process."""
 
 import logging
-from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.attention import UnsupportedAttentionError
+from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
 from server.engine.kv_cache import KVCache, LayerShape
@@ -18,7 +18,7 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
 from server.engine.runner import Runner
 from server.engine.sampler import Sampler
-from server.engine.scheduler import Limits
+from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
 from server.engine.vision import image_encoder
@@ -45,27 +45,32 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         with phases.span("check_prompt_embeds"):
             check_takes_embeds(model)
     with phases.span("allocate_kv_cache"):
-        runner, size, prefixes = _build_runner(model, config, max_model_len)
+        runner, shapes = _choose_runner(model)
+        size = size_cache(
+            shapes,
+            config,
+            max_model_len=max_model_len,
+            dtype=model.dtype,
+            device=model.device,
+            working=_working_memory(model, config),
+        )
+        cache = _build_cache(runner, shapes, size, model, config)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     guided = GuidedStates(tokenizer_path=files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
-    batched = _batched_tokens(config, model.device)
+    batched = _batched_tokens(config, model.device) if runner.can_split_prompts else size.slot_len
     core = EngineCore(
         runner,
-        limits=Limits(
-            num_slots=size.num_slots,
-            max_num_batched_tokens=batched if runner.can_split_prompts else size.slot_len,
-            kv_cache_tokens=size.num_tokens,
-        ),
+        cache=cache,
+        scheduler=Scheduler(cache, max_num_batched_tokens=batched),
         max_model_len=size.slot_len,
         vocab_size=vocab_size,
         eos_token_ids=eos_token_ids,
         sampler=Sampler(eos_token_ids=eos_token_ids, seed=config.seed, device=model.device, guided=guided),
         guided=guided,
-        prefixes=prefixes,
         features=FeatureBuilder(
             model,
-            image_encoder(model) if runner.name == PackedRunner.name else None,
-            has_prefix_cache=prefixes is not None,
+            image_encoder(model) if isinstance(runner, PackedRunner) else None,
+            has_prefix_cache=cache.has_prefixes,
         ),
     )
     info = EngineInfo(
@@ -85,29 +90,25 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
     return core, info
 
 
-def _build_runner(
-    model: PreTrainedModel, config: EngineConfig, max_model_len: int
-) -> tuple[Runner, CacheSize, PrefixCache | None]:
-    dtype, device = model.dtype, model.device
-    size_of = partial(
-        size_cache,
-        config=config,
-        max_model_len=max_model_len,
-        dtype=dtype,
-        device=device,
-        working=_working_memory(model, config),
-    )
+def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape]]:
+    """The runner that can run the model, and what each layer stores per token."""
     packed = PackedRunner(model)
     try:
-        shapes = packed.probe()
+        return packed, packed.probe()
     except UnsupportedAttentionError as err:
         logger.warning("one sequence at a time: %s", err)
-        return SequentialRunner(model), size_of(_guess_shapes(model)), None
-    size = size_of(shapes)
-    cache = KVCache(shapes, num_slots=size.num_slots, slot_len=size.slot_len, dtype=dtype, device=device)
+    return SequentialRunner(model), _guess_shapes(model)
+
+
+def _build_cache(
+    runner: Runner, shapes: dict[int, LayerShape], size: CacheSize, model: PreTrainedModel, config: EngineConfig
+) -> CacheManager:
+    if not isinstance(runner, PackedRunner):
+        return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens)
+    kv_cache = KVCache(shapes, num_slots=size.num_slots, slot_len=size.slot_len, dtype=model.dtype, device=model.device)
+    runner.use_cache(kv_cache)
     prefixes = PrefixCache(max_tokens=int(size.num_tokens * PREFIX_SHARE)) if config.enable_prefix_caching else None
-    packed.use_cache(cache, prefixes)
-    return packed, size, prefixes
+    return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
 
 
 def _batched_tokens(config: EngineConfig, device: torch.device) -> int:

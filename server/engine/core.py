@@ -6,13 +6,13 @@ from time import monotonic
 from typing import NamedTuple
 
 from server.engine.batch import Chunk
+from server.engine.cache_manager import CacheManager
 from server.engine.guided import GuidedDecodingError, GuidedStates
 from server.engine.logprobs import describe
-from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
-from server.engine.scheduler import Limits, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.types import (
     EngineOutput,
@@ -21,7 +21,6 @@ from server.types import (
     PoolingParams,
     PromptInputs,
     SamplingParams,
-    TokenLogprob,
 )
 
 logger = logging.getLogger(__name__)
@@ -41,35 +40,27 @@ class EngineCore:
         self,
         runner: Runner,
         *,
-        limits: Limits,
+        cache: CacheManager,
+        scheduler: Scheduler,
         max_model_len: int,
         vocab_size: int,
         eos_token_ids: tuple[int, ...],
         sampler: Sampler,
         guided: GuidedStates,
-        prefixes: PrefixCache | None,
         features: FeatureBuilder,
     ) -> None:
         self._runner = runner
-        self._limits = limits
-        self._max_model_len = min(max_model_len, limits.kv_cache_tokens)
+        self._cache = cache
+        self._scheduler = scheduler
+        self._max_model_len = min(max_model_len, cache.max_tokens)
         self._vocab_size = vocab_size
         self._eos_token_ids = frozenset(eos_token_ids)
         self._sampler = sampler
         self._guided = guided
-        self._prefixes = prefixes
         self._features = features
         self._unseen: dict[str, _PendingMultimodal] = {}
         """Requests whose images have not been looked at, in order of arrival."""
-        self._prompt_logprobs: dict[str, list[TokenLogprob | None]] = {}
         self._num_iteration_tokens = 0
-        self._scheduler = Scheduler(
-            limits,
-            on_admit=self._admit,
-            on_release=self._release,
-            evict_cached=runner.evict_cached,
-            can_share_prompt=prefixes.can_share if prefixes is not None else lambda _: False,
-        )
 
     @property
     def has_work(self) -> bool:
@@ -81,9 +72,9 @@ class EngineCore:
         return EngineStats(
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting + len(self._unseen),
-            kv_cache_usage=self._scheduler.num_held_tokens / self._limits.kv_cache_tokens,
-            prefix_cache_queries=self._prefixes.num_queried_tokens if self._prefixes else 0,
-            prefix_cache_hits=self._prefixes.num_hit_tokens if self._prefixes else 0,
+            kv_cache_usage=self._cache.num_held_tokens / self._cache.max_tokens,
+            prefix_cache_queries=self._cache.num_queried_tokens,
+            prefix_cache_hits=self._cache.num_hit_tokens,
             num_iteration_tokens=self._num_iteration_tokens,
             num_preemptions=self._scheduler.num_preemptions,
         )
@@ -184,22 +175,13 @@ class EngineCore:
                 refused.append(_failed(sequence, str(err)))
         return refused
 
-    def _admit(self, sequence: Sequence) -> None:
-        self._runner.admit(sequence, [s for s in self._scheduler.running if s is not sequence])
-        if sequence.is_first_pass and sequence.num_preemptions == 0:
-            sequence.admitted_s = monotonic()
-            sequence.num_cached_tokens = sequence.num_computed_tokens
-
-    def _release(self, sequence: Sequence) -> None:
-        self._runner.release(sequence)
-        self._prompt_logprobs.pop(sequence.request_id, None)
-
     def _advance(self, sampled: Sampled) -> EngineOutput:
         sequence, token_id = sampled.sequence, sampled.token_id
         if sampled.error is not None:
             self._end(sequence)
             return _failed(sequence, sampled.error, is_request_fault=sampled.is_request_fault)
         is_first = sequence.is_first_pass
+        prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
         sequence.token_ids.append(token_id)
         reason, stop_token_id, error = self._finish_reason(sequence, token_id)
         output = EngineOutput(
@@ -208,7 +190,7 @@ class EngineCore:
             finish_reason=reason,
             stop_token_id=stop_token_id,
             logprobs=[sampled.logprob] if sampled.logprob is not None else None,
-            prompt_logprobs=self._prompt_logprobs.pop(sequence.request_id, None) if is_first else None,
+            prompt_logprobs=prompt_logprobs,
             num_cached_tokens=sequence.num_cached_tokens if is_first else 0,
             queue_s=sequence.admitted_s - sequence.arrival_s if is_first else 0.0,
             prefill_s=monotonic() - sequence.admitted_s if is_first else 0.0,
@@ -246,9 +228,12 @@ class EngineCore:
             if not chunk.wants_all_logits:
                 continue
             sequence, wanted = chunk.sequence, chunk.sequence.params.prompt_logprobs or 0
-            collected = self._prompt_logprobs.setdefault(sequence.request_id, [None])
             following = sequence.token_ids[chunk.begin + 1 : min(chunk.end + 1, sequence.num_prompt_tokens)]
-            collected += describe(result.logits[span][: len(following)], following, [wanted] * len(following))
+            if sequence.prompt_logprobs is None:
+                sequence.prompt_logprobs = [None]
+            sequence.prompt_logprobs += describe(
+                result.logits[span][: len(following)], following, [wanted] * len(following)
+            )
 
 
 def _failed(sequence: Sequence, message: str, *, is_request_fault: bool = True) -> EngineOutput:

@@ -5,7 +5,6 @@ top-k and top-p per request and repeats keys for grouped heads; docs/architectur
 """
 
 import inspect
-import logging
 from collections.abc import Sequence as Seq
 from typing import Any
 
@@ -16,13 +15,9 @@ from server.engine.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.batch import Chunk, pack
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.linear import LinearPacker
-from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
-from server.engine.sequence import Sequence
 from server.engine.vision import language_model
-
-logger = logging.getLogger(__name__)
 
 _ATTENTION_NAME = "vllm_cli_packed"
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
@@ -37,7 +32,6 @@ class PackedRunner:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._attention = PackedAttention()
-        self._prefixes: PrefixCache | None = None
         self._packer: LinearPacker | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
@@ -71,10 +65,9 @@ class PackedRunner:
             raise
         return self._attention.shapes
 
-    def use_cache(self, cache: KVCache, prefixes: PrefixCache | None) -> None:
-        """Takes the cache that was sized from `probe`'s shapes, and where ended sequences are kept."""
+    def use_cache(self, cache: KVCache) -> None:
+        """Sets the cache, whose size depends on `probe`'s shapes."""
         self._attention.cache = cache
-        self._prefixes = prefixes
         self._packer = LinearPacker(self._model)
 
     @property
@@ -99,41 +92,6 @@ class PackedRunner:
         finally:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)
-
-    def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
-        """Takes over the longest cached beginning of the prompt, from an ended sequence or a running one."""
-        params = sequence.params
-        if self._prefixes is None or params.prompt_logprobs is not None or sequence.is_private:
-            return
-        found = self._prefixes.match(sequence, running)
-        if found is None:
-            return
-        if found.slot is not None:
-            self.cache.copy_prefix(found.slot, sequence.slot, found.length)
-        elif found.entry_id is not None:
-            self.cache.restore(sequence.slot, self._prefixes.take(found.entry_id), found.length)
-        sequence.num_computed_tokens = found.length
-
-    def release(self, sequence: Sequence) -> None:
-        """Keeps what the sequence computed, then gives its pages back."""
-        if self._prefixes is not None and not sequence.is_private:
-            self._keep(self._prefixes, sequence)
-        self.cache.release(sequence.slot, sequence.num_tokens)
-
-    def _keep(self, prefixes: PrefixCache, sequence: Sequence) -> None:
-        computed = sequence.cache_ids(sequence.num_computed_tokens)
-        if not prefixes.wants(computed):
-            return
-        try:
-            prefixes.put(computed, self.cache.snapshot(sequence.slot, len(computed)))
-        except torch.OutOfMemoryError:
-            logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
-            prefixes.shrink_to(0)
-
-    def evict_cached(self, max_tokens: int) -> None:
-        """Shrinks the prefix cache."""
-        if self._prefixes is not None:
-            self._prefixes.shrink_to(max_tokens)
 
     def idle(self) -> bool:
         """Packs one more linear layer; True while there are more."""

@@ -45,9 +45,8 @@ class PrefixCache:
         self.num_hit_tokens = 0
 
     def can_share(self, sequence: Sequence) -> bool:
-        """Whether a match may be looked for: not where every prompt token needs its logits, or with a salt."""
-        params = sequence.params
-        return sequence.num_tokens > _MIN_TOKENS and params.prompt_logprobs is None and not sequence.is_private
+        """Whether `match` could find a beginning of the sequence's prompt."""
+        return sequence.num_tokens > _MIN_TOKENS and sequence.can_reuse_prefix
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
         """Where the longest cached beginning of the sequence's prompt is, in an ended sequence or a running one.

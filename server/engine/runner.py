@@ -6,7 +6,6 @@ from typing import NamedTuple, Protocol
 import torch
 
 from server.engine.batch import Chunk
-from server.engine.sequence import Sequence
 
 
 class StepLogits(NamedTuple):
@@ -26,15 +25,6 @@ class Runner(Protocol):
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Logits for each chunk's last token; for all its tokens where the prompt's log-probabilities are due."""
-
-    def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
-        """The sequence was given a slot; what is cached of its prompt may be taken over."""
-
-    def release(self, sequence: Sequence) -> None:
-        """The sequence loses its slot; its computed tokens may be kept for later prompts."""
-
-    def evict_cached(self, max_tokens: int) -> None:
-        """Shrinks what is kept for later prompts."""
 
     def idle(self) -> bool:
         """Does a small piece of work that can wait; True while there is more."""

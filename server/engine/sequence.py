@@ -2,12 +2,12 @@
 
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from server.types import FinishReason, SamplingParams
+from server.types import SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,11 @@ class Sequence:
         """Prompt tokens that came from the prefix cache when the sequence was first admitted."""
         self.state = SequenceState.WAITING
         self.slot = -1
-        self.finish_reason: FinishReason | None = None
+        """The slot of the KV cache that the sequence holds while it runs."""
+        self.model_cache: Any = None
+        """The model's own cache object, with the sequential runner; None before the first computed token."""
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None
+        """Log-probabilities of the computed prompt tokens, until the first output carries them."""
         self.num_preemptions = 0
         self.arrival_s = monotonic()
         self.admitted_s = 0.0
@@ -68,6 +72,18 @@ class Sequence:
         """Whether the sequence shares nothing with others."""
         is_unknown = self.features is not None and self.features.row_ids is None
         return is_unknown or self.params.cache_salt is not None
+
+    @property
+    def can_reuse_prefix(self) -> bool:
+        """Whether the prompt's beginning may come from the prefix cache; prompt log-probabilities need its logits."""
+        return self.params.prompt_logprobs is None and not self.is_private
+
+    def restart(self) -> None:
+        """Puts a preempted sequence back into the state of a waiting one; its tokens stay."""
+        self.state = SequenceState.WAITING
+        self.num_computed_tokens = 0
+        self.num_preemptions += 1
+        self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
         """What the prefix cache knows the first `end` tokens by: their ids, or those of the rows in their places."""

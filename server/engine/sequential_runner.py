@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from server.engine.batch import Chunk
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
-from server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ class SequentialRunner:
         parameters = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in parameters
         self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), None)
-        self._caches: dict[str, Any] = {}
         if not self._can_continue():
             logger.warning("%s is computed from the first token in every step", type(model).__name__)
             self._cache_name = None
@@ -56,15 +54,6 @@ class SequentialRunner:
             num_rows += kept.shape[0]
         return StepLogits(list(chunks), torch.cat(parts), rows)
 
-    def admit(self, sequence: Sequence, running: Seq[Sequence]) -> None:
-        """Nothing is shared between sequences here; the model makes its cache itself."""
-
-    def release(self, sequence: Sequence) -> None:
-        self._caches.pop(sequence.request_id, None)
-
-    def evict_cached(self, max_tokens: int) -> None:
-        """Nothing outlives a sequence here."""
-
     def idle(self) -> bool:
         return False
 
@@ -76,10 +65,10 @@ class SequentialRunner:
         output = self._forward(
             sequence.token_ids[chunk.begin : chunk.end],
             begin=chunk.begin,
-            cache=self._caches.get(sequence.request_id),
+            cache=sequence.model_cache,
             embeds=embeds if not chunk.begin else None,
         )
-        self._caches[sequence.request_id] = output[self._cache_name]
+        sequence.model_cache = output[self._cache_name]
         return output.logits[0]  # type: ignore[no-any-return]
 
     def _forward(

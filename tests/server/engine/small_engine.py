@@ -3,11 +3,13 @@
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
 from server.engine.batch import Chunk
+from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
 from server.engine.kv_cache import KVCache
@@ -16,10 +18,13 @@ from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_features import FeatureBuilder
 from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
-from server.engine.scheduler import Limits
+from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.vision import image_encoder
 from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from server.engine.sequence import Sequence
 
 _MAX_STEPS = 20_000
 
@@ -64,38 +69,45 @@ class SmallEngine:
         sequential: bool = False,
     ) -> None:
         self.prefixes = PrefixCache(max_tokens=prefix_tokens) if prefix_tokens else None
+        self.num_slots = num_slots
         self.runner: PackedRunner | SequentialRunner
+        kv_cache = None
         if sequential:
             self.runner = SequentialRunner(model)
         else:
             self.runner = PackedRunner(model)
             shapes = self.runner.probe()
-            self.runner.use_cache(
-                KVCache(shapes, num_slots=num_slots, slot_len=max_model_len, dtype=model.dtype, device=model.device),
-                self.prefixes,
+            kv_cache = KVCache(
+                shapes, num_slots=num_slots, slot_len=max_model_len, dtype=model.dtype, device=model.device
             )
+            self.runner.use_cache(kv_cache)
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
         guided = GuidedStates(tokenizer_path=tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
-        self.limits = Limits(
+        self.cache = CacheManager(
             num_slots=num_slots,
+            max_tokens=kv_cache_tokens or num_slots * max_model_len,
+            kv_cache=kv_cache,
+            prefixes=self.prefixes,
+        )
+        self.scheduler = Scheduler(
+            self.cache,
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
-            kv_cache_tokens=kv_cache_tokens or num_slots * max_model_len,
         )
         self.core = EngineCore(
             self.runner,
-            limits=self.limits,
+            cache=self.cache,
+            scheduler=self.scheduler,
             max_model_len=max_model_len,
             vocab_size=vocab_size,
             eos_token_ids=eos_token_ids,
             sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
             guided=guided,
-            prefixes=self.prefixes,
             features=FeatureBuilder(model, image_encoder(model)),
         )
-        self.scheduler = self.core._scheduler
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
         """Tokens that each step computed, by request, in the step's order."""
+        self._computed: WeakSet[Sequence] = WeakSet()
         self._record_steps()
 
     @property
@@ -140,18 +152,17 @@ class SmallEngine:
         compute = self.runner.step
 
         def step(chunks: Seq[Chunk]) -> StepLogits:
+            self._computed.update(c.sequence for c in chunks)
             self.steps.append({c.sequence.request_id: c.num_tokens for c in chunks})
             return compute(chunks)
 
         self.runner.step = step  # type: ignore[method-assign]
 
     def assert_nothing_leaked(self) -> None:
-        """No request, slot, token, grammar or half-collected log-probability is held any more."""
+        """No request, slot, token, grammar or model cache is held any more."""
         assert not self.core.has_work
-        assert sorted(self.scheduler._free_slots) == list(range(self.limits.num_slots))
-        assert self.scheduler.num_held_tokens == 0
+        assert sorted(self.cache._free_slots) == list(range(self.num_slots))
+        assert self.cache.num_held_tokens == 0
         assert not self.scheduler._by_id
-        assert not self.core._prompt_logprobs
         assert not self.core._guided._matchers
-        if isinstance(self.runner, SequentialRunner):
-            assert not self.runner._caches
+        assert all(s.model_cache is None for s in self._computed)

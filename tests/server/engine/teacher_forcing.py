@@ -24,10 +24,10 @@ def reference_logits(model: PreTrainedModel, sequences: list[list[int]]) -> list
 
 
 def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> PackedRunner:
-    """A runner with a cache of its own and no prefix cache."""
+    """A runner with a cache of its own."""
     runner = PackedRunner(model)
     cache = KVCache(runner.probe(), num_slots=num_slots, slot_len=slot_len, dtype=model.dtype, device=model.device)
-    runner.use_cache(cache, None)
+    runner.use_cache(cache)
     return runner
 
 

@@ -139,7 +139,7 @@ def test_running_sequences_take_the_caches_memory(llama: PreTrainedModel) -> Non
     while engine.core.has_work:
         engine.step()
         held.append(engine.prefixes.num_tokens)
-        assert engine.scheduler.num_held_tokens + engine.prefixes.num_tokens <= 200
+        assert engine.cache.num_held_tokens + engine.prefixes.num_tokens <= 200
     assert held[0] == 0
     assert engine.stats.prefix_cache_hits == 0
 

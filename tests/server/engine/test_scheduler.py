@@ -77,7 +77,7 @@ def test_too_little_memory_preempts_the_youngest_and_changes_no_output(
     sequences = [engine.scheduler._by_id[str(i)] for i in range(4)]
     while engine.core.has_work:
         engine.step()
-        assert engine.scheduler.num_held_tokens <= 150
+        assert engine.cache.num_held_tokens <= 150
         assert engine.stats.kv_cache_usage <= 1
     assert [c.token_ids for c in completions] == expected
     assert sequences[0].num_preemptions == 0
@@ -130,14 +130,12 @@ def test_an_aborted_request_gives_its_slot_and_memory_back_at_once(llama: PreTra
     engine.step()
     request = engine.add("aborted", random_prompts(40)[0], max_tokens=50)
     _step_until(engine, "aborted", phase)
-    held, tokens = engine.scheduler.num_held_tokens, list(request.token_ids)
+    held, tokens = engine.cache.num_held_tokens, list(request.token_ids)
     sequence = engine.scheduler._by_id["aborted"]
     engine.core.abort(["aborted", "never heard of"])
     assert sequence.state is SequenceState.FINISHED
-    assert len(engine.scheduler._free_slots) == (0 if phase == "waiting" else 1)
-    assert held - engine.scheduler.num_held_tokens == (
-        sequence.num_tokens if phase in ("prefilling", "decoding") else 0
-    )
+    assert len(engine.cache._free_slots) == (0 if phase == "waiting" else 1)
+    assert held - engine.cache.num_held_tokens == (sequence.num_tokens if phase in ("prefilling", "decoding") else 0)
     engine.run()
     assert request.token_ids == tokens
     assert request.finish_reason is None

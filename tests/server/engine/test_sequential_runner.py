@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from server.engine.attention import UnsupportedAttentionError
 from server.engine.batch import Chunk
+from server.engine.cache_manager import CacheManager
 from server.engine.packed_runner import PackedRunner
 from server.engine.sequence import Sequence
 from server.engine.sequential_runner import SequentialRunner
@@ -59,10 +60,13 @@ def test_a_preempted_sequence_is_computed_again_from_its_first_token() -> None:
     [expected] = greedy_outputs(model, random_prompts(17), 12)
     runner = SequentialRunner(model)
     [sequence] = as_sequences(random_prompts(17))
+    cache = CacheManager(num_slots=1, max_tokens=100)
+    cache.admit(sequence)
     for step in range(12):
         if step == 5:
-            runner.release(sequence)
-            sequence.num_computed_tokens = 0
+            cache.release(sequence)
+            sequence.restart()
+            cache.admit(sequence)
         _advance(runner, [sequence])
     assert sequence.output_token_ids == expected
 
@@ -91,10 +95,12 @@ def test_a_model_without_a_cache_to_continue_from_is_told_in_the_log(
 def test_ended_sequences_leave_no_state_behind() -> None:
     runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
     sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
+    cache = CacheManager(num_slots=1, max_tokens=100)
+    cache.admit(sequence)
     _advance(runner, [sequence])
-    assert list(runner._caches) == ["a"]
-    runner.release(sequence)
-    assert not runner._caches
+    assert sequence.model_cache is not None
+    cache.release(sequence)
+    assert sequence.model_cache is None
 
 
 def _advance(runner: SequentialRunner, sequences: list[Sequence]) -> None:

@@ -1,0 +1,141 @@
+"""The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
+
+Lies below scheduler and runners; imports neither.
+"""
+
+import logging
+
+import torch
+
+from server.engine.kv_cache import KVCache
+from server.engine.prefix_cache import PrefixCache
+from server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class CacheManager:
+    """Gives cache memory to sequences and takes it back; every method runs on the engine's thread.
+
+    A sequence holds memory from `admit` to `release`. Cached prefixes use what sequences leave free.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_tokens: int,
+        kv_cache: KVCache | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
+
+        Args:
+            max_tokens: tokens that running sequences and cached prefixes may hold together.
+        """
+        self.max_tokens = max_tokens
+        self._kv_cache = kv_cache
+        self._prefixes = prefixes
+        self._free_slots = list(range(num_slots))
+        self._holders: list[Sequence] = []
+
+    @property
+    def has_prefixes(self) -> bool:
+        return self._prefixes is not None
+
+    @property
+    def holders(self) -> list[Sequence]:
+        """The admitted sequences, oldest first."""
+        return self._holders
+
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens of the admitted sequences."""
+        return sum(s.num_tokens for s in self._holders)
+
+    @property
+    def num_queried_tokens(self) -> int:
+        """Prompt tokens that were looked up in the prefix cache."""
+        return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
+
+    @property
+    def num_hit_tokens(self) -> int:
+        """Prompt tokens that were found in the prefix cache."""
+        return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Whether a slot is free, and memory for the sequence and its next token."""
+        return bool(self._free_slots) and sequence.num_tokens + 1 <= self._num_free_tokens
+
+    def admit(self, sequence: Sequence) -> None:
+        """Gives the sequence a slot and copies the longest cached beginning of its prompt into it."""
+        self._shrink_prefixes(self._num_free_tokens - sequence.num_tokens - 1)
+        sequence.slot = self._free_slots.pop(0)
+        if self._kv_cache is not None and self._prefixes is not None and sequence.can_reuse_prefix:
+            sequence.num_computed_tokens = _copy_prefix(self._kv_cache, self._prefixes, sequence, self._holders)
+        self._holders.append(sequence)
+
+    def reserve_next_tokens(self) -> bool:
+        """Takes the memory for one more token of each sequence from the prefix cache.
+
+        False when the sequences need more than the whole budget; never with a single one, which has at most
+        `max_tokens` - 1 tokens.
+        """
+        if self._num_free_tokens < 0:
+            return False
+        self._shrink_prefixes(self._num_free_tokens)
+        return True
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes the sequence's memory back and keeps what it computed in the prefix cache."""
+        sequence.model_cache = None
+        if self._kv_cache is not None:
+            if self._prefixes is not None and not sequence.is_private:
+                _keep_prefix(self._kv_cache, self._prefixes, sequence)
+            self._kv_cache.release(sequence.slot, sequence.num_tokens)
+        self._holders.remove(sequence)
+        self._free_slots.append(sequence.slot)
+        self._free_slots.sort()
+        sequence.slot = -1
+
+    def is_computing_prompt_of(self, sequence: Sequence) -> bool:
+        """Whether an admitted sequence still computes the same prompt, and this one can copy it once that is done."""
+        return (
+            self._prefixes is not None
+            and self._prefixes.can_share(sequence)
+            and any(
+                s.num_computed_tokens + 1 < s.num_prompt_tokens and s.has_prompt_of(sequence) for s in self._holders
+            )
+        )
+
+    @property
+    def _num_free_tokens(self) -> int:
+        """Tokens left beside the admitted sequences and one more token of each."""
+        return self.max_tokens - self.num_held_tokens - len(self._holders)
+
+    def _shrink_prefixes(self, max_tokens: int) -> None:
+        if self._prefixes is not None:
+            self._prefixes.shrink_to(max_tokens)
+
+
+def _copy_prefix(kv_cache: KVCache, prefixes: PrefixCache, sequence: Sequence, running: list[Sequence]) -> int:
+    """Copies the longest cached beginning from an ended or a running sequence; returns its tokens."""
+    found = prefixes.match(sequence, running)
+    if found is None:
+        return 0
+    if found.slot is not None:
+        kv_cache.copy_prefix(found.slot, sequence.slot, found.length)
+    elif found.entry_id is not None:
+        kv_cache.restore(sequence.slot, prefixes.take(found.entry_id), found.length)
+    return found.length
+
+
+def _keep_prefix(kv_cache: KVCache, prefixes: PrefixCache, sequence: Sequence) -> None:
+    computed = sequence.cache_ids(sequence.num_computed_tokens)
+    if not prefixes.wants(computed):
+        return
+    try:
+        prefixes.put(computed, kv_cache.snapshot(sequence.slot, len(computed)))
+    except torch.OutOfMemoryError:
+        logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
+        prefixes.shrink_to(0)

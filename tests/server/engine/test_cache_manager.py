@@ -1,0 +1,92 @@
+"""The cache manager: which sequences get memory, and what is taken from the prefix cache for them."""
+
+import logging
+
+import pytest
+import torch
+
+from server.engine.cache_manager import CacheManager
+from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.prefix_cache import PrefixCache
+from tests.server.engine.teacher_forcing import as_sequences
+from tests.server.engine.tiny_models import random_prompts
+
+
+def test_a_sequence_is_admitted_with_a_free_slot_and_memory_for_one_more_token() -> None:
+    cache = CacheManager(num_slots=2, max_tokens=50)
+    first, fitting, too_long = as_sequences(random_prompts(20, 28, 29))
+    cache.admit(first)
+    assert cache.can_admit(fitting)
+    assert not cache.can_admit(too_long)
+    cache.admit(fitting)
+    cache.release(first)
+    assert cache.num_held_tokens == 28
+    assert cache.can_admit(first)
+
+
+def test_a_sequence_without_a_free_slot_is_not_admitted() -> None:
+    cache = CacheManager(num_slots=1, max_tokens=50)
+    first, second = as_sequences(random_prompts(5, 6))
+    cache.admit(first)
+    assert not cache.can_admit(second)
+    cache.release(first)
+    assert cache.can_admit(second)
+
+
+def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded() -> None:
+    prefixes = PrefixCache(max_tokens=60)
+    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=_kv_cache(), prefixes=prefixes)
+    _complete(cache, 40)
+    first, second = as_sequences(random_prompts(25, 33, seed=2))
+    cache.admit(first)
+    cache.admit(second)
+    assert prefixes.num_tokens == 40
+    first.token_ids.append(5)
+    assert cache.reserve_next_tokens()
+    assert prefixes.num_tokens == 0
+    first.token_ids += [5] * 39
+    assert cache.reserve_next_tokens()
+    first.token_ids.append(5)
+    assert not cache.reserve_next_tokens()
+    cache.release(second)
+    assert cache.reserve_next_tokens()
+
+
+class _SmallGpuCache(KVCache):
+    """A cache on a GPU that has no memory left once `is_full`."""
+
+    is_full = False
+
+    def snapshot(self, slot: int, length: int) -> list[torch.Tensor]:
+        if self.is_full:
+            raise torch.OutOfMemoryError
+        return super().snapshot(slot, length)
+
+
+def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplog: pytest.LogCaptureFixture) -> None:
+    prefixes, kv_cache = PrefixCache(max_tokens=90), _kv_cache()
+    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
+    _complete(cache, 40)
+    assert prefixes.num_tokens == 40
+    kv_cache.is_full = True
+    with caplog.at_level(logging.WARNING, logger="server.engine.cache_manager"):
+        _complete(cache, 41)
+    assert prefixes.num_tokens == 0
+    assert [r.getMessage() for r in caplog.records] == [
+        "the GPU has no room for a prompt of 41 tokens: the prefix cache is emptied"
+    ]
+    assert cache.num_held_tokens == 0
+
+
+def _complete(cache: CacheManager, num_tokens: int) -> None:
+    """Admits a sequence, counts all its tokens as computed and releases it."""
+    [sequence] = as_sequences(random_prompts(num_tokens, seed=num_tokens))
+    cache.admit(sequence)
+    sequence.num_computed_tokens = num_tokens
+    cache.release(sequence)
+
+
+def _kv_cache() -> _SmallGpuCache:
+    return _SmallGpuCache(
+        {0: LayerShape(1, 4, 4)}, num_slots=2, slot_len=100, dtype=torch.float32, device=torch.device("cpu")
+    )
