@@ -1,4 +1,4 @@
-"""Keeps CUDA out of every process but the engine's: a GPU that a process has begun to use is lost to its children.
+"""Prevents CUDA's initialisation outside the engine process: forked children of a process with CUDA cannot use it.
 
 Standard library only.
 """
@@ -15,16 +15,16 @@ _NONE: Final = "-1"
 
 
 def detect_gpus_without_cuda() -> None:
-    """Makes torch ask the driver's management library whether there is a GPU; call before torch is loaded.
+    """Makes torch detect GPUs with the driver's management library (NVML); call before torch is loaded.
 
-    Else an innocent question of some library, while the forkserver imports it, begins CUDA there.
+    Otherwise a library that checks for a GPU while the forkserver imports it would initialise CUDA there.
     """
     if env.PYTORCH_NVML_BASED_CUDA_CHECK.raw is None:
         os.environ[env.PYTORCH_NVML_BASED_CUDA_CHECK.name] = "1"
 
 
 def has_gpu() -> bool:
-    """Whether a driver shows a GPU here, hidden or not."""
+    """Whether a driver provides a GPU device here, hidden or not."""
     return any(device.exists() for device in _GPU_DEVICES)
 
 

@@ -1,4 +1,4 @@
-"""How many compiled kernels oneDNN keeps, by which torch multiplies matrices on a CPU."""
+"""Limits the caches of compiled kernels in oneDNN, with which torch multiplies matrices on a CPU."""
 
 import os
 from typing import Final
@@ -6,17 +6,17 @@ from typing import Final
 from envs.registry import env
 
 _CAPACITY: Final = 128
-"""Kernels are compiled for each shape: four or five of them for each number of tokens that a step may have.
+"""Kernels per cache. Kernels are compiled for each shape: four or five for each number of tokens in a step.
 
-By default 1024 are kept, twice: in oneDNN's own cache and in that of ideep, through which torch uses it. These fill
-slowly, at half a megabyte a kernel, which looks like a leak: half a gigabyte beside a model of 135M parameters. The
-steps that come again and again (one token for each running sequence) fit into 128. Compiling a kernel anew costs
-0.6 ms, in a step with a number of tokens that was not seen lately.
+By default 1024 kernels are cached, twice: in oneDNN's own cache and in that of ideep, through which torch uses it.
+The caches fill slowly, with half a megabyte per kernel, which looks like a leak: half a gigabyte beside a model of
+135M parameters. The shapes of frequent steps (one token for each running sequence) fit into 128. A miss compiles
+the kernel again, which takes 0.6 ms in a step with a number of tokens that was not used recently.
 """
 
 
 def limit_kernel_caches() -> None:
-    """Sets the capacities here and for children, unless the user has decided; call before torch is loaded."""
+    """Sets the capacities for this process and its children, except those the user has set; call before torch loads."""
     if env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.raw is None and env.DNNL_PRIMITIVE_CACHE_CAPACITY.raw is None:
         os.environ[env.ONEDNN_PRIMITIVE_CACHE_CAPACITY.name] = str(_CAPACITY)
     if env.LRU_CACHE_CAPACITY.raw is None:

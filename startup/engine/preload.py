@@ -1,7 +1,7 @@
-"""What the forkserver imports before it forks the engine; exists for nothing else.
+"""The module that the forkserver imports before it forks the engine; it exists for nothing else.
 
-A forked child inherits module-level imports only, hence they happen when this module is imported. The forkserver runs
-it on its main thread, while the API process does its own work on another core.
+A forked child inherits only what was imported, so importing this module does the work. The forkserver runs it on
+its main thread, while the API process does its own work on another core.
 """
 
 import importlib
@@ -22,11 +22,11 @@ group_signals.ignore()
 if (api_process := env.VCLI_API_PROCESS.get()) is not None:
     death_pipe.follow_parent(api_process)
 PID = os.getpid()
-"""The forkserver's: its children end with it, since nobody else could tell how they ended."""
+"""The forkserver's process id: its children end with it, since no other process can report their exit code."""
 
 
 def _follow_forkserver() -> None:
-    """A child's first act: until it has unpickled what it is for, nothing else would end it, were it stopped."""
+    """Runs first in a child: nothing else ends it with the forkserver until it has unpickled its target."""
     if os.getppid() == PID:
         death_pipe.follow_parent(PID)
 
@@ -37,9 +37,9 @@ if env.VCLI_LOG_FORMAT.get() == "json":
     _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
     configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
-importlib.import_module("startup.engine.process")  # the new process's first function is there
+importlib.import_module("startup.engine.process")  # has the child's main function
 if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
-    with suppress(Exception):  # if something is wrong with the model's module, loading the model will say it
+    with suppress(Exception):  # loading the model reports a faulty module
         importlib.import_module(model_class)
 """For the engine process to end."""
 
@@ -47,4 +47,4 @@ SPANS = [
     ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),
     ("forkserver:preload_imports", _BEGIN_NS, time.monotonic_ns()),
 ]
-"""Go into the start's timeline, and prove to the engine that the preload happened."""
+"""Added to the start's timeline by the engine process, which has them only if the preload was done."""

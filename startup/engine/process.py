@@ -1,4 +1,4 @@
-"""Starts the engine process with the chosen start method and ends it again."""
+"""Starts the engine process with the chosen start method, and stops it."""
 
 import logging
 import multiprocessing
@@ -41,11 +41,11 @@ PRELOAD_MODULE = "startup.engine.preload"
 _KILL_AFTER_S = 5.0
 _STANDARD_FDS = (0, 1, 2)
 _FORKSERVER_LOST = 255
-"""What multiprocessing says of a process whose forkserver can no longer tell."""
+"""multiprocessing's exit code for a process whose forkserver has exited."""
 
 
 class EngineProcess:
-    """The engine process as the API process sees it; `connection` is this side's end of the socket pair."""
+    """The API process's handle of the engine process; `connection` is its end of the socket pair."""
 
     def __init__(self, process: BaseProcess, connection: socket.socket) -> None:
         self._process = process
@@ -62,11 +62,11 @@ class EngineProcess:
         return self._process.exitcode
 
     def is_ending(self) -> bool:
-        """Whether the process ends, though its socket may not be closed yet."""
+        """Whether the process is exiting, though its socket may not be closed yet."""
         return self._end_watch.is_exiting()
 
     def describe_end(self) -> str | None:
-        """How somebody ended the process, in words; None while it lives, and where it ended by itself."""
+        """Which signal killed the process, as text; None while it runs, and if it exited without a signal."""
         code = self.exitcode
         if code == _FORKSERVER_LOST:
             return f"its process {self.pid} ended with the forkserver, which was killed"
@@ -76,30 +76,30 @@ class EngineProcess:
         return f"its process {self.pid} was killed by {_signal_name(-code)}{hint}"
 
     def kill(self) -> None:
-        """Ends the process at once; one that ends anyway is left alone: its number may soon be another's."""
+        """Kills the process unless it is exiting already: then its pid may soon belong to another process."""
         if not self.is_ending():
             self._process.kill()
 
     def close(self) -> None:
-        """Waits for the process, whose socket has been closed, and kills it if it does not end by itself."""
+        """Closes the socket, waits for the process to exit, and kills it after a timeout."""
         self.connection.close()
         self._process.join(_KILL_AFTER_S)
         if self._process.is_alive() and not self.is_ending():
             logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
             self._process.kill()
             self._process.join(_KILL_AFTER_S)
-        if self._process.is_alive():  # its parent should have told of its end
-            kill_forkserver("it does not tell of the engine's end")
+        if self._process.is_alive():  # its parent, the forkserver, should have reported the exit
+            kill_forkserver("it does not report the engine's exit")
             self._process.join()
         self._end_watch.close()
 
 
 def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
-    """Does what can be done beforehand: a forkserver begins to import, `fork` imports here.
+    """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
 
     Args:
-        context: of the start method.
-        files: the model, where it is on disk already; a forkserver imports its class, too.
+        context: the start method.
+        files: the model, if it is on disk already; a forkserver then imports its class too.
     """
     limit_spinning()
     limit_kernel_caches()
@@ -115,27 +115,27 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
 
 
 def ensure_forkserver() -> None:
-    """Starts the forkserver if there is none (any more); on the main thread, for it ends with the thread."""
+    """Starts the forkserver if it does not run; on the main thread, since the forkserver ends with its thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
     with without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
         forkserver.ensure_running()
 
 
 def kill_forkserver(reason: str) -> None:
-    """Ends it, stopped or not, and with it what waits for its answer; the next `ensure_forkserver` starts another."""
+    """Kills the forkserver, also a stopped one, which ends waits for its answer; `ensure_forkserver` starts another."""
     pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is None:
         return
     logger.warning("the forkserver %d is killed: %s", pid, reason)
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing collects it when it looks for it
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing reaps it on its next check
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
-    """Whether `start_engine` waits until the engine's imports are done: a forkserver forks only then (CPython #157216).
+    """Whether `start_engine` waits for the engine's imports: a forkserver forks only after them (CPython #157216).
 
-    What this process still has to import should then come first, so that both import at once.
+    This process should then do its own imports first, so that both import at the same time.
     """
     return context.get_start_method() == "forkserver"
 
@@ -147,9 +147,9 @@ def start_engine(
     *,
     logs: LogOptions,
 ) -> EngineProcess:
-    """Starts the process; it loads the model at once and tells over the socket when it is done.
+    """Starts the process, which loads the model at once and reports over the socket when it is done.
 
-    On the main thread, unless a forkserver forks: the process ends with the thread that has started it.
+    Called on the main thread, unless a forkserver forks: the process ends with the thread that started it.
     """
     ours, theirs = socket.socketpair()
     is_fork = context.get_start_method() == "fork"
@@ -174,7 +174,7 @@ def _main(
 ) -> None:
     """Runs in the engine process, on its main thread."""
     group_signals.ignore()
-    _end_with_the_others()
+    _end_with_parents()
     if is_fork:
         _close_other_sockets(connection)
     from server.engine.phases import Phases
@@ -200,8 +200,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _end_with_the_others() -> None:
-    """With the API process, which need not have forked this one, and with the forkserver, where that has."""
+def _end_with_parents() -> None:
+    """Ends this process with the API process, which may not have forked it, and with the process that forked it."""
     api_process = multiprocessing.parent_process()
     assert api_process is not None
     assert api_process.pid is not None
@@ -211,7 +211,7 @@ def _end_with_the_others() -> None:
 
 
 def _close_other_sockets(keep: socket.socket) -> None:
-    """A forked process holds the server's socket, its clients' and the other end of its own: none is its to keep."""
+    """Closes inherited sockets of a forked process: the listener, its clients and the API process's end of the pair."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         fd = int(entry.name)
         try:

@@ -1,4 +1,4 @@
-"""Starts the engine process, and another one in the place of one that has died."""
+"""Starts the engine process, and a new one after it has exited."""
 
 import logging
 import multiprocessing
@@ -37,9 +37,9 @@ class EngineSupervisor:
         return self._process.describe_end()
 
     def begin_restart(self) -> None:
-        """A forkserver that was lost comes again, too.
+        """Starts the forkserver again if it has exited, or else the engine.
 
-        `fork` is no way any more: this process has threads by now, and its clients' connections. `spawn` does the same.
+        `fork` is replaced by `spawn`: this process has threads and client connections by now.
         """
         if self._context.get_start_method() == "fork":
             self._context = multiprocessing.get_context("spawn")
@@ -53,12 +53,12 @@ class EngineSupervisor:
             self._process = self._start()
 
     def abandon_restart(self) -> None:
-        """A forkserver that does not answer is ended, which `end_restart` notices; nothing else makes it wait."""
+        """Kills a forkserver that does not answer, the only thing that `end_restart` waits for; that then fails."""
         if engine_process.blocks_on_imports(self._context):
             engine_process.kill_forkserver("it has not started an engine in time")
 
     def close(self) -> None:
-        """Ends the process; a restart that is under way in another thread must have ended before."""
+        """Stops the process; no restart may be running in another thread."""
         self._process.close()
 
     def _start(self) -> engine_process.EngineProcess:

@@ -1,1 +1,1 @@
-"""Imports torch, transformers and the engine without what serving never needs or what is known from earlier starts."""
+"""Lean imports: torch, transformers and the engine with stand-ins for modules that serving never uses."""

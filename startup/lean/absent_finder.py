@@ -1,4 +1,4 @@
-"""Answers for modules that are left out, and for all below them, with modules that only stand in their place."""
+"""Finds modules that are left out, and all modules below them, so that stand-ins are imported instead."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 class AbsentFinder(MetaPathFinder, Loader):
-    """Goes to the front of `sys.meta_path`; what `create_module` makes is for whoever derives from this."""
+    """Inserted at the front of `sys.meta_path`; subclasses define `create_module`."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
@@ -21,11 +21,11 @@ class AbsentFinder(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """A stand-in has no code."""
 
 
-def forget(name: str, module: ModuleType) -> None:
-    """Whoever imports the name from now on gets the real module."""
+def remove_stand_in(name: str, module: ModuleType) -> None:
+    """From now on, importing the name gives the real module."""
     del sys.modules[name]
     parent, _, child = name.rpartition(".")
     package = sys.modules.get(parent)

@@ -1,6 +1,6 @@
-"""What torch asks of its symbolic shapes when every size is a plain number, as on an engine that compiles nothing.
+"""Replaces torch's functions for symbolic shapes where every size is a plain number, as without torch.compile.
 
-Same names and results as in `torch.fx.experimental.symbolic_shapes`, which brings sympy: 0.2 s of a start.
+Names and results are those of `torch.fx.experimental.symbolic_shapes`, which imports sympy: 0.2 s of a start.
 """
 
 import operator

@@ -1,7 +1,7 @@
-"""Remembers in the cache folder what transformers works out at every import, from files that have not changed since.
+"""Caches on disk what transformers computes on every import from files that do not change.
 
-It looks for the names that each of its models exports by reading all their sources (0.2 s), and maps every installed
-package to its distribution (0.05 s). Both depend only on what is installed.
+transformers reads the sources of all its models to find the names they export (0.2 s), and maps every installed
+package to its distribution (0.05 s). Both depend only on the installed packages.
 """
 
 import importlib.metadata
@@ -21,7 +21,7 @@ from envs.registry import env
 from startup.timeline.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
-"""Required backends to modules to the names that they export, as transformers has it."""
+"""Required backends -> modules -> exported names, in the form of transformers."""
 
 _SCANNING_MODULE = "transformers.utils.import_utils"
 _SCAN = "define_import_structure"
@@ -30,53 +30,55 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
-    """While open, importing transformers takes both from the cache; what is not there is scanned, and kept."""
-    memory = _Memory()
-    finder = _ScanFinder(memory)
+    """While open, importing transformers reads both from the cache; missing entries are computed and cached."""
+    cache = _Cache()
+    finder = _ScanFinder(cache)
     find_distributions = importlib.metadata.packages_distributions
-    importlib.metadata.packages_distributions = lambda: memory.distributions(find_distributions)
+    importlib.metadata.packages_distributions = lambda: cache.distributions(find_distributions)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
         importlib.metadata.packages_distributions = find_distributions
-    memory.save()
+    cache.save()
 
 
-class _Memory:
-    """One file per virtual environment; a key in it tells whether anything was installed since."""
+class _Cache:
+    """One file per virtual environment; its key changes when a package is installed or removed."""
 
     def __init__(self) -> None:
         self._is_changed = False
 
     def distributions(self, find: Callable[[], Mapping[str, list[str]]]) -> Mapping[str, list[str]]:
-        """Import names to distributions, as `importlib.metadata.packages_distributions` gives them."""
-        known = self._entries.get("distributions")
-        if isinstance(known, dict):
-            return known
+        """Import names and their distributions, in the form of `importlib.metadata.packages_distributions`."""
+        cached = self._entries.get("distributions")
+        if isinstance(cached, dict):
+            return cached
         found = find()
-        self._keep("distributions", dict(found))
+        self._add("distributions", dict(found))
         return found
 
     def structure(self, scan: Callable[[], Structure]) -> Structure:
-        """What the models of transformers export; a new object at every call, because transformers changes it."""
-        known = self._entries.get("structure")
-        if isinstance(known, list):
-            return {frozenset(backends): {m: set(names) for m, names in modules.items()} for backends, modules in known}
+        """The names that transformers' models export; a new object per call, since transformers modifies it."""
+        cached = self._entries.get("structure")
+        if isinstance(cached, list):
+            return {
+                frozenset(backends): {m: set(names) for m, names in modules.items()} for backends, modules in cached
+            }
         found = scan()
-        kept = [[sorted(backends), {m: sorted(names) for m, names in found[backends].items()}] for backends in found]
-        self._keep("structure", kept)
+        entry = [[sorted(backends), {m: sorted(names) for m, names in found[backends].items()}] for backends in found]
+        self._add("structure", entry)
         return found
 
     def save(self) -> None:
-        """Keeps what is new for the next start; where nothing can be written, it is not kept."""
+        """Writes new entries to the file; does nothing if the folder cannot be written to."""
         if self._is_changed:
             with suppress(OSError):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(self._path, json.dumps({"key": self._key, "entries": self._entries}))
 
-    def _keep(self, name: str, value: object) -> None:
+    def _add(self, name: str, value: object) -> None:
         self._entries[name] = value
         self._is_changed = True
 
@@ -90,7 +92,7 @@ class _Memory:
 
     @cached_property
     def _key(self) -> list[object]:
-        """Installing, upgrading and removing a package all change the folder that holds it."""
+        """Installing, upgrading or removing a package changes the modification time of its folder."""
         folders = [path for path in map(Path, sys.path) if path.name in _SITE_FOLDERS and path.is_dir()]
         return [sys.version, *([str(folder), folder.stat().st_mtime_ns] for folder in folders)]
 
@@ -101,28 +103,28 @@ class _Memory:
 
 
 class _ScanFinder(MetaPathFinder):
-    """Finds the module of transformers that scans, to be loaded with a scan that remembers."""
+    """Finds the module of transformers that scans, and gives it a loader that adds the cache."""
 
-    def __init__(self, memory: _Memory) -> None:
-        self._memory = memory
+    def __init__(self, cache: _Cache) -> None:
+        self._cache = cache
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != _SCANNING_MODULE:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
-        # Sources that somebody works on, outside of such a folder, change without any sign in it.
+        # Sources outside such a folder, as of an editable install, change without a change of the key.
         if spec is None or spec.origin is None or not set(_SITE_FOLDERS) & set(Path(spec.origin).parts):
             return None
-        spec.loader = _ScanLoader(fullname, spec.origin, self._memory)
+        spec.loader = _ScanLoader(fullname, spec.origin, self._cache)
         return spec
 
 
 class _ScanLoader(SourceFileLoader):
-    """Loads the module, and puts in a scan that remembers."""
+    """Loads the module, and replaces its scan by one that uses the cache."""
 
-    def __init__(self, fullname: str, path: str, memory: _Memory) -> None:
+    def __init__(self, fullname: str, path: str, cache: _Cache) -> None:
         super().__init__(fullname, path)
-        self._memory = memory
+        self._cache = cache
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
@@ -131,13 +133,13 @@ class _ScanLoader(SourceFileLoader):
             return
         models = Path(module.__file__ or "").parents[1] / "models"
 
-        def remembered_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
+        def cached_scan(module_path: str | Path, prefix: str | None = None) -> Structure:
             if Path(module_path) not in (models, models / "__init__.py"):
                 found: Structure = scan(module_path, prefix)
                 return found
-            structure = self._memory.structure(lambda: scan(str(models)))
+            structure = self._cache.structure(lambda: scan(str(models)))
             if prefix is None:
                 return structure
             return {b: {f"{prefix}.{name}": v for name, v in modules.items()} for b, modules in structure.items()}
 
-        setattr(module, _SCAN, remembered_scan)
+        setattr(module, _SCAN, cached_scan)

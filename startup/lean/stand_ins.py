@@ -1,9 +1,9 @@
-"""Leaves out, while transformers is imported, what serving never uses: a third of its import time.
+"""Imports transformers with stand-ins for modules that serving never uses, which saves a third of the import time.
 
-transformers imports `torch.distributed.tensor` for tensor parallelism, which brings `torch._dynamo` and sympy, and its
-GGUF reader, which reads the sources of all models; torch asks for symbolic shapes whenever a model is laid out on the
-meta device. Of these an engine on one device needs names for annotations, false `isinstance` checks, decorators
-that matter to torch.compile alone, and conditions on plain numbers; stand-ins give that.
+transformers imports `torch.distributed.tensor` for tensor parallelism, which imports `torch._dynamo` and sympy,
+and its GGUF reader, which reads the sources of all models. torch uses symbolic shapes whenever a model is created
+on the meta device. An engine on one device needs only names for annotations, false `isinstance` checks,
+decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
 """
 
 import importlib
@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 from startup.lean import plain_shapes
-from startup.lean.absent_finder import AbsentFinder, forget
+from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.lean.scan_cache import cached_scans
 
 LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
-"""Rules for tensors without data, in Python; what it takes to lay out a model there is in C++."""
+"""Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
 
 LEFT_OUT = (
     "sympy",
@@ -30,43 +30,43 @@ LEFT_OUT = (
 
 
 class StandIns:
-    """While installed, importing what is left out gives stand-ins, unless it is loaded already.
+    """While installed, importing the named modules gives stand-ins, except for modules that are loaded already.
 
-    Once removed, the modules can be imported as ever; who imported a name meanwhile keeps its stand-in.
+    After removal the real modules can be imported; names imported before keep their stand-ins.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._finder = _StandInFinder(tuple(name for name in names if name not in sys.modules), on_miss=self.remove)
 
     def install(self) -> None:
-        """From now on there are stand-ins."""
+        """From now on, imports give stand-ins."""
         sys.meta_path.insert(0, self._finder)
 
     def remove(self) -> None:
-        """From now on there are none; may be called again."""
+        """From now on, imports give the real modules; may be called again."""
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _StandInModule | _PlainShapesModule) and module.__loader__ is self._finder:
-                forget(name, module)
+                remove_stand_in(name, module)
 
 
 class LeftOut:
-    """What a process did without in its imports so far."""
+    """The modules that a process has replaced by stand-ins so far."""
 
     def __init__(self, stand_ins: Sequence[StandIns] = ()) -> None:
         self._stand_ins = list(stand_ins)
 
     def end(self) -> None:
-        """Whatever is imported from now on is the real thing.
+        """From now on, imports give the real modules.
 
-        torch's own initialisers import what is left out too, hence this is for when the model is built.
+        Called once the model is built: torch's own initialisers import the left out modules too.
         """
         for stand_ins in self._stand_ins:
             stand_ins.remove()
 
     def restore(self) -> bool:
-        """Makes torch whole, as far as it can be done in a running process; whether there was anything to do."""
+        """Imports the left out parts of torch; returns False if nothing was left out."""
         if not self._stand_ins:
             return False
         self.end()
@@ -76,9 +76,9 @@ class LeftOut:
 
 
 def import_lean(modules: Sequence[str]) -> LeftOut:
-    """Imports torch and the modules with stand-ins, which stay installed; where the modules fail, without them.
+    """Imports torch and the modules with stand-ins, which stay installed; if that fails, without stand-ins.
 
-    Another version of transformers may make more of what is left out than a stand-in can give.
+    Another version of transformers may use a left out module in a way that its stand-in does not support.
     """
     from_torch, stand_ins = StandIns(LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
     from_torch.install()
@@ -88,17 +88,17 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
     try:
         with cached_scans():
             _import_all(modules)
-    except Exception:  # noqa: BLE001 - whatever a stand-in breaks, the real module mends
+    except Exception:  # noqa: BLE001 - any error may come from a stand-in; the second import has none
         stand_ins.remove()
         for name in set(sys.modules) - before:
-            if name.partition(".")[0] != "torch":  # its modules register operators, which can be done once
+            if name.partition(".")[0] != "torch":  # its modules register operators, which works only once
                 del sys.modules[name]
         _import_all(modules)
     return LeftOut([from_torch, stand_ins])
 
 
 class _Absent(type):
-    """The class of stand-ins: nothing is an instance of them, and as a decorator they change nothing."""
+    """The metaclass of stand-ins: classes without instances, decorators without effect."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return False
@@ -111,7 +111,7 @@ class _Absent(type):
 
 
 class _StandInModule(ModuleType):
-    """Has every name that is asked for."""
+    """Has every attribute, as a stand-in."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -122,7 +122,7 @@ class _StandInModule(ModuleType):
 
 
 class _PlainShapesModule(ModuleType):
-    """Has the functions of `plain_shapes`; asked for more, it makes way for the real module."""
+    """Has the functions of `plain_shapes`; for any other attribute it is replaced by the real module."""
 
     def __init__(self, name: str, on_miss: Callable[[], None]) -> None:
         super().__init__(name)
@@ -138,7 +138,7 @@ class _PlainShapesModule(ModuleType):
 
 
 class _StandInFinder(AbsentFinder):
-    """Answers for the modules that are left out."""
+    """Creates the stand-ins of the left out modules."""
 
     def __init__(self, names: tuple[str, ...], on_miss: Callable[[], None]) -> None:
         super().__init__(names)

@@ -1,4 +1,4 @@
-"""Tells whether a folder holds a model that can be served, by its files' names and its small JSON files."""
+"""Checks whether a folder contains a model that can be served, by file names and small JSON files."""
 
 import json
 from fnmatch import fnmatchcase
@@ -22,9 +22,9 @@ _TOKENIZERS: Final = (
 
 
 def model_problem(folder: Path) -> str | None:
-    """What keeps the folder's model from being served, None where nothing does."""
+    """Why the folder's model cannot be served; None if it can."""
     try:
-        names = {entry.name for entry in folder.iterdir() if entry.exists()}  # a link of the hub's cache may dangle
+        names = {entry.name for entry in folder.iterdir() if entry.exists()}  # links in the hub's cache may dangle
     except OSError as err:
         return f"{folder} cannot be read: {err.strerror}"
     if "config.json" not in names:
@@ -33,7 +33,7 @@ def model_problem(folder: Path) -> str | None:
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """What keeps the folder's tokenizer from being used, None where nothing does."""
+    """Why the folder's tokenizer cannot be used; None if it can."""
     if not folder.is_dir():
         return f"{folder} is not a folder"
     if not any(True for pattern in _TOKENIZERS for _ in folder.glob(pattern)):

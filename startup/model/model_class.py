@@ -1,4 +1,4 @@
-"""Which module of transformers has the class of a model, told from its config.json alone."""
+"""Finds the module of transformers that contains a model's class, from config.json only."""
 
 import json
 import re
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def modeling_module(folder: Path) -> str | None:
-    """For example `transformers.models.llama.modeling_llama`; None where the file does not tell.
+    """For example `transformers.models.llama.modeling_llama`; None if the file has no usable model type.
 
-    Nearly all of transformers' modules are named after the model type. For the others the name leads nowhere, which
-    whoever imports it ahead of time has to bear.
+    Nearly all modules of transformers are named after the model type. For the others the returned module does not
+    exist, so callers must expect that its import fails.
     """
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

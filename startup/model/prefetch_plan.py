@@ -1,4 +1,4 @@
-"""Which files a start will read, in the order in which it reads them."""
+"""Lists the files that a start will read, in the order in which it reads them."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ from server.config import ModelFiles
 from startup.model.weight_files import find_weight_files
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model", "*.model.v*", "*.tiktoken")
-"""Configuration and tokenizer: read first, and by the API process."""
+"""Configuration and tokenizer, which the API process reads first."""
 _TORCH_LIBRARIES: Final = (
     "libtorch_global_deps.so",
     "libc10.so",
@@ -19,11 +19,11 @@ _TORCH_LIBRARIES: Final = (
     "libc10_cuda.so",
     "libtorch_cuda.so",
 )
-"""Those of torch that `import torch` maps, in its order."""
+"""The libraries that `import torch` maps, in its order."""
 
 
 def plan_files(files: ModelFiles) -> tuple[Path, ...]:
-    """Tokenizer and configuration, then the weights in load order; empty where the folder cannot be read."""
+    """Tokenizer and configuration, then the weights in load order; empty if the folder cannot be read."""
     folders = dict.fromkeys((files.tokenizer_path, files.path))
     try:
         weights = find_weight_files(files.path).present
@@ -33,7 +33,7 @@ def plan_files(files: ModelFiles) -> tuple[Path, ...]:
 
 
 def plan_libraries() -> tuple[Path, ...]:
-    """The large shared libraries of torch, found without importing it; for a machine whose page cache is cold."""
+    """The large shared libraries of torch, found without importing it; they matter with a cold page cache."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return ()

@@ -15,14 +15,14 @@ Check = Callable[[Path], str | None]
 
 
 def resolve_model(config: ModelConfig, show: Show = lambda _: None) -> ModelFiles:
-    """The files of the configured model; the network is asked for what is not on disk alone.
+    """The files of the configured model; uses the network only for files that are not on disk.
 
     Args:
-        config: names the model.
-        show: is told how far a download is.
+        config: the model and tokenizer to find.
+        show: takes the progress of a download as text.
 
     Raises:
-        ModelNotFoundError: with one line that says what is wrong.
+        ModelNotFoundError: with the reason in one line.
     """
     path = (
         _find_default(config, show) if config.model is None else _find(config.model, config, show, check=model_problem)
@@ -61,7 +61,7 @@ def _find_on_hub(model_id: str, config: ModelConfig, show: Show, *, check: Check
         return snapshot
     if is_offline():
         state = check(snapshot) if snapshot else f"{model_id} is not in {model.cache_dir}"
-        raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids to download it")
+        raise ModelNotFoundError(f"{state}, and HF_HUB_OFFLINE forbids the download")
     return _require(download(model, show), check)
 
 

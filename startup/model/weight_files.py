@@ -1,4 +1,4 @@
-"""Which files of a model folder hold the weights, in the order in which transformers loads them."""
+"""Finds the weight files of a model folder, in the order in which transformers loads them."""
 
 import json
 import re
@@ -13,27 +13,27 @@ _CHOICES: Final = (
     (r".*\.safetensors", None),
     (r"pytorch_model.*\.bin", None),
 )
-"""Names of weights with the index that lists them, the first choice first."""
+"""File names of weights with the index that lists them, in order of preference."""
 
 _MOST_SHARDS: Final = 10_000
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 
 
 class WeightFiles(NamedTuple):
-    """The weights of a folder; a folder may hold the same ones in other formats, which are left out."""
+    """The weights of a folder in one format; copies in other formats are ignored."""
 
     index_path: Path | None
-    """The file that says which tensor is in which shard."""
+    """The file that maps tensors to shards."""
     shard_of: dict[str, str]
-    """What the index says: names of tensors to names of files; empty without a readable index."""
+    """The index's content: names of tensors and their files; empty without a readable index."""
     present: tuple[Path, ...]
-    """In load order; dangling links are not present."""
+    """Existing files in load order; a dangling link does not count."""
     missing: tuple[str, ...]
-    """Shards that the index or the others' numbers call for."""
+    """Shards that the index or the numbers of the other shards require."""
 
 
 def find_weight_files(folder: Path) -> WeightFiles:
-    """Looks at names and the index alone.
+    """Reads only file names and the index.
 
     Raises:
         OSError: the folder cannot be read.
@@ -62,7 +62,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _siblings(name: str) -> set[str]:
-    """Every shard of the set that a numbered shard belongs to; any other file is alone."""
+    """All shards of a numbered shard's set; for any other file only the file itself."""
     match = _NUMBERED.fullmatch(name)
     if not match or int(match[3]) > _MOST_SHARDS:
         return {name}

@@ -1,4 +1,4 @@
-"""Decides whether reading helps, and how much of it stays resident; runs in the helper process."""
+"""Decides whether a prefetch helps and how much fits into memory; runs in the helper process."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ _SHARE_THAT_HELPS = 0.5
 
 
 class Decision(NamedTuple):
-    """What of a survey is to be read."""
+    """The part of a survey that is to be read."""
 
     survey: Survey
     is_off: bool
     reason: str | None = None
-    """Why nothing is read, or not everything."""
+    """Why nothing or only a part is read."""
 
 
 def decide(survey: Survey, job: Job) -> Decision:
-    """`auto` reads only where most of what is missing fits into memory."""
+    """Limits the survey to what fits into memory; without `is_forced`, reads nothing if less than half fits."""
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)
@@ -32,7 +32,7 @@ def decide(survey: Survey, job: Job) -> Decision:
     if room >= due:
         return Decision(survey, is_off=False)
     reason = (
-        f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are left to the engine: "
+        f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit"
     )
     least = _LEAST_BYTES if job.is_forced else max(due * _SHARE_THAT_HELPS, _LEAST_BYTES)
@@ -41,7 +41,7 @@ def decide(survey: Survey, job: Job) -> Decision:
 
 
 def available_bytes(job: Job) -> int | None:
-    """Memory that may be taken, page cache of the files included; None where the system does not tell."""
+    """Available memory, including page cache of the files; None if the system does not report it."""
     if job.memory_bytes is not None:
         return job.memory_bytes
     state = read_memory()
@@ -49,16 +49,16 @@ def available_bytes(job: Job) -> int | None:
 
 
 def reason_to_skip(survey: Survey, *, is_forced: bool) -> str | None:
-    """Why there is nothing to read; None where there is."""
+    """Why there is nothing to read; None if there is something."""
     if not survey.num_files:
         return "none of the files can be read"
     if survey.in_memory_bytes == survey.total_bytes:
         return "the files are on a file system in memory"
     if not survey.blocks:
-        return "all of it is resident"
+        return "all files are resident"
     share = survey.resident_bytes / survey.total_bytes
     if share >= _RESIDENT_ENOUGH and not is_forced:
-        return f"{share:.1%} of it is resident"
+        return f"{share:.1%} of the bytes are resident"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Tells which file systems keep their files in memory anyway (proc(5), mountinfo)."""
+"""Finds the file systems whose files are in memory (proc(5), mountinfo)."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 
 def memory_devices() -> set[int]:
-    """Their device numbers, as stat(2) tells them; empty where the system does not tell."""
+    """Their device numbers as in stat(2); empty if the system does not list its mounts."""
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Starts the helper process that reads files into the page cache, and hears from it."""
+"""Starts the helper process that reads files into the page cache, and receives its progress and report."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 _ROOT: Final = Path(__file__).parents[2]
 _CODE: Final = "import sys; sys.path.append(sys.argv[1]); from startup.prefetch.worker import main; main(sys.argv[2:])"
-"""Our packages come last on the path, so that nothing of theirs can hide a module of the standard library."""
+"""This project's folder comes last on the path, so that no file in it hides a module of the standard library."""
 _GRACE_S: Final = 0.5
 _POLL_S: Final = 0.005
 
 
 class PrefetchHandle:
-    """A prefetch as the launcher sees it; to be used by one thread and closed by its owner."""
+    """The launcher's handle of a prefetch; used by one thread and closed by its owner."""
 
     def __init__(self, helper: "_Helper | None", report: PrefetchReport | None = None) -> None:
         self._helper = helper
@@ -38,11 +38,11 @@ class PrefetchHandle:
 
     @property
     def pid(self) -> int | None:
-        """The helper process, None where there is none (any more)."""
+        """The helper process; None if it was not started or has ended."""
         return self._helper.pid if self._helper else None
 
     def result(self, timeout_s: float = 0.0) -> PrefetchReport | None:
-        """The report once the prefetch has ended, None if it has not within so many seconds."""
+        """Waits for the report; None if the prefetch has not ended within the timeout."""
         deadline = time.monotonic() + timeout_s
         while self._report is None and self._helper is not None:
             message = self._helper.receive(max(deadline - time.monotonic(), 0.0))
@@ -52,7 +52,7 @@ class PrefetchHandle:
         return self._report
 
     def progress(self) -> Iterator[PrefetchProgress]:
-        """Waits for messages and yields those about progress, until the report is there."""
+        """Yields progress messages until the report arrives."""
         while self._report is None and self._helper is not None:
             message = self._helper.receive(None)
             if message and "progress" in message:
@@ -61,7 +61,7 @@ class PrefetchHandle:
                 self._take(message or {})
 
     def close(self) -> None:
-        """Ends a prefetch that still runs; half a second at most."""
+        """Stops a running prefetch; takes at most half a second."""
         if self._helper is not None:
             self._helper.close()
             self._helper = None
@@ -83,19 +83,19 @@ class PrefetchHandle:
 
 
 class Prefetch:
-    """Reads files into the page cache in a process of its own, while the launcher imports."""
+    """Reads files into the page cache in a helper process, while the launcher imports."""
 
     @staticmethod
     def start(files: Sequence[Path], options: PrefetchOptions | None = None) -> PrefetchHandle:
-        """Returns at once, in a millisecond or two; never raises, as a start goes on without it."""
+        """Returns within a millisecond or two; never raises, since a start works without a prefetch."""
         options = options or PrefetchOptions()
         if options.mode == "off":
             return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
         if not files:
             return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
         try:
-            if options.mode == "auto" and (needless := _look(files, options)):
-                return PrefetchHandle(None, needless)
+            if options.mode == "auto" and (report := _report_nothing_to_read(files, options)):
+                return PrefetchHandle(None, report)
             return PrefetchHandle(_Helper(files, options))
         except OSError as err:
             report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
@@ -103,8 +103,8 @@ class Prefetch:
             return PrefetchHandle(None, report)
 
 
-def _look(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | None:
-    """A report if there is nothing to read, where that is known at once; the helper would take 50 ms to say so."""
+def _report_nothing_to_read(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | None:
+    """A report without a helper, which takes 50 ms, if a cheap survey finds nothing to read."""
     paths = [str(path) for path in files]
     with suppress(OSError):
         if not is_cheap(paths[0]):
@@ -148,7 +148,7 @@ class _Helper:
         self._received = b""
 
     def receive(self, timeout_s: float | None) -> dict[str, Any] | None:
-        """The next message; an empty one at the end, None where the time is over first."""
+        """The next message; an empty one at the end, None after the timeout."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while b"\n" not in self._received:
             left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
@@ -163,7 +163,7 @@ class _Helper:
         return message
 
     def close(self) -> None:
-        """A byte says stop, as the pipe's end may be held open by a forked process."""
+        """Sends a byte to stop the helper: a forked process may hold the pipe's end open."""
         with suppress(OSError):
             os.write(self._control_fd, b"x")
         os.close(self._control_fd)
@@ -183,16 +183,16 @@ class _Helper:
     def _has_ended(self) -> bool:
         try:
             return os.waitpid(self.pid, os.WNOHANG)[0] != 0
-        except ChildProcessError:  # reaped by somebody else, such as an init process
+        except ChildProcessError:  # reaped by other code of this process
             return True
 
 
 def _spawn(arguments: list[str], control_fd: int, report_fd: int, life_fd: int) -> int:
-    """Three descriptors and standard error are all that the process gets; it loads no site-packages."""
+    """Starts the process with three descriptors and standard error, and without site-packages."""
     places = ((control_fd, 0), (report_fd, 1), (life_fd, LIFE_FD))
     actions = [(os.POSIX_SPAWN_DUP2, fd, place) for fd, place in places]
     command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
-    mask = group_signals.GROUP_SIGNALS  # until it ignores them
+    mask = group_signals.GROUP_SIGNALS  # blocked until the process ignores them
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=mask)
 
 

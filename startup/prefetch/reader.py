@@ -1,8 +1,8 @@
 """Reads blocks of files into the page cache on several threads; runs in the helper process.
 
-sendfile(2) to /dev/null makes pages resident without copying them. Processor time for 3.2 GB from a cold cache: 0.2 s
-with it, 1.2 to 1.8 s with preadv(2) into a buffer of the block's size, 0.5 s with one of 256 KiB that stays in the
-processor's cache. readahead(2) returns before the pages are there, and leaves half of them out.
+sendfile(2) to /dev/null makes pages resident without copying them. CPU time for 3.2 GB from a cold page cache:
+0.2 s with sendfile, 1.2 to 1.8 s with preadv(2) into a buffer of the block's size, 0.5 s with a buffer of 256 KiB
+that fits into the CPU's cache. readahead(2) returns before the pages are resident, and skips half of them.
 """
 
 import os
@@ -18,9 +18,9 @@ _KEPT_SHARE = 0.5
 
 
 class BlockReader:
-    """Threads that take the next block each, in the given order; blocks that became resident are left out.
+    """Threads that read blocks in the given order and skip blocks that have become resident.
 
-    Each thread has descriptors of its own, and so the kernel reads ahead for each of them.
+    Each thread has its own descriptors, so that the kernel reads ahead for each thread.
     """
 
     def __init__(self, blocks: Iterable[Block], num_threads: int) -> None:
@@ -31,36 +31,36 @@ class BlockReader:
         self._is_stopped = False
         self._unreadable: set[str] = set()
         self.read_bytes = 0
-        """Missing at first, resident now: those found resident in their turn too, since read-ahead runs ahead."""
+        """Bytes that were missing and are resident now, including those that the kernel's read-ahead has read."""
         self.problems: list[str] = []
         self.keeps_pages = True
-        """False once a block that was just read had left the page cache already."""
+        """False once most of a block was evicted right after it was read."""
         for number in range(num_threads):
             threading.Thread(target=self._run, name=f"prefetch-{number}", daemon=True).start()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether all threads have ended."""
+        """Waits for all threads; returns whether they have ended."""
         return self._has_ended.wait(timeout_s)
 
     def stop(self) -> None:
-        """No more blocks; those that are being read are read to their end."""
+        """Starts no more blocks; blocks in progress are finished."""
         self._is_stopped = True
 
     def _run(self) -> None:
         try:
-            self._take_all(_OpenFile())
+            self._read_blocks(_OpenFile())
         finally:
             with self._lock:
                 self._num_running -= 1
                 if self._num_running == 0:
                     self._has_ended.set()
 
-    def _take_all(self, file: "_OpenFile") -> None:
+    def _read_blocks(self, file: "_OpenFile") -> None:
         while (block := self._next_block()) is not None:
             try:
-                self._take(block, file)
+                self._read_block(block, file)
             except OSError as err:
-                self._note(block, err)
+                self._record_problem(block, err)
         file.close()
 
     def _next_block(self) -> Block | None:
@@ -69,7 +69,7 @@ class BlockReader:
                 return None
             return next((block for block in self._blocks if block.path not in self._unreadable), None)
 
-    def _take(self, block: Block, file: "_OpenFile") -> None:
+    def _read_block(self, block: Block, file: "_OpenFile") -> None:
         file.open(block.path)
         if file.resident_bytes(block) < block.length:
             file.read(block)
@@ -81,7 +81,7 @@ class BlockReader:
         if resident_bytes < block.length * _KEPT_SHARE:
             self.keeps_pages = False
 
-    def _note(self, block: Block, err: OSError) -> None:
+    def _record_problem(self, block: Block, err: OSError) -> None:
         with self._lock:
             if block.path not in self._unreadable and len(self.problems) < MOST_PROBLEMS:
                 self.problems.append(f"{block.path}: {err.strerror}")
@@ -89,7 +89,7 @@ class BlockReader:
 
 
 class _OpenFile:
-    """The file that a thread reads at present."""
+    """The file that a thread currently reads."""
 
     def __init__(self) -> None:
         self._path: str | None = None
@@ -115,7 +115,7 @@ class _OpenFile:
             try:
                 self._send(block)
             except OSError:
-                self._can_send = False  # a file system without splice; a broken disk fails again below
+                self._can_send = False  # a file system without splice; a disk error is raised again below
             else:
                 return
         self._copy(block)

@@ -1,25 +1,25 @@
-"""What a prefetch did; made in the helper process, read in the launcher."""
+"""Progress and result of a prefetch, sent by the helper process to the launcher."""
 
 from typing import Any, Literal, NamedTuple
 
 MOST_PROBLEMS = 8
-"""More are not told, so that a report always fits into the pipe."""
+"""The most problems in a report, which must fit into the pipe."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]
 
 
 class PrefetchProgress(NamedTuple):
-    """How far a prefetch is, in bytes."""
+    """Progress of a prefetch in bytes."""
 
     done_bytes: int
-    """Resident now."""
+    """Bytes that were missing and are resident now."""
     due_bytes: int
-    """What was not resident at the beginning and is to be read."""
+    """Bytes that were missing at the beginning and are to be read."""
     elapsed_s: float
 
     @property
     def share(self) -> float:
-        """0 to 1."""
+        """Share of the due bytes that is done, 0 to 1."""
         return min(self.done_bytes / self.due_bytes, 1.0) if self.due_bytes else 1.0
 
     @property
@@ -29,44 +29,44 @@ class PrefetchProgress(NamedTuple):
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left at this rate, None while it is not known."""
+        """Seconds left at this rate; None while the rate is unknown."""
         left = self.due_bytes - self.done_bytes
         return left / self.done_bytes * self.elapsed_s if self.done_bytes else None
 
 
 class PrefetchReport(NamedTuple):
-    """The end of a prefetch, in bytes and seconds."""
+    """The result of a prefetch, in bytes and seconds."""
 
     state: PrefetchState
-    """`off`: there was nothing to do, or it could not help; `stopped`: it ended early; `failed`: it could not run."""
+    """`off`: nothing to do, or no benefit; `stopped`: ended early; `failed`: could not run."""
     reason: str | None = None
-    """Why it is not `done`, or why it left a part."""
+    """Why it is not `done`, or why only a part was read."""
     num_files: int = 0
     total_bytes: int = 0
     resident_bytes: int = 0
-    """Of them, in the page cache before the prefetch began."""
+    """Bytes in the page cache before the prefetch."""
     read_bytes: int = 0
-    """Not resident before, resident now; a loader may have read some of it meanwhile."""
+    """Bytes that became resident during the prefetch; the model's loader may have read some of them."""
     read_s: float = 0.0
     problems: tuple[str, ...] = ()
-    """Files that could not be read, the first of them."""
+    """The first files that could not be read."""
     spans: tuple[tuple[str, int, int], ...] = ()
     """Phases of the helper: name, begin and end in monotonic nanoseconds."""
 
     @classmethod
     def from_fields(cls, fields: dict[str, Any]) -> "PrefetchReport":
-        """The report that JSON has been through."""
+        """The report from its JSON fields."""
         spans = tuple((str(name), int(begin), int(end)) for name, begin, end in fields["spans"])
         return cls(**{**fields, "problems": tuple(fields["problems"]), "spans": spans})
 
     @property
     def resident_share(self) -> float:
-        """Share of the files that was in the page cache before, 0 to 1."""
+        """Share of the bytes that was in the page cache before, 0 to 1."""
         return self.resident_bytes / self.total_bytes if self.total_bytes else 0.0
 
     @property
     def gb_per_s(self) -> float:
-        """Rate of reading in 10**9 bytes per second; 0 where nothing was read."""
+        """Rate of reading in 10**9 bytes per second; 0 if nothing was read."""
         return self.read_bytes / self.read_s / 1e9 if self.read_s else 0.0
 
     def __str__(self) -> str:

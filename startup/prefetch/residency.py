@@ -1,10 +1,11 @@
-"""How much of a file is in the page cache, by the cheapest call that tells the truth.
+"""Measures how much of a file is in the page cache, with the cheapest system call that gives a correct result.
 
-For 3.2 GB in 4 files: cachestat(2), from Linux 6.5 on, takes 0.3 ms; mincore(2) 48 ms; preadv2(2) with RWF_NOWAIT 97 to
-460 ms. The latter also starts to read what it asks for, so it is asked for samples, by a descriptor without read-ahead.
-It is needed where a file is neither ours nor writable: mincore calls all of it resident then, cachestat refuses.
+For 3.2 GB in 4 files, cachestat(2) (Linux 6.5 and later) takes 0.3 ms, mincore(2) 48 ms, and preadv2(2) with
+RWF_NOWAIT 97 to 460 ms. preadv2 also starts to read the pages it tests, so it tests samples, with a descriptor
+without read-ahead. It is needed for a file that this user neither owns nor may write: mincore then reports every
+page as resident, and cachestat fails.
 
-Light on purpose: the helper process imports it.
+The helper process imports this module, so it must stay light.
 """
 
 import ctypes
@@ -20,18 +21,18 @@ _MAP_SHARED = 1
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 Method = Callable[[int, int, int], int]
-"""Takes a descriptor, an offset and a length, returns the resident bytes."""
+"""Takes a descriptor, an offset and a length; returns the resident bytes."""
 
 
 class ResidencyProbe:
-    """Asks about one file; use it as a context manager."""
+    """Measures one file; a context manager."""
 
     def __init__(self, path: str, method: Method | None = None) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.method = method or choose_method(self._fd)
 
     def resident_bytes(self, offset: int = 0, length: int | None = None) -> int:
-        """Bytes of the range that are resident, whole pages counted up to the file's end."""
+        """Resident bytes of the range, in whole pages up to the file's end."""
         end = os.fstat(self._fd).st_size
         if length is not None:
             end = min(end, offset + length)
@@ -52,25 +53,25 @@ def choose_method(fd: int) -> Method:
     try:
         by_cachestat(fd, 0, 1)
     except OSError:
-        return by_mincore if _mincore_is_true(fd) else by_samples
+        return by_mincore if _is_mincore_correct(fd) else by_samples
     return by_cachestat
 
 
 def is_cheap(path: str) -> bool:
-    """Whether the file's state is known in a fraction of a millisecond."""
+    """Whether measuring the file takes only a fraction of a millisecond."""
     with ResidencyProbe(path) as probe:
         return probe.method is by_cachestat
 
 
 def by_cachestat(fd: int, offset: int, length: int) -> int:
-    """Raises OSError where the kernel does not know the call or refuses it."""
+    """Raises OSError if the kernel does not have the call or denies it."""
     answer = _CacheStat()
     _check(_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Range(offset, length)), ctypes.byref(answer), 0))
     return min(int(answer.num_cached) * _PAGE_BYTES, length)
 
 
 def by_mincore(fd: int, offset: int, length: int) -> int:
-    """Maps the range without touching it."""
+    """Maps the range without reading it."""
     begin = offset - offset % _PAGE_BYTES
     size = offset + length - begin
     flags = ctypes.create_string_buffer(-(-size // _PAGE_BYTES))
@@ -85,7 +86,7 @@ def by_mincore(fd: int, offset: int, length: int) -> int:
 
 
 def by_samples(fd: int, offset: int, length: int) -> int:
-    """Looks at a page per MiB; reads those that are not resident, and nothing around them."""
+    """Tests one page per MiB; the kernel reads tested pages that are not resident, but none around them."""
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
     samples = [*range(offset, offset + length, _SAMPLE_BYTES), offset + length - 1]
     return length * sum(_is_resident(fd, position) for position in samples) // len(samples)
@@ -98,8 +99,8 @@ def _is_resident(fd: int, offset: int) -> bool:
         return False
 
 
-def _mincore_is_true(fd: int) -> bool:
-    """Since Linux 5.2 for those alone who own the file or may write to it."""
+def _is_mincore_correct(fd: int) -> bool:
+    """Since Linux 5.2 only for users who own the file or may write to it."""
     return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
 
 

@@ -1,4 +1,4 @@
-"""Finds out, before anything is read, what of the files is missing in the page cache; runs in the helper process."""
+"""Finds the parts of the files that are missing in the page cache; mostly runs in the helper process."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -10,34 +10,34 @@ from startup.prefetch.residency import ResidencyProbe
 
 
 class Block(NamedTuple):
-    """A range of a file that is read at once."""
+    """A range of a file that one thread reads at once."""
 
     path: str
     offset: int
     length: int
     missing_bytes: int
-    """What of it was not resident."""
+    """Bytes that were not resident."""
 
 
 class Survey(NamedTuple):
-    """The files as they were found."""
+    """The state of the files before anything is read."""
 
     num_files: int
     total_bytes: int
     resident_bytes: int
     in_memory_bytes: int
-    """On file systems that are memory."""
+    """Bytes on file systems in memory."""
     blocks: tuple[Block, ...]
-    """What is to be read, in the order of the files."""
+    """The blocks to read, in the order of the files."""
     problems: tuple[str, ...]
 
     @property
     def due_bytes(self) -> int:
-        """What is to be read."""
+        """The bytes to read."""
         return sum(block.missing_bytes for block in self.blocks)
 
     def limited_to(self, num_bytes: int) -> "Survey":
-        """The first blocks alone, up to so many bytes."""
+        """The survey with only its first blocks, up to this many bytes."""
         kept: list[Block] = []
         for block in self.blocks:
             num_bytes -= block.missing_bytes
@@ -48,7 +48,7 @@ class Survey(NamedTuple):
 
 
 def survey_files(paths: Sequence[str], block_bytes: int) -> Survey:
-    """Never raises: a file that cannot be read is a problem."""
+    """Surveys the files; never raises: an unreadable file is recorded as a problem."""
     devices = memory_devices()
     num_files = total = resident = in_memory = 0
     blocks: list[Block] = []

@@ -1,8 +1,8 @@
-"""The helper process: surveys the files, reads what is missing, and tells the launcher in lines of JSON.
+"""The helper process: surveys the files, reads missing blocks, and reports to the launcher in JSON lines.
 
-It shares nothing with the launcher: no Python state, no interpreter lock. Descriptor 0 is a pipe whose end, or any
-byte in it, means stop; descriptor 1 takes the lines; descriptor 3 is the death pipe. It is started without the site
-module, hence the standard library alone, and of that only what loads in a few milliseconds.
+It shares no Python state and no interpreter lock with the launcher. Descriptor 0 is a pipe: any byte or its end
+means stop. Descriptor 1 takes the lines, descriptor 3 is the death pipe. The process is started without the site
+module, so it imports only parts of the standard library that load in a few milliseconds.
 """
 
 import json
@@ -25,22 +25,22 @@ _CONTROL_FD = 0
 _REPORT_FD = 1
 _TICK_S = 0.05
 _NICENESS = 10
-"""The imports come first; the kernel derives the priority of disk accesses from it too (ioprio_set(2))."""
+"""Gives priority to the launcher's imports, also for disk accesses (ioprio_set(2))."""
 _PROCESS_NAME = "vllm-prefetch"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Takes a job and paths; ends when all is read or it is told to stop."""
+    """Runs the job on the paths and exits when everything is read or the launcher stops it."""
     entry_ns = time.monotonic_ns()
     job = Job.from_argument(arguments[0])
     death_pipe.arm(LIFE_FD)
-    _behave()
+    _configure_process()
     try:
         report = _Prefetch(job, entry_ns).run(arguments[1:])
-    except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher is told
+    except Exception as err:  # noqa: BLE001 - the boundary of the process: the launcher gets the error
         report = PrefetchReport("failed", f"{type(err).__name__}: {err}")
-    _tell("report", report._asdict())
-    os._exit(0)  # a thread may still be waiting for the disk
+    _send("report", report._asdict())
+    os._exit(0)  # a thread may still wait for the disk
 
 
 class _Prefetch:
@@ -80,37 +80,37 @@ class _Prefetch:
         )
 
     def _supervise(self, reader: BlockReader, survey: Survey, begin_ns: int) -> str | None:
-        """Waits for the reader; returns why it was stopped, None where it came to its end."""
+        """Waits for the reader; returns why it was stopped, None if it has read everything."""
         reason = None
         while not reader.wait(_TICK_S) and reason is None:
             reason = self._stop_reason(reader, survey)
-            self._tell_progress(reader, survey.due_bytes, begin_ns)
+            self._send_progress(reader, survey.due_bytes, begin_ns)
         reader.stop()
         if not reader.keeps_pages:
-            return "what is read does not stay in the page cache"
+            return "the page cache evicts pages right after they are read"
         return reason
 
     def _stop_reason(self, reader: BlockReader, survey: Survey) -> str | None:
         if os.getppid() != self._job.parent_pid:
-            return "the launcher is gone"
+            return "the launcher has exited"
         if select.select([_CONTROL_FD], [], [], 0)[0]:
-            return "the launcher wants it"
+            return "the launcher stopped it"
         available = available_bytes(self._job)
         if available is None:
             return None
         left = available - survey.resident_bytes - reader.read_bytes
         return "memory is short" if left < self._job.reserve_bytes // 4 else None
 
-    def _tell_progress(self, reader: BlockReader, due_bytes: int, begin_ns: int) -> None:
+    def _send_progress(self, reader: BlockReader, due_bytes: int, begin_ns: int) -> None:
         now_ns = time.monotonic_ns()
         if self._job.progress_interval_s is None or now_ns < self._next_progress_ns:
             return
         self._next_progress_ns = now_ns + int(self._job.progress_interval_s * 1e9)
-        _tell("progress", PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9)._asdict())
+        _send("progress", PrefetchProgress(reader.read_bytes, due_bytes, (now_ns - begin_ns) / 1e9)._asdict())
 
 
-def _behave() -> None:
-    """Ctrl-C is the launcher's to act on; work and disk accesses give way to those of others."""
+def _configure_process() -> None:
+    """Ignores group signals, on which the launcher acts, and lowers the priority of CPU and disk."""
     group_signals.ignore()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.nice(_NICENESS)
@@ -118,5 +118,5 @@ def _behave() -> None:
         Path("/proc/self/comm").write_text(_PROCESS_NAME, encoding="ascii")
 
 
-def _tell(kind: str, fields: dict[str, object]) -> None:
+def _send(kind: str, fields: dict[str, object]) -> None:
     os.write(_REPORT_FD, json.dumps({kind: fields}).encode() + b"\n")

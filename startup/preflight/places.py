@@ -19,7 +19,7 @@ def check_place(place: ModelPlace, config: ModelConfig) -> Iterator[Finding]:
     elif place.kind is PlaceKind.HUB and is_offline() and not place.has_other_source:
         state = f"only in part in {place.folder}" if place.folder else f"not in {hub_cache_dir(config)}"
         yield error(
-            "model", f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids to download it: unset it for once"
+            "model", f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for once"
         )
 
 

@@ -1,6 +1,6 @@
-"""Ends this process with its parent, by the kernel's hand: also while the interpreter is stuck in C or stopped.
+"""Makes the kernel end this process with its parent, even while the interpreter is stuck in C or stopped.
 
-Standard library alone, and nothing of this project: any process may use it as its first act.
+Imports only the standard library, so that any process can use it first.
 """
 
 import ctypes
@@ -13,32 +13,32 @@ _PR_SET_PDEATHSIG = 1
 
 
 def arm(fd: int, signum: int = signal.SIGKILL) -> None:
-    """Has the kernel send `signum` to this process when the last write end of a pipe is closed, or at once if it is.
+    """Makes the kernel send `signum` to this process when the last write end of a pipe is closed, or at once if it is.
 
-    The parent that matters holds the write end, and nobody else does: the kernel closes it however that process ends.
-    It need not be the process that forked this one.
+    Only the logical parent holds the write end: the kernel closes it however that process ends. The parent need not
+    be the process that forked this one.
 
     Args:
         fd: the pipe's read end; may be shared with other processes, each of which arms it for itself. Nothing may
-            ever be written to the pipe, for a byte brings the signal, too.
-        signum: what is sent; only SIGKILL works whatever this process is at.
+            ever be written to the pipe: a byte triggers the signal too.
+        signum: the signal; only SIGKILL works in every state of this process.
     """
     own_fd = _reopen(fd)  # stays open for as long as the process lives
     fcntl.fcntl(own_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(own_fd, fcntl.F_SETSIG, signum)
     fcntl.fcntl(own_fd, fcntl.F_SETFL, fcntl.fcntl(own_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if _has_hung_up(own_fd):  # it was too late for the signal
+    if _has_hung_up(own_fd):  # the write end was closed before the signal was armed
         os.kill(os.getpid(), signum)
 
 
 def follow_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
-    """Has the kernel send `signum` when the process that forked this one ends, or at once if it has.
+    """Makes the kernel send `signum` when the process that forked this one ends, or at once if it has ended.
 
-    To be precise, when the *thread* ends that forked it (prctl(2)): parents fork on their main thread.
+    The kernel sends it when the *thread* ends that forked (prctl(2)), so parents fork on their main thread.
 
     Args:
-        parent_pid: who forked this process. If somebody else is its parent by now, that one has gone.
-        signum: what is sent.
+        parent_pid: the process that forked this one; if the parent is another process by now, it has ended.
+        signum: the signal.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
@@ -48,10 +48,10 @@ def follow_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
 
 
 def _reopen(fd: int) -> int:
-    """A description of its own, since all who share one share its owner (fcntl(2), F_SETOWN)."""
+    """Opens the pipe again: processes that share a file description share its owner (fcntl(2), F_SETOWN)."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:  # no /proc: right as long as nobody shares it
+    except FileNotFoundError:  # no /proc: correct only if no other process shares it
         return os.dup(fd)
 
 

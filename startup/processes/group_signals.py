@@ -1,6 +1,6 @@
-"""Signals that reach whole process groups: Ctrl-C, a service manager's stop, a terminal that closes.
+"""Signals that are sent to whole process groups: Ctrl-C, a service manager's stop, a closed terminal.
 
-The API process acts on them, all others ignore them. Standard library alone.
+The API process acts on them, all others ignore them. Standard library only.
 """
 
 import signal
@@ -15,7 +15,7 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Around the start of a process, which begins with these signals blocked and has time to say `ignore`."""
+    """Around the start of a process: it starts with these signals blocked, until it calls `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield
@@ -24,10 +24,10 @@ def blocked() -> Iterator[None]:
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Starts a thread that leaves these signals to the main thread for good.
+    """Starts a thread that never receives these signals.
 
-    The kernel may give a signal to any thread that takes it, and a main thread that waits in a system call would go on
-    waiting.
+    The kernel may deliver a signal to any thread that does not block it. A main thread that waits in a system call
+    would then not be interrupted.
     """
     with blocked():
         thread.start()
@@ -35,7 +35,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 @contextmanager
 def ignored() -> Iterator[None]:
-    """In a new process that does not act on them yet; it and its children will, as without this."""
+    """Ignores the signals in a new process that cannot act on them yet; restores the handlers at the end."""
     before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
     ignore()
     try:
@@ -47,10 +47,10 @@ def ignored() -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Ctrl-C ends what is inside at once: a wait in a coroutine, where asyncio would keep it, or strangers' imports.
+    """Makes Ctrl-C interrupt the block at once: a wait in a coroutine, which asyncio would delay, or an import.
 
-    A KeyboardInterrupt that is caught inside (some modules catch whatever an import of theirs raises) is raised again
-    in the end. Only on the main thread, and where Ctrl-C is not ignored.
+    A KeyboardInterrupt that is caught in the block (some modules catch every error of an import) is raised again at
+    the end. No effect outside the main thread, or if Ctrl-C is ignored.
     """
     if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield
@@ -64,7 +64,7 @@ def interrupting() -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        if _is_task_cancelled():  # by a Ctrl-C that came just before
+        if _is_task_cancelled():  # by a Ctrl-C just before the block
             raise KeyboardInterrupt
         yield
     finally:
@@ -74,7 +74,7 @@ def interrupting() -> Iterator[None]:
 
 
 def _is_task_cancelled() -> bool:
-    """Whether asyncio, if it runs, has taken note of a Ctrl-C, which it would act on at the next await."""
+    """Whether asyncio runs and has received a Ctrl-C, on which it would act at the next await."""
     asyncio: Any = sys.modules.get("asyncio")
     with suppress(AttributeError, RuntimeError):  # it is not imported, or no loop runs
         return bool(asyncio.current_task().cancelling())
@@ -82,7 +82,7 @@ def _is_task_cancelled() -> bool:
 
 
 def ignore() -> None:
-    """In the new process; what came meanwhile is dropped. Must run on its main thread."""
+    """Ignores the signals and drops pending ones; called in a new process on its main thread."""
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)

@@ -1,7 +1,7 @@
-"""What process 1 of a container owes the others: it collects the dead, passes signals on, and tells how it ended.
+"""The init process of a container (process 1): reaps children, forwards signals, and exits with the program's code.
 
-The kernel drops signals for which process 1 has no handler, and gives it everybody's orphans. The program therefore
-runs in a child, where signals do what they do anywhere. Next to nothing is imported.
+The kernel drops signals for which process 1 has no handler, and makes it the parent of all orphans. The program
+therefore runs in a child, where signals have their usual effect. Imports as little as possible.
 """
 
 import os
@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from envs import foreign
 
-_PASSED_ON = (
+_FORWARDED = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -20,41 +20,41 @@ _PASSED_ON = (
     signal.SIGCONT,
     signal.SIGWINCH,
 )
-_WATCHED = (*_PASSED_ON, signal.SIGCHLD)
+_WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
-_MEANT_BY_PID = ("LISTEN_PID", "WATCHDOG_PID")
-"""By these a service manager (sd_listen_fds(3), sd_watchdog_enabled(3)) says which process it means."""
+_PID_VARIABLES = ("LISTEN_PID", "WATCHDOG_PID")
+"""A service manager addresses a process with these (sd_listen_fds(3), sd_watchdog_enabled(3))."""
 
 
 def become_init() -> None:
-    """Returns in a child, which is the program; this process stays behind as its init and ends as it does."""
+    """Forks, and returns only in the child, which runs the program; this process becomes its init."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     init_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
         _take_terminal()
-        _take_over_from(init_pid)
+        _replace_pid(init_pid)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
-    os._exit(_look_after(pid))
+    os._exit(_supervise(pid))
 
 
-def _look_after(program_pid: int) -> int:
-    """Until the program has ended; returns the exit code, 128+n after signal n."""
+def _supervise(program_pid: int) -> int:
+    """Forwards signals and reaps children until the program exits; returns its exit code, 128+n for signal n."""
     while True:
         number = signal.sigwait(_WATCHED)
         if number != signal.SIGCHLD:
             with suppress(ProcessLookupError):
                 os.kill(program_pid, number)
             continue
-        status = _collect(program_pid)
+        status = _reap_all(program_pid)
         if status is not None:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
 
 
-def _collect(program_pid: int) -> int | None:
-    """Collects all that have ended; the program's status if it was among them."""
+def _reap_all(program_pid: int) -> int | None:
+    """Reaps all exited children; returns the program's status if it was among them."""
     found = None
     with suppress(ChildProcessError):
         while True:
@@ -66,15 +66,15 @@ def _collect(program_pid: int) -> int | None:
     return found
 
 
-def _take_over_from(init_pid: int) -> None:
-    """Whoever named this container's first process meant the program."""
-    for name in _MEANT_BY_PID:
+def _replace_pid(init_pid: int) -> None:
+    """Makes the service manager's variables for process 1 refer to the program."""
+    for name in _PID_VARIABLES:
         if foreign.text_of(name) == str(init_pid):
             os.environ[name] = str(os.getpid())
 
 
 def _take_terminal() -> None:
-    """A group of its own, in the terminal's foreground: Ctrl-C reaches it once, not once more from init."""
+    """Creates a process group in the terminal's foreground, so that Ctrl-C is not also forwarded by init."""
     os.setpgid(0, 0)
     with suppress(OSError):
         before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from typing import Any, Final
 from startup.processes import group_signals
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
-"""Imported first in every new program, so that a user's `server.py` is not taken for ours."""
+"""Imported first in every new program, so that a user's `server.py` is not imported in place of this one's."""
 
 WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 """Variables for the forkserver's start: it runs with `python -c`, which puts the working folder on the path."""
@@ -33,9 +33,10 @@ def with_own_packages_as_main() -> Iterator[None]:
 
 @contextmanager
 def without_group_signals() -> Iterator[None]:
-    """While open, processes begin with these signals held back; the resource tracker, which they need, comes before.
+    """While open, processes start with the group signals blocked.
 
-    Its start ends with SIGINT and SIGTERM unblocked, whatever they were (`ResourceTracker.ensure_running`).
+    multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked, whatever
+    their state was (`ResourceTracker.ensure_running`).
     """
     with group_signals.blocked():
         resource_tracker.ensure_running()

@@ -1,4 +1,4 @@
-"""Tells whether it was the kernel that ended a process, for want of memory: it counts these, by cgroup."""
+"""Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of such kills."""
 
 from pathlib import Path
 from typing import Final, Literal
@@ -12,27 +12,27 @@ _FIELD: Final = "oom_kill"
 
 
 class OomWatch:
-    """Made when the process begins that is watched, in a process of the same cgroup."""
+    """Created when the watched process starts, in a process of the same cgroup."""
 
     def __init__(self, proc: Path = PROC) -> None:
         self._proc = proc
         self._num_before = _num_kills(proc)
 
     def describe_kill(self) -> str:
-        """How a message goes on that tells of a SIGKILL."""
+        """The end of a message about a SIGKILL: its cause and advice."""
         if _num_kills(self._proc) == self._num_before:
-            return ", as the kernel does where memory runs out"
+            return ", as the kernel does when memory runs out"
         memory = read_memory(self._proc)
         whose = "this container" if memory and memory.is_cgroup else "this machine"
         limit = f" ({format_bytes(memory.total_bytes)})" if memory else ""
         return (
-            f": the kernel did it, as the memory of {whose}{limit} had run out; lower --max-num-seqs, --max-model-len "
-            "or --kv-cache-memory-bytes, or give it more"
+            f": the kernel killed it because the memory of {whose}{limit} ran out; lower --max-num-seqs, "
+            "--max-model-len or --kv-cache-memory-bytes, or provide more memory"
         )
 
 
 def _num_kills(proc: Path) -> int:
-    """So far; of the whole machine where no cgroup counts them, and 0 where nobody does."""
+    """Out-of-memory kills in the cgroup so far; without a cgroup of the whole machine; 0 if not counted."""
     for cgroup in own_cgroups("memory", proc):
         if (num := _read(cgroup.folder / _FILES[cgroup.version])) is not None:
             return num

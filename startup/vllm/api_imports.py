@@ -1,4 +1,4 @@
-"""What vLLM's API server imports, and the way to import it: on the main thread, without what it will not use."""
+"""Imports the modules of vLLM's API server, without torch's compiler and without vLLM's other subcommands."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -10,17 +10,20 @@ from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.unused_commands import stub_unused_commands
 
 LATER_MODULES: Final = ("vllm.kernels",)
-"""Imported only when the engine is ready; in a start there is time for it while the forkserver still imports."""
+"""vLLM imports these once the engine is ready. Here they are imported while the forkserver still imports."""
 
 _MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
 
 def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:
-    """Imports it, and more if that can be imported; returns what it needs and could not get, with the reason.
+    """Imports the API server and further modules.
 
     Args:
-        more: further modules, in their order.
-        is_lean: whether torch's compiler is deferred; only where no model is run in this process.
+        more: further modules, in order of import; failures among them are ignored.
+        is_lean: whether torch's compiler is deferred; only valid if no model runs in this process.
+
+    Returns:
+        The API server's own modules that could not be imported, with the error.
     """
     stub_unused_commands()
     if is_lean:

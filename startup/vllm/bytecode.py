@@ -1,6 +1,7 @@
-"""Has Python keep compiled modules where it can, for images whose packages came without them and are read-only.
+"""Redirects Python's bytecode cache to a writable folder if vLLM's own folder has none and is read-only.
 
-Without them every process of every start compiles thousands of modules, which takes longer than anything else.
+Without a cache every process of every start compiles thousands of modules, which takes longer than any other
+part of the start. Images whose packages are installed without bytecode are affected.
 """
 
 import os
@@ -17,9 +18,13 @@ _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 
 
 def keep_bytecode(package: Path) -> str | None:
-    """Returns what to tell the user, None where there is nothing to do; `package` is vLLM's folder.
+    """Sets the bytecode cache for this process and for processes started after this call.
 
-    Processes started from now on keep theirs in the same place.
+    Args:
+        package: vLLM's folder.
+
+    Returns:
+        A warning for the user; None if the bytecode exists or can be written in place.
     """
     if sys.pycache_prefix is not None or all(path.exists() for path in _compiled(package)):
         return None

@@ -1,9 +1,9 @@
-"""What a child of `exec` would have had of its parent, for children that are forked from a forkserver instead.
+"""Gives children of the forkserver the process state that they would inherit from their parent through `exec`.
 
-A forkserver's children have the environment, the standard streams and the limits that the forkserver began with. vLLM
-changes them between its own start and that of its children: it sets OpenMP variables around each worker's start, raises
-the limit of open files, and so on. The parent's present state travels with the process object and is taken over
-before anything else of it is unpickled.
+A forkserver's children have the environment, standard streams and limits that the forkserver started with.
+vLLM changes them between its own start and that of its children: it sets OpenMP variables around each worker's
+start, raises the limit of open files, and so on. The parent's current state is pickled with the process object,
+and the child applies it before it unpickles the rest.
 """
 
 import os
@@ -25,7 +25,7 @@ _LIMITS: Final = tuple(
     getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
 _AFFINITY: Final = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES")
-"""Where OpenMP's threads are to run; OpenMP itself reads these only when it is loaded."""
+"""CPUs for OpenMP's threads. OpenMP reads these variables only when it is loaded."""
 
 _SEPARATORS: Final = str.maketrans("{},", "   ")
 
@@ -33,18 +33,18 @@ _at_exec: dict[str, str] = {}
 
 
 def record_environment_at_exec() -> None:
-    """To be called in a forkserver as it begins: what its libraries read when they were loaded."""
+    """Called when a forkserver starts: records the environment that its libraries read while they are loaded."""
     _at_exec.update(foreign.snapshot())
 
 
 def environment_at_exec() -> Mapping[str, str]:
-    """The environment that the forkserver began with, in the forkserver and its children."""
+    """The environment that the forkserver started with; available in the forkserver and its children."""
     return _at_exec
 
 
 @dataclass(frozen=True)
 class ChildState:
-    """One parent's state at the start of one child; made while the process object is pickled."""
+    """A parent's state when it starts a child; created while the process object is pickled."""
 
     environment: dict[str, str]
     streams: tuple[Any, ...]
@@ -56,7 +56,7 @@ class ChildState:
 
     @classmethod
     def of_this_process(cls) -> "ChildState":
-        """The state of the calling thread's process, as `exec` would hand it on."""
+        """The state that a child of the calling thread would inherit through `exec`."""
         assert context.get_spawning_popen() is not None, "only while a process object is pickled"
         return cls(
             environment=foreign.snapshot(),
@@ -67,26 +67,26 @@ class ChildState:
             blocked_signals=tuple(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
         )
 
-    def take_over(self) -> dict[str, str]:
-        """Makes this process what the parent was; returns the variables that differ from the forkserver's."""
+    def apply(self) -> dict[str, str]:
+        """Sets this process's state; returns the variables that differ from the forkserver's."""
         for fd, stream in zip(STREAMS, self.streams, strict=True):
             if stream is not None:
-                _put_in_place(stream.detach(), fd)
-        changed = _take_environment(self.environment)
+                _replace_stream(fd, stream.detach())
+        changed = _apply_environment(self.environment)
         for limit, values in zip(_LIMITS, self.limits, strict=True):
             if resource.getrlimit(limit) != values:
-                with suppress(ValueError, OSError):  # above what this process may have
+                with suppress(ValueError, OSError):  # above this process's hard limit
                     resource.setrlimit(limit, values)
         if self.umask is not None:
             os.umask(self.umask)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked_signals)
         os.sched_setaffinity(0, self.affinity)
-        _thaw(changed)
+        _update_libraries(changed)
         return changed
 
 
-def _take_environment(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Returns what has changed since the forkserver began; a variable that is gone is empty."""
+def _apply_environment(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that changed since the forkserver started; a removed variable is an empty text."""
     for name in set(foreign.snapshot()) - set(wanted):
         os.environ.pop(name)
     for name, value in wanted.items():
@@ -96,23 +96,23 @@ def _take_environment(wanted: Mapping[str, str]) -> dict[str, str]:
     return {name: wanted.get(name, "") for name in sorted(names)}
 
 
-def _thaw(changed: Mapping[str, str]) -> None:
-    """Sets right what libraries work out of variables when they are imported, and so have worked out too early."""
+def _update_libraries(changed: Mapping[str, str]) -> None:
+    """Repeats what libraries derive from variables on import, since the forkserver imported them too early."""
     if "TZ" in changed:
         time.tzset()
-    if "numpy" in sys.modules:  # Python's own generator sees to this itself
+    if "numpy" in sys.modules:  # the `random` module reseeds itself after a fork
         sys.modules["numpy"].random.seed()
-    _thaw_openmp(changed)
-    _thaw_inductor(changed)
-    _thaw_hub(changed)
-    _thaw_prometheus(changed)
+    _update_openmp(changed)
+    _update_inductor(changed)
+    _update_hub(changed)
+    _update_prometheus(changed)
 
 
-def _thaw_openmp(changed: Mapping[str, str]) -> None:
-    """The threads will be created in this process: they inherit where it may run, and torch says how many they are."""
+def _update_openmp(changed: Mapping[str, str]) -> None:
+    """OpenMP's threads do not exist yet: they will inherit this process's affinity, and torch sets their number."""
     cpus = next((cpus for name in _AFFINITY if (cpus := parse_cpus(changed.get(name, "")))), None)
     if cpus is not None:
-        with suppress(OSError):  # a processor that is not there or not ours
+        with suppress(OSError):  # a CPU that does not exist or is not allowed for this process
             os.sched_setaffinity(0, cpus)
     num_threads = changed.get("OMP_NUM_THREADS", "")
     torch = sys.modules.get("torch")
@@ -120,7 +120,7 @@ def _thaw_openmp(changed: Mapping[str, str]) -> None:
         torch.set_num_threads(int(num_threads))
 
 
-def _thaw_inductor(changed: Mapping[str, str]) -> None:
+def _update_inductor(changed: Mapping[str, str]) -> None:
     config: Any = sys.modules.get("torch._inductor.config")
     if config is None:
         return
@@ -131,8 +131,8 @@ def _thaw_inductor(changed: Mapping[str, str]) -> None:
         config.cpp.dynamic_threads = changed["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] == "1"
 
 
-def _thaw_hub(changed: Mapping[str, str]) -> None:
-    """Whether the hub may be asked is read once, when its client is imported."""
+def _update_hub(changed: Mapping[str, str]) -> None:
+    """The hub's client reads offline mode and token once, on import."""
     constants: Any = sys.modules.get("huggingface_hub.constants")
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     if constants is not None and any(name in changed for name in names):
@@ -141,15 +141,15 @@ def _thaw_hub(changed: Mapping[str, str]) -> None:
         constants.HF_TOKEN = changed["HF_TOKEN"] or None
 
 
-def _thaw_prometheus(changed: Mapping[str, str]) -> None:
-    """Several API servers add their figures up in files, in a folder that the client looks up when it is imported."""
+def _update_prometheus(changed: Mapping[str, str]) -> None:
+    """Several API servers share their metrics through files; the client reads the folder's name on import."""
     values: Any = sys.modules.get("prometheus_client.values")
     if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
         values.ValueClass = values.get_value_class()
 
 
 def parse_cpus(text: str) -> set[int]:
-    """Processors named by an OpenMP variable: `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; empty where none are."""
+    """The CPUs in an OpenMP variable: `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; empty if there are none."""
     _, found, listed = text.partition("proclist=[")
     words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
     cpus: set[int] = set()
@@ -169,16 +169,16 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def _put_in_place(fd: int, place: int) -> None:
-    stream = {1: sys.stdout, 2: sys.stderr}[place]
+def _replace_stream(fd: int, new_fd: int) -> None:
+    stream = {1: sys.stdout, 2: sys.stderr}[fd]
     if stream is not None:
         stream.flush()
-    os.dup2(fd, place)
-    os.close(fd)
+    os.dup2(new_fd, fd)
+    os.close(new_fd)
 
 
 def _umask() -> int | None:
-    """Read without setting it, which other threads would notice."""
+    """Read from /proc: umask(2) returns the value only by setting another one, which affects other threads."""
     lines: Iterable[str] = ()
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()

@@ -1,4 +1,4 @@
-"""What of vLLM's command line the launcher must know: where the model is and where to listen. vLLM parses it again."""
+"""Reads model, address and a few flags from the command line of `vllm serve`. vLLM parses the whole line again."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _SWITCHES_OFF_LISTENING: Final = (
     "--ssl-keyfile",
     "--ssl-certfile",
 )
-"""With these there is no port of the launcher's, or it speaks what the responder does not."""
+"""With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
 _RANK: Final = ("--data-parallel-rank", "-dpn", "--node-rank", "-r")
 _DEFAULT_PORT: Final = 8000
@@ -28,16 +28,16 @@ _DEFAULT_PORT: Final = 8000
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The words, and what they say as far as it can be told without vLLM."""
+    """The words of the command line, and what can be read from them without vLLM's parser."""
 
     words: tuple[str, ...]
     values: Mapping[str, str]
-    """Flags with their last value, dashes instead of underscores; of a switch it is empty."""
+    """Flags, with dashes instead of underscores, and their last values; a switch has an empty value."""
     model: str | None
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "CommandLine":
-        """Reads words and, below them, the file that `--config` names."""
+        """Reads the words and the file of `--config`; the words take precedence."""
         values = dict(_flags(words))
         settings = _config_file(values.get("--config"))
         model = settings.get("--model-tag") or settings.get("--model") or values.get("--model")
@@ -46,7 +46,7 @@ class CommandLine:
         return cls(tuple(words), {**settings, **values}, model)
 
     def locate_model(self) -> ModelFiles | None:
-        """The model's files, where they are on disk."""
+        """The model's files; None if they are not on disk."""
         return locate_files(ModelConfig(model=self.model)) if self.model else None
 
     def has(self, *names: str) -> bool:
@@ -55,44 +55,44 @@ class CommandLine:
 
     @property
     def is_for_help(self) -> bool:
-        """Whether vLLM will print something and end."""
+        """Whether vLLM will print help or its version and exit."""
         return any(word in ("-h", "--help", "-v", "--version") or word.startswith("--help=") for word in self.words)
 
     @property
     def listens(self) -> bool:
-        """Whether this process, or its API servers, will listen on one port that can be known beforehand."""
+        """Whether this process or its API servers will listen on one port that is known before vLLM starts."""
         return not self.has(*_SWITCHES_OFF_LISTENING) and self.port not in (None, 0)
 
     @property
     def host(self) -> str | None:
-        """As vLLM takes it."""
+        """The value of `--host`; None if it is missing or empty."""
         return self.values.get("--host") or None
 
     @property
     def port(self) -> int | None:
-        """None where it is not a number, about which vLLM will complain."""
+        """The value of `--port` or vLLM's default; None if it is not a number, which vLLM will reject."""
         with suppress(ValueError):
             return int(self.values.get("--port", _DEFAULT_PORT))
         return None
 
     @property
     def uds(self) -> str | None:
-        """Path of a Unix socket, if that is where it listens."""
+        """Path of the Unix socket to listen on, if `--uds` is given."""
         return self.values.get("--uds") or None
 
     @property
     def served_name(self) -> str:
-        """How the model is called in the history of starts."""
+        """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
 
     @property
     def is_one_of_several_nodes(self) -> bool:
-        """Whether other machines take part in the start."""
+        """Whether other machines are part of the deployment."""
         return self.has(*_RANK)
 
 
 def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every flag with the word behind it, unless that is a flag itself."""
+    """Every flag with the word that follows it; an empty value if that is a flag itself."""
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         if word == "--":
             return
@@ -102,7 +102,7 @@ def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _config_file(path: str | None) -> dict[str, str]:
-    """The plain settings of vLLM's YAML file as flags; what cannot be read is vLLM's to complain about."""
+    """The settings of vLLM's YAML file as flags; empty for an unreadable file, which vLLM will reject."""
     if not path:
         return {}
     with suppress(OSError, ImportError, ValueError):

@@ -1,7 +1,8 @@
-"""torch.compile's caches: whether they were of use to a start, and what to do in the next where they were not.
+"""Records whether torch.compile's caches were used in a start, and works around vLLM's failures to load them.
 
-vLLM keeps a compiled model as a file (AOT) and, below that, Inductor keeps its graphs. On CPU, vLLM 0.32 writes the
-file but cannot read it: it asks what was compiled to finish its loading, which only functions of its own backend can.
+vLLM stores a compiled model as a file (AOT); one layer below, Inductor caches its graphs. On CPU, vLLM 0.32
+writes the file but cannot load it: it calls `finalize_loading` on the compiled function, a method that only
+functions of vLLM's own backend have.
 """
 
 import contextlib
@@ -24,51 +25,54 @@ _OUTCOMES: Final = {
     "saved AOT compiled function": "saved",
     "Compiling model again due to a load failure": "failed",
 }
-"""What vLLM's log says, and what that means for its file."""
+"""Texts of vLLM's log records, and what they mean for the AOT file."""
 
 
 def record_compile_cache(journal: Journal) -> None:
-    """From now on, in this process and those forked from it, what becomes of the caches is noted; files load again."""
-    logging.getLogger(_DECORATORS).addFilter(functools.partial(_note, journal))
-    after_import(_DECORATORS, _let_loading_finish)
+    """Records the caches' use in this process and those forked from it, and repairs the loading of AOT files."""
+    logging.getLogger(_DECORATORS).addFilter(functools.partial(_record_outcome, journal))
+    after_import(_DECORATORS, _add_finalize_loading)
 
 
 def disable_failed_cache(outcome: Mapping[str, Any]) -> str | None:
-    """Switches off what failed in the last start, for this one; returns what to tell the user, if anything was done.
+    """Disables vLLM's AOT file for this start if it could not be loaded in the last one.
 
     A setting of the user's own stays.
+
+    Returns:
+        A warning for the user; None if nothing was disabled.
     """
     if outcome.get("aot") != "failed" or foreign.is_set(_SWITCH):
         return None
     os.environ[_SWITCH] = "0"
     return (
-        f"the compiled model that vLLM kept could not be loaded in the last start ({outcome.get('reason')}): "
-        f"this one uses Inductor's cache instead; set {_SWITCH}=1 to have vLLM try again"
+        f"vLLM's cached compiled model could not be loaded in the last start ({outcome.get('reason')}): "
+        f"this start uses Inductor's cache instead; set {_SWITCH}=1 to make vLLM try again"
     )
 
 
 def describe(outcome: Mapping[str, Any]) -> str | None:
-    """Whether the caches were of use, in words; None where nothing was compiled."""
+    """The caches' use as text; None if nothing was compiled."""
     if "aot" in outcome:
-        words = {
-            "hit": "the compiled model came from vLLM's cache",
-            "saved": "the model was compiled, and is kept for the next start",
+        texts = {
+            "hit": "the compiled model was loaded from vLLM's cache",
+            "saved": "the model was compiled and cached for the next start",
             "failed": f"the model was compiled again: vLLM's cache could not be loaded ({outcome.get('reason')})",
         }
-        return words[outcome["aot"]]
+        return texts[outcome["aot"]]
     hits, misses = outcome.get("inductor_hits", 0), outcome.get("inductor_misses", 0)
     return f"Inductor's cache had {hits} of {hits + misses} graphs" if hits or misses else None
 
 
 def count_inductor() -> dict[str, int]:
-    """How many graphs Inductor found in its cache in this process, and how many it compiled; empty without it."""
+    """Inductor's cache hits and misses in this process; empty if Inductor was not used."""
     utils = sys.modules.get("torch._dynamo.utils")
     counters = getattr(utils, "counters", {}).get("inductor", {})
     hits, misses = counters.get("fxgraph_cache_hit", 0), counters.get("fxgraph_cache_miss", 0)
     return {"inductor_hits": hits, "inductor_misses": misses} if hits or misses else {}
 
 
-def _note(journal: Journal, record: logging.LogRecord) -> bool:
+def _record_outcome(journal: Journal, record: logging.LogRecord) -> bool:
     for text, outcome in _OUTCOMES.items():
         if text in str(record.msg):
             reason = str(record.args[-1]) if outcome == "failed" and isinstance(record.args, tuple) else None
@@ -76,8 +80,8 @@ def _note(journal: Journal, record: logging.LogRecord) -> bool:
     return True
 
 
-def _let_loading_finish(decorators: ModuleType) -> None:
-    """Inductor's own functions are ready as they are loaded; vLLM asks them for a last step all the same."""
+def _add_finalize_loading(decorators: ModuleType) -> None:
+    """Adds an empty `finalize_loading` to Inductor's functions, which are complete once they are loaded."""
     compiler = decorators.torch.compiler
     load = compiler.load_compiled_function
 

@@ -1,9 +1,9 @@
-"""Imports vLLM without what only compiling a model takes: half of the import time of its API server.
+"""Imports vLLM with stand-ins for torch's compiler, which takes half of the API server's import time.
 
 vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions that
-only some workers run. Until the imports are over, their names only stand for something; from then on they are
-the real thing for whoever uses them. What the imports do to those names (decorate, set, patch) is lost: this is
-for processes that compile nothing.
+only some workers run. Until the imports are done, stand-ins take the place of the compiler's names. Afterwards a
+stand-in forwards each use to the real object. What the imports do to those names (decorate, set, patch) has no
+effect, so this is for processes that compile nothing.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
-from startup.lean.absent_finder import AbsentFinder, forget
+from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.vllm.import_hooks import after_import
 
 DEFERRED: Final = (
@@ -32,7 +32,7 @@ DEFERRED: Final = (
 
 @contextmanager
 def deferred_compiler() -> Iterator[None]:
-    """While open, importing the compiler gives names of it alone; nothing happens where it is loaded already."""
+    """While open, importing the compiler gives stand-ins; no effect on modules that are loaded already."""
     finder = _DeferringFinder(tuple(name for name in DEFERRED if name not in sys.modules))
     sys.meta_path.insert(0, finder)
     try:
@@ -44,12 +44,12 @@ def deferred_compiler() -> Iterator[None]:
 
 @contextmanager
 def _without_inner_kernels() -> Iterator[None]:
-    """Torch parses the source of each operator of Triton's, with tools of its compiler, for kernels that it calls."""
+    """Disables torch's search for kernels in Triton operators: it parses their source with the compiler."""
     undo: list[Callable[[], None]] = []
-    is_over = False
+    has_ended = False
 
     def hook(triton: Any) -> None:
-        if is_over:
+        if has_ended:
             return
         find = triton.get_inner_triton_kernels
         undo.append(lambda: setattr(triton, "get_inner_triton_kernels", find))
@@ -59,32 +59,32 @@ def _without_inner_kernels() -> Iterator[None]:
     try:
         yield
     finally:
-        is_over = True
+        has_ended = True
         for step in undo:
             step()
 
 
 class _DeferringFinder(AbsentFinder):
-    """Answers for the deferred modules."""
+    """Finds the deferred modules."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         super().__init__(names)
-        self.is_over = False
+        self.has_ended = False
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _DeferredModule(spec.name, self)
 
     def end(self) -> None:
-        """Whatever is imported or used from now on is the real thing."""
-        self.is_over = True
+        """From now on imports give the real modules, and stand-ins forward to them."""
+        self.has_ended = True
         sys.meta_path.remove(self)
         for name, module in list(sys.modules.items()):
             if isinstance(module, _DeferredModule):
-                forget(name, module)
+                remove_stand_in(name, module)
 
 
 class _DeferredModule(ModuleType):
-    """Has every name that is asked for; asked again after the imports, it asks the real module."""
+    """Has every attribute, as a stand-in; after the imports, attributes come from the real module."""
 
     def __init__(self, name: str, finder: _DeferringFinder) -> None:
         super().__init__(name)
@@ -93,7 +93,7 @@ class _DeferredModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if self._finder.is_over:
+        if self._finder.has_ended:
             return _real_attribute(importlib.import_module(self.__name__), name)
         stand_in = _Deferred(name, (), {"__module__": self.__name__, "path": (name,), "finder": self._finder})
         vars(self)[name] = stand_in
@@ -101,16 +101,16 @@ class _DeferredModule(ModuleType):
 
 
 class _Deferred(type):
-    """Stands for something of a deferred module: as a decorator it changes nothing, and nothing is an instance of it.
+    """Stand-in for an attribute of a deferred module: a decorator without effect, a class without instances.
 
-    After the imports it is what it stands for, to whoever calls it, takes an attribute or asks for instances.
+    After the imports, calls, attributes and instance checks are forwarded to the real object.
     """
 
     finder: _DeferringFinder
     path: tuple[str, ...]
 
     def real(cls) -> Any:
-        """What it stands for."""
+        """The object in whose place it stands."""
         value: Any = importlib.import_module(cls.__module__)
         for name in cls.path:
             value = _real_attribute(value, name)
@@ -119,17 +119,17 @@ class _Deferred(type):
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if cls.finder.is_over:
+        if cls.finder.has_ended:
             return getattr(cls.real(), name)
         return _Deferred(name, (), {"__module__": cls.__module__, "path": (*cls.path, name), "finder": cls.finder})
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if cls.finder.is_over:
+        if cls.finder.has_ended:
             return cls.real()(*args, **kwargs)
         return args[0] if args and callable(args[0]) else _unchanged
 
     def __instancecheck__(cls, instance: object) -> bool:
-        return cls.finder.is_over and cls.__module__ in sys.modules and isinstance(instance, cls.real())
+        return cls.finder.has_ended and cls.__module__ in sys.modules and isinstance(instance, cls.real())
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         return subclass is cls
@@ -141,7 +141,7 @@ class _Deferred(type):
 
 
 def _real_attribute(owner: Any, name: str) -> Any:
-    """Of a package it may be a module that nobody has imported yet."""
+    """An attribute, or a package's module that is not imported yet."""
     try:
         return getattr(owner, name)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What is done where this package's help does harm: the program starts anew, with less of it."""
+"""Starts the program again with fewer optimisations, after one of them has failed."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ from typing import NoReturn
 
 
 def exec_again(variable: str, value: str) -> NoReturn:
-    """The same command in the same process with a variable set; nothing that was half done outlives `exec`.
+    """Executes the same command in this process with a variable set, which discards all of its state.
 
-    The words are the interpreter's: those in /proc/self/cmdline may have been masked.
+    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked.
     """
     os.environ[variable] = value
     sys.stdout.flush()
@@ -18,7 +18,7 @@ def exec_again(variable: str, value: str) -> NoReturn:
 
 
 def is_raised_in(err: BaseException, folder: str) -> bool:
-    """Whether code of the folder was at work where the error, or what caused it, was raised."""
+    """Whether the error or one of its causes was raised by code in the folder."""
     chain: BaseException | None = err
     while chain is not None:
         frames = traceback.extract_tb(chain.__traceback__)

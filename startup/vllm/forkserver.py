@@ -1,9 +1,10 @@
-"""Lets what vLLM wants to `spawn` be forked from a forkserver that has imported vLLM already.
+"""Forks the processes that vLLM wants to `spawn` from a forkserver that has imported vLLM already.
 
-vLLM's CPU platform insists on `spawn`, and vLLM refuses `forkserver` as a setting; so `spawn` is given another meaning
-in the processes of this start. multiprocessing's own forkserver does the forking. Beyond it, children have their
-parent's present state (`child_state`), end with the process that started them (`startup.processes.death_pipe`) and
-outlive the forkserver; children of children are forked from the same one (multiprocessing would start another).
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So `spawn` is replaced in the
+processes of this start by multiprocessing's forkserver, with four differences: children get their parent's
+current state (`child_state`), end with the process that started them (`startup.processes.death_pipe`), and
+outlive the forkserver; children of children are forked from the same forkserver, where multiprocessing would
+start another.
 """
 
 import io
@@ -23,18 +24,18 @@ from startup.processes.death_pipe import arm
 from startup.processes.new_program import with_own_packages_as_main
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
-from startup.vllm.serving_events import ChildPipes, report_serving_from_child
+from startup.vllm.serving_events import ChildPipes, report_serving
 
 logger = logging.getLogger(__name__)
 
 _READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
-"""Variables that only a new program can take over."""
+"""Variables that are read only when a program starts, so that a forked child cannot apply them."""
 _STATUS_S: Final = 1.0
-"""How long the forkserver may take to tell the exit code of a child that has ended."""
+"""Timeout for the exit code of an ended child, which the forkserver sends."""
 
 
 class PreloadedContext(context.ForkServerContext):
-    """What `multiprocessing.get_context("spawn")` returns once `redirect_spawn` was called."""
+    """The context that `multiprocessing.get_context("spawn")` returns after `redirect_spawn`."""
 
     _name = "spawn"
 
@@ -44,18 +45,18 @@ class PreloadedContext(context.ForkServerContext):
 
 
 def redirect_spawn(
-    journal: Journal, *, server_pid: int, environment: Mapping[str, str], notices: ChildPipes | None = None
+    journal: Journal, *, server_pid: int, environment: Mapping[str, str], pipes: ChildPipes | None = None
 ) -> None:
-    """Gives `spawn` its other meaning in this process and in those forked from it.
+    """Makes `spawn` fork from the forkserver, in this process and in those forked from it.
 
     Args:
-        journal: where children note what they did; each has a file of its own.
+        journal: records what this process does; children write to files of their own beside it.
         server_pid: the forkserver.
-        environment: what the forkserver began with.
-        notices: where children that serve say so.
+        environment: the environment that the forkserver started with.
+        pipes: connect serving children to the launcher; None if vLLM opens the port itself.
     """
     _start.journal = journal
-    _start.notices = notices
+    _start.pipes = pipes
     _start.server_pid = server_pid
     _start.environment = environment
     context._concrete_contexts["spawn"] = PreloadedContext()  # type: ignore[attr-defined]
@@ -64,50 +65,50 @@ def redirect_spawn(
 
 
 class _Start:
-    """What is known of this start in each of its processes."""
+    """This start's state, of which each process has a copy."""
 
     journal: Journal | None = None
     server_pid: int | None = None
     environment: Mapping[str, str] = {}
-    notices: ChildPipes | None = None
-    """Where a process that serves the port says so; None where the port is vLLM's own."""
-    lifeline: tuple[int, int, int] | None = None
-    """Owner's pid and both ends of the pipe whose closing ends this process's children."""
+    pipes: ChildPipes | None = None
+    """Connect a process that serves the port to the launcher; None if vLLM opens the port itself."""
+    death_pipe: tuple[int, int, int] | None = None
+    """Owner's pid, read end and write end; this process's children end when the write end closes."""
 
 
 _start = _Start()
 
 
 class PreloadedProcess(process.BaseProcess):
-    """A process whose object carries its parent's state; what it starts itself by default is spawned as it was."""
+    """A process that is forked from the forkserver and gets its parent's state."""
 
     _start_method = "spawn"
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name
-        if not isinstance(process_obj, PreloadedProcess):  # of the default context: it knows nothing of a state
+        if not isinstance(process_obj, PreloadedProcess):  # of the default context: its pickle has no state
             return popen_spawn_posix.Popen(process_obj)
         if (reason := _why_not_forked()) is not None:
-            logger.warning("%s is started anew instead of forked: %s", process_obj.name, reason)
+            logger.warning("%s is started as a new program instead of forked: %s", process_obj.name, reason)
             return popen_spawn_posix.Popen(process_obj)
         return _ForkedPopen(process_obj)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        plain = super().__reduce_ex__(2)
+        reduced = super().__reduce_ex__(2)
         if not isinstance(context.get_spawning_popen(), _ForkedPopen):
-            return plain
-        notices = None if _start.notices is None else tuple(map(DupFd, _start.notices))
-        return _revive, (ChildState.of_this_process(), DupFd(_lifeline()), notices, self.name, _dump(plain))
+            return reduced
+        pipes = None if _start.pipes is None else tuple(map(DupFd, _start.pipes))
+        return _restore, (ChildState.of_this_process(), DupFd(_death_pipe()), pipes, self.name, _dump(reduced))
 
 
 class _ForkedPopen(popen_forkserver.Popen):
-    """Watches the child itself: multiprocessing watches a pipe that the forkserver holds, whose end looks like it."""
+    """Waits for the child by its pidfd; multiprocessing's pipe to the forkserver also closes when that exits."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with with_own_packages_as_main(), _noted(process_obj.name), group_signals.interrupting():
+        with with_own_packages_as_main(), _recorded(process_obj.name), group_signals.interrupting():
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
-        with suppress(OSError):  # an old kernel, or the child is gone: the pipe will do
+        with suppress(OSError):  # an old kernel, or the child has exited: the pipe is used instead
             pidfd = os.pidfd_open(self.pid)
             self._status_fd, self.sentinel = self.sentinel, pidfd
             util.Finalize(self, util.close_fds, (pidfd,))  # type: ignore[attr-defined]
@@ -121,13 +122,13 @@ class _ForkedPopen(popen_forkserver.Popen):
         return self.returncode
 
 
-def _noted(child: str) -> AbstractContextManager[None]:
-    """A forkserver forks when it has imported all; until then this waits."""
+def _recorded(child: str) -> AbstractContextManager[None]:
+    """Records a span that waits for the forkserver, which forks only after all of its imports."""
     return _start.journal.span(f"start_{child}", waits_for=FORKSERVER) if _start.journal else nullcontext()
 
 
 def _read_exit_code(status_fd: int, pid: int) -> int:
-    """As the forkserver tells it; where that is gone, its children may have become this process's, else 255."""
+    """From the forkserver; if that has exited, from the kernel if this process inherited the child, else 255."""
     if wait([status_fd], timeout=_STATUS_S):
         with suppress(OSError, EOFError):
             return int(forkserver.read_signed(status_fd))
@@ -139,16 +140,16 @@ def _read_exit_code(status_fd: int, pid: int) -> int:
 
 def _why_not_forked() -> str | None:
     if _start.server_pid is None or not _is_alive(_start.server_pid):
-        return "the forkserver is gone"
+        return "the forkserver has exited"
     for name in _READ_AT_EXEC:
         wanted = foreign.text_of(name)
         if not set(wanted.split(":")) <= {"", *_start.environment.get(name, "").split(":")}:
-            return f"{name} is {wanted!r}, which only a new program can take over"
+            return f"{name} is {wanted!r}, which only a new program can apply"
     return None
 
 
 def _is_alive(pid: int) -> bool:
-    """Asks the kernel; a connection that brings no request would end the forkserver."""
+    """Read from /proc: a connection without a request would end the forkserver."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
             return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
@@ -157,7 +158,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:
-    """multiprocessing would start another forkserver in each child, which cannot wait for the first as a parent can."""
+    """Wraps `ensure_running`: in a child, which is not the forkserver's parent, it would start another forkserver."""
 
     def leave_running() -> None:
         if server._forkserver_alive_fd is None or server._forkserver_address is None:
@@ -166,46 +167,46 @@ def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[
     return leave_running
 
 
-def _lifeline() -> int:
-    """The end of the pipe that children watch; the other is closed when this process ends, and not before."""
-    if _start.lifeline is None or _start.lifeline[0] != os.getpid():
-        _start.lifeline = (os.getpid(), *os.pipe())
-        os.register_at_fork(after_in_child=_drop_lifeline)
-    return _start.lifeline[1]
+def _death_pipe() -> int:
+    """The read end of this process's death pipe; the kernel closes the write end when this process ends."""
+    if _start.death_pipe is None or _start.death_pipe[0] != os.getpid():
+        _start.death_pipe = (os.getpid(), *os.pipe())
+        os.register_at_fork(after_in_child=_close_inherited_pipe)
+    return _start.death_pipe[1]
 
 
-def _drop_lifeline() -> None:
-    """A forked process must not keep its parent's children alive."""
-    if _start.lifeline is not None and _start.lifeline[0] != os.getpid():
-        for fd in _start.lifeline[1:]:
+def _close_inherited_pipe() -> None:
+    """Runs in a forked child, which would otherwise keep its parent's other children alive."""
+    if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
+        for fd in _start.death_pipe[1:]:
             with suppress(OSError):
                 os.close(fd)
-        _start.lifeline = None
+        _start.death_pipe = None
 
 
-def _dump(plain: Any) -> bytes:
+def _dump(reduced: Any) -> bytes:
     buffer = io.BytesIO()
-    ForkingPickler(buffer, 2).dump(plain)
+    ForkingPickler(buffer, 2).dump(reduced)
     return buffer.getvalue()
 
 
-def _revive(state: ChildState, lifeline: Any, notices: Any, name: str, plain: bytes) -> process.BaseProcess:
-    """In the child: first the parent's state, then the process object, whose arguments may import and look about."""
+def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
+    """Runs in the child. Applies the state first: unpickling the process object may import and read variables."""
     begin_ns = time.monotonic_ns()
-    watched = lifeline.detach()
+    watched = death_pipe.detach()
     arm(watched)
     os.close(watched)
     process.current_process().name = name
-    changed = state.take_over()
+    changed = state.apply()
     if _start.journal is not None:
         _start.journal.mark_loaded_modules()
         _start.journal.record_environment(changed)
-    if notices is not None:
-        _start.notices = ChildPipes(*(end.detach() for end in notices))
-        report_serving_from_child(_start.notices)
-    make, arguments, attributes, *_ = ForkingPickler.loads(plain)
-    revived: process.BaseProcess = make(*arguments)
-    vars(revived).update(attributes)
+    if pipes is not None:
+        _start.pipes = ChildPipes(*(end.detach() for end in pipes))
+        report_serving(_start.pipes)
+    make, arguments, attributes, *_ = ForkingPickler.loads(reduced)
+    restored: process.BaseProcess = make(*arguments)
+    vars(restored).update(attributes)
     if _start.journal is not None:
         _start.journal.add_span("take_over", begin_ns, time.monotonic_ns())
-    return revived
+    return restored

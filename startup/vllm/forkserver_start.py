@@ -1,4 +1,4 @@
-"""Starts the forkserver with what it is to preload and with the environment that its children's libraries need."""
+"""Starts the forkserver with its preload plan and with the environment that its children's libraries need."""
 
 import logging
 import os
@@ -27,16 +27,14 @@ PRELOAD_MODULE: Final = "startup.vllm.preload"
 _PRELOAD: Final = "LD_PRELOAD"
 
 
-def start_forkserver(
-    plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], notices: ChildPipes
-) -> None:
-    """It imports from now on; the first process that is forked waits until it has finished.
+def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], pipes: ChildPipes) -> None:
+    """Returns while the forkserver still imports; the first process to be forked waits until it is done.
 
     Args:
-        plan: what it imports.
-        journal: of this process; children and forkserver keep theirs beside it.
-        environment: what it has beyond this process's variables.
-        notices: where children that serve say so.
+        plan: what the forkserver imports.
+        journal: of this process; children and forkserver write to files of their own beside it.
+        environment: the forkserver's variables beyond this process's.
+        pipes: connect serving children to the launcher.
     """
     forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, PRELOAD_MODULE])
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
@@ -45,13 +43,14 @@ def start_forkserver(
         with with_own_packages_as_main(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
-    redirect_spawn(journal, server_pid=pid, environment=at_exec, notices=notices)
+    redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)
 
 
 def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:
-    """What vLLM will set for its children and libraries read when they are loaded; learnt, or known of the platform.
+    """Variables that vLLM will set for its children and that libraries read when they are loaded.
 
-    Without PYTORCH_NVML_BASED_CUDA_CHECK, asking whether there is a GPU may initialise CUDA, which no fork survives.
+    They come from the platform and from the preload profile. Without PYTORCH_NVML_BASED_CUDA_CHECK, torch's
+    check for a GPU may initialise CUDA, which does not work in a forked child.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     if vllm.is_for_cpu:
@@ -64,7 +63,7 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
 
 
 def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
-    """torch's OpenMP and vLLM's allocator, as vLLM's CPU platform puts them before everything else in its children."""
+    """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order of vLLM's CPU platform."""
     given = foreign.text_of(_PRELOAD)
     words = [given] if given else []
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):

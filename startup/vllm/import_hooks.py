@@ -1,4 +1,4 @@
-"""Runs code of ours right after a module of somebody else's has been imported, without importing it any earlier."""
+"""Calls a function right after a module has been imported, without importing the module earlier."""
 
 import logging
 import sys
@@ -14,22 +14,22 @@ Hook = Callable[[ModuleType], None]
 
 
 def after_import(name: str, hook: Hook, *, level: int = logging.WARNING) -> None:
-    """Calls `hook` with the module once it has been imported; at once where it is there already.
+    """Calls `hook` with the module once it has been imported; at once if it is loaded already.
 
-    A hook that raises is reported, and changes nothing for whoever imports the module.
+    An error in the hook is logged; the import succeeds all the same.
 
     Args:
         name: the module.
-        hook: what is called with it.
-        level: how loud the report is; another process may have told the same.
+        hook: called with the module.
+        level: log level of an error; lower if another process logs the same.
     """
 
     def call(module: ModuleType) -> None:
         try:
             hook(module)
-        except Exception as err:  # noqa: BLE001 - whatever another version of the module lacks, it works without the hook
-            what = "vLLM starts without what depends on it"
-            logger.log(level, "%s is not as expected: %s; %s", module.__name__, err, what)
+        except Exception as err:  # noqa: BLE001 - another version of the module works without the hook
+            effect = "vLLM starts without the optimisations that need it"
+            logger.log(level, "%s is not as expected: %s; %s", module.__name__, err, effect)
 
     module = sys.modules.get(name)
     if module is not None:
@@ -39,9 +39,9 @@ def after_import(name: str, hook: Hook, *, level: int = logging.WARNING) -> None
 
 
 class _HookFinder(MetaPathFinder):
-    """Finds the one module as those finders do that are asked next, and puts the hook behind its loader.
+    """Finds one module with the finders behind this one, and wraps its loader.
 
-    Somebody may only ask where the module is; the finder stays until it has been imported.
+    It stays installed until the module has been imported: `find_spec` may be called without an import.
     """
 
     def __init__(self, name: str, hook: Hook) -> None:
@@ -53,12 +53,12 @@ class _HookFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._name:
             return None
-        spec = self._find_as_others(path, target)
+        spec = self._find_with_others(path, target)
         if spec is not None and spec.loader is not None:
             spec.loader = _HookLoader(spec.loader, self._run)
         return spec
 
-    def _find_as_others(self, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+    def _find_with_others(self, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         others = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
         specs = (finder.find_spec(self._name, path, target) for finder in others)
         return next((spec for spec in specs if spec is not None), None)
@@ -70,7 +70,7 @@ class _HookFinder(MetaPathFinder):
 
 
 class _HookLoader(Loader):
-    """The module's own loader in everything but the hook."""
+    """The module's own loader, which calls the hook after the module's code."""
 
     def __init__(self, loader: Loader, hook: Hook) -> None:
         self._loader = loader

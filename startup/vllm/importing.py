@@ -1,4 +1,4 @@
-"""Imports vLLM's modules, one after the other on the main thread, as far as they can be imported."""
+"""Imports modules one after the other on the main thread, and collects those that fail."""
 
 import importlib
 import threading
@@ -9,9 +9,9 @@ from startup.processes import group_signals
 
 
 def import_leniently(modules: Iterable[str]) -> dict[str, str]:
-    """Imports what can be imported; returns the others with the reason.
+    """Imports the modules; returns those that fail, with the error.
 
-    Whoever needs one of those will import it again and get the error where it belongs.
+    Code that needs a failed module imports it again and raises the error there.
 
     Raises:
         RuntimeError: called on another thread than the main one.
@@ -24,6 +24,6 @@ def import_leniently(modules: Iterable[str]) -> dict[str, str]:
             try:
                 with group_signals.interrupting():
                     importlib.import_module(name)
-            except Exception as err:  # noqa: BLE001 - a module may raise whatever it likes
+            except Exception as err:  # noqa: BLE001 - a module may raise any error
                 failed[name] = f"{type(err).__name__}: {err}"
     return failed

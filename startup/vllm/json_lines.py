@@ -1,7 +1,7 @@
-"""vLLM's own lines as JSON, in the shape of ours: a configuration for Python's logging, by vLLM's own variable for it.
+"""Makes vLLM's processes log JSON lines with this program's fields, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies it when it imports vLLM, and uvicorn when it starts. What else is written to standard
-error there (tracebacks of a process that ends, warnings, a library's bar of progress) then comes as JSON, too.
+Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. Other output on
+standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines too.
 """
 
 import json
@@ -26,30 +26,35 @@ _RAY_SETTINGS: Final = ("--distributed-executor-backend", "--data-parallel-backe
 
 
 class VllmJsonFormatter(JsonFormatter):
-    """The role is vLLM's name for the process: `APIServer`, `EngineCore`, `Worker`, ..."""
+    """Formats records as JSON; the role is vLLM's name of the process: `APIServer`, `EngineCore`, `Worker`, ..."""
 
     def __init__(self) -> None:
         super().__init__("", None)
 
     def role_of(self, record: logging.LogRecord) -> str:
-        """As vLLM's text has it in front of each line."""
+        """The name that vLLM's text format puts in front of each line."""
         return str(getattr(record, "vllm_process_name", None) or record.processName)
 
 
 def create_error_handler() -> logging.Handler:
-    """Writes to standard error, past what turns other things that are written there into lines; that is set up here."""
+    """Redirects standard error, so that other output becomes JSON lines, and logs to the original stream."""
     log_everything_as_json()
     return logging.StreamHandler(real_stderr())
 
 
 def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | None:
-    """Has the processes that this one starts log as JSON; returns why not, where that cannot be.
+    """Makes the processes that this one starts log JSON.
 
     Args:
-        folder: where the configuration is written; it must last as long as vLLM runs.
+        vllm: the installed vLLM.
+        line: vLLM's command line, with its settings for the log.
+        folder: where the configuration is written; it must exist as long as vLLM runs.
+
+    Returns:
+        A warning for the user; None if vLLM logs JSON.
     """
     if (reason := _why_not(vllm, line)) is not None:
-        return f"--log-format json is for vllm-cli's own lines here: {reason}"
+        return f"--log-format json applies only to vllm-cli's own lines: {reason}"
     path = folder / _FILE
     path.write_text(json.dumps(_configuration(line)))
     os.environ[env.VLLM_LOGGING_CONFIG_PATH.name] = str(path)
@@ -57,25 +62,25 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
 
 
 def undo_log_as_json(folder: Path) -> None:
-    """Takes back what `log_as_json` did with this folder, if anything: it would be taken for the user's own."""
+    """Unsets the variable that `log_as_json` has set: the next start would take it for the user's own setting."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw == str(folder / _FILE):
         os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)
 
 
 def _why_not(vllm: InstalledVllm, line: CommandLine) -> str | None:
     if env.VLLM_LOGGING_CONFIG_PATH.raw or any(name.startswith(_OWN_SETTINGS) for name in line.values):
-        return "vLLM has a configuration of its own for its log"
+        return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
-        return "VLLM_CONFIGURE_LOGGING has vLLM leave its log alone"
+        return "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log"
     if not vllm.puts_process_into_records:
-        return f"vLLM {vllm.version} writes the process before each line, and so would break the JSON"
+        return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
     if any(line.values.get(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"
     return None
 
 
 def _configuration(line: CommandLine) -> dict[str, Any]:
-    """For `logging.config.dictConfig`; levels and streams are those that vLLM and uvicorn would have chosen."""
+    """For `logging.config.dictConfig`; with the levels and streams of vLLM's and uvicorn's own configuration."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
     errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
     access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}

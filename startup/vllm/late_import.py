@@ -1,4 +1,4 @@
-"""Puts the import of a module off that another one imports only in order to patch it."""
+"""Delays the import of a module that another module imports only in order to patch it."""
 
 import importlib
 import sys
@@ -12,28 +12,33 @@ from startup.vllm.import_hooks import after_import
 
 
 def delay_import(name: str, *, not_for: str, then: str) -> None:
-    """While `not_for` is imported, `name` cannot be; once somebody does import it, `not_for`'s function `then` is run.
+    """Blocks imports of `name` while `not_for` is imported; a later import of `name` calls the function `then`.
 
-    For a patching function that gives up quietly where it cannot import what it patches, and can be called again.
-    Does nothing where `not_for` has no such function.
+    For a patching function that ignores the ImportError of the module it patches, and can be called again.
+    Does nothing if `not_for` has no such function.
+
+    Args:
+        name: the module to import late.
+        not_for: the module that patches it.
+        then: the patching function in `not_for`.
     """
     if name in sys.modules or not_for in sys.modules or not _has_function(not_for, then):
         return
-    refusal = _Refusal(name)
-    sys.meta_path.insert(0, refusal)
+    blocker = _ImportBlocker(name)
+    sys.meta_path.insert(0, blocker)
 
     def patch(_: ModuleType) -> None:
         function = getattr(importlib.import_module(not_for), then)
         function()
 
-    def go_on(_: ModuleType) -> None:
-        sys.meta_path.remove(refusal)
+    def unblock(_: ModuleType) -> None:
+        sys.meta_path.remove(blocker)
         after_import(name, patch)
 
-    after_import(not_for, go_on)
+    after_import(not_for, unblock)
 
 
-class _Refusal(MetaPathFinder):
+class _ImportBlocker(MetaPathFinder):
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -46,7 +51,7 @@ class _Refusal(MetaPathFinder):
 
 
 def _has_function(module: str, function: str) -> bool:
-    """Looks into the source: importing the module is what is to be changed."""
+    """Whether the module's source has the function with its `except ImportError`; found without an import."""
     root, _, rest = module.partition(".")
     spec = find_spec(root)
     if spec is None or not spec.submodule_search_locations:

@@ -1,6 +1,7 @@
-"""Puts the import of torch's compiler off until a function that is decorated with `torch.compile` is called.
+"""Delays the import of torch's compiler until a function decorated with `torch.compile` is called.
 
-vLLM decorates helpers of rare kernels; that alone imports Inductor, a second of a start that may compile nothing.
+vLLM decorates helpers of rarely used kernels. The decorator alone imports Inductor, which takes a second of a
+start that may compile nothing.
 """
 
 import functools
@@ -12,26 +13,26 @@ from startup.vllm.import_hooks import after_import
 
 
 def make_compile_lazy() -> None:
-    """From now on `torch.compile` notes what it is to do to a function, and does it when that is called."""
-    after_import("torch", _note_instead)
+    """Replaces `torch.compile`: from now on it compiles a function on its first call."""
+    after_import("torch", _replace_compile)
 
 
-def _note_instead(torch: Any) -> None:
+def _replace_compile(torch: Any) -> None:
     compile_now = torch.compile
 
     @functools.wraps(compile_now)
-    def note(model: Any = None, **options: Any) -> Any:
+    def compile_lazily(model: Any = None, **options: Any) -> Any:
         if model is None:
-            return functools.partial(note, **options)
+            return functools.partial(compile_lazily, **options)
         if not isinstance(model, FunctionType):
             return compile_now(model, **options)
-        return _CompiledLater(lambda: compile_now(model, **options), model)
+        return _LazilyCompiled(lambda: compile_now(model, **options), model)
 
-    torch.compile = note
+    torch.compile = compile_lazily
 
 
-class _CompiledLater:
-    """A function that is compiled when it is called for the first time."""
+class _LazilyCompiled:
+    """A function that is compiled on its first call."""
 
     def __init__(self, compile_now: Callable[[], Any], original: Any) -> None:
         functools.update_wrapper(self, original, updated=())

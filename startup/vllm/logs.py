@@ -1,4 +1,4 @@
-"""What the launcher says, beside vLLM's own log and without touching how that is set up."""
+"""The launcher's own log, separate from vLLM's and without changes to vLLM's configuration."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from startup.logs.json_lines import JsonFormatter
 
 
 def log_as(role: str, log_format: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Sends what `startup` logs to standard error; the root logger and vLLM's stay as they are."""
+    """Sends the records of `startup` to standard error; the root logger and vLLM's stay unchanged."""
     handler = logging.StreamHandler(real_stderr())
     handler.setFormatter(_create_formatter(role, log_format, phase))
     ours = logging.getLogger("startup")

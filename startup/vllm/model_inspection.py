@@ -1,6 +1,7 @@
-"""Lets vLLM look at a model's class in a forked process instead of in a new program, which would import all of vLLM.
+"""Makes vLLM inspect a model's class in a forked process instead of a new program, which would import all of vLLM.
 
-It does so once for each model and version, in order not to initialise CUDA; that costs the first start some seconds.
+vLLM inspects each model once per version, in a process of its own in order not to initialise CUDA in the caller.
+In a new program that takes some seconds of the first start.
 """
 
 import multiprocessing
@@ -15,13 +16,13 @@ _TIMEOUT_S: Final = 120.0
 
 
 def inspect_models_in_forks() -> None:
-    """From now on vLLM's model registry asks processes forked from the forkserver."""
+    """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
 
     def hook(registry: Any) -> None:
         in_new_program = registry._run_in_subprocess
 
         def run(function: Callable[[], Any]) -> Any:
-            if multiprocessing.current_process().daemon:  # workers are; multiprocessing starts nothing in them
+            if multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
                 return in_new_program(function)
             try:
                 return _run_forked(function)
@@ -38,7 +39,7 @@ def _run_forked(function: Callable[[], Any]) -> Any:
 
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(
-        target=_answer, args=(theirs, cloudpickle.dumps(function)), name="ModelInspection", daemon=True
+        target=_inspect, args=(theirs, cloudpickle.dumps(function)), name="ModelInspection", daemon=True
     )
     process.start()
     theirs.close()
@@ -56,12 +57,12 @@ def _run_forked(function: Callable[[], Any]) -> Any:
     return answer
 
 
-def _answer(connection: Connection, function: bytes) -> None:
+def _inspect(connection: Connection, function: bytes) -> None:
     from vllm.plugins import load_general_plugins  # type: ignore[import-not-found,unused-ignore]
 
     load_general_plugins()
     try:
         answer = (True, pickle.loads(function)())
         connection.send_bytes(pickle.dumps(answer))
-    except Exception as err:  # noqa: BLE001 - the caller asks a new program, whose error is vLLM's
+    except Exception as err:  # noqa: BLE001 - the caller repeats the call in a new program, which reports the error
         connection.send_bytes(pickle.dumps((False, str(err))))

@@ -1,4 +1,4 @@
-"""Settings of a start of vLLM that are ours; everything else is vLLM's and travels as it was written."""
+"""The launcher's own settings for a start of vLLM; all other words are passed to vLLM unchanged."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +9,15 @@ from startup.prefetch.options import PrefetchOptions
 
 @dataclass(frozen=True, kw_only=True)
 class VllmOptions:
-    """What `startup.vllm.start` needs."""
+    """The settings of one start."""
 
     words: tuple[str, ...]
-    """The command line for `vllm serve`, untouched and in order."""
+    """The command line for `vllm serve`, unchanged and in order."""
     start_method: str | None = None
-    """What VLLM_WORKER_MULTIPROC_METHOD says; None where it is not set."""
+    """The value of VLLM_WORKER_MULTIPROC_METHOD; None if it is not set."""
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None
-    """How long the whole start may take; None does not bound it."""
+    """The longest time that the start may take; None for no limit."""
     startup_report: Path | None = None
     startup_trace: Path | None = None
     log_format: LogFormat = "text"

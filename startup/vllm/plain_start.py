@@ -1,4 +1,4 @@
-"""Runs vLLM's own command line in this process, and tells when nothing should be done about it beforehand."""
+"""Runs vLLM's own command line in this process, and decides whether it runs without preloading (a plain start)."""
 
 import importlib
 import logging
@@ -16,13 +16,13 @@ from startup.vllm.installed import OLDEST, InstalledVllm
 logger = logging.getLogger(__name__)
 
 _ELASTIC: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Variables of launchers that start one process per rank and know best how."""
+"""Variables of launchers (torchrun, mpirun) that start one process per rank themselves."""
 _NUMA: Final = ("--numa-bind",)
-"""vLLM binds by replacing the program that `spawn` runs."""
+"""vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 
 
 class PlainReason(str):
-    """Why vLLM is started as if this package were not there."""
+    """Why vLLM starts without preloading."""
 
     __slots__ = ()
 
@@ -33,7 +33,7 @@ class PlainReason(str):
 
 
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
-    """None where this package can help."""
+    """Why vLLM must start without preloading; None if it can preload."""
     if env.VCLI_PLAIN_VLLM.get():
         return PlainReason(f"asked by {env.VCLI_PLAIN_VLLM.name}")
     if line.is_for_help:
@@ -48,20 +48,20 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
 
 
 def report_plain_start(log_format: str) -> None:
-    """Whom its help would have served hears that there is none; a manager that waited for readiness would end it."""
+    """Warns that vLLM does not log JSON, and reports readiness at once, for which a service manager would wait."""
     if log_format == "json":
-        logger.warning("--log-format json is for vllm-cli's own lines here: vLLM starts without its help")
+        logger.warning("--log-format json applies only to vllm-cli's own lines: vLLM starts without preloading")
     with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("vLLM was started, and does not tell when it is ready")
+        manager.notify_ready("vLLM was started; its readiness is not known")
 
 
 def run_vllm(line: CommandLine) -> int:
-    """As `vllm serve` with these words; ends as that ends, by returning, SystemExit or an error of vLLM's."""
+    """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
     sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
     main = importlib.import_module("vllm.entrypoints.cli.main")
     try:
         main.main()
-    except (EOFError, BrokenPipeError) as err:  # vLLM's processes have pipes; click would take it for the terminal's
+    except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
         sys.excepthook(type(err), err, err.__traceback__)
         raise SystemExit(1) from err
     return 0

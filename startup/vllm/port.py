@@ -1,7 +1,7 @@
-"""The port that has listened since the first moment becomes vLLM's.
+"""Hands the launcher's listening socket to vLLM.
 
-vLLM binds its socket itself, in several places, and hands it to its API servers. So what is bound to the
-port's address in this process becomes the socket that is bound already.
+vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is replaced:
+binding the listener's address in this process gives a duplicate of the listener.
 """
 
 import os
@@ -13,24 +13,24 @@ from typing import Any
 
 @contextmanager
 def reuse_listener(listener: socket.socket) -> Iterator[None]:
-    """While open, whoever binds the listener's address in this process gets the listener."""
+    """While open, a socket that binds the listener's address becomes a duplicate of the listener."""
     address = listener.getsockname()
-    bind_anew = socket.socket.bind
+    original_bind = socket.socket.bind
 
     def bind(self: socket.socket, wanted: Any) -> None:
-        if _is_same(self, listener) and _is_at(wanted, address, self.family):
+        if _is_same_kind(self, listener) and _is_at(wanted, address, self.family):
             os.dup2(listener.fileno(), self.fileno(), inheritable=False)
         else:
-            bind_anew(self, wanted)
+            original_bind(self, wanted)
 
     socket.socket.bind = bind  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
-        socket.socket.bind = bind_anew  # type: ignore[method-assign]
+        socket.socket.bind = original_bind  # type: ignore[method-assign]
 
 
-def _is_same(one: socket.socket, other: socket.socket) -> bool:
+def _is_same_kind(one: socket.socket, other: socket.socket) -> bool:
     return one.family == other.family and one.type == other.type
 
 
@@ -43,7 +43,7 @@ def _is_at(wanted: Any, address: Any, family: int) -> bool:
 
 
 def _addresses(host: str, family: int) -> list[str]:
-    """Of a host's name; none where it is not known, about which binding it anew will complain."""
+    """The addresses of a host name; empty for an unknown name, which the original `bind` rejects."""
     try:
         found = socket.getaddrinfo(host or None, None, family, socket.SOCK_STREAM)
     except OSError:

@@ -1,4 +1,4 @@
-"""Looks for what would make vLLM fail minutes later; only what is true whatever vLLM can do with the model."""
+"""Finds faults that would make vLLM fail minutes later; only those that do not depend on vLLM's own abilities."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _READ_BY_VLLM_ITSELF: Final = ("auto", "hf", "safetensors")
 
 
 def run_preflight(line: CommandLine, files: ModelFiles | None, *, is_listening: bool) -> PreflightReport:
-    """Reports every fault at once; never raises for a fault. `files` is where the model is, if it is on disk."""
+    """Reports every fault at once and raises for none; `files` is None unless the model is on disk."""
     begin = time.perf_counter()
     findings = tuple(_findings(line, files, is_listening=is_listening))
     return PreflightReport(findings, time.perf_counter() - begin)

@@ -1,7 +1,7 @@
-"""What vLLM's forkserver imports before it forks engine and workers; exists for nothing else.
+"""The module that vLLM's forkserver imports before it forks engine and workers; it exists for nothing else.
 
-Importing this module does the work, on the forkserver's main thread and with the garbage collector paused: a
-forkserver takes nothing but names of modules to import, and its children inherit just what was imported.
+Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a forkserver
+accepts only names of modules to import, and its children inherit only what was imported.
 """
 
 import gc
@@ -43,7 +43,7 @@ def _preload(plan: PreloadPlan) -> None:
         follow_parent(launcher)
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     journal = Journal(Path(plan.folder))
-    record_spans(journal, level=logging.DEBUG)  # the launcher's process says it aloud
+    record_spans(journal, level=logging.DEBUG)  # the launcher logs the same as a warning
     record_compile_cache(journal)
     inspect_models_in_forks()
     with ExitStack() as stack:
@@ -75,13 +75,13 @@ def _model_modules(model: Path) -> list[str]:
 
 
 def _read_plan() -> PreloadPlan | None:
-    """None where this is no forkserver of a start, or where that start has ended already."""
+    """None if this process is not a start's forkserver, or if that start has ended already."""
     path = env.VCLI_PRELOAD_PLAN.get()
     with suppress(FileNotFoundError):
         return PreloadPlan.read(Path(path)) if path is not None else None
     return None
 
 
-with group_signals.ignored():  # a Ctrl-C ends the launcher, and that ends this process
+with group_signals.ignored():  # Ctrl-C ends the launcher, and its end ends this process
     if (_plan := _read_plan()) is not None:
         _preload(_plan)

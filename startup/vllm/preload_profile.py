@@ -1,6 +1,6 @@
-"""What earlier starts of vLLM have taught: which modules its processes import, and what must be in place before.
+"""Preload profiles: the modules and variables of vLLM's processes, recorded in earlier starts.
 
-One file per kind of start in the cache folder. Without one, a list that this package ships serves the first start.
+There is one file per kind of start in the cache folder. A first start preloads a fixed list (`preload_plan`).
 """
 
 import json
@@ -29,17 +29,17 @@ _RELEVANT_FLAGS: Final = frozenset(
         "--kv-transfer-config", "--model-impl", "--enable-expert-parallel", "-ep", "--trust-remote-code",
     }
 )  # fmt: skip
-"""Flags that change what is imported."""
+"""Flags that change which modules are imported."""
 
 _SWITCHES: Final = frozenset(
     {"--enforce-eager", "--enable-lora", "--headless", "--enable-expert-parallel", "-ep", "--trust-remote-code"}
 )
-"""Those that no value follows."""
+"""Flags without a value."""
 
 
 @dataclass(frozen=True)
 class StartKind:
-    """Starts of one kind import the same modules."""
+    """What starts have in common that import the same modules."""
 
     version: str
     architecture: str
@@ -50,47 +50,47 @@ class StartKind:
 
     @classmethod
     def of(cls, vllm: InstalledVllm, words: Iterable[str], model: Path | None) -> "StartKind":
-        """The kind of a start with these words of the command line, of a model in this folder."""
+        """The kind of a start with this command line and a model in this folder."""
         return cls(vllm.version, _architecture(model), tuple(_relevant(words)))
 
     @property
     def key(self) -> str:
-        """Names the kind's file."""
+        """The name of the kind's file."""
         return sha256(json.dumps([_FORMAT, asdict(self)]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class PreloadProfile:
-    """What a start of some kind had imported when it was ready."""
+    """What the processes of one kind of start had loaded when the server was ready."""
 
     kind: StartKind
     engine_modules: tuple[str, ...] = ()
-    """Of engine and worker processes, in order of import."""
+    """Modules of engine and worker processes, in order of import."""
     api_modules: tuple[str, ...] = ()
-    """Of the API server, beyond what its command line imports."""
+    """Modules of the API server, beyond those that vLLM's command line imports."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """What vLLM sets for its children and libraries read as they are loaded."""
+    """Variables that vLLM sets for its children and that libraries read when they are loaded."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Modules that could not be preloaded, and are not tried again."""
+    """Modules that could not be preloaded and are not tried again, with the error."""
     compile_cache: Mapping[str, Any] = field(default_factory=dict)
-    """What became of torch.compile's caches in the last start."""
+    """Use of torch.compile's caches in the last start."""
     num_starts: int = 0
     disabled_reason: str | None = None
     """Why starts of this kind run vLLM without preloading: an earlier one failed in code of this package."""
 
     def updated_with(self, recordings: StartRecordings) -> "PreloadProfile":
-        """What is known after one more start: modules it imported late come behind those that are known."""
+        """The profile after one more start; its new modules come after the known ones."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
         for process, names in recordings.modules.items():
             (api if process.startswith(_API_PROCESSES) else engine).extend(names)
         failed = {**self.failed, **recordings.failed}
-        learnt = {n: v for n, v in recordings.environment.items() if v}
+        variables = {n: v for n, v in recordings.environment.items() if v}
         return replace(
             self,
             engine_modules=tuple(name for name in dict.fromkeys(engine) if name not in failed),
             api_modules=tuple(dict.fromkeys(api)),
-            environment={**self.environment, **learnt},
+            environment={**self.environment, **variables},
             failed=failed,
             compile_cache=recordings.compile_cache,
             num_starts=self.num_starts + 1,
@@ -103,21 +103,21 @@ class PreloadProfile:
         return fields
 
     def save(self) -> None:
-        """Keeps it for the next start; where nothing can be written, it is not kept."""
+        """Writes the profile's file; does nothing if the folder cannot be written to."""
         with suppress(OSError):
             profiles_folder().mkdir(parents=True, exist_ok=True)
             write_whole(_path(self.kind), json.dumps(self.to_fields(), indent=1))
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
-    """What is known of this kind of start; an empty profile where that is nothing."""
+    """The profile of this kind of start; an empty one if there is no readable file."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         return _read(_path(kind))
     return PreloadProfile(kind)
 
 
 def load_all_profiles() -> list[PreloadProfile]:
-    """What is known of any kind of start."""
+    """The profiles of all kinds of start."""
     profiles = []
     for path in sorted(profiles_folder().glob("*.json")):
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -126,7 +126,7 @@ def load_all_profiles() -> list[PreloadProfile]:
 
 
 def delete_all_profiles() -> int:
-    """Removes what was learnt; returns how many kinds of start that were."""
+    """Removes all profiles; returns their number."""
     paths = list(profiles_folder().glob("*.json"))
     for path in paths:
         path.unlink(missing_ok=True)
@@ -134,7 +134,7 @@ def delete_all_profiles() -> int:
 
 
 def profiles_folder() -> Path:
-    """Where it is kept."""
+    """The folder of the profiles' files."""
     return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "preload"
 
 
@@ -154,7 +154,7 @@ def _read(path: Path) -> PreloadProfile:
 
 
 def _relevant(words: Iterable[str]) -> Iterator[str]:
-    """The relevant flags with their values, in a form that does not depend on how they were written."""
+    """The relevant flags with their values, normalised: dashes, and values as separate words."""
     is_value = False
     for word in words:
         if word.startswith("-"):
@@ -172,7 +172,7 @@ def _relevant(words: Iterable[str]) -> Iterator[str]:
 
 
 def _architecture(model: Path | None) -> str:
-    """The model's class as its configuration names it, empty where that is not on disk."""
+    """The model's first architecture in config.json; empty if that is not on disk."""
     if model is None:
         return ""
     with suppress(OSError, ValueError, TypeError, LookupError):

@@ -1,6 +1,7 @@
-"""How the launcher learns that vLLM serves, whichever process it is that does, and that it is about to stop.
+"""Notifies the launcher when vLLM's HTTP server is about to accept, accepts, and is about to stop.
 
-With one API server that is the launcher's own process; with several, processes that it starts tell it over a pipe.
+One API server runs in the launcher's own process. Several run in processes that the launcher starts, which
+report over a pipe.
 """
 
 import functools
@@ -18,23 +19,23 @@ from startup.vllm.import_hooks import after_import
 _SERVING: Final = b"s"
 _READY: Final = b"r"
 _HAND_OVER_S: Final = 10.0
-"""How long a process that serves waits for the launcher to say that nobody else accepts any more."""
+"""How long an API server process waits for the launcher to release the port."""
 
 
 class ChildPipes(NamedTuple):
-    """What a child has of the launcher's pipes."""
+    """A child's ends of the launcher's pipes."""
 
-    write_fd: Any
-    """Where it tells that it serves."""
-    free_fd: Any
-    """Its other end is closed once the port is the children's alone."""
+    event_fd: Any
+    """The child writes its events here."""
+    released_fd: Any
+    """The launcher closes the other end once it no longer accepts on the port."""
 
 
 class ServingEvents:
-    """The launcher's side; `on_serving` comes before anything is accepted, `on_ready` once vLLM accepts.
+    """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
 
-    Both are called once, on the event loop of the main thread or, where another process serves, on a thread of its own.
-    `on_stopping` is called on the event loop alone: of several API servers, one may end and the others go on.
+    Both are called once: on the event loop of the main thread or, if other processes serve, on a separate thread.
+    `on_stopping` is called only on the event loop, since one of several API servers may stop while others run.
     """
 
     def __init__(
@@ -43,49 +44,49 @@ class ServingEvents:
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
-        self._read_fd, write_fd = os.pipe()
-        free_fd, self._taken_fd = os.pipe()
-        self.ends = ChildPipes(write_fd, free_fd)
+        self._read_fd, event_fd = os.pipe()
+        released_fd, self._held_fd = os.pipe()
+        self.child_pipes = ChildPipes(event_fd, released_fd)
 
-    def follow(self) -> None:
-        """From now on; to be called once there are threads anyway."""
+    def watch(self) -> None:
+        """Begins to watch; starts a thread, so it is called after vLLM's imports."""
         hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping)
         group_signals.start_thread(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
 
     def _follow_children(self) -> None:
-        """Until one is ready; the pipe's other end stays open here, hence there is no end of file."""
-        free_port = _once(lambda: os.close(self._taken_fd))
+        """Reads events until a child is ready. This process holds the write end too, so there is no end of file."""
+        release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
-            while notice := os.read(self._read_fd, 1):
-                if notice == _SERVING:
+            while event := os.read(self._read_fd, 1):
+                if event == _SERVING:
                     self._on_serving()
-                    free_port()
+                    release_port()
                 else:
                     self._on_ready()
                     return
 
 
-def report_serving_from_child(ends: ChildPipes) -> None:
-    """In a child: its uvicorn, if it has one, tells the launcher, and accepts when nobody else does any more."""
+def report_serving(pipes: ChildPipes) -> None:
+    """In a child: uvicorn, if it runs here, reports to the launcher, and accepts once the port is released."""
 
-    def tell(notice: bytes) -> None:
+    def send(event: bytes) -> None:
         with suppress(OSError):
-            os.write(ends.write_fd, notice)
+            os.write(pipes.event_fd, event)
 
     def take_port() -> None:
-        tell(_SERVING)
+        send(_SERVING)
         poll = select.poll()
-        poll.register(ends.free_fd, 0)
+        poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    hook_uvicorn(take_port, lambda: tell(_READY), lambda: None)
+    hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
 
 
 def hook_uvicorn(on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]) -> None:
-    """Has uvicorn, once it is imported in this process, call these before it accepts, once it does, and as it stops.
+    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
 
-    Where uvicorn is not as expected, the first two are called when it is imported: a responder that never
-    stopped would take requests away from it.
+    If uvicorn's server has no `startup`, the first two are called when uvicorn is imported: a responder that
+    keeps accepting would take requests away from it.
     """
 
     def hook(uvicorn: ModuleType) -> None:
@@ -97,22 +98,22 @@ def hook_uvicorn(on_serving: Callable[[], None], on_ready: Callable[[], None], o
             return
 
         @functools.wraps(startup)
-        async def startup_and_tell(self: Any, *args: Any, **kwargs: Any) -> None:
+        async def startup_and_notify(self: Any, *args: Any, **kwargs: Any) -> None:
             on_serving()
             await startup(self, *args, **kwargs)
             if self.started:
                 on_ready()
 
-        uvicorn.Server.startup = startup_and_tell
+        uvicorn.Server.startup = startup_and_notify
         if shutdown is None:
             return
 
         @functools.wraps(shutdown)
-        async def tell_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
+        async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             on_stopping()
             await shutdown(self, *args, **kwargs)
 
-        uvicorn.Server.shutdown = tell_and_shutdown
+        uvicorn.Server.shutdown = notify_and_shutdown
 
     after_import("uvicorn.server", hook)
 

@@ -1,4 +1,4 @@
-"""Takes the times of what vLLM itself marks as worth timing: its `@instrument(span_name=...)` functions."""
+"""Records the times of the functions that vLLM marks with `@instrument(span_name=...)`."""
 
 import functools
 import inspect
@@ -12,11 +12,11 @@ from startup.vllm.journal import Journal
 
 
 def record_spans(journal: Journal, *, level: int = logging.WARNING) -> None:
-    """From now on vLLM's marked functions note their times, for as long as the start lasts.
+    """Makes vLLM's marked functions record their times until the journal is closed.
 
     Args:
-        journal: where they are noted.
-        level: how loud it is said that vLLM marks nothing.
+        journal: takes the records.
+        level: log level of an error with vLLM's `instrument`.
     """
 
     def hook(tracing: Any) -> None:
@@ -51,5 +51,5 @@ def _timed(function: Callable[..., Any], name: str, journal: Journal) -> Callabl
 
 
 def _phase_name(span_name: str) -> str:
-    """`Loading (GPU)` is `loading_gpu`."""
+    """`Loading (GPU)` becomes `loading_gpu`."""
     return "_".join("".join(c if c.isalnum() else " " for c in span_name.lower()).split())

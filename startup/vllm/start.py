@@ -110,7 +110,7 @@ class _VllmStart:
             session.prefetch(self._files, self._options.prefetch)
             session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
             self._import_api_server()
-            events.follow()
+            events.watch()
             gc.freeze()
             gc.enable()
             if self._is_headless:
@@ -145,7 +145,7 @@ class _VllmStart:
             environment = forkserver_environment(self._vllm, self._profile)
             environment[env.VCLI_LOG_FORMAT.name] = self._options.log_format
             try:
-                start_forkserver(plan, self._journal, environment=environment, notices=events.ends)
+                start_forkserver(plan, self._journal, environment=environment, pipes=events.child_pipes)
                 inspect_models_in_forks()
             except OSError as err:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)

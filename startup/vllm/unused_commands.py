@@ -1,6 +1,6 @@
-"""Leaves vLLM's other subcommands out of `vllm serve`, which imports them all to list their names.
+"""Replaces the modules of vLLM's other subcommands, which `vllm serve` imports only to list their names.
 
-One of them, `vllm preload`, brings the model loader and with it torch's compiler into the API server's process.
+One of them, `vllm preload`, imports the model loader and with it torch's compiler.
 """
 
 import sys
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Final
 
 _ROOT: Final = "vllm.entrypoints.cli."
-_IDLE: Final = {
+_UNUSED: Final = {
     "benchmark.main": ("bench",),
     "collect_env": ("collect-env",),
     "download_kernels": ("download-kernels",),
@@ -21,39 +21,39 @@ _IDLE: Final = {
     "run_batch": ("run-batch",),
     "snapshot": ("snapshot",),
 }
-"""Modules and the commands in them: their names are in vLLM's messages about wrong words."""
+"""Modules and their commands, whose names appear in vLLM's messages about unknown commands."""
 
 
 def stub_unused_commands() -> None:
-    """From now on, modules of other subcommands are empty but for the commands' names."""
-    sys.meta_path.insert(0, _IdleFinder())
+    """From now on, importing the module of another subcommand gives a stub with the commands' names."""
+    sys.meta_path.insert(0, _StubFinder())
 
 
-class _IdleFinder(MetaPathFinder, Loader):
+class _StubFinder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         root, _, module = fullname.partition(_ROOT)
-        return ModuleSpec(fullname, self) if not root and module in _IDLE else None
+        return ModuleSpec(fullname, self) if not root and module in _UNUSED else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _IdleCommand(spec.name)
+        return _StubModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """A stub has no code."""
 
 
-class _IdleCommand(ModuleType):
+class _StubModule(ModuleType):
     def cmd_init(self, **_: Any) -> list[Any]:
         """The commands that vLLM adds to its parser."""
-        return [_IdleSubcommand(name) for name in _IDLE[self.__name__.removeprefix(_ROOT)]]
+        return [_StubCommand(name) for name in _UNUSED[self.__name__.removeprefix(_ROOT)]]
 
     def maybe_exec_rust_bench(self) -> None:
         """Runs nothing: the command is `serve`."""
 
 
-class _IdleSubcommand:
-    """A name on the command line, and nothing behind it."""
+class _StubCommand:
+    """A subcommand's name without its implementation."""
 
     def __init__(self, name: str) -> None:
         self.name = name

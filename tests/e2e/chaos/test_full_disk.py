@@ -151,9 +151,9 @@ def test_download_that_finds_no_room_says_how_much_it_needs_and_where(
             (line,) = [line for line in server.log.splitlines() if line.startswith("Error:")]
     size = format_bytes(sum(map(len, hub.models["org/model"].values())))
     assert (
-        f"org/model could not be downloaded: its {size} find no room in {folder}/hub (No space left on device)" in line
+        f"org/model could not be downloaded: its {size} do not fit into {folder}/hub (No space left on device)" in line
     )
-    assert "make room, or give another --download-dir" in line
+    assert "free space, or give another --download-dir" in line
 
 
 def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(

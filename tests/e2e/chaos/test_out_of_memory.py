@@ -72,8 +72,10 @@ def test_engine_that_the_kernel_ends_for_its_memory_is_replaced_and_the_reason_t
         assert 500 in hunger.statuses
         assert server.complete(max_tokens=4) == 200
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
-        assert "was killed by SIGKILL: the kernel did it, as the memory of this" in line
-        assert "had run out; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or give it more" in line
+        assert "was killed by SIGKILL: the kernel killed it because the memory of this" in line
+        assert (
+            "ran out; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory" in line
+        )
         assert server.terminate() == 0
 
 
@@ -91,7 +93,7 @@ def test_server_whose_engine_the_kernel_ends_ends_with_the_reason(model_path: Pa
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
         hunger.finish()
         limit = format_bytes(limit_bytes)
-        assert f"the kernel did it, as the memory of this container ({limit}) had run out" in server.log
+        assert f"the kernel killed it because the memory of this container ({limit}) ran out" in server.log
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_serve
         assert not forkserver.is_running()
         assert server.complete(max_tokens=4) == 200
         assert server.terminate() == 0
-        assert f"the forkserver {forkserver.pid} is killed: it does not tell of the engine's end" in server.log
+        assert f"the forkserver {forkserver.pid} is killed: it does not report the engine's exit" in server.log
         assert "Traceback" not in server.log
 
 

@@ -49,7 +49,7 @@ def test_where_it_cannot_be_had_one_line_says_so_and_nothing_is_left(environment
     assert (process.returncode, out) == (1, "")
     lines = err.splitlines()
     assert "cannot be reached" in lines[0]
-    assert lines[-1].startswith("Error: The default model cannot be had (ERROR: No matching distribution found for")
+    assert lines[-1].startswith("Error: The default model is not available (ERROR: No matching distribution found for")
     assert "vllm-cli serve MODEL" in lines[-1]
     models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
     assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
@@ -60,7 +60,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(environment: dict[str, str],
     process = prepare({**environment, "VLLM_CACHE_ROOT": str(tmp_path / "file")})
     _, err = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert err.splitlines()[-1].startswith("Error: The default model could not be put into")
+    assert err.splitlines()[-1].startswith("Error: The default model could not be written to")
     assert "Traceback" not in err
 
 

@@ -192,7 +192,7 @@ def test_a_hub_model_without_weights_is_told(hub_server: Hub) -> None:
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_asks_nobody(hub_server: Hub, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(variable, "1")
-    assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids to download it"
+    assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"
     assert hub_server.requests == []
 
 

@@ -51,7 +51,7 @@ def test_next_to_no_memory_is_off_in_every_mode(is_forced: bool) -> None:
 
 def test_last_percent_is_read_only_when_it_is_wanted() -> None:
     nearly_all = survey(missing_mb=10, resident_mb=9990)
-    assert decide(nearly_all, job(memory_mb=20_000)).reason == "99.9% of it is resident"
+    assert decide(nearly_all, job(memory_mb=20_000)).reason == "99.9% of the bytes are resident"
     assert not decide(nearly_all, job(memory_mb=20_000, is_forced=True)).is_off
 
 

@@ -99,7 +99,7 @@ def test_files_that_are_resident_are_left_alone(make_file: MakeFile) -> None:
     path = make_file("f", 8)
     expect_resident(path, least_share=1.0)
     report = prefetch([path])
-    assert (report.state, report.reason, report.read_bytes) == ("off", "all of it is resident", 0)
+    assert (report.state, report.reason, report.read_bytes) == ("off", "all files are resident", 0)
 
 
 def test_phases_are_told_on_the_monotonic_clock(make_file: MakeFile) -> None:
@@ -149,7 +149,7 @@ def test_pages_that_do_not_stay_stop_it() -> None:
     if not path.exists():
         pytest.skip("there is no such file here; those of sysfs are never in the page cache")
     report = prefetch([path], mode="on")
-    assert (report.state, report.reason) == ("stopped", "what is read does not stay in the page cache")
+    assert (report.state, report.reason) == ("stopped", "the page cache evicts pages right after they are read")
 
 
 @repeated_if_pages_are_lost
@@ -161,7 +161,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
     monkeypatch.setattr("startup.prefetch.process._Helper", None)
     report = Prefetch.start([path]).result()
     assert report is not None
-    assert (report.state, report.reason, report.resident_bytes) == ("off", "all of it is resident", 1 << 20)
+    assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
 
 
 @repeated_if_pages_are_lost

@@ -163,7 +163,7 @@ def test_local_folder_never_touches_the_network(hub: Hub, preflight: Preflight, 
 def test_offline_means_that_nobody_is_asked(hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (finding,) = preflight("team/model").errors
-    assert "HF_HUB_OFFLINE forbids to download it" in finding.message
+    assert "HF_HUB_OFFLINE forbids the download" in finding.message
     assert hub.requests == []
 
 

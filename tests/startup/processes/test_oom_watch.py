@@ -7,8 +7,8 @@ import pytest
 from startup.processes.oom_watch import OomWatch
 from tests.server.machine.fake_system import FakeSystem
 
-_PERHAPS = ", as the kernel does where memory runs out"
-_ADVICE = "; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or give it more"
+_POSSIBLE_CAUSE = ", as the kernel does when memory runs out"
+_ADVICE = "; lower --max-num-seqs, --max-model-len or --kv-cache-memory-bytes, or provide more memory"
 
 
 @pytest.fixture
@@ -20,10 +20,10 @@ def test_version_2_counts_the_kills_of_a_container(system: FakeSystem) -> None:
     system.mount("cgroup2", "rw", root="/", path="0::/box")
     system.limit("box", max=4 << 20, current=1, events="low 0\noom 7\noom_kill 1\noom_group_kill 0")
     watch = OomWatch(system.proc)
-    assert watch.describe_kill() == _PERHAPS
+    assert watch.describe_kill() == _POSSIBLE_CAUSE
     system.limit("box", events="low 0\noom 9\noom_kill 2\noom_group_kill 0")
     said = watch.describe_kill()
-    assert said == f": the kernel did it, as the memory of this container (4.0 MiB) had run out{_ADVICE}"
+    assert said == f": the kernel killed it because the memory of this container (4.0 MiB) ran out{_ADVICE}"
 
 
 def test_version_1_counts_them_too(system: FakeSystem) -> None:
@@ -42,4 +42,4 @@ def test_without_a_cgroup_the_machine_counts(system: FakeSystem) -> None:
 
 
 def test_where_nobody_counts_it_is_only_likely(system: FakeSystem) -> None:
-    assert OomWatch(system.proc).describe_kill() == _PERHAPS
+    assert OomWatch(system.proc).describe_kill() == _POSSIBLE_CAUSE

@@ -62,8 +62,8 @@ def test_cache_that_did_not_fail_is_left_alone(outcome: dict[str, str], monkeypa
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        ({"aot": "hit"}, "came from vLLM's cache"),
-        ({"aot": "saved"}, "kept for the next start"),
+        ({"aot": "hit"}, "loaded from vLLM's cache"),
+        ({"aot": "saved"}, "cached for the next start"),
         (_FAILED, "could not be loaded (no finalize_loading)"),
         ({"inductor_hits": 2, "inductor_misses": 1}, "2 of 3 graphs"),
     ],

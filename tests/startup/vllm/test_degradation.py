@@ -105,7 +105,7 @@ def test_forkserver_that_is_gone_before_the_first_child_is_done_without(folder: 
         assert _serves(start)
         warnings = start.told("WARNING")
         assert len(warnings) == 1
-        assert "EngineCore is started anew instead of forked: the forkserver is gone" in warnings[0]
+        assert "EngineCore is started as a new program instead of forked: the forkserver has exited" in warnings[0]
         assert start.end() == 0
         start.wait_until_tree_is_gone()
 

@@ -67,10 +67,15 @@ def test_an_engine_that_dies_tells_why_in_a_line(folder: Path) -> None:
     ("words", "variables", "version", "reason"),
     [
         (("--log-config-file", "x.json"), {}, "0.32.0+cpu", "has a configuration of its own"),
-        ((), {"VLLM_CONFIGURE_LOGGING": "0"}, "0.32.0+cpu", "VLLM_CONFIGURE_LOGGING has vLLM leave its log alone"),
+        (
+            (),
+            {"VLLM_CONFIGURE_LOGGING": "0"},
+            "0.32.0+cpu",
+            "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log",
+        ),
         (("--distributed-executor-backend", "ray"), {}, "0.32.0+cpu", "Ray starts processes"),
         ((), {}, "0.31.0+cpu", "vLLM 0.31.0+cpu writes the process before each line"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "0.32.0+cpu", "vLLM starts without its help"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "0.32.0+cpu", "vLLM starts without preloading"),
     ],
     ids=["own-file", "left-alone", "ray", "older", "plain"],
 )
@@ -81,7 +86,7 @@ def test_where_the_flag_does_not_hold_one_line_says_so(
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
     with FakeStart(folder, "--log-format", "json", *words, env=env) as start:
         start.wait_until_ready()
-        [warning] = [json.loads(line) for line in start.told("--log-format json is for vllm-cli's own lines here")]
+        [warning] = [json.loads(line) for line in start.told("--log-format json applies only to vllm-cli's own lines")]
         assert reason in warning["message"]
         assert warning["role"] == "launcher"
 
@@ -95,7 +100,7 @@ def test_a_start_that_begins_anew_has_nothing_of_the_first_attempt(folder: Path)
     with FakeStart(folder, "--log-format", "json", env=environment(folder, fake)) as start:
         server = start.wait_until_ready().state()["server"]
         assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
-        told = [json.loads(line) for line in start.told("starts again without preloading", "own lines here")]
+        told = [json.loads(line) for line in start.told("starts again without preloading", "own lines")]
         assert [line["role"] for line in told] == ["launcher"] * 2
-        assert told[1]["message"].endswith("vLLM starts without its help")
+        assert told[1]["message"].endswith("vLLM starts without preloading")
         assert list(folder.glob("vllm-cli-*")) == []

@@ -47,7 +47,7 @@ def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) ->
     [
         (("--api-server-count", "2"), {}, "ready: http://"),
         (("--headless",), {}, "node without an API server"),
-        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started, and does not tell when it is ready"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "vLLM was started; its readiness is not known"),
     ],
     ids=["several-servers", "headless", "plain"],
 )

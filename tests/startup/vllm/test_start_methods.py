@@ -43,7 +43,7 @@ def test_variable_that_only_a_new_program_can_take_over_brings_a_new_program(fol
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
-        assert len(start.told("EngineCore is started anew instead of forked: PYTHONHASHSEED is '7'")) == 1
+        assert len(start.told("EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'")) == 1
         assert len(start.told("WARNING")) == 1
 
 
