@@ -1,4 +1,4 @@
-"""Checks keys and certificates before anything slow, as the server will use them."""
+"""Checks API keys and TLS files in the way in which the server will use them."""
 
 import stat
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from startup.preflight.report import Finding, error, warning
 
 
 def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
-    """Whether the file of keys can be read, holds a key, and is nobody else's to read; whether there is one to ask for.
+    """Checks that the key file can be read, contains a key and is private, and that required keys exist.
 
-    The last is an error because the operator who wants everything locked would have everything open.
+    `--api-key-everywhere` without a key is an error: the server would accept every request without a key.
     """
     if config.api_key_file is None:
         if config.api_key_everywhere and not config.api_keys:
@@ -28,18 +28,18 @@ def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
 
 
 def check_tls(config: ServerConfig) -> Iterator[Finding]:
-    """Whether there is TLS with these files, and whether clients will trust it today."""
+    """Checks that the files give working TLS, and that clients will accept the certificate today."""
     if unreadable := list(_unreadable(config)):
         yield from unreadable
         return
     if config.ssl_certfile is None:
-        yield from _check_needless(config)
+        yield from _check_settings_without_certificate(config)
         return
     from startup.preflight.certificate import certificate_findings
 
     yield from certificate_findings(config)
     if config.ssl_ca_certs is not None and not config.ssl_cert_reqs:
-        yield warning("tls", "--ssl-ca-certs checks nobody as long as --ssl-cert-reqs is 0: set it to 2 (required)")
+        yield warning("tls", "--ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)")
     yield from _readable_by_all("tls", "--ssl-keyfile", Path(config.ssl_keyfile or config.ssl_certfile))
 
 
@@ -60,8 +60,8 @@ def _given_files(config: ServerConfig) -> dict[str, str]:
     return {option: name for option, name in files.items() if name is not None}
 
 
-def _check_needless(config: ServerConfig) -> Iterator[Finding]:
-    """Settings of TLS without a certificate would leave the server with plain HTTP, and nobody the wiser."""
+def _check_settings_without_certificate(config: ServerConfig) -> Iterator[Finding]:
+    """TLS settings without a certificate are an error: the server would use plain HTTP."""
     given = _given_files(config)
     given |= {"--ssl-ciphers": config.ssl_ciphers} if config.ssl_ciphers is not None else {}
     if config.enable_ssl_refresh:
@@ -72,4 +72,4 @@ def _check_needless(config: ServerConfig) -> Iterator[Finding]:
 
 def _readable_by_all(check: str, option: str, path: Path) -> Iterator[Finding]:
     if path.stat().st_mode & stat.S_IROTH:
-        yield warning(check, f"{option} {path} can be read by every user of this machine: `chmod o= {path}` mends it")
+        yield warning(check, f"{option} {path} can be read by every user of this machine: run `chmod o= {path}`")

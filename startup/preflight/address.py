@@ -1,4 +1,4 @@
-"""Checks the address to listen on, and names the process that has it."""
+"""Checks the address to listen on, and names the process that uses it."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ _MOST_PATH_BYTES: Final = 107
 
 
 def check_address(config: ServerConfig) -> Iterator[Finding]:
-    """Whether a server can listen where it is told to; nothing is left behind."""
+    """Checks that a server can listen on the configured address; leaves no socket open."""
     if config.uds is not None:
         yield from _check_uds(Path(config.uds))
     elif config.port != 0:
@@ -37,8 +37,8 @@ def _check_port(config: ServerConfig) -> Iterator[Finding]:
         for holder in bound_holders(config.port):
             yield warning(
                 "port",
-                f"port {config.port} is bound by pid {holder.pid} ({holder.command}) too, which does not listen yet: "
-                "whoever listens first gets it",
+                f"port {config.port} is also bound by pid {holder.pid} ({holder.command}), which does not listen yet: "
+                "the first process to listen gets it",
             )
 
 
@@ -48,7 +48,7 @@ def _address(config: ServerConfig) -> str:
 
 def _with_port_advice(message: str, port: int) -> str:
     if "permission" in message and port < 1024:
-        return f"{message}: choose a --port from 1024 up, lower ones are for root"
+        return f"{message}: choose a --port from 1024 up, lower ones need root"
     return f"{message}: choose another --host"
 
 
@@ -62,16 +62,16 @@ def _check_uds(path: Path) -> Iterator[Finding]:
     elif not path.exists():
         return
     elif not path.is_socket():
-        yield error("uds", f"--uds {path} exists and is no socket: remove it or choose another path")
-    elif (holders := unix_holders(path)) or _answers(path):
+        yield error("uds", f"--uds {path} exists and is not a socket: remove it or choose another path")
+    elif (holders := unix_holders(path)) or _is_listening(path):
         who = ", ".join(map(str, holders)) or "a process that is not visible from here"
         yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
     else:
-        yield info("uds", f"{path} was left behind by a server that is gone: it is replaced")
+        yield info("uds", f"{path} was left behind by a server that has ended: it is replaced")
 
 
-def _answers(path: Path) -> bool:
-    """Whether somebody listens; a full queue says so too."""
+def _is_listening(path: Path) -> bool:
+    """Whether a process listens on the socket; it does too if its queue is full."""
     with socket.socket(socket.AF_UNIX) as client:
         client.setblocking(False)
         try:

@@ -1,6 +1,6 @@
-"""Asks the kernel for TCP sockets that are bound to a port without listening, which /proc/net/tcp leaves out.
+"""Finds TCP sockets that are bound to a port without listening, which /proc/net/tcp does not list.
 
-Linux 6.8 and later tell it over netlink (sock_diag(7)); older kernels answer with an empty list.
+Linux 6.8 and later report them over netlink (sock_diag(7)); older kernels answer with an empty list.
 """
 
 import socket
@@ -20,17 +20,17 @@ _TIMEOUT_S: Final = 0.2
 
 
 def bound_socket_inodes(port: int) -> set[int]:
-    """Inodes of sockets that hold the port without listening; empty where the kernel does not tell."""
+    """Inodes of sockets that are bound to the port without listening; empty if the kernel does not report them."""
     inodes: set[int] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            inodes |= _ask(family, port)
+            inodes |= _query(family, port)
         except OSError:
             continue
     return inodes
 
 
-def _ask(family: int, port: int) -> set[int]:
+def _query(family: int, port: int) -> set[int]:
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _BOUND_INACTIVE, bytes(48))
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_AND_DUMP, 1, 0)
     inodes: set[int] = set()
@@ -43,7 +43,7 @@ def _ask(family: int, port: int) -> set[int]:
 
 
 def _collect(answer: bytes, port: int, inodes: set[int]) -> bool:
-    """Takes the inodes out of one datagram; False when it was the last."""
+    """Adds the inodes of one datagram; returns False for the last datagram."""
     offset = 0
     while offset + _HEADER.size <= len(answer):
         length, kind, *_ = _HEADER.unpack_from(answer, offset)

@@ -1,4 +1,4 @@
-"""Builds the server's TLS as it will be, and shakes hands with it in memory, to see whether clients will take it."""
+"""Checks the server's certificate with a TLS handshake in memory between the server's context and a client."""
 
 import ssl
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _MOST_ROUNDS: Final = 8
 
 
 def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
-    """Files that make no TLS; a certificate that has run out, will soon, is not good yet, or is not one for servers."""
+    """Reports unusable files, and a certificate that is expired, expires soon, is not valid yet or not for servers."""
     try:
         server = create_tls_context(replace(config, ssl_cert_reqs=0))
     except TlsError as err:
@@ -26,33 +26,33 @@ def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
 
 
 def _client_findings(config: ServerConfig, server: ssl.SSLContext) -> Iterator[Finding]:
-    """The client trusts the certificate itself, so that nothing but its own faults is found."""
+    """The client trusts the certificate itself, so that only the certificate's own faults are found."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client.load_verify_locations(config.ssl_certfile)
     try:
-        certificate = _shake_hands(server, client)
+        certificate = _handshake(server, client)
     except ssl.SSLCertVerificationError as err:
-        yield warning("tls", f"clients will refuse --ssl-certfile {config.ssl_certfile}: {err.verify_message}")
+        yield warning("tls", f"clients will reject --ssl-certfile {config.ssl_certfile}: {err.verify_message}")
         return
     except ssl.SSLError as err:
-        yield warning("tls", f"no client can shake hands with --ssl-certfile {config.ssl_certfile}: {err.reason}")
+        yield warning("tls", f"TLS handshakes fail with --ssl-certfile {config.ssl_certfile}: {err.reason}")
         return
     ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
     days = (ends - datetime.now(UTC)).days
     if days < _SOON_DAYS and not config.enable_ssl_refresh:
         yield warning(
             "tls",
-            f"--ssl-certfile {config.ssl_certfile} runs out on {ends:%Y-%m-%d %H:%M} UTC: renew it, "
-            "and start with --enable-ssl-refresh to take the new one without a restart",
+            f"--ssl-certfile {config.ssl_certfile} expires on {ends:%Y-%m-%d %H:%M} UTC: renew it, "
+            "and start with --enable-ssl-refresh to load the new one without a restart",
         )
     else:
-        yield info("tls", f"--ssl-certfile {config.ssl_certfile} is good until {ends:%Y-%m-%d}")
+        yield info("tls", f"--ssl-certfile {config.ssl_certfile} is valid until {ends:%Y-%m-%d}")
 
 
-def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
-    """The server's certificate as the client sees it, once both are content."""
+def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]:
+    """Completes a handshake; returns the server's certificate as the client receives it."""
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (
         client.wrap_bio(to_client, to_server, server_hostname="localhost"),

@@ -1,4 +1,4 @@
-"""Checks that chat templates compile as they will be compiled by transformers."""
+"""Checks that chat templates compile with the settings of transformers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from startup.preflight.report import Finding, error
 
 
 def check_chat_templates(tokenizer_folder: Path | None, given: str | None) -> Iterator[Finding]:
-    """The template of `--chat-template`, or else those that the tokenizer brings along."""
+    """Checks the template of `--chat-template`, or else those of the tokenizer."""
     templates = {"--chat-template": given} if given is not None else _own_templates(tokenizer_folder)
     for source, template in templates.items():
         if problem := _problem(template):
@@ -28,7 +28,7 @@ def _own_templates(folder: Path | None) -> dict[str, str]:
 
 
 def _in_json(path: Path) -> dict[str, str]:
-    """A template as text, or a list of named ones."""
+    """The file's template, or its list of named templates."""
     value = read_json_object(path).content.get("chat_template")
     if isinstance(value, str):
         return {str(path): value}
@@ -50,7 +50,7 @@ def _problem(template: str) -> str | None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class GenerationBlock(Extension):
-        """`{% generation %}`, which transformers adds to mark the assistant's part."""
+        """`{% generation %}`, an extension of transformers that marks the assistant's part."""
 
         tags = {"generation"}
 

@@ -1,4 +1,4 @@
-"""Checks the files of a model's folder, by their names, headers and small JSON files; weights are not read."""
+"""Checks the files of a model's folder by names, headers and small JSON files; does not read the weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,31 +19,31 @@ _JSON_FILES: Final = (
     "vocab.json",
     "preprocessor_config.json",
 )
-"""Beside config.json and the index: read by transformers where they exist, and then they must be right."""
+"""Optional files beside config.json and the index; transformers reads them if they exist."""
 _BINARY_TOKENIZERS: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 CONTENT_CHECKS: Final = ("weights", "lfs")
-"""Findings about a file that is there; the others are about what is missing."""
+"""Checks of existing files; the others are about missing files."""
 
 _UNREADABLE: Final = "cannot be read"
 
 
 class Checkpoint(NamedTuple):
-    """What is known of a model's folder."""
+    """The content of a model's folder."""
 
     folder: Path
     config: dict[str, Any]
-    """config.json; empty where it is missing or broken."""
+    """The content of config.json; empty if it is missing or broken."""
     weights: WeightFiles
     tensors: tuple[TensorEntry, ...]
-    """Of all safetensors whose header could be read."""
+    """The tensors of all safetensors files with a readable header."""
     weight_bytes: int
     """Size of the weights on disk."""
     findings: tuple[Finding, ...]
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Never raises: what is wrong is among the findings."""
+    """Reads and checks the folder; never raises: faults are findings."""
     try:
         weights = find_weight_files(folder)
     except OSError as err:
@@ -63,7 +63,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def small_file_findings(folder: Path) -> Iterator[Finding]:
-    """The small files that a tokenizer and generation need."""
+    """Checks the small files that tokenizer and generation read."""
     for name in _JSON_FILES:
         if (folder / name).exists() and (problem := read_json_object(folder / name).problem):
             yield error("json", problem)
@@ -85,7 +85,7 @@ def _presence_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
     if weights.index_path and (problem := read_json_object(weights.index_path).problem):
         yield error("index", problem)
     elif weights.index_path and not weights.shard_of:
-        yield error("index", f"{weights.index_path} has no weight_map, so nothing can be found by it")
+        yield error("index", f"{weights.index_path} has no weight_map, so no tensor can be found by it")
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
         yield error(
@@ -118,7 +118,7 @@ def _broken(path: Path, problem: str) -> Finding:
 
 
 def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Iterator[Finding]:
-    """Tensors that the index promises in a shard whose header does not have them."""
+    """Reports tensors that the index lists in a shard whose header does not contain them."""
     held = {file.path.name: file.tensors for file in files if file.tensors}
     lost: dict[str, list[str]] = {}
     for tensor, shard in weights.shard_of.items():
@@ -127,8 +127,8 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
     for shard, tensors in sorted(lost.items()):
         yield error(
             "index",
-            f"{weights.index_path} promises {len(tensors)} tensors that {shard} does not have ({listed(tensors, 2)}): "
-            "index and shards are of different downloads",
+            f"{weights.index_path} lists {len(tensors)} tensors that {shard} does not have ({listed(tensors, 2)}): "
+            "index and shards come from different downloads",
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks that a download from the hub has room, in a folder that can be written to."""
+"""Checks that a download from the hub fits on the disk, and that the folders to write to are writable."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning
 
 _LEAST_BYTES: Final = 1 << 30
-"""Asked for where the size of a download is not known."""
+"""Free space to require if the size of a download is unknown."""
 
 
 def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
-    """For a download that is due."""
+    """Checks the cache folder before a download."""
     folder = nearest_existing(cache_dir)
     if not os.access(folder, os.W_OK | os.X_OK):
         yield error("disk", f"{place.name} is to be downloaded, but {folder} cannot be written to: give --download-dir")
@@ -26,23 +26,23 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     if problem := disk_problem(folder, remaining):
         yield error("disk", f"{place.name} is to be downloaded: {problem}")
     elif remaining is None and (free := _free_bytes(folder)) < _LEAST_BYTES:
-        yield warning("disk", f"{place.name} is to be downloaded: {folder} has but {format_bytes(free)} free")
+        yield warning("disk", f"{place.name} is to be downloaded: {folder} has only {format_bytes(free)} free")
 
 
 def check_cache_folder() -> Iterator[Finding]:
-    """Start-up times and what imports work out are kept below VLLM_CACHE_ROOT."""
+    """Warns if start records and import caches cannot be written below VLLM_CACHE_ROOT; the start works without."""
     folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli"
     place = nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
         yield warning(
             "cache",
-            f"nothing is kept between starts: {folder} cannot be written to; "
+            f"nothing is cached between starts: {folder} cannot be written to; "
             f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
         )
 
 
 def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
-    """Why so much cannot be written below the folder; None where it can, or where the need is not known."""
+    """Why this many bytes cannot be written below the folder; None if they can, or if the number is unknown."""
     folder = nearest_existing(folder)
     free = _free_bytes(folder)
     if needed_bytes is None or needed_bytes <= free:
@@ -50,12 +50,12 @@ def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
     missing = format_bytes(needed_bytes - free)
     return (
         f"{format_bytes(needed_bytes)} are needed and {format_bytes(free)} are free in {folder}: "
-        f"make room for {missing} more, or give another --download-dir"
+        f"free {missing} more, or give another --download-dir"
     )
 
 
 def remaining_bytes(snapshot: Path) -> int | None:
-    """What of the weights is still to be downloaded, by the index; None where there is none yet."""
+    """Bytes of the weights that are still to be downloaded, by the index; None if there is no index yet."""
     weights = find_weight_files(snapshot)
     if weights.index_path is None:
         return None
@@ -73,5 +73,5 @@ def _free_bytes(folder: Path) -> int:
 
 
 def nearest_existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""Checks the environment's variables: wrong values, misspelt names, and those that nobody reads."""
+"""Checks environment variables: wrong values, misspelt names, and variables that the embedded engine ignores."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _FOREIGN_PREFIX: Final = "VLLM_"
 
 
 def check_environment() -> Iterator[Finding]:
-    """Every wrong variable at once."""
+    """Reports all faulty variables at once."""
     for err in validate_all():
         yield error(_CHECK, str(err))
     for unknown in unknown_variables():

@@ -1,4 +1,4 @@
-"""Checks that the hub would let us have what is to be downloaded: reachable, existing, not gated, token valid."""
+"""Checks that the hub allows a download: it is reachable, the model exists and is not gated, the token is valid."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,22 +16,22 @@ _GIVE_TOKEN: Final = "give a token by --hf-token or HF_TOKEN"
 
 
 class HubCheck:
-    """Asks for one place when made; tells what was answered when asked."""
+    """Sends a request for one model or tokenizer when created; `findings` evaluates the answer."""
 
     def __init__(self, place: ModelPlace, *, token: str | None, timeout_s: float) -> None:
         self._place = place
         self._endpoint = _endpoint()
-        self._token = token or _kept_token()
+        self._token = token or _stored_token()
         name = _TOKENIZER_FILE if place.is_tokenizer else _MODEL_FILE
         revision = quote(place.revision or "main", safe="")
         url = f"{self._page}/resolve/{revision}/{name}"
         self._request = HubRequest(url, token=self._token, timeout_s=timeout_s)
 
     def findings(self) -> Iterator[Finding]:
-        """What was answered; waits until it is, or until the time is over."""
+        """The answer's findings; waits for the answer or the timeout."""
         answer = self._request.wait()
         if answer.status is None:
-            yield self._explain_silence(answer)
+            yield self._unreachable(answer)
         elif problem := self._refusal(answer.status, answer.error_code):
             yield error("hub", problem)
         else:
@@ -41,12 +41,12 @@ class HubCheck:
     def _page(self) -> str:
         return f"{self._endpoint}/{quote(self._place.name)}"
 
-    def _explain_silence(self, answer: HubAnswer) -> Finding:
+    def _unreachable(self, answer: HubAnswer) -> Finding:
         what = f"{self._place.name} is not cached, and the hub at {self._endpoint} cannot be reached: {answer.reason}"
         if self._place.has_other_source:
             return warning("hub", f"{what}; the model is taken from the Python package index instead")
         if answer.is_timeout:
-            return warning("hub", f"{what}; the download is tried all the same, MODEL may be a local folder instead")
+            return warning("hub", f"{what}; the download is tried anyway, MODEL may be a local folder instead")
         return error("hub", f"{what}; check the network and HF_ENDPOINT, or give a local folder as MODEL")
 
     def _refusal(self, status: int, code: str) -> str | None:
@@ -74,8 +74,8 @@ def _endpoint() -> str:
     return (env.HF_ENDPOINT.get() or constants.ENDPOINT).rstrip("/")
 
 
-def _kept_token() -> str | None:
-    """The token that `hf auth login` keeps."""
+def _stored_token() -> str | None:
+    """The token that `hf auth login` has stored."""
     try:
         return (Path(env.HF_HOME.get()) / "token").read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):

@@ -1,9 +1,9 @@
-"""One HEAD request to the hub, in a thread with a deadline, since no timeout bounds the look-up of an address.
+"""One HEAD request to the hub, in a thread with a deadline, since a request's timeout does not bound DNS lookups.
 
-What a request needs is imported on the calling thread: no module is ever imported on two threads at once.
+All its modules are imported on the calling thread, so that no module is imported on two threads at once.
 """
 
-import encodings.idna  # noqa: F401 - else the codec of host names is imported in the thread
+import encodings.idna  # noqa: F401 - else the thread imports the codec of host names
 import socket
 import ssl
 import threading
@@ -22,22 +22,22 @@ from urllib.request import (
 
 _DEADLINE_MARGIN_S: Final = 0.2
 _HANDLERS: Final = (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor)
-"""No redirects: one means that the file may be had, and following it could carry the token to another host."""
+"""Redirects are not followed: one means that the file is available, and it could send the token to another host."""
 
 
 class HubAnswer(NamedTuple):
-    """How the hub answered: a status, or a reason why it did not."""
+    """The hub's answer: a status, or the reason why there is none."""
 
     status: int | None = None
     error_code: str = ""
-    """The hub's own word for a refusal, such as `GatedRepo`."""
+    """The hub's error code, such as `GatedRepo`."""
     reason: str = ""
     """Why there is no status."""
     is_timeout: bool = False
 
 
 class HubRequest:
-    """A request on its way; start it early, ask for the answer late."""
+    """A request that runs in a thread from its creation on; `wait` returns the answer."""
 
     def __init__(self, url: str, *, token: str | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -46,7 +46,7 @@ class HubRequest:
         self._thread.start()
 
     def wait(self) -> HubAnswer:
-        """The answer; a request that hangs is left behind."""
+        """The answer; a request that hangs is abandoned."""
         self._thread.join(self._timeout_s + _DEADLINE_MARGIN_S)
         return self._answer
 

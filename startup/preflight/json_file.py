@@ -1,26 +1,26 @@
-"""Reads JSON files of a model folder and says in one line what is wrong with one."""
+"""Reads JSON files of a model folder and describes a faulty one in one line."""
 
 import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 _MOST_PARSED_BYTES: Final = 16_000_000
-"""Parsing costs about 7 ms per MB; of a longer file only both ends are looked at."""
+"""Parsing takes about 7 ms per MB; of a longer file only both ends are checked."""
 
 _LFS_MAGIC: Final = b"version https://git-lfs.github.com/spec/"
 _LFS_MAX_BYTES: Final = 1024
 
 
 class JsonFile(NamedTuple):
-    """A file's content, or what is wrong with it."""
+    """A file's content, or its fault."""
 
     content: dict[str, Any]
-    """Empty where there is a problem, or where the file is too long to be parsed here."""
+    """Empty if there is a problem, or if the file is too long to be parsed here."""
     problem: str | None = None
 
 
 def read_json_object(path: Path) -> JsonFile:
-    """Never raises."""
+    """Reads the file; never raises."""
     try:
         raw = path.read_bytes()
     except OSError as err:
@@ -29,7 +29,7 @@ def read_json_object(path: Path) -> JsonFile:
         return JsonFile({}, pointer)
     if len(raw) > _MOST_PARSED_BYTES:
         is_whole = raw.lstrip()[:1] == b"{" and raw.rstrip()[-1:] == b"}"
-        return JsonFile({}, None if is_whole else f"{path} is truncated: it is no JSON object of {len(raw)} bytes")
+        return JsonFile({}, None if is_whole else f"{path} is truncated: its {len(raw)} bytes are not a JSON object")
     try:
         content = json.loads(raw)
     except UnicodeDecodeError:
@@ -42,7 +42,7 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """Whether a file's first bytes are those of a Git LFS pointer, which stands for a file that was not fetched."""
+    """The fault of a file that begins like a Git LFS pointer, the placeholder of a file that was not downloaded."""
     if not head.startswith(_LFS_MAGIC):
         return None
     size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")
@@ -50,7 +50,7 @@ def lfs_pointer_problem(path: Path, head: bytes) -> str | None:
 
 
 def unread_lfs_problem(path: Path) -> str | None:
-    """The same for a file that is not read otherwise."""
+    """The same check for a file whose content is not read here."""
     try:
         with path.open("rb") as file:
             return lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))

@@ -1,6 +1,6 @@
-"""Checks limits of the process and of shared memory that would end a start or a server late.
+"""Checks process limits and shared memory, which would otherwise stop a start late or a running server.
 
-Not checked: RLIMIT_MEMLOCK, since nothing here locks memory.
+RLIMIT_MEMLOCK is not checked, since nothing here locks memory.
 """
 
 import os
@@ -18,18 +18,18 @@ from startup.preflight.report import Finding, error, warning
 SHM: Final = Path("/dev/shm")
 
 _LIBRARY_BYTES: Final = 1 << 30
-"""Address space of an engine process with torch and transformers imported: 730 MB measured, and its threads' stacks."""
+"""Address space of an engine process with torch and transformers: 730 MB measured, plus the stacks of its threads."""
 _ANONYMOUS_BYTES: Final = 640 << 20
-"""What of it counts for RLIMIT_DATA: 310 MB with the imports, and 8 MiB for each thread's stack."""
+"""The part that counts for RLIMIT_DATA: 310 MB after the imports, plus 8 MiB for each thread's stack."""
 _NUM_FILES_LEAST: Final = 96
-"""Libraries, sockets between processes, the event loop and a few shards: a start opens about 40."""
+"""Libraries, sockets between processes, the event loop and a few shards: a start opens about 40 files."""
 _NUM_FILES_GOOD: Final = 1024
 _SHM_LEAST_BYTES: Final = 16 << 20
-"""Semaphores of multiprocessing and the registrations of OpenMP take less."""
+"""More than multiprocessing's semaphores and OpenMP's registrations need."""
 
 
 def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Finding]:
-    """Soft limits of this process, which its children inherit."""
+    """Checks this process's soft limits, which its children inherit."""
     yield from _check_num_files()
     if shape is not None and not expects_gpu():
         cache = _reserved_bytes(shape, config)
@@ -39,7 +39,7 @@ def check_limits(shape: ModelShape | None, config: EngineConfig) -> Iterator[Fin
 
 
 def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
-    """Without a little of it, multiprocessing cannot make semaphores."""
+    """Checks /dev/shm, which multiprocessing needs for its semaphores."""
     try:
         state = os.statvfs(folder)
     except OSError as err:
@@ -69,7 +69,7 @@ def _check_num_files() -> Iterator[Finding]:
     if soft < _NUM_FILES_LEAST:
         yield error("nofile", f"{soft} open files are allowed, a start needs {_NUM_FILES_LEAST}: {advice}")
     else:
-        yield warning("nofile", f"{soft} open files are allowed, and every client takes one: {advice}")
+        yield warning("nofile", f"{soft} open files are allowed, and every client needs one: {advice}")
 
 
 def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -> Iterator[Finding]:
@@ -86,5 +86,5 @@ def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -
 
 
 def _reserved_bytes(shape: ModelShape, config: EngineConfig) -> int:
-    """Address space of the KV cache on a CPU: every slot in full, though pages are committed on use alone."""
+    """Address space of the KV cache on a CPU: all slots at full length, though pages are committed only on use."""
     return config.max_num_seqs * shape.sequence_tokens(config.max_model_len) * shape.kv_bytes_per_token

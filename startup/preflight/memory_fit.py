@@ -1,4 +1,4 @@
-"""Checks that weights, one sequence of KV cache and the program itself fit into memory."""
+"""Checks that the weights, the KV cache of one sequence and the program fit into memory."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -15,10 +15,10 @@ PROGRAM_BYTES: Final = 500 << 20
 
 
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
-    """Faults, with the numbers and the flags that help."""
+    """Reports faults with their numbers and the flags that help."""
     yield from _check_length(shape, config)
     yield from _check_cache_size(shape, config)
-    # A GPU has memory of its own; the engine asks it for the room there is before it loads anything.
+    # A GPU has its own memory, which the engine checks before it loads the model.
     if memory is not None and not expects_gpu():
         yield from _check_fit(shape, config, memory)
 

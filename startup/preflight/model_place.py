@@ -1,4 +1,4 @@
-"""Where a model or tokenizer is, by the rules of `startup.model.source`, but without asking the network."""
+"""Locates a model or tokenizer by the rules of `startup.model.source`, but without network access."""
 
 from enum import Enum
 from pathlib import Path
@@ -12,7 +12,7 @@ from startup.preflight.snapshot import dangling_links
 
 
 class PlaceKind(Enum):
-    """How the files of a model are come by."""
+    """Where the files of a model come from."""
 
     FOLDER = "a local folder"
     SNAPSHOT = "a complete snapshot in the hub's cache"
@@ -21,38 +21,38 @@ class PlaceKind(Enum):
 
 
 class ModelPlace(NamedTuple):
-    """Where the files are, or are to come from."""
+    """A model's or tokenizer's files: where they are, or will be downloaded to."""
 
     kind: PlaceKind
     name: str
-    """As the user wrote it."""
+    """The name as given by the user."""
     folder: Path | None = None
-    """Of a download that is due: the unfinished snapshot, if there is one."""
+    """The files' folder; before a download the incomplete snapshot, if there is one."""
     revision: str | None = None
     is_tokenizer: bool = False
     has_other_source: bool = False
-    """Whether it can be had without the hub too, as the default model can."""
+    """Whether it is available without the hub too, as the default model is."""
 
     @property
     def is_local(self) -> bool:
-        """Whether the network is not needed."""
+        """Whether all files are on disk."""
         return self.kind in (PlaceKind.FOLDER, PlaceKind.SNAPSHOT)
 
 
 def locate_model(config: ModelConfig) -> ModelPlace:
-    """The model's place."""
+    """Locates the model."""
     if config.model is None:
         return _locate_default(config)
     return _locate(config.model, config, is_tokenizer=False)
 
 
 def locate_tokenizer(config: ModelConfig) -> ModelPlace | None:
-    """The tokenizer's place, None where it is the model's."""
+    """Locates the tokenizer; None if it comes with the model."""
     return _locate(config.tokenizer, config, is_tokenizer=True) if config.tokenizer is not None else None
 
 
 def locate_files(config: ModelConfig) -> ModelFiles | None:
-    """The files that will be served, where all of them are on disk; else None."""
+    """The files that will be served; None unless all of them are on disk."""
     model = locate_model(config)
     tokenizer = locate_tokenizer(config) or model
     if model.folder is None or tokenizer.folder is None or not (model.is_local and tokenizer.is_local):

@@ -1,4 +1,4 @@
-"""Derives from config.json and the weights' headers how much memory a model takes."""
+"""Computes a model's memory needs from config.json and the headers of its weights."""
 
 from typing import Any, Final, NamedTuple
 
@@ -17,19 +17,19 @@ _LENGTH_KEYS: Final = (
 _DEFAULT_LENGTH: Final = 2048
 _ITEM_BYTES: Final = {"float64": 8, "float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 _CONVERTED: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Types of the checkpoint that are converted to the wanted one; quantized weights stay as they are."""
+"""Types in the checkpoint that are converted to the configured type; quantized weights are not converted."""
 
 
 class ModelShape(NamedTuple):
-    """A model's needs, in bytes and tokens."""
+    """A model's sizes in bytes and tokens."""
 
     dtype: str
     weight_bytes: int
-    """Of the weights as they are in memory."""
+    """Bytes of the weights in memory, after conversion."""
     kv_bytes_per_token: int
-    """Keys and values of all layers; 0 where config.json does not tell, and for a model that keeps none."""
+    """Keys and values of all layers; 0 if config.json does not give them, and for a model without a KV cache."""
     own_max_len: int | None
-    """The longest sequence that the model was made for, None where config.json does not tell."""
+    """The longest sequence that the model supports; None if config.json does not give it."""
 
     def sequence_tokens(self, wanted: int | None) -> int:
         """The longest sequence that would be served."""
@@ -37,7 +37,7 @@ class ModelShape(NamedTuple):
 
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
-    """Facts for the checks of memory; `config.dtype` decides how large weights and cache are."""
+    """The sizes for the checks of memory; weights and KV cache depend on `config.dtype`."""
     text = _text_config(checkpoint.config)
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
@@ -52,7 +52,7 @@ def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape
 
 
 def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of the configuration of a model of several kinds of input."""
+    """The configuration with the language model's part of a multimodal model merged in."""
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
@@ -78,7 +78,7 @@ def _weight_bytes(checkpoint: Checkpoint, item_bytes: int) -> int:
 
 
 def _kv_elements(text: dict[str, Any]) -> int:
-    """Elements of keys and values of one token in all layers."""
+    """Number of elements in the keys and values of one token in all layers."""
     num_layers = _count(text, "num_hidden_layers", "n_layer", "num_layers")
     num_heads = _count(text, "num_attention_heads", "n_head", "num_heads")
     hidden_size = _count(text, "hidden_size", "n_embd", "d_model")
@@ -88,5 +88,5 @@ def _kv_elements(text: dict[str, Any]) -> int:
 
 
 def _count(text: dict[str, Any], *keys: str) -> int:
-    """The first of the numbers that is there, 0 where none is."""
+    """The first positive number under these keys; 0 if there is none."""
     return next((text[key] for key in keys if isinstance(text.get(key), int) and text[key] > 0), 0)

@@ -1,4 +1,4 @@
-"""Says what is wrong with where model and tokenizer are to come from."""
+"""Checks that model and tokenizer exist or may be downloaded."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +12,19 @@ from startup.preflight.report import Finding, error
 
 
 def check_place(place: ModelPlace, config: ModelConfig) -> Iterator[Finding]:
-    """A place that does not exist, or a download that is forbidden."""
+    """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     if place.kind is PlaceKind.NOWHERE:
-        yield error("model", f"{option} {place.name} {_what_it_is(Path(place.name).expanduser())}")
+        yield error("model", f"{option} {place.name} {_problem(Path(place.name).expanduser())}")
     elif place.kind is PlaceKind.HUB and is_offline() and not place.has_other_source:
         state = f"only in part in {place.folder}" if place.folder else f"not in {hub_cache_dir(config)}"
         yield error(
-            "model", f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for once"
+            "model",
+            f"{option} {place.name} is {state}, and HF_HUB_OFFLINE forbids the download: unset it for this start",
         )
 
 
-def _what_it_is(path: Path) -> str:
+def _problem(path: Path) -> str:
     if path.exists():
         return "is a file: give the folder that holds config.json and the weights"
     return f"is neither a folder nor a name on the Hugging Face hub{did_you_mean(path.name, _siblings(path))}"

@@ -1,4 +1,4 @@
-"""What the preflight found, for people and for programs."""
+"""The preflight's findings, as text and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -15,47 +15,47 @@ _ORDER: Final[tuple[Severity, ...]] = ("error", "warning", "info")
 
 
 class Finding(NamedTuple):
-    """One fault, or something worth knowing, with the value at fault and what to do about it."""
+    """A fault, with the faulty value and the fix, or a piece of information."""
 
     check: str
-    """Which check found it: a stable id such as `port` or `weights`."""
+    """The check's stable id, such as `port` or `weights`."""
     severity: Severity
-    """`error`: the start would fail; `warning`: it may, or will be slow; `info`: no harm done."""
+    """`error`: the start would fail; `warning`: it may fail or be slow; `info`: no fault."""
     message: str
 
 
 def error(check: str, message: str) -> Finding:
-    """The start would fail."""
+    """A finding with which the start would fail."""
     return Finding(check, "error", without_login(message))
 
 
 def warning(check: str, message: str) -> Finding:
-    """The start may fail later, or not do what is expected."""
+    """A finding with which the start may fail later or behave unexpectedly."""
     return Finding(check, "warning", without_login(message))
 
 
 def info(check: str, message: str) -> Finding:
-    """Worth knowing."""
+    """A finding that is not a fault."""
     return Finding(check, "info", without_login(message))
 
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """Everything that was found, at once."""
+    """All findings of one run."""
 
     findings: tuple[Finding, ...]
     duration_s: float
     checks: tuple[tuple[str, float], ...] = ()
-    """The groups of checks that ran, each with its seconds."""
+    """The groups of checks that ran, with their durations in seconds."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """What must be mended before a start."""
+        """Faults that must be fixed before a start."""
         return self._of("error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
-        """What may go wrong later."""
+        """Faults that may cause problems later."""
         return self._of("warning")
 
     def as_error(self) -> StartupError | None:
@@ -77,7 +77,7 @@ class PreflightReport:
         return json.dumps(content, indent=2)
 
     def to_text(self) -> str:
-        """A line per finding, errors first, and a last line that sums up."""
+        """A line per finding, errors first, and a summary line."""
         lines = [f"{f.severity:<8}{f.check:<16}{f.message}" for severity in _ORDER for f in self._of(severity)]
         return "\n".join([*lines, self._summary()])
 
@@ -94,6 +94,6 @@ def _count(number: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names with commas between, and how many more there are."""
+    """The first names, separated by commas, and the number of the others."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,7 +1,7 @@
-"""Runs every check, so that all faults of a start are known at once, before anything heavy is imported.
+"""Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Standard library only, but for jinja2 where there is a chat template to compile, and the hub's client where a download
-is due. The network is asked for what is not on disk alone.
+Imports only the standard library, jinja2 to compile a chat template, and the hub's client before a download. Uses
+the network only for files that are not on disk.
 """
 
 import time
@@ -42,12 +42,12 @@ HUB_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
-    """What the checks take for granted about the machine; defaults are the machine itself."""
+    """The checks' assumptions about the machine; by default they examine the machine itself."""
 
     is_listening: bool = False
-    """Whether the launcher has the socket already, so that the address needs no check."""
+    """Whether the launcher listens already, so that the address needs no check."""
     memory: MemoryState | None = None
-    """None asks the kernel."""
+    """None reads it from the kernel."""
     shm: Path = SHM
     hub_timeout_s: float = HUB_TIMEOUT_S
 
@@ -58,7 +58,9 @@ def run_preflight(
     """Reports every fault at once; never raises for a fault.
 
     Args:
-        files: where the model is, once it has been resolved; None finds it by the configuration.
+        config: the start's configuration.
+        files: the model's files, if they are resolved already; None locates them by the configuration.
+        options: what to assume about the machine.
     """
     begin = time.perf_counter()
     findings: list[Finding] = []
@@ -71,17 +73,17 @@ def run_preflight(
 
 
 def _run(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """A check that fails itself must not end a start that would have worked."""
+    """An error inside a check is a warning: it must not prevent a start that would work."""
     try:
         return list(check())
     except EnvError:
-        return []  # the check of the environment has told it
+        return []  # reported by the check of the environment
     except Exception as err:  # noqa: BLE001 - the boundary of a check
         return [warning(name, f"this check could not be done: {type(err).__name__}: {err}")]
 
 
 class _Preflight:
-    """One run; what several checks need is found once."""
+    """One run; caches what several checks need."""
 
     def __init__(self, config: StartupConfig, files: ModelFiles | None, options: PreflightOptions) -> None:
         self._config = config
@@ -90,7 +92,7 @@ class _Preflight:
         self._hub_checks: list[HubCheck] = []
 
     def checks(self) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
-        """Groups of checks in their order: the hub is asked early and heard last."""
+        """Groups of checks in their order; the request to the hub is sent early and evaluated last."""
         server = self._config.server
         yield "environment", check_environment
         yield "model", self._check_places
@@ -154,7 +156,7 @@ class _Preflight:
             return
         if self._model.is_local:
             yield from self._checkpoint.findings
-        else:  # what is missing will come, but a broken file will not be fetched again
+        else:  # missing files will be downloaded, but a broken file will not be downloaded again
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
         if self._files is None and self._model.kind is not PlaceKind.FOLDER:
             yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)

@@ -1,4 +1,4 @@
-"""Reads a safetensors file's header and says everything that is wrong with the file, without reading its data.
+"""Reads a safetensors file's header and reports all faults of the file, without reading its data.
 
 Layout: 8 bytes, the header's length (little-endian); the header, a JSON object; the tensors' data.
 """
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, NamedTuple
 
 _LENGTH_BYTES: Final = 8
 _MAX_HEADER_BYTES: Final = 100_000_000
-"""The most that the safetensors library accepts."""
+"""The longest header that the safetensors library accepts."""
 
 DTYPE_BITS: Final = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -23,7 +23,7 @@ DTYPE_BITS: Final = {
 
 
 class TensorEntry(NamedTuple):
-    """What the header says about one tensor."""
+    """The header's entry for one tensor."""
 
     dtype: str
     num_elements: int
@@ -36,7 +36,7 @@ class TensorEntry(NamedTuple):
 
 
 class SafetensorsFile(NamedTuple):
-    """A file's tensors by name, and what is wrong with it."""
+    """A file's tensors by name, and its faults."""
 
     path: Path
     tensors: dict[str, TensorEntry]
@@ -44,7 +44,7 @@ class SafetensorsFile(NamedTuple):
 
 
 def read_safetensors(path: Path) -> SafetensorsFile:
-    """Never raises: what cannot be read is a problem of the file."""
+    """Reads the header; never raises: an unreadable file is reported as a problem."""
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -59,7 +59,7 @@ def read_safetensors(path: Path) -> SafetensorsFile:
 
 
 class _HeaderError(ValueError):
-    """The header makes no sense, so there is nothing more to check."""
+    """The header is invalid, so that nothing more can be checked."""
 
 
 def _read_header(file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

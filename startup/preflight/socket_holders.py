@@ -20,7 +20,7 @@ class Holder(NamedTuple):
 
     pid: int
     command: str
-    """Its command line, without secrets, cut to one line."""
+    """Its command line without secrets, shortened to one line."""
     is_listening: bool
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Holder(NamedTuple):
 
 
 def tcp_holders(port: int, proc: Path = PROC) -> list[Holder]:
-    """Processes other than this one whose sockets have the port as their local one."""
+    """Other processes with a socket on this local port."""
     listening: set[int] = set()
     others = bound_socket_inodes(port)
     for name in ("tcp", "tcp6"):
@@ -40,12 +40,12 @@ def tcp_holders(port: int, proc: Path = PROC) -> list[Holder]:
 
 
 def bound_holders(port: int, proc: Path = PROC) -> list[Holder]:
-    """Those among them that have bound the port and neither listen nor are connected."""
+    """Other processes with a socket that is bound to the port but neither listens nor is connected."""
     return _holders(set(), bound_socket_inodes(port), proc)
 
 
 def unix_holders(path: Path, proc: Path = PROC) -> list[Holder]:
-    """Processes other than this one that have bound the UNIX socket."""
+    """Other processes that have bound the UNIX socket."""
     listening: set[int] = set()
     others: set[int] = set()
     for line in _table(proc / "net" / "unix"):
@@ -63,7 +63,7 @@ def _table(path: Path) -> Iterator[list[str]]:
 
 
 def _holders(listening: set[int], others: set[int], proc: Path) -> list[Holder]:
-    """One per process, listening ones first; a socket of nobody, as after a close, has the inode 0."""
+    """One entry per process, listening ones first; inode 0 means a socket without a process, as after a close."""
     wanted = {f"socket:[{inode}]": inode in listening for inode in (others | listening) - {0}}
     is_listening: dict[int, bool] = {}
     for pid, link in _open_sockets(proc) if wanted else ():

@@ -1,7 +1,7 @@
-"""Checks that a PyTorch `.bin` file is whole, without unpickling anything.
+"""Checks that a PyTorch `.bin` file is complete, without unpickling it.
 
-Since PyTorch 1.6 such a file is a zip archive, whose directory lies at its end; before, it was a bare pickle,
-of which nothing can be told but how it begins.
+Since PyTorch 1.6 such a file is a zip archive with its directory at the end. An older file is a bare pickle, of
+which only the beginning can be checked.
 """
 
 import os
@@ -18,7 +18,7 @@ _FIELD_IS_IN_64: Final = 0xFFFFFFFF
 
 
 def torch_file_problem(path: Path) -> str | None:
-    """What is wrong with the file, None where nothing is."""
+    """The file's fault; None if there is none."""
     try:
         with path.open("rb") as file:
             magic = file.read(len(_ZIP_MAGIC))

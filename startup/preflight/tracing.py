@@ -1,4 +1,4 @@
-"""Checks that traces can be sent: the address is one, and OpenTelemetry is installed."""
+"""Checks that traces can be sent: the address is valid, and OpenTelemetry is installed."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ _MODULES: Final = {
 
 
 def check_tracing(server: ServerConfig) -> Iterator[Finding]:
-    """Nothing is looked at, or imported, without `--otlp-traces-endpoint`."""
+    """Checks and imports nothing without `--otlp-traces-endpoint`."""
     if server.otlp_traces_endpoint is None:
         return
     from server.tracing.endpoint import read_endpoint

@@ -28,7 +28,7 @@ def test_an_arbitrary_user_without_a_place_to_write_is_served(model_path: Path) 
         with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             assert client.completions.create(model="smol", prompt="Hello", max_tokens=3).choices[0].text
         assert set(for_each_process(server, lambda process: process.uids().effective)) == {12345}
-        assert "nothing is kept between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
+        assert "nothing is cached between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
         if read_only and not any(map(os.path.ismount, ("/tmp", "/var/tmp"))):  # these are not the root's
             assert "no temporary file can be made in /tmp" in server.log
         assert "Traceback" not in server.log

@@ -59,7 +59,7 @@ def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_the
     words = [str(model_path), "--http-header-timeout", "600", "--disable-uvicorn-access-log"]
     lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
     with ServerProcess(words, launcher=launcher, environment=lasting) as server, ExitStack() as stack:
-        assert f"{_FEW} open files are allowed, and every client takes one: `ulimit -n` goes up to {_FEW}" in server.log
+        assert f"{_FEW} open files are allowed, and every client needs one: `ulimit -n` goes up to {_FEW}" in server.log
         api = psutil.Process(server.process.pid)
         readers = [StreamReader(server.url, 40) for _ in range(20)]
         for _ in range(3 * _FEW):

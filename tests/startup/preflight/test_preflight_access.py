@@ -32,15 +32,15 @@ def tls(preflight: Preflight, pair: Certificate, **given: Any) -> list[str]:
 
 def test_a_good_certificate_is_told_with_its_last_day(preflight: Preflight, pair: Certificate) -> None:
     [finding] = tls(preflight, pair)
-    assert finding.startswith(f"info: --ssl-certfile {pair.certificate} is good until 20")
+    assert finding.startswith(f"info: --ssl-certfile {pair.certificate} is valid until 20")
 
 
 def test_certificate_and_key_may_be_in_one_file(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(pair.key.read_bytes() + pair.certificate.read_bytes())
     both.chmod(0o600)
-    assert "is good until" in tls(preflight, Certificate(both, both))[0]
-    assert "is good until" in tls(preflight, pair, ssl_certfile=both, ssl_keyfile=None)[0]
+    assert "is valid until" in tls(preflight, Certificate(both, both))[0]
+    assert "is valid until" in tls(preflight, pair, ssl_certfile=both, ssl_keyfile=None)[0]
 
 
 def test_a_key_of_another_certificate_is_told(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(
 def test_a_certificate_that_has_run_out_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
     pair = make_expired(tmp_path)
     assert tls(preflight, pair) == [
-        f"warning: clients will refuse --ssl-certfile {pair.certificate}: certificate has expired"
+        f"warning: clients will reject --ssl-certfile {pair.certificate}: certificate has expired"
     ]
 
 
@@ -78,7 +78,7 @@ def test_a_certificate_that_will_soon_run_out_is_a_warning_where_nobody_renews_i
 def test_a_certificate_for_clients_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
     pair = make_certificate(tmp_path, "client", "extendedKeyUsage=clientAuth")
     [finding] = tls(preflight, pair)
-    assert finding.startswith("warning: clients will refuse")
+    assert finding.startswith("warning: clients will reject")
     assert "purpose" in finding
 
 
@@ -119,7 +119,7 @@ def test_tls_settings_without_a_certificate_do_not_become_plain_http(
 def test_certificates_of_clients_that_nobody_asks_for_are_a_warning(preflight: Preflight, pair: Certificate) -> None:
     told = tls(preflight, pair, ssl_ca_certs=pair.certificate)
     assert [finding for finding in told if finding.startswith("warning")] == [
-        "warning: --ssl-ca-certs checks nobody as long as --ssl-cert-reqs is 0: set it to 2 (required)"
+        "warning: --ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)"
     ]
 
 

@@ -83,7 +83,7 @@ def test_server_that_is_still_starting_on_the_port_is_a_warning(preflight: Prefl
     with holder("tcp", "-", "reuse", "silent") as (pid, port):
         message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port", "warning")
     assert f"bound by pid {pid}" in message
-    assert "whoever listens first gets it" in message
+    assert "the first process to listen gets it" in message
 
 
 @needs_bound_sockets
@@ -152,7 +152,7 @@ def test_unix_socket_that_was_left_behind_is_only_mentioned(tmp_path: Path, pref
 
 def test_socket_paths_that_cannot_be_used_are_told(tmp_path: Path, preflight: Preflight) -> None:
     (tmp_path / "file").touch()
-    assert "is no socket" in told(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
+    assert "is not a socket" in told(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
     assert "there is no folder" in told(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
     assert "at most 107 are possible" in told(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
 

@@ -134,7 +134,7 @@ def test_complete_shards_still_need_their_index(folder, preflight: Preflight) ->
 def test_index_of_another_download_is_told(folder, preflight: Preflight) -> None:
     folder.write_index({"layer0.a": folder.shards[1].name, "layer1.a": folder.shards[1].name})
     (message,) = messages(preflight(folder.path), "index")
-    assert f"promises 1 tensors that {folder.shards[1].name} does not have (layer0.a)" in message
+    assert f"lists 1 tensors that {folder.shards[1].name} does not have (layer0.a)" in message
 
 
 def test_index_without_a_weight_map_is_told(folder, preflight: Preflight) -> None:

@@ -53,7 +53,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "folder"))
     [message] = warnings()
-    assert message.startswith(f"nothing is kept between starts: {tmp_path}/file/folder/vllm_cli cannot be written to")
+    assert message.startswith(f"nothing is cached between starts: {tmp_path}/file/folder/vllm_cli cannot be written to")
     assert "set VLLM_CACHE_ROOT" in message
 
 
