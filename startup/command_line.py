@@ -1,4 +1,4 @@
-"""Takes secrets out of what `ps` and /proc/PID/cmdline show of this process."""
+"""Masks secrets in this process's command line as `ps` and /proc/PID/cmdline show it."""
 
 import os
 from collections.abc import Iterable
@@ -6,13 +6,14 @@ from pathlib import Path
 
 _SELF = Path("/proc/self")
 _ARG_START = 48
-"""Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
+"""Number of the field `arg_start` in /proc/PID/stat (proc(5)); the first one after the command's name is 3."""
 
 
 def mask_in_command_line(secrets: Iterable[str]) -> bool:
     """Overwrites each secret among the words of the command line with stars, in this process and in later forks.
 
-    Between `exec` and this call everybody could read them. False where the kernel does not let a process do this.
+    Between `exec` and this call every user of the machine can read them. Returns False if the kernel does not allow
+    the process to overwrite them.
     """
     hidden = {os.fsencode(secret) for secret in secrets if secret}
     try:

@@ -1,4 +1,4 @@
-"""Bounds a start: at the limit it names the phase, shows where every thread is, and ends the process."""
+"""Limits the duration of a start: at the limit, logs the phase and every thread's stack, and ends the process."""
 
 import faulthandler
 import logging
@@ -19,10 +19,10 @@ EXIT_START_FAILED = 3
 
 
 class StartDeadline:
-    """Runs from `start` to `cancel`; without a limit it does nothing.
+    """Runs between enter and `cancel`; without a limit it does nothing.
 
-    The main thread may be deep in an import or a system call, so that no exception would reach it: the process
-    is ended from the timer's thread, the engine process before it.
+    The main thread may be in an import or a system call, where no exception reaches it: the timer's thread kills the
+    engine process and then exits this process.
     """
 
     def __init__(self, limit_s: float | None, describe: Callable[[], str]) -> None:
@@ -44,14 +44,14 @@ class StartDeadline:
         self.cancel()
 
     def cancel(self) -> None:
-        """The start is over in time."""
+        """The start has finished in time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _expire(self) -> None:
         logger.error("the start took longer than --startup-timeout %g s, in phase %s", self._limit_s, self._describe())
-        logger.error("this is where its threads are:\n%s", _stacks())
+        logger.error("stacks of all threads:\n%s", _stacks())
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 os.kill(child.pid, signal.SIGKILL)
@@ -60,7 +60,7 @@ class StartDeadline:
 
 
 def _stacks() -> str:
-    """Of all threads; written by C code, which needs a file, and no lock that a thread may hold."""
+    """Of all threads; written by C code, which takes no lock that a thread may hold, but needs a file."""
     with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

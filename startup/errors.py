@@ -1,12 +1,12 @@
-"""Errors of the start-up, translated once into exit code 3 by the command line."""
+"""Errors of a start; the command line translates them into exit code 3."""
 
 
 class StartupError(Exception):
-    """The server cannot start; the message is one line that names the value and the fix."""
+    """The server cannot start; the message names the value and the fix."""
 
 
 class ModelNotFoundError(StartupError):
-    """The model is neither a readable folder nor to be had from the hub."""
+    """The model is neither a readable folder nor available from the hub."""
 
 
 class PortInUseError(StartupError):
@@ -14,4 +14,4 @@ class PortInUseError(StartupError):
 
 
 class EngineBootError(StartupError):
-    """The engine process ended or ran out of time before it was ready."""
+    """The engine process exited, or was not ready in time."""

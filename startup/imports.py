@@ -1,8 +1,8 @@
-"""Imports heavy modules the one safe way: one after the other, on the main thread, garbage collector paused.
+"""Imports heavy modules one after the other, on the main thread, with the garbage collector paused.
 
-vLLM imported transformers in a second thread to save time and got half-initialised modules
-(vllm-project/vllm #40331, #40442, reverted by #40438). Collecting while millions of long-lived objects
-are made is what costs; pausing it takes a quarter off (docs/architecture.md).
+A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
+(vllm-project/vllm #40331, #40442, reverted by #40438). Without the collector, which would run again and again while
+millions of long-lived objects are created, imports take a quarter less time (docs/architecture.md).
 """
 
 import gc
@@ -23,10 +23,10 @@ ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process"
 
 
 def import_serially(modules: Iterable[str] = HEAVY_MODULES) -> None:
-    """Imports the modules in order, then moves all objects out of the collector's sight.
+    """Imports the modules in order, then excludes all existing objects from garbage collection (`gc.freeze`).
 
     Raises:
-        RuntimeError: called on another thread than the main one.
+        RuntimeError: called on a thread other than the main one.
     """
     with _collector_paused():
         for module in modules:
@@ -34,10 +34,10 @@ def import_serially(modules: Iterable[str] = HEAVY_MODULES) -> None:
 
 
 def import_engine() -> "LeftOut":
-    """Imports torch, transformers and the engine, without what serving never uses.
+    """Imports torch, transformers and the engine, with stand-ins for modules that serving never uses.
 
     Raises:
-        RuntimeError: called on another thread than the main one.
+        RuntimeError: called on a thread other than the main one.
     """
     from startup.lean.stand_ins import LeftOut, import_lean
 
@@ -50,10 +50,10 @@ def import_engine() -> "LeftOut":
 
 
 def import_vision() -> None:
-    """Imports what rendering images takes: torch and transformers, without what serving never uses.
+    """Imports what rendering images needs: torch and transformers, with stand-ins for modules that serving never uses.
 
     Raises:
-        RuntimeError: called on another thread than the main one.
+        RuntimeError: called on a thread other than the main one.
     """
     from startup.lean.stand_ins import import_lean
 

@@ -1,4 +1,4 @@
-"""Chooses how the engine process is started; nobody else does."""
+"""The only module that sets the start method of multiprocessing."""
 
 import logging
 import multiprocessing
@@ -12,13 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def use_start_method(wanted: str) -> BaseContext:
-    """Sets the process-wide start method and returns the context that is really in force.
+    """Sets the process-wide start method and returns a context with the wanted one.
 
-    A method that somebody has set before stays (multiprocessing allows it only once); this is
-    reported, and the engine is still started the way the user wants.
+    multiprocessing allows setting the method only once: if another one was set before, a warning is logged, and the
+    returned context still starts processes with the wanted method.
 
     Raises:
-        StartupError: `fork` is wanted, but CUDA is in use here already, and a forked process could not use it.
+        StartupError: `fork` is wanted, but CUDA is already initialised here, and a forked process could not use it.
     """
     if wanted == "fork" and _uses_cuda():
         raise StartupError(
@@ -30,7 +30,7 @@ def use_start_method(wanted: str) -> BaseContext:
     in_force = multiprocessing.get_start_method()
     if in_force != wanted:
         logger.warning(
-            "the multiprocessing start method was already %r; the engine is started with %r all the same",
+            "the multiprocessing start method was already %r; the engine is started with %r nevertheless",
             in_force,
             wanted,
         )
@@ -38,6 +38,6 @@ def use_start_method(wanted: str) -> BaseContext:
 
 
 def _uses_cuda() -> bool:
-    """Asks torch only if it is loaded: what has not been imported has not been initialised."""
+    """Whether CUDA is initialised in this process; without torch it is not."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.cuda.is_initialized())

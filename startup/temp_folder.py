@@ -1,4 +1,4 @@
-"""Makes sure that there is a folder for temporary files: the forkserver's socket is made in one."""
+"""Ensures that there is a folder for temporary files: multiprocessing creates the forkserver's socket in one."""
 
 import logging
 import os
@@ -13,17 +13,17 @@ logger = logging.getLogger(__name__)
 _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
-_MOST_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
-"""A socket's address has room for so many (unix(7), `sun_path`), of which multiprocessing needs some itself."""
+_MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less the part that multiprocessing appends."""
 
 
 def ensure_temp_folder() -> None:
-    """With a root file system that is read-only and no /tmp, shared memory is taken; the path must not be too long.
+    """Sets TMPDIR if no usual folder is writable (to /dev/shm), or if the chosen one's path is too long for a socket.
 
-    Before any child exists, as it sets TMPDIR. The folders are those of `tempfile`, whose import takes 10 ms.
+    To be called before any child process exists. The folders are those of `tempfile`, whose import takes 10 ms.
 
     Raises:
-        StartupError: there is no folder at all, or none whose path is short enough.
+        StartupError: there is no writable folder, or none whose path is short enough.
     """
     named = [folder for variable in _VARIABLES if (folder := variable.get())]
     found = next(filter(_is_usable, (*named, *_FOLDERS, os.curdir)), None)
@@ -32,30 +32,30 @@ def ensure_temp_folder() -> None:
         return
     tried = ", ".join((*named, *_FOLDERS))
     if not _is_usable(str(SHM)):
-        raise StartupError(f"no temporary file can be made in {tried}: mount a tmpfs on /tmp, or set TMPDIR")
-    logger.warning("no temporary file can be made in %s: taking %s; mount a tmpfs on /tmp, or set TMPDIR", tried, SHM)
+        raise StartupError(f"no temporary file can be created in {tried}: mount a tmpfs on /tmp, or set TMPDIR")
+    logger.warning("no temporary file can be created in %s: using %s; mount a tmpfs on /tmp, or set TMPDIR", tried, SHM)
     os.environ[env.TMPDIR.name] = str(SHM)
 
 
 def _ensure_short(folder: str) -> None:
-    """A longer path than a socket's address has room for is given up for another one."""
+    """Sets TMPDIR to another folder if this path is too long for a socket's address."""
     num_bytes = len(os.fsencode(Path(folder).absolute()))
-    if num_bytes <= _MOST_BYTES:
+    if num_bytes <= _MAX_BYTES:
         return
     other = next(filter(_is_usable, (*_FOLDERS, str(SHM))), None)
     if other is None:
-        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to a path of {_MOST_BYTES} bytes")
+        raise StartupError(f"{folder} is too long for a socket in it: set TMPDIR to at most {_MAX_BYTES} bytes")
     logger.warning(
-        "temporary files go to %s: a socket in %s would have too long an address; set TMPDIR to a path of %d bytes",
+        "temporary files go to %s: the address of a socket in %s would be too long; set TMPDIR to at most %d bytes",
         other,
         folder,
-        _MOST_BYTES,
+        _MAX_BYTES,
     )
     os.environ[env.TMPDIR.name] = other
 
 
 def _is_usable(folder: str) -> bool:
-    """Whether a file can be made there and hold something, as `tempfile` tries it: the disk may be full."""
+    """Whether a file can be created and written there, as `tempfile` tests it: the disk may be full."""
     if not os.access(folder, os.W_OK | os.X_OK):
         return False
     path = f"{folder}/vllm-cli-{os.getpid()}-probe"
@@ -69,4 +69,4 @@ def _is_usable(folder: str) -> bool:
         return False
     finally:
         os.close(fd)
-        os.unlink(path)  # noqa: PTH108 - as the rest of it
+        os.unlink(path)  # noqa: PTH108 - as the other calls of os here

@@ -1,4 +1,4 @@
-"""Applies the file of `--log-config-file`: a configuration for `logging.config.dictConfig`, as vLLM takes it."""
+"""Applies the file of `--log-config-file`: a configuration for `logging.config.dictConfig`, as in vLLM."""
 
 import copy
 import logging.config
@@ -9,14 +9,14 @@ from startup.logs.options import PACKAGES
 
 _VLLM: Final = "vllm"
 _VLLM_FORMATTER: Final = "NewLineFormatter"
-"""vLLM's own class, which only splits lines."""
+"""A class of vLLM, which only splits lines."""
 
 
 def apply_log_config(config: dict[str, Any]) -> None:
     """Configures this process's logging.
 
     Raises:
-        ConfigError: the configuration names what does not exist, or is none.
+        ConfigError: the configuration is invalid, or names a class or level that does not exist.
     """
     try:
         logging.config.dictConfig(translate(config))
@@ -26,7 +26,7 @@ def apply_log_config(config: dict[str, Any]) -> None:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Files written for vLLM do here what they do there: its logger's settings are for this project's loggers too."""
+    """Adapts a file written for vLLM: the settings of the logger `vllm` also apply to this project's loggers."""
     config = copy.deepcopy(config)
     loggers = config.setdefault("loggers", {})
     if _VLLM in loggers:

@@ -1,6 +1,6 @@
-"""Logs as JSON, one object in one line each, whoever wrote them: this project, a library, the interpreter.
+"""Logs as JSON, one object per line: records of this project and of libraries, warnings and uncaught exceptions.
 
-What goes past Python, such as the last words of a crashing C library, stays as it is.
+Output that does not pass through Python, such as the message of a crashing C library, is unchanged.
 """
 
 import io
@@ -18,23 +18,23 @@ from server.request_ids import current_request_id
 from startup.logs.formatters import CONTROL_CHARACTERS, RoleFormatter
 
 _ACCESS_FIELDS: Final = ("client", "method", "path", "http_version", "status")
-"""What uvicorn's access log gives as arguments."""
+"""The arguments of uvicorn's access log records."""
 _FOREIGN_LOGGERS: Final = ("transformers", "huggingface_hub")
-"""Libraries that bring a handler of their own."""
+"""Libraries that install handlers of their own."""
 _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": logging.WARNING}
-"""What a line that the command line shows to people begins with."""
+"""First words of the command line's messages, with the level that they stand for."""
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, process, and what else is known of a record."""
+    """Time, level, logger, message, phase, process, role, and where present request id, access fields and traceback."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
-        """Without `phase`, lines tell none."""
+        """Without `phase`, lines have no such member."""
         super().__init__(role)
         self._phase = phase
 
     def role_of(self, record: logging.LogRecord) -> str:
-        """What the process is that the record is of."""
+        """The role of the process that made the record."""
         return self.role
 
     def format(self, record: logging.LogRecord) -> str:
@@ -62,15 +62,15 @@ class JsonFormatter(RoleFormatter):
 
 
 def format_warning(message: str, *, logger: str, role: str, phase: str) -> str:
-    """One line, for what is said before there is a log."""
+    """One line, for warnings before logging is configured."""
     record = logging.LogRecord(logger, logging.WARNING, "", 0, "%s", (message,), None)
     return JsonFormatter(role, lambda: phase).format(record)
 
 
 class LineStream(io.TextIOBase):
-    """Stands in for `sys.stderr`: what is written there becomes records of the logger `stderr`.
+    """Replaces `sys.stderr`: text written to it becomes records of the logger `stderr`.
 
-    A record is what came until a write ended with a line break, so that a message of several lines stays together.
+    A record ends where a write ends with a line break, so that a message of several lines stays together.
     """
 
     encoding = "utf-8"
@@ -83,7 +83,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Logs as soon as a line is complete; a handler's own complaint goes below, or it would go round in circles."""
+        """Logs once a line is complete; text written meanwhile, by a failing handler, goes to the stream below."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):
@@ -98,19 +98,19 @@ class LineStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Complete lines are out already."""
+        """Complete lines are already written."""
         self.below.flush()
 
     def fileno(self) -> int:
-        """For what has to write without Python."""
+        """The stream's descriptor, for C code."""
         return self.below.fileno()
 
     def isatty(self) -> bool:
-        """A terminal's live line and colours would break the JSON."""
+        """False: live lines and colours would break the JSON."""
         return False
 
     def writable(self) -> bool:
-        """As standard error is."""
+        """Always True."""
         return True
 
     def _log(self) -> None:
@@ -121,7 +121,7 @@ class LineStream(io.TextIOBase):
 
 
 def log_everything_as_json() -> None:
-    """Sends what is not logged through the log: warnings, uncaught exceptions, and all that is written to stderr."""
+    """Also logs warnings, uncaught exceptions and everything that is written to `sys.stderr`."""
     if not isinstance(sys.stderr, LineStream):
         sys.stderr = LineStream(sys.stderr)
     logging.captureWarnings(True)

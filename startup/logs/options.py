@@ -1,4 +1,4 @@
-"""How a process logs, as a value; nothing is imported for it."""
+"""Settings of a process's log; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -11,9 +11,9 @@ PACKAGES: Final = ("vllm_cli", "startup", "server", "envs")
 
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
-    """Travels to the processes that a process starts."""
+    """Passed on to child processes."""
 
     level: str
     format: LogFormat = "text"
     config: dict[str, Any] | None = None
-    """A configuration for `logging.config.dictConfig`, from `--log-config-file`; it wins over the other two."""
+    """A configuration for `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""

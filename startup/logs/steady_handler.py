@@ -1,4 +1,4 @@
-"""Log lines to a stream that may take nothing for a while, such as a file on a disk that is full."""
+"""Writes log lines to a stream that may temporarily fail, such as a file on a full disk."""
 
 import logging
 import sys
@@ -6,9 +6,9 @@ from typing import TextIO
 
 
 class SteadyHandler(logging.StreamHandler[TextIO]):
-    """Drops what the stream does not take, and says how much that was as soon as it takes something again.
+    """Drops lines that cannot be written, and logs their number with the next line that can.
 
-    The logging module would answer each failure with a traceback, for which standard error has no room either.
+    The logging module would write a traceback for each failure, to the same stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -17,13 +17,13 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         self._reason = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called with the handler's lock held."""
+        """Runs with the handler's lock held."""
         if self._num_dropped:
-            self._tell(record)
+            self._log_dropped(record)
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
-        """A fault of the stream's is counted; anything else is a mistake in the program, and shown."""
+        """Counts failures of the stream; any other exception is an error in the program, and shown."""
         err = sys.exc_info()[1]
         if isinstance(err, OSError):
             self._num_dropped += 1
@@ -31,11 +31,11 @@ class SteadyHandler(logging.StreamHandler[TextIO]):
         else:
             super().handleError(record)
 
-    def _tell(self, record: logging.LogRecord) -> None:
+    def _log_dropped(self, record: logging.LogRecord) -> None:
         num_dropped, self._num_dropped = self._num_dropped, 0
-        message = "%d lines of this log were lost: standard error took nothing (%s)"
+        message = "%d lines of this log were lost: standard error could not be written (%s)"
         args = (num_dropped, self._reason)
         note = logging.LogRecord(__name__, logging.WARNING, record.pathname, 0, message, args, None)
         super().emit(note)
-        if self._num_dropped:  # it takes nothing yet: the note is none of the lost lines
+        if self._num_dropped:  # still failing: the note itself does not count
             self._num_dropped = num_dropped

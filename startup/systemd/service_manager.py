@@ -1,4 +1,4 @@
-"""Tells the service manager (systemd, or what speaks its protocol) how the start and the end go: sd_notify(3)."""
+"""Notifies the service manager (systemd, or one with its protocol) of the start and the stop: sd_notify(3)."""
 
 import logging
 import os
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_S: Final = 5.0
-"""How long a manager that is busy is waited for where a message must arrive."""
+"""How long a message that must arrive waits for a busy manager."""
 _US: Final = 1_000_000
 
 
 class ServiceManager:
-    """Datagrams to the socket in NOTIFY_SOCKET; where the variable is not set, nothing is done.
+    """Sends datagrams to the socket in NOTIFY_SOCKET; does nothing if the variable is not set.
 
-    Lives in the API process, on its main thread. An address that begins with `@` is an abstract one.
+    Used in the API process. An address that begins with `@` is an abstract one.
     """
 
     def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
@@ -33,11 +33,11 @@ class ServiceManager:
 
     @classmethod
     def from_environment(cls) -> "ServiceManager":
-        """The manager that started this process, if one did."""
+        """The manager named by NOTIFY_SOCKET, with its watchdog if it watches this process."""
         address = env.NOTIFY_SOCKET.get()
         if address is not None and address[:1] not in ("/", "@"):
             logger.warning(
-                "NOTIFY_SOCKET must be a path or begin with @, got %r: the service manager is not told", address
+                "NOTIFY_SOCKET must be a path or begin with @, got %r: the service manager is not notified", address
             )
             address = None
         is_watched = env.WATCHDOG_PID.get() in (None, os.getpid())
@@ -45,15 +45,15 @@ class ServiceManager:
         return cls(address, watchdog_us / _US if watchdog_us else None)
 
     def notify_status(self, status: str) -> None:
-        """What `systemctl status` shows; may get lost where the manager is busy."""
+        """Sets the text that `systemctl status` shows; dropped if the manager is busy."""
         if self._address is not None and status != self._status:
             self._status = status
             self._send(f"STATUS={_on_one_line(status)}", timeout_s=0)
 
     def notify_ready(self, status: str) -> None:
-        """The server takes requests. On the event loop: from now on, it is the loop's life that the watchdog sees.
+        """The server accepts requests. Called on an event loop, starts the watchdog's heartbeat on that loop.
 
-        On a thread without a loop there is nobody whose life it could see, and it is switched off.
+        On a thread without a loop there is no heartbeat, and the watchdog is switched off.
         """
         if self._address is None:
             return
@@ -64,52 +64,54 @@ class ServiceManager:
             message += "\nWATCHDOG_USEC=0"
         self._send(message, timeout_s=_TIMEOUT_S)
         if self._watchdog_s is not None and loop is not None:
-            self._beat(loop, self._watchdog_s / 2)
+            self._send_heartbeat(loop, self._watchdog_s / 2)
 
     def notify_stopping(self, status: str) -> None:
-        """No more requests are taken."""
+        """The server rejects new requests."""
         if self._address is not None:
             self._status = status
             self._send(f"STOPPING=1\nSTATUS={_on_one_line(status)}", timeout_s=_TIMEOUT_S)
 
     def notify_failure(self, reason: str) -> None:
-        """The start has failed; the process ends."""
+        """The start has failed; the process exits."""
         self.notify_status(f"failed: {reason}")
 
     def close(self) -> None:
-        """The last message has been sent."""
+        """Ends the heartbeat; no message follows."""
         if self._timer is not None:
             self._timer.cancel()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _beat(self, loop: "asyncio.AbstractEventLoop", interval_s: float) -> None:
+    def _send_heartbeat(self, loop: "asyncio.AbstractEventLoop", interval_s: float) -> None:
         self._send("WATCHDOG=1", timeout_s=0)
-        self._timer = loop.call_later(interval_s, self._beat, loop, interval_s)
+        self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """A manager that cannot be told is no reason to end."""
+        """A failure is logged as a warning; the server goes on."""
         assert self._address is not None
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.settimeout(timeout_s)
-            self._socket.sendto(message.encode(errors="replace"), _place(self._address))
+            self._socket.sendto(message.encode(errors="replace"), _socket_address(self._address))
         except OSError as err:
-            logger.warning("the service manager at %s was not told %s: %s", self._address, message.split("\n")[0], err)
+            logger.warning(
+                "the service manager at %s was not notified of %s: %s", self._address, message.split("\n")[0], err
+            )
 
 
 def _running_loop() -> "asyncio.AbstractEventLoop | None":
-    """This thread's."""
-    asyncio = import_module("asyncio")  # the server has imported it; the start does not wait for it
+    """The running event loop of this thread."""
+    asyncio = import_module("asyncio")  # imported by the server by now; at the top it would delay the start
     try:
         return asyncio.get_running_loop()  # type: ignore[no-any-return]
     except RuntimeError:
         return None
 
 
-def _place(address: str) -> str:
+def _socket_address(address: str) -> str:
     return f"\0{address[1:]}" if address.startswith("@") else address
 
 

@@ -1,4 +1,4 @@
-"""Takes over a socket that the service manager listens on already: sd_listen_fds(3)."""
+"""Takes a listening socket that the service manager passed to this process: sd_listen_fds(3)."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ _FIRST_FD: Final = 3
 
 
 def take_socket() -> socket.socket | None:
-    """The first socket that was handed over to this process, None where there is none.
+    """The first socket that was passed to this process; None if there is none.
 
-    The variables are removed and no child inherits a descriptor, so that none takes a socket for its own.
+    Removes the variables and makes the descriptors non-inheritable, so that no child process takes the socket.
 
     Raises:
-        StartupError: what was handed over does not listen for connections.
+        StartupError: the first descriptor is not a socket that listens for connections.
     """
     if env.LISTEN_PID.get() != os.getpid():
         return None
@@ -30,9 +30,9 @@ def take_socket() -> socket.socket | None:
     if num_fds == 0:
         return None
     if num_fds > 1:
-        logger.warning("%d sockets were handed over: the first is taken", num_fds)
+        logger.warning("%d sockets were passed: the first is used", num_fds)
     for fd in range(_FIRST_FD, _FIRST_FD + num_fds):
-        with suppress(OSError):  # what is no descriptor, `_open` says of the one that matters
+        with suppress(OSError):  # an invalid first descriptor is reported by `_open`
             os.set_inheritable(fd, False)
     return _open(_FIRST_FD)
 

@@ -30,6 +30,6 @@ def test_an_arbitrary_user_without_a_place_to_write_is_served(model_path: Path) 
         assert set(for_each_process(server, lambda process: process.uids().effective)) == {12345}
         assert "nothing is cached between starts: /.cache/vllm/vllm_cli cannot be written to" in server.log
         if read_only and not any(map(os.path.ismount, ("/tmp", "/var/tmp"))):  # these are not the root's
-            assert "no temporary file can be made in /tmp" in server.log
+            assert "no temporary file can be created in /tmp" in server.log
         assert "Traceback" not in server.log
         assert server.terminate() == 0

@@ -1,4 +1,4 @@
-"""Secrets leave the command line that others can read, and nothing else does."""
+"""Secrets are masked in the command line that other users can read, and nothing else is."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ sys.stdin.read()
 """
 
 
-def test_secrets_are_masked_where_ps_looks(tmp_path: Path) -> None:
+def test_secrets_are_masked_in_proc_cmdline(tmp_path: Path) -> None:
     words = ["--api-key", "one", "ключ", "--hf-token=two", "twofold", "one-more", "", "-x=one"]
     child = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,4 +1,4 @@
-"""Heavy imports are serial, on the main thread, and leave the collector as it was."""
+"""Heavy imports are serial, on the main thread, and leave the garbage collector as it was."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from startup.imports import import_serially
 
 
-def test_another_thread_is_refused() -> None:
+def test_another_thread_is_rejected() -> None:
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -24,7 +24,7 @@ def test_another_thread_is_refused() -> None:
     assert "main thread" in str(errors[0])
 
 
-def test_collector_is_paused_during_and_on_after_the_imports() -> None:
+def test_collector_is_off_during_the_imports_and_on_afterwards() -> None:
     code = (
         "import gc, sys\n"
         "from startup.imports import import_serially\n"

@@ -1,4 +1,4 @@
-"""The start method is set once and a mismatch is reported, never raised."""
+"""The start method is set once; a mismatch is logged, never raised."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def test_method_is_in_force_afterwards(method: str) -> None:
     assert out.split() == [method, method]
 
 
-def test_method_set_by_somebody_else_stays_and_is_reported() -> None:
+def test_method_that_was_set_before_stays_and_is_logged() -> None:
     run = _run(
         "import logging, multiprocessing\n"
         "logging.basicConfig()\n"
@@ -36,7 +36,7 @@ def test_method_set_by_somebody_else_stays_and_is_reported() -> None:
     assert "was already 'spawn'" in run.stderr
 
 
-def test_fork_is_refused_once_cuda_is_in_use() -> None:
+def test_fork_is_rejected_once_cuda_is_initialised() -> None:
     code = (
         "import torch\n"
         "from startup.errors import StartupError\n"

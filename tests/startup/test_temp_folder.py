@@ -1,4 +1,4 @@
-"""A start finds a place for temporary files, or says that there is none."""
+"""A start finds a folder for temporary files, or fails with an error that names the fix."""
 
 import os
 import socket
@@ -14,8 +14,8 @@ from tests.startup.vllm.fake_start import short_folder
 
 
 @pytest.fixture
-def nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Not even for root, who may write everywhere: the folders are not there."""
+def no_folder_is_writable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folders do not exist: root could write to a read-only one."""
     missing = tmp_path / "missing"
     monkeypatch.setattr(temp_folder, "_FOLDERS", (str(missing),))
     monkeypatch.setattr(os, "curdir", str(missing))
@@ -25,7 +25,7 @@ def nothing_can_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> P
     return missing
 
 
-def test_a_folder_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_usable_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     with short_folder() as folder:
         monkeypatch.setenv("TMPDIR", str(folder))
         ensure_temp_folder()
@@ -33,7 +33,7 @@ def test_a_folder_that_can_be_used_is_left_alone(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("num_bytes", "is_too_long"), [(75, False), (76, True)])
-def test_a_folder_that_is_too_long_for_sockets_is_not_taken(
+def test_a_folder_whose_path_is_too_long_for_sockets_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_bytes: int, is_too_long: bool
 ) -> None:
     with short_folder() as short:
@@ -45,19 +45,21 @@ def test_a_folder_that_is_too_long_for_sockets_is_not_taken(
         assert os.environ["TMPDIR"] == str(short if is_too_long else long)
         assert (str(long) in caplog.text) == is_too_long
         monkeypatch.setattr(tempfile, "tempdir", None)
-        folder = tempfile.mkdtemp(prefix="pymp-")  # as multiprocessing does it
+        folder = tempfile.mkdtemp(prefix="pymp-")  # as multiprocessing does
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(tempfile.mktemp(prefix="listener-", dir=folder))
 
 
-def test_shared_memory_is_the_last_resort(nothing_can_be_written: Path, caplog, monkeypatch, tmp_path: Path) -> None:
+def test_shared_memory_is_used_if_no_folder_is_writable(
+    no_folder_is_writable: Path, caplog, monkeypatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(temp_folder, "SHM", tmp_path)
     ensure_temp_folder()
     assert os.environ["TMPDIR"] == str(tmp_path)
-    assert str(nothing_can_be_written) in caplog.text
+    assert str(no_folder_is_writable) in caplog.text
 
 
-def test_no_folder_at_all_ends_the_start(nothing_can_be_written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temp_folder, "SHM", nothing_can_be_written)
+def test_no_folder_at_all_ends_the_start(no_folder_is_writable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temp_folder, "SHM", no_folder_is_writable)
     with pytest.raises(StartupError, match="mount a tmpfs on /tmp, or set TMPDIR"):
         ensure_temp_folder()

@@ -61,7 +61,7 @@ def test_server_starts_serves_and_ends_with_all_that_it_writes_on_a_full_disk(
         assert server.complete(max_tokens=4) == 200
         assert server.terminate() == 0
     lines = log.read_text().splitlines()
-    assert "lines of this log were lost: standard error took nothing (No space left on device)" in lines[0]
+    assert "lines of this log were lost: standard error could not be written (No space left on device)" in lines[0]
     assert any('"POST /v1/completions HTTP/1.1" 200' in line for line in lines[1:])
     assert "Traceback" not in "".join(lines)
     assert not disk.see(folder / "report.json").exists()
@@ -183,6 +183,6 @@ def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
     launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")
     settings = {"TMPDIR": str(folder)}
     with ServerProcess([str(model_path)], launcher=launcher, environment=settings) as server:
-        assert "no temporary file can be made in" in server.log
+        assert "no temporary file can be created in" in server.log
         assert "taking /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
         assert server.complete(max_tokens=4) == 200

@@ -1,4 +1,4 @@
-"""The file of `--log-config-file`: vLLM's own files do here what they do there, and bad ones are named."""
+"""The file of `--log-config-file`: files written for vLLM work here, and invalid ones are reported with their path."""
 
 import json
 import subprocess
@@ -21,13 +21,13 @@ VLLM_FILE: dict[str, Any] = {
 }
 
 
-def test_vllms_logger_stands_for_ours_unless_we_are_named() -> None:
+def test_settings_of_vllms_logger_apply_to_ours_unless_named() -> None:
     loggers = translate(VLLM_FILE | {"loggers": VLLM_FILE["loggers"] | {"server": {"level": "ERROR"}}})["loggers"]
     assert loggers["startup"] == loggers["vllm"]
     assert loggers["server"] == {"level": "ERROR"}
 
 
-def test_the_given_configuration_is_left_alone() -> None:
+def test_the_given_configuration_is_not_changed() -> None:
     before = json.dumps(VLLM_FILE)
     translate(VLLM_FILE)
     assert json.dumps(VLLM_FILE) == before
@@ -54,7 +54,7 @@ logging.getLogger("server.run").debug("hello")
         ("{}", '"version": 1 is missing'),
     ],
 )
-def test_a_bad_file_is_a_usage_error(
+def test_an_invalid_file_is_a_usage_error(
     tmp_path: Path, run_cli: Callable[..., Any], content: str | None, complaint: str
 ) -> None:
     path = tmp_path / "logs.json"
@@ -67,7 +67,7 @@ def test_a_bad_file_is_a_usage_error(
     assert "Traceback" not in run.stderr
 
 
-def test_a_configuration_that_cannot_be_applied_is_one_too(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
+def test_a_configuration_that_cannot_be_applied_is_a_usage_error(tmp_path: Path, run_cli: Callable[..., Any]) -> None:
     path = tmp_path / "logs.json"
     path.write_text(json.dumps({"version": 1, "handlers": {"out": {"class": "nowhere.Handler"}}}))
     run = run_cli("serve", "--log-config-file", str(path), "--port", "0")
@@ -77,7 +77,7 @@ def test_a_configuration_that_cannot_be_applied_is_one_too(tmp_path: Path, run_c
     assert "Traceback" not in run.stderr
 
 
-def test_the_variable_names_a_file_too(tmp_path: Path, run_cli: Callable[..., Any], monkeypatch) -> None:
+def test_the_variable_names_the_file_without_the_flag(tmp_path: Path, run_cli: Callable[..., Any], monkeypatch) -> None:
     monkeypatch.setenv("VLLM_LOGGING_CONFIG_PATH", str(tmp_path / "nothing.json"))
     run = run_cli("serve", "--preflight-only")
     assert run.returncode == 2

@@ -1,4 +1,4 @@
-"""Text logs: whatever gets into a record, only what this program says begins a line, and no terminal obeys it."""
+"""Text in a record cannot forge a line of the log or control a terminal."""
 
 import logging
 import re
@@ -30,19 +30,19 @@ def _record(message: str, *args: object, is_exception: bool = False) -> logging.
 
 @FORMATTERS
 @pytest.mark.parametrize("is_exception", [False, True], ids=["message", "traceback"])
-def test_a_terminal_is_told_nothing_by_a_record(formatter: RoleFormatter, is_exception: bool) -> None:
+def test_a_record_has_no_control_characters(formatter: RoleFormatter, is_exception: bool) -> None:
     text = formatter.format(_record("%s", _HOSTILE, is_exception=is_exception))
     assert [c for c in text if not c.isprintable() and c != "\n"] == []
     assert "x1b[2J" in text or "u001b[2J" in text
 
 
 @FORMATTERS
-def test_no_text_looks_like_a_record_of_its_own(formatter: RoleFormatter) -> None:
+def test_continuation_lines_are_indented(formatter: RoleFormatter) -> None:
     _, *others = formatter.format(_record("%s", _HOSTILE, is_exception=True)).splitlines()
     assert [line for line in others if line and not line.startswith("  ")] == []
 
 
-def test_what_is_printable_stays_as_it_is() -> None:
+def test_printable_characters_are_unchanged() -> None:
     text = TextFormatter("api").format(_record("größe\t日本 %s", "🙂 \\x1b"))
     assert text.endswith("(api) server.x: größe\t日本 🙂 \\x1b")
 

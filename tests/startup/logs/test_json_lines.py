@@ -1,4 +1,4 @@
-"""Logs as JSON: one object in one line each, whoever wrote it. Logging is a process's own, so each test has one."""
+"""Logs as JSON: one object per line, whatever wrote it. Each test configures the logging of its own process."""
 
 import json
 import logging
@@ -22,13 +22,13 @@ logger = logging.getLogger("server.run")
 
 
 def lines_of(code: str) -> list[dict[str, Any]]:
-    """What a program logs."""
+    """The log of a program."""
     run = subprocess.run([sys.executable, "-c", _BEGIN + code], capture_output=True, text=True, timeout=200)
     assert run.stdout == ""
     return [json.loads(line) for line in run.stderr.splitlines()]
 
 
-def test_a_line_tells_when_who_and_what() -> None:
+def test_a_line_has_time_level_logger_phase_role_and_message() -> None:
     (line,) = lines_of("logger.info('%d tokens\\nof \\u00e9', 3)")
     assert line["message"] == "3 tokens\nof é"
     assert (line["level"], line["logger"], line["phase"], line["role"]) == (
@@ -75,7 +75,7 @@ raise ValueError("at last")
     assert plain == ["a library says\nsomething", "without an end, now"]
 
 
-def test_a_library_with_a_handler_of_its_own_speaks_through_the_log() -> None:
+def test_records_of_a_library_with_its_own_handler_become_json() -> None:
     (line,) = lines_of(
         """
 library = logging.getLogger("transformers")
@@ -86,7 +86,7 @@ library.warning("look out")
     assert (line["logger"], line["message"]) == ("stderr", "look out")
 
 
-def test_a_request_is_named_in_what_is_logged_for_it() -> None:
+def test_lines_of_a_request_have_its_id() -> None:
     line, other = lines_of(
         """
 import asyncio
@@ -104,7 +104,7 @@ asyncio.run(main())
     assert {line["request_id"], other["request_id"]} == {"cmpl-1", "cmpl-2"}
 
 
-def test_a_forked_process_has_a_name_and_number_of_its_own() -> None:
+def test_a_forked_process_has_its_own_role_and_pid() -> None:
     child, parent = lines_of(
         """
 import os
@@ -117,7 +117,7 @@ os.wait(); logger.info("hello")
     assert child["pid"] != parent["pid"]
 
 
-def test_text_is_as_it_was() -> None:
+def test_text_format_leaves_other_output_alone() -> None:
     code = _BEGIN.replace('format="json"', 'format="text"') + "logger.warning('careful'); print('raw', file=sys.stderr)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert run.stderr.splitlines()[0].startswith("WARNING ")
@@ -126,7 +126,7 @@ def test_text_is_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", '/"quoted"'])
-def test_the_access_log_tells_its_parts(path: str) -> None:
+def test_access_log_lines_have_method_path_status_and_client(path: str) -> None:
     record = logging.LogRecord(
         "uvicorn.access",
         logging.INFO,

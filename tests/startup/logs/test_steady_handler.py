@@ -1,4 +1,4 @@
-"""Log lines that the stream does not take are counted, and the count is told when it takes lines again."""
+"""Log lines that cannot be written are counted, and the count is logged with the next line that can."""
 
 import io
 import logging
@@ -9,7 +9,7 @@ from startup.logs.steady_handler import SteadyHandler
 
 
 class _Disk(io.StringIO):
-    """Takes nothing while it is full."""
+    """Raises on each write while it is full."""
 
     is_full = False
 
@@ -33,7 +33,7 @@ def _log(handler: SteadyHandler, message: str, *args: object) -> None:
     handler.handle(logging.LogRecord("steady", logging.INFO, __file__, 1, message, args, None))
 
 
-def test_lost_lines_are_counted_until_there_is_room(
+def test_lost_lines_are_counted_until_the_stream_can_be_written(
     disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _log(handler, "before")
@@ -45,14 +45,14 @@ def test_lost_lines_are_counted_until_there_is_room(
     _log(handler, "and later")
     assert disk.getvalue().splitlines() == [
         "before",
-        "3 lines of this log were lost: standard error took nothing (No space left on device)",
+        "3 lines of this log were lost: standard error could not be written (No space left on device)",
         "after",
         "and later",
     ]
     assert capsys.readouterr().err == ""
 
 
-def test_a_mistake_in_the_program_is_still_shown(
+def test_an_error_in_the_program_is_still_shown(
     disk: _Disk, handler: SteadyHandler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _log(handler, "%d", "no number")

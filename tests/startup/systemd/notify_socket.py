@@ -1,4 +1,4 @@
-"""What a service manager hears: a real datagram socket, as systemd's in NOTIFY_SOCKET."""
+"""A service manager's end of NOTIFY_SOCKET: a real datagram socket."""
 
 import socket
 import threading
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class NotifySocket:
-    """Keeps what it hears, message by message."""
+    """Records each message it receives."""
 
     def __init__(self, address: str) -> None:
         self.address = address

@@ -1,4 +1,4 @@
-"""The service manager hears how the start goes, over real sockets; one that is not there hurts nobody."""
+"""The service manager is notified of each phase over real sockets; a missing one does no harm."""
 
 import asyncio
 import logging
@@ -15,22 +15,22 @@ from tests.waiting import wait_until
 
 
 @pytest.fixture(params=["path", "abstract"])
-def heard(request: pytest.FixtureRequest, tmp_path: Path):
+def manager(request: pytest.FixtureRequest, tmp_path: Path):
     address = str(tmp_path / "notify") if request.param == "path" else f"@vllm-cli-test-{uuid4()}"
-    with NotifySocket(address) as listening:
-        yield listening
+    with NotifySocket(address) as notify_socket:
+        yield notify_socket
 
 
-def test_a_start_is_told_phase_by_phase(heard: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", heard.address)
-    with closing(ServiceManager.from_environment()) as manager:
+def test_each_change_of_status_is_sent_once(manager: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    with closing(ServiceManager.from_environment()) as service:
         for status in ("load weights", "load weights", "first\ntoken"):
-            manager.notify_status(status)
-        manager.notify_ready("ready: http://x")
-        manager.notify_stopping("finishing")
-        manager.notify_failure("why\nnot")
-    wait_until(lambda: len(heard.messages) == 5)
-    assert heard.messages == [
+            service.notify_status(status)
+        service.notify_ready("ready: http://x")
+        service.notify_stopping("finishing")
+        service.notify_failure("why\nnot")
+    wait_until(lambda: len(manager.messages) == 5)
+    assert manager.messages == [
         "STATUS=load weights",
         "STATUS=first token",
         "READY=1\nSTATUS=ready: http://x",
@@ -39,42 +39,43 @@ def test_a_start_is_told_phase_by_phase(heard: NotifySocket, monkeypatch: pytest
     ]
 
 
-async def test_the_watchdog_hears_the_event_loop(heard: NotifySocket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", heard.address)
+async def test_the_watchdog_gets_a_heartbeat_from_the_event_loop(
+    manager: NotifySocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("ready")
-        while heard.messages.count("WATCHDOG=1") < 5:
+    with closing(ServiceManager.from_environment()) as service:
+        service.notify_ready("ready")
+        while manager.messages.count("WATCHDOG=1") < 5:
             await asyncio.sleep(0.005)
-    num_beats = len(asyncio.all_tasks())
-    assert num_beats == 1  # the timer ends with the manager
+    assert len(asyncio.all_tasks()) == 1  # this test: the timer ends with the manager
 
 
-async def test_the_watchdog_of_another_process_is_not_ours(heard: NotifySocket, monkeypatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", heard.address)
+async def test_the_watchdog_of_another_process_gets_no_heartbeat(manager: NotifySocket, monkeypatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "1000")
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("ready")
-        manager.notify_stopping("over")
-    wait_until(lambda: len(heard.messages) == 2)
-    assert "WATCHDOG=1" not in heard.lines
+    with closing(ServiceManager.from_environment()) as service:
+        service.notify_ready("ready")
+        service.notify_stopping("over")
+    wait_until(lambda: len(manager.messages) == 2)
+    assert "WATCHDOG=1" not in manager.lines
 
 
-def test_without_a_manager_nothing_is_done(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+def test_without_a_manager_nothing_is_sent_or_logged(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    with closing(ServiceManager.from_environment()) as manager:
-        manager.notify_status("x")
-        manager.notify_ready("x")
-        manager.notify_stopping("x")
+    with closing(ServiceManager.from_environment()) as service:
+        service.notify_status("x")
+        service.notify_ready("x")
+        service.notify_stopping("x")
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "@vllm-cli-nobody", "vsock:2:1234"])
-def test_a_manager_that_cannot_be_told_is_a_warning(address: str, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manager_that_cannot_be_notified_is_a_warning(address: str, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
-    with caplog.at_level(logging.WARNING), closing(ServiceManager.from_environment()) as manager:
-        manager.notify_ready("ready")
+    with caplog.at_level(logging.WARNING), closing(ServiceManager.from_environment()) as service:
+        service.notify_ready("ready")
     [record] = caplog.records
     assert address in record.getMessage()

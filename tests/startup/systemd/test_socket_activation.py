@@ -1,4 +1,4 @@
-"""Sockets that a service manager hands over: descriptors from 3 on, for the process that LISTEN_PID names."""
+"""Sockets passed by a service manager: descriptors from 3 on, for the process that LISTEN_PID names."""
 
 import json
 import os
@@ -12,7 +12,7 @@ _TAKE = """
 import json, os, sys
 given = [int(fd) for fd in sys.argv[1:]]
 for number, fd in enumerate(os.dup(fd) for fd in given):
-    os.dup2(fd, 10 + number)  # out of the way of those that are to be there
+    os.dup2(fd, 10 + number)  # keeps 3 and following free
 for number in range(len(given)):
     os.dup2(10 + number, 3 + number)
 os.environ["LISTEN_PID"] = os.environ["LISTEN_PID"].replace("own", str(os.getpid()))
@@ -40,24 +40,24 @@ def listeners():
         yield first, second
 
 
-def test_the_first_socket_is_taken_and_no_child_inherits_any(listeners) -> None:
+def test_the_first_socket_is_used_and_no_child_inherits_any(listeners) -> None:
     done = _take(*listeners)
-    told = json.loads(done.stdout)
-    assert told["fd"] == 3
-    assert tuple(told["address"]) == listeners[0].getsockname()
-    assert told["inheritable"] == [False, False]
-    assert told["variables"] == []
-    assert "2 sockets were handed over: the first is taken" in done.stderr
+    taken = json.loads(done.stdout)
+    assert taken["fd"] == 3
+    assert tuple(taken["address"]) == listeners[0].getsockname()
+    assert taken["inheritable"] == [False, False]
+    assert taken["variables"] == []
+    assert "2 sockets were passed: the first is used" in done.stderr
 
 
 def test_sockets_of_another_process_are_left_alone(listeners) -> None:
-    told = json.loads(_take(*listeners, pid="1").stdout)
-    assert told["fd"] is None
-    assert len(told["variables"]) == 3
+    taken = json.loads(_take(*listeners, pid="1").stdout)
+    assert taken["fd"] is None
+    assert len(taken["variables"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["datagrams", "not listening"])
-def test_what_takes_no_connections_is_an_error(kind: str) -> None:
+def test_a_socket_that_accepts_no_connections_is_an_error(kind: str) -> None:
     type_ = socket.SOCK_DGRAM if kind == "datagrams" else socket.SOCK_STREAM
     with socket.socket(socket.AF_INET, type_) as bound:
         bound.bind(("127.0.0.1", 0))
