@@ -40,7 +40,7 @@ class OverloadedError(RequestError):
     Args:
         message: which limit is reached, its value and its flag.
         reason: the limit's name, for the metrics.
-        retry_after_s: when to come again.
+        retry_after_s: seconds after which the client may retry.
     """
 
     def __init__(self, message: str, *, reason: str, retry_after_s: int = 1) -> None:
@@ -50,16 +50,19 @@ class OverloadedError(RequestError):
 
 
 class EngineError(ServerError):
-    """The engine could not do what was asked; becomes a 5xx."""
+    """The engine could not process a request; becomes a 5xx."""
 
 
 class EngineStartError(EngineError):
-    """The engine process did not become ready: a bad model, no memory, a crash. Start-up fails with exit code 3."""
+    """The engine process did not become ready: a bad model, no memory, a crash.
+
+    Start-up fails with exit code 3.
+    """
 
 
 class EngineMemoryError(EngineStartError):
-    """The model or its cache has no room on the device; a second try would find none either."""
+    """The model or its cache does not fit on the device; a retry would fail too."""
 
 
 class EngineDeadError(EngineError):
-    """The engine process is gone; nothing can be generated any more."""
+    """The engine process has exited; it cannot generate any more."""

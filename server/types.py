@@ -1,7 +1,7 @@
-"""Values that travel between the renderer, the engine and the routes; standard library and msgspec only.
+"""Values exchanged between the renderer, the engine and the routes; standard library and msgspec only.
 
-They are msgspec structs because the engine lives in a process of its own: what is declared here is
-also what goes over the wire (MessagePack, see `server.engine.messages`).
+They are msgspec structs because the engine runs in a separate process: these types are also the wire format
+(MessagePack, see `server.engine.messages`).
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ import msgspec
 from server.pooler_config import PoolingTask
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-"""Why a request ended: vLLM's words; `abort` and `error` never reach an OpenAI body as such."""
+"""Why a request ended, in vLLM's terms; `abort` and `error` never appear in an OpenAI body."""
 
 
 class GuidedDecoding(msgspec.Struct, frozen=True):
@@ -23,10 +23,9 @@ class GuidedDecoding(msgspec.Struct, frozen=True):
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How one sequence is sampled. Text-level stops are not here: the engine never sees text.
+    """How one sequence is sampled. Stop strings are not included: the engine handles no text.
 
-    Names and meanings follow vLLM's `SamplingParams`; ranges are checked by the protocol layer
-    before a request gets here.
+    Names and meanings follow vLLM's `SamplingParams`. The protocol layer has checked the ranges.
     """
 
     max_tokens: int
@@ -40,7 +39,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """0 means all tokens."""
     min_p: float = 0.0
     seed: int | None = None
-    """With a seed, the sequence is drawn from a generator of its own and does not depend on its neighbours."""
+    """With a seed, the sequence has its own random generator and does not depend on other sequences."""
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     presence_penalty: float = 0.0
@@ -50,14 +49,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """Token sequences that must not appear in the output."""
     allowed_token_ids: tuple[int, ...] = ()
-    """If given, only these tokens may be sampled."""
+    """If not empty, only these tokens may be sampled."""
     logprobs: int | None = None
-    """Number of most likely tokens to report beside the sampled one; None reports nothing."""
+    """Number of most likely tokens to report in addition to the sampled one; None reports nothing."""
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first."""
     guided: GuidedDecoding | None = None
     cache_salt: str | None = None
-    """With a salt the sequence shares nothing with any other: its prompt is neither looked up nor kept."""
+    """With a salt, the sequence does not use the prefix cache: its prompt is neither looked up nor stored."""
 
 
 class TensorData(msgspec.Struct, frozen=True, array_like=True):
@@ -67,21 +66,26 @@ class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """torch's name without `torch.`, e.g. `bfloat16`."""
     shape: tuple[int, ...]
     data: memoryview
-    """Of bytes; not copied on its way to the engine's socket, and nobody may change it any more. (msgspec decodes no
-    union of bytes and memoryview.)"""
+    """The bytes; sent to the engine's socket without a copy, so they must not change.
+
+    (msgspec cannot decode a union of bytes and memoryview.)
+    """
 
 
 class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False, weakref=True):
-    """What stands in a prompt beside token ids; the choices of one prompt share one object, by which they are known."""
+    """The embeddings or images of a prompt.
+
+    The choices of one prompt share one object, which identifies the prompt.
+    """
 
     embeds: TensorData | None = None
-    """A row per prompt token in the place of its embedding, shape [num_prompt_tokens, width]."""
+    """Rows that replace the prompt tokens' embeddings, shape [num_prompt_tokens, width]."""
     mm: dict[str, TensorData] | None = None
-    """The HF processor's outputs beside `input_ids`."""
+    """The HF processor's outputs except `input_ids`."""
 
     @property
     def num_bytes(self) -> int:
-        """What all of it takes."""
+        """Size of all tensors."""
         tensors = [*(() if self.embeds is None else (self.embeds,)), *(self.mm or {}).values()]
         return sum(len(tensor.data) for tensor in tensors)
 
@@ -90,7 +94,7 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """Log-probabilities at one position, natural logarithm, of the model's raw distribution."""
 
     token_id: int
-    """The token that was sampled (or that stands in the prompt)."""
+    """The token that was sampled, or the prompt's token."""
     logprob: float
     rank: int
     """1 for the most likely token of the vocabulary."""
@@ -102,51 +106,51 @@ class LateInteraction(msgspec.Struct, frozen=True, array_like=True):
     """One half of a score by late interaction that the engine computes."""
 
     query_id: str
-    """The query's request id, by which its documents find it."""
+    """The request id of the query; its documents refer to it."""
     role: Literal["query", "document"]
-    """A query's token embeddings are kept until it is aborted; a document is answered with its score against them."""
+    """A query's token embeddings are kept until it is aborted; a document gets its score against them."""
 
 
 class PoolingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is made of one prompt's hidden states; names and meanings follow vLLM's `PoolingParams`."""
+    """How one prompt's hidden states are pooled; names and meanings follow vLLM's `PoolingParams`."""
 
     task: PoolingTask
     use_activation: bool | None = None
-    """Whether embeddings are normalized, and logits become probabilities; None is the model's default."""
+    """Whether embeddings are normalized and logits become probabilities; None is the model's default."""
     dimensions: int | None = None
-    """Cuts embeddings to this length."""
+    """Truncates embeddings to this length."""
     late_interaction: LateInteraction | None = None
-    """With `token_embed`: the embeddings stay in the engine, and scores leave it."""
+    """With `token_embed`: the engine keeps the embeddings and returns scores."""
 
 
 class EngineOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """What one engine step brought one request."""
+    """The output of one engine step for one request."""
 
     request_id: str
     token_ids: list[int] = []
     """New tokens, usually one. An end-of-sequence or stop token is included when it was sampled."""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
-    """The `stop_token_ids` member or end-of-sequence token that ended the request (the last of `token_ids`)."""
+    """The `stop_token_ids` member or end-of-sequence token that ended the request, last in `token_ids`."""
     logprobs: list[TokenLogprob] | None = None
     """One entry per new token, if they were asked for."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """One entry per prompt token (the first is None); sent once, with the first token."""
     num_cached_tokens: int = 0
-    """Prompt tokens that were found in the prefix cache; set with the first token."""
+    """Prompt tokens found in the prefix cache; set with the first token."""
     queue_s: float = 0.0
-    """Seconds from the request's arrival in the engine until it ran; set with the first token."""
+    """Seconds from the request's arrival in the engine until it started to run; set with the first token."""
     prefill_s: float = 0.0
-    """Seconds from there to the first token; set with it."""
+    """Seconds from the end of `queue_s` to the first token; set with the first token."""
     error: str | None = None
-    """With `finish_reason == "error"`: what the client may be told."""
+    """With `finish_reason == "error"`: the message for the client."""
     data: TensorData | None = None
-    """Of a pooled prompt: its embedding, its classes' logits or probabilities, its score; one row per token
-    where the task's name begins with `token_`."""
+    """The result for a pooled prompt: its embedding, its classes' logits or probabilities, or its score; one
+    row per token if the task's name begins with `token_`."""
     num_preemptions: int = 0
-    """How often the sequence has had to go back to the queue so far."""
+    """How often the sequence has been preempted so far."""
     is_request_fault: bool = False
-    """With an error: it comes of what the request asks for."""
+    """Whether the request caused the error."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -162,33 +166,33 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_iteration_tokens: int = 0
     """Tokens the step computed (prompt chunks and decoded tokens)."""
     num_preemptions: int = 0
-    """How often a running sequence had to go back to the queue since start-up."""
+    """Preemptions since start-up."""
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a pooling model can do."""
+    """The capabilities of a pooling model."""
 
     task: PoolingTask
-    """What /pooling does if a request does not say, and what scores are made of."""
+    """The default task of /pooling, and the task that scores are computed from."""
     supported_tasks: tuple[PoolingTask, ...]
     embedding_size: int
-    """Length of an embedding that is not cut."""
+    """Length of an embedding that is not truncated."""
     num_labels: int = 0
-    """Classes of a classifier."""
+    """Number of classes of a classifier."""
     id2label: dict[int, str] = {}
     """Names of the classes."""
     is_matryoshka: bool = False
-    """Whether embeddings may be cut."""
+    """Whether embeddings may be truncated."""
     matryoshka_dimensions: tuple[int, ...] = ()
-    """Lengths to which they may be cut; empty for any."""
+    """Lengths to which embeddings may be truncated; empty allows any."""
     uses_sep_token: bool = True
-    """Whether a cross-encoder's pairs are tokenized as pairs; else the texts are put one behind the other."""
+    """Whether a cross-encoder's pairs are tokenized as pairs; otherwise the two texts are concatenated."""
     does_lower_case: bool = False
-    """Whether texts are tokenized in lower case."""
+    """Whether texts are lower-cased before tokenization."""
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """What the engine tells once, when it is ready."""
+    """The properties that the engine reports once, when it is ready."""
 
     model_type: str
     dtype: str
@@ -199,7 +203,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     num_slots: int
     """Most sequences that run at once."""
     kv_cache_tokens: int
-    """Tokens that the KV cache holds."""
+    """Number of tokens that fit into the KV cache."""
     kv_cache_bytes: int
     runner: str
     """`packed` (continuous batching in one forward pass) or `sequential` (the model's own cache)."""
@@ -207,8 +211,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     spans: list[tuple[str, int, int]]
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""
     embeds_width: int | None = None
-    """Width of the rows that may take the place of a prompt's tokens; None where prompts are token ids only."""
+    """Width of prompt embeds; None if prompts must be token ids."""
     pooling: PoolingInfo | None = None
-    """Of a pooling model; None generates text."""
+    """The capabilities of a pooling model; None if the model generates text."""
     pid: int | None = None
-    """The engine's process."""
+    """Process id of the engine."""

@@ -1,4 +1,4 @@
-"""The cgroups around this process: where the limits of a container, a service or a job are written.
+"""The cgroups that contain this process, which hold the limits of a container, a service or a job.
 
 Standard library only; the prefetch's helper process uses it too.
 """
@@ -11,14 +11,14 @@ PROC: Final = Path("/proc")
 
 
 class Cgroup(NamedTuple):
-    """One of them; the limits of each apply."""
+    """One cgroup; the limits of all of them apply."""
 
     version: Literal[1, 2]
     folder: Path
 
 
 def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
-    """This process's cgroup of a controller such as `memory`, then each one around it."""
+    """This process's cgroup of a controller such as `memory`, then each of its ancestors."""
     for version, mount_point, folder in _memberships(controller, proc):
         while True:
             yield Cgroup(version, folder)
@@ -28,7 +28,7 @@ def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """A file's lines; none where it cannot be read."""
+    """A file's lines; none if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def _memberships(controller: str, proc: Path) -> Iterator[tuple[Literal[1, 2], P
 
 
 def _below(path: str, root: str) -> str:
-    """The part of a cgroup's path under the mounted root; a path outside of it is the root itself."""
+    """The part of a cgroup's path below the mounted root; empty for a path outside of it."""
     if root == "/":
         return path.lstrip("/")
     return path[len(root) :].lstrip("/") if path == root or path.startswith(f"{root}/") else ""

@@ -1,4 +1,4 @@
-"""How many processors this process may use: its affinity, or a cgroup's quota, whichever is less."""
+"""The number of processors this process may use: its affinity or a cgroup's quota, whichever is less."""
 
 import os
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ def affinity_count() -> int:
 
 
 def usable_count(proc: Path = PROC) -> int:
-    """Processors whose whole time this process may have, at least 1; a quota of 1.5 counts as 2.
+    """The number of processors this process may use fully, at least 1; a quota of 1.5 counts as 2.
 
-    More threads than that use the quota up early in each period and then all stand still until it ends.
+    More threads than that use up the quota early in each period, and then all of them wait until it ends.
     """
     quotas = [quota for cgroup in own_cgroups("cpu", proc) for quota in _quota(cgroup)]
     return max(1, min([affinity_count(), *map(ceil, quotas)]))
 
 
 def _quota(cgroup: Cgroup) -> Iterator[float]:
-    """In processors; nothing where there is no limit."""
+    """The quota in processors; yields nothing if there is no limit."""
     if cgroup.version == 2:
         fields = " ".join(read_lines(cgroup.folder / "cpu.max")).split()
     else:

@@ -1,4 +1,4 @@
-"""How much memory may still be taken: the machine's, or that of a cgroup around this process, whichever is less.
+"""The memory that is still available: the machine's or that of a containing cgroup, whichever is less.
 
 Standard library only; the prefetch's helper process uses it too.
 """
@@ -10,33 +10,33 @@ from typing import Final, NamedTuple
 from server.machine.cgroups import PROC, own_cgroups, read_lines
 
 _NO_LIMIT: Final = 1 << 60
-"""Version 1 of cgroups writes a number near 2**63 where there is no limit."""
+"""Version 1 of cgroups writes a number near 2**63 for no limit."""
 
 
 class MemoryState(NamedTuple):
-    """Memory as one limit sees it, in bytes."""
+    """Memory under one limit, in bytes."""
 
     available_bytes: int
-    """What can be taken without swapping; clean page cache counts, since it yields."""
+    """Bytes that can be allocated without swapping; clean page cache counts, because the kernel evicts it."""
     total_bytes: int
     is_cgroup: bool = False
-    """Whether the limit is a container's (or another cgroup's) and not the machine's."""
+    """Whether the limit is a container's (or another cgroup's) instead of the machine's."""
 
 
 def read_memory(proc: Path = PROC) -> MemoryState | None:
-    """The tightest of the limits that apply to this process; None where the system does not tell."""
+    """The tightest limit that applies to this process; None if the system does not report any."""
     states = [*_machine(proc), *_cgroups(proc)]
     return min(states, key=lambda state: state.available_bytes, default=None)
 
 
 def available_bytes() -> int:
-    """What can be taken under the tightest limit; 0 where the system does not tell."""
+    """Bytes available under the tightest limit; 0 if the system does not report it."""
     state = read_memory()
     return state.available_bytes if state else 0
 
 
 class _Version(NamedTuple):
-    """What one version of cgroups calls its files."""
+    """File names of one version of cgroups."""
 
     limits: tuple[str, ...]
     usage: str

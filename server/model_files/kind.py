@@ -22,33 +22,33 @@ _SUFFIXES: Final[tuple[tuple[str, Runner, Head], ...]] = (
     ("ClassificationModel", "pooling", "classify"),
     ("Model", "pooling", "embed"),
 )
-"""The first suffix of an architecture's name counts."""
+"""Suffixes of architecture names; the first match applies."""
 
 _BY_NAME: Final[dict[str, tuple[Runner, Head]]] = {
     "HF_ColBERT": ("pooling", "colbert"),
     "RobertaForMaskedLM": ("pooling", "embed"),
     "XLMRobertaForMaskedLM": ("pooling", "embed"),
 }
-"""Architectures that no suffix tells, or that it would tell wrongly."""
+"""Architectures whose suffix is missing above or would give a wrong result."""
 
 
 class ModelKind(NamedTuple):
-    """What is done with a model."""
+    """How a model is run."""
 
     runner: Runner
     head: Head
-    """What follows the transformer in a pooling model."""
+    """The layers after the transformer of a pooling model."""
 
     @property
     def is_pooling(self) -> bool:
-        """Whether the answer is numbers, and no KV cache is kept."""
+        """Whether the model pools: it returns numbers and needs no KV cache."""
         return self.runner == "pooling"
 
 
 def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
-    """The kind by `--runner` and `--convert`, and where these are `auto`, by config.json and modules.json.
+    """The kind by `--runner` and `--convert`; if these are `auto`, by config.json and modules.json.
 
-    Never raises: a folder that cannot be read is for others to complain about.
+    Never raises: other code reports a folder that cannot be read.
     """
     architectures = _architectures(folder)
     runner = config.runner if config.runner != "auto" else _own_runner(folder, architectures, config)

@@ -1,4 +1,4 @@
-"""Reads the files by which sentence-transformers describes an embedding model; standard library only."""
+"""Reads the files in which sentence-transformers describes an embedding model; standard library only."""
 
 import json
 from pathlib import Path
@@ -13,27 +13,27 @@ _POOLING_TYPES: Final = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
 
 
 class SentenceFiles(NamedTuple):
-    """What comes after the encoder, and how texts are prepared for it."""
+    """The modules after the encoder, and how texts are prepared for it."""
 
     pooling_modes: tuple[str, ...] = ()
-    """As the file names them, such as `mean`; more than one are concatenated."""
+    """The names in the file, such as `mean`; the vectors of several modes are concatenated."""
     has_pooling: bool = False
-    """Whether one vector is made of all tokens'."""
+    """Whether the tokens' vectors are pooled into one."""
     normalizes: bool = False
     dense_folders: tuple[Path, ...] = ()
-    """Linear layers behind the pooling."""
+    """Folders of the linear layers after the pooling."""
     unknown_modules: tuple[str, ...] = ()
     max_seq_length: int | None = None
     does_lower_case: bool = False
 
     @property
     def pooling_type(self) -> str | None:
-        """CLS, MEAN or LAST; None where it is none of them, or several."""
+        """CLS, MEAN or LAST; None for another mode or several."""
         return _POOLING_TYPES.get(self.pooling_modes[0]) if len(self.pooling_modes) == 1 else None
 
 
 def read_sentence_files(folder: Path) -> SentenceFiles:
-    """What modules.json and its like tell; where there are none, nothing."""
+    """Reads modules.json and related files; missing files give the defaults."""
     encoder = next((found for name in _ENCODER_FILES if isinstance(found := _read(folder / name), dict)), {})
     length = encoder.get("max_seq_length")
     files = SentenceFiles(
@@ -53,7 +53,10 @@ def read_sentence_files(folder: Path) -> SentenceFiles:
 
 
 def _module_name(module: Any) -> str:
-    """`sentence_transformers.models.Pooling` is `Pooling`; what is of another package keeps its full name."""
+    """`sentence_transformers.models.Pooling` becomes `Pooling`.
+
+    Modules of other packages keep their full name.
+    """
     kind = str(module.get("type")) if isinstance(module, dict) else str(module)
     return kind.rpartition(".")[2] if kind.startswith(_PACKAGES) else kind
 
@@ -63,7 +66,7 @@ def _module_folder(folder: Path, module: Any) -> Path:
 
 
 def _pooling_modes(folder: Path) -> tuple[str, ...]:
-    """Either `pooling_mode: "mean"`, or the older `pooling_mode_mean_tokens: true`."""
+    """Reads `pooling_mode: "mean"`, or the older `pooling_mode_mean_tokens: true`."""
     config = _read(folder / "config.json")
     if not isinstance(config, dict):
         return ()
@@ -82,7 +85,7 @@ def _bare_mode(name: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    """The file's content; None where there is none, or where it is no JSON."""
+    """The file's content; None if the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
-from server.protocol.fields import Hint, NumLogprobs, Refused, TokenCount
+from server.protocol.fields import Hint, NumLogprobs, TokenCount, Unsupported
 from server.protocol.generation import GenerationRequest
 from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
 
@@ -37,12 +37,12 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     include_reasoning: Hint = True
     modalities: list[str] | None = None
-    audio: Refused = None
-    functions: Refused = None
-    function_call: Refused = "none"
-    prediction: Refused = None
-    verbosity: Refused = "medium"
-    web_search_options: Refused = None
+    audio: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = "none"
+    prediction: Unsupported = None
+    verbosity: Unsupported = "medium"
+    web_search_options: Unsupported = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +66,12 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     @property
     def named_function(self) -> str | None:
-        """The function that `tool_choice` names."""
+        """The name of the function that `tool_choice` requires."""
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
 
     @property
     def output_limit(self) -> int | None:
-        """Most tokens to generate, as asked for."""
+        """Most tokens to generate, as requested."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property

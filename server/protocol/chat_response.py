@@ -1,4 +1,4 @@
-"""Bodies of /v1/chat/completions: the answers."""
+"""Bodies of /v1/chat/completions: the responses."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from server.protocol.usage import Usage
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
-    """What the model said."""
+    """A generated message."""
 
     role: str
     content: str | None
@@ -35,7 +35,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
 
 
 class ChatResponse(msgspec.Struct, kw_only=True):
-    """The answer in one piece."""
+    """A response that is not streamed."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -52,7 +52,7 @@ class ChatResponse(msgspec.Struct, kw_only=True):
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
-    """What a chunk adds to one message."""
+    """The part that a chunk adds to one message."""
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET

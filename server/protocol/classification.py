@@ -12,7 +12,7 @@ class ClassificationRequest(InputFields, kw_only=True):
     """Texts, token ids or conversations to classify."""
 
     use_activation: bool | None = None
-    """Whether to tell probabilities; false tells logits."""
+    """Whether to return probabilities; false returns logits."""
 
 
 class ClassificationData(msgspec.Struct, kw_only=True):
@@ -25,7 +25,7 @@ class ClassificationData(msgspec.Struct, kw_only=True):
 
 
 class ClassificationResponse(msgspec.Struct, kw_only=True):
-    """The answer, in the inputs' order."""
+    """The response, in the order of the inputs."""
 
     id: str
     object: Literal["list"] = "list"

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from server.errors import RequestError
-from server.protocol.fields import NumLogprobs, Refused, TokenCount, TokenId
+from server.protocol.fields import NumLogprobs, TokenCount, TokenId, Unsupported
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
 from server.protocol.usage import Usage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     EmbedsTexts = str | memoryview | Sequence[str | memoryview]
 else:
     EmbedsTexts = str | list[str]
-"""Base64; a long one is left in the body that it came in (`server.protocol.long_texts`)."""
+"""Base64; a long text remains a view of the request body (`server.protocol.long_texts`)."""
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
@@ -32,7 +32,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     echo: bool | None = False
     logprobs: NumLogprobs | None = None
     add_special_tokens: bool = True
-    suffix: Refused = None
+    suffix: Unsupported = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,7 +53,10 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def prompts(self) -> list[Prompt]:
-        """The prompts, one or more: embeddings come first, an empty text beside them is none."""
+        """The prompts, one or more: embeddings come first.
+
+        An empty text in addition to embeddings is ignored.
+        """
         embeds = self.prompt_embeds
         members = () if embeds is None else (embeds,) if isinstance(embeds, str | memoryview) else embeds
         prompts: list[Prompt] = [EmbedsPrompt(member) for member in members]
@@ -63,12 +66,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     @property
     def is_echo_only(self) -> bool:
-        """Whether the prompt is to be scored and nothing generated."""
+        """Whether to score the prompt without generating."""
         return bool(self.echo) and self.max_tokens == 0
 
     @property
     def output_limit(self) -> TokenCount | None:
-        """Most tokens to generate, as asked for; the engine has to generate one at least."""
+        """Most tokens to generate, as requested; the engine generates at least one."""
         if self.is_echo_only:
             return 1
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
@@ -105,7 +108,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
 
 
 class CompletionResponse(msgspec.Struct, kw_only=True):
-    """The answer in one piece."""
+    """A response that is not streamed."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -119,7 +122,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
 
 
 class CompletionChunkChoice(msgspec.Struct, kw_only=True):
-    """What a chunk adds to one text."""
+    """The part that a chunk adds to one text."""
 
     index: int
     text: str

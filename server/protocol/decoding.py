@@ -1,4 +1,4 @@
-"""Turns a request's body into its model, and every way in which that can fail into a 400 that names the field."""
+"""Decodes a request's body into its struct; every failure becomes a 400 that names the field."""
 
 import re
 from typing import Any, Generic, TypeVar
@@ -18,9 +18,8 @@ _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 _MAX_SHOWN = 100
 
-
 _LARGE_BYTES = 1 << 20
-"""A body of this size is decoded in less than a millisecond."""
+"""Decoding a body of this size takes less than a millisecond."""
 
 
 class RequestDecoder(Generic[T]):
@@ -28,8 +27,9 @@ class RequestDecoder(Generic[T]):
 
     Args:
         model: the request's struct.
-        nesting: what a body may look like, its long texts aside.
-        long_field: a field whose texts may be tens of megabytes; they come as memoryviews instead of strings.
+        nesting: limits of a body's shape, checked without its long texts.
+        long_field: a field whose texts may be tens of megabytes; these are decoded as memoryviews of the
+            body.
     """
 
     def __init__(self, model: type[T], long_field: str | None = None, nesting: NestingCheck | None = None) -> None:
@@ -39,17 +39,18 @@ class RequestDecoder(Generic[T]):
         self._decoder = msgspec.json.Decoder(model)
 
     def decode(self, body: bytes) -> T:
-        """The request that a body holds.
+        """Decodes a body.
 
         Raises:
-            RequestError: the body is not JSON, or a field is unknown, missing, of another type or out of range.
+            RequestError: the body is not JSON, or a field is unknown, missing, of another type or out of
+                range.
         """
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)
         short = shorten(body, self._long_field)
         request = self._decode(short.body)
         if short.texts:
-            setattr(request, self._long_field, short.put_back(getattr(request, self._long_field)))
+            setattr(request, self._long_field, short.restore(getattr(request, self._long_field)))
         return request
 
     def _decode(self, body: bytes) -> T:
@@ -83,7 +84,7 @@ class RequestDecoder(Generic[T]):
         )
 
     def _choices(self, path: str) -> list[str]:
-        """The words that a field may hold, from the model's schema."""
+        """The allowed values of an enum field, from the struct's schema."""
         (schema,), components = msgspec.json.schema_components([self.model])
         for name, _ in _STEP.findall(path):
             schema = next(found for part in _alternatives(schema, components) if (found := _member(part, name)))
@@ -91,7 +92,7 @@ class RequestDecoder(Generic[T]):
 
 
 def _alternatives(schema: dict[str, Any], components: dict[str, Any]) -> list[dict[str, Any]]:
-    """The members of a union, references followed."""
+    """The members of a union, with references resolved."""
     if "$ref" in schema:
         schema = components[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:
@@ -100,19 +101,19 @@ def _alternatives(schema: dict[str, Any], components: dict[str, Any]) -> list[di
 
 
 def _member(schema: dict[str, Any], name: str) -> dict[str, Any] | None:
-    """What an object's field or a list's members look like; `name` is empty for a list."""
+    """The schema of an object's field, or of a list's members if `name` is empty."""
     found = schema.get("properties", {}).get(name) if name else schema.get("items")
     return found if isinstance(found, dict) else None
 
 
 def _describe_value(what: str, path: str, body: bytes) -> str:
-    """The value at fault, found by reading the body again: only errors pay for it."""
+    """The invalid value, found by decoding the body again, which happens for errors only."""
     try:
         value: Any = msgspec.json.decode(body)
         for name, index in _STEP.findall(path):
             value = value[name] if name else value[int(index)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
-        return ""  # the rest of the body may be broken too, and members of a mapping have no path
+        return ""  # the rest of the body may be invalid JSON, and members of a mapping have no path
     shown = _shorten(msgspec.json.encode(value).decode())
     return f" {shown}" if "got `" in what else f", got {shown}"
 

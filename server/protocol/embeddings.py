@@ -12,9 +12,9 @@ class EmbeddingRequest(VectorFields, kw_only=True):
     """Texts, token ids or conversations to embed."""
 
     dimensions: Dimensions | None = None
-    """Cut embeddings to this length, for models that were trained to be cut."""
+    """Truncate embeddings to this length; only for models that were trained for it."""
     use_activation: bool | None = None
-    """Whether embeddings have length one; null is the model's default."""
+    """Whether to normalize embeddings to length one; null is the model's default."""
 
 
 class EmbeddingData(msgspec.Struct, kw_only=True):
@@ -26,7 +26,7 @@ class EmbeddingData(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingResponse(msgspec.Struct, kw_only=True):
-    """The answer, in the inputs' order."""
+    """The response, in the order of the inputs."""
 
     id: str
     object: Literal["list"] = "list"

@@ -9,7 +9,7 @@ ServerStatus = Literal["starting", "restarting", "draining", "dead"]
 
 
 class ErrorInfo(msgspec.Struct, kw_only=True):
-    """What went wrong; `param` is the request field at fault."""
+    """An error; `param` is the invalid request field."""
 
     message: str
     type: str
@@ -24,7 +24,7 @@ class ErrorResponse(msgspec.Struct):
 
 
 class UnavailableInfo(msgspec.Struct, kw_only=True):
-    """Why no request is taken at the moment."""
+    """Why the server accepts no requests at the moment."""
 
     code: int = 503
     message: str
@@ -32,18 +32,18 @@ class UnavailableInfo(msgspec.Struct, kw_only=True):
 
 
 class UnavailableResponse(msgspec.Struct):
-    """The body of a 503: of probes and of requests that came too early or too late."""
+    """The body of a 503, for probes and for requests while the server is not ready."""
 
     error: UnavailableInfo
     status: ServerStatus
     phase: str | UnsetType = UNSET
-    """While the server starts: what it is at."""
+    """The current phase of the start."""
     progress: float | UnsetType | None = UNSET
-    """0 to 1; null where no earlier start tells."""
+    """0 to 1; null if there is no record of an earlier start."""
     elapsed_s: float | UnsetType = UNSET
     eta_s: float | UnsetType | None = UNSET
 
 
 def error_response(message: str, *, type: str, code: int, param: str | None = None) -> ErrorResponse:
-    """An error body from its parts."""
+    """Builds an error body."""
     return ErrorResponse(ErrorInfo(message=message, type=type, param=param, code=code))

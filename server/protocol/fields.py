@@ -1,4 +1,4 @@
-"""Types of request fields: their ranges, and the marks of those that are accepted without effect or refused."""
+"""Types of request fields: their ranges, and marks for fields without effect and for unsupported ones."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -15,15 +15,15 @@ MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 1024
 
 Hint = Annotated[Any, Meta(extra={"support": "hint"})]
-"""A field that only advises (routing, billing, caching): any value is accepted and changes nothing."""
+"""A field that is only a hint (routing, billing, caching): any value is accepted and has no effect."""
 
-Refused = Annotated[Any, Meta(extra={"support": "refused"})]
-"""A field that this server knows and cannot honour: anything but null or the default is a 400."""
+Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
+"""A field that this server does not support: any value except null, empty or the default is a 400."""
 
 TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
-"""The operator's limit comes later (`server.serving.request_limits`)."""
+"""The operator's limit is checked later (`server.serving.request_limits`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
@@ -39,23 +39,23 @@ BadWords = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Meta(max_length=MAX_BAD_WORDS)
 ]
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
-"""It is logged, and whoever reads the log must not take a part of it for a line."""
+"""Without control characters and line breaks: the id is logged and must not imitate another log line."""
 
 
-def check_refused(request: msgspec.Struct) -> None:
-    """Raises RequestError for the first refused field that holds more than its default."""
-    for name, default in _refused_fields(type(request)):
+def check_unsupported(request: msgspec.Struct) -> None:
+    """Raises RequestError for the first unsupported field whose value is not null, empty or its default."""
+    for name, default in _unsupported_fields(type(request)):
         value = getattr(request, name)
         if value is not None and value != default and value not in _EMPTY:
             raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
 
 
 @cache
-def _refused_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
-    return tuple(_iterate_refused(model))
+def _unsupported_fields(model: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    return tuple(_iterate_unsupported(model))
 
 
-def _iterate_refused(model: type[msgspec.Struct]) -> Iterator[tuple[str, Any]]:
+def _iterate_unsupported(model: type[msgspec.Struct]) -> Iterator[tuple[str, Any]]:
     for field in msgspec.structs.fields(model):
-        if field.type == Refused:
+        if field.type == Unsupported:
             yield field.name, field.default

@@ -13,7 +13,6 @@ from server.protocol.fields import (
     NumChoices,
     NumLogprobs,
     Penalty,
-    Refused,
     RepetitionPenalty,
     RequestId,
     Seed,
@@ -23,12 +22,13 @@ from server.protocol.fields import (
     TokenId,
     TopK,
     TopP,
-    check_refused,
+    Unsupported,
+    check_unsupported,
 )
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a stream tells beside the text."""
+    """What a stream reports in addition to the text."""
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
@@ -45,7 +45,7 @@ class JsonSchemaFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """OpenAI's way to ask for JSON."""
+    """OpenAI's field for guided decoding."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
@@ -64,7 +64,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """vLLM's way to constrain the text."""
+    """vLLM's field for guided decoding."""
 
     json: str | dict[str, Any] | None = None
     regex: str | None = None
@@ -73,17 +73,18 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     json_object: bool | None = None
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
-    disable_additional_properties: Refused = False
-    structural_tag: Refused = None
+    disable_additional_properties: Unsupported = False
+    structural_tag: Unsupported = None
 
     def __post_init__(self) -> None:
-        check_refused(self)
+        check_unsupported(self)
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of both kinds of completion request.
+    """Base of completion and chat completion requests.
 
-    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and the like tell what they ask for.
+    `max_tokens`, `logprobs` and `echo` differ between the two; `num_logprobs` and similar properties unify
+    them.
     """
 
     model: str | None = None
@@ -139,26 +140,26 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     return_mm_kwargs: Hint = None
 
     best_of: NumChoices | None = None
-    use_beam_search: Refused = False
-    length_penalty: Refused = 1.0
-    early_stopping: Refused = False
-    logits_processors: Refused = None
-    logprob_token_ids: Refused = None
-    watermarking: Refused = False
-    truncation_side: Refused = "left"
-    priority: Refused = 0
-    kv_transfer_params: Refused = None
-    ec_transfer_params: Refused = None
-    vllm_xargs: Refused = None
-    repetition_detection: Refused = None
-    thinking_token_budget: Refused = -1
-    stream_interval: Refused = 1
-    routed_experts_prompt_start: Refused = 0
-    media_io_kwargs: Refused = None
-    mm_processor_kwargs: Refused = None
+    use_beam_search: Unsupported = False
+    length_penalty: Unsupported = 1.0
+    early_stopping: Unsupported = False
+    logits_processors: Unsupported = None
+    logprob_token_ids: Unsupported = None
+    watermarking: Unsupported = False
+    truncation_side: Unsupported = "left"
+    priority: Unsupported = 0
+    kv_transfer_params: Unsupported = None
+    ec_transfer_params: Unsupported = None
+    vllm_xargs: Unsupported = None
+    repetition_detection: Unsupported = None
+    thinking_token_budget: Unsupported = -1
+    stream_interval: Unsupported = 1
+    routed_experts_prompt_start: Unsupported = 0
+    media_io_kwargs: Unsupported = None
+    mm_processor_kwargs: Unsupported = None
 
     def __post_init__(self) -> None:
-        check_refused(self)
+        check_unsupported(self)
         if self.stream_options is not None and not self.stream:
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
@@ -170,7 +171,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     @property
     def num_choices(self) -> int:
-        """`n`."""
+        """`n`, or 1 if it is null."""
         return self.n or 1
 
     @property

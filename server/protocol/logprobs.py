@@ -1,4 +1,4 @@
-"""Bodies of token log-probabilities, for both endpoints."""
+"""Log-probabilities in the responses of completions and chat completions."""
 
 import msgspec
 
@@ -13,7 +13,7 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class ChatTopLogprob(msgspec.Struct):
-    """One candidate for a position."""
+    """One candidate token for a position."""
 
     token: str
     logprob: float

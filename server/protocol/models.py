@@ -4,7 +4,7 @@ import msgspec
 
 
 class ModelPermission(msgspec.Struct, kw_only=True):
-    """What a key may do with a model; OpenAI's old field, the same for all."""
+    """OpenAI's old field for a key's permissions; the same for all models."""
 
     id: str
     object: str = "model_permission"
@@ -21,7 +21,7 @@ class ModelPermission(msgspec.Struct, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, kw_only=True):
-    """One served name."""
+    """One served model name."""
 
     id: str
     object: str = "model"
@@ -34,7 +34,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """All served names."""
+    """All served model names."""
 
     object: str = "list"
     data: list[ModelCard]

@@ -1,9 +1,9 @@
-"""Looks at a body's shape before it is decoded: how deep it is nested, and of how many values it consists.
+"""Checks a body's shape before it is decoded: the depth of nesting and the number of values.
 
-Three bytes of JSON can make an object of sixty, and every level costs stack wherever the value goes later; decoding
-holds the interpreter all the time, half a second for a body of numbers alone. A short body is let through by counting
-brackets; a long one is walked through, its texts being skipped. The walk lets the interpreter go now and then, as
-`long_texts` does.
+Three bytes of JSON can become an object of sixty bytes, and every level of nesting needs stack in later
+steps. Decoding holds the GIL, for a body that consists of numbers half a second. A short body is accepted by
+counting its brackets. A long one is scanned, skipping its texts; the scan releases the GIL between pieces,
+like `long_texts`.
 """
 
 import re
@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.limits import LimitsConfig, flag_of
 
 _SHORT_BYTES = 32 << 10
-_AT_ONCE = 1 << 20
+_PIECE_BYTES = 1 << 20
 _MARK = re.compile(rb'["\[\]{}]')
 _TEXT = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
@@ -21,18 +21,19 @@ _OPENING = frozenset(b"[{")
 
 
 class NestingCheck:
-    """What bodies may look like; one instance serves all requests."""
+    """Checks bodies against the limits; one instance serves all requests."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._max_depth = limits.max_json_depth
         self._max_values = limits.max_json_values
 
     def check(self, body: bytes) -> None:
-        """Raises RequestError for a body that is nested too deeply or consists of too much; it need not be JSON."""
+        """Raises RequestError for a body with too many levels or values; the body need not be valid JSON."""
         is_short = len(body) <= min(_SHORT_BYTES, self._max_values)
         if not is_short or body.count(b"[") + body.count(b"{") > self._max_depth:
             self._walk(body)
-        if not is_short and _num_commas(body, self._max_values) >= self._max_values:  # a value on either side of each
+        # n commas separate at least n + 1 values.
+        if not is_short and _num_commas(body, self._max_values) >= self._max_values:
             raise self._too_many()
 
     def _walk(self, body: bytes) -> None:
@@ -56,12 +57,12 @@ class NestingCheck:
 
 
 def _marks(body: bytes) -> Iterator[int]:
-    """Brackets outside of texts, and a quote for each text."""
+    """Yields the brackets outside of texts, and one quote for each text."""
     position, size = 0, len(body)
     while position < size:
-        found = _MARK.search(body, position, position + _AT_ONCE)
+        found = _MARK.search(body, position, position + _PIECE_BYTES)
         if found is None:
-            position += _AT_ONCE
+            position += _PIECE_BYTES
             continue
         position = found.end()
         mark = body[position - 1]
@@ -71,7 +72,10 @@ def _marks(body: bytes) -> Iterator[int]:
 
 
 def _num_commas(body: bytes, enough: int) -> int:
-    """Those outside of texts; where there are not enough of them anyway, those in texts are counted, too."""
+    """Counts commas outside of texts up to `enough`.
+
+    The count includes texts if even the total is below `enough`.
+    """
     num = _count(body, 0, len(body))
     if num < enough:
         return num
@@ -84,29 +88,29 @@ def _num_commas(body: bytes, enough: int) -> int:
 
 
 def _count(body: bytes, begin: int, end: int) -> int:
-    return sum(body.count(b",", at, min(at + _AT_ONCE, end)) for at in range(begin, end, _AT_ONCE))
+    return sum(body.count(b",", at, min(at + _PIECE_BYTES, end)) for at in range(begin, end, _PIECE_BYTES))
 
 
 def _find_quote(body: bytes, position: int) -> int:
-    """Where the next text begins; the body's end where there is none."""
-    for at in range(position, len(body), _AT_ONCE):
-        found = body.find(b'"', at, at + _AT_ONCE)
+    """Position of the next text; the body's end if there is none."""
+    for at in range(position, len(body), _PIECE_BYTES):
+        found = body.find(b'"', at, at + _PIECE_BYTES)
         if found >= 0:
             return found
     return len(body)
 
 
 def _skip_text(body: bytes, position: int) -> int:
-    """Behind the quote that ends the text which begins here."""
+    """The position after the quote that ends the text at `position`."""
     end = body.find(b'"', position)
     if end >= 0 and body.find(b"\\", position, end) < 0:
         return end + 1
     size = len(body)
     while position < size:
-        match = _TEXT.match(body, position, position + _AT_ONCE)
+        match = _TEXT.match(body, position, position + _PIECE_BYTES)
         position = match.end() if match else position
         if position < size and body[position] == _QUOTE:
             return position + 1
         if position < size and body[position] == _BACKSLASH:
-            position += 2  # a piece ends between the backslash and what it escapes
+            position += 2  # the piece ended between the backslash and the escaped character
     return size

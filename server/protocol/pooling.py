@@ -1,4 +1,4 @@
-"""Bodies of /pooling, and the fields that all requests for pooled prompts share, with vLLM's names and defaults."""
+"""Bodies of /pooling, and the fields that all pooling requests share, with vLLM's names and defaults."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import check_generation_prompt
-from server.protocol.fields import Hint, NumLogprobs, Refused, RequestId, TokenId, check_refused
+from server.protocol.fields import Hint, NumLogprobs, RequestId, TokenId, Unsupported, check_unsupported
 from server.protocol.usage import Usage
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
@@ -23,19 +23,19 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     model: str | None = None
     truncate_prompt_tokens: NumLogprobs | None = None
-    """Keep this many tokens; -1 keeps what the model takes."""
+    """Keep this many tokens; -1 keeps as many as the model accepts."""
     truncation_side: Literal["left", "right"] | None = None
-    """Where tokens are cut off; `right` keeps the first ones, and is the default here."""
+    """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
     request_id: RequestId | None = None
     user: Hint = None
     cache_salt: Hint = None
     padding: Literal["max_length", "do_not_pad"] | None = None
-    priority: Refused = 0
-    mm_processor_kwargs: Refused = None
+    priority: Unsupported = 0
+    mm_processor_kwargs: Unsupported = None
     normalize: Any = None
 
     def __post_init__(self) -> None:
-        check_refused(self)
+        check_unsupported(self)
         if self.normalize is not None:
             raise RequestError("Parameter `normalize` was removed; use `use_activation` instead.", param="normalize")
         if self.padding == "max_length":
@@ -43,7 +43,10 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class InputFields(PoolingFields, kw_only=True):
-    """Base of requests that bring texts, token ids or conversations; the fields below `messages` go with those only."""
+    """Base of requests with texts, token ids or conversations.
+
+    The fields below `messages` apply to these only.
+    """
 
     input: str | list[TokenId | str | list[TokenId | Message] | Message] | None = None
     messages: Annotated[list[Message | Annotated[Messages, Meta(min_length=1)]], Meta(min_length=1)] | None = None
@@ -53,7 +56,7 @@ class InputFields(PoolingFields, kw_only=True):
     """None adds them to texts, but not to conversations, whose templates write them."""
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    media_io_kwargs: Refused = None
+    media_io_kwargs: Unsupported = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +70,7 @@ class InputFields(PoolingFields, kw_only=True):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """Texts and lists of token ids; empty where there are conversations."""
+        """Texts and lists of token ids; empty if the inputs are conversations."""
         if self.input is None or self.conversations:
             return []
         if isinstance(self.input, str) or isinstance(self.input[0], int):
@@ -76,7 +79,7 @@ class InputFields(PoolingFields, kw_only=True):
 
     @property
     def conversations(self) -> list[Messages]:
-        """The messages of one conversation or of several; also where they are called `input`."""
+        """The messages of one or several conversations, from `messages` or `input`."""
         given = self.input if self.messages is None else self.messages
         if not isinstance(given, list) or not given:
             return []
@@ -88,9 +91,9 @@ class InputFields(PoolingFields, kw_only=True):
 
 
 class VectorFields(InputFields, kw_only=True):
-    """Base of requests that are answered with vectors, and how these are written down.
+    """Base of requests for vectors, with the vectors' encoding.
 
-    `embed_dtype` and `endianness` are about all formats but `float`.
+    `embed_dtype` and `endianness` apply to all formats except `float`.
     """
 
     encoding_format: EncodingFormat = "float"
@@ -99,7 +102,7 @@ class VectorFields(InputFields, kw_only=True):
 
 
 class PoolingRequest(VectorFields, kw_only=True):
-    """Prompts to pool in the way that the task names."""
+    """Prompts to pool as `task` specifies."""
 
     task: str | None = None
     dimensions: int | None = None
@@ -107,7 +110,7 @@ class PoolingRequest(VectorFields, kw_only=True):
 
 
 class PoolingData(msgspec.Struct, kw_only=True):
-    """What was made of one prompt."""
+    """The result for one prompt."""
 
     index: int
     object: Literal["pooling"] = "pooling"
@@ -115,7 +118,7 @@ class PoolingData(msgspec.Struct, kw_only=True):
 
 
 class PoolingResponse(msgspec.Struct, kw_only=True):
-    """The answer, in the prompts' order."""
+    """The response, in the order of the prompts."""
 
     id: str
     object: Literal["list"] = "list"
@@ -126,7 +129,7 @@ class PoolingResponse(msgspec.Struct, kw_only=True):
 
 
 def _check_alike(given: Any, name: str) -> None:
-    """Raises RequestError where texts, token ids and messages are mixed."""
+    """Raises RequestError if texts, token ids and messages are mixed."""
     if not isinstance(given, list):
         return
     inner = {type(part) for member in given if isinstance(member, list) for part in member}

@@ -15,29 +15,29 @@ ScoreInputs = ScoreInput | list[ScoreInput]
 TokenLimit = Annotated[int, Meta(ge=0)]
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
-"""The names that the two sides may have."""
+"""The names that the two inputs may have."""
 
 
 class ScoringFields(PoolingFields, kw_only=True):
-    """Base of both kinds of request."""
+    """Base of score and rerank requests."""
 
     use_activation: bool | None = None
     max_tokens_per_query: TokenLimit = 0
-    """Cut queries to this many tokens; 0 leaves them."""
+    """Truncate queries to this many tokens; 0 does not truncate."""
     max_tokens_per_doc: TokenLimit = 0
     instruction: str | None = None
-    """The same as `chat_template_kwargs.instruction`, which wins."""
+    """The same as `chat_template_kwargs.instruction`, which takes precedence."""
     chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def template_kwargs(self) -> dict[str, Any]:
-        """Variables of the template that pairs are rendered with, if there is one."""
+        """Variables for the template that renders pairs, if the model has one."""
         instruction = {} if self.instruction is None else {"instruction": self.instruction}
         return instruction | (self.chat_template_kwargs or {})
 
 
 class ScoreRequest(ScoringFields, kw_only=True):
-    """Texts to compare: one with one, one with many, or each with its own."""
+    """Texts to compare: one with one, one with many, or each with its counterpart."""
 
     queries: ScoreInputs | None = None
     documents: ScoreInputs | None = None
@@ -59,27 +59,27 @@ class ScoreRequest(ScoringFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the client calls the two sides."""
+        """The names of the two inputs in the request."""
         return next(pair for pair in _PAIRS if all(getattr(self, name) is not None for name in pair))
 
     @property
     def first(self) -> list[str]:
-        """One text, or as many as on the other side."""
+        """One text, or as many texts as `second` has."""
         return _texts(getattr(self, self.names[0]), self.names[0])
 
     @property
     def second(self) -> list[str]:
-        """The texts that the first are compared with."""
+        """The texts that `first` is compared with."""
         return _texts(getattr(self, self.names[1]), self.names[1])
 
 
 class RerankRequest(ScoringFields, kw_only=True):
-    """Documents to put into the order of their relevance to a query."""
+    """Documents to sort by their relevance to a query."""
 
     query: ScoreInput
     documents: ScoreInputs
     top_n: Annotated[int, Meta(ge=0)] = 0
-    """Tell only so many; 0 tells all."""
+    """Return only this many documents; 0 returns all."""
     return_documents: Hint = None
     max_chunks_per_doc: Hint = None
     rank_fields: Hint = None
@@ -90,7 +90,7 @@ class RerankRequest(ScoringFields, kw_only=True):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What the client calls the two sides."""
+        """The names of the two inputs in the request."""
         return ("query", "documents")
 
     @property
@@ -113,7 +113,7 @@ class ScoreData(msgspec.Struct, kw_only=True):
 
 
 class ScoreResponse(msgspec.Struct, kw_only=True):
-    """The answer, in the pairs' order."""
+    """The response, in the order of the pairs."""
 
     id: str
     object: Literal["list"] = "list"
@@ -124,14 +124,14 @@ class ScoreResponse(msgspec.Struct, kw_only=True):
 
 
 class RerankDocument(msgspec.Struct, kw_only=True):
-    """A document as it was given."""
+    """A document from the request."""
 
     text: str | None = None
     multi_modal: None = None
 
 
 class RerankResult(msgspec.Struct, kw_only=True):
-    """One document's place."""
+    """One document's index and score."""
 
     index: int
     document: RerankDocument
@@ -146,7 +146,7 @@ class RerankUsage(msgspec.Struct, kw_only=True):
 
 
 class RerankResponse(msgspec.Struct, kw_only=True):
-    """The answer, the most relevant document first."""
+    """The response, with the most relevant document first."""
 
     id: str
     model: str
@@ -158,7 +158,7 @@ def _texts(given: ScoreInputs, name: str) -> list[str]:
     members = given if isinstance(given, list) else [given]
     for member in members:
         if not isinstance(member, str):
-            raise RequestError(f"`{name}` must be texts: this model takes no other kind of input.", param=name)
+            raise RequestError(f"`{name}` must be texts: this model accepts no other kind of input.", param=name)
     return members  # type: ignore[return-value]
 
 

@@ -7,15 +7,15 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
-from server.protocol.fields import Refused, TokenId, check_refused
+from server.protocol.fields import TokenId, Unsupported, check_unsupported
 from server.protocol.tools import Tool
 
 MAX_TOKENS = 1 << 20
-"""Of /detokenize: more than any model's context."""
+"""Limit of /detokenize, larger than any model's context."""
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A text or a conversation; the fields below `messages` go with a conversation only."""
+    """A text or a conversation; the fields below `messages` apply to conversations only."""
 
     model: str | None = None
     prompt: str | None = None
@@ -27,11 +27,11 @@ class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = None
-    media_io_kwargs: Refused = None
+    media_io_kwargs: Unsupported = None
     mm_processor_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_refused(self)
+        check_unsupported(self)
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("Give either `prompt` or `messages`.", param="prompt")
         check_generation_prompt(self.add_generation_prompt, self.continue_final_message)

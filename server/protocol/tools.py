@@ -1,4 +1,4 @@
-"""Tools in requests, tool calls in answers."""
+"""Tools in requests, tool calls in responses."""
 
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,7 @@ class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class NamedToolChoice(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`tool_choice` that asks for one function."""
+    """A `tool_choice` that requires one function."""
 
     type: Literal["function"] = "function"
     function: NamedFunction
@@ -39,7 +39,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedToolChoice
 
 
 class FunctionCall(msgspec.Struct):
-    """What is called, with the arguments as JSON text."""
+    """The called function, with the arguments as JSON text."""
 
     name: str
     arguments: str
@@ -54,14 +54,14 @@ class ToolCall(msgspec.Struct, kw_only=True):
 
 
 class DeltaFunctionCall(msgspec.Struct, kw_only=True):
-    """What a chunk adds to a call."""
+    """The part that a chunk adds to a call."""
 
     name: str | UnsetType = UNSET
     arguments: str | UnsetType = UNSET
 
 
 class DeltaToolCall(msgspec.Struct, kw_only=True):
-    """One member of `delta.tool_calls`; id, type and name come with the call's first chunk only."""
+    """One member of `delta.tool_calls`; id, type and name are in the call's first chunk only."""
 
     index: int
     id: str | UnsetType = UNSET

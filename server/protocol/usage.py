@@ -1,10 +1,10 @@
-"""Token counts of an answer."""
+"""Token counts of a response."""
 
 import msgspec
 
 
 class PromptTokensDetails(msgspec.Struct):
-    """How much of the prompt did not have to be computed."""
+    """How many of the prompt's tokens came from the prefix cache."""
 
     cached_tokens: int
 

@@ -1,4 +1,4 @@
-"""The renderer: text to token ids and back, everything that blocks in one thread pool."""
+"""The renderer: turns text into token ids and back, with the blocking work in a thread pool."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -25,38 +25,38 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SMALL_CHARS = 1024
-"""A text of this length is tokenized in half a millisecond."""
+"""Tokenizing a text of this length takes half a millisecond."""
 SMALL_MESSAGES = 8
 
 
 class BaseRenderer(ABC):
-    """Owns the one pool (`--renderer-num-workers`) through which templates, tokenizers and decoding run.
+    """Owns the pool (`--renderer-num-workers`) that runs templates, tokenizers and decoding.
 
-    Images have a thread of their own, `_mm_executor`: what they take turns at, such as the processor and its cache,
-    is never in two threads at once, and text does not queue up behind them.
+    Images are processed in a separate single thread, `_mm_executor`. So the image processor and its cache are
+    never used by two threads at once, and text does not queue behind images.
 
-    Tokenizers are not thread-safe: there is one per thread, the loop's included. The `..._async` methods are called
-    on the event loop and run their sync twin in the pool, or right away where the prompt is short and the loop has
-    had its other turns. `create_detokenizer`, `token_text`, `token_bytes` and the properties are cheap and run on the
-    loop itself.
+    Tokenizers are not thread-safe: each thread, including the event loop's, has its own. The `..._async`
+    methods are called on the event loop. They run their sync twin in the pool, or directly on the loop if the
+    prompt is short and the loop has time for it (`LoopShare`). `create_detokenizer`, `token_text`,
+    `token_bytes` and the properties are cheap and run on the loop itself.
     """
 
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set by `configure`."""
     mm_cache: ProcessorCache | None = None
-    """What was made of images; None where the model sees none."""
+    """The processed images; None if the model takes no images."""
     embeds_limits: EmbedsLimits | None = None
-    """What `prompt_embeds` must fit; set by `configure` if the server takes them."""
+    """What `prompt_embeds` must fit; set by `configure` if the server accepts them."""
 
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
     ) -> None:
-        """`executor` takes the place of both pools and stays the caller's to close."""
+        """`executor` replaces both pools; the caller closes it."""
         self.files = files
         self.config = config
         self.tokenizer = tokenizer
         self.pools: dict[str, Pool] = {}
-        """The pools that this renderer owns, by what they are for."""
+        """The pools that this renderer owns, by purpose: `text` and `mm`."""
         if executor is None:
             self.pools["text"] = create_pool(config.num_workers, name="renderer", is_inline=config.is_inline)
             self.pools["mm"] = create_pool(1, name="renderer-mm", is_inline=config.is_inline)
@@ -70,11 +70,11 @@ class BaseRenderer(ABC):
 
     @property
     def executor(self) -> Executor:
-        """The pool, for others to make their blocking work async with."""
+        """The pool, in which callers may run their own blocking work."""
         return self._executor
 
     async def run_in_pool(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs other work that would hold up the event loop, such as compiling a grammar, in the renderer's pool."""
+        """Runs other work that would block the event loop in the pool, such as compiling a grammar."""
         return await make_async(func, self._executor)(*args, **kwargs)
 
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
@@ -83,10 +83,10 @@ class BaseRenderer(ABC):
         return await self._run(partial(self.render_chat, messages, options), is_small=_is_small(messages, options))
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
-        """All prompts of a request, side by side.
+        """Renders all prompts of a request concurrently.
 
         Raises:
-            ValueError: there is none.
+            ValueError: `prompts` is empty.
             RequestError: as `render_text`.
         """
         if not prompts:
@@ -102,7 +102,7 @@ class BaseRenderer(ABC):
             return await self.render_text_async(prompt, options)
         if self.embeds_limits is None:
             raise RequestError(
-                "`prompt_embeds` are only taken when the server runs with --enable-prompt-embeds",
+                "`prompt_embeds` are only accepted when the server runs with --enable-prompt-embeds",
                 param="prompt_embeds",
             )
         rows = await self._safe_load_prompt_embeds_async(
@@ -112,22 +112,23 @@ class BaseRenderer(ABC):
 
     @abstractmethod
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str | list[int]:
-        """A conversation in OpenAI's form as the text, or the token ids, that the model was trained on.
+        """Writes a conversation in OpenAI's form as text or token ids, in the format the model was trained
+        on.
 
         Raises:
-            RequestError: the messages, the options or the template do not allow it.
+            RequestError: the messages or options are invalid, or the template failed.
         """
 
     @property
     @abstractmethod
     def chat_template(self) -> str | None:
-        """The template that conversations are rendered with when there are no tools; None where it is code."""
+        """The template for conversations without tools; None if code renders them instead."""
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        """The prompt of a conversation in OpenAI's form.
+        """Renders and tokenizes a conversation in OpenAI's form.
 
         Raises:
-            RequestError: the messages, the options or the template do not allow it.
+            RequestError: the messages or options are invalid, or the template failed.
         """
         rendered = self.render_messages(messages, options)
         if isinstance(rendered, str):
@@ -135,10 +136,10 @@ class BaseRenderer(ABC):
         return RenderedPrompt(keep_last(rendered, self._token_limit(options), param="messages"), text=None)
 
     def render_text(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
-        """The prompt of a plain text, or of token ids, which are checked against the vocabulary.
+        """Tokenizes a plain text, or checks token ids against the vocabulary.
 
         Raises:
-            RequestError: the prompt is empty, too long, or holds an id that is no token.
+            RequestError: the prompt is empty, too long, or holds an id outside the vocabulary.
         """
         if isinstance(prompt, str):
             return self._tokenized(prompt, options, param="prompt")
@@ -149,13 +150,13 @@ class BaseRenderer(ABC):
         """The text of a whole sequence.
 
         Raises:
-            RequestError: an id is no token.
+            RequestError: an id is outside the vocabulary.
         """
         check_token_ids(token_ids, vocab_size=self.vocab_size, param="tokens")
         return self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
     def encode_words(self, texts: list[str]) -> list[list[int]]:
-        """The token sequences that write these words, at the start of a text and behind a space (`bad_words`).
+        """The token sequences of these words, at the start of a text and after a space (`bad_words`).
 
         Raises:
             RequestError: a word has no tokens.
@@ -172,12 +173,12 @@ class BaseRenderer(ABC):
         return sequences
 
     def clear_mm_cache(self) -> None:
-        """Forgets what was made of images so far; in the thread that makes it."""
+        """Drops all processed images; runs in the image thread."""
         if self.mm_cache is not None:
             self.mm_cache.clear()
 
     def token_text(self, token_id: int) -> str:
-        """How log-probabilities show one token; a part of a character becomes U+FFFD."""
+        """One token as text, for log-probabilities; an incomplete character becomes U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -194,7 +195,7 @@ class BaseRenderer(ABC):
         min_tokens: int = 0,
         prompt_token_ids: Sequence[int] = (),
     ) -> IncrementalDetokenizer:
-        """What turns the tokens of one output into text; stop strings end it after `min_tokens` tokens."""
+        """Creates the detokenizer of one output; stop strings apply after `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
         if skip_special_tokens or spaces_between_special_tokens:
             window = DecodeWindow(decode, prompt_token_ids)
@@ -214,7 +215,7 @@ class BaseRenderer(ABC):
         return self.tokenizer.eos_token_id
 
     def tokenizer_info(self) -> dict[str, Any]:
-        """The tokenizer's configuration, as JSON takes it."""
+        """The tokenizer's configuration as JSON values."""
         template = {"chat_template": self.chat_template} if self.chat_template else {}
         return {**self.tokenizer.info(), **template}
 
@@ -225,13 +226,13 @@ class BaseRenderer(ABC):
             self.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
-        """Does what the first requests should not wait for; it may hold the interpreter for a tenth of a second."""
+        """Does in advance what would delay the first requests; it may hold the GIL for 0.1 s."""
         self.tokenizer.warm_up()
         if "text" in self.pools:
             self.pools["text"].run_in_each_thread(self.tokenizer.warm_up)
 
     def close(self) -> None:
-        """Stop the pools, whose work that has not begun is cancelled, and the process of foreign templates."""
+        """Stops the pools and cancels the work that they have not begun."""
         for pool in self.pools.values():
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -251,7 +252,8 @@ class BaseRenderer(ABC):
     def _check_mm_settings(self, options: ChatOptions) -> None:
         if options.mm_processor_kwargs and not self.config.trust_request_mm_kwargs:
             raise RequestError(
-                "mm_processor_kwargs in the request are only taken when the server runs with --trust-request-mm-kwargs",
+                "mm_processor_kwargs in the request are only accepted when the server runs with "
+                "--trust-request-mm-kwargs",
                 param="mm_processor_kwargs",
             )
 
@@ -275,7 +277,7 @@ class BaseRenderer(ABC):
 
 
 def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
-    """Whether rendering is a matter of half a millisecond: few messages of plain, short text and nothing else."""
+    """Whether rendering takes about 0.5 ms: few messages of plain, short text and nothing else."""
     if len(messages) > SMALL_MESSAGES or options.tools or options.documents or options.chat_template:
         return False
     num_chars = 0

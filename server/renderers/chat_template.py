@@ -1,4 +1,7 @@
-"""Renders a conversation through a chat template; whatever goes wrong in one is the request's fault."""
+"""Renders a conversation with a chat template.
+
+Every failure of a template is reported as a `RequestError`.
+"""
 
 import inspect
 from typing import Any, Protocol
@@ -17,14 +20,14 @@ _RESERVED = {
     *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters,
     *inspect.signature(render_jinja_template).parameters,
 }
-"""What a request may not set through `chat_template_kwargs`."""
+"""Names that `chat_template_kwargs` may not set."""
 
 
 def check_chat_template(template: str) -> None:
-    """Compile the operator's template, so that a mistake in it ends the start and not every request.
+    """Compiles the operator's template, so that a mistake in it fails the start and not every request.
 
     Raises:
-        TokenizerLoadError: it is no Jinja template.
+        TokenizerLoadError: it is not a valid Jinja template.
     """
     try:
         _compile_jinja_template(template)
@@ -35,10 +38,10 @@ def check_chat_template(template: str) -> None:
 def resolve_chat_template(
     tokenizer: PreTrainedTokenizerBase, given: str | None, tools: list[dict[str, Any]] | None
 ) -> str:
-    """The template's text: the given one, else the tokenizer's own for these tools.
+    """The template's text: `given`, or else the tokenizer's own for these tools.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is no template.
     """
     if given is not None:
         return given
@@ -53,10 +56,10 @@ def resolve_chat_template(
 
 
 class AppliesChatTemplate(Protocol):
-    """A tokenizer that renders templates, in Jinja's sandbox."""
+    """A tokenizer that renders templates in Jinja's sandbox."""
 
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> Any:
-        """With the options of transformers' method of this name."""
+        """Takes the options of transformers' method of this name."""
 
 
 def safe_apply_chat_template(
@@ -67,12 +70,13 @@ def safe_apply_chat_template(
     options: ChatOptions,
     template_kwargs: dict[str, Any],
 ) -> str:
-    """The prompt's text, rendered in Jinja's sandbox.
+    """Renders the prompt's text in Jinja's sandbox.
 
     Raises:
-        RequestError: a template variable has a reserved name, or the template failed or refused.
+        RequestError: a template variable has a reserved name, or the template failed or rejected the
+            conversation.
     """
-    _refuse_reserved(template_kwargs)
+    _check_reserved(template_kwargs)
     if not any(quoted in template for quoted in ("'developer'", '"developer"')):
         conversation = without_developer(conversation)
     try:
@@ -91,11 +95,11 @@ def safe_apply_chat_template(
     return text
 
 
-def _refuse_reserved(template_kwargs: dict[str, Any]) -> None:
+def _check_reserved(template_kwargs: dict[str, Any]) -> None:
     if reserved := sorted(_RESERVED & template_kwargs.keys()):
         raise RequestError(f"chat_template_kwargs may not set {', '.join(reserved)}", param="chat_template_kwargs")
 
 
 def describe_template_error(err: Exception) -> str:
-    """What the template itself said, as in `raise_exception(...)`, else the kind of failure too."""
+    """The template's own message, as from `raise_exception(...)`; for other errors with the error's type."""
     return str(err) if isinstance(err, jinja2.TemplateError) and str(err) else f"{type(err).__name__}: {err}"

@@ -1,4 +1,4 @@
-"""Tells from a chat template whether it takes message contents as text or as lists of parts."""
+"""Detects whether a chat template expects message contents as text or as lists of parts."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,17 +11,20 @@ ContentFormat = Literal["string", "openai"]
 
 
 def resolve_content_format(template: str, wanted: Literal["auto", "string", "openai"]) -> ContentFormat:
-    """What `--chat-template-content-format` means for a template."""
+    """Resolves `--chat-template-content-format` for a template."""
     return detect_content_format(template) if wanted == "auto" else wanted
 
 
 @lru_cache(maxsize=32)
 def detect_content_format(template: str) -> ContentFormat:
-    """`openai` for a template that loops over a message's content, else `string`; the rule is vLLM's."""
+    """`openai` for a template that loops over a message's content, otherwise `string`.
+
+    This is vLLM's rule.
+    """
     try:
         tree = _compile_jinja_template(template).environment.parse(template)
     except TemplateSyntaxError:
-        return "string"  # rendering tells the client what is wrong with it
+        return "string"  # rendering reports the error to the client
     return "openai" if _loops_over_content(tree) else "string"
 
 
@@ -44,7 +47,7 @@ def _loops_over_content(tree: nodes.Template) -> bool:
 
 
 def _with_aliases(tree: nodes.Node, names: set[str], is_source: Callable[[nodes.Node], bool]) -> set[str]:
-    """`names` and the names that are assigned from them, or from an expression that `is_source` accepts."""
+    """`names`, and names assigned from one of them or from an expression that `is_source` accepts."""
     names = set(names)
     assignments = list(tree.find_all(nodes.Assign))
     size = -1
@@ -55,7 +58,7 @@ def _with_aliases(tree: nodes.Node, names: set[str], is_source: Callable[[nodes.
 
 
 def _parameters_given(tree: nodes.Node, macro: nodes.Macro, accepts: Callable[[nodes.Node], bool]) -> set[str]:
-    """The macro's parameters that some call gives an accepted expression."""
+    """The macro's parameters that receive an accepted expression in some call."""
     names = [parameter.name for parameter in macro.args]
     given: set[str] = set()
     for call in tree.find_all(nodes.Call):
@@ -84,7 +87,7 @@ def _is_content_of(expr: nodes.Node, messages: set[str]) -> bool:
 
 
 def _unwrapped(expr: nodes.Node) -> nodes.Node:
-    """The expression below filters, tests and slices: the elements are still the same."""
+    """The expression without filters, tests and slices, which do not change the kind of elements."""
     while isinstance(expr, nodes.Filter | nodes.Test) or (
         isinstance(expr, nodes.Getitem) and isinstance(expr.arg, nodes.Slice)
     ):

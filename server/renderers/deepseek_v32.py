@@ -1,4 +1,4 @@
-"""Renders for DeepSeek-V3.2: a Hugging Face tokenizer, and code in place of a chat template."""
+"""Renders for DeepSeek-V3.2: a Hugging Face tokenizer, and code instead of a chat template."""
 
 from concurrent.futures import Executor
 from typing import Any
@@ -16,22 +16,24 @@ from server.renderers.tokenizer_loading import TokenizerLoadError
 class DeepseekV32Renderer(BaseRenderer):
     """`chat_template_kwargs` turn thinking on: `thinking` or `enable_thinking`, as in vLLM.
 
-    In this format the marker of the assistant's turn belongs to the user's, so that `add_generation_prompt` makes no
-    difference. Build it on the main thread: loading may import torch.
+    In this format the marker of the assistant's turn is part of the user's message, so
+    `add_generation_prompt` has no effect. Build it on the main thread: loading may import torch.
     """
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
         if config.chat_template is not None:
             raise TokenizerLoadError(
-                "--chat-template does not go with --tokenizer-mode deepseek_v32, which encodes messages by code: "
-                "leave it out, or choose --tokenizer-mode hf"
+                "--chat-template cannot be combined with --tokenizer-mode deepseek_v32, which encodes messages by "
+                "code: leave it out, or choose --tokenizer-mode hf"
             )
         tokenizer = HfTokenizer.from_folder(files.tokenizer_path, trust_remote_code=config.trust_remote_code)
         super().__init__(files, config, tokenizer, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         if options.chat_template is not None:
-            raise RequestError("this model encodes messages by code and takes no chat_template", param="chat_template")
+            raise RequestError(
+                "this model encodes messages by code and does not support chat_template", param="chat_template"
+            )
         if options.continue_final_message and options.add_generation_prompt:
             raise RequestError(
                 "continue_final_message and add_generation_prompt are not compatible", param="add_generation_prompt"
@@ -45,12 +47,12 @@ class DeepseekV32Renderer(BaseRenderer):
 
     @property
     def chat_template(self) -> None:
-        """Conversations are encoded by code."""
+        """None: code encodes conversations."""
         return None
 
 
 def _with_response_formats(conversation: list[Message], messages: list[dict[str, Any]]) -> list[Message]:
-    """Only this format has a place for them in a message."""
+    """Adds each message's `response_format`, which only this format supports."""
     return [
         message | {"response_format": given.get("response_format")}
         for message, given in zip(conversation, messages, strict=True)

@@ -1,14 +1,15 @@
-"""Writes a conversation as DeepSeek-V3.2 was trained to read it.
+"""Writes a conversation in the format that DeepSeek-V3.2 was trained on.
 
-The model has no chat template: its authors publish the format as code (`encoding/encoding_dsv32.py` beside the
-weights). What this module writes is equal to that, character for character:
+The model has no chat template: its authors publish the format as code (`encoding/encoding_dsv32.py` next to
+the weights). This module's output equals that code's output, character for character:
 
-- A user's turn already holds the marker that begins the answer, and the mode of the answer: `<think>` or `</think>`.
-- Reasoning is only written behind the last question; earlier turns are shown without it.
-- The request's tools come first, in a system message of their own.
+- A user's turn contains the marker that begins the answer, and the mode of the answer: `<think>` or
+  `</think>`.
+- Reasoning is written only after the last question; earlier turns are written without it.
+- The request's tools come first, in a separate system message.
 
-With thinking on, the published code fails on a developer message before a user's last one; here it is written as it
-is with thinking off.
+With thinking on, the published code fails on a developer message before the user's last message. This module
+writes such a message as with thinking off.
 """
 
 import json
@@ -65,8 +66,8 @@ def encode_conversation(
 ) -> str:
     """The prompt's text, from messages with their contents as text.
 
-    System and developer messages may hold `tools` and a `response_format`. With `continues_final` the last message,
-    the assistant's, stays open.
+    System and developer messages may hold `tools` and a `response_format`. With `continues_final` the last
+    message, the assistant's, gets no end marker.
 
     Raises:
         RequestError: the format cannot express the conversation.
@@ -81,7 +82,7 @@ def encode_conversation(
 
 
 class _Writer:
-    """Takes the messages one after the other."""
+    """Writes the messages in order; keeps count of tool calls and their results."""
 
     def __init__(self, last_question: int, is_thinking: bool) -> None:
         self._last_question = last_question
@@ -122,7 +123,7 @@ class _Writer:
 
 
 def _last_question(conversation: list[Message]) -> int:
-    """Where the last turn of a user or developer is; -1 if there is none."""
+    """Index of the last message of a user or developer; -1 if there is none."""
     indexes = range(len(conversation) - 1, -1, -1)
     return next((index for index in indexes if conversation[index]["role"] in ("user", "developer")), -1)
 
@@ -133,7 +134,7 @@ def _check_can_be_continued(message: Message) -> None:
 
 
 def _instructions(message: Message) -> list[str]:
-    """What a system or developer message says of tools and of the answer's form."""
+    """The blocks of a system or developer message that describe tools and the response format."""
     blocks = []
     if tools := message.get("tools"):
         blocks.append(_TOOLS % "\n".join(_to_json(_function_of(tool)) for tool in tools))
@@ -153,7 +154,7 @@ def _reasoning(message: Message) -> str:
     if not isinstance(reasoning, str):
         raise _fault(f"reasoning must be text, got {reasoning!r}")
     if not reasoning and not message.get("tool_calls"):
-        raise _fault("with thinking on, an assistant message behind the last question needs reasoning or tool_calls")
+        raise _fault("with thinking on, an assistant message after the last question needs reasoning or tool_calls")
     return reasoning
 
 

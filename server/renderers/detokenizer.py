@@ -1,9 +1,9 @@
-"""Turns the tokens of one output into text as they come, whole characters only.
+"""Turns the tokens of one output into text as they arrive, whole characters only.
 
-`tokenizers.decoders.DecodeStream` is not used: it cannot give up what it holds back when the output
-ends, raises where the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies),
-decodes the whole prompt first, and exists for fast tokenizers only. The same window over any
-`decode` function costs 2 us a token.
+`tokenizers.decoders.DecodeStream` is not used: it cannot release held-back text at the end of an output,
+raises if the decoded text is not monotonic (broken UTF-8 in byte-fallback vocabularies), decodes the whole
+prompt first, and exists for fast tokenizers only. The same window over any `decode` function costs 2 us per
+token.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +15,17 @@ from server.renderers.stop_strings import StopScanner
 Decode = Callable[[Sequence[int]], str]
 
 UNFINISHED = "\ufffd"
-"""What a decoder writes for bytes that are no character, or not yet."""
+"""A decoder's output for bytes that are not a character, or not a complete one yet."""
 
 MAX_HELD_TOKENS = 64
-"""A character has at most four bytes; after this many tokens it is garbage that need not be waited for."""
+"""Most tokens held back: a character has at most four bytes, so this many tokens cannot be one character."""
 
 _CONTEXT_TOKENS = 6
-"""Prompt tokens that are decoded with the first output tokens: they decide about a leading space."""
+"""Prompt tokens that are decoded with the first output tokens, because they determine a leading space."""
 
 
 class TextDelta(NamedTuple):
-    """The text that some tokens brought."""
+    """The text that some tokens added."""
 
     text: str
     stop: str | None = None
@@ -33,7 +33,7 @@ class TextDelta(NamedTuple):
 
 
 class IncrementalDetokenizer:
-    """The text of one output; every method runs on the event loop.
+    """Builds the text of one output; every method runs on the event loop.
 
     Do not append the stop or end-of-sequence token that ended the output, unless its text is wanted.
     """
@@ -51,7 +51,7 @@ class IncrementalDetokenizer:
         return "".join(self._released)
 
     def append(self, token_ids: Sequence[int]) -> TextDelta:
-        """Take the next tokens; those behind a stop string are ignored."""
+        """Adds the next tokens; tokens after a stop string are ignored."""
         pieces: list[str] = []
         stop = None
         for token_id in token_ids:
@@ -65,7 +65,7 @@ class IncrementalDetokenizer:
         return TextDelta(self._release("".join(pieces)), stop)
 
     def finish(self) -> str:
-        """What was held back, when the output ended without a stop string; nothing may be appended afterwards."""
+        """Returns the held-back text of an output that ended without a stop string; call it last."""
         held = self._scanner.release() if self._scanner else ""
         return self._release(held + self._stream.flush())
 
@@ -76,10 +76,11 @@ class IncrementalDetokenizer:
 
 
 class DecodeWindow:
-    """Decodes only the tokens since the last whole character, together with the few before them.
+    """Decodes only the tokens since the last whole character, together with a few before them.
 
-    The text equals the full decode of prompt and output, less the prompt's; one case cannot: a byte-fallback
-    decoder takes back a character when broken bytes follow it, and what was shown stays shown.
+    The text equals the full decode of prompt and output without the prompt's text. The exception: a
+    byte-fallback decoder withdraws a character if broken bytes follow it, but released text cannot be
+    withdrawn.
     """
 
     def __init__(self, decode: Decode, prompt_token_ids: Sequence[int] = ()) -> None:
@@ -113,12 +114,12 @@ class DecodeWindow:
             return text[len(self._shown) :]
         common = commonprefix([self._shown, text])
         if not self._shown[len(common) :].strip(UNFINISHED):
-            return text[len(common) :]  # a character that the prompt had left unfinished
+            return text[len(common) :]  # completes a character that the prompt left unfinished
         return self._decode(self._pending)
 
 
 class AddedTokensJoined(DecodeWindow):
-    """Writes neighbouring added tokens without the space that some decoders put between them."""
+    """Writes adjacent added tokens without the space that some decoders put between them."""
 
     def __init__(self, decode: Decode, prompt_token_ids: Sequence[int], added: Mapping[int, str]) -> None:
         super().__init__(decode, prompt_token_ids)
@@ -132,7 +133,7 @@ class AddedTokensJoined(DecodeWindow):
 
 
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
-    """The last tokens of the prompt: enough to have some text, and to begin with a whole character."""
+    """The last tokens of the prompt, enough for some text that begins with a whole character."""
     size = _CONTEXT_TOKENS
     while size < len(token_ids):
         tail = list(token_ids[-size:])

@@ -1,4 +1,7 @@
-"""A chat template that came with a request, in the place of a tokenizer that renders the operator's."""
+"""A chat template that came with a request.
+
+It takes the place of the tokenizer that renders other templates.
+"""
 
 from typing import Any, Literal
 
@@ -11,19 +14,19 @@ from server.renderers.template_process import TemplateProcess
 
 
 class ForeignTemplate:
-    """Implements `AppliesChatTemplate`: nothing of the template is compiled or run in this process."""
+    """Implements `AppliesChatTemplate` without compiling or running the template in this process."""
 
     def __init__(self, process: TemplateProcess, template: str, special_tokens: dict[str, Any]) -> None:
-        """`special_tokens` are variables of the template, which others of the same name overrule."""
+        """`special_tokens` are variables of the template; other variables of the same name override them."""
         self.template = template
         self._process = process
         self._special_tokens = special_tokens
 
     def content_format(self, wanted: Literal["auto", "string", "openai"]) -> ContentFormat:
-        """What `--chat-template-content-format` means for it.
+        """Resolves `--chat-template-content-format` for this template.
 
         Raises:
-            RequestError: it took too much to tell.
+            RequestError: the template exceeded a limit while it was analysed.
         """
         if wanted != "auto":
             return wanted
@@ -33,7 +36,7 @@ class ForeignTemplate:
             raise RequestError(f"the chat template failed: {err}", param="chat_template") from err
 
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
-        """Raises jinja2.TemplateError for whatever goes wrong."""
+        """Renders in the helper process; raises jinja2.TemplateError for every failure."""
         del options["tokenize"]
         if options["continue_final_message"] and options["add_generation_prompt"]:
             raise jinja2.TemplateError("continue_final_message and add_generation_prompt are not compatible")

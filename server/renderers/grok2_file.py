@@ -1,4 +1,4 @@
-"""Reads xAI's tokenizer file, `tokenizer.tok.json`: the vocabulary of a byte-level BPE in tiktoken's manner."""
+"""Reads xAI's tokenizer file, `tokenizer.tok.json`: the vocabulary of a byte-level BPE for tiktoken."""
 
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -18,7 +18,7 @@ _CONTROL_TOKENS = {
     *(f"<|reserved_{i}|>" for i in range(3, 128)),
     *(f"<|control{i}|>" for i in range(1, 705)),
 }
-"""Those of the special tokens that a text may hold; others count as ordinary text, unless the file allows them."""
+"""Special tokens that are recognized in a text; others are ordinary text, unless the file allows them."""
 
 _WORD_SPLIT_V1 = "|".join(
     (
@@ -31,14 +31,14 @@ _WORD_SPLIT_V1 = "|".join(
         r"\s+",
     )
 )
-"""What `"word_split": "V1"` stands for: contractions, words, single digits, punctuation, lines, spaces."""
+"""The meaning of `"word_split": "V1"`: contractions, words, single digits, punctuation, lines, spaces."""
 
 
 class Grok2Vocabulary(NamedTuple):
     """The file's content."""
 
     regular: dict[bytes, int]
-    """Bytes -> token id, which is the rank of the merge too."""
+    """Bytes -> token id, which is also the rank of the merge."""
     special: dict[str, int]
     recognized: frozenset[str]
     """The special tokens that are recognized in a text."""
@@ -46,10 +46,10 @@ class Grok2Vocabulary(NamedTuple):
 
 
 def read_grok2_file(path: Path) -> Grok2Vocabulary:
-    """The vocabulary in this folder, or in this file.
+    """Reads the vocabulary in a folder, or in a file.
 
     Raises:
-        TokenizerLoadError: it is missing or broken.
+        TokenizerLoadError: the file is missing or broken.
     """
     file = find_grok2_file(path)
     if file is None:
@@ -65,7 +65,7 @@ _Bytes = list[Annotated[int, Meta(ge=0, le=255)]]
 
 
 class _Token(msgspec.Struct, gc=False):
-    """Looked at by the garbage collector, 131,072 of them would take three times as long to read."""
+    """Not tracked by the garbage collector: with it, reading 131,072 of them takes three times as long."""
 
     token: Annotated[int, Meta(ge=0)]
     content: _Bytes = msgspec.field(name="bytes")
@@ -96,7 +96,7 @@ def _to_vocabulary(content: _File) -> Grok2Vocabulary:
 def _check_ids(content: _File, token_ids: set[int]) -> None:
     num_tokens = len(content.regular_tokens) + len(content.special_tokens)
     if len(token_ids) != num_tokens:
-        raise ValueError(f"{num_tokens - len(token_ids)} of {num_tokens} tokens have another one's id or bytes")
+        raise ValueError(f"{num_tokens - len(token_ids)} of {num_tokens} tokens have the id or bytes of another token")
     size = max(token_ids) + 1
     if content.vocab_size not in (None, size):
         raise ValueError(f"vocab_size is {content.vocab_size}, but the highest token id is {size - 1}")

@@ -1,4 +1,4 @@
-"""Grok-2's tokenizer, as tiktoken runs it."""
+"""Grok-2's tokenizer, run by tiktoken."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -24,20 +24,23 @@ CHAT_TEMPLATE = """
   {{ names[message.role] ~ ': ' ~ content ~ '<|separator|>\\n\\n' }}
 {%- endfor -%}
 {{ 'Assistant:' if add_generation_prompt }}"""
-"""Grok-2's format, for checkpoints without a template; it knows no tools."""
+"""Grok-2's format, for checkpoints without a template; it does not support tools."""
 
 _MOST_SPACES = 500_000
-"""The pattern that cuts a text into words gives up on a million spaces."""
+"""Most consecutive spaces handed to tiktoken: the pattern that cuts a text into words fails on a million."""
 
 
 class Grok2Tokenizer:
-    """See `Tokenizer`. Threads share one `tiktoken.Encoding`: it never changes, and has a matcher for each thread."""
+    """Implements `Tokenizer`.
+
+    Threads share one `tiktoken.Encoding`: it never changes, and has a matcher for each thread.
+    """
 
     def __init__(self, vocabulary: Grok2Vocabulary, settings: dict[str, Any]) -> None:
-        """`settings` are those of tokenizer_config.json, which xAI does not publish, but others may.
+        """`settings` are those of tokenizer_config.json, which xAI does not publish, but others may add.
 
         Raises:
-            ValueError: the pattern is none, or the template is no text.
+            ValueError: the pattern is invalid, or the template is not text.
         """
         self.added_tokens: Mapping[int, str] = {token_id: text for text, token_id in vocabulary.special.items()}
         self.eos_token_id = vocabulary.special.get(EOS)
@@ -60,10 +63,10 @@ class Grok2Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path) -> "Grok2Tokenizer":
-        """Loads the folder's tokenizer, or the file itself.
+        """Loads the tokenizer in a folder, or the file itself.
 
         Raises:
-            TokenizerLoadError: there is none, or it is broken.
+            TokenizerLoadError: the file is missing or broken.
         """
         vocabulary = read_grok2_file(path)
         folder = path if path.is_dir() else path.parent
@@ -73,7 +76,7 @@ class Grok2Tokenizer:
             raise TokenizerLoadError(f"cannot load the tokenizer in {folder}: {err}") from err
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """No token begins or ends every text, so that `add_special_tokens` makes no difference."""
+        """As `Tokenizer.encode`; `add_special_tokens` has no effect, since Grok-2 adds none to a text."""
         text.encode()
         token_ids = self._encode(text)
         return token_ids if limit is None else token_ids[max(0, len(token_ids) - limit) :]
@@ -92,10 +95,10 @@ class Grok2Tokenizer:
         return {**eos, **self._settings, "tokenizer_class": type(self).__name__}
 
     def warm_up(self) -> None:
-        """There is nothing to copy."""
+        """No effect: threads need no copy."""
 
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
-        """See `AppliesChatTemplate`."""
+        """Implements `AppliesChatTemplate`."""
         del options["tokenize"]
         if options["continue_final_message"] and options["add_generation_prompt"]:
             raise ValueError("continue_final_message and add_generation_prompt are not compatible")
@@ -103,7 +106,7 @@ class Grok2Tokenizer:
         return str(text)
 
     def _encode(self, text: str) -> list[int]:
-        """Handing over all the special tokens costs 0.1 ms a call, so only those go that the text may hold."""
+        """Allows only the special tokens found in the text: passing all of them costs 0.1 ms per call."""
         special = set(self._recognized.findall(text))
         try:
             return self._encoding.encode(text, allowed_special=special, disallowed_special=())
@@ -125,6 +128,6 @@ def _decode(bytes_of: Mapping[int, bytes], token_ids: Sequence[int]) -> str:
 
 
 def _cut_spaces(text: str) -> list[str]:
-    """The text in parts, none with so much space at a stretch that the pattern gives up."""
+    """Splits the text so that no part has more consecutive spaces than the pattern can match."""
     ends = [match.end() for match in re.finditer(rf"\s{{{_MOST_SPACES}}}(?=.)", text, re.DOTALL)]
     return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)], strict=True)]

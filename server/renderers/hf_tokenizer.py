@@ -14,7 +14,7 @@ from server.renderers.tokenizer_loading import load_tokenizer
 
 
 class HfTokenizer:
-    """See `Tokenizer`. The object that was loaded belongs to the event loop's thread; build it there."""
+    """Implements `Tokenizer`. Build it on the event loop's thread, which uses the loaded object itself."""
 
     def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
         self.loaded = loaded
@@ -31,7 +31,7 @@ class HfTokenizer:
         """Loads the folder's tokenizer, which may import torch.
 
         Raises:
-            TokenizerLoadError: there is none, or it is broken.
+            TokenizerLoadError: the tokenizer is missing or broken.
         """
         return cls(load_tokenizer(path, trust_remote_code))
 
@@ -56,7 +56,7 @@ class HfTokenizer:
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """Without transformers' layer where the tokenizer is a fast one."""
+        """Bypasses transformers if the tokenizer is a fast one."""
         decode = getattr(self.loaded, "backend_tokenizer", self.loaded).decode
         return partial(decode, skip_special_tokens=skip_special_tokens)
 

@@ -1,4 +1,4 @@
-"""Turns images into the tensors that the model takes, and says what stands for them in the prompt."""
+"""Turns images into the model's input tensors and into the texts that represent them in the prompt."""
 
 import json
 from collections.abc import Hashable, Sequence
@@ -21,10 +21,10 @@ _TILED = ("Idefics3Processor", "SmolVLMProcessor")
 
 
 class ImageFile(NamedTuple):
-    """An image as it came."""
+    """An image file from a request."""
 
     name: str
-    """Where the request has it, e.g. `messages[0].content[1]`."""
+    """Its position in the request, e.g. `messages[0].content[1]`."""
     data: bytes
 
 
@@ -40,11 +40,11 @@ class ImageProcessor:
 
     @property
     def image_token(self) -> str:
-        """What a chat template writes in the place of an image."""
+        """The text that a chat template writes for an image."""
         return str(self._processor.image_token)
 
     def process(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
-        """The images of one prompt; equal to what the processor makes of them all at once.
+        """Processes the images of one prompt; the result equals processing them all at once.
 
         Args:
             files: one or more.
@@ -59,11 +59,11 @@ class ImageProcessor:
         return _join(singles, self._axis) or self._cached(tuple(keys), files, settings)
 
     def warm_up(self, image: Image.Image) -> None:
-        """Processes an image that is not kept; on the main thread, for what transformers imports on its first one."""
+        """Processes an image without caching it, because transformers imports modules for the first image."""
         self._compute([image], {})
 
     def token_types(self, token_ids: list[int]) -> TensorData | None:
-        """Which of a prompt's tokens stand for an image, for models whose positions depend on it."""
+        """Marks the tokens of a prompt that represent images, for models whose positions depend on it."""
         if not self._returns_token_types:
             return None
         types = self._processor.create_mm_token_type_ids([token_ids])
@@ -71,13 +71,12 @@ class ImageProcessor:
 
     @property
     def _returns_token_types(self) -> bool:
-        """Said by the processor itself since transformers 5.23, and by its settings before."""
-        said = getattr(self._processor, "return_mm_token_type_ids", None)
-        if said is None:
-            said = self._processor.valid_processor_kwargs._defaults.get("text_kwargs", {}).get(
-                "return_mm_token_type_ids"
-            )
-        return bool(said)
+        """An attribute of the processor since transformers 5.23, and one of its default settings before."""
+        is_set = getattr(self._processor, "return_mm_token_type_ids", None)
+        if is_set is None:
+            defaults = self._processor.valid_processor_kwargs._defaults
+            is_set = defaults.get("text_kwargs", {}).get("return_mm_token_type_ids")
+        return bool(is_set)
 
     def _cached(self, key: Hashable, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
         found = self.cache.find(key)
@@ -99,7 +98,7 @@ class ImageProcessor:
             placeholders = tuple(
                 self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
             )
-        except Exception as err:  # settings may be anything, and so may an image's proportions
+        except Exception as err:  # the client chooses the settings and the image's proportions
             reason = str(err)[:300] or type(err).__name__
             raise RequestError(f"the image processor failed: {reason}", param="messages") from err
         wanted = self._images.model_input_names
@@ -118,7 +117,7 @@ class ImageProcessor:
 
 
 def _narrow(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Masks hold a number of eight bytes for every pixel; the engine makes them whole again."""
+    """Shrinks masks from eight bytes per pixel to one; the engine restores the type."""
     return array.astype(np.bool_) if name.endswith("_mask") else array
 
 
@@ -128,7 +127,7 @@ def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
 
 
 def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None:
-    """Images one after the other along the axis; None where their other sizes differ."""
+    """Concatenates the images along the axis; None if their other sizes differ."""
     if len(parts) == 1:
         return parts[0]
     tensors: dict[str, TensorData] = {}

@@ -1,4 +1,4 @@
-"""The async twin of a blocking function: the event loop waits while a pool's thread works."""
+"""Makes an async function from a blocking one, which then runs in a pool's thread."""
 
 import asyncio
 import functools
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def make_async(func: Callable[P, T], executor: Executor) -> Callable[P, Coroutine[Any, Any, T]]:
-    """A coroutine function with `func`'s signature that runs `func` in `executor`."""
+    """Returns a coroutine function with `func`'s signature that runs `func` in `executor`."""
 
     @functools.wraps(func)
     async def run_in_pool(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,4 +1,4 @@
-"""Turns OpenAI chat messages into the conversation that a chat template takes."""
+"""Turns OpenAI chat messages into the conversation that a chat template expects."""
 
 import json
 import logging
@@ -26,13 +26,14 @@ _TEXT_OF_PART = {
 def to_conversation(
     messages: list[Message], content_format: "ContentFormat", image_token: str | None = None
 ) -> list[Message]:
-    """New messages with the fields that templates know, contents in the template's format.
+    """New messages with the fields that templates use, and with contents in the template's format.
 
-    Images become `{"type": "image"}`; where the template takes text, the model's `image_token` on a line of its own
-    before the message's text.
+    Images become `{"type": "image"}`. If the template expects text, an image becomes the model's
+    `image_token` on a line of its own before the message's text.
 
     Raises:
-        RequestError: a message is malformed, or holds something other than text and, with `image_token`, images.
+        RequestError: a message is malformed, or holds something other than text and, with `image_token`,
+            images.
     """
     if not messages:
         raise RequestError("messages must hold at least one message", param="messages")
@@ -40,7 +41,10 @@ def to_conversation(
 
 
 def without_developer(conversation: list[Message]) -> list[Message]:
-    """For templates without a developer role: it becomes system, and one system message opens the conversation."""
+    """Turns developer messages into system messages, merged into one at the start of the conversation.
+
+    For templates without a developer role.
+    """
     if all(message["role"] != "developer" for message in conversation):
         return conversation
     converted = [_as_system(message) if message["role"] == "developer" else message for message in conversation]
@@ -92,7 +96,7 @@ def _to_content(content: Any, content_format: "ContentFormat", image_token: str 
 
 
 def is_image(part: Any) -> bool:
-    """Whether a part of a message's content is an image, in one of the API's spellings."""
+    """Whether a part of a message's content is an image, in either form that the API allows."""
     return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
 
 
@@ -140,7 +144,10 @@ def _to_tool_call(call: Any) -> Message:
 
 
 def _to_arguments(function: Message) -> Message:
-    """The arguments as an object; a model's malformed ones become {}, or the conversation could never go on."""
+    """The arguments as an object; malformed ones become {}.
+
+    They come from the model, so rejecting them would make it impossible to continue the conversation.
+    """
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
         try:
@@ -149,5 +156,7 @@ def _to_arguments(function: Message) -> Message:
             arguments = None
     if isinstance(arguments, dict):
         return arguments
-    logger.warning("arguments of tool call %r are no JSON object; {} goes to the template", function.get("name"))
+    logger.warning(
+        "the arguments of tool call %r are not a JSON object; the template gets {} instead", function.get("name")
+    )
     return {}

@@ -1,4 +1,4 @@
-"""Renders with a tokenizer in Mistral's own format; prompts are code of mistral-common's, not a template."""
+"""Renders with a tokenizer in Mistral's own format; mistral-common's code builds prompts, not a template."""
 
 import logging
 from concurrent.futures import Executor
@@ -18,12 +18,12 @@ from server.renderers.tokenizer_loading import TokenizerLoadError
 
 logger = logging.getLogger(__name__)
 
-_FINDINGS = (MistralCommonException, ValueError, AssertionError)
-"""What mistral-common raises on purpose."""
+_REQUEST_ERRORS = (MistralCommonException, ValueError, AssertionError)
+"""The errors with which mistral-common rejects a conversation."""
 
 
 class MistralRenderer(BaseRenderer):
-    """See `MistralTokenizer`: one tokenizer serves all threads."""
+    """All threads share one `MistralTokenizer`."""
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
         _check_config(config)
@@ -31,29 +31,29 @@ class MistralRenderer(BaseRenderer):
         super().__init__(files, config, self._mistral, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> list[int]:
-        _refuse_templates(options)
+        _check_templates(options)
         try:
             request = to_request(messages, options, **self._settings(options))
             self._check_request(request, options)
             return self._mistral.encode_chat(request)
         except RequestError:
             raise
-        except Exception as err:  # the library refuses with errors of its own, ValueErrors and assertions alike
-            if not isinstance(err, _FINDINGS):
-                logger.exception("mistral-common failed at a conversation")
+        except Exception as err:  # the library rejects with its own errors, ValueErrors and assertions alike
+            if not isinstance(err, _REQUEST_ERRORS):
+                logger.exception("mistral-common failed to encode a conversation")
             is_tool = isinstance(err, InvalidToolException | InvalidToolSchemaException)
             raise RequestError(_reason(err), param="tools" if is_tool else "messages") from err
 
     @property
     def chat_template(self) -> None:
-        """Conversations are rendered by code."""
+        """None: code renders conversations."""
 
     def warm_up(self) -> None:
         self.render_messages([{"role": "user", "content": "Hello"}], ChatOptions())
         super().warm_up()
 
     def _settings(self, options: ChatOptions) -> dict[str, Any]:
-        """What the tokenizer can tell the model beside the messages; older ones are not told and do not mind."""
+        """The settings that the tokenizer can write into a prompt; older tokenizer versions ignore them."""
         if not self._mistral.has_reasoning_effort:
             return {}
         given = self.config.default_chat_template_kwargs | options.chat_template_kwargs
@@ -75,7 +75,7 @@ class MistralRenderer(BaseRenderer):
             raise RequestError("messages is not valid Unicode: it holds a lone surrogate", param="messages") from err
 
 
-def _refuse_templates(options: ChatOptions) -> None:
+def _check_templates(options: ChatOptions) -> None:
     if options.chat_template is not None:
         raise RequestError("chat_template is not supported for Mistral tokenizers", param="chat_template")
     effort = {"reasoning_effort", "enable_thinking"} if "reasoning_effort" in options.chat_template_kwargs else set()
@@ -89,11 +89,11 @@ def _refuse_templates(options: ChatOptions) -> None:
 def _check_config(config: RendererConfig) -> None:
     if config.chat_template is not None:
         raise TokenizerLoadError(
-            "--chat-template does not go with --tokenizer-mode mistral, where mistral-common renders messages: "
+            "--chat-template cannot be combined with --tokenizer-mode mistral, where mistral-common renders messages: "
             "leave it out, or choose --tokenizer-mode hf"
         )
     if names := sorted(config.default_chat_template_kwargs.keys() - {"reasoning_effort"}):
-        logger.warning("--default-chat-template-kwargs: %s does nothing with a Mistral tokenizer", ", ".join(names))
+        logger.warning("--default-chat-template-kwargs: %s has no effect with a Mistral tokenizer", ", ".join(names))
 
 
 def _reason(err: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Turns a conversation in OpenAI's form into mistral-common's request, as vLLM would have it."""
+"""Turns a conversation in OpenAI's form into mistral-common's request, as vLLM does."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +20,11 @@ _TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "r
 """Part type -> the key that holds its text."""
 
 _CALL_ID_CHARS = 9
-"""Mistral's ids are this long; of longer ones, which others make up, the end is random enough."""
+"""Length of Mistral's call ids; of longer ids from other sources, the random end is kept."""
 
 
 def to_request(messages: list[Message], options: ChatOptions, **settings: Any) -> ChatCompletionRequest[Any]:
-    """The request; `settings` are further fields of it.
+    """Builds the request; `settings` are further fields of it.
 
     Raises:
         RequestError: a message is malformed, or holds something other than text.
@@ -40,7 +40,7 @@ def to_request(messages: list[Message], options: ChatOptions, **settings: Any) -
 
 
 def texts_of(request: ChatCompletionRequest[Any]) -> Iterator[str]:
-    """What the messages say."""
+    """The texts of the messages: contents, reasoning and the arguments of tool calls."""
     for message in request.messages:
         if isinstance(message.content, str):
             yield message.content
@@ -51,13 +51,13 @@ def texts_of(request: ChatCompletionRequest[Any]) -> Iterator[str]:
 
 
 def has_thinking(request: ChatCompletionRequest[Any]) -> bool:
-    """Whether a message tells its author's reasoning."""
+    """Whether a message contains reasoning."""
     contents = [message.content for message in request.messages if isinstance(message.content, list)]
     return any(isinstance(chunk, ThinkChunk) for content in contents for chunk in content)
 
 
 def _check_last(role: str, options: ChatOptions) -> None:
-    """Nothing in a prompt of Mistral's tells whose turn it is but the last message itself."""
+    """Checks the last message's role: in Mistral's format it alone determines whose turn is next."""
     if options.continue_final_message and options.add_generation_prompt:
         raise RequestError(
             "add_generation_prompt and continue_final_message cannot both be set", param="add_generation_prompt"
@@ -76,7 +76,7 @@ def _check_last(role: str, options: ChatOptions) -> None:
 
 
 def _to_message(message: Message, checked: Message) -> MistralMessage:
-    """`checked` is what a chat template would be given: what it does not refuse is well-formed."""
+    """`checked` is the same message from `to_conversation`, which has rejected malformed ones."""
     role, content = checked["role"], _to_content(message.get("content"))
     if role == "assistant":
         calls = [_to_call(call) for call in checked.get("tool_calls", ())]
@@ -111,7 +111,7 @@ def _to_chunk(part: Any) -> TextChunk | ThinkChunk:
 
 
 def _with_reasoning(message: Message, content: Content | None) -> Content | None:
-    """The content, behind the reasoning that was answered in a field of its own."""
+    """The content, preceded by the reasoning if the message has it in a field of its own."""
     fields = (message.get("reasoning"), message.get("reasoning_content"))
     reasoning = next((text for text in fields if text is not None), None)
     if reasoning is None:
@@ -119,7 +119,8 @@ def _with_reasoning(message: Message, content: Content | None) -> Content | None
     chunks: list[Any] = [TextChunk(text=content)] if isinstance(content, str) else content or []
     if any(isinstance(chunk, ThinkChunk) for chunk in chunks):
         raise RequestError(
-            "a message cannot tell its reasoning both as 'thinking' content and in a field of its own", param="messages"
+            "a message must give its reasoning either as 'thinking' content or as 'reasoning', not both",
+            param="messages",
         )
     return [ThinkChunk(thinking=reasoning), *chunks]
 

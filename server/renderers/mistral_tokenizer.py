@@ -1,4 +1,4 @@
-"""A tokenizer in one of Mistral's own formats, tekken or SentencePiece, as mistral-common loads it."""
+"""A tokenizer in one of Mistral's own formats, tekken or SentencePiece, loaded by mistral-common."""
 
 import re
 from collections.abc import Sequence, Set
@@ -18,14 +18,15 @@ from server.renderers.mistral_files import find_mistral_file
 from server.renderers.tokenizer_loading import TokenizerLoadError
 
 _ALWAYS_WRITTEN = frozenset({"[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"})
-"""Special tokens that are shown even where such tokens are skipped: nothing else tells calls and thoughts apart."""
+"""Special tokens that are written even if such tokens are skipped: they delimit tool calls and reasoning."""
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class MistralTokenizer:
-    """See `Tokenizer`. One object serves all threads: nothing in it changes once it is loaded, and neither tiktoken nor
-    SentencePiece, which encode batches on several threads themselves, keeps state between calls.
+    """Implements `Tokenizer`. All threads share one object, which does not change after loading.
+
+    tiktoken and SentencePiece encode batches on several threads themselves and keep no state between calls.
     """
 
     def __init__(self, loaded: LoadedTokenizer[Any, Any, Any, Any, Any]) -> None:
@@ -44,29 +45,29 @@ class MistralTokenizer:
         """Loads the folder's newest tokenizer file.
 
         Raises:
-            TokenizerLoadError: there is none, or it is broken.
+            TokenizerLoadError: the file is missing or broken.
         """
         file = find_mistral_file(path)
         if file is None:
-            raise TokenizerLoadError(f"no tokenizer of Mistral's in {path}: no tekken.json, no tokenizer.model")
+            raise TokenizerLoadError(f"no Mistral tokenizer in {path}: no tekken.json, no tokenizer.model")
         try:
             return cls(LoadedTokenizer.from_file(file))
-        except Exception as err:  # the libraries raise whatever they come across in a broken file
+        except Exception as err:  # the libraries raise any kind of error for a broken file
             reason = " ".join(str(err).split()) or type(err).__name__
             raise TokenizerLoadError(f"cannot load the tokenizer {file}: {reason}") from err
 
     @property
     def has_thinking(self) -> bool:
-        """Whether there are tokens to write a model's reasoning with."""
+        """Whether the vocabulary has tokens that delimit reasoning."""
         return self.version >= 13 and self._raw.is_special(SpecialTokens.begin_think.value)
 
     @property
     def has_reasoning_effort(self) -> bool:
-        """Whether a prompt can say how much the model is to think."""
+        """Whether a prompt can set the reasoning effort."""
         return self.version >= 15
 
     def encode_chat(self, request: ChatCompletionRequest[Any]) -> list[int]:
-        """The prompt of a conversation; raises whatever mistral-common does where it finds fault with one."""
+        """The prompt of a conversation; raises mistral-common's errors for an invalid one."""
         token_ids: list[int] = self.loaded.encode_chat_completion(request).tokens
         return token_ids
 
@@ -74,7 +75,7 @@ class MistralTokenizer:
         """As `Tokenizer.encode`.
 
         Raises:
-            RequestError: a million spaces in a row, which are too much for tekken's regular expression.
+            RequestError: tekken's regular expression failed, as it does for a million spaces in a row.
         """
         text.encode()
         try:
@@ -118,9 +119,9 @@ class MistralTokenizer:
         self.encode("Hello", add_special_tokens=True)
 
     def _decode(self, token_ids: Sequence[int], written: Set[int]) -> str:
-        """Special tokens in `written` by their names, the text between them each by itself.
+        """Writes the special tokens in `written` by name and decodes each run of ordinary tokens separately.
 
-        Ids without a token say nothing: a model's last layer may be larger than the vocabulary.
+        Ids without a token are skipped: a model's last layer may be larger than the vocabulary.
         """
         known = [i for i in token_ids if i < self.vocab_size and (i not in self.added_tokens or i in written)]
         texts: list[str] = []

@@ -1,4 +1,4 @@
-"""Tokenizes one text or two for a model that pools: which text a token is of, cuts on either side."""
+"""Tokenizes one text or a pair for a pooling model: token types, and truncation on either side."""
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -9,21 +9,24 @@ Side = Literal["left", "right"]
 
 
 class EncodedPair(NamedTuple):
-    """Tokens of a text, or of two with the special tokens between them."""
+    """Tokens of one text, or of two with special tokens between them."""
 
     token_ids: list[int]
     token_type_ids: list[int] | None
-    """Which text each token is of; None where the model is not told."""
+    """The text that each token belongs to, 0 or 1; None if the model does not take token types."""
 
 
 class Cut(NamedTuple):
-    """How many tokens are kept, and on which side the others are cut off. Special tokens count, but stay."""
+    """How many tokens are kept, and on which side the others are cut off.
+
+    Special tokens count, but are kept.
+    """
 
     limit: int
     side: Side = "right"
 
     def of(self, ids: list[int]) -> list[int]:
-        """The ids that are kept."""
+        """The ids to keep."""
         return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
 
 
@@ -35,7 +38,9 @@ def encode_pair(
     add_special_tokens: bool,
     cut: Cut | None = None,
 ) -> EncodedPair:
-    """Of a pair, the longer text is cut first. The tokenizer must be the calling thread's own.
+    """Tokenizes a text or a pair; of a pair, the longer text is cut first.
+
+    The tokenizer must be the calling thread's own.
 
     Raises:
         UnicodeEncodeError: a text holds a lone surrogate.
@@ -59,17 +64,17 @@ def encode_pair(
     types: list[int] | None = encoding.get("token_type_ids")
     if cut is None:
         return EncodedPair(token_ids, types)
-    # transformers cuts nothing where there would be no room but for special tokens.
+    # transformers cuts nothing if only special tokens would fit.
     return EncodedPair(cut.of(token_ids), None if types is None else cut.of(types))
 
 
 def cut_text(tokenizer: "PreTrainedTokenizerBase", text: str, num_tokens: int) -> str:
-    """The text's beginning of so many tokens; needs a fast tokenizer, which tells where in the text a token is."""
+    """The beginning of the text, of `num_tokens` tokens; needs a fast tokenizer, which returns offsets."""
     while True:
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]
         if len(offsets) <= num_tokens:
             return text
-        # What is left may be cut into other tokens than it was within the longer text, but it gets shorter every time.
+        # The remainder may tokenize differently than within the longer text, but it gets shorter every time.
         text = text[: min(offsets[num_tokens - 1][1], len(text) - 1)]

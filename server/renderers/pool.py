@@ -1,4 +1,4 @@
-"""The threads that do a renderer's blocking work, and the twin that does it on the spot."""
+"""The thread pool for a renderer's blocking work, and an executor that runs the same work inline."""
 
 import asyncio
 import threading
@@ -11,11 +11,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _LOOP_SHARE_S = 0.002
-"""Small work may hold the event loop for this long before everything else that is due gets its turn."""
+"""Most time that small work may take on the event loop per turn of the loop."""
 
 
 class RendererPool(ThreadPoolExecutor):
-    """Tells how much work waits, and whoever `subscribe_waits` how long it did."""
+    """A thread pool that counts its waiting work items and reports how long each one waited."""
 
     def __init__(self, num_workers: int, *, name: str) -> None:
         super().__init__(num_workers, thread_name_prefix=name)
@@ -26,11 +26,11 @@ class RendererPool(ThreadPoolExecutor):
 
     @property
     def num_waiting(self) -> int:
-        """Pieces of work that no thread has begun."""
+        """Work items that no thread has begun."""
         return self._num_waiting
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Calls `on_wait` with the seconds that a piece of work has waited, on the thread that begins it."""
+        """Calls `on_wait` with the seconds that a work item has waited, on the thread that begins it."""
         self._on_wait = on_wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
@@ -44,7 +44,7 @@ class RendererPool(ThreadPoolExecutor):
             self._on_wait(perf_counter() - submitted_s)
             return fn(*args, **kwargs)
 
-        def forget(future: "Future[R]") -> None:
+        def discard(future: "Future[R]") -> None:
             if not has_begun:
                 self._count(-1)
 
@@ -54,11 +54,11 @@ class RendererPool(ThreadPoolExecutor):
         except RuntimeError:
             self._count(-1)
             raise
-        future.add_done_callback(forget)
+        future.add_done_callback(discard)
         return future
 
     def run_in_each_thread(self, func: Callable[[], object]) -> None:
-        """Runs `func` once in every thread, all of which exist afterwards; for a pool that has no other work."""
+        """Runs `func` once in each thread and starts all threads; the pool must have no other work."""
         together = threading.Barrier(self.num_workers)
 
         def run() -> None:
@@ -74,19 +74,19 @@ class RendererPool(ThreadPoolExecutor):
 
 
 class InlineExecutor(Executor):
-    """Does the work at once, on the calling thread: for tests, and to measure what a pool is worth."""
+    """Runs work at once, on the calling thread: for tests, and to measure the benefit of a pool."""
 
     num_workers = 1
     num_waiting = 0
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Nothing waits here."""
+        """No effect: work never waits."""
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> "Future[R]":
         future: Future[R] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - the future carries it, as a pool's would
+        except Exception as error:  # noqa: BLE001 - the future carries it, as in a pool
             future.set_exception(error)
         return future
 
@@ -96,10 +96,10 @@ class InlineExecutor(Executor):
 
 
 class LoopShare:
-    """How much small work may still be done on the event loop itself before it has to get around to the rest.
+    """The time per turn of the event loop that small work may spend on the loop itself.
 
-    A change of threads costs as much as rendering a short prompt. But hundreds of short prompts may come in one turn
-    of the loop.
+    Switching threads costs as much as rendering a short prompt, so short prompts run on the loop. The limit
+    exists because hundreds of them may arrive in one turn.
     """
 
     def __init__(self) -> None:
@@ -107,11 +107,11 @@ class LoopShare:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether the loop should turn first."""
+        """Whether more work must wait for the loop's next turn."""
         return self._spent_s >= _LOOP_SHARE_S
 
     def run(self, func: Callable[[], R]) -> R:
-        """Runs `func` here and now, on the event loop."""
+        """Runs `func` on the event loop and counts its time."""
         if not self._spent_s:
             asyncio.get_running_loop().call_soon(self._renew)
         begin_s = perf_counter()
@@ -128,5 +128,5 @@ Pool = RendererPool | InlineExecutor
 
 
 def create_pool(num_workers: int, *, name: str, is_inline: bool) -> Pool:
-    """Threads start with the first work."""
+    """Creates the pool; its threads start with the first work item."""
     return InlineExecutor() if is_inline else RendererPool(num_workers, name=name)

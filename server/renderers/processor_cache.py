@@ -1,4 +1,4 @@
-"""Keeps what the image processor made of images, so that the same image is not decoded and resized again."""
+"""Caches processed images, so that the same image is not decoded and resized again."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -13,7 +13,7 @@ class ProcessedImages:
 
     tensors: dict[str, TensorData]
     placeholders: tuple[str, ...]
-    """For each image the text that takes the place of its token in the prompt."""
+    """For each image, the text that replaces its token in the prompt."""
 
     @property
     def num_bytes(self) -> int:
@@ -21,9 +21,9 @@ class ProcessedImages:
 
 
 class ProcessorCache:
-    """Least recently used first to go; bounded by `max_bytes`. Every method runs in the renderer's image thread.
+    """Evicts the least recently used images beyond `max_bytes`.
 
-    The counters may be read from any thread.
+    Every method runs in the renderer's image thread; the counters may be read from any thread.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -38,7 +38,7 @@ class ProcessorCache:
         return len(self._entries)
 
     def find(self, key: Hashable) -> ProcessedImages | None:
-        """What is kept under this key, now the most recently used."""
+        """The entry with this key, which becomes the most recently used."""
         self.num_queries += 1
         found = self._entries.get(key)
         if found is not None:
@@ -47,7 +47,7 @@ class ProcessorCache:
         return found
 
     def put(self, key: Hashable, images: ProcessedImages) -> None:
-        """Keeps them, unless they are larger than the whole cache."""
+        """Stores the images, unless they are larger than the whole cache."""
         if key in self._entries or images.num_bytes > self._max_bytes:
             return
         for oldest in self._oldest():
@@ -58,7 +58,7 @@ class ProcessorCache:
         self.num_bytes += images.num_bytes
 
     def clear(self) -> None:
-        """Keeps nothing any more; requests hold on to what they were given."""
+        """Drops all entries; requests keep the ones they hold."""
         self._entries.clear()
         self.num_bytes = 0
 

@@ -1,4 +1,4 @@
-"""Loads the processor of a model that sees images, with what is there: Pillow and numpy, no torchvision."""
+"""Loads the processor of a vision model with Pillow and numpy, without torchvision."""
 
 import importlib
 from pathlib import Path
@@ -16,16 +16,17 @@ _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_conf
 
 
 class ProcessorLoadError(TokenizerLoadError):
-    """The processor cannot be loaded; one line that names the folder and the fault."""
+    """The processor cannot be loaded; the message is one line that names the folder and the fault."""
 
 
 def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
-    """The processor in the folder over this tokenizer, to which it may add tokens; for the main thread.
+    """Loads the folder's processor for this tokenizer, to which it may add tokens; call it on the main
+    thread.
 
-    Videos are left out: their processors need torchvision.
+    Videos are not supported: their processors need torchvision.
 
     Raises:
-        ProcessorLoadError: there is none, it is broken, or it cannot do with images alone.
+        ProcessorLoadError: the processor is missing, broken, or does not work without videos.
     """
     try:
         kind = _processor_class(path)
@@ -38,7 +39,7 @@ def load_processor(path: Path, tokenizer: PreTrainedTokenizerBase) -> ProcessorM
         }
         arguments = [parts.get(name) for name in kind.get_attributes()]
         return _images_only(kind).from_args_and_dict(arguments, settings)
-    except Exception as err:  # whatever transformers makes of a broken folder
+    except Exception as err:  # transformers raises any kind of error for a broken folder
         reason = " ".join(str(err).split()) or type(err).__name__
         raise ProcessorLoadError(
             f"cannot load the image processor in {path}: {reason[:400]} "
@@ -55,10 +56,11 @@ def _processor_class(path: Path) -> type[ProcessorMixin]:
 
 
 def _images_only(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The class, content to have no video processor."""
+    """A subclass that accepts a missing video processor."""
     module = importlib.import_module(kind.__module__)
     if getattr(module, "num2words", str) is None:
-        module.num2words = str  # type: ignore[attr-defined]  # SmolVLM asks for the package, to write videos' lengths
+        # SmolVLM needs the package num2words only for lengths of videos.
+        module.num2words = str  # type: ignore[attr-defined]
 
     def check_argument(self: ProcessorMixin, name: str, argument: Any) -> type:
         return type(argument)

@@ -1,4 +1,4 @@
-"""Which renderer serves which model."""
+"""Chooses the renderer for a model."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from server.renderers.tokenizer_kind import find_grok2_file, is_deepseek_v32
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
-    """The renderer for these files; call it on the main thread, since it may import torch.
+    """Builds the renderer for these files; call it on the main thread, since it may import torch.
 
     Raises:
         TokenizerLoadError: the tokenizer or the operator's chat template is missing or broken.
@@ -20,7 +20,7 @@ def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
 
 
 def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
-    """What `--tokenizer-mode auto` means for these files; reads names and JSON only."""
+    """The mode that `--tokenizer-mode auto` selects for these files; reads file names and JSON only."""
     if is_mistral_format(files.tokenizer_path):
         return "mistral"
     if find_grok2_file(files.tokenizer_path) is not None:
@@ -31,7 +31,7 @@ def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
 def _renderer_class(
     mode: TokenizerMode, files: ModelFiles, config: RendererConfig
 ) -> Callable[[ModelFiles, RendererConfig], BaseRenderer]:
-    """Each brings libraries along that the others do without."""
+    """Imports only the chosen class: each one imports libraries that the others do not need."""
     if mode == "mistral":
         from server.renderers.mistral import MistralRenderer
 

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class StopScan(NamedTuple):
-    """What may be shown after one more piece, and the stop string that it completed."""
+    """The text that may be sent after one more piece, and the stop string that the piece completed."""
 
     text: str
     stop: str | None
 
 
 class StopScanner:
-    """Holds back text that may be the beginning of a stop string, and cuts the text where one is complete.
+    """Holds back text that may be the beginning of a stop string, and cuts the text at a complete one.
 
     One scanner serves one output, on one thread.
     """
@@ -24,7 +24,7 @@ class StopScanner:
         self._held = ""
 
     def scan(self, piece: str, can_stop: bool = True) -> StopScan:
-        """Take the next piece; with `can_stop` false, stop strings that end in it are passed over."""
+        """Scans the next piece; with `can_stop` false, stop strings that end in it are ignored."""
         text = self._held + piece
         if can_stop and (found := self._first_complete(text, len(self._held))):
             end, stop = found
@@ -35,18 +35,21 @@ class StopScanner:
         return StopScan(text[:cut], None)
 
     def release(self) -> str:
-        """Give up what was held back: nothing more will come."""
+        """Returns the held-back text at the end of the output."""
         held, self._held = self._held, ""
         return held
 
     def _first_complete(self, text: str, seen: int) -> tuple[int, str] | None:
-        """End and name of the stop string that first ends beyond `seen`; the earlier in the list wins a tie."""
+        """End and text of the stop string that ends first after `seen`.
+
+        The earlier in the list wins a tie.
+        """
         starts = [(text.find(stop, max(0, seen - len(stop) + 1)), stop) for stop in self._stops]
         return min(((start + len(stop), stop) for start, stop in starts if start >= 0), key=itemgetter(0), default=None)
 
 
 def _partial_start(text: str, stop: str) -> int:
-    """Where the longest beginning of `stop` that ends `text` starts; `len(text)` if there is none."""
+    """The position of the longest prefix of `stop` at the end of `text`; `len(text)` if there is none."""
     start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while start >= 0 and not stop.startswith(text[start:]):
         start = text.find(stop[0], start + 1)

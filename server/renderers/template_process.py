@@ -1,4 +1,4 @@
-"""Has chat templates that came with requests rendered where they can do no harm (`template_worker`)."""
+"""Runs the helper process (`template_worker`) that renders chat templates from requests under limits."""
 
 import json
 import os
@@ -24,14 +24,15 @@ _CODE: Final = (
 )
 _LENGTH: Final = struct.Struct("!Q")
 _WALL_S: Final = 60.0
-"""For a machine that has no processor time to give; the process itself is bounded by that."""
+"""Timeout for a machine without free processor time; the process limits its own processor time."""
 _CHUNK_BYTES: Final = 1 << 20
 
 
 class TemplateProcess:
-    """One process, started with the first template and again after one that it did not survive.
+    """One process, started for the first template and restarted after a template that killed it.
 
-    Several threads may call; they wait for each other. What fails, or takes too much, is a jinja2.TemplateError.
+    Several threads may call; they wait for each other. A template that fails or exceeds a limit raises
+    jinja2.TemplateError.
     """
 
     def __init__(self) -> None:
@@ -39,15 +40,15 @@ class TemplateProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, conversation: list[Message], options: dict[str, Any]) -> str:
-        """The text that the template makes; `options` are those of transformers' `render_jinja_template`."""
+        """Renders the template in `options`, which are those of transformers' `render_jinja_template`."""
         return self._ask({"operation": "render", "conversation": conversation, "options": options})
 
     def content_format(self, template: str) -> str:
-        """What `detect_content_format` says of the template."""
+        """Runs `detect_content_format` on the template."""
         return self._ask({"operation": "content_format", "template": template})
 
     def close(self) -> None:
-        """Ends the process."""
+        """Kills the process."""
         with self._turn:
             self._end()
 
@@ -90,7 +91,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 
 def _exchange(process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any]:
-    """Raises EOFError or OSError when the process has ended, TimeoutError when it will not answer."""
+    """Raises EOFError or OSError if the process has exited, TimeoutError if it does not answer."""
     deadline = monotonic() + _WALL_S
     _write(process, message, deadline)
     [num_bytes] = _LENGTH.unpack(_read(process, _LENGTH.size, deadline))
@@ -99,7 +100,7 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes) -> dict[str, Any
 
 
 def _write(process: subprocess.Popen[bytes], message: bytes, deadline: float) -> None:
-    """A process that is stopped does not read; it would block whoever writes more than the pipe holds."""
+    """Writes with a timeout: a stopped process does not read, so a blocking write could wait for ever."""
     assert process.stdin is not None
     fd = process.stdin.fileno()
     os.set_blocking(fd, False)

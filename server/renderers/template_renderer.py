@@ -16,7 +16,7 @@ from server.renderers.tokenizer import Tokenizer
 
 
 class TemplateRenderer(BaseRenderer):
-    """Renders the operator's and the model's templates in this process, a request's own in `TemplateProcess`."""
+    """Renders the operator's or the model's template in this process, a request's in `TemplateProcess`."""
 
     image_token: str | None = None
     """The text that stands for an image in a prompt; None if the model takes no images."""
@@ -46,7 +46,8 @@ class TemplateRenderer(BaseRenderer):
             return self.config.chat_template
         if not self.config.trust_request_chat_template:
             raise RequestError(
-                "a chat_template in the request is only taken when the server runs with --trust-request-chat-template",
+                "a chat_template in the request is only accepted when the server runs with "
+                "--trust-request-chat-template",
                 param="chat_template",
             )
         return options.chat_template
@@ -61,7 +62,10 @@ class TemplateRenderer(BaseRenderer):
         messages: list[dict[str, Any]],
         options: ChatOptions,
     ) -> str:
-        """Renders the messages; a `ForeignTemplate` takes the place of a tokenizer for a request's own template."""
+        """Renders the messages.
+
+        A `ForeignTemplate` takes the place of a tokenizer for a request's own template.
+        """
         wanted = self.config.chat_template_content_format
         if isinstance(tokenizer, ForeignTemplate):
             content_format = tokenizer.content_format(wanted)

@@ -1,7 +1,7 @@
-"""Renders chat templates that came with requests: a process of its own, which may be ended at any moment.
+"""Renders chat templates that came with requests, in a separate process that may be killed at any moment.
 
-Jinja's sandbox keeps a template from reaching Python's insides. It does not keep it from computing for ever, or from
-asking for all the memory there is, and what computes in C cannot be interrupted in a thread. Here the kernel does that.
+Jinja's sandbox keeps a template from reaching Python's internals. It limits neither computing time nor
+memory, and a thread that computes in C cannot be interrupted. In a process, the kernel enforces both limits.
 """
 
 import json
@@ -20,19 +20,19 @@ from server.renderers.chat_template import describe_template_error
 from server.renderers.content_format import detect_content_format
 
 CPU_S: Final = 1
-"""Processor time that a template may take, rounded up to whole seconds since the process began."""
+"""Processor time per template; the kernel counts whole seconds since the process began, rounded up."""
 MEMORY_BYTES: Final = 512 << 20
-"""Memory that it may take beside what this process has when it begins."""
+"""Memory that a template may use in addition to the process's memory at its start."""
 MAX_TEXT_CHARS: Final = 16 << 20
-"""Longest text that it may make."""
+"""Longest text that a template may produce."""
 
 LENGTH: Final = struct.Struct("!Q")
-"""What goes before every message, in both directions: its number of bytes."""
+"""Header of every message, in both directions: its number of bytes."""
 _MAX_OPEN_FILES: Final = 16
 
 
 def main() -> NoReturn:
-    """Answers requests from standard input until it ends."""
+    """Answers requests from standard input until end of file."""
     _limit_resources()
     for request in _requests():
         with _limited_processor_time():
@@ -66,7 +66,7 @@ _OPERATIONS: Final[dict[str, Callable[..., str]]] = {"render": _render, "content
 
 
 def _limit_resources() -> None:
-    """Beside memory: no file can be written, no process started, and no more than a few files opened."""
+    """Limits memory and open files, and forbids writing files and starting processes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
     _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
@@ -83,7 +83,7 @@ def _limit(kind: int, most: int) -> None:
 
 @contextmanager
 def _limited_processor_time() -> Iterator[None]:
-    """What one template has used up is not taken from the next one's request, which is read after the block."""
+    """Gives each template its own processor time; reading the next request is outside the limit."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     most = math.ceil(used.ru_utime + used.ru_stime) + CPU_S
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

@@ -1,4 +1,4 @@
-"""The exact bytes that each token of a vocabulary adds to a text; tokens may be parts of a character."""
+"""The exact bytes that each token of a vocabulary adds to a text; a token may be a part of a character."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenBytes:
-    """Looks tokens up once each and remembers them; used on the event loop only."""
+    """Computes a token's bytes once and caches them; used on the event loop only."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", decode: Decode, added: Mapping[int, str]) -> None:
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
@@ -35,7 +35,7 @@ class TokenBytes:
         return known
 
     def _look_up(self, token_id: int) -> bytes:
-        """A token without a table of bytes adds what it writes behind some ordinary text."""
+        """Without a table of bytes, a token's bytes are what it appends to an ordinary text."""
         token = self._backend.id_to_token(token_id) if self._backend else None
         if token is not None and "ByteLevel" in self._steps:
             return _byte_level(token)
@@ -45,7 +45,7 @@ class TokenBytes:
 
 
 def _byte_level(token: str) -> bytes:
-    """Every byte is written as one character of GPT-2's table; a token with any other character is plain text."""
+    """Maps characters to bytes with GPT-2's table; a token with any other character is plain text."""
     if all(character in _BYTE_OF_CHARACTER for character in token):
         return bytes(_BYTE_OF_CHARACTER[character] for character in token)
     return token.encode()

@@ -1,4 +1,4 @@
-"""What a renderer asks of a tokenizer; one implementation for each kind of tokenizer file."""
+"""The tokenizer interface that renderers use; one implementation for each kind of tokenizer file."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +8,10 @@ from server.renderers.pair_encoding import Cut, EncodedPair
 
 
 class Tokenizer(Protocol):
-    """Tokenizers are not thread-safe: `encode` and `decode` work with a copy that belongs to the calling thread."""
+    """`encode` and `decode` may be called on any thread.
+
+    Implementations whose library is not thread-safe keep a copy for each thread.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -24,43 +27,44 @@ class Tokenizer(Protocol):
 
     @property
     def added_tokens(self) -> Mapping[int, str]:
-        """Control tokens and others that are written as they stand."""
+        """Token id -> text of control tokens and of other tokens that are matched literally."""
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        """The text's tokens; with a limit about that many of the last ones, begin- and end-of-text tokens kept.
+        """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text
+        tokens.
 
         Raises:
             UnicodeEncodeError: the text holds a lone surrogate.
         """
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        """The text of a whole sequence; the ids are known to be tokens."""
+        """The text of a whole sequence; the caller has checked the ids."""
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
-        """Decodes the few last tokens of an output again and again, on the event loop."""
+        """A function for the event loop that decodes an output's last few tokens repeatedly."""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The exact bytes that one token adds to a text; on the event loop."""
+        """The exact bytes that one token adds to a text; called on the event loop."""
 
     def info(self) -> dict[str, Any]:
-        """The configuration, as JSON takes it."""
+        """The configuration as JSON values."""
 
     def warm_up(self) -> None:
-        """Makes the calling thread's copy, which may hold the interpreter for a tenth of a second."""
+        """Makes the calling thread's copy, which may hold the GIL for 0.1 s."""
 
 
 @runtime_checkable
 class PairTokenizer(Protocol):
-    """What models that pool ask for besides; not every kind of tokenizer file has it."""
+    """Further methods that pooling models need; not every kind of tokenizer supports them."""
 
     def encode_pair(
         self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
     ) -> EncodedPair:
-        """The tokens of a text, or of two with special tokens between them, and which text each is of.
+        """The tokens of one text, or of two with special tokens between them, and the text each belongs to.
 
         Raises:
             UnicodeEncodeError: a text holds a lone surrogate.
         """
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        """The text's beginning of so many tokens."""
+        """The beginning of the text, of `num_tokens` tokens."""

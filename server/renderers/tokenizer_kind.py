@@ -1,4 +1,4 @@
-"""Tells which checkpoints need a renderer of their own, from file names and JSON; standard library only."""
+"""Detects checkpoints that need their own renderer, from file names and JSON; standard library only."""
 
 from pathlib import Path
 
@@ -9,9 +9,9 @@ GROK2_FILE = "tokenizer.tok.json"
 
 
 def is_deepseek_v32(files: ModelFiles) -> bool:
-    """Whether conversations for this model are encoded by code, as DeepSeek-V3.2 publishes it.
+    """Whether code encodes the model's conversations, as published with DeepSeek-V3.2.
 
-    Its experimental forerunner has the same architecture, but a chat template, which then says how.
+    The experimental version before it has the same architecture, but a chat template, which is used instead.
 
     Raises:
         TokenizerLoadError: a file is not JSON.
@@ -26,6 +26,6 @@ def is_deepseek_v32(files: ModelFiles) -> bool:
 
 
 def find_grok2_file(path: Path) -> Path | None:
-    """xAI's tokenizer file in this folder, or the path itself where it is such a file."""
+    """xAI's tokenizer file in this folder, or the path itself if it is such a file."""
     file = path if path.name.endswith(".tok.json") else path / GROK2_FILE
     return file if file.is_file() else None

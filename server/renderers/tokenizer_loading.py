@@ -1,9 +1,9 @@
-"""Loads a tokenizer, without torch wherever that gives exactly what AutoTokenizer gives.
+"""Loads a tokenizer, without torch if the result equals AutoTokenizer's.
 
-AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here the
-choice can be read from two JSON files; the tables repeat what transformers registers and what it
-overrules, and a test holds every row of them against AutoTokenizer. Standard library only at module
-level, so that a launcher may ask `needs_torch`.
+AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
+files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
+every row with AutoTokenizer. Standard library only at module level, so that a launcher may call
+`needs_torch`.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _GENERIC = "TokenizersBackend"
-"""The class that takes tokenizer.json as it stands."""
+"""The class that uses tokenizer.json unchanged."""
 
 _MODULE_OF_CLASS = {
     "BertTokenizer": "transformers.models.bert.tokenization_bert",
@@ -32,7 +32,7 @@ _MODULE_OF_CLASS = {
     "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
     _GENERIC: "transformers.tokenization_utils_tokenizers",
 }
-"""Tokenizer classes whose modules import no torch."""
+"""Tokenizer classes whose modules do not import torch, and these modules."""
 
 _DEFAULT_CLASS = {
     **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
@@ -47,12 +47,13 @@ _DEFAULT_CLASS = {
     **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _GENERIC),
 }
-"""Model type -> the class of a checkpoint that names none; one that it names counts more."""
+"""Model type -> the class for a checkpoint that names none; a named class takes precedence."""
 
-_DISPUTED = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
-"""Model types of which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+_VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+"""Model types for which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
 
-Their checkpoints name LlamaTokenizer beside a byte-level tokenizer.json, of which both make the generic class.
+Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json, for which both versions
+choose the generic class.
 """
 
 _FIXED_CLASS: dict[str, str | None] = {
@@ -65,14 +66,15 @@ _FIXED_CLASS: dict[str, str | None] = {
     **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
     "siglip2": None,
 }
-"""Model type -> the class whatever the checkpoint names, since many checkpoints of it name a wrong one.
+"""Model type -> the class regardless of the one that the checkpoint names, because many of them name a wrong
+one.
 
-None: one that only AutoTokenizer loads.
+None: only AutoTokenizer loads it.
 """
 
 
 class TokenizerLoadError(ServerError):
-    """The tokenizer cannot be loaded; one line that names the folder and the fault."""
+    """The tokenizer cannot be loaded; the message is one line that names the folder and the fault."""
 
 
 def needs_torch(path: Path) -> bool:
@@ -85,10 +87,10 @@ def needs_torch(path: Path) -> bool:
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The tokenizer in the folder `path`; call it on the main thread, since it may import torch.
+    """Loads the tokenizer in the folder `path`; call it on the main thread, since it may import torch.
 
     Raises:
-        TokenizerLoadError: there is none, or it is broken.
+        TokenizerLoadError: the tokenizer is missing or broken.
     """
     if not path.is_dir():
         raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
@@ -97,7 +99,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
         if class_name is not None:
             return _load_light(class_name, path)
         auto = importlib.import_module("transformers").AutoTokenizer
-        # Without the last, a folder with a tekken.json would get mistral-common's tokenizer in transformers' clothes.
+        # Without mistral_format=False, a folder with a tekken.json would load mistral-common's tokenizer.
         return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         reason = " ".join(str(err).split()) or type(err).__name__
@@ -105,10 +107,10 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The file's object; an empty one where there is no such file.
+    """The JSON object in the file; an empty one if there is no such file.
 
     Raises:
-        TokenizerLoadError: it is not JSON, or no object.
+        TokenizerLoadError: the file is not JSON, or not an object.
     """
     if not path.is_file():
         return {}
@@ -123,8 +125,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
     if class_name == "LlamaTokenizer":
-        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer beside a byte-level tokenizer.json, and that class
-        # would drop every space. AutoTokenizer knows them by hub id; a folder has no id, but its decoder tells.
+        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
+        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id, but
+        # its decoder identifies them.
         generic = _class(_GENERIC).from_pretrained(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic
@@ -137,7 +140,10 @@ def _class(name: str) -> type["PreTrainedTokenizerBase"]:
 
 
 def _light_class(path: Path) -> str | None:
-    """The torch-free class that AutoTokenizer would choose for this folder; None where only it can tell."""
+    """The torch-free class that AutoTokenizer would choose for this folder.
+
+    None if only AutoTokenizer can choose.
+    """
     if not (path / "tokenizer.json").is_file() or (path / "tekken.json").exists():
         return None
     named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
@@ -149,7 +155,7 @@ def _light_class(path: Path) -> str | None:
     class_name = str(named.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
     if class_name in (_GENERIC, "PreTrainedTokenizer"):
         return _GENERIC
-    if model_type in _DISPUTED and class_name not in ("", "LlamaTokenizer"):
+    if model_type in _VERSION_DEPENDENT and class_name not in ("", "LlamaTokenizer"):
         return None
     default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
     if default is None or not class_name:

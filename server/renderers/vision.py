@@ -1,4 +1,4 @@
-"""Renders for models that see images: a Hugging Face processor beside the tokenizer."""
+"""Renders for vision models: a Hugging Face processor in addition to the tokenizer."""
 
 import asyncio
 from collections.abc import Iterator
@@ -30,23 +30,23 @@ from server.renderers.tokenizer_loading import load_tokenizer
 from server.types import PromptInputs
 
 _MEMORY_SHARE = 0.25
-"""Of the memory that is free at the start, at most, for images that are kept."""
+"""Most of the memory free at the start that the image cache may use."""
 _NUM_LOADS = 8
-"""Images of one prompt that are fetched at a time."""
+"""Images of one prompt that are fetched concurrently."""
 
 
 class ImagePart(NamedTuple):
     """An image in a conversation."""
 
     name: str
-    """Where it is, e.g. `messages[0].content[1]`."""
+    """Its position, e.g. `messages[0].content[1]`."""
     url: str
 
 
 class VisionRenderer(HfRenderer):
-    """The conversation's text goes through the ordinary pool, images through the thread that is theirs alone.
+    """Renders the conversation's text in the text pool, and processes images in the image thread.
 
-    What tokens a conversation has is what `processor.apply_chat_template(..., tokenize=True)` says.
+    The token ids equal those of `processor.apply_chat_template(..., tokenize=True)`.
     """
 
     def __init__(self, files: ModelFiles, config: RendererConfig, *, executor: Executor | None = None) -> None:
@@ -66,7 +66,7 @@ class VisionRenderer(HfRenderer):
         parts = list(_image_parts(messages))
         if not parts:
             return await super().render_chat_async(messages, options)
-        self._check_number(parts)
+        self._check_num_images(parts)
         self._check_mm_settings(options)
         settings = self.config.mm_processor_kwargs | (options.mm_processor_kwargs or {})
         if options.truncate_prompt_tokens is not None:
@@ -74,36 +74,36 @@ class VisionRenderer(HfRenderer):
         text = await self.run_in_pool(self.render_messages, messages, options)
         if text.count(self._token) != len(parts):
             raise RequestError(
-                f"the prompt has {text.count(self._token)} places for images ({self._token}) and "
-                f"{len(parts)} images: no text may hold {self._token}, and tools answer with text only",
+                f"the prompt has {text.count(self._token)} placeholders for images ({self._token}) but "
+                f"{len(parts)} images: no text may contain {self._token}, and tool messages may hold text only",
                 param="messages",
             )
-        async with self._budget.hold(self._most_bytes(parts)) as share:
+        async with self._budget.hold(self._max_image_bytes(parts)) as share:
             files = await self._load(parts)
             share.shrink_to(sum(len(file.data) for file in files))
             images = await make_async(self._images.process, self._mm_executor)(files, settings)
-        return await self.run_in_pool(self._joined, text, images, options)
+        return await self.run_in_pool(self._expand_images, text, images, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        """The prompt of a conversation that holds text alone."""
+        """The prompt of a conversation without images."""
         rendered = self.render_messages(messages, options)
         return self._tokenized(rendered, self._with_bos(rendered, options), param="messages")
 
     def warm_up(self) -> None:
-        """Takes an image all the way, so that its thread finds everything imported."""
+        """Processes an image, so that the image thread imports nothing for the first request."""
         super().warm_up()
         import_decoders()
-        take_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
-        take_image()
+        process_image = partial(self._images.warm_up, Image.fromarray(np.zeros((64, 64, 3), np.uint8)))
+        process_image()
         if "mm" in self.pools:
-            self.pools["mm"].run_in_each_thread(take_image)
+            self.pools["mm"].run_in_each_thread(process_image)
 
     @property
     def _token(self) -> str:
         return self._images.image_token
 
-    def _joined(self, text: str, images: ProcessedImages, options: ChatOptions) -> RenderedPrompt:
-        """The prompt with each image's own tokens in the place of its one token."""
+    def _expand_images(self, text: str, images: ProcessedImages, options: ChatOptions) -> RenderedPrompt:
+        """Replaces each image's token by the tokens of the processed image, and tokenizes the text."""
         first, *others = text.split(self._token)
         expanded = "".join([first, *(a + b for a, b in zip(images.placeholders, others, strict=True))])
         prompt = self._tokenized(expanded, self._with_bos(text, options), param="messages")
@@ -134,14 +134,14 @@ class VisionRenderer(HfRenderer):
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _most_bytes(self, parts: list[ImagePart]) -> int:
-        """What the images may turn out to be; only of what comes in the URL itself is more known."""
+    def _max_image_bytes(self, parts: list[ImagePart]) -> int:
+        """Upper bound of the images' size; `data:` URLs have a known size, all others may reach the limit."""
         most = self.config.max_media_bytes
         is_known = [part.url[:5].lower() == "data:" for part in parts]
         sizes = (len(part.url) * 3 // 4 if known else most for part, known in zip(parts, is_known, strict=True))
         return min(sum(sizes), MAX_WAITING_BYTES)
 
-    def _check_number(self, parts: list[ImagePart]) -> None:
+    def _check_num_images(self, parts: list[ImagePart]) -> None:
         most = self.config.max_images
         if len(parts) > most:
             raise RequestError(
@@ -150,7 +150,7 @@ class VisionRenderer(HfRenderer):
             )
 
     def _with_bos(self, text: str, options: ChatOptions) -> ChatOptions:
-        """As processors do it: the tokenizer's own special tokens, unless the template wrote the first of them."""
+        """Adds special tokens unless the template wrote the begin-of-text token, as processors do."""
         bos = self._hf.loaded.bos_token
         has_bos = bos is not None and text.startswith(bos)
         return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
@@ -166,7 +166,7 @@ def _image_parts(messages: list[dict[str, Any]]) -> Iterator[ImagePart]:
 
 
 def _url_of(part: dict[str, Any], name: str) -> str:
-    """OpenAI's `{"image_url": {"url": ..., "detail": ...}}`, or the URL alone; `detail` tells these models nothing."""
+    """OpenAI's `{"image_url": {"url": ..., "detail": ...}}`, or the URL alone; `detail` has no effect."""
     given = part.get("image_url")
     url = given.get("url") if isinstance(given, dict) else given
     if not isinstance(url, str) or not url:

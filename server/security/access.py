@@ -1,4 +1,4 @@
-"""Who gets to the server: TLS and keys, and their renewal while it runs."""
+"""Access to the server: TLS and API keys, and their renewal while it runs."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 class Access:
-    """The listening socket's TLS, and the watch over the files behind it and behind the keys; on the event loop."""
+    """Holds the listening socket's TLS, and watches the TLS and key files for changes, on the event loop."""
 
     def __init__(self, config: ServerConfig, api_keys: ApiKeys) -> None:
-        """Raises TlsError where the files make no TLS."""
+        """Raises TlsError if the TLS files cannot be used."""
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
-        """What a new handshake is to use; None where the server speaks plain HTTP."""
+        """Returns the context for a new handshake; None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
         if config.api_key_file is not None:
             self._watches.append(FileWatch([config.api_key_file], api_keys.reload))
@@ -29,11 +29,11 @@ class Access:
                 self._watches.append(FileWatch(tls_files(config), tls.reload))
 
     def start(self) -> None:
-        """Begins to watch."""
+        """Starts watching."""
         for watch in self._watches:
             watch.start()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Stops watching."""
         for watch in self._watches:
             watch.close()

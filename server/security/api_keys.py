@@ -1,4 +1,4 @@
-"""The keys that requests may carry: kept as digests, read again when their file changes. Standard library only."""
+"""The accepted API keys: kept as digests, reloaded when their file changes. Standard library only."""
 
 import hashlib
 import hmac
@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class KeyFileError(ServerError):
-    """The file of keys cannot be used; the message names it and never what is in it."""
+    """The key file cannot be used; the message names the file and never its content."""
 
 
 class ApiKeys:
-    """Knows the good keys; lives on the event loop."""
+    """Checks keys; used on the event loop."""
 
     def __init__(self, given: tuple[str, ...] = (), file: Path | None = None) -> None:
-        """`given` stay good for ever, those of `file` for as long as they are in it.
+        """`given` keys are always valid, keys in `file` as long as the file contains them.
 
         Raises:
             KeyFileError: the file cannot be read, or holds no key.
@@ -38,39 +38,39 @@ class ApiKeys:
         return len(self._digests)
 
     def is_good(self, key: bytes) -> bool:
-        """Whether this is one of the keys; takes as long for each."""
+        """Whether this is one of the keys; takes the same time for every key."""
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
     def reload(self) -> None:
-        """Takes what is in the file now; a file that cannot be used changes nothing."""
+        """Reloads the file; if it cannot be used, the keys do not change."""
         try:
             self._digests = [*self._given, *self._read_file()]
         except KeyFileError as err:
-            logger.error("%s; the keys stay as they were", err)
+            logger.error("%s; the previous keys stay valid", err)
         else:
-            logger.info("%s was read again: %d keys are good now", self._file, len(self))
+            logger.info("%s was reloaded: %d keys are valid now", self._file, len(self))
 
     def _read_file(self) -> list[bytes]:
         return [] if self._file is None else [_digest(key) for key in read_key_file(self._file)]
 
 
 def read_key_file(path: Path) -> list[bytes]:
-    """One key in a line; blank lines, and those that begin with #, are left out.
+    """One key per line; blank lines and lines that begin with # are ignored.
 
     Raises:
-        KeyFileError: it cannot be read, or holds no key.
+        KeyFileError: the file cannot be read, or holds no key.
     """
     if path.exists() and not path.is_file():
-        raise KeyFileError(f"--api-key-file {path} is no regular file, and it has to be read again")
+        raise KeyFileError(f"--api-key-file {path} is not a regular file, so it could not be reloaded")
     try:
         lines = [line.strip() for line in path.read_bytes().splitlines()]
     except OSError as err:
         raise KeyFileError(f"--api-key-file {path} cannot be read: {err.strerror}") from err
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if not keys:
-        raise KeyFileError(f"--api-key-file {path} holds no key: write one into each line")
+        raise KeyFileError(f"--api-key-file {path} holds no key: write one key per line")
     return keys
 
 

@@ -1,4 +1,4 @@
-"""Notices that files have changed, however they were replaced: in place, by a rename, or behind a symbolic link."""
+"""Detects changed files, whether replaced in place, by a rename, or behind a symbolic link."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ _State = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileWatch:
-    """Looks at files once a second, on the event loop; what still changes is left alone until it has settled."""
+    """Polls files once a second on the event loop; reports a change when two polls in a row agree."""
 
     def __init__(
         self, paths: Iterable[str | Path], on_change: Callable[[], None], *, interval_s: float = _INTERVAL_S
@@ -18,26 +18,26 @@ class FileWatch:
         self._interval_s = interval_s
         self._paths = [Path(path) for path in paths]
         self._on_change = on_change
-        self._known = self._seen = self._look()
+        self._reported = self._polled = self._read_states()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begins to watch; what changed since this object was made counts."""
+        """Starts polling; changes since this object was created count."""
         self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._compare)
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Stops polling."""
         if self._timer is not None:
             self._timer.cancel()
 
     def _compare(self) -> None:
-        before, self._seen = self._seen, self._look()
-        if self._seen == before and self._seen != self._known:
-            self._known = self._seen
+        before, self._polled = self._polled, self._read_states()
+        if self._polled == before and self._polled != self._reported:
+            self._reported = self._polled
             self._on_change()
         self.start()
 
-    def _look(self) -> _State:
+    def _read_states(self) -> _State:
         return tuple(map(_state, self._paths))
 
 

@@ -1,6 +1,6 @@
 """TLS of the server's socket: a context made from the operator's files, and its renewal when they change.
 
-Imported only where there is a certificate; it must never ask for a password on the terminal.
+Imported only if a certificate is configured. It must never ask for a password on the terminal.
 """
 
 import logging
@@ -18,11 +18,11 @@ _ENCRYPTED = (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
 
 
 class TlsError(ServerError):
-    """Files or settings of TLS cannot be used; the message names option, file and fix."""
+    """TLS files or settings cannot be used; the message names option, file and fix."""
 
 
 def create_tls_context(config: ServerConfig) -> ssl.SSLContext:
-    """A server's context, TLS 1.2 and up.
+    """Creates a server's context, TLS 1.2 and up.
 
     Raises:
         TlsError: a file cannot be used, key and certificate do not belong together, or a cipher is unknown.
@@ -36,14 +36,14 @@ def create_tls_context(config: ServerConfig) -> ssl.SSLContext:
         except ssl.SSLError as err:
             raise TlsError(f"--ssl-ca-certs {config.ssl_ca_certs} holds a broken certificate: {_reason(err)}") from err
     context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
-    if config.ssl_cert_reqs:  # a session that is taken up again is let in without a look at the client's certificate
+    if config.ssl_cert_reqs:  # resumed sessions would skip the check of the client's certificate
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
     if config.ssl_ciphers is not None:
         try:
             context.set_ciphers(config.ssl_ciphers)
         except ssl.SSLError as err:
-            raise TlsError(f"--ssl-ciphers {config.ssl_ciphers!r} names no cipher that OpenSSL has") from err
+            raise TlsError(f"--ssl-ciphers {config.ssl_ciphers!r} names no cipher that OpenSSL supports") from err
     return context
 
 
@@ -53,10 +53,10 @@ def tls_files(config: ServerConfig) -> list[str]:
 
 
 class RenewableTls:
-    """The context for new handshakes; connections that exist keep theirs.
+    """Holds the context for new handshakes; existing connections keep theirs.
 
-    A new one is made whole before it is used, so that a renewal which fails changes nothing. It knows none of the
-    former one's sessions, so whoever comes back after a renewal is looked at anew.
+    A new context is complete before it is used, so a failed renewal changes nothing. It has none of the
+    previous context's sessions, so clients that reconnect after a renewal are verified again.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -65,11 +65,11 @@ class RenewableTls:
         self.context = create_tls_context(config)
 
     def reload(self) -> None:
-        """Takes the files as they are now, if they can be used."""
+        """Reloads the files; if they cannot be used, the context does not change."""
         try:
             self.context = create_tls_context(self._config)
         except TlsError as err:
-            logger.error("the TLS files have changed and cannot be used: %s; the former ones stay in use", err)
+            logger.error("the TLS files have changed and cannot be used: %s; the previous ones stay in use", err)
         else:
             logger.info("the TLS files have changed: new connections get the new certificate")
 
@@ -110,7 +110,7 @@ def _check_pem(option: str, name: str, mark: bytes, what: str) -> bytes:
 
 def _encrypted(option: str, name: str) -> TlsError:
     return TlsError(
-        f"{option} {name} is encrypted, and a server has nobody to ask for the password: "
+        f"{option} {name} is encrypted, and the server cannot ask for a password: "
         "decrypt it with `openssl pkey -in FILE -out NEW` and keep it readable for the server's user alone"
     )
 

@@ -1,6 +1,6 @@
-"""One HTTP/1.1 connection: uvicorn's, with bounds on what a client sends, how fast, and how fast it reads.
+"""uvicorn's HTTP/1.1 connection with limits on what a client sends, how fast it sends, and how fast it reads.
 
-Probes are bounded like everything else that comes over the wire, but never refused for want of room.
+Probes have the same limits, except that the limit of connections does not reject them.
 """
 
 import asyncio
@@ -19,38 +19,41 @@ from server.limits import LimitsConfig, flag_of
 from server.routes.health import PROBE_PATHS
 from server.transport.connection_table import ConnectionTable, raise_file_limit
 from server.transport.lingering_transport import LingeringTransport
-from server.transport.read_watch import LAST_LOOK_S, ReadWatch, Stage, head_too_large
-from server.transport.refusal import Refusal, RefusedError
+from server.transport.read_watch import READ_GRACE_S, ReadWatch, Stage, head_too_large
+from server.transport.rejection import RejectedError, Rejection
 from server.transport.tls_handshake import TlsHandshake
 
 logger = logging.getLogger(__name__)
 
 _MAX_PIPELINED = 32
-"""Requests that wait behind one on the same connection."""
+"""Most requests that may wait behind a running one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
-_MALFORMED = Refusal(400, "The request is not valid HTTP/1.1.")
-_ENCODED = Refusal(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
+_MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
+_ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
 
 def bounded_connections(
     limits: LimitsConfig, tls: Callable[[], ssl.SSLContext] | None = None
 ) -> Callable[..., asyncio.Protocol]:
-    """What uvicorn makes connections with; they share one table. TLS is done here, uvicorn is to know nothing of it."""
+    """The factory with which uvicorn creates connections, which share one table.
+
+    TLS is handled here: uvicorn itself is configured without it.
+    """
     table = ConnectionTable(raise_file_limit(limits.max_connections))
     if tls is None:
         return partial(BoundedConnection, limits=limits, table=table)
 
-    def shake_hands(*, server_state: ServerState, **kwargs: Any) -> TlsHandshake:
+    def start_handshake(*, server_state: ServerState, **kwargs: Any) -> TlsHandshake:
         def create_connection(carrier: asyncio.Transport) -> BoundedConnection:
             return BoundedConnection(limits=limits, table=table, carrier=carrier, server_state=server_state, **kwargs)
 
         return TlsHandshake(tls(), limits, table, server_state.connections, create_connection)
 
-    return shake_hands
+    return start_handshake
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """Lives on the event loop."""
+    """Runs on the event loop."""
 
     def __init__(
         self,
@@ -60,71 +63,72 @@ class BoundedConnection(HttpToolsProtocol):
         carrier: asyncio.Transport | None = None,
         **kwargs: Any,
     ) -> None:
-        """`carrier` is what the connection's TLS is carried by, if it has any."""
+        """`carrier` is the transport below the connection's TLS; None without TLS."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._carrier = carrier
         self._table = table
-        self._watch = ReadWatch(limits, self.loop, is_reading=self._is_reading, on_late=self._end_late)
+        self._watch = ReadWatch(limits, self.loop, is_reading=self._is_reading, on_timeout=self._handle_timeout)
         self._running: RequestResponseCycle | None = None
-        """What is being answered."""
-        self._num_pending_bytes = 0
-        """Of the piece that the parser is reading."""
+        """The request that is being answered."""
+        self._num_piece_bytes = 0
+        """Size of the piece that the parser is reading."""
         self._num_dropped_bytes = 0
         self._num_trailers = 0
         self._has_room = True
-        self._is_deaf = False
-        """Whatever else the client sends is dropped."""
+        self._ignores_input = False
+        """Whether everything else that the client sends is dropped."""
         self._stall: asyncio.TimerHandle | None = None
-        self._gentle: LingeringTransport
+        self._lingering: LingeringTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gentle = LingeringTransport(transport, self._close, self._carrier)
-        super().connection_made(self._gentle)  # type: ignore[arg-type]
-        self._gentle.limit_unsent(self._limits.send_buffer_bytes)
+        self._lingering = LingeringTransport(transport, self._close, self._carrier)
+        super().connection_made(self._lingering)  # type: ignore[arg-type]
+        self._lingering.limit_unsent(self._limits.send_buffer_bytes)
         self._has_room = self._table.add(self)
-        self._table.note_file(transport.get_extra_info("socket").fileno())
-        self._watch.expect_first()
+        self._table.check_free_files(transport.get_extra_info("socket").fileno())
+        self._watch.expect_first_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._gentle.note_lost()
+        self._lingering.note_lost()
         self._table.discard(self)
         self._watch.close()
         self._stop_stall()
         self._unset_keepalive_if_required()
         if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True  # uvicorn tells the last request alone, and this may be an earlier one
+            # uvicorn marks only the last request as disconnected, and this may be an earlier one.
+            self._running.disconnected = True
             self._running.message_event.set()
         self.pipeline.clear()
         super().connection_lost(exc)
-        self.cycle = None  # type: ignore[assignment]  # it may never have begun, and still mean to tell of its end
+        self.cycle = None  # type: ignore[assignment]  # a request that never began must not report its end
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
+        if self._ignores_input:
             return
         self._unset_keepalive_if_required()
         stage_before = self._watch.stage
-        self._num_pending_bytes = len(data)
+        self._num_piece_bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as err:
-            self._go_on_without_upgrade(data[err.args[0] :])
+            self._parse_without_upgrade(data[err.args[0] :])
         except httptools.HttpParserError as err:
             cause = err.__context__
-            self._refuse(cause.refusal if isinstance(cause, RefusedError) else _MALFORMED)
+            self._reject(cause.rejection if isinstance(cause, RejectedError) else _MALFORMED)
         else:
-            refusal = self._watch.after(len(data), stage_before)
-            if refusal is not None:
-                self._refuse(refusal)
+            rejection = self._watch.check_piece(len(data), stage_before)
+            if rejection is not None:
+                self._reject(rejection)
 
     def timeout_keep_alive_handler(self) -> None:
-        """The next request may have come while this process was stopped."""
-        self.timeout_keep_alive_task = self.loop.call_later(LAST_LOOK_S, super().timeout_keep_alive_handler)
+        """Waits a little longer: the next request may have arrived while this process was stopped."""
+        self.timeout_keep_alive_task = self.loop.call_later(READ_GRACE_S, super().timeout_keep_alive_handler)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_stall()
-        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._look_at_stall)
+        self._stall = self.loop.call_later(self._limits.send_timeout_s, self._recheck_stall)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -137,17 +141,17 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._watch.stage is Stage.BODY:
-            self._num_trailers += 1  # nobody sees them: a proxy in front has not looked at them, either
+            self._num_trailers += 1  # trailers are dropped: a proxy in front has not checked them
         else:
             super().on_header(name, value)
         if len(self.headers) + self._num_trailers > self._limits.max_headers:
             most, flag = self._limits.max_headers, flag_of("max_headers")
-            raise RefusedError(Refusal(431, f"The request has more than {most} headers ({flag})."))
+            raise RejectedError(Rejection(431, f"The request has more than {most} headers ({flag})."))
 
     def on_headers_complete(self) -> None:
-        refusal = self._find_fault()
-        if refusal is not None:
-            raise RefusedError(refusal)
+        rejection = self._find_head_error()
+        if rejection is not None:
+            raise RejectedError(rejection)
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             self._watch.note_body()
@@ -172,19 +176,19 @@ class BoundedConnection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self._is_deaf = True
+            self._ignores_input = True
             self._watch.disarm()
-            self._gentle.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
+            self._lingering.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
         else:
             self.cycle.keep_alive = False
 
     def evict(self) -> bool:
-        """Makes room: nothing is being answered here, and a client that was refused has had its time to read it."""
-        if self._gentle.num_unsent_bytes:
+        """Closes at once to make room; refuses while unsent bytes of the last response remain."""
+        if self._lingering.num_unsent_bytes:
             return False
-        self._is_deaf = True
+        self._ignores_input = True
         self._watch.disarm()
-        self._gentle.abort()
+        self._lingering.abort()
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -192,16 +196,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._table.note_busy(self)
         super()._start_asgi_task(cycle, app)
 
-    def _go_on_without_upgrade(self, rest: bytes) -> None:
-        """The parser takes the body for another protocol's: it gets the request once more, without the offer."""
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Parses the request again without its upgrade headers.
+
+        With them, the parser treats the body as data of another protocol.
+        """
         lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url), b"connection: close"]
         lines += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
 
-    def _find_fault(self) -> Refusal | None:
-        """What is wrong with the request whose headers are complete."""
-        if self._watch.is_large_head(self._num_pending_bytes):
+    def _find_head_error(self) -> Rejection | None:
+        """Why the request whose headers are complete must be rejected; None if it is accepted."""
+        if self._watch.may_exceed_head_limit(self._num_piece_bytes):
             num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if num_bytes > self._limits.max_head_bytes:
                 return head_too_large(self._limits.max_head_bytes)
@@ -212,33 +219,36 @@ class BoundedConnection(HttpToolsProtocol):
             protocol = self._get_upgrade()
             if protocol is None or protocol == b"websocket":
                 wanted = "CONNECT" if protocol is None else "an upgrade to websocket"
-                return Refusal(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
+                return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
         if len(self.pipeline) >= _MAX_PIPELINED:
-            return Refusal(503, f"More than {_MAX_PIPELINED} requests wait on this connection.", retry_after_s=1)
+            return Rejection(503, f"More than {_MAX_PIPELINED} requests wait on this connection.", retry_after_s=1)
         if not self._has_room and self.url.partition(b"?")[0].decode("latin-1") not in PROBE_PATHS:
-            most, flag = self._table.most, flag_of("max_connections")
-            return Refusal(503, f"The server has {most} connections, and no more ({flag}).", retry_after_s=1)
+            most, flag = self._table.max_connections, flag_of("max_connections")
+            return Rejection(503, f"The server has reached its limit of {most} connections ({flag}).", retry_after_s=1)
         return None
 
     def _drop(self, num_bytes: int) -> None:
-        """The rest of a body that has been answered already: up to a point it is easier to let it come."""
+        """Drops a part of a body whose response is complete.
+
+        Closes the connection if the client sends too much.
+        """
         self._num_dropped_bytes += num_bytes
         if self._num_dropped_bytes > self._limits.max_body_bytes:
             self._close()
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Takes nothing more of this connection; tells why, unless an answer is in the way."""
-        logger.debug("a connection is closed: %s", refusal.message)
-        self._is_deaf = True
+    def _reject(self, rejection: Rejection) -> None:
+        """Accepts no more input; sends the reason unless a response is running."""
+        logger.debug("closing a connection: %s", rejection.message)
+        self._ignores_input = True
         self._watch.disarm()
         is_reading_body = self._watch.stage is Stage.BODY
         cycle = self.cycle
         if is_reading_body and cycle.response_complete:
             self._close()
         elif cycle is None or cycle.response_complete:
-            self._say(refusal)
+            self._send_rejection(rejection)
         elif not is_reading_body:
-            cycle.keep_alive = False  # the requests before the bad one are answered, then it ends
+            cycle.keep_alive = False  # the connection ends after the responses to the earlier requests
         elif self.pipeline:
             self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self._running
@@ -249,40 +259,40 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             cycle.disconnected = True
             cycle.message_event.set()
-            self._say(refusal)
+            self._send_rejection(rejection)
 
-    def _say(self, refusal: Refusal) -> None:
-        if not self._gentle.is_closing():
-            self._gentle.write(refusal.encode(self.server_state.default_headers))
+    def _send_rejection(self, rejection: Rejection) -> None:
+        if not self._lingering.is_closing():
+            self._lingering.write(rejection.encode(self.server_state.default_headers))
             self._close()
 
     def _close(self) -> None:
-        """Takes the place of the transport's `close` in uvicorn."""
-        if self._gentle.is_closed:
+        """Replaces the transport's `close`, which uvicorn calls."""
+        if self._lingering.is_closed:
             return
         self._watch.disarm()
-        is_sending = self._is_deaf or self._watch.stage is not Stage.IDLE
-        self._is_deaf = True
-        self._gentle.finish(self.loop, is_client_sending=is_sending, timeout_s=self._limits.send_timeout_s)
+        is_sending = self._ignores_input or self._watch.stage is not Stage.IDLE
+        self._ignores_input = True
+        self._lingering.finish(self.loop, is_client_sending=is_sending, timeout_s=self._limits.send_timeout_s)
 
     def _is_reading(self) -> bool:
         return not self.flow.read_paused
 
-    def _end_late(self, refusal: Refusal | None) -> None:
-        if refusal is None:
+    def _handle_timeout(self, rejection: Rejection | None) -> None:
+        if rejection is None:
             self._close()
         else:
-            self._refuse(refusal)
+            self._reject(rejection)
 
-    def _look_at_stall(self) -> None:
-        """The client may have read while this process was stopped."""
-        self._stall = self.loop.call_later(LAST_LOOK_S, self._cut)
+    def _recheck_stall(self) -> None:
+        """Waits a little longer: the client may have read while this process was stopped."""
+        self._stall = self.loop.call_later(READ_GRACE_S, self._abort_stalled)
 
-    def _cut(self) -> None:
+    def _abort_stalled(self) -> None:
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
-        logger.info("a client has read nothing for %g s (%s): its request is cancelled", limit, flag)
-        self._is_deaf = True
-        self._gentle.abort()
+        logger.info("a client has read nothing for %g s (%s): cancelling its request", limit, flag)
+        self._ignores_input = True
+        self._lingering.abort()
 
     def _stop_stall(self) -> None:
         if self._stall is not None:

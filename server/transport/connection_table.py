@@ -1,4 +1,4 @@
-"""The open connections: no more than may be, and those that ask for nothing make room for those that do."""
+"""Bounds the number of open connections: idle ones are closed to make room for new ones."""
 
 import logging
 import resource
@@ -9,83 +9,88 @@ from typing import Protocol
 logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 256
-"""Room for what the process opens beside connections: a score at rest, and media, templates and logs under load."""
+"""File descriptors reserved for other uses: about 20 when idle; media, templates and logs under load."""
 _LEAST_OTHER_FILES = 64
-"""Where few files are allowed, a quarter of them is kept for that, but not less."""
-_MOST_ASKED = 64
-"""Of the idle ones so many are asked whether they can go; the others have their turn when the next one comes."""
-
+"""If the limit of files is low, a quarter of it is reserved for other uses, but at least this many."""
+_MAX_ASKED = 64
+"""Most idle connections asked to close for one new connection."""
 
 _SPARE_FILES = 16
-"""With fewer files left than this, accepting will soon fail: the kernel has no word for the client then but a reset."""
+"""With fewer free descriptors, accepting will soon fail, and the kernel will reset new connections."""
 _WARN_EVERY_S = 60.0
 
 
 class Evictable(Protocol):
-    """A connection."""
+    """A connection that can be closed to make room."""
 
     def evict(self) -> bool:
-        """Closes it at once, or does not: when something of its last answer has still to be sent."""
+        """Closes at once; False if bytes of the last response are still unsent."""
 
 
 class ConnectionTable:
     """One per server; used on the event loop only."""
 
     def __init__(self, most: int) -> None:
-        self.most = most
+        self.max_connections = most
         self._open: set[Evictable] = set()
         self._idle: dict[Evictable, None] = {}
-        """Those of them on which no request is being answered, the longest idle first."""
-        self._silent_until_s = 0.0
+        """The open connections without a running request, longest idle first."""
+        self._next_warning_s = 0.0
 
     def add(self, connection: Evictable) -> bool:
-        """Counts a new one; where there are too many the longest idle one goes. False where all of them are busy."""
+        """Adds a connection; if there are too many, closes the longest idle one.
+
+        False if none can be closed.
+        """
         self._open.add(connection)
-        has_room = len(self._open) <= self.most or self._evict_one()
+        has_room = len(self._open) <= self.max_connections or self._evict_one()
         self._idle[connection] = None
         return has_room
 
     def discard(self, connection: Evictable) -> None:
-        """The connection is gone."""
+        """Removes a closed connection."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
-    def note_file(self, fd: int) -> None:
-        """A new connection's descriptor is the lowest that was free: near the limit, idle ones make room for more."""
+    def check_free_files(self, fd: int) -> None:
+        """Closes idle connections if few file descriptors are free.
+
+        `fd` is a new connection's descriptor, which is the lowest that was free.
+        """
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY or fd < soft - _SPARE_FILES:
             return
         self._evict_one()
         self._evict_one()
-        if (now_s := monotonic()) >= self._silent_until_s:
-            self._silent_until_s = now_s + _WARN_EVERY_S
+        if (now_s := monotonic()) >= self._next_warning_s:
+            self._next_warning_s = now_s + _WARN_EVERY_S
             logger.warning(
-                "nearly all of the %d files are open that this process may have: idle connections are closed, and "
-                "clients cut off if that is not enough; raise the limit (`ulimit -n`), or lower --http-max-connections",
+                "nearly all of the %d file descriptors of this process are in use: closing idle connections; if that "
+                "is not enough, new ones are reset; raise the limit (`ulimit -n`), or lower --http-max-connections",
                 soft,
             )
 
     def note_busy(self, connection: Evictable) -> None:
-        """A request is being answered on it from now on."""
+        """A request starts on the connection."""
         self._idle.pop(connection, None)
 
     def note_idle(self, connection: Evictable) -> None:
-        """Its requests are answered; it may be about to close, and take its time for that."""
+        """The connection has no running request; it may be lingering before it closes."""
         if connection in self._open:
             self._idle[connection] = None
 
     def _evict_one(self) -> bool:
-        for connection in list(islice(self._idle, _MOST_ASKED)):
+        for connection in list(islice(self._idle, _MAX_ASKED)):
             del self._idle[connection]
             if connection.evict():
-                self._open.discard(connection)  # it will be gone when the loop turns
+                self._open.discard(connection)  # it closes at the loop's next turn
                 return True
             self._idle[connection] = None
         return False
 
 
 def raise_file_limit(max_connections: int) -> int:
-    """Lets this process open files for so many connections, or as many as it may; tells how many these are."""
+    """Raises the limit of open files for `max_connections`; returns how many connections the limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return max_connections

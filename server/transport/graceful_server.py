@@ -1,4 +1,4 @@
-"""uvicorn's server, ending so that nobody is lost: neither who waits for an answer, nor who has only just come."""
+"""uvicorn's server with a graceful shutdown that also serves connections which wait to be accepted."""
 
 import asyncio
 import contextlib
@@ -9,17 +9,18 @@ from collections.abc import Generator
 import uvicorn
 
 _FIRST_REQUEST_S = 1.0
-"""How long a connection that has come at the last moment may take to say what it wants."""
-_LOOK_S = 0.01
+"""How long a connection that was accepted during shutdown may take to send its first request."""
+_POLL_S = 0.01
 
 
 class GracefulServer(uvicorn.Server):
-    """Lives on the event loop; signals are for others to handle, or they would end the process instead of the loop."""
+    """Runs on the event loop; does not handle signals, because uvicorn's handlers would end the process."""
 
     def announce_close(self) -> None:
-        """From now on, answers say that the connection ends with them.
+        """From now on, each response says `connection: close`, and its connection closes after it.
 
-        Where the headers have gone out already the connection stays: its client may be sending the next request.
+        Connections whose response headers are already sent stay open: their clients may be sending another
+        request.
         """
         close = (b"connection", b"close")
         self.config.encoded_headers.append(close)
@@ -30,7 +31,10 @@ class GracefulServer(uvicorn.Server):
                 cycle.keep_alive = False
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the port between two connections instead of upon those that wait to be accepted."""
+        """Serves the connections that wait to be accepted before it closes the port.
+
+        Closing alone resets them.
+        """
         last = [listener.dup() for listener in sockets or []]
         for server in self.servers:
             server.close()
@@ -53,12 +57,12 @@ class GracefulServer(uvicorn.Server):
             await loop.connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
-        """Clients that have connected and were not heard yet would find their request unanswered."""
+        """Waits for connections that have not sent a request yet; otherwise it would get no response."""
         deadline_s = time.monotonic() + _FIRST_REQUEST_S
         while not self.force_exit and time.monotonic() < deadline_s:
             if all(getattr(c, "cycle", None) is not None for c in self.server_state.connections):
                 return
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -66,7 +70,7 @@ class GracefulServer(uvicorn.Server):
 
 
 def _take_waiting(listener: socket.socket) -> list[socket.socket]:
-    """All that wait to be accepted; the socket is closed at once behind the last one."""
+    """Accepts all waiting connections and closes the socket right after the last one."""
     listener.setblocking(False)
     clients: list[socket.socket] = []
     with contextlib.suppress(OSError), listener:

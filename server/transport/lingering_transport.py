@@ -1,19 +1,22 @@
-"""Closing a connection in such a way that the client gets to read why, and that none hangs for ever."""
+"""Closes a connection so that the client can read the last response, within a time limit."""
 
 import asyncio
 from collections.abc import Callable
 
 _LINGER_S = 5.0
-"""How long a client may go on sending that was refused, or owe its goodbye: it has time to read the answer."""
+"""How long a client may keep sending, or delay the end of TLS, so that it can read the response."""
 
 
 class LingeringTransport:
-    """A transport for uvicorn whose `close` is the connection's to do; all else is the real one's own."""
+    """A transport for uvicorn whose `close` calls back the connection.
+
+    Other methods are the real transport's.
+    """
 
     def __init__(
         self, transport: asyncio.Transport, on_close: Callable[[], None], carrier: asyncio.Transport | None = None
     ) -> None:
-        """`carrier` is what a transport of TLS writes to."""
+        """`carrier` is the transport to which a TLS transport writes."""
         self._transport = transport
         self._carrier = carrier
         self.write = transport.write
@@ -26,16 +29,16 @@ class LingeringTransport:
 
     @property
     def num_unsent_bytes(self) -> int:
-        """What the client's kernel has not taken yet, and ours neither."""
+        """Bytes that the kernel has not accepted for sending yet."""
         carried = 0 if self._carrier is None else self._carrier.get_write_buffer_size()
         return self._transport.get_write_buffer_size() + carried
 
     def is_closing(self) -> bool:
-        """Whether nothing more will be sent."""
+        """Whether no more data will be sent."""
         return self.is_closed or self._transport.is_closing()
 
     def limit_unsent(self, num_bytes: int) -> None:
-        """From so many bytes on that wait for the client, its request waits."""
+        """Pauses the connection's request while more than `num_bytes` are unsent."""
         if self._carrier is None:
             self._transport.set_write_buffer_limits(high=num_bytes)
             return
@@ -43,22 +46,23 @@ class LingeringTransport:
         self._carrier.set_write_buffer_limits(high=num_bytes // 2)
 
     def abort(self) -> None:
-        """Closes at once, whatever has not been sent."""
+        """Closes at once and drops unsent bytes."""
         self.is_closed = True
         self._transport.abort()
 
     def note_lost(self) -> None:
-        """The client is gone: nothing is awaited any more, and nothing here keeps the connection in memory."""
+        """The connection is lost: stops lingering and drops references that keep the connection in memory."""
         self.is_closed = True
         self.close = _do_nothing
         if self._lingering is not None:
             self._lingering.cancel()
 
     def finish(self, loop: asyncio.AbstractEventLoop, *, is_client_sending: bool, timeout_s: float) -> None:
-        """Sends what is left, then closes; within the timeout, whether the client reads or not.
+        """Sends the unsent bytes, then closes, within the timeout even if the client does not read.
 
-        Closing while the client still sends would reset the connection, and the answer be lost: its end is awaited. So
-        is the goodbye of TLS, where what the client sends meanwhile is read and dropped, too.
+        Closing while the client still sends would reset the connection, and the response would be lost. So
+        this lingers until the client stops sending. With TLS it lingers until the client ends the TLS
+        session, and reads and drops what the client sends meanwhile.
         """
         self.is_closed = True
         if self._transport.is_closing():

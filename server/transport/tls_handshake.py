@@ -1,25 +1,25 @@
-"""TLS before HTTP: a connection counts from its first moment; its handshake has the time that headers have."""
+"""The TLS handshake of a connection: it counts as a connection, and has the same time limit as headers."""
 
 import asyncio
 import ssl
 from collections.abc import Callable
 from typing import Any
 
-from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs know the loop alone
+from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
 from server.limits import LimitsConfig
 from server.transport.connection_table import ConnectionTable
 
 
 class TlsHandshake(asyncio.Protocol):
-    """What uvicorn has of a connection until both sides have agreed; lives on the event loop.
+    """Represents a connection in uvicorn until its handshake ends; runs on the event loop.
 
-    uvloop's own listening socket would tell of a connection only when the handshake is over, so that nobody could count
-    those that never come so far, end them for others that want their place, or when the server shuts down.
+    With uvloop's own TLS listener, the server would see a connection only after its handshake. Connections
+    that never complete it could then not be counted, closed to make room, or closed at shutdown.
     """
 
     cycle = None
-    """As uvicorn's connections have it: no request has come."""
+    """An attribute of uvicorn's connections; None means that no request has arrived."""
 
     def __init__(
         self,
@@ -29,7 +29,10 @@ class TlsHandshake(asyncio.Protocol):
         connections: set[Any],
         create_connection: Callable[[asyncio.Transport], asyncio.Protocol],
     ) -> None:
-        """`connections` are uvicorn's; `create_connection` gets what carries the TLS, and gives what speaks within."""
+        """`connections` is uvicorn's set.
+
+        `create_connection` creates the HTTP connection over the given carrier.
+        """
         self._context = context
         self._limits = limits
         self._table = table
@@ -42,39 +45,39 @@ class TlsHandshake(asyncio.Protocol):
         self._connections.add(self)
         self._table.add(self)
         loop = asyncio.get_running_loop()
-        over = loop.create_future()
-        over.add_done_callback(self._note_over)
+        ended = loop.create_future()
+        ended.add_done_callback(self._on_handshake_end)
         tls = SSLProtocol(
             loop,
-            _Agreed(self._go_on),
+            _HandshakeDone(self._start_connection),
             self._context,
-            over,
+            ended,
             server_side=True,
             ssl_handshake_timeout=self._limits.header_timeout_s,
             ssl_shutdown_timeout=self._limits.send_timeout_s,
         )
         transport.set_protocol(tls)
         tls.connection_made(transport)
-        self._table.note_file(transport.get_extra_info("socket").fileno())
+        self._table.check_free_files(transport.get_extra_info("socket").fileno())
 
     def shutdown(self) -> None:
-        """uvicorn's word for it: the server ends."""
+        """Called by uvicorn when the server shuts down."""
         self._carrier.abort()
 
     def evict(self) -> bool:
-        """Makes room at once: nothing has been asked here yet."""
+        """Closes at once: no request has arrived yet."""
         self._carrier.abort()
         return True
 
-    def _go_on(self, transport: asyncio.Transport) -> None:
+    def _start_connection(self, transport: asyncio.Transport) -> None:
         self._leave()
         connection = self._create_connection(self._carrier)
         transport.set_protocol(connection)
         connection.connection_made(transport)
 
-    def _note_over(self, over: asyncio.Future[None]) -> None:
-        """Agreed, failed, too late, or the client has gone."""
-        over.exception()  # has been seen; uvloop has closed the connection
+    def _on_handshake_end(self, ended: asyncio.Future[None]) -> None:
+        """The handshake succeeded, failed, timed out, or the client disconnected."""
+        ended.exception()  # marks the error as retrieved; uvloop has closed the connection
         self._leave()
 
     def _leave(self) -> None:
@@ -82,11 +85,11 @@ class TlsHandshake(asyncio.Protocol):
         self._table.discard(self)
 
 
-class _Agreed(asyncio.Protocol):
-    """Told when the handshake is over; something else takes its place at once."""
+class _HandshakeDone(asyncio.Protocol):
+    """Reports the end of the handshake; the HTTP connection then replaces it as the transport's protocol."""
 
-    def __init__(self, on_agreed: Callable[[asyncio.Transport], None]) -> None:
-        self._on_agreed = on_agreed
+    def __init__(self, on_done: Callable[[asyncio.Transport], None]) -> None:
+        self._on_done = on_done
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._on_agreed(transport)
+        self._on_done(transport)

@@ -99,8 +99,8 @@ def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureS
 
     (files / "server.key").write_text("broken")
     (files / "keys").write_text("")
-    server.wait_logged("the former ones stay in use")
-    server.wait_logged("the keys stay as they were")
+    server.wait_logged("the previous ones stay in use")
+    server.wait_logged("the previous keys stay valid")
     assert server.get("/v1/models", "filed-key-3")[0] == 200, server.log
 
     assert "prefer VLLM_API_KEY or --api-key-file" in server.log

@@ -1,4 +1,4 @@
-"""Makes rows of one floating-point type from another's, a piece at a time, and lets nothing but finite numbers pass."""
+"""Converts rows between floating-point types in pieces, and rejects numbers that are not finite."""
 
 from typing import Any
 
@@ -7,33 +7,33 @@ import numpy.typing as npt
 
 from server.renderers.embeds.stored_tensor import NUMPY_TYPES, Array, DenseTensor, to_float32
 
-_AT_ONCE = 1 << 18
-"""Numbers of a piece: a megabyte of float32, so that what is made on the way stays small and in the cache."""
+_PIECE_NUMBERS = 1 << 18
+"""Numbers per piece: a megabyte of float32, so that temporary arrays stay small and in the CPU cache."""
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
 """The bits that are all set in infinities and NaNs."""
 _BITS: dict[str, Any] = {"float16": "<u2", "bfloat16": "<u2", "float32": "<u4"}
 
 
 class NotFiniteError(ValueError):
-    """A row holds infinity or NaN, already or in the wanted type."""
+    """A row holds infinity or NaN, in its own type or after conversion."""
 
     def __init__(self, row: int, *, is_too_large: bool) -> None:
         super().__init__(row)
         self.row = row
         self.is_too_large = is_too_large
-        """The number is finite where it comes from."""
+        """Whether the number is finite in its own type."""
 
 
 def convert_rows(tensor: DenseTensor, dtype: str) -> Array:
-    """The matrix in `dtype`, its rows one behind the other; the same memory where nothing has to be changed.
+    """The matrix in `dtype` with contiguous rows; shares the input's memory if no conversion is needed.
 
     Raises:
-        NotFiniteError: there is a number that the model cannot calculate with.
+        NotFiniteError: a number is not finite.
     """
     source = tensor.array
     is_same = tensor.dtype == dtype and source.flags.c_contiguous
     rows = source if is_same else np.empty(source.shape, NUMPY_TYPES[dtype])
-    step = max(1, _AT_ONCE // max(1, source.shape[1]))
+    step = max(1, _PIECE_NUMBERS // max(1, source.shape[1]))
     for begin in range(0, len(source), step):
         part = DenseTensor(tensor.dtype, source[begin : begin + step])
         if not is_same:
@@ -63,7 +63,7 @@ def _convert(tensor: DenseTensor, dtype: str) -> Array:
 
 
 def _to_bfloat16(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves, rounded to the nearest and to even; infinities stay, a NaN may become anything not finite."""
+    """The upper halves, rounded to nearest even; infinities stay, and a NaN becomes NaN or infinity."""
     bits = np.ascontiguousarray(numbers).view("<u4")
     rounded = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     is_finite = (bits & np.uint32(_EXPONENTS["float32"])) != _EXPONENTS["float32"]

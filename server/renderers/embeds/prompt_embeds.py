@@ -1,7 +1,7 @@
-"""Loads `prompt_embeds`, a prompt's embeddings that the client computed: a tensor file in base64, from anybody.
+"""Loads `prompt_embeds`, embeddings that an untrusted client computed: a tensor file in base64.
 
-Whatever is expensive comes after the check that bounds it, and runs without the interpreter's lock or in small pieces:
-this is done in the renderer's pool, and the event loop has to get around to its work meanwhile. numpy is all it takes.
+Every expensive step follows the check that bounds it, and runs without the GIL or in small pieces: it runs in
+the renderer's pool, and the event loop must not wait for the GIL. Needs numpy only.
 """
 
 import binascii
@@ -20,7 +20,7 @@ PARAM = "prompt_embeds"
 
 _BYTES_PER_NUMBER = 4
 _FILE_BYTES = 1 << 16
-"""More than the rest of a file takes beside the numbers."""
+"""More than a file needs besides the numbers."""
 _MAX_FILE_BYTES = 768 << 20
 _BASE64_CHARS = 4
 _BASE64_BYTES = 3
@@ -28,64 +28,65 @@ _BASE64_BYTES = 3
 
 @dataclass(frozen=True)
 class EmbedsLimits:
-    """What the model takes."""
+    """The shape and type of prompt embeds that the model accepts."""
 
     max_model_len: int
     """Most tokens of a prompt and its output."""
     width: int
     """Numbers in a row."""
     dtype: str
-    """torch's name of the model's type."""
+    """torch's name of the model's dtype."""
 
     @property
     def max_file_bytes(self) -> int:
-        """The longest prompt as float32, if it is not too much for one request anyway."""
+        """Size of the longest prompt as float32, limited to `_MAX_FILE_BYTES` per request."""
         return min(self.max_model_len * self.width * _BYTES_PER_NUMBER + _FILE_BYTES, _MAX_FILE_BYTES)
 
     @property
     def max_base64_chars(self) -> int:
-        """The same as a client sends it."""
+        """`max_file_bytes` in base64 characters."""
         return -(-self.max_file_bytes // _BASE64_BYTES) * _BASE64_CHARS
 
 
 def safe_load_prompt_embeds(
     embeds: str | bytes | memoryview, limits: EmbedsLimits, *, truncate_to: int | None = None
 ) -> TensorData:
-    """The rows in the model's type, the last `truncate_to` of them if there are more.
+    """The rows in the model's dtype; if there are more than `truncate_to`, the last ones.
 
     Args:
-        embeds: base64 of a safetensors file with one tensor, or one called `prompt_embeds`, or of a `torch.save` file.
-        limits: what the model takes.
+        embeds: base64 of a `torch.save` file, or of a safetensors file with one tensor or one named
+            `prompt_embeds`.
+        limits: what the model accepts.
         truncate_to: most rows to keep.
 
     Raises:
-        RequestError: they are anything but a matrix of finite numbers that fits the model.
+        RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
         tensor = _read(memoryview(_decode(embeds, limits)))
         dense = _select_rows(tensor, limits, truncate_to)
         rows = convert_rows(dense, limits.dtype)
     except TensorFileError as err:
-        raise _refuse(str(err)) from err
+        raise _reject(str(err)) from err
     except NotFiniteError as err:
         why = f"a number too large for {limits.dtype}" if err.is_too_large else "NaN or infinity"
-        raise _refuse(f"holds {why} in row {err.row}: all numbers must be finite") from err
+        raise _reject(f"holds {why} in row {err.row}: all numbers must be finite") from err
     return TensorData(limits.dtype, rows.shape, rows.reshape(-1).view("u1").data)
 
 
 def _decode(embeds: str | bytes | memoryview, limits: EmbedsLimits) -> bytes:
     if len(embeds) > limits.max_base64_chars:
-        raise _refuse(
-            f"is {len(embeds)} characters of base64, but {limits.max_model_len} rows of {limits.width} numbers, "
-            f"all that the model takes, are at most {limits.max_base64_chars}: send fewer rows, as float16 or "
-            "bfloat16; `tensor.clone()` frees a slice from the rest of its tensor"
+        raise _reject(
+            f"is {len(embeds)} characters of base64, but the model accepts at most {limits.max_model_len} rows of "
+            f"{limits.width} numbers, which are at most {limits.max_base64_chars} characters: send fewer rows, as "
+            "float16 or bfloat16; save a slice of a tensor with `tensor.clone()`, or the whole tensor is saved"
         )
     try:
         payload = pybase64.b64decode(embeds, validate=True)
     except (binascii.Error, ValueError) as err:
-        raise _refuse(f"is not valid base64 ({err}): send no line breaks and no URL-safe alphabet") from err
+        raise _reject(f"is not valid base64 ({err}): send no line breaks and no URL-safe alphabet") from err
     if not payload:
-        raise _refuse("is empty")
+        raise _reject("is empty")
     return payload
 
 
@@ -101,20 +102,20 @@ def _read(payload: memoryview) -> StoredTensor:
 
 
 def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> DenseTensor:
-    """The rows that are to be used; their number is known to be bearable before any of them is made."""
+    """The rows to use; checks the shape before a sparse tensor is expanded."""
     shape = tensor.shape
     if tensor.dtype not in FLOAT_TYPES:
-        raise _refuse(f"holds numbers of type {tensor.dtype}: one of {', '.join(FLOAT_TYPES)} is taken")
+        raise _reject(f"holds numbers of type {tensor.dtype}: it must be one of {', '.join(FLOAT_TYPES)}")
     matrix = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
     if len(matrix) != 2:
-        raise _refuse(f"must be a 2D tensor of shape (num_tokens, hidden_size), got shape {list(shape)}")
+        raise _reject(f"must be a 2D tensor of shape (num_tokens, hidden_size), got shape {list(shape)}")
     if matrix[1] != limits.width:
-        raise _refuse(f"has rows of {matrix[1]} numbers, but the model's hidden size is {limits.width}")
+        raise _reject(f"has rows of {matrix[1]} numbers, but the model's hidden size is {limits.width}")
     num_kept = matrix[0] if truncate_to is None else min(matrix[0], truncate_to)
     if num_kept < 1:
-        raise _refuse("has no rows")
+        raise _reject("has no rows")
     if num_kept >= limits.max_model_len or (isinstance(tensor, SparseTensor) and matrix[0] > limits.max_model_len):
-        raise _refuse(
+        raise _reject(
             f"has {matrix[0]} rows, but the model's maximum context length is {limits.max_model_len} tokens "
             "(--max-model-len) and one is needed for the output"
         )
@@ -122,5 +123,5 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
     return DenseTensor(dense.dtype, dense.array.reshape(matrix)[matrix[0] - num_kept :])
 
 
-def _refuse(what: str) -> RequestError:
+def _reject(what: str) -> RequestError:
     return RequestError(f"`{PARAM}` {what}.", param=PARAM)

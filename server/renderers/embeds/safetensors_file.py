@@ -1,4 +1,4 @@
-"""Reads the one tensor of a safetensors file: eight bytes of length, a JSON header, the numbers."""
+"""Reads the one tensor of a safetensors file: eight bytes of header length, a JSON header, the numbers."""
 
 import math
 from typing import Any
@@ -20,20 +20,20 @@ class _Entry(msgspec.Struct):
 
 
 def is_safetensors(payload: memoryview) -> bool:
-    """Whether a header of JSON begins where safetensors has it; no other format begins that way."""
+    """Whether a JSON header begins at the ninth byte; no other accepted format begins that way."""
     header = payload[_LENGTH_BYTES : _LENGTH_BYTES + 1]
     return bytes(header) == b"{" and _header_length(payload) <= len(payload) - _LENGTH_BYTES
 
 
 def read_safetensors(payload: memoryview, *, name: str) -> DenseTensor:
-    """The tensor of that name, or the only one; a view of the payload.
+    """The tensor named `name`, or the only tensor, as a view of the payload.
 
     Raises:
-        TensorFileError: there is no such tensor, its type is none of floating point, or the file is broken.
+        TensorFileError: there is no such tensor, its type is not floating point, or the file is broken.
     """
     length = _header_length(payload)
     if length > _MAX_HEADER_BYTES:
-        raise TensorFileError(f"has a safetensors header of {length} bytes: at most {_MAX_HEADER_BYTES} are read")
+        raise TensorFileError(f"has a safetensors header of {length} bytes: the limit is {_MAX_HEADER_BYTES} bytes")
     header = payload[_LENGTH_BYTES : _LENGTH_BYTES + length]
     try:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
@@ -57,7 +57,7 @@ def _choose(entries: dict[str, Any], name: str) -> Any:
 def _view(entry: _Entry, data: memoryview) -> DenseTensor:
     dtype = _TYPES.get(entry.dtype)
     if dtype is None:
-        raise TensorFileError(f"has numbers of type {entry.dtype[:20]!r}: {', '.join(_TYPES)} are taken")
+        raise TensorFileError(f"has numbers of type {entry.dtype[:20]!r}: it must be one of {', '.join(_TYPES)}")
     shape = check_shape(entry.shape)
     begin, end = entry.data_offsets
     num_bytes = math.prod(shape) * np.dtype(NUMPY_TYPES[dtype]).itemsize

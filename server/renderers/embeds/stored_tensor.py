@@ -1,4 +1,4 @@
-"""A tensor as a file holds it: numpy views of the file's bytes, nothing copied, nothing of torch imported."""
+"""A tensor as stored in a file: numpy views of the file's bytes, without copies and without torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,26 @@ from server.errors import ServerError
 Array = npt.NDArray[Any]
 
 NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64": "<f8", "int64": "<i8"}
-"""How numpy holds torch's types; bfloat16, which it does not know, as the bits."""
+"""torch's types -> numpy's; bfloat16, which numpy does not have, is stored as its bits."""
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 _MAX_DIMENSIONS = 8
-_ADD_AT_ONCE = 1 << 16
-"""Adding at scattered positions holds the interpreter: this many take half a millisecond."""
+_VALUES_PER_STEP = 1 << 16
+"""Values added per call of `np.add.at`, which holds the GIL: this many take half a millisecond."""
 
 
 class TensorFileError(ServerError):
-    """The bytes are no file of one tensor; the message goes on after "it "."""
+    """The bytes are not a file of one tensor; the message continues a sentence that begins with "it "."""
 
 
 @dataclass(frozen=True)
 class DenseTensor:
-    """Bits of bfloat16, numbers of any other type."""
+    """A tensor whose array holds bits for bfloat16, and numbers for all other types."""
 
     dtype: str
     """torch's name."""
     array: Array
-    """A view of the file with any strides."""
+    """A view of the file's bytes, with any strides."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class DenseTensor:
 
 @dataclass(frozen=True)
 class SparseTensor:
-    """A matrix in coordinate form; how large it is says nothing about how large the file is."""
+    """A matrix in coordinate form; a small file may describe a large matrix."""
 
     shape: tuple[int, ...]
     indices: Array
@@ -55,18 +55,19 @@ class SparseTensor:
         return self.values.dtype
 
     def to_dense(self) -> DenseTensor:
-        """The whole matrix as float32, or float64 where the values are; values of one place are added up.
+        """The whole matrix as float32, or as float64 if the values are; values at the same position are
+        added.
 
-        The caller has looked at `shape`.
+        The caller has checked that `shape` is small enough.
 
         Raises:
-            TensorFileError: indices and values do not belong together, or an index is outside.
+            TensorFileError: indices and values do not match, or an index is out of range.
         """
         rows, columns = self._checked_indices()
         values = to_float32(self.values) if self.dtype != "float64" else self.values.array
         dense = np.zeros(self.shape, dtype=values.dtype)
-        for begin in range(0, len(values), _ADD_AT_ONCE):
-            part = slice(begin, begin + _ADD_AT_ONCE)
+        for begin in range(0, len(values), _VALUES_PER_STEP):
+            part = slice(begin, begin + _VALUES_PER_STEP)
             np.add.at(dense, (rows[part], columns[part]), values[part])
         return DenseTensor("float64" if self.dtype == "float64" else "float32", dense)
 
@@ -88,10 +89,10 @@ StoredTensor = DenseTensor | SparseTensor
 
 
 def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape; what a file claims may be anything.
+    """The shape that a file claims, checked.
 
     Raises:
-        TensorFileError: it has too many dimensions, or one of negative length.
+        TensorFileError: the shape has too many dimensions, or one of negative length.
     """
     if len(shape) > _MAX_DIMENSIONS:
         raise TensorFileError(f"has {len(shape)} dimensions")
@@ -101,7 +102,7 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def to_float32(tensor: DenseTensor) -> npt.NDArray[np.float32]:
-    """The numbers, each as near as float32 comes to it; what is too large becomes infinity."""
+    """The numbers rounded to float32; a number that is too large becomes infinity."""
     if tensor.dtype == "bfloat16":
         return (tensor.array.astype("<u4") << np.uint32(16)).view("<f4")
     with np.errstate(over="ignore", invalid="ignore"):

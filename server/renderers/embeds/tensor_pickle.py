@@ -1,7 +1,8 @@
 """Reads the pickle in which `torch.save` describes a tensor, as data.
 
-A pickle is a program: it names functions and has them called. This reader knows the few instructions that describing a
-tensor takes, and where one calls a function it notes down name and arguments. Nothing is imported, nothing is called.
+A pickle is a program that names and calls functions. This reader implements only the instructions that
+describe a tensor. For a call it records the function's name and arguments. It imports nothing and calls
+nothing.
 """
 
 import struct
@@ -15,31 +16,31 @@ _STOP = b"."
 
 
 class Name(NamedTuple):
-    """A function or class of that name, which is not looked up."""
+    """The name of a function or class, which is not imported."""
 
     name: str
 
 
 class Call(NamedTuple):
-    """A call that unpickling would make."""
+    """A call that unpickling would make, recorded."""
 
     function: str
     args: tuple[Any, ...]
 
 
 class Storage(NamedTuple):
-    """Numbers that lie outside the pickle."""
+    """Numbers stored outside the pickle."""
 
     type: str
     key: str
 
 
 def read_tensor_pickle(data: bytes) -> Any:
-    """What the pickle describes: numbers, texts, tuples, and the classes above in the place of objects.
+    """The pickled value: numbers, texts and tuples, with the classes above instead of other objects.
 
     Raises:
-        TensorFileError: it says more than describing a tensor takes.
-        LookupError, TypeError, ValueError: it is broken.
+        TensorFileError: the pickle has an instruction that a plain tensor does not need.
+        LookupError, TypeError, ValueError: the pickle is broken.
     """
     machine = _Machine(data)
     while (instruction := machine.take(1)) != _STOP:
@@ -51,7 +52,7 @@ def read_tensor_pickle(data: bytes) -> Any:
 
 
 class _Machine:
-    """The program and the stack that its instructions work on."""
+    """The pickle program, its stack and its memo."""
 
     def __init__(self, program: bytes) -> None:
         self._program = program
@@ -60,7 +61,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def take(self, length: int) -> bytes:
-        """The program's next bytes."""
+        """Reads the program's next bytes."""
         taken = self._program[self._position : self._position + length]
         if len(taken) < length:
             raise ValueError("no end")
@@ -68,7 +69,7 @@ class _Machine:
         return taken
 
     def take_number(self, code: str) -> int:
-        """The next number, little endian, as `struct` calls its type."""
+        """Reads the next number, little endian; `code` is its type in `struct`."""
         layout = struct.Struct("<" + code)
         (number,) = layout.unpack(self.take(layout.size))
         return int(number)
@@ -147,4 +148,4 @@ _INSTRUCTIONS: Final[dict[bytes, Callable[[_Machine], object]]] = {
     b"R": lambda m: m.call(),  # REDUCE
     b"Q": lambda m: m.store(),  # BINPERSID
 }
-"""What a tensor takes, in protocols 2 to 5; pickletools has the names."""
+"""The instructions that a tensor needs in protocols 2 to 5, with their names in pickletools."""

@@ -1,8 +1,8 @@
-"""Reads the one tensor of a `torch.save` file without torch, and without running anything that the file says.
+"""Reads the one tensor of a `torch.save` file without torch, and without running code from the file.
 
-Such a file is a zip archive of a pickle and of the tensors' numbers. torch's own reader would have to be imported,
-which takes seconds, and has had its holes (CVE-2025-32434, CVE-2025-62164); and it checks sparse tensors by a setting
-that all threads share. What is read here is what `torch.save(tensor)` writes and nothing else.
+Such a file is a zip archive of a pickle and of the tensors' numbers. torch's own reader is not used:
+importing torch takes seconds, the reader had vulnerabilities (CVE-2025-32434, CVE-2025-62164), and it checks
+sparse tensors by a setting that all threads share. This reader accepts only what `torch.save(tensor)` writes.
 """
 
 import struct
@@ -42,7 +42,7 @@ _STORAGES = {
 
 
 def is_torch_file(payload: memoryview) -> bool:
-    """Whether this is what `torch.save` writes, now or before version 1.6."""
+    """Whether `torch.save` wrote this, in the current format or in the one before version 1.6."""
     return bytes(payload[:4]) == _MAGIC or _is_old(payload)
 
 
@@ -50,10 +50,10 @@ def read_torch_file(payload: memoryview) -> StoredTensor:
     """The tensor, as views of the payload.
 
     Raises:
-        TensorFileError: the file is broken or holds anything else.
+        TensorFileError: the file is broken or does not hold exactly one tensor.
     """
     if _is_old(payload):
-        raise TensorFileError("is in the format of torch before 1.6: save it anew with torch.save, or as safetensors")
+        raise TensorFileError("is in the format of torch before 1.6: save it again with torch.save, or as safetensors")
     archive = _Archive(payload)
     try:
         return _Tensors(archive).build(read_tensor_pickle(bytes(archive.pickle)))
@@ -66,7 +66,7 @@ def _is_old(payload: memoryview) -> bool:
 
 
 class _Archive:
-    """The zip archive: entries are stored as they are, so that none is larger than it looks."""
+    """The zip archive; only uncompressed entries are accepted, so none can expand."""
 
     def __init__(self, payload: memoryview) -> None:
         self._payload = payload
@@ -76,14 +76,14 @@ class _Archive:
             raise TensorFileError("is a broken torch.save file: its zip directory cannot be read") from err
         pickles = [name for name in self._entries if name.endswith(_PICKLE)]
         if len(pickles) != 1:
-            raise TensorFileError("is a zip archive, but none of torch.save's")
+            raise TensorFileError("is a zip archive that torch.save did not write")
         self._folder = pickles[0].removesuffix(_PICKLE)
         if bytes(self._entries.get(f"{self._folder}/byteorder", b"little")) != b"little":
             raise TensorFileError("is in big-endian byte order: save it on a little-endian machine, or as safetensors")
 
     @property
     def pickle(self) -> memoryview:
-        """What kind of tensor it is."""
+        """The pickle that describes the tensor."""
         found = self._entries[self._folder + _PICKLE]
         if len(found) > _MAX_PICKLE_BYTES:
             raise TensorFileError("holds more than one tensor: save the tensor itself, `torch.save(tensor, file)`")
@@ -98,7 +98,7 @@ class _Archive:
 
 
 class _Record(NamedTuple):
-    """An entry of the zip directory, as far as it matters (APPNOTE.TXT 4.3.12)."""
+    """The fields used of a zip directory entry (APPNOTE.TXT 4.3.12)."""
 
     signature: bytes
     flags: int
@@ -109,11 +109,11 @@ class _Record(NamedTuple):
     extra_bytes: int
     comment_bytes: int
     header: int
-    """Where the entry itself begins."""
+    """Offset of the entry's local header."""
 
 
 def _read_directory(payload: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """Names and bytes; the end record is the last thing in what torch writes."""
+    """Names and bytes of the entries; torch writes the end record last, without a comment."""
     signature, num_entries, position = _END.unpack_from(payload, max(len(payload) - _END.size, 0))
     if signature != b"PK\x05\x06" or num_entries > _MAX_ENTRIES:
         raise TensorFileError("is a broken torch.save file: it is cut short, or holds more than one tensor")
@@ -128,9 +128,9 @@ def _read_directory(payload: memoryview) -> Iterator[tuple[str, memoryview]]:
 
 
 def _read_entry(payload: memoryview, record: _Record) -> memoryview:
-    """The entry's bytes where they lie; nothing is unpacked, so nothing can grow."""
+    """A view of the entry's bytes; nothing is decompressed."""
     if record.method != _STORED or record.flags & _ENCRYPTED or record.compressed_bytes != record.num_bytes:
-        raise TensorFileError("is a compressed zip archive: torch.save writes none, send what it writes")
+        raise TensorFileError("is a compressed zip archive: send the file exactly as torch.save writes it")
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack_from(payload, record.header)
     begin = record.header + _LOCAL_HEADER.size + name_bytes + extra_bytes
     if signature != _MAGIC or begin + record.num_bytes > len(payload):
@@ -139,13 +139,16 @@ def _read_entry(payload: memoryview, record: _Record) -> memoryview:
 
 
 class _Tensors:
-    """Makes views of the archive's numbers from what the pickle says about them."""
+    """Builds tensors as views of the archive's numbers, from the pickle's description."""
 
     def __init__(self, archive: _Archive) -> None:
         self._archive = archive
 
     def build(self, call: Any) -> StoredTensor:
-        """The tensor that a call would make; what is wrong with it is a LookupError, TypeError or ValueError."""
+        """The tensor that a recorded call would build.
+
+        A broken one raises LookupError, TypeError or ValueError.
+        """
         function, args = _as_call(call)
         match function:
             case "torch._utils._rebuild_parameter":
@@ -164,14 +167,14 @@ class _Tensors:
             raise TypeError("no storage")
         dtype = _STORAGES.get(storage.type)
         if dtype is None:
-            raise TensorFileError(f"has numbers of type {storage.type[:40]!r}: floating point is taken")
+            raise TensorFileError(f"has numbers of type {storage.type[:40]!r}: they must be floating point")
         numbers = np.frombuffer(self._archive.numbers(storage.key), NUMPY_TYPES[dtype])
         shape, steps = check_shape(_as_ints(size)), _as_ints(strides)
         return DenseTensor(dtype, _strided(numbers, offset, shape, steps))
 
     def _build_sparse(self, layout: Any, parts: Any) -> SparseTensor:
         if _as_call(layout).args != ("torch.sparse_coo",):
-            raise TensorFileError("is sparse in another layout than COO: send `tensor.to_dense()`")
+            raise TensorFileError("is sparse in a layout other than COO: send `tensor.to_dense()`")
         indices, values, size = parts[:3]
         shape = size.args[0] if isinstance(size, Call) else size
         places = self._build_dense(indices)
@@ -181,7 +184,7 @@ class _Tensors:
 
 
 def _strided(numbers: Array, offset: Any, shape: tuple[int, ...], strides: Sequence[int]) -> Array:
-    """A view that stays within the numbers."""
+    """A strided view, checked to stay within the numbers."""
     if len(strides) != len(shape) or min((_as_int(offset), *strides)) < 0:
         raise ValueError("strides")
     if 0 in shape:

@@ -1,4 +1,4 @@
-"""Decides which network addresses images may be fetched from, and connects to the very ones it has looked at."""
+"""Decides which network addresses images may be fetched from; connections use exactly these addresses."""
 
 import asyncio
 import socket
@@ -9,27 +9,28 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from server.renderers.media.errors import MediaError
 
 _IPV6_INTERNET = IPv6Network("2000::/3")
-"""All that IANA has given to the internet; outside are, among others, IPv4 addresses in another dress (NAT64, SIIT)."""
+"""All that IANA has allocated to the internet; excludes, for example, IPv4 embedded in IPv6 (NAT64, SIIT)."""
 _SPECIAL = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"), IPv6Network("3fff::/20"))
-"""For protocols, relays and documentation, which Python's `is_global` does not know everywhere."""
+"""For protocols, relays and documentation; Python's `is_global` does not exclude them in all versions."""
 _ISATAP = (0x0000_5EFE, 0x0200_5EFE)
-"""Marks an IPv6 address whose last 32 bits are the IPv4 address that a tunnel leads to."""
+"""Marks an IPv6 address whose last 32 bits are the IPv4 address of a tunnel's end."""
 
 
 class PublicResolver(AbstractResolver):
-    """Resolves host names to public addresses; aiohttp connects to what it returns and asks nobody again.
+    """Resolves host names to public addresses; aiohttp connects to the returned addresses without resolving
+    again.
 
-    A name that resolves to one private address among others is refused altogether.
+    A name is rejected if any of its addresses is private.
     """
 
     def __init__(self, private_hosts: frozenset[str]) -> None:
-        """`private_hosts` may be anywhere: the operator wrote their addresses, or `localhost`."""
+        """`private_hosts` may have any address: the operator named them by address, or as `localhost`."""
         self._private_hosts = private_hosts
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises MediaError where an address is not public, OSError where the name does not resolve."""
+        """Raises MediaError if an address is not public, OSError if the name does not resolve."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
         results = []
@@ -49,11 +50,11 @@ class PublicResolver(AbstractResolver):
         return results
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """No effect: the resolver holds no resources."""
 
 
 def check_public(address: str) -> None:
-    """Raises MediaError for an address that is not on the internet: loopback, private, link-local, metadata."""
+    """Raises MediaError for an address off the internet: loopback, private, link-local, metadata."""
     if not _is_public(ip_address(address.partition("%")[0])):
         raise MediaError(
             "the host is not on the public internet; the operator may allow such a host "
@@ -62,7 +63,7 @@ def check_public(address: str) -> None:
 
 
 def literal_address(host: str) -> str | None:
-    """The host, if it is an address and not a name."""
+    """The host as an address; None if it is a name."""
     try:
         return str(ip_address(host.partition("%")[0]))
     except ValueError:
@@ -70,7 +71,7 @@ def literal_address(host: str) -> str | None:
 
 
 def is_private_by_name(domain: str) -> bool:
-    """Whether the operator, by writing this domain, means a host that need not be public."""
+    """Whether an allowed domain names a host that may have a private address."""
     return domain == "localhost" or literal_address(domain) is not None
 
 

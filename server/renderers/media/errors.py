@@ -1,7 +1,7 @@
-"""What is wrong with an image that a request names."""
+"""The error for images that cannot be loaded."""
 
 from server.errors import ServerError
 
 
 class MediaError(ServerError):
-    """An image cannot be had, or is none; the message is fit for a client and completes "messages[0]...: "."""
+    """An image cannot be loaded or decoded; the message goes to the client, after "messages[0]...: "."""

@@ -1,4 +1,4 @@
-"""Fetches an image over HTTP, from hosts that the operator allows and nowhere else."""
+"""Fetches an image over HTTP, only from hosts that the operator allows."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User
 
 
 class MediaFetcher:
-    """Lives on the event loop. Keeps no connection: each image has one of its own, to an address just checked."""
+    """Runs on the event loop. Each image gets a new connection, to an address that was checked for it."""
 
     def __init__(self, policy: MediaPolicy) -> None:
         self._policy = policy
@@ -27,7 +27,7 @@ class MediaFetcher:
         """The image's bytes.
 
         Raises:
-            MediaError: the host is not allowed, does not answer in time, answers with an error or with too much.
+            MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
         """
         timeout_s = self._policy.fetch_timeout_s
         resolver = PublicResolver(self._private_hosts)
@@ -60,7 +60,7 @@ class MediaFetcher:
             if not self._policy.follows_redirects:
                 raise MediaError("the URL redirects, and redirects are not followed (VLLM_MEDIA_URL_ALLOW_REDIRECTS)")
             if not target:
-                raise MediaError("the URL redirects nowhere")
+                raise MediaError("the URL redirects without a Location header")
             url = url.join(self._parse(target, allow_relative=True))
         raise MediaError(f"the URL redirects more than {_MAX_REDIRECTS} times")
 
@@ -93,7 +93,7 @@ class MediaFetcher:
         return url
 
     def _check(self, url: URL) -> None:
-        """Whether this hop is allowed: its host is one of the operator's, and public unless named by its address."""
+        """Raises MediaError unless the operator allows the host, by address or as a host that must be public."""
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")
@@ -106,7 +106,7 @@ class MediaFetcher:
 
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:
-    """What the resolver said, where aiohttp wrapped it."""
+    """The resolver's errors that aiohttp wrapped."""
     cause: BaseException | None = err
     while cause is not None:
         if isinstance(cause, MediaError):

@@ -1,4 +1,4 @@
-"""Decodes an image's bytes into RGB pixels; nothing of the file is trusted."""
+"""Decodes an untrusted image file into RGB pixels."""
 
 import importlib
 from io import BytesIO
@@ -9,27 +9,30 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from server.renderers.media.errors import MediaError
 
 _FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is decoded, all of it in this process: Pillow hands some other formats, such as EPS, to foreign programs."""
+"""Accepted formats, all decoded in this process; for others, such as EPS, Pillow runs external programs."""
 _PLUGINS: Final = ("Bmp", "Gif", "Jpeg", "Mpo", "Png", "Tiff", "WebP")
-"""Pillow's modules for them; JPEG files with several images are MPO."""
+"""Pillow's modules for these formats; JPEG files with several images are MPO."""
 
 _WHITE = (255, 255, 255)
 
 
 def import_decoders() -> None:
-    """Loads every decoder, so that no thread imports one with its first image; for the main thread."""
+    """Imports every decoder, so that no thread imports one for its first image.
+
+    Call it on the main thread.
+    """
     for plugin in _PLUGINS:
         importlib.import_module(f"PIL.{plugin}ImagePlugin")
     Image.preinit()
 
 
 def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
-    """The first frame, upright, in RGB; what is transparent becomes white.
+    """The first frame in RGB, rotated upright, with transparent pixels white.
 
-    The size is read from the header and checked before a pixel is decoded.
+    The size in the header is checked before any pixel is decoded.
 
     Raises:
-        MediaError: it is no image, a broken one, or one of more than `max_pixels`.
+        MediaError: the file is not an image, is broken, or has more than `max_pixels`.
     """
     try:
         image: Image.Image = Image.open(BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
@@ -46,7 +49,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
         raise MediaError(f"the image is too large: {err}") from err
     except UnidentifiedImageError as err:
         raise MediaError(f"not an image in a known format ({', '.join(_FORMATS)})") from err
-    except Exception as err:  # decoders of foreign files raise whatever they like
+    except Exception as err:  # decoders raise any kind of error for a broken file
         raise MediaError(f"the image is broken: {str(err)[:200] or type(err).__name__}") from err
 
 

@@ -1,4 +1,4 @@
-"""Bounds the images that have been fetched and wait for the one thread that makes them ready for the model."""
+"""Bounds the memory of images that are loaded and wait for the image thread."""
 
 import asyncio
 from collections import deque
@@ -9,7 +9,10 @@ MAX_WAITING_BYTES = 256 << 20
 
 
 class LoadBudget:
-    """First come, first served; lives on the event loop. A prompt that is alone is let in whatever it brings."""
+    """Serves prompts in order of arrival, on the event loop.
+
+    A prompt of any size may load if no other holds room.
+    """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -18,7 +21,7 @@ class LoadBudget:
 
     @asynccontextmanager
     async def hold(self, num_bytes: int) -> AsyncIterator["LoadShare"]:
-        """Room for a prompt whose images are so many bytes at most; waits until there is."""
+        """Reserves room for a prompt whose images have at most `num_bytes`; waits until there is room."""
         if self._waiting or not self._has_room(num_bytes):
             await self._wait(num_bytes)
         else:
@@ -29,8 +32,8 @@ class LoadBudget:
         finally:
             share.shrink_to(0)
 
-    def give_back(self, num_bytes: int) -> None:
-        """So much room is free again."""
+    def release(self, num_bytes: int) -> None:
+        """Frees room and admits the prompts that wait for it."""
         self._num_held_bytes -= num_bytes
         while self._waiting and (self._waiting[0][1].done() or self._has_room(self._waiting[0][0])):
             wanted, turn = self._waiting.popleft()
@@ -45,7 +48,7 @@ class LoadBudget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give_back(num_bytes)  # the turn had come, and nobody is there to take it
+                self.release(num_bytes)  # the room was already reserved for the cancelled prompt
             raise
 
     def _has_room(self, num_bytes: int) -> bool:
@@ -53,14 +56,14 @@ class LoadBudget:
 
 
 class LoadShare:
-    """What one prompt has of the budget."""
+    """One prompt's reserved part of the budget."""
 
     def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
         self._budget = budget
         self._num_bytes = num_bytes
 
     def shrink_to(self, num_bytes: int) -> None:
-        """The images turned out smaller."""
+        """Frees what the images do not need."""
         if num_bytes < self._num_bytes:
-            self._budget.give_back(self._num_bytes - num_bytes)
+            self._budget.release(self._num_bytes - num_bytes)
             self._num_bytes = num_bytes

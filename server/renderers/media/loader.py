@@ -1,4 +1,4 @@
-"""Brings the bytes of an image from wherever its URL points."""
+"""Loads an image's bytes from its URL: `data:`, `file:`, `http:` or `https:`."""
 
 from concurrent.futures import Executor
 from functools import partial
@@ -11,7 +11,7 @@ from server.renderers.media.policy import MediaPolicy
 
 
 class MediaLoader:
-    """Fetches on the event loop; decodes and reads in the given pool."""
+    """Fetches over HTTP on the event loop; decodes `data:` URLs and reads files in `executor`."""
 
     def __init__(self, policy: MediaPolicy, executor: Executor) -> None:
         self._policy = policy
@@ -19,10 +19,10 @@ class MediaLoader:
         self._executor = executor
 
     async def load(self, url: str) -> bytes:
-        """The image's bytes, not yet looked at.
+        """The image's bytes, unchecked.
 
         Raises:
-            MediaError: the URL is malformed or not allowed, or nothing comes from it.
+            MediaError: the URL is malformed or not allowed, or loading fails.
         """
         scheme = url[:5].lower()
         if scheme == "data:":

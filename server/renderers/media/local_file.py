@@ -1,4 +1,4 @@
-"""Reads an image that lies on the server, below the folder that the operator named."""
+"""Reads an image from the server's file system, below the folder that the operator allows."""
 
 from pathlib import Path
 from stat import S_ISREG
@@ -12,11 +12,11 @@ def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
 
     Args:
         url: `file:///...`.
-        folder: real path of the folder; a link inside that leads out of it leads nowhere.
-        max_bytes: a larger file is not read.
+        folder: real path of the folder; symbolic links that lead out of it are rejected.
+        max_bytes: a larger file is rejected.
 
     Raises:
-        MediaError: it is not below `folder`, too large, or cannot be read.
+        MediaError: the file is not below `folder`, too large, or cannot be read.
     """
     if folder is None:
         raise MediaError("local files are only read when the server runs with --allowed-local-media-path")
@@ -25,7 +25,7 @@ def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
         real = None
-    # One answer for what is elsewhere and for what is not there: a client cannot find out which files exist.
+    # The same error for a missing file and for one outside the folder: clients cannot probe for files.
     if real is None or folder not in real.parents:
         raise MediaError(f"there is no such file below --allowed-local-media-path: {str(path)[:200]!r}")
     return _read(real, max_bytes)
@@ -44,7 +44,7 @@ def _local_path(url: str) -> Path:
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
         if not S_ISREG(path.stat().st_mode):
-            raise MediaError("the file URL names something other than a file")
+            raise MediaError("the file URL does not name a regular file")
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as err:

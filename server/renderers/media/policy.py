@@ -1,4 +1,4 @@
-"""Where images may come from and how large they may be: the operator's word, told once."""
+"""The operator's settings for loading images: allowed sources and limits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,21 +9,21 @@ from server.config import RendererConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MediaPolicy:
-    """Bounds of everything that a request's image can make the server do."""
+    """Bounds everything that a request's image can make the server do."""
 
     local_folder: Path | None = None
-    """Real path; only files below it are read."""
+    """Real path of the folder below which files may be read; None allows no files."""
     domains: frozenset[str] = frozenset()
-    """Host names, in lower case, that images are fetched from; none, unless the operator names them."""
+    """Lower-case host names from which images may be fetched; empty allows none."""
     fetch_timeout_s: float = 5.0
-    """For an image, redirects included."""
+    """Time limit for one image, redirects included."""
     follows_redirects: bool = True
     max_bytes: int = 256 << 20
     max_pixels: int = 178_956_970
 
     @classmethod
     def from_config(cls, config: RendererConfig) -> Self:
-        """The bounds that flags and variables set."""
+        """The policy that flags and variables set."""
         folder = config.allowed_local_media_path
         return cls(
             local_folder=None if folder is None else Path(folder).resolve(),

@@ -26,7 +26,7 @@ def restored(value: Any, short: ShortBody) -> Any:
         return {key: restored(member, short) for key, member in value.items()}
     if isinstance(value, list):
         return [restored(member, short) for member in value]
-    back = short.put_back(value)
+    back = short.restore(value)
     return bytes(back).decode() if isinstance(back, memoryview) else back
 
 

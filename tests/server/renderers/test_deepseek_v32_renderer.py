@@ -94,10 +94,10 @@ def test_a_final_message_is_continued(renderer: DeepseekV32Renderer) -> None:
 
 def test_a_template_is_refused_for_the_request_and_for_the_operator(build: Callable[..., DeepseekV32Renderer]) -> None:
     for renderer in (build(), build(trust_request_chat_template=True)):
-        with pytest.raises(RequestError, match="takes no chat_template") as raised:
+        with pytest.raises(RequestError, match="does not support chat_template") as raised:
             renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
         assert raised.value.param == "chat_template"
-    with pytest.raises(TokenizerLoadError, match="--chat-template does not go with"):
+    with pytest.raises(TokenizerLoadError, match="--chat-template cannot be combined with"):
         build(chat_template="{{ 1 }}")
 
 

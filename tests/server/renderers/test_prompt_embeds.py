@@ -175,7 +175,7 @@ def test_a_tensor_that_does_not_fit_is_told_with_its_fault(rows: Any, message: s
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8])
 def test_safetensors_of_whole_numbers_are_told(dtype: torch.dtype) -> None:
-    assert "F16, BF16, F32, F64 are taken" in refusal(as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype)))
+    assert "must be one of F16, BF16, F32, F64" in refusal(as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype)))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_numbers_that_become_infinite_are_told(number: float, target: str) -> No
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_sparse_tensors_in_another_layout_are_told() -> None:
-    assert "another layout than COO" in refusal(saved(NORMAL.to_sparse_csr()))
+    assert "a layout other than COO" in refusal(saved(NORMAL.to_sparse_csr()))
 
 
 def test_the_old_format_of_torch_is_named() -> None:

@@ -59,12 +59,12 @@ def test_the_choice_of_class_is_auto_tokenizer_s(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
-    is_disputed = model_type in tokenizer_loading._DISPUTED and class_name in NAMED[3:]
-    assert needs_torch(path) == is_disputed
+    is_version_dependent = model_type in tokenizer_loading._VERSION_DEPENDENT and class_name in NAMED[3:]
+    assert needs_torch(path) == is_version_dependent
     assert_same_tokenizer(path)
 
 
-@pytest.mark.parametrize("model_type", tokenizer_loading._DISPUTED)
+@pytest.mark.parametrize("model_type", tokenizer_loading._VERSION_DEPENDENT)
 def test_what_deepseek_names_needs_no_torch(
     model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:

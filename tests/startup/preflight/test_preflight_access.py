@@ -95,7 +95,7 @@ def test_a_file_that_holds_no_certificate_is_told(
 
 def test_a_cipher_that_nobody_knows_is_told(preflight: Preflight, pair: Certificate) -> None:
     [finding] = tls(preflight, pair, ssl_ciphers="ROT13")
-    assert finding == "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL has"
+    assert finding == "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL supports"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_file_without_a_key_is_told(preflight: Preflight, tmp_path: Path) -> N
     keys.unlink()
     os.mkfifo(keys)
     [finding] = findings(preflight, "api_keys", api_key_file=keys)
-    assert finding.startswith(f"error: --api-key-file {keys} is no regular file")
+    assert finding.startswith(f"error: --api-key-file {keys} is not a regular file")
 
 
 def test_keys_everywhere_need_a_key(preflight: Preflight, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
         ("http://127.0.0.1@localhost/", "not among --allowed-media-domains"),
         ("file:///etc/passwd", "neither http nor https"),
         ("ftp://127.0.0.1/", "must be http or https"),
-        ("", "redirects nowhere"),
+        ("", "redirects without a Location"),
         ("/a", "redirects more than 5 times"),
     ],
 )

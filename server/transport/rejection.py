@@ -1,4 +1,4 @@
-"""What a client is told that never got as far as the application: errors of HTTP itself, in the API's envelope."""
+"""HTTP errors for requests that do not reach the application, with a body in the API's error format."""
 
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -9,15 +9,15 @@ from server.protocol.errors import error_response
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a connection is closed."""
+class Rejection:
+    """An error response, after which the connection is closed."""
 
     status: int
     message: str
     retry_after_s: int | None = None
 
     def encode(self, default_headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The whole HTTP/1.1 response; the connection is closed behind it."""
+        """The whole HTTP/1.1 response, with `connection: close`."""
         phrase = HTTPStatus(self.status).phrase
         body = msgspec.json.encode(error_response(self.message, type=phrase, code=self.status))
         lines = [b"HTTP/1.1 %d %s" % (self.status, phrase.encode())]
@@ -28,9 +28,9 @@ class Refusal:
         return b"\r\n".join(lines)
 
 
-class RefusedError(Exception):
-    """Leaves the parser, which then takes no more of this connection."""
+class RejectedError(Exception):
+    """Raised in a callback of the parser, which then stops parsing the connection's input."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.message)
+        self.rejection = rejection
