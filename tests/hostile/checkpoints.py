@@ -1,4 +1,4 @@
-"""Model folders that try to run code when they are loaded: by pickles, and by Python files that they name."""
+"""Model folders that try to run code when they are loaded, with pickles and with Python files."""
 
 import io
 import json
@@ -14,14 +14,14 @@ _MODULE = """
 import pathlib
 pathlib.Path({marker!r}).mkdir()
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-class EvilConfig(LlamaConfig): pass
-class EvilModel(LlamaForCausalLM): pass
-class EvilTokenizer(PreTrainedTokenizerFast): pass
+class HostileConfig(LlamaConfig): pass
+class HostileModel(LlamaForCausalLM): pass
+class HostileTokenizer(PreTrainedTokenizerFast): pass
 """
 
 
-class Evil:
-    """Unpickling this makes a folder."""
+class HostileObject:
+    """Unpickling this creates a folder."""
 
     def __init__(self, marker: Path) -> None:
         self._marker = str(marker)
@@ -31,27 +31,33 @@ class Evil:
 
 
 def pickles(marker: Path) -> dict[str, bytes]:
-    """What a `.bin` file may hold, by its kind."""
-    evil = {"model.embed_tokens.weight": Evil(marker), "linear.weight": Evil(marker)}
+    """Contents of hostile `.bin` files, by kind."""
+    hostile = {"model.embed_tokens.weight": HostileObject(marker), "linear.weight": HostileObject(marker)}
     archive, legacy, global_only = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    torch.save(evil, archive)
-    torch.save(evil, legacy, _use_new_zipfile_serialization=False)
+    torch.save(hostile, archive)
+    torch.save(hostile, legacy, _use_new_zipfile_serialization=False)
     torch.save({"model.embed_tokens.weight": torch.zeros(1)}, global_only)
     return {
         "archive": archive.getvalue(),
         "legacy": legacy.getvalue(),
-        "bare pickle": pickle.dumps(evil),
-        "archive with another pickle": _with_pickle(global_only.getvalue(), pickle.dumps(Evil(marker), 0)),
+        "bare pickle": pickle.dumps(hostile),
+        "archive with another pickle": _with_pickle(global_only.getvalue(), pickle.dumps(HostileObject(marker), 0)),
     }
 
 
 def write_code(folder: Path, marker: Path) -> None:
-    """Has every configuration of the folder name classes in a Python file beside it."""
-    (folder / "evil.py").write_text(_MODULE.format(marker=str(marker)))
+    """Makes every configuration in the folder name classes in a Python file next to it."""
+    (folder / "hostile.py").write_text(_MODULE.format(marker=str(marker)))
     (folder / "custom_generate").mkdir()
     (folder / "custom_generate" / "generate.py").write_text(_MODULE.format(marker=str(marker)))
-    _edit(folder / "config.json", auto_map={"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.EvilModel"})
-    _edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]})
+    _edit(
+        folder / "config.json",
+        auto_map={"AutoConfig": "hostile.HostileConfig", "AutoModelForCausalLM": "hostile.HostileModel"},
+    )
+    _edit(
+        folder / "tokenizer_config.json",
+        auto_map={"AutoTokenizer": ["hostile.HostileTokenizer", "hostile.HostileTokenizer"]},
+    )
 
 
 def _edit(path: Path, **changes: Any) -> None:

@@ -1,4 +1,7 @@
-"""Requests of which a proxy and a server may see different ends, and other raw bytes: a corpus that only grows."""
+"""Requests whose end a proxy and a server may parse differently, and other raw bytes.
+
+Cases are added to this corpus and never removed.
+"""
 
 from typing import Final
 
@@ -42,7 +45,7 @@ AMBIGUOUS: Final = {
     "chunk that does not end where it says": _post(b"Transfer-Encoding: chunked", body=b"1\r\nabc\r\n" + _CHUNKED),
     "line feed in a chunk extension": _post(b"Transfer-Encoding: chunked", body=b"5;a\nb\r\n0\r\n\r\n" + _HIDDEN),
 }
-"""Each holds a request for /hidden that some parser would see; here nobody must answer it with anything but 400."""
+"""Each contains a request for /hidden that some parsers would accept; its only valid response is a 400."""
 
 GARBAGE: Final = {
     "nothing": b"\r\n\r\n",
@@ -64,4 +67,4 @@ GARBAGE: Final = {
     "bytes that are no UTF-8 in the path": b"GET /\xff%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
     "terminal escape in the path": b"GET /%1b[2J%1b]0;owned%07 HTTP/1.1\r\nHost: x\r\n\r\n",
 }
-"""Each must be refused or answered as what it is, by a server that answers the next one, too."""
+"""Each must be rejected or answered correctly, and the server must answer the next request."""

@@ -1,4 +1,7 @@
-"""Chat templates that want out of the sandbox, or want too much: a corpus that only grows."""
+"""Chat templates that try to escape the sandbox or use too much time or memory.
+
+Cases are added to this corpus and never removed.
+"""
 
 from typing import Final
 
@@ -36,9 +39,9 @@ ESCAPES: Final = {
     "extends": "{% extends '/etc/passwd' %}",
     "extends an object": "{% extends messages %}",
 }
-"""Each must fail, or come to nothing; PATH is a file that must not come to be."""
+"""Each must fail or have no effect; PATH is a file that must not be created."""
 
-GLUTTONS: Final = {
+GREEDY_TEMPLATES: Final = {
     "power": "{{ 9 ** (9 ** 9) }}",
     "power of variables": "{% set n = 9 %}{{ n ** (n ** n) }}",
     "repeat": "{{ 'x' * 10 ** 11 }}",
@@ -63,4 +66,4 @@ GLUTTONS: Final = {
     "deep blocks": "{% if 1 %}" * 5_000 + "{% endif %}" * 5_000,
     "much text": "{% for i in range(99999) %}{% for i in range(999) %}xxxxxxxxxx{% endfor %}{% endfor %}",
 }
-"""Each must fail within bounds of time and memory."""
+"""Each must fail within the limits of time and memory."""

@@ -1,4 +1,4 @@
-"""Keys from a file, and the watch over files that may change."""
+"""API keys from a file, and the detection of changed files."""
 
 import asyncio
 import logging
@@ -21,13 +21,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_each_line_of_the_file_is_a_key_but_blanks_and_comments(file: Path) -> None:
+def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file: Path) -> None:
     keys = ApiKeys(("given",), file)
     assert all(keys.is_good(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
     assert not any(keys.is_good(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
 
 
-def test_keys_come_and_go_with_the_file(file: Path) -> None:
+def test_keys_are_added_and_removed_with_the_file(file: Path) -> None:
     keys = ApiKeys(("given",), file)
     file.write_text("new")
     assert keys.is_good(b"first")
@@ -36,7 +36,7 @@ def test_keys_come_and_go_with_the_file(file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
-def test_a_file_without_keys_leaves_the_keys_as_they_were(
+def test_a_file_without_keys_does_not_change_the_keys(
     file: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     keys = ApiKeys((), file)
@@ -64,7 +64,7 @@ def test_no_key_is_logged(file: Path, caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("way", ["in place", "by a rename", "behind a link", "away and back"])
-async def test_a_change_is_noticed_however_it_is_made(tmp_path: Path, way: str) -> None:
+async def test_every_way_to_change_a_file_is_detected(tmp_path: Path, way: str) -> None:
     file, changed = tmp_path / "file", asyncio.Event()
     if way == "behind a link":  # as Kubernetes replaces secrets
         (tmp_path / "1").write_text("old")
@@ -94,12 +94,12 @@ async def test_a_change_is_noticed_however_it_is_made(tmp_path: Path, way: str) 
 
 
 @pytest.mark.parametrize("path", ["api", " /api", "/a b", "/a\r\nX: y", "/ä"])
-def test_root_paths_that_are_none_are_refused(path: str) -> None:
+def test_invalid_root_paths_are_rejected(path: str) -> None:
     with pytest.raises(ConfigError, match="--root-path"):
         ServerConfig(served_model_names=("m",), root_path=path)
 
 
-def test_asking_for_certificates_takes_somebody_to_trust() -> None:
+def test_requiring_client_certificates_needs_a_ca_file() -> None:
     with pytest.raises(ConfigError, match="--ssl-ca-certs"):
         ServerConfig(served_model_names=("m",), ssl_cert_reqs=2)
     with pytest.raises(ConfigError, match="0 .none., 1 .optional. or 2 .required."):

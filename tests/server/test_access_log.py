@@ -1,4 +1,4 @@
-"""The access log: what is left out of it, and what of a line."""
+"""The access log: paths that are not logged, and secrets that are masked."""
 
 import logging
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ def logger() -> Iterator[logging.Logger]:
 
 
 def _line(logger: logging.Logger, path: str, caplog: pytest.LogCaptureFixture) -> str | None:
-    """As uvicorn writes it; None where it is left out."""
+    """The line as uvicorn writes it; None if the path is not logged."""
     caplog.clear()
     with caplog.at_level(logging.INFO, logger.name):
         logger.info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", path, "1.1", 200)
     return caplog.records[0].getMessage() if caplog.records else None
 
 
-def test_paths_are_left_out_whatever_their_query(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+def test_excluded_paths_are_not_logged_with_any_query(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
     set_up_access_log(("/health",))
     assert _line(logger, "/health", caplog) is None
     assert _line(logger, "/health?x=/v1", caplog) is None
@@ -44,7 +44,7 @@ def test_paths_are_left_out_whatever_their_query(logger: logging.Logger, caplog:
         ("", ""),
     ],
 )
-def test_secrets_in_addresses_are_masked(
+def test_secrets_in_urls_are_masked(
     query: str, shown: str, logger: logging.Logger, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_up_access_log(())

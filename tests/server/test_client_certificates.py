@@ -1,4 +1,4 @@
-"""Client certificates: whoever is no longer vouched for is let in no more, not even with a session from before."""
+"""Client certificates: clients with untrusted issuers are rejected, even with an earlier TLS session."""
 
 import shutil
 import socket
@@ -16,7 +16,7 @@ from tests.certificates import Certificate, make_certificate, needs_openssl
 pytestmark = needs_openssl
 
 Ask = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
-"""One connection from handshake to goodbye, after which it may be taken up again; SSLError where it is refused."""
+"""Opens and closes one connection and returns its session for resumption; SSLError if rejected."""
 
 
 @pytest.fixture
@@ -25,22 +25,26 @@ def server(tmp_path: Path) -> Certificate:
 
 
 @pytest.fixture
-def vouching(tmp_path: Path) -> Path:
-    """The file of those whose clients are let in."""
-    return tmp_path / "vouching.crt"
+def trusted(tmp_path: Path) -> Path:
+    """The file of trusted issuers."""
+    return tmp_path / "trusted.crt"
 
 
 @pytest.fixture
-def clients(tmp_path: Path, vouching: Path) -> Iterator[tuple[Certificate, Certificate]]:
-    """Two signers, the first of which is trusted."""
+def clients(tmp_path: Path, trusted: Path) -> Iterator[tuple[Certificate, Certificate]]:
+    """Two issuers, the first of which is trusted."""
     signers = make_certificate(tmp_path, "one"), make_certificate(tmp_path, "two")
-    shutil.copyfile(signers[0].certificate, vouching)
+    shutil.copyfile(signers[0].certificate, trusted)
     yield signers
 
 
 @pytest.fixture
-def tls(server: Certificate, vouching: Path, clients: object) -> RenewableTls:
-    files = {"ssl_certfile": str(server.certificate), "ssl_keyfile": str(server.key), "ssl_ca_certs": str(vouching)}
+def tls(server: Certificate, trusted: Path, clients: object) -> RenewableTls:
+    files = {
+        "ssl_certfile": str(server.certificate),
+        "ssl_keyfile": str(server.key),
+        "ssl_ca_certs": str(trusted),
+    }
     return RenewableTls(ServerConfig(served_model_names=("m",), ssl_cert_reqs=2, enable_ssl_refresh=True, **files))
 
 
@@ -55,18 +59,18 @@ def ask(tls: RenewableTls) -> Iterator[Ask]:
             with context.wrap_socket(plain, server_hostname="localhost", session=session) as client:
                 client.sendall(b"x")
                 if client.recv(1) != b"y":
-                    raise ssl.SSLError("refused after the client's part of the handshake")
+                    raise ssl.SSLError("rejected after the client's part of the handshake")
                 session = client.session
                 client.unwrap()
                 return session
 
         yield ask
-        socket.create_connection(listener.getsockname()).close()  # an empty visit ends it
+        socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
         thread.join()
 
 
 def _serve(listener: socket.socket, tls: RenewableTls) -> None:
-    """Until somebody comes who says nothing."""
+    """Serves until a client connects and sends nothing."""
     while True:
         plain, _ = listener.accept()
         with plain:
@@ -81,13 +85,13 @@ def _serve(listener: socket.socket, tls: RenewableTls) -> None:
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
-def test_who_is_no_longer_vouched_for_is_let_in_no_more(
+def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(
     version: ssl.TLSVersion,
     ask: Ask,
     tls: RenewableTls,
     server: Certificate,
     clients: tuple[Certificate, Certificate],
-    vouching: Path,
+    trusted: Path,
     tmp_path: Path,
 ) -> None:
     contexts = []
@@ -99,7 +103,7 @@ def test_who_is_no_longer_vouched_for_is_let_in_no_more(
     session = ask(former, None)
     with pytest.raises(OSError):
         ask(later, None)
-    shutil.copyfile(clients[1].certificate, vouching)
+    shutil.copyfile(clients[1].certificate, trusted)
     tls.reload()
     ask(later, None)
     with pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""Whether a model generates or pools is told by its files, as vLLM tells it, unless the user says so."""
+"""A model's files determine whether it generates or pools, as in vLLM, unless flags do."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def _write_modules(folder: Path, *kinds: str, package: str = "sentence_transform
         ("HF_ColBERT", ModelKind("pooling", "colbert")),
     ],
 )
-def test_the_architecture_tells(tmp_path: Path, architecture: str, kind: ModelKind) -> None:
+def test_the_architecture_determines_the_kind(tmp_path: Path, architecture: str, kind: ModelKind) -> None:
     assert _kind(tmp_path, architecture) == kind
 
 
@@ -55,16 +55,16 @@ def test_the_architecture_tells(tmp_path: Path, architecture: str, kind: ModelKi
         ("BertForSequenceClassification", {"convert": "none"}, ModelKind("pooling", "classify")),
     ],
 )
-def test_the_user_overrules(tmp_path: Path, architecture: str, options: dict[str, Any], kind: ModelKind) -> None:
+def test_flags_override_the_kind(tmp_path: Path, architecture: str, options: dict[str, Any], kind: ModelKind) -> None:
     assert _kind(tmp_path, architecture, **options) == kind
 
 
-def test_sentence_transformers_make_an_embedder_of_a_language_model(tmp_path: Path) -> None:
+def test_sentence_transformers_files_make_a_language_model_an_embedder(tmp_path: Path) -> None:
     _write_modules(tmp_path, "Transformer", "Pooling")
     assert _kind(tmp_path, "Qwen2ForCausalLM") == ModelKind("pooling", "embed")
 
 
-def test_a_folder_that_cannot_be_read_is_for_others_to_complain_about(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_raises_no_error(tmp_path: Path) -> None:
     assert read_model_kind(tmp_path / "nowhere", EngineConfig()) == GENERATE
     (tmp_path / "config.json").write_text("[1")
     (tmp_path / "modules.json").write_text("{")
@@ -83,14 +83,14 @@ def test_a_folder_that_cannot_be_read_is_for_others_to_complain_about(tmp_path: 
         ({}, None),
     ],
 )
-def test_the_pooling_module_names_its_way(tmp_path: Path, config: dict[str, Any], kind: str | None) -> None:
+def test_the_pooling_type_is_read_from_its_module(tmp_path: Path, config: dict[str, Any], kind: str | None) -> None:
     _write_modules(tmp_path, "Transformer", "Pooling")
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
     assert read_sentence_files(tmp_path).pooling_type == kind
 
 
-def test_newer_and_other_packages_names_are_known(tmp_path: Path) -> None:
+def test_module_names_of_newer_and_other_packages_are_recognized(tmp_path: Path) -> None:
     _write_modules(tmp_path, "pooling.Pooling", "normalize.Normalize", package="sentence_transformers.base.modules")
     files = read_sentence_files(tmp_path)
     assert files.has_pooling

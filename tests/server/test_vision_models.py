@@ -1,4 +1,4 @@
-"""Which folders are taken for models that see images."""
+"""Detection of models that accept images."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from server.model_files.vision_models import VISION_MODEL_TYPES, accepts_images
 
 
 @pytest.mark.parametrize("model_type", sorted(VISION_MODEL_TYPES))
-def test_the_models_that_are_tested_see_images(tmp_path: Path, model_type: str) -> None:
+def test_tested_vision_models_accept_images(tmp_path: Path, model_type: str) -> None:
     _write(tmp_path, {"model_type": model_type, "vision_config": {}})
     assert accepts_images(tmp_path)
 
@@ -30,12 +30,12 @@ def test_the_models_that_are_tested_see_images(tmp_path: Path, model_type: str) 
         {},
     ],
 )
-def test_others_are_served_for_text_only(tmp_path: Path, config: Any) -> None:
+def test_other_models_do_not_accept_images(tmp_path: Path, config: Any) -> None:
     _write(tmp_path, config)
     assert not accepts_images(tmp_path)
 
 
-def test_a_broken_folder_sees_nothing(tmp_path: Path) -> None:
+def test_a_broken_folder_does_not_accept_images(tmp_path: Path) -> None:
     assert not accepts_images(tmp_path)
     (tmp_path / "config.json").write_text("{")
     assert not accepts_images(tmp_path)

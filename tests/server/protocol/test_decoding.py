@@ -1,4 +1,4 @@
-"""Bodies become models, or errors that name the field."""
+"""Request bodies are decoded into structs, or into errors that name the field."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def fail(body: bytes, model: type = CompletionRequest) -> RequestError:
     return caught.value
 
 
-def test_unknown_field_is_named_in_openais_words():
+def test_unknown_field_gets_openais_error_message():
     error = fail(b'{"prompt": "a", "foo": 1}')
     assert (error.message, error.param) == ("Unrecognized request argument supplied: foo", "foo")
 
@@ -40,26 +40,26 @@ def test_missing_field_is_named():
         (b'{"prompt": [3, -1]}', "expected `int` >= 0, got -1."),
     ],
 )
-def test_wrong_value_is_shown_with_what_was_expected(body, shown):
+def test_error_shows_the_wrong_value_and_the_expected_type(body, shown):
     assert fail(body).message.endswith(shown)
 
 
-def test_wrong_word_is_answered_with_the_choices():
+def test_error_for_a_wrong_enum_value_lists_the_choices():
     error = fail(b'{"messages": [{}], "tool_choice": "maybe"}', ChatRequest)
     assert "expected one of 'auto', 'none', 'required', got \"maybe\"" in error.message
 
 
-def test_wrong_word_in_a_list_of_objects_is_answered_with_the_choices():
+def test_error_for_a_wrong_enum_value_in_a_list_of_objects_lists_the_choices():
     error = fail(b'{"messages": [{}], "tools": [{"type": "x", "function": {"name": "f"}}]}', ChatRequest)
     assert "expected one of 'function'" in error.message
     assert error.param == "tools"
 
 
-def test_huge_value_is_cut_in_the_message():
+def test_huge_value_is_truncated_in_the_message():
     assert len(fail(b'{"prompt": "a", "n": "' + b"x" * 10_000 + b'"}').message) < 300
 
 
-def test_huge_field_name_is_cut_in_the_message():
+def test_huge_field_name_is_truncated_in_the_message():
     assert len(fail(b'{"prompt": "a", "' + b"x" * 10_000 + b'": 1}').message) < 300
 
 
@@ -76,20 +76,20 @@ def test_huge_field_name_is_cut_in_the_message():
     ],
     ids=["empty", "cut", "no JSON", "bad UTF-8", "NaN", "Infinity", "lone surrogate"],
 )
-def test_what_is_no_json_is_refused(body):
+def test_invalid_json_is_rejected(body):
     assert "not valid JSON" in fail(body).message
 
 
-def test_number_too_large_for_a_float_is_refused():
+def test_number_too_large_for_a_float_is_rejected():
     assert "out of range" in fail(b'{"prompt": "a", "temperature": 1e999}').message
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"text"', b"3"])
-def test_json_that_is_no_object_is_refused(body):
+def test_json_that_is_not_an_object_is_rejected(body):
     assert "must be a JSON object" in fail(body).message
 
 
-def test_endless_nesting_is_refused():
+def test_endless_nesting_is_rejected():
     error = fail(b'{"prompt": "a", "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert error.message == "The request body is nested too deeply: more than 128 levels (--http-max-json-depth)."
 
@@ -108,7 +108,7 @@ def test_every_form_of_prompt_is_a_list_of_prompts(prompt, expected):
 
 
 @pytest.mark.parametrize("prompt", ['""', "[]", "null", '[1, "a"]', '[[1], "a"]', "[1, [2]]"])
-def test_empty_and_mixed_prompts_are_refused(prompt):
+def test_empty_and_mixed_prompts_are_rejected(prompt):
     assert fail(f'{{"prompt": {prompt}}}'.encode()).param == "prompt"
 
 
@@ -119,17 +119,17 @@ def test_explicit_nulls_mean_the_defaults():
     assert (request.num_choices, request.output_limit, request.stop_strings) == (1, 16, ())
 
 
-def test_chat_takes_the_newer_name_of_its_output_limit_first():
+def test_chat_prefers_the_newer_name_of_its_output_limit():
     request = RequestDecoder(ChatRequest).decode(b'{"messages": [{}], "max_tokens": 5, "max_completion_tokens": 7}')
     assert (request.output_limit, request.output_limit_param) == (7, "max_completion_tokens")
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"prompt": "a", "messages": [{}]}'])
-def test_tokenize_wants_either_a_prompt_or_messages(body):
+def test_tokenize_requires_either_a_prompt_or_messages(body):
     assert fail(body, TokenizeRequest).message == "Give either `prompt` or `messages`."
 
 
-def test_wrong_nested_word_is_named_with_its_path():
+def test_wrong_nested_enum_value_is_named_with_its_path():
     error = fail(b'{"prompt": "a", "response_format": {"type": "xml"}}')
     assert error.param == "response_format.type"
     assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message

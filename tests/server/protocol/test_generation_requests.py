@@ -56,7 +56,7 @@ BAD_VALUES = [
     ("user_name", "unknown"),
 ]
 
-REFUSED = [
+UNSUPPORTED = [
     ("use_beam_search", True),
     ("length_penalty", 0.5),
     ("early_stopping", True),
@@ -75,9 +75,9 @@ REFUSED = [
     ("media_io_kwargs", {"a": {}}),
 ]
 
-REFUSED_BY_COMPLETIONS = [("suffix", " end"), ("mm_processor_kwargs", {"a": 1})]
+UNSUPPORTED_BY_COMPLETIONS = [("suffix", " end"), ("mm_processor_kwargs", {"a": 1})]
 
-REFUSED_BY_CHAT = [
+UNSUPPORTED_BY_CHAT = [
     ("audio", {"voice": "alloy"}),
     ("functions", [{"name": "f"}]),
     ("function_call", "auto"),
@@ -111,17 +111,17 @@ def test_bad_value_is_rejected_with_the_name_of_its_field(model: Model, name: st
     assert_rejects(model, name, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED)
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED)
 def test_field_without_support_is_rejected_by_name(model: Model, name: str, value: Any) -> None:
     assert_rejects(model, name, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED_BY_COMPLETIONS)
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED_BY_COMPLETIONS)
 def test_completions_reject_their_own_fields_without_support(name: str, value: Any) -> None:
     assert_rejects(CompletionRequest, name, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED_BY_CHAT)
+@pytest.mark.parametrize(("name", "value"), UNSUPPORTED_BY_CHAT)
 def test_chat_rejects_its_own_fields_without_support(name: str, value: Any) -> None:
     assert_rejects(ChatRequest, name, **{name: value})
 

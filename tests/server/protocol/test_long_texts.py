@@ -1,4 +1,4 @@
-"""Long texts are cut out of a body without decoding it, and nothing but the time it takes can be told from outside."""
+"""Long texts are cut out of a body without decoding it; the decoded request is the same."""
 
 import json
 import random
@@ -21,7 +21,7 @@ BIG = "QUJD" * 400_000
 
 
 def restored(value: Any, short: ShortBody) -> Any:
-    """The decoded body with the long texts as strings, wherever in it they are."""
+    """The decoded body with all long texts restored as strings."""
     if isinstance(value, dict):
         return {key: restored(member, short) for key, member in value.items()}
     if isinstance(value, list):
@@ -47,7 +47,7 @@ def restored(value: Any, short: ShortBody) -> Any:
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_bodies_mean_what_they_meant(body: dict[str, Any], num_texts: int, indent: int | None) -> None:
+def test_restored_bodies_equal_the_original(body: dict[str, Any], num_texts: int, indent: int | None) -> None:
     encoded = json.dumps(body, indent=indent).encode()
     short = shorten(encoded, FIELD)
     assert len(short.texts) == num_texts
@@ -55,7 +55,7 @@ def test_bodies_mean_what_they_meant(body: dict[str, Any], num_texts: int, inden
     assert restored(json.loads(short.body), short) == body
 
 
-def test_any_json_means_what_it_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restored_random_json_equals_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_texts, "_LONG_BYTES", 3)
     rng = random.Random(1)
     parts = [f'"{FIELD}"', FIELD, "\\", '\\"', ":", "[", ",", '"', "AAAA", " "]
@@ -96,12 +96,12 @@ def test_any_json_means_what_it_meant(monkeypatch: pytest.MonkeyPatch) -> None:
         b'{"prompt_embeds" "' + LONG.encode() + b'"}',
     ],
 )
-def test_a_body_that_is_no_json_stays_none(body: bytes) -> None:
+def test_invalid_json_stays_invalid(body: bytes) -> None:
     with pytest.raises(json.JSONDecodeError):
         json.loads(shorten(body, FIELD).body)
 
 
-def test_a_stand_in_that_a_client_sends_is_only_a_text() -> None:
+def test_a_stand_in_sent_by_a_client_is_an_ordinary_text() -> None:
     short = shorten(json.dumps({FIELD: ["#0", "#7", "#", LONG, "#-1", "#²"]}).encode(), FIELD)
     assert restored(json.loads(short.body), short)[FIELD] == [LONG, "#7", "#", LONG, "#-1", "#²"]
 
@@ -115,8 +115,8 @@ def test_a_stand_in_that_a_client_sends_is_only_a_text() -> None:
         pytest.param(b'{"prompt_embeds":' + b'"prompt_embeds":' * 600_000 + b"}", id="many keys"),
     ],
 )
-def test_no_body_keeps_the_walk_busy(body: bytes) -> None:
-    """Steps are counted, which no machine changes; time only bounds what one step may be."""
+def test_the_number_of_scanning_steps_is_bounded(body: bytes) -> None:
+    """Counts steps, which do not depend on the machine; the time limit only bounds one step."""
     num_calls = 0
 
     def count(_frame: object, event: str, _arg: object) -> None:
@@ -138,7 +138,7 @@ def decode(body: dict[str, Any]) -> CompletionRequest:
     return RequestDecoder(CompletionRequest, FIELD).decode(json.dumps(body).encode())
 
 
-def test_a_long_text_comes_as_a_view_and_a_short_one_as_itself() -> None:
+def test_a_long_text_becomes_a_view_and_a_short_one_stays_a_string() -> None:
     request = decode({FIELD: [BIG, "AAAA"], "prompt": "Hello"})
     first, second, text = request.prompts
     assert isinstance(first, EmbedsPrompt) and bytes(first.embeds) == BIG.encode()  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_a_long_text_comes_as_a_view_and_a_short_one_as_itself() -> None:
     assert decode({FIELD: "AAAA"}).prompts == [EmbedsPrompt("AAAA")]
 
 
-def test_faults_beside_a_long_text_are_told_as_ever() -> None:
+def test_errors_in_a_body_with_a_long_text_are_unchanged() -> None:
     with pytest.raises(RequestError, match="got 5") as caught:
         decode({FIELD: BIG, "temperature": 5})
     assert caught.value.param == "temperature"

@@ -1,4 +1,4 @@
-"""Tiny tokenizers in the real formats, and renderers over them that run without threads."""
+"""Tiny tokenizers in the real formats, and renderers for them that run without threads."""
 
 import json
 import math
@@ -79,7 +79,7 @@ def renderer(request: pytest.FixtureRequest, renderers: dict[str, HfRenderer]) -
 
 @pytest.fixture
 def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRenderer]]:
-    """Builds a renderer over a folder, with the given settings."""
+    """Builds a renderer for a folder, with the given settings."""
     with ExitStack() as stack:
 
         def build(path: Path, **settings: Any) -> HfRenderer:
@@ -91,7 +91,7 @@ def build_inline(inline_executor: InlineExecutor) -> Iterator[Callable[..., HfRe
 
 @pytest.fixture(scope="session")
 def mistral_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kind -> folder: the files that mistral-common ships, and tekken's later versions made from one of them."""
+    """Kind -> folder: mistral-common's files, and later tekken versions made from one of them."""
     root, data = tmp_path_factory.mktemp("mistral"), Path(mistral_common.__file__).parent / "data"
     folders = {}
     for kind, name in MISTRAL_FILES.items():
@@ -116,7 +116,7 @@ def mistral_kind(request: pytest.FixtureRequest) -> str:
 def build_mistral(
     mistral_folders: dict[str, Path], inline_executor: InlineExecutor
 ) -> Callable[[str], MistralRenderer]:
-    """Builds the renderer of a kind, once."""
+    """Builds and caches the renderer of a kind."""
 
     @cache
     def build(kind: str) -> MistralRenderer:
@@ -133,7 +133,7 @@ def mistral(build_mistral: Callable[[str], MistralRenderer], mistral_kind: str) 
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
-    """The folder as a checkpoint would have it."""
+    """Saves the tokenizer's files as in a checkpoint."""
     path.mkdir(parents=True)
     tokenizer.save(str(path / "tokenizer.json"))
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "chat_template": CHATML}
@@ -145,7 +145,7 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path, **settings: Any) -> Path:
 
 
 def _byte_level() -> Tokenizer:
-    """GPT-2, Llama 3, Qwen."""
+    """As in GPT-2, Llama 3 and Qwen."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -157,7 +157,7 @@ def _byte_level() -> Tokenizer:
 
 
 def _llama() -> Tokenizer:
-    """Llama 2 and Mistral: ▁ for spaces, a BOS token, a token for each byte that has no other."""
+    """As in Llama 2 and Mistral: ▁ for spaces, a BOS token, and byte tokens for everything else."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trained.train_from_iterator(CORPUS[:4], trainers.BpeTrainer(vocab_size=400, special_tokens=_specials()))
@@ -178,7 +178,7 @@ def _llama() -> Tokenizer:
 
 
 def _unigram() -> Tokenizer:
-    """T5 and XLM-R: SentencePiece's Unigram model. Its trainer makes another vocabulary each time."""
+    """As in T5 and XLM-R: SentencePiece's Unigram model, without its trainer, which is not deterministic."""
     counts = _count_pieces(pre_tokenizers.Metaspace(), later="")
     vocab = [(piece, round(math.log(count / counts.total()), 4)) for piece, count in _most_frequent_first(counts)]
     tokenizer = Tokenizer(models.Unigram([*((name, 0.0) for name in _specials()), *vocab], unk_id=0))
@@ -189,7 +189,7 @@ def _unigram() -> Tokenizer:
 
 
 def _wordpiece() -> Tokenizer:
-    """BERT. The trainer makes another vocabulary each time."""
+    """As in BERT, built without the trainer, which is not deterministic."""
     counts = _count_pieces(pre_tokenizers.BertPreTokenizer(), later="##")
     pieces = [*_specials(), *(piece for piece, _ in _most_frequent_first(counts))]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
@@ -200,7 +200,10 @@ def _wordpiece() -> Tokenizer:
 
 
 def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Counter[str]:
-    """Words of the corpus, their beginnings, ends and letters; `later` stands before what begins no word."""
+    """Words of the corpus, their prefixes, suffixes and letters.
+
+    `later` precedes pieces that do not begin a word.
+    """
     counts: Counter[str] = Counter()
     for word in (word for text in CORPUS for word, _ in splitter.pre_tokenize_str(text)):
         counts.update({word[:end] for end in range(1, len(word) + 1)})
@@ -209,12 +212,12 @@ def _count_pieces(splitter: pre_tokenizers.PreTokenizer, *, later: str) -> Count
 
 
 def _most_frequent_first(counts: Counter[str]) -> list[tuple[str, int]]:
-    """In an order that is the same in every run."""
+    """Sorted deterministically."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _small_tekken(content: dict[str, Any], version: str) -> dict[str, Any]:
-    """The file with 2000 of its tokens, and with the special tokens that later versions have."""
+    """The file with 2000 of its tokens, and with the special tokens of later versions."""
     names = [token.value for token in SpecialTokens]
     special = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in enumerate(names)]
     sizes = {"default_num_special_tokens": 100, "default_vocab_size": 2100}

@@ -1,4 +1,4 @@
-"""Conversations as clients might write them, for any renderer."""
+"""Random conversations for any renderer."""
 
 import json
 import random
@@ -20,7 +20,7 @@ MALFORMED = ["{oops", "[1, 2]", "7", "null"]
 
 
 class Conversations:
-    """Writes conversations as clients might; a few are beyond the format."""
+    """Writes random conversations; the format cannot express a few of them."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -34,32 +34,32 @@ class Conversations:
 
     def _messages(self) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
-        if self._has_luck(0.5):
+        if self._chance(0.5):
             messages.append({"role": "system", "content": self._content()})
-        if self._has_luck(0.2):
+        if self._chance(0.2):
             messages.append(self._developer())
         for _ in range(self._random.randint(1, 4)):
             messages += self._turn()
-        if self._has_luck(0.7):
+        if self._chance(0.7):
             messages.append({"role": "user", "content": self._content()})
         return messages
 
     def _turn(self) -> list[dict[str, Any]]:
-        question = self._developer() if self._has_luck(0.1) else {"role": "user", "content": self._content()}
+        question = self._developer() if self._chance(0.1) else {"role": "user", "content": self._content()}
         turn = [question]
         for _ in range(self._random.choice([0, 0, 1, 2])):
             turn += self._tool_step()
         answer: dict[str, Any] = {"role": "assistant", "content": self._content()}
-        if self._has_luck(0.8):
+        if self._chance(0.8):
             answer["reasoning"] = self._text()
-        return [*turn, answer] if self._has_luck(0.9) else turn
+        return [*turn, answer] if self._chance(0.9) else turn
 
     def _tool_step(self) -> list[dict[str, Any]]:
         calls = [self._call(i) for i in range(self._random.randint(1, 3))]
         step: dict[str, Any] = {"role": "assistant", "content": self._content(), "tool_calls": calls}
-        if self._has_luck(0.6):
+        if self._chance(0.6):
             step["reasoning"] = self._text()
-        num_results = len(calls) + (self._random.choice([-1, 1]) if self._has_luck(0.05) else 0)
+        num_results = len(calls) + (self._random.choice([-1, 1]) if self._chance(0.05) else 0)
         results = [{"role": "tool", "tool_call_id": f"c{i}", "content": self._content()} for i in range(num_results)]
         return [step, *results]
 
@@ -67,28 +67,28 @@ class Conversations:
         arguments: Any = {
             f"{self._text()[:5]}{i}": self._random.choice(VALUES) for i in range(self._random.randint(0, 4))
         }
-        if self._has_luck(0.7):
-            arguments = json.dumps(arguments, ensure_ascii=self._has_luck(0.5))
-        elif self._has_luck(0.1):
+        if self._chance(0.7):
+            arguments = json.dumps(arguments, ensure_ascii=self._chance(0.5))
+        elif self._chance(0.1):
             arguments = self._random.choice(MALFORMED)
         name = self._random.choice(["get_weather", "search-web", "查询"])
         return {"id": f"c{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
 
     def _developer(self) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "developer", "content": self._content()}
-        return message | {"tools": [self._tool()]} if self._has_luck(0.5) else message
+        return message | {"tools": [self._tool()]} if self._chance(0.5) else message
 
     def _tool(self) -> dict[str, Any]:
         parameters = {"type": "object", "properties": {self._text()[:8]: {"type": "string"}}, "required": []}
         return {"type": "function", "function": {"name": "f", "description": self._text(), "parameters": parameters}}
 
     def _content(self) -> Any:
-        if self._has_luck(0.15):
+        if self._chance(0.15):
             return [{"type": "text", "text": self._text()} for _ in range(self._random.randint(0, 3))]
-        return None if self._has_luck(0.05) else self._text()
+        return None if self._chance(0.05) else self._text()
 
     def _text(self) -> str:
         return " ".join(self._random.choices(TEXTS, k=self._random.randint(1, 3)))
 
-    def _has_luck(self, chance: float) -> bool:
+    def _chance(self, chance: float) -> bool:
         return self._random.random() < chance

@@ -1,4 +1,4 @@
-"""Builds a folder with a tiny tokenizer in DeepSeek-V3.2's format: byte-level BPE, its special tokens, no template."""
+"""Saves a tiny tokenizer in DeepSeek-V3.2's format: byte-level BPE, its special tokens, no template."""
 
 import json
 from pathlib import Path

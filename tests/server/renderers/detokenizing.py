@@ -1,4 +1,4 @@
-"""Texts that tokens cut in awkward places, and feeding their tokens to a detokenizer one by one."""
+"""Texts whose tokens split characters or words, and a function that feeds tokens one by one."""
 
 from server.renderers.detokenizer import IncrementalDetokenizer
 
@@ -15,7 +15,7 @@ TEXTS = [
 
 
 def feed(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> str:
-    """The text that comes of the tokens, which is also what the detokenizer says that it is."""
+    """The text of the tokens; checks that it equals the detokenizer's `text`."""
     text = "".join(detokenizer.append([token_id]).text for token_id in token_ids)
     text += detokenizer.finish()
     assert detokenizer.text == text

@@ -1,4 +1,4 @@
-"""Builds a folder with a tiny tokenizer in xAI's format: `tokenizer.tok.json` and nothing else."""
+"""Saves a tiny tokenizer in xAI's format: only `tokenizer.tok.json`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ WORD_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPECIAL = ["<|pad|>", "<|separator|>", "<|eos|>", "<|reserved_3|>", "<|control1|>", "<|control704|>", "<|hidden|>"]
-"""The last is not one that texts may hold."""
+"""The last one is not recognized in texts."""
 
 _CORPUS = (
     b"Human: the quick brown fox Assistant: the dog 's is over the System: hello hello world "
@@ -20,7 +20,7 @@ _NUM_MERGES = 120
 
 
 def save_grok2(path: Path, **changes: Any) -> Path:
-    """`changes` take the place of members; None leaves one out."""
+    """`changes` replace members of the file; None removes a member."""
     path.mkdir(parents=True)
     content = {key: value for key, value in (tok_file() | changes).items() if value is not None}
     (path / "tokenizer.tok.json").write_text(json.dumps(content))
@@ -39,7 +39,7 @@ def tok_file() -> dict[str, Any]:
 
 
 def reference() -> tiktoken.Encoding:
-    """tiktoken's own tokenizer over the same vocabulary."""
+    """tiktoken's own tokenizer with the same vocabulary."""
     content = tok_file()
     return tiktoken.Encoding(
         "reference",
@@ -55,7 +55,7 @@ def _token(text: bytes, token_id: int) -> dict[str, Any]:
 
 
 def _merges() -> list[bytes]:
-    """The pairs that byte-pair encoding joins, most frequent first, words of the corpus apart."""
+    """The pairs that byte-pair encoding merges within words of the corpus, most frequent first."""
     words = [[bytes([byte]) for byte in word] for word in _CORPUS.replace(b" ", b"\x00 ").split(b"\x00")]
     merges: list[bytes] = []
     while len(merges) < _NUM_MERGES:

@@ -1,4 +1,4 @@
-"""Conversations through chat templates, against transformers' own rendering."""
+"""Conversations rendered with chat templates, compared with transformers' own rendering."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,13 +39,13 @@ TOOL_TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def references(tokenizer_folders: dict[str, Path]) -> dict[str, Any]:
-    """Kind -> what AutoTokenizer loads."""
+    """Kind -> AutoTokenizer's tokenizer."""
     return {kind: AutoTokenizer.from_pretrained(path) for kind, path in tokenizer_folders.items()}
 
 
 @pytest.fixture(scope="module")
 def trusting(model_path: Path, inline_executor: InlineExecutor) -> Iterator[HfRenderer]:
-    """Takes templates of requests; the process that renders them is there already."""
+    """Accepts templates in requests; its template process is already running."""
     config = RendererConfig(trust_request_chat_template=True)
     with HfRenderer(ModelFiles(model_path, model_path), config, executor=inline_executor) as renderer:
         renderer.render_chat([USER], ChatOptions(chat_template="x"))
@@ -79,7 +79,7 @@ def test_a_final_message_is_continued(renderers: dict[str, HfRenderer], referenc
     assert prompt.token_ids == apply(conversation, continue_final_message=True, return_dict=False)
 
 
-def test_continuing_and_starting_a_message_at_once_is_refused(renderer: HfRenderer) -> None:
+def test_continuing_and_starting_a_message_at_once_is_rejected(renderer: HfRenderer) -> None:
     with pytest.raises(RequestError, match="not compatible"):
         renderer.render_chat([USER], ChatOptions(add_generation_prompt=True, continue_final_message=True))
 
@@ -96,7 +96,7 @@ def test_tools_calls_and_documents_reach_the_template(
     assert prompt.text.endswith("assistant:look(at=it)\nT")
 
 
-def test_parts_reach_a_template_that_takes_parts(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
+def test_a_template_that_expects_parts_gets_parts(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
     template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert build_inline(model_path, chat_template=template).render_chat(messages, ChatOptions()).text == "[a][b]"
@@ -108,7 +108,7 @@ def test_parts_reach_a_template_that_takes_parts(model_path: Path, build_inline:
     assert forced.text == str(messages[0]["content"])
 
 
-def test_template_variables_come_from_the_request_before_the_server(
+def test_template_variables_of_the_request_override_the_servers(
     model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
     renderer = build_inline(model_path, chat_template="{{ a }}{{ b }}", default_chat_template_kwargs={"a": 1, "b": 2})
@@ -116,19 +116,19 @@ def test_template_variables_come_from_the_request_before_the_server(
 
 
 @pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "conversation", "tools", "return_dict"])
-def test_reserved_template_variables_are_refused(renderer: HfRenderer, name: str) -> None:
+def test_reserved_template_variables_are_rejected(renderer: HfRenderer, name: str) -> None:
     with pytest.raises(RequestError, match=name) as raised:
         renderer.render_chat([USER], ChatOptions(chat_template_kwargs={name: "x"}))
     assert (raised.value.status, raised.value.param) == (400, "chat_template_kwargs")
 
 
-def test_a_template_in_the_request_is_refused(renderer: HfRenderer) -> None:
+def test_a_template_in_the_request_is_rejected_by_default(renderer: HfRenderer) -> None:
     with pytest.raises(RequestError, match="--trust-request-chat-template") as raised:
         renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
     assert raised.value.param == "chat_template"
 
 
-def test_a_trusted_template_in_the_request_is_taken(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
+def test_a_trusted_template_in_the_request_is_used(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
     renderer = build_inline(model_path, chat_template="{{ 1 }}", trust_request_chat_template=True)
     assert renderer.render_chat([USER], ChatOptions(chat_template="{{ 2 }}")).text == "2"
     assert renderer.render_chat([USER], ChatOptions()).text == "1"
@@ -163,14 +163,14 @@ def test_a_model_without_a_template_is_a_bad_request(
         renderer.render_chat([USER], ChatOptions())
 
 
-def test_a_broken_template_of_the_operator_ends_the_start(
+def test_a_broken_template_of_the_operator_fails_the_start(
     model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
     with pytest.raises(TokenizerLoadError, match="--chat-template is not a Jinja template: line 2"):
         build_inline(model_path, chat_template="fine\n{% for %}")
 
 
-def test_named_templates_follow_the_tools(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
+def test_tools_select_the_named_template(model_path: Path, build_inline: Callable[..., HfRenderer]) -> None:
     renderer = build_inline(model_path)
     renderer._hf.loaded.chat_template = {"default": "plain", "tool_use": "tools"}
     assert renderer.chat_template == "plain"
@@ -178,7 +178,7 @@ def test_named_templates_follow_the_tools(model_path: Path, build_inline: Callab
     assert renderer.render_chat([USER], ChatOptions(tools=[TOOL])).text == "tools"
 
 
-def test_a_developer_message_is_a_system_message_where_the_template_knows_no_developer(
+def test_a_developer_message_becomes_a_system_message_if_the_template_has_no_developer_role(
     renderers: dict[str, HfRenderer], model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
     messages = [{"role": "developer", "content": "Be terse."}, USER]

@@ -1,4 +1,4 @@
-"""Which content format a chat template takes; vLLM 0.32 decides the same for each of these."""
+"""The content format of chat templates; vLLM 0.32 decides the same for each of these."""
 
 import pytest
 

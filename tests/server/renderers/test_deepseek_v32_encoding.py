@@ -1,4 +1,4 @@
-"""Conversations as DeepSeek-V3.2's published format writes them, feature by feature."""
+"""Conversations in DeepSeek-V3.2's published format, feature by feature."""
 
 from typing import Any
 
@@ -74,12 +74,12 @@ def result(content: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": "call_1", "content": content}
 
 
-def test_a_question_opens_the_answer() -> None:
+def test_a_user_message_ends_with_the_marker_of_the_answer() -> None:
     assert write(user("hello")) == f"{BEGIN}{USER}hello{ASSISTANT}</think>"
     assert write(user("hello"), is_thinking=True) == f"{BEGIN}{USER}hello{ASSISTANT}<think>"
 
 
-def test_a_system_message_stands_as_it_is() -> None:
+def test_a_system_message_is_written_unchanged() -> None:
     assert write(system("Be terse.\n"), user("hi")) == f"{BEGIN}Be terse.\n{USER}hi{ASSISTANT}</think>"
     assert write(user("hi"), system("Now in French.")) == f"{BEGIN}{USER}hi{ASSISTANT}</think>Now in French."
 
@@ -91,7 +91,7 @@ def test_reasoning_of_earlier_turns_is_left_out() -> None:
     assert write(*turns) == f"{earlier}</think>"
 
 
-def test_reasoning_behind_the_last_question_is_shown_with_thinking_on() -> None:
+def test_reasoning_after_the_last_question_is_written_with_thinking_on() -> None:
     turns = [user("hello"), answer("Hi.", reasoning="Greet.")]
     assert write(*turns, is_thinking=True) == f"{BEGIN}{USER}hello{ASSISTANT}<think>Greet.</think>Hi.{END}"
     assert write(*turns) == f"{BEGIN}{USER}hello{ASSISTANT}</think>Hi.{END}"
@@ -108,7 +108,7 @@ def test_an_answer_without_reasoning_cannot_follow_the_last_question_with_thinki
     assert (raised.value.status, raised.value.param) == (400, "messages")
 
 
-def test_reasoning_that_is_no_text_is_refused() -> None:
+def test_reasoning_that_is_not_text_is_rejected() -> None:
     with pytest.raises(RequestError, match="reasoning must be text"):
         write(user("q"), {"role": "assistant", "content": "a", "reasoning": ["r"]}, is_thinking=True)
 
@@ -139,7 +139,7 @@ def test_a_tool_call_is_written_in_dsml() -> None:
     )
 
 
-def test_results_follow_their_calls_and_open_the_next_step() -> None:
+def test_results_follow_their_calls_and_end_with_the_marker_of_the_answer() -> None:
     turns = [
         user("hi"),
         answer(None, call("get_weather", '{"city": "Paris"}'), call("clock", ""), reasoning="Both."),
@@ -168,7 +168,7 @@ def test_results_follow_their_calls_and_open_the_next_step() -> None:
     assert write(*turns) == plain
 
 
-def test_a_whole_agent_s_turn_keeps_its_reasoning_until_the_next_question() -> None:
+def test_reasoning_between_tool_calls_is_kept_until_the_next_question() -> None:
     turns = [
         user("hi"),
         answer("", call("clock", "{}"), reasoning="Look."),
@@ -197,13 +197,13 @@ def test_a_whole_agent_s_turn_keeps_its_reasoning_until_the_next_question() -> N
         [user("hi"), answer("", call("clock", "{}")), user("so?"), result("noon")],
     ],
 )
-def test_a_result_without_its_call_is_refused(turns: list[dict[str, Any]]) -> None:
+def test_a_result_without_its_call_is_rejected(turns: list[dict[str, Any]]) -> None:
     with pytest.raises(RequestError, match="must answer one of the tool_calls") as raised:
         write(*turns)
     assert raised.value.param == "messages"
 
 
-def test_a_call_without_a_name_is_refused() -> None:
+def test_a_call_without_a_name_is_rejected() -> None:
     nameless = {"type": "function", "function": {"arguments": "{}"}}
     with pytest.raises(RequestError, match="function's name"):
         write(user("hi"), answer("", nameless))
@@ -218,7 +218,7 @@ def test_a_developer_message_is_a_question_with_instructions() -> None:
 
 
 @pytest.mark.parametrize("is_thinking", [False, True])
-def test_a_developer_message_before_a_question_is_one_of_its_own(is_thinking: bool) -> None:
+def test_a_developer_message_before_a_question_is_written_as_a_separate_question(is_thinking: bool) -> None:
     turns = [{"role": "developer", "content": "Be terse."}, user("hi")]
     developer = f"{USER}\n\n# The user's message is: Be terse.{ASSISTANT}</think>"
     mode = "<think>" if is_thinking else "</think>"
@@ -234,7 +234,7 @@ def test_a_developer_message_before_a_question_is_one_of_its_own(is_thinking: bo
         ({"content": "x", "tools": ["f"]}, "must hold a function"),
     ],
 )
-def test_a_malformed_developer_message_is_refused(developer: dict[str, Any], reason: str) -> None:
+def test_a_malformed_developer_message_is_rejected(developer: dict[str, Any], reason: str) -> None:
     with pytest.raises(RequestError, match=reason):
         write({"role": "developer", **developer})
 
@@ -253,7 +253,7 @@ def test_a_response_format_follows_the_instructions() -> None:
     )
 
 
-def test_a_message_that_is_continued_stays_open() -> None:
+def test_a_continued_message_has_no_end_marker() -> None:
     turns = [user("hi"), answer("The capital of", reasoning="Paris.")]
     assert write(*turns, continues_final=True) == f"{BEGIN}{USER}hi{ASSISTANT}</think>The capital of"
     assert write(*turns, continues_final=True, is_thinking=True) == (
@@ -262,12 +262,12 @@ def test_a_message_that_is_continued_stays_open() -> None:
 
 
 @pytest.mark.parametrize("last", [user("hi"), system("x"), answer("", call("clock", "{}"))])
-def test_only_an_answer_can_be_continued(last: dict[str, Any]) -> None:
+def test_only_an_assistant_message_can_be_continued(last: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="continue_final_message needs"):
         write(user("hi"), last, continues_final=True)
 
 
-def test_an_unknown_role_is_refused() -> None:
+def test_an_unknown_role_is_rejected() -> None:
     with pytest.raises(RequestError, match="got 'narrator'"):
         write(user("hi"), {"role": "narrator", "content": "x"})
 

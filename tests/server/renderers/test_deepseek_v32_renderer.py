@@ -65,7 +65,7 @@ def test_every_marker_has_one_token(renderer: DeepseekV32Renderer) -> None:
         ({"thinking": True}, {"thinking": False}, False),
     ],
 )
-def test_thinking_is_chosen_by_request_and_operator(
+def test_request_and_operator_can_turn_thinking_on(
     build: Callable[..., DeepseekV32Renderer], default: dict[str, Any], given: dict[str, Any], is_thinking: bool
 ) -> None:
     renderer = build(default_chat_template_kwargs=default)
@@ -74,13 +74,13 @@ def test_thinking_is_chosen_by_request_and_operator(
 
 
 @pytest.mark.parametrize("value", ["false", 2, []])
-def test_thinking_that_is_no_boolean_is_refused(renderer: DeepseekV32Renderer, value: Any) -> None:
+def test_thinking_that_is_not_a_boolean_is_rejected(renderer: DeepseekV32Renderer, value: Any) -> None:
     with pytest.raises(RequestError, match="must be true or false") as raised:
         renderer.render_chat([USER], ChatOptions(chat_template_kwargs={"thinking": value}))
     assert raised.value.param == "chat_template_kwargs"
 
 
-def test_the_assistant_s_marker_belongs_to_the_user_s_turn(renderer: DeepseekV32Renderer) -> None:
+def test_the_assistant_s_marker_is_part_of_the_user_s_message(renderer: DeepseekV32Renderer) -> None:
     assert renderer.render_chat([USER], ChatOptions(add_generation_prompt=False)).text == OPENED + "</think>"
 
 
@@ -92,7 +92,7 @@ def test_a_final_message_is_continued(renderer: DeepseekV32Renderer) -> None:
         renderer.render_chat(messages, ChatOptions(continue_final_message=True))
 
 
-def test_a_template_is_refused_for_the_request_and_for_the_operator(build: Callable[..., DeepseekV32Renderer]) -> None:
+def test_templates_of_requests_and_of_the_operator_are_rejected(build: Callable[..., DeepseekV32Renderer]) -> None:
     for renderer in (build(), build(trust_request_chat_template=True)):
         with pytest.raises(RequestError, match="does not support chat_template") as raised:
             renderer.render_chat([USER], ChatOptions(chat_template="{{ 1 }}"))
@@ -113,7 +113,7 @@ def test_parts_tools_and_response_formats_reach_the_encoding(renderer: DeepseekV
     assert text.endswith('reply:\n{"type": "json_object"}<｜User｜>a\nb<｜Assistant｜></think>')
 
 
-def test_what_is_no_text_is_refused(renderer: DeepseekV32Renderer) -> None:
+def test_content_that_is_not_text_is_rejected(renderer: DeepseekV32Renderer) -> None:
     image = {"type": "image_url", "image_url": {"url": "http://x"}}
     for messages in ([], [{"role": "user", "content": [image]}], [{"content": "x"}]):
         with pytest.raises(RequestError) as raised:
@@ -121,7 +121,7 @@ def test_what_is_no_text_is_refused(renderer: DeepseekV32Renderer) -> None:
         assert raised.value.param == "messages"
 
 
-def test_facts_about_the_tokenizer(renderer: DeepseekV32Renderer, folder: Path) -> None:
+def test_tokenizer_properties(renderer: DeepseekV32Renderer, folder: Path) -> None:
     assert not needs_torch(folder)
     assert renderer.chat_template is None
     assert renderer.token_text(renderer.eos_token_id or 0) == END
@@ -130,7 +130,7 @@ def test_facts_about_the_tokenizer(renderer: DeepseekV32Renderer, folder: Path) 
     assert renderer.token_text(begin) == BEGIN
 
 
-def test_an_output_is_detokenized_as_it_comes(renderer: DeepseekV32Renderer) -> None:
+def test_an_output_is_detokenized_incrementally(renderer: DeepseekV32Renderer) -> None:
     prompt = renderer.render_chat([USER], ChatOptions())
     text = "<think>Über 你好 😀</think>Größe" + END
     token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
@@ -169,7 +169,7 @@ def test_many_clients_share_four_threads(folder: Path) -> None:
             list(clients.map(client, range(32)))
 
 
-def test_the_model_s_type_or_architecture_tells_the_kind(tmp_path: Path) -> None:
+def test_the_kind_is_detected_from_the_model_type_or_architecture(tmp_path: Path) -> None:
     assert _is_v32(save_deepseek_v32(tmp_path / "v32"))
     assert _is_v32(save_deepseek_v32(tmp_path / "type", architectures=None))
     assert _is_v32(save_deepseek_v32(tmp_path / "architecture", model_type="deepseek_v3"))
@@ -178,7 +178,7 @@ def test_the_model_s_type_or_architecture_tells_the_kind(tmp_path: Path) -> None
     assert not _is_v32(tmp_path)
 
 
-def test_a_checkpoint_with_a_template_is_of_the_usual_kind(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_template_uses_the_ordinary_renderer(tmp_path: Path) -> None:
     path = save_deepseek_v32(tmp_path / "exp")
     (path / "chat_template.jinja").write_text("{{ messages }}")
     assert not _is_v32(path)

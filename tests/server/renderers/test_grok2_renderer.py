@@ -86,13 +86,13 @@ def test_a_final_message_is_continued(renderer: Grok2Renderer) -> None:
         renderer.render_chat([USER, ANSWER], ChatOptions(continue_final_message=True))
 
 
-def test_a_role_that_the_format_lacks_is_refused(renderer: Grok2Renderer) -> None:
+def test_a_role_that_the_format_lacks_is_rejected(renderer: Grok2Renderer) -> None:
     with pytest.raises(RequestError, match="roles are system, user and assistant, got tool") as raised:
         renderer.render_chat([USER, {"role": "tool", "content": "x"}], ChatOptions())
     assert (raised.value.status, raised.value.param) == (400, "messages")
 
 
-def test_the_operator_s_template_goes_before_the_checkpoint_s(
+def test_the_operator_s_template_overrides_the_checkpoint_s(
     build: Callable[..., Grok2Renderer], tmp_path: Path
 ) -> None:
     path = save_grok2(tmp_path / "templates")
@@ -119,7 +119,7 @@ def test_templates_are_checked_as_for_other_tokenizers(build: Callable[..., Grok
         trusting.render_chat([USER], ChatOptions(chat_template="{{ ''.__class__.__mro__ }}"))
 
 
-def test_a_template_that_takes_parts_gets_them(build: Callable[..., Grok2Renderer]) -> None:
+def test_a_template_that_expects_parts_gets_parts(build: Callable[..., Grok2Renderer]) -> None:
     template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
     assert build(chat_template=template).render_chat([ANSWER], ChatOptions()).text == f"[{ANSWER['content']}]"
 
@@ -140,7 +140,7 @@ def test_plain_prompts_words_and_ids(renderer: Grok2Renderer) -> None:
 
 
 @pytest.mark.parametrize("skip", [True, False])
-def test_an_output_is_detokenized_as_it_comes(renderer: Grok2Renderer, skip: bool) -> None:
+def test_an_output_is_detokenized_incrementally(renderer: Grok2Renderer, skip: bool) -> None:
     text = " Größe 你好 🦊 fox<|separator|>"
     token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
     prompt = renderer.render_chat([USER], ChatOptions())
@@ -151,7 +151,7 @@ def test_an_output_is_detokenized_as_it_comes(renderer: Grok2Renderer, skip: boo
     assert "🦊" in pieces
 
 
-def test_an_output_that_ends_inside_a_character_shows_so(renderer: Grok2Renderer) -> None:
+def test_an_output_that_ends_inside_a_character_ends_with_a_replacement_character(renderer: Grok2Renderer) -> None:
     detokenizer = renderer.create_detokenizer(stop=["xyz"])
     assert [detokenizer.append([7 + byte]).text for byte in b"x\xf0\x9f"] == ["", "", ""]
     assert detokenizer.finish() == "x\ufffd"

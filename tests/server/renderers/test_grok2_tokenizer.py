@@ -1,4 +1,4 @@
-"""Grok-2's tokenizer, against tiktoken over the same vocabulary."""
+"""Grok-2's tokenizer, compared with tiktoken with the same vocabulary."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def encode(tokenizer: Grok2Tokenizer, text: str, limit: int | None = None) -> li
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_has_tiktoken_s_tokens(tokenizer: Grok2Tokenizer, text: str) -> None:
+def test_a_text_is_encoded_as_with_tiktoken(tokenizer: Grok2Tokenizer, text: str) -> None:
     known = set(SPECIAL) - {"<|hidden|>"}
     expected = reference().encode(text, allowed_special=known, disallowed_special=())
     assert encode(tokenizer, text) == expected
@@ -60,7 +60,7 @@ def test_the_file_may_allow_more_special_tokens(tmp_path: Path) -> None:
     assert encode(Grok2Tokenizer.from_folder(path), "<|hidden|>") == [SPECIAL.index("<|hidden|>")]
 
 
-def test_the_file_may_bring_its_own_pattern(tmp_path: Path) -> None:
+def test_the_file_may_define_its_own_pattern(tmp_path: Path) -> None:
     path = save_grok2(tmp_path / "letters", pat_str=r"[\s\S]")
     assert encode(Grok2Tokenizer.from_folder(path), "the") == [len(SPECIAL) + byte for byte in b"the"]
 
@@ -72,20 +72,20 @@ def test_a_limit_keeps_the_last_tokens(tokenizer: Grok2Tokenizer) -> None:
     assert encode(tokenizer, "the quick brown fox", limit=0) == []
 
 
-def test_a_lone_surrogate_is_refused(tokenizer: Grok2Tokenizer) -> None:
+def test_a_lone_surrogate_is_rejected(tokenizer: Grok2Tokenizer) -> None:
     with pytest.raises(UnicodeEncodeError):
         encode(tokenizer, "a\ud800b")
 
 
 @pytest.mark.parametrize("space", [" ", "\t\n "])
-def test_a_million_spaces_have_tokens(tokenizer: Grok2Tokenizer, space: str) -> None:
+def test_a_million_spaces_are_encoded(tokenizer: Grok2Tokenizer, space: str) -> None:
     text = "<|eos|>the" + space * (1_200_000 // len(space)) + "dog"
     token_ids = encode(tokenizer, text)
     assert token_ids[0] == SPECIAL.index("<|eos|>")
     assert tokenizer.decode(token_ids, skip_special_tokens=False) == text
 
 
-def test_a_text_that_no_cut_helps_fails(tokenizer: Grok2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_cannot_be_split_fails(tokenizer: Grok2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grok2_tokenizer, "_MOST_SPACES", 2_000_000)
     with pytest.raises(ValueError, match="[Rr]egex"):
         encode(tokenizer, " " * 1_200_000 + "x")
@@ -104,7 +104,7 @@ def test_an_id_without_a_token_has_no_text(tokenizer: Grok2Tokenizer) -> None:
     assert tokenizer.loop_decoder(skip_special_tokens=False)([tokenizer.vocab_size + 5]) == ""
 
 
-def test_facts_about_the_tokenizer(tokenizer: Grok2Tokenizer) -> None:
+def test_tokenizer_properties(tokenizer: Grok2Tokenizer) -> None:
     assert tokenizer.vocab_size == reference().n_vocab == tok_file()["vocab_size"]
     assert tokenizer.eos_token_id == 2
     assert tokenizer.added_tokens == dict(enumerate(SPECIAL))
@@ -176,13 +176,13 @@ def test_a_broken_tokenizer_config_is_one_clear_line(tmp_path: Path) -> None:
             Grok2Tokenizer.from_folder(path)
 
 
-def test_the_pattern_is_v1_s() -> None:
+def test_the_word_pattern_matches_v1() -> None:
     from server.renderers import grok2_file
 
     assert grok2_file._WORD_SPLIT_V1 == WORD_PATTERN
 
 
-def test_loading_imports_no_torch(folder: Path) -> None:
+def test_loading_does_not_import_torch(folder: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom server.renderers.grok2_tokenizer import Grok2Tokenizer\n"
         "Grok2Tokenizer.from_folder(Path(sys.argv[1])).encode('x', add_special_tokens=False)\n"

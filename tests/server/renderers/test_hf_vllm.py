@@ -1,4 +1,4 @@
-"""Prompts of chat templates, token for token against vLLM's own HfRenderer."""
+"""Prompts of chat templates, compared with vLLM's own HfRenderer token for token."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ TEMPLATES = {
 
 @pytest.mark.slow
 @needs_vllm
-def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) -> None:
+def test_prompts_equal_vllm_s_token_for_token(tmp_path: Path, model_path: Path) -> None:
     conversations = Conversations(seed=7)
     cases: list[dict[str, Any]] = [
         conversations.case() | {"chat_template": template, "name": name}
@@ -56,19 +56,19 @@ def test_prompts_are_vllm_s_token_for_token(tmp_path: Path, model_path: Path) ->
     config = RendererConfig(trust_request_chat_template=True)
     renderer = HfRenderer(ModelFiles(model_path, model_path), config, executor=InlineExecutor())
     answers = ask_vllm(SCRIPT, cases, tmp_path, model_path)
-    num_equal = num_refused = 0
+    num_equal = num_rejected = 0
     for case, answer in zip(cases, answers, strict=True):
         options = ChatOptions(
             tools=case["tools"], chat_template_kwargs=case["kwargs"], chat_template=case["chat_template"]
         )
         if case["name"] == "parts" and any(message["role"] == "developer" for message in case["messages"]):
-            continue  # vLLM hands a text to a template that loops over parts, which then finds none
+            continue  # vLLM passes text to a template that loops over parts, which then finds none
         try:
             assert renderer.render_chat(case["messages"], options).token_ids == answer.get("token_ids"), (case, answer)
             num_equal += 1
         except RequestError as err:
             assert "error" in answer, (case, err.message)
-            num_refused += 1
+            num_rejected += 1
     renderer.close()
-    print(f"{num_equal} equal, {num_refused} refused by both")
+    print(f"{num_equal} equal, {num_rejected} rejected by both")
     assert num_equal > NUM_CASES / 2

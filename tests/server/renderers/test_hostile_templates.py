@@ -1,4 +1,4 @@
-"""Templates that came with a request reach nothing and take the server's time from nobody."""
+"""Templates from requests cannot escape the sandbox, and do not delay other requests."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import ChatOptions
-from tests.hostile.templates import ESCAPES, GLUTTONS
+from tests.hostile.templates import ESCAPES, GREEDY_TEMPLATES
 from tests.waiting import wait_until
 
 USER = {"role": "user", "content": "Hello"}
@@ -39,14 +39,14 @@ def renderer(model_path: Path) -> Iterator[HfRenderer]:
 
 @pytest.fixture
 def own_renderer(model_path: Path) -> Iterator[HfRenderer]:
-    """For tests in which the process ends, or begins."""
+    """For tests in which the template process starts or exits."""
     with _open_renderer(model_path) as renderer:
         yield renderer
 
 
 @pytest.fixture(scope="module", autouse=True)
 def warm(renderer: HfRenderer) -> None:
-    """The process is there before the tests look for processes left behind."""
+    """Starts the template process before the check for leaked processes."""
     render(renderer, FINE)
 
 
@@ -56,7 +56,7 @@ def render(renderer: HfRenderer, template: str, **options: Any) -> str:
     return text
 
 
-def test_an_honest_template_renders_as_it_does_for_the_operator(
+def test_a_harmless_template_renders_as_the_operators_does(
     renderer: HfRenderer, build_inline: Callable[..., HfRenderer], model_path: Path
 ) -> None:
     tools = [{"type": "function", "function": {"name": "größe", "parameters": {}}}]
@@ -65,21 +65,21 @@ def test_an_honest_template_renders_as_it_does_for_the_operator(
     assert render(renderer, "{{ messages[0].content }}", add_generation_prompt=False, continue_final_message=True)
 
 
-def test_parts_reach_a_foreign_template_that_takes_parts(renderer: HfRenderer) -> None:
+def test_a_foreign_template_that_expects_parts_gets_parts(renderer: HfRenderer) -> None:
     template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert renderer.render_chat(messages, ChatOptions(chat_template=template)).text == "[a][b]"
 
 
 @pytest.mark.parametrize("template", ESCAPES.values(), ids=ESCAPES)
-def test_no_template_gets_out_of_the_sandbox(renderer: HfRenderer, tmp_path: Path, template: str) -> None:
+def test_no_template_escapes_the_sandbox(renderer: HfRenderer, tmp_path: Path, template: str) -> None:
     _check_harmless(lambda: render(renderer, template.replace("PATH", str(tmp_path / "escaped"))))
     assert not (tmp_path / "escaped").exists()
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("template", ESCAPES.values(), ids=ESCAPES)
-def test_the_operators_template_does_not_either(
+def test_the_operators_template_does_not_escape_the_sandbox(
     build_inline: Callable[..., HfRenderer], model_path: Path, tmp_path: Path, template: str
 ) -> None:
     renderer = build_inline(model_path, chat_template=template.replace("PATH", str(tmp_path / "escaped")))
@@ -88,10 +88,10 @@ def test_the_operators_template_does_not_either(
 
 
 @pytest.mark.thorough
-async def test_gluttons_are_stopped_while_the_loop_and_others_go_on(own_renderer: HfRenderer) -> None:
-    for name, template in GLUTTONS.items():
+async def test_greedy_templates_are_stopped_while_the_loop_and_other_requests_run(own_renderer: HfRenderer) -> None:
+    for name, template in GREEDY_TEMPLATES.items():
         greedy = asyncio.create_task(own_renderer.render_chat_async([USER], ChatOptions(chat_template=template)))
-        while not greedy.done():  # the test's own turns of the loop go on
+        while not greedy.done():  # the event loop keeps running
             await asyncio.sleep(0.01)
         error = greedy.exception()
         assert isinstance(error, RequestError), name
@@ -100,7 +100,7 @@ async def test_gluttons_are_stopped_while_the_loop_and_others_go_on(own_renderer
     assert render(own_renderer, "fine again") == "fine again"
 
 
-def test_the_process_knows_no_secret_and_may_do_little(
+def test_the_process_has_no_secrets_and_few_permissions(
     own_renderer: HfRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "sesame")
@@ -112,8 +112,8 @@ def test_the_process_knows_no_secret_and_may_do_little(
         assert process.rlimit(limit) == (0, 0)
 
 
-def test_a_process_that_waits_has_no_limit_to_its_processor_time(renderer: HfRenderer) -> None:
-    """Else it could end while it reads a request, because of the one before."""
+def test_a_waiting_process_has_no_limit_of_processor_time(renderer: HfRenderer) -> None:
+    """Otherwise an earlier template's time could kill it while it reads a request."""
     soft, hard = _process_of(renderer).rlimit(psutil.RLIMIT_CPU)
     assert soft == hard
 
@@ -129,7 +129,7 @@ def test_a_process_that_was_killed_is_replaced(own_renderer: HfRenderer) -> None
 
 
 def _check_harmless(render: Callable[[], str]) -> None:
-    """The template failed, or made a text that tells nothing of the interpreter."""
+    """Checks that the template failed, or that its text reveals nothing about the interpreter."""
     try:
         text = render()
     except RequestError as err:

@@ -1,4 +1,4 @@
-"""Text that arrives token by token is the text of the whole."""
+"""Text decoded token by token equals the full decode."""
 
 import random
 
@@ -28,7 +28,7 @@ def test_random_tokens_give_the_full_decode(renderer: HfRenderer, skip_special_t
         assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
 
 
-def test_random_tokens_behind_a_prompt_continue_it(renderer: HfRenderer) -> None:
+def test_random_tokens_after_a_prompt_give_the_full_decode(renderer: HfRenderer) -> None:
     for seed in range(150):
         rng = random.Random(seed)
         prompt = renderer.tokenizer.encode(rng.choice(TEXTS[:4]) * rng.randint(1, 3), add_special_tokens=False)
@@ -42,7 +42,7 @@ def test_random_tokens_behind_a_prompt_continue_it(renderer: HfRenderer) -> None
 
 
 @pytest.mark.parametrize("kind", ["real", "byte_level"])
-def test_byte_level_tokens_give_the_full_decode_even_where_they_are_no_characters(
+def test_byte_level_tokens_that_are_not_characters_give_the_full_decode(
     kind: str, renderers: dict[str, HfRenderer]
 ) -> None:
     renderer = renderers[kind]
@@ -53,20 +53,20 @@ def test_byte_level_tokens_give_the_full_decode_even_where_they_are_no_character
         assert feed(renderer.create_detokenizer(), token_ids) == full_decode(renderer, token_ids), f"seed {seed}"
 
 
-def test_a_character_comes_whole(renderer: HfRenderer) -> None:
+def test_a_character_is_released_only_when_complete(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("你好 😀 👍🏽", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_several_tokens_at_once_bring_the_same_text(renderer: HfRenderer) -> None:
+def test_several_tokens_at_once_give_the_same_text(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode(TEXTS[2], add_special_tokens=False)
     detokenizer = renderer.create_detokenizer()
     assert detokenizer.append(token_ids).text + detokenizer.finish() == full_decode(renderer, token_ids)
 
 
-def test_the_first_word_behind_a_prompt_keeps_its_space(renderer: HfRenderer) -> None:
+def test_the_first_word_after_a_prompt_keeps_its_space(renderer: HfRenderer) -> None:
     encode = renderer._hf.loaded.encode
     prompt, whole = encode("the capital", add_special_tokens=False), encode("the capital of", add_special_tokens=False)
     assert whole[: len(prompt)] == prompt
@@ -83,7 +83,7 @@ def test_an_incomplete_character_is_released_at_the_end(
     assert detokenizer.finish() == "\ufffd"
 
 
-def test_a_character_that_the_prompt_began_belongs_to_the_output(
+def test_a_character_that_the_prompt_began_is_part_of_the_output(
     renderers: dict[str, HfRenderer],
 ) -> None:
     for kind in ("real", "byte_level", "llama"):
@@ -95,7 +95,7 @@ def test_a_character_that_the_prompt_began_belongs_to_the_output(
             assert before + text == "ok 好 😀", (kind, cut)
 
 
-def test_broken_bytes_of_a_byte_fallback_vocabulary_take_nothing_back(
+def test_broken_bytes_of_a_byte_fallback_vocabulary_withdraw_no_text(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["llama"]
@@ -105,7 +105,7 @@ def test_broken_bytes_of_a_byte_fallback_vocabulary_take_nothing_back(
     assert feed(renderer.create_detokenizer(), token_ids) == "theé\ufffd the\ufffd the"
 
 
-def test_endless_garbage_and_endless_skipped_tokens_are_not_held_for_ever(
+def test_endless_broken_bytes_and_skipped_tokens_are_released(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["byte_level"]
@@ -118,13 +118,13 @@ def test_endless_garbage_and_endless_skipped_tokens_are_not_held_for_ever(
     assert detokenizer.text + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
 
 
-def test_a_space_is_kept_behind_endless_skipped_tokens(renderer: HfRenderer) -> None:
+def test_a_space_is_kept_after_many_skipped_tokens(renderer: HfRenderer) -> None:
     word = renderer.tokenizer.encode("the of", add_special_tokens=False)
     token_ids = [word[0], *[renderer.eos_token_id or 0] * 3 * MAX_HELD_TOKENS, *word[1:]]
     assert feed(renderer.create_detokenizer(), token_ids) == "the of"
 
 
-def test_special_tokens_are_written_apart_or_together(
+def test_special_tokens_are_written_with_or_without_spaces_between(
     renderers: dict[str, HfRenderer],
 ) -> None:
     renderer = renderers["wordpiece"]
@@ -136,7 +136,10 @@ def test_special_tokens_are_written_apart_or_together(
 
 
 def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> list[int]:
-    """Any tokens, but byte-fallback bytes only as whole characters: broken ones have no stable full decode."""
+    """Random tokens.
+
+    Byte-fallback bytes form whole characters, since broken ones have no stable full decode.
+    """
     encode = renderer._hf.loaded.encode
     named = {renderer.token_bytes(token_id): token_id for token_id in range(3, 3 + 256)}
     has_fallback = (

@@ -1,4 +1,4 @@
-"""OpenAI messages become a template's conversation."""
+"""OpenAI messages are turned into a template's conversation."""
 
 import copy
 from typing import Any
@@ -46,7 +46,7 @@ def test_missing_content_is_empty() -> None:
         3,
     ],
 )
-def test_other_parts_are_refused(part: Any) -> None:
+def test_other_parts_are_rejected(part: Any) -> None:
     with pytest.raises(RequestError, match="text only") as raised:
         converted({"role": "user", "content": [{"type": "text", "text": "look"}, part]})
     assert (raised.value.status, raised.value.param) == (400, "messages")
@@ -63,12 +63,12 @@ def test_other_parts_are_refused(part: Any) -> None:
         ({"role": "assistant", "tool_calls": [{"type": "custom", "function": {}}]}, "type 'function'"),
     ],
 )
-def test_malformed_messages_are_refused(message: dict[str, Any], words: str) -> None:
+def test_malformed_messages_are_rejected(message: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         converted(message)
 
 
-def test_no_messages_are_refused() -> None:
+def test_an_empty_list_of_messages_is_rejected() -> None:
     with pytest.raises(RequestError, match="at least one"):
         to_conversation([], "string")
 
@@ -88,7 +88,7 @@ def test_unusable_arguments_become_an_empty_object(arguments: str | None) -> Non
     assert result["function"]["arguments"] == {}
 
 
-def test_the_fields_that_templates_know_are_kept() -> None:
+def test_the_fields_that_templates_use_are_kept() -> None:
     assert converted(
         {"role": "tool", "content": TWO_PARTS, "tool_call_id": "1", "name": "f", "extra": 1}, "openai"
     ) == {
@@ -102,7 +102,7 @@ def test_the_fields_that_templates_know_are_kept() -> None:
     assert converted({"role": "developer", "content": "x", "tools": [{}]})["tools"] == [{}]
 
 
-def test_developer_messages_become_one_system_message_in_front() -> None:
+def test_developer_messages_become_one_system_message_at_the_start() -> None:
     conversation = to_conversation(
         [
             {"role": "system", "content": "a"},
@@ -117,11 +117,11 @@ def test_developer_messages_become_one_system_message_in_front() -> None:
     ]
 
 
-def test_a_developer_message_in_front_becomes_a_system_message() -> None:
+def test_a_developer_message_at_the_start_becomes_a_system_message() -> None:
     conversation = to_conversation([{"role": "developer", "content": "c", "tools": [{}]}], "openai")
     assert without_developer(conversation) == [{"role": "system", "content": [{"type": "text", "text": "c"}]}]
 
 
-def test_system_messages_stay_where_there_is_no_developer() -> None:
+def test_without_developer_messages_system_messages_stay_in_place() -> None:
     conversation = [{"role": "user", "content": "b"}, {"role": "system", "content": "a"}]
     assert without_developer(conversation) == conversation

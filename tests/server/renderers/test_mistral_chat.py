@@ -1,4 +1,4 @@
-"""Conversations for Mistral's tokenizers, against mistral-common itself and against vLLM."""
+"""Conversations for Mistral's tokenizers, compared with mistral-common itself and with vLLM."""
 
 import random
 from collections.abc import Callable
@@ -62,7 +62,7 @@ RESULT = {"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"}
 
 
 class Writer:
-    """Writes conversations at random that a tokenizer of this kind can render."""
+    """Writes random conversations that a tokenizer of this kind can render."""
 
     def __init__(self, kind: str, seed: int) -> None:
         self.rng = random.Random(f"{kind} {seed}")
@@ -100,7 +100,7 @@ class Writer:
 
     def add_answer(self) -> None:
         self.add("assistant")
-        self.maybe_think(self.messages[-1])
+        self.add_reasoning_sometimes(self.messages[-1])
 
     def add_calls(self) -> None:
         num_calls = 1 if self.version == 2 else self.rng.choice((1, 1, 2, 3))
@@ -109,7 +109,7 @@ class Writer:
         calls = [{"id": prefix + call_id, "type": "function", "function": self.call()} for call_id in ids]
         content = self.text() if self.version >= 7 and self.rng.random() < 0.5 else self.rng.choice((None, ""))
         self.messages.append({"role": "assistant", "content": content, "tool_calls": calls})
-        self.maybe_think(self.messages[-1])
+        self.add_reasoning_sometimes(self.messages[-1])
         for call in calls:
             content = self.rng.choice(RESULTS)
             parts = [{"type": "text", "text": content}] if self.rng.random() < 0.2 else content
@@ -119,7 +119,7 @@ class Writer:
     def call(self) -> dict[str, str]:
         return {"name": self.rng.choice(TOOLS)["function"]["name"], "arguments": self.rng.choice(ARGUMENTS)}
 
-    def maybe_think(self, message: dict[str, Any]) -> None:
+    def add_reasoning_sometimes(self, message: dict[str, Any]) -> None:
         if self.version < 13 or self.rng.random() < 0.5:
             return
         if self.rng.random() < 0.5:
@@ -143,7 +143,7 @@ def options_of(body: dict[str, Any]) -> ChatOptions:
 
 
 def reference_tokens(tokenizer: MistralTokenizer[Any, Any, Any, Any, Any], body: dict[str, Any]) -> list[int]:
-    """What mistral-common makes of it, from messages in its own manner."""
+    """mistral-common's tokens for the body, from messages in its own format."""
     request = ChatCompletionRequest.from_openai([to_mistral(m) for m in body["messages"]], body.get("tools"))
     if body["continue_final_message"]:
         last = request.messages[-1]
@@ -188,7 +188,7 @@ def test_a_tool_call_s_id_is_cut_to_mistral_s_length(kind: str, build_mistral: B
     assert mistral.render_chat(long, ChatOptions()) == short
 
 
-def test_arguments_may_be_an_object_and_broken_ones_are_none(build_mistral: Build) -> None:
+def test_arguments_may_be_an_object_and_broken_ones_become_empty(build_mistral: Build) -> None:
     renderer = build_mistral("tekken_v3")
 
     def rendered(arguments: Any) -> list[int]:
@@ -200,7 +200,7 @@ def test_arguments_may_be_an_object_and_broken_ones_are_none(build_mistral: Buil
     assert rendered("{") == rendered("") == rendered(None) == rendered({})
 
 
-def test_a_tool_without_description_or_parameters_takes_nothing(build_mistral: Build) -> None:
+def test_a_tool_without_description_or_parameters_has_no_parameters(build_mistral: Build) -> None:
     renderer = build_mistral("tekken_v3")
 
     def rendered(**fields: Any) -> list[int]:
@@ -211,12 +211,12 @@ def test_a_tool_without_description_or_parameters_takes_nothing(build_mistral: B
     assert rendered() == rendered(description="", parameters={})
 
 
-def test_unknown_fields_of_messages_are_left_out(mistral: MistralRenderer) -> None:
+def test_unknown_fields_of_messages_are_ignored(mistral: MistralRenderer) -> None:
     more = USER | {"name": "Ann", "cache_control": {}}
     assert mistral.render_chat([more], ChatOptions()) == mistral.render_chat([USER], ChatOptions())
 
 
-def test_parts_of_other_apis_are_text_too(mistral: MistralRenderer) -> None:
+def test_text_parts_of_other_apis_are_accepted(mistral: MistralRenderer) -> None:
     def rendered(*parts: Any) -> list[int]:
         return mistral.render_chat([{"role": "user", "content": list(parts)}], ChatOptions()).token_ids
 
@@ -225,7 +225,7 @@ def test_parts_of_other_apis_are_text_too(mistral: MistralRenderer) -> None:
     assert rendered({"type": "refusal", "refusal": "a"}, {"type": "output_text", "text": "b"}) == expected
 
 
-def test_a_continued_message_stays_open(mistral: MistralRenderer) -> None:
+def test_a_continued_message_has_no_end_marker(mistral: MistralRenderer) -> None:
     answer = {"role": "assistant", "content": "The capital of"}
     prompt = mistral.render_chat(
         [USER, answer], ChatOptions(add_generation_prompt=False, continue_final_message=True)
@@ -234,7 +234,7 @@ def test_a_continued_message_stays_open(mistral: MistralRenderer) -> None:
     assert again[: len(prompt) + 1] == [*prompt, mistral.eos_token_id]
 
 
-def test_reasoning_is_written_where_the_tokenizer_can(mistral: MistralRenderer, mistral_kind: str) -> None:
+def test_reasoning_is_written_if_the_tokenizer_supports_it(mistral: MistralRenderer, mistral_kind: str) -> None:
     answer = {"role": "assistant", "content": "sunny", "reasoning": "It rains never."}
     messages = [USER, answer, USER]
     if mistral_kind in ("tekken_v13", "tekken_v15"):
@@ -246,13 +246,13 @@ def test_reasoning_is_written_where_the_tokenizer_can(mistral: MistralRenderer, 
     assert raised.value.param == "messages"
 
 
-def test_reasoning_in_two_places_is_refused(build_mistral: Build) -> None:
+def test_reasoning_in_two_places_is_rejected(build_mistral: Build) -> None:
     answer = {"role": "assistant", "content": [{"type": "thinking", "thinking": "a"}], "reasoning": "b"}
     with pytest.raises(RequestError, match="both"):
         build_mistral("tekken_v13").render_chat([USER, answer, USER], ChatOptions())
 
 
-def test_a_thought_may_be_left_open(build_mistral: Build) -> None:
+def test_reasoning_may_be_left_unclosed(build_mistral: Build) -> None:
     renderer = build_mistral("tekken_v13")
     thought = {"type": "thinking", "thinking": "a", "closed": False}
     options = ChatOptions(add_generation_prompt=False, continue_final_message=True)
@@ -260,7 +260,7 @@ def test_a_thought_may_be_left_open(build_mistral: Build) -> None:
     assert renderer.detokenize(prompt.token_ids).endswith("[/INST][THINK]a")
 
 
-def test_reasoning_effort_is_told_where_the_tokenizer_can(mistral: MistralRenderer, mistral_kind: str) -> None:
+def test_reasoning_effort_is_written_if_the_tokenizer_supports_it(mistral: MistralRenderer, mistral_kind: str) -> None:
     options = ChatOptions(chat_template_kwargs={"reasoning_effort": "high", "enable_thinking": True})
     text = mistral.detokenize(mistral.render_chat([USER], options).token_ids)
     plain = mistral.detokenize(mistral.render_chat([USER], ChatOptions()).token_ids)
@@ -300,7 +300,7 @@ def test_the_operator_s_reasoning_effort_is_the_default(
         ([{"role": "user", "content": "a\ud800b"}], "lone surrogate"),
     ],
 )
-def test_conversations_at_fault_are_bad_requests(
+def test_invalid_conversations_are_bad_requests(
     messages: list[dict[str, Any]], words: str, build_mistral: Build
 ) -> None:
     with pytest.raises(RequestError, match=words) as raised:
@@ -308,14 +308,14 @@ def test_conversations_at_fault_are_bad_requests(
     assert (raised.value.status, raised.value.param) == (400, "messages")
 
 
-def test_tools_are_unknown_to_the_first_version(build_mistral: Build) -> None:
+def test_the_first_version_does_not_support_tools(build_mistral: Build) -> None:
     with pytest.raises(RequestError, match="Tools not implemented") as raised:
         build_mistral("v1").render_chat([USER, CALLING, RESULT], ChatOptions())
     assert raised.value.param == "messages"
 
 
 @pytest.mark.parametrize("function", [{"name": "a b"}, {"name": "a", "parameters": {"type": 3}}])
-def test_a_tool_at_fault_is_a_bad_request(function: dict[str, Any], build_mistral: Build) -> None:
+def test_an_invalid_tool_is_a_bad_request(function: dict[str, Any], build_mistral: Build) -> None:
     with pytest.raises(RequestError, match="a b|[Ii]nvalid tool schema") as raised:
         build_mistral("tekken_v3").render_chat([USER], ChatOptions(tools=[{"type": "function", "function": function}]))
     assert raised.value.param == "tools"
@@ -331,13 +331,13 @@ def test_a_tool_at_fault_is_a_bad_request(function: dict[str, Any], build_mistra
         ({"continue_final_message": True, "add_generation_prompt": False}, "continue_final_message"),
     ],
 )
-def test_options_that_cannot_apply_are_refused(settings: dict[str, Any], param: str, build_mistral: Build) -> None:
+def test_options_without_effect_are_rejected(settings: dict[str, Any], param: str, build_mistral: Build) -> None:
     with pytest.raises(RequestError) as raised:
         build_mistral("tekken_v3").render_chat([USER], ChatOptions(**settings))
     assert (raised.value.status, raised.value.param) == (400, param)
 
 
-def test_the_operator_s_template_ends_the_start(mistral_folders: dict[str, Path]) -> None:
+def test_a_template_of_the_operator_fails_the_start(mistral_folders: dict[str, Path]) -> None:
     path = mistral_folders["v3"]
     with pytest.raises(TokenizerLoadError, match="--tokenizer-mode hf"):
         MistralRenderer(ModelFiles(path, path), RendererConfig(chat_template="{{ 1 }}"))
@@ -350,7 +350,7 @@ def test_truncation_keeps_the_last_tokens(mistral: MistralRenderer) -> None:
         mistral.render_chat([USER], ChatOptions(truncate_prompt_tokens=0))
 
 
-def test_a_conversation_that_cannot_fit_is_refused_before_it_is_tokenized(
+def test_a_conversation_that_cannot_fit_is_rejected_before_tokenization(
     mistral_folders: dict[str, Path], inline_executor: InlineExecutor
 ) -> None:
     path = mistral_folders["v3"]
@@ -364,10 +364,10 @@ def test_a_conversation_that_cannot_fit_is_refused_before_it_is_tokenized(
 
 @pytest.mark.slow
 @needs_vllm
-def test_prompts_and_streams_are_those_of_vllm(
+def test_prompts_and_streams_equal_vllm_s(
     mistral_folders: dict[str, Path], build_mistral: Build, tmp_path: Path
 ) -> None:
-    work = {kind: peer_work(kind, build_mistral(kind)) for kind in mistral_folders}
+    work = {kind: vllm_cases(kind, build_mistral(kind)) for kind in mistral_folders}
     version, answers = ask_vllm(Path(__file__).with_name("vllm_mistral.py"), work, tmp_path)
     print(f"mistral-common {mistral_common.__version__} here, {version} in vLLM")
     for kind, answer in answers.items():
@@ -381,15 +381,15 @@ def test_prompts_and_streams_are_those_of_vllm(
             assert detokenizer.append(output).text == text, (kind, prompt, output)
 
 
-def is_as_in_newest(body: dict[str, Any], version: int) -> bool:
-    """Before 1.11.6, mistral-common spaced out JSON in results of tools, even for tokenizers that take them as text."""
+def renders_as_newest(body: dict[str, Any], version: int) -> bool:
+    """Before 1.11.6, mistral-common added spaces to JSON in tool results even for tokenizers that take text."""
     here = tuple(map(int, mistral_common.__version__.split(".")[:3]))
     return here >= (1, 11, 6) or version < 7 or all(message["role"] != "tool" for message in body["messages"])
 
 
-def peer_work(kind: str, renderer: MistralRenderer) -> dict[str, Any]:
+def vllm_cases(kind: str, renderer: MistralRenderer) -> dict[str, Any]:
     writers = [Writer(kind, seed) for seed in range(60)]
-    bodies = [body for writer in writers if is_as_in_newest(body := writer.write(), writer.version)]
+    bodies = [body for writer in writers if renders_as_newest(body := writer.write(), writer.version)]
     rng = random.Random(kind)
     encode = partial(renderer.tokenizer.encode, add_special_tokens=False)
     special = [token_id for token_id in renderer.tokenizer.added_tokens if token_id < 60]

@@ -1,4 +1,4 @@
-"""One tokenizer of Mistral's serves all threads, and the event loop stays free."""
+"""All threads share one Mistral tokenizer, and the event loop stays responsive."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ async def test_the_loop_stays_free_while_a_large_prompt_is_rendered(
         assert await count_turns(renderer.render_chat_async(messages, ChatOptions())) > FREE_TURNS
 
 
-def test_the_pool_s_threads_import_nothing(mistral_folders: dict[str, Path]) -> None:
+def test_the_pool_s_threads_import_no_modules(mistral_folders: dict[str, Path]) -> None:
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.mistral import MistralRenderer

@@ -1,4 +1,4 @@
-"""Texts and tokens in Mistral's formats, against mistral-common itself; incremental text; the file that is taken."""
+"""Mistral's tokenizers, compared with mistral-common itself; incremental decoding; the choice of the file."""
 
 import random
 import subprocess
@@ -53,7 +53,7 @@ def test_text_encodes_and_decodes_as_with_mistral_common(mistral: MistralRendere
         assert mistral.detokenize(expected) == "<s>" * bos + text
 
 
-def test_special_tokens_in_a_text_are_text(mistral: MistralRenderer) -> None:
+def test_special_tokens_in_a_text_are_encoded_as_text(mistral: MistralRenderer) -> None:
     assert not set(encode(mistral, "</s><s>[INST][TOOL_CALLS]")) & mistral.tokenizer.added_tokens.keys()
 
 
@@ -63,7 +63,7 @@ def test_tokens_have_the_bytes_of_the_text(mistral: MistralRenderer, mistral_kin
         assert b"".join(map(mistral.token_bytes, encode(mistral, text))) == (before + text).encode()
 
 
-def test_facts_about_the_tokenizer(build_mistral: Build, mistral: MistralRenderer) -> None:
+def test_tokenizer_properties(build_mistral: Build, mistral: MistralRenderer) -> None:
     assert mistral.token_bytes(mistral.eos_token_id or 0) == b"</s>"
     assert mistral.chat_template is None
     assert (build_mistral("v1").vocab_size, build_mistral("v3").vocab_size) == (32000, 32768)
@@ -81,7 +81,7 @@ def test_facts_about_the_tokenizer(build_mistral: Build, mistral: MistralRendere
     }
 
 
-def test_ids_outside_the_vocabulary_are_refused(mistral: MistralRenderer) -> None:
+def test_ids_outside_the_vocabulary_are_rejected(mistral: MistralRenderer) -> None:
     for bad in (-1, mistral.vocab_size, 2**40):
         with pytest.raises(RequestError, match=f"got {bad}"):
             mistral.render_text([1, bad], TextOptions())
@@ -89,24 +89,24 @@ def test_ids_outside_the_vocabulary_are_refused(mistral: MistralRenderer) -> Non
             mistral.detokenize([1, bad])
 
 
-def test_tokens_that_only_the_model_knows_say_nothing(mistral: MistralRenderer) -> None:
+def test_ids_without_a_token_have_no_text(mistral: MistralRenderer) -> None:
     token_ids = encode(mistral, "the of")
     unknown = mistral.vocab_size + 5
     assert feed(mistral.create_detokenizer(), [unknown, token_ids[0], unknown, *token_ids[1:]]) == "the of"
     assert mistral.token_bytes(unknown) == b""
 
 
-def test_a_lone_surrogate_is_refused(mistral: MistralRenderer) -> None:
+def test_a_lone_surrogate_is_rejected(mistral: MistralRenderer) -> None:
     with pytest.raises(RequestError, match="surrogate"):
         mistral.render_text("a\ud800b", TextOptions())
 
 
-def test_more_spaces_than_tekken_can_take_are_refused(build_mistral: Build) -> None:
+def test_more_spaces_than_tekken_can_encode_are_rejected(build_mistral: Build) -> None:
     with pytest.raises(RequestError, match="cannot be tokenized"):
         build_mistral("tekken_v3").render_text("x" + " " * 1_100_000 + "x", TextOptions())
 
 
-def test_truncation_keeps_the_last_tokens_and_the_first_where_it_begins_every_text(mistral: MistralRenderer) -> None:
+def test_truncation_keeps_the_last_tokens_and_the_begin_of_text_token(mistral: MistralRenderer) -> None:
     def rendered(add_special_tokens: bool, limit: int | None) -> list[int]:
         options = TextOptions(add_special_tokens=add_special_tokens, truncate_prompt_tokens=limit)
         return mistral.render_text("the quick brown fox", options).token_ids
@@ -120,7 +120,7 @@ def test_truncation_keeps_the_last_tokens_and_the_first_where_it_begins_every_te
             rendered(bos, 0)
 
 
-def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
     mistral_folders: dict[str, Path], mistral_kind: str
 ) -> None:
     path = mistral_folders[mistral_kind]
@@ -132,7 +132,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
             renderer.render_text("x" * (8 * renderer.tokenizer.max_token_chars + 1), TextOptions())
 
 
-def test_bad_words_are_encoded_alone_and_behind_a_space(build_mistral: Build) -> None:
+def test_bad_words_are_encoded_alone_and_after_a_space(build_mistral: Build) -> None:
     tekken, sentencepiece = build_mistral("tekken_v3"), build_mistral("v3")
     assert tekken.encode_words(["Paris"]) == [encode(tekken, "Paris"), encode(tekken, " Paris")]
     assert sentencepiece.encode_words(["Paris"])[0] == encode(sentencepiece, "Paris")
@@ -154,7 +154,7 @@ def test_random_tokens_give_the_full_decode(mistral: MistralRenderer, skip_speci
         assert feed(detokenizer, token_ids) == expected, f"seed {seed}"
 
 
-def test_random_tokens_behind_a_prompt_continue_it(mistral: MistralRenderer) -> None:
+def test_random_tokens_after_a_prompt_give_the_full_decode(mistral: MistralRenderer) -> None:
     for seed in range(100):
         rng = random.Random(seed)
         prompt = encode(mistral, rng.choice(TEXTS[:4]) * rng.randint(1, 3))
@@ -166,7 +166,7 @@ def test_random_tokens_behind_a_prompt_continue_it(mistral: MistralRenderer) -> 
         assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
-def test_single_bytes_give_the_full_decode_even_where_they_are_no_characters(mistral: MistralRenderer) -> None:
+def test_single_bytes_that_are_not_characters_give_the_full_decode(mistral: MistralRenderer) -> None:
     single_bytes = [token_id for token_id in range(mistral.vocab_size) if len(mistral.token_bytes(token_id)) == 1]
     assert len(single_bytes) > 200
     for seed in range(200):
@@ -174,13 +174,13 @@ def test_single_bytes_give_the_full_decode_even_where_they_are_no_characters(mis
         assert feed(mistral.create_detokenizer(), token_ids) == decode(mistral, token_ids), f"seed {seed}"
 
 
-def test_a_character_comes_whole(mistral: MistralRenderer) -> None:
+def test_a_character_is_released_only_when_complete(mistral: MistralRenderer) -> None:
     detokenizer = mistral.create_detokenizer()
     pieces = [detokenizer.append([token_id]).text for token_id in encode(mistral, "你好 😀 👍🏽")]
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_character_that_the_prompt_began_belongs_to_the_output(mistral: MistralRenderer) -> None:
+def test_a_character_that_the_prompt_began_is_part_of_the_output(mistral: MistralRenderer) -> None:
     token_ids = encode(mistral, "ok 好 😀")
     for cut in range(1, len(token_ids)):
         before = decode(mistral, token_ids[:cut]).rstrip("\ufffd")
@@ -188,7 +188,7 @@ def test_a_character_that_the_prompt_began_belongs_to_the_output(mistral: Mistra
         assert before + text == "ok 好 😀", cut
 
 
-def test_endless_garbage_and_endless_skipped_tokens_are_not_held_for_ever(mistral: MistralRenderer) -> None:
+def test_endless_broken_bytes_and_skipped_tokens_are_released(mistral: MistralRenderer) -> None:
     broken = next(i for i in range(mistral.vocab_size) if mistral.token_bytes(i) == b"\xff")
     detokenizer = mistral.create_detokenizer()
     for _ in range(10 * MAX_HELD_TOKENS):
@@ -198,7 +198,7 @@ def test_endless_garbage_and_endless_skipped_tokens_are_not_held_for_ever(mistra
     assert detokenizer.text + detokenizer.finish() == "\ufffd" * 10 * MAX_HELD_TOKENS
 
 
-def test_the_first_word_behind_a_prompt_keeps_its_space(mistral: MistralRenderer) -> None:
+def test_the_first_word_after_a_prompt_keeps_its_space(mistral: MistralRenderer) -> None:
     whole = encode(mistral, "the capital of")
     [*prompt, last] = whole
     assert (
@@ -207,7 +207,7 @@ def test_the_first_word_behind_a_prompt_keeps_its_space(mistral: MistralRenderer
     )
 
 
-def test_special_tokens_are_skipped_but_for_those_that_tell_calls_and_thoughts_apart(mistral: MistralRenderer) -> None:
+def test_special_tokens_are_skipped_except_those_that_delimit_calls_and_reasoning(mistral: MistralRenderer) -> None:
     names = ("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]", "[INST]", "</s>")
     known = [name for name in names if name in mistral.tokenizer.added_tokens.values()]
     token_ids = [part for name in known for part in (named(mistral, name), *encode(mistral, "a b"))]
@@ -249,7 +249,7 @@ def random_tokens(renderer: MistralRenderer, rng: random.Random, *, length: int)
         ([], None),
     ],
 )
-def test_the_newest_file_is_taken(names: list[str], expected: str | None, tmp_path: Path) -> None:
+def test_the_newest_file_is_used(names: list[str], expected: str | None, tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     found = find_mistral_file(tmp_path)
@@ -273,7 +273,7 @@ def test_the_path_may_be_the_file_itself(mistral_folders: dict[str, Path], tmp_p
         (["model.safetensors", "tekken.json"], False),
     ],
 )
-def test_a_release_of_mistral_s_own_is_recognized(names: list[str], expected: bool, tmp_path: Path) -> None:
+def test_mistral_s_own_releases_are_recognized(names: list[str], expected: bool, tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     assert is_mistral_format(tmp_path) is expected
@@ -290,7 +290,7 @@ def test_a_release_of_mistral_s_own_is_recognized(names: list[str], expected: bo
         ("tokenizer.model.v99", "", "tokenizer.model.v99: "),
     ],
 )
-def test_a_missing_or_broken_file_ends_the_start(name: str | None, content: str, words: str, tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_fails_the_start(name: str | None, content: str, words: str, tmp_path: Path) -> None:
     if name is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(TokenizerLoadError, match=words) as raised:
@@ -303,7 +303,7 @@ def test_a_missing_or_broken_file_ends_the_start(name: str | None, content: str,
     ("module", "unwanted"),
     [("server.renderers.mistral", "torch"), ("server.renderers.registry", "mistral_common")],
 )
-def test_nobody_pays_for_what_others_need(module: str, unwanted: str) -> None:
+def test_importing_a_renderer_does_not_import_libraries_of_others(module: str, unwanted: str) -> None:
     script = f"import sys, {module}; print({unwanted!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout == "False\n", done.stderr

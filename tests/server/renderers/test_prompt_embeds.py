@@ -1,4 +1,4 @@
-"""prompt_embeds: what clients may send, and that nothing they may send does harm."""
+"""prompt_embeds: accepted files, errors, and hostile files."""
 
 import asyncio
 import binascii
@@ -43,8 +43,8 @@ def to_torch(data: TensorData) -> torch.Tensor:
     return torch.frombuffer(bytearray(data.data), dtype=getattr(torch, data.dtype)).reshape(data.shape)
 
 
-def refusal(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
-    """Why a payload is refused; nothing but a RequestError about this field may come of it."""
+def rejection(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
+    """The error message for a payload; it must be rejected with a RequestError about this field."""
     with pytest.raises(RequestError) as caught:
         load(payload, limits)
     assert caught.value.param == "prompt_embeds"
@@ -55,14 +55,14 @@ def refusal(payload: bytes, limits: EmbedsLimits = LIMITS) -> str:
 @pytest.mark.parametrize("target", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("source", DTYPES)
 @pytest.mark.parametrize("write", [saved, lambda t: as_safetensors(prompt_embeds=t)], ids=["torch", "safetensors"])
-def test_numbers_arrive_as_torch_would_cast_them(write: Callable[..., bytes], source: str, target: str) -> None:
+def test_numbers_are_cast_as_by_torch(write: Callable[..., bytes], source: str, target: str) -> None:
     tiny, large = NORMAL * 1e-6, NORMAL * 1e4
     rows = torch.cat([NORMAL, tiny, large, torch.arange(16.0)[None] / 3]).to(getattr(torch, source))
     expected = rows.to(getattr(torch, target))
     assert torch.equal(load(write(rows), EmbedsLimits(64, 16, target)), expected)
 
 
-def test_rounding_to_bfloat16_is_torch_s_for_every_kind_of_number() -> None:
+def test_rounding_to_bfloat16_equals_torch_s_for_every_kind_of_number() -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 1 << 20, dtype=np.uint32)
     ties = (np.arange(1 << 14, dtype=np.uint32) << np.uint32(16)) + np.uint32(0x8000)
     numbers = torch.from_numpy(np.concatenate([bits, ties]).view(np.float32))
@@ -91,7 +91,7 @@ def test_rounding_to_bfloat16_is_torch_s_for_every_kind_of_number() -> None:
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_tensors_of_any_layout_are_read_as_they_look(rows: torch.Tensor, protocol: int) -> None:
+def test_tensors_of_any_memory_layout_are_read(rows: torch.Tensor, protocol: int) -> None:
     expected = rows.detach().to_dense().reshape(-1, 16).float()
     assert torch.equal(load(saved(rows, pickle_protocol=protocol)), expected)
 
@@ -103,21 +103,21 @@ def test_the_last_rows_are_kept() -> None:
     assert torch.equal(load(saved(many), truncate_to=63), many[2:])
 
 
-def test_a_tensor_of_the_right_name_is_found_among_others() -> None:
+def test_the_tensor_named_prompt_embeds_is_found_among_others() -> None:
     payload = as_safetensors(prompt_embeds=NORMAL, other=torch.zeros(3))
     assert torch.equal(load(payload), NORMAL)
     assert torch.equal(load(as_safetensors(anything=NORMAL)), NORMAL)
-    assert "holds 2 tensors" in refusal(as_safetensors(a=NORMAL, b=NORMAL + 1))
+    assert "holds 2 tensors" in rejection(as_safetensors(a=NORMAL, b=NORMAL + 1))
 
 
-def test_numbers_in_the_model_s_type_are_not_copied() -> None:
+def test_numbers_in_the_model_s_dtype_are_not_copied() -> None:
     payload = pybase64.b64encode(as_safetensors(prompt_embeds=torch.zeros(60, 16)))
     rows = safe_load_prompt_embeds(payload, LIMITS)
     assert not np.frombuffer(rows.data, np.float32).flags.owndata
     assert rows.data.readonly, "it is the decoded payload itself"
 
 
-def test_text_bytes_and_views_are_base64_alike() -> None:
+def test_base64_may_be_a_string_bytes_or_a_view() -> None:
     text = pybase64.b64encode_as_string(saved(NORMAL))
     for embeds in (text, text.encode(), memoryview(b"x" + text.encode())[1:]):
         assert torch.equal(to_torch(safe_load_prompt_embeds(embeds, LIMITS)), NORMAL)
@@ -136,13 +136,13 @@ def test_text_bytes_and_views_are_base64_alike() -> None:
         ("A" * 100_000, "send fewer rows"),
     ],
 )
-def test_what_is_no_base64_of_a_file_is_told(text: str, message: str) -> None:
+def test_error_for_invalid_base64_or_an_unknown_file_names_the_fault(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         safe_load_prompt_embeds(text, LIMITS)
     assert caught.value.param == "prompt_embeds"
 
 
-def test_too_much_base64_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_much_base64_is_rejected_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pybase64, "b64decode", lambda *_, **__: pytest.fail("it was decoded"))
     with pytest.raises(RequestError, match="send fewer rows"):
         safe_load_prompt_embeds("A" * (LIMITS.max_base64_chars + 1), LIMITS)
@@ -169,45 +169,47 @@ def test_too_much_base64_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) ->
         pytest.param("text", "plain tensor", id="text"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_told_with_its_fault(rows: Any, message: str) -> None:
-    assert message in refusal(saved(rows))
+def test_error_for_a_tensor_that_does_not_fit_names_the_fault(rows: Any, message: str) -> None:
+    assert message in rejection(saved(rows))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool, torch.uint8])
-def test_safetensors_of_whole_numbers_are_told(dtype: torch.dtype) -> None:
-    assert "must be one of F16, BF16, F32, F64" in refusal(as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype)))
+def test_safetensors_of_integers_are_rejected(dtype: torch.dtype) -> None:
+    assert "must be one of F16, BF16, F32, F64" in rejection(
+        as_safetensors(prompt_embeds=torch.zeros(5, 16, dtype=dtype))
+    )
 
 
 @pytest.mark.parametrize(
     ("number", "target"), [(1e6, "float16"), (3.4e38, "bfloat16"), (1e300, "float32")], ids=["f16", "bf16", "f32"]
 )
-def test_numbers_that_become_infinite_are_told(number: float, target: str) -> None:
+def test_numbers_that_become_infinite_are_rejected(number: float, target: str) -> None:
     rows = torch.zeros(3, 16, dtype=torch.float64)
     rows[2, 5] = number
-    assert f"too large for {target} in row 2" in refusal(saved(rows), EmbedsLimits(64, 16, target))
+    assert f"too large for {target} in row 2" in rejection(saved(rows), EmbedsLimits(64, 16, target))
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
-def test_sparse_tensors_in_another_layout_are_told() -> None:
-    assert "a layout other than COO" in refusal(saved(NORMAL.to_sparse_csr()))
+def test_sparse_tensors_in_another_layout_are_rejected() -> None:
+    assert "a layout other than COO" in rejection(saved(NORMAL.to_sparse_csr()))
 
 
-def test_the_old_format_of_torch_is_named() -> None:
-    assert "before 1.6" in refusal(saved(NORMAL, _use_new_zipfile_serialization=False))
+def test_the_old_format_of_torch_is_rejected_with_advice() -> None:
+    assert "before 1.6" in rejection(saved(NORMAL, _use_new_zipfile_serialization=False))
 
 
-# What follows is meant to do harm.
+# Hostile files.
 
 
-class Evil:
+class HostileObject:
     """Unpickling this runs a command."""
 
     def __reduce__(self) -> Any:
-        return os.system, ("touch evil-was-here",)
+        return os.system, ("touch code-was-executed",)
 
 
 def rewritten(change: Callable[[str, bytes], bytes | None], compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A torch file whose entries are changed; None leaves one out."""
+    """A torch file with changed entries; None removes an entry."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(saved(NORMAL))) as old, zipfile.ZipFile(out, "w", compression) as new:
         for name in old.namelist():
@@ -224,9 +226,12 @@ def with_pickle(content: bytes) -> bytes:
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4, 5])
 def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int) -> None:
     monkeypatch.chdir(tmp_path)
-    for payload in (with_pickle(pickle.dumps(Evil(), protocol)), saved(Evil(), pickle_protocol=max(protocol, 2))):
-        assert "plain tensor" in refusal(payload)
-    refusal(pickle.dumps(Evil(), protocol))
+    for payload in (
+        with_pickle(pickle.dumps(HostileObject(), protocol)),
+        saved(HostileObject(), pickle_protocol=max(protocol, 2)),
+    ):
+        assert "plain tensor" in rejection(payload)
+    rejection(pickle.dumps(HostileObject(), protocol))
     assert not list(tmp_path.iterdir())
 
 
@@ -251,17 +256,17 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
         pytest.param(bytes(range(256)), id="noise"),
     ],
 )
-def test_broken_pickles_are_told(content: bytes) -> None:
+def test_broken_pickles_are_rejected(content: bytes) -> None:
     tracemalloc.start()
     try:
-        refusal(with_pickle(content))
+        rejection(with_pickle(content))
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
 
 
 def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], key: str = "0") -> bytes:
-    """The description of a tensor over the file's 80 numbers."""
+    """The pickle of a tensor over the file's 80 numbers."""
 
     def ints(values: tuple[int, ...]) -> bytes:
         return b"(" + b"".join(pickle.dumps(v, 2)[2:-1] for v in values) + b"t"
@@ -272,7 +277,7 @@ def tensor_pickle(offset: int, size: tuple[int, ...], stride: tuple[int, ...], k
     return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"\x89NtR."
 
 
-def test_the_description_that_the_next_tests_spoil_is_right() -> None:
+def test_the_unchanged_pickle_of_the_following_tests_is_accepted() -> None:
     assert torch.equal(load(with_pickle(tensor_pickle(0, (5, 16), (16, 1)))), NORMAL)
 
 
@@ -293,33 +298,33 @@ def test_the_description_that_the_next_tests_spoil_is_right() -> None:
         pytest.param(2**62, (0, 16), (1, 1), id="nothing, far away"),
     ],
 )
-def test_a_tensor_reaches_no_memory_but_its_own(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
-    refusal(with_pickle(tensor_pickle(offset, size, stride)))
+def test_a_tensor_cannot_reach_outside_its_storage(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    rejection(with_pickle(tensor_pickle(offset, size, stride)))
 
 
-def test_a_storage_elsewhere_is_not_looked_for() -> None:
+def test_a_missing_storage_is_rejected() -> None:
     for key in ("../../etc/passwd", "1", "", "0/../0", "\0"):
-        assert "missing" in refusal(with_pickle(tensor_pickle(0, (5, 16), (16, 1), key)))
+        assert "missing" in rejection(with_pickle(tensor_pickle(0, (5, 16), (16, 1), key)))
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_zip_bomb_is_not_unpacked(compression: int) -> None:
+def test_a_zip_bomb_is_not_decompressed(compression: int) -> None:
     bomb = rewritten(lambda name, old: bytes(1 << 20) if "data/0" in name else old, compression)
-    assert "compressed" in refusal(bomb, EmbedsLimits(1 << 20, 16, "float32"))
+    assert "compressed" in rejection(bomb, EmbedsLimits(1 << 20, 16, "float32"))
 
 
-def test_an_archive_of_a_million_entries_is_not_gone_through() -> None:
+def test_an_archive_of_a_million_entries_is_rejected_without_reading_them() -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
         for i in range(1000):
             file.writestr(str(i), b"")
-    assert "more than one tensor" in refusal(out.getvalue(), EmbedsLimits(1 << 20, 16, "float32"))
+    assert "more than one tensor" in rejection(out.getvalue(), EmbedsLimits(1 << 20, 16, "float32"))
 
 
-def test_files_that_end_early_or_have_a_changed_byte_do_no_harm() -> None:
+def test_truncated_files_and_files_with_a_changed_byte_are_harmless() -> None:
     for payload in (saved(NORMAL), as_safetensors(prompt_embeds=NORMAL), saved(NORMAL.to_sparse())):
         for end in range(0, len(payload), 7):
-            refusal(payload[:end])
+            rejection(payload[:end])
         rng = np.random.default_rng(1)
         for _ in range(1500):
             changed = bytearray(payload)
@@ -332,7 +337,7 @@ def test_files_that_end_early_or_have_a_changed_byte_do_no_harm() -> None:
 
 
 def sparse(indices: list[list[int]], values: list[float], size: tuple[int, ...]) -> bytes:
-    """A sparse tensor that torch does not look at."""
+    """A sparse tensor that torch does not check."""
     return saved(torch.sparse_coo_tensor(indices, values, size, check_invariants=False))
 
 
@@ -345,16 +350,16 @@ def sparse(indices: list[list[int]], values: list[float], size: tuple[int, ...])
         pytest.param([[0, 2**40], [0, 0]], (5, 16), id="far"),
     ],
 )
-def test_sparse_indices_write_nowhere_else(indices: list[list[int]], size: tuple[int, ...]) -> None:
+def test_sparse_indices_cannot_write_out_of_bounds(indices: list[list[int]], size: tuple[int, ...]) -> None:
     """CVE-2025-62164 was a write out of bounds in `to_dense`."""
-    assert "with the index" in refusal(sparse(indices, [1.0, 2.0], size))
+    assert "with the index" in rejection(sparse(indices, [1.0, 2.0], size))
 
 
 @pytest.mark.parametrize("size", [(2**20, 2**20), (2**40, 16), (63, 2**40), (65, 16)])
-def test_a_sparse_tensor_is_not_made_dense_before_its_size_is_known(size: tuple[int, ...]) -> None:
+def test_a_sparse_tensor_is_not_expanded_before_its_size_is_checked(size: tuple[int, ...]) -> None:
     tracemalloc.start()
     try:
-        refusal(sparse([[0], [0]], [1.0], size))
+        rejection(sparse([[0], [0]], [1.0], size))
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
         tracemalloc.stop()
@@ -380,13 +385,13 @@ def test_a_sparse_tensor_is_not_made_dense_before_its_size_is_known(size: tuple[
         b"{" + b" " * 70_000 + b"}",
     ],
 )
-def test_broken_safetensors_are_told(header: bytes) -> None:
+def test_broken_safetensors_are_rejected(header: bytes) -> None:
     payload = struct.pack("<Q", len(header)) + header + bytes(320)
-    refusal(payload, EmbedsLimits(4096, 16, "float32"))
+    rejection(payload, EmbedsLimits(4096, 16, "float32"))
 
 
-def test_a_safetensors_header_longer_than_the_file_is_told() -> None:
-    refusal(struct.pack("<Q", 2**63) + b"{" + bytes(100))
+def test_a_safetensors_header_longer_than_the_file_is_rejected() -> None:
+    rejection(struct.pack("<Q", 2**63) + b"{" + bytes(100))
 
 
 # On the event loop.
@@ -396,7 +401,7 @@ LARGE = EmbedsLimits(max_model_len=4096, width=4096, dtype="bfloat16")
 
 @pytest.fixture(scope="module")
 def large_prompts() -> list[EmbedsPrompt]:
-    """2048 rows of 4096 numbers, once as they stay and once as they have to be cast."""
+    """2048 rows of 4096 numbers: one prompt in the model's dtype, and one that must be cast."""
     rows = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(0))
     payloads = as_safetensors(prompt_embeds=rows.bfloat16()), saved(rows.bfloat16()), saved(rows)
     return [EmbedsPrompt(pybase64.b64encode_as_string(payload)) for payload in payloads]
@@ -430,10 +435,10 @@ async def test_the_loop_turns_while_embeddings_are_loaded(
 
 
 @pytest.mark.alone
-async def test_a_timer_on_the_loop_is_not_late_for_long(
+async def test_a_timer_on_the_loop_is_delayed_only_briefly(
     tokenizer_folders: dict[str, Path], large_prompts: list[EmbedsPrompt]
 ) -> None:
-    """No step may hold the interpreter for as long as the whole takes."""
+    """No single step may hold the GIL for as long as loading takes in total."""
     folder = tokenizer_folders["byte_level"]
     with HfRenderer(ModelFiles(folder, folder), RendererConfig()) as renderer:
         renderer.embeds_limits = LARGE
@@ -450,7 +455,7 @@ async def test_a_timer_on_the_loop_is_not_late_for_long(
         assert min(shares) < 0.5
 
 
-async def test_prompts_of_all_kinds_are_rendered_in_their_order(renderer: HfRenderer) -> None:
+async def test_prompts_of_all_kinds_are_rendered_in_order(renderer: HfRenderer) -> None:
     renderer.embeds_limits = LIMITS
     embeds = EmbedsPrompt(pybase64.b64encode(saved(NORMAL)))
     try:
@@ -471,8 +476,8 @@ async def test_prompts_of_all_kinds_are_rendered_in_their_order(renderer: HfRend
         await renderer.render_prompts_async([embeds], TextOptions())
 
 
-def test_many_threads_load_side_by_side() -> None:
-    """Sparse tensors too: torch checks them by a setting of the whole process."""
+def test_many_threads_load_concurrently() -> None:
+    """Includes sparse tensors, which torch checks by a process-wide setting."""
     good, bad = pybase64.b64encode(saved(NORMAL.to_sparse())), pybase64.b64encode(sparse([[9], [0]], [1.0], (5, 16)))
     faults: list[str] = []
 
@@ -494,7 +499,7 @@ def test_many_threads_load_side_by_side() -> None:
     assert not faults
 
 
-def test_no_thread_imports_anything_and_nobody_torch(tokenizer_folders: dict[str, Path]) -> None:
+def test_threads_import_no_modules_and_torch_is_not_imported(tokenizer_folders: dict[str, Path]) -> None:
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.embeds.prompt_embeds import EmbedsLimits
@@ -513,6 +518,6 @@ print([len(prompt.token_ids) for prompt in rendered], seen, 'torch' in sys.modul
 
 
 def test_base64_errors_are_the_library_s_own() -> None:
-    """`validate=True` is what makes the decoder strict."""
+    """`validate=True` makes the decoder strict."""
     with pytest.raises(binascii.Error):
         pybase64.b64decode("AAAA\nAAAA", validate=True)

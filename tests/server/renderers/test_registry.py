@@ -1,4 +1,4 @@
-"""Which renderer a folder's files ask for, and that nobody pays for another's libraries."""
+"""The choice of the renderer by a folder's files; each renderer imports only its own libraries."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from tests.server.renderers.grok2_folder import save_grok2
 
 
 def save_mistral(path: Path) -> Path:
-    """Names are all that the choice looks at."""
+    """Empty files: the choice depends on file names only."""
     path.mkdir()
     for name in ("consolidated.safetensors", "tekken.json", "config.json"):
         (path / name).write_text("{}")
@@ -25,12 +25,12 @@ def save_mistral(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("mode", "save"), [("deepseek_v32", save_deepseek_v32), ("grok2", save_grok2), ("mistral", save_mistral)]
 )
-def test_auto_looks_at_the_files(tmp_path: Path, mode: str, save: Callable[[Path], Path]) -> None:
+def test_auto_selects_the_mode_by_the_files(tmp_path: Path, mode: str, save: Callable[[Path], Path]) -> None:
     path = save(tmp_path / "model")
     assert find_tokenizer_mode(ModelFiles(path, path)) == mode
 
 
-def test_auto_is_hf_for_everything_else(model_path: Path) -> None:
+def test_auto_selects_hf_for_all_other_files(model_path: Path) -> None:
     assert find_tokenizer_mode(ModelFiles(model_path, model_path)) == "hf"
 
 
@@ -42,12 +42,12 @@ def test_the_mode_chooses_the_renderer(tmp_path: Path, mode: str, name: str) -> 
 
 
 @pytest.mark.parametrize("mode", ["mistral", "grok2"])
-def test_a_mode_whose_files_are_missing_says_which(tmp_path: Path, mode: str) -> None:
+def test_error_for_missing_files_of_a_mode_names_them(tmp_path: Path, mode: str) -> None:
     with pytest.raises(TokenizerLoadError, match=str(tmp_path)):
         build_renderer(ModelFiles(tmp_path, tmp_path), RendererConfig(tokenizer_mode=mode))
 
 
-def test_a_hugging_face_tokenizer_needs_no_other_library(model_path: Path) -> None:
+def test_the_hugging_face_renderer_imports_no_other_tokenizer_library(model_path: Path) -> None:
     script = (
         "import sys\n"
         "from pathlib import Path\n"

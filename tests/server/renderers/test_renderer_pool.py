@@ -1,4 +1,4 @@
-"""The pool: the loop stays free, threads do not share a tokenizer, and everything ends with the renderer."""
+"""The pool: the loop stays responsive, threads do not share a tokenizer, and closing stops all threads."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ def conversation(i: int) -> list[dict[str, Any]]:
 
 @pytest.mark.thorough
 def test_many_threads_share_one_renderer(model_path: Path) -> None:
-    """Truncation changes a tokenizer's state, so two threads in one copy would fail or mix their settings up."""
+    """Truncation changes a tokenizer's state, so two threads with one copy fail or mix up settings."""
     settings = RendererConfig(num_workers=4)
     with build_renderer(ModelFiles(model_path, model_path), settings) as renderer:
         plain = TextOptions()
@@ -67,16 +67,16 @@ async def test_the_loop_turns_while_a_large_prompt_is_rendered(model_path: Path)
 
 
 @pytest.mark.alone
-async def test_the_inline_twin_blocks_the_loop(model_path: Path) -> None:
-    """What the test above would see if the work came back to the loop."""
+async def test_the_inline_executor_blocks_the_loop(model_path: Path) -> None:
+    """Shows that the test above would fail if the work ran on the loop."""
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(is_inline=True)) as renderer:
         renderer.warm_up()
         assert await count_turns(renderer.render_chat_async(LARGE, ChatOptions())) <= BLOCKED_TURNS
 
 
 @pytest.mark.alone
-async def test_small_prompts_take_no_hop_but_share_the_loop(model_path: Path) -> None:
-    """A hundred short prompts at once may not hold the loop for longer than its share."""
+async def test_small_prompts_render_on_the_loop_within_its_share(model_path: Path) -> None:
+    """A hundred concurrent short prompts must not block the loop for longer than its share."""
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         renderer.warm_up()
         waits: list[float] = []
@@ -88,7 +88,7 @@ async def test_small_prompts_take_no_hop_but_share_the_loop(model_path: Path) ->
         assert 0 < len(waits) < 100
 
 
-async def test_a_request_that_is_cancelled_while_its_work_waits_is_forgotten(model_path: Path) -> None:
+async def test_work_that_is_cancelled_while_it_waits_does_not_run(model_path: Path) -> None:
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         renderer.warm_up()
         pool = renderer.pools["text"]
@@ -103,11 +103,11 @@ async def test_a_request_that_is_cancelled_while_its_work_waits_is_forgotten(mod
             await waiting
         release.set()
         assert await busy
-        assert await renderer.run_in_pool(lambda: "goes on") == "goes on"
+        assert await renderer.run_in_pool(lambda: "done") == "done"
         assert (pool.num_waiting, ran) == (0, [])
 
 
-async def test_waits_are_told(model_path: Path) -> None:
+async def test_waiting_times_are_reported(model_path: Path) -> None:
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
         pool = renderer.pools["text"]
         waits: list[float] = []
@@ -116,7 +116,7 @@ async def test_waits_are_told(model_path: Path) -> None:
         before_s = time.perf_counter()
         busy = asyncio.ensure_future(renderer.run_in_pool(release.wait, 60))
         waiting = asyncio.ensure_future(renderer.run_in_pool(time.perf_counter))
-        while (pool.num_waiting, len(waits)) != (1, 1):  # the thread has begun the first, and the second is in line
+        while (pool.num_waiting, len(waits)) != (1, 1):  # the thread runs the first, and the second waits
             await asyncio.sleep(0.001)
         in_line_s = time.perf_counter()
         await asyncio.sleep(0.02)
@@ -139,7 +139,7 @@ def test_each_thread_has_a_tokenizer_after_the_warm_up(model_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [-1, 0, 4 * usable_count() + 1 if usable_count() > 1 else 5])
-def test_a_useless_number_of_workers_is_refused(number: int) -> None:
+def test_an_invalid_number_of_workers_is_rejected(number: int) -> None:
     with pytest.raises(ConfigError, match=rf"--renderer-num-workers must be from 1 to \d+: .*got {number}$"):
         RendererConfig(num_workers=number)
 
@@ -170,7 +170,7 @@ async def test_a_request_error_reaches_the_caller_through_the_pool(model_path: P
         await renderer.render_text_async([-1], TextOptions())
 
 
-def test_closing_ends_the_threads(model_path: Path) -> None:
+def test_closing_stops_the_threads(model_path: Path) -> None:
     before = set(threading.enumerate())
 
     def names() -> list[str]:
@@ -185,13 +185,13 @@ def test_closing_ends_the_threads(model_path: Path) -> None:
         asyncio.run(renderer.run_in_pool(print))
 
 
-def test_an_executor_that_was_given_stays_open(model_path: Path) -> None:
+def test_an_executor_of_the_caller_stays_open(model_path: Path) -> None:
     with ThreadPoolExecutor(1) as executor:
         HfRenderer(ModelFiles(model_path, model_path), RendererConfig(), executor=executor).close()
         assert executor.submit(lambda: 1).result() == 1
 
 
-def test_the_pool_s_threads_import_nothing_from_transformers(model_path: Path) -> None:
+def test_the_pool_s_threads_import_no_modules_of_transformers(model_path: Path) -> None:
     code = """
 from server.config import ModelFiles, RendererConfig
 from server.renderers.prompts import ChatOptions, TextOptions

@@ -1,4 +1,4 @@
-"""A tokenizer that is not one of the tokenizers library: ByT5's, in Python, one token a byte."""
+"""A tokenizer without the tokenizers library: ByT5's, in Python, with one token per byte."""
 
 import json
 from collections.abc import Callable

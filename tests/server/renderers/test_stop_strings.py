@@ -18,7 +18,7 @@ def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None
     return [*shown, scanner.release()], None
 
 
-def test_text_before_a_stop_string_is_shown() -> None:
+def test_text_before_a_stop_string_is_released() -> None:
     assert scan(StopScanner(["STOP"]), ["go on STOP there"]) == (["go on "], "STOP")
 
 
@@ -30,15 +30,15 @@ def test_a_stop_string_is_found_across_pieces() -> None:
     assert scan(StopScanner(["STOP"]), ["go S", "T", "OP on"]) == (["go ", "", ""], "STOP")
 
 
-def test_text_is_held_back_only_while_it_may_be_a_beginning() -> None:
+def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
     assert scan(StopScanner(["STOP"]), ["a ST", "EP"]) == (["a ", "STEP", ""], None)
 
 
-def test_what_is_held_back_at_the_end_is_released() -> None:
+def test_held_back_text_is_released_at_the_end() -> None:
     assert scan(StopScanner(["STOP"]), ["a STO"]) == (["a ", "STO"], None)
 
 
-def test_a_beginning_within_a_beginning_is_held_back() -> None:
+def test_a_prefix_within_a_prefix_is_held_back() -> None:
     assert scan(StopScanner(["aab"]), ["aa", "ab"]) == (["", "a"], "aab")
     assert scan(StopScanner(["\n\nQ"]), ["x\n", "\n", "\nQ"]) == (["x", "", "\n"], "\n\nQ")
 
@@ -53,7 +53,7 @@ def test_several_candidates_are_held_back_from_the_earliest() -> None:
     assert scan(StopScanner(["bcx", "abcy"]), ["1abc", "y"]) == (["1", ""], "abcy")
 
 
-def test_a_stop_string_that_was_passed_over_is_not_found_later() -> None:
+def test_an_ignored_stop_string_is_not_found_later() -> None:
     scanner = StopScanner(["ab", "xabz"])
     assert scanner.scan("xab", can_stop=False) == ("", None)
     assert scanner.scan("q") == ("xabq", None)
@@ -88,14 +88,14 @@ def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool
     assert text == whole[: whole.index("brown fox") + (len("brown fox") if include else 0)]
 
 
-def test_tokens_behind_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
+def test_tokens_after_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick brown fox", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer(stop=["quick"])
     assert detokenizer.append(token_ids) == ("the ", "quick")
     assert detokenizer.text == "the "
 
 
-def test_no_stop_string_within_the_first_tokens(renderer: HfRenderer) -> None:
+def test_stop_strings_within_min_tokens_are_ignored(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick the quick the", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
     first = renderer.create_detokenizer(stop=["quick"])
@@ -105,7 +105,7 @@ def test_no_stop_string_within_the_first_tokens(renderer: HfRenderer) -> None:
         assert detokenizer.append(token_ids) == (whole[:end], "quick")
 
 
-def test_a_stop_string_may_begin_within_the_first_tokens(renderer: HfRenderer) -> None:
+def test_a_stop_string_may_begin_within_min_tokens(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick brown", add_special_tokens=False)
     detokenizer = renderer.create_detokenizer(stop=["quick brown"], min_tokens=len(token_ids) - 1)
     assert detokenizer.append(token_ids) == ("the ", "quick brown")

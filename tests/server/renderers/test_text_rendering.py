@@ -1,4 +1,4 @@
-"""Plain prompts, token ids, words and whole sequences."""
+"""Plain prompts, token ids, bad words and detokenization."""
 
 import json
 from collections.abc import Callable
@@ -35,33 +35,33 @@ def test_text_encodes_and_decodes_as_with_auto_tokenizer(renderer: HfRenderer, a
             assert renderer.detokenize(expected, skip) == reference.decode(expected, skip_special_tokens=skip)
 
 
-def test_token_ids_pass_as_they_are(renderer: HfRenderer) -> None:
+def test_token_ids_are_passed_unchanged(renderer: HfRenderer) -> None:
     last = renderer.vocab_size - 1
     prompt = renderer.render_text([0, last, 5], TextOptions())
     assert (prompt.token_ids, prompt.text) == ([0, last, 5], None)
 
 
 @pytest.mark.parametrize("bad", [-1, 10**6, 2**40])
-def test_ids_outside_the_vocabulary_are_refused(renderer: HfRenderer, bad: int) -> None:
+def test_ids_outside_the_vocabulary_are_rejected(renderer: HfRenderer, bad: int) -> None:
     with pytest.raises(RequestError, match=f"got {bad}"):
         renderer.render_text([1, bad], TextOptions())
     with pytest.raises(RequestError, match=f"got {bad}"):
         renderer.detokenize([1, bad])
 
 
-def test_the_first_id_beyond_the_vocabulary_is_refused(renderer: HfRenderer) -> None:
+def test_the_first_id_beyond_the_vocabulary_is_rejected(renderer: HfRenderer) -> None:
     with pytest.raises(RequestError):
         renderer.render_text([renderer.vocab_size], TextOptions())
 
 
 @pytest.mark.parametrize("prompt", ["", []])
-def test_an_empty_prompt_is_refused(renderers: dict[str, HfRenderer], prompt: Any) -> None:
+def test_an_empty_prompt_is_rejected(renderers: dict[str, HfRenderer], prompt: Any) -> None:
     with pytest.raises(RequestError, match="no tokens") as raised:
         renderers["real"].render_text(prompt, TextOptions())
     assert (raised.value.status, raised.value.param) == (400, "prompt")
 
 
-def test_a_lone_surrogate_is_refused(renderer: HfRenderer) -> None:
+def test_a_lone_surrogate_is_rejected(renderer: HfRenderer) -> None:
     with pytest.raises(RequestError, match="surrogate"):
         renderer.render_text("a\ud800b", TextOptions())
 
@@ -74,14 +74,14 @@ def test_truncation_keeps_the_last_tokens(renderer: HfRenderer) -> None:
     assert renderer.render_text("the quick brown fox", TextOptions(add_special_tokens=False)).token_ids == whole
 
 
-def test_truncation_keeps_the_token_that_begins_every_text(renderers: dict[str, HfRenderer]) -> None:
+def test_truncation_keeps_the_begin_of_text_token(renderers: dict[str, HfRenderer]) -> None:
     whole = renderers["llama"].render_text("the quick brown fox", TextOptions()).token_ids
     truncated = renderers["llama"].render_text("the quick brown fox", TextOptions(truncate_prompt_tokens=4)).token_ids
     assert whole[0] == 1
     assert truncated == [1, *whole[-3:]]
 
 
-def test_truncation_to_nothing_is_refused(renderer: HfRenderer) -> None:
+def test_truncation_to_zero_tokens_is_rejected(renderer: HfRenderer) -> None:
     for prompt in ("the quick", [1, 2, 3]):
         with pytest.raises(RequestError, match="no tokens"):
             renderer.render_text(prompt, TextOptions(truncate_prompt_tokens=0))
@@ -100,7 +100,7 @@ def test_truncation_to_the_model_s_length_leaves_room_for_one_token(
         renderer.render_text("the", TextOptions(truncate_prompt_tokens=9))
 
 
-def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+def test_a_text_that_cannot_fit_is_rejected_before_tokenization(
     model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
     renderer = build_inline(model_path)
@@ -111,7 +111,7 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
         renderer.render_text("x" * (8 * len(longest) + 1), TextOptions())
 
 
-def test_bad_words_are_encoded_alone_and_behind_a_space(renderers: dict[str, HfRenderer]) -> None:
+def test_bad_words_are_encoded_alone_and_after_a_space(renderers: dict[str, HfRenderer]) -> None:
     renderer = renderers["real"]
     encode = renderer._hf.loaded.encode
     assert renderer.encode_words(["Paris"]) == [encode("Paris"), encode(" Paris")]
@@ -120,13 +120,13 @@ def test_bad_words_are_encoded_alone_and_behind_a_space(renderers: dict[str, HfR
     assert renderer.encode_words(["zebra"]) == [encode("zebra")]
 
 
-def test_a_bad_word_without_tokens_is_refused(renderers: dict[str, HfRenderer]) -> None:
+def test_a_bad_word_without_tokens_is_rejected(renderers: dict[str, HfRenderer]) -> None:
     with pytest.raises(RequestError, match="bad_words") as raised:
         renderers["real"].encode_words(["fine", "  "])
     assert raised.value.param == "bad_words"
 
 
-def test_facts_about_the_tokenizer(renderers: dict[str, HfRenderer]) -> None:
+def test_tokenizer_properties(renderers: dict[str, HfRenderer]) -> None:
     real = renderers["real"]
     assert (real.vocab_size, real.eos_token_id) == (49152, 2)
     assert real.chat_template == (real.files.tokenizer_path / "chat_template.jinja").read_text()
@@ -136,7 +136,7 @@ def test_facts_about_the_tokenizer(renderers: dict[str, HfRenderer]) -> None:
     assert str(real.files.tokenizer_path) not in str(info)
 
 
-def test_the_vocabulary_reaches_to_its_highest_id(
+def test_the_vocabulary_size_follows_from_the_highest_id(
     tokenizer_folders: dict[str, Path], tmp_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
     content = json.loads((tokenizer_folders["wordpiece"] / "tokenizer.json").read_text())

@@ -1,4 +1,4 @@
-"""How single tokens are shown."""
+"""Bytes and texts of single tokens."""
 
 from server.renderers.hf import HfRenderer
 
@@ -25,13 +25,13 @@ def test_a_byte_level_vocabulary_has_a_token_for_every_byte(renderers: dict[str,
     assert {bytes([byte]) for byte in range(256)} <= known
 
 
-def test_a_word_behind_a_space_shows_the_space(renderer: HfRenderer) -> None:
+def test_the_token_of_a_word_after_a_space_includes_the_space(renderer: HfRenderer) -> None:
     texts = list(map(renderer.token_text, renderer.tokenizer.encode("dog the", add_special_tokens=False)))
     assert "".join(texts).endswith("dog the")
     assert any(text.startswith(" t") for text in texts)
 
 
-def test_special_tokens_are_shown_as_they_are_written(renderers: dict[str, HfRenderer]) -> None:
+def test_the_text_of_a_special_token_is_its_name(renderers: dict[str, HfRenderer]) -> None:
     assert renderers["real"].token_text(2) == "<|im_end|>"
     assert renderers["llama"].token_text(2) == "</s>"
     assert renderers["wordpiece"].token_text(2) == "</s>"

@@ -1,4 +1,4 @@
-"""Loading without torch gives what AutoTokenizer gives."""
+"""Loading without torch gives the same tokenizer as AutoTokenizer."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ TEXT = "  The quick\n\nbrown fox: 'jumps' over 12345 dogs, 你好 😀 Größe <
 
 
 def checkpoint(source: Path, path: Path, config: dict[str, Any] | None, **named: Any) -> Path:
-    """A folder with the tokenizer of `source` that names another class or model type."""
+    """A folder with the tokenizer of `source` and another class or model type."""
     path.mkdir(exist_ok=True)
     (path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
     settings = json.loads((source / "tokenizer_config.json").read_text()) | named
@@ -55,7 +55,7 @@ def assert_same_tokenizer(path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 @pytest.mark.parametrize("class_name", NAMED)
-def test_the_choice_of_class_is_auto_tokenizer_s(
+def test_the_chosen_class_equals_auto_tokenizer_s(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
@@ -65,7 +65,7 @@ def test_the_choice_of_class_is_auto_tokenizer_s(
 
 
 @pytest.mark.parametrize("model_type", tokenizer_loading._VERSION_DEPENDENT)
-def test_what_deepseek_names_needs_no_torch(
+def test_the_class_that_deepseek_names_needs_no_torch(
     model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     source = tokenizer_folders["byte_level"]
@@ -107,7 +107,7 @@ def test_wordpiece_checkpoints_load_as_with_auto_tokenizer(
 
 
 @pytest.mark.parametrize("class_name", [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
-def test_a_folder_with_nothing_but_a_tokenizer_loads(
+def test_a_folder_with_only_a_tokenizer_loads(
     class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = checkpoint(tokenizer_folders["byte_level"], tmp_path, None, tokenizer_class=class_name)
@@ -119,7 +119,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_loads(
     ("model_type", "class_name"),
     [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None), ("siglip2", "TokenizersBackend")],
 )
-def test_what_the_tables_do_not_know_is_auto_tokenizer_s_to_load(
+def test_types_missing_in_the_tables_are_loaded_by_auto_tokenizer(
     model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
@@ -132,7 +132,7 @@ def test_the_real_model_loads_as_with_auto_tokenizer(model_path: Path) -> None:
     assert_same_tokenizer(model_path)
 
 
-def test_every_model_type_that_overrules_a_generic_class_is_listed() -> None:
+def test_every_model_type_that_overrides_a_generic_class_is_listed() -> None:
     overruling = {
         model_type
         for model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
@@ -162,7 +162,7 @@ def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
 
 
-def test_building_the_renderer_imports_no_torch(model_path: Path) -> None:
+def test_building_the_renderer_does_not_import_torch(model_path: Path) -> None:
     script = (
         "import sys, time; begin = time.perf_counter()\n"
         "from pathlib import Path\n"
@@ -185,7 +185,7 @@ def test_building_the_renderer_imports_no_torch(model_path: Path) -> None:
     assert done.stdout.startswith("built in ")
 
 
-def test_asking_for_torch_imports_only_the_standard_library(model_path: Path) -> None:
+def test_needs_torch_imports_only_the_standard_library(model_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\n"
         "from server.renderers.tokenizer_loading import needs_torch\n"
@@ -218,7 +218,7 @@ def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_untrusted_remote_code_is_refused(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_untrusted_remote_code_is_rejected(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
     source = tokenizer_folders["byte_level"]
     remote = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}, "tokenizer_class": "MyTokenizer"}
     path = checkpoint(source, tmp_path, {"model_type": "wholly_new"}, **remote)
@@ -226,10 +226,10 @@ def test_untrusted_remote_code_is_refused(tokenizer_folders: dict[str, Path], tm
         load_tokenizer(path)
 
 
-def test_trusted_remote_code_is_taken(
+def test_trusted_remote_code_is_loaded(
     tokenizer_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Copied to a folder of the test's own: the usual one below HOME is shared with whoever else runs it."""
+    """Uses its own module cache: the default one below HOME is shared with other test runs."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     source = tokenizer_folders["byte_level"]
     path = checkpoint(source, tmp_path, {"model_type": "llama"}, auto_map={"AutoTokenizer": ["code.Mine", None]})

@@ -1,4 +1,4 @@
-"""Conversations with images: tokens and tensors as transformers' processors make them, limits, and the cache."""
+"""Conversations with images: tokens and tensors equal transformers' processors'; limits; the cache."""
 
 import asyncio
 import base64
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def build(folders: dict[str, Path]) -> Build:
-    """A renderer without threads of its own."""
+    """Builds renderers without threads."""
 
     def build_one(family: str = "qwen2_vl", **settings: Any) -> VisionRenderer:
         path = folders[family]
@@ -79,7 +79,7 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_and_tensors_are_those_of_transformers(build: Build, family: str, name: str) -> None:
+def test_tokens_and_tensors_equal_those_of_transformers(build: Build, family: str, name: str) -> None:
     renderer = build(family)
     processor = renderer._images._processor
     if getattr(processor, "video_processor", processor) is None:
@@ -108,7 +108,7 @@ def test_tokens_and_tensors_are_those_of_transformers(build: Build, family: str,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_alone_has_the_processors_tokens_and_no_tensors(build: Build, family: str) -> None:
+def test_text_without_images_has_the_processors_tokens_and_no_tensors(build: Build, family: str) -> None:
     renderer = build(family)
     prompt = _render(renderer, {"role": "user", "content": "Hello"})
     processor = renderer._images._processor
@@ -121,7 +121,7 @@ def test_text_alone_has_the_processors_tokens_and_no_tensors(build: Build, famil
     assert prompt.token_ids == renderer.tokenizer.encode(text, add_special_tokens=True)
 
 
-def test_a_template_that_takes_text_gets_the_token_before_it(build: Build) -> None:
+def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build: Build) -> None:
     template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
     renderer = build("llava", chat_template=template)
     prompt = _render(renderer, _message("What?", image()))
@@ -136,7 +136,7 @@ def test_a_template_that_takes_text_gets_the_token_before_it(build: Build) -> No
         {"type": "image_url", "image_url": {"url": _url(image()), "detail": "low"}},
     ],
 )
-def test_every_spelling_of_an_image_is_understood(build: Build, part: dict[str, Any]) -> None:
+def test_every_form_of_an_image_part_is_accepted(build: Build, part: dict[str, Any]) -> None:
     assert _render(build(), {"role": "user", "content": [part]}).inputs is not None
 
 
@@ -154,39 +154,39 @@ def test_every_spelling_of_an_image_is_understood(build: Build, part: dict[str, 
         ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
         ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
         ({"type": "video_url", "video_url": {"url": "x"}}, "text and images only"),
-        ({"type": "text", "text": "<|image_pad|>"}, "no text may hold"),
+        ({"type": "text", "text": "<|image_pad|>"}, "no text may contain"),
     ],
 )
-def test_what_is_wrong_with_a_part_is_told(build: Build, part: dict[str, Any], message: str) -> None:
+def test_error_for_an_invalid_part_names_the_fault(build: Build, part: dict[str, Any], message: str) -> None:
     content = [part] if part["type"] != "text" else [part, _image_part(image())]
     with pytest.raises(RequestError, match=message) as caught:
         _render(build(), {"role": "user", "content": content})
     assert (caught.value.status, caught.value.param) == (400, "messages")
 
 
-def test_more_images_than_allowed_are_refused(build: Build) -> None:
+def test_more_images_than_allowed_are_rejected(build: Build) -> None:
     renderer = build(limit_mm_per_prompt={"image": 2})
     assert _render(renderer, _message(image(), image()))
     with pytest.raises(RequestError, match=r"At most 2 image\(s\)"):
         _render(renderer, _message(image(), image()), _message(image()))
 
 
-def test_images_of_many_pixels_are_refused(build: Build) -> None:
+def test_images_of_too_many_pixels_are_rejected(build: Build) -> None:
     with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]: the image has 56x56 pixels"):
         _render(build(max_image_pixels=3000), _message(image()))
 
 
-def test_proportions_that_the_processor_refuses_are_the_requests_fault(build: Build) -> None:
+def test_proportions_that_the_processor_rejects_are_a_request_error(build: Build) -> None:
     with pytest.raises(RequestError, match="aspect ratio"):
         _render(build("qwen2_vl"), _message(Image.new("RGB", (2000, 4))))
 
 
-def test_images_and_truncation_do_not_go_together(build: Build) -> None:
+def test_images_cannot_be_combined_with_truncation(build: Build) -> None:
     with pytest.raises(RequestError, match="truncate_prompt_tokens"):
         _render(build(), _message(image()), truncate_prompt_tokens=5)
 
 
-def test_local_files_are_read_where_the_operator_allows_it(build: Build, tmp_path: Path) -> None:
+def test_local_files_are_read_if_the_operator_allows_it(build: Build, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
     part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/a.png"}}
     renderer = build(allowed_local_media_path=str(tmp_path))
@@ -195,7 +195,7 @@ def test_local_files_are_read_where_the_operator_allows_it(build: Build, tmp_pat
     assert renderer.mm_cache.num_hits == 1
 
 
-def test_settings_come_from_the_operator_and_from_trusted_requests(build: Build) -> None:
+def test_settings_of_the_operator_and_of_trusted_requests_apply(build: Build) -> None:
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
     plain = len(_render(build(), _message(image(112, 112))).token_ids)
     by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(image(112, 112))).token_ids)
@@ -219,14 +219,14 @@ def test_an_image_is_processed_once_per_setting(build: Build) -> None:
     assert renderer.mm_cache.num_hits == 1
 
 
-def test_without_memory_nothing_is_kept(build: Build) -> None:
+def test_without_cache_memory_no_image_is_kept(build: Build) -> None:
     renderer = build(mm_processor_cache_gb=0)
     for _ in range(2):
         _render(renderer, _message(image()))
     assert (len(renderer.mm_cache), renderer.mm_cache.num_hits) == (0, 0)
 
 
-def test_the_least_recently_used_image_goes_first() -> None:
+def test_the_least_recently_used_image_is_evicted_first() -> None:
     cache = ProcessorCache(max_bytes=250)
     for name in "abc":
         cache.put(name, _images(100))
@@ -264,8 +264,8 @@ def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: 
 
 
 @pytest.mark.thorough
-def test_threads_import_nothing_after_a_lean_start(folders: dict[str, Path]) -> None:
-    """Only the main thread imports, as a launcher does it; then a server's first images come, in every format."""
+def test_threads_import_no_modules_after_a_lean_start(folders: dict[str, Path]) -> None:
+    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
     import subprocess
     import sys
 
@@ -294,10 +294,10 @@ print(imports, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
     assert (done.stdout.strip(), done.returncode) == ("[] False False", 0), done.stderr
 
 
-def test_processors_are_read_in_every_form_that_the_hub_has(
+def test_processors_are_loaded_from_every_file_format_on_the_hub(
     build: Build, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """A template in chat_template.json, the older name of a class, and what transformers 5 writes."""
+    """A template in chat_template.json, an older class name, and the files that transformers 5 writes."""
     plain = build("qwen2_vl")
     wanted = _render(plain, _message("Look: ", image(100, 60)))
     for form in ("old", "new"):
@@ -323,7 +323,7 @@ def test_processors_are_read_in_every_form_that_the_hub_has(
         assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
 
 
-def test_models_without_images_and_operators_who_want_none_get_the_plain_renderer(folders: dict[str, Path]) -> None:
+def test_without_images_the_plain_renderer_is_used(folders: dict[str, Path]) -> None:
     path = folders["qwen2_vl"]
     with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
         assert not isinstance(renderer, VisionRenderer)
@@ -333,7 +333,7 @@ def test_models_without_images_and_operators_who_want_none_get_the_plain_rendere
         assert isinstance(renderer, VisionRenderer)
 
 
-def test_a_processor_that_is_missing_ends_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_processor_fails_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
     for file in folders["llava"].iterdir():
         if not file.name.startswith("preprocessor"):
             (tmp_path / file.name).symlink_to(file)
@@ -354,7 +354,7 @@ def _images(num_bytes: int) -> ProcessedImages:
 @pytest.mark.thorough
 @pytest.mark.alone
 async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: dict[str, Path]) -> None:
-    """The inline twin is what the loop would see if the work came back to it."""
+    """The inline renderer shows that the test would fail if the work ran on the loop."""
     path = folders["llava"]
     large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))
     turns = []

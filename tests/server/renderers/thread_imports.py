@@ -1,4 +1,4 @@
-"""Which modules threads other than the main one import: an import there can meet a half-initialised module."""
+"""Records modules imported by threads other than the main one, which may get a half-initialised module."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ sys.addaudithook(hook)
 
 
 def run_watched(code: str, *arguments: object) -> str:
-    """What the code prints in a process of its own, where `seen` is the list of these modules; checks that it ran."""
+    """Runs code in a new process, in which `seen` lists these modules; returns its output."""
     command = [sys.executable, "-c", _WATCH + code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

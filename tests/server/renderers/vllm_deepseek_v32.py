@@ -1,7 +1,7 @@
 """Renders conversations with vLLM's DeepSeek-V3.2 renderer; run by vLLM's own interpreter.
 
-`python vllm_deepseek_v32.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools` and `kwargs`, each answer
-`token_ids` or, where vLLM refuses the conversation, `error`.
+`python vllm_deepseek_v32.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools` and `kwargs`, each
+answer `token_ids` or, if vLLM rejects the conversation, `error`.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Renders conversations with vLLM's HfRenderer; run by vLLM's own interpreter.
 
-`python vllm_hf.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools`, `kwargs` and `chat_template`, each answer
-`token_ids` or, where vLLM refuses the conversation, `error`.
+`python vllm_hf.py CASES ANSWERS FOLDER`: each case holds `messages`, `tools`, `kwargs` and `chat_template`,
+each answer `token_ids` or, if vLLM rejects the conversation, `error`.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Renders with vLLM's own code for Mistral's formats; run by vLLM's own interpreter, for test_mistral_chat.
 
-`python vllm_mistral.py WORK ANSWERS`: by the kind of tokenizer, its folder, bodies, texts and streams.
+`python vllm_mistral.py WORK ANSWERS`: WORK maps a kind of tokenizer to its folder, bodies, texts and streams.
 """
 
 import json
@@ -25,7 +25,7 @@ def answer(work: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(tokenizer: Any, body: dict[str, Any]) -> list[int] | str:
-    """As `vllm.renderers.online_renderer` does; a refusal's words in the place of tokens."""
+    """As `vllm.renderers.online_renderer` does; returns the error message if vLLM rejects the body."""
     request = ChatCompletionRequest(model="m", **body)
     maybe_serialize_tool_calls(request)
     truncate_tool_call_ids(request)

@@ -1,4 +1,4 @@
-"""A server of the test's own process, with TLS or without, on a real socket."""
+"""A server in the test's process on a real socket, with or without TLS."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from tests.certificates import Certificate
 
 PATIENT_S = 60.0
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
-"""The beginning of a handshake."""
+"""The beginning of a TLS handshake."""
 
 
 class Served:
@@ -28,15 +28,15 @@ class Served:
         self._context = None if certificate is None else certificate.client_context()
 
     async def connect(self, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A client behind its handshake, if any."""
+        """Connects a client, with its handshake if `tls`."""
         secured: dict[str, Any] = {"ssl": self._context, "server_hostname": "localhost"} if tls else {}
         return await asyncio.open_connection("127.0.0.1", self._port, **secured)
 
     async def exchange(self, data: bytes, *, tls: bool) -> bytes:
-        """All that the server says until it closes the connection; the client does not.
+        """Sends data and returns the server's response; the server closes the connection, not the client.
 
         Raises:
-            ConnectionError: it came to no handshake.
+            ConnectionError: the handshake failed.
         """
         async with asyncio.timeout(PATIENT_S):
             reader, writer = await self.connect(tls=tls)
@@ -49,7 +49,7 @@ class Served:
                 writer.close()
 
     async def wait_connections(self, num_connections: int) -> None:
-        """Until the server knows of so many; 0 when it has forgotten all."""
+        """Waits until the server has this many connections."""
         async with asyncio.timeout(PATIENT_S):
             while len(self._server.server_state.connections) != num_connections:
                 await asyncio.sleep(0.01)
@@ -59,14 +59,14 @@ class Served:
 async def serve(
     limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
 ) -> AsyncIterator[Served]:
-    """Answers every request with its scheme unless an application is given."""
+    """Runs a server; without `app` it answers every request with its scheme."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate.certificate, certificate.key)
     http: Any = bounded_connections(limits, None if tls is None else lambda: tls)
     server = GracefulServer(
-        uvicorn.Config(application or _tell_scheme, http=http, log_config=None, ws="none", lifespan="off")
+        uvicorn.Config(application or _answer_scheme, http=http, log_config=None, ws="none", lifespan="off")
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -78,6 +78,6 @@ async def serve(
             await task
 
 
-async def _tell_scheme(scope: Any, receive: Any, send: Any) -> None:
+async def _answer_scheme(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
     await send({"type": "http.response.body", "body": scope["scheme"].encode()})

@@ -1,7 +1,7 @@
-"""What a connection leaves in memory when it has ended, on real sockets.
+"""A closed connection leaves nothing in memory; on real sockets.
 
-OpenSSL keeps 60 kB for each, which the collector knows nothing of: it looks when there are many objects, and these are
-few. What it would have to find is hundreds of megabytes by then.
+OpenSSL holds 60 kB for each connection, which Python's garbage collector does not count: it runs when there
+are many objects, and these are few. Hundreds of megabytes would accumulate before it ran.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
-from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs know the loop alone
+from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # the stubs contain only the loop
 
 from server.limits import LimitsConfig
 from server.transport import lingering_transport
@@ -32,22 +32,22 @@ PATIENT = LimitsConfig(header_timeout_s=600, send_timeout_s=600)
 KINDS = (BoundedConnection, TlsHandshake, SSLProtocol, RequestResponseCycle)
 
 
-class Visit(NamedTuple):
-    """What a client says, and how much it hears before it goes."""
+class ClientCase(NamedTuple):
+    """What a client sends, and how much it reads before it disconnects."""
 
     data: bytes
-    hears: Callable[[asyncio.StreamReader], Any] | None = None
+    read: Callable[[asyncio.StreamReader], Any] | None = None
 
 
-VISITS = {
-    "closed by the server": Visit(LAST, asyncio.StreamReader.read),
-    "malformed": Visit(b"nonsense\r\n\r\n", asyncio.StreamReader.read),
-    "closed by the client": Visit(GET, asyncio.StreamReader.readline),
-    "closed in the middle of a body": Visit(HEAD + b"content-length: 9\r\n\r\nabc", asyncio.StreamReader.readline),
-    "closed in the middle of an answer": Visit(HELD, asyncio.StreamReader.readline),
-    "closed while requests wait in line": Visit(HELD + GET + GET, asyncio.StreamReader.readline),
-    "closed in the middle of headers": Visit(HEAD),
-    "silent": Visit(b""),
+CLIENT_CASES = {
+    "closed by the server": ClientCase(LAST, asyncio.StreamReader.read),
+    "malformed": ClientCase(b"nonsense\r\n\r\n", asyncio.StreamReader.read),
+    "closed by the client": ClientCase(GET, asyncio.StreamReader.readline),
+    "closed in the middle of a body": ClientCase(HEAD + b"content-length: 9\r\n\r\nabc", asyncio.StreamReader.readline),
+    "closed in the middle of a response": ClientCase(HELD, asyncio.StreamReader.readline),
+    "closed while requests wait": ClientCase(HELD + GET + GET, asyncio.StreamReader.readline),
+    "closed in the middle of headers": ClientCase(HEAD),
+    "silent": ClientCase(b""),
 }
 
 
@@ -57,8 +57,8 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 @pytest.fixture(autouse=True)
-def without_help(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What refers to itself stays where it is, and so does what waits for a client's goodbye."""
+def without_collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Disables the collector, so that reference cycles stay in memory, and lengthens the lingering."""
     monkeypatch.setattr(lingering_transport, "_LINGER_S", 600)
     gc.collect()
     gc.disable()
@@ -68,51 +68,54 @@ def without_help(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         gc.enable()
 
 
-@pytest.mark.parametrize("how", VISITS)
-def test_nothing_of_a_plain_connection_is_left_to_the_collector(how: str) -> None:
-    uvloop.run(_visit(None, VISITS[how], tls=False))
+@pytest.mark.parametrize("how", CLIENT_CASES)
+def test_a_plain_connection_is_freed_without_the_collector(how: str) -> None:
+    uvloop.run(_check_freed(None, CLIENT_CASES[how], tls=False))
 
 
 @needs_openssl
-@pytest.mark.parametrize("how", VISITS)
-def test_nothing_of_a_tls_connection_is_left_to_the_collector(certificate: Certificate, how: str) -> None:
-    uvloop.run(_visit(certificate, VISITS[how], tls=True))
+@pytest.mark.parametrize("how", CLIENT_CASES)
+def test_a_tls_connection_is_freed_without_the_collector(certificate: Certificate, how: str) -> None:
+    uvloop.run(_check_freed(certificate, CLIENT_CASES[how], tls=True))
 
 
 @needs_openssl
 @pytest.mark.parametrize(
-    "visit", [Visit(b"\0" * 1000, asyncio.StreamReader.read), Visit(HALF_A_HELLO)], ids=["no tls", "half a hello"]
+    "case",
+    [ClientCase(b"\0" * 1000, asyncio.StreamReader.read), ClientCase(HALF_A_HELLO)],
+    ids=["no tls", "half a hello"],
 )
-def test_nothing_of_a_failed_handshake_is_left_to_the_collector(certificate: Certificate, visit: Visit) -> None:
-    uvloop.run(_visit(certificate, visit, tls=False))
+def test_a_failed_handshake_is_freed_without_the_collector(certificate: Certificate, case: ClientCase) -> None:
+    uvloop.run(_check_freed(certificate, case, tls=False))
 
 
-async def _visit(certificate: Certificate | None, visit: Visit, *, tls: bool) -> None:
+async def _check_freed(certificate: Certificate | None, case: ClientCase, *, tls: bool) -> None:
     async with serve(PATIENT, certificate, _answer) as served:
-        former = _connections()  # of other tests' servers, which go on beside this one
+        former = _connections()  # of other tests' servers, which are still running
         known = set(map(id, former))
-        await _come_and_go(served, visit, tls=tls)
+        await _connect_and_leave(served, case, tls=tls)
         await served.wait_connections(0)
         async with asyncio.timeout(PATIENT_S):
             while any(id(one) not in known for one in _connections()):
                 await asyncio.sleep(0.05)
 
 
-async def _come_and_go(served: Served, visit: Visit, *, tls: bool) -> None:
+async def _connect_and_leave(served: Served, case: ClientCase, *, tls: bool) -> None:
     clients = [await served.connect(tls=tls) for _ in range(NUM_CLIENTS)]
     for _, writer in clients:
-        writer.write(visit.data)
+        writer.write(case.data)
     async with asyncio.timeout(PATIENT_S):
-        if visit.hears is None:
+        if case.read is None:
             await served.wait_connections(NUM_CLIENTS)
         else:
-            await asyncio.gather(*(visit.hears(reader) for reader, _ in clients), return_exceptions=True)
+            await asyncio.gather(*(case.read(reader) for reader, _ in clients), return_exceptions=True)
     for _, writer in clients:
         writer.close()
 
 
 def _connections() -> list[object]:
-    return [one for one in gc.get_objects() if issubclass(type(one), KINDS)]  # not `__class__`, which may be code
+    # type(), not `__class__`, which may be a property.
+    return [one for one in gc.get_objects() if issubclass(type(one), KINDS)]
 
 
 async def _answer(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""Who goes when a connection comes for which there is no room."""
+"""Which connection is evicted when a new one exceeds the limit."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from server.transport.connection_table import ConnectionTable
 
 
 class Client:
-    """A connection; one that still sends cannot go."""
+    """A connection; with `is_sending` it cannot be evicted."""
 
     def __init__(self, *, is_sending: bool = False) -> None:
         self.is_sending = is_sending
@@ -17,7 +17,7 @@ class Client:
         return self.is_evicted
 
 
-def test_the_longest_idle_one_goes() -> None:
+def test_the_longest_idle_connection_is_evicted() -> None:
     table = ConnectionTable(3)
     clients = [Client() for _ in range(3)]
     assert all(map(table.add, clients))
@@ -27,7 +27,7 @@ def test_the_longest_idle_one_goes() -> None:
     assert [client.is_evicted for client in clients] == [False, True, False]
 
 
-def test_each_that_comes_ends_one_though_their_ends_are_not_heard_of_yet() -> None:
+def test_each_new_connection_evicts_one_before_earlier_ones_have_closed() -> None:
     table = ConnectionTable(3)
     clients = [Client() for _ in range(3)]
     assert all(map(table.add, [*clients, Client(), Client()]))
@@ -38,8 +38,8 @@ def test_each_that_comes_ends_one_though_their_ends_are_not_heard_of_yet() -> No
     assert clients[2].is_evicted
 
 
-def test_a_handshake_that_becomes_a_connection_ends_no_second_one() -> None:
-    """The end of the first one need not be known by then."""
+def test_a_handshake_that_becomes_a_connection_evicts_no_second_one() -> None:
+    """Even if the first evicted connection has not closed by then."""
     table = ConnectionTable(3)
     clients, handshake = [Client() for _ in range(3)], Client()
     assert all(map(table.add, [*clients, handshake]))
@@ -49,8 +49,8 @@ def test_a_handshake_that_becomes_a_connection_ends_no_second_one() -> None:
 
 
 @pytest.mark.parametrize("num_sending", [2, 200])
-def test_answers_that_are_on_their_way_are_not_cut(num_sending: int) -> None:
-    """Many of them may have to be asked, a few for each connection that comes."""
+def test_connections_with_unsent_bytes_are_not_evicted(num_sending: int) -> None:
+    """There may be many of them; each new connection asks only a few."""
     table = ConnectionTable(num_sending + 1)
     sending, idle = [Client(is_sending=True) for _ in range(num_sending)], Client()
     assert all(map(table.add, [*sending, idle]))
@@ -60,7 +60,7 @@ def test_answers_that_are_on_their_way_are_not_cut(num_sending: int) -> None:
     assert not any(client.is_evicted for client in sending + comers)
 
 
-def test_there_is_no_room_among_busy_ones() -> None:
+def test_busy_connections_are_not_evicted() -> None:
     table = ConnectionTable(2)
     clients = [Client() for _ in range(2)]
     for client in clients:
@@ -70,8 +70,8 @@ def test_there_is_no_room_among_busy_ones() -> None:
     assert not any(client.is_evicted for client in clients)
 
 
-def test_one_that_is_gone_makes_no_room() -> None:
-    """Its last answer may be complete only afterwards."""
+def test_a_closed_connection_does_not_become_idle_again() -> None:
+    """Its last response may complete after the connection has closed."""
     table = ConnectionTable(1)
     gone, busy = Client(), Client()
     table.add(gone)

@@ -1,4 +1,4 @@
-"""The end of the HTTP server, on real sockets."""
+"""Shutdown of the HTTP server, on real sockets."""
 
 import asyncio
 import socket
@@ -21,13 +21,16 @@ NUM_CLIENTS = 20
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None:
-    raise AssertionError("nobody asks for anything")
+    raise AssertionError("no request arrives in this test")
 
 
 @needs_openssl
 @pytest.mark.parametrize("hello", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
-def test_handshakes_of_clients_that_were_never_accepted_hold_up_nothing(tmp_path: Path, hello: bytes) -> None:
-    """They are accepted when the port closes; each might take its time, one after the other."""
+def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path: Path, hello: bytes) -> None:
+    """They are accepted when the port closes.
+
+    If served one after the other, each could take its whole timeout.
+    """
     certificate = make_certificate(tmp_path, "server")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate.certificate, certificate.key)

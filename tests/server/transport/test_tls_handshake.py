@@ -1,4 +1,4 @@
-"""Handshakes that come to nothing, on real sockets."""
+"""Handshakes that fail or time out, on real sockets."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ def certificate(tmp_path: Path) -> Certificate:
 
 
 @pytest.mark.parametrize("data", [b"", HALF_A_HELLO], ids=["silent", "half a hello"])
-def test_a_handshake_has_the_time_of_headers(certificate: Certificate, data: bytes) -> None:
+def test_a_handshake_has_the_timeout_of_headers(certificate: Certificate, data: bytes) -> None:
     async def run() -> None:
         async with serve(LimitsConfig(header_timeout_s=0.3), certificate) as served:
             assert await served.exchange(data, tls=False) == b""
@@ -32,8 +32,8 @@ def test_a_handshake_has_the_time_of_headers(certificate: Certificate, data: byt
     uvloop.run(run())
 
 
-def test_headers_behind_a_handshake_have_their_time(certificate: Certificate) -> None:
-    """The handshake has to be over in as much; on a busy machine it is given more."""
+def test_headers_after_a_handshake_have_their_own_timeout(certificate: Certificate) -> None:
+    """The handshake has the same limit, so the test retries with a longer one on a busy machine."""
 
     async def run(limit_s: float) -> list[bytes]:
         async with serve(LimitsConfig(header_timeout_s=limit_s), certificate) as served:
@@ -43,16 +43,16 @@ def test_headers_behind_a_handshake_have_their_time(certificate: Certificate) ->
 
     for limit_s in (0.3, 3, 30):
         try:
-            nothing, refusal = uvloop.run(run(limit_s))
+            nothing, rejection = uvloop.run(run(limit_s))
             break
         except ConnectionError:
             assert limit_s < 30, "a handshake does not take so long"
     assert nothing == b""
-    assert refusal.startswith(b"HTTP/1.1 408")
+    assert rejection.startswith(b"HTTP/1.1 408")
 
 
 @pytest.mark.parametrize("data", [HEAD + b"\r\n", b"\0" * 1000, b"\x16\x03\x01\x00\x04\xff\0\0\0"])
-def test_what_is_no_tls_is_closed_and_forgotten(
+def test_a_connection_that_is_not_tls_is_closed_and_freed(
     certificate: Certificate, caplog: pytest.LogCaptureFixture, data: bytes
 ) -> None:
     async def run() -> None:
@@ -64,7 +64,7 @@ def test_what_is_no_tls_is_closed_and_forgotten(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_a_request_that_comes_with_the_end_of_the_handshake_is_answered(certificate: Certificate) -> None:
+def test_a_request_sent_with_the_end_of_the_handshake_is_answered(certificate: Certificate) -> None:
     async def run() -> None:
         async with serve(PATIENT, certificate) as served:
             answers = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""`data:` URLs: what they carry, and everything that is wrong with some."""
+"""`data:` URLs: decoding, and errors of malformed ones."""
 
 import base64
 import os
@@ -12,7 +12,7 @@ _LARGE = 1 << 24
 
 
 @pytest.mark.parametrize("num_bytes", [1, 2, 3, 1000, 3 << 17, 1_000_003])
-def test_a_data_url_gives_back_its_bytes(num_bytes: int) -> None:
+def test_a_data_url_is_decoded_to_its_bytes(num_bytes: int) -> None:
     data = os.urandom(num_bytes)
     url = "data:image/png;base64," + base64.b64encode(data).decode()
     assert decode_data_url(url, max_bytes=_LARGE) == data
@@ -38,12 +38,12 @@ def test_the_media_type_does_not_matter(header: str) -> None:
         ("data:;base64," + "aGk=" + "A" * (1 << 19), "not valid base64"),
     ],
 )
-def test_a_malformed_data_url_is_refused(url: str, message: str) -> None:
+def test_a_malformed_data_url_is_rejected(url: str, message: str) -> None:
     with pytest.raises(MediaError, match=message):
         decode_data_url(url, max_bytes=_LARGE)
 
 
-def test_more_bytes_than_allowed_are_refused_before_they_are_decoded() -> None:
+def test_more_bytes_than_allowed_are_rejected_before_decoding() -> None:
     with pytest.raises(MediaError, match="larger than 999 bytes"):
         decode_data_url("data:;base64," + "!" * 1400, max_bytes=999)
     assert len(decode_data_url("data:;base64," + "A" * 1332, max_bytes=999)) == 999

@@ -1,4 +1,4 @@
-"""Fetching images: allowed hosts and public addresses only, hop by hop, within bounds of time and size."""
+"""Fetching images: allowed hosts and public addresses on each hop, limits of time and size."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ Serve = Callable[[Handler], Awaitable[str]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts a server on 127.0.0.1 that answers everything with the handler."""
+    """Starts a server on 127.0.0.1 that answers all requests with the handler."""
     runners = []
 
     async def start(handler: Handler) -> str:
@@ -39,7 +39,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 def _fetcher(*domains: str, **bounds: Any) -> MediaFetcher:
-    """One that a slow machine does not keep from answering, unless told how long it may take."""
+    """A fetcher with a timeout that is long enough for a slow machine, unless `bounds` sets one."""
     return MediaFetcher(MediaPolicy(domains=frozenset(domains), **({"fetch_timeout_s": 60.0} | bounds)))
 
 
@@ -47,7 +47,7 @@ async def _image(request: web.Request) -> web.Response:
     return web.Response(body=b"image", content_type="text/html")
 
 
-async def test_an_address_that_the_operator_wrote_is_fetched_from(serve: Serve) -> None:
+async def test_images_are_fetched_from_an_address_that_the_operator_allows(serve: Serve) -> None:
     url = await serve(_image)
     assert await _fetcher("127.0.0.1").fetch(f"{url}/a.png") == b"image"
 
@@ -57,7 +57,7 @@ async def test_localhost_may_be_allowed_by_name(serve: Serve) -> None:
     assert await _fetcher("localhost").fetch(url.replace("127.0.0.1", "LOCALHOST")) == b"image"
 
 
-async def test_nothing_is_fetched_where_no_host_is_allowed() -> None:
+async def test_nothing_is_fetched_if_no_host_is_allowed() -> None:
     with pytest.raises(MediaError, match="--allowed-media-domains"):
         await _fetcher().fetch("https://example.com/a.png")
 
@@ -80,13 +80,13 @@ async def test_nothing_is_fetched_where_no_host_is_allowed() -> None:
         "http://example。com.evil.com/",
     ],
 )
-async def test_other_hosts_are_refused(url: str) -> None:
+async def test_other_hosts_are_rejected(url: str) -> None:
     with pytest.raises(MediaError, match="not among --allowed-media-domains"):
         await _fetcher("example.com").fetch(url)
 
 
 @pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "image.png", "//example.com/a", "http://", ""])
-async def test_what_is_not_http_is_refused(url: str) -> None:
+async def test_urls_other_than_http_are_rejected(url: str) -> None:
     with pytest.raises(MediaError, match=r"must be http|not a URL"):
         await _fetcher("example.com").fetch(url)
 
@@ -128,21 +128,22 @@ async def test_what_is_not_http_is_refused(url: str) -> None:
         "240.0.0.1",
     ],
 )
-def test_addresses_that_are_not_on_the_internet_are_refused(address: str) -> None:
+def test_addresses_that_are_not_public_are_rejected(address: str) -> None:
     with pytest.raises(MediaError, match="not on the public internet"):
         check_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_public_addresses_are_taken(address: str) -> None:
+def test_public_addresses_are_accepted(address: str) -> None:
     check_public(address)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f000001", "017700000001", "127.1", "0177.0.0.1", "①②⑦.⓪.⓪.①"])
-async def test_other_spellings_of_a_private_address_are_refused_though_they_were_allowed(
-    serve: Serve, host: str
-) -> None:
-    """The operator has named one, but neither as an address nor as `localhost`; what resolves it may well do so."""
+async def test_other_spellings_of_a_private_address_are_rejected_even_if_allowed(serve: Serve, host: str) -> None:
+    """The operator allowed such a name, but it is neither an address nor `localhost`.
+
+    A resolver may accept it.
+    """
     served = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -155,8 +156,8 @@ async def test_other_spellings_of_a_private_address_are_refused_though_they_were
     assert served == []
 
 
-async def test_a_name_that_changes_between_two_hops_is_looked_at_again(serve: Serve, monkeypatch: Any) -> None:
-    """DNS rebinding: the first answer is public, the next one is not."""
+async def test_a_name_is_resolved_and_checked_again_for_each_hop(serve: Serve, monkeypatch: Any) -> None:
+    """DNS rebinding: the first address is public, the next one is not."""
 
     async def handler(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": "/again"})
@@ -168,7 +169,7 @@ async def test_a_name_that_changes_between_two_hops_is_looked_at_again(serve: Se
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses), port))]
 
     async def connect(addr_infos: Any, **_: Any) -> socket.socket:
-        """The public address happens to be reachable here."""
+        """Connects to the local server instead of the public address."""
         client = socket.socket()
         client.setblocking(False)
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", int(port)))
@@ -181,7 +182,7 @@ async def test_a_name_that_changes_between_two_hops_is_looked_at_again(serve: Se
     assert next(addresses, None) is None
 
 
-async def test_a_name_that_resolves_to_a_private_address_is_refused(serve: Serve, monkeypatch: Any) -> None:
+async def test_a_name_that_resolves_to_a_private_address_is_rejected(serve: Serve, monkeypatch: Any) -> None:
     url = await serve(_image)
     port = url.rpartition(":")[2]
     _resolve_to(monkeypatch, "8.8.8.8", "127.0.0.1")
@@ -189,8 +190,8 @@ async def test_a_name_that_resolves_to_a_private_address_is_refused(serve: Serve
         await _fetcher("images.example").fetch(f"http://images.example:{port}/")
 
 
-async def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monkeypatch: Any) -> None:
-    """A second look-up, which an attacker could answer otherwise, does not happen."""
+async def test_the_connection_uses_the_checked_address(monkeypatch: Any) -> None:
+    """There is no second look-up, for which an attacker could return another address."""
     lookups = _resolve_to(monkeypatch, "8.8.8.8")
     connected: list[str] = []
 
@@ -204,7 +205,7 @@ async def test_the_address_that_was_checked_is_the_one_that_is_connected_to(monk
     assert (lookups, connected) == (["images.example"], ["8.8.8.8"])
 
 
-async def test_a_name_is_not_private_because_another_is(monkeypatch: Any) -> None:
+async def test_an_allowed_private_address_does_not_allow_names_to_be_private(monkeypatch: Any) -> None:
     _resolve_to(monkeypatch, "127.0.0.1")
     resolver = PublicResolver(frozenset({"localhost"}))
     assert [result["host"] for result in await resolver.resolve("localhost")] == ["127.0.0.1"]
@@ -236,7 +237,7 @@ async def test_a_redirect_is_followed_to_an_allowed_host(serve: Serve) -> None:
         ("/a", "redirects more than 5 times"),
     ],
 )
-async def test_a_redirect_elsewhere_is_refused(serve: Serve, target: str, message: str) -> None:
+async def test_a_redirect_to_another_host_is_rejected(serve: Serve, target: str, message: str) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(status=307, headers={"Location": target} if target else {})
 
@@ -244,7 +245,7 @@ async def test_a_redirect_elsewhere_is_refused(serve: Serve, target: str, messag
         await _fetcher("127.0.0.1").fetch(await serve(handler) + "/a")
 
 
-async def test_redirects_can_be_switched_off(serve: Serve) -> None:
+async def test_redirects_can_be_disabled(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(status=301, headers={"Location": "/b"})
 
@@ -253,7 +254,7 @@ async def test_redirects_can_be_switched_off(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304, 403, 404, 500])
-async def test_an_error_of_the_other_server_is_told(serve: Serve, status: int) -> None:
+async def test_an_http_error_of_the_other_server_is_reported(serve: Serve, status: int) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(status=status)
 
@@ -261,13 +262,13 @@ async def test_an_error_of_the_other_server_is_told(serve: Serve, status: int) -
         await _fetcher("127.0.0.1").fetch(await serve(handler))
 
 
-async def test_a_slow_server_is_given_up(serve: Serve) -> None:
-    """However often it sends something: what is bounded is the whole."""
+async def test_fetching_from_a_slow_server_times_out(serve: Serve) -> None:
+    """The timeout applies to the whole response, however often the server sends data."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        while True:  # until the client has gone, or the server is closed
+        while True:  # until the client disconnects or the server closes
             await response.write(b"x")
             await asyncio.sleep(0.05)
 
@@ -277,7 +278,7 @@ async def test_a_slow_server_is_given_up(serve: Serve) -> None:
             await _fetcher("127.0.0.1", fetch_timeout_s=0.3).fetch(url)
 
 
-async def test_what_announces_too_much_is_not_read(serve: Serve) -> None:
+async def test_a_response_with_a_too_large_content_length_is_not_read(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         return web.Response(body=b"x" * 101)
 
@@ -285,7 +286,7 @@ async def test_what_announces_too_much_is_not_read(serve: Serve) -> None:
         await _fetcher("127.0.0.1", max_bytes=100).fetch(await serve(handler))
 
 
-async def test_what_never_ends_is_cut_off(serve: Serve) -> None:
+async def test_an_endless_response_is_cut_off(serve: Serve) -> None:
     sent = 0
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -302,7 +303,7 @@ async def test_what_never_ends_is_cut_off(serve: Serve) -> None:
     assert sent < 1 << 26
 
 
-async def test_compressed_answers_are_not_unpacked(serve: Serve) -> None:
+async def test_compressed_responses_are_not_decompressed(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.Response:
         assert request.headers["Accept-Encoding"] == "identity"
         return web.Response(body=b"packed", headers={"Content-Encoding": "gzip"})
@@ -310,7 +311,7 @@ async def test_compressed_answers_are_not_unpacked(serve: Serve) -> None:
     assert await _fetcher("127.0.0.1").fetch(await serve(handler)) == b"packed"
 
 
-async def test_a_connection_that_breaks_off_is_an_error(serve: Serve) -> None:
+async def test_an_aborted_connection_is_an_error(serve: Serve) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "100"})
         await response.prepare(request)
@@ -323,15 +324,15 @@ async def test_a_connection_that_breaks_off_is_an_error(serve: Serve) -> None:
         await _fetcher("127.0.0.1").fetch(await serve(handler))
 
 
-async def test_nobody_listening_is_an_error() -> None:
-    with socket.socket() as taken:  # and so nobody else's either
+async def test_a_refused_connection_is_an_error() -> None:
+    with socket.socket() as taken:  # bound but not listening
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(MediaError, match="fetching the image failed"):
             await _fetcher("127.0.0.1").fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/")
 
 
 def _resolve_to(monkeypatch: Any, *addresses: str) -> list[str]:
-    """Names resolve to these; the names that were looked up."""
+    """Makes names resolve to these addresses; returns the list of names that are looked up."""
     lookups: list[str] = []
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Decoding images: formats, colours, and files that are out for memory or are none."""
+"""Decoding images: formats, colours, decompression bombs, and files that are not images."""
 
 import struct
 import zlib
@@ -43,26 +43,26 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert _decode(_file(Image.new(mode, (8, 8)), kind)).mode == "RGB"
 
 
-def test_what_is_transparent_becomes_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     assert _decode(_file(Image.new("RGBA", (4, 4), (10, 20, 30, 0)))).getpixel((1, 1)) == (255, 255, 255)
     palette = Image.new("P", (4, 4), 0)
     palette.putpalette([9, 9, 9] * 256)
     assert _decode(_file(palette, "PNG", transparency=0)).getpixel((1, 1)) == (255, 255, 255)
 
 
-def test_an_image_is_turned_as_its_camera_says() -> None:
+def test_an_image_is_rotated_by_its_exif_orientation() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     assert _decode(_file(Image.new("RGB", (30, 20)), "JPEG", exif=exif)).size == (20, 30)
 
 
-def test_the_first_frame_of_an_animation_counts() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     data = _file(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert _decode(data).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_several_images_in_a_jpeg_file_are_the_first() -> None:
+def test_the_first_of_several_images_in_a_jpeg_file_is_used() -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
     assert _decode(_file(frames[0], "MPO", save_all=True, append_images=frames[1:])).getpixel((0, 0)) == (255, 255, 255)
 
@@ -77,28 +77,28 @@ def test_several_images_in_a_jpeg_file_are_the_first() -> None:
         b"\x89PNG\r\n\x1a\n",
     ],
 )
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_files_that_are_not_images_are_rejected(data: bytes) -> None:
     with pytest.raises(MediaError, match="not an image in a known format"):
         _decode(data)
 
 
-def test_an_image_that_breaks_off_is_refused() -> None:
+def test_a_truncated_image_is_rejected() -> None:
     data = _file(Image.effect_noise((64, 64), 50))
     with pytest.raises(MediaError, match="broken"):
         _decode(data[: len(data) // 2])
 
 
-def test_a_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     with pytest.raises(MediaError, match="9000x9000 pixels, more than 1048576"):
         _decode(_png_header(9000, 9000))
 
 
-def test_what_pillow_calls_a_bomb_is_refused_whatever_the_limit() -> None:
+def test_a_bomb_by_pillows_own_limit_is_rejected_with_any_limit() -> None:
     with pytest.raises(MediaError, match="too large"):
         _decode(_png_header(60_000, 60_000), max_pixels=1 << 40)
 
 
-def test_the_largest_image_allowed_is_taken() -> None:
+def test_an_image_of_the_largest_allowed_size_is_accepted() -> None:
     data = _file(Image.new("L", (100, 50)))
     assert _decode(data, max_pixels=5000).size == (100, 50)
     with pytest.raises(MediaError, match="more than 4999"):
@@ -106,7 +106,7 @@ def test_the_largest_image_allowed_is_taken() -> None:
 
 
 def _png_header(width: int, height: int) -> bytes:
-    """An image that promises these pixels and has none."""
+    """A header with this size, without pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(b"\0" * 100)

@@ -1,4 +1,4 @@
-"""Images that have been fetched wait for their turn, but not without bounds."""
+"""The memory of images that wait for processing is bounded."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from server.renderers.media.load_budget import LoadBudget
 
 
 class Prompt:
-    """Holds its share until it is told to let go."""
+    """Holds its share until `release`."""
 
     def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
         self.is_in = False
@@ -25,7 +25,7 @@ class Prompt:
                 self.may_go.clear()
                 await self.may_go.wait()
 
-    async def let_go(self) -> None:
+    async def release(self) -> None:
         self.may_go.set()
         await settle()
 
@@ -48,41 +48,41 @@ async def end(prompts: list[Prompt]) -> None:
     await asyncio.gather(*(prompt.task for prompt in prompts), return_exceptions=True)
 
 
-async def test_those_that_fit_are_in_at_once_and_the_others_in_order() -> None:
+async def test_prompts_that_fit_start_at_once_and_the_others_in_order() -> None:
     prompts = await start(LoadBudget(100), 60, 40, 50, 10)
     assert [p.is_in for p in prompts] == [True, True, False, False]
-    await prompts[1].let_go()
+    await prompts[1].release()
     assert [p.is_in for p in prompts] == [True, True, False, False], "the third is too large still, the fourth its next"
-    await prompts[0].let_go()
+    await prompts[0].release()
     assert [p.is_in for p in prompts] == [True] * 4
     await end(prompts)
 
 
-async def test_one_that_is_too_large_gets_in_alone() -> None:
+async def test_a_prompt_larger_than_the_budget_runs_alone() -> None:
     prompts = await start(LoadBudget(100), 10, 500, 10)
     assert [p.is_in for p in prompts] == [True, False, False]
-    await prompts[0].let_go()
+    await prompts[0].release()
     assert [p.is_in for p in prompts] == [True, True, False]
     await end(prompts)
     assert prompts[2].is_in
 
 
-async def test_what_turns_out_smaller_makes_room() -> None:
+async def test_shrinking_a_share_makes_room() -> None:
     prompts = await start(LoadBudget(100), 100, 80)
     prompts[0].shrinks_to = 20
-    await prompts[0].let_go()
+    await prompts[0].release()
     assert prompts[1].is_in
     await end(prompts)
 
 
-@pytest.mark.parametrize("has_turn", [False, True])
-async def test_one_that_goes_away_holds_up_nobody(has_turn: bool) -> None:
+@pytest.mark.parametrize("has_room", [False, True])
+async def test_a_cancelled_prompt_does_not_block_others(has_room: bool) -> None:
     prompts = await start(LoadBudget(100), 100, 100, 100)
-    if has_turn:
+    if has_room:
         prompts[0].may_go.set()
         await prompts[0].task
     prompts[1].task.cancel()
     await settle()
-    await prompts[0].let_go()
+    await prompts[0].release()
     assert prompts[2].is_in
     await end(prompts)

@@ -1,4 +1,4 @@
-"""`file://` URLs: below the operator's folder, wherever links and dots lead."""
+"""`file://` URLs: only files below the operator's folder are read, also with links and `..`."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from server.renderers.media.local_file import read_file_url
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The allowed folder, beside a secret."""
+    """The allowed folder, next to a secret file."""
     allowed = tmp_path / "media"
     (allowed / "sub").mkdir(parents=True)
     (allowed / "a b.png").write_bytes(b"image")
@@ -36,7 +36,7 @@ def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
     assert _read(f"file://{folder}/link.png", folder) == b"other"
 
 
-def test_without_the_flag_nothing_is_read(folder: Path) -> None:
+def test_without_the_flag_no_file_is_read(folder: Path) -> None:
     with pytest.raises(MediaError, match="--allowed-local-media-path"):
         _read(f"file://{folder}/a%20b.png", None)
 
@@ -55,13 +55,13 @@ def test_without_the_flag_nothing_is_read(folder: Path) -> None:
         "",
     ],
 )
-def test_what_is_elsewhere_and_what_does_not_exist_get_one_answer(folder: Path, path: str) -> None:
+def test_files_outside_the_folder_and_missing_files_get_the_same_error(folder: Path, path: str) -> None:
     with pytest.raises(MediaError, match="no such file below"):
         _read("file://" + path.format(folder=folder), folder)
 
 
 @pytest.mark.parametrize("target", ["{parent}/secret.png", "/etc/passwd"])
-def test_a_link_out_of_the_folder_leads_nowhere(folder: Path, target: str) -> None:
+def test_a_link_out_of_the_folder_is_rejected(folder: Path, target: str) -> None:
     (folder / "link.png").symlink_to(target.format(parent=folder.parent))
     (folder / "dir").symlink_to(folder.parent)
     for name in ("link.png", "dir/secret.png"):
@@ -69,25 +69,25 @@ def test_a_link_out_of_the_folder_leads_nowhere(folder: Path, target: str) -> No
             _read(f"file://{folder}/{name}", folder)
 
 
-def test_a_circle_of_links_is_no_file(folder: Path) -> None:
+def test_a_cycle_of_links_is_rejected(folder: Path) -> None:
     (folder / "x").symlink_to(folder / "y")
     (folder / "y").symlink_to(folder / "x")
     with pytest.raises(MediaError, match="no such file below"):
         _read(f"file://{folder}/x", folder)
 
 
-def test_a_folder_and_a_pipe_are_no_files(folder: Path) -> None:
+def test_a_folder_and_a_pipe_are_rejected(folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     for name in ("sub", "pipe"):
         with pytest.raises(MediaError, match="does not name a regular file"):
             _read(f"file://{folder}/{name}", folder)
 
 
-def test_a_large_file_is_refused(folder: Path) -> None:
+def test_a_large_file_is_rejected(folder: Path) -> None:
     with pytest.raises(MediaError, match="larger than 4 bytes"):
         _read(f"file://{folder}/a%20b.png", folder, max_bytes=4)
 
 
-def test_another_host_is_refused(folder: Path) -> None:
+def test_a_file_url_with_a_host_is_rejected(folder: Path) -> None:
     with pytest.raises(MediaError, match="must name no host"):
         _read("file://example.com/a.png", folder)
