@@ -1,4 +1,4 @@
-"""What of uvicorn's access log is written: not all paths, and no secrets; standard library only."""
+"""Filters of uvicorn's access log: excluded paths and masked secrets; standard library only."""
 
 import logging
 import re
@@ -9,44 +9,44 @@ from envs.redaction import MASK
 
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
-"""Where uvicorn puts the path among a record's arguments: client, method, path, version, status."""
+"""The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(r"([?&][^=&]*(?:key|token|secret|passw|auth|sig)[^=&]*=)[^&]+", re.IGNORECASE)
-"""A parameter of the query that is called as secrets are. None is asked for here, but clients try it."""
+"""A query parameter whose name suggests a secret. The server reads none, but clients send them."""
 
 
 class PathFilter(logging.Filter):
-    """Drops lines about paths that are equal to one of those given, whatever the query."""
+    """Drops lines about the given paths, with any query."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         super().__init__()
         self._paths = frozenset(paths)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is logged."""
+        """Returns whether the line is logged."""
         args = _arguments(record)
         return args is None or str(args[_PATH]).partition("?")[0] not in self._paths
 
 
 class QueryMask(logging.Filter):
-    """Puts stars in the place of secrets that a client has written into the address."""
+    """Masks secrets in the query of a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the record, and keeps it."""
+        """Masks the record's path; every record is logged."""
         args = _arguments(record)
         if args is not None and "?" in str(args[_PATH]):
             record.args = (*args[:_PATH], _SECRET.sub(rf"\g<1>{MASK}", str(args[_PATH])), *args[_PATH + 1 :])
         return True
 
 
-def set_up_access_log(left_out: Iterable[str]) -> None:
-    """Lines about these paths are no longer logged; replaces an earlier choice."""
+def set_up_access_log(excluded_paths: Iterable[str]) -> None:
+    """Installs both filters; replaces those of an earlier call."""
     logger = logging.getLogger(ACCESS_LOGGER)
-    logger.filters[:] = [known for known in logger.filters if not isinstance(known, PathFilter | QueryMask)]
-    logger.addFilter(PathFilter(left_out))
+    logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
+    logger.addFilter(PathFilter(excluded_paths))
     logger.addFilter(QueryMask())
 
 
 def _arguments(record: logging.LogRecord) -> tuple[Any, ...] | None:
-    """Those of uvicorn's lines; None for lines of others."""
+    """The arguments of an access line; None if the record has another format."""
     args = record.args
     return args if isinstance(args, tuple) and len(args) > _PATH else None

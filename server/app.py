@@ -22,7 +22,7 @@ from server.security.api_keys import ApiKeys
 
 
 class ServerApp(Starlette):
-    """Answers probes itself; everything else goes through middleware and routes."""
+    """Answers probes before any middleware; all other requests go through middleware and routes."""
 
     def __init__(
         self, health: HealthEndpoint, routes: list[Route], middleware: list[Middleware], *, root_path: str
@@ -43,7 +43,7 @@ class ServerApp(Starlette):
             if scope["path"] in self._probe_paths and scope["method"] == "GET" and not _is_cross_origin(scope):
                 await self._health(scope, receive, send)
                 return
-            await self._turns.take()
+            await self._turns.wait()
             if self._root_path:
                 scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)

@@ -1,4 +1,4 @@
-"""The lifecycle of a server: its state, the legal transitions and their subscribers; standard library only."""
+"""The lifecycle of a server: states, legal transitions and subscribers; standard library only."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -40,7 +40,7 @@ class Lifecycle:
         return 0.0 if self._restart_begin_s is None else time.monotonic() - self._restart_begin_s
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
-        """Calls `callback` with the new state after each transition, on the event loop, in order of subscription."""
+        """Calls `callback` with the new state after each transition, on the event loop, in subscription order."""
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:

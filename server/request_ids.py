@@ -1,4 +1,4 @@
-"""Which request the code that runs right now works for, so that every line it logs can tell; standard library only."""
+"""The id of the request that the current task serves, for its log lines; standard library only."""
 
 from contextvars import ContextVar
 
@@ -6,10 +6,10 @@ _current: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def current_request_id() -> str | None:
-    """The id of the request that this task serves; None where it serves none."""
+    """The id of the request that this task serves; None if it serves none."""
     return _current.get()
 
 
-def note_request_id(request_id: str) -> None:
-    """From now on this task, and those that it creates, serve this request."""
+def set_request_id(request_id: str) -> None:
+    """Sets the id for this task and the tasks that it creates from now on."""
     _current.set(request_id)

@@ -1,4 +1,4 @@
-"""Runs the API process's event loop: HTTP from the first moment, readiness once the engine has generated a token."""
+"""Runs the API process's event loop: HTTP from the beginning, readiness after the first token."""
 
 import asyncio
 import gc
@@ -21,7 +21,7 @@ EXIT_ENGINE_DIED = 1
 _ENGINE_DEATH_GRACE_S = 1.0
 """How long /health answers 503 before a server without an engine exits."""
 _SWITCH_INTERVAL_S = 0.0005
-"""How long a pool's thread may keep the interpreter from the event loop; Python's 5 ms would show in probes."""
+"""How long a pool's thread may hold the interpreter; Python's 5 ms would delay probes."""
 
 
 def run_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> int:
@@ -31,7 +31,7 @@ def run_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions
         EngineStartError: the engine did not become ready.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.freeze()  # a collection of all imported objects would take 0.1 s, between the responder and the HTTP server
+    gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
     with options.span("build_app"):
         server = build_server(renderer, config, options)
     try:

@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream's chunks look on the wire."""
+"""Server-sent events: the encoding of a stream's chunks."""
 
 from typing import Any
 
@@ -11,5 +11,5 @@ DONE = b"data: [DONE]\n\n"
 
 
 def encode_event(payload: Any) -> bytes:
-    """One event that carries a body as JSON."""
+    """One event with a body as JSON."""
     return b"data: " + _encoder.encode(payload) + b"\n\n"

@@ -1,4 +1,4 @@
-"""What observes a running server: the event loop's heartbeat, the log line of figures, the access log's filters."""
+"""Observes a running server: the heartbeat, the log line of figures, the access log's filters."""
 
 from collections.abc import Callable
 

@@ -108,7 +108,7 @@ class EngineClient:
         params: SamplingParams,
         inputs: PromptInputs | None = None,
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Streams a request's outputs; the last one has a `finish_reason`. Closing the generator aborts the request.
+        """Streams a request's outputs; the last one has a `finish_reason`. Closing the stream aborts the request.
 
         Requests that begin together with the same `inputs` object send them once.
 
@@ -142,7 +142,7 @@ class EngineClient:
         self._send(Abort(list(request_ids)))
 
     def fail_running(self, message: str) -> None:
-        """Ends every running request with an error that its client receives; used when a drain runs out of time."""
+        """Ends every running request with an error for its client; used when a drain runs out of time."""
         for request_id, stream in self._streams.items():
             stream.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
         self._send(Abort(list(self._streams)))
@@ -193,7 +193,7 @@ class EngineClient:
                 await self._writer.drain()
 
     def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
-        """Sends to the present engine, or to the one that `writer` belongs to; does nothing if it is closed."""
+        """Sends to the present engine, or to the one of `writer`; does nothing if the connection is closed."""
         writer = writer or self._writer
         if writer is not None and not writer.is_closing():
             writer.write(frame(self._encoder.encode(message)))

@@ -1,4 +1,4 @@
-"""Families of metrics whose values somebody else keeps: read when /metrics is scraped, on any thread."""
+"""Metric families whose values other objects hold: read when /metrics is scraped, on any thread."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -9,14 +9,14 @@ from server.types import EngineStats
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"
-"""The one engine's value of the label."""
+"""The value of the label `engine`."""
 
 _CACHE_SOURCES = ("device", "host", "p2p", "disk", "external_unspecified")
 _REJECTIONS = ("max_num_queued_reqs", "max_num_queued_tokens")
 
 
 class StartCollector:
-    """Reads the start's times when /metrics is scraped."""
+    """The durations of the start and its phases."""
 
     def __init__(self, model_name: str, start: StartTimes) -> None:
         self._labels = (model_name, ENGINE)
@@ -37,7 +37,7 @@ class StartCollector:
 
 
 class PoolDepthCollector:
-    """Reads how much work waits when /metrics is scraped."""
+    """The queue depth of the renderer's pools."""
 
     def __init__(self, pools: Mapping[str, WaitingWork]) -> None:
         self._pools = pools
@@ -52,7 +52,7 @@ class PoolDepthCollector:
 
 
 class RejectionCollector:
-    """Reads how many requests were not let in when /metrics is scraped."""
+    """The number of requests rejected by admission control."""
 
     def __init__(self, model_name: str, num_rejected: Mapping[str, int]) -> None:
         self._model_name = model_name
@@ -68,7 +68,7 @@ class RejectionCollector:
 
 
 class ImageCacheCollector:
-    """Reads the counters of the renderer's image cache when /metrics is scraped."""
+    """The counters of the renderer's image cache."""
 
     def __init__(self, model_name: str, cache: ImageCache) -> None:
         self._labels = (model_name, ENGINE)
@@ -91,7 +91,7 @@ class ImageCacheCollector:
 
 
 class EngineStateCollector:
-    """Reads the scheduler's latest state when /metrics is scraped."""
+    """The scheduler's latest state."""
 
     def __init__(self, model_name: str, read_stats: Callable[[], EngineStats]) -> None:
         self._labels = (model_name, ENGINE)
@@ -141,7 +141,7 @@ class EngineStateCollector:
 
 
 class ConstantCollector:
-    """What vLLM tells of features that this engine does not have: dashboards find their series, and they stay still."""
+    """vLLM's families of features that this engine lacks: constant, so that dashboards find their series."""
 
     def __init__(self, model_name: str, *, has_image_cache: bool) -> None:
         labels = (model_name, ENGINE)

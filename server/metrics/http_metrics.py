@@ -1,4 +1,4 @@
-"""Requests by route, in the families that vLLM's instrumentation library has."""
+"""Requests by route, in the metric families of vLLM's instrumentation library."""
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Summary
 
@@ -51,6 +51,6 @@ class HttpMetrics:
         self._fine_duration.observe(duration_s)
 
     def record_sizes(self, *, handler: str, request_bytes: int, response_bytes: int) -> None:
-        """Takes note of the sizes of one finished request, as their headers announced them."""
+        """Records the announced sizes of one finished request and its response."""
         self._request_bytes.labels(handler).observe(request_bytes)
         self._response_bytes.labels(handler).observe(response_bytes)

@@ -1,7 +1,7 @@
 """Prometheus metrics with vLLM's names, labels and buckets, in a registry of their own.
 
-Everything is recorded on the API process's event loop; label children are bound once, so that
-recording a token costs a few microseconds.
+They are recorded on the API process's event loop. Label children are bound once, so that recording a token costs
+a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ from server.types import EngineInfo, EngineStats, FinishReason
 
 _FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 _NEVER_FINISHED = "repetition"
-"""A reason that vLLM has and this engine does not."""
+"""A finish reason of vLLM that this engine lacks."""
 
 _TTFT_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
@@ -56,7 +56,7 @@ _SHORT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 
 
 class Exposition(NamedTuple):
-    """What /metrics answers."""
+    """The body of /metrics."""
 
     body: bytes
     content_type: str
@@ -79,7 +79,7 @@ class ServerMetrics:
         self.engine_life = EngineLifeMetrics(self.registry)
 
     def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
-        """Adds the renderer's pools, by what they are for."""
+        """Adds the renderer's pools by name."""
         self.registry.register(PoolDepthCollector(pools))
         waits = Histogram(
             "vllm_cli:renderer_queue_time_seconds",
@@ -92,16 +92,16 @@ class ServerMetrics:
             pool.subscribe_waits(waits.labels(name).observe)
 
     def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
-        """Adds the requests that were not let in, by the limit that was reached."""
+        """Adds the rejected requests by the limit that was reached."""
         self.registry.register(RejectionCollector(self.model_name, num_rejected))
 
     def register_image_cache(self, cache: ImageCache) -> None:
-        """Adds what the renderer keeps of images."""
+        """Adds the counters of the renderer's image cache."""
         self._has_image_cache = True
         self.registry.register(ImageCacheCollector(self.model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's families, whose buckets depend on its context length; a restart does not change them."""
+        """Adds the engine's families, whose buckets depend on its context length; only the first call counts."""
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self.model_name, info)
             self.registry.register(EngineStateCollector(self.model_name, read_stats))
@@ -114,16 +114,16 @@ class ServerMetrics:
         return self._engine
 
     def render(self, accept: str | None = None) -> Exposition:
-        """Prometheus's text, or OpenMetrics where the client prefers it by its Accept header."""
+        """Prometheus's text format, or OpenMetrics if the Accept header asks for it."""
         if _wants_openmetrics(accept or ""):
-            # The library's other ways of escaping turn the colons of samples, not those of families, into underscores.
+            # The other escaping schemes replace the colons in the names of samples, but not of families.
             body = openmetrics.generate_latest(self.registry, escaping=openmetrics.ALLOWUTF8)
             return Exposition(body, openmetrics.CONTENT_TYPE_LATEST)
         return Exposition(generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4)
 
 
 class LoopMetrics:
-    """How free the event loop is, and the work that is kept off it."""
+    """The loop lag, and the time of work that runs off the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._render_time = Histogram(
@@ -145,18 +145,18 @@ class LoopMetrics:
         self.heartbeat: Heartbeat | None = None
 
     def record_render(self, seconds: float | None) -> None:
-        """Takes note of one request that was rendered, or that never got so far."""
+        """Records the render time of one request; None if it was not rendered."""
         if seconds is not None:
             self._render_time.observe(seconds)
 
     def watch(self, heartbeat: Heartbeat) -> None:
-        """Where the lag is read when somebody asks."""
+        """Sets the source of the lag."""
         self._worst_lag.set_function(lambda: heartbeat.worst_lag_s)
         self.heartbeat = heartbeat
 
 
 class EngineLifeMetrics:
-    """Whether there is an engine, and how often another one had to be started."""
+    """Whether an engine is ready, and how often it was restarted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._up = Gauge("vllm_cli:engine_up", "1 while the engine takes requests, else 0.", registry=registry)
@@ -165,12 +165,12 @@ class EngineLifeMetrics:
         ).inc
 
     def watch_up(self, read: Callable[[], bool]) -> None:
-        """Where it is read when /metrics is scraped."""
+        """Sets the source of the gauge, read when /metrics is scraped."""
         self._up.set_function(read)
 
 
 class EngineMetrics:
-    """What requests did, seen from the API process."""
+    """The counters and histograms of requests, as measured in the API process."""
 
     def __init__(self, registry: CollectorRegistry, model_name: str, info: EngineInfo) -> None:
         labels = (model_name, ENGINE)
@@ -229,7 +229,7 @@ class EngineMetrics:
         _set_cache_info(registry, info)
 
     def count_prompt(self, num_tokens: int, *, num_cached: int = 0) -> None:
-        """A prompt has been computed, but for what was found in the cache."""
+        """Counts a computed prompt, `num_cached` of whose tokens came from the prefix cache."""
         self._prompt_tokens.inc(num_tokens)
         self._prompt_tokens_cached.inc(num_cached)
         self._computed.inc(num_tokens - num_cached)
@@ -237,23 +237,23 @@ class EngineMetrics:
         self.num_computed_prompt_tokens += num_tokens - num_cached
 
     def count_generated(self, num_tokens: int) -> None:
-        """Tokens have come."""
+        """Counts generated tokens."""
         self._generation_tokens.inc(num_tokens)
         self.num_generation_tokens += num_tokens
 
     def record_step(self, stats: EngineStats) -> None:
-        """Takes note of one engine step; to be subscribed to the engine's statistics."""
+        """Records one engine step; subscribed to the engine's stats."""
         if stats.num_iteration_tokens:
             self.iteration_tokens.observe(stats.num_iteration_tokens)
 
     def record_request(self, *, num_choices: int, max_generation_tokens: int) -> None:
-        """Takes note of one request that ended, all its choices together."""
+        """Records one ended request with all its choices."""
         self.params_n.observe(num_choices)
         self.max_generation_tokens.observe(max_generation_tokens)
 
 
 def _wants_openmetrics(accept: str) -> bool:
-    """Whether the media type is named, in a version that there is; a scraper names what it prefers first."""
+    """Whether the media type is listed, in a supported version; a scraper lists its preferred type first."""
     for media_range in accept.lower().split(","):
         media_type, *parameters = (part.strip() for part in media_range.split(";"))
         versions = [value for name, _, value in (part.partition("=") for part in parameters) if name == "version"]
@@ -263,7 +263,7 @@ def _wants_openmetrics(accept: str) -> bool:
 
 
 def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
-    """vLLM's block count times block size is the number of tokens; here each token is a block of its own."""
+    """In vLLM, blocks times block size is the number of tokens; here each token counts as one block."""
     facts = {
         "engine": ENGINE,
         "block_size": "1",

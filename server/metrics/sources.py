@@ -1,28 +1,28 @@
-"""What is asked for figures when /metrics is scraped; described here, handed over from above."""
+"""Protocols of the objects that metrics read when /metrics is scraped."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 
 class WaitingWork(Protocol):
-    """A pool of threads."""
+    """A thread pool."""
 
     @property
     def num_waiting(self) -> int:
-        """Pieces of work that no thread has begun."""
+        """Number of work items that no thread has begun."""
 
     def subscribe_waits(self, on_wait: Callable[[float], None]) -> None:
-        """Calls back, on any thread, with the seconds that a piece of work waited."""
+        """Calls `on_wait`, on any thread, with the seconds that a work item waited."""
 
 
 class StartTimes(Protocol):
-    """How long the start took, or has taken so far."""
+    """The durations of the start so far."""
 
     def elapsed_s(self) -> float:
-        """In all."""
+        """Seconds in total."""
 
     def phase_seconds(self) -> Mapping[str, float]:
-        """By phase."""
+        """Seconds by phase."""
 
 
 class Lag(Protocol):
@@ -30,31 +30,31 @@ class Lag(Protocol):
 
     @property
     def p50_s(self) -> float:
-        """Half of the times at most this much."""
+        """The median."""
 
     @property
     def p99_s(self) -> float:
-        """But for one time in a hundred, at most this much."""
+        """The 99th percentile."""
 
     @property
     def max_s(self) -> float:
-        """The worst."""
+        """The maximum."""
 
 
 class Heartbeat(Protocol):
-    """What watches the event loop."""
+    """The measurement of the loop lag."""
 
     @property
     def worst_lag_s(self) -> float:
-        """The worst of the last minute."""
+        """The longest lag of the last minute."""
 
     @property
     def lag(self) -> Lag:
-        """Of about the last minute."""
+        """The quantiles of about the last minute."""
 
 
 class ImageCache(Protocol):
-    """What the renderer keeps of images, and how often it was of use; may be read from any thread."""
+    """The counters of the renderer's image cache; may be read from any thread."""
 
     num_queries: int
     num_hits: int

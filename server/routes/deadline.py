@@ -1,4 +1,4 @@
-"""The time that a request has for its answer."""
+"""The time limit of a request (`--request-timeout`)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from server.limits import flag_of
 
 
 class RequestTimeoutError(RequestError):
-    """The answer was not there in time; what the engine did for it has been cancelled."""
+    """The response took too long; its work in the engine is cancelled."""
 
     def __init__(self, limit_s: float) -> None:
         message = f"The answer took longer than {limit_s:g} s ({flag_of('request_timeout_s')})."
@@ -17,16 +17,16 @@ class RequestTimeoutError(RequestError):
 
 
 class Deadline:
-    """Begins to run when it is made."""
+    """One per request; the time runs from its creation."""
 
     def __init__(self, limit_s: float) -> None:
-        """0 does not bound anything."""
+        """0 sets no limit."""
         self._limit_s = limit_s
         self._when_s = asyncio.get_running_loop().time() + limit_s if limit_s else None
 
     @asynccontextmanager
     async def bound(self) -> AsyncIterator[None]:
-        """Cancels the block when the time is up, and then raises RequestTimeoutError."""
+        """Cancels the block when the time is up and raises RequestTimeoutError."""
         timeout = asyncio.timeout_at(self._when_s)
         try:
             async with timeout:

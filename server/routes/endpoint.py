@@ -1,4 +1,4 @@
-"""The POST routes: JSON in, JSON or events out, everything undone when the client goes away."""
+"""The POST routes: JSON in, JSON or events out; a request is cancelled when its client disconnects."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -14,7 +14,7 @@ from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
 from server.protocol.nesting import NestingCheck
 from server.renderers.base import BaseRenderer
-from server.request_ids import note_request_id
+from server.request_ids import set_request_id
 from server.routes.deadline import Deadline
 from server.routes.messages import (
     ClientGoneError,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Answer = msgspec.Struct | bytes | BinaryAnswer | AsyncGenerator[bytes, None]
-"""A body, one that is JSON already, one that is none, or events."""
+"""A body to encode, encoded JSON, bytes, or events."""
 Handler = Callable[[T, RequestContext], Awaitable[Answer]]
 
 _HEADERS_OF_STATUS: dict[int, Headers] = {
@@ -50,18 +50,18 @@ _HEADERS_OF_STATUS: dict[int, Headers] = {
     415: ((b"accept-encoding", b"identity"),),
     504: ((b"x-should-retry", b"false"),),
 }
-"""413: the body is not read. 504: OpenAI's clients would ask again for what takes too long."""
+"""413: the body is not read. 504: OpenAI's clients would repeat a request that takes too long."""
 
 _LARGE_BODY_BYTES = 32 << 10
-"""Decoding this much JSON takes about as long as a change of threads."""
+"""Decoding this much JSON takes about as long as handing it to a thread."""
 
 
 class LongField(NamedTuple):
-    """A field that may hold more than any body otherwise."""
+    """A field that may be larger than `--max-body-bytes` allows."""
 
     name: str
     max_bytes: Callable[[], int]
-    """What it may add to a body's size; asked with each request."""
+    """What it may add to the size of a body; called for each request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Intake:
 
 
 class JsonEndpoint(Generic[T]):
-    """An ASGI application for one route; Starlette's Request and Response would cost more than they do here."""
+    """An ASGI application for one route; it avoids the cost of Starlette's Request and Response."""
 
     def __init__(
         self, intake: Intake, model: type[T], handle: Handler[T], *, long_field: LongField | None = None
@@ -93,7 +93,7 @@ class JsonEndpoint(Generic[T]):
 
     @property
     def max_body_bytes(self) -> int:
-        """Longer bodies are refused as soon as that much has come."""
+        """Longer bodies are rejected as soon as this much has arrived."""
         return self._limits.max_body_bytes + (self._long_field.max_bytes() if self._long_field else 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +109,7 @@ class JsonEndpoint(Generic[T]):
                 try:
                     await self._serve(context, receive, send, announced_bytes=announced)
                 except asyncio.CancelledError:
-                    await self._tell_cut(context, send)
+                    await self._report_cancellation(context, send)
         except ClientGoneError:
             return
         except RequestError as err:
@@ -117,15 +117,15 @@ class JsonEndpoint(Generic[T]):
 
     async def _serve(self, context: RequestContext, receive: Receive, send: Send, *, announced_bytes: int) -> None:
         if context.header_id is not None:
-            note_request_id(context.header_id)
+            set_request_id(context.header_id)
         body = await read_body(receive, context.lease, announced_bytes=announced_bytes, max_bytes=self.max_body_bytes)
         try:
             await _run_while_connected(self._answer(body, context, send), receive)
         finally:
             self._end_trace(context)
 
-    async def _tell_cut(self, context: RequestContext, send: Send) -> None:
-        """Why a request was cancelled, where it was this server that did so and the client has heard nothing yet."""
+    async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
+        """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
         problem = self._intake.availability.problem
         if problem is None or not self._intake.running.is_cancelled:
             raise asyncio.CancelledError
@@ -179,14 +179,14 @@ class JsonEndpoint(Generic[T]):
 
     def _decode_parts(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
-        parts.clear()  # they would stay in memory for as long as the answer takes
+        parts.clear()  # otherwise they stay in memory until the response is complete
         request = self._decoder.decode(body)
         self._limiter.check(request)
         return request
 
 
 async def send_failure(send: Send, error: Exception) -> None:
-    """The error body of a request that failed before its answer began."""
+    """Sends the error body of a request that failed before its response began."""
     body = describe_failure(error)
     headers: Headers = ()
     if isinstance(error, OverloadedError):
@@ -197,13 +197,13 @@ async def send_failure(send: Send, error: Exception) -> None:
 
 
 async def send_unavailable(send: Send, body: UnavailableResponse) -> None:
-    """The 503 of a server that takes no requests; only one that starts will be back soon."""
+    """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
     headers = () if body.status == "dead" else ((b"retry-after", b"1"),)
     await send_json(send, body, status=503, headers=headers)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Cancels the work as soon as the client is gone; the body must have been read."""
+    """Cancels the work once the client has disconnected; the body must have been read."""
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_wait_disconnect(receive))
     try:

@@ -1,4 +1,4 @@
-"""Middleware around all routes but the probes' short cut: keys, request ids and HTTP metrics."""
+"""The middleware: API keys, request ids and HTTP metrics. GET probes bypass it."""
 
 from collections.abc import Iterable
 from time import perf_counter
@@ -13,27 +13,27 @@ from server.routes.messages import read_header, read_request_id, send_json
 from server.security.api_keys import ApiKeys
 
 OPEN_PATHS = frozenset({*PROBE_PATHS, "/livez"})
-"""Probes: whoever sends them has no key."""
+"""Paths of probes, whose senders have no key."""
 STATUS_PATHS = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
-"""What tells about the server and about no request: open as in vLLM, unless `--api-key-everywhere` closes it."""
+"""Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""
 UNCOUNTED_PATHS = OPEN_PATHS | STATUS_PATHS - {"/openapi.json"}
 
 _CLIENT_GONE = 499
-"""What nginx notes for a request whose client did not wait for the answer."""
+"""nginx's status for a request whose client disconnected before the response."""
 
 
 class ApiKeyMiddleware:
-    """Lets requests pass that carry one of the keys, and those for the open paths."""
+    """Rejects requests without one of the keys, except for the open paths."""
 
     def __init__(self, app: ASGIApp, api_keys: ApiKeys, *, is_everywhere: bool) -> None:
-        """With `is_everywhere`, probes alone are open."""
+        """With `is_everywhere`, only probes are open."""
         self._app = app
         self._api_keys = api_keys
         self._open_paths = OPEN_PATHS if is_everywhere else OPEN_PATHS | STATUS_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] != "http" or scope["method"] == "OPTIONS" or _route_path(scope) in self._open_paths
-        if is_open or self._is_known(read_header(scope, b"authorization") or ""):
+        if is_open or self._has_key(read_header(scope, b"authorization") or ""):
             await self._app(scope, receive, send)
             return
         body = error_response(
@@ -41,13 +41,13 @@ class ApiKeyMiddleware:
         )
         await send_json(send, body, status=401, headers=((b"www-authenticate", b"Bearer"),))
 
-    def _is_known(self, authorization: str) -> bool:
+    def _has_key(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
         return scheme.lower() == "bearer" and self._api_keys.is_good(key.encode("latin-1"))
 
 
 class RequestIdMiddleware:
-    """Answers carry X-Request-Id: the client's, if it is fit for one, or a new one, which the routes then see."""
+    """Adds X-Request-Id to responses: the client's valid one, or a new one, which the routes see as well."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -86,7 +86,7 @@ class HttpMetricsMiddleware:
         status = _CLIENT_GONE
         response_bytes = 0
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status, response_bytes
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -94,7 +94,7 @@ class HttpMetricsMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_and_record)
         except Exception:
             status = 500
             raise
@@ -113,7 +113,7 @@ class HttpMetricsMiddleware:
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """As announced; 0 where it is not, or is no number."""
+    """The announced content length; 0 if it is missing or not a number."""
     for name, value in headers:
         if name.lower() == b"content-length":
             return int(value) if value.isdigit() else 0

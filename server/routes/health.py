@@ -1,4 +1,4 @@
-"""Liveness: answered before any middleware, from messages made beforehand."""
+"""Readiness probes, answered before any middleware from prebuilt messages."""
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -12,7 +12,7 @@ _EMPTY: Message = {"type": "http.response.body", "body": b""}
 
 
 class HealthEndpoint:
-    """200 and nothing else when requests are taken, otherwise 503 and the reason; needs no lock, await or I/O."""
+    """200 without a body if requests are accepted, else 503 with the reason; needs no lock and no I/O."""
 
     def __init__(self, availability: Availability) -> None:
         self._availability = availability

@@ -1,4 +1,4 @@
-"""The GET routes: what is served, and how the server is doing."""
+"""The GET routes about the server and its model."""
 
 import asyncio
 from functools import cached_property
@@ -11,8 +11,8 @@ from server.errors import RequestError
 from server.lifecycle import Lifecycle
 from server.metrics.server_metrics import ServerMetrics
 from server.protocol.errors import UnavailableResponse
-from server.routes.aside import run_aside
 from server.routes.openapi import build_openapi
+from server.routes.own_thread import run_in_own_thread
 from server.serving.availability import Availability
 from server.serving.failures import describe_failure
 from server.serving.models import ServedModels
@@ -21,7 +21,7 @@ from server.serving.start_view import StartView
 
 
 class InfoEndpoints:
-    """Answer at any time, also while the engine starts."""
+    """Answer in every state of the lifecycle."""
 
     def __init__(
         self,
@@ -44,22 +44,22 @@ class InfoEndpoints:
         return json_response({"version": self._version})
 
     async def load(self, request: Request) -> Response:
-        """GET /load: requests that are being answered."""
+        """GET /load: the number of running requests."""
         return json_response({"server_load": self._running.num_running})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics; writing it takes some milliseconds, which the event loop does not wait for."""
+        """GET /metrics; rendering takes some milliseconds, so it runs off the event loop."""
         accept = request.headers.get("accept")
         async with self._scraping:
-            exposition = await run_aside(lambda: self._metrics.render(accept))
+            exposition = await run_in_own_thread(lambda: self._metrics.render(accept))
         return Response(exposition.body, headers={"content-type": exposition.content_type})
 
     async def livez(self, request: Request) -> Response:
-        """GET /livez: 200 as long as this process does its work; only a server without an engine does not."""
+        """GET /livez: 200 unless the server is dead."""
         return Response(status_code=503 if self._lifecycle.state == "dead" else 200)
 
     async def startupz(self, request: Request) -> Response:
-        """GET /startupz: the timeline of the start, so far or whole."""
+        """GET /startupz: the timeline of the start so far."""
         return Response(self._start.report(), media_type="application/json")
 
     async def openapi(self, request: Request) -> Response:
@@ -72,7 +72,7 @@ class InfoEndpoints:
 
 
 class ModelEndpoints:
-    """Answer once the engine has told the model's limits."""
+    """Answer once the engine has loaded the model."""
 
     def __init__(self, availability: Availability, models: ServedModels) -> None:
         self._availability = availability
@@ -95,12 +95,12 @@ class ModelEndpoints:
 
 
 def json_response(body: object, *, status: int = 200) -> Response:
-    """A whole answer."""
+    """A response with a JSON body."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")
 
 
 def unavailable_response(body: UnavailableResponse) -> Response:
-    """The 503 of a server that takes no requests."""
+    """The 503 of a server that accepts no requests."""
     return Response(
         msgspec.json.encode(body),
         503,

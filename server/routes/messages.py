@@ -1,4 +1,4 @@
-"""ASGI messages: bodies in, JSON and event streams out. The hot path of every route."""
+"""ASGI messages: reads bodies, sends JSON and event streams. The hot path of every route."""
 
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -23,14 +23,14 @@ _END: Message = {"type": "http.response.body", "body": b""}
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before it had sent its whole request."""
+    """The client disconnected before it had sent its whole request."""
 
 
 def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
-    """How long the body is to be; 0 where the client does not tell. Nothing of it has been read.
+    """The announced content length; 0 if it is missing. Called before the body is read.
 
     Raises:
-        RequestError: it is too large, compressed, or not declared as JSON.
+        RequestError: the body is too large, compressed, or not declared as JSON.
     """
     encoding = read_header(scope, b"content-encoding")
     if encoding is not None and encoding.strip().lower() not in ("", "identity"):
@@ -49,11 +49,11 @@ def read_announced_bytes(scope: Scope, *, max_bytes: int) -> int:
 
 
 async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max_bytes: int) -> list[bytes]:
-    """The request's body, in the parts in which it came: putting many megabytes together takes its time.
+    """The body in the parts in which it arrived, because joining many megabytes takes time.
 
     Raises:
-        RequestError: it is too large, or there is no room for it.
-        ClientGoneError: it never came.
+        RequestError: the body is too large, or exceeds the admission limits.
+        ClientGoneError: the client disconnected before its end.
     """
     parts: list[bytes] = []
     size = 0
@@ -63,7 +63,7 @@ async def read_body(receive: Receive, lease: Lease, *, announced_bytes: int, max
             raise ClientGoneError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > announced_bytes:  # of a chunked body no length is announced
+        if size > announced_bytes:  # a chunked body has no announced length
             if size > max_bytes:
                 raise _too_large(max_bytes)
             lease.add_bytes(len(parts[-1]))
@@ -85,13 +85,13 @@ def read_header(scope: Scope, name: bytes) -> str | None:
 
 
 def read_request_id(scope: Scope) -> str | None:
-    """The client's X-Request-Id, None where there is none, or one that is unfit for logs, headers and answers."""
+    """The client's X-Request-Id; None if it is missing or unfit for logs, headers and bodies."""
     given = read_header(scope, b"x-request-id")
     return given if given is not None and _REQUEST_ID.fullmatch(given) else None
 
 
 async def send_json(send: Send, body: Any, *, status: int = 200, headers: Headers = ()) -> None:
-    """A whole answer; bytes are JSON already."""
+    """Sends a whole response; bytes are sent as encoded JSON."""
     payload = body if isinstance(body, bytes) else _encoder.encode(body)
     fixed = ((b"content-type", b"application/json"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
@@ -99,7 +99,7 @@ async def send_json(send: Send, body: Any, *, status: int = 200, headers: Header
 
 
 async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
-    """A whole answer that is no JSON."""
+    """Sends a whole response that is not JSON."""
     fixed = ((b"content-type", b"application/octet-stream"), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
@@ -108,9 +108,9 @@ async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
 async def send_events(
     send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers], deadline: Deadline
 ) -> None:
-    """A stream of server-sent events; closing the stream early closes the generator.
+    """Sends a stream of server-sent events; closing the stream early closes the generator.
 
-    The headers go out with the first event, when it is known how long that took.
+    The headers are sent with the first event, because they contain its timing.
 
     Raises:
         RequestError: the deadline has passed before the first event.

@@ -1,4 +1,4 @@
-"""The OpenAPI description, made from the request and answer models."""
+"""The OpenAPI description, generated from the request and response models."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ _POSTS: dict[str, tuple[type, type, type | None]] = {
     "/tokenize": (TokenizeRequest, TokenizeResponse, None),
     "/detokenize": (DetokenizeRequest, DetokenizeResponse, None),
 }
-"""Path -> request, answer, event of a stream."""
+"""Path -> models of request, response and stream event."""
 
 _GETS: dict[str, type | None] = {
     "/v1/models": ModelList,

@@ -1,4 +1,4 @@
-"""GET / and GET /status.json: how the server is doing, for people; nothing of it is secret."""
+"""GET / and GET /status.json: the status page and its figures; they contain no secrets."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class StatusEndpoints:
-    """Answer at any time; the figures are read, not computed, but for the loop's quantiles (half a millisecond)."""
+    """Answer in every state; only the quantiles of the loop lag are computed (half a millisecond)."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class StatusEndpoints:
         self._metrics = metrics
         self._version = version
         self._whole_start: bytes | None = None
-        """The timeline, once nothing is added to it any more."""
+        """The timeline, once the start has ended."""
 
     async def page(self, request: Request) -> Response:
         """GET /."""
@@ -87,7 +87,7 @@ class StatusEndpoints:
 
 
 def _resident_bytes(pid: int | None) -> int | None:
-    """Memory of a process; None where the system does not tell."""
+    """Memory of a process; None if the system does not report it."""
     if pid is None:
         return None
     try:

@@ -1,25 +1,25 @@
-"""Lets requests begin a few at a time, so that a burst of them leaves the event loop time for probes."""
+"""Spreads the beginning of requests over the loop's iterations, so that a burst does not delay probes."""
 
 import asyncio
 from collections import deque
 
 _REQUESTS_PER_TURN = 4
-"""Beginning a request takes about half a millisecond."""
+"""The beginning of a request takes about half a millisecond."""
 
 
 class LoopTurns:
-    """First come, first served; lives on the event loop.
+    """First come, first served; lives on the event loop. A turn is one iteration of the loop.
 
-    Whoever comes when the turn's places are taken waits for a later turn of the loop, and in between the loop looks
-    at its sockets: a probe that comes in the middle of three hundred requests is answered after four of them.
+    A request that exceeds the number per turn waits for a later one. The loop polls its sockets in between: a
+    probe that arrives amid three hundred requests is answered after four of them.
     """
 
     def __init__(self) -> None:
         self._num_begun = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def take(self) -> None:
-        """Returns when the caller may begin."""
+    async def wait(self) -> None:
+        """Returns when the request may begin."""
         if not self._num_begun and not self._waiting:
             asyncio.get_running_loop().call_soon(self._turn)
         if self._num_begun < _REQUESTS_PER_TURN and not self._waiting:

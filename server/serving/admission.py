@@ -1,6 +1,6 @@
-"""Lets requests in as long as there is room for them: for their number, their prompts' tokens, and what they hold.
+"""Admission control: rejects requests above the configured limits of sequences, prompt tokens and held bytes.
 
-Checked when a request's headers have come, before its body is read, and again when it is known what it asks for.
+Checked when a request's headers have arrived, before its body is read, and again once its body is decoded.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from server.limits import LimitsConfig, flag_of
 from server.machine.memory import available_bytes
 
 _MEMORY_SHARE = 8
-"""The part of free memory that requests may hold unless the operator says otherwise."""
+"""The divisor of free memory: by default requests may hold an eighth of it."""
 _LEAST_HELD_BYTES = 256 << 20
 
 
@@ -22,20 +22,20 @@ class Admission:
     def __init__(self, limits: LimitsConfig) -> None:
         self.limits = limits
         self.num_sequences = 0
-        """Sequences that wait or run; a request whose prompts are not known yet counts as one."""
+        """Sequences that wait or run; a request whose body is not decoded yet counts as one."""
         self.num_queued_tokens = 0
-        """Tokens of prompts whose first token has not come."""
+        """Prompt tokens of sequences that have no first token yet."""
         self.num_held_bytes = 0
-        """Bodies that have come or are to come, and prompts' tensors."""
+        """Bytes of bodies, received or announced, and of prompts' tensors."""
         self.num_rejected: dict[str, int] = {}
-        """By the limit that was reached."""
+        """Number of rejected requests by the limit that was reached."""
 
     @contextmanager
     def hold(self, num_bytes: int) -> Iterator["Lease"]:
-        """Room for one request, of whose body so many bytes are announced.
+        """Admits one request, whose announced body has `num_bytes`, for the time of the block.
 
         Raises:
-            OverloadedError: there is none.
+            OverloadedError: a limit is reached.
         """
         self.check_room(num_sequences=1, num_bytes=num_bytes)
         lease = Lease(self)
@@ -47,7 +47,10 @@ class Admission:
             lease.release()
 
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
-        """Raises OverloadedError where so much more would be too much; what a request alone holds never is."""
+        """Raises OverloadedError if so much more exceeds a limit; a request alone may hold any number of bytes.
+
+        `own` is the lease of the request that asks: its share is not counted against it.
+        """
         own_sequences, own_bytes = (own.num_sequences, own.num_bytes) if own is not None else (0, 0)
         limits = self.limits
         most = limits.max_queued_requests
@@ -67,7 +70,7 @@ class Admission:
 
     @cached_property
     def max_held_bytes(self) -> int:
-        """Known when the first request comes: what is free by then is free of the model."""
+        """Computed with the first request: the memory that is free then does not include the model's."""
         given = self.limits.max_held_bytes
         return max(_LEAST_HELD_BYTES, available_bytes() // _MEMORY_SHARE) if given is None else given
 
@@ -77,7 +80,7 @@ class Admission:
 
 
 class Lease:
-    """What one request has of the room."""
+    """One request's share of the limits."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -86,22 +89,22 @@ class Lease:
         self.num_bytes = 0
 
     def add_bytes(self, num_bytes: int) -> None:
-        """The request holds so much more; raises OverloadedError where that is too much."""
+        """Adds bytes that the request holds; raises OverloadedError if they exceed the limit."""
         self._admission.check_room(num_bytes=num_bytes, own=self)
         self._admission.num_held_bytes += num_bytes
         self.num_bytes += num_bytes
 
     def drop_bytes(self) -> None:
-        """What was held so far is gone."""
+        """Returns all bytes that the request holds."""
         self._admission.num_held_bytes -= self.num_bytes
         self.num_bytes = 0
 
     def widen(self, num_sequences: int) -> None:
-        """The request turns out to be so many sequences.
+        """Sets the number of sequences once the request is decoded.
 
         Raises:
-            RequestError: they are more than the server ever takes.
-            OverloadedError: they are more than it takes now.
+            RequestError: the number exceeds the limit even on an idle server.
+            OverloadedError: the number exceeds the limit at the moment.
         """
         most = self._admission.limits.max_queued_requests
         if most is not None and num_sequences > max(most, 1):
@@ -116,24 +119,24 @@ class Lease:
             self.num_sequences = num_sequences
 
     def queue_tokens(self, num_tokens: int) -> None:
-        """So many tokens of prompts are to be computed."""
+        """Adds prompt tokens that are to be computed."""
         self._admission.num_queued_tokens += num_tokens
         self._num_tokens += num_tokens
 
-    def note_prefill(self, num_tokens: int) -> None:
-        """Of them, so many are done."""
+    def finish_prefill(self, num_tokens: int) -> None:
+        """Removes prompt tokens that are computed."""
         done = min(num_tokens, self._num_tokens)
         self._admission.num_queued_tokens -= done
         self._num_tokens -= done
 
     def release(self) -> None:
-        """The request is over."""
+        """Returns the whole share; called when the request has ended."""
         self.drop_bytes()
-        self.note_prefill(self._num_tokens)
+        self.finish_prefill(self._num_tokens)
         self._admission.num_sequences -= self.num_sequences
         self.num_sequences = 0
 
 
 def unbounded_lease() -> Lease:
-    """For what comes from the server itself."""
+    """The lease of requests that the server makes itself."""
     return Lease(Admission(LimitsConfig(max_queued_requests=None)))

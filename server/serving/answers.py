@@ -1,10 +1,10 @@
-"""Answers that are no JSON."""
+"""Responses whose body is not JSON."""
 
 from typing import NamedTuple
 
 
 class BinaryAnswer(NamedTuple):
-    """Bytes as they are, and what is told about them in headers."""
+    """A body of bytes, and the headers that describe it."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()

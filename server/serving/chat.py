@@ -10,7 +10,7 @@ from server.protocol.chat import ChatRequest
 from server.protocol.chat_response import ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse
 from server.protocol.logprobs import ChatLogprobs
 from server.serving.chat_options import adds_generation_prompt, chat_options
-from server.serving.failures import end_properly
+from server.serving.failures import end_with_done
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
@@ -30,23 +30,23 @@ class ChatServing:
         self._builder = builder
 
     async def create(self, request: ChatRequest, context: RequestContext) -> ChatResponse | AsyncGenerator[bytes, None]:
-        """The answer, or its events; whatever is wrong with the request is found before the first event.
+        """The response, or its events. Every fault of the request is found before the first event.
 
         Raises:
-            RequestError: the request cannot be served.
-            EngineError: the engine failed (in streams: an event).
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams this is an event.
         """
         self._inference.models.check_generative("Chat Completions")
         self._inference.models.check(request.model)
         with context.times.rendering():
             prompt = await self._inference.renderer.render_chat_async(request.messages, chat_options(request))
         generation = await self._builder.build(request, [prompt], context)
-        answer = _ChatAnswer(self._inference, generation)
-        return end_properly(answer.stream()) if request.stream else await answer.complete()
+        response = _ChatResponse(self._inference, generation)
+        return end_with_done(response.stream()) if request.stream else await response.complete()
 
 
-class _ChatAnswer:
-    """The bodies of one request's answer."""
+class _ChatResponse:
+    """The bodies of one request's response."""
 
     def __init__(self, inference: Inference, generation: Generation) -> None:
         request = generation.request
@@ -62,7 +62,7 @@ class _ChatAnswer:
         self._meter = UsageMeter(generation, has_prompt_details=inference.config.enable_prompt_tokens_details)
 
     async def complete(self) -> ChatResponse:
-        """The answer in one piece."""
+        """The whole response."""
         deltas = await collect(self._inference, self._generation)
         for delta in deltas:
             self._meter.add(delta)
@@ -80,7 +80,7 @@ class _ChatAnswer:
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events. The opening chunks come with the first token, in one write."""
+        """The response as events. The opening chunks are sent with the first token, in one write."""
         reporting = UsageReporting(self._request.stream_options, self._inference.config)
         opening: bytes | None = self._opening(in_chunks=reporting.in_chunks)
         async with aclosing(generate(self._inference, self._generation)) as deltas:
@@ -97,7 +97,7 @@ class _ChatAnswer:
             yield sse.encode_event(chunk)
 
     def _opening(self, *, in_chunks: bool) -> bytes:
-        """For each choice its role, then what is echoed."""
+        """The opening chunks: for each choice its role, then the echoed message."""
         events = []
         for content in filter(None, ("role", self._echo())):
             for index in range(self._generation.num_choices):
@@ -119,7 +119,7 @@ class _ChatAnswer:
             chunk.prompt_text = prompt.text
 
     async def _event(self, delta: SequenceDelta, *, in_chunks: bool) -> bytes:
-        """One chunk; nothing when the tokens were only punctuation around tool calls."""
+        """One chunk; empty when the tokens are only punctuation around tool calls."""
         content = self._delta(delta)
         is_silent = content is None and delta.finish_reason is None
         if is_silent and not self._request.logprobs and not self._request.return_token_ids:
@@ -164,7 +164,7 @@ class _ChatAnswer:
         return ChatMessage(role=self._role, content="", tool_calls=calls or UNSET)
 
     def _finish_reason(self, delta: SequenceDelta) -> str | None:
-        """OpenAI says `tool_calls` where the model chose the tool, `stop` where the request named it."""
+        """As OpenAI: `tool_calls` if the model chose the tool, `stop` if the request named it."""
         if delta.finish_reason == "stop" and self._request.tool_choice == "required":
             return "tool_calls"
         return delta.finish_reason
@@ -173,7 +173,7 @@ class _ChatAnswer:
         return await self._logprobs.chat(delta.logprobs or ()) if self._request.logprobs else None
 
     def _echo(self) -> str:
-        """The last message, if it is to be repeated before its continuation."""
+        """The text of the last message if `echo` repeats it before its continuation."""
         last = self._request.messages[-1]
         if not self._request.echo or last.get("role") != self._role:
             return ""

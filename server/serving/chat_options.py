@@ -1,4 +1,4 @@
-"""What the renderer is told beside the messages."""
+"""The renderer's options for a conversation, taken from the request."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from server.renderers.prompts import ChatOptions
 
 
 def chat_options(request: ChatRequest) -> ChatOptions:
-    """The options of a conversation to continue."""
+    """Options for a chat completion."""
     return ChatOptions(
         add_generation_prompt=adds_generation_prompt(request),
         continue_final_message=request.continue_final_message,
@@ -25,7 +25,7 @@ def chat_options(request: ChatRequest) -> ChatOptions:
 
 
 def tokenize_options(request: TokenizeRequest) -> ChatOptions:
-    """The options of a conversation to tokenize."""
+    """Options for /tokenize."""
     return ChatOptions(
         add_generation_prompt=adds_generation_prompt(request),
         continue_final_message=request.continue_final_message,
@@ -38,7 +38,7 @@ def tokenize_options(request: TokenizeRequest) -> ChatOptions:
 
 
 def adds_generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
-    """A message that is continued needs no new one, unless the request says otherwise."""
+    """Whether the template opens a new message; by default only if no message is continued."""
     if request.add_generation_prompt is None:
         return not request.continue_final_message
     return request.add_generation_prompt
@@ -49,7 +49,7 @@ def _tools(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | Non
 
 
 def _reasoning_kwargs(request: ChatRequest) -> dict[str, Any]:
-    """Templates know one of the two names, if any."""
+    """Templates use at most one of the two names."""
     if request.reasoning_effort is None:
         return {}
     return {"reasoning_effort": request.reasoning_effort, "enable_thinking": request.reasoning_effort != "none"}

@@ -17,7 +17,7 @@ from server.protocol.completions import (
 )
 from server.protocol.logprobs import CompletionLogprobs
 from server.renderers.prompts import RenderedPrompt, TextOptions
-from server.serving.failures import end_properly
+from server.serving.failures import end_with_done
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
@@ -38,11 +38,11 @@ class CompletionServing:
     async def create(
         self, request: CompletionRequest, context: RequestContext
     ) -> CompletionResponse | AsyncGenerator[bytes, None]:
-        """The answer, or its events; whatever is wrong with the request is found before the first event.
+        """The response, or its events. Every fault of the request is found before the first event.
 
         Raises:
-            RequestError: the request cannot be served.
-            EngineError: the engine failed (in streams: an event).
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams this is an event.
         """
         self._inference.models.check_generative("Completions")
         self._inference.models.check(request.model)
@@ -52,15 +52,15 @@ class CompletionServing:
         with context.times.rendering():
             prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)
         if request.prompt_embeds is not None:
-            request.prompt_embeds = None  # a hundred megabytes that nobody needs any more
+            request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.drop_bytes()
         generation = await self._builder.build(request, prompts, context)
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
-        answer = _CompletionAnswer(self._inference, generation, echoes)
-        return end_properly(answer.stream()) if request.stream else await answer.complete()
+        response = _CompletionResponse(self._inference, generation, echoes)
+        return end_with_done(response.stream()) if request.stream else await response.complete()
 
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
-        """The prompt as the engine saw it; sent as token ids or truncated, its text has to be made."""
+        """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
         if not request.echo:
             return ""
         if prompt.text is None or request.truncate_prompt_tokens is not None:
@@ -69,7 +69,7 @@ class CompletionServing:
 
 
 class _Shown(NamedTuple):
-    """A delta as the client sees it: the prompt before it if it is echoed, nothing else if only that was asked for."""
+    """A delta as the client receives it: after the echoed prompt, or only the prompt if it is echo-only."""
 
     text: str
     token_ids: list[int]
@@ -78,8 +78,8 @@ class _Shown(NamedTuple):
     stop_reason: int | str | None
 
 
-class _CompletionAnswer:
-    """The bodies of one request's answer."""
+class _CompletionResponse:
+    """The bodies of one request's response."""
 
     def __init__(self, inference: Inference, generation: Generation, echoes: list[str]) -> None:
         request = generation.request
@@ -100,7 +100,7 @@ class _CompletionAnswer:
         )
 
     async def complete(self) -> CompletionResponse:
-        """The answer in one piece."""
+        """The whole response."""
         choices = []
         for delta in await collect(self._inference, self._generation):
             self._meter.add(delta)
@@ -114,7 +114,7 @@ class _CompletionAnswer:
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """The answer as events."""
+        """The response as events."""
         reporting = UsageReporting(self._request.stream_options, self._inference.config)
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:

@@ -1,4 +1,4 @@
-"""The drain: running requests finish, new ones are rejected, until the port may be closed without losing any."""
+"""The drain: finishes running requests and rejects new ones until the port may be closed."""
 
 import asyncio
 import logging

@@ -33,7 +33,7 @@ class EngineHandle(Protocol):
         """Ends the process at once; does nothing if it has ended."""
 
     def is_ending(self) -> bool:
-        """Whether the process has begun to end, which may be long before its socket is closed; does not block."""
+        """Whether the process has begun to end, possibly long before its socket is closed; does not block."""
 
     def describe_end(self) -> str | None:
         """How the process was killed, as text; None while it runs and if it exited by itself."""
@@ -94,7 +94,7 @@ class EngineMonitor:
                 return
 
     def poll(self) -> None:
-        """Called on each heartbeat, so that probes report an exiting engine before the kernel closes its socket.
+        """Called on each heartbeat, so that probes report an exiting engine before its socket closes.
 
         During a restart the handle belongs to another thread.
         """
@@ -144,7 +144,7 @@ class EngineMonitor:
         return reason
 
     async def _restart(self) -> bool:
-        """Starts another engine and waits until it is ready; False if that failed: the lifecycle has the reason."""
+        """Starts another engine and waits until it is ready; if that fails, the lifecycle has the reason."""
         self._on_restart()
         self._is_restarting = True
         try:

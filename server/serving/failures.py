@@ -1,4 +1,4 @@
-"""What a client is told when a request fails, before the answer began or in the middle of a stream."""
+"""The error body of a failed request, before its response has begun or as an event of a stream."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def describe_failure(error: Exception) -> ErrorResponse:
-    """The error body of anything that can go wrong; what nobody foresaw is logged and told in general words."""
+    """The error body of any exception; an unexpected one is logged, and its body gives no details."""
     if isinstance(error, RequestError):
         return error_response(error.message, type=error.type, code=error.status, param=error.param)
     if isinstance(error, EngineError):
@@ -21,8 +21,8 @@ def describe_failure(error: Exception) -> ErrorResponse:
     return error_response("Internal server error", type="InternalServerError", code=500)
 
 
-async def end_properly(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """A stream that ends with [DONE] whatever happens; a failure becomes an event before it."""
+async def end_with_done(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The stream followed by [DONE]; an exception becomes an error event before it."""
     try:
         async with aclosing(events):
             async for event in events:

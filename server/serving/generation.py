@@ -1,4 +1,4 @@
-"""What a request asks of the engine, and what comes back."""
+"""A request in the engine's terms, and what the engine returns for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _SEED_MODULUS = 2**63
 
 
 class SequenceDelta(NamedTuple):
-    """What one engine step added to one sequence."""
+    """The output of one engine step for one sequence."""
 
     choice: int
     """Position among the request's choices."""
@@ -31,11 +31,11 @@ class SequenceDelta(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One request in the engine's terms: each prompt `num_choices` times, choices in the prompts' order."""
+    """One request for the engine: each prompt `num_choices` times, choices in the order of the prompts."""
 
     request: CompletionRequest | ChatRequest
     request_id: str
-    """As the answer carries it; the engine's ids are made unique, for clients may choose theirs."""
+    """The id in the response. The engine gets unique ids, because clients may choose theirs."""
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
     """One per prompt."""
@@ -43,12 +43,12 @@ class Generation:
 
     @property
     def num_choices(self) -> int:
-        """Choices of the whole request."""
+        """Number of choices of the whole request."""
         return len(self.prompts) * self.request.num_choices
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of all prompts."""
+        """Number of tokens of all prompts."""
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
     def prompt_of(self, index: int) -> RenderedPrompt:
@@ -56,7 +56,7 @@ class Generation:
         return self.prompts[index // self.request.num_choices]
 
     def params_of(self, index: int) -> SamplingParams:
-        """How a choice is sampled: choices of one prompt share everything but the seed."""
+        """The sampling parameters of a choice; choices of one prompt differ only in the seed."""
         prompt_index, position = divmod(index, self.request.num_choices)
         params = self.params[prompt_index]
         if params.seed is None or not position:

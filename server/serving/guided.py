@@ -1,4 +1,4 @@
-"""Finds what constrains a request's text, and checks it before the engine sees it."""
+"""Finds the constraint of a request's text, and compiles it once before the engine receives it."""
 
 import json
 from functools import lru_cache
@@ -12,20 +12,20 @@ from server.serving.tools import tool_schema
 from server.types import GuidedDecoding
 
 _MAX_SCHEMA_NESTING = 64
-"""As in vLLM: compiling costs grow steeply with nesting."""
+"""As in vLLM: the cost of compiling grows steeply with nesting."""
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
 class Constraint(NamedTuple):
-    """What a text must follow, and the request field that says so."""
+    """A guided-decoding constraint, and the request field that sets it."""
 
     param: str
     guided: GuidedDecoding
 
 
 def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
-    """The one constraint that a request asks for, not yet compiled.
+    """The constraint of a request, not yet compiled; None without one.
 
     Raises:
         RequestError: there is more than one, or it is malformed.
@@ -47,12 +47,12 @@ def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | No
 
 @lru_cache(maxsize=256)
 def check_constraint(constraint: Constraint) -> None:
-    """Compiles the grammar once for nothing but its errors; blocks for up to a second, so it belongs in a pool.
+    """Compiles the grammar to find its errors; blocks for up to a second, so it runs in the renderer pool.
 
     Raises:
         RequestError: the grammar does not compile.
     """
-    # llguidance takes 40 ms to import, and few servers ever see a constraint
+    # llguidance takes 40 ms to import, and most servers never receive a constraint
     from server.engine.grammar import GrammarError, build_grammar  # noqa: PLC0415
 
     try:
@@ -143,7 +143,7 @@ def _whitespace_options(pattern: str | None, disable_any_whitespace: bool) -> di
 
 
 def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDecoding:
-    """llguidance takes its options for JSON from the schema itself."""
+    """Adds llguidance's options for JSON, which it reads from the schema itself."""
     if not options or guided.kind not in ("json_schema", "json_object"):
         return guided
     schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT

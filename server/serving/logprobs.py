@@ -1,4 +1,4 @@
-"""Turns the engine's log-probabilities into the bodies of both endpoints."""
+"""Formats the engine's log probabilities for the bodies of both endpoints."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -21,14 +21,14 @@ from server.types import TokenLogprob
 T = TypeVar("T")
 
 _LOWEST = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
+"""Replaces minus infinity, which JSON cannot express."""
 
 _TOKENS_PER_TURN = 16
-"""A token that was never shown before takes 30 us, and each has up to `max_logprobs` candidates."""
+"""Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
 
 
 class LogprobFormatter:
-    """One per request: how many candidates are shown, and whether by text or by id, is the request's choice."""
+    """One per request, which chooses the number of candidates and whether they are shown as text or id."""
 
     def __init__(self, renderer: BaseRenderer, *, num_top: int | None, shows_token_ids: bool) -> None:
         """`num_top` None shows all candidates that the engine sends."""
@@ -38,7 +38,7 @@ class LogprobFormatter:
 
     @classmethod
     def from_request(cls, inference: Inference, request: CompletionRequest | ChatRequest) -> "LogprobFormatter":
-        """The request's `return_tokens_as_token_ids` goes over the server's."""
+        """The request's `return_tokens_as_token_ids` takes precedence over the server's."""
         asked = request.return_tokens_as_token_ids
         return cls(
             inference.renderer,
@@ -49,7 +49,7 @@ class LogprobFormatter:
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
     ) -> CompletionLogprobs:
-        """Entries are token ids with what is known of them; the first prompt token has nothing."""
+        """The `logprobs` of a completion, from token ids with their logprob; a first prompt token has none."""
         body = CompletionLogprobs()
         async for token_id, entry in _take_turns(entries):
             token = self._token(token_id)
@@ -61,15 +61,15 @@ class LogprobFormatter:
         return body
 
     async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
-        """What `logprobs: true` reports."""
+        """The `logprobs` of a chat completion."""
         return ChatLogprobs([self._chat_entry(entry) async for entry in _take_turns(entries)])
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
-        """What `prompt_logprobs` reports: the prompt's own tokens and the most likely ones, by id."""
+        """The `prompt_logprobs`: for each position the prompt's token and the most likely ones, by id."""
         return [None if entry is None else self._prompt_entry(entry) async for entry in _take_turns(entries)]
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The token itself is always among its candidates, as OpenAI has it."""
+        """The candidates by text; the token itself is always among them, as in OpenAI's API."""
         own = {self._token(entry.token_id): _finite(entry.logprob)}
         return own | {self._token(token_id): _finite(logprob) for token_id, logprob in entry.top[: self._num_top]}
 
@@ -100,7 +100,7 @@ class LogprobFormatter:
 
 
 async def _take_turns(entries: Iterable[T]) -> AsyncIterator[T]:
-    """Lets the event loop do other work between a few tokens of a long prompt."""
+    """Yields to the event loop after every few tokens of a long prompt."""
     for position, entry in enumerate(entries, start=1):
         yield entry
         if position % _TOKENS_PER_TURN == 0:

@@ -1,4 +1,4 @@
-"""Watches the event loop: a timer that is due every 20 ms tells by its lateness how long the loop was held up."""
+"""Measures the loop lag: how late a timer of the event loop fires that is due every 20 ms."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ class LoopLag(NamedTuple):
 
 
 class LoopHeartbeat:
-    """Lives on the event loop it watches; `start` it there, `close` it before the loop ends."""
+    """Lives on the event loop that it measures; `start` it there, `close` it before the loop ends."""
 
     def __init__(self, on_beat: Callable[[float], None]) -> None:
         """`on_beat` is called with the lateness in seconds."""
@@ -26,7 +26,7 @@ class LoopHeartbeat:
         self._handle: asyncio.TimerHandle | None = None
         self._due_s = 0.0
         self._worst: deque[tuple[float, float]] = deque()
-        """Time and lateness of beats, lateness falling: the first is the window's worst."""
+        """Time and lateness of beats, in descending lateness: the first is the worst of the window."""
         self._recent: deque[float] = deque(maxlen=int(WINDOW_S / INTERVAL_S))
 
     @property
@@ -39,18 +39,18 @@ class LoopHeartbeat:
 
     @property
     def lag(self) -> LoopLag:
-        """Sorts three thousand numbers: for those who ask now and then."""
+        """The quantiles of the lag; sorts three thousand numbers, so it is for the status page only."""
         lags = sorted(self._recent) or [0.0]
         return LoopLag(lags[len(lags) // 2], lags[len(lags) * 99 // 100], lags[-1])
 
     def start(self) -> None:
-        """Begins to watch the running loop."""
+        """Starts the timer on the running loop."""
         loop = asyncio.get_running_loop()
         self._due_s = loop.time() + INTERVAL_S
         self._handle = loop.call_at(self._due_s, self._beat, loop)
 
     def close(self) -> None:
-        """Stops watching."""
+        """Stops the timer."""
         if self._handle is not None:
             self._handle.cancel()
 

@@ -1,4 +1,4 @@
-"""The names under which the model is served."""
+"""The names under which the model is served, and which endpoints fit it."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,25 +18,25 @@ class ServedModels:
 
     @property
     def default_name(self) -> str:
-        """The name that answers carry."""
+        """The name in responses."""
         return self._names[0]
 
     def check(self, name: str | None) -> None:
-        """Raises RequestError (404) when a request names another model; no name means the one that is served."""
+        """Raises RequestError (404) if a request names another model; no name means the served one."""
         if name:
             self._find(name)
 
     def check_generative(self, api_name: str) -> None:
-        """Raises RequestError (404) when the model is a pooling model, which is known once the engine has loaded it."""
+        """Raises RequestError (404) if the model pools, which is known once the engine has loaded it."""
         if self._engine.info.pooling is not None:
             raise unsupported(api_name)
 
     def list(self) -> ModelList:
-        """All names."""
+        """The cards of all names."""
         return ModelList(data=[self._card(name) for name in self._names])
 
     def get(self, name: str) -> ModelCard:
-        """One name; raises RequestError (404) when it is not served."""
+        """The card of one name; raises RequestError (404) if it is not served."""
         self._find(name)
         return self._card(name)
 
@@ -66,5 +66,5 @@ def unsupported(api_name: str) -> RequestError:
 
 
 def unix_time() -> int:
-    """Seconds since 1970, for the `created` of answers."""
+    """Seconds since 1970, for the `created` of responses."""
     return int(datetime.now(UTC).timestamp())

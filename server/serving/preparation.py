@@ -1,4 +1,4 @@
-"""The last step before the engine: limits, constraints and sampling values of a rendered request."""
+"""The last step before the engine: constraints, sampling parameters and admission of a rendered request."""
 
 import logging
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from uuid import uuid4
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
-from server.request_ids import note_request_id
+from server.request_ids import set_request_id
 from server.serving.generation import Generation
 from server.serving.guided import check_constraint, find_constraint
 from server.serving.inference import Inference
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class GenerationBuilder:
-    """One per server; shared by both endpoints."""
+    """One per server; shared by chat and completions."""
 
     def __init__(self, inference: Inference) -> None:
         self._config = inference.config
@@ -29,10 +29,11 @@ class GenerationBuilder:
     async def build(
         self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], context: RequestContext
     ) -> Generation:
-        """What the engine has to do for a request.
+        """The generation of a request.
 
         Raises:
-            RequestError: the request does not fit the model or asks for a constraint that does not compile.
+            RequestError: the request does not fit the model, or its constraint does not compile.
+            OverloadedError: other requests hold too many bytes already.
         """
         constraints = await self._find_constraints(request)
         sampling = SamplingBuilder(
@@ -52,12 +53,12 @@ class GenerationBuilder:
             params=params,
             context=context,
         )
-        note_request_id(generation.request_id)
+        set_request_id(generation.request_id)
         if context.trace is not None:
             context.trace.request_id = generation.request_id
             context.trace.num_choices = request.num_choices
             context.trace.params = params[0]
-        _take_room(generation)
+        _admit(generation)
         self._log(generation)
         return generation
 
@@ -78,8 +79,8 @@ class GenerationBuilder:
             logger.info("request %s: %d prompt tokens, %s", generation.request_id, len(prompt.token_ids), sampling)
 
 
-def _take_room(generation: Generation) -> None:
-    """Raises OverloadedError where other requests hold too much already."""
+def _admit(generation: Generation) -> None:
+    """Adds the prompts' tensors and tokens to the request's lease."""
     lease = generation.context.lease
     num_bytes = sum(prompt.inputs.num_bytes for prompt in generation.prompts if prompt.inputs is not None)
     if num_bytes:

@@ -50,10 +50,10 @@ class EngineReadiness:
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
-    """Generates one token, or pools one prompt, as a request would.
+    """Generates one token, or pools one prompt, as a request does.
 
     Raises:
-        EngineStartError: the engine did not return it.
+        EngineStartError: the engine failed or died.
     """
     info = engine.info
     prompt = await renderer.render_text_async("Hello", TextOptions())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class SequenceRecorder:
-    """Times one sequence. Whoever starts it calls `finish` exactly once."""
+    """One per sequence; `finish` is called exactly once."""
 
     def __init__(
         self, metrics: EngineMetrics, *, context: RequestContext, num_prompt_tokens: int, max_tokens: int
@@ -32,7 +32,7 @@ class SequenceRecorder:
         self.num_tokens = 0
 
     def record(self, output: EngineOutput) -> None:
-        """Takes note of what the engine sent."""
+        """Records an output of the engine."""
         if not (num_tokens := len(output.token_ids)):
             return
         now = perf_counter()
@@ -42,8 +42,8 @@ class SequenceRecorder:
             self._first_s = now
             self._num_cached_tokens = output.num_cached_tokens
             self._queue_s, self._prefill_s = output.queue_s, output.prefill_s
-            self._times.note_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
-            self._lease.note_prefill(self._num_prompt_tokens)
+            self._times.record_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
+            self._lease.finish_prefill(self._num_prompt_tokens)
             self._metrics.time_to_first_token.observe(now - self._arrival_s)
             self._metrics.count_prompt(self._num_prompt_tokens, num_cached=output.num_cached_tokens)
         self._last_s = now
@@ -52,7 +52,7 @@ class SequenceRecorder:
         self._num_preemptions = output.num_preemptions
 
     def finish(self, reason: FinishReason) -> None:
-        """Takes note of the sequence's end."""
+        """Records the end of the sequence."""
         if self._trace is not None:
             self._describe(self._trace, reason)
         metrics = self._metrics
@@ -65,7 +65,7 @@ class SequenceRecorder:
         if self.num_tokens:
             metrics.request_prefill_tokens.observe(self._num_prompt_tokens - self._num_cached_tokens)
             decode_s = self._last_s - self._first_s
-            self._times.note_decode(decode_s)
+            self._times.record_decode(decode_s)
             metrics.queue_time.observe(self._queue_s)
             metrics.prefill_time.observe(self._prefill_s)
             metrics.decode_time.observe(decode_s)

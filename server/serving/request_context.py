@@ -1,4 +1,4 @@
-"""What is known about a request beside its body: when it came, and where its time went."""
+"""A request apart from its body: its id, its arrival, its times, its lease and its trace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class RequestTimes:
-    """Where a request's time went, in seconds; of several sequences the longest time of each."""
+    """The durations of a request's stages in seconds; of several sequences the longest of each stage."""
 
     render_begin_s: float = 0.0
     """When rendering began, by `perf_counter`."""
     render_s: float | None = None
-    """From the decoded body to the prompt's tokens, the wait for a thread included."""
+    """From the decoded body to the prompt's tokens, including the wait for a thread."""
     queue_s: float | None = None
-    """In the engine, until the sequence ran."""
+    """In the engine's queue."""
     prefill_s: float | None = None
-    """From there to the first token, or to the pooled result."""
+    """From the end of the queue to the first token, or to the pooled result."""
     decode_s: float | None = None
     """From the first token to the last; unknown when a stream's headers are sent."""
 
@@ -37,18 +37,18 @@ class RequestTimes:
         finally:
             self.render_s = (self.render_s or 0.0) + perf_counter() - begin_s
 
-    def note_prefill(self, *, queue_s: float, prefill_s: float) -> None:
-        """One sequence has its first token."""
+    def record_prefill(self, *, queue_s: float, prefill_s: float) -> None:
+        """Records the times of one sequence that has its first token."""
         self.queue_s = max(self.queue_s or 0.0, queue_s)
         self.prefill_s = max(self.prefill_s or 0.0, prefill_s)
 
-    def note_decode(self, decode_s: float) -> None:
-        """One sequence has its last token."""
+    def record_decode(self, decode_s: float) -> None:
+        """Records the time of one sequence that has its last token."""
         self.decode_s = max(self.decode_s or 0.0, decode_s)
 
     @property
     def server_timing(self) -> str:
-        """What is known so far, as the Server-Timing header has it (W3C): milliseconds by name."""
+        """The times so far as a Server-Timing header (W3C): milliseconds by name."""
         named = (
             ("queue", self.queue_s),
             ("render", self.render_s),
@@ -65,11 +65,11 @@ class RequestContext:
     header_id: str | None = None
     """The client's X-Request-Id."""
     arrival_s: float = field(default_factory=perf_counter)
-    """When its headers had come."""
+    """When its headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
     has_answer: bool = False
-    """The answer is on its way."""
+    """Whether the response has begun."""
     lease: Lease = field(default_factory=unbounded_lease)
-    """What it may hold of the server's room."""
+    """Its share of the admission limits."""
     trace: "RequestTrace | None" = None
-    """Where traces are sent somewhere."""
+    """None without `--otlp-traces-endpoint`."""

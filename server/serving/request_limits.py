@@ -1,4 +1,4 @@
-"""How much one request may ask for, once its body is understood; every refusal names limit, value and flag."""
+"""The limits of one decoded request; every rejection names limit, value and flag."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from server.protocol.tokenize import TokenizeRequest
 
 
 def num_sequences(request: Any) -> int:
-    """What the engine has to do for a request, in sequences; at least 1."""
+    """How many sequences the engine runs for a request; at least 1."""
     if isinstance(request, CompletionRequest):
         return len(request.prompts) * request.num_choices
     if isinstance(request, GenerationRequest):
@@ -26,13 +26,13 @@ def num_sequences(request: Any) -> int:
 
 
 class RequestLimiter:
-    """One per server; holds no state."""
+    """One per server; has no state."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
 
     def check(self, request: Any) -> None:
-        """Raises RequestError for a request that asks for more than the server gives."""
+        """Raises RequestError if the request exceeds a limit."""
         if isinstance(request, GenerationRequest):
             self._check_generation(request)
         if isinstance(request, ChatRequest | TokenizeRequest):

@@ -13,7 +13,7 @@ class RunningRequests:
 
     def __init__(self) -> None:
         self.is_cancelled = False
-        """Whether `cancel` was called: a request that is cancelled from then on may not have lost its client."""
+        """Whether `cancel` was called: from then on, a cancelled request may still have its client."""
         self._running: set[asyncio.Task[Any]] = set()
         self._last_activity_s = -inf
         self._idle = asyncio.Event()
@@ -49,7 +49,7 @@ class RunningRequests:
         self._last_activity_s = time.monotonic()
 
     def cancel(self) -> None:
-        """Cancels all running requests: they wait for something else than the engine, such as the rest of a body."""
+        """Cancels all running requests, such as those that wait for the rest of their body."""
         self.is_cancelled = True
         for task in self._running:
             task.cancel()

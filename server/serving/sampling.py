@@ -1,4 +1,4 @@
-"""Builds what the engine samples with, from a request, the server's defaults and the model's limits."""
+"""Builds the sampling parameters from a request, the server's defaults and the model's limits."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ _MIN_TEMPERATURE = 0.01
 
 
 class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
-    """The values that a server may set for requests that name none."""
+    """The values that a server may set for requests that omit them."""
 
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -39,15 +39,15 @@ class SamplingValues(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """What requests get that do not say otherwise, found as `--generation-config` says."""
+    """The defaults of requests, read from where `--generation-config` points."""
 
     values: SamplingValues = SamplingValues()
     max_tokens_cap: int | None = None
-    """Output limit that no request may pass."""
+    """Output limit of every request."""
 
     @classmethod
     def from_config(cls, config: ServerConfig, files: ModelFiles) -> "SamplingDefaults":
-        """Reads generation_config.json of the model or of the folder given; the override goes over it.
+        """Reads generation_config.json of the model or of the given folder, and applies the override.
 
         Raises:
             ConfigError: the folder has no such file, or a value is out of range.
@@ -70,7 +70,7 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What a request forbids or prescribes, in the engine's terms."""
+    """The forbidden words and the guided decoding of a request, in the engine's terms."""
 
     bad_words_ids: Sequence[Sequence[int]] = ()
     guided: GuidedDecoding | None = None
@@ -78,14 +78,14 @@ class Constraints:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingBuilder:
-    """Knows the server's defaults and the model's limits."""
+    """Combines the server's defaults and the model's limits with a request."""
 
     defaults: SamplingDefaults
     info: EngineInfo
     max_logprobs: int
 
     def build(self, request: AnyRequest, *, num_prompt_tokens: int, constraints: Constraints) -> SamplingParams:
-        """How each choice of a request is sampled.
+        """The sampling parameters of each choice of a request.
 
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
@@ -109,7 +109,7 @@ class SamplingBuilder:
         )
 
     def _num_logprobs(self, asked: int | None, param: str) -> int | None:
-        """-1 asks for the whole vocabulary, as the request's number or as the server's limit."""
+        """Resolves -1, the whole vocabulary, in the request's number and in the server's limit."""
         if asked is None:
             return None
         number = self.info.vocab_size if asked == -1 else asked
@@ -140,7 +140,7 @@ def _given(value: Any, default: Any) -> Any:
 
 
 def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
-    """The request's values over the server's; greedy sampling needs no filters."""
+    """The request's values, then the server's; greedy sampling has no filters."""
     names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
     values = {name: _given(getattr(request, name), getattr(defaults, name)) for name in names}
     values["top_k"] = max(values["top_k"], 0)
@@ -153,7 +153,7 @@ def _effective(request: AnyRequest, defaults: SamplingValues) -> dict[str, Any]:
 
 
 def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: SamplingDefaults, max_model_len: int) -> int:
-    """The request's limit, or the server's, or the rest of the context; whichever is least."""
+    """The least of the request's limit, the server's limits and the rest of the context."""
     asked, param = request.output_limit, request.output_limit_param
     if asked is not None and asked > max_model_len:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""One choice on its way through the engine and the detokenizer."""
+"""Runs one choice through the engine and the detokenizer."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -11,7 +11,7 @@ from server.types import EngineOutput, FinishReason
 
 
 class SequenceRun:
-    """Runs once, on the event loop."""
+    """One per choice; `run` is called once, on the event loop."""
 
     def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
         request = generation.request
@@ -37,7 +37,7 @@ class SequenceRun:
         )
 
     async def run(self, engine_id: str) -> AsyncGenerator[SequenceDelta, None]:
-        """Yields until the sequence ends, by the engine's word or at a stop string."""
+        """Yields deltas until the engine ends the sequence or a stop string is found."""
         reason: FinishReason = "abort"
         prompt = self._prompt
         stream = self._engine.generate(engine_id, prompt.token_ids, self._params, prompt.inputs)
@@ -83,7 +83,7 @@ class SequenceRun:
         )
 
     def _stop_reason(self, stop_token_id: int | None) -> int | None:
-        """The stop token, but for the model's main end-of-sequence token, which is no reason worth telling."""
+        """The stop token; None for the model's main end-of-sequence token, as in vLLM."""
         return None if stop_token_id == self._eos_token_id and not self._params.ignore_eos else stop_token_id
 
 

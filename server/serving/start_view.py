@@ -1,17 +1,17 @@
-"""What the HTTP side may ask about the start; the launcher hands over an object that knows."""
+"""What the HTTP server reads about the start; the launcher hands over the object."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 
 class StartView(Protocol):
-    """The start as probes see it; every method is cheap and may be called at any time."""
+    """The progress and the timeline of the start; every method is cheap and may be called at any time."""
 
     def progress(self) -> dict[str, Any]:
-        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None for what is not known."""
+        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown."""
 
     def report(self) -> bytes:
-        """The timeline so far as JSON: what /startupz answers."""
+        """The timeline so far as JSON: the body of /startupz."""
 
     def elapsed_s(self) -> float:
         """Seconds from the kernel's start of the process to readiness, or until now."""

@@ -1,4 +1,4 @@
-"""One line of figures in the log every ten seconds, in vLLM's words; silent while nothing happens."""
+"""Logs one line of figures every ten seconds, with vLLM's text; at level DEBUG while the server is idle."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ class StatsLine:
         self._was_idle = True
 
     def start(self) -> None:
-        """The first line comes one interval from now; to be called once the engine is ready."""
+        """Logs the first line one interval from now; called once the engine is ready."""
         metrics = self._metrics.engine
         self._last_s = monotonic()
         self._num_prompt_tokens = metrics.num_computed_prompt_tokens
@@ -31,7 +31,7 @@ class StatsLine:
         self._wait()
 
     def close(self) -> None:
-        """No more lines."""
+        """Logs no more lines."""
         if self._handle is not None:
             self._handle.cancel()
 

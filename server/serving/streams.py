@@ -1,4 +1,4 @@
-"""Runs a request's sequences side by side, on the event loop."""
+"""Runs a request's sequences concurrently, on the event loop."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,12 +11,12 @@ from server.serving.sequence_run import SequenceRun
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields what the sequences bring, in the order in which it comes.
+    """Yields the deltas of all sequences in the order in which they arrive.
 
-    Closing the generator aborts in the engine whatever is still running.
+    Closing the generator aborts the sequences that still run in the engine.
 
     Raises:
-        EngineError: the engine died or gave one of the sequences up.
+        EngineError: the engine died or failed one of the sequences.
     """
     runs = [SequenceRun(inference, generation, index) for index in range(generation.num_choices)]
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
@@ -33,7 +33,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
 
 
 async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
-    """Runs to the end and returns all that each choice brought, in one delta per choice."""
+    """Runs all sequences to their end and returns one delta per choice."""
     parts: list[list[SequenceDelta]] = [[] for _ in range(generation.num_choices)]
     async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
@@ -54,7 +54,7 @@ def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
 
 
 async def _merge(streams: list[AsyncGenerator[SequenceDelta, None]]) -> AsyncGenerator[SequenceDelta, None]:
-    """Runs the streams side by side; the first failure ends them all."""
+    """Runs the streams concurrently; the first failure ends all of them."""
     queue: asyncio.Queue[SequenceDelta | Exception | None] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[SequenceDelta, None]) -> None:

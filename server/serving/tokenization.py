@@ -18,7 +18,7 @@ class TokenizationServing:
         self._engine = engine
 
     async def tokenize(self, request: TokenizeRequest, context: RequestContext) -> TokenizeResponse:
-        """The token ids that a completion of the same input would start from.
+        """The token ids of the prompt that a completion of the same input would have.
 
         Raises:
             RequestError: the input cannot be rendered.
@@ -38,7 +38,7 @@ class TokenizationServing:
         """The text of token ids.
 
         Raises:
-            RequestError: an id is no token.
+            RequestError: an id is not a token.
         """
         self._models.check(request.model)
         with context.times.rendering():

@@ -1,7 +1,7 @@
-"""Forced tool calls: the JSON schema that the text has to follow, and the calls that are read out of the text.
+"""Forced tool calls: the JSON schema that constrains the text, and the calls that are read from the text.
 
-A named tool's text is its arguments; with `required` the text is an array of `{"name": …, "parameters": …}`.
-The schema fixes the order of keys, so the calls can be read while the text grows.
+The text of a named tool is its arguments; with `required` the text is an array of
+`{"name": …, "parameters": …}`. The schema fixes the order of keys, so calls can be read from incomplete text.
 """
 
 import json
@@ -14,7 +14,7 @@ from server.protocol.chat import ChatRequest
 from server.protocol.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, FunctionDefinition, ToolCall
 
 _COMPACT = {"x-guidance": {"whitespace_pattern": " "}}
-"""At most one blank in a row: small models otherwise fill their budget with line ends."""
+"""At most one blank in a row: small models otherwise fill their output with line breaks."""
 
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -22,7 +22,7 @@ _CALL_HEAD = re.compile(r'[\s\[,]*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"p
 
 
 def tool_schema(request: ChatRequest) -> dict[str, Any] | None:
-    """What the text has to look like; None when the model may write freely.
+    """The schema of the text; None if the text is unconstrained.
 
     Raises:
         RequestError: `tool_choice` is `auto`, which needs a parser for the model's own format.
@@ -43,7 +43,7 @@ def tool_schema(request: ChatRequest) -> dict[str, Any] | None:
 
 
 def create_tool_reader(request: ChatRequest) -> "NamedCallReader | RequiredCallsReader | None":
-    """What reads one choice's text; None when the text is content."""
+    """The reader of one choice's text; None if the text is content."""
     if request.named_function is not None:
         return NamedCallReader(request.named_function)
     return RequiredCallsReader() if request.tool_choice == "required" else None
@@ -57,7 +57,7 @@ class NamedCallReader:
         self._is_open = False
 
     def read(self, text: str) -> list[DeltaToolCall]:
-        """What new text adds to the call."""
+        """The part of the call that the new text adds."""
         if not text:
             return []
         if self._is_open:
@@ -75,7 +75,7 @@ class RequiredCallsReader:
         self._value: _ValueEnd | None = None
 
     def read(self, text: str) -> list[DeltaToolCall]:
-        """What new text adds to the calls, begun or new."""
+        """The parts of calls that the new text adds."""
         deltas: list[DeltaToolCall] = []
         while text:
             text = self._read_head(text, deltas) if self._value is None else self._read_arguments(text, deltas)
@@ -103,7 +103,7 @@ class RequiredCallsReader:
 
 
 class _ValueEnd:
-    """Finds where a JSON object that arrives in pieces is closed."""
+    """Finds the end of a JSON object that arrives in pieces."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -111,7 +111,7 @@ class _ValueEnd:
         self._is_escape = False
 
     def find(self, text: str) -> int | None:
-        """The index behind the closing brace; None when it is still to come."""
+        """The index after the closing brace; None if it has not arrived yet."""
         for index, char in enumerate(text):
             if self._is_escape:
                 self._is_escape = False
@@ -128,7 +128,7 @@ class _ValueEnd:
 
 
 def collect_tool_calls(deltas: list[DeltaToolCall]) -> list[ToolCall]:
-    """Whole calls from what the reader found in the whole text."""
+    """Joins the parts that the reader found in the whole text."""
     calls: list[ToolCall] = []
     for delta in deltas:
         arguments = str(delta.function.arguments)
@@ -167,7 +167,7 @@ def _array_schema(functions: list[FunctionDefinition], *, is_single: bool) -> di
 
 
 def _call_schema(function: FunctionDefinition, definitions: dict[str, Any]) -> dict[str, Any]:
-    """One call; its parameters' definitions move to the root, where their references point."""
+    """The schema of one call; its parameters' definitions move to the root, where their references point."""
     parameters = _parameters(function)
     for name, definition in parameters.pop("$defs", {}).items():
         if definitions.setdefault(name, definition) != definition:
@@ -181,7 +181,7 @@ def _call_schema(function: FunctionDefinition, definitions: dict[str, Any]) -> d
 
 
 def _parameters(function: FunctionDefinition) -> dict[str, Any]:
-    """The arguments' schema, always of an object: where that ends can be seen in the text."""
+    """The schema of the arguments; always an object, whose end can be found in the text."""
     parameters = {"type": "object"} | (function.parameters or _NO_PARAMETERS)
     if parameters["type"] != "object":
         raise RequestError(f"The parameters of tool '{function.name}' must be of type 'object'.", param="tools")

@@ -1,4 +1,4 @@
-"""Counts a request's tokens while they come."""
+"""Counts a request's tokens as they arrive."""
 
 from server.config import ServerConfig
 from server.protocol.generation import StreamOptions
@@ -7,7 +7,7 @@ from server.serving.generation import Generation, SequenceDelta
 
 
 class UsageMeter:
-    """One per request; fed with every delta."""
+    """One per request; `add` is called with every delta."""
 
     def __init__(self, generation: Generation, *, has_prompt_details: bool, counts_output: bool = True) -> None:
         self._generation = generation
@@ -17,7 +17,7 @@ class UsageMeter:
         self._num_cached_tokens = 0
 
     def add(self, delta: SequenceDelta) -> None:
-        """Takes note of new tokens; choices of the same prompt count its cached tokens once."""
+        """Counts new tokens; choices of the same prompt count its cached tokens once."""
         if self._counts_output:
             self._num_tokens[delta.choice] += len(delta.token_ids)
         if delta.num_cached_tokens and delta.choice % self._generation.request.num_choices == 0:
@@ -36,7 +36,7 @@ class UsageMeter:
 
 
 class UsageReporting:
-    """Which usage a stream tells: at the end, and with every chunk."""
+    """Whether a stream reports its usage at the end, and with every chunk."""
 
     def __init__(self, options: StreamOptions | None, config: ServerConfig) -> None:
         is_forced = config.enable_force_include_usage

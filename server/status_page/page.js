@@ -1,5 +1,5 @@
 "use strict";
-// Asks for status.json again and again and draws what it says; text only ever becomes text, never markup.
+// Polls status.json and draws it; text from the server is inserted as text, never as markup.
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
   const COLOURS = ["#3a7bd5", "#2f9e6b", "#c2571a", "#8a5cc2", "#b8860b", "#c13f6b", "#1a8f9e", "#6b7a1f", "#7a5540", "#5470c6"];

@@ -1,6 +1,6 @@
-"""The page at `/`: one document without anything from elsewhere, under a policy that lets nothing else in.
+"""The status page at `/`: one self-contained document, whose content policy forbids everything else.
 
-Standard library only: the responder shows it before anything is imported.
+Standard library only, because the responder serves it before anything is imported.
 """
 
 import hashlib
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 DATA_PATH: Final = "/status.json"
-"""What the page asks again and again."""
+"""The path that the page polls."""
 
 _FOLDER: Final = Path(__file__).parent
 
 
 class StatusPage(NamedTuple):
-    """The document and the headers that go with it."""
+    """The document and its headers."""
 
     body: bytes
     headers: tuple[tuple[str, str], ...]
@@ -24,7 +24,7 @@ class StatusPage(NamedTuple):
 
 @cache
 def read_page() -> StatusPage:
-    """Style and script stand in the document; the policy names them by their hashes and forbids all others."""
+    """Builds the document with inline style and script; the policy allows only their hashes."""
     style, script = _read("page.css"), _read("page.js")
     document = _read("page.html").replace("/*style*/", style).replace("/*script*/", script)
     policy = {

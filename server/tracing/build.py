@@ -1,4 +1,4 @@
-"""Makes a tracer where one is wanted; until then nothing of OpenTelemetry is imported."""
+"""Creates the tracer if it is configured; otherwise nothing of OpenTelemetry is imported."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ def build_tracer(config: ServerConfig, version: str) -> "Tracer | None":
     """The tracer of `--otlp-traces-endpoint`.
 
     Raises:
-        ConfigError: the endpoint is no address.
+        ConfigError: the endpoint is not an address.
     """
     if config.otlp_traces_endpoint is None:
         return None

@@ -1,4 +1,4 @@
-"""Where traces are sent, and in which of the two ways of OTLP; standard library only."""
+"""The collector's address and the protocol of OTLP; standard library only."""
 
 from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -20,16 +20,16 @@ class TraceEndpoint(NamedTuple):
 
 
 def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
-    """What `--otlp-traces-endpoint` names.
+    """Reads the value of `--otlp-traces-endpoint`.
 
     Args:
-        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`. A query, in which some
-            have a key, is neither sent nor shown: OTEL_EXPORTER_OTLP_HEADERS is the place for keys.
-        protocol: `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`; without it, port 4318 and addresses with a path speak HTTP,
-            others gRPC, as vLLM's default is.
+        address: `http://collector:4318/v1/traces`, `grpc://collector:4317`, `collector:4317`. A query, which
+            may contain a key, is neither sent nor logged: keys belong in OTEL_EXPORTER_OTLP_HEADERS.
+        protocol: `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL`; without it, port 4318 and addresses with a path
+            use HTTP, others gRPC, vLLM's default.
 
     Raises:
-        ConfigError: it is no address, or the protocol is unknown.
+        ConfigError: the address is invalid, or the protocol is unknown.
     """
     split = urlsplit(address if "://" in address else f"{_GRPC}://{address}")
     if split.scheme not in ("http", "https", _GRPC) or not split.hostname or not _has_good_port(address):
@@ -39,7 +39,7 @@ def read_endpoint(address: str, protocol: str | None = None) -> TraceEndpoint:
         is_http = split.scheme != _GRPC and (split.port == _HTTP_PORT or split.path.strip("/"))
         protocol = _HTTP if is_http else _GRPC
     is_secure = split.scheme == "https"
-    if protocol == _GRPC:  # which knows no login, and names its target in what it logs
+    if protocol == _GRPC:  # gRPC has no login in the address, and its log lines contain the target
         return TraceEndpoint(_GRPC, split.netloc.rpartition("@")[2], is_secure)
     if protocol == _HTTP:
         path = split.path if split.path.strip("/") else _HTTP_PATH

@@ -1,4 +1,4 @@
-"""What is noted about a request while it runs, for its spans; standard library only."""
+"""The record of a running request, from which its spans are made; standard library only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,28 +8,28 @@ from typing import Any, Final
 from server.types import FinishReason, SamplingParams
 
 CONTEXT_HEADERS: Final = ("traceparent", "tracestate")
-"""W3C's names of the headers that say which trace a request belongs to."""
+"""W3C's headers with the trace that a request belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTrace:
-    """One sequence's way through the engine; times are those of `perf_counter`."""
+    """The times of one sequence in the engine, by `perf_counter`."""
 
     num_prompt_tokens: int
     num_cached_tokens: int
     num_tokens: int
-    """Generated ones."""
+    """Number of generated tokens."""
     queue_s: float
     prefill_s: float
     first_s: float
-    """When the first token came, 0 if none did."""
+    """When the first token arrived; 0 without one."""
     last_s: float
     reason: FinishReason
 
 
 @dataclass
 class RequestTrace:
-    """Filled in by the layers that a request goes through; lives on the event loop."""
+    """Filled in by each layer that handles the request; lives on the event loop."""
 
     headers: Mapping[str, str]
     """The request's trace context."""
@@ -37,16 +37,16 @@ class RequestTrace:
     request_id: str = ""
     num_choices: int = 1
     params: SamplingParams | None = None
-    """Of the first sequence."""
+    """The parameters of the first sequence."""
     render_begin_s: float = 0.0
     render_s: float = 0.0
     sequences: list[SequenceTrace] = field(default_factory=list)
 
     def add_sequence(self, **fields: Any) -> None:
-        """One sequence has ended; the fields are those of SequenceTrace."""
+        """Adds an ended sequence; the fields are those of SequenceTrace."""
         self.sequences.append(SequenceTrace(**fields))
 
     @property
     def has_reached_engine(self) -> bool:
-        """Whether there is anything to tell: vLLM, too, has no spans for requests that are refused."""
+        """Whether the request has spans: as in vLLM, rejected requests have none."""
         return bool(self.sequences)

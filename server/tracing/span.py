@@ -1,4 +1,4 @@
-"""Spans of a request and of a start as plain values, named and described as vLLM does; standard library only."""
+"""Spans of requests and starts as plain values, with vLLM's names and attributes; standard library only."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +21,17 @@ class Span:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     error: str | None = None
     events: Mapping[str, int] = field(default_factory=dict)
-    """Moments worth a name."""
+    """Named moments, in nanoseconds since the epoch."""
     children: Sequence["Span"] = ()
     is_server: bool = False
-    """Whether it answers a call of another service."""
+    """Whether the span is the server's side of a remote call."""
 
 
 def describe_request(trace: RequestTrace, *, model_name: str, end_s: float, offset_ns: int) -> Span:
-    """The request's span, `llm_request`, with one below it for each stage.
+    """The request's span, `llm_request`, with a child for each stage.
 
     Args:
-        end_s: when the answer's last byte was handed over, by `perf_counter`.
+        end_s: when the last byte of the response was sent, by `perf_counter`.
         offset_ns: nanoseconds since the epoch at which `perf_counter` was 0.
     """
     clock = _Clock(offset_ns)
@@ -47,11 +47,11 @@ def describe_request(trace: RequestTrace, *, model_name: str, end_s: float, offs
 
 
 def describe_start(report: Mapping[str, Any], *, ready_ns: int) -> Span:
-    """The start as a trace of its own: a span for the whole, below it what every process recorded.
+    """The start as a trace: a root span with the spans of all processes as children.
 
     Args:
-        report: what /startupz answers.
-        ready_ns: when the start was over.
+        report: the body of /startupz.
+        ready_ns: when the start ended.
     """
     begin_ns = ready_ns - int(report["total_s"] * _NS)
 
@@ -91,7 +91,7 @@ class _Clock:
 
 
 def _request_attributes(trace: RequestTrace, model_name: str, end_s: float) -> dict[str, Attribute]:
-    """Of several sequences the longest times, and the tokens of all; a prompt with several choices counts once."""
+    """The longest times and the sum of tokens of all sequences; a prompt with several choices counts once."""
     sequences = trace.sequences
     prompts = sequences[:: trace.num_choices]
     queue_s = max(s.queue_s for s in sequences)
@@ -132,7 +132,7 @@ def _stages(trace: RequestTrace, clock: _Clock) -> Iterator[Span]:
 
 
 def _sequence_stages(sequence: SequenceTrace, index: int, clock: _Clock) -> Iterator[Span]:
-    """The engine tells how long it took; that ended when the first token came."""
+    """Derives begin times from the durations that the engine reports, which end with the first token."""
     prefill_s = sequence.first_s - sequence.prefill_s
     of_prefill = {
         "gen_ai.usage.prompt_tokens": sequence.num_prompt_tokens,

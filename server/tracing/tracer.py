@@ -1,7 +1,7 @@
-"""Sends spans to a collector by OpenTelemetry, which is imported here and nowhere else, with `--otlp-traces-endpoint`.
+"""Sends spans to a collector (`--otlp-traces-endpoint`); the only module that imports OpenTelemetry.
 
-Spans are made when a request has ended, from the times that were noted meanwhile: until then tracing costs nothing
-but a few attributes. OpenTelemetry's own thread sends them.
+Spans are created when a request has ended, from its recorded times: until then tracing costs only a few
+attributes. OpenTelemetry's own thread sends them.
 """
 
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _SERVICE: Final = "vllm-cli"
 _CLOSE_S: Final = 5.0
-"""How long the last spans may take to be sent; a collector that is gone does not hold up the end."""
+"""How long sending the last spans may take, so that an unreachable collector does not delay the exit."""
 
 
 class Tracer:
@@ -38,12 +38,12 @@ class Tracer:
         self._tracer = self._provider.get_tracer(_SERVICE, version)
 
     def begin_request(self, read_header: Callable[[bytes], str | None]) -> RequestTrace:
-        """What the request's layers fill in; its headers say which trace it belongs to."""
+        """The record that the request's layers fill in; its headers contain the trace that it belongs to."""
         given = {name: read_header(name.encode()) for name in CONTEXT_HEADERS}
         return RequestTrace({name: value for name, value in given.items() if value is not None})
 
     def end_request(self, trace: RequestTrace) -> None:
-        """Sends the spans of a request that has ended."""
+        """Sends the spans of an ended request."""
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         if not trace.has_reached_engine:
@@ -54,13 +54,13 @@ class Tracer:
         self._send(span, TraceContextTextMapPropagator().extract(trace.headers))
 
     def record_start(self, report: bytes) -> None:
-        """Sends the timeline of a start that has ended just now, as /startupz tells it."""
+        """Sends the spans of a start that has just ended; `report` is the body of /startupz."""
         from opentelemetry.context import Context
 
         self._send(describe_start(json.loads(report), ready_ns=time.time_ns()), Context())
 
     def close(self) -> None:
-        """Sends what is left, within a bounded time."""
+        """Sends the remaining spans, within a time limit."""
         closing = threading.Thread(target=self._provider.shutdown, name="tracer-close", daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
@@ -88,7 +88,7 @@ class Tracer:
 
 
 def _create_resource(version: str) -> Any:
-    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES are heeded by OpenTelemetry itself."""
+    """OpenTelemetry itself reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
     from opentelemetry.sdk.resources import Resource
 
     resource = Resource.create({"process.pid": os.getpid(), "service.version": version})

@@ -150,7 +150,7 @@ def test_a_drain_keeps_the_engine_until_it_ends() -> None:
 def test_subscribers_are_called_in_order_and_see_the_new_state() -> None:
     lifecycle = Lifecycle()
     seen: list[tuple[str, State, State]] = []
-    for name in ("first", "second"):
-        lifecycle.subscribe(lambda state, name=name: seen.append((name, state, lifecycle.state)))  # type: ignore[misc]
+    lifecycle.subscribe(lambda state: seen.append(("first", state, lifecycle.state)))
+    lifecycle.subscribe(lambda state: seen.append(("second", state, lifecycle.state)))
     lifecycle.engine_ready()
     assert seen == [("first", "ready", "ready"), ("second", "ready", "ready")]

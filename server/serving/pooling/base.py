@@ -1,4 +1,4 @@
-"""What all endpoints over a pooling model have in common: the order of the steps, and where each of them runs."""
+"""The base of all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from uuid import uuid4
 from server.errors import RequestError
 from server.protocol.pooling import InputFields
 from server.renderers.make_async import make_async
-from server.request_ids import note_request_id
+from server.request_ids import set_request_id
 from server.serving.answers import BinaryAnswer
 from server.serving.inference import Inference
 from server.serving.models import unix_time, unsupported
@@ -24,8 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class PoolingServingBase(ABC, Generic[T]):
-    """One per endpoint. `create` runs on the event loop; what it calls `..._async` is the twin of a method that blocks
-    and runs in the renderer's pool: tokenizing before the engine, and writing down long vectors after it.
+    """One per endpoint. `create` runs on the event loop.
+
+    Each `..._async` runs a blocking method in the renderer pool: tokenizing before the engine, and encoding long
+    vectors after it.
     """
 
     request_id_prefix: ClassVar[str]
@@ -41,10 +43,10 @@ class PoolingServingBase(ABC, Generic[T]):
         self._postprocessing_async = make_async(self._postprocessing, self._renderer.executor)
 
     async def create(self, request: T, context: RequestContext) -> bytes | BinaryAnswer:
-        """The whole answer, encoded.
+        """The whole response, encoded.
 
         Raises:
-            RequestError: the request cannot be served.
+            RequestError: the request is invalid, or does not fit the model.
             EngineError: the engine failed.
         """
         ctx = self._create_context(request, context)
@@ -56,14 +58,14 @@ class PoolingServingBase(ABC, Generic[T]):
 
     @abstractmethod
     def _pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
-        """What is to be made of the prompts; raises RequestError where the model cannot do it."""
+        """The pooling parameters of the prompts; raises RequestError if the model does not support them."""
 
     @abstractmethod
     def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
-        """The answer, encoded; in the pool."""
+        """The response, encoded; runs in the pool."""
 
     def _preprocessing(self, ctx: PoolingServeContext[T]) -> None:
-        """Fills in the prompts; in the pool."""
+        """Fills in the prompts; runs in the pool."""
         options = ReadOptions.from_request(ctx.request, self._engine.info)
         self._read_prompts(ctx, PromptReader(self._renderer, options))
 
@@ -87,7 +89,7 @@ class PoolingServingBase(ABC, Generic[T]):
         ctx.outputs = await self._pool(ctx, ctx.prompts, ids, [ctx.pooling_params] * len(ids))
 
     def _postprocessing(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
-        """Makes the answer; in the pool."""
+        """Builds the response; runs in the pool."""
         return self._build_response(ctx)
 
     def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
@@ -96,7 +98,7 @@ class PoolingServingBase(ABC, Generic[T]):
         if info is None or not self._is_supported(info):
             raise unsupported(self.api_name)
         request_id = f"{self.request_id_prefix}-{context.header_id or request.request_id or uuid4().hex}"
-        note_request_id(request_id)
+        set_request_id(request_id)
         if context.trace is not None:
             context.trace.request_id = request_id
         return PoolingServeContext(
@@ -110,11 +112,11 @@ class PoolingServingBase(ABC, Generic[T]):
         )
 
     def _is_supported(self, info: PoolingInfo) -> bool:
-        """Whether the model can do anything for this endpoint."""
+        """Whether the model fits this endpoint."""
         return True
 
     def _new_ids(self, ctx: PoolingServeContext[T], num_ids: int) -> list[str]:
-        """The engine's ids are made unique, for clients may choose theirs."""
+        """Unique ids for the engine, because clients may choose theirs."""
         unique = f"{ctx.request_id}-{uuid4().hex[:8]}"
         return [f"{unique}-{index}" for index in range(num_ids)]
 
@@ -125,7 +127,7 @@ class PoolingServingBase(ABC, Generic[T]):
         ids: Sequence[str],
         params: Sequence[PoolingParams],
     ) -> list[EngineOutput]:
-        """Runs prompts side by side; the first failure, or the client's going away, aborts them all."""
+        """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
         self._log(ctx, prompts, params)
         works = [self._pool_one(ctx.timing, *work) for work in zip(ids, prompts, params, strict=True)]
         if len(works) == 1:
@@ -156,7 +158,7 @@ class PoolingServingBase(ABC, Generic[T]):
 
 
 def check_dimensions(dimensions: int | None, info: PoolingInfo, model_name: str) -> None:
-    """Raises RequestError where embeddings cannot be cut to this length."""
+    """Raises RequestError if the model's embeddings cannot be cut to this length."""
     if dimensions is None:
         return
     problem = None

@@ -10,7 +10,7 @@ from server.types import EngineOutput, PoolingInfo, PoolingParams
 
 
 class ClassificationServing(PoolingServingBase[ClassificationRequest]):
-    """The likeliest class of each input, and how likely each class is."""
+    """The most likely class of each input, and the probability of each class."""
 
     request_id_prefix = "classify"
     api_name = "Classification"

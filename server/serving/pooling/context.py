@@ -1,4 +1,4 @@
-"""One request for pooled prompts on its way through preprocessing, the engine and postprocessing."""
+"""The state of one pooling request in preprocessing, engine and postprocessing."""
 
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
@@ -12,35 +12,35 @@ T = TypeVar("T", bound=PoolingFields)
 
 
 class PooledPrompt(NamedTuple):
-    """A prompt as the engine takes it."""
+    """A tokenized prompt."""
 
     token_ids: list[int]
     token_type_ids: list[int] | None = None
-    """Which text of a pair each token is of."""
+    """The text of a pair that each token belongs to."""
 
 
 @dataclass(kw_only=True)
 class PoolingServeContext(Generic[T]):
-    """Steps hand it on: each fills in what the next one needs. Only one of them has it at a time."""
+    """Passed from step to step; each fills in what the next one needs. Used by one thread at a time."""
 
     request: T
     request_id: str
-    """As the answer carries it."""
+    """The id in the response."""
     model_name: str
     created: int
     pooling_params: PoolingParams
-    """The same for all prompts, unless a step makes others of it."""
+    """The same for all prompts, unless a step derives others from it."""
     info: PoolingInfo
     timing: RequestContext
     prompts: list[PooledPrompt] = field(default_factory=list)
     """Filled in by preprocessing."""
     outputs: list[EngineOutput] = field(default_factory=list)
-    """The engine's, in the prompts' order."""
+    """The engine's outputs, in the order of the prompts."""
     num_queries: int = 0
-    """Of scores: how many of the prompts stand on the left side."""
+    """For scores: how many of the prompts are queries."""
 
     @property
     def usage(self) -> Usage:
-        """The prompts' tokens."""
+        """The number of prompt tokens."""
         num_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
         return Usage(prompt_tokens=num_tokens, total_tokens=num_tokens, completion_tokens=0)

@@ -17,7 +17,7 @@ _REMOVED = {
 
 
 class PoolingServing(PoolingServingBase[PoolingRequest]):
-    """Whatever the model can make of its hidden states."""
+    """The result of any pooling task that the model supports."""
 
     request_id_prefix = "pooling"
     api_name = "Pooling"

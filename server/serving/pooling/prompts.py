@@ -1,4 +1,7 @@
-"""Makes prompts of what requests bring: texts, token ids, conversations and pairs. Blocks; for the renderer's pool."""
+"""Tokenizes the prompts of pooling requests: texts, token ids, conversations and pairs.
+
+Blocks; runs in the renderer pool.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +24,15 @@ class ReadOptions:
     vocab_size: int
     does_lower_case: bool
     add_special_tokens: bool | None
-    """None adds them to texts and not to conversations."""
+    """None adds them to texts but not to conversations."""
     limit: int | None
-    """Keep this many tokens."""
+    """How many tokens are kept; None keeps all."""
     side: Side
-    """Where the others are cut off."""
+    """The side at which the others are cut off."""
 
     @classmethod
     def from_request(cls, request: PoolingFields, info: EngineInfo) -> "ReadOptions":
-        """Raises RequestError where more tokens are to be kept than the model takes."""
+        """Raises RequestError if `truncate_prompt_tokens` exceeds the model's context."""
         limit, most = request.truncate_prompt_tokens, info.max_model_len
         if limit is not None and limit > most:
             raise RequestError(
@@ -48,9 +51,9 @@ class ReadOptions:
 
 
 class PromptReader:
-    """Reads the prompts of one request, in one thread of the renderer's pool.
+    """Reads the prompts of one request, in one thread of the renderer pool.
 
-    Every method raises RequestError for a prompt that is empty, too long, or not what the model takes.
+    Every method raises RequestError for a prompt that is empty, too long or unsupported by the model.
     """
 
     def __init__(self, renderer: BaseRenderer, options: ReadOptions) -> None:
@@ -59,7 +62,7 @@ class PromptReader:
         self._options = options
 
     def read(self, prompt: str | list[int], *, param: str = "input") -> PooledPrompt:
-        """A text, or token ids."""
+        """Reads a text, or token ids."""
         if isinstance(prompt, str):
             return self._encode(prompt, param, add_special_tokens=self._options.add_special_tokens is not False)
         most = min(self._renderer.vocab_size, self._options.vocab_size)
@@ -69,7 +72,7 @@ class PromptReader:
         return self._checked(PooledPrompt(self._sliced(prompt)), param)
 
     def read_conversation(self, messages: list[Message], request: InputFields) -> PooledPrompt:
-        """Messages, by the model's template."""
+        """Reads messages by the model's chat template."""
         options = ChatOptions(
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
@@ -79,19 +82,19 @@ class PromptReader:
         return self._read_messages(messages, options, add_special_tokens=self._options.add_special_tokens is True)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> PooledPrompt:
-        """A pair as a conversation of a query and a document, by the operator's template."""
+        """Reads a pair as a conversation of a query and a document, by the operator's chat template."""
         messages = [{"role": "query", "content": first}, {"role": "document", "content": second}]
         options = ChatOptions(add_generation_prompt=False, chat_template_kwargs=template_kwargs)
         return self._read_messages(messages, options, add_special_tokens=True)
 
     def read_pair(self, first: str, second: str, *, param: str) -> PooledPrompt:
-        """A pair with the tokenizer's special tokens between the two."""
+        """Reads a pair with the tokenizer's special tokens between the two texts."""
         self._check_text(first + second, param)
         encoded = self._pairs(param).encode_pair(*self._as_cased(first, second), add_special_tokens=True, cut=self._cut)
         return self._checked(_prompt(encoded), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
-        """The beginning of a text, of so many tokens; 0 leaves it as it is."""
+        """The first `num_tokens` tokens of a text; 0 returns it unchanged."""
         if not num_tokens:
             return text
         if num_tokens >= self._options.max_model_len:
@@ -133,7 +136,7 @@ class PromptReader:
         return token_ids if self._cut is None else self._cut.of(token_ids)
 
     def _check_text(self, text: str, param: str) -> None:
-        """Refuses what cannot fit however it is tokenized, before a thread is busy with it for seconds."""
+        """Rejects a text that is too long however it is tokenized; tokenizing it could take seconds."""
         self._check_unicode(text, param)
         most = self._options.max_model_len
         if self._options.limit is None and len(text) > most * self._tokenizer.max_token_chars:

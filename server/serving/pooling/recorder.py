@@ -11,7 +11,7 @@ from server.types import EngineOutput, FinishReason
 
 
 class PromptRecorder:
-    """Counts a prompt as vLLM does: its result is its first token, and its last."""
+    """Counts a prompt as vLLM does: its result counts as its first and last token."""
 
     def __init__(self, metrics: EngineMetrics, context: RequestContext, num_prompt_tokens: int) -> None:
         self._metrics = metrics
@@ -22,7 +22,7 @@ class PromptRecorder:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around the prompt's time in the engine; takes note of how it ended."""
+        """Wraps the prompt's run in the engine; records how it ended."""
         try:
             yield
         except EngineError:
@@ -36,12 +36,12 @@ class PromptRecorder:
             self._add_to_trace()
 
     def record(self, output: EngineOutput) -> None:
-        """Takes note of the result."""
+        """Records the result."""
         metrics = self._metrics
         self._reason = "stop"
         self._queue_s, self._prefill_s, self._end_s = output.queue_s, output.prefill_s, perf_counter()
-        self._context.times.note_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
-        self._context.lease.note_prefill(self._num_prompt_tokens)
+        self._context.times.record_prefill(queue_s=output.queue_s, prefill_s=output.prefill_s)
+        self._context.lease.finish_prefill(self._num_prompt_tokens)
         metrics.time_to_first_token.observe(perf_counter() - self._context.arrival_s)
         metrics.count_prompt(self._num_prompt_tokens)
         metrics.request_prefill_tokens.observe(self._num_prompt_tokens)

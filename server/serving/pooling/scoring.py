@@ -1,7 +1,7 @@
-"""Answers /score and /rerank: how relevant texts are to another, by three kinds of model.
+"""Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
 
-A cross-encoder reads both texts at once. A bi-encoder makes one vector of each. Late interaction makes a vector of
-each token: these are compared in the engine, where the query's are kept, or else here.
+A cross-encoder reads both texts at once. A bi-encoder makes one vector per text. Late interaction makes one vector
+per token; they are compared in the engine, which keeps those of the query, or else here.
 """
 
 from typing import ClassVar, TypeVar
@@ -29,12 +29,12 @@ S = TypeVar("S", bound=ScoreRequest | RerankRequest)
 
 
 class ScoringServingBase(PoolingServingBase[S]):
-    """Scores of pairs, whatever is made of them."""
+    """The base of both endpoints that score pairs."""
 
     request_id_prefix: ClassVar[str] = "score"
 
     def _is_supported(self, info: PoolingInfo) -> bool:
-        """A classifier's only class is a score; of several classes none is."""
+        """Whether the model scores pairs: the class of a classifier is a score only if it has no other."""
         return info.task in ("embed", "token_embed") or (info.task == "classify" and info.num_labels == 1)
 
     def _pooling_params(self, request: S, info: PoolingInfo) -> PoolingParams:
@@ -59,7 +59,7 @@ class ScoringServingBase(PoolingServingBase[S]):
         ctx.prompts += [reader.read(text, param=names[1]) for text in second]
 
     def _read_pair(self, reader: PromptReader, ctx: PoolingServeContext[S], first: str, second: str) -> PooledPrompt:
-        """By the operator's template, if there is one: many models bring along one that is for something else."""
+        """Uses the operator's chat template only: the model's own is often meant for something else."""
         param = ctx.request.names[1]
         if self._renderer.config.chat_template is not None:
             return reader.read_by_template(first, second, ctx.request.template_kwargs)
@@ -77,7 +77,7 @@ class ScoringServingBase(PoolingServingBase[S]):
         return ctx.pooling_params.task == "token_embed" and self._config.enable_flash_late_interaction
 
     async def _flash_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
-        """First the queries, which the engine keeps; then the documents, of which it sends the scores."""
+        """Runs the queries, which the engine keeps, then the documents, for which it returns the scores."""
         ids = self._new_ids(ctx, len(ctx.prompts))
         num_queries, query_ids = ctx.num_queries, ids[: ctx.num_queries]
         queries = [LateInteraction(query_id, "query") for query_id in query_ids]
@@ -92,7 +92,7 @@ class ScoringServingBase(PoolingServingBase[S]):
             self._engine.drop_queries(query_ids)
 
     def _scores(self, ctx: PoolingServeContext[S]) -> list[float]:
-        """One per pair."""
+        """One score per pair."""
         task, outputs = ctx.pooling_params.task, ctx.outputs
         if task == "classify":
             return [float(values_of(output)[0]) for output in outputs]

@@ -1,4 +1,4 @@
-"""How vectors are written into an answer. Takes time in proportion to their length; for the renderer's pool."""
+"""Encodes vectors for a response. Takes time in proportion to their length; runs in the renderer pool."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
 
 
 def check_encoding(request: VectorFields) -> None:
-    """Raises RequestError for a type that cannot be made here."""
+    """Raises RequestError for a data type that is not supported."""
     if request.embed_dtype.startswith("fp8"):
         raise RequestError(
             "`embed_dtype` must be 'float32', 'float16' or 'bfloat16': this server makes no fp8.", param="embed_dtype"
@@ -35,13 +35,13 @@ def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
 
 
 def tensor_of(output: EngineOutput) -> TensorData:
-    """A result that must be there."""
+    """The tensor of a result, which must have one."""
     assert output.data is not None, "the engine sent no numbers"
     return output.data
 
 
 def to_json(output: EngineOutput, request: VectorFields) -> Any:
-    """A list of numbers, or base64; encoded row by row, so that the event loop has its turn in between."""
+    """A list of numbers, or base64; encoded row by row, so that the event loop can run in between."""
     if request.encoding_format == "base64":
         return base64.b64encode(to_bytes(output, request.embed_dtype, request.endianness)).decode()
     values = values_of(output)
@@ -51,7 +51,7 @@ def to_json(output: EngineOutput, request: VectorFields) -> Any:
 
 
 def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) -> bytes:
-    """The numbers one behind the other."""
+    """The numbers as contiguous bytes."""
     values, order = values_of(output), _BYTE_ORDERS[endianness]
     if dtype == "float16":
         return values.astype(f"{order}f2").tobytes()
@@ -61,9 +61,9 @@ def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) ->
 
 
 def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
-    """All vectors in one body; where in it each is stands in a header, unless only the bytes are wanted.
+    """All vectors in one body; a header has the position of each, except with `bytes_only`.
 
-    None where the request wants JSON.
+    None if the request asks for JSON.
     """
     request, outputs = ctx.request, ctx.outputs
     if request.encoding_format not in ("bytes", "bytes_only"):
@@ -90,19 +90,19 @@ def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
 
 
 def cosine(first: EngineOutput, second: EngineOutput) -> float:
-    """How alike two embeddings are."""
+    """The cosine similarity of two embeddings."""
     one, other = values_of(first), values_of(second)
     lengths = math.sqrt(float(one @ one) * float(other @ other))
     return float(one @ other) / max(lengths, 1e-8)
 
 
 def max_similarity(query: EngineOutput, document: EngineOutput) -> float:
-    """The sum over the query's tokens of how similar the most similar token of the document is."""
+    """The sum over the query's tokens of the highest similarity with a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
 
 
 def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper halves of the numbers' bits, rounded to even."""
+    """The upper 16 bits of each number, rounded to even."""
     bits = values.astype("=f4").view("=u4")
     rounded: npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
     return (rounded >> 16).astype(np.uint16)

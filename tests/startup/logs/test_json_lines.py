@@ -90,9 +90,9 @@ def test_lines_of_a_request_have_its_id() -> None:
     line, other = lines_of(
         """
 import asyncio
-from server.request_ids import note_request_id
+from server.request_ids import set_request_id
 async def serve(name):
-    note_request_id(name)
+    set_request_id(name)
     await asyncio.create_task(work())
 async def work():
     logger.info("working")

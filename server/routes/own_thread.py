@@ -1,4 +1,4 @@
-"""Work beside the event loop that must wait for nobody: not for the renderer's pool, which may be busy."""
+"""Runs blocking work in a thread of its own, because the renderer pool may be busy."""
 
 import asyncio
 import threading
@@ -9,8 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def run_aside(work: Callable[[], T]) -> T:
-    """The result of `work`, which gets a thread of its own: for what is done a few times a minute, one at a time."""
+async def run_in_own_thread(work: Callable[[], T]) -> T:
+    """Returns the result of `work`; for work that is done a few times a minute, one call at a time."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
@@ -26,10 +26,10 @@ async def run_aside(work: Callable[[], T]) -> T:
         result, failure = None, None
         try:
             result = work()
-        except Exception as err:  # noqa: BLE001 - raised again where it is awaited
+        except Exception as err:  # noqa: BLE001 - raised again by the await below
             failure = err
-        with suppress(RuntimeError):  # the loop has ended meanwhile
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    threading.Thread(target=run, name="own-thread", daemon=True).start()
     return await done

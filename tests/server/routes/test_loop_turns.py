@@ -10,7 +10,7 @@ async def test_a_burst_is_let_in_a_few_at_a_time_and_in_order():
     begun: list[int] = []
 
     async def begin(number: int) -> None:
-        await turns.take()
+        await turns.wait()
         begun.append(number)
 
     tasks = [asyncio.create_task(begin(number)) for number in range(100)]
@@ -27,7 +27,7 @@ async def test_a_burst_is_let_in_a_few_at_a_time_and_in_order():
 async def test_one_request_after_the_other_waits_for_nothing():
     turns = LoopTurns()
     for _ in range(20):
-        taking = turns.take()
+        taking = turns.wait()
         try:
             taking.send(None)
         except StopIteration:
@@ -40,10 +40,10 @@ async def test_one_request_after_the_other_waits_for_nothing():
 
 async def test_who_gives_up_takes_no_place():
     turns = LoopTurns()
-    tasks = [asyncio.create_task(turns.take()) for _ in range(50)]
+    tasks = [asyncio.create_task(turns.wait()) for _ in range(50)]
     await asyncio.sleep(0)
     for task in tasks[4:40]:
         task.cancel()
     await asyncio.wait(tasks)
     assert [task.cancelled() for task in tasks] == [False] * 4 + [True] * 36 + [False] * 10
-    await asyncio.wait_for(turns.take(), 30)
+    await asyncio.wait_for(turns.wait(), 30)
