@@ -2,7 +2,7 @@
 
 
 class EnvError(ValueError):
-    """A variable holds what it may not hold."""
+    """A variable has a value that is not allowed."""
 
     def __init__(self, name: str, shown_value: str, expected: str, *, hint: str = "") -> None:
         super().__init__(f"{name} must be {expected}, got {shown_value!r}{hint}")

@@ -1,6 +1,6 @@
-"""Variables of other programs, read by name: what vLLM's launcher hands on, and what it looks at.
+"""Variables of other programs, read by name: those that vLLM's launcher passes on or checks.
 
-Variables that mean something to this project are declared in `registry`.
+Variables that this program itself uses are declared in `registry`.
 """
 
 import os
@@ -9,23 +9,23 @@ from contextlib import contextmanager
 
 
 def snapshot() -> dict[str, str]:
-    """The whole environment, as it is now."""
+    """A copy of the whole environment."""
     return dict(os.environ)
 
 
 def text_of(name: str) -> str:
-    """The value, empty where the variable is not set."""
+    """The value, empty if the variable is not set."""
     return os.environ.get(name, "")
 
 
 def is_set(name: str) -> bool:
-    """Whether the variable is there, if only as an empty text."""
+    """Whether the variable exists, even if it is empty."""
     return name in os.environ
 
 
 @contextmanager
 def overlaid(extra: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for a block, for children started there; afterwards all is as before."""
+    """Sets variables for a block and the processes started in it, then restores the former values."""
     before = {name: os.environ.get(name) for name in extra}
     os.environ.update(extra)
     try:

@@ -1,4 +1,4 @@
-"""The types that an environment variable may have: one constructor and one parser each."""
+"""The types of environment variables: one constructor and one parser each."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _FALSE = ("0", "false", "no", "off")
 
 
 def text(description: str, *, is_secret: bool = False) -> EnvVar[str | None]:
-    """Any text, None where unset."""
+    """Any text; None if unset."""
     return EnvVar[str | None]("text", str, lambda: None, description, is_secret=is_secret)
 
 
@@ -27,7 +27,7 @@ def boolean(default: bool, description: str) -> EnvVar[bool]:
 
 
 def presence(description: str) -> EnvVar[bool]:
-    """True as soon as the variable holds anything."""
+    """True if the variable has any value."""
     return EnvVar("presence", bool, lambda: False, description)
 
 
@@ -42,7 +42,7 @@ def number(default: float, description: str, *, above: float) -> EnvVar[float]:
 
 
 def optional_integer(description: str, *, minimum: int) -> EnvVar[int | None]:
-    """A whole number of at least `minimum`, None where unset."""
+    """A whole number of at least `minimum`; None if unset."""
     return EnvVar[int | None]("integer", _integer_parser(minimum), lambda: None, description)
 
 
@@ -52,13 +52,13 @@ def choice(default: str, choices: tuple[str, ...], description: str) -> EnvVar[s
 
 
 def choice_in_capitals(default: str, choices: tuple[str, ...], description: str) -> EnvVar[str]:
-    """One of a list of words in capitals, however they are written."""
+    """One of a list of words in capitals, accepted in any case."""
     parse = _choice_parser(choices)
     return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
 
 
 def parse_boolean(raw: str) -> bool:
-    """The one parser of booleans."""
+    """The only parser of booleans."""
     word = raw.strip().lower()
     if word not in _TRUE + _FALSE:
         raise InvalidValueError("one of " + ", ".join(_TRUE + _FALSE))

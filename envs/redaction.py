@@ -1,4 +1,4 @@
-"""Takes logins out of addresses before these are shown to anybody."""
+"""Masks logins in addresses before they are shown."""
 
 import re
 from typing import Final
@@ -9,5 +9,5 @@ _LOGIN: Final = re.compile(r"(?<=//)[^/?#\s]+(?=@)")
 
 
 def without_login(text: str) -> str:
-    """`https://name:password@host` with stars for what comes before the @."""
+    """`https://name:password@host` with stars in place of everything between // and @."""
     return _LOGIN.sub(MASK, text)

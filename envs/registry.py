@@ -11,22 +11,22 @@ from envs.suggestion import closest
 from envs.variable import EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
-"""How the engine process may be started; the one list that every branch uses."""
+"""The start methods of the engine process; every branch uses this list."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
-"""What can serve: the engine of this package, or an installed vLLM; `auto` prefers vLLM."""
+"""The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
 
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 LOG_FORMATS: Final = ("text", "json")
-"""How lines of the log may look."""
+"""The formats of log lines."""
 
 OWN_PREFIX: Final = "VCLI_"
-"""Variables of our own begin with this, since vLLM warns about unknown `VLLM_*` names."""
+"""Prefix of this program's own variables, since vLLM warns about unknown `VLLM_*` names."""
 
 
 def home_folder() -> Path:
-    """The user's; `/`, as container runtimes have it, for a user without a name, a folder, and a HOME."""
+    """The user's home; `/` for a user without a name, a home and HOME, as container runtimes set it."""
     try:
         return Path.home()
     except RuntimeError:
@@ -36,65 +36,67 @@ def home_folder() -> Path:
 class Environment:
     """The variables; the attribute's name is the variable's name."""
 
-    VCLI_LEAN_IMPORTS = boolean(True, "Leave out of torch and transformers what serving never uses.")
-    VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "How lines of the log look.")
-    VCLI_PRELOAD_MODULE = text("Module of the model's class, for the forkserver; set by the launcher.")
-    VCLI_ENGINE = choice("auto", ENGINES, "Which engine serves where --engine is not given.")
-    VCLI_PLAIN_VLLM = boolean(False, "Start vLLM as `vllm serve` would, without anything of ours.")
-    VCLI_PRELOAD_PLAN = text("File that tells vLLM's forkserver what to import; set by the launcher.")
-    VCLI_API_PROCESS = optional_integer("Process with which the forkserver ends; set by the launcher.", minimum=1)
+    VCLI_LEAN_IMPORTS = boolean(True, "Skip imports of torch and transformers that serving never uses.")
+    VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines.")
+    VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
+    VCLI_ENGINE = choice("auto", ENGINES, "Engine if --engine is not given.")
+    VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
+    VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
+    VCLI_API_PROCESS = optional_integer("Process whose end ends the forkserver; set by the launcher.", minimum=1)
     XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
-    VLLM_API_KEY = text("Key that requests must carry where --api-key is not given.", is_secret=True)
+    VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.", is_secret=True)
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
     VLLM_LOGGING_LEVEL = choice_in_capitals("INFO", LOGGING_LEVELS, "Least severe level that is logged.")
     VLLM_LOGGING_CONFIG_PATH = text("JSON file with a configuration of Python's logging.")
-    VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two lines of figures in the log.", above=0)
+    VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two log lines with statistics.", above=0)
     VLLM_MAX_N_SEQUENCES = integer(128, "Largest `n` of a request.", minimum=1)
-    VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request where no flag says it.", minimum=1)
-    VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request where no flag says it.", minimum=1)
+    VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
+    VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request without --http-max-stop-strings.", minimum=1)
     VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds that fetching an image may take, redirects included.", minimum=1)
     VLLM_MEDIA_URL_ALLOW_REDIRECTS = boolean(True, "Follow redirects of an image's URL to other allowed hosts.")
-    VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as it comes, in MiB.", minimum=1)
+    VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB = integer(64, "Largest image as downloaded, in MiB.", minimum=1)
     VLLM_MAX_IMAGE_PIXELS = integer(89_478_485, "Most pixels of an image.", minimum=1)
-    VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for what is kept between starts.")
+    VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
-    HF_HUB_OFFLINE = boolean(False, "Never ask the Hugging Face hub; take models from the cache alone.")
-    TRANSFORMERS_OFFLINE = boolean(False, "The same as HF_HUB_OFFLINE.")
+    HF_HUB_OFFLINE = boolean(False, "Never contact the Hugging Face hub; take models from the cache only.")
+    TRANSFORMERS_OFFLINE = boolean(False, "Same as HF_HUB_OFFLINE.")
     HF_HOME = path(lambda: env.XDG_CACHE_HOME.get() / "huggingface", "Folder of Hugging Face's caches.")
     HF_HUB_CACHE = path(lambda: env.HF_HOME.get() / "hub", "Folder of models downloaded from the hub.")
-    HF_TOKEN = text("Token for gated and private models where --hf-token is not given.", is_secret=True)
-    HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; unset takes the hub itself.")
+    HF_TOKEN = text("Token for gated and private models if --hf-token is not given.", is_secret=True)
+    HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; the hub itself if unset.")
 
-    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("How --otlp-traces-endpoint is spoken to: grpc or http/protobuf.")
-    OPENAI_API_KEY = text("Key that `chat` and `complete` send where --api-key is not given.", is_secret=True)
-    OMP_NUM_THREADS = optional_integer("Threads of the forward pass on a CPU; unset takes what is free.", minimum=1)
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
+    OPENAI_API_KEY = text("Key that `chat` and `complete` send if --api-key is not given.", is_secret=True)
+    OMP_NUM_THREADS = optional_integer(
+        "Threads of the forward pass on a CPU; all usable processors if unset.", minimum=1
+    )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
-    GOMP_SPINCOUNT = text("How long OpenMP's waiting threads spin before they sleep; unset takes 3000.")
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Compiled kernels that oneDNN keeps on a CPU; unset takes 128.")
+    GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 3000 if unset.")
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Compiled kernels that oneDNN keeps on a CPU; 128 if unset.")
     DNNL_PRIMITIVE_CACHE_CAPACITY = text("Former name of ONEDNN_PRIMITIVE_CACHE_CAPACITY.")
-    LRU_CACHE_CAPACITY = text("The same of ideep, through which torch uses oneDNN; unset takes 128.")
-    CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id; set to nothing or to -1, none.")
-    PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch finds out whether there is a GPU; unset takes 1, without CUDA.")
+    LRU_CACHE_CAPACITY = text("The same for ideep, through which torch uses oneDNN; 128 if unset.")
+    CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id; empty or -1 is none.")
+    PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch detects a GPU; 1, without initializing CUDA, if unset.")
     TMPDIR = text("Folder for temporary files.")
-    TEMP = text("The same, where TMPDIR is not set.")
-    TMP = text("The same, where TEMP is not set either.")
-    NOTIFY_SOCKET = text("Socket of the service manager that is told about start and end; set by systemd.")
-    WATCHDOG_USEC = optional_integer("Microseconds in which it wants to hear again; set by systemd.", minimum=1)
-    WATCHDOG_PID = optional_integer("Process that this is about; set by systemd.", minimum=1)
-    LISTEN_FDS = optional_integer("Number of sockets handed over, from descriptor 3 on; set by systemd.", minimum=0)
-    LISTEN_PID = optional_integer("Process that they are for; set by systemd.", minimum=1)
-    LISTEN_FDNAMES = text("Their names; set by systemd.")
-    NO_COLOR = presence("No colours in the output, whatever the value.")
+    TEMP = text("Folder for temporary files if TMPDIR is not set.")
+    TMP = text("Folder for temporary files if TMPDIR and TEMP are not set.")
+    NOTIFY_SOCKET = text("Socket for notifications to the service manager; set by systemd.")
+    WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs; set by systemd.", minimum=1)
+    WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications; set by systemd.", minimum=1)
+    LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on; set by systemd.", minimum=0)
+    LISTEN_PID = optional_integer("Process that gets these sockets; set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Names of these sockets; set by systemd.")
+    NO_COLOR = presence("Disables colours in the output, whatever the value.")
 
 
 env: Final[Environment] = Environment()
 
 
 class UnknownVariable(NamedTuple):
-    """A variable with our prefix that nothing reads."""
+    """A variable with our prefix that is not declared."""
 
     name: str
     suggestion: str | None
@@ -110,15 +112,15 @@ def variables() -> Iterator[EnvVar[Any]]:
 
 
 def validate_all() -> list[EnvError]:
-    """Everything that is wrong with the declared variables, at once."""
+    """The errors of all declared variables."""
     return [error for variable in variables() if (error := _error_of(variable))]
 
 
 def unknown_variables() -> list[UnknownVariable]:
-    """Variables with our prefix that are not declared: most likely misspelt."""
+    """Variables with our prefix that are not declared and most likely misspelt."""
     declared = {variable.name for variable in variables()}
-    strangers = sorted(name for name in os.environ if name.startswith(OWN_PREFIX) and name not in declared)
-    return [UnknownVariable(name, closest(name, declared)) for name in strangers]
+    unknown = sorted(name for name in os.environ if name.startswith(OWN_PREFIX) and name not in declared)
+    return [UnknownVariable(name, closest(name, declared)) for name in unknown]
 
 
 def _error_of(variable: EnvVar[Any]) -> EnvError | None:

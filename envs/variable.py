@@ -15,7 +15,7 @@ Source = Literal["default", "environment"]
 
 
 class InvalidValueError(ValueError):
-    """What a variable's parser raises: what it expected, and perhaps a guess."""
+    """Raised by a variable's parser: what it expected, with a suggestion as hint."""
 
     def __init__(self, expected: str, *, hint: str = "") -> None:
         super().__init__(expected)
@@ -27,7 +27,7 @@ class InvalidValueError(ValueError):
 class EnvVar(Generic[T]):
     """A declared variable. Its name is the name of the attribute that it is assigned to.
 
-    An empty value counts as unset, as container files often leave variables empty.
+    An empty value counts as unset, because container files often leave variables empty.
     """
 
     kind: str
@@ -49,21 +49,21 @@ class EnvVar(Generic[T]):
 
     @property
     def raw(self) -> str | None:
-        """The text as the environment holds it, None where unset."""
+        """The text in the environment; None if unset."""
         return os.environ.get(self.name) or None
 
     @property
     def is_set_to_nothing(self) -> bool:
-        """For a variable that says something by being empty; else the same as unset."""
+        """Whether the variable exists and is empty, for variables where that differs from unset."""
         return os.environ.get(self.name) == ""
 
     @property
     def source(self) -> Source:
-        """Where `get` takes the value from."""
+        """The source of the value that `get` returns."""
         return "default" if self.raw is None else "environment"
 
     def get(self) -> T:
-        """The typed value; raises EnvError where the environment holds something else."""
+        """The typed value; raises EnvError if the text in the environment is not valid."""
         raw = self.raw
         if raw is None:
             return self.default
@@ -73,14 +73,14 @@ class EnvVar(Generic[T]):
             raise EnvError(self.name, self.show(raw), err.expected, hint=err.hint) from err
 
     def show(self, value: object) -> str:
-        """The value as it may be shown to people: secrets and logins in URLs are masked, None is nothing."""
+        """The value for output: secrets and logins in URLs are masked, None is empty."""
         if value is None:
             return ""
         return MASK if self.is_secret else without_login(str(value))
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:
-        """Sets the variable (None removes it) for a block, for children started there too, then restores it."""
+        """Sets the variable (None removes it) for a block and the processes started in it, then restores it."""
         before = os.environ.get(self.name)
         self._write(value)
         try:

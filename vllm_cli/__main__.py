@@ -1,4 +1,4 @@
-"""The console script and `python -m vllm_cli`: what must be right before the first import takes its time."""
+"""The console script and `python -m vllm_cli`: signal handling and import path before the first slow import."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ _INTERRUPTED = 130
 
 
 def main() -> int:
-    """Runs the command; as process 1 of a container in a child, with this process as its init."""
-    _die_quietly_of_sigint()
+    """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
+    _end_at_sigint_without_traceback()
     if os.getpid() == 1:
         from startup.processes.init_process import become_init
 
@@ -29,14 +29,14 @@ def main() -> int:
         return _INTERRUPTED
 
 
-def _die_quietly_of_sigint() -> None:
-    """An import in the middle of which Ctrl-C comes would print a traceback."""
+def _end_at_sigint_without_traceback() -> None:
+    """Otherwise Ctrl-C during an import prints a traceback."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _raise_at_sigint() -> None:
-    """As Python does from the start; a SIGINT that is ignored stays so."""
+    """Restores Python's default; an ignored SIGINT stays ignored."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

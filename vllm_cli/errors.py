@@ -1,15 +1,15 @@
-"""Errors that the command line shows as lines that begin with `Error:`, without a traceback."""
+"""Errors that the command line shows as a line with `Error:`, without a traceback."""
 
 import click
 
 
 class InputError(click.ClickException):
-    """What the user wrote cannot be done; exit code 2."""
+    """The user's input is not valid; exit code 2."""
 
     exit_code = 2
 
 
 class ConnectionFailedError(click.ClickException):
-    """The server that `chat` and `complete` talk to does not answer, or answers with an error; exit code 1."""
+    """The server of `chat` or `complete` does not respond, or responds with an error; exit code 1."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Kubernetes probes for a server: what to ask, how often, and how long a start may take."""
+"""Kubernetes probes for a server: request, period, and allowed time of a start."""
 
 import math
 from collections.abc import Sequence
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 UNKNOWN_START_S: Final = 600.0
-"""Allowed where no start is remembered: VLLM_ENGINE_READY_TIMEOUT_S by default."""
+"""Allowed time without a start record: the default of VLLM_ENGINE_READY_TIMEOUT_S."""
 LEAST_ALLOWED_S: Final = 60.0
-"""Another node may have to read the weights from a disk first."""
+"""On another node, the weights may not be in the page cache."""
 
 _COMMAND_PERIOD_S: Final = 5
-"""A command costs the starting server some processor time; it looks several times a second while it waits."""
+"""A command takes processor time from the starting server: it polls several times a second."""
 _COMMAND_START_S: Final = 1
-"""Of a probe's time, for the command to begin and end."""
+"""The part of a probe's timeout in which the command starts and exits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTarget:
-    """Where the kubelet asks."""
+    """The server that the kubelet probes."""
 
     port: int = 8000
     is_tls: bool = False
     uds: str | None = None
-    """A socket that the kubelet cannot reach: it runs `vllm-cli wait` in the container."""
+    """A UNIX socket, which the kubelet cannot reach: it runs `vllm-cli wait` in the container instead."""
     is_vllm: bool = False
-    """vLLM has /health for everything."""
+    """vLLM has only /health for all probes."""
 
     @property
     def live_path(self) -> str:
@@ -36,7 +36,7 @@ class ProbeTarget:
         return "/health" if self.is_vllm else "/readyz"
 
     def action(self, path: str, timeout_s: int) -> dict[str, Any]:
-        """What a probe does."""
+        """The action of a probe."""
         if self.uds is not None:
             waits_s = str(timeout_s - _COMMAND_START_S)
             words = ["vllm-cli", "wait", "--quiet", "--uds", self.uds, "--path", path, "--timeout", waits_s]
@@ -47,22 +47,22 @@ class ProbeTarget:
 
 @dataclass(frozen=True, kw_only=True)
 class StartTimes:
-    """Seconds that earlier starts took."""
+    """Durations of earlier starts."""
 
     seconds: Sequence[float]
     factor: float
-    """How many times as long as the slowest one a start may take."""
+    """Allowed time of a start as a multiple of the slowest one."""
 
     @property
     def allowed_s(self) -> float:
-        """After this the kubelet starts the container afresh."""
+        """After this time the kubelet restarts the container."""
         if not self.seconds:
             return UNKNOWN_START_S
         return max(self.factor * max(self.seconds), LEAST_ALLOWED_S)
 
     @property
     def period_s(self) -> int:
-        """Often enough that the pod does not wait for its probe: a tenth of a start at most."""
+        """At most a tenth of a start, so that a ready pod does not wait long for its next probe."""
         usual_s = min(self.seconds) if self.seconds else UNKNOWN_START_S
         return min(max(int(usual_s / 10), 1), 10)
 
@@ -70,8 +70,8 @@ class StartTimes:
 def build_probes(target: ProbeTarget, times: StartTimes) -> dict[str, Any]:
     """The three probes of a container.
 
-    `/livez` answers from the first tenth of a second on, and whatever the load: a server that loads, drains or waits
-    for an engine that is being restarted is alive. `/readyz` is 200 when a real token has gone all the way through.
+    `/livez` responds from the first tenth of a second on, under any load: a server that loads, drains or restarts its
+    engine is alive. `/readyz` is 200 once a real request has produced a token.
     """
     period_s = times.period_s if target.uds is None else max(times.period_s, _COMMAND_PERIOD_S)
     startup = {

@@ -1,4 +1,4 @@
-"""A click group whose commands are imported when they run, and not to be listed."""
+"""A click group that imports a command when it runs, but not to list it."""
 
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ class CommandEntry(NamedTuple):
 
 
 class LazyGroup(click.Group):
-    """Knows its commands from a table; `--help` imports none of them."""
+    """A group with a table of commands; `--help` imports none of them."""
 
     def __init__(self, *, table: tuple[CommandEntry, ...], **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """An unknown command is a usage error with a guess."""
+        """An unknown command is a usage error with a suggestion."""
         if args[0] not in self._entries and not args[0].startswith("-"):
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
         return super().resolve_command(ctx, args)
@@ -49,13 +49,13 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, as it stands."""
+        """Prints the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(entry.name, entry.help) for entry in self._entries.values()])
 
 
 def load_command(entry: CommandEntry) -> click.Command:
-    """The command that a line of the table names."""
+    """Imports the command of a table entry."""
     module, _, attribute = entry.target.partition(":")
     command = getattr(import_module(module), attribute)
     if not isinstance(command, click.Command):

@@ -1,4 +1,4 @@
-"""Facts about this machine and what is installed on it, found without importing any of it."""
+"""Facts about this machine and its installed packages, found without importing them."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ _GPU_QUERY: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version
 
 
 def describe_machine() -> dict[str, Any]:
-    """Everything that a bug report should tell; secrets are masked."""
+    """All facts for a bug report; secrets are masked."""
     return {
         "vllm-cli": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",

@@ -1,6 +1,6 @@
-"""The console script: words in, exit code out; imports the standard library and click alone.
+"""Runs a command line and returns the exit code; imports only the standard library and click.
 
-Exit codes: 0 done, 1 a server did not answer, 2 the input makes no sense, 3 the start failed, 130 Ctrl-C.
+Exit codes: 0 done, 1 a server did not respond, 2 invalid input, 3 the start failed, 130 Ctrl-C.
 """
 
 import errno
@@ -23,27 +23,31 @@ from vllm_cli.version import VERSION
 USAGE_ERROR: Final = 2
 START_FAILED: Final = 3
 INTERRUPTED: Final = 130
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 COMMANDS: Final = (
     CommandEntry("serve", "vllm_cli.commands.serve:serve", "Serve a model with the OpenAI API."),
-    CommandEntry("chat", "vllm_cli.commands.chat:chat", "Talk with a model on a running server."),
-    CommandEntry("complete", "vllm_cli.commands.complete:complete", "Let a model on a running server continue a text."),
-    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; may be resumed."),
-    CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, showing its phase."),
+    CommandEntry("chat", "vllm_cli.commands.chat:chat", "Chat with a model on a running server."),
+    CommandEntry(
+        "complete", "vllm_cli.commands.complete:complete", "Complete a text with a model on a running server."
+    ),
+    CommandEntry("run-batch", "vllm_cli.commands.run_batch:run_batch", "Answer a file of requests; can be resumed."),
+    CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
-    CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show where the time of a start went."),
-    CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or forget what starts of vLLM have taught."),
+    CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
+    CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or delete recorded preload profiles."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("env", "vllm_cli.commands.env:env_command", "Show the environment variables and their values."),
-    CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes that fit this machine."),
-    CommandEntry("completion", "vllm_cli.commands.completion:completion", "Make a shell complete commands and flags."),
+    CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes for this machine."),
+    CommandEntry(
+        "completion", "vllm_cli.commands.completion:completion", "Print shell completion of commands and flags."
+    ),
     CommandEntry("collect-env", "vllm_cli.commands.collect_env:collect_env", "Describe this machine for a bug report."),
 )
 
-_HELP = """Serve language models, fast from the first second on.
+_HELP = """Serve language models with a fast start.
 
 \b
 Examples:
@@ -61,15 +65,15 @@ Examples:
 )
 @click.version_option(VERSION, "-v", "--version", message="%(prog)s %(version)s", prog_name="vllm-cli")
 def cli() -> None:
-    """Does nothing itself."""
+    """Only the group of commands."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command and returns the exit code; a user's mistake is one line, never a traceback."""
+    """Runs a command and returns the exit code; an error of the user is one line without a traceback."""
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        with suppress(OSError):  # what the exit code says must not hang on a full disk under standard error
+        with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
             err.show()
         return err.exit_code
     except (ConfigError, EnvError) as err:
@@ -82,9 +86,9 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as err:
-        if err.errno not in _NO_ROOM or err.filename is not None:
+        if err.errno not in _DISK_FULL or err.filename is not None:
             raise
-        return _fail(f"the output cannot be written: {err.strerror}. Make room, or write it elsewhere.", 1)
+        return _fail(f"the output cannot be written: {err.strerror}. Free space, or write it elsewhere.", 1)
     except Exception as err:
         if (exit_code := _exit_code_of(err)) is None:
             raise
@@ -102,7 +106,7 @@ def _exit_code_of(err: Exception) -> int | None:
 
 
 def _is_interruption(err: BaseException | None) -> bool:
-    """Ctrl-C in the middle of an import may come out as another error: Python 3.11 wraps that of `__set_name__`."""
+    """Ctrl-C during an import may raise another error: Python 3.11 wraps errors of `__set_name__`."""
     while err is not None and not isinstance(err, KeyboardInterrupt):
         err = err.__cause__ or err.__context__
     return err is not None

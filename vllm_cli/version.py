@@ -1,3 +1,3 @@
-"""The version as a constant: asking the installed metadata would cost more than the rest of `--version`."""
+"""The version as a constant: reading the installed metadata takes longer than the rest of `--version`."""
 
 VERSION = "0.1.0"

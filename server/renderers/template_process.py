@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jinja2
 
-from envs.harmless import harmless_environment
+from envs.restricted import restricted_environment
 from server.renderers.messages import Message
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,
-        env=harmless_environment(),
+        env=restricted_environment(),
         start_new_session=True,
     )
 

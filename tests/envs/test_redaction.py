@@ -1,4 +1,4 @@
-"""Logins leave addresses before anybody sees them; everything else stays."""
+"""Logins in addresses are masked; everything else is unchanged."""
 
 import pytest
 
@@ -16,5 +16,5 @@ from envs.redaction import without_login
         ("name@host", "name@host"),
     ],
 )
-def test_what_stands_before_the_host_is_masked(text: str, shown: str) -> None:
+def test_a_login_before_the_host_is_masked(text: str, shown: str) -> None:
     assert without_login(text) == shown

@@ -1,4 +1,4 @@
-"""The registry: typed reading, errors with a guess, and everything wrong at once."""
+"""The registry: typed values, errors with a suggestion, and all errors at once."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in variables():
         monkeypatch.delenv(variable.name, raising=False)
 
@@ -48,7 +48,7 @@ def test_each_start_method_is_accepted(monkeypatch: pytest.MonkeyPatch, method: 
     assert env.VLLM_WORKER_MULTIPROC_METHOD.source == "environment"
 
 
-def test_a_wrong_start_method_lists_the_choices_and_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_wrong_start_method_lists_the_choices_and_suggests_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fokserver")
     with pytest.raises(EnvError) as caught:
         env.VLLM_WORKER_MULTIPROC_METHOD.get()
@@ -59,20 +59,20 @@ def test_a_wrong_start_method_lists_the_choices_and_guesses(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("level", LOGGING_LEVELS)
-def test_a_logging_level_may_be_in_small_letters(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+def test_a_logging_level_may_be_in_lower_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", level.lower())
     assert env.VLLM_LOGGING_LEVEL.get() == level
 
 
 @pytest.mark.parametrize(("raw", "value"), [("1", True), ("TRUE", True), ("yes", True), ("on", True)])
 @pytest.mark.parametrize("variable", [env.HF_HUB_OFFLINE, env.TRANSFORMERS_OFFLINE], ids=lambda v: v.name)
-def test_a_boolean_is_true_in_four_ways(variable, raw: str, value: bool) -> None:
+def test_a_boolean_has_four_spellings_of_true(variable, raw: str, value: bool) -> None:
     with variable.override(raw):
         assert variable.get() is value
 
 
 @pytest.mark.parametrize("raw", ["0", "False", "no", "OFF"])
-def test_a_boolean_is_false_in_four_ways(raw: str) -> None:
+def test_a_boolean_has_four_spellings_of_false(raw: str) -> None:
     with env.HF_HUB_OFFLINE.override(raw):
         assert env.HF_HUB_OFFLINE.get() is False
 
@@ -83,17 +83,17 @@ def test_a_boolean_rejects_maybe() -> None:
 
 
 @pytest.mark.parametrize("raw", ["soon", "-1", "1.5"])
-def test_a_count_rejects_what_is_not_a_whole_number_in_range(raw: str) -> None:
+def test_a_count_rejects_a_value_that_is_not_a_whole_number_in_range(raw: str) -> None:
     with env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.override(raw), pytest.raises(EnvError, match="whole number, 0 or more"):
         env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE.get()
 
 
-def test_no_color_is_true_whatever_it_holds() -> None:
+def test_no_color_is_true_with_any_value() -> None:
     with env.NO_COLOR.override("0"):
         assert env.NO_COLOR.get() is True
 
 
-def test_the_cache_follows_xdg(tmp_path: Path) -> None:
+def test_cache_folders_are_below_xdg_cache_home(tmp_path: Path) -> None:
     with env.XDG_CACHE_HOME.override(str(tmp_path)):
         assert env.VLLM_CACHE_ROOT.get() == tmp_path / "vllm"
         assert env.HF_HUB_CACHE.get() == tmp_path / "huggingface" / "hub"
@@ -114,7 +114,7 @@ def test_every_key_and_token_is_a_secret() -> None:
     assert all(variable.is_secret for variable in variables() if re.search("KEY|TOKEN", variable.name))
 
 
-def test_override_restores_what_was_there_even_after_an_error() -> None:
+def test_override_restores_the_former_value_even_after_an_error() -> None:
     with env.HF_TOKEN.override("outer"):
         with pytest.raises(RuntimeError), env.HF_TOKEN.override(None):
             assert env.HF_TOKEN.get() is None
@@ -123,21 +123,21 @@ def test_override_restores_what_was_there_even_after_an_error() -> None:
     assert "HF_TOKEN" not in os.environ
 
 
-def test_validation_reports_everything_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_reports_all_errors_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert validate_all() == []
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "LOUD")
     assert {error.name for error in validate_all()} == {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_LEVEL"}
 
 
-def test_unknown_variables_with_our_prefix_are_reported_with_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variables_with_our_prefix_are_reported_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("VLLM_SOMETHING_OF_VLLM", "1")
     (unknown,) = unknown_variables()
     assert str(unknown) == "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean VLLM_LOGGING_LEVEL?)"
 
 
-def test_nothing_but_envs_reads_the_environment() -> None:
+def test_only_envs_reads_the_environment() -> None:
     reading = re.compile(r"environ\.get|environ\[[^\]]+\](?!\s*=)|\bgetenv\b")
     sources = [path for package in PACKAGES if package != "envs" for path in (ROOT / package).rglob("*.py")]
     assert len(sources) > 20

@@ -140,7 +140,7 @@ class _HealthClient:
 
     def _find_engine(self) -> int:
         """The largest process below the server: the one that holds the weights."""
-        server = next(s for s in find_servers(looks_closer=False) if s.port == self._port)
+        server = next(s for s in find_servers(with_state=False) if s.port == self._port)
         sizes = {}
         for pid in server.pids[1:]:
             with suppress(psutil.NoSuchProcess):  # the helper processes of the start exit at about this time

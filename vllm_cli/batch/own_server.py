@@ -55,12 +55,12 @@ class OwnServer:
                 start_new_session=True,
             )
 
-    def wait_ready(self, on_look: Callable[[Readiness, float], None]) -> None:
+    def wait_ready(self, on_poll: Callable[[Readiness, float], None]) -> None:
         """Raises ServerStartError where it ends before."""
         options = WaitOptions(
             address=self.address, path="/health", timeout_s=_FOR_EVER_S, interval_s=0.05, pid=self._warden.pid
         )
-        if wait_for_server(options, on_look).ending != "ready":
+        if wait_for_server(options, on_poll).ending != "ready":
             raise ServerStartError(self._warden.wait())
 
     def ensure_alive(self) -> None:

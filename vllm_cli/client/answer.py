@@ -1,4 +1,4 @@
-"""Prints an answer while it comes in, and measures it."""
+"""Prints a streamed answer and measures it."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from vllm_cli.client.api_client import Piece
 
 
 class Answer:
-    """One answer on its way to the terminal; what has come so far is in `text`."""
+    """One streamed answer; `text` is the part received so far."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -21,9 +21,9 @@ class Answer:
         self._end_ns: int | None = None
 
     def write(self, pieces: Iterable[Piece]) -> None:
-        """Prints piece by piece; the line is ended even where Ctrl-C or an error ends the answer.
+        """Prints piece by piece; ends the line even after Ctrl-C or an error.
 
-        A terminal does not get to obey what model or server say; files and pipes get every character as it is.
+        Control characters are escaped on a terminal; files and pipes get the text unchanged.
         """
         is_terminal = sys.stdout.isatty()
         try:
@@ -41,7 +41,7 @@ class Answer:
     def stats(self) -> str:
         """Time to first token and tokens per second, of the whole request."""
         if self._first_ns is None or self._end_ns is None:
-            return "No token came."
+            return "No token was received."
         total_s = (self._end_ns - self._start_ns) / 1e9
         ttft_ms = (self._first_ns - self._start_ns) / 1e6
         rate = self._num_tokens / total_s

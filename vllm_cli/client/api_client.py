@@ -1,4 +1,4 @@
-"""A small client of the OpenAI API, on the standard library alone: what `chat` and `complete` talk through."""
+"""A small client of the OpenAI API for `chat` and `complete`; standard library only."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -15,15 +15,15 @@ _END: Final = b"[DONE]"
 
 
 class Piece(NamedTuple):
-    """A part of an answer as it comes in."""
+    """A part of a streamed answer."""
 
     text: str
     num_tokens: int | None = None
-    """Tokens of the whole answer; the last piece alone tells them."""
+    """Tokens of the whole answer; only the last piece has them."""
 
 
 class ApiClient:
-    """Talks to one server; `/v1` at the end of its address may be left out. Errors are ConnectionFailedErrors."""
+    """Client of one server; `/v1` at the end of its address is optional. Raises ConnectionFailedError."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
         self.url = url
@@ -41,14 +41,15 @@ class ApiClient:
         return str(body["data"][0]["id"])
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[Piece, None, None]:
-        """Posts a request and yields the answer; closing the generator hangs up, which stops the server's work."""
+        """Posts a request and yields the answer; closing the generator disconnects, which aborts the request."""
         payload = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
         with closing(self._connect()) as connection:
             response = self._request(connection, "POST", path, payload)
             try:
                 yield from map(_read_piece, _read_events(response))
             except (HTTPException, OSError) as err:
-                raise ConnectionFailedError(f"The server at {self.url} broke off its answer ({_reason(err)}).") from err
+                message = f"The server at {self.url} closed the connection during its answer ({_reason(err)})."
+                raise ConnectionFailedError(message) from err
 
     def _connect(self) -> HTTPConnection:
         connection = self._address.connect(_CONNECT_TIMEOUT_S)
@@ -79,14 +80,14 @@ def _read_events(response: HTTPResponse) -> Iterator[dict[str, Any]]:
         if data == _END:
             return
         yield _decode(data)
-    raise ConnectionFailedError("The server ended its answer without saying that it was complete.")
+    raise ConnectionFailedError("The server ended its answer before it was complete.")
 
 
 def _decode(data: bytes) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except ValueError as err:
-        raise ConnectionFailedError("The server does not answer as an OpenAI server does.") from err
+        raise ConnectionFailedError("The server does not respond as an OpenAI server does.") from err
     return body if isinstance(body, dict) else {}
 
 
@@ -111,7 +112,7 @@ def _error_message(response: HTTPResponse) -> str:
 
 
 def _on_one_line(message: object) -> str:
-    """What a server says, fit for a terminal."""
+    """A server's message, safe for a terminal."""
     return escape_controls(" ".join(str(message).split()))
 
 

@@ -1,4 +1,4 @@
-"""What `chat` and `complete` share: their options, the lines that a user types, and how one answer is shown."""
+"""Shared by `chat` and `complete`: options, input lines, and the display of one answer."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from vllm_cli.client.api_client import ApiClient
 from vllm_cli.errors import ConnectionFailedError
 from vllm_cli.flags.param_types import Secret
 
-with suppress(ImportError):  # some Pythons are built without it; typed lines cannot be edited then
+with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
     import readline  # noqa: F401
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,7 +23,7 @@ EXIT: Final = "/exit"
 
 
 def server_options(command: F) -> F:
-    """The options that name the server and the model, as `vllm chat` has them, and how the model is to answer."""
+    """The options for server, model and sampling; server and model are named as in `vllm chat`."""
     for option in (
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Most tokens to generate; the server decides if not given."
@@ -31,16 +31,16 @@ def server_options(command: F) -> F:
         click.option(
             "--temperature",
             type=click.FloatRange(min=0, max=2),
-            help="0 takes the likeliest token each time, more is more random; the server decides if not given.",
+            help="0 always takes the likeliest token, higher is more random; the server decides if not given.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
         click.option("--api-key", type=Secret(), help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
-        click.option("--model-name", help="Model to ask; the first that the server lists if not given."),
+        click.option("--model-name", help="Model that answers; the first that the server lists if not given."),
         click.option(
             "--url",
             default="http://localhost:8000",
             show_default=True,
-            help="Address of the server: http(s)://… or unix:/path; /v1 at its end may be left out.",
+            help="Address of the server: http(s)://… or unix:/path; /v1 at its end is optional.",
         ),
     ):
         command = option(command)
@@ -67,14 +67,14 @@ class Dialogue:
         self.model = model_name or self._client.first_model()
 
     def ask(self, path: str, body: dict[str, Any], answer: Answer) -> None:
-        """Shows the answer to one request."""
+        """Sends one request and prints the answer."""
         with closing(self._client.stream(path, {"model": self.model, **self._parameters, **body})) as pieces:
             answer.write(pieces)
         if self._stats:
             click.echo(answer.stats(), err=True)
 
     def ask_interruptibly(self, path: str, body: dict[str, Any]) -> Answer | None:
-        """The same, but Ctrl-C ends the answer alone, and an error is shown and gives None."""
+        """The same, but Ctrl-C only ends the answer, and an error is printed and returns None."""
         answer = Answer()
         try:
             self.ask(path, body, answer)
@@ -86,8 +86,8 @@ class Dialogue:
         return answer
 
 
-def typed_lines(greeting: str) -> Iterator[str]:
-    """What the user types, without empty lines, until /exit or the end of input; Ctrl-C passes through."""
+def input_lines(greeting: str) -> Iterator[str]:
+    """The user's lines, without empty ones, until /exit or the end of input; Ctrl-C raises KeyboardInterrupt."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         click.echo(greeting)

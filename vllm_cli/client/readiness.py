@@ -1,4 +1,4 @@
-"""Asks a server once whether it is ready, and understands what a starting one tells about itself."""
+"""Polls the readiness of a server once; a starting server also reports phase and progress."""
 
 import json
 import math
@@ -14,36 +14,36 @@ State = Literal["ready", "starting", "absent", "failed"]
 
 _MAX_BODY_BYTES: Final = 1 << 16
 _FAILED: Final = ("failed", "dead")
-"""What a server's `status` says when it will never be ready."""
+"""Values of `status` of a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
-"""Statuses below 500 that ask to come back later."""
+"""HTTP statuses below 500 that ask for a later retry."""
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """What one look at a server brought."""
+    """The result of one poll."""
 
     state: State
-    """`absent`: nothing answers; `failed`: it is no use to ask again."""
+    """`absent`: no response; `failed`: the server will never be ready."""
     reason: str = ""
-    """Why it is not ready, in words."""
+    """Why the server is not ready, as text."""
     phase: str | None = None
     progress: float | None = None
     """0 to 1."""
     eta_s: float | None = None
     status: str | None = None
-    """The server's own word for its state: `starting`, `restarting`, `draining`, `dead`."""
+    """The server's own `status`: `starting`, `restarting`, `draining`, `dead`."""
     is_late: bool = False
-    """No answer came in the time that there was for it."""
+    """The request timed out."""
 
 
-def ask_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
-    """Sends one GET; whatever happens to it is in the answer."""
+def poll_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Readiness:
+    """Sends one GET; failures are part of the result."""
     with closing(address.connect(timeout_s)) as connection:
         try:
             connection.request("GET", address.path + path, headers={"Connection": "close"})
             response = connection.getresponse()
-            return _read_answer(response, address.path + path)
+            return _read_response(response, address.path + path)
         except ssl.SSLCertVerificationError as err:
             return Readiness("failed", f"its certificate is not trusted ({err.verify_message})")
         except TimeoutError:
@@ -54,11 +54,12 @@ def ask_readiness(address: ServerAddress, path: str, *, timeout_s: float) -> Rea
             return Readiness("absent", (err.strerror or str(err)).lower())
 
 
-def _read_answer(response: HTTPResponse, path: str) -> Readiness:
+def _read_response(response: HTTPResponse, path: str) -> Readiness:
     if response.status < 300:
         return Readiness("ready")
     if response.status < 500 and response.status not in _NOT_YET:
-        return Readiness("failed", f"{path} answers {response.status} {response.reason}, so it tells no readiness")
+        reason = f"{path} answers {response.status} {response.reason}, so it does not report readiness"
+        return Readiness("failed", reason)
     try:
         body = json.loads(response.read(_MAX_BODY_BYTES))
     except (ValueError, RecursionError):
@@ -81,6 +82,6 @@ def _read_body(body: dict[str, Any], otherwise: str) -> Readiness:
 
 
 def _amount(value: Any, most: float = math.inf) -> float | None:
-    """The number, None where it is none that makes sense."""
+    """The number; None if it is negative, infinite or not a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return min(float(value), most) if is_number and value >= 0 else None

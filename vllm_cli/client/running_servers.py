@@ -1,4 +1,4 @@
-"""Finds the servers that run on this machine: by what /proc tells of them, so that nothing can be out of date."""
+"""Finds the servers that run on this machine from /proc, which is never out of date."""
 
 import contextlib
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from startup.timeline.process_age import process_age_s
-from vllm_cli.client.readiness import ask_readiness
+from vllm_cli.client.readiness import poll_readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.server_sockets import address_of, find_socket, has_own_network
 from vllm_cli.errors import InputError
@@ -20,33 +20,33 @@ _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent",
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: `vllm-cli serve` and everything below it."""
+    """One server: the process tree of `vllm-cli serve`."""
 
     pid: int
     port: int | None
-    """Where it listens; None on a UNIX socket, and before it listens."""
+    """None for a UNIX socket, and before the server listens."""
     address: str | None
     model: str
     engine: str
-    """`embedded` or `vllm`; `auto` where it was left to the server and cannot be told from outside."""
+    """`embedded` or `vllm`; `auto` if the server chose it and the choice is not visible from outside."""
     state: str
-    """`ready`, what it says it is at, `silent`, or `elsewhere`: where this process's network does not reach."""
+    """`ready`, the server's own `status`, `silent`, or `elsewhere`: in another network namespace."""
     uptime_s: float
     memory_bytes: int
-    """Of all its processes; pages that several share are divided among them (PSS)."""
+    """Of all its processes: PSS, which divides shared pages among the processes."""
     pids: tuple[int, ...]
-    """The server's own first."""
+    """The launcher first."""
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
 
 
-def find_servers(*, looks_closer: bool = True) -> list[RunningServer]:
+def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     """All servers that this user may see, oldest first.
 
     Args:
-        looks_closer: also find out state and memory, which takes some milliseconds for each.
+        with_state: also determine state and memory, which takes some milliseconds per server.
     """
     import psutil
 
@@ -55,12 +55,12 @@ def find_servers(*, looks_closer: bool = True) -> list[RunningServer]:
     for process in mains.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             if not any(parent.pid in mains for parent in process.parents()):
-                found.append((process.create_time(), _describe(process, looks_closer)))
+                found.append((process.create_time(), _describe(process, with_state)))
     return [server for _, server in sorted(found, key=lambda pair: pair[0])]
 
 
 def _serve_words(process: Any) -> list[str] | None:
-    """The words behind `serve` where the process is a server; None of any other process."""
+    """The words after `serve` if the process is a server, else None."""
     import psutil
 
     try:
@@ -69,17 +69,17 @@ def _serve_words(process: Any) -> list[str] | None:
         return None
     if not words or not _program(process, words).name.startswith("python"):
         return None
-    for place, word in enumerate(words[1:-1], start=1):
-        is_ours = Path(word).name == "vllm-cli" or (word == "vllm_cli" and words[place - 1] == "-m")
+    for index, word in enumerate(words[1:-1], start=1):
+        is_ours = Path(word).name == "vllm-cli" or (word == "vllm_cli" and words[index - 1] == "-m")
         if is_ours:
-            return words[place + 2 :] if words[place + 1] == "serve" else None
-        if word == "-c" or not (word.startswith("-") or words[place - 1] in ("-X", "-W")):
+            return words[index + 2 :] if words[index + 1] == "serve" else None
+        if word == "-c" or not (word.startswith("-") or words[index - 1] in ("-X", "-W")):
             return None
     return None
 
 
 def _program(process: Any, words: list[str]) -> Path:
-    """What it runs; of other users' processes only they themselves tell it."""
+    """The executable; for other users' processes, the first word of their command line."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -87,28 +87,28 @@ def _program(process: Any, words: list[str]) -> Path:
     return Path(words[0])
 
 
-def _describe(process: Any, looks_closer: bool) -> RunningServer:
+def _describe(process: Any, with_state: bool) -> RunningServer:
     arguments = _parse(_serve_words(process) or [])
     family = [process, *process.children(recursive=True)]
     is_elsewhere = has_own_network(process)
     listening = None if is_elsewhere else find_socket(family, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
-    place = address_of(listening, is_tls=is_tls) if listening else None
+    address = address_of(listening, is_tls=is_tls) if listening else None
     return RunningServer(
         pid=process.pid,
         port=listening[1] if isinstance(listening, tuple) else None,
-        address=str(place) if place else None,
+        address=str(address) if address else None,
         model=_model(arguments),
         engine=_engine(family, arguments),
-        state=("elsewhere" if is_elsewhere else _ask_state(place)) if looks_closer else "",
+        state=("elsewhere" if is_elsewhere else _poll_state(address)) if with_state else "",
         uptime_s=process_age_s(process.pid) or 0.0,
-        memory_bytes=sum(map(_memory_bytes, family)) if looks_closer else 0,
+        memory_bytes=sum(map(_memory_bytes, family)) if with_state else 0,
         pids=tuple(p.pid for p in family),
     )
 
 
 def _parse(words: list[str]) -> Arguments:
-    """The server has accepted its command line, which another version of it may have done by other rules."""
+    """Empty if the words are not valid here: the server may be another version with other rules."""
     try:
         given = Arguments.parse(words)
         path = given.last_value("--config")
@@ -130,7 +130,7 @@ def _model(arguments: Arguments) -> str:
 
 
 def _engine(family: list[Any], arguments: Arguments) -> str:
-    """As named, or as the forkserver's command line tells what it was started for."""
+    """As given by --engine, else by the module that the forkserver's command line names."""
     import psutil
 
     named = arguments.last_value("--engine") or "auto"
@@ -145,15 +145,15 @@ def _engine(family: list[Any], arguments: Arguments) -> str:
     return named
 
 
-def _ask_state(place: ServerAddress | None) -> str:
-    if place is None:
+def _poll_state(address: ServerAddress | None) -> str:
+    if address is None:
         return "not listening"
-    look = ask_readiness(place, "/health", timeout_s=_ANSWER_TIMEOUT_S)
-    return look.status or _STATES[look.state]
+    readiness = poll_readiness(address, "/health", timeout_s=_ANSWER_TIMEOUT_S)
+    return readiness.status or _STATES[readiness.state]
 
 
 def _memory_bytes(process: Any) -> int:
-    """The kernel tells it of one's own processes; root's are left out for others."""
+    """0 for processes whose memory this user may not read."""
     import psutil
 
     try:

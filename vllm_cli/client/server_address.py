@@ -1,4 +1,4 @@
-"""Where a server is to be found, from a URL or from the flags that the server itself was started with."""
+"""The address of a server, from a URL or from the flags of the server itself."""
 
 import os
 import socket
@@ -9,20 +9,20 @@ from urllib.parse import urlsplit
 
 from vllm_cli.errors import InputError
 
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
-"""Addresses that a server binds to and that nobody can call, with one that reaches it."""
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "localhost"}
+"""Wildcard addresses that a server binds to -> an address that clients can connect to."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerAddress:
-    """A server's place; connections to it are made afresh each time."""
+    """A server's address; each request makes a new connection."""
 
     host: str = "localhost"
     port: int = 8000
     uds: str | None = None
-    """A UNIX domain socket; host and port then only name the server."""
+    """A UNIX domain socket; host and port are then unused."""
     path: str = ""
-    """What comes before the paths of the API."""
+    """Prefix of the paths of the API."""
     tls: ssl.SSLContext | None = None
 
     def __str__(self) -> str:
@@ -32,7 +32,7 @@ class ServerAddress:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
     def connect(self, timeout_s: float) -> HTTPConnection:
-        """A connection that is made with its first request and waits for no longer than this for anything."""
+        """A connection that opens with its first request; the timeout bounds each of its operations."""
         if self.uds is not None:
             return _UnixConnection(self.uds, timeout_s)
         if self.tls is not None:
@@ -41,15 +41,15 @@ class ServerAddress:
 
 
 def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
-    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`; `/v1` at the end is left out.
+    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`, without `/v1` at the end.
 
     Raises:
-        InputError: it is none of these.
+        InputError: the URL has none of these forms.
     """
     if url.startswith("unix:"):
         path = url.removeprefix("unix:").removeprefix("//")
         if not path:
-            raise InputError(f"{url!r} names no socket, as unix:/run/vllm.sock does.")
+            raise InputError(f"{url!r} names no socket; write unix:/run/vllm.sock.")
         return ServerAddress(uds=path)
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
@@ -68,12 +68,12 @@ def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
 
 
 def reachable_host(host: str | None) -> str:
-    """A server that listens everywhere is asked on this machine."""
-    return _EVERYWHERE.get(host or "", host or "")
+    """The loopback address for a server that listens on every address."""
+    return _WILDCARDS.get(host or "", host or "")
 
 
 class _UnixConnection(HTTPConnection):
-    """By the file that the path leads to: 107 bytes, unix(7), are all that an address may have, and paths have more."""
+    """Connects through /proc/self/fd: a socket address has at most 107 bytes (unix(7)), paths may have more."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)

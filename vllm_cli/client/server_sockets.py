@@ -1,4 +1,4 @@
-"""Where a running server listens: by what the kernel tells of its sockets, else by its command line."""
+"""Where a running server listens: from the kernel's list of its sockets, else from its command line."""
 
 import contextlib
 import ssl
@@ -14,14 +14,14 @@ Socket = tuple[str, int] | str
 
 
 def has_own_network(process: Any) -> bool:
-    """Whether this process cannot reach it by its address, as from outside a container; False where nobody tells."""
+    """Whether the process has another network namespace, as in a container; False if unknown."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process.pid}/ns/net").readlink() != Path("/proc/self/ns/net").readlink()
     return False
 
 
 def find_socket(family: list[Any], arguments: Arguments) -> Socket | None:
-    """Where a server and its children listen; of other users' servers, where they were told to."""
+    """Where a server and its children listen; for other users' servers, where their flags say."""
     import psutil
 
     uds = arguments.last_value("--uds")
@@ -36,7 +36,7 @@ def find_socket(family: list[Any], arguments: Arguments) -> Socket | None:
 
 
 def address_of(listening: Socket, *, is_tls: bool) -> ServerAddress:
-    """The way to ask a server that listens there."""
+    """The address to connect to a server that listens there."""
     context = None
     if is_tls:
         context = ssl.create_default_context()
@@ -48,7 +48,7 @@ def address_of(listening: Socket, *, is_tls: bool) -> ServerAddress:
 
 
 def _listening(family: Iterable[Any]) -> list[Socket]:
-    """Where the processes listen: addresses first, then UNIX sockets that have a file."""
+    """Where the processes listen: addresses first, then UNIX sockets with a file."""
     import psutil
 
     ports: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""Waits until a server is ready, has failed, or the time is up."""
+"""Waits until a server is ready or has failed, or until the timeout."""
 
 import os
 import time
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vllm_cli.client.readiness import Readiness, ask_readiness
+from vllm_cli.client.readiness import Readiness, poll_readiness
 from vllm_cli.client.server_address import ServerAddress
 
 _ANSWER_TIMEOUT_S: Final = 5.0
-"""How long one request may take; a server that imports may be silent for a while."""
+"""Timeout of one request; a server may not respond for a while during imports."""
 _LEAST_TIMEOUT_S: Final = 0.05
 
 Ending = Literal["ready", "failed", "timed out"]
@@ -19,20 +19,20 @@ Ending = Literal["ready", "failed", "timed out"]
 
 @dataclass(frozen=True, kw_only=True)
 class WaitOptions:
-    """What to wait for and how."""
+    """Which server to wait for, and how."""
 
     address: ServerAddress
     path: str
     timeout_s: float
     interval_s: float
-    """Pause between an answer and the next request."""
+    """Pause between a response and the next request."""
     pid: int | None = None
-    """The server's process; without it there is nothing to wait for."""
+    """The server's process; its end ends the waiting."""
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """How the waiting ended."""
+    """Outcome of the waiting."""
 
     ending: Ending
     waited_s: float
@@ -40,7 +40,7 @@ class WaitResult:
     last: Readiness
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         return {
             "status": self.ending,
             "waited_s": round(self.waited_s, 3),
@@ -51,34 +51,34 @@ class WaitResult:
         }
 
 
-def wait_for_server(options: WaitOptions, on_look: Callable[[Readiness, float], None]) -> WaitResult:
-    """Asks until the server is ready; `on_look` gets every answer and the seconds since the waiting began."""
+def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], None]) -> WaitResult:
+    """Polls until the server is ready; `on_poll` gets every result and the seconds since the beginning."""
     begin_s = time.monotonic()
     num_requests = 0
     known: Readiness | None = None
     while True:
-        # Whether the process lives is asked first: it may have died between its last answer and now.
+        # Checked before the poll, since the process may exit after its last response.
         is_gone = options.pid is not None and not _is_alive(options.pid)
         left_s = max(begin_s + options.timeout_s - time.monotonic(), _LEAST_TIMEOUT_S)
-        look = ask_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
-        if look.is_late and left_s < _ANSWER_TIMEOUT_S and known is not None:
-            look = known  # a request that is cut short by the end of the waiting says nothing about the server
-        known = look
+        result = poll_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
+        if result.is_late and left_s < _ANSWER_TIMEOUT_S and known is not None:
+            result = known  # a request that the end of the waiting cuts short proves nothing about the server
+        known = result
         num_requests += 1
         waited_s = time.monotonic() - begin_s
-        if look.state in ("ready", "failed"):
-            return WaitResult("ready" if look.state == "ready" else "failed", waited_s, num_requests, look)
+        if result.state in ("ready", "failed"):
+            return WaitResult("ready" if result.state == "ready" else "failed", waited_s, num_requests, result)
         if is_gone:
             return WaitResult("failed", waited_s, num_requests, Readiness("failed", f"process {options.pid} has ended"))
-        on_look(look, waited_s)
+        on_poll(result, waited_s)
         left_s = begin_s + options.timeout_s - time.monotonic()
         if left_s <= 0:
-            return WaitResult("timed out", waited_s, num_requests, look)
+            return WaitResult("timed out", waited_s, num_requests, result)
         time.sleep(min(options.interval_s, left_s))
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and that its parent did not collect yet does not (proc(5))."""
+    """Whether the process runs; a zombie, which has ended but was not reaped, does not (proc(5))."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except FileNotFoundError:

@@ -1,11 +1,11 @@
-"""`vllm-cli chat`: talks with a model on a running server."""
+"""`vllm-cli chat`: a conversation with a model on a running server."""
 
 from typing import Any
 
 import click
 
 from vllm_cli.client.answer import Answer
-from vllm_cli.client.dialogue import CLEAR, EXIT, Dialogue, server_options, typed_lines
+from vllm_cli.client.dialogue import CLEAR, EXIT, Dialogue, input_lines, server_options
 
 _PATH = "/v1/chat/completions"
 
@@ -14,12 +14,12 @@ Message = dict[str, str]
 
 @click.command()
 @server_options
-@click.option("--system-prompt", "--system", help="What the model is told before the first message.")
-@click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and leave.")
+@click.option("--system-prompt", "--system", help="System message before the first message.")
+@click.option("-q", "--quick", metavar="MESSAGE", help="Send one message, print the answer and exit.")
 def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None:
-    """Talk with a model on a running server.
+    """Chat with a model on a running server.
 
-    /clear forgets what was said, /exit ends; Ctrl-C stops an answer, and ends where there is none.
+    /clear starts a new conversation, /exit exits. Ctrl-C stops an answer; between answers it exits.
 
     \b
     Examples:
@@ -28,7 +28,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
       vllm-cli chat --system "You are a pirate." --quick "Who are you?"
       vllm-cli chat --url unix:/run/vllm.sock --quick "Hi" --stats
 
-    Exit codes: 0 answered, or ended by you; 1 the server did not answer, or refused; 2 usage; 130 Ctrl-C.
+    Exit codes: 0 answered, or /exit; 1 the server did not respond or rejected the request; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     beginning = [_message("system", system_prompt)] if system_prompt else []
@@ -40,7 +40,9 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
 
 def _converse(dialogue: Dialogue, beginning: list[Message]) -> None:
     history = list(beginning)
-    for line in typed_lines(f"Talking with {dialogue.model}; {CLEAR} forgets, {EXIT} ends, Ctrl-C stops an answer."):
+    for line in input_lines(
+        f"Chatting with {dialogue.model}; {CLEAR} starts anew, {EXIT} exits, Ctrl-C stops an answer."
+    ):
         if line == CLEAR:
             history = list(beginning)
             continue

@@ -1,4 +1,4 @@
-"""`vllm-cli collect-env`: what a bug report should tell about this machine."""
+"""`vllm-cli collect-env`: facts about this machine for a bug report."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from vllm_cli.machine import describe_machine
 
 
 @click.command(name="collect-env")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def collect_env(*, as_json: bool) -> None:
     """Describe this machine, its hardware and what is installed, for a bug report. Secrets are masked.
 

@@ -1,22 +1,22 @@
-"""`vllm-cli complete`: lets a model on a running server continue a text."""
+"""`vllm-cli complete`: text completion by a model on a running server."""
 
 from typing import Any
 
 import click
 
 from vllm_cli.client.answer import Answer
-from vllm_cli.client.dialogue import EXIT, Dialogue, server_options, typed_lines
+from vllm_cli.client.dialogue import EXIT, Dialogue, input_lines, server_options
 
 _PATH = "/v1/completions"
 
 
 @click.command()
 @server_options
-@click.option("-q", "--quick", metavar="PROMPT", help="Continue one prompt, print the text and leave.")
+@click.option("-q", "--quick", metavar="PROMPT", help="Complete one prompt, print the text and exit.")
 def complete(*, quick: str | None, **server: Any) -> None:
-    """Let a model on a running server continue a text.
+    """Complete a text with a model on a running server.
 
-    /exit ends; Ctrl-C stops a text, and ends where there is none.
+    /exit exits. Ctrl-C stops a text; between texts it exits.
 
     \b
     Examples:
@@ -24,11 +24,11 @@ def complete(*, quick: str | None, **server: Any) -> None:
       vllm-cli complete --max-tokens 32 --temperature 0 --quick "The capital of France is"
       vllm-cli complete --url unix:/run/vllm.sock --quick "Hi" --stats
 
-    Exit codes: 0 answered, or ended by you; 1 the server did not answer, or refused; 2 usage; 130 Ctrl-C.
+    Exit codes: 0 answered, or /exit; 1 the server did not respond or rejected the request; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     if quick is not None:
         dialogue.ask(_PATH, {"prompt": quick}, Answer())
         return
-    for line in typed_lines(f"Continuing with {dialogue.model}; {EXIT} ends, Ctrl-C stops a text."):
+    for line in input_lines(f"Completing with {dialogue.model}; {EXIT} exits, Ctrl-C stops a text."):
         dialogue.ask_interruptibly(_PATH, {"prompt": line})

@@ -1,4 +1,4 @@
-"""`vllm-cli completion`: what a shell reads so that it completes commands, flags and models."""
+"""`vllm-cli completion`: prints a script with which a shell completes commands, flags and models."""
 
 from typing import Final
 
@@ -8,16 +8,16 @@ from click.shell_completion import get_completion_class
 _SHELLS: Final = ("bash", "zsh", "fish")
 _PROGRAM: Final = "vllm-cli"
 _VARIABLE: Final = "_VLLM_CLI_COMPLETE"
-"""Click's own name: with it in the environment, the program answers the shell and does nothing else."""
+"""Click's name: if this variable is set, the program prints completions for the shell and exits."""
 _ZSH_BEGINNING: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
-"""Click's script takes for granted that ~/.zshrc has switched completion on."""
+"""Click's script requires that ~/.zshrc has enabled completion."""
 
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(_SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete commands, flags, their choices, and models in the cache folder.
+    """Print a script with which SHELL completes commands, flags, their choices, and models in the cache folder.
 
     \b
     Examples:

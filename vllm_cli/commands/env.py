@@ -1,4 +1,4 @@
-"""`vllm-cli env`: every environment variable, and what it is set to."""
+"""`vllm-cli env`: every environment variable with its value."""
 
 import json
 from typing import Any
@@ -12,9 +12,9 @@ from vllm_cli.errors import InputError
 
 
 @click.command(name="env")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per variable, in a list.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per variable.")
 def env_command(*, as_json: bool) -> None:
-    """Show every environment variable: type, default, value and where it comes from. Secrets are masked.
+    """Show every environment variable: type, default, value and source. Secrets are masked.
 
     \b
     Examples:
@@ -29,7 +29,7 @@ def env_command(*, as_json: bool) -> None:
 
 
 def describe(variable: EnvVar[Any]) -> dict[str, Any]:
-    """What there is to tell about a variable, fit for JSON."""
+    """All facts about a variable, as JSON values."""
     try:
         value, error = variable.show(variable.get()), None
     except EnvError as err:

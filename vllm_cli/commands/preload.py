@@ -1,4 +1,4 @@
-"""`vllm-cli preload`: what starts of vLLM have taught the launcher."""
+"""`vllm-cli preload`: the preload profiles that starts of vLLM have recorded."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,19 @@ if TYPE_CHECKING:
 
 @click.group("preload")
 def preload() -> None:
-    """Show or forget which modules `serve --engine vllm` imports before vLLM asks for them.
+    """Show or delete the lists of modules that `serve --engine vllm` imports before vLLM needs them.
 
-    Every start notes what vLLM's processes had imported when they were ready; the next start of the same kind
-    (version, model architecture, flags that matter) imports that beforehand, once for all of them.
+    Every start records which modules vLLM's processes had imported when they were ready. The next start of the same
+    kind (version, model architecture, flags that matter) preloads these modules once for all processes.
     """
 
 
 @preload.command("show")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per kind of start, in a list, with all modules.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON list with one object per kind of start, with all modules."
+)
 def show(*, as_json: bool) -> None:
-    """Show what has been learnt, by kind of start.
+    """Show the recorded profiles, by kind of start.
 
     \b
     Examples:
@@ -36,14 +38,12 @@ def show(*, as_json: bool) -> None:
     elif profiles:
         click.echo("\n\n".join(map(_paragraph, profiles)))
     else:
-        click.echo(
-            f"Nothing has been learnt yet in {profiles_folder()}; the list that comes along serves a first start."
-        )
+        click.echo(f"No profile is recorded in {profiles_folder()} yet; the first start uses the built-in list.")
 
 
 @preload.command("reset")
 def reset() -> None:
-    """Forget it; the next start begins with the list that comes along, and learns anew.
+    """Delete all profiles; the next start uses the built-in list and records a new profile.
 
     \b
     Example:
@@ -51,7 +51,7 @@ def reset() -> None:
     """
     from startup.vllm.preload_profile import delete_all_profiles
 
-    click.echo(f"Forgot {delete_all_profiles()} kinds of start.")
+    click.echo(f"Deleted {delete_all_profiles()} profiles.")
 
 
 def _fields(profile: "PreloadProfile") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`vllm-cli probes`: Kubernetes probes with values from the starts that this machine remembers."""
+"""`vllm-cli probes`: Kubernetes probes with values from the start records of this machine."""
 
 import json
 from statistics import median
@@ -10,7 +10,7 @@ from startup.timeline.history import read_starts
 from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
 
 _GRACE_S: Final = 45
-"""The default of --shutdown-timeout, and time for the last words."""
+"""The default of --shutdown-timeout, and time for the processes to exit."""
 
 
 @click.command("probes")
@@ -30,14 +30,16 @@ _GRACE_S: Final = 45
     type=click.FloatRange(1),
     default=4.0,
     show_default=True,
-    help="A start may take so many times as long as the slowest one remembered, and a minute at least.",
+    help="Allowed time of a start as a multiple of the slowest recorded one; a minute at least.",
 )
-@click.option("--format", "form", type=click.Choice(("yaml", "json")), default="yaml", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(("yaml", "json")), default="yaml", show_default=True, help="Output format."
+)
 def probes(*, model: str | None, factor: float, form: str, engine: str, **target: Any) -> None:
     """Print startup, liveness and readiness probes for a container that serves MODEL.
 
-    How long a start may take comes from the starts that are remembered in the cache folder: those of MODEL, as it was
-    named or served, or all. Where there is none, ten minutes are allowed.
+    The allowed time of a start follows from the start records in the cache folder: those of MODEL, by its own or its
+    served name, or all. Without a record, ten minutes are allowed.
 
     \b
     Examples:
@@ -62,8 +64,8 @@ def _describe(times: StartTimes, model: str | None) -> str:
         starts = "1 start" if len(times.seconds) == 1 else f"{len(times.seconds)} starts"
         known = f"{starts}{subject} took {median(times.seconds):.1f} s (median), {max(times.seconds):.1f} s at most"
     else:
-        known = f"no start{subject} is remembered here"
+        known = f"no start{subject} is recorded here"
     return (
         f"# {known}: {times.allowed_s:.0f} s are allowed.\n"
-        f"# In the pod: terminationGracePeriodSeconds: {_GRACE_S} (--shutdown-timeout, 30 by default, and some more)"
+        f"# In the pod: terminationGracePeriodSeconds: {_GRACE_S} (--shutdown-timeout, 30 by default, and a margin)"
     )

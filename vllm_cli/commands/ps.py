@@ -1,4 +1,4 @@
-"""`vllm-cli ps`: which servers run here, where, and at what price."""
+"""`vllm-cli ps`: the servers that run on this machine, with address, state and memory."""
 
 import json
 
@@ -13,14 +13,14 @@ from vllm_cli.client.running_servers import RunningServer, find_servers
 def ps(*, is_json: bool) -> int:
     """Show the servers that run on this machine, oldest first.
 
-    MEMORY is that of all of a server's processes; what several share is counted once. STATE is what the server says.
+    MEMORY is that of all of a server's processes; shared memory counts once. STATE is what the server reports.
 
     \b
     Examples:
       vllm-cli ps
       vllm-cli ps --json | jq -r '.[].port'
 
-    Exit codes: 0 there is a server, 1 there is none.
+    Exit codes: 0 at least one server runs, 1 no server runs.
     """
     servers = find_servers()
     if is_json:
@@ -33,13 +33,13 @@ def ps(*, is_json: bool) -> int:
 def _table(servers: list[RunningServer]) -> list[str]:
     if not servers:
         return ["No server runs."]
-    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_shown_row, servers)]
+    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_safe_row, servers)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _shown_row(server: RunningServer) -> tuple[str, ...]:
-    """Other users choose what their servers' command lines and answers say: it stays in its cell."""
+def _safe_row(server: RunningServer) -> tuple[str, ...]:
+    """Escapes control characters: command lines and responses of other users' servers are not trusted."""
     return tuple(escape_controls(cell).replace("\n", "\\n") for cell in _row(server))
 
 

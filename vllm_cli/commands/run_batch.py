@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch`: answers a file of requests; the work itself is imported only when it runs."""
+"""`vllm-cli run-batch`: answers a file of requests; imports the work itself only when it runs."""
 
 import json
 from pathlib import Path
@@ -22,12 +22,12 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
 
 Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its answer is
-a line of OUTPUT with the same custom_id. Without --url the server is started for it, on a private socket, and takes
-every flag of `vllm-cli serve` (`--help=all`). With --url a running server is asked, this one or another that speaks
-the OpenAI API.
+a line of OUTPUT with the same custom_id. Without --url, the command starts a server on a private socket and accepts
+every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running server, of this program
+or another one with the OpenAI API.
 
-Answers are on the disk as soon as they come. The same command again goes on where the last one ended, however it
-ended, and asks nothing twice. In the end the answers have the order of the requests.
+Each answer is written to disk at once. The same command, run again, continues where the last run ended, for whatever
+reason it ended, and repeats no request. At the end the answers are in the order of the requests.
 
 \b
 Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /score, /rerank, /pooling, /classify, /tokenize
@@ -39,29 +39,32 @@ Examples:
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --url https://llm.example.org/v1 --max-concurrency 8
   vllm-cli run-batch -i requests.jsonl -o answers.jsonl --retry-failed --fail-on-error --json > summary.json
 
-Exit codes: 0 every request is done, and OUTPUT says which failed, if any; 1 the server was lost or the disk is full,
-run it again to go on; 2 usage, or a file that is no batch; 3 the server did not start; 5 with --fail-on-error: some
-requests failed; 130 Ctrl-C.
+Exit codes: 0 every request is done, and OUTPUT lists the failed ones, if any; 1 the server was lost or the disk is
+full, run it again to continue; 2 usage, or a file that is not a batch; 3 the server did not start; 5 with
+--fail-on-error: some requests failed; 130 Ctrl-C.
 """
 
 
 @click.command("run-batch", cls=RunBatchCommand, help=_HELP)
 @click.option("-i", "--input-file", required=True, metavar="INPUT", help="File or URL of the requests, - for stdin.")
 @click.option("-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL for a PUT.")
-@click.option("--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Where answers for a URL wait meanwhile.")
+@click.option("--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers before the upload to a URL.")
 @click.option(
-    "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests that name none."
+    "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
 )
 @click.option("--url", help="Address of a running server: http(s)://… or unix:/path.")
 @click.option("--api-key", type=Secret(), help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
-@click.option("--max-concurrency", type=click.IntRange(1), help="Most requests at once.  [256; with --url 32]")
+@click.option(
+    "--max-concurrency", type=click.IntRange(1), help="Most requests at once; 256, with --url 32, if not given."
+)
 @click.option(
     "--retry-timeout",
     "retry_timeout_s",
     type=click.FloatRange(0),
     default=600.0,
+    show_default=True,
     metavar="SECONDS",
-    help="How long a request is sent again after 429, 502, 503, 504 or a lost connection.  [600]",
+    help="How long a request is repeated after 429, 502, 503, 504 or a lost connection.",
 )
 @click.option(
     "--request-timeout",
@@ -70,9 +73,11 @@ requests failed; 130 Ctrl-C.
     metavar="SECONDS",
     help="How long one answer may take; then the request has failed.",
 )
-@click.option("--retry-failed", "retries_failed", is_flag=True, help="Ask again what OUTPUT notes as failed.")
-@click.option("--fail-on-error", "fails_on_error", is_flag=True, help="Exit code 5 where OUTPUT notes one as failed.")
-@click.option("--overwrite", "is_overwriting", is_flag=True, help="Begin anew, whatever OUTPUT holds.")
+@click.option("--retry-failed", "retries_failed", is_flag=True, help="Repeat requests that OUTPUT lists as failed.")
+@click.option(
+    "--fail-on-error", "fails_on_error", is_flag=True, help="Exit with code 5 if OUTPUT lists a failed request."
+)
+@click.option("--overwrite", "is_overwriting", is_flag=True, help="Start from the beginning and discard OUTPUT.")
 @click.option("--quiet", "is_quiet", is_flag=True, help="Show no progress.")
 @click.option("--json", "is_json", is_flag=True, help="Print a summary as JSON on standard output.")
 def run_batch(*, is_json: bool, **options: Any) -> int:
@@ -94,10 +99,10 @@ def _build_config(options: dict[str, Any]) -> "BatchConfig":
     url, model, api_key = (options.pop(name) for name in ("url", "model", "api_key"))
     if url is None:
         if api_key is not None:
-            raise InputError("--api-key is for --url; the server that run-batch starts asks for none.")
+            raise InputError("--api-key requires --url; the server that run-batch starts needs no key.")
         named = () if model is None else ("--model", model)
         return BatchConfig(serve_words=(*named, *words), **options)
     if words:
-        raise InputError(f"{' '.join(words)}: with --url no server is started that this could be for.")
+        raise InputError(f"{' '.join(words)}: with --url, run-batch starts no server that could use this.")
     key = api_key or env.OPENAI_API_KEY.get() or env.VLLM_API_KEY.get()
     return BatchConfig(address=parse_url(url), model=model, api_key=key, **options)

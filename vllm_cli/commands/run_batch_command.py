@@ -1,4 +1,4 @@
-"""The `run-batch` command as click sees it: its own options, and all others for the server that it starts."""
+"""The click command `run-batch`: parses its own options; all others are for the server that it starts."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,16 +13,16 @@ from vllm_cli.flags.table import normalise
 from vllm_cli.serve.help import write_topic
 
 SERVE_WORDS: Final = "serve_words"
-"""The parameter that gets what is not an option of `run-batch`."""
+"""The parameter with the words that are not options of `run-batch`."""
 
-_PLACES: Final = ("--host", "--port", "--uds", "--enable-metrics")
+_ADDRESS_FLAGS: Final = ("--host", "--port", "--uds", "--enable-metrics")
 
 
 class RunBatchCommand(click.Command):
-    """Takes its own options out of the words, wherever they are; the order of the rest is kept."""
+    """Takes its own options out of the words, at any position; keeps the order of the rest."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """`--help=WORD` is about the flags of the server."""
+        """`--help=WORD` shows flags of the server."""
         for word in args:
             if word.startswith("--help=") and not ctx.resilient_parsing:
                 formatter = ctx.make_formatter()
@@ -31,18 +31,19 @@ class RunBatchCommand(click.Command):
                 ctx.exit()
         words = self._split(args)
         if not ctx.resilient_parsing:
-            _refuse(words.others)
+            _reject_addresses(words.others)
         rest = super().parse_args(ctx, words.own)
         ctx.params[SERVE_WORDS] = tuple(words.others)
         return rest
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
-        """Own options and the server's."""
+        """Completes its own options and the server's flags."""
         own = super().shell_complete(ctx, incomplete)
         if not incomplete.startswith("-"):
             return own
         known = {item.value for item in own}
-        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in (*known, *_PLACES)]
+        hidden = (*known, *_ADDRESS_FLAGS)
+        flags = [flag for flag in SUPPORTED if flag.name.startswith(incomplete) and flag.name not in hidden]
         return [*own, *(CompletionItem(flag.name, help=flag.help) for flag in flags)]
 
     def _split(self, args: Sequence[str]) -> "_Words":
@@ -53,7 +54,7 @@ class RunBatchCommand(click.Command):
             word = left.popleft()
             name, equals, value = word.partition("=")
             option = options.get(normalise(name))
-            if option is None and name not in self._help_names:
+            if option is None and name not in ("-h", "--help"):
                 words.others.append(word)
                 continue
             words.own.append(f"{normalise(name)}{equals}{value}")
@@ -61,26 +62,22 @@ class RunBatchCommand(click.Command):
                 words.own.append(left.popleft())
         return words
 
-    @property
-    def _help_names(self) -> tuple[str, ...]:
-        return ("-h", "--help")
-
 
 class _Words(NamedTuple):
     own: list[str]
     others: list[str]
 
 
-def _refuse(words: Sequence[str]) -> None:
+def _reject_addresses(words: Sequence[str]) -> None:
     for word in words:
         name = normalise(word.partition("=")[0])
-        if name in _PLACES:
+        if name in _ADDRESS_FLAGS:
             raise InputError(
                 f"{name}: the server of run-batch has a private socket; start `vllm-cli serve` and give its --url."
             )
 
 
 def serve_words_of(params: dict[str, Any]) -> tuple[str, ...]:
-    """What `serve` is to be told."""
+    """The words for `serve`."""
     words: tuple[str, ...] = params.pop(SERVE_WORDS)
     return words

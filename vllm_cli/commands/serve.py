@@ -1,4 +1,4 @@
-"""`vllm-cli serve`: checks what was written and hands over to the launcher."""
+"""`vllm-cli serve`: checks the settings and starts the engine."""
 
 import click
 
@@ -9,10 +9,10 @@ from startup.vllm.options import VllmOptions
 from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
 from vllm_cli.serve.config import build_startup_config
 
-_HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API that `vllm serve` answers.
+_HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
-Without MODEL, SmolLM2-135M-Instruct is served. Every flag of `vllm serve` is known: `--help=all` shows those
-that have no effect here, and those that need `--engine vllm`. `_` and `-` are the same in a flag's name.
+Without MODEL, SmolLM2-135M-Instruct is served. Every flag of `vllm serve` is accepted: `--help=all` also shows
+those without effect and those that need `--engine vllm`. `_` and `-` are the same in a flag's name.
 
 \b
 Examples:
@@ -21,7 +21,7 @@ Examples:
   vllm-cli serve Qwen/Qwen3-0.6B --api-key-file keys.txt --served-model-name qwen
   vllm-cli serve --override-generation-config.temperature 0.5
 
-Exit codes: 0 stopped as asked; 1 the engine died and no restart was left; 2 usage; 3 the start failed; 130 and 143
+Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 usage; 3 the start failed; 130 and 143
 Ctrl-C and SIGTERM during the start.
 """
 
@@ -29,7 +29,7 @@ Ctrl-C and SIGTERM during the start.
 @click.command(cls=ServeCommand, name="serve", params=serve_parameters(), help=_HELP)
 @click.pass_context
 def serve(ctx: click.Context, /, **_: object) -> int:
-    """Returns the exit code of the server; nothing heavy is imported before the settings are known to be right."""
+    """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
     if (options := ctx.meta.get(VLLM)) is not None:
         return _serve_with_vllm(options)
     require_embedded_engine()
@@ -52,7 +52,7 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 
         line = CommandLine.of(options.words)
         report = run_preflight(line, line.locate_model(), is_listening=False)
-        return _tell(report, as_json=options.is_json)
+        return _print(report, as_json=options.is_json)
     from startup.vllm.start import start_vllm
 
     return start_vllm(vllm, options)
@@ -61,9 +61,9 @@ def _serve_with_vllm(options: VllmOptions) -> int:
 def _check(config: StartupConfig, *, as_json: bool) -> int:
     from startup.preflight.run import run_preflight
 
-    return _tell(run_preflight(config), as_json=as_json)
+    return _print(run_preflight(config), as_json=as_json)
 
 
-def _tell(report: PreflightReport, *, as_json: bool) -> int:
+def _print(report: PreflightReport, *, as_json: bool) -> int:
     click.echo(report.to_json() if as_json else report.to_text())
     return 3 if report.errors else 0

@@ -1,4 +1,4 @@
-"""`vllm-cli stop`: ends servers as a service manager does, by a signal, and sees to it that they are gone."""
+"""`vllm-cli stop`: stops servers by a signal, as a service manager does, and waits for their end."""
 
 import sys
 import time
@@ -14,13 +14,13 @@ STOPPED: Final = 0
 NOT_STOPPED: Final = 1
 KILLED: Final = 4
 
-_LOOK_S: Final = 0.1
+_POLL_S: Final = 0.1
 _AFTER_KILL_S: Final = 10.0
 
 
 @click.command("stop")
 @click.argument("which", metavar="[PORT|PID]", type=click.IntRange(1), required=False)
-@click.option("--all", "is_all", is_flag=True, help="Every server on this machine that may be stopped.")
+@click.option("--all", "is_all", is_flag=True, help="Stop every server on this machine that this user may stop.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -28,14 +28,13 @@ _AFTER_KILL_S: Final = 10.0
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="What is not gone by then is killed.",
+    help="Kill processes that are still running after this time.",
 )
-@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Say nothing; the exit code tells.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -> int:
     """Stop the server that listens on PORT or whose process is PID; without either, the only one that runs.
 
-    The server gets SIGTERM: it refuses new requests and finishes those that run, for as long as its
-    --shutdown-timeout lets it.
+    The server gets SIGTERM: it rejects new requests and finishes running ones within its --shutdown-timeout.
 
     \b
     Examples:
@@ -43,29 +42,31 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
       vllm-cli stop 8001 --timeout 10
       vllm-cli stop --all
 
-    Exit codes: 0 all are gone, 1 there is no such server or it may not be stopped, 2 usage, 4 one had to be killed.
+    Exit codes: 0 all have stopped, 1 there is no such server or this user may not stop it, 2 usage, 4 one was killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
-    known = find_servers(looks_closer=False)
+    known = find_servers(with_state=False)
     servers = known if is_all else _choose(known, which)
     if not servers:
         click.echo("No server runs." if which is None else f"No server has port or process {which}.", err=True)
         return NOT_STOPPED
-    endings = [_Ending(server) for server in servers]
+    stopping = [_StoppingServer(server) for server in servers]
     if is_all:
-        endings = [ending for ending in endings if ending.code != NOT_STOPPED] or endings
+        stopping = [server for server in stopping if server.code != NOT_STOPPED] or stopping
     live = LiveLine(sys.stderr)
     try:
-        _wait(endings, timeout_s, live)
+        _wait(stopping, timeout_s, live)
     finally:
         live.close()
     if not is_quiet:
-        for ending in endings:
-            click.echo(ending.describe(), err=ending.code == NOT_STOPPED)
-        for heir in _find_heirs(known, {server.model for server in servers}):
-            click.echo(f"Notice: {heir.model} is served again, by process {heir.pid}: stop what starts it.", err=True)
-    codes = {ending.code for ending in endings}
+        for server in stopping:
+            click.echo(server.describe(), err=server.code == NOT_STOPPED)
+        for successor in _find_successors(known, {server.model for server in servers}):
+            click.echo(
+                f"Notice: {successor.model} is served again by process {successor.pid}: stop its supervisor.", err=True
+            )
+    codes = {server.code for server in stopping}
     return NOT_STOPPED if NOT_STOPPED in codes else max(codes)
 
 
@@ -82,27 +83,27 @@ def _choose(servers: list[RunningServer], which: int | None) -> list[RunningServ
     return servers
 
 
-def _find_heirs(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
-    """Servers that have come meanwhile to do the same, as far as their supervisor was as quick as that."""
+def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:
+    """Servers of the same models that a supervisor has started in the meantime."""
     pids = {server.pid for server in known}
-    return [s for s in find_servers(looks_closer=False) if s.pid not in pids and s.model in models]
+    return [s for s in find_servers(with_state=False) if s.pid not in pids and s.model in models]
 
 
-def _wait(endings: "list[_Ending]", timeout_s: float, live: LiveLine) -> None:
+def _wait(stopping: "list[_StoppingServer]", timeout_s: float, live: LiveLine) -> None:
     begin_s = time.monotonic()
-    while waiting := [ending for ending in endings if not ending.is_over()]:
+    while waiting := [server for server in stopping if not server.is_done()]:
         waited_s = time.monotonic() - begin_s
         if waited_s >= timeout_s:
-            for ending in waiting:
-                ending.kill()
+            for server in waiting:
+                server.kill()
             return
         if live.is_on:
             live.show(f"{waited_s:5.1f} s  waiting for {', '.join(e.name for e in waiting)}")
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
-class _Ending:
-    """One server on its way out; processes are told from later ones with the same number by when they started."""
+class _StoppingServer:
+    """One server that is being stopped; psutil compares start times, so a reused process id is not mistaken."""
 
     def __init__(self, server: RunningServer) -> None:
         import psutil
@@ -123,12 +124,12 @@ class _Ending:
         except psutil.AccessDenied:
             self.code = NOT_STOPPED
 
-    def is_over(self) -> bool:
-        """Whether nothing of the server is left, or nothing can be done."""
+    def is_done(self) -> bool:
+        """Whether all processes have ended, or this user may not stop them."""
         return self.code == NOT_STOPPED or not self._alive()
 
     def kill(self) -> None:
-        """Ends at once what is left of the server."""
+        """Kills the remaining processes."""
         import psutil
 
         self.code = KILLED
@@ -141,12 +142,12 @@ class _Ending:
         psutil.wait_procs(alive, timeout=_AFTER_KILL_S)
 
     def describe(self) -> str:
-        """What became of it."""
+        """The outcome as text."""
         match self.code:
             case 0:
                 return f"{self.name} has stopped"
             case 1:
-                return f"Error: {self.name} may not be stopped by this user"
+                return f"Error: this user may not stop {self.name}"
             case _:
                 return f"{self.name} did not stop in time and was killed"
 
@@ -159,5 +160,5 @@ def _is_alive(process: Any) -> bool:
 
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:  # it has ended between the two
+    except psutil.NoSuchProcess:  # it ended between the two calls
         return False

@@ -1,4 +1,4 @@
-"""`vllm-cli timeline`: shows the report of a start, as text, chart or JSON, or compares two."""
+"""`vllm-cli timeline`: shows the report of a start as text, chart or JSON, or compares two reports."""
 
 import json
 import sys
@@ -13,21 +13,21 @@ from vllm_cli.timeline.comparison import comparison_to_dict, write_comparison
 from vllm_cli.timeline.page import NamedReport, describe_start, draw_timeline
 
 _REPORT_FILE = click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
-_PICTURE_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
+_CHART_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 
 
 @click.command("timeline")
 @click.argument("file", type=_REPORT_FILE)
 @click.argument("other", type=_REPORT_FILE, required=False)
 @click.option(
-    "--html", "html_path", type=_PICTURE_FILE, metavar="FILE", help="Draw a web page that needs nothing else."
+    "--html", "html_path", type=_CHART_FILE, metavar="FILE", help="Write a self-contained web page with a chart."
 )
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def timeline(file: Path, other: Path | None, html_path: Path | None, is_json: bool) -> None:
-    """Show where the time of a start went: FILE is what `serve --startup-report FILE` wrote, - is standard input.
+    """Show the phases of a start: FILE is the output of `serve --startup-report FILE`, - is standard input.
 
-    The phases are what the start waited for, one at any moment, so they add up to the whole. With OTHER, the two
-    starts are compared phase by phase; the change is OTHER less FILE.
+    At each moment the start waits for one phase, so the phases add up to the whole. With OTHER, the two starts are
+    compared phase by phase; the change is OTHER minus FILE.
 
     \b
     Examples:
@@ -36,7 +36,7 @@ def timeline(file: Path, other: Path | None, html_path: Path | None, is_json: bo
       vllm-cli timeline before.json after.json
       curl -s localhost:8000/startupz | vllm-cli timeline -
 
-    Exit codes: 0 done, 2 a file is no report.
+    Exit codes: 0 done, 2 a file is not a report.
     """
     starts = [_read(path) for path in (file, other) if path is not None]
     if html_path:

@@ -1,4 +1,4 @@
-"""`vllm-cli wait`: for scripts and entrypoints that need a server to be ready before they go on."""
+"""`vllm-cli wait`: waits for the readiness of a server, for scripts and entrypoints."""
 
 import json
 import ssl
@@ -23,25 +23,35 @@ _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("wait", context_settings={"max_content_width": 110})
 @click.argument("url", required=False)
-@click.option("--host", help="As given to the server.  [default: localhost]")
-@click.option("--port", type=click.IntRange(1, 65535), help="As given to the server.  [default: 8000]")
+@click.option("--host", show_default="localhost", help="As given to the server.")
+@click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="As given to the server.")
 @click.option("--uds", metavar="PATH", help="UNIX domain socket, as given to the server.")
 @click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
 @click.option(
     "--ssl-certfile", type=_CERTIFICATE, help="As given to the server: HTTPS, and this certificate is trusted."
 )
 @click.option("--insecure", is_flag=True, help="HTTPS with any certificate.")
-@click.option("--path", default="/health", show_default=True, help="What to ask for; 200 means ready.")
-@click.option("--timeout", "timeout_s", type=_SECONDS, default=600, show_default=True, metavar="SECONDS")
-@click.option("--interval", "interval_s", type=_SECONDS, default=0.2, show_default=True, metavar="SECONDS")
-@click.option("--pid", type=click.IntRange(1), help="The server's process: when it ends, so does the waiting.")
+@click.option("--path", default="/health", show_default=True, help="Path to poll; 200 means ready.")
+@click.option(
+    *("--timeout", "timeout_s"), type=_SECONDS, default=600, show_default=True, metavar="SECONDS", help="Longest wait."
+)
+@click.option(
+    "--interval",
+    "interval_s",
+    type=_SECONDS,
+    default=0.2,
+    show_default=True,
+    metavar="SECONDS",
+    help="Pause between two polls.",
+)
+@click.option("--pid", type=click.IntRange(1), help="The server's process; its end ends the wait.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
-@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Say nothing; the exit code tells.")
+@click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
-    """Wait until the server at URL is ready to answer requests, and show what it is doing meanwhile.
+    """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 
-    URL is http://host:port, https://…, or unix:/path; the flags of `serve` that say where it listens do as well.
-    A server that does not listen yet is waited for.
+    URL is http://host:port, https://… or unix:/path; instead of it, the address flags of `serve` may be given.
+    The server need not listen yet.
 
     \b
     Examples:
@@ -49,7 +59,7 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
       vllm-cli wait http://10.0.0.7:8000 --timeout 120
       vllm-cli serve --port 8001 & vllm-cli wait --port 8001 --pid $!
 
-    Exit codes: 0 ready; 1 failed: the server or its process says so, or it can never be ready; 2 usage; 4 timed out.
+    Exit codes: 0 ready; 1 failed: reported by the server, process ended, or never to be ready; 2 usage; 4 timed out.
     """
     settings = _build_options(options)
     reporter = _Reporter(settings.address, is_quiet=is_quiet)
@@ -79,10 +89,10 @@ def _build_options(options: dict[str, Any]) -> WaitOptions:
 
 def _build_address(options: dict[str, Any]) -> ServerAddress:
     url, uds = options["url"], options["uds"]
-    placed = [f"--{name}" for name in ("host", "port", "uds") if options[name] is not None]
-    if url is not None and placed:
-        raise InputError(f"Give URL or {', '.join(placed)}, not both.")
-    if uds is not None and len(placed) > 1:
+    given = [f"--{name}" for name in ("host", "port", "uds") if options[name] is not None]
+    if url is not None and given:
+        raise InputError(f"Give URL or {', '.join(given)}, not both.")
+    if uds is not None and len(given) > 1:
         raise InputError("Give --uds or --host and --port, not both.")
     is_tls = options["is_tls"] or options["insecure"] or options["ssl_certfile"] is not None
     if url is not None:
@@ -97,7 +107,7 @@ def _build_address(options: dict[str, Any]) -> ServerAddress:
 
 
 def _build_tls(options: dict[str, Any]) -> ssl.SSLContext:
-    """A certificate that the caller names is known to be the server's, so its host name need not match."""
+    """A certificate named by the caller is the server's own, so its host name need not match."""
     certificate = options["ssl_certfile"]
     context = ssl.create_default_context()
     if options["insecure"] or certificate is not None:
@@ -113,7 +123,7 @@ def _build_tls(options: dict[str, Any]) -> ssl.SSLContext:
 
 
 class _Reporter:
-    """Shows what the server says: one live line on a terminal, elsewhere a line whenever it says something new."""
+    """Shows the server's state: a live line on a terminal, elsewhere a line at each change."""
 
     def __init__(self, address: ServerAddress, *, is_quiet: bool) -> None:
         self._address = address
@@ -122,24 +132,24 @@ class _Reporter:
         self._last = ""
         self._next_heartbeat_s = 0.0
 
-    def show(self, look: Readiness, waited_s: float) -> None:
+    def show(self, polled: Readiness, waited_s: float) -> None:
         if self._is_quiet:
             return
-        state = look.phase.replace("_", " ") if look.phase else look.reason
+        state = polled.phase.replace("_", " ") if polled.phase else polled.reason
         if self._live.is_on:
-            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{_describe_rest(look)}")
+            self._live.show(f"{waited_s:5.1f} s  {self._address}: {state}{_describe_rest(polled)}")
         elif state != self._last or waited_s >= self._next_heartbeat_s:
             self._last = state
             self._next_heartbeat_s = waited_s + _HEARTBEAT_S
-            click.echo(f"{self._address}: {state}{_describe_rest(look)}, waiting for {waited_s:.1f} s", err=True)
+            click.echo(f"{self._address}: {state}{_describe_rest(polled)}, waiting for {waited_s:.1f} s", err=True)
 
     def close(self) -> None:
         self._live.close()
 
 
-def _describe_rest(look: Readiness) -> str:
-    bar = f"  {draw_bar(look.progress)}" if look.progress is not None else ""
-    return bar + (f"  about {look.eta_s:.1f} s left" if look.eta_s is not None else "")
+def _describe_rest(polled: Readiness) -> str:
+    bar = f"  {draw_bar(polled.progress)}" if polled.progress is not None else ""
+    return bar + (f"  about {polled.eta_s:.1f} s left" if polled.eta_s is not None else "")
 
 
 def _describe_end(options: WaitOptions, result: WaitResult) -> str:
@@ -148,5 +158,5 @@ def _describe_end(options: WaitOptions, result: WaitResult) -> str:
         return f"{address} is ready after {result.waited_s:.1f} s"
     if result.ending == "failed":
         return f"Error: {address} will not become ready: {last.reason}"
-    state = f"it is at {last.phase}" if last.phase else last.reason
+    state = f"its phase is {last.phase}" if last.phase else last.reason
     return f"Error: {address} was not ready after {options.timeout_s:g} s: {state}"

@@ -49,9 +49,9 @@ def test_second_start_imports_before_the_fork_what_the_first_one_imported_late(f
     assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
     (shown,) = json.loads(_preload(folder, "show", "--json"))
     assert shown["engine_modules"] == _profile(folder)["engine_modules"]
-    assert _preload(folder, "reset") == "Forgot 1 kinds of start.\n"
+    assert _preload(folder, "reset") == "Deleted 1 profiles.\n"
     assert _profiles(folder) == []
-    assert "Nothing has been learnt yet" in _preload(folder, "show")
+    assert "No profile is recorded" in _preload(folder, "show")
 
 
 def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:

@@ -40,9 +40,9 @@ def test_a_file_that_is_no_batch_is_refused_before_anything_runs(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--url", "http://localhost", "--max-model-len", "8k"], "with --url no server is started"),
+        (["--url", "http://localhost", "--max-model-len", "8k"], "with --url, run-batch starts no server"),
         (["--port", "9000"], "--port: the server of run-batch has a private socket"),
-        (["--api-key", "x"], "--api-key is for --url"),
+        (["--api-key", "x"], "--api-key requires --url"),
         (["--url", "ftp://x"], "'ftp://x' is not an address"),
         (["-i", "missing.jsonl", "--url", "http://localhost"], "missing.jsonl cannot be read: No such file"),
         (["-o", "missing/out.jsonl", "--url", "http://localhost"], "out.jsonl cannot be written: No such file"),

@@ -125,7 +125,7 @@ def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
 def test_time_that_is_up_ends_with_4_and_names_the_phase(serve, run_cli) -> None:
     done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
-    assert "was not ready after 3 s: it is at import_server" in done.stderr
+    assert "was not ready after 3 s: its phase is import_server" in done.stderr
 
 
 @pytest.mark.thorough
@@ -137,7 +137,7 @@ def test_the_last_request_which_ends_with_the_time_does_not_hide_what_was_said_b
     done = run_cli("wait", server.url, "--timeout", "3", "--interval", "0.01", "--json")
     is_over.set()
     assert done.returncode == 4
-    assert "was not ready after 3 s: it is at import_server" in done.stderr
+    assert "was not ready after 3 s: its phase is import_server" in done.stderr
     assert json.loads(done.stdout)["num_requests"] == 2
 
 
