@@ -6,14 +6,14 @@ from pathlib import Path
 
 _SELF = Path("/proc/self")
 _ARG_START = 48
-"""Number of the field `arg_start` in /proc/PID/stat (proc(5)); the first one after the command's name is 3."""
+"""Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
 
 
 def mask_in_command_line(secrets: Iterable[str]) -> bool:
-    """Overwrites each secret among the words of the command line with stars, in this process and in later forks.
+    """Overwrites each secret in the command line with stars, for this process and later forks.
 
-    Between `exec` and this call every user of the machine can read them. Returns False if the kernel does not allow
-    the process to overwrite them.
+    Between `exec` and this call every user of the machine can read them. Returns False if the kernel does not
+    allow the process to overwrite them.
     """
     hidden = {os.fsencode(secret) for secret in secrets if secret}
     try:

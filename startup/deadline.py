@@ -1,4 +1,4 @@
-"""Limits the duration of a start: at the limit, logs the phase and every thread's stack, and ends the process."""
+"""Limits the duration of a start: at the limit, logs phase and stacks of threads, and ends the process."""
 
 import faulthandler
 import logging
@@ -21,8 +21,8 @@ EXIT_START_FAILED = 3
 class StartDeadline:
     """Runs between enter and `cancel`; without a limit it does nothing.
 
-    The main thread may be in an import or a system call, where no exception reaches it: the timer's thread kills the
-    engine process and then exits this process.
+    The main thread may be in an import or a system call, where no exception reaches it: the timer's thread
+    kills the engine process and then exits this process.
     """
 
     def __init__(self, limit_s: float | None, describe: Callable[[], str]) -> None:

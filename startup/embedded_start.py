@@ -1,8 +1,8 @@
 """The order of a start of the embedded engine.
 
-The port listens first and is answered from then on. The forkserver comes next: it imports torch and transformers on
-its main thread while this process runs the preflight, finds the model and imports the HTTP server. No heavy module is
-imported in a second thread.
+The port listens first and is answered from then on. The forkserver comes next: it imports torch and
+transformers on its main thread while this process runs the preflight, finds the model and imports the HTTP
+server. No heavy module is imported in a second thread.
 """
 
 import os

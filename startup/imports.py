@@ -1,8 +1,8 @@
 """Imports heavy modules one after the other, on the main thread, with the garbage collector paused.
 
 A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
-(vllm-project/vllm #40331, #40442, reverted by #40438). Without the collector, which would run again and again while
-millions of long-lived objects are created, imports take a quarter less time (docs/architecture.md).
+(vllm-project/vllm #40331, #40442, reverted by #40438). Without the collector, which would run again and again
+while millions of long-lived objects are created, imports take a quarter less time (docs/architecture.md).
 """
 
 import gc
@@ -50,7 +50,7 @@ def import_engine() -> "LeftOut":
 
 
 def import_vision() -> None:
-    """Imports what rendering images needs: torch and transformers, with stand-ins for modules that serving never uses.
+    """Imports what rendering images needs (torch, transformers), with stand-ins for what serving never uses.
 
     Raises:
         RuntimeError: called on a thread other than the main one.

@@ -47,8 +47,8 @@ class ListenAddress(NamedTuple):
 class StartSession:
     """One start, from the first step until the server stops; a context manager in the API process.
 
-    Methods are called on the main thread, except where they name another one. A StartupError that leaves the `with`
-    block is reported to probes, service manager and report file.
+    Methods are called on the main thread, except where they name another one. A StartupError that leaves the
+    `with` block is reported to probes, service manager and report file.
     """
 
     def __init__(self, subject: StartSubject, timeline: PhaseTimeline, *, is_private: bool = False) -> None:
@@ -142,7 +142,7 @@ class StartSession:
             raise err
 
     def hand_over(self) -> None:
-        """The HTTP server accepts from now on: returns once the responder accepts no more. Called on any thread."""
+        """The HTTP server is about to accept: returns once the responder does not. Called on any thread."""
         if self._responder is not None:
             self._responder.hand_over()
 
@@ -156,14 +156,14 @@ class StartSession:
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
 
     def notify_ready(self, status: str | None = None) -> None:
-        """Ends the deadline, and notifies the service manager that the server accepts. Called on any thread."""
+        """Ends the deadline and notifies the service manager of readiness. Called on any thread."""
         self._is_ready = True
         self._deadline.cancel()
         if self._manager is not None:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
-        """The server rejects new requests from now on, and its start has no deadline. Called on any thread."""
+        """The server rejects new requests from now on; its start has no deadline. Called on any thread."""
         self._deadline.cancel()
         self.state.drain()
         self.notify_stopping("finishing running requests")
@@ -181,7 +181,7 @@ class StartSession:
         return self.stack.enter_context(closing(ServiceManager.from_environment()))
 
     def _publish(self) -> None:
-        """Sends each change of the timeline to the responder, and the name of the phase to the service manager."""
+        """Sends each change of the timeline to the responder, and the phase to the service manager."""
         if self._responder is not None:
             self._responder.update(self.state.snapshot())
         if self._manager is not None and not self._is_ready and (running := self.timeline.running) is not None:

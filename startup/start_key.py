@@ -1,4 +1,4 @@
-"""Describes a start of the embedded engine to its history: what is started, and which earlier starts are comparable."""
+"""What a start of the embedded engine starts, and the key of the earlier starts that are comparable."""
 
 import hashlib
 import json

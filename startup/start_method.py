@@ -14,11 +14,11 @@ logger = logging.getLogger(__name__)
 def use_start_method(wanted: str) -> BaseContext:
     """Sets the process-wide start method and returns a context with the wanted one.
 
-    multiprocessing allows setting the method only once: if another one was set before, a warning is logged, and the
-    returned context still starts processes with the wanted method.
+    multiprocessing allows setting the method only once: if another one was set before, a warning is logged,
+    and the returned context still starts processes with the wanted method.
 
     Raises:
-        StartupError: `fork` is wanted, but CUDA is already initialised here, and a forked process could not use it.
+        StartupError: `fork` is wanted, but CUDA is initialised here: a forked process could not use it.
     """
     if wanted == "fork" and _uses_cuda():
         raise StartupError(

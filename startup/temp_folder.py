@@ -1,4 +1,4 @@
-"""Ensures that there is a folder for temporary files: multiprocessing creates the forkserver's socket in one."""
+"""Ensures that there is a folder for temporary files: multiprocessing creates sockets in it."""
 
 import logging
 import os
@@ -14,13 +14,14 @@ _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
 _MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
-"""Longest usable path: a socket's address (unix(7), `sun_path`) less the part that multiprocessing appends."""
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less what multiprocessing appends."""
 
 
 def ensure_temp_folder() -> None:
-    """Sets TMPDIR if no usual folder is writable (to /dev/shm), or if the chosen one's path is too long for a socket.
+    """Sets TMPDIR if no usual folder is writable (then to /dev/shm), or if its path is too long for a socket.
 
-    To be called before any child process exists. The folders are those of `tempfile`, whose import takes 10 ms.
+    To be called before any child process exists. The folders are those of `tempfile`, whose import takes 10
+    ms.
 
     Raises:
         StartupError: there is no writable folder, or none whose path is short enough.

@@ -26,7 +26,7 @@ def apply_log_config(config: dict[str, Any]) -> None:
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:
-    """Adapts a file written for vLLM: the settings of the logger `vllm` also apply to this project's loggers."""
+    """Adapts a file written for vLLM: settings of its logger also apply to this project's loggers."""
     config = copy.deepcopy(config)
     loggers = config.setdefault("loggers", {})
     if _VLLM in loggers:

@@ -6,7 +6,7 @@ import sys
 from typing import Final, TextIO
 
 CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a terminal's cursor, change its colours or reverse the text direction; not tab and newline."""
+"""Characters that move a cursor, change colours or reverse the text direction; not tab and newline."""
 
 _LINE_BREAK: Final = re.compile(r"\n(?=[^\n])")
 _CONTINUATION: Final = "\n  "
@@ -24,8 +24,8 @@ class RoleFormatter(logging.Formatter):
 class TextFormatter(RoleFormatter):
     """Level, time, role of the process, module, message.
 
-    Messages and tracebacks may contain text of clients and models. Continuation lines of a record are indented, so
-    that no such text can look like a record of its own; control characters are escaped.
+    Messages and tracebacks may contain text of clients and models. Continuation lines of a record are
+    indented, so that no such text can look like a record of its own; control characters are escaped.
     """
 
     def __init__(self, role: str) -> None:

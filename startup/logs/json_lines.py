@@ -1,4 +1,4 @@
-"""Logs as JSON, one object per line: records of this project and of libraries, warnings and uncaught exceptions.
+"""Logs as JSON, one object per line: records of all loggers, warnings and uncaught exceptions.
 
 Output that does not pass through Python, such as the message of a crashing C library, is unchanged.
 """
@@ -26,7 +26,7 @@ _LEVELS: Final = {"Error": logging.ERROR, "Warning": logging.WARNING, "Notice": 
 
 
 class JsonFormatter(RoleFormatter):
-    """Time, level, logger, message, phase, process, role, and where present request id, access fields and traceback."""
+    """Time, level, logger, message, phase, pid, role, and if present request id, access fields, traceback."""
 
     def __init__(self, role: str, phase: Callable[[], str] | None) -> None:
         """Without `phase`, lines have no such member."""
@@ -83,7 +83,7 @@ class LineStream(io.TextIOBase):
         self._part = threading.local()
 
     def write(self, text: str) -> int:
-        """Logs once a line is complete; text written meanwhile, by a failing handler, goes to the stream below."""
+        """Logs complete lines; text that a failing handler writes meanwhile goes to the stream below."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if getattr(self._part, "is_busy", False):

@@ -16,4 +16,4 @@ class LogOptions:
     level: str
     format: LogFormat = "text"
     config: dict[str, Any] | None = None
-    """A configuration for `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""
+    """Argument of `logging.config.dictConfig`, from `--log-config-file`; takes precedence over both."""

@@ -1,4 +1,4 @@
-"""Sets up the logs of every process of a start: one format, to standard error, or as a configuration file demands."""
+"""Sets up the log of a process: one format, to standard error, or as a configuration file demands."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from startup.logs.steady_handler import SteadyHandler
 
 
 def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str] = lambda: "") -> None:
-    """Sends this project's records to standard error from the given level on; other libraries log from WARNING on.
+    """Logs this project's records from the level on to standard error, those of libraries from WARNING on.
 
     Args:
         role: what this process is: `api`, `engine`, `responder`, ...

@@ -12,8 +12,8 @@ _BACKLOG = 2048
 def listen(*, host: str | None, port: int, uds: str | None) -> socket.socket:
     """A listening socket on `uds`, or on `host` and `port`.
 
-    It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to one
-    port as long as neither listens (socket(7)).
+    It listens at once, so that the second of two servers fails: with SO_REUSEADDR two sockets may be bound to
+    one port as long as neither listens (socket(7)).
 
     Raises:
         PortInUseError: another process listens there.
@@ -56,7 +56,7 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a process listens on the socket file; a full queue (EAGAIN) counts, a file left behind does not."""
+    """Whether a process listens on the socket file, even with a full queue (EAGAIN)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

@@ -10,10 +10,10 @@ _LIVE_PATH = "/livez"
 
 
 class ProbeAnswers:
-    """Implements `startup.probes.answer.Answers`; runs in the responder's process, on its copy of the state."""
+    """Implements `startup.probes.answer.Answers`, in the responder's process, on its copy of the state."""
 
     def __init__(self, state: StartState, *, is_private: bool = False) -> None:
-        """With `is_private`, every path but /livez answers only what probes need: the responder has no API keys."""
+        """With `is_private`, answers contain only what probes need: the responder has no API keys."""
         self._state = state
         self._is_private = is_private
 
@@ -47,7 +47,7 @@ class ProbeAnswers:
 
 
 def _format_status(state: StartState) -> bytes:
-    """The data of the status page: the members that the HTTP server sends, `live` being null until it accepts."""
+    """The data of the status page: the members that the HTTP server sends, `live` being null."""
     status = {
         "status": state.facts.outcome,
         "model": state.facts.model,
@@ -61,7 +61,7 @@ def _format_status(state: StartState) -> bytes:
 
 
 def _format_metrics(state: StartState) -> str:
-    """The families of `server.metrics.collectors.StartCollector`; importing prometheus_client would delay answers."""
+    """The families of `server.metrics.collectors.StartCollector`; prometheus_client is slow to import."""
     model_name = state.facts.model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     lines = [
         "# HELP vllm:engine_startup_time_seconds From the process's start to its first token.",

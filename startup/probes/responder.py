@@ -1,7 +1,8 @@
 """Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
 
-The responder is a process of standard-library code, forked before anything is imported: imports and tokenizers hold
-the interpreter lock of the API process for 60 ms and more at a time, and would delay the answers of a thread as long.
+The responder is a process of standard-library code, forked before anything is imported: imports and
+tokenizers hold the interpreter lock of the API process for 60 ms and more at a time, and would delay the
+answers of a thread as long.
 """
 
 import logging
@@ -36,7 +37,7 @@ class StartupResponder:
     def __init__(
         self, listener: socket.socket, answers: Answers, prepare_channels: Callable[[], OpenChannel] = open_plain
     ) -> None:
-        """`prepare_channels` is called in the responder's process, so that importing TLS delays only that process."""
+        """`prepare_channels` is called in the responder's process, so that TLS is imported only there."""
         self._listener = listener
         self._answers = answers
         self._prepare_channels = prepare_channels
@@ -60,7 +61,7 @@ class StartupResponder:
         self.close()
 
     def start(self) -> None:
-        """Forks the process; to be called before this process has a second thread, which a fork does not copy."""
+        """Forks the process; to be called while this process has one thread: a fork copies no other."""
         self._listener.setblocking(False)
         read_fd, self._life_fd = os.pipe()
         with group_signals.blocked():
@@ -89,8 +90,9 @@ class StartupResponder:
     def hand_over(self) -> None:
         """Has the process stop accepting, answer the clients it has accepted, and exit.
 
-        Returns once the process accepts no more, so that a client that got an answer of the HTTP server gets none of
-        the responder afterwards. A process that is stopped (SIGSTOP) is waited for at most `_GIVE_UP_S`.
+        Returns once the process accepts no more, so that a client that got an answer of the HTTP server gets
+        none of the responder afterwards. A process that is stopped (SIGSTOP) is waited for at most
+        `_GIVE_UP_S`.
         """
         self._is_handed_over = True
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
@@ -105,7 +107,7 @@ class StartupResponder:
         self._wait(_END_S)
 
     def _end(self) -> None:
-        """Waits for the confirmation, and kills a process that sends none: it would take clients of the server."""
+        """Waits for the process to exit; kills one that does not, as it would take the server's clients."""
         is_confirmed = False
         with suppress(OSError):
             self._ours.settimeout(responder_process.CONNECTION_S)

@@ -80,7 +80,7 @@ class _Loop:
         """One more closes the oldest connection."""
 
     def run(self) -> None:
-        """Returns when the socket is handed over and all clients are answered, or the API process has exited."""
+        """Returns once the socket is handed over and all clients are answered, or the API process exits."""
         connections: list[_Connection] = []
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._api_process, selectors.EVENT_READ)

@@ -1,4 +1,4 @@
-"""State of one start: its timeline, its facts and its progress, in the API process and copied to the responder's."""
+"""State of one start: timeline, facts and progress."""
 
 import json
 import time

@@ -26,7 +26,7 @@ def open_tls(config: ServerConfig) -> "Callable[[socket.socket], TlsChannel]":
 
 
 class TlsChannel:
-    """The first reads do the handshake. Raises BlockingIOError while TLS needs more data, OSError if it fails."""
+    """The first reads do the handshake. BlockingIOError: TLS needs more data; OSError: TLS has failed."""
 
     def __init__(self, client: socket.socket, context: ssl.SSLContext) -> None:
         client.setblocking(False)
@@ -42,7 +42,7 @@ class TlsChannel:
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """As a socket's. `num_bytes` must be at least 16 KiB (a TLS record): a selector does not see decrypted data."""
+        """As a socket's; `num_bytes` must be a TLS record's 16 KiB: selectors do not see a decrypted rest."""
         try:
             if not self._is_handshake_done:
                 self._tls.do_handshake()

@@ -1,4 +1,4 @@
-"""Notifies the service manager (systemd, or one with its protocol) of the start and the stop: sd_notify(3)."""
+"""Notifies the service manager (systemd, or one with its protocol) of start and stop: sd_notify(3)."""
 
 import logging
 import os

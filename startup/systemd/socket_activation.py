@@ -17,7 +17,8 @@ _FIRST_FD: Final = 3
 def take_socket() -> socket.socket | None:
     """The first socket that was passed to this process; None if there is none.
 
-    Removes the variables and makes the descriptors non-inheritable, so that no child process takes the socket.
+    Removes the variables and makes the descriptors non-inheritable, so that no child process takes the
+    socket.
 
     Raises:
         StartupError: the first descriptor is not a socket that listens for connections.

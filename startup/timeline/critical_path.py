@@ -1,9 +1,9 @@
-"""Finds what a start waited for at every moment: the chain of spans, across processes, that ends with readiness.
+"""Finds the critical path of a start: the chain of spans, across processes, that determined its duration.
 
-The chain is followed backwards. While the API process works, its own innermost span explains the time. Where it
-waits for another process that was still busy, the chain goes over to that process and follows it back to the
-beginning, also past the moment at which the wait began: what the API process did meanwhile did not delay the start,
-however long it took. The result is a partition: every nanosecond belongs to exactly one span.
+The chain is followed backwards from readiness. While the API process works, its innermost span explains the
+time. If it waits for another process that was still busy, the chain changes to that process and follows it
+back to its beginning, even past the moment at which the wait began: the API process's own work during that
+time did not delay the start. The result is a partition: every nanosecond belongs to exactly one span.
 """
 
 from bisect import bisect_left
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from startup.timeline.phase_span import API, BACKGROUND, UNEXPLAINED, PhaseSpan
 
 _GLUE_NS: Final = 200_000
-"""A gap shorter than this is what it takes to end one span and to begin the next; it belongs to the former."""
+"""A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
@@ -34,7 +34,7 @@ class _Segment(NamedTuple):
 
 
 class _Lane:
-    """One process: its innermost spans one after the other."""
+    """The innermost spans of one process, in order of time."""
 
     def __init__(self, spans: list[PhaseSpan]) -> None:
         times = sorted({time for span in spans for time in (span.begin_ns, span.end_ns)})
@@ -51,13 +51,13 @@ class _Lane:
         return self.segments[index - 1] if index else None
 
     def last_finished_before(self, time_ns: int, *, except_waits_for: str) -> _Segment | None:
-        """The last segment that was over by a time; one that waited for the asking process caused nothing there."""
+        """The last segment that ended by a time, except those that waited for the given process."""
         over = (s for s in reversed(self.segments) if s.end_ns <= time_ns and s.span.waits_for != except_waits_for)
         return next(over, None)
 
 
 class _Walk:
-    """Where the way back has come to: a time and the process that the start waited for then."""
+    """Position on the way back: a time, and the process that the start waited for at that time."""
 
     def __init__(self, lanes: dict[str, _Lane], begin_ns: int, end_ns: int) -> None:
         self._lanes = lanes
@@ -65,23 +65,23 @@ class _Walk:
         self.time_ns = end_ns
         self._process = API
         self._seen_now: set[str] = set()
-        """Processes that were asked at this very time, so that two that wait for each other end the walk nowhere."""
+        """Processes visited at this time, so that two that wait for each other do not loop for ever."""
         self.pieces: list[PhaseSpan] = []
 
     def step(self) -> None:
-        """Explains some time, or goes over to another process."""
+        """Explains some time, or changes to another process."""
         lane = self._lanes.get(self._process)
         segment = lane.last_before(self.time_ns) if lane else None
         if segment is None:
-            self._leave_newborn()
+            self._leave_first_span()
         elif segment.end_ns < self.time_ns:
             self._cross_gap(segment)
         else:
             self._follow(segment)
 
-    def _leave_newborn(self) -> None:
-        """Before its first span a process did not exist: the API process started it."""
-        if not self._go_over(API):
+    def _leave_first_span(self) -> None:
+        """Before its first span a process did not exist: the path goes on in the API process, its parent."""
+        if not self._change_to(API):
             self._explain(UNEXPLAINED, API, self._begin_ns)
 
     def _follow(self, segment: _Segment) -> None:
@@ -92,19 +92,19 @@ class _Walk:
             return
         if busy.end_ns < self.time_ns:
             self._explain(segment.span.name, self._process, busy.end_ns)
-        if not self._go_over(target):
+        if not self._change_to(target):
             self._explain(segment.span.name, self._process, segment.begin_ns)
 
     def _cross_gap(self, before: _Segment) -> None:
         if self.time_ns - before.end_ns < _GLUE_NS:
             self._explain(before.span.name, self._process, before.end_ns)
         elif self._process == API:
-            self._borrow(before.end_ns)
+            self._explain_api_gap(before.end_ns)
         else:
-            self._look_for_cause(before.end_ns)
+            self._find_cause(before.end_ns)
 
-    def _borrow(self, gap_begin_ns: int) -> None:
-        """The API process says nothing: whatever another one did during the gap explains it, as far as the gap goes."""
+    def _explain_api_gap(self, gap_begin_ns: int) -> None:
+        """A gap in the API process is explained by the work of another process during the gap, if any."""
         busy = {name: found for name in self._lanes if (found := self._busy_after(name, gap_begin_ns))}
         working = [name for name in sorted(busy) if name != API and busy[name].span.waits_for is None]
         if not working:
@@ -116,8 +116,8 @@ class _Walk:
             self._explain(UNEXPLAINED, API, segment.end_ns)
         self._explain(segment.span.name, latest, max(segment.begin_ns, gap_begin_ns))
 
-    def _look_for_cause(self, gap_begin_ns: int) -> None:
-        """A child that says nothing was waiting for what the API process finished during the gap, if anything."""
+    def _find_cause(self, gap_begin_ns: int) -> None:
+        """A gap in a child: it waited for the work that the API process finished during the gap, if any."""
         api = self._lanes.get(API)
         finished = api.last_finished_before(self.time_ns, except_waits_for=self._process) if api else None
         if finished is None or finished.end_ns <= gap_begin_ns:
@@ -125,7 +125,7 @@ class _Walk:
             return
         if finished.end_ns < self.time_ns:
             self._explain(UNEXPLAINED, self._process, finished.end_ns)
-        if not self._go_over(API):
+        if not self._change_to(API):
             self._explain(UNEXPLAINED, self._process, gap_begin_ns)
 
     def _busy_after(self, process: str, time_ns: int) -> _Segment | None:
@@ -133,7 +133,7 @@ class _Walk:
         segment = lane.last_before(self.time_ns) if lane else None
         return segment if segment and segment.end_ns > time_ns else None
 
-    def _go_over(self, process: str) -> bool:
+    def _change_to(self, process: str) -> bool:
         self._seen_now.add(self._process)
         if process in self._seen_now:
             return False

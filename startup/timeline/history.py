@@ -1,7 +1,7 @@
-"""What earlier starts took, kept in the cache folder: the source of the ETA and of "slower than your median".
+"""Records of earlier starts in the cache folder: the source of the ETA and of "slower than your median".
 
-Nothing that is wrong with the file, the folder or the disk ever hurts a start: what cannot be read is not there,
-what cannot be written is not kept.
+No fault of the file, the folder or the disk fails a start: unreadable records count as absent, and a record
+that cannot be written is dropped.
 """
 
 import fcntl
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 MAX_PER_KEY: Final = 20
 MAX_RECORDS: Final = 200
 _MAX_FILE_BYTES: Final = 4 << 20
-"""A larger file is not one that we wrote."""
+"""A larger file was not written by this module, and is ignored."""
 
 
 def history_path() -> Path:
-    """Where starts are remembered."""
+    """The history file."""
     return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "history.jsonl"
 
 
@@ -43,7 +43,7 @@ class EarlierStarts:
 
     @cached_property
     def phases(self) -> Mapping[str, float]:
-        """Medians, in seconds; a phase that a start did not have took no time in it."""
+        """Medians, in seconds; a phase that a start did not have counts as 0."""
         names = {name for record in self.records for name in record.phases}
         return {name: _median(record.phases.get(name, 0.0) for record in self.records) for name in names}
 
@@ -55,40 +55,40 @@ class EarlierStarts:
 
     @cached_property
     def resident_share(self) -> float | None:
-        """The median share of the weights that was in memory, None where none of the starts knew."""
+        """The median share of the weights that was in the page cache; None if no start recorded it."""
         known = [record.resident_share for record in self.records if record.resident_share is not None]
         return _median(known) if known else None
 
 
 def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
-    """The earlier starts with this key; None where there are none, or none that can be read."""
+    """The earlier starts with this key; None if there are none, or none that can be read."""
     lines = [line for line in _read(path or history_path()).splitlines() if key.encode() in line]
     records = tuple(record for record in _parse(lines) if record.key == key)
     return EarlierStarts(records[-MAX_PER_KEY:]) if records else None
 
 
 def read_starts(model: str | None = None, path: Path | None = None) -> list[StartRecord]:
-    """Every start that is remembered, or those of a model, by the first name that it was served under."""
+    """All recorded starts, or those of a model, by its first served name."""
     records = _parse(_read(path or history_path()).splitlines())
     return [record for record in records if model in (None, record.model)]
 
 
 def remember_start(record: StartRecord, path: Path | None = None) -> None:
-    """Adds a start to the file, which keeps the newest ones only; takes about a millisecond."""
+    """Adds a start to the file, which keeps only the newest ones; takes about a millisecond."""
     path = path or history_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             raise FileExistsError(f"{path} is not a file")
-        with _lock(path) as is_ours:
-            if is_ours:
+        with _lock(path) as is_locked:
+            if is_locked:
                 _add(record, path)
     except OSError as err:
-        logger.debug("this start is not remembered in %s: %s", path, err)
+        logger.debug("this start is not recorded in %s: %s", path, err)
 
 
 def _add(record: StartRecord, path: Path) -> None:
-    """At the end, as a line of its own, even behind one that was cut off; now and then the old ones are dropped."""
+    """Appends a line of its own, even after an incomplete one; drops old records now and then."""
     content = _read(path)
     lines = content.splitlines()
     if not lines or len(lines) >= 2 * MAX_RECORDS:
@@ -135,7 +135,7 @@ def _newest(records: list[StartRecord]) -> list[StartRecord]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """True for one process at a time; a start that would have to wait for another one goes unremembered."""
+    """Yields True for one process at a time; a start that would have to wait is not recorded."""
     with path.with_suffix(".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

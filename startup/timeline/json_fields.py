@@ -1,4 +1,4 @@
-"""Takes members out of JSON that somebody else may have written, with their types checked."""
+"""Reads members of JSON from untrusted files and checks their types."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class JsonFields:
-    """A JSON object; what is not as expected is a ValueError that names the member and its value."""
+    """A JSON object; a member of an unexpected type raises a ValueError with its name and value."""
 
     def __init__(self, content: Any, what: str) -> None:
         if not isinstance(content, dict):
@@ -15,7 +15,7 @@ class JsonFields:
         self._what = what
 
     def text(self, name: str) -> str:
-        """A text."""
+        """A string."""
         return str(self._take(name, "a text", lambda value: isinstance(value, str)))
 
     def amount(self, name: str) -> float:
@@ -31,12 +31,12 @@ class JsonFields:
         return JsonFields(self._take(name, "an object", lambda value: isinstance(value, dict)), name)
 
     def has(self, name: str) -> bool:
-        """Whether the member is there and not null."""
+        """Whether the member is present and not null."""
         return self.content.get(name) is not None
 
-    def _take(self, name: str, expected: str, is_fine: Callable[[Any], bool]) -> Any:
+    def _take(self, name: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
         value = self.content.get(name)
-        if not is_fine(value):
+        if not is_valid(value):
             raise ValueError(f"{name} of {self._what} is {value!r:.40}, not {expected}")
         return value
 

@@ -1,4 +1,4 @@
-"""One line on a terminal that tells how far something is, rewritten in place; elsewhere nothing is written."""
+"""One line on a terminal that shows progress, rewritten in place; does nothing without a terminal."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ _USUAL_WIDTH: Final = 80
 
 
 class LiveLine:
-    """Owns the last line of a terminal; may be used from any thread, also while another one logs."""
+    """Owns the last line of a terminal; may be used from any thread, also while another thread logs."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -20,26 +20,26 @@ class LiveLine:
         self.is_on = stream.isatty()
 
     def show(self, text: str) -> None:
-        """Replaces the line; what does not fit is cut off."""
+        """Replaces the line; text beyond the terminal's width is cut off."""
         with self._lock:
             if self.is_on:
                 self._write(_ERASE + text[: self._width - 1])
                 self._is_shown = True
 
     def clear(self) -> None:
-        """Takes the line away, for something else to be written in its place."""
+        """Erases the line, so that other text can be written in its place."""
         with self._lock:
             if self._is_shown:
                 self._write(_ERASE)
                 self._is_shown = False
 
     def close(self) -> None:
-        """Takes the line away for good."""
+        """Erases the line; later calls of `show` do nothing."""
         self.clear()
         self.is_on = False
 
-    def make_way(self, handler: logging.Handler) -> None:
-        """From now on the line goes away before this handler writes a record."""
+    def erase_for(self, handler: logging.Handler) -> None:
+        """Erases the line whenever this handler is about to write a record."""
         handler.addFilter(self._clear_for)
 
     def _clear_for(self, _: logging.LogRecord) -> bool:
@@ -54,7 +54,7 @@ class LiveLine:
             return _USUAL_WIDTH
 
     def _write(self, text: str) -> None:
-        """A terminal that has gone away is no reason to stop."""
+        """A terminal that was closed switches the line off."""
         try:
             self._stream.write(text)
             self._stream.flush()

@@ -1,4 +1,4 @@
-"""Keeps one line on the terminal up to date while a start goes on; elsewhere it does nothing."""
+"""Shows the progress of a start on one line of the terminal; does nothing if there is no terminal."""
 
 import logging
 import sys
@@ -13,18 +13,18 @@ _INTERVAL_S = 0.1
 
 
 class LiveProgress:
-    """A thread that asks the meter ten times a second and writes to standard error, if that is a terminal."""
+    """A thread that reads the meter ten times a second and writes to standard error."""
 
     def __init__(self, meter: ProgressMeter) -> None:
         self._meter = meter
         self._line = LiveLine(sys.stderr)
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live-progress", daemon=True)
 
     def __enter__(self) -> Self:
         if self._line.is_on:
             for handler in logging.getLogger().handlers:
-                self._line.make_way(handler)
+                self._line.erase_for(handler)
             self._thread.start()
         return self
 
@@ -34,12 +34,12 @@ class LiveProgress:
         self.close()
 
     def close(self) -> None:
-        """Takes the line away."""
-        self._over.set()
+        """Erases the line."""
+        self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
         self._line.close()
 
     def _run(self) -> None:
-        while not self._over.wait(_INTERVAL_S):
+        while not self._stop.wait(_INTERVAL_S):
             self._line.show(str(self._meter.read()))

@@ -1,4 +1,4 @@
-"""Versions of installed packages from the names of their metadata folders: reading the metadata costs 30 ms."""
+"""Versions of installed packages, from the names of metadata folders: reading the metadata takes 30 ms."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ _METADATA: Final = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)\.(dist-info|e
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that can be imported here; the first folder of `sys.path` wins."""
+    """The versions of the packages that are installed; the first folder of `sys.path` that has one counts."""
     wanted = {package.replace("-", "_").lower(): package for package in packages}
     found: dict[str, str] = {}
     for folder in map(Path, sys.path):

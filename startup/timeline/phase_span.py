@@ -1,16 +1,16 @@
-"""One named stretch of a start in one process, on the monotonic clock that all processes of a machine share."""
+"""The record of one phase in one process, on the monotonic clock that all processes of a machine share."""
 
 from dataclasses import dataclass
 from typing import Final
 
 API: Final = "api"
-"""The process that the user started; every other one is its child."""
+"""The process that the user started; all others are its children."""
 
 BACKGROUND: Final = frozenset({"prefetch"})
-"""Processes that help the start along and that nobody waits for."""
+"""Processes that no other process waits for."""
 
 UNEXPLAINED: Final = "unexplained"
-"""The name of time that no span accounts for."""
+"""Name of the time that no span covers."""
 
 _NS: Final = 1_000_000_000
 
@@ -25,7 +25,7 @@ class PhaseSpan:
     begin_ns: int
     end_ns: int
     waits_for: str | None = None
-    """The process whose work this span only waits for."""
+    """The process that this span only waits for."""
 
     @property
     def duration_s(self) -> float:

@@ -1,16 +1,16 @@
-"""The phases of a start as a table of plain text: one line each, with its share of the total as a number and a bar."""
+"""The phases of a start as a text table: one line each, with its share of the total as a number and a bar."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 _BAR_WIDTH: Final = 24
 _LEAST_SHARE: Final = 0.01
-"""What runs beside the critical path and takes less than this is not worth a line."""
+"""Spans beside the critical path with a smaller share of the total are left out."""
 _HEADER: Final = "     at s   took s  share  process     phase"
 
 
 class Stretch(NamedTuple):
-    """A piece of a start, in seconds since it began."""
+    """A span, or a piece of the critical path, in seconds since the start began."""
 
     process: str
     name: str
@@ -28,12 +28,12 @@ class Stretch(NamedTuple):
 
 
 class PhaseTotal(NamedTuple):
-    """A phase with all its stretches added up."""
+    """The sum of all stretches of a phase."""
 
     process: str
     name: str
     begin_s: float
-    """When it began for the first time."""
+    """The first begin."""
     took_s: float
     share: float
     """Of the whole start, 0 to 1."""
@@ -75,7 +75,7 @@ def _format_phase(phase: PhaseTotal) -> str:
 
 
 def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
-    """Spans that ran, wholly or for their greater part, while the start waited for something else."""
+    """Spans of which more than half ran while the start waited for something else."""
     shown_s = {phase.key: phase.took_s for phase in phases}
     least_s = _LEAST_SHARE * sum(shown_s.values())
     hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]

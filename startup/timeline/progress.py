@@ -1,4 +1,4 @@
-"""How far a start is: its phase, and, where earlier starts tell, the share that is done and the time that is left."""
+"""Progress of a start: its phase and, from earlier starts, the completed share and the remaining time."""
 
 import mmap
 import os
@@ -11,24 +11,24 @@ from startup.timeline.live_line import draw_bar
 from startup.timeline.phase_span import PhaseSpan
 from startup.timeline.timeline import PhaseTimeline
 
-_ALMOST: Final = 0.99
-"""A start that goes on is never done, however long it takes."""
+_MAX_WHILE_RUNNING: Final = 0.99
+"""Upper limit while the start is running, however long it takes."""
 _BETWEEN_PHASES: Final = "starting"
 READY: Final = "ready"
 
 
 @dataclass(frozen=True)
 class StartProgress:
-    """One look at a start."""
+    """The progress at one moment."""
 
     phase: str
     progress: float | None
-    """0 to 1, never less than at an earlier look; None where nobody knows."""
+    """0 to 1, never less than an earlier value; None without earlier starts."""
     elapsed_s: float
     eta_s: float | None
-    """Seconds that are left, None where nobody knows."""
+    """Remaining seconds; None without earlier starts."""
     detail: str = ""
-    """How far the phase itself is, where it tells."""
+    """Progress of the phase itself, if it reports any."""
 
     def to_dict(self) -> dict[str, Any]:
         """The members of a 503 body."""
@@ -52,21 +52,21 @@ class StartProgress:
 
 
 class ProgressMeter:
-    """Reads the timeline of a start that goes on; may be asked from any thread, and in a process forked here."""
+    """Computes the progress from the timeline; may be read on any thread and in a forked process."""
 
     def __init__(self, timeline: PhaseTimeline, earlier: EarlierStarts | None = None) -> None:
         self._timeline = timeline
         self._earlier = earlier
         self.detail = ""
-        """How far the phase is by its own account; whoever sets it also takes it away."""
+        """Progress of the current phase as text; the code that sets it also clears it."""
         self._highest = _HighestShare()
 
     def expect(self, earlier: EarlierStarts | None) -> None:
-        """From now on, these starts tell how long it takes."""
+        """Sets the earlier starts from which the remaining time is estimated."""
         self._earlier = earlier
 
     def read(self) -> StartProgress:
-        """How far the start is at this moment."""
+        """The progress at this moment."""
         elapsed_s = self._timeline.elapsed_s
         if self._timeline.end_ns is not None:
             return StartProgress(READY, 1.0, elapsed_s, 0.0)
@@ -78,7 +78,7 @@ class ProgressMeter:
         return StartProgress(phase, self._advance(elapsed_s, eta_s), elapsed_s, eta_s, self.detail)
 
     def _estimate(self, earlier: EarlierStarts, elapsed_s: float, running: PhaseSpan | None) -> float:
-        """What came after this phase in earlier starts, plus what is left of the phase itself."""
+        """Remaining seconds: the rest of this phase and the time after it, by medians of earlier starts."""
         usual = earlier.spans.get(running.key) if running else None
         if usual is None or running is None:
             return max(earlier.total_s - elapsed_s, 0.0)
@@ -88,12 +88,14 @@ class ProgressMeter:
 
     def _advance(self, elapsed_s: float, eta_s: float) -> float:
         done = elapsed_s / (elapsed_s + eta_s) if elapsed_s + eta_s else 0.0
-        return self._highest.raise_to(min(done, _ALMOST))
+        return self._highest.raise_to(min(done, _MAX_WHILE_RUNNING))
 
 
 class _HighestShare:
-    """What has been told so far, by this process or by the one that was forked from it: the responder, whose clients go
-    on asking this one. Each writes its own number alone, so that none gets lost.
+    """The highest share reported so far, by this process or by the responder, which is forked from it.
+
+    Clients of the responder become clients of this process. Each process writes only its own number in the
+    shared memory, so that no update is lost.
     """
 
     def __init__(self) -> None:

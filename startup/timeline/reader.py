@@ -1,4 +1,4 @@
-"""Reads a start-up report back, whoever may have edited the file."""
+"""Reads a start-up report from a file, which may have been edited."""
 
 import json
 from typing import Any
@@ -9,14 +9,14 @@ from startup.timeline.report import SCHEMA, SCHEMA_VERSION, PageCacheFacts, Star
 
 
 class ReportError(ValueError):
-    """A text is not a start-up report of this schema; the message is one line."""
+    """The text is not a start-up report of this schema; the message is one line."""
 
 
 def read_report(text: str) -> StartReport:
-    """The report that `StartReport.to_json` wrote; members that are not known are ignored.
+    """The report that `StartReport.to_json` wrote; unknown members are ignored.
 
     Raises:
-        ReportError: with what is wrong.
+        ReportError: names the invalid member and its value.
     """
     try:
         return _read_report(json.loads(text))

@@ -1,4 +1,4 @@
-"""One earlier start as the history keeps it: a line of JSON with what a later start is compared with."""
+"""The start record: one line of JSON in the history, with which later starts are compared."""
 
 import json
 from collections.abc import Mapping
@@ -23,19 +23,19 @@ class StartRecord:
     """Times are seconds; phases and spans are named `process:phase`."""
 
     key: str
-    """Starts with the same key are comparable (`start_key`)."""
+    """Starts with the same key are comparable (`StartSubject.key`)."""
     model: str
     total_s: float
     phases: Mapping[str, float]
     """How long the start waited for each phase."""
     spans: Mapping[str, SpanTimes]
-    """When each span ran, those beside the critical path too."""
+    """When each span ran, including those beside the critical path."""
     resident_share: float | None
-    """How much of the weights was in memory already, 0 to 1."""
+    """Share of the weights that was in the page cache when the start began, 0 to 1."""
 
     @classmethod
     def from_report(cls, report: StartReport, key: str) -> "StartRecord":
-        """What is worth keeping of a start that became ready."""
+        """The record of a start that became ready."""
         page_cache = report.facts.page_cache
         return cls(
             key=key,
@@ -47,14 +47,14 @@ class StartRecord:
         )
 
     def to_line(self) -> str:
-        """A line of JSON, without its end."""
+        """A line of JSON, without the line break."""
         spans = {name: times._asdict() for name, times in self.spans.items()}
         content = {"v": _VERSION, **asdict(self), "spans": spans}
         return json.dumps(_round(content), separators=(",", ":"))
 
     @classmethod
     def from_line(cls, line: bytes) -> "StartRecord | None":
-        """The record, None where the line holds none: cut off, edited, or of another version."""
+        """The record; None if the line is incomplete, edited, or of another version."""
         try:
             return cls._read(JsonFields(json.loads(line), "the line"))
         except (ValueError, OverflowError, RecursionError):
@@ -88,7 +88,7 @@ def _read_times(fields: JsonFields) -> SpanTimes:
 
 
 def _round(value: Any) -> Any:
-    """Tenths of a millisecond are enough."""
+    """Rounds seconds to tenths of a millisecond."""
     if isinstance(value, dict):
         return {name: _round(inner) for name, inner in value.items()}
     return round(value, 4) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""A start as a file: what `--startup-report` writes, `/startupz` answers and `vllm-cli timeline` reads back."""
+"""The report of a start, for `--startup-report`, `/startupz` and `vllm-cli timeline`."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ Outcome = Literal["starting", "ready", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PageCacheFacts:
-    """How much of the weights was in memory already when the start began."""
+    """How much of the weights was in the page cache when the start began."""
 
     total_bytes: int
     resident_bytes: int
@@ -35,7 +35,7 @@ class PageCacheFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StartFacts:
-    """What the timeline itself does not know about a start."""
+    """Facts about a start that are not in the timeline."""
 
     model: str
     start_method: str
@@ -58,9 +58,9 @@ class StartReport:
     critical_path: tuple[Stretch, ...]
     """Adjoining stretches from 0 to `total_s`."""
     spans: tuple[Stretch, ...]
-    """Everything that was recorded, in order of begin; spans overlap."""
+    """All recorded spans, in order of begin; they overlap."""
     waits: Mapping[str, str] = field(default_factory=dict)
-    """Spans that only waited, by key, and for which process."""
+    """For spans that only waited, by key: the process that they waited for."""
     marks: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -70,15 +70,15 @@ class StartReport:
 
     @property
     def explained_share(self) -> float:
-        """How much of the start has a name, 0 to 1."""
+        """The share of the start that spans explain, 0 to 1."""
         return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
 
     def table(self) -> str:
-        """The phases as text."""
+        """The phases as a text table."""
         return format_phases(self.critical_path, [span for span in self.spans if span.key not in self.waits])
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as it goes into JSON."""
+        """The report as a JSON object."""
         facts = asdict(self.facts)
         return {
             "schema": SCHEMA,
@@ -99,7 +99,7 @@ class StartReport:
 
 
 def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
-    """The start so far, or the whole of it once the timeline is finished."""
+    """The report of the start so far, or of the whole start once the timeline is finished."""
     spans = sorted(timeline.spans_so_far, key=lambda span: (span.begin_ns, -span.end_ns))
     path = timeline.critical_path
     return StartReport(
@@ -114,7 +114,7 @@ def build_report(timeline: PhaseTimeline, facts: StartFacts) -> StartReport:
 
 
 def save_report(report: StartReport, path: Path) -> None:
-    """Writes the file of `--startup-report`; a start does not fail because that cannot be done, it warns."""
+    """Writes the file of `--startup-report`; a failure is a warning and does not end the start."""
     try:
         write_whole(path, report.to_json())
     except OSError as err:
@@ -122,7 +122,7 @@ def save_report(report: StartReport, path: Path) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Microseconds are enough."""
+    """Rounds seconds to microseconds."""
     return round(value, 6) if isinstance(value, float) else value
 
 

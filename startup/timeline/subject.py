@@ -1,4 +1,4 @@
-"""What is started, as far as its history and its timeline are concerned."""
+"""What is started: names and settings that history and report of a start need."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class StartSubject:
-    """One start, whichever engine it is of."""
+    """One start of any engine."""
 
     model: str
     start_method: str
     packages: tuple[str, ...]
-    """Distributions whose versions matter to how long the start takes."""
+    """Distributions whose versions influence the duration of the start."""
     key: Callable[[Mapping[str, str]], str]
-    """From those versions, a name that comparable starts share."""
+    """Returns, for these versions, a name that comparable starts share."""
     report_file: Path | None = None
     trace_file: Path | None = None

@@ -1,4 +1,4 @@
-"""The start's phases across all processes, from the kernel's start of this process, on the monotonic clock."""
+"""The timeline: the phases of a start in all processes, from the kernel's start of this process on."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,18 +15,18 @@ _NS = 1_000_000_000
 
 
 class PhaseTimeline:
-    """Collects spans; the API process owns it and adds the others' when they arrive.
+    """Collects spans in monotonic nanoseconds; the API process owns it and adds those of other processes.
 
-    One thread writes; any thread may read while the start runs.
+    One thread writes; any thread may read while the start is running.
     """
 
     def __init__(self, origin_ns: int) -> None:
         self.origin_ns = origin_ns
         self.spans: list[PhaseSpan] = []
         self.marks: dict[str, int] = {}
-        """Moments worth a name, such as `listening`, in monotonic nanoseconds."""
+        """Named moments, such as `listening`, in monotonic nanoseconds."""
         self.end_ns: int | None = None
-        """When the start was over; None while it goes on."""
+        """The end of the start; None while it is running."""
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change, on the thread that made it."""
         self._open: tuple[PhaseSpan, ...] = ()
@@ -34,14 +34,14 @@ class PhaseTimeline:
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline that begins when the kernel started this process, and so counts the interpreter's own start."""
+        """A timeline from the kernel's start of this process on: it includes the start of the interpreter."""
         timeline = cls(process_start_ns())
         timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, time.monotonic_ns())])
         return timeline
 
     @contextmanager
     def span(self, name: str, *, waits_for: str | None = None) -> Iterator[None]:
-        """Records how long the block takes, also when it raises; `waits_for` is a process whose work it only awaits."""
+        """Records the block as a span, even if it raises; `waits_for`: the process that it only waits for."""
         begin = time.monotonic_ns()
         opened = PhaseSpan(API, name, begin, begin, waits_for)
         self._open = (*self._open, opened)
@@ -54,10 +54,10 @@ class PhaseTimeline:
             self.on_change()
 
     def add(self, process: str, spans: Iterable[tuple[str, int, int]]) -> None:
-        """Takes over finished spans of a process of this machine.
+        """Adds finished spans of a process of this machine.
 
-        A name of the form `forkserver:preload_imports` names its process itself: an engine process reports what
-        happened in the forkserver that it was forked from.
+        A name of the form `forkserver:preload_imports` contains its process: an engine process also reports
+        the spans of the forkserver that it was forked from.
         """
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
@@ -66,27 +66,27 @@ class PhaseTimeline:
         self.on_change()
 
     def take(self, spans: Iterable[PhaseSpan]) -> None:
-        """Takes over finished spans that name their processes."""
+        """Adds finished spans of any processes."""
         self.spans.extend(spans)
         self.on_change()
 
     def observe(self, process: str, name: str, begin_ns: int) -> None:
-        """Notes what another process says that it is doing; its own spans replace this when they arrive."""
+        """Records the current phase of another process until its finished spans are added."""
         self._observed = {**self._observed, process: PhaseSpan(process, name, begin_ns, begin_ns)}
         self.on_change()
 
     def mark(self, name: str) -> None:
-        """Gives this moment a name; the first time counts."""
+        """Records this moment under a name; only the first call with a name counts."""
         self.marks.setdefault(name, time.monotonic_ns())
         self.on_change()
 
     def finish(self) -> None:
-        """The start is over, well or not: the phases are counted up to here."""
+        """Ends the timeline, whether the start succeeded or failed."""
         self.end_ns = self.end_ns or time.monotonic_ns()
         self.on_change()
 
     def to_dict(self) -> dict[str, Any]:
-        """All that is known, for a copy of this timeline in another process."""
+        """The whole content, for a copy of this timeline in another process."""
         return {
             "spans": [astuple(span) for span in self.spans],
             "open": [astuple(span) for span in self._open],
@@ -95,17 +95,17 @@ class PhaseTimeline:
             "end_ns": self.end_ns,
         }
 
-    def copy_from(self, known: dict[str, Any]) -> None:
-        """Becomes a copy of the timeline that gave `known`; its clock is the same, being the machine's."""
-        self.spans = [PhaseSpan(*fields) for fields in known["spans"]]
-        self._open = tuple(PhaseSpan(*fields) for fields in known["open"])
-        self._observed = {span.process: span for span in (PhaseSpan(*fields) for fields in known["observed"])}
-        self.marks = known["marks"]
-        self.end_ns = known["end_ns"]
+    def copy_from(self, content: dict[str, Any]) -> None:
+        """Makes this a copy of the timeline that returned `content`; all processes share the clock."""
+        self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
+        self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
+        self._observed = {span.process: span for span in (PhaseSpan(*fields) for fields in content["observed"])}
+        self.marks = content["marks"]
+        self.end_ns = content["end_ns"]
 
     @property
     def running(self) -> PhaseSpan | None:
-        """What the start is at right now (its end is not known yet); None between two phases."""
+        """The current phase, as a span without its end; None between two phases."""
         innermost = self._open[-1] if self._open else None
         if innermost is None:
             return next(iter(self._observed.values()), None)
@@ -113,32 +113,32 @@ class PhaseTimeline:
 
     @property
     def spans_so_far(self) -> list[PhaseSpan]:
-        """The finished spans and, while the start goes on, the open ones as if they ended now."""
+        """The finished spans and, while the start is running, the open ones as if they ended now."""
         now = time.monotonic_ns()
-        going_on = [] if self.end_ns else [*self._open, *self._observed.values()]
-        return [*self.spans, *(replace(span, end_ns=now) for span in going_on)]
+        running = [] if self.end_ns else [*self._open, *self._observed.values()]
+        return [*self.spans, *(replace(span, end_ns=now) for span in running)]
 
     @property
     def critical_path(self) -> list[PhaseSpan]:
-        """What the start waited for, from the origin to its end or until now: adjoining, nothing counted twice."""
+        """The critical path from the origin to the end of the start, or until now: adjoining spans."""
         end_ns = self.end_ns or time.monotonic_ns()
         return find_critical_path(self.spans_so_far, begin_ns=self.origin_ns, end_ns=end_ns)
 
     def offset_s(self, time_ns: int) -> float:
-        """Seconds from the start to a monotonic time."""
+        """Seconds from the origin to a monotonic time."""
         return (time_ns - self.origin_ns) / _NS
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds from the start to its end, or until now."""
+        """Seconds from the origin to the end of the start, or until now."""
         return self.offset_s(self.end_ns or time.monotonic_ns())
 
     def stretch(self, span: PhaseSpan) -> Stretch:
-        """The span in seconds since the start."""
+        """The span in seconds since the origin."""
         return Stretch(span.process, span.name, self.offset_s(span.begin_ns), self.offset_s(span.end_ns))
 
     def table(self) -> str:
-        """One line per phase in order of begin: when, how long, what share of the start, where, what."""
+        """One line per phase in order of begin: begin, duration, share of the start, process, name."""
         return format_phases(
             [self.stretch(span) for span in self.critical_path],
             [self.stretch(span) for span in self.spans_so_far if span.waits_for is None],

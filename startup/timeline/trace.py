@@ -17,7 +17,7 @@ _MICRO: Final = 1_000_000
 
 
 def save_trace(report: StartReport, path: Path) -> None:
-    """Writes the file of `--startup-trace`; a start does not fail because that cannot be done, it warns."""
+    """Writes the file of `--startup-trace`; a failure is a warning and does not end the start."""
     try:
         write_whole(path, json.dumps(build_trace(report)) + "\n")
     except OSError as err:
@@ -25,7 +25,7 @@ def save_trace(report: StartReport, path: Path) -> None:
 
 
 def build_trace(report: StartReport) -> dict[str, Any]:
-    """The trace as JSON: a track for the critical path, then one for each process; times are microseconds."""
+    """The trace as JSON: a track for the critical path, then one per process; times are microseconds."""
     tracks = {_CRITICAL_PATH: list(report.critical_path)}
     for span in report.spans:
         tracks.setdefault(span.process, []).append(span)
@@ -63,7 +63,7 @@ def _draw_spans(number: int, spans: Iterable[Stretch], report: StartReport) -> I
 
 
 def _find_row(rows: list[list[Stretch]], span: Stretch) -> int:
-    """In a row, which the format calls a thread, spans may contain each other but not overlap otherwise."""
+    """The first row (a thread, in the format) where the span overlaps others only by nesting."""
     for index, open_spans in enumerate(rows):
         while open_spans and open_spans[-1].end_s <= span.begin_s:
             open_spans.pop()

@@ -1,4 +1,4 @@
-"""Compares a start with the earlier ones and says in one line why it was slower."""
+"""Compares a start with earlier ones and explains in one line why it was slower."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -7,17 +7,17 @@ from startup.timeline.history import EarlierStarts
 from startup.timeline.report import StartReport
 
 _MIN_EARLIER: Final = 3
-"""A median of fewer starts says nothing."""
+"""A median of fewer starts means too little."""
 _SLOWER_FACTOR: Final = 1.15
 _SLOWER_BY_S: Final = 0.15
 _MIN_REASON_S: Final = 0.05
 _MAX_REASONS: Final = 3
 _COLD: Final = 0.5
-"""With less than this share of the weights in memory, the page cache counts as cold."""
+"""With a smaller share of the weights in the page cache, the cache counts as cold."""
 
 
 def explain_slowness(report: StartReport, earlier: EarlierStarts | None) -> str | None:
-    """`slower than your median (3.1 s against 2.3 s): …`; None for a start that was not, or that cannot be compared."""
+    """`slower than your median (3.1 s against 2.3 s): …`; None if it was not slower or cannot be compared."""
     if earlier is None or len(earlier.records) < _MIN_EARLIER:
         return None
     excess_s = report.total_s - earlier.total_s
@@ -29,7 +29,7 @@ def explain_slowness(report: StartReport, earlier: EarlierStarts | None) -> str 
 
 
 def _slower_phases(report: StartReport, earlier: EarlierStarts) -> list[str]:
-    """The phases that took longer, the worst first, as far as each is a real part of the whole."""
+    """The phases that took longer, the largest difference first, without those that hardly matter."""
     excess = {phase.key: phase.took_s - earlier.phases.get(phase.key, 0.0) for phase in report.phases}
     least_s = max(_MIN_REASON_S, 0.15 * (report.total_s - earlier.total_s))
     worst = sorted((key for key in excess if excess[key] >= least_s), key=lambda key: -excess[key])
@@ -45,5 +45,5 @@ def _cold_cache(report: StartReport, earlier: EarlierStarts) -> Iterator[str]:
 
 
 def _describe(key: str) -> str:
-    """`engine:load_weights` is "engine load weights"."""
+    """`engine:load_weights` becomes "engine load weights"."""
     return key.replace(":", " ").replace("_", " ")

@@ -1,8 +1,9 @@
 """The order of a start of an installed vLLM, whose files stay unchanged.
 
-This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver, which imports the
-modules of engine and workers on another core while this process imports those of the API server. No module is
-imported twice, and a start takes a third of the time. Where that is impossible, vLLM starts without preloading.
+This process becomes vLLM's API server. Before that it listens on the port and starts a forkserver, which
+imports the modules of engine and workers on another core while this process imports those of the API server.
+No module is imported twice, and a start takes a third of the time. Where that is impossible, vLLM starts
+without preloading.
 """
 
 import gc
@@ -198,7 +199,7 @@ class _VllmStart:
         return recordings
 
     def _may_be_caused_by_preloading(self, err: Exception) -> bool:
-        """Errors of vLLM versions that were tested with this package are vLLM's own, unless our code raised them."""
+        """Errors of a vLLM version tested with this package are vLLM's own, unless our code raised them."""
         return not self._vllm.is_tried or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
 
     def _start_without_preloading(self, err: Exception) -> NoReturn:

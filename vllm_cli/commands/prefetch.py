@@ -74,7 +74,7 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
     )
     configure_logging(LogOptions(level=env.VLLM_LOGGING_LEVEL.get()), role="prefetch")
     for handler in logging.getLogger().handlers:
-        line.make_way(handler)
+        line.erase_for(handler)
     files = resolve_model(ModelConfig(model=model, revision=revision, download_dir=download_dir), line.show)
     with Prefetch.start(plan_files(files), options) as handle:
         report = _follow(handle, line)

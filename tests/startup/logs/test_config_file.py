@@ -1,4 +1,4 @@
-"""The file of `--log-config-file`: files written for vLLM work here, and invalid ones are reported with their path."""
+"""The file of `--log-config-file`: files for vLLM work here, invalid ones are reported with their path."""
 
 import json
 import subprocess

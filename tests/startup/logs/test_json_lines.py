@@ -1,4 +1,4 @@
-"""Logs as JSON: one object per line, whatever wrote it. Each test configures the logging of its own process."""
+"""Logs as JSON: one object per line, whatever wrote it. Each test logs in a process of its own."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The socket is answered from the first moment, during imports too, and handed over without losing a connection."""
+"""The socket is answered from the first moment and handed over without losing a connection."""
 
 import http.client
 import http.server
@@ -191,7 +191,7 @@ def test_process_ends_with_its_parent_even_if_that_is_killed(listener: socket.so
 
 
 def test_no_probe_is_lost_during_the_hand_over(listener: socket.socket) -> None:
-    """Ten clients probe without a pause while the responder hands the socket over to a threaded HTTP server."""
+    """Ten clients probe without a pause during the hand-over to a threaded HTTP server."""
     failures: list[str] = []
     statuses: list[int] = []
     stop = threading.Event()

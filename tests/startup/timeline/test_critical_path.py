@@ -1,4 +1,4 @@
-"""What a start waited for is a partition, and follows the chain of causes across processes."""
+"""The critical path is a partition of the start, and follows the chain of causes across processes."""
 
 import random
 from itertools import pairwise
@@ -38,7 +38,7 @@ def test_an_inner_span_explains_its_part_of_the_outer_one() -> None:
     ]
 
 
-def test_what_the_api_process_does_while_the_engine_takes_longer_is_not_on_the_path() -> None:
+def test_work_of_the_api_process_is_not_on_the_path_while_the_engine_takes_longer() -> None:
     spans = (
         span("api", "boot", 0, 10),
         span("api", "import_server", 10, 60),
@@ -54,7 +54,7 @@ def test_what_the_api_process_does_while_the_engine_takes_longer_is_not_on_the_p
     ]
 
 
-def test_what_the_engine_does_while_the_api_process_takes_longer_is_not_on_the_path() -> None:
+def test_work_of_the_engine_is_not_on_the_path_while_the_api_process_takes_longer() -> None:
     spans = (
         span("api", "import_server", 0, 60),
         span("api", "wait", 60, 61, "engine"),
@@ -81,7 +81,7 @@ def test_a_chain_of_three_processes_is_followed_to_its_beginning() -> None:
     ]
 
 
-def test_an_engine_that_sat_idle_waited_for_what_the_api_process_finished_then() -> None:
+def test_an_idle_engine_waited_for_the_work_that_the_api_process_finished_then() -> None:
     spans = (
         span("api", "build_renderer", 0, 29),
         span("api", "wait", 29, 40, "engine"),
@@ -95,7 +95,7 @@ def test_an_engine_that_sat_idle_waited_for_what_the_api_process_finished_then()
     ]
 
 
-def test_an_idle_engine_waited_for_whatever_the_api_process_was_waiting_for_itself() -> None:
+def test_an_idle_engine_waited_for_the_process_that_the_api_process_waited_for() -> None:
     spans = (
         span("api", "boot", 0, 10),
         span("api", "fork_helper", 10, 26, "forkserver"),
@@ -128,7 +128,7 @@ def test_an_idle_engine_did_not_wait_for_a_wait_for_itself() -> None:
     ]
 
 
-def test_an_engine_that_says_that_it_waits_hands_the_path_back() -> None:
+def test_a_wait_of_the_engine_for_the_api_process_returns_the_path_to_it() -> None:
     spans = (
         span("api", "build_renderer", 0, 30),
         span("api", "wait", 30, 40, "engine"),
@@ -139,17 +139,17 @@ def test_an_engine_that_says_that_it_waits_hands_the_path_back() -> None:
     assert path_of(*spans, end_ms=40) == [("api:build_renderer", 0, 30), ("engine:first_token", 30, 40)]
 
 
-def test_a_silent_api_process_is_explained_by_the_engine_as_far_as_the_silence_goes() -> None:
+def test_a_gap_of_the_api_process_is_explained_by_the_work_of_the_engine() -> None:
     spans = (span("api", "boot", 0, 20), span("engine", "load", 10, 35))
     assert path_of(*spans, end_ms=40) == [("api:boot", 0, 20), ("engine:load", 20, 35), ("api:unexplained", 35, 40)]
 
 
-def test_prefetching_never_explains_anything_since_nobody_waits_for_it() -> None:
+def test_prefetch_is_never_on_the_path_since_no_process_waits_for_it() -> None:
     spans = (span("api", "boot", 0, 10), span("prefetch", "read", 5, 40))
     assert path_of(*spans, end_ms=40) == [("api:boot", 0, 10), ("api:unexplained", 10, 40)]
 
 
-def test_the_moment_between_two_spans_belongs_to_the_first() -> None:
+def test_a_tiny_gap_between_two_spans_belongs_to_the_first() -> None:
     assert path_of(span("api", "a", 0, 10), span("api", "b", 10.05, 20), end_ms=20) == [
         ("api:a", 0, 10.05),
         ("api:b", 10.05, 20),
@@ -180,6 +180,6 @@ def random_spans(source: random.Random) -> list[PhaseSpan]:
     for number in range(source.randrange(30)):
         begin = source.uniform(-10, 110)
         end = begin + source.random() * source.choice((0, 0.01, 3, 40))
-        waits_for = source.choice((None, None, *processes, "nobody"))
+        waits_for = source.choice((None, None, *processes, "unknown"))
         spans.append(span(source.choice(processes), f"s{number}", begin, end, waits_for))
     return spans

@@ -1,4 +1,4 @@
-"""Earlier starts are remembered, bounded, and never hurt the next one, whatever happened to the file."""
+"""Starts are recorded in a bounded file, and a damaged file never fails the next start."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def test_the_file_keeps_the_newest_starts_only(path) -> None:
     assert earlier.records[-1].phases["engine:import_torch"] == pytest.approx(1000)
 
 
-def test_a_model_that_is_started_all_the_time_does_not_push_the_others_out(path) -> None:
+def test_a_model_that_is_started_often_does_not_displace_the_others(path) -> None:
     path.parent.mkdir()
     lines = [record_of("rare").to_line(), *[record_of("busy").to_line()] * (2 * MAX_RECORDS)]
     path.write_text("\n".join(lines))
@@ -109,7 +109,7 @@ def test_the_file_never_grows_beyond_twice_what_it_keeps(path) -> None:
     ],
     ids=["empty", "zeros", "no text", "other", "negative", "nan", "list", "spans", "version", "deep", "huge"],
 )
-def test_a_damaged_file_tells_nothing_and_does_not_hinder_the_next_start(path, damage) -> None:
+def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage) -> None:
     path.parent.mkdir()
     path.write_bytes(damage)
     assert read_history("k", path) is None
@@ -129,7 +129,7 @@ def test_whole_lines_around_a_damaged_one_still_count(path) -> None:
 
 
 @pytest.mark.parametrize("obstacle", ["folder", "fifo", "file for folder"])
-def test_a_place_that_cannot_hold_the_file_hurts_nobody(path, obstacle) -> None:
+def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle) -> None:
     if obstacle == "file for folder":
         path.parent.write_text("")
     else:
@@ -140,7 +140,7 @@ def test_a_place_that_cannot_hold_the_file_hurts_nobody(path, obstacle) -> None:
     assert read_history("k", path) is None
 
 
-def test_starts_that_end_at_once_leave_a_whole_file(path) -> None:
+def test_concurrent_starts_leave_only_complete_lines(path) -> None:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
@@ -156,7 +156,7 @@ def test_starts_that_end_at_once_leave_a_whole_file(path) -> None:
     assert all(StartRecord.from_line(line.encode()) for line in lines)
 
 
-def test_the_key_changes_with_what_makes_a_start_slower_and_with_nothing_else(tmp_path, monkeypatch) -> None:
+def test_the_key_depends_on_model_versions_and_engine_settings(tmp_path, monkeypatch) -> None:
     key = start_key(config_of(), {"torch": "2"})
     assert key == start_key(config_of(), {"torch": "2"})
     assert key != start_key(config_of("other/model"), {"torch": "2"})
@@ -167,7 +167,7 @@ def test_the_key_changes_with_what_makes_a_start_slower_and_with_nothing_else(tm
     assert start_key(config_of("model"), {}) == start_key(config_of(str(tmp_path / "model")), {})
 
 
-def test_a_record_holds_no_secret_and_survives_the_way_through_its_line() -> None:
+def test_a_record_is_the_same_after_writing_and_reading_its_line() -> None:
     record = record_of(resident_share=0.5)
     assert StartRecord.from_line(record.to_line().encode()) == record
     assert json.loads(record.to_line())["resident_share"] == 0.5
@@ -206,6 +206,6 @@ def test_an_ordinary_start_needs_no_explanation(path, import_s) -> None:
     assert explain_slowness(report_of(import_s=import_s), history_of(path, 1.0, 1.0, 1.0)) is None
 
 
-def test_two_earlier_starts_are_too_few_to_judge(path) -> None:
+def test_two_earlier_starts_are_too_few_for_a_comparison(path) -> None:
     assert explain_slowness(report_of(import_s=9), history_of(path, 1.0, 1.0)) is None
     assert explain_slowness(report_of(import_s=9), None) is None

@@ -1,4 +1,4 @@
-"""The live line is written to a terminal only, in place, and makes way for logs."""
+"""The live line is written to terminals only, in place, and erased before log records."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ _END = b"<that is all>"
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[LiveLine, Callable[[], str]]]:
-    """A line on a real pseudo-terminal, and what has arrived there."""
+    """A line on a real pseudo-terminal, and a function that reads the terminal."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as stream:
         yield LiveLine(stream), lambda: _read_all(ours, stream.fileno())
@@ -23,7 +23,7 @@ def terminal() -> Iterator[tuple[LiveLine, Callable[[], str]]]:
 
 
 def _read_all(ours: int, theirs: int) -> str:
-    """What was written so far: the terminal hands it on in its own time, in pieces and in order."""
+    """Everything written so far; the terminal passes it on asynchronously, in pieces and in order."""
     os.write(theirs, _END)
     received = b""
     while not received.endswith(_END):
@@ -45,7 +45,7 @@ def test_a_line_that_is_too_long_is_cut_off(terminal) -> None:
     assert len(read()) < 500
 
 
-def test_elsewhere_nothing_is_written(tmp_path) -> None:
+def test_nothing_is_written_to_a_file(tmp_path) -> None:
     with (tmp_path / "log").open("w") as stream:
         line = LiveLine(stream)
         line.show("one")
@@ -53,16 +53,16 @@ def test_elsewhere_nothing_is_written(tmp_path) -> None:
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_the_line_goes_away_before_a_log_record_is_written(terminal) -> None:
+def test_the_line_is_erased_before_a_log_record_is_written(terminal) -> None:
     line, read = terminal
     handler = logging.StreamHandler(line._stream)
-    line.make_way(handler)
+    line.erase_for(handler)
     line.show("progress")
     handler.handle(logging.makeLogRecord({"msg": "record"}))
     assert read() == "\r\x1b[Kprogress\r\x1b[Krecord\r\n"
 
 
-def test_a_terminal_that_went_away_is_no_error() -> None:
+def test_a_closed_terminal_is_no_error() -> None:
     ours, theirs = pty.openpty()
     stream = os.fdopen(theirs, "w")
     line = LiveLine(stream)

@@ -1,4 +1,4 @@
-"""Versions found by folder names are those that the metadata tells."""
+"""Versions from folder names equal those in the metadata."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ def test_versions_are_those_of_the_metadata() -> None:
     assert installed_versions(PACKAGES) == {name: version(name) for name in PACKAGES[:-1]}
 
 
-def test_asking_imports_none_of_them() -> None:
+def test_reading_versions_imports_no_package() -> None:
     code = (
         "import sys\n"
         "from startup.timeline.package_versions import installed_versions\n"

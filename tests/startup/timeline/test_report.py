@@ -1,4 +1,4 @@
-"""The report says what the timeline knows, survives the way through a file, and says why a file is none."""
+"""The report has all data of the timeline, is read back unchanged, and invalid files are explained."""
 
 import json
 import logging
@@ -39,25 +39,25 @@ def test_a_report_read_back_is_the_same(resident_share: float | None) -> None:
     assert again.table() == report.table()
 
 
-def test_members_of_a_later_program_are_ignored() -> None:
-    content = report_of().to_dict() | {"mood": "good"}
+def test_members_of_a_later_version_are_ignored() -> None:
+    content = report_of().to_dict() | {"unknown": 1}
     assert read_report(json.dumps(content)).facts.model == "tiny"
 
 
-def test_a_failed_start_says_why() -> None:
+def test_the_report_of_a_failed_start_has_the_reason() -> None:
     timeline = PhaseTimeline.from_process_start()
     facts = StartFacts(model="m", start_method="spawn", outcome="failed", error="no such folder")
     again = read_report(build_report(timeline, facts).to_json())
     assert (again.facts.outcome, again.facts.error) == ("failed", "no such folder")
 
 
-def test_a_start_that_goes_on_is_reported_up_to_now() -> None:
+def test_a_running_start_is_reported_up_to_now() -> None:
     timeline = PhaseTimeline.from_process_start()
-    with timeline.span("going_on"):
+    with timeline.span("running_span"):
         time.sleep(0.02)
         report = build_report(timeline, StartFacts(model="m", start_method="spawn", outcome="starting"))
         running = {phase.name: phase.took_s for phase in report.phases}
-    assert running["going_on"] > 0.01
+    assert running["running_span"] > 0.01
     assert 0 < report.total_s <= timeline.elapsed_s
     assert sum(phase.took_s for phase in report.phases) == pytest.approx(report.total_s)
 
@@ -78,14 +78,14 @@ def test_a_start_that_goes_on_is_reported_up_to_now() -> None:
     ],
     ids=str,
 )
-def test_a_file_that_is_no_report_is_refused_with_one_line(change: dict[str, object], message: str) -> None:
+def test_a_file_that_is_no_report_is_rejected_with_one_line(change: dict[str, object], message: str) -> None:
     with pytest.raises(ReportError, match=message) as caught:
         read_report(json.dumps(report_of().to_dict() | change))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000], ids=["empty", "list", "cut", "null", "deep"])
-def test_a_text_that_is_no_report_at_all_is_refused(text: str) -> None:
+def test_text_that_is_no_report_is_rejected(text: str) -> None:
     with pytest.raises(ReportError):
         read_report(text)
 

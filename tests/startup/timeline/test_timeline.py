@@ -1,4 +1,4 @@
-"""The timeline counts from the kernel's start of the process and keeps spans of several processes."""
+"""The timeline begins with the kernel's start of the process and has spans of several processes."""
 
 import subprocess
 import sys
@@ -16,22 +16,22 @@ from startup.timeline.timeline import PhaseTimeline
 
 SECOND = 1_000_000_000
 TICK = 20_000_000
-"""The kernel tells the start of a process in ticks of 10 ms, on a clock that is read in two steps."""
+"""Tolerance: the kernel counts in ticks of 10 ms, and two clocks are read one after the other."""
 
 
-def test_process_start_lies_before_the_first_line_of_python() -> None:
+def test_process_start_is_before_the_first_line_of_python() -> None:
     code = (
         "import time; begin = time.monotonic_ns()\n"
         "from startup.timeline.process_age import process_start_ns\n"
         "print(process_start_ns(), begin)"
     )
     called = time.monotonic_ns()
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    start, first_line = map(int, told.split())
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    start, first_line = map(int, output.split())
     assert called - TICK <= start <= first_line + TICK
 
 
-def test_process_that_has_to_wait_between_two_readings_of_clocks_is_not_thought_older(
+def test_a_delay_between_two_readings_of_the_clocks_does_not_change_the_result(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected = process_start_ns()
@@ -56,7 +56,7 @@ def test_span_is_recorded_even_when_the_block_raises() -> None:
     assert [s.name for s in timeline.spans] == ["fails"]
 
 
-def test_table_shows_share_and_bar_of_what_the_start_waited_for() -> None:
+def test_table_shows_share_and_bar_of_each_phase_of_the_critical_path() -> None:
     timeline = PhaseTimeline(0)
     timeline.add("api", [("listen", 0, SECOND), ("idle_import", SECOND, 2 * SECOND)])
     timeline.spans.append(PhaseSpan("api", "wait", 2 * SECOND, 4 * SECOND, waits_for="engine"))
@@ -69,7 +69,7 @@ def test_table_shows_share_and_bar_of_what_the_start_waited_for() -> None:
     assert hidden.split() == ["1.000", "1.000", "api", "idle_import"]
 
 
-def test_a_name_may_say_which_process_it_belongs_to() -> None:
+def test_a_name_may_contain_its_process() -> None:
     timeline = PhaseTimeline(0)
     timeline.add("engine", [("forkserver:preload_imports", 0, 1), ("load_weights", 1, 2)])
     assert [span.key for span in timeline.spans] == ["forkserver:preload_imports", "engine:load_weights"]
@@ -84,7 +84,7 @@ def test_running_is_the_innermost_open_span() -> None:
     assert timeline.running is None
 
 
-def test_running_is_what_the_awaited_process_says_until_its_own_spans_arrive() -> None:
+def test_running_is_the_observed_phase_of_the_awaited_process_until_its_spans_are_added() -> None:
     timeline = PhaseTimeline(time.monotonic_ns())
     timeline.observe("engine", "load_weights", 7)
     with timeline.span("import_server"):
@@ -105,7 +105,7 @@ def test_the_first_mark_of_a_name_counts() -> None:
     assert timeline.marks == {"listening": first}
 
 
-def test_time_stands_still_once_the_start_is_over() -> None:
+def test_elapsed_time_is_constant_once_the_start_is_finished() -> None:
     timeline = PhaseTimeline.from_process_start()
     timeline.finish()
     elapsed_s = timeline.elapsed_s
@@ -114,8 +114,8 @@ def test_time_stands_still_once_the_start_is_over() -> None:
     assert timeline.elapsed_s == elapsed_s
 
 
-@pytest.mark.alone  # who is kept waiting between two spans has time that none of them explains
-def test_a_start_of_two_real_processes_is_explained_to_99_percent() -> None:
+@pytest.mark.alone  # other tests would delay it between two spans
+def test_spans_explain_99_percent_of_a_start_of_two_real_processes() -> None:
     script = Path(__file__).with_name("timeline_script.py")
     done = subprocess.run([sys.executable, str(script)], check=True, capture_output=True, text=True, timeout=120)
     report = read_report(done.stdout)

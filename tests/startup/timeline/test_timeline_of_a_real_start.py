@@ -1,4 +1,4 @@
-"""A real start of the real model: its report explains it, its trace can be read, and the next start knows how long."""
+"""A real start of the real model: report and trace are complete, and the next start estimates its time."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from tests.http_answer import ask
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.thorough, pytest.mark.alone]
-"""What is explained is a share of the time, and who is kept waiting between two spans has time that none explains."""
+"""Other tests would delay the start between two spans, and no span explains that time."""
 
 
 class RealStart:
-    """One start of `vllm-cli serve`: what it said meanwhile, and the files that it wrote."""
+    """One start of `vllm-cli serve`: the progress that it reported, and the files that it wrote."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         port = free_port()
@@ -28,7 +28,7 @@ class RealStart:
         words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port)]
         words += ["--startup-report", str(report), "--startup-trace", str(trace)]
         environment = os.environ | {"VLLM_CACHE_ROOT": str(folder / "cache")}
-        self.looks: list[dict[str, Any]] = []
+        self.answers: list[dict[str, Any]] = []
         begin_s = time.monotonic()
         with subprocess.Popen(
             [sys.executable, "-m", "vllm_cli", *words], env=environment, stderr=subprocess.PIPE, text=True
@@ -37,7 +37,7 @@ class RealStart:
                 assert time.monotonic() - begin_s < 200
                 assert server.poll() is None
                 if answer.status == 503:
-                    self.looks.append(answer.json)
+                    self.answers.append(answer.json)
                 time.sleep(0.02)
             self.ready_after_s = time.monotonic() - begin_s
             self.startupz = ask(f"http://127.0.0.1:{port}/startupz").json
@@ -54,39 +54,39 @@ def starts(model_path, tmp_path_factory) -> list[RealStart]:
     return [RealStart(model_path, folder) for _ in range(2)]
 
 
-def test_99_percent_of_a_real_start_are_explained(starts) -> None:
+def test_spans_explain_99_percent_of_a_real_start(starts) -> None:
     for start in starts:
         assert start.report.explained_share >= 0.99, start.report.table()
         assert sum(phase.took_s for phase in start.report.phases) == pytest.approx(start.report.total_s, abs=1e-3)
 
 
-def test_the_report_counts_from_the_process_and_not_from_its_first_line(starts) -> None:
+def test_the_report_begins_with_the_start_of_the_process(starts) -> None:
     for start in starts:
         assert start.report.phases[0].name == "interpreter_and_cli"
         assert start.report.total_s <= start.ready_after_s + 0.1
 
 
-def test_spans_of_every_process_are_in_the_report_and_in_the_trace(starts) -> None:
+def test_report_and_trace_have_spans_of_every_process(starts) -> None:
     for start in starts:
         assert {span.process for span in start.report.spans} >= {"api", "forkserver", "engine"}
         names = {event["args"]["name"] for event in start.trace["traceEvents"] if event["name"] == "process_name"}
         assert names >= {"critical path", "api", "forkserver", "engine"}
 
 
-def test_startupz_tells_what_the_report_file_does(starts) -> None:
+def test_startupz_equals_the_report_file(starts) -> None:
     for start in starts:
         assert read_report(json.dumps(start.startupz)).phases == start.report.phases
 
 
-def test_the_first_start_knows_its_phase_and_the_second_also_how_long_it_takes(starts) -> None:
+def test_the_first_start_reports_its_phase_and_the_second_also_its_progress(starts) -> None:
     first, second = starts
-    assert {look["phase"] for look in first.looks} & {span.name for span in first.report.spans}
-    assert {look["progress"] for look in first.looks} == {None}
-    known = [look for look in second.looks if look["progress"] is not None]
-    shares = [look["progress"] for look in known]
+    assert {answer["phase"] for answer in first.answers} & {span.name for span in first.report.spans}
+    assert {answer["progress"] for answer in first.answers} == {None}
+    known = [answer for answer in second.answers if answer["progress"] is not None]
+    shares = [answer["progress"] for answer in known]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] < 1
-    assert all(look["eta_s"] >= 0 for look in known)
+    assert all(answer["eta_s"] >= 0 for answer in known)
 
 
 def test_the_table_is_in_the_log(starts) -> None:

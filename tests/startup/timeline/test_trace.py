@@ -1,4 +1,4 @@
-"""The trace follows Chrome's event format: all that a viewer needs of an event, and spans that nest in their rows."""
+"""The trace follows Chrome's event format: complete events, and spans that nest in their rows."""
 
 import json
 from collections import defaultdict
@@ -11,7 +11,7 @@ from startup.timeline.trace import build_trace, save_trace
 from tests.startup.timeline.start_reports import report_of
 
 
-def test_every_event_has_what_the_format_asks_for() -> None:
+def test_every_event_has_the_members_of_the_format() -> None:
     trace = json.loads(json.dumps(build_trace(report_of())))
     kinds = defaultdict(list)
     for event in trace["traceEvents"]:

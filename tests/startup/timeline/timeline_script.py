@@ -29,7 +29,7 @@ def main() -> None:
     with timeline.span("busy_meanwhile"):
         time.sleep(0.1)
     with timeline.span("wait_for_child", waits_for="child"):
-        ours.send("waiting")  # on a busy machine the child might have ended before the wait began
+        ours.send("waiting")  # without it, on a busy machine, the child might end before the wait begins
         spans = ours.recv()
     with timeline.span("after_the_child"):
         time.sleep(0.05)
