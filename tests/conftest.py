@@ -17,7 +17,7 @@ _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
 
 def pytest_configure() -> None:
-    """Restores Ctrl-C, which a shell disables for background commands and for all processes that the tests start."""
+    """Restores Ctrl-C, which a shell disables for background commands and the processes they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -84,7 +84,7 @@ def _has_child() -> bool:
 
 
 def _is_shared(process: psutil.Process) -> bool:
-    """Whether it is one of the helper processes that multiprocessing keeps for the whole test run, or has exited."""
+    """Whether it has exited or is a helper process that multiprocessing keeps for the whole run."""
     command = _command(process)
     return command is None or any(name in argument for argument in command for name in _SHARED_PROCESSES)
 

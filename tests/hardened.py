@@ -1,4 +1,4 @@
-"""Launchers that run a command as a hardened container does: as another user, on a read-only root file system.
+"""Launchers that run a command as a hardened container does: as another user, on a read-only root.
 
 They need root; where they do not work, the functions return None.
 """

@@ -15,7 +15,7 @@ def worker_number() -> int:
 
 
 def machine_lock(folder: Path, *, is_exclusive: bool) -> AbstractContextManager[None]:
-    """Waits until a test may run: beside other workers' tests, or exclusively. Without pytest-xdist it does nothing.
+    """Waits until a test may run, beside other tests or exclusively. Does nothing without pytest-xdist.
 
     Args:
         folder: for the lock files; the same one in all workers.

@@ -6,7 +6,7 @@ _COMMAND = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-c
 
 
 def own_processes(*options: str) -> tuple[str, ...] | None:
-    """A launcher whose program is process 1 of a new namespace; None if `unshare` with these options fails."""
+    """A launcher whose program is process 1 of a new namespace; None if `unshare` fails."""
     command = (*_COMMAND, *options)
     try:
         works = subprocess.run([*command, "true"], capture_output=True, timeout=60).returncode == 0

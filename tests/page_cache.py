@@ -21,7 +21,7 @@ class PagesLostError(AssertionError):
 
 
 def repeated_if_pages_are_lost(test: Test) -> Test:
-    """Repeats a test up to twice if `expect_resident` finds too few pages; any other failure fails at once."""
+    """Repeats a test up to twice if `expect_resident` finds too few pages."""
 
     @functools.wraps(test)
     def run(*args: object, **kwargs: object) -> None:

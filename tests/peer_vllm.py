@@ -19,7 +19,7 @@ needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not 
 
 
 def ask_vllm(script: Path, question: Any, folder: Path, *words: object, timeout_s: float = 280) -> Any:
-    """The script's answer to the question; `folder` holds both files and is the script's working directory."""
+    """The script's answer to the question; `folder` holds both files and is its working directory."""
     asked, answered = folder / "question.json", folder / "answer.json"
     asked.write_text(json.dumps(question))
     command = [PYTHON, "-E", script, asked, answered, *map(str, words)]

@@ -12,7 +12,7 @@ GONE_S = 60.0
 def end_server(
     process: "subprocess.Popen[bytes]", family: Iterable[psutil.Process], *, left_s: float = GONE_S
 ) -> list[psutil.Process]:
-    """Terminates the process, kills it if necessary, and returns the processes of its tree that it left behind, killed.
+    """Terminates the process, or kills it after a time-out; returns the killed leftovers of its tree.
 
     Args:
         process: the server's main process; it may have exited.

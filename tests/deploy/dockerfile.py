@@ -1,4 +1,4 @@
-"""Reads the Dockerfile: instructions by stage."""
+"""Parses the Dockerfile into instructions by stage."""
 
 import json
 import re
@@ -14,14 +14,14 @@ class Instruction(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """Of the exec form, or between spaces."""
+        """The words of the exec form, or those between spaces."""
         if self.value.startswith("["):
             return [str(word) for word in json.loads(self.value)]
         return self.value.split()
 
 
 def read_stages(path: Path = ROOT / "Dockerfile") -> list[list[Instruction]]:
-    """What stands before the first FROM is left out."""
+    """The instructions of each stage, without those before the first FROM."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
     stages: list[list[Instruction]] = []
     for line in re.sub(r"\\\n", " ", text).splitlines():

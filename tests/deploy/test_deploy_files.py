@@ -1,4 +1,4 @@
-"""What is deployed fits the program: words that it takes, users, probes, times and folders."""
+"""The deployment files match the program: arguments, users, probes, time-outs and folders."""
 
 import configparser
 import os
@@ -43,7 +43,7 @@ def _service() -> configparser.SectionProxy:
     return unit["Service"]
 
 
-def test_the_image_gets_every_package_and_nothing_else() -> None:
+def test_the_image_contains_every_package_and_nothing_else() -> None:
     build = read_stages()[0]
     sources = [word for copy in build if copy.name == "COPY" for word in copy.words[:-1]]
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -56,18 +56,20 @@ def test_the_image_gets_every_package_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("extras", ["", "otel"])
-def test_the_image_gets_the_extras_that_are_asked_for(extras: str, tmp_path: Path) -> None:
+def test_the_image_installs_the_chosen_extras(extras: str, tmp_path: Path) -> None:
     [step] = [step for step in read_stages()[0] if step.name == "RUN" and "requirements.txt" in step.value]
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    lists_them = re.sub(r"^python ", f"{sys.executable} ", step.value.partition("&&")[0])
-    subprocess.run(["sh", "-c", lists_them], cwd=tmp_path, env=os.environ | {"EXTRAS": extras}, check=True, timeout=200)
+    list_command = re.sub(r"^python ", f"{sys.executable} ", step.value.partition("&&")[0])
+    subprocess.run(
+        ["sh", "-c", list_command], cwd=tmp_path, env=os.environ | {"EXTRAS": extras}, check=True, timeout=200
+    )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     chosen = ["embedded", *extras.split()]
     wanted = sum((project["optional-dependencies"][extra] for extra in chosen), project["dependencies"])
     assert (tmp_path / "requirements.txt").read_text().splitlines() == wanted
 
 
-def test_the_image_runs_as_nobody_in_particular_and_checks_itself() -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check() -> None:
     final = read_stages()[-1]
     uid, _, gid = last(final, "USER").value.partition(":")
     assert int(uid) > 0 == int(gid)
@@ -92,7 +94,7 @@ def test_no_file_names_a_registry(path: Path) -> None:
     )
 
 
-def test_the_words_of_compose_are_flags_and_its_root_is_read_only() -> None:
+def test_the_arguments_in_compose_are_flags_and_its_root_is_read_only() -> None:
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["llm"]
     words = [re.sub(r"\$\{\w+:-(.*)\}", r"\1", word) for word in service["command"]]
     assert Arguments.parse(words).last_value("--model")
@@ -101,13 +103,13 @@ def test_the_words_of_compose_are_flags_and_its_root_is_read_only() -> None:
     assert float(service["stop_grace_period"].removesuffix("s")) > DRAIN_S
 
 
-def test_the_manifests_probes_are_those_that_are_printed() -> None:
+def test_the_manifest_has_the_probes_that_the_command_prints() -> None:
     [container] = _pod()["containers"]
     printed = build_probes(ProbeTarget(), StartTimes(seconds=[], factor=4))
     assert {name: probe for name, probe in container.items() if name.endswith("Probe")} == printed
 
 
-def test_the_manifest_fits_the_server() -> None:
+def test_the_manifest_matches_the_server() -> None:
     pod = _pod()
     [container] = pod["containers"]
     assert Arguments.parse(container["args"]).positionals

@@ -1,4 +1,4 @@
-"""What a container runtime and a cluster would say: linters and schemas, and the Dockerfile's steps as scripts."""
+"""Linters and schemas of the deployment files, and the Dockerfile's steps run as scripts."""
 
 import os
 import re
@@ -19,8 +19,8 @@ from tests.ports import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def test_hadolint_has_nothing_to_say(linters: Path) -> None:
-    """But for two RUNs in a row, which are two for their comments."""
+def test_hadolint_reports_nothing(linters: Path) -> None:
+    """Except for two consecutive RUNs, which are separate for their comments."""
     command = [str(linters / "hadolint"), "--ignore", "DL3059", str(ROOT / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout) == (0, "")
@@ -51,29 +51,29 @@ def test_printed_probes_fit_the_schema_of_kubernetes(words: list[str], linters: 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the RUNs and COPYs of the Dockerfile make of /opt/vllm-cli, /src and /cache, below another folder."""
+    """The image's folders /opt/vllm-cli, /src and /cache, made by its RUNs and COPYs in another folder."""
     root = tmp_path_factory.mktemp("image")
     (root / "src").mkdir()
     build, final = read_stages()
     for step in [*build, *(step for step in final if "/cache" in step.value)]:
-        _do(step, root)
+        _run_step(step, root)
     return root
 
 
-def test_what_is_installed_is_compiled_and_its_sources_are_not_looked_at(image: Path) -> None:
+def test_installed_bytecode_is_used_without_a_check_of_its_source(image: Path) -> None:
     package = next((image / "opt" / "vllm-cli" / "lib").glob("python*/site-packages/vllm_cli"))
     compiled = next((package / "__pycache__").glob("main.*.pyc")).read_bytes()
     assert int.from_bytes(compiled[4:8], "little") == 1  # by hash, never checked (PEP 552)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
-def test_what_the_image_executes_serves_as_any_user_on_a_read_only_root(image: Path, model_path: Path) -> None:
-    """With the variables of the image, of whose folders /cache alone can be written to."""
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
+def test_the_image_s_program_serves_as_any_user_on_a_read_only_root(image: Path, model_path: Path) -> None:
+    """With the image's variables; only /cache is writable."""
     cache, port = image / "cache", str(free_port())
     user = as_user(4711, 0, Path(sys.executable), model_path / "model.safetensors")
     read_only = on_read_only_root(cache)
     if user is None or read_only is None:
-        pytest.skip("no other user, or no mounts of one's own, here")
+        pytest.skip("another user or a mount namespace is not possible")
     environment = {name: _below(image, value) for name, value in _variables().items()}
     environment["PATH"] += f":{os.environ['PATH']}"
     launcher = (*read_only, *user)
@@ -98,13 +98,13 @@ def test_what_the_image_executes_serves_as_any_user_on_a_read_only_root(image: P
 
 
 def _variables() -> dict[str, str]:
-    """The ENV of the final stage; PATH without what is there before."""
+    """The ENV of the final stage; PATH without the inherited part."""
     words = shlex.split(last(read_stages()[-1], "ENV").value)
     return {name: value.removesuffix(":$PATH") for name, value in (word.split("=", 1) for word in words)}
 
 
 def _below(image: Path, text: str) -> str:
-    """With the folders of the image in another one."""
+    """The text with the image's folders replaced by those below `image`."""
     return re.sub(r"(?<![\w/])/(opt/vllm-cli|cache|src)\b", rf"{image}/\1", text)
 
 
@@ -113,7 +113,7 @@ def _validate(linters: Path, path: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def _do(step: Instruction, image: Path) -> None:
+def _run_step(step: Instruction, image: Path) -> None:
     sources = image / "src"
     if step.name == "COPY" and not step.value.startswith("--from"):
         *names, _ = step.words

@@ -1,4 +1,4 @@
-"""Manifests for vLLM: they fit the schemas of Kubernetes and of LeaderWorkerSet, and vLLM's own command line."""
+"""Manifests for vLLM: they match the schemas of Kubernetes and LeaderWorkerSet and vLLM's command line."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ LEADER_WORKER_SET = _object(
         ),
     ),
 )
-"""The fields of the public API reference, v1; the pods inside are Kubernetes' own."""
+"""The fields of the public API reference, v1; Kubernetes' schema covers the pods."""
 
 
 def _documents(path: Path) -> dict[str, dict[str, Any]]:
@@ -79,7 +79,7 @@ def _pods() -> dict[str, dict[str, Any]]:
 
 
 def _words(pod: str) -> list[str]:
-    """What the launcher is given, with the variables that the controller sets."""
+    """The launcher's arguments, with the values of the controller's variables."""
     [container] = _pods()[pod]["spec"]["containers"]
     set_here = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": "1", "LWS_LEADER_ADDRESS": "vllm-0.vllm.default"}
     command = [*container["command"], *container["args"]]
@@ -100,7 +100,7 @@ def test_the_worker_set_fits_the_api_reference() -> None:
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader", "worker"])
-def test_its_words_are_vllm_s(pod: str) -> None:
+def test_its_arguments_are_vllm_s_flags(pod: str) -> None:
     assert choose_engine(_words(pod)) == "vllm"
     line = CommandLine.of(split_words(_words(pod)).others)
     known = {word for text in VLLM_FLAGS.read_text().splitlines() for word in text.split()}
@@ -109,7 +109,7 @@ def test_its_words_are_vllm_s(pod: str) -> None:
     assert line.listens == (pod != "worker")
 
 
-def test_leader_and_workers_make_one_group() -> None:
+def test_leader_and_workers_form_one_group() -> None:
     lines = {pod: dict(CommandLine.of(split_words(_words(pod)).others).values) for pod in ("leader", "worker")}
     leader, worker = lines["leader"], lines["worker"]
     assert (leader.pop("--node-rank"), worker.pop("--node-rank")) == ("0", "1")
@@ -122,7 +122,7 @@ def test_leader_and_workers_make_one_group() -> None:
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader", "worker"])
-def test_pods_have_time_to_end_and_room_for_what_ranks_share(pod: str) -> None:
+def test_pods_have_time_for_the_drain_and_shared_memory_for_the_ranks(pod: str) -> None:
     spec = _pods()[pod]["spec"]
     [container] = spec["containers"]
     timeout_s = CommandLine.of(_words(pod)).values["--shutdown-timeout"]
@@ -136,14 +136,14 @@ def test_pods_have_time_to_end_and_room_for_what_ranks_share(pod: str) -> None:
 
 
 @pytest.mark.parametrize("pod", ["deployment", "leader"])
-def test_probes_ask_what_vllm_answers(pod: str) -> None:
+def test_probes_use_vllm_s_health_route(pod: str) -> None:
     [container] = _pods()[pod]["spec"]["containers"]
     probes = [probe for name, probe in container.items() if name.endswith("Probe")]
     assert [probe["httpGet"] for probe in probes] == [{"path": "/health", "port": 8000}] * 3
 
 
 @pytest.mark.parametrize("path", [DEPLOYMENT, WORKER_SET], ids=lambda path: path.stem)
-def test_services_choose_pods_that_listen(path: Path) -> None:
+def test_services_select_pods_that_listen(path: Path) -> None:
     selector = _documents(path)["Service"]["spec"]["selector"]
     pods = {name: pod for name, pod in _pods().items() if (name == "deployment") == (path == DEPLOYMENT)}
     chosen = [name for name, pod in pods.items() if selector.items() <= pod["metadata"]["labels"].items()]
@@ -152,7 +152,7 @@ def test_services_choose_pods_that_listen(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_they_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Path) -> None:
+def test_the_vllm_manifests_fit_the_schema_of_kubernetes(linters: Path, tmp_path: Path) -> None:
     command = [str(linters / "kubernetes-validate"), "--strict", "--kubernetes-version", "1.33"]
     templates = [
         {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": pod}

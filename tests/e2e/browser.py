@@ -1,4 +1,4 @@
-"""Debian's Chromium without a screen, driven by its own protocol."""
+"""Debian's Chromium in headless mode, controlled by the DevTools protocol."""
 
 import asyncio
 import base64
@@ -30,15 +30,15 @@ _FLAGS = (
 
 
 class Browser:
-    """One window; leaving the `async with` block ends the browser."""
+    """One browser window; leaving the `async with` block ends the browser."""
 
     def __init__(self, *, width: int = 1080, height: int = 1000) -> None:
         self._size = f"--window-size={width},{height}"
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self.complaints: list[str] = []
-        """What the browser has to say against the page: errors of scripts, breaches of its policy, failed requests."""
+        self.errors: list[str] = []
+        """Errors of scripts, violations of the content security policy and failed requests."""
 
     async def __aenter__(self) -> Self:
         assert EXECUTABLE is not None
@@ -65,22 +65,22 @@ class Browser:
         self._folder.cleanup()
 
     async def open(self, url: str) -> None:
-        """Goes there; does not wait for what scripts do."""
+        """Opens the page without waiting for its scripts."""
         await self._call("Page.navigate", url=url)
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of an expression of JavaScript in the page."""
+        """The value of a JavaScript expression in the page."""
         answer = await self._call("Runtime.evaluate", expression=expression, returnByValue=True)
         return answer["result"].get("value")
 
     async def wait_for(self, expression: str) -> None:
-        """Until the expression is true."""
+        """Waits until the JavaScript expression is true."""
         async with asyncio.timeout(PATIENT_S):
             while not await self.evaluate(expression):
                 await asyncio.sleep(0.05)
 
-    async def photograph(self, path: Path) -> None:
-        """The window as a PNG file."""
+    async def take_screenshot(self, path: Path) -> None:
+        """Writes the window as a PNG file."""
         answer = await self._call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(answer["data"]))
 
@@ -113,6 +113,6 @@ class Browser:
                 if not answer.done():
                     answer.set_result(message.get("result", {}))
             elif message["method"] == "Log.entryAdded":
-                self.complaints.append(message["params"]["entry"]["text"])
+                self.errors.append(message["params"]["entry"]["text"])
             elif message["method"] == "Runtime.exceptionThrown":
-                self.complaints.append(str(message["params"]["exceptionDetails"]))
+                self.errors.append(str(message["params"]["exceptionDetails"]))

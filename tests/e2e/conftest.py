@@ -1,4 +1,4 @@
-"""Real servers: `vllm-cli serve` as a user starts it, on the real model."""
+"""Fixtures that start `vllm-cli serve` on the real model, as a user does."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +14,7 @@ MODEL_NAME = "smol"
 
 
 class StartServer(Protocol):
-    """Starts a server that ends with the `with` block."""
+    """Starts a server that stops at the end of the `with` block."""
 
     def __call__(
         self, *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
@@ -23,7 +23,7 @@ class StartServer(Protocol):
 
 @pytest.fixture(scope="session")
 def start_server(model_path: Path) -> StartServer:
-    """Starts further servers, each with its own arguments."""
+    """Starts a server with the given arguments."""
 
     def start(
         *arguments: str, wait: bool = True, environment: Mapping[str, str] | None = None
@@ -36,21 +36,21 @@ def start_server(model_path: Path) -> StartServer:
 
 @pytest.fixture(scope="session")
 def server(start_server: StartServer) -> Iterator[ServerProcess]:
-    """One server for all tests that do not end it."""
+    """One server, shared by the tests that do not stop it."""
     with start_server("--max-num-seqs", "40", "--max-model-len", "2048") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def client(server: ServerProcess) -> Iterator[OpenAI]:
-    """The real OpenAI client on that server."""
+    """The OpenAI client, connected to the shared server."""
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as openai:
         yield openai
 
 
 @pytest.fixture(scope="session")
 def exact_client(start_server: StartServer) -> Iterator[OpenAI]:
-    """The client on a float32 server, where the rest of a batch does not change how a sequence is rounded."""
+    """The client of a float32 server, where rounding does not depend on the other sequences of a batch."""
     with (
         start_server("--dtype", "float32", "--max-model-len", "512") as running,
         OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as openai,

@@ -1,4 +1,4 @@
-"""Sends many requests over a few connections at a time, and counts what comes back."""
+"""Sends many requests over a few connections and counts the responses."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ _ANSWER_S = 300.0
 
 @dataclass
 class FuzzCounts:
-    """What came of a run."""
+    """The responses of a run."""
 
     by_status: Counter[int] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    """Seeds and answers of what should not have been."""
+    """Seeds and responses of unexpected outcomes."""
 
     @property
     def num_requests(self) -> int:
@@ -41,7 +41,7 @@ class FuzzCounts:
 def send_all(
     port: int, make: Callable[[int], FuzzedRequest], seeds: Iterable[int], *, num_clients: int = 8
 ) -> FuzzCounts:
-    """All of them, each waiting for the answer of the one before it on its connection."""
+    """Sends one request per seed; on each connection one after another."""
     counts = FuzzCounts()
     shared = iter(seeds)
 
@@ -55,7 +55,7 @@ def send_all(
 
 
 class _Client:
-    """One connection, opened anew where the server closes it."""
+    """One connection, reopened when the server closes it."""
 
     def __init__(self, port: int, make: Callable[[int], FuzzedRequest], counts: FuzzCounts) -> None:
         self._port = port
@@ -83,7 +83,7 @@ class _Client:
                 self._writer.write(_encode(request))
                 return await self._read(request)
             except (ConnectionError, asyncio.IncompleteReadError):
-                self._close()  # an idle connection may have been closed while the request was on its way
+                self._close()  # the server may close an idle connection while the request is in flight
         return 598, b"the connection was closed without an answer, three times"
 
     async def _read(self, request: FuzzedRequest) -> tuple[int, bytes]:

@@ -1,4 +1,4 @@
-"""Clients that keep a server busy and keep a record of how each of their requests ended."""
+"""Clients that keep a server busy and count how their requests end."""
 
 import http.client
 import json
@@ -10,26 +10,26 @@ _ANSWER_S = 120.0
 
 
 class LoadClients:
-    """Each asks again and again, on a connection that it keeps; every other one wants a stream."""
+    """Each client sends one request after another on its connection; every second client requests streams."""
 
     def __init__(self, port: int, *, num_clients: int) -> None:
         self._port = port
         self.endings: Counter[str] = Counter()
-        """`answered`, `refused` (503), `told` (an error event or 500), `not accepted`, and `lost`."""
+        """`answered`, `rejected` (503), `failed` (an error event or 500), `not accepted` and `lost`."""
         self.losses: list[str] = []
         self.num_repeated = 0
-        """Requests sent anew since the kept connection was closed before an answer began."""
+        """Requests sent again because the idle connection was closed before a response began."""
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, args=(n % 2 == 0,)) for n in range(num_clients)]
 
     def start(self) -> None:
-        """They begin."""
+        """Starts the clients."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """They end with the request that each is at."""
+        """Stops each client after its current request."""
         self._is_over.set()
         for thread in self._threads:
             thread.join(_ANSWER_S)
@@ -39,8 +39,8 @@ class LoadClients:
         connection = self._connect()
         while not self._is_over.is_set():
             is_fresh = connection.sock is None
-            ending = self._ask(connection, wants_stream, is_fresh)
-            if ending == "again":  # the server closed an idle connection, as it may at any time (RFC 9112, 9.6)
+            ending = self._send(connection, wants_stream, is_fresh)
+            if ending == "again":  # a server may close an idle connection at any time (RFC 9112, 9.6)
                 connection.close()
                 self.num_repeated += 1
                 continue
@@ -55,7 +55,7 @@ class LoadClients:
     def _connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_S)
 
-    def _ask(self, connection: http.client.HTTPConnection, wants_stream: bool, is_fresh: bool) -> str:
+    def _send(self, connection: http.client.HTTPConnection, wants_stream: bool, is_fresh: bool) -> str:
         try:
             if is_fresh:
                 connection.connect()
@@ -75,12 +75,12 @@ class LoadClients:
 
     def _judge(self, response: http.client.HTTPResponse, content: bytes, wants_stream: bool) -> str:
         if response.status == 503 and response.getheader("retry-after") is not None:
-            return "refused"
+            return "rejected"
         if response.status == 500 and b'"error"' in content:
-            return "told"
+            return "failed"
         if response.status == 200:
             is_whole = content.rstrip().endswith(b"[DONE]") if wants_stream else b'"length"' in content
             if is_whole:
-                return "told" if b'"error"' in content else "answered"
+                return "failed" if b'"error"' in content else "answered"
         self.losses.append(f"{response.status} {content[-200:]!r}")
         return "lost"

@@ -1,6 +1,6 @@
-"""A collector of traces for tests: prints its port, then each span it receives as a line of JSON.
+"""A trace collector: prints its port, then each received span as a line of JSON.
 
-A program of its own, for it needs what the extra `otel` installs: `python otlp_receiver.py http|grpc`.
+It is a program because it needs packages of the extra `otel`: `python otlp_receiver.py http|grpc`.
 """
 
 import gzip
@@ -17,17 +17,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 
-def tell(line: Any) -> None:
+def print_json(line: Any) -> None:
     print(json.dumps(line), flush=True)
 
 
-def note(request: Any) -> None:
+def record(request: Any) -> None:
     for resource_spans in request.resource_spans:
         resource = _attributes(MessageToDict(resource_spans.resource))
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
                 fields = MessageToDict(span)
-                facts = {
+                extra = {
                     "attributes": _attributes(fields),
                     "events": [event["name"] for event in fields.get("events", ())],
                     "resource": resource,
@@ -37,7 +37,7 @@ def note(request: Any) -> None:
                     "begin_ns": span.start_time_unix_nano,
                     "end_ns": span.end_time_unix_nano,
                 }
-                tell(fields | facts)
+                print_json(fields | extra)
 
 
 def _attributes(fields: dict[str, Any]) -> dict[str, Any]:
@@ -49,11 +49,11 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
-        is_right = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf"
-        if is_right:
-            note(ExportTraceServiceRequest.FromString(body))
+        is_valid = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf"
+        if is_valid:
+            record(ExportTraceServiceRequest.FromString(body))
         answer = ExportTraceServiceResponse().SerializeToString()
-        self.send_response(200 if is_right else 404)
+        self.send_response(200 if is_valid else 404)
         self.send_header("Content-Type", "application/x-protobuf")
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve_http() -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    tell({"port": server.server_port})
+    print_json({"port": server.server_port})
     server.serve_forever()
 
 
@@ -75,12 +75,12 @@ def serve_grpc() -> None:
 
     class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:
-            note(request)
+            record(request)
             return ExportTraceServiceResponse()
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Collector(), server)
-    tell({"port": server.add_insecure_port("127.0.0.1:0")})
+    print_json({"port": server.add_insecure_port("127.0.0.1:0")})
     server.start()
     server.wait_for_termination()
 

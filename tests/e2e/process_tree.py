@@ -47,7 +47,7 @@ def for_each_process(server: ServerProcess, question: Callable[[psutil.Process],
 
 
 def has_death_pipe(process: psutil.Process) -> bool:
-    """Whether it has a pipe that sends it a signal (proc(5), `fdinfo`): even stopped, it ends with its server."""
+    """Whether it has a pipe that sends it a signal (proc(5), `fdinfo`), so that it ends with its server."""
     with suppress(OSError):  # the process exits
         flags = [line.split()[1] for file in Path(f"/proc/{process.pid}/fdinfo").iterdir() for line in _flags(file)]
         return any(int(octal, 8) & os.O_ASYNC for octal in flags)
@@ -71,7 +71,7 @@ def _roles(server: ServerProcess, process: psutil.Process) -> Iterator[Role]:
 
 
 def _has_torch(process: psutil.Process) -> bool:
-    """Whether torch is loaded, as in a forked engine process; the responder is forked before any heavy import."""
+    """Whether torch is loaded, as in a forked engine; the responder is forked before any heavy import."""
     with suppress(OSError):
         return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
     return False

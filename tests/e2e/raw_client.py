@@ -1,4 +1,4 @@
-"""A client that says exactly what the test wants, byte by byte, and reads answers one after the other."""
+"""An HTTP client that sends the test's bytes unchanged and reads responses one after another."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ class RawAnswer(NamedTuple):
 
     @property
     def error(self) -> dict[str, Any]:
-        """What the API's error body says."""
+        """The error object of the API's error body."""
         error = json.loads(self.body)["error"]
         assert {"message", "type", "code"} <= error.keys()
         assert error["code"] == self.status
@@ -29,7 +29,7 @@ class RawClient:
     """One connection."""
 
     def __init__(self, port: int, *, receive_buffer: int | None = None, context: ssl.SSLContext | None = None) -> None:
-        """With a context it speaks TLS."""
+        """Uses TLS if there is a context."""
         self.socket = socket.socket()
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -48,12 +48,12 @@ class RawClient:
         self.socket.close()
 
     def send(self, data: bytes) -> Self:
-        """Sends bytes as they are."""
+        """Sends the bytes unchanged."""
         self.socket.sendall(data)
         return self
 
     def trickle(self) -> None:
-        """Sends a byte twenty times a second until the server answers, or two minutes have gone."""
+        """Sends a byte every 50 ms until the server answers, for at most two minutes."""
         patience_s = self.socket.gettimeout()
         self.socket.settimeout(0.05)
         for _ in range(2400):
@@ -65,11 +65,11 @@ class RawClient:
         self.socket.settimeout(patience_s)
 
     def post(self, path: str, body: Any, **headers: str) -> Self:
-        """A whole request."""
+        """Sends a complete request."""
         return self.send(request_bytes(path, json.dumps(body).encode(), **headers))
 
     def read_head(self) -> RawAnswer:
-        """The next response's status and headers; its body is left to be read."""
+        """The status and headers of the next response; its body stays unread."""
         while b"\r\n\r\n" not in self._pending:
             self._receive()
         head, _, self._pending = self._pending.partition(b"\r\n\r\n")
@@ -78,7 +78,7 @@ class RawClient:
         return RawAnswer(int(first.split()[1]), {name.lower(): value.strip() for name, _, value in fields}, b"")
 
     def read(self) -> RawAnswer:
-        """The next response, whose length is declared."""
+        """The next response, which has a Content-Length."""
         head = self.read_head()
         size = int(head.headers.get("content-length", 0))
         while len(self._pending) < size:
@@ -87,7 +87,7 @@ class RawClient:
         return head._replace(body=body)
 
     def read_to_end(self) -> bytes:
-        """All that comes until the server closes the connection."""
+        """All data until the server closes the connection."""
         try:
             while data := self.socket.recv(1 << 16):
                 self._pending += data
@@ -96,7 +96,7 @@ class RawClient:
         return self._pending
 
     def read_stream(self) -> bytes:
-        """The next response's body, in chunks, put together."""
+        """The body of the next response, sent in chunks."""
         self.read_head()
         body = b""
         while True:
@@ -111,7 +111,7 @@ class RawClient:
                 return body
 
     def is_closed(self) -> bool:
-        """Whether the server closes the connection, now or after a while, and says nothing more."""
+        """Waits until the server closes the connection; whether it sent nothing more."""
         return self.read_to_end() == b""
 
     def _receive(self) -> None:
@@ -121,7 +121,7 @@ class RawClient:
 
 
 def request_bytes(path: str, body: bytes, *, method: str = "POST", **headers: str) -> bytes:
-    """A request as it goes over the wire; `_` in a header's name is a dash."""
+    """The bytes of a request; `_` in a header's name is a dash."""
     fields = {"host": "x", "content_type": "application/json", "content_length": str(len(body))} | headers
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value]
     return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1") + body

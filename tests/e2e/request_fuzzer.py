@@ -1,4 +1,4 @@
-"""Requests nobody would write: made from the server's own description, then bent; each seed makes its own request."""
+"""Generates malformed requests from the server's OpenAPI document; each seed generates one request."""
 
 import json
 import random
@@ -22,12 +22,12 @@ _PATHS = (
     "/metrics?x=%",
 )
 _SMALL = {"max_tokens": 4, "max_completion_tokens": 4, "min_tokens": 2, "n": 3, "best_of": 3, "prompt_logprobs": 2}
-"""Most requests are to be answered soon: they ask for no more than this."""
+"""Largest values in most requests, so that they are answered soon."""
 _DEEPEST = 5
 
 
 class FuzzedRequest(NamedTuple):
-    """What goes over the wire."""
+    """One request."""
 
     method: str
     path: str
@@ -36,10 +36,10 @@ class FuzzedRequest(NamedTuple):
 
 
 class RequestFuzzer:
-    """Knows the server's routes and the shapes of their bodies."""
+    """Generates requests to the routes of an OpenAPI document."""
 
     def __init__(self, openapi: dict[str, Any], *often: str) -> None:
-        """Of four requests, three go to the paths that are named."""
+        """At least three of four requests go to the paths in `often`."""
         self._schemas = openapi["components"]["schemas"]
         self._bodies = {
             path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]
@@ -50,10 +50,10 @@ class RequestFuzzer:
         self._often = often or self.paths
 
     def request(self, seed: int) -> FuzzedRequest:
-        """One in ten is wrong already as HTTP or JSON."""
+        """The request of a seed; one in ten is malformed as HTTP or JSON."""
         rng = random.Random(seed)
         path = rng.choice(self._often if rng.random() < 0.75 else self.paths)
-        body = _Bender(rng, self._schemas).body(self._bodies[path])
+        body = _BodyGenerator(rng, self._schemas).body(self._bodies[path])
         kind = rng.random()
         if kind < 0.04:
             body = bytes(rng.randrange(256) for _ in range(rng.randrange(60)))
@@ -65,8 +65,8 @@ class RequestFuzzer:
         return FuzzedRequest("POST", path, body, "application/json")
 
 
-class _Bender:
-    """Makes one body."""
+class _BodyGenerator:
+    """Generates one body."""
 
     def __init__(self, rng: random.Random, schemas: dict[str, Any]) -> None:
         self._rng = rng
@@ -77,10 +77,10 @@ class _Bender:
     def body(self, schema: dict[str, Any]) -> bytes:
         value = self._value(schema, 0)
         if isinstance(value, dict) and self._rng.random() < 0.98:
-            value = self._tamed(value)
+            value = self._bounded(value)
         return json.dumps(value, ensure_ascii=True).encode()
 
-    def _tamed(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _bounded(self, body: dict[str, Any]) -> dict[str, Any]:
         for name, most in _SMALL.items():
             if isinstance(body.get(name), int | float) and body[name] > most:
                 body[name] = self._rng.randint(1, most)

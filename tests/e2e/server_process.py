@@ -1,4 +1,4 @@
-"""A server as a process of its own, for tests."""
+"""`vllm-cli serve` as a process."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ _READY_S = 240.0
 
 
 class ServerProcess:
-    """`vllm-cli serve` on a free port; leaving the `with` block stops it and checks that nothing is left."""
+    """`vllm-cli serve` on a free port; the end of the `with` block stops it and checks for leftovers."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         launcher: tuple[str, ...] = (),
     ) -> None:
-        """The launcher, if any, executes the words that follow it."""
+        """`launcher` is a command that executes the arguments that follow it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._arguments = arguments
@@ -76,50 +76,50 @@ class ServerProcess:
 
     @property
     def log(self) -> str:
-        """Everything the server wrote so far."""
-        fd = self._log.fileno()  # read where it stands: the server writes wherever the file it shares is wound to
+        """The server's output so far."""
+        fd = self._log.fileno()  # no seek: the server shares the file offset
         return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def wait_ready(self) -> None:
-        """Waits for /health 200; fails with the log when the process ends first."""
+        """Waits for /health 200; fails with the log if the process exits first."""
         deadline = time.monotonic() + _READY_S
         while self.health() != 200:
             assert self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log
             time.sleep(0.05)
 
-    def wait_logged(self, words: str) -> None:
-        """Waits until the server has written the words."""
-        wait_until(lambda: words in self.log)
+    def wait_logged(self, text: str) -> None:
+        """Waits until the log contains the text."""
+        wait_until(lambda: text in self.log)
 
     def health(self) -> int:
-        """The status of /health; 0 while nobody answers."""
+        """The status of /health; 0 without a response."""
         return ask(f"{self.url}/health").status
 
     def wait_listening(self) -> None:
-        """Waits until anything at all answers."""
+        """Waits for the first response to a probe."""
         wait_until(self.health)
 
     def wait_unready(self) -> None:
-        """Waits until probes are told that no request is taken."""
+        """Waits until /health is 503."""
         wait_until(lambda: self.health() == 503)
 
     def wait_load(self, num_requests: int) -> None:
-        """Waits until so many requests are being answered."""
+        """Waits until `/load` reports this number of requests."""
         wait_until(lambda: ask(f"{self.url}/load").json["server_load"] == num_requests)
 
     def phase(self) -> str | None:
-        """What the server says it is at; None where it says nothing."""
+        """The phase in the body of /health; None once the server is ready."""
         answer = ask(f"{self.url}/health")
         return None if answer.status in (0, 200) else answer.json.get("phase")
 
     def complete(self, *, max_tokens: int) -> int:
-        """The status of a completion."""
+        """Requests a completion and returns the status."""
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True}
         return ask(f"{self.url}/v1/completions", body).status
 
     def family(self) -> list[psutil.Process]:
-        """The server's process and all below it."""
+        """The process tree: the server and all its descendants."""
         root = psutil.Process(self.process.pid)
         return [root, *root.children(recursive=True)]
 
@@ -129,7 +129,7 @@ class ServerProcess:
         return self.process.wait(timeout_s)
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples, or of those with the labels."""
+        """The sum of a metric's samples with these labels."""
         lines = ask(f"{self.url}/metrics").body.decode().splitlines()
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         samples = [line for line in lines if line.split("{")[0].split(" ")[0] == name]

@@ -81,5 +81,5 @@ class StopPoint:
 
 
 def stop_environment(folder: Path) -> Mapping[str, str]:
-    """Environment of programs that install the hook of a `StopPoint` which may be created after they are configured."""
+    """Environment of programs that install the hook of a `StopPoint` that is created later in the folder."""
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -1,4 +1,4 @@
-"""A client that reads a stream of completions to its end."""
+"""A client that reads a streamed completion."""
 
 import json
 import threading
@@ -9,7 +9,7 @@ _STREAM_S = 200.0
 
 
 class StreamReader:
-    """Reads in a thread of its own, once the first event has come."""
+    """Waits for the first event, then reads the rest in a thread."""
 
     def __init__(self, url: str, max_tokens: int) -> None:
         body = {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
@@ -26,7 +26,7 @@ class StreamReader:
             self.lines += self.response.readlines()
 
     def finish(self) -> list[Any]:
-        """All events, once the stream has ended."""
+        """Waits for the end of the stream; all events, None for `[DONE]`."""
         self._thread.join(_STREAM_S)
         assert not self._thread.is_alive()
         events = [line[6:].strip() for line in self.lines if line.startswith(b"data: ")]

@@ -1,4 +1,4 @@
-"""A server as a hardened container has it: a user without name and home, a root file system that is read-only."""
+"""A server in a hardened container: a user without name and home folder, a read-only root file system."""
 
 import os
 import sys
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.thorough
 _HOMELESS = ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "-u", "TMPDIR", "-u", "VLLM_CACHE_ROOT")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
-def test_an_arbitrary_user_without_a_place_to_write_is_served(model_path: Path) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
+def test_server_runs_as_an_arbitrary_user_without_a_writable_folder(model_path: Path) -> None:
     user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
     if user is None:
         pytest.skip("another user cannot read the interpreter or the model here")

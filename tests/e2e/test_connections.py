@@ -1,4 +1,4 @@
-"""What clients may do to a connection of a real server: send too much, too slowly, or nothing; read nothing; vanish."""
+"""Misbehaving clients: they send too much, too slowly or nothing, do not read, or disconnect."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ HEAD = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/js
 SHORT = {"prompt": "a", "max_tokens": 1}
 LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True}
 LOUD = LONG | {"logprobs": 20, "n": 8, "temperature": 1.0}
-"""Some twenty megabytes of events."""
+"""About 20 MB of events."""
 MAX_CONNECTIONS = 300
 
 
@@ -31,25 +31,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[ServerProcess]:
-    """It waits for clients for as long as it does unless it is told otherwise."""
+    """A server with the default time-outs."""
     limits = ("--http-max-connections", str(MAX_CONNECTIONS), "--max-num-queued-reqs", "16")
     with ServerProcess([str(folder), "--served-model-name", "tiny", *limits]) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def hasty(folder: Path) -> Iterator[ServerProcess]:
-    """It waits for two seconds, which a client may lose on a busy machine without meaning to."""
+def impatient(folder: Path) -> Iterator[ServerProcess]:
+    """A server with time-outs of 2 s, which a well-behaved client may exceed on a busy machine."""
     limits = ("--http-header-timeout", "2", "--http-body-timeout", "2", "--http-send-timeout", "2")
     with ServerProcess([str(folder), "--served-model-name", "tiny", *limits]) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
-def still_well(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a test did: nothing runs any more, and the next request is answered."""
+def check_server_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test no request runs, and the next request is answered."""
     yield
-    for name in {"server", "hasty"} & set(request.fixturenames):
+    for name in {"server", "impatient"} & set(request.fixturenames):
         server: ServerProcess = request.getfixturevalue(name)
         wait_until(lambda server=server: server.metric("vllm:num_requests_running") == 0)  # type: ignore[misc]
         with RawClient(server.port) as client:
@@ -57,8 +57,8 @@ def still_well(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def slow_clients(hasty: ServerProcess) -> Iterator[dict[str, RawClient]]:
-    """What has to end by itself, all waited for at once; the answers are there to be read."""
+def slow_clients(impatient: ServerProcess) -> Iterator[dict[str, RawClient]]:
+    """Clients that run into a time-out, all at the same time; their responses stay unread."""
     sent = {
         "nothing": b"",
         "headers": GET[:-2],
@@ -68,12 +68,12 @@ def slow_clients(hasty: ServerProcess) -> Iterator[dict[str, RawClient]]:
         "trickle": GET[:-2] + b"x: ",
     }
     with ExitStack() as stack:
-        clients = {name: stack.enter_context(RawClient(hasty.port)).send(data) for name, data in sent.items()}
+        clients = {name: stack.enter_context(RawClient(impatient.port)).send(data) for name, data in sent.items()}
         clients["trickle"].trickle()
         yield clients
 
 
-def test_headers_that_come_slowly_are_not_waited_for(slow_clients: dict[str, RawClient]) -> None:
+def test_slow_headers_time_out(slow_clients: dict[str, RawClient]) -> None:
     client = slow_clients["headers"]
     answer = client.read()
     assert (answer.status, answer.headers["connection"]) == (408, "close")
@@ -81,16 +81,14 @@ def test_headers_that_come_slowly_are_not_waited_for(slow_clients: dict[str, Raw
     assert client.is_closed()
 
 
-def test_headers_that_trickle_are_not_waited_for_longer(slow_clients: dict[str, RawClient]) -> None:
-    """Each byte is early enough after the last; all of them together are not."""
+def test_trickling_headers_time_out_as_well(slow_clients: dict[str, RawClient]) -> None:
+    """The time-out is for all headers together, not for the time between two bytes."""
     assert slow_clients["trickle"].read().status == 408
 
 
 @pytest.mark.parametrize(("name", "num_bytes"), [("body", 1), ("burst", 10_000_000)])
-def test_a_body_that_comes_slowly_is_not_waited_for(
-    slow_clients: dict[str, RawClient], name: str, num_bytes: int
-) -> None:
-    """What has come fast buys no time to do nothing, while it is held in memory."""
+def test_a_slow_body_times_out(slow_clients: dict[str, RawClient], name: str, num_bytes: int) -> None:
+    """A fast first part does not extend the time-out for the rest."""
     client = slow_clients[name]
     answer = client.read()
     assert answer.status == 408
@@ -99,32 +97,32 @@ def test_a_body_that_comes_slowly_is_not_waited_for(
     assert client.is_closed()
 
 
-def test_a_body_that_was_refused_already_is_not_waited_for(slow_clients: dict[str, RawClient]) -> None:
+def test_the_body_of_a_rejected_request_times_out(slow_clients: dict[str, RawClient]) -> None:
     assert slow_clients["refused"].read().status == 404
     assert slow_clients["refused"].is_closed()
 
 
-def test_a_connection_that_asks_nothing_is_closed(slow_clients: dict[str, RawClient]) -> None:
+def test_a_connection_without_a_request_is_closed(slow_clients: dict[str, RawClient]) -> None:
     assert slow_clients["nothing"].is_closed()
 
 
 @pytest.mark.parametrize(
     "head", [b"GET /version HTTP/1.1\r\nx: " + b"a" * 70_000, b"GET /" + b"a" * 70_000], ids=["header", "line"]
 )
-def test_too_large_headers_are_refused_before_their_end(server: ServerProcess, head: bytes) -> None:
+def test_too_large_headers_are_rejected_before_their_end(server: ServerProcess, head: bytes) -> None:
     with RawClient(server.port) as client:
         answer = client.send(head).read()
         assert answer.status == 431
         assert "65536 bytes (--h11-max-incomplete-event-size)" in answer.error["message"]
 
 
-def test_too_large_headers_are_refused_in_one_piece(server: ServerProcess) -> None:
+def test_too_large_headers_in_one_piece_are_rejected(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         assert client.send(GET[:-2] + b"x: " + b"a" * 70_000 + b"\r\n\r\n").read().status == 431
 
 
 @pytest.mark.parametrize("num", [255, 256])
-def test_too_many_headers_are_refused(server: ServerProcess, num: int) -> None:
+def test_too_many_headers_are_rejected(server: ServerProcess, num: int) -> None:
     with RawClient(server.port) as client:
         answer = client.send(GET[:-2] + b"x: 1\r\n" * num + b"\r\n").read()
         assert answer.status == (200 if num == 255 else 431)
@@ -132,13 +130,13 @@ def test_too_many_headers_are_refused(server: ServerProcess, num: int) -> None:
 
 
 @pytest.mark.parametrize("trailer", [b"x: " + b"a" * (1 << 20), b"x: 1\r\n" * 300], ids=["long", "many"])
-def test_endless_trailers_are_refused(server: ServerProcess, trailer: bytes) -> None:
+def test_endless_trailers_are_rejected(server: ServerProcess, trailer: bytes) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode() + trailer)
         assert client.read().status == 431
 
 
-def test_chunks_that_are_framed_by_kilobytes_are_refused(server: ServerProcess) -> None:
+def test_chunks_with_kilobytes_of_framing_are_rejected(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
         for _ in range(200):
@@ -149,8 +147,8 @@ def test_chunks_that_are_framed_by_kilobytes_are_refused(server: ServerProcess) 
         assert "(--h11-max-incomplete-event-size)" in answer.error["message"]
 
 
-def test_trailers_are_no_headers(server: ServerProcess) -> None:
-    """A proxy that looks at headers has not seen them."""
+def test_trailers_are_not_treated_as_headers(server: ServerProcess) -> None:
+    """A proxy that filters headers does not filter trailers."""
     head = f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode()
     body = b'{"prompt": "a", "max_tokens": 1}'
     trailers = b"x-request-id: theirs\r\ncontent-encoding: gzip\r\n"
@@ -160,26 +158,26 @@ def test_trailers_are_no_headers(server: ServerProcess) -> None:
     assert "theirs" not in json.loads(answer.body)["id"]
 
 
-def test_a_large_body_is_refused_before_it_is_sent(server: ServerProcess) -> None:
+def test_a_large_body_is_rejected_before_it_is_sent(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         answer = client.send(f"{HEAD}content-length: 50000000\r\n\r\n".encode()).read()
         assert (answer.status, answer.headers["connection"]) == (413, "close")
         assert "33554432 bytes, and 50000000 are announced (--http-max-body-size)" in answer.error["message"]
 
 
-def test_a_client_that_sends_a_large_body_anyway_reads_the_refusal(server: ServerProcess) -> None:
+def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(request_bytes("/v1/completions", b" " * 50_000_000))
         assert client.read().status == 413
 
 
-def test_a_client_that_expects_to_be_told_sends_nothing(server: ServerProcess) -> None:
+def test_a_large_body_with_expect_continue_is_rejected_before_it_is_sent(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}expect: 100-continue\r\ncontent-length: 50000000\r\n\r\n".encode())
         assert client.read().status == 413
 
 
-def test_a_large_body_in_chunks_is_refused_while_it_comes(server: ServerProcess) -> None:
+def test_a_large_body_in_chunks_is_rejected_while_it_is_sent(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: chunked\r\n\r\n".encode())
         for _ in range(33):
@@ -187,14 +185,14 @@ def test_a_large_body_in_chunks_is_refused_while_it_comes(server: ServerProcess)
         assert client.read().status == 413
 
 
-def test_a_compressed_body_is_refused(server: ServerProcess) -> None:
+def test_a_compressed_body_is_rejected(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         answer = client.post("/v1/completions", SHORT, content_encoding="gzip").read()
         assert (answer.status, answer.headers["accept-encoding"]) == (415, "identity")
         assert "Content-Encoding 'gzip'" in answer.error["message"]
 
 
-def test_a_body_that_is_compressed_on_its_way_is_refused(server: ServerProcess) -> None:
+def test_a_body_with_compressed_transfer_encoding_is_rejected(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}transfer-encoding: gzip, chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n".encode())
         answer = client.read()
@@ -203,13 +201,13 @@ def test_a_body_that_is_compressed_on_its_way_is_refused(server: ServerProcess) 
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])
-def test_a_body_that_is_cut_off_leaves_nothing_behind(server: ServerProcess, size: int) -> None:
+def test_a_client_that_disconnects_within_its_body_leaves_nothing_behind(server: ServerProcess, size: int) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}content-length: 50\r\n\r\n".encode() + b"{" * size)
 
 
 @pytest.mark.parametrize("size", [0, 1, 40])
-def test_a_client_that_stops_sending_in_the_middle_is_let_go(server: ServerProcess, size: int) -> None:
+def test_a_client_that_stops_sending_within_its_body_is_disconnected(server: ServerProcess, size: int) -> None:
     with RawClient(server.port) as client:
         client.send(f"{HEAD}content-length: 50\r\n\r\n".encode() + b"{" * size)
         client.socket.shutdown(socket.SHUT_WR)
@@ -237,7 +235,7 @@ def test_a_client_that_stops_sending_in_the_middle_is_let_go(server: ServerProce
     ],
     ids=repr,
 )
-def test_what_is_not_http_is_a_400_in_the_envelope(server: ServerProcess, data: bytes) -> None:
+def test_invalid_http_is_a_400_in_the_api_s_error_format(server: ServerProcess, data: bytes) -> None:
     with RawClient(server.port) as client:
         answer = client.send(data).read()
         assert (answer.status, answer.error["type"]) == (400, "Bad Request")
@@ -254,7 +252,7 @@ def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None
         assert client.read().status == 200
 
 
-def test_garbage_behind_a_request_does_not_spoil_its_answer(server: ServerProcess) -> None:
+def test_garbage_after_a_request_does_not_change_its_response(server: ServerProcess) -> None:
     with RawClient(server.port) as client:
         client.send(
             request_bytes("/v1/completions", b'{"prompt": "a", "max_tokens": 50, "stream": true}') + b"garbage\r\n\r\n"
@@ -271,7 +269,7 @@ def test_too_many_pipelined_requests_end_the_connection(server: ServerProcess) -
         assert 1 <= num_answers < 100
 
 
-def test_a_client_that_vanishes_frees_all_its_pipelined_requests(server: ServerProcess) -> None:
+def test_a_client_that_disconnects_frees_all_its_pipelined_requests(server: ServerProcess) -> None:
     aborted = _num_aborted(server)
     with RawClient(server.port) as client:
         client.post("/v1/completions", LONG).post("/v1/completions", LONG)
@@ -280,7 +278,7 @@ def test_a_client_that_vanishes_frees_all_its_pipelined_requests(server: ServerP
 
 
 @pytest.mark.parametrize("protocol", ["websocket", "WebSocket"])
-def test_websockets_are_refused(server: ServerProcess, protocol: str) -> None:
+def test_websockets_are_rejected(server: ServerProcess, protocol: str) -> None:
     with RawClient(server.port) as client:
         client.send(
             f"GET /v1/realtime HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: {protocol}\r\n\r\n".encode()
@@ -291,19 +289,19 @@ def test_websockets_are_refused(server: ServerProcess, protocol: str) -> None:
 
 
 def test_a_client_that_offers_http2_gets_http1(server: ServerProcess) -> None:
-    """As Java's HttpClient and `curl --http2` do."""
+    """Java's HttpClient and `curl --http2` send such requests."""
     with RawClient(server.port) as client:
         client.post("/v1/completions", SHORT, connection="Upgrade, HTTP2-Settings", upgrade="h2c", http2_settings="AA")
         answer = client.read()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
-def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(hasty: ServerProcess) -> None:
-    aborted = _num_aborted(hasty)
-    with RawClient(hasty.port, receive_buffer=4096) as client:
+def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(impatient: ServerProcess) -> None:
+    aborted = _num_aborted(impatient)
+    with RawClient(impatient.port, receive_buffer=4096) as client:
         client.post("/v1/completions", LOUD)
-        wait_until(lambda: _num_aborted(hasty) == aborted + 8)
-        hasty.wait_logged("has read nothing for 2 s (--http-send-timeout)")
+        wait_until(lambda: _num_aborted(impatient) == aborted + 8)
+        impatient.wait_logged("has read nothing for 2 s (--http-send-timeout)")
 
 
 def test_a_client_that_reads_slowly_gets_everything(server: ServerProcess) -> None:
@@ -312,7 +310,7 @@ def test_a_client_that_reads_slowly_gets_everything(server: ServerProcess) -> No
         assert client.read_stream().endswith(b"data: [DONE]\n\n")
 
 
-def test_more_requests_than_may_wait_are_told_to_come_again(server: ServerProcess) -> None:
+def test_requests_above_the_queue_limit_get_a_503_with_retry_after(server: ServerProcess) -> None:
     with ExitStack() as stack:
         for _ in range(2):
             stack.enter_context(RawClient(server.port)).post("/v1/completions", LONG | {"n": 8, "temperature": 1})
@@ -333,7 +331,7 @@ def test_idle_connections_make_room_for_new_ones(server: ServerProcess) -> None:
 
 
 def test_health_is_answered_when_all_connections_are_busy(server: ServerProcess) -> None:
-    """A body that never ends keeps its connection busy; the probes come in between."""
+    """An unfinished body keeps its connection busy."""
     with ExitStack() as stack:
         for _ in range(MAX_CONNECTIONS):
             client = stack.enter_context(RawClient(server.port))

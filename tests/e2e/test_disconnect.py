@@ -1,4 +1,4 @@
-"""A client that goes away frees its place: what it asked for is not computed to its end."""
+"""The request of a client that disconnects is cancelled in the engine."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_goes_away_frees_its_slot(server: ServerProcess, stream: bool) -> None:
+def test_client_that_disconnects_frees_its_slot(server: ServerProcess, stream: bool) -> None:
     body = json.dumps(
         {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": stream, "temperature": 0}
     ).encode()

@@ -1,4 +1,4 @@
-"""A server that is asked to stop: who runs finishes, who comes is sent away politely, and nobody is left in doubt."""
+"""The drain after SIGTERM: running requests finish, new ones get a 503, and every request gets a response."""
 
 import http.client
 import json
@@ -15,35 +15,35 @@ _BODY = json.dumps({"prompt": "Once", "max_tokens": 1})
 _JSON = {"Content-Type": "application/json"}
 
 
-def _ask(connection: http.client.HTTPConnection, method: str, path: str) -> http.client.HTTPResponse:
+def _exchange(connection: http.client.HTTPConnection, method: str, path: str) -> http.client.HTTPResponse:
     connection.request(method, path, _BODY if method == "POST" else None, _JSON)
     response = connection.getresponse()
     response.read()
     return response
 
 
-def test_port_stays_open_for_the_grace_and_refuses_politely(start_server: Any) -> None:
+def test_port_stays_open_for_the_grace_and_answers_503_with_retry_after(start_server: Any) -> None:
     with start_server("--drain-grace", "600", environment={"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}) as server:
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        assert _ask(kept, "GET", "/health").getheader("connection") is None
+        assert _exchange(kept, "GET", "/health").getheader("connection") is None
         server.process.send_signal(signal.SIGTERM)
         for method, path in (("GET", "/readyz"), ("GET", "/health"), ("POST", "/v1/completions")):
             server.wait_unready()
             fresh = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-            response = _ask(fresh, method, path)
+            response = _exchange(fresh, method, path)
             assert response.status == 503
             assert response.getheader("retry-after") == "1"
             assert response.getheader("connection") == "close"
             fresh.close()
-        assert _ask(kept, "POST", "/v1/completions").getheader("connection") == "close"
-        assert kept.sock is None  # the client has understood it
+        assert _exchange(kept, "POST", "/v1/completions").getheader("connection") == "close"
+        assert kept.sock is None  # http.client has closed it because of the header
         live = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        assert _ask(live, "GET", "/livez").status == 200
-        assert server.terminate() == 0  # the second signal waits for nobody
+        assert _exchange(live, "GET", "/livez").status == 200
+        assert server.terminate() == 0  # the second signal ends the drain
 
 
 def _begin_request(port: int) -> http.client.HTTPConnection:
-    """All of it but the end of its body."""
+    """Sends a request without the end of its body."""
     slow = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     slow.putrequest("POST", "/v1/completions")
     slow.putheader("Content-Type", "application/json")
@@ -53,7 +53,7 @@ def _begin_request(port: int) -> http.client.HTTPConnection:
 
 
 @pytest.mark.thorough
-def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
+def test_request_whose_body_is_still_being_sent_is_answered(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "200") as server:
         slow = _begin_request(server.port)
         server.wait_load(1)
@@ -67,8 +67,8 @@ def test_request_that_is_still_coming_in_is_answered(start_server: Any) -> None:
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time is over", "in a hurry"])
-def test_request_that_does_not_come_in_is_told_and_holds_up_nobody(
+@pytest.mark.parametrize("timeout_s, num_signals", [("0.5", 1), ("100000", 2)], ids=["time-out", "second signal"])
+def test_request_whose_body_never_ends_gets_a_503_and_does_not_delay_the_exit(
     start_server: Any, timeout_s: str, num_signals: int
 ) -> None:
     with start_server("--shutdown-timeout", timeout_s, "--http-body-timeout", "100000") as server:
@@ -86,7 +86,7 @@ def test_request_that_does_not_come_in_is_told_and_holds_up_nobody(
 
 
 @pytest.mark.thorough
-def test_engine_that_dies_in_a_drain_is_told_and_not_replaced(start_server: Any) -> None:
+def test_engine_that_dies_in_a_drain_is_reported_and_not_restarted(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "100000", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 4000)
         server.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Engines that die or hang: clients are told, probes are told, and others take their place if that is wanted."""
+"""Engines that die or hang: clients and probes get errors, and a configured restart replaces the engine."""
 
 import ctypes
 import errno
@@ -22,10 +22,10 @@ from tests.waiting import wait_until
 
 _GONE_S = 120.0
 _PIDFD_GETFD = 438
-"""Number of the system call, the same on all machines; the standard library does not have it."""
+"""Number of the system call, the same on all architectures; the standard library has no function for it."""
 
 
-def _look(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict[str, str]]:
+def _probe(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict[str, str]]:
     try:
         with urllib.request.urlopen(server.url + path, timeout=60) as response:
             return int(response.status), {}, dict(response.headers)
@@ -35,7 +35,7 @@ def _look(server: Any, path: str = "/health") -> tuple[int, dict[str, Any], dict
 
 @contextmanager
 def _hold_sockets(pid: int) -> Iterator[None]:
-    """Keeps the process's sockets open beyond its end, as the kernel does until much memory is freed."""
+    """Keeps a process's sockets open after its exit, as the kernel does while it frees much memory."""
     libc = ctypes.CDLL(None, use_errno=True)
     with ExitStack() as stack:
         pidfd = os.pidfd_open(pid)
@@ -46,20 +46,20 @@ def _hold_sockets(pid: int) -> Iterator[None]:
                 if fd < 0 and ctypes.get_errno() == errno.EBADF:  # closed meanwhile
                     continue
                 if fd < 0 and ctypes.get_errno() == errno.EPERM:
-                    pytest.skip("processes may not be looked into here")
+                    pytest.skip("file descriptors of other processes are not accessible")
                 assert fd >= 0
                 stack.callback(os.close, fd)
         yield
 
 
 @pytest.mark.thorough
-def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_server: Any) -> None:
+def test_probes_report_the_dead_engine_before_its_socket_is_closed(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         engine = wait_process(server, "engine")
         with _hold_sockets(engine.pid):
             engine.kill()
-            wait_until(lambda: _look(server)[0] == 503)
-            _, body, _ = _look(server, "/readyz")
+            wait_until(lambda: _probe(server)[0] == 503)
+            _, body, _ = _probe(server, "/readyz")
             assert body["status"] == "restarting"
             assert "its process is ending" in body["error"]["message"]
             assert server.complete(max_tokens=4) == 503
@@ -72,7 +72,7 @@ def test_probes_need_not_wait_for_the_dead_engine_s_socket_to_be_closed(start_se
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", START_METHODS)
-def test_another_engine_takes_the_place_of_a_dead_one(
+def test_dead_engine_is_restarted_as_often_as_configured(
     start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -96,7 +96,7 @@ def test_another_engine_takes_the_place_of_a_dead_one(
 
 
 @pytest.mark.thorough
-def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) -> None:
+def test_killed_forkserver_is_restarted_with_the_engine(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
         forkserver.kill()
@@ -106,27 +106,27 @@ def test_forkserver_that_is_lost_comes_again_with_the_engine(start_server: Any) 
         assert server.terminate() == 0
 
 
-def test_probes_tell_of_the_restart_while_it_lasts(start_server: Any, tmp_path: Path) -> None:
+def test_probes_report_the_restart_while_it_runs(start_server: Any, tmp_path: Path) -> None:
     environment = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", **stop_environment(tmp_path)}
     with start_server("--engine-restarts", "1", environment=environment) as server:
-        loading = StopPoint(tmp_path, *ENGINE_LOADS)  # so that the restart lasts
+        loading = StopPoint(tmp_path, *ENGINE_LOADS)  # keeps the restart running
         wait_process(server, "engine").kill()
-        wait_until(lambda: _look(server)[0] == 503)
-        status, body, headers = _look(server, "/readyz")
+        wait_until(lambda: _probe(server)[0] == 503)
+        status, body, headers = _probe(server, "/readyz")
         assert status == 503
         assert body["status"] == "restarting"
         assert body["phase"] == "restart_engine"
         assert body["elapsed_s"] >= 0
         assert headers["retry-after"] == "1"
-        assert _look(server, "/livez")[0] == 200
+        assert _probe(server, "/livez")[0] == 200
         assert server.complete(max_tokens=4) == 503
         assert server.metric("vllm_cli:engine_up") == 0
         loading.wait_stopped().resume()
-        wait_until(lambda: _look(server)[0] == 200, _GONE_S)
+        wait_until(lambda: _probe(server)[0] == 200, _GONE_S)
 
 
 @pytest.mark.thorough
-def test_engine_that_hangs_is_taken_for_dead(start_server: Any) -> None:
+def test_engine_that_hangs_is_declared_dead(start_server: Any) -> None:
     with start_server("--engine-watchdog-timeout", "5") as server:
         reader = StreamReader(server.url, 4000)
         wait_process(server, "engine").suspend()

@@ -1,4 +1,4 @@
-"""A real server is started on a model that wants to run code: it ends, and nothing has run."""
+"""The start of a model that contains code fails, and the code does not run."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ SMALL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 
 
 @pytest.mark.parametrize("evil", ["weights", "code"])
-def test_a_model_that_wants_to_run_code_ends_the_start(model_path: Path, tmp_path: Path, evil: str) -> None:
+def test_a_model_that_contains_code_fails_the_start(model_path: Path, tmp_path: Path, evil: str) -> None:
     folder, marker = tmp_path / "model", tmp_path / "evil-was-here"
     folder.mkdir()
     for name in SMALL_FILES:

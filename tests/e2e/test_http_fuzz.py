@@ -1,6 +1,6 @@
-"""Whatever is posted to whatever route: an answer below 500 in the API's envelope, and a server that goes on.
+"""Fuzzed requests to all routes get a status below 500, and the server stays healthy.
 
-The slow tests print what they counted: `make test-slow ARGS="-k fuzz -s"`.
+The slow tests print the number of responses by status: `make test-slow ARGS="-k fuzz -s"`.
 """
 
 import json
@@ -55,8 +55,8 @@ def test_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess)
     fuzz(pooling_server, range(200), POOLING_ROUTES)
 
 
-def test_a_request_that_excludes_every_token_is_told_so(text_server: ServerProcess) -> None:
-    """Found by fuzzing: the engine is well, the request is not."""
+def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess) -> None:
+    """Found by fuzzing."""
     body = {"prompt": "a", "guided_choice": ["x"], "allowed_token_ids": [ord("y")]}
     with RawClient(text_server.port) as client:
         answer = client.post("/v1/completions", body).read()
@@ -66,7 +66,7 @@ def test_a_request_that_excludes_every_token_is_told_so(text_server: ServerProce
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_very_many_fuzzed_requests_for_text_are_answered(tmp_path: Path) -> None:
-    """Templates in requests have a process that may come and go."""
+    """With templates in requests, whose helper process may be restarted."""
     with ServerProcess([str(save_tiny_llama(tmp_path)), *SETTINGS, "--trust-request-chat-template"]) as server:
         print(fuzz(server, range(1000, 1000 + NUM_TEXT_REQUESTS), TEXT_ROUTES))
 
@@ -78,7 +78,7 @@ def test_very_many_fuzzed_requests_for_vectors_are_answered(pooling_server: Serv
 
 
 def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
-    """Sends them, and looks at the server afterwards."""
+    """Sends the requests, then checks the server; returns the numbers of responses by status."""
     with urllib.request.urlopen(f"{server.url}/openapi.json", timeout=60) as response:
         fuzzer = RequestFuzzer(json.load(response), *often)
     engine = wait_process(server, "engine")
@@ -94,6 +94,6 @@ def fuzz(server: ServerProcess, seeds: range, often: tuple[str, ...]) -> str:
 
 
 def assert_is_balanced(counts: FuzzCounts) -> None:
-    """A fuzzer of which everything is refused at the door would find nothing."""
+    """If all requests were rejected by validation, the fuzzer would find nothing."""
     assert counts.by_status[200] >= counts.num_requests / 20
     assert counts.by_status[400] >= counts.num_requests / 20

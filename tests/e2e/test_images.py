@@ -1,4 +1,4 @@
-"""Real servers of a tiny model that sees images, asked by the real `openai` client."""
+"""Real servers with tiny vision models, used through the `openai` client."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.thorough
 
 _NUM_TOKENS = 12
 _EXACT: dict[str, Any] = {
-    "model": "seer",
+    "model": "tiny",
     "temperature": 0,
     "max_tokens": _NUM_TOKENS,
     "extra_body": {"ignore_eos": True, "return_token_ids": True},
@@ -29,10 +29,10 @@ def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def seeing(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def vision_server(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("media")
     (folder / "cat.png").write_bytes(as_bytes(image(seed=4)))
-    arguments = [str(vlm), "--served-model-name", "seer", "--dtype", "float32", "--max-num-seqs", "16"]
+    arguments = [str(vlm), "--served-model-name", "tiny", "--dtype", "float32", "--max-num-seqs", "16"]
     arguments += ["--allowed-local-media-path", str(folder), "--limit-mm-per-prompt", '{"image": 2}']
     with ServerProcess(arguments) as server:
         server.folder = folder  # type: ignore[attr-defined]
@@ -40,19 +40,19 @@ def seeing(vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
 
 
 @pytest.fixture(scope="module")
-def client(seeing: ServerProcess) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{seeing.url}/v1", api_key="none", max_retries=0) as openai:
+def client(vision_server: ServerProcess) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{vision_server.url}/v1", api_key="none", max_retries=0) as openai:
         yield openai
 
 
-def test_a_data_url_is_answered_as_by_transformers(client: OpenAI, vlm: Path) -> None:
+def test_a_data_url_gives_the_tokens_of_transformers(client: OpenAI, vlm: Path) -> None:
     messages = image_messages(image_url(1), image_url(2, 100, 80))
     answer = client.chat.completions.create(messages=messages, **_EXACT)
     assert answer.choices[0].token_ids == expected_answer(vlm, messages, _NUM_TOKENS)  # type: ignore[attr-defined]
 
 
-def test_a_local_file_is_answered_like_itsimage_url(client: OpenAI, seeing: ServerProcess) -> None:
-    by_file = f"file://{seeing.folder}/cat.png"  # type: ignore[attr-defined]
+def test_a_local_file_gives_the_same_text_as_its_data_url(client: OpenAI, vision_server: ServerProcess) -> None:
+    by_file = f"file://{vision_server.folder}/cat.png"  # type: ignore[attr-defined]
     by_data = image_url(4, 56, 56)
     texts = [
         client.chat.completions.create(messages=image_messages(url), **_EXACT).choices[0].message.content
@@ -70,12 +70,12 @@ def test_a_local_file_is_answered_like_itsimage_url(client: OpenAI, seeing: Serv
         ([image_url(1)] * 3, "At most 2"),
     ],
 )
-def test_what_is_not_allowed_is_a_bad_request(client: OpenAI, urls: list[str], message: str) -> None:
+def test_images_that_are_not_allowed_are_a_bad_request(client: OpenAI, urls: list[str], message: str) -> None:
     with pytest.raises(BadRequestError, match=message):
         client.chat.completions.create(messages=image_messages(*urls), **_EXACT)
 
 
-def test_thirty_two_images_at_once_are_each_answered_as_alone(seeing: ServerProcess, client: OpenAI) -> None:
+def test_thirty_two_concurrent_images_give_the_text_of_each_alone(vision_server: ServerProcess, client: OpenAI) -> None:
     conversations = [image_messages(image_url(seed)) for seed in range(4)]
     alone = [
         client.chat.completions.create(messages=messages, **_EXACT).choices[0].message.content
@@ -83,7 +83,7 @@ def test_thirty_two_images_at_once_are_each_answered_as_alone(seeing: ServerProc
     ]
 
     async def run() -> list[str | None]:
-        async with AsyncOpenAI(base_url=f"{seeing.url}/v1", api_key="none", max_retries=0) as aclient:
+        async with AsyncOpenAI(base_url=f"{vision_server.url}/v1", api_key="none", max_retries=0) as aclient:
             answers = await asyncio.gather(
                 *(aclient.chat.completions.create(messages=conversations[i % 4], **_EXACT) for i in range(32))
             )
@@ -91,10 +91,10 @@ def test_thirty_two_images_at_once_are_each_answered_as_alone(seeing: ServerProc
 
     assert asyncio.run(run()) == [alone[i % 4] for i in range(32)]
     assert len(set(alone)) > 1
-    assert seeing.metric("vllm:mm_cache_hits_total") >= 32
-    assert seeing.metric("vllm:num_requests_running") == 0
+    assert vision_server.metric("vllm:mm_cache_hits_total") >= 32
+    assert vision_server.metric("vllm:num_requests_running") == 0
 
 
-def test_text_goes_on_while_images_are_looked_at(client: OpenAI) -> None:
+def test_a_vision_model_answers_text_without_images(client: OpenAI) -> None:
     texts = [client.chat.completions.create(messages=[{"role": "user", "content": "Hi"}], **_EXACT) for _ in range(2)]
     assert texts[0].choices[0].message.content == texts[1].choices[0].message.content

@@ -1,6 +1,6 @@
-"""Ten thousand clients that hold a connection and say nothing: everybody else is answered as if they were not there.
+"""Ten thousand idle connections do not slow down other clients.
 
-Prints what the probes saw: `make test-slow ARGS="-k ten_thousand -s"`.
+Prints the latencies of probes: `make test-slow ARGS="-k ten_thousand -s"`.
 """
 
 import resource
@@ -23,7 +23,7 @@ PROBE = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 
 @contextmanager
 def many_files(num: int) -> Iterator[None]:
-    """Lets this process, and the server that it starts, open so many."""
+    """Allows this process, and the server that it starts, `num` open files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < num:
         pytest.skip(f"only {hard} files may be open")
@@ -50,7 +50,7 @@ def test_ten_thousand_idle_connections_are_held(tmp_path: Path) -> None:
 
 
 def probe_all(port: int) -> Iterator[float]:
-    """How long each of the probes took, half of them on a connection of their own."""
+    """The seconds of each probe; half of them open a new connection."""
     with RawClient(port) as kept:
         for number in range(NUM_PROBES):
             begin_s = perf_counter()

@@ -1,4 +1,4 @@
-"""What a real server logs, counts and shows."""
+"""Log, metrics and status page of a real server."""
 
 import json
 import subprocess
@@ -23,15 +23,15 @@ FLAGS = ("--log-format", "json", "--enable-log-requests", "--disable-access-log-
 
 
 @pytest.fixture(scope="module")
-def told(model_path: Path) -> Iterator[ServerProcess]:
-    """A server that logs JSON, and its figures five times a second."""
+def server(model_path: Path) -> Iterator[ServerProcess]:
+    """A server that logs JSON, and its statistics five times a second."""
     words = [str(model_path), "--served-model-name", "smol", "--max-model-len", "1024", *FLAGS]
     with ServerProcess(words, environment={"VLLM_LOG_STATS_INTERVAL": "0.2"}) as server:
         yield server
 
 
 def records(log: str) -> list[dict[str, Any]]:
-    """Of all lines but one that is being written."""
+    """All complete lines of the log."""
     return [json.loads(line) for line in log[: log.rfind("\n") + 1].splitlines()]
 
 
@@ -51,22 +51,22 @@ def samples(server: ServerProcess) -> dict[tuple[str, frozenset[Any]], float]:
     return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
 
-def test_every_line_is_json_and_names_its_process(told: ServerProcess) -> None:
-    told.wait_logged("ready after")
-    lines = records(told.log)
+def test_every_log_line_is_json_with_the_process_s_role(server: ServerProcess) -> None:
+    server.wait_logged("ready after")
+    lines = records(server.log)
     assert all({"time", "level", "logger", "message", "phase", "pid", "role"} <= line.keys() for line in lines)
     assert {line["role"] for line in lines} <= {"api", "engine", "forkserver", "responder"}
     (ready,) = [line for line in lines if line["message"].startswith("ready after")]
-    assert (ready["role"], ready["pid"], ready["phase"]) == ("api", told.process.pid, "serving")
+    assert (ready["role"], ready["pid"], ready["phase"]) == ("api", server.process.pid, "serving")
     assert ready["time"].endswith("Z")
 
 
-def test_a_requests_lines_carry_its_id(told: ServerProcess) -> None:
-    answer = complete(told, max_tokens=2, extra_headers={"X-Request-Id": "fox-1"})
+def test_log_lines_of_a_request_carry_its_id(server: ServerProcess) -> None:
+    answer = complete(server, max_tokens=2, extra_headers={"X-Request-Id": "fox-1"})
     assert answer.id == "cmpl-fox-1"
 
     def of_request() -> list[dict[str, Any]]:
-        return [line for line in records(told.log) if line.get("request_id") == "cmpl-fox-1"]
+        return [line for line in records(server.log) if line.get("request_id") == "cmpl-fox-1"]
 
     wait_until(lambda: "uvicorn.access" in [line["logger"] for line in of_request()])
     lines = of_request()
@@ -74,38 +74,38 @@ def test_a_requests_lines_carry_its_id(told: ServerProcess) -> None:
     assert (lines[1]["path"], lines[1]["status"]) == ("/v1/completions", 200)
 
 
-def test_the_access_log_leaves_out_what_it_is_told_to(told: ServerProcess) -> None:
+def test_the_access_log_omits_the_disabled_paths(server: ServerProcess) -> None:
     for path in ("/health", "/metrics", "/metrics?x=1", "/version"):
-        get(told, path)
-    told.wait_logged('"path": "/version"')
-    paths = {line["path"].partition("?")[0] for line in records(told.log) if line["logger"] == "uvicorn.access"}
+        get(server, path)
+    server.wait_logged('"path": "/version"')
+    paths = {line["path"].partition("?")[0] for line in records(server.log) if line["logger"] == "uvicorn.access"}
     assert not paths & {"/health", "/metrics"}
 
 
-def test_figures_are_logged_while_something_happens(told: ServerProcess) -> None:
-    complete(told, max_tokens=64, extra_body={"ignore_eos": True})
-    told.wait_logged("Avg generation throughput")
-    (line, *_) = [line for line in records(told.log) if "Avg generation throughput" in line["message"]]
+def test_statistics_are_logged_while_requests_run(server: ServerProcess) -> None:
+    complete(server, max_tokens=64, extra_body={"ignore_eos": True})
+    server.wait_logged("Avg generation throughput")
+    (line, *_) = [line for line in records(server.log) if "Avg generation throughput" in line["message"]]
     assert (line["level"], line["logger"]) == ("INFO", "server.serving.stats_line")
 
 
-def test_counters_move_by_what_a_request_took(told: ServerProcess) -> None:
-    before = samples(told)
-    usage = complete(told, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
+def test_metrics_count_a_request_exactly(server: ServerProcess) -> None:
+    before = samples(server)
+    usage = complete(server, n=2, max_tokens=7, extra_body={"ignore_eos": True, "cache_salt": "mine"}).usage
     assert (usage.completion_tokens, usage.prompt_tokens > 3) == (14, True)
-    after = samples(told)
+    after = samples(server)
 
-    def moved(name: str, **labels: str) -> float:
+    def increase(name: str, **labels: str) -> float:
         key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
         return after[key] - before[key]
 
     prompt = 2 * usage.prompt_tokens
-    assert moved("generation_tokens_total") == 14
-    assert moved("prompt_tokens_total") == prompt
-    assert moved("prompt_tokens_by_source_total", source="local_compute") == prompt
-    assert moved("prompt_tokens_by_source_total", source="local_cache_hit") == 0
-    assert moved("request_success_total", finished_reason="length") == 2
-    assert moved("request_success_total", finished_reason="stop") == 0
+    assert increase("generation_tokens_total") == 14
+    assert increase("prompt_tokens_total") == prompt
+    assert increase("prompt_tokens_by_source_total", source="local_compute") == prompt
+    assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == 0
+    assert increase("request_success_total", finished_reason="length") == 2
+    assert increase("request_success_total", finished_reason="stop") == 0
     for name, count, total in (
         ("request_prompt_tokens", 2, prompt),
         ("request_generation_tokens", 2, 14),
@@ -115,46 +115,46 @@ def test_counters_move_by_what_a_request_took(told: ServerProcess) -> None:
         ("request_max_num_generation_tokens", 1, 7),
         ("request_num_preemptions", 2, 0),
     ):
-        assert (moved(f"{name}_count"), moved(f"{name}_sum")) == (count, total), name
+        assert (increase(f"{name}_count"), increase(f"{name}_sum")) == (count, total), name
     for name in ("time_to_first_token", "e2e_request_latency", "request_time_per_output_token"):
-        assert moved(f"{name}_seconds_count") == 2
-        assert moved(f"{name}_seconds_sum") > 0
+        assert increase(f"{name}_seconds_count") == 2
+        assert increase(f"{name}_seconds_sum") > 0
     for name in ("queue", "prefill", "decode", "inference"):
-        assert moved(f"request_{name}_time_seconds_count") == 2
-    assert moved("inter_token_latency_seconds_count") == 12
-    assert moved("iteration_tokens_total_sum") == prompt + 12, "the last token of a sequence is not computed again"
-    assert moved("num_preemptions_total") == 0
+        assert increase(f"request_{name}_time_seconds_count") == 2
+    assert increase("inter_token_latency_seconds_count") == 12
+    assert increase("iteration_tokens_total_sum") == prompt + 12, "the last token of a sequence is not computed again"
+    assert increase("num_preemptions_total") == 0
 
 
-def test_what_is_found_in_the_prefix_cache_is_counted_as_such(told: ServerProcess) -> None:
-    complete(told, max_tokens=1)
-    before = samples(told)
-    usage = complete(told, max_tokens=1).usage
-    after = samples(told)
+def test_prefix_cache_hits_are_counted(server: ServerProcess) -> None:
+    complete(server, max_tokens=1)
+    before = samples(server)
+    usage = complete(server, max_tokens=1).usage
+    after = samples(server)
 
-    def moved(name: str, **labels: str) -> float:
+    def increase(name: str, **labels: str) -> float:
         key = (f"vllm:{name}", frozenset({"model_name": "smol", "engine": "0", **labels}.items()))
         return after[key] - before[key]
 
-    hits = moved("prefix_cache_hits_total")
+    hits = increase("prefix_cache_hits_total")
     assert hits == usage.prompt_tokens - 1, "the last token is computed for its logits"
-    assert moved("prefix_cache_queries_total") == usage.prompt_tokens
-    assert moved("prompt_tokens_cached_total") == hits
-    assert moved("prompt_tokens_cached_by_source_total", source="device") == hits
-    assert moved("prompt_tokens_by_source_total", source="local_cache_hit") == hits
-    assert moved("prompt_tokens_by_source_total", source="local_compute") == 1
+    assert increase("prefix_cache_queries_total") == usage.prompt_tokens
+    assert increase("prompt_tokens_cached_total") == hits
+    assert increase("prompt_tokens_cached_by_source_total", source="device") == hits
+    assert increase("prompt_tokens_by_source_total", source="local_cache_hit") == hits
+    assert increase("prompt_tokens_by_source_total", source="local_compute") == 1
 
 
-def test_the_status_page_shows_the_same(told: ServerProcess) -> None:
-    assert b"<!doctype html>" in get(told, "/")
-    status = json.loads(get(told, "/status.json"))
+def test_the_status_page_shows_the_same_figures(server: ServerProcess) -> None:
+    assert b"<!doctype html>" in get(server, "/")
+    status = json.loads(get(server, "/status.json"))
     assert (status["status"], status["model"], status["start"]["outcome"]) == ("ready", "smol", "ready")
-    assert status["live"]["generation_tokens"] == told.metric("vllm:generation_tokens_total")
+    assert status["live"]["generation_tokens"] == server.metric("vllm:generation_tokens_total")
     assert status["live"]["engine_rss_bytes"] > 50 << 20
 
 
-def test_a_start_that_fails_says_so_in_json(model_path: Path) -> None:
-    """All threads' stacks, too, are one line."""
+def test_a_start_that_times_out_logs_json(model_path: Path) -> None:
+    """The stacks of all threads are one line."""
     command = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", str(free_port())]
     limit = ["--startup-timeout", "0.05", "--log-format", "json"]
     run = subprocess.run([*command, *limit], capture_output=True, text=True, timeout=200)
@@ -164,7 +164,7 @@ def test_a_start_that_fails_says_so_in_json(model_path: Path) -> None:
     assert any("Thread 0x" in line["message"] for line in lines)
 
 
-def test_a_model_that_is_not_there_is_an_error_in_json(tmp_path: Path) -> None:
+def test_a_missing_model_is_an_error_in_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vllm_cli", "serve", str(tmp_path / "no"), "--port", str(free_port())]
     run = subprocess.run([*command, "--log-format", "json"], capture_output=True, text=True, timeout=200)
     assert run.returncode == 3

@@ -1,4 +1,4 @@
-"""The main job on the real model, asked by the real `openai` client."""
+"""The real model, used through the `openai` client."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def test_capital_of_france_is_paris(client: OpenAI) -> None:
 
 
 @pytest.mark.thorough
-def test_stream_is_the_same_text_as_the_whole_answer(exact_client: OpenAI) -> None:
+def test_stream_has_the_same_text_as_the_unstreamed_answer(exact_client: OpenAI) -> None:
     client = exact_client
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=48)
     chunks = list(
@@ -51,7 +51,7 @@ def test_completion_continues_a_text(client: OpenAI) -> None:
 
 
 @pytest.mark.thorough
-def test_thirty_two_streams_at_once_give_what_each_gives_alone(exact_client: OpenAI) -> None:
+def test_thirty_two_concurrent_streams_give_the_text_of_each_alone(exact_client: OpenAI) -> None:
     client = exact_client
     prompts = [f"Question {i}: what is {i} plus {i}? Answer:" for i in range(32)]
 
@@ -66,33 +66,33 @@ def test_thirty_two_streams_at_once_give_what_each_gives_alone(exact_client: Ope
 
             return await asyncio.gather(*(one(p) for p in prompts))
 
-    together = asyncio.run(run())
+    concurrent = asyncio.run(run())
     alone = [
         client.completions.create(model=MODEL, prompt=p, temperature=0, max_tokens=16, extra_body=IGNORE_EOS)
         .choices[0]
         .text
-        for p in prompts[::2]  # one after the other they take their time
+        for p in prompts[::2]  # half of them: one after another they take long
     ]
-    assert together[::2] == alone
+    assert concurrent[::2] == alone
 
 
 @pytest.mark.thorough
-def test_seed_repeats_and_its_choices_differ(exact_client: OpenAI) -> None:
+def test_same_seed_gives_the_same_choices_and_they_differ(exact_client: OpenAI) -> None:
     client = exact_client
 
-    def ask(seed: int) -> list[str]:
+    def complete(seed: int) -> list[str]:
         answer = client.completions.create(
             model=MODEL, prompt="Once upon a time", temperature=1.0, max_tokens=16, n=3, seed=seed
         )
         return [c.text for c in answer.choices]
 
-    first = ask(7)
-    assert first == ask(7)
+    first = complete(7)
+    assert first == complete(7)
     assert len(set(first)) == 3
-    assert first != ask(8)
+    assert first != complete(8)
 
 
-def test_stop_string_is_cut_off_and_named(client: OpenAI) -> None:
+def test_stop_string_is_cut_off_and_is_the_stop_reason(client: OpenAI) -> None:
     answer = client.completions.create(model=MODEL, prompt="1, 2, 3, 4,", temperature=0, max_tokens=40, stop=["8"])
     assert "7" in answer.choices[0].text
     assert "8" not in answer.choices[0].text
@@ -138,9 +138,9 @@ def test_json_schema_is_followed(client: OpenAI) -> None:
         max_tokens=80,
         response_format={"type": "json_schema", "json_schema": {"name": "city", "schema": schema}},
     )
-    told = json.loads(answer.choices[0].message.content or "")
-    assert set(told) == {"city", "population"}
-    assert isinstance(told["population"], int)
+    answered = json.loads(answer.choices[0].message.content or "")
+    assert set(answered) == {"city", "population"}
+    assert isinstance(answered["population"], int)
 
 
 def test_named_tool_is_called_with_arguments_of_its_schema(client: OpenAI) -> None:
@@ -172,7 +172,7 @@ def test_named_tool_is_called_with_arguments_of_its_schema(client: OpenAI) -> No
 
 def test_unknown_model_is_not_found(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="does not exist"):
-        client.completions.create(model="nobody", prompt="hi")
+        client.completions.create(model="unknown", prompt="hi")
 
 
 def test_prompt_that_is_too_long_is_a_bad_request(client: OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""`vllm-cli serve` over models that pool: the engine in its own process, the real client."""
+"""Real servers with tiny pooling models."""
 
 import json
 import urllib.request
@@ -68,12 +68,12 @@ def test_hundreds_of_inputs_keep_their_order(client: OpenAI, server: ServerProce
     assert server.metric("vllm:num_requests_waiting") == 0
 
 
-def test_text_is_refused_with_a_404(client: OpenAI) -> None:
+def test_completions_are_a_404(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="does not support Completions API"):
         client.completions.create(model=NAME, prompt="hello")
 
 
-def test_the_engine_refuses_nothing_that_passed_the_door(client: OpenAI) -> None:
+def test_input_up_to_the_context_length_is_accepted(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="maximum context length is 32 tokens"):
         client.embeddings.create(model=NAME, input="cat " * 40)
     assert client.embeddings.create(model=NAME, input="cat " * 30).usage.prompt_tokens == 32
@@ -91,7 +91,7 @@ def test_a_cross_encoder_reranks(tmp_path: Path) -> None:
         assert result["relevance_score"] == pytest.approx(expected[result["index"]], abs=1e-5)
 
 
-def test_late_interaction_is_scored_in_the_engine(tmp_path: Path) -> None:
+def test_late_interaction_scores_equal_transformers(tmp_path: Path) -> None:
     model, linear = save_colbert(tmp_path)
     with ServerProcess([str(tmp_path), "--served-model-name", NAME]) as server:
         answer = _post(server, "/score", {"text_1": "hello world", "text_2": ["hello world", "world"]})

@@ -1,4 +1,4 @@
-"""Whichever process of a server is killed: nothing is left, and the rest ends, or goes on, with a word about it."""
+"""Each process of a server is killed: no process is left, and the server exits or logs it and continues."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def _assert_gone(family: list[psutil.Process]) -> None:
 
 
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_ends_with_its_engine_and_with_its_forkserver(start_server: Any, role: Role) -> None:
+def test_server_exits_when_its_engine_or_forkserver_is_killed(start_server: Any, role: Role) -> None:
     with start_server() as server:
         family = server.family()
         wait_process(server, role).kill()
@@ -38,7 +38,7 @@ def test_server_ends_with_its_engine_and_with_its_forkserver(start_server: Any, 
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_nothing_outlives_an_api_process_that_is_killed_while_it_starts(
+def test_no_process_outlives_an_api_process_that_is_killed_during_the_start(
     start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -50,7 +50,7 @@ def test_nothing_outlives_an_api_process_that_is_killed_while_it_starts(
         _assert_gone(family)
 
 
-def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_server: Any, tmp_path: Path) -> None:
+def test_forkserver_that_is_killed_while_it_forks_fails_the_start(start_server: Any, tmp_path: Path) -> None:
     forking = StopPoint(tmp_path, *FORKSERVER_FORKS, signal_number=signal.SIGKILL)
     with start_server(wait=False, environment=forking.environment) as server:
         wait_process(server, "forkserver")
@@ -61,7 +61,7 @@ def test_forkserver_that_is_killed_while_it_should_fork_fails_the_start(start_se
         assert "Traceback" not in server.log
 
 
-def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_server: Any, tmp_path: Path) -> None:
+def test_start_succeeds_without_helper_processes_that_are_killed(start_server: Any, tmp_path: Path) -> None:
     checking = StopPoint(tmp_path, *API_READS_TOKENIZER)
     with start_server(wait=False, environment=checking.environment) as server:
         api = checking.wait_stopped()
@@ -78,8 +78,8 @@ def test_helpers_that_are_killed_during_the_start_are_missed_by_nobody(start_ser
         assert "Traceback" not in server.log
 
 
-def test_stopped_engine_ends_with_a_killed_api_process(start_server: Any) -> None:
-    """What cannot run a line of Python any more, the kernel ends."""
+def test_stopped_engine_exits_when_the_api_process_is_killed(start_server: Any) -> None:
+    """The kernel kills the engine, which cannot run Python code."""
     with start_server() as server:
         family = server.family()
         wait_process(server, "engine").suspend()
@@ -87,7 +87,7 @@ def test_stopped_engine_ends_with_a_killed_api_process(start_server: Any) -> Non
         _assert_gone(family)
 
 
-def test_signals_to_the_whole_group_are_the_api_process_s_to_act_on(start_server: Any) -> None:
+def test_only_the_api_process_acts_on_signals_to_the_process_group(start_server: Any) -> None:
     with start_server() as server:
         roles = [find_process(server, role) for role in ("engine", "forkserver", "resource_tracker")]
         for process in roles:
@@ -108,7 +108,7 @@ def test_ctrl_c_while_the_command_is_imported_prints_no_traceback(tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_at_any_time_of_the_start_is_quiet(start_server: Any) -> None:
+def test_ctrl_c_during_the_start_prints_no_traceback(start_server: Any) -> None:
     for phase in ("listen", "engine"):
         with start_server(wait=False) as server:
             family = []
@@ -117,7 +117,7 @@ def test_ctrl_c_at_any_time_of_the_start_is_quiet(start_server: Any) -> None:
             else:
                 family.append(wait_process(server, "engine"))
             family += server.family()
-            for process in family:  # as a terminal does
+            for process in family:  # a terminal sends it to the whole group
                 try:
                     process.send_signal(signal.SIGINT)
                 except psutil.NoSuchProcess:

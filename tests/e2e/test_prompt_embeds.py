@@ -1,4 +1,4 @@
-"""prompt_embeds on the real model, through real processes, from the real `openai` client."""
+"""prompt_embeds on the real model, used through the `openai` client."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def model(model_path: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def exact_server(start_server: Any) -> Iterator[ServerProcess]:
-    """In float32, where the rest of a batch does not change how a sequence is rounded."""
+    """A float32 server, where rounding does not depend on the other sequences of a batch."""
     arguments = ("--enable-prompt-embeds", "--dtype", "float32", "--max-model-len", "1024")
     with start_server(*arguments, "--max-num-batched-tokens", "128") as running:
         yield running
@@ -46,13 +46,13 @@ def exact(exact_server: ServerProcess) -> Iterator[OpenAI]:
 
 
 @torch.inference_mode()
-def rows_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """The embeddings of the text's tokens, as a client would take them from the model."""
+def embed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """The embedding rows of the text's tokens, taken from the model."""
     return model.get_input_embeddings()(torch.tensor(tokenizer(text)["input_ids"])).clone()
 
 
-def continued(client: OpenAI, **fields: Any) -> list[str]:
-    """The greedy continuations of what the fields hold."""
+def continue_greedily(client: OpenAI, **fields: Any) -> list[str]:
+    """The greedy continuations of the prompts in `fields`."""
     extra = {"prompt_embeds": fields.pop("prompt_embeds", None), **IGNORE_EOS}
     options = {"prompt": "", "model": MODEL, "temperature": 0, "max_tokens": 24} | fields
     return [choice.text for choice in client.completions.create(**options, extra_body=extra).choices]
@@ -60,21 +60,21 @@ def continued(client: OpenAI, **fields: Any) -> list[str]:
 
 @pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("text", [PROMPT, STORY], ids=["short", "in chunks"])
-def test_embeddings_continue_as_the_text_does_whose_they_are(
+def test_embeddings_of_a_text_continue_as_the_text_does(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, write: Any, text: str
 ) -> None:
-    rows = rows_of(model, tokenizer, text)
-    (expected,) = continued(exact, prompt=text)
-    assert continued(exact, prompt_embeds=write(rows)) == [expected]
-    both = continued(exact, prompt=[text, "Berlin is"], prompt_embeds=[write(rows), write(rows[:3])])
+    rows = embed(model, tokenizer, text)
+    (expected,) = continue_greedily(exact, prompt=text)
+    assert continue_greedily(exact, prompt_embeds=write(rows)) == [expected]
+    both = continue_greedily(exact, prompt=[text, "Berlin is"], prompt_embeds=[write(rows), write(rows[:3])])
     assert [both[0], both[2]] == [expected] * 2
 
 
-def test_it_is_what_generate_makes_of_them(
+def test_continuation_equals_generate(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Rows that are no token's: each is the mean of two."""
-    rows = rows_of(model, tokenizer, STORY)[:90]
+    """Rows that belong to no token: each is the mean of two rows."""
+    rows = embed(model, tokenizer, STORY)[:90]
     rows = (rows + rows.roll(1, 0)) / 2
     output = model.generate(
         inputs_embeds=rows[None],
@@ -84,14 +84,14 @@ def test_it_is_what_generate_makes_of_them(
         eos_token_id=None,
         pad_token_id=0,
     )
-    assert continued(exact, prompt_embeds=torch_payload(rows)) == [tokenizer.decode(output[0])]
+    assert continue_greedily(exact, prompt_embeds=torch_payload(rows)) == [tokenizer.decode(output[0])]
 
 
-def test_choices_and_streams_of_embeddings(
+def test_embeddings_work_with_choices_and_streams(
     exact: OpenAI, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    embeds = torch_payload(rows_of(model, tokenizer, PROMPT))
-    (expected,) = continued(exact, prompt_embeds=embeds)
+    embeds = torch_payload(embed(model, tokenizer, PROMPT))
+    (expected,) = continue_greedily(exact, prompt_embeds=embeds)
     stream = exact.completions.create(
         model=MODEL,
         prompt="",
@@ -110,27 +110,27 @@ def test_choices_and_streams_of_embeddings(
     assert len({choice.text for choice in answer.choices}) > 1
 
 
-def test_a_real_server_takes_them_in_bfloat16(
+def test_a_bfloat16_server_takes_rows_of_other_types_and_layouts(
     start_server: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    rows = rows_of(model, tokenizer, PROMPT)
+    rows = embed(model, tokenizer, PROMPT)
     with (
         start_server("--enable-prompt-embeds", "--max-model-len", "512") as server,
         OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
     ):
         for given in (rows, rows.bfloat16(), rows.to_sparse()):
-            (text,) = continued(client, prompt_embeds=torch_payload(given))
+            (text,) = continue_greedily(client, prompt_embeds=torch_payload(given))
             assert text.startswith(" Paris")
         assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text(), "the API process has no torch"
 
 
-def test_faults_are_the_client_s_own(exact: OpenAI) -> None:
+def test_rows_of_the_wrong_shape_are_a_bad_request(exact: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="hidden size is 576"):
-        continued(exact, prompt_embeds=torch_payload(torch.zeros(3, 5)))
+        continue_greedily(exact, prompt_embeds=torch_payload(torch.zeros(3, 5)))
     with pytest.raises(openai.BadRequestError, match="maximum context length is 1024"):
-        continued(exact, prompt_embeds=torch_payload(torch.zeros(1024, 576)))
+        continue_greedily(exact, prompt_embeds=torch_payload(torch.zeros(1024, 576)))
 
 
-def test_without_the_flag_it_is_named(client: OpenAI) -> None:
+def test_without_the_flag_the_error_names_it(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="--enable-prompt-embeds"):
-        continued(client, prompt_embeds=torch_payload(torch.zeros(3, 576)))
+        continue_greedily(client, prompt_embeds=torch_payload(torch.zeros(3, 576)))

@@ -1,4 +1,4 @@
-"""`vllm-cli ps` and `vllm-cli stop`, on servers that run."""
+"""`vllm-cli ps` and `vllm-cli stop` with running servers."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def _entry(server: Any) -> dict[str, Any]:
 
 
 def _wait_ready(pid: int, launcher: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What is told of the server once it is ready, and not silent for two seconds as on a very busy machine."""
+    """Polls `ps` until it reports the server as ready; on a busy machine a probe may time out before."""
     found: list[dict[str, Any]] = []
 
     def is_ready() -> bool:
@@ -63,7 +63,7 @@ def test_server_is_found_and_stopped_by_its_port(start_server: Any) -> None:
     with start_server() as server:
         before = _pids(server)
         entry = _wait_ready(server.process.pid)
-        after = _pids(server)  # a helper of the start may have ended meanwhile
+        after = _pids(server)  # a helper process of the start may have exited meanwhile
         assert entry["port"] == server.port
         assert entry["address"] == server.url
         assert entry["model"] == "smol"
@@ -99,7 +99,7 @@ def test_server_that_does_not_stop_in_time_is_killed(start_server: Any) -> None:
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
 
 
-def test_server_on_a_unix_socket_is_found_and_asked(start_server: Any) -> None:
+def test_server_on_a_unix_socket_is_found_and_stopped(start_server: Any) -> None:
     with short_folder() as folder, start_server("--uds", os.path.relpath(folder / "uds"), wait=False) as server:
         entry = _wait_ready(server.process.pid)
         assert entry["port"] is None
@@ -111,12 +111,12 @@ def test_server_on_a_unix_socket_is_found_and_asked(start_server: Any) -> None:
 
 
 @needs_openssl
-def test_server_behind_tls_is_found_and_asked(start_server: Any, tmp_path: Path) -> None:
+def test_server_with_tls_is_found_and_probed(start_server: Any, tmp_path: Path) -> None:
     with start_server(*make_certificate(tmp_path, "server").flags, wait=False) as server:
         assert _wait_ready(server.process.pid)["address"] == f"https://127.0.0.1:{server.port}"
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
 def test_server_of_another_user_is_shown_but_not_stopped(start_server: Any, model_path: Path) -> None:
     user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
     if user is None:
@@ -135,7 +135,7 @@ def test_server_of_another_user_is_shown_but_not_stopped(start_server: Any, mode
 def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(model_path: Path) -> None:
     launcher = own_processes()
     if launcher is None:
-        pytest.skip("no namespaces of processes here")
+        pytest.skip("process namespaces cannot be created")
     with ServerProcess([str(model_path)], launcher=launcher) as server:
         (init,) = psutil.Process(server.process.pid).children()
         assert _wait_ready(init.pid)["port"] == server.port
@@ -143,10 +143,10 @@ def test_server_that_is_process_1_of_a_container_is_stopped_from_outside(model_p
         assert server.process.wait(_GONE_S) == 0
 
 
-def test_server_that_this_network_does_not_reach_is_nobody_else_s(model_path: Path) -> None:
+def test_server_in_another_network_namespace_is_not_found_by_its_port(model_path: Path) -> None:
     launcher = own_processes("--net")
     if launcher is None:
-        pytest.skip("no namespaces of processes here")
+        pytest.skip("process namespaces cannot be created")
     with ServerProcess([str(model_path), "--host", "0.0.0.0"], launcher=launcher, wait=False) as server:
         server.wait_logged("ready after")
         (init,) = psutil.Process(server.process.pid).children()
@@ -158,8 +158,8 @@ def test_server_that_this_network_does_not_reach_is_nobody_else_s(model_path: Pa
         assert server.process.wait(_GONE_S) == 0
 
 
-def test_one_that_takes_the_place_of_what_was_stopped_is_named(start_server: Any) -> None:
-    """Started while the other still ends, as a supervisor may be quicker than `stop`, or slower."""
+def test_stop_names_the_server_that_replaces_the_stopped_one(start_server: Any) -> None:
+    """The new server starts before the old one has exited, as a service manager may do."""
     with start_server() as server:
         server.process.send_signal(signal.SIGSTOP)
         stop = subprocess.Popen(
@@ -168,12 +168,12 @@ def test_one_that_takes_the_place_of_what_was_stopped_is_named(start_server: Any
             text=True,
         )
         wait_until(lambda: signal.SIGTERM in _pending(server.process.pid))
-        with start_server(wait=False) as heir:
-            heir.wait_listening()
+        with start_server(wait=False) as successor:
+            successor.wait_listening()
             server.process.send_signal(signal.SIGCONT)
             _, notice = stop.communicate(timeout=200)
             assert stop.returncode == 0
-            assert f"smol is served again by process {heir.process.pid}" in notice
+            assert f"smol is served again by process {successor.process.pid}" in notice
 
 
 def _pending(pid: int) -> set[int]:
@@ -181,7 +181,7 @@ def _pending(pid: int) -> set[int]:
     return {number for number in range(1, 65) if int(fields["ShdPnd"], 16) >> (number - 1) & 1}
 
 
-def test_port_that_two_servers_have_names_neither(start_server: Any) -> None:
+def test_port_of_two_servers_stops_neither(start_server: Any) -> None:
     with start_server(wait=False) as first, start_server("--host", "127.0.0.2", "--port", str(first.port), wait=False):
         for host in ("127.0.0.1", "127.0.0.2"):
             wait_listening(first.port, host)
@@ -191,12 +191,12 @@ def test_port_that_two_servers_have_names_neither(start_server: Any) -> None:
         assert first.process.poll() is None
 
 
-def test_nobody_is_stopped_for_a_number_that_nobody_has() -> None:
+def test_number_without_a_server_is_an_error() -> None:
     unused = 4_200_000_000
     run = _cli("stop", str(unused))
     assert run.returncode == 1
     assert str(unused) in run.stderr
 
 
-def test_all_and_one_contradict_each_other() -> None:
+def test_all_cannot_be_combined_with_a_server() -> None:
     assert _cli("stop", "--all", "1").returncode == 2

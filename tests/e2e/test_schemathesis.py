@@ -1,6 +1,6 @@
-"""schemathesis, which makes requests from /openapi.json, finds none that the server answers with 5xx.
+"""schemathesis generates requests from /openapi.json; the server answers none with 5xx.
 
-It has an environment of its own: its plugins would be in the way of every other test.
+schemathesis is installed in its own environment: its pytest plugins would affect every other test.
 """
 
 import shutil
@@ -24,7 +24,7 @@ FEW_TOKENS = ("--max-model-len", "128", "--override-generation-config.max_new_to
 
 @pytest.fixture(scope="module")
 def schemathesis(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The command; installed where there is none."""
+    """The path of the command, which is installed if it is missing."""
     if found := shutil.which("schemathesis"):
         return found
     folder = tmp_path_factory.mktemp("schemathesis")

@@ -1,4 +1,4 @@
-"""TLS and keys of a real server: from its first moment on, and while their files change under it."""
+"""TLS and API keys of a real server, from the first response on and while their files change."""
 
 import http.client
 import json
@@ -22,7 +22,7 @@ ON_A_TERMINAL = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spa
 
 
 class SecureServer(ServerProcess):
-    """A server that is asked over TLS, with a certificate that its client knows."""
+    """A server with TLS, whose client trusts its certificate."""
 
     def __init__(self, model: Path, *arguments: str, certificate: Certificate) -> None:
         lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
@@ -36,11 +36,11 @@ class SecureServer(ServerProcess):
             return 0
 
     def connect(self) -> http.client.HTTPSConnection:
-        """A connection that is made with its first request."""
+        """A connection that is opened with its first request."""
         return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context)
 
     def get(self, path: str, key: str = "") -> tuple[int, bytes]:
-        """Status and body, on a connection of its own."""
+        """Status and body, on a new connection."""
         with closing(self.connect()) as connection:
             return get(connection, path, key)
 
@@ -53,7 +53,7 @@ def get(connection: http.client.HTTPSConnection, path: str, key: str = "") -> tu
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """A folder with a server's certificate, and keys for its requests."""
+    """A folder with a server's certificate and its API keys."""
     make_certificate(tmp_path, "server")
     (tmp_path / "keys").write_text("filed-key-1\nfiled-key-2\n")
     (tmp_path / "keys").chmod(0o600)
@@ -66,12 +66,12 @@ def server(model_path: Path, files: Path) -> Iterator[SecureServer]:
     keys = ["--api-key", "given-key-1", "given-key-2", "--api-key-file", str(files / "keys")]
     with SecureServer(
         model_path, *keys, "--enable-ssl-refresh", "--max-model-len", "1024", certificate=certificate
-    ) as it:
-        yield it
+    ) as running:
+        yield running
 
 
-def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureServer, files: Path) -> None:
-    _answers_over_tls(server)
+def test_tls_and_keys_hold_from_the_first_response_on_and_are_renewed(server: SecureServer, files: Path) -> None:
+    _wait_answer_over_tls(server)
     server.wait_ready()
     command_lines = for_each_process(server, lambda process: " ".join(process.cmdline()))
     assert command_lines
@@ -80,9 +80,9 @@ def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureS
     for key in ("given-key-1", "given-key-2", "filed-key-1", "filed-key-2"):
         assert server.get("/v1/models", key)[0] == 200
 
-    former = server.connect()
-    assert get(former, "/v1/models", "filed-key-1")[0] == 200
-    socket_before = former.sock
+    previous = server.connect()
+    assert get(previous, "/v1/models", "filed-key-1")[0] == 200
+    socket_before = previous.sock
     (files / "keys").write_text("filed-key-2\nfiled-key-3\n")
     renewed = make_certificate(files, "renewed")
     for old, new in zip((files / "server.key", files / "server.crt"), reversed(renewed), strict=True):
@@ -92,10 +92,10 @@ def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureS
     wait_until(lambda: server.get("/v1/models", "filed-key-3")[0] == 200)
     assert server.get("/v1/models", "filed-key-1")[0] == 401
     assert server.get("/v1/models", "filed-key-2")[0] == 200
-    assert get(former, "/v1/models", "filed-key-1")[0] == 401, "a key that was taken away"
-    assert get(former, "/v1/models", "filed-key-3")[0] == 200
-    assert former.sock is socket_before, "a connection with the former certificate goes on"
-    former.close()
+    assert get(previous, "/v1/models", "filed-key-1")[0] == 401, "a removed key"
+    assert get(previous, "/v1/models", "filed-key-3")[0] == 200
+    assert previous.sock is socket_before, "a connection with the previous certificate stays open"
+    previous.close()
 
     (files / "server.key").write_text("broken")
     (files / "keys").write_text("")
@@ -107,7 +107,7 @@ def test_tls_and_keys_hold_from_the_first_moment_and_are_renewed(server: SecureS
     assert not any(key in server.log for key in ("given-key-1", "given-key-2", "filed-key", "Traceback"))
 
 
-def test_an_encrypted_key_ends_the_start_and_asks_nobody(model_path: Path, tmp_path: Path) -> None:
+def test_an_encrypted_key_fails_the_start_without_a_prompt(model_path: Path, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, "server")
     encrypt_key(certificate.key)
     serve = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0", *certificate.flags]
@@ -124,8 +124,8 @@ def test_an_encrypted_key_ends_the_start_and_asks_nobody(model_path: Path, tmp_p
     assert "Traceback" not in done.stdout
 
 
-def _answers_over_tls(server: SecureServer) -> None:
-    """From the first answer on; on most machines that one comes from the responder."""
+def _wait_answer_over_tls(server: SecureServer) -> None:
+    """Waits for the first response over TLS, which on most machines the responder sends."""
 
     def answers() -> bool:
         try:

@@ -1,4 +1,4 @@
-"""A server under a service manager: systemd's protocol, from the socket that it is handed to the last word."""
+"""A server under a service manager: socket activation, notifications and watchdog of systemd's protocol."""
 
 import os
 import signal
@@ -24,39 +24,39 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 """
 
 
-def test_a_service_is_handed_its_socket_and_tells_how_it_is(model_path: Path, tmp_path: Path) -> None:
+def test_a_service_takes_its_socket_and_notifies_its_state(model_path: Path, tmp_path: Path) -> None:
     with (
         short_folder() as folder,
-        NotifySocket(str(folder / "notify")) as heard,
+        NotifySocket(str(folder / "notify")) as notified,
         socket.create_server(("127.0.0.1", 0)) as listener,
         (tmp_path / "log").open("w") as log,
     ):
         process = subprocess.Popen(
             _service(listener.fileno(), str(model_path), "--port", "1", "--max-model-len", "256"),
-            env=os.environ | {"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"},
+            env=os.environ | {"NOTIFY_SOCKET": notified.address, "WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"},
             pass_fds=[listener.fileno()],
             stderr=log,
         )
         try:
-            wait_until(lambda: "READY=1" in heard.lines or process.poll() is not None, timeout_s=240)
+            wait_until(lambda: "READY=1" in notified.lines or process.poll() is not None, timeout_s=240)
             assert process.poll() is None, (tmp_path / "log").read_text()
-            statuses = [line for line in heard.lines if line.startswith("STATUS=")]
+            statuses = [line for line in notified.lines if line.startswith("STATUS=")]
             assert "STATUS=preflight" in statuses
             url = "http://{}:{}".format(*listener.getsockname())
             assert statuses[-1] == f"STATUS=ready: {url}"
             with urllib.request.urlopen(f"{url}/health", timeout=60) as response:
                 assert response.status == 200
-            wait_until(lambda: heard.lines.count("WATCHDOG=1") >= 3)
+            wait_until(lambda: notified.lines.count("WATCHDOG=1") >= 3)
             process.send_signal(signal.SIGTERM)
             assert process.wait(120) == 0
         finally:
             process.kill()
             process.wait()
-        wait_until(lambda: "STOPPING=1" in heard.lines)  # sent, but perhaps not read yet
-        assert heard.lines.index("READY=1") < heard.lines.index("STOPPING=1")
+        wait_until(lambda: "STOPPING=1" in notified.lines)  # it was sent, but may not be read yet
+        assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
 
 
-def test_a_descriptor_that_does_not_listen_ends_the_start(tmp_path: Path) -> None:
+def test_a_descriptor_that_is_no_socket_fails_the_start(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file:
         done = subprocess.run(
             _service(file.fileno(), str(tmp_path)),

@@ -1,4 +1,4 @@
-"""How a server ends: drained, cut, killed, or not started at all; and that nothing is left."""
+"""Ends of a server: drained, cut short, killed, or failed during the start; no process is left."""
 
 import signal
 import socket
@@ -21,7 +21,7 @@ _GONE_S = 60.0
 
 
 @pytest.mark.parametrize("method", START_METHODS)
-def test_server_answers_and_ends_cleanly_with_each_start_method(
+def test_server_answers_and_exits_cleanly_with_each_start_method(
     start_server: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
@@ -36,7 +36,7 @@ def test_server_answers_and_ends_cleanly_with_each_start_method(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_running_stream_finishes_before_the_server_ends(start_server: Any, signal_number: int) -> None:
+def test_running_stream_finishes_before_the_server_exits(start_server: Any, signal_number: int) -> None:
     with start_server("--shutdown-timeout", "200") as server:
         reader = StreamReader(server.url, 60)
         code = server.terminate(signal_number)
@@ -58,13 +58,13 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: A
 
 
 @pytest.mark.thorough
-def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
+def test_new_requests_get_a_503_while_draining(start_server: Any) -> None:
     environment = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
     with start_server("--shutdown-timeout", "200", environment=environment) as server, RawClient(server.port) as kept:
         assert kept.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").read().status == 200
         reader = StreamReader(server.url, 100)
         engine = wait_process(server, "engine")
-        engine.suspend()  # so that the stream does not end first
+        engine.suspend()  # keeps the stream running
         server.process.send_signal(signal.SIGTERM)
         server.wait_logged("shutting down: 1 requests")
         answer = kept.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n").read()
@@ -75,7 +75,7 @@ def test_new_requests_are_refused_while_draining(start_server: Any) -> None:
         assert server.process.wait(_GONE_S) == 0
 
 
-def test_second_signal_ends_at_once(start_server: Any) -> None:
+def test_second_signal_ends_the_drain_at_once(start_server: Any) -> None:
     with start_server("--shutdown-timeout", "600") as server:
         reader = StreamReader(server.url, 6000)
         server.process.send_signal(signal.SIGINT)
@@ -84,7 +84,7 @@ def test_second_signal_ends_at_once(start_server: Any) -> None:
         assert "the server was stopped" in str(reader.finish()[-2:])
 
 
-def test_dead_engine_turns_health_to_503_and_ends_the_server(start_server: Any) -> None:
+def test_server_whose_engine_dies_answers_503_and_exits(start_server: Any) -> None:
     with start_server() as server:
         reader = StreamReader(server.url, 2000)
         wait_process(server, "engine").kill()

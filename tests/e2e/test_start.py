@@ -1,4 +1,4 @@
-"""A real start: answered from the first moment, explained, bounded, and clean however it ends."""
+"""Real starts: probes are answered, phases are reported, signals and time-outs leave no process."""
 
 import json
 import os
@@ -39,7 +39,7 @@ sys.addaudithook(hook)
 
 
 class _Prober(threading.Thread):
-    """Asks /health without a pause from the first accepted connection on."""
+    """Polls /health every 2 ms; errors count from the first response on."""
 
     def __init__(self, port: int) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class _Prober(threading.Thread):
         self.failures: list[str] = []
         self.bodies: list[dict[str, Any]] = []
         self._url = f"http://127.0.0.1:{port}/health"
-        self._stop_asked = threading.Event()
+        self._is_stopping = threading.Event()
 
     def run(self) -> None:
-        while not self._stop_asked.is_set():
+        while not self._is_stopping.is_set():
             try:
                 with urllib.request.urlopen(self._url, timeout=60) as response:
                     self.statuses.append(response.status)
@@ -63,7 +63,7 @@ class _Prober(threading.Thread):
             time.sleep(0.002)
 
     def stop(self) -> None:
-        self._stop_asked.set()
+        self._is_stopping.set()
         self.join()
 
 
@@ -81,7 +81,7 @@ def test_no_probe_is_refused_from_the_first_answer_to_readiness(start_server: An
     for prober in probers:
         assert not prober.failures
         ready = prober.statuses.index(200)
-        assert set(prober.statuses[:ready]) <= {503}  # one that was held up for the whole start saw nothing of it
+        assert set(prober.statuses[:ready]) <= {503}  # a prober delayed for the whole start has no 503
         assert set(prober.statuses[ready:]) == {200}
         assert {body["status"] for body in prober.bodies} <= {"starting"}
         elapsed = [body["elapsed_s"] for body in prober.bodies]
@@ -114,17 +114,17 @@ def test_second_server_on_the_port_fails_while_the_first_still_loads(start_serve
         first.wait_ready()
 
 
-@pytest.mark.alone  # who has to wait for a processor between two phases does nothing that has a name
+@pytest.mark.alone  # time without a processor between two phases belongs to no phase
 def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -> None:
     report, trace = tmp_path / "report.json", tmp_path / "trace.json"
     with (
         start_server("--startup-report", str(report), "--startup-trace", str(trace)) as server,
         urllib.request.urlopen(f"{server.url}/startupz") as response,
     ):
-        told = json.load(response)
-        waited_s = sum(for_each_process(server, _waited_for_processor_s))
+        answered = json.load(response)
+        waited_s = sum(for_each_process(server, _seconds_without_processor))
     written = json.loads(report.read_text())
-    assert told["outcome"] == written["outcome"] == "ready"
+    assert answered["outcome"] == written["outcome"] == "ready"
     assert written["explained_share"] >= 0.99 - waited_s / written["total_s"]
     assert sum(p["took_s"] for p in written["phases"]) == pytest.approx(written["total_s"], rel=0.01)
     processes = {span["process"] for span in written["spans"]}
@@ -137,7 +137,9 @@ def test_report_and_trace_explain_the_start(start_server: Any, tmp_path: Path) -
     ("signal_number", "delay_s"),
     [
         *((signal.SIGTERM, delay_s) for delay_s in (0.0, 0.3, 0.7, 1.1, 1.5, 1.9, 2.3)),
-        *((signal.SIGINT, delay_s) for delay_s in (0.0, 0.3, 0.9, 1.7)),  # the same code acts on it, but early on
+        *(
+            (signal.SIGINT, delay_s) for delay_s in (0.0, 0.3, 0.9, 1.7)
+        ),  # handled by the same code, except at the beginning
     ],
 )
 def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
@@ -145,7 +147,7 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
 ) -> None:
     begin = time.monotonic()
     with start_server(wait=False) as server:
-        wait_listening(server.port)  # before, the signal is the interpreter's to act on
+        wait_listening(server.port)  # earlier, the interpreter handles the signal
         time.sleep(delay_s + random.uniform(0, 0.2))
         family = server.family()
         server.process.send_signal(signal_number)
@@ -154,12 +156,12 @@ def test_signal_in_any_phase_ends_the_start_and_leaves_nothing(
         _, left = psutil.wait_procs(family, timeout=_GONE_S)
         assert not left
         assert "Traceback" not in server.log
-        # What was asked to end early does not load the model first; close to readiness both may happen.
+        # An early signal ends the start before the model is loaded; close to readiness either may come first.
         if ready := re.search(r"ready after (\d+\.\d+) s", server.log):
             assert signalled_after_s > float(ready[1]) / 2
 
 
-def test_start_that_takes_too_long_is_ended_with_its_phase_and_stacks(start_server: Any) -> None:
+def test_start_that_exceeds_its_timeout_ends_with_its_phase_and_stacks(start_server: Any) -> None:
     with start_server("--startup-timeout", "0.6", wait=False) as server:
         family = server.family()
         assert server.process.wait(_GONE_S) == 3
@@ -169,7 +171,7 @@ def test_start_that_takes_too_long_is_ended_with_its_phase_and_stacks(start_serv
         assert "Thread 0x" in server.log
 
 
-def test_all_faults_are_told_at_once_before_anything_heavy_is_imported(tmp_path: Path, model_path: Path) -> None:
+def test_preflight_reports_all_faults_at_once_before_heavy_imports(tmp_path: Path, model_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     for file in model_path.iterdir():
@@ -193,7 +195,7 @@ def test_all_faults_are_told_at_once_before_anything_heavy_is_imported(tmp_path:
     assert not (tmp_path / "audit").exists(), (tmp_path / "audit").read_text()
 
 
-def test_misspelt_start_method_is_refused_with_a_guess(model_path: Path) -> None:
+def test_misspelt_start_method_is_rejected_with_a_suggestion(model_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "vllm_cli", "serve", str(model_path)],
         env=os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "forkserve"},
@@ -206,7 +208,7 @@ def test_misspelt_start_method_is_refused_with_a_guess(model_path: Path) -> None
     assert "spawn" in run.stderr
 
 
-def test_preflight_only_checks_and_ends(model_path: Path) -> None:
+def test_preflight_only_checks_and_exits(model_path: Path) -> None:
     run = subprocess.run(
         [
             sys.executable,
@@ -240,7 +242,7 @@ def test_only_main_threads_import_heavy_modules_in_fifty_starts(model_path: Path
 
 
 def test_api_process_of_a_plain_start_imports_no_torch(model_path: Path, tmp_path: Path) -> None:
-    """With `forkserver` torch is loaded in the engine's processes alone; the API process is spared 1.5 s."""
+    """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     with _audited(model_path, tmp_path, "forkserver") as server:
         maps = Path(f"/proc/{server.process.pid}/maps").read_text()
         assert "libtorch" not in maps
@@ -259,15 +261,15 @@ def _audited(model_path: Path, folder: Path, method: str) -> ServerProcess:
 
 
 def _audit_environment(folder: Path, threads: str) -> dict[str, str]:
-    """Every Python process notes heavy imports in a file: on all threads, or on others than the main one."""
+    """Every Python process records heavy imports in a file: on all threads, or on all but the main thread."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_AUDIT)
     return {"PYTHONPATH": str(site), "IMPORT_AUDIT": str(folder / "audit"), "AUDITED_THREADS": threads}
 
 
-def _waited_for_processor_s(process: psutil.Process) -> float:
-    """How long its main thread could have run, had there been a processor; 0 where the kernel does not count it."""
+def _seconds_without_processor(process: psutil.Process) -> float:
+    """How long its main thread was runnable without a processor; 0 if the kernel does not count that."""
     try:
         return int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:

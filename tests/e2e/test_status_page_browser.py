@@ -1,4 +1,4 @@
-"""The status page in a real browser: it may run its script, and shows what the server tells."""
+"""The status page in a real browser: its script runs and shows the server's state."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ _CARDS = (
 async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_path: Path) -> None:
     with start_server(wait=False) as server:
         async with Browser() as browser:
-            wait_until(server.health)  # 503: somebody listens
+            wait_until(server.health)  # 503: the responder answers
             await browser.open(f"{server.url}/")
             await browser.wait_for("document.querySelector('#timeline svg rect') !== null")
             await browser.wait_for("document.querySelector('#state').textContent === 'ready'")
@@ -31,8 +31,8 @@ async def test_the_page_shows_state_start_and_figures(start_server: Any, tmp_pat
             assert {"waited for", "api", "engine", "forkserver", "listening"} <= set(lanes)
             assert await browser.evaluate("document.querySelectorAll('#phases tbody tr').length") > 3
             assert await browser.evaluate("document.querySelector('#progress').hidden")
-            assert browser.complaints == []
-            await browser.photograph(tmp_path / "page.png")
+            assert browser.errors == []
+            await browser.take_screenshot(tmp_path / "page.png")
             assert (tmp_path / "page.png").stat().st_size > 10_000
             server.terminate()
             await browser.wait_for("document.querySelector('#state').textContent === 'unreachable'")

@@ -1,4 +1,4 @@
-"""What clients may do to a connection of a real server that speaks TLS: the same as to a plain one, and handshakes."""
+"""Misbehaving clients of a server with TLS: as without TLS, and in the handshake."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -23,7 +23,7 @@ LONG = {"prompt": "a", "max_tokens": 3000, "ignore_eos": True, "stream": True, "
 
 
 class TlsServer(ServerProcess):
-    """Few connections, which need not hurry unless they do not read."""
+    """A server with few connections and long time-outs, except for clients that do not read."""
 
     def __init__(self, folder: Path, certificate: Certificate) -> None:
         words = ["--http-max-connections", str(MAX_CONNECTIONS), "--http-header-timeout", "600"]
@@ -32,11 +32,11 @@ class TlsServer(ServerProcess):
         self._context = certificate.client_context()
 
     def connect(self, *, receive_buffer: int | None = None) -> RawClient:
-        """Behind the handshake."""
+        """A client that has completed the handshake."""
         return RawClient(self.port, receive_buffer=receive_buffer, context=self._context)
 
     def get(self, request: bytes) -> RawAnswer:
-        """The answer to a request on a connection of its own."""
+        """The response to a request on a new connection."""
         with self.connect() as client:
             return client.send(request).read()
 
@@ -47,12 +47,12 @@ class TlsServer(ServerProcess):
             return 0
 
     def num_open(self) -> int:
-        """Connections, whatever the server thinks of them."""
+        """The number of TCP connections of the server's process."""
         sockets = psutil.Process(self.process.pid).net_connections("tcp")
         return sum(connection.status != psutil.CONN_LISTEN for connection in sockets)
 
     def num_running(self) -> float:
-        """Sequences in the engine."""
+        """The number of sequences that run in the engine."""
         lines = self.get(METRICS).body.decode().splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_requests_running{"))
 
@@ -83,8 +83,8 @@ def test_idle_connections_make_room_for_handshakes(server: TlsServer) -> None:
             assert all(client.send(GET).read().status == 200 for client in clients[1:])
 
 
-def test_clients_that_owe_their_goodbye_make_room(server: TlsServer) -> None:
-    """They have been answered and told that the connection ends, but do not end it."""
+def test_clients_that_do_not_close_make_room(server: TlsServer) -> None:
+    """They got their response with `Connection: close`, but keep the connection open."""
     with ExitStack() as stack:
         for _ in range(3 * MAX_CONNECTIONS):
             assert stack.enter_context(server.connect()).send(LAST).read().status == 200
@@ -92,13 +92,13 @@ def test_clients_that_owe_their_goodbye_make_room(server: TlsServer) -> None:
         assert server.num_open() <= MAX_CONNECTIONS + 1
 
 
-def test_a_client_that_sends_a_large_body_anyway_reads_the_refusal(server: TlsServer) -> None:
+def test_a_client_that_sends_a_large_body_anyway_can_read_the_error(server: TlsServer) -> None:
     with server.connect() as client:
         client.send(request_bytes("/v1/completions", b" " * 50_000_000))
         assert client.read().status == 413
 
 
-def test_a_client_that_does_not_read_is_cut_and_its_request_cancelled(server: TlsServer) -> None:
+def test_a_client_that_does_not_read_is_disconnected_and_its_request_cancelled(server: TlsServer) -> None:
     with server.connect(receive_buffer=4096) as client:
         client.post("/v1/completions", LONG | {"temperature": 1.0})
         server.wait_logged("has read nothing for 2 s (--http-send-timeout)")

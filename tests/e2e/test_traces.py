@@ -1,4 +1,4 @@
-"""Traces by the real OpenTelemetry, received by a real collector; slow, for the extra `otel` has to be installed."""
+"""OpenTelemetry traces, received by a collector; slow because the extra `otel` has to be installed."""
 
 import json
 import os
@@ -20,25 +20,25 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 RECEIVER = Path(__file__).with_name("otlp_receiver.py")
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-SPEEDY = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+FAST_EXPORT = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the extra is installed: in a folder of its own, so that other tests run without it."""
+    """Variables with which the extra is importable; it is installed in a separate folder."""
     import tomllib
 
     folder = tmp_path_factory.mktemp("otel")
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["otel"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, "--target", str(folder), *extra], check=True, timeout=280)
-    return {"PYTHONPATH": str(folder)} | SPEEDY
+    return {"PYTHONPATH": str(folder)} | FAST_EXPORT
 
 
 class Collector:
-    """The receiver's process, and the spans it has told so far."""
+    """The process of otlp_receiver.py and the spans that it has received."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         assert process.stdout is not None
@@ -49,7 +49,7 @@ class Collector:
         self.reading.start()
 
     def wait_for(self, name: str) -> dict[str, Any]:
-        """The span of that name that has come first."""
+        """Waits for a span of the name; the first one."""
         wait_until(lambda: self.named(name))
         return self.named(name)[0]
 
@@ -98,17 +98,17 @@ def complete(server: ServerProcess, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(("kind", "endpoint"), [("http", "http://127.0.0.1:{}/v1/traces"), ("grpc", "127.0.0.1:{}")])
-def test_a_request_and_the_start_arrive_at_the_collector(collect, traced, kind: str, endpoint: str) -> None:
+def test_spans_of_a_request_and_of_the_start_are_received(collect, traced, kind: str, endpoint: str) -> None:
     headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01", "X-Request-Id": "one"}
     with collect(kind) as collector, traced(endpoint.format(collector.port)) as server:
         usage = complete(server, temperature=0, extra_headers=headers).usage
         request = collector.wait_for("llm_request")
         assert (request["traceId"], request["parentSpanId"]) == (TRACE_ID, PARENT_ID)
         assert request["kind"] == "SPAN_KIND_SERVER"
-        facts = request["attributes"]
-        assert facts["gen_ai.request.id"] == "cmpl-one"
-        assert int(facts["gen_ai.usage.prompt_tokens"]) == usage.prompt_tokens
-        assert int(facts["gen_ai.usage.completion_tokens"]) == 5
+        attributes = request["attributes"]
+        assert attributes["gen_ai.request.id"] == "cmpl-one"
+        assert int(attributes["gen_ai.usage.prompt_tokens"]) == usage.prompt_tokens
+        assert int(attributes["gen_ai.usage.completion_tokens"]) == 5
         assert request["resource"]["service.name"] == "vllm-cli"
         parts = ["decode", "prefill", "queue", "render"]
         wait_until(lambda: sorted(span["name"] for span in collector.children(request)) == parts)
@@ -127,7 +127,7 @@ def test_a_request_and_the_start_arrive_at_the_collector(collect, traced, kind: 
         wait_until(lambda: sorted(span["name"] for span in collector.children(start)) == spans)
 
 
-def test_what_is_not_sampled_is_not_sent(collect, traced) -> None:
+def test_spans_that_are_not_sampled_are_not_sent(collect, traced) -> None:
     with collect("http") as collector, traced(f"http://127.0.0.1:{collector.port}/v1/traces") as server:
         complete(server, extra_headers={"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-00"})
         complete(server, extra_headers={"traceparent": "nonsense", "X-Request-Id": "two"})
@@ -137,7 +137,7 @@ def test_what_is_not_sampled_is_not_sent(collect, traced) -> None:
     assert len(collector.named("llm_request")) == 1
 
 
-def test_the_last_spans_are_sent_when_the_server_ends(collect, model_path: Path, installed) -> None:
+def test_the_last_spans_are_sent_when_the_server_exits(collect, model_path: Path, installed) -> None:
     lazy = installed | {"OTEL_BSP_SCHEDULE_DELAY": "3600000"}
     with collect("http") as collector:
         words = [str(model_path), "--otlp-traces-endpoint", f"http://127.0.0.1:{collector.port}/v1/traces"]
@@ -146,7 +146,7 @@ def test_the_last_spans_are_sent_when_the_server_ends(collect, model_path: Path,
         collector.wait_for("llm_request")
 
 
-def test_a_collector_that_is_gone_holds_up_nobody(traced) -> None:
+def test_an_unreachable_collector_delays_no_request_and_no_exit(traced) -> None:
     with traced("http://127.0.0.1:9/v1/traces") as server:
         assert complete(server).usage.completion_tokens == 5
         assert server.terminate() == 0
@@ -154,7 +154,7 @@ def test_a_collector_that_is_gone_holds_up_nobody(traced) -> None:
 
 def test_without_the_extra_the_start_fails_with_the_command_that_installs_it(model_path: Path) -> None:
     if _has_opentelemetry():
-        pytest.skip("OpenTelemetry is installed here anyway")
+        pytest.skip("OpenTelemetry is installed in this environment")
     command = [sys.executable, "-m", "vllm_cli", "serve", str(model_path), "--port", "0"]
     run = subprocess.run(
         [*command, "--otlp-traces-endpoint", "http://127.0.0.1:4318"], capture_output=True, text=True, timeout=200

@@ -1,4 +1,4 @@
-/* A wall clock that a test moves: the real one plus the seconds in the file that JUMPING_CLOCK names, which is mapped. */
+/* A wall clock that a test sets: the real one plus the seconds in the mapped file that JUMPING_CLOCK names. */
 
 #define _GNU_SOURCE
 #include <fcntl.h>

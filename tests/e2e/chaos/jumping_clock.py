@@ -1,4 +1,4 @@
-"""A wall clock that jumps, for the processes that are started with it; skips the test where nothing compiles C."""
+"""A wall clock that a test can set for the processes it starts; skips the test without a C compiler."""
 
 import mmap
 import os
@@ -16,12 +16,12 @@ _SOURCE = Path(__file__).with_name("jumping_clock.c")
 
 
 class JumpingClock:
-    """What `environment` is given to has this clock, and so has whatever it starts."""
+    """A process that gets `environment`, and every process that it starts, uses this clock."""
 
     def __init__(self, folder: Path) -> None:
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
-            pytest.skip("there is no C compiler here to make a clock that jumps")
+            pytest.skip("no C compiler is installed")
         self._library = folder / "jumping_clock.so"
         self._shift = folder / "shift"
         self._shift.write_bytes(struct.pack("q", 0))
@@ -39,10 +39,10 @@ class JumpingClock:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables of a process that lives by this clock."""
+        """Variables of a process that uses this clock."""
         preloaded = " ".join([str(self._library), *os.environ.get("LD_PRELOAD", "").split()])
         return {"LD_PRELOAD": preloaded, "JUMPING_CLOCK": str(self._shift)}
 
     def set(self, seconds: int) -> None:
-        """From now on the clock is so far ahead of the real one, or behind it."""
+        """Sets the clock ahead of the real one by this many seconds, or behind it if negative."""
         self._mapped[:] = struct.pack("q", seconds)

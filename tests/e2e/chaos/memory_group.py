@@ -1,4 +1,4 @@
-"""A memory limit of the kernel's, as a container has it; skips the test where none can be made."""
+"""A memory cgroup, as a container has it; the test is skipped if none can be created."""
 
 import errno
 import os
@@ -18,13 +18,13 @@ _NONE: Final = {1: "-1", 2: "max"}
 
 
 class MemoryGroup:
-    """A cgroup of either version, without a limit at first; what runs in it must have ended with the `with` block."""
+    """A cgroup of either version, at first without a limit; its processes exit within the `with` block."""
 
     def __init__(self, name: str) -> None:
         groups = list(own_cgroups("memory"))
         if not groups:
-            pytest.skip("there are no memory cgroups here")
-        around = min(reversed(groups), key=lambda group: group.version)  # 2 may be there without this controller
+            pytest.skip("there are no memory cgroups")
+        around = min(reversed(groups), key=lambda group: group.version)  # version 2 may lack this controller
         self._version = around.version
         self._folder = around.folder / f"{name}-{os.getpid()}"
 
@@ -35,7 +35,7 @@ class MemoryGroup:
         except OSError as err:
             with suppress(OSError):
                 self._folder.rmdir()
-            pytest.skip(f"no memory limit can be set here: {err}")
+            pytest.skip(f"no memory limit can be set: {err}")
         return self
 
     def __exit__(
@@ -44,7 +44,7 @@ class MemoryGroup:
         wait_until(self._remove)
 
     def _remove(self) -> bool:
-        """Whether it could be done: who has ended may still be counted for a moment."""
+        """Removes the group; False while the kernel still counts an exited process."""
         try:
             self._folder.rmdir()
         except OSError as err:
@@ -55,14 +55,14 @@ class MemoryGroup:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """Executes the words that follow under the limit."""
+        """Executes the arguments that follow under the limit."""
         return (*_ENTER, str(self._folder))
 
     @property
     def num_used_bytes(self) -> int:
-        """What its processes have, the page cache included."""
+        """The memory of its processes, including the page cache."""
         return int((self._folder / _USAGES[self._version]).read_text())
 
     def set_limit(self, num_bytes: int | None) -> None:
-        """None takes it away."""
+        """Sets the limit; None removes it."""
         (self._folder / _LIMITS[self._version]).write_text(str(num_bytes) if num_bytes else _NONE[self._version])

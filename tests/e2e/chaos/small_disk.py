@@ -1,4 +1,4 @@
-"""A file system that holds next to nothing, which only the processes that are launched into it see."""
+"""A tiny file system, visible only to the processes launched in its mount namespace."""
 
 import os
 import subprocess
@@ -9,17 +9,17 @@ from typing import Self
 import pytest
 
 _ENTER = "mount -t tmpfs -o size={size},nr_inodes={num_inodes} none {folder} && echo mounted && exec cat"
-"""Stays until its input ends, as it does with this process."""
+"""Keeps the namespace until its standard input ends, at the latest with this process."""
 
 
 class SmallDisk:
-    """A tmpfs on a folder, in a mount namespace of its own; skips the test where none can be made.
+    """A tmpfs on a folder, in its own mount namespace; the test is skipped if it cannot be mounted.
 
-    It is there for as long as the `with` block lasts, whatever is launched into it.
+    It exists for the `with` block.
     """
 
     def __init__(self, folder: Path, num_bytes: int, *, num_files: int = 1000) -> None:
-        """The folder must exist; everybody else goes on seeing what it holds."""
+        """`folder` must exist; other processes still see its original content."""
         self._folder = folder
         self._num_files = num_files
         self._num_bytes = num_bytes
@@ -37,11 +37,11 @@ class SmallDisk:
                 text=True,
             )
         except FileNotFoundError:
-            pytest.skip("there is no unshare(1) here")
+            pytest.skip("unshare(1) is not installed")
         assert self._keeper.stdout is not None
         if (answer := self._keeper.stdout.readline()) != "mounted\n":
             self._end()
-            pytest.skip(f"no file system can be mounted here: {answer.strip()}")
+            pytest.skip(f"no file system can be mounted: {answer.strip()}")
         return self
 
     def __exit__(
@@ -51,23 +51,23 @@ class SmallDisk:
 
     @property
     def launcher(self) -> tuple[str, ...]:
-        """Executes the words that follow where the file system is seen."""
+        """Executes the arguments that follow in the mount namespace."""
         own_user = () if os.geteuid() == 0 else ("--user", "--preserve-credentials")
         return ("nsenter", f"--target={self._keeper.pid}", *own_user, "--mount", f"--wd={Path.cwd()}")
 
-    def see(self, path: Path) -> Path:
-        """How this process gets at something that only those inside see."""
+    def path_inside(self, path: Path) -> Path:
+        """The path by which this process reaches a path of the mount namespace."""
         return Path(f"/proc/{self._keeper.pid}/root{path}")
 
     def fill(self, *, but: int = 0) -> None:
-        """Not a byte is left, or so many (whole pages)."""
-        state = os.statvfs(self.see(self._folder))
-        with self.see(self._folder / "ballast").open("wb", buffering=0) as file:
+        """Fills the disk, except for `but` bytes (whole pages)."""
+        state = os.statvfs(self.path_inside(self._folder))
+        with self.path_inside(self._folder / "ballast").open("wb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, state.f_bavail * state.f_frsize - but)
 
     def make_room(self) -> None:
-        """What `fill` has taken is given back."""
-        self.see(self._folder / "ballast").unlink()
+        """Frees the space that `fill` has taken."""
+        self.path_inside(self._folder / "ballast").unlink()
 
     def _end(self) -> None:
         with self._keeper:

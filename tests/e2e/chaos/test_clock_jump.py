@@ -1,4 +1,4 @@
-"""The wall clock jumps by days, in both directions: whatever takes its time goes on by a clock that does not."""
+"""The wall clock jumps by days in both directions: durations and time-outs use a monotonic clock."""
 
 import http.client
 import json
@@ -35,7 +35,7 @@ def clock(tmp_path: Path) -> Iterator[JumpingClock]:
 
 
 def _today(clock: JumpingClock) -> str:
-    """The date of a log line."""
+    """The date as in a log line."""
     script = "import time; print(time.strftime('%m-%d'))"
     words = [sys.executable, "-c", script]
     return subprocess.run(words, env=os.environ | clock.environment, capture_output=True, text=True).stdout.strip()
@@ -48,7 +48,7 @@ def _assert_whole(reader: StreamReader, max_tokens: int) -> None:
 
 
 def _durations(url: str) -> list[tuple[str, float]]:
-    """Sums and gauges of seconds."""
+    """Metrics in seconds: sums and gauges."""
     with urllib.request.urlopen(f"{url}/metrics") as response:
         text = response.read().decode()
     found = re.findall(r"^(\S+_seconds(?:_sum)?(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
@@ -56,7 +56,7 @@ def _durations(url: str) -> list[tuple[str, float]]:
 
 
 @pytest.mark.slow
-def test_requests_probes_figures_and_logs_go_on_when_the_clock_jumps(model_path: Path, clock: JumpingClock) -> None:
+def test_requests_probes_metrics_and_logs_continue_when_the_clock_jumps(model_path: Path, clock: JumpingClock) -> None:
     words = [str(model_path), "--engine-watchdog-timeout", "60", "--http-request-timeout", "1800"]
     with ServerProcess(words, environment=dict(clock.environment)) as server:
         clients = LoadClients(server.port, num_clients=2)
@@ -67,7 +67,7 @@ def test_requests_probes_figures_and_logs_go_on_when_the_clock_jumps(model_path:
                 clock.set(jump_s)
                 _assert_whole(reader, 40)
                 assert server.complete(max_tokens=2) == 200
-                today = f" {_today(clock)} "  # it is this clock that they live by
+                today = f" {_today(clock)} "  # the server uses this clock
                 wait_until(lambda today=today: today in server.log.splitlines()[-1])  # type: ignore[misc]
         finally:
             clients.stop()
@@ -82,7 +82,7 @@ def test_requests_probes_figures_and_logs_go_on_when_the_clock_jumps(model_path:
 
 
 @pytest.mark.slow
-def test_start_and_what_is_remembered_of_it_do_not_see_the_clock_jump(
+def test_start_and_its_history_have_right_durations_when_the_clock_jumps(
     model_path: Path, tmp_path: Path, clock: JumpingClock
 ) -> None:
     settings = {**clock.environment, "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
@@ -108,7 +108,7 @@ def test_start_and_what_is_remembered_of_it_do_not_see_the_clock_jump(
 
 
 @pytest.mark.slow
-def test_keys_are_renewed_and_the_drain_keeps_its_time_when_the_clock_jumps(
+def test_keys_are_reloaded_and_the_drain_keeps_its_time_when_the_clock_jumps(
     model_path: Path, tmp_path: Path, clock: JumpingClock
 ) -> None:
     keys = tmp_path / "keys"

@@ -1,4 +1,4 @@
-"""A disk without room, wherever something is written: the server serves, says what is not kept, and loses nothing."""
+"""A full disk: the server serves, reports the files that it cannot keep, and loses no result."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.thorough
 _ENDS_S = 200.0
 _NUM_REQUESTS = 40
 _APPEND_LOG = ("sh", "-c", 'exec "$@" >>"$0" 2>&1')
-"""Takes the file's name, then the words."""
+"""Takes the name of the log file, then the command."""
 _FULL_SCREEN = ("sh", "-c", 'exec "$@" >/dev/full 2>/dev/full', "sh")
 _CLI = (sys.executable, "-m", "vllm_cli")
 
@@ -45,10 +45,10 @@ def disk(folder: Path) -> Iterator[SmallDisk]:
 @pytest.mark.parametrize(
     "bytecode", [{}, pytest.param({"PYTHONPYCACHEPREFIX": "bytecode"}, marks=pytest.mark.slow)], ids=["", "bytecode"]
 )
-def test_server_starts_serves_and_ends_with_all_that_it_writes_on_a_full_disk(
+def test_server_starts_serves_and_stops_with_all_its_files_on_a_full_disk(
     model_path: Path, folder: Path, disk: SmallDisk, bytecode: dict[str, str]
 ) -> None:
-    log = disk.see(folder / "log")
+    log = disk.path_inside(folder / "log")
     disk.fill()
     words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
     launcher = (*disk.launcher, *_APPEND_LOG, str(folder / "log"))
@@ -64,13 +64,13 @@ def test_server_starts_serves_and_ends_with_all_that_it_writes_on_a_full_disk(
     assert "lines of this log were lost: standard error could not be written (No space left on device)" in lines[0]
     assert any('"POST /v1/completions HTTP/1.1" 200' in line for line in lines[1:])
     assert "Traceback" not in "".join(lines)
-    assert not disk.see(folder / "report.json").exists()
+    assert not disk.path_inside(folder / "report.json").exists()
 
 
-def test_files_of_a_start_that_find_no_room_are_told_and_nothing_of_them_is_left(
+def test_files_of_a_start_that_cannot_be_written_are_reported_and_no_part_is_left(
     start_server: Any, folder: Path, disk: SmallDisk, model_path: Path
 ) -> None:
-    old = disk.see(folder / "report.json")
+    old = disk.path_inside(folder / "report.json")
     old.write_text("of an earlier start")
     disk.fill()
     words = [str(model_path), "--startup-report", f"{folder}/report.json", "--startup-trace", f"{folder}/trace.json"]
@@ -81,8 +81,8 @@ def test_files_of_a_start_that_find_no_room_are_told_and_nothing_of_them_is_left
         server.wait_logged(f"the start-up trace could not be written to {folder}/trace.json: {no_room}")
         assert server.terminate() == 0
     assert old.read_text() == "of an earlier start"
-    assert {path.name for path in disk.see(folder).iterdir()} <= {"report.json", "ballast", "cache"}
-    files = [path for path in disk.see(folder / "cache").rglob("*") if path.is_file()]
+    assert {path.name for path in disk.path_inside(folder).iterdir()} <= {"report.json", "ballast", "cache"}
+    files = [path for path in disk.path_inside(folder / "cache").rglob("*") if path.is_file()]
     assert not any(path.name.startswith(".") for path in files)
 
 
@@ -98,7 +98,7 @@ def test_exit_codes_do_not_depend_on_room_for_the_message(words: list[str], exit
     assert subprocess.run([*_FULL_SCREEN, *_CLI, *words], timeout=_ENDS_S).returncode == exit_code
 
 
-def test_output_that_finds_no_room_is_told() -> None:
+def test_output_that_cannot_be_written_is_an_error() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*_CLI, "env"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=_ENDS_S)
     assert done.returncode == 1
@@ -107,7 +107,7 @@ def test_output_that_finds_no_room_is_told() -> None:
     )
 
 
-def test_batch_goes_on_where_the_disk_became_full(server: Any, tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
+def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
     lines = [
         {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"{n}", "max_tokens": 2}}
         for n in range(_NUM_REQUESTS)
@@ -120,9 +120,11 @@ def test_batch_goes_on_where_the_disk_became_full(server: Any, tmp_path: Path, f
         return subprocess.run(command, capture_output=True, text=True, timeout=_ENDS_S)
 
     def done() -> list[str]:
-        return [json.loads(line)["custom_id"] for line in disk.see(folder / "out.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)["custom_id"] for line in disk.path_inside(folder / "out.jsonl").read_text().splitlines()
+        ]
 
-    disk.fill(but=8 << 10)  # for some results, then for none
+    disk.fill(but=8 << 10)  # room for some of the results
     first = run()
     assert first.returncode == 1
     assert f"Error: {folder}/out.jsonl cannot be written: No space left on device." in first.stderr
@@ -137,9 +139,7 @@ def test_batch_goes_on_where_the_disk_became_full(server: Any, tmp_path: Path, f
     assert done() == [line["custom_id"] for line in lines]
 
 
-def test_download_that_finds_no_room_says_how_much_it_needs_and_where(
-    model_path: Path, folder: Path, disk: SmallDisk
-) -> None:
+def test_download_without_room_names_its_size_and_folder(model_path: Path, folder: Path, disk: SmallDisk) -> None:
     with serving(Hub()) as hub:
         names = ("config.json", "tokenizer.json", "tokenizer_config.json")
         hub.models["org/model"] = {name: (model_path / name).read_bytes() for name in names}
@@ -156,9 +156,7 @@ def test_download_that_finds_no_room_says_how_much_it_needs_and_where(
     assert "free space, or give another --download-dir" in line
 
 
-def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(
-    tmp_path: Path, folder: Path, disk: SmallDisk
-) -> None:
+def test_vllm_starts_with_its_cache_folder_on_a_full_disk(tmp_path: Path, folder: Path, disk: SmallDisk) -> None:
     disk.fill()
     port, log = free_port(), tmp_path / "log"
     words = [*disk.launcher, *command("--host", "127.0.0.1", "--port", str(port))]
@@ -173,11 +171,11 @@ def test_vllm_starts_with_all_that_is_kept_between_starts_on_a_full_disk(
     assert "Traceback" not in log.read_text()
 
 
-def test_start_takes_another_folder_for_temporary_files_where_theirs_are_full(
+def test_start_uses_another_folder_if_those_for_temporary_files_are_full(
     model_path: Path, folder: Path, disk: SmallDisk
 ) -> None:
     if any(str(path).startswith(("/tmp/", "/var/tmp/")) for path in (ROOT, model_path)):
-        pytest.skip("what runs here lies in the folders that are to be full")
+        pytest.skip("the program or the model is in a folder that this test fills")
     disk.fill()
     everywhere = ("sh", "-c", f'mount --bind {folder} /var/tmp && mount --bind {folder} /tmp && cd /tmp && exec "$@"')
     launcher = (*disk.launcher, "unshare", "--mount", *everywhere, "sh")

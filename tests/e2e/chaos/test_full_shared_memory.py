@@ -1,4 +1,4 @@
-"""/dev/shm without room for a byte or a name: nothing of the embedded engine needs it, and the operator is told."""
+"""/dev/shm without room: the embedded engine does not need it, and the log reports it."""
 
 from pathlib import Path
 
@@ -25,4 +25,4 @@ def test_server_starts_and_serves_without_shared_memory(model_path: Path, method
             assert "/dev/shm has 0 bytes free" in server.log
             assert server.terminate() == 0
             assert "Traceback" not in server.log
-        assert [path.name for path in disk.see(_SHM).iterdir()] == ["ballast"]
+        assert [path.name for path in disk.path_inside(_SHM).iterdir()] == ["ballast"]

@@ -1,4 +1,4 @@
-"""Memory runs out, and the kernel kills or an allocation fails: the reason names memory, and nothing hangs."""
+"""Memory runs out: the kernel kills a process or an allocation fails; the reason is reported."""
 
 import json
 import resource
@@ -26,25 +26,25 @@ _MARGIN_BYTES = 24 << 20
 _PROMPT = " once" * 900
 
 
-class _Hunger:
-    """Requests that together take some hundred megabytes of keys and values."""
+class _LargeRequests:
+    """Concurrent requests that together need some hundred megabytes of KV cache."""
 
     def __init__(self, url: str, *, max_tokens: int = 100) -> None:
         self._url = url
         self._max_tokens = max_tokens
         self.statuses: list[int] = []
         self.bodies: list[str] = []
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(_NUM_CLIENTS)]
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(_NUM_CLIENTS)]
         for thread in self._threads:
             thread.start()
 
     def finish(self) -> None:
-        """Everybody has an answer."""
+        """Waits until all requests have a response."""
         for thread in self._threads:
             thread.join(_ANSWER_S)
             assert not thread.is_alive()
 
-    def _ask(self, number: int) -> None:
+    def _send(self, number: int) -> None:
         body = json.dumps({"prompt": f"{number}{_PROMPT}", "max_tokens": self._max_tokens, "ignore_eos": True}).encode()
         request = urllib.request.Request(f"{self._url}/v1/completions", body, {"Content-Type": "application/json"})
         try:
@@ -56,20 +56,20 @@ class _Hunger:
 
 
 @pytest.mark.slow
-def test_engine_that_the_kernel_ends_for_its_memory_is_replaced_and_the_reason_told(model_path: Path) -> None:
+def test_engine_that_the_kernel_kills_for_memory_is_restarted_and_the_reason_logged(model_path: Path) -> None:
     with (
         MemoryGroup("vllm-cli-chaos-kill") as group,
         ServerProcess([str(model_path), "--engine-restarts", "1"], launcher=group.launcher) as server,
     ):
         engine = wait_process(server, "engine")
         group.set_limit(group.num_used_bytes + _MARGIN_BYTES)
-        hunger = _Hunger(server.url)
+        requests = _LargeRequests(server.url)
         wait_until(lambda: not engine.is_running(), _GONE_S)
         group.set_limit(None)
         server.wait_ready()
-        hunger.finish()
-        assert set(hunger.statuses) <= {200, 500, 503}
-        assert 500 in hunger.statuses
+        requests.finish()
+        assert set(requests.statuses) <= {200, 500, 503}
+        assert 500 in requests.statuses
         assert server.complete(max_tokens=4) == 200
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
         assert "was killed by SIGKILL: the kernel killed it because the memory of this" in line
@@ -80,7 +80,7 @@ def test_engine_that_the_kernel_ends_for_its_memory_is_replaced_and_the_reason_t
 
 
 @pytest.mark.slow
-def test_server_whose_engine_the_kernel_ends_ends_with_the_reason(model_path: Path) -> None:
+def test_server_whose_engine_the_kernel_kills_exits_with_the_reason(model_path: Path) -> None:
     with (
         MemoryGroup("vllm-cli-chaos-end") as group,
         ServerProcess([str(model_path)], launcher=group.launcher) as server,
@@ -88,10 +88,10 @@ def test_server_whose_engine_the_kernel_ends_ends_with_the_reason(model_path: Pa
         family = server.family()
         limit_bytes = (group.num_used_bytes + _MARGIN_BYTES) & -4096
         group.set_limit(limit_bytes)
-        hunger = _Hunger(server.url)
+        requests = _LargeRequests(server.url)
         assert server.process.wait(_GONE_S) == 1
         assert not psutil.wait_procs(family, timeout=_GONE_S)[1]
-        hunger.finish()
+        requests.finish()
         limit = format_bytes(limit_bytes)
         assert f"the kernel killed it because the memory of this container ({limit}) ran out" in server.log
 
@@ -101,13 +101,13 @@ def test_server_in_a_small_container_serves_many_long_requests_within_its_limit(
     with MemoryGroup("vllm-cli-chaos-fit") as group:
         group.set_limit(1600 << 20)
         with ServerProcess([str(model_path)], launcher=group.launcher) as server:
-            hunger = _Hunger(server.url, max_tokens=20)
-            hunger.finish()
-            assert hunger.statuses == [200] * _NUM_CLIENTS
+            requests = _LargeRequests(server.url, max_tokens=20)
+            requests.finish()
+            assert requests.statuses == [200] * _NUM_CLIENTS
             assert server.terminate() == 0
 
 
-def test_start_in_a_container_that_is_too_small_says_what_is_needed(model_path: Path) -> None:
+def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_path: Path) -> None:
     with MemoryGroup("vllm-cli-chaos-start") as group:
         group.set_limit(500 << 20)
         with ServerProcess([str(model_path)], launcher=group.launcher, wait=False) as server:
@@ -119,16 +119,16 @@ def test_start_in_a_container_that_is_too_small_says_what_is_needed(model_path: 
 
 
 @pytest.mark.parametrize("num_restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_engine_that_gets_no_memory_says_so(start_server: Any, num_restarts: int) -> None:
+def test_engine_whose_allocation_fails_reports_the_reason(start_server: Any, num_restarts: int) -> None:
     with start_server("--engine-restarts", str(num_restarts), "--engine-watchdog-timeout", "60") as server:
         engine = wait_process(server, "engine")
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)
         most = (int(used.split()[1]) << 10) + (1 << 20)
         resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))
-        hunger = _Hunger(server.url)
-        hunger.finish()
-        assert set(hunger.statuses) <= {200, 500, 503}  # what the engine has freed before is enough for some
-        assert any("the engine ran out of memory (" in body for body in hunger.bodies)
+        requests = _LargeRequests(server.url)
+        requests.finish()
+        assert set(requests.statuses) <= {200, 500, 503}  # freed memory is enough for some of them
+        assert any("the engine ran out of memory (" in body for body in requests.bodies)
         if num_restarts:
             server.wait_ready()
             assert server.complete(max_tokens=4) == 200

@@ -1,6 +1,6 @@
-"""A process that is stopped in the middle of a callback finds timers due before it has looked at its sockets again.
+"""A process is stopped within a callback: afterwards timers are due before the sockets are polled.
 
-The loop then serves the timers first, and clients would be cut off for what they have sent and read meanwhile.
+The event loop runs timers first. Clients must not be disconnected although they have sent or read data meanwhile.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ _ANSWER_S = 60.0
 _REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 _CHUNK = bytes(1 << 16)
 _NUM_CHUNKS = 256
-"""More of them than the kernel keeps for a client that does not read."""
+"""More chunks than the kernel buffers for a client that does not read."""
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,7 +40,7 @@ async def _receive(client: socket.socket) -> bytes:
     return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 16), _ANSWER_S)
 
 
-async def _answer_at_length(scope: Scope, receive: Receive, send: Send) -> None:
+async def _answer_with_a_long_body(scope: Scope, receive: Receive, send: Send) -> None:
     headers = [(b"content-length", str(_NUM_CHUNKS * len(_CHUNK)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for number in range(_NUM_CHUNKS):
@@ -67,7 +67,7 @@ async def _serving(app: ASGI3Application) -> AsyncIterator[tuple[GracefulServer,
         await serving
 
 
-async def _ask_in_a_pause(*, is_kept: bool) -> bytes | None:
+async def _send_in_a_pause(*, is_kept: bool) -> bytes | None:
     loop = asyncio.get_running_loop()
     async with _serving(_answer) as (server, address):
         with socket.socket() as client:
@@ -83,9 +83,9 @@ async def _ask_in_a_pause(*, is_kept: bool) -> bytes | None:
 
 
 async def _read_in_a_pause() -> int | None:
-    """How many bytes come in all; None where there was no pause."""
+    """The number of body bytes received; None if there was no pause."""
     loop = asyncio.get_running_loop()
-    async with _serving(_answer_at_length) as (server, address):
+    async with _serving(_answer_with_a_long_body) as (server, address):
         with socket.socket() as client:
             client.setblocking(False)
             begin_s = time.monotonic()
@@ -109,10 +109,10 @@ async def _read_in_a_pause() -> int | None:
 
 
 async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
-    """Lets the client act, and stops the loop in the middle of that callback.
+    """Calls `act` within a callback and blocks the loop there.
 
     Returns:
-        False, without a pause, where the time that began at `begin_s` may be over, as on a very busy machine.
+        False, without a pause, if the time-out since `begin_s` may be over, as on a very busy machine.
     """
     loop = asyncio.get_running_loop()
     reading, writing = os.pipe()
@@ -136,13 +136,13 @@ async def _pause(begin_s: float, act: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["new connection", "kept connection"])
-def test_what_came_in_a_pause_is_read_before_anybody_is_called_late(is_kept: bool) -> None:
-    while (answer := uvloop.run(_ask_in_a_pause(is_kept=is_kept))) is None:
+def test_request_that_arrived_in_a_pause_is_read_before_its_timeout_counts(is_kept: bool) -> None:
+    while (answer := uvloop.run(_send_in_a_pause(is_kept=is_kept))) is None:
         pass  # there was no pause
     assert answer.startswith(b"HTTP/1.1 200")
 
 
-def test_what_was_read_in_a_pause_is_seen_before_anybody_is_cut_off() -> None:
+def test_client_that_read_in_a_pause_is_not_disconnected() -> None:
     while (num_bytes := uvloop.run(_read_in_a_pause())) is None:
         pass  # there was no pause
     assert num_bytes == _NUM_CHUNKS * len(_CHUNK)

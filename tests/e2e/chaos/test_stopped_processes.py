@@ -1,6 +1,7 @@
-"""SIGSTOP of each process, as a debugger or a freezer does it, or a machine that is paused.
+"""SIGSTOP of each process, as by a debugger, a cgroup freezer or a paused machine.
 
-What waits goes on afterwards; what waits for too long is told, replaced or ended; and nobody waits for it at the end.
+Requests continue afterwards; after a time-out they fail and the process is replaced. The server's exit never waits
+for a stopped process.
 """
 
 import http.client
@@ -36,11 +37,11 @@ def _assert_gone(family: list[psutil.Process]) -> None:
 
 
 def _wait_restarted(server: Any) -> None:
-    """Until another engine is being started, or is there already."""
+    """Waits until a restart of the engine has begun."""
     wait_until(lambda: server.metric("vllm_cli:engine_restarts_total") == 1)
 
 
-def _ask(connection: http.client.HTTPConnection) -> None:
+def _send(connection: http.client.HTTPConnection) -> None:
     connection.request("POST", "/v1/completions", _BODY, {"Content-Type": "application/json"})
 
 
@@ -51,22 +52,22 @@ def _read_status(connection: http.client.HTTPConnection) -> int:
 
 
 @pytest.mark.slow
-def test_api_process_that_was_stopped_holds_it_against_nobody(
+def test_api_process_that_was_stopped_blames_neither_engine_nor_clients(
     start_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither against the engine, nor against clients whose requests have come meanwhile."""
+    """Neither the watchdog nor the time-outs of connections count the time in which it was stopped."""
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "10")
     with start_server("--engine-watchdog-timeout", "10", "--http-header-timeout", "10") as server:
         readers = [StreamReader(server.url, 60) for _ in range(3)]
         kept, fresh = (http.client.HTTPConnection("127.0.0.1", server.port, timeout=_GONE_S) for _ in range(2))
-        _ask(kept)
+        _send(kept)
         assert _read_status(kept) == 200
         fresh.connect()
-        assert server.health() == 200  # the connection before it has been accepted
+        assert server.health() == 200  # so the connection opened before has been accepted
         server.process.send_signal(signal.SIGSTOP)
-        _ask(kept)
-        _ask(fresh)
-        time.sleep(12)  # longer than the watchdog and the timeouts of both connections
+        _send(kept)
+        _send(fresh)
+        time.sleep(12)  # longer than the watchdog's and both connections' time-outs
         server.process.send_signal(signal.SIGCONT)
         assert _read_status(kept) == _read_status(fresh) == 200
         kept.close()
@@ -84,19 +85,19 @@ def test_api_process_that_was_stopped_holds_it_against_nobody(
         assert "Traceback" not in server.log
 
 
-def test_streams_outlast_an_engine_that_is_stopped_for_less_than_the_watchdog_waits(server: Any) -> None:
+def test_streams_continue_after_an_engine_was_stopped_for_less_than_the_watchdog_s_timeout(server: Any) -> None:
     readers = [StreamReader(server.url, 40) for _ in range(3)]
     engine = wait_process(server, "engine")
     engine.suspend()
     wait_until(lambda: engine.status() == psutil.STATUS_STOPPED)
-    assert server.health() == 200  # nobody knows yet, and nobody needs to
+    assert server.health() == 200  # the watchdog's time-out has not passed
     engine.resume()
     for reader in readers:
         _assert_whole(reader, 40)
 
 
 @pytest.mark.slow
-def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> None:
+def test_engine_that_is_stopped_for_too_long_is_restarted(start_server: Any) -> None:
     with start_server("--engine-watchdog-timeout", "10", "--engine-restarts", "1") as server:
         reader = StreamReader(server.url, 1500)
         engine = wait_process(server, "engine")
@@ -116,7 +117,7 @@ def test_engine_that_is_stopped_for_too_long_is_replaced(start_server: Any) -> N
 
 
 @pytest.mark.slow
-def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_server: Any) -> None:
+def test_stopped_forkserver_does_not_delay_the_restart(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         forkserver = wait_process(server, "forkserver")
         forkserver.suspend()
@@ -131,7 +132,7 @@ def test_forkserver_that_is_stopped_does_not_hold_up_the_next_engine(start_serve
 
 
 @pytest.mark.slow
-def test_server_ends_although_its_forkserver_is_stopped_in_a_restart(start_server: Any) -> None:
+def test_server_exits_although_its_forkserver_is_stopped_in_a_restart(start_server: Any) -> None:
     with start_server("--engine-restarts", "1") as server:
         family = server.family()
         wait_process(server, "forkserver").suspend()
@@ -144,7 +145,7 @@ def test_server_ends_although_its_forkserver_is_stopped_in_a_restart(start_serve
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", ["engine", "forkserver"])
-def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any, role: Role) -> None:
+def test_server_exits_although_one_of_its_processes_is_stopped(start_server: Any, role: Role) -> None:
     with start_server("--shutdown-timeout", "3") as server:
         family = server.family()
         reader = StreamReader(server.url, 4000 if role == "engine" else 20)
@@ -156,7 +157,7 @@ def test_server_ends_although_one_of_its_processes_is_stopped(start_server: Any,
 
 
 @pytest.mark.slow
-def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(start_server: Any) -> None:
+def test_stopped_helper_processes_delay_neither_the_start_nor_the_exit(start_server: Any) -> None:
     with start_server("--prefetch", "on", wait=False) as server:
         roles: tuple[Role, ...] = ("prefetch", "responder")
         stopped = [wait_process(server, role) for role in roles]
@@ -172,14 +173,14 @@ def test_helpers_that_are_stopped_in_the_start_hold_up_neither_it_nor_the_end(st
 
 
 @pytest.mark.parametrize("role", ["responder", "forkserver", "engine"])
-def test_start_ends_at_once_although_one_of_its_processes_is_stopped(
+def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
     start_server: Any, tmp_path: Path, role: Role
 ) -> None:
-    """Once it has its life line, which it gets some milliseconds after its fork."""
-    moments = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
-    moment = StopPoint(tmp_path, *moments[role])
-    with start_server(wait=False, environment=moment.environment) as server:
-        stopped = moment.wait_stopped()
+    """The process is stopped once it has its death pipe, some milliseconds after its fork."""
+    stop_points = {"responder": API_READS_TOKENIZER, "forkserver": FORKSERVER_IMPORTS, "engine": ENGINE_LOADS}
+    stop_point = StopPoint(tmp_path, *stop_points[role])
+    with start_server(wait=False, environment=stop_point.environment) as server:
+        stopped = stop_point.wait_stopped()
         if role == "responder":
             wait_process(server, "responder").suspend()
             stopped.resume()

@@ -1,4 +1,4 @@
-"""The process that renders requests' own templates is stopped: one request is told so in time, the next one works."""
+"""The helper process for templates in requests is stopped: one request fails, the next one succeeds."""
 
 import os
 import signal

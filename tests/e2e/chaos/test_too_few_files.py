@@ -1,4 +1,4 @@
-"""Descriptors run out: probes go on for as long as there is one, nothing spins, and with more of them all is well."""
+"""File descriptors run out: probes are answered while there is one, and the loop does not spin."""
 
 import http.client
 import resource
@@ -27,7 +27,7 @@ def _connect(server: Any, stack: ExitStack) -> socket.socket:
 
 
 def _probe(server: Any, stack: ExitStack) -> str:
-    """On a connection that stays open."""
+    """The status line of a probe on a connection that stays open; `cut` if it was closed."""
     client = _connect(server, stack)
     try:
         client.sendall(_PROBE)
@@ -45,7 +45,7 @@ def _allow(process: psutil.Process, num_files: int) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (num_files, hard))
 
 
-def test_start_with_far_too_few_files_says_how_many_it_needs(model_path: Path) -> None:
+def test_start_with_too_few_files_names_the_needed_number(model_path: Path) -> None:
     with ServerProcess([str(model_path)], launcher=("prlimit", "--nofile=64:80"), wait=False) as server:
         assert server.process.wait(_ANSWER_S) == 3
         assert (
@@ -54,7 +54,7 @@ def test_start_with_far_too_few_files_says_how_many_it_needs(model_path: Path) -
 
 
 @pytest.mark.slow
-def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_there_are(model_path: Path) -> None:
+def test_probes_are_answered_and_streams_finish_while_clients_use_up_all_files(model_path: Path) -> None:
     launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
     words = [str(model_path), "--http-header-timeout", "600", "--disable-uvicorn-access-log"]
     lasting = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600"}
@@ -69,13 +69,13 @@ def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_the
         for reader in readers:
             assert reader.finish()[-1] is None
 
-        # Fewer than the server has reckoned with: idle connections make room as soon as files are scarce.
+        # Fewer than at the start: idle connections are closed as soon as files are scarce.
         _allow(api, max(_files(api)) + 8)
         probes = Counter(_probe(server, stack) for _ in range(_FEW))
         assert probes == {"HTTP/1.1 200 OK": _FEW}
         assert server.log.count("files are open that this process may have") == 1
 
-        # None at all: what is connected is served, who comes is cut, and nobody goes round in circles over it.
+        # None at all: open connections are served, new ones are cut, and the loop does not spin.
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_ANSWER_S)
         kept.request("GET", "/health")
         assert kept.getresponse().read() == b""
@@ -87,7 +87,7 @@ def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_the
         kept.request("GET", "/health")
         assert kept.getresponse().status == 200
         kept.close()
-        wait_until(lambda: api.num_ctx_switches().voluntary >= num_sleeps + 50)  # what spins does not sleep
+        wait_until(lambda: api.num_ctx_switches().voluntary >= num_sleeps + 50)  # a spinning loop never sleeps
         assert len(server.log) - num_chars < 1000
 
         _allow(api, _FEW)
@@ -98,7 +98,7 @@ def test_probes_are_answered_and_streams_finish_while_clients_take_all_files_the
 
 
 @pytest.mark.slow
-def test_probes_during_the_start_are_answered_however_many_connect(model_path: Path) -> None:
+def test_probes_during_the_start_are_answered_with_any_number_of_connections(model_path: Path) -> None:
     launcher = ("prlimit", f"--nofile={_FEW}:{_FEW}")
     with ServerProcess([str(model_path)], launcher=launcher, wait=False) as server, ExitStack() as stack:
         server.wait_listening()
