@@ -40,7 +40,7 @@ class Lifecycle:
         return 0.0 if self._restart_begin_s is None else time.monotonic() - self._restart_begin_s
 
     def subscribe(self, callback: Callable[[State], None]) -> None:
-        """Calls `callback` with the new state after each transition, on the event loop, in subscription order."""
+        """Calls `callback` with the new state after each transition, in order, on the event loop."""
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:

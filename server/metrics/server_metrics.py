@@ -1,7 +1,7 @@
 """Prometheus metrics with vLLM's names, labels and buckets, in a registry of their own.
 
-They are recorded on the API process's event loop. Label children are bound once, so that recording a token costs
-a few microseconds.
+They are recorded on the API process's event loop. Label children are bound once, so that recording a token
+costs a few microseconds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -101,7 +101,7 @@ class ServerMetrics:
         self.registry.register(ImageCacheCollector(self.model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's families, whose buckets depend on its context length; only the first call counts."""
+        """Adds the engine's families, whose buckets depend on the context length; only the first call counts."""
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self.model_name, info)
             self.registry.register(EngineStateCollector(self.model_name, read_stats))

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class PoolingServingBase(ABC, Generic[T]):
     """One per endpoint. `create` runs on the event loop.
 
-    Each `..._async` runs a blocking method in the renderer pool: tokenizing before the engine, and encoding long
-    vectors after it.
+    Each `..._async` runs a blocking method in the renderer pool: tokenizing before the engine, and encoding
+    long vectors after it.
     """
 
     request_id_prefix: ClassVar[str]

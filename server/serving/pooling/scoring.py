@@ -1,7 +1,7 @@
 """Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
 
-A cross-encoder reads both texts at once. A bi-encoder makes one vector per text. Late interaction makes one vector
-per token; they are compared in the engine, which keeps those of the query, or else here.
+A cross-encoder reads both texts at once. A bi-encoder makes one vector per text. Late interaction makes one
+vector per token; they are compared in the engine, which keeps those of the query, or else here.
 """
 
 from typing import ClassVar, TypeVar

@@ -1,4 +1,4 @@
-"""A live HTTP server over the real renderer and an engine that speaks from a script."""
+"""A live HTTP server over the real renderer and an engine with scripted replies."""
 
 import asyncio
 import socket
@@ -41,7 +41,7 @@ _HTTP: dict[str, Any] = {"trust_env": False, "verify": False, "timeout": PATIENT
 
 @dataclass
 class ScriptedEngine:
-    """Gives each prompt the same reply, token by token, then the end of sequence; heeds the token-level limits."""
+    """Replies to each prompt with the same tokens, then the end of sequence; applies token-level limits."""
 
     reply: list[int]
     step_s: float = 0.0
@@ -50,7 +50,7 @@ class ScriptedEngine:
     fails_after: int | None = None
     """Number of tokens after which a sequence ends with an engine error."""
     dies_after: int | None = None
-    """Number of tokens after which the engine is gone."""
+    """Number of tokens after which the engine dies."""
     tokens_per_step: int = 1
     num_cached_tokens: int = 0
     queue_s: float = 0.0
@@ -76,7 +76,7 @@ class ScriptedEngine:
     )
 
     def reset(self, reply: list[int]) -> None:
-        """Forgets everything but who listens."""
+        """Resets everything except the subscribers."""
         vars(self).update(vars(ScriptedEngine(reply, subscribers=self.subscribers)))
 
     def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
@@ -147,14 +147,14 @@ class ScriptedEngine:
 
 
 def _logprob(token_id: int, num_top: int | None) -> TokenLogprob:
-    """The token is the second most likely one; its neighbours in the vocabulary stand for the others."""
+    """The token is the second most likely one; the other candidates are its neighbours in the vocabulary."""
     top = [(token_id + 1, -0.25), (token_id, -1.5), (token_id + 2, float("-inf"))]
     return TokenLogprob(token_id, -1.5, 2, top[: num_top or 0])
 
 
 @dataclass(frozen=True)
 class LiveServer:
-    """A server on a port of its own."""
+    """A running server, its parts and its engine."""
 
     url: str
     parts: AppParts
@@ -194,7 +194,7 @@ def renderer(model_path: Any) -> Iterator[HfRenderer]:
 
 @pytest.fixture(scope="session")
 def encode(renderer: HfRenderer) -> Callable[[str], list[int]]:
-    """Token ids of a text, nothing added."""
+    """Token ids of a text, without special tokens."""
     return lambda text: renderer.tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -205,7 +205,7 @@ def _shared_engine() -> ScriptedEngine:
 
 @pytest.fixture
 def engine(_shared_engine: ScriptedEngine, encode: Callable[[str], list[int]]) -> ScriptedEngine:
-    """The engine behind every server, as good as new."""
+    """The engine of all servers, reset."""
     _shared_engine.reset(encode(" Paris, the city of light."))
     return _shared_engine
 
@@ -258,7 +258,7 @@ def server(_shared_server: LiveServer, engine: ScriptedEngine) -> LiveServer:
 
 @pytest.fixture
 def serve(_start: Callable[..., Any], engine: ScriptedEngine) -> Iterator[Callable[..., LiveServer]]:
-    """Starts a server of the test's own; keyword arguments that are none of `_start`'s own go to its ServerConfig."""
+    """Starts a server for one test; keyword arguments that `_start` does not have go to its ServerConfig."""
     with ExitStack() as stack:
         yield lambda **options: stack.enter_context(_start(**options))
 
@@ -280,7 +280,7 @@ def run_app(
     lifecycle: Lifecycle | None = None,
     tracer: Any = None,
 ) -> Iterator[LiveServer]:
-    """Serves the application over a fake engine in a thread; the server is ready unless a lifecycle is given."""
+    """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
     metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
     if renderer.mm_cache is not None:
         metrics.register_image_cache(renderer.mm_cache)
@@ -314,12 +314,12 @@ def run_app(
 
 
 @pytest.fixture
-def long_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is refused may go on sending for longer: a machine that is busy needs seconds for tens of megabytes."""
+def long_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected clients may send for longer: a busy machine needs seconds for tens of megabytes."""
     monkeypatch.setattr(lingering_transport, "_LINGER_S", PATIENT_S)
 
 
 @pytest.fixture
 def wait_until() -> Callable[..., None]:
-    """Polls what the server's thread does on its own."""
+    """Waits until a condition holds that the server's thread brings about."""
     return poll

@@ -1,4 +1,4 @@
-"""A real pooling core in the server's own process, behind the methods of the engine's client."""
+"""A real pooling core in the server's process, with the methods of the engine client."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -14,13 +14,13 @@ from server.types import EngineOutput, EngineStats, PoolingParams
 
 
 class PooledEngine:
-    """Steps when a request waits; several that come in the same turn of the loop are one batch."""
+    """Steps when a request waits; requests of the same iteration of the loop form one batch."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         engine, files = EngineConfig(**config), ModelFiles(folder, folder)
         self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
         self.is_held = False
-        """Nothing is computed as long as this is true."""
+        """While true, nothing is computed."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}
         self.aborted: list[str] = []
         self.forgotten: list[str] = []

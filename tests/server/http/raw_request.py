@@ -1,4 +1,4 @@
-"""A request of which the test holds the connection, to hang up when it likes."""
+"""A request whose connection the test holds, so that it can disconnect at any time."""
 
 import json
 import socket
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def send(server: Any, path: str, body: dict[str, Any]) -> socket.socket:
-    """The connection on which the request was sent."""
+    """Sends a request and returns its connection."""
     address = urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port))
     data = json.dumps(body).encode()

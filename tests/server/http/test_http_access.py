@@ -1,4 +1,4 @@
-"""Keys, origins, request ids, paths and bodies: everything before a request is understood."""
+"""Keys, origins, request ids, paths and bodies: everything before a request is decoded."""
 
 import logging
 import re
@@ -15,23 +15,23 @@ STATUS = ["/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/o
 
 
 @pytest.fixture(scope="module")
-def _locked_server(_start):
+def _keyed_server(_start):
     with _start(api_keys=("first", "zweiter-schlüssel")) as server:
         yield server
 
 
 @pytest.fixture
-def locked(_locked_server, engine):
-    """A server with API keys that the tests of this module share."""
-    return _locked_server
+def keyed(_keyed_server, engine):
+    """The server with API keys that the tests of this module share."""
+    return _keyed_server
 
 
 @pytest.mark.parametrize("path", [*PROBES, *STATUS])
-def test_probes_and_status_need_no_key(locked, path):
-    assert locked.get(path).status_code == 200
+def test_probes_and_status_need_no_key(keyed, path):
+    assert keyed.get(path).status_code == 200
 
 
-def test_the_operator_may_require_a_key_for_everything_but_probes(serve):
+def test_api_key_everywhere_leaves_only_probes_open(serve):
     server = serve(api_keys=("first",), api_key_everywhere=True)
     key = {"authorization": "Bearer first"}
     assert {path: server.get(path).status_code for path in STATUS} == dict.fromkeys(STATUS, 401)
@@ -39,7 +39,7 @@ def test_the_operator_may_require_a_key_for_everything_but_probes(serve):
     assert {path: server.get(path).status_code for path in PROBES} == dict.fromkeys(PROBES, 200)
 
 
-def test_what_is_told_without_a_key_is_no_secret(serve):
+def test_open_paths_contain_no_secrets(serve):
     server = serve(api_keys=("sesame-key",))
     headers = {"authorization": "Bearer sesame-key", "user-agent": "sesame-agent", "x-request-id": "sesame-id"}
     answer = server.post("/v1/completions", {"prompt": "sesame-prompt", "user": "sesame-user"}, headers=headers)
@@ -49,29 +49,29 @@ def test_what_is_told_without_a_key_is_no_secret(serve):
 
 
 @pytest.mark.parametrize("path", GUARDED)
-def test_everything_else_needs_a_key(locked, path):
-    response = locked.get(path)
+def test_all_other_paths_need_a_key(keyed, path):
+    response = keyed.get(path)
     assert response.status_code == 401
     assert response.json()["error"]["code"] == 401
-    assert locked.get(path, headers={"authorization": "Bearer first"}).status_code != 401
+    assert keyed.get(path, headers={"authorization": "Bearer first"}).status_code != 401
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/nowhere"])
-def test_posts_need_a_key(locked, engine, path):
-    assert locked.post(path, {}).status_code == 401
+def test_posts_need_a_key(keyed, engine, path):
+    assert keyed.post(path, {}).status_code == 401
     assert not engine.requests
 
 
 @pytest.mark.parametrize(
     "authorization", ["first", "Basic first", "Bearer", "Bearer firs", "Bearer first,zweiter", "Bearer firstt"]
 )
-def test_wrong_keys_are_refused(locked, authorization):
-    assert locked.get("/v1/models", headers={"authorization": authorization}).status_code == 401
+def test_wrong_keys_are_rejected(keyed, authorization):
+    assert keyed.get("/v1/models", headers={"authorization": authorization}).status_code == 401
 
 
-def test_every_key_is_good(locked):
+def test_each_of_the_keys_is_accepted(keyed):
     for key in ("Bearer first", "bearer first", "Bearer zweiter-schlüssel".encode()):
-        assert locked.get("/v1/models", headers={"authorization": key}).status_code == 200
+        assert keyed.get("/v1/models", headers={"authorization": key}).status_code == 200
 
 
 def test_preflight_needs_no_key(serve):
@@ -101,14 +101,14 @@ def test_origins_can_be_limited(serve):
     assert "access-control-allow-origin" not in refused.headers
 
 
-def test_request_id_of_the_client_names_the_answer(server):
+def test_request_id_of_the_client_is_part_of_the_response_id(server):
     response = server.complete()
     assert "x-request-id" not in response.headers
     response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "mine"})
     assert response.json()["id"] == "cmpl-mine"
 
 
-def test_request_id_is_echoed_where_the_server_does_so(serve):
+def test_request_id_is_echoed_if_the_server_is_configured_to(serve):
     server = serve(enable_request_id_headers=True)
     response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "mine"})
     assert response.headers["x-request-id"] == "mine"
@@ -132,7 +132,7 @@ def test_wrong_method_is_a_405_in_the_envelope(server):
 
 
 @pytest.mark.parametrize("prefix", ["/api", ""], ids=["kept", "stripped"])
-def test_root_path_may_be_stripped_by_the_proxy_or_not(serve, prefix):
+def test_routes_work_with_and_without_the_root_path(serve, prefix):
     server = serve(root_path="/api", api_keys=("key",))
     assert server.get(prefix + "/health").status_code == 200
     assert server.get(prefix + "/version").status_code == 200
@@ -172,14 +172,14 @@ def test_broken_json_is_a_400_in_the_envelope(server):
     assert response.json()["error"]["type"] == "BadRequestError"
 
 
-def test_huge_body_is_refused(server, long_goodbye):
+def test_huge_body_is_rejected(server, long_linger):
     response = server.complete(user="x" * (33 << 20))
     assert response.status_code == 413
     assert "larger than 33554432 bytes" in response.json()["error"]["message"]
 
 
 def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
-    """See tests/server/routes/test_messages.py for what is unfit."""
+    """See tests/server/routes/test_messages.py for all unfit ids."""
     server = serve(enable_request_id_headers=True)
     response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "<script>"})
     assert response.status_code == 200
@@ -187,17 +187,17 @@ def test_a_request_id_unfit_for_headers_and_logs_is_replaced(serve):
     assert response.json()["id"] == f"cmpl-{response.headers['x-request-id']}"
 
 
-def test_a_terminal_escape_in_a_header_is_not_even_parsed(server):
+def test_a_terminal_escape_in_a_header_is_rejected_by_the_parser(server):
     headers = {"x-request-id": b"a\x1b[31m"}
     assert server.post("/v1/completions", {"prompt": "a"}, headers=headers).status_code == 400
 
 
-def test_an_unfit_request_id_is_not_part_of_the_answer_s_id(server):
+def test_an_unfit_request_id_is_not_part_of_the_response_id(server):
     response = server.post("/v1/completions", {"prompt": "a"}, headers={"x-request-id": "a,b"})
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", response.json()["id"])
 
 
-def test_what_a_request_says_is_one_line_of_the_log(serve, caplog):
+def test_text_of_a_request_takes_one_line_of_the_log(serve, caplog):
     caplog.set_level(logging.INFO, logger="server")
     server = serve(enable_log_requests=True)
     hostile = "x\nERROR 11-20 18:00:00 (api) forged: line\r\x1b[2J"
@@ -213,7 +213,7 @@ def test_what_a_request_says_is_one_line_of_the_log(serve, caplog):
     assert not [line for line in lines if any(character in line for character in "\n\r\x1b")]
 
 
-def test_no_key_is_logged_whatever_a_client_sends(serve, caplog):
+def test_no_key_is_logged(serve, caplog):
     caplog.set_level(logging.DEBUG)
     server = serve(api_keys=("sesame-open",), enable_log_requests=True)
     for key in ("sesame-open", "sesame-shut"):
@@ -227,14 +227,14 @@ def test_no_key_is_logged_whatever_a_client_sends(serve, caplog):
     "path",
     ["//health", "/health/", "/health/%2e%2e/v1/models", "/HEALTH", "/v1/models/%2e%2e/%2e%2e/health", "/;/health"],
 )
-def test_paths_that_only_look_open_need_a_key(locked, path):
-    assert locked.get(path).status_code == 401
+def test_paths_that_resemble_open_ones_need_a_key(keyed, path):
+    assert keyed.get(path).status_code == 401
 
 
 @pytest.mark.parametrize("header", ["x-forwarded-for", "x-original-url", "x-rewrite-url", "x-http-method-override"])
-def test_no_header_opens_a_path(locked, header):
-    assert locked.get("/v1/models", headers={header: "/health"}).status_code == 401
+def test_no_header_opens_a_path(keyed, header):
+    assert keyed.get("/v1/models", headers={header: "/health"}).status_code == 401
 
 
-def test_a_key_in_the_address_is_no_key(locked):
-    assert locked.get("/v1/models?api_key=first&authorization=Bearer%20first").status_code == 401
+def test_a_key_in_the_query_is_not_accepted(keyed):
+    assert keyed.get("/v1/models?api_key=first&authorization=Bearer%20first").status_code == 401

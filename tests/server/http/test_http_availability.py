@@ -1,4 +1,4 @@
-"""Which state the server is in, and what requests get in each."""
+"""What probes and requests receive in each state of the lifecycle."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def starting_server(serve):
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_ready_server_answers_probes_with_nothing(server, method):
+def test_ready_server_answers_probes_without_a_body(server, method):
     response = server.get("/health") if method == "GET" else server.post("/ping", None)
     assert (response.status_code, response.content) == (200, b"")
     assert server.get("/ping").status_code == 200
@@ -46,7 +46,7 @@ def test_starting_server_answers_with_the_progress_of_its_start(starting_server,
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_starting_server_takes_no_requests(starting_server, path):
+def test_starting_server_rejects_requests(starting_server, path):
     response = starting_server.post(path, POSTS[path])
     assert (response.status_code, response.json()) == (503, LOADING)
     assert response.headers["retry-after"] == "1"
@@ -57,7 +57,7 @@ def test_starting_server_describes_itself(starting_server, path):
     assert starting_server.get(path).status_code == 200
 
 
-def test_draining_server_finishes_what_runs_and_takes_nothing_new(serve, engine, wait_until):
+def test_draining_server_finishes_running_requests_and_rejects_new_ones(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve()
     answers = []
@@ -147,7 +147,7 @@ def test_failure_in_mid_stream_becomes_an_event(server, engine, path, n):
     }
 
 
-def test_bug_in_mid_stream_becomes_an_event_that_tells_nothing(server, engine, monkeypatch, caplog):
+def test_bug_in_mid_stream_becomes_an_event_without_details(server, engine, monkeypatch, caplog):
     def fail(*args):
         raise ZeroDivisionError("secret")
 

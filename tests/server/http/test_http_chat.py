@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, in one piece and as a stream."""
+"""POST /v1/chat/completions, whole and as a stream."""
 
 import json
 
@@ -12,7 +12,7 @@ def chunks_of(server, **fields):
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_answer_has_vllms_fields(server):
+def test_response_has_vllms_fields(server):
     body = server.chat(request_id="abc").json()
     assert body["id"] == "chatcmpl-abc"
     assert body["object"] == "chat.completion"
@@ -51,19 +51,19 @@ def test_every_choice_gets_its_role_first(server):
     assert texts == dict.fromkeys((0, 1, 2), TEXT)
 
 
-def test_several_choices_have_ids_of_their_own_in_the_engine(server, engine):
+def test_several_choices_have_different_ids_in_the_engine(server, engine):
     assert [choice["index"] for choice in server.chat(n=3).json()["choices"]] == [0, 1, 2]
     assert {engine_id.rpartition("-")[2] for engine_id in engine.requests} == {"0", "1", "2"}
 
 
-def test_usage_comes_last_when_asked_for(server):
+def test_usage_comes_last_on_request(server):
     *chunks, last = chunks_of(server, n=2, stream_options={"include_usage": True})
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 16
     assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_usage_comes_with_every_chunk_when_asked_for(server):
+def test_usage_comes_with_every_chunk_on_request(server):
     *chunks, _ = chunks_of(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == list(range(9))
 

@@ -1,4 +1,4 @@
-"""POST /v1/completions, in one piece and as a stream."""
+"""POST /v1/completions, whole and as a stream."""
 
 import json
 
@@ -13,7 +13,7 @@ def chunks_of(server, **fields):
     return [json.loads(line) for line in lines[:-1]]
 
 
-def test_answer_has_vllms_fields(server):
+def test_response_has_vllms_fields(server):
     body = server.complete(model="smol", request_id="abc").json()
     assert body["id"] == "cmpl-abc"
     assert body["object"] == "text_completion"
@@ -73,7 +73,7 @@ def test_choices_of_several_prompts_come_in_order(server, engine, encode, stream
     assert prompts == {"0": encode("a"), "1": encode("a"), "2": encode("b"), "3": encode("b")}
 
 
-def test_token_id_prompts_are_taken_as_they_are(server, engine):
+def test_token_id_prompts_are_not_changed(server, engine):
     server.complete(prompt=[[5, 6], [7]])
     assert sorted(prompt for prompt, _ in engine.requests.values()) == [[5, 6], [7]]
 
@@ -87,7 +87,7 @@ def test_echo_of_token_ids_is_their_text(server, encode):
     assert body["choices"][0]["text"] == "The capital of France is" + TEXT
 
 
-def test_echo_of_a_truncated_prompt_is_what_the_model_saw(server):
+def test_echo_of_a_truncated_prompt_is_truncated(server):
     body = server.complete(echo=True, truncate_prompt_tokens=2).json()
     assert body["choices"][0]["text"] == " France is" + TEXT
 
@@ -116,14 +116,14 @@ def test_echo_without_output_scores_the_prompt(server, engine, stream):
     assert (params.max_tokens, params.prompt_logprobs) == (1, 1)
 
 
-def test_usage_comes_last_when_asked_for(server):
+def test_usage_comes_last_on_request(server):
     *chunks, last = chunks_of(server, stream_options={"include_usage": True})
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 8
     assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_usage_comes_with_every_chunk_when_asked_for(server):
+def test_usage_comes_with_every_chunk_on_request(server):
     *chunks, _ = chunks_of(server, stream_options={"include_usage": True, "continuous_usage_stats": True})
     assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == list(range(1, 9))
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {5}
@@ -135,7 +135,7 @@ def test_server_may_force_usage(serve):
     assert all("usage" in chunk for chunk in chunks)
 
 
-def test_cached_tokens_are_told_where_the_server_allows_it(serve, engine):
+def test_cached_tokens_are_reported_if_the_server_allows_it(serve, engine):
     engine.num_cached_tokens = 4
     usage = serve(enable_prompt_tokens_details=True).complete(n=2, prompt=["a b c d e", "f g h i j"]).json()["usage"]
     assert usage["prompt_tokens_details"] == {"cached_tokens": 8}
@@ -180,7 +180,7 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
     assert server.complete(max_tokens=1).json()["choices"][0]["text"] == "\ufffd"
 
 
-def test_too_many_completions_at_once_are_refused(server):
+def test_too_many_completions_at_once_are_rejected(server):
     response = server.complete(prompt=["a"] * 1025, n=2)
     assert response.status_code == 400
     assert "2048 completions at once" in response.json()["error"]["message"]

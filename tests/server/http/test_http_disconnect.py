@@ -1,4 +1,4 @@
-"""A client that goes away frees its place in the engine at once."""
+"""A client that disconnects frees its place in the engine at once."""
 
 import socket
 from urllib.parse import urlsplit
@@ -18,9 +18,9 @@ BODIES = {
 
 
 @pytest.mark.parametrize("kind", BODIES)
-@pytest.mark.parametrize("pace", [{"holds_after": 2}, {"step_s": 0.25}], ids=["silent", "speaking"])
+@pytest.mark.parametrize("pace", [{"holds_after": 2}, {"step_s": 0.25}], ids=["silent", "slow"])
 def test_engine_requests_are_aborted(server, engine, wait_until, kind, pace):
-    """An engine that is silent would be for ever; one that speaks would be done after 100 s, and not be aborted."""
+    """Without the abort the silent engine would run for ever and the slow one for 100 s."""
     engine.reply = engine.reply * 50
     vars(engine).update(pace)
     path, body = BODIES[kind]
@@ -32,7 +32,7 @@ def test_engine_requests_are_aborted(server, engine, wait_until, kind, pace):
     wait_until(lambda: server.parts.running.num_running == 0)
 
 
-def test_client_that_sends_half_a_body_leaves_nothing_behind(server, engine, wait_until):
+def test_client_that_disconnects_within_its_body_leaves_no_running_request(server, engine, wait_until):
     address = urlsplit(server.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(

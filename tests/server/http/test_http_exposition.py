@@ -1,4 +1,4 @@
-"""What /metrics says, held to the formats' rules and to vLLM's names, and the dashboard that reads it."""
+"""/metrics follows the formats' rules and vLLM's names, and the dashboard queries what exists."""
 
 import json
 import re
@@ -44,7 +44,7 @@ EXTRA_LABELS = {
 
 @pytest.fixture
 def served(serve: Any) -> Any:
-    """A server that has answered requests of all kinds."""
+    """A server that has served requests of all kinds."""
     server = serve()
     server.complete(max_tokens=3)
     server.chat(stream=True)
@@ -77,7 +77,7 @@ def test_labels_are_vllms(served) -> None:
             assert {sample.labels[label] for sample in found[name].samples} == values
 
 
-def test_the_text_keeps_to_the_rules(served) -> None:
+def test_the_text_follows_the_rules_of_the_format(served) -> None:
     lines = served.get("/metrics").text.splitlines()
     headers = [line.split()[1:3] for line in lines if line.startswith("#")]
     assert max(Counter(map(tuple, headers)).values()) == 1, "a family is announced twice"
@@ -92,7 +92,7 @@ def test_the_text_keeps_to_the_rules(served) -> None:
             assert re.match(rf"{re.escape(seen)}(_total|_bucket|_sum|_count|_info)?[{{ ]", line), line
 
 
-def test_no_series_is_told_twice_and_buckets_add_up(served) -> None:
+def test_no_series_is_repeated_and_buckets_add_up(served) -> None:
     everything = [one for family in families(served).values() for one in series(family)]
     assert len(everything) == len(set(everything))
     for family in families(served).values():
@@ -115,7 +115,7 @@ def _check_buckets(family: Any) -> None:
         assert steps[-1] == (float("inf"), counts[labels]), family.name
 
 
-def test_openmetrics_is_spoken_to_those_who_ask(served) -> None:
+def test_openmetrics_is_sent_if_the_accept_header_asks_for_it(served) -> None:
     answer = served.get("/metrics", headers={"Accept": OPENMETRICS})
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     assert answer.text.endswith("# EOF\n")
@@ -124,7 +124,7 @@ def test_openmetrics_is_spoken_to_those_who_ask(served) -> None:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "text/html", "application/openmetrics-text;version=x", ",;=,", "a" * 3000])
-def test_everybody_else_gets_prometheus_text(served, accept: str) -> None:
+def test_other_accept_headers_get_prometheus_text(served, accept: str) -> None:
     answer = served.get("/metrics", headers={"Accept": accept})
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -159,7 +159,7 @@ def test_waiting_requests_wait_for_capacity(served, engine) -> None:
     assert sum(sources.values()) == 40
 
 
-def test_requests_that_are_not_let_in_are_counted_by_the_limit(serve, engine, wait_until) -> None:
+def test_rejected_requests_are_counted_by_the_limit(serve, engine, wait_until) -> None:
     server = serve(limits=LimitsConfig(max_queued_requests=1))
 
     def rejected() -> dict[str, float]:
@@ -176,7 +176,7 @@ def test_requests_that_are_not_let_in_are_counted_by_the_limit(serve, engine, wa
         engine.holds_after = None
 
 
-def test_prompt_tokens_are_told_by_source(serve, engine, encode) -> None:
+def test_prompt_tokens_are_counted_by_source(serve, engine, encode) -> None:
     server = serve()
     engine.num_cached_tokens = 3
     server.complete()
@@ -187,7 +187,7 @@ def test_prompt_tokens_are_told_by_source(serve, engine, encode) -> None:
 
 def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:
     names = {sample.name for family in families(served).values() for sample in family.samples}
-    names |= {"vllm_cli:renderer_queue_depth", "vllm_cli:renderer_queue_time_seconds_bucket"}  # with real services
+    names |= {"vllm_cli:renderer_queue_depth", "vllm_cli:renderer_queue_time_seconds_bucket"}  # with a real pool
     dashboard = json.loads(DASHBOARD.read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
     queries += [variable["query"] for variable in dashboard["templating"]["list"] if variable["type"] == "query"]
@@ -198,7 +198,7 @@ def test_every_query_of_the_dashboard_names_metrics_that_exist(served) -> None:
         assert set(metrics) <= names, query
 
 
-def test_the_dashboard_is_whole() -> None:
+def test_the_dashboard_is_complete() -> None:
     panels = json.loads(DASHBOARD.read_text())["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(ids) == len(set(ids))

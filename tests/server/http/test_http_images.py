@@ -1,4 +1,4 @@
-"""Chats with images over HTTP: a model that sees them, and one that does not."""
+"""Chats with images over HTTP, with a vision model and with a text model."""
 
 import asyncio
 import base64
@@ -22,7 +22,7 @@ def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def seeing_renderer(vlm: Path) -> Iterator[VisionRenderer]:
+def vision_renderer(vlm: Path) -> Iterator[VisionRenderer]:
     config = RendererConfig(limit_mm_per_prompt={"image": 3})
     with VisionRenderer(ModelFiles(vlm, vlm), config) as renderer:
         renderer.max_model_len = MAX_MODEL_LEN
@@ -31,10 +31,10 @@ def seeing_renderer(vlm: Path) -> Iterator[VisionRenderer]:
 
 
 @pytest.fixture
-def seeing(serve: Callable[..., Any], seeing_renderer: VisionRenderer, engine: Any) -> Any:
-    """A server of a model that sees images; its engine talks from a script."""
-    engine.reset(seeing_renderer.tokenizer.encode("a cat", add_special_tokens=False))
-    return serve(renderer=seeing_renderer)
+def vision(serve: Callable[..., Any], vision_renderer: VisionRenderer, engine: Any) -> Any:
+    """A server of a vision model with a scripted engine."""
+    engine.reset(vision_renderer.tokenizer.encode("a cat", add_special_tokens=False))
+    return serve(renderer=vision_renderer)
 
 
 def _url(seed: int = 0, size: int = 56) -> str:
@@ -46,38 +46,38 @@ def _messages(*urls: str, text: str = "What is it?") -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def test_an_image_reaches_the_engine_with_its_tokens(seeing: Any) -> None:
-    answer = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()))
+def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
+    answer = vision.client().chat.completions.create(model="smol", messages=_messages(_url()))
     assert answer.choices[0].message.content == "a cat"
-    ((token_ids, _),) = seeing.engine.requests.values()
-    (inputs,) = seeing.engine.inputs.values()
+    ((token_ids, _),) = vision.engine.requests.values()
+    (inputs,) = vision.engine.inputs.values()
     assert set(inputs.mm) == {"pixel_values", "image_grid_thw", "mm_token_type_ids"}
     assert inputs.mm["mm_token_type_ids"].shape == (1, len(token_ids))
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(token_ids)
 
 
-def test_choices_of_one_request_share_the_images(seeing: Any) -> None:
-    seeing.chat(messages=_messages(_url()), n=3)
-    assert len(seeing.engine.inputs) == 3
-    assert len({id(inputs) for inputs in seeing.engine.inputs.values()}) == 1
+def test_choices_of_one_request_share_the_images(vision: Any) -> None:
+    vision.chat(messages=_messages(_url()), n=3)
+    assert len(vision.engine.inputs) == 3
+    assert len({id(inputs) for inputs in vision.engine.inputs.values()}) == 1
 
 
-def test_a_streamed_answer_to_an_image_is_the_same(seeing: Any) -> None:
-    stream = seeing.client().chat.completions.create(model="smol", messages=_messages(_url()), stream=True)
+def test_a_streamed_response_to_an_image_has_the_same_text(vision: Any) -> None:
+    stream = vision.client().chat.completions.create(model="smol", messages=_messages(_url()), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "a cat"
 
 
-def test_tokenize_counts_the_images_tokens(seeing: Any) -> None:
-    found = seeing.post("/tokenize", {"messages": _messages(_url())}).json()
-    seeing.chat(messages=_messages(_url()))
-    ((token_ids, _),) = seeing.engine.requests.values()
+def test_tokenize_counts_the_images_tokens(vision: Any) -> None:
+    found = vision.post("/tokenize", {"messages": _messages(_url())}).json()
+    vision.chat(messages=_messages(_url()))
+    ((token_ids, _),) = vision.engine.requests.values()
     assert (found["tokens"], found["count"]) == (token_ids, len(token_ids))
 
 
-def test_text_alone_goes_without_images(seeing: Any) -> None:
-    assert seeing.chat().status_code == 200
-    assert list(seeing.engine.inputs.values()) == [None]
+def test_text_without_images_has_no_image_inputs(vision: Any) -> None:
+    assert vision.chat().status_code == 200
+    assert list(vision.engine.inputs.values()) == [None]
 
 
 @pytest.mark.parametrize(
@@ -92,32 +92,32 @@ def test_text_alone_goes_without_images(seeing: Any) -> None:
         ([_url(0, 1000), _url(1, 1000), _url(2, 1000)], ""),
     ],
 )
-def test_a_request_that_cannot_be_served_is_refused(seeing: Any, urls: list[str], message: str) -> None:
+def test_a_faulty_image_is_rejected(vision: Any, urls: list[str], message: str) -> None:
     for body in ({}, {"stream": True}):
-        answer = seeing.chat(messages=_messages(*urls), **body)
+        answer = vision.chat(messages=_messages(*urls), **body)
         if message:
             error = answer.json()["error"]
             assert (answer.status_code, error["type"], error["param"]) == (400, "BadRequestError", "messages")
             assert message in error["message"]
-    assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in seeing.engine.requests.values())
+    assert all(len(token_ids) < MAX_MODEL_LEN for token_ids, _ in vision.engine.requests.values())
 
 
-def test_settings_of_the_processor_need_the_operators_trust(seeing: Any) -> None:
-    answer = seeing.chat(messages=_messages(_url()), mm_processor_kwargs={"size": {}})
+def test_processor_settings_need_a_flag_of_the_operator(vision: Any) -> None:
+    answer = vision.chat(messages=_messages(_url()), mm_processor_kwargs={"size": {}})
     assert answer.status_code == 400
     assert "--trust-request-mm-kwargs" in answer.json()["error"]["message"]
 
 
-def test_a_model_of_text_refuses_images(server: Any) -> None:
+def test_a_text_model_rejects_images(server: Any) -> None:
     answer = server.chat(messages=_messages(_url()))
     assert answer.status_code == 400
     assert "this model is served for text only" in answer.json()["error"]["message"]
 
 
-def test_the_cache_is_measured(seeing: Any) -> None:
+def test_the_image_cache_has_metrics(vision: Any) -> None:
     for _ in range(2):
-        seeing.chat(messages=_messages(_url(seed=77)))
-    metrics = seeing.get("/metrics").text
+        vision.chat(messages=_messages(_url(seed=77)))
+    metrics = vision.get("/metrics").text
     values = {
         line.split("{")[0]: float(line.rsplit(" ", 1)[1])
         for line in metrics.splitlines()
@@ -128,20 +128,20 @@ def test_the_cache_is_measured(seeing: Any) -> None:
 
 
 async def test_thirty_two_images_at_once_while_the_cache_is_cleared(
-    seeing: Any, seeing_renderer: VisionRenderer
+    vision: Any, vision_renderer: VisionRenderer
 ) -> None:
     stop = asyncio.Event()
 
     async def clear() -> int:
         num_cleared = 0
         while not stop.is_set():
-            await seeing_renderer.clear_mm_cache_async()
+            await vision_renderer.clear_mm_cache_async()
             num_cleared += 1
             await asyncio.sleep(0.002)
         return num_cleared
 
     clearing = asyncio.create_task(clear())
-    async with httpx.AsyncClient(base_url=seeing.url, trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=vision.url, trust_env=False, timeout=60) as client:
         answers = await asyncio.gather(
             *(client.post("/v1/chat/completions", json={"messages": _messages(_url(seed=i % 5))}) for i in range(32))
         )

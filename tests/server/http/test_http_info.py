@@ -33,7 +33,7 @@ def test_unknown_name_is_a_404(server, path):
         ("/detokenize", {"tokens": [5]}),
     ],
 )
-def test_requests_for_other_models_are_refused(server, path, body):
+def test_requests_for_other_models_are_rejected(server, path, body):
     response = server.post(path, body | {"model": "other"})
     assert response.status_code == 404
     assert response.json()["error"] == {
@@ -44,7 +44,7 @@ def test_requests_for_other_models_are_refused(server, path, body):
     }
 
 
-def test_answers_carry_the_first_name(serve):
+def test_responses_have_the_first_name(serve):
     server = serve(served_model_names=("big", "small"))
     assert server.complete(model="small").json()["model"] == "big"
 
@@ -59,7 +59,7 @@ def test_text_is_tokenized(server, encode):
     }
 
 
-def test_conversation_is_tokenized_as_chat_would(server, engine):
+def test_conversation_is_tokenized_as_for_chat(server, engine):
     messages = [{"role": "user", "content": "Hello"}]
     server.chat(messages=messages)
     ((prompt, _),) = engine.requests.values()
@@ -67,7 +67,7 @@ def test_conversation_is_tokenized_as_chat_would(server, engine):
     assert (body["tokens"], body["token_strs"]) == (prompt, None)
 
 
-def test_tokens_become_text_again(server, encode):
+def test_tokens_are_detokenized(server, encode):
     tokens = encode("Grüße, 世界!")
     assert server.post("/detokenize", {"tokens": tokens}).json() == {"prompt": "Grüße, 世界!"}
 
@@ -86,13 +86,13 @@ def test_tokens_become_text_again(server, encode):
     ],
     ids=str,
 )
-def test_bad_tokenization_requests_are_refused(server, path, body):
+def test_bad_tokenization_requests_are_rejected(server, path, body):
     response = server.post(path, body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "BadRequestError"
 
 
-def test_version_is_told(server):
+def test_version_is_reported(server):
     assert server.get("/version").json() == {"version": "1.2.3"}
 
 

@@ -1,4 +1,4 @@
-"""How much a request may ask for, and how many may ask: refusals name the limit, the value and the flag."""
+"""Limits of one request and of all together: rejections name the limit, the value and the flag."""
 
 import json
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ MESSAGE = {"role": "user", "content": "a"}
 TOOL = {"type": "function", "function": {"name": "f"}}
 LONG = {"prompt": "a", "max_tokens": 400}
 WIDTH = 16
-"""Numbers in a row of embeddings."""
+"""Numbers per embedding row."""
 
 
 def error_of(response: httpx.Response, status: int) -> str:
@@ -65,20 +65,20 @@ def error_of(response: httpx.Response, status: int) -> str:
         ),
     ],
 )
-def test_a_request_that_asks_for_too_much_is_a_400(serve, engine, wait_until, limits, path, body, message):
+def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, path, body, message):
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.post(path, body), 400)
     assert not engine.requests
     wait_until(lambda: server.parts.admission.num_sequences == 0)
 
 
-def test_a_body_that_is_announced_too_large_is_a_413(serve):
+def test_a_body_announced_as_too_large_is_a_413(serve):
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     assert "1000 bytes" in error_of(server.complete(user="x" * 1000), 413)
     assert server.complete(user="x" * 900).status_code == 200
 
 
-def test_a_chunked_body_is_counted_as_it_comes(serve):
+def test_a_chunked_body_is_counted_as_it_arrives(serve):
     server = serve(limits=LimitsConfig(max_body_bytes=1000))
     pieces = iter([b'{"prompt": "a", "user": "', b"x" * 2000, b'"}'])
     headers = {"content-type": "application/json"}
@@ -88,7 +88,7 @@ def test_a_chunked_body_is_counted_as_it_comes(serve):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_takes_too_long_is_a_504(serve, engine, wait_until, stream):
+def test_a_response_that_takes_too_long_is_a_504(serve, engine, wait_until, stream):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(request_timeout_s=0.5))
     response = server.complete(stream=stream)
@@ -99,7 +99,7 @@ def test_an_answer_that_takes_too_long_is_a_504(serve, engine, wait_until, strea
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error(serve, engine, wait_until):
-    """It has to come so far in time; on a busy machine it is given more of it."""
+    """The time limit must leave time for the first event; a busy machine gets a longer one."""
     engine.holds_after = 2
     for limit_s in (0.5, 4, 32):
         response = serve(limits=LimitsConfig(request_timeout_s=limit_s)).complete(stream=True)
@@ -129,7 +129,7 @@ def test_waiting_requests_are_bounded_in_number(serve, engine, wait_until):
     assert server.complete().status_code == 200
 
 
-def test_a_request_turns_out_to_be_several(serve, engine, wait_until):
+def test_a_request_of_several_sequences_counts_them_all(serve, engine, wait_until):
     engine.holds_after = 0
     server = serve(limits=LimitsConfig(max_queued_requests=3))
     with send(server, "/v1/completions", LONG):
@@ -166,7 +166,7 @@ def test_waiting_requests_are_bounded_in_bytes(serve, engine, wait_until):
 
 
 def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, monkeypatch, wait_until):
-    """Few bytes may be many rows: the body is let in, and what it has become is not."""
+    """A small body may expand to many rows: the body is admitted, its tensors are not."""
     few_values = torch_payload(torch.zeros(400, WIDTH).to_sparse())
     assert len(few_values) < 400 * WIDTH * 2 / 3
     monkeypatch.setattr(renderer, "embeds_limits", EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16"))
@@ -192,7 +192,7 @@ def test_a_request_alone_may_hold_more_than_all_together(serve, wait_until):
     wait_until(lambda: server.parts.admission.num_held_bytes == 0)
 
 
-def test_a_failed_request_gives_its_room_back(serve, engine, wait_until):
+def test_a_failed_request_returns_its_lease(serve, engine, wait_until):
     server = serve(limits=LimitsConfig(max_held_bytes=1 << 20))
     assert server.complete(top_p=2).status_code == 400
     engine.fails_after = 1

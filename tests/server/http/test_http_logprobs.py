@@ -1,4 +1,4 @@
-"""Bodies of token log-probabilities; the engine's candidates are (token + 1, token, token + 2), best first."""
+"""Bodies of token logprobs; the engine's candidates are (token + 1, token, token + 2), best first."""
 
 import json
 from itertools import accumulate
@@ -26,7 +26,7 @@ def test_completions_show_the_sampled_token_beside_the_best(server, engine, rend
     }
 
 
-def test_minus_infinity_is_a_number_that_json_can_say(server):
+def test_minus_infinity_is_replaced_by_a_finite_number(server):
     tops = server.complete(logprobs=3, max_tokens=1).json()["choices"][0]["logprobs"]["top_logprobs"]
     assert sorted(tops[0].values()) == [-9999.0, -1.5, -0.25]
 
@@ -105,13 +105,13 @@ def test_tokens_are_shown_as_ids_on_request(server, engine):
     assert [entry["token"] for entry in body["choices"][0]["logprobs"]["content"]] == expected
 
 
-def test_request_goes_over_the_servers_choice_of_token_ids(serve):
+def test_request_overrides_the_servers_choice_of_token_ids(serve):
     server = serve(return_tokens_as_token_ids=True)
     assert server.complete(logprobs=0).json()["choices"][0]["logprobs"]["tokens"][0].startswith("token_id:")
     answer = server.complete(logprobs=0, return_tokens_as_token_ids=False)
     assert answer.json()["choices"][0]["logprobs"]["tokens"][0] == " Paris"
 
 
-def test_long_prompt_with_logprobs_is_reported_whole(server, encode):
+def test_long_prompt_with_logprobs_is_reported_completely(server, encode):
     body = server.complete(prompt=[7] * 400, echo=True, logprobs=1, max_tokens=1).json()
     assert len(body["choices"][0]["logprobs"]["tokens"]) == 401

@@ -13,7 +13,7 @@ LABELS = {"model_name": "smol", "engine": "0"}
 
 @pytest.fixture
 def own(serve):
-    """A server whose counters nobody else moves."""
+    """A server whose counters only this test changes."""
     return serve()
 
 
@@ -65,7 +65,7 @@ def test_requests_that_never_reach_the_engine_are_not_counted(own):
     assert value(own, "vllm:e2e_request_latency_seconds_count") == 1
 
 
-def test_time_in_the_engine_is_split_up(own, engine):
+def test_time_in_the_engine_is_split_into_stages(own, engine):
     engine.queue_s, engine.prefill_s = 2.0, 3.0
     own.complete()
     names = ("queue", "prefill", "decode", "inference")
@@ -106,7 +106,7 @@ def test_token_buckets_end_at_the_context_length(own):
     assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "100.0", "200.0", "500.0", "+Inf"]
 
 
-def test_cache_size_is_told(own):
+def test_cache_size_is_reported(own):
     own.complete()
     ((_, labels),) = [key for key in samples(own) if key[0] == "vllm:cache_config_info"]
     facts = dict(labels)
@@ -147,12 +147,12 @@ def test_engine_families_appear_with_the_engine(engine):
         assert metrics.render().body.count(b"# TYPE vllm:num_requests_running gauge") == 1
 
 
-def test_start_is_told_in_seconds(own):
+def test_start_is_reported_in_seconds(own):
     assert value(own, "vllm:engine_startup_time_seconds") == 2.0
     assert samples(own)["vllm_cli:startup_phase_seconds", frozenset({("phase", "engine:load_weights")})] == 0.5
 
 
-def test_requests_of_clients_that_went_away_are_counted_as_aborted(own, engine, wait_until):
+def test_requests_of_disconnected_clients_are_counted_as_aborted(own, engine, wait_until):
     engine.reply = engine.reply * 50
     engine.holds_after = 2
     with send(own, "/v1/completions", {"prompt": "a", "max_tokens": 400}):

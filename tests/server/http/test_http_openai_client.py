@@ -1,4 +1,4 @@
-"""The real `openai` client finds what it expects."""
+"""The real `openai` client works with the server."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Request fields through the whole server: values reach the engine, bad values are a 400, hints change nothing."""
+"""Request fields: values reach the engine, bad values are a 400, ignored hints change nothing."""
 
 import json
 
@@ -33,7 +33,7 @@ DEFAULTS_OF_REFUSED = {
 }
 
 
-def assert_refuses(response, param):
+def assert_rejects(response, param):
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["type"] == "BadRequestError"
@@ -53,10 +53,10 @@ def assert_refuses(response, param):
     ],
 )
 def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engine, fields):
-    """One value of each layer that checks them; see tests/server/protocol and tests/server/serving for all values."""
+    """One value per layer; tests/server/protocol and tests/server/serving check all values."""
     (name,) = fields
-    assert_refuses(server.complete(**fields), name)
-    assert_refuses(server.chat(**fields), name)
+    assert_rejects(server.complete(**fields), name)
+    assert_rejects(server.chat(**fields), name)
     assert not engine.requests
 
 
@@ -70,8 +70,8 @@ def test_bad_value_is_a_400_that_names_its_field_at_both_endpoints(server, engin
     ],
     ids=str,
 )
-def test_what_the_renderer_rejects_is_a_400(server, fields, param):
-    assert_refuses(server.chat(**fields), param)
+def test_rejection_by_the_renderer_is_a_400(server, fields, param):
+    assert_rejects(server.chat(**fields), param)
 
 
 def test_prompt_that_leaves_no_room_for_output_is_a_400_with_the_limit(server):
@@ -125,7 +125,7 @@ def test_all_sampling_values_reach_the_engine(server, engine, encode):
     assert tuple(encode(" bad")) in params.bad_words_ids
 
 
-def test_seed_moves_on_from_choice_to_choice(server, engine):
+def test_seed_differs_from_choice_to_choice(server, engine):
     assert server.complete(n=3, seed=2**63 - 2).status_code == 200
     assert sorted(params.seed for _, params in engine.requests.values()) == [-(2**63), 2**63 - 2, 2**63 - 1]
 
@@ -136,8 +136,8 @@ def test_chat_may_fill_the_rest_of_the_context(server, engine):
     assert params.max_tokens == 512 - len(prompt)
 
 
-def test_token_outside_the_vocabulary_is_refused(server):
-    assert_refuses(server.complete(prompt=[5, 49152]), "prompt")
+def test_token_outside_the_vocabulary_is_rejected(server):
+    assert_rejects(server.complete(prompt=[5, 49152]), "prompt")
 
 
 def test_prompt_is_truncated_from_the_left(server, engine):

@@ -1,4 +1,4 @@
-"""What goes through the renderer's pool: large bodies, their errors, and requests that go away while they wait."""
+"""Work in the renderer pool: large bodies, their errors, and clients that disconnect while it waits."""
 
 import threading
 
@@ -13,7 +13,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture
 def hops(renderer):
-    """Grows by one with each piece of work that a thread of the pool begins."""
+    """A list that grows by one with each work item that a thread of the pool begins."""
     waits: list[float] = []
     renderer.pools["text"].subscribe_waits(waits.append)
     yield waits
@@ -22,7 +22,7 @@ def hops(renderer):
 
 @pytest.fixture
 def busy_pool(renderer, server, wait_until):
-    """A pool whose only thread is busy until the event is set; it has nothing to do for others afterwards."""
+    """Keeps the only thread of the pool busy until the event is set; asserts an idle pool afterwards."""
     has_begun, release = threading.Event(), threading.Event()
 
     def hold():
@@ -37,7 +37,7 @@ def busy_pool(renderer, server, wait_until):
     wait_until(lambda: server.parts.running.num_running == renderer.pools["text"].num_waiting == 0)
 
 
-def test_a_small_request_takes_no_hop(server, hops):
+def test_a_small_request_does_not_use_the_pool(server, hops):
     assert server.chat().status_code == server.complete().status_code == 200
     assert hops == []
 
@@ -73,7 +73,7 @@ def test_probes_are_answered_while_the_pool_is_busy(server, renderer, wait_until
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
-def test_a_client_that_goes_away_while_its_work_waits_costs_nothing(
+def test_a_client_that_disconnects_while_its_work_waits_cancels_the_work(
     server, engine, renderer, wait_until, busy_pool, path
 ):
     pool = renderer.pools["text"]

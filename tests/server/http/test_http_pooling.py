@@ -1,4 +1,4 @@
-"""Embeddings, classes, scores and pooled vectors over HTTP: real routes, renderer and pooling core, tiny models."""
+"""The pooling endpoints over HTTP: real routes, renderer and pooling core, tiny models."""
 
 import base64
 import dataclasses
@@ -56,7 +56,7 @@ def _serve(folder: Path, *, renderer: dict[str, Any] | None = None, **options: A
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts a server of the test's own over a folder."""
+    """Starts a server for one test over a folder."""
     with ExitStack() as stack:
         yield lambda folder, **options: stack.enter_context(_serve(folder, **options))
 
@@ -75,7 +75,7 @@ def bert(bert_folder: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def embedder(bert_folder: Path, bert: PreTrainedModel) -> Iterator[LiveServer]:
-    """Embeddings that may be cut to 8 or 16 numbers, and a chat template."""
+    """An embedding server with Matryoshka dimensions 8 and 16 and a chat template."""
     with _serve(bert_folder, renderer={"chat_template": TEMPLATE}) as server:
         yield server
 
@@ -98,7 +98,7 @@ def _assert_close(result: Any, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.tensor(result), expected, atol=2e-5, rtol=1e-4)
 
 
-def test_each_text_has_its_embedding(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_each_text_has_an_embedding(embedder: LiveServer, bert: PreTrainedModel) -> None:
     answer = embedder.post("/v1/embeddings", {"model": NAME, "input": TEXTS}).json()
     assert [item["index"] for item in answer["data"]] == [0, 1, 2, 3]
     for text, item in zip(TEXTS, answer["data"], strict=True):
@@ -140,7 +140,7 @@ def test_openai_client_reads_base64_and_floats(client: openai.OpenAI, embedder: 
         ("float32", "native", "=f4"),
     ],
 )
-def test_base64_holds_the_numbers_in_the_type_asked_for(
+def test_base64_has_the_numbers_in_the_requested_type(
     embedder: LiveServer, dtype: str, endianness: str, numpy_type: str
 ) -> None:
     body = {"input": "hello", "encoding_format": "base64", "embed_dtype": dtype, "endianness": endianness}
@@ -157,7 +157,7 @@ def test_bfloat16_is_rounded_to_even(embedder: LiveServer) -> None:
     assert torch.equal(torch.frombuffer(bytearray(encoded), dtype=torch.bfloat16), expected)
 
 
-def test_bytes_come_with_a_map_in_a_header(embedder: LiveServer) -> None:
+def test_bytes_come_with_their_positions_in_a_header(embedder: LiveServer) -> None:
     response = embedder.post("/v1/embeddings", {"input": TEXTS[:2], "encoding_format": "bytes"})
     assert response.headers["content-type"] == "application/octet-stream"
     metadata = json.loads(response.headers["metadata"])
@@ -172,7 +172,7 @@ def test_bytes_come_with_a_map_in_a_header(embedder: LiveServer) -> None:
     assert "metadata" not in bare.headers
 
 
-def test_token_ids_are_taken_as_they_are(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_token_ids_are_not_changed(embedder: LiveServer, bert: PreTrainedModel) -> None:
     ids = _encode(embedder, TEXTS[1])["input_ids"]
     one = embedder.post("/v1/embeddings", {"input": ids}).json()
     many = embedder.post("/v1/embeddings", {"input": [ids, [2, 3]]}).json()
@@ -205,13 +205,13 @@ def test_dimensions_cut_embeddings(client: openai.OpenAI, embedder: LiveServer, 
     _assert_close(cut, unit(hidden[:8]))
 
 
-def test_use_activation_false_leaves_embeddings_as_they_are(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_use_activation_false_does_not_normalize_embeddings(embedder: LiveServer, bert: PreTrainedModel) -> None:
     answer = embedder.post("/v1/embeddings", {"input": "hello world", "use_activation": False}).json()
     _assert_close(answer["data"][0]["embedding"], hidden_states(bert, _encode(embedder, "hello world")["input_ids"])[0])
 
 
 @pytest.mark.parametrize(("side", "kept"), [(None, "the capital"), ("right", "the capital"), ("left", "is paris")])
-def test_truncation_keeps_special_tokens_and_the_side_asked_for(
+def test_truncation_keeps_special_tokens_and_the_requested_side(
     embedder: LiveServer, bert: PreTrainedModel, side: str | None, kept: str
 ) -> None:
     body = {"input": TEXTS[1], "truncate_prompt_tokens": 4} | ({"truncation_side": side} if side else {})
@@ -221,20 +221,20 @@ def test_truncation_keeps_special_tokens_and_the_side_asked_for(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_truncation_never_leaves_more_than_was_asked_for(embedder: LiveServer, limit: int) -> None:
+def test_truncation_keeps_at_most_the_requested_tokens(embedder: LiveServer, limit: int) -> None:
     for given in (TEXTS[1], _encode(embedder, TEXTS[1])["input_ids"]):
         body = {"input": given, "truncate_prompt_tokens": limit}
         assert embedder.post("/v1/embeddings", body).json()["usage"]["prompt_tokens"] == limit
     assert embedder.post("/v1/embeddings", {"input": TEXTS[1], "truncate_prompt_tokens": 0}).status_code == 400
 
 
-def test_a_model_without_a_template_takes_no_conversations(serve: Serve, bert_folder: Path, bert: Any) -> None:
+def test_a_model_without_a_template_rejects_conversations(serve: Serve, bert_folder: Path, bert: Any) -> None:
     response = serve(bert_folder).post("/v1/embeddings", {"messages": [{"role": "user", "content": "hello"}]})
     assert response.status_code == 400
     assert "chat template" in response.json()["error"]["message"]
 
 
-def test_minus_one_truncates_to_what_the_model_takes(embedder: LiveServer) -> None:
+def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None:
     long = "cat " * 200
     assert embedder.post("/v1/embeddings", {"input": long}).status_code == 400
     answer = embedder.post("/v1/embeddings", {"input": long, "truncate_prompt_tokens": -1}).json()
@@ -273,7 +273,7 @@ def test_bad_requests_name_the_field(embedder: LiveServer, body: dict[str, Any],
     assert words in error["message"]
 
 
-def test_dimensions_of_a_model_that_cannot_be_cut_are_refused(serve: Serve, tmp_path: Path) -> None:
+def test_dimensions_are_rejected_without_matryoshka(serve: Serve, tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     error = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8}).json()["error"]
     assert "does not support Matryoshka" in error["message"]
@@ -294,7 +294,7 @@ def test_another_model_is_a_404(embedder: LiveServer) -> None:
         ("/classify", {"input": "a"}, "Classification"),
     ],
 )
-def test_an_embedder_does_nothing_else(embedder: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
+def test_an_embedder_has_no_other_endpoints(embedder: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
     response = embedder.post(path, body)
     assert response.status_code == 404
     assert response.json()["error"]["message"] == f"The model does not support {api} API"
@@ -310,13 +310,15 @@ def test_an_embedder_does_nothing_else(embedder: LiveServer, path: str, body: di
         ("/rerank", {"query": "a", "documents": ["b"]}, "Rerank (Score)"),
     ],
 )
-def test_a_generating_server_pools_nothing(server: LiveServer, path: str, body: dict[str, Any], api: str) -> None:
+def test_a_generative_model_has_no_pooling_endpoints(
+    server: LiveServer, path: str, body: dict[str, Any], api: str
+) -> None:
     response = server.post(path, body)
     assert response.status_code == 404
     assert response.json()["error"]["message"] == f"The model does not support {api} API"
 
 
-def test_sentence_transformers_limit_holds(serve: Serve, tmp_path: Path) -> None:
+def test_sentence_transformers_length_limit_applies(serve: Serve, tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, max_seq_length=8)
     server = serve(tmp_path)
@@ -324,7 +326,7 @@ def test_sentence_transformers_limit_holds(serve: Serve, tmp_path: Path) -> None
     assert server.get("/v1/models").json()["data"][0]["max_model_len"] == 8
 
 
-def test_pooling_gives_vectors_of_texts_and_of_tokens(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder: LiveServer, bert: PreTrainedModel) -> None:
     whole = embedder.post("/pooling", {"input": TEXTS}).json()
     assert whole["id"].startswith("pooling-")
     assert whole["data"][0]["object"] == "pooling"
@@ -344,7 +346,7 @@ def test_pooling_gives_vectors_of_texts_and_of_tokens(embedder: LiveServer, bert
         ({"data": {}}, "data", "Unrecognized"),
     ],
 )
-def test_pooling_refuses_what_the_model_cannot_do(
+def test_pooling_rejects_unsupported_tasks(
     embedder: LiveServer, fields: dict[str, Any], param: str, words: str
 ) -> None:
     response = embedder.post("/pooling", {"input": "a"} | fields)
@@ -383,7 +385,7 @@ def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Li
 
 
 @pytest.mark.parametrize("path", ["/score", "/v1/score"])
-def test_a_cross_encoder_scores_one_with_many(cross_encoder: Any, path: str) -> None:
+def test_a_cross_encoder_scores_one_text_against_many(cross_encoder: Any, path: str) -> None:
     server, model = cross_encoder
     answer = server.post(path, {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
     assert answer["id"].startswith("score-")
@@ -394,7 +396,7 @@ def test_a_cross_encoder_scores_one_with_many(cross_encoder: Any, path: str) -> 
 
 
 @pytest.mark.parametrize("names", [("queries", "documents"), ("queries", "items"), ("data_1", "data_2")])
-def test_a_cross_encoder_scores_each_with_its_own(cross_encoder: Any, names: tuple[str, str]) -> None:
+def test_a_cross_encoder_scores_texts_pairwise(cross_encoder: Any, names: tuple[str, str]) -> None:
     server, model = cross_encoder
     answer = server.post("/score", {names[0]: TEXTS[:2], names[1]: TEXTS[2:]}).json()
     expected = [_cross_score(server, model, *pair) for pair in zip(TEXTS[:2], TEXTS[2:], strict=True)]
@@ -444,7 +446,7 @@ def test_bad_scores_name_the_field(cross_encoder: Any, path: str, body: dict[str
     assert response.json()["error"]["param"] == param
 
 
-def test_a_template_given_by_the_operator_makes_the_pairs(serve: Serve, tmp_path: Path) -> None:
+def test_the_operators_template_builds_the_pairs(serve: Serve, tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "llama", "classify", num_labels=1)
     template = "{{ instruction or 'no' }} {{ messages[0]['content'] }} and {{ messages[1]['content'] }}"
     server = serve(tmp_path, renderer={"chat_template": template})
@@ -454,7 +456,7 @@ def test_a_template_given_by_the_operator_makes_the_pairs(serve: Serve, tmp_path
     assert score == pytest.approx(float(model.score(hidden).detach().sigmoid()), abs=1e-5)
 
 
-def test_a_bi_encoder_scores_by_the_angle(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_a_bi_encoder_scores_by_cosine_similarity(embedder: LiveServer, bert: PreTrainedModel) -> None:
     answer = embedder.post("/score", {"text_1": TEXTS[0], "text_2": TEXTS[1:]}).json()
     vectors = [_embedding(embedder, bert, text) for text in TEXTS]
     assert [item["score"] for item in answer["data"]] == pytest.approx(
@@ -468,7 +470,7 @@ def test_a_bi_encoder_scores_by_the_angle(embedder: LiveServer, bert: PreTrained
 def test_late_interaction_ends_in_postprocessing_with_scores(
     serve: Serve, tmp_path: Path, path: str, in_engine: bool
 ) -> None:
-    """vLLM's path through the engine once ended in preprocessing and answered with nothing (vllm#39763)."""
+    """vLLM's path through the engine once ended in preprocessing, with an empty response (vllm#39763)."""
     model, linear = save_colbert(tmp_path)
     server = serve(tmp_path, enable_flash_late_interaction=in_engine)
     names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
@@ -491,14 +493,14 @@ def test_late_interaction_ends_in_postprocessing_with_scores(
     assert len(engine.core._queries) == 0
 
 
-def test_late_interaction_scores_each_with_its_own(serve: Serve, tmp_path: Path) -> None:
+def test_late_interaction_scores_texts_pairwise(serve: Serve, tmp_path: Path) -> None:
     save_colbert(tmp_path)
     bodies = [{"text_1": TEXTS[:2], "text_2": TEXTS[2:]}, {"text_1": TEXTS[1], "text_2": TEXTS[3]}]
     both, one = (serve(tmp_path).post("/score", body).json()["data"] for body in bodies)
     assert both[1]["score"] == pytest.approx(one[0]["score"], abs=1e-4)
 
 
-def test_a_query_is_forgotten_when_a_document_fails(serve: Serve, tmp_path: Path) -> None:
+def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) -> None:
     save_colbert(tmp_path)
     server = serve(tmp_path)
     engine: Any = server.engine
@@ -520,23 +522,23 @@ def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypa
     for name in ("_read_prompts", "_postprocessing"):
         work = getattr(PoolingServingBase, name)
 
-        def noting(self: Any, *args: Any, _name: str = name, _work: Any = work) -> Any:
+        def recording(self: Any, *args: Any, _name: str = name, _work: Any = work) -> Any:
             threads[_name] = threading.current_thread().name
             return _work(self, *args)
 
-        monkeypatch.setattr(PoolingServingBase, name, noting)
+        monkeypatch.setattr(PoolingServingBase, name, recording)
     with _serve(embedder.parts.renderer.files.path) as server:
         assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
     assert threads["_read_prompts"].startswith("renderer")
     assert threads["_postprocessing"].startswith("renderer")
 
 
-def test_a_context_must_say_what_is_made_of_its_prompts() -> None:
+def test_a_pooling_context_has_no_default_parameters() -> None:
     fields = [field for field in dataclasses.fields(PoolingServeContext) if field.name == "pooling_params"]
     assert [(field.default, field.default_factory) for field in fields] == [(dataclasses.MISSING,) * 2]
 
 
-def test_a_client_that_goes_away_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:
+def test_a_disconnected_client_aborts_all_its_prompts(embedder: LiveServer, wait_until: Callable[..., None]) -> None:
     engine: Any = embedder.engine
     engine.is_held, engine.aborted = True, []
     num_before = len(engine.requests)
@@ -565,7 +567,7 @@ def test_prompts_are_counted(serve: Serve, bert_folder: Path, bert: PreTrainedMo
     }
 
 
-def test_readiness_takes_one_pooled_prompt(serve: Serve, tmp_path: Path) -> None:
+def test_warm_up_pools_one_prompt(serve: Serve, tmp_path: Path) -> None:
     import asyncio
 
     from server.serving.readiness import warm_up

@@ -23,8 +23,8 @@ def rows(num_rows: int, seed: int = 0, width: int = WIDTH) -> torch.Tensor:
 
 
 @pytest.fixture
-def taking(server, renderer: HfRenderer) -> Iterator[object]:
-    """The server as with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
+def accepting(server, renderer: HfRenderer) -> Iterator[object]:
+    """A server with --enable-prompt-embeds, for a bfloat16 model of 16 numbers per token."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
     try:
         yield server
@@ -33,7 +33,7 @@ def taking(server, renderer: HfRenderer) -> Iterator[object]:
 
 
 def embeds_of(engine) -> dict[str, torch.Tensor | None]:
-    """What the engine got, by the choice's number."""
+    """The tensors that the engine received, by the choice's number."""
     return {
         engine_id.rpartition("-")[2]: None
         if inputs is None
@@ -42,42 +42,42 @@ def embeds_of(engine) -> dict[str, torch.Tensor | None]:
     }
 
 
-def assert_refused(response, param: str, message: str) -> None:
+def assert_rejected(response, param: str, message: str) -> None:
     error = response.json()["error"]
     assert response.status_code == 400
     assert error["param"] == param
     assert message in error["message"]
 
 
-def test_without_the_flag_it_is_named(server):
-    assert_refused(
+def test_without_the_flag_the_error_names_it(server):
+    assert_rejected(
         server.complete(prompt=None, prompt_embeds=torch_payload(rows(3))), "prompt_embeds", "--enable-prompt-embeds"
     )
 
 
 @pytest.mark.parametrize("write", [torch_payload, safetensors_payload])
 @pytest.mark.parametrize("prompt", [None, "", []], ids=["none", "empty text", "empty list"])
-def test_rows_reach_the_engine_in_the_model_s_type(taking, engine, write, prompt):
-    body = taking.complete(prompt=prompt, prompt_embeds=write(rows(7))).json()
+def test_rows_reach_the_engine_in_the_model_s_type(accepting, engine, write, prompt):
+    body = accepting.complete(prompt=prompt, prompt_embeds=write(rows(7))).json()
     assert body["choices"][0]["text"] == TEXT
     assert body["usage"]["prompt_tokens"] == 7
     assert torch.equal(embeds_of(engine)["0"], rows(7).bfloat16())
     assert [prompt for prompt, _ in engine.requests.values()] == [[0] * 7]
 
 
-def test_the_field_prompt_may_be_left_out(taking):
-    answer = taking.post("/v1/completions", {"prompt_embeds": torch_payload(rows(2))})
+def test_the_field_prompt_may_be_left_out(accepting):
+    answer = accepting.post("/v1/completions", {"prompt_embeds": torch_payload(rows(2))})
     assert answer.json()["choices"][0]["text"] == TEXT
 
 
-def test_embeddings_come_before_texts(taking, engine, encode):
+def test_embeddings_come_before_texts(accepting, engine, encode):
     fields = {
         "prompt": ["a", "b"],
         "prompt_embeds": [torch_payload(rows(2)), torch_payload(rows(3, seed=1))],
         "n": 2,
         "max_tokens": 1,
     }
-    body = taking.complete(**fields).json()
+    body = accepting.complete(**fields).json()
     assert [choice["index"] for choice in body["choices"]] == list(range(8))
     found = embeds_of(engine)
     for index, expected in (("0", rows(2)), ("1", rows(2)), ("2", rows(3, seed=1)), ("3", rows(3, seed=1))):
@@ -93,20 +93,22 @@ def test_embeddings_come_before_texts(taking, engine, encode):
     assert body["usage"]["prompt_tokens"] == 7
 
 
-def test_choices_share_one_object(taking, engine):
-    taking.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), n=3, temperature=1.0)
+def test_choices_share_one_object(accepting, engine):
+    accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), n=3, temperature=1.0)
     assert len({id(inputs) for inputs in engine.inputs.values()}) == 1
 
 
-def test_stream_has_the_same_text(taking):
-    lines = taking.stream_lines("/v1/completions", {"prompt_embeds": torch_payload(rows(4)), "return_token_ids": True})
+def test_stream_has_the_same_text(accepting):
+    lines = accepting.stream_lines(
+        "/v1/completions", {"prompt_embeds": torch_payload(rows(4)), "return_token_ids": True}
+    )
     chunks = [json.loads(line) for line in lines[:-1]]
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
     assert chunks[0]["choices"][0]["prompt_token_ids"] == [0] * 4
 
 
-def test_stops_and_logprobs_work_as_ever(taking):
-    choice = taking.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), stop=[","], logprobs=1).json()[
+def test_stops_and_logprobs_work_as_for_other_prompts(accepting):
+    choice = accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(4)), stop=[","], logprobs=1).json()[
         "choices"
     ][0]
     assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (" Paris", "stop", ",")
@@ -114,8 +116,8 @@ def test_stops_and_logprobs_work_as_ever(taking):
     assert choice["logprobs"]["text_offset"][0] == 0
 
 
-def test_the_openai_client_sends_them_as_extra_fields(taking, engine):
-    with taking.client() as client:
+def test_the_openai_client_sends_them_as_extra_fields(accepting, engine):
+    with accepting.client() as client:
         answer = client.completions.create(
             model="smol", prompt="", max_tokens=3, extra_body={"prompt_embeds": torch_payload(rows(5))}
         )
@@ -123,8 +125,8 @@ def test_the_openai_client_sends_them_as_extra_fields(taking, engine):
     assert answer.usage is not None and answer.usage.prompt_tokens == 5
 
 
-def test_the_last_rows_are_kept_where_asked(taking, engine):
-    taking.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
+def test_the_last_rows_are_kept_on_request(accepting, engine):
+    accepting.complete(prompt=None, prompt_embeds=torch_payload(rows(9)), truncate_prompt_tokens=4)
     assert torch.equal(embeds_of(engine)["0"], rows(9).bfloat16()[-4:])
 
 
@@ -146,27 +148,28 @@ def test_the_last_rows_are_kept_where_asked(taking, engine):
         ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
     ],
 )
-def test_faults_are_told_with_their_field(taking, engine, fields, param, message):
-    assert_refused(taking.complete(prompt=None, **fields), param, message)
+def test_faults_are_reported_with_their_field(accepting, engine, fields, param, message):
+    assert_rejected(accepting.complete(prompt=None, **fields), param, message)
     assert not engine.requests
 
 
-def test_the_largest_body_follows_from_the_model(taking, renderer, engine, long_goodbye):
-    """500 rows of 32768 numbers are 44 MB of base64: more than other bodies may have."""
+def test_the_body_limit_grows_with_the_model(accepting, renderer, engine, long_linger):
+    """500 rows of 32768 numbers are 44 MB of base64, above the limit of other bodies."""
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, 32768, "bfloat16")
     large = rows(500, width=32768).bfloat16()
     assert (
-        taking.complete(prompt=None, prompt_embeds=safetensors_payload(large)).json()["usage"]["prompt_tokens"] == 500
+        accepting.complete(prompt=None, prompt_embeds=safetensors_payload(large)).json()["usage"]["prompt_tokens"]
+        == 500
     )
     assert torch.equal(embeds_of(engine)["0"], large)
     renderer.embeds_limits = EmbedsLimits(MAX_MODEL_LEN, WIDTH, "bfloat16")
-    too_large = taking.complete(prompt=None, prompt_embeds="A" * (34 << 20))
+    too_large = accepting.complete(prompt=None, prompt_embeds="A" * (34 << 20))
     assert too_large.status_code == 413
     assert "larger than 3" in too_large.json()["error"]["message"]
 
 
-def test_other_requests_are_answered_while_rows_are_read(taking, engine, monkeypatch):
-    """On the event loop, the reading would wait for itself here."""
+def test_other_requests_are_answered_while_rows_are_read(accepting, engine, monkeypatch):
+    """If rows were read on the event loop, the second request would never be answered."""
     is_reading, may_go_on = threading.Event(), threading.Event()
     convert = prompt_embeds.convert_rows
 
@@ -177,10 +180,10 @@ def test_other_requests_are_answered_while_rows_are_read(taking, engine, monkeyp
 
     monkeypatch.setattr(prompt_embeds, "convert_rows", convert_late)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(taking.complete, prompt=None, prompt_embeds=torch_payload(rows(2)))
+        answer = pool.submit(accepting.complete, prompt=None, prompt_embeds=torch_payload(rows(2)))
         try:
             assert is_reading.wait(PATIENT_S)
-            assert taking.get("/version").status_code == 200
+            assert accepting.get("/version").status_code == 200
             assert not engine.requests
         finally:
             may_go_on.set()

@@ -1,4 +1,4 @@
-"""The line of figures in the log."""
+"""The log line of figures."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ def _of_the_line(caplog) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "server.serving.stats_line"]
 
 
-async def test_what_happened_is_told_and_then_silence(serve, caplog) -> None:
+async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> None:
     caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
     parts = serve().parts
     begin_s = monotonic()
@@ -43,7 +43,7 @@ async def test_what_happened_is_told_and_then_silence(serve, caplog) -> None:
     assert first.getMessage().startswith("Engine 000: Avg prompt throughput: ")
 
 
-def test_there_is_none_if_it_is_not_wanted(serve) -> None:
+def test_disable_log_stats_turns_the_line_off(serve) -> None:
     for is_disabled in (True, False):
         parts = serve(disable_log_stats=is_disabled).parts
         assert (Telemetry(parts.config, parts.engine, parts.metrics)._stats is None) == is_disabled

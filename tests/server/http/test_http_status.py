@@ -1,4 +1,4 @@
-"""The page at `/` and the figures behind it."""
+"""The status page and its figures."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_page_lets_in_nothing_but_its_own_style_and_script(server) -> None:
+def test_the_policy_allows_only_the_page_s_own_style_and_script(server) -> None:
     answer = server.get("/")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -33,14 +33,14 @@ def test_the_page_lets_in_nothing_but_its_own_style_and_script(server) -> None:
     assert "frame-ancestors" in policy
 
 
-def test_the_page_names_nothing_from_elsewhere(server) -> None:
+def test_the_page_refers_to_no_other_address(server) -> None:
     text = server.get("/").text
     addresses = set(re.findall(r"https?://[^\s\"'`]+", text))
-    assert addresses <= {"http://www.w3.org/2000/svg"}, "but for the name of a markup language"
+    assert addresses <= {"http://www.w3.org/2000/svg"}, "except the name of the SVG namespace"
     assert not re.findall(r"\bon\w+=|style=\"|@import|url\(", text)
 
 
-def test_figures_are_those_of_the_engine_and_the_metrics(serve, engine) -> None:
+def test_figures_come_from_the_engine_and_the_metrics(serve, engine) -> None:
     server = serve()
     before = server.get("/status.json").json()["live"]
     server.complete(max_tokens=3)
@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_engine_and_the_metrics(serve, engine) -> None:
     assert live["uptime_s"] == 60.0
 
 
-def test_memory_of_the_engine_is_told_where_its_process_is_known(server, engine, monkeypatch) -> None:
+def test_memory_of_the_engine_is_reported_if_its_process_is_known(server, engine, monkeypatch) -> None:
     import msgspec
 
     assert server.get("/status.json").json()["live"]["engine_rss_bytes"] is None
@@ -78,18 +78,18 @@ def test_there_are_no_live_figures_without_an_engine(serve, reason, status) -> N
     assert server.get("/").status_code == 200
 
 
-def test_neither_needs_a_key_nor_is_counted(serve) -> None:
+def test_page_and_figures_need_no_key_and_are_not_counted(serve) -> None:
     server = serve(api_keys=("secret",))
     assert server.get("/").status_code == 200
     assert server.get("/status.json").status_code == 200
     assert "/status.json" not in server.get("/metrics").text
 
 
-def test_a_root_path_is_heeded(serve) -> None:
+def test_the_page_works_below_a_root_path(serve) -> None:
     server = serve(root_path="/llm")
     assert server.get("/llm/status.json").json()["status"] == "ready"
     assert 'fetch("status.json"' in server.get("/llm/").text
 
 
-def test_the_responders_answers_carry_headers() -> None:
+def test_the_responders_answers_have_headers() -> None:
     assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()

@@ -1,4 +1,4 @@
-"""What ends an output, and how that is told."""
+"""What ends an output, and which reason is reported."""
 
 import json
 
@@ -14,7 +14,7 @@ def end_of(server, **fields):
 
 def test_stop_string_is_cut_off_and_named(server, engine):
     assert end_of(server, stop=["nowhere", " city"]) == (" Paris, the", "stop", " city")
-    assert len(engine.aborted) == 1, "the engine must not go on"
+    assert len(engine.aborted) == 1, "the engine must stop"
 
 
 def test_stop_string_is_kept_on_request(server):
@@ -25,7 +25,7 @@ def test_stop_string_that_ends_within_a_token_is_found(server):
     assert end_of(server, stop="he c") == (" Paris, t", "stop", "he c")
 
 
-def test_stop_string_is_not_looked_for_before_min_tokens(server, engine):
+def test_stop_string_is_ignored_before_min_tokens(server, engine):
     engine.reply = [*engine.reply, *engine.reply]
     assert end_of(server, stop=" city", min_tokens=8)[0] == " Paris, the city of light. Paris, the"
 
@@ -46,7 +46,7 @@ def test_stream_never_shows_part_of_a_stop_string(server):
     assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", "the city of")
 
 
-def test_end_of_sequence_is_no_reason_worth_telling(server):
+def test_end_of_sequence_has_no_stop_reason(server):
     assert end_of(server) == (" Paris, the city of light.", "stop", None)
 
 
@@ -60,17 +60,17 @@ def test_stop_token_is_kept_on_request(server, engine):
     assert end_of(server, stop_token_ids=[city], include_stop_str_in_output=True)[0] == " Paris, the city"
 
 
-def test_end_of_sequence_token_given_as_stop_token_is_named_where_it_is_ignored_otherwise(server):
+def test_end_of_sequence_token_given_as_stop_token_is_named_with_ignore_eos(server):
     assert end_of(server, stop_token_ids=[2], ignore_eos=True) == (" Paris, the city of light.", "stop", 2)
 
 
-def test_chat_tells_the_stop_reason(server):
+def test_chat_reports_the_stop_reason(server):
     choice = server.chat(stop=",").json()["choices"][0]
     assert (choice["message"]["content"], choice["stop_reason"]) == (" Paris", ",")
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_end_without_a_new_token_is_told(server, engine, path, monkeypatch):
+def test_end_without_a_new_token_is_reported(server, engine, path, monkeypatch):
     async def generate(request_id, prompt_token_ids, params, inputs):
         yield EngineOutput(request_id=request_id, token_ids=engine.reply[:1])
         yield EngineOutput(request_id=request_id, finish_reason="length")

@@ -1,4 +1,4 @@
-"""Where a request's time went: the Server-Timing header, the matching metrics, and the loop's own heartbeat."""
+"""The durations of a request: Server-Timing header, metrics, and the heartbeat of the loop."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ def timing(response):
 
 
 @pytest.mark.parametrize("kind", ["complete", "chat"])
-def test_an_answer_tells_where_its_time_went(server, engine, kind):
+def test_a_response_reports_its_durations(server, engine, kind):
     engine.queue_s, engine.prefill_s, engine.step_s = 2.0, 3.0, 0.01
     spent = timing(getattr(server, kind)())
     assert list(spent) == ["queue", "render", "prefill", "decode"]
@@ -25,7 +25,7 @@ def test_an_answer_tells_where_its_time_went(server, engine, kind):
     assert spent["decode"] >= 10
 
 
-def test_a_stream_tells_what_was_known_at_its_first_event(server, engine):
+def test_a_stream_reports_the_durations_until_its_first_event(server, engine):
     engine.queue_s, engine.prefill_s = 2.0, 3.0
     spent = timing(server.complete(stream=True))
     assert list(spent) == ["queue", "render", "prefill"]
@@ -37,12 +37,12 @@ def test_the_longest_sequence_counts(server, engine):
     assert timing(server.complete(n=3))["prefill"] == 500
 
 
-def test_tokenizing_tells_the_rendering_only(server):
+def test_tokenizing_reports_only_the_rendering(server):
     response = server.post("/tokenize", {"messages": [{"role": "user", "content": "Hello"}]})
     assert list(timing(response)) == ["render"]
 
 
-def test_a_request_that_is_refused_has_spent_nothing(server):
+def test_a_rejected_request_reports_no_durations(server):
     assert "server-timing" not in server.complete(temperature=9).headers
 
 
@@ -68,7 +68,7 @@ def test_rendering_and_waiting_are_metrics(serve, renderer):
     ]
 
 
-async def test_a_held_up_loop_shows_in_its_heartbeat():
+async def test_a_blocked_loop_shows_in_its_heartbeat():
     beats: list[float] = []
     heartbeat = LoopHeartbeat(beats.append)
     heartbeat.start()

@@ -1,4 +1,4 @@
-"""Forced tool calls: what constrains the text, and how calls are read out of it."""
+"""Forced tool calls: the constraint of the text, and the calls read from it."""
 
 import json
 
@@ -27,7 +27,7 @@ CALLS = '[{"name": "get_weather", "parameters": ' + ARGUMENTS + '}, {"name": "ge
 
 
 def accepts(guided, text, model_path):
-    """Whether the engine's grammar lets this text through and may end there."""
+    """Whether the engine's grammar accepts this text as complete."""
     tokenizer = LLTokenizer((model_path / "tokenizer.json").read_text(), n_vocab=49152, eos_token=2)
     matcher = LLMatcher(tokenizer, build_grammar(guided))
     return matcher.consume_tokens(tokenizer.tokenize_str(text)) and matcher.is_accepting()
@@ -80,7 +80,7 @@ def test_named_tool_streams_its_name_first_and_then_its_arguments(server, engine
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_required_tools_are_read_out_of_the_array(server, engine, encode):
+def test_required_tools_are_read_from_the_array(server, engine, encode):
     engine.reply = encode(CALLS)
     choice = server.chat(tools=[WEATHER, TIME], tool_choice="required").json()["choices"][0]
     calls = [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"]["tool_calls"]]
@@ -133,7 +133,7 @@ def test_definitions_of_parameters_are_found(server, engine, model_path):
     assert not accepts(guided_of(engine), '[{"name": "plan", "parameters": {"when": "never"}}]', model_path)
 
 
-def test_arguments_cut_by_the_limit_are_still_told(server, engine, encode):
+def test_arguments_cut_by_the_limit_are_still_returned(server, engine, encode):
     engine.reply = encode(CALLS)
     choice = server.chat(tools=[WEATHER, TIME], tool_choice="required", max_tokens=20).json()["choices"][0]
     (call,) = choice["message"]["tool_calls"]
@@ -141,7 +141,7 @@ def test_arguments_cut_by_the_limit_are_still_told(server, engine, encode):
     assert choice["finish_reason"] == "length"
 
 
-def test_tools_that_may_not_be_called_leave_the_text_free(server, engine):
+def test_tools_with_choice_none_do_not_constrain_the_text(server, engine):
     choice = server.chat(tools=[WEATHER], tool_choice="none").json()["choices"][0]
     assert choice["message"]["content"] == " Paris, the city of light."
     assert "tool_calls" not in choice["message"]
@@ -194,7 +194,7 @@ def test_tools_reach_the_template_as_vllm_writes_them(server, renderer, monkeypa
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_forced_is_a_400(server, engine, fields, part):
+def test_a_tool_choice_that_cannot_be_forced_is_a_400(server, engine, fields, part):
     response = server.chat(**fields)
     assert response.status_code == 400
     assert part in response.json()["error"]["message"]

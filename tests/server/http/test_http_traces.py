@@ -1,4 +1,4 @@
-"""What a server notes for the spans of its requests; the sending is tests/e2e/test_traces.py's."""
+"""The spans of requests and starts; tests/e2e/test_traces.py tests that they are sent."""
 
 import time
 from typing import Any
@@ -12,8 +12,8 @@ from tests.server.http.raw_request import send
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class Notebook:
-    """Keeps what a tracer would send."""
+class RecordingTracer:
+    """Keeps the records that a tracer would send."""
 
     def __init__(self) -> None:
         self.traces: list[RequestTrace] = []
@@ -27,13 +27,13 @@ class Notebook:
 
 
 @pytest.fixture
-def notebook() -> Notebook:
-    return Notebook()
+def recorded() -> RecordingTracer:
+    return RecordingTracer()
 
 
 @pytest.fixture
-def traced(serve, notebook) -> Any:
-    return serve(tracer=notebook)
+def traced(serve, recorded) -> Any:
+    return serve(tracer=recorded)
 
 
 def spans_of(trace: RequestTrace) -> Span:
@@ -41,15 +41,15 @@ def spans_of(trace: RequestTrace) -> Span:
     return describe_request(trace, model_name="smol", end_s=time.perf_counter(), offset_ns=offset_ns)
 
 
-def test_a_request_has_a_span_for_each_stage(traced, notebook, engine, encode, wait_until) -> None:
+def test_a_request_has_a_span_for_each_stage(traced, recorded, engine, encode, wait_until) -> None:
     engine.queue_s, engine.prefill_s, engine.num_cached_tokens = 2.0, 3.0, 1
     body = traced.post(
         "/v1/completions",
         {"prompt": "The capital of France is", "max_tokens": 3, "temperature": 0.5, "top_p": 0.9},
         headers={"traceparent": HEADER},
     ).json()
-    wait_until(lambda: notebook.traces)
-    (trace,) = notebook.traces
+    wait_until(lambda: recorded.traces)
+    (trace,) = recorded.traces
     assert trace.headers == {"traceparent": HEADER}
     span = spans_of(trace)
     num_prompt_tokens = len(encode("The capital of France is"))
@@ -83,10 +83,10 @@ def test_a_request_has_a_span_for_each_stage(traced, notebook, engine, encode, w
     assert children["decode"].end_ns <= span.end_ns
 
 
-def test_choices_have_stages_of_their_own_and_share_a_prompt(traced, notebook, encode, wait_until) -> None:
+def test_choices_have_separate_stages_and_share_a_prompt(traced, recorded, encode, wait_until) -> None:
     traced.complete(n=2, max_tokens=2, prompt=["a", "b c"])
-    wait_until(lambda: notebook.traces)
-    span = spans_of(notebook.traces[0])
+    wait_until(lambda: recorded.traces)
+    span = spans_of(recorded.traces[0])
     assert span.attributes["gen_ai.usage.num_sequences"] == 4
     assert span.attributes["gen_ai.request.n"] == 2
     assert span.attributes["gen_ai.usage.prompt_tokens"] == len(encode("a")) + len(encode("b c"))
@@ -94,38 +94,38 @@ def test_choices_have_stages_of_their_own_and_share_a_prompt(traced, notebook, e
     assert [child.name for child in span.children].count("decode") == 4
 
 
-def test_streams_and_conversations_are_traced_to_their_end(traced, notebook, wait_until) -> None:
+def test_streams_and_conversations_are_traced_to_their_end(traced, recorded, wait_until) -> None:
     traced.stream_lines("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]})
-    wait_until(lambda: notebook.traces)
-    span = spans_of(notebook.traces[0])
+    wait_until(lambda: recorded.traces)
+    span = spans_of(recorded.traces[0])
     assert str(span.attributes["gen_ai.request.id"]).startswith("chatcmpl-")
     assert span.attributes["gen_ai.response.finish_reasons"] == ["stop"]
 
 
-def test_what_the_engine_gives_up_is_an_error(traced, notebook, engine, wait_until) -> None:
+def test_a_failure_of_the_engine_is_an_error_span(traced, recorded, engine, wait_until) -> None:
     engine.fails_after = 2
     traced.complete()
-    wait_until(lambda: notebook.traces)
-    assert spans_of(notebook.traces[0]).error is not None
+    wait_until(lambda: recorded.traces)
+    assert spans_of(recorded.traces[0]).error is not None
 
 
-def test_what_never_reaches_the_engine_has_no_span(traced, notebook, wait_until) -> None:
+def test_a_request_that_never_reaches_the_engine_has_no_span(traced, recorded, wait_until) -> None:
     traced.complete(temperature=9)
     traced.post("/tokenize", {"prompt": "Hello"})
-    wait_until(lambda: len(notebook.traces) == 2)
-    assert [trace.has_reached_engine for trace in notebook.traces] == [False, False]
+    wait_until(lambda: len(recorded.traces) == 2)
+    assert [trace.has_reached_engine for trace in recorded.traces] == [False, False]
 
 
-def test_a_client_that_goes_away_leaves_an_aborted_sequence(traced, notebook, engine, wait_until) -> None:
+def test_a_client_that_disconnects_leaves_an_aborted_sequence(traced, recorded, engine, wait_until) -> None:
     engine.reply = engine.reply * 50
     engine.holds_after = 2
     with send(traced, "/v1/completions", {"prompt": "a", "max_tokens": 400}):
         wait_until(lambda: engine.requests)
-    wait_until(lambda: notebook.traces)
-    assert spans_of(notebook.traces[0]).attributes["gen_ai.response.finish_reasons"] == ["abort"]
+    wait_until(lambda: recorded.traces)
+    assert spans_of(recorded.traces[0]).attributes["gen_ai.response.finish_reasons"] == ["abort"]
 
 
-def test_a_start_is_a_trace_of_its_own() -> None:
+def test_a_start_is_one_trace() -> None:
     report = {
         "total_s": 2.0,
         "model": "smol",

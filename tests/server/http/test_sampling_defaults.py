@@ -1,4 +1,4 @@
-"""Sampling values of requests that name none: the model's, a folder's, the operator's, or neutral ones."""
+"""Default sampling values: the model's, a folder's, the operator's, or neutral ones."""
 
 import json
 
@@ -23,18 +23,18 @@ def defaults(model, **options):
     return SamplingDefaults.from_config(ServerConfig(served_model_names=("m",), **options), model)
 
 
-def test_model_tells_its_own(model):
+def test_the_models_own_values_are_read(model):
     found = defaults(model)
     assert (found.values.temperature, found.values.top_k, found.values.top_p) == (0.6, 20, 1.0)
     assert (found.values.max_new_tokens, found.max_tokens_cap) == (100, None)
 
 
-def test_models_wishes_can_be_ignored(model):
+def test_the_models_values_can_be_ignored(model):
     found = defaults(model, generation_config="vllm")
     assert (found.values.temperature, found.values.max_new_tokens) == (1.0, None)
 
 
-def test_override_goes_over_the_model(model):
+def test_override_takes_precedence_over_the_model(model):
     found = defaults(model, override_generation_config={"temperature": 0.1, "max_new_tokens": 7})
     assert (found.values.temperature, found.values.top_k, found.max_tokens_cap) == (0.1, 20, 7)
 
@@ -65,7 +65,7 @@ def test_value_out_of_range_is_an_error(model):
         defaults(model, override_generation_config={"temperature": -1})
 
 
-def test_request_goes_over_the_defaults(serve, engine):
+def test_request_takes_precedence_over_the_defaults(serve, engine):
     server = serve(override_generation_config={"temperature": 0.3, "top_p": 0.8, "max_new_tokens": 4})
     server.chat(temperature=0.9)
     server.complete(max_tokens=10)

@@ -1,11 +1,11 @@
-"""A burst of requests leaves room between them."""
+"""A burst of requests is spread over iterations of the loop."""
 
 import asyncio
 
 from server.routes.turns import LoopTurns
 
 
-async def test_a_burst_is_let_in_a_few_at_a_time_and_in_order():
+async def test_a_burst_begins_a_few_at_a_time_and_in_order():
     turns = LoopTurns()
     begun: list[int] = []
 
@@ -24,12 +24,12 @@ async def test_a_burst_is_let_in_a_few_at_a_time_and_in_order():
     await asyncio.gather(*tasks)
 
 
-async def test_one_request_after_the_other_waits_for_nothing():
+async def test_single_requests_do_not_wait():
     turns = LoopTurns()
     for _ in range(20):
-        taking = turns.wait()
+        waiting = turns.wait()
         try:
-            taking.send(None)
+            waiting.send(None)
         except StopIteration:
             pass
         else:
@@ -38,7 +38,7 @@ async def test_one_request_after_the_other_waits_for_nothing():
         await asyncio.sleep(0)
 
 
-async def test_who_gives_up_takes_no_place():
+async def test_a_cancelled_request_takes_no_place():
     turns = LoopTurns()
     tasks = [asyncio.create_task(turns.wait()) for _ in range(50)]
     await asyncio.sleep(0)

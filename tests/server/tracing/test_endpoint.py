@@ -1,4 +1,4 @@
-"""Where traces go, and how, as vLLM's flag and OpenTelemetry's variable say."""
+"""Address and protocol of the collector, from vLLM's flag and OpenTelemetry's variable."""
 
 import pytest
 
@@ -28,17 +28,17 @@ HTTP, GRPC = "http/protobuf", "grpc"
         ),
     ],
 )
-def test_the_protocol_is_told_from_the_address_unless_it_is_given(address, protocol, expected) -> None:
+def test_the_protocol_follows_from_the_address_unless_it_is_given(address, protocol, expected) -> None:
     assert read_endpoint(address, protocol) == expected
 
 
 @pytest.mark.parametrize("address", ["", "http://", "ftp://collector:4317", "http://collector:port", "://x"])
-def test_what_is_no_address_is_named(address: str) -> None:
+def test_an_invalid_address_is_named(address: str) -> None:
     with pytest.raises(ConfigError, match="--otlp-traces-endpoint must be an address"):
         read_endpoint(address)
 
 
-def test_a_key_in_an_address_that_is_none_is_not_shown() -> None:
+def test_a_key_in_an_invalid_address_is_not_shown() -> None:
     with pytest.raises(ConfigError) as err:
         read_endpoint("ftp://collector:4317/x?key=sesame")
     assert "sesame" not in str(err.value)
