@@ -1,4 +1,4 @@
-"""Every command's help has examples, and these use flags that the commands have."""
+"""Every command's help has examples with flags that exist."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ def _examples(command: click.Command) -> list[str]:
 
 
 def _own_words(line: str) -> list[str]:
-    """From the program's name on to whatever the shell does next."""
+    """The words from the program's name to the next operator of the shell."""
     return shlex.split(re.split(r"[|&;<>)']", line[line.index("vllm-cli") :])[0])
 
 
@@ -49,7 +49,7 @@ def _check(words: list[str]) -> None:
             command = found
     options = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     for word in rest:
-        if word.startswith(f"{program} "):  # in quotes: what a benchmark starts
+        if word.startswith(f"{program} "):  # in quotes: the command that a benchmark starts
             _check(word.split())
         name = word.partition("=")[0]
         if re.fullmatch(r"--?[a-z][\w.-]*", name) and name not in _HELP:

@@ -1,4 +1,4 @@
-"""The console script: what it imports, its exit codes, and whose modules it takes."""
+"""The console script: its imports, its exit codes, and which modules it finds first."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SLOW_MODULES = {
     "asyncio", "concurrent.futures", "ctypes", "email", "http.client", "importlib.metadata", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "unittest", "urllib.request", "xml", "zipfile",
 }  # fmt: skip
-"""Of the standard library: what somebody would wait for who only asks for help."""
+"""Modules of the standard library whose import would delay the help."""
 
 _REPORT = """
 import sys
@@ -55,7 +55,7 @@ LIGHT_CALLS = [
 @pytest.mark.parametrize(
     ("words", "code"), LIGHT_CALLS, ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
 )
-def test_help_and_usage_errors_import_nothing_but_click(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
+def test_help_and_usage_errors_import_only_click(words: tuple[str, ...], code: int, tmp_path: Path) -> None:
     script = _REPORT.format(words=list(words), ours=OURS)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_help_and_usage_errors_import_nothing_but_click(words: tuple[str, ...], 
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), ("serve", "--nonsense")], ids=" ".join)
-def test_help_version_and_usage_errors_load_nothing_slow_of_the_standard_library(words: tuple[str, ...]) -> None:
+def test_help_version_and_usage_errors_import_no_slow_module_of_the_standard_library(words: tuple[str, ...]) -> None:
     report = 'print("\\nLOADED", *sys.modules)'
     script = f"import sys; from vllm_cli.main import main; main({list(words)!r}); {report}"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200, cwd=ROOT)
@@ -94,7 +94,7 @@ def test_the_version_is_the_one_in_pyproject(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"vllm-cli {VERSION}\n"
 
 
-def test_an_unknown_command_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["srve"]) == 2
     assert "No such command 'srve' (did you mean 'serve'?)" in capsys.readouterr().err
 
@@ -104,7 +104,7 @@ def test_a_setting_out_of_range_is_one_line_and_exit_code_2(capsys: pytest.Captu
     assert capsys.readouterr().err == "Error: --port must be between 0 and 65535, got 99999\n"
 
 
-def test_a_wrong_environment_is_told_completely_with_exit_code_2(
+def test_all_errors_of_the_environment_are_printed_with_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "frok")
@@ -136,7 +136,7 @@ def test_ctrl_c_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["env"]) == 130
 
 
-def test_ctrl_c_while_a_class_is_made_is_exit_code_130_and_other_errors_are_not(
+def test_ctrl_c_during_the_creation_of_a_class_is_exit_code_130_and_other_errors_are_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Member:
@@ -155,7 +155,7 @@ def test_ctrl_c_while_a_class_is_made_is_exit_code_130_and_other_errors_are_not(
         main(["env"])
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_a_closed_pipe_causes_no_traceback() -> None:
     done = subprocess.run(
         f"{sys.executable} -c 'import sys; from vllm_cli.main import main; sys.exit(main([\"env\"]))' | true",
         shell=True,
@@ -172,7 +172,7 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     [[str(Path(sys.executable).with_name("vllm-cli"))], [sys.executable, "-m", "vllm_cli"]],
     ids=["script", "module"],
 )
-def test_modules_of_our_names_in_the_working_folder_are_not_taken(command: list[str], tmp_path: Path) -> None:
+def test_modules_of_our_names_in_the_working_folder_are_not_imported(command: list[str], tmp_path: Path) -> None:
     for name in ("server", "startup", "envs", "click"):
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('decoy {name}')")
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Keys, tokens and logins are shown to nobody: not by `ps`, not in messages, not in reports."""
+"""Keys, tokens and logins never appear in `ps`, messages or reports."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("command", [["env"], ["env", "--json"], ["collect-env"], ["collect-env", "--json"]])
-def test_reports_show_that_secrets_are_set_and_not_which(run_cli, command) -> None:
+def test_reports_show_that_secrets_are_set_but_not_their_values(run_cli, command) -> None:
     done = run_cli(*command, env=os.environ | SECRETS)
     assert done.returncode == 0
     assert "VLLM_API_KEY" in done.stdout
@@ -31,7 +31,7 @@ def test_reports_show_that_secrets_are_set_and_not_which(run_cli, command) -> No
     assert "sesame" not in done.stdout + done.stderr
 
 
-def test_a_hub_that_takes_a_login_is_named_without_it(run_cli, tmp_path) -> None:
+def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path) -> None:
     words = ["serve", "somebody/something", "--api-key", "sesame-6", "sesame-7", "--hf-token=sesame-8", "--port=0"]
     done = run_cli(*words, env=os.environ | SECRETS | {"HF_HOME": str(tmp_path)})
     assert done.returncode == 3, done.stderr
@@ -49,7 +49,7 @@ def test_a_hub_that_takes_a_login_is_named_without_it(run_cli, tmp_path) -> None
         ([], []),
     ],
 )
-def test_a_secret_on_the_command_line_gets_one_notice_with_a_better_place(run_cli, tmp_path, words, notices) -> None:
+def test_a_secret_on_the_command_line_gets_one_notice_with_a_safer_place(run_cli, tmp_path, words, notices) -> None:
     done = run_cli("serve", str(tmp_path / "nowhere"), "--port=0", *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("Notice:")]
     assert len(lines) == bool(notices)
@@ -63,7 +63,7 @@ def test_secrets_in_a_file_of_settings_get_no_notice(run_cli, tmp_path) -> None:
 
 
 def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
-    """It is held up where it wants to print its notice, since nobody reads that."""
+    """The server blocks while it writes its notice to a pipe that is full."""
     with _unread_pipe() as writer:
         words = ["serve", str(tmp_path / "nowhere"), "--port=0", "--api-key", "sesame", "--hf-token=open"]
         child = subprocess.Popen([*CLI, *words], stderr=writer, stdin=subprocess.DEVNULL)
@@ -71,7 +71,7 @@ def test_a_server_shows_no_key_in_its_command_line(tmp_path) -> None:
 
 
 def test_a_client_shows_no_key_in_its_command_line() -> None:
-    """It waits for a server that does not answer."""
+    """The client waits for a server that does not respond."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         child = subprocess.Popen([*CLI, "chat", "--url", url, "--api-key", "sesame", "--quick", "x"])
@@ -80,7 +80,7 @@ def test_a_client_shows_no_key_in_its_command_line() -> None:
 
 @contextmanager
 def _unread_pipe() -> Iterator[int]:
-    """Writing into it takes for ever."""
+    """A full pipe: writing to it blocks."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):
@@ -110,6 +110,6 @@ def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:
         "http://name:sesame@host/v1",
     ],
 )
-def test_benchmarks_write_down_no_secret(text) -> None:
+def test_results_of_benchmarks_contain_no_secret(text) -> None:
     assert "sesame" not in redact(text)
     assert redact("serve --api-key-file keys MODEL") == "serve --api-key-file keys MODEL"

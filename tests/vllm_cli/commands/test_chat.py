@@ -7,62 +7,92 @@ import socket
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.certificates import make_certificate, needs_openssl
+from tests.startup.vllm.fake_start import short_folder
 from tests.terminal import read_terminal, read_until
+from tests.vllm_cli.commands.fake_api_server import FakeApiServer, UnixFakeApiServer, running
 from vllm_cli.main import main
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_quick_prints_the_answer_as_it_comes(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
-    stand_in.will_chat("Par", "is", ".")
-    assert main(["chat", "--url", stand_in.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
+@pytest.fixture
+def fake_server() -> Iterator[FakeApiServer]:
+    """A real HTTP server that streams prepared responses, as an OpenAI server does."""
+    with running(FakeApiServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def unix_server() -> Iterator[FakeApiServer]:
+    """The same on a UNIX domain socket."""
+    with short_folder() as folder, running(UnixFakeApiServer(str(folder / "server.sock"))) as server:
+        yield server
+
+
+def test_quick_prints_the_answer_while_it_streams(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_server.queue_chat("Par", "is", ".")
+    assert main(["chat", "--url", fake_server.url, "--system", "Be brief.", "--quick", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
-    (request,) = stand_in.requests
+    (request,) = fake_server.requests
     assert request["path"] == "/v1/chat/completions"
-    assert (request["model"], request["stream"]) == ("stand-in", True)
+    assert (request["model"], request["stream"]) == ("fake-model", True)
     assert request["messages"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Capital?"},
     ]
 
 
-def test_complete_continues_a_prompt(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
-    stand_in.will_complete(" in", " France.")
-    words = ["complete", "--url", f"{stand_in.url}/v1", "--model-name", "mine", "--max-tokens", "5", "-q", "Paris is"]
-    assert main(words) == 0
+def test_complete_continues_a_prompt(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_server.queue_completion(" in", " France.")
+    words = [
+        "complete",
+        "--url",
+        f"{fake_server.url}/v1",
+        "--model-name",
+        "mine",
+        "--max-tokens",
+        "5",
+        "-q",
+        "Paris is",
+    ]
+    assert main([*words, "-q", "Paris is"]) == 0
     assert capfd.readouterr().out == " in France.\n"
-    (request,) = stand_in.requests
+    (request,) = fake_server.requests
     assert request["path"] == "/v1/completions"
     assert (request["model"], request["prompt"], request["max_tokens"]) == ("mine", "Paris is", 5)
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_how_to_answer_is_sent_only_where_it_is_given(stand_in, command: str) -> None:
+def test_sampling_parameters_are_sent_only_if_given(fake_server, command: str) -> None:
     for words, sent in (([], {}), (["--temperature", "0", "--max-tokens", "9"], {"temperature": 0.0, "max_tokens": 9})):
-        stand_in.will_chat("Hi")
-        assert main([command, "--url", stand_in.url, *words, "-q", "Hi"]) == 0
-        request = stand_in.requests[-1]
+        fake_server.queue_chat("Hi")
+        assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
+        request = fake_server.requests[-1]
         assert {name: request[name] for name in ("temperature", "max_tokens") if name in request} == sent
 
 
 @pytest.mark.parametrize("prefix", ["unix:", "unix://"])
-def test_a_unix_socket_is_talked_through(stand_in_on_a_socket, prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
-    url = stand_in_on_a_socket.url.replace("unix:", prefix)
-    stand_in_on_a_socket.will_chat("Par", "is.")
+def test_a_server_on_a_unix_socket_answers(unix_server, prefix: str, capfd: pytest.CaptureFixture[str]) -> None:
+    url = unix_server.url.replace("unix:", prefix)
+    unix_server.queue_chat("Par", "is.")
     assert main(["chat", "--url", url, "--api-key", "secret", "--quick", "Capital?"]) == 0
-    stand_in_on_a_socket.will_complete(" in France.")
+    unix_server.queue_completion(" in France.")
     assert main(["complete", "--url", url, "--api-key", "secret", "--quick", "Paris is"]) == 0
     assert capfd.readouterr().out == "Paris.\n in France.\n"
-    assert [request["path"] for request in stand_in_on_a_socket.requests] == ["/v1/chat/completions", "/v1/completions"]
-    assert {headers["Authorization"] for headers in stand_in_on_a_socket.headers} == {"Bearer secret"}
+    assert [request["path"] for request in unix_server.requests] == [
+        "/v1/chat/completions",
+        "/v1/completions",
+    ]
+    assert {headers["Authorization"] for headers in unix_server.headers} == {"Bearer secret"}
 
 
-def test_a_socket_that_nobody_listens_on_is_one_line_and_exit_code_1(tmp_path: Path, capfd) -> None:
+def test_a_socket_without_a_listener_is_one_line_and_exit_code_1(tmp_path: Path, capfd) -> None:
     assert main(["chat", "--url", f"unix:{tmp_path}/no.sock", "-q", "hi"]) == 1
     assert capfd.readouterr().err == (
         f"Error: No server answers at unix:{tmp_path}/no.sock (no such file or directory). "
@@ -70,16 +100,16 @@ def test_a_socket_that_nobody_listens_on_is_one_line_and_exit_code_1(tmp_path: P
     )
 
 
-def test_stats_tell_time_to_first_token_and_rate(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
-    stand_in.will_chat("Hi")
-    assert main(["chat", "--url", stand_in.url, "--stats", "-q", "Hi"]) == 0
+def test_stats_show_time_to_first_token_and_rate(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_server.queue_chat("Hi")
+    assert main(["chat", "--url", fake_server.url, "--stats", "-q", "Hi"]) == 0
     err = capfd.readouterr().err
     assert err.startswith("TTFT: ")
     assert "(7 tokens in " in err
 
 
 @pytest.mark.parametrize("command", ["chat", "complete"])
-def test_the_key_is_sent_from_option_or_variable(stand_in, command: str, monkeypatch) -> None:
+def test_the_key_is_sent_from_option_or_variable(fake_server, command: str, monkeypatch) -> None:
     for variables, words, key in (
         ({"VLLM_API_KEY": "server's"}, [], "server's"),
         ({"VLLM_API_KEY": "server's", "OPENAI_API_KEY": "openai's"}, [], "openai's"),
@@ -87,41 +117,41 @@ def test_the_key_is_sent_from_option_or_variable(stand_in, command: str, monkeyp
     ):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        stand_in.will_chat("Hi")
-        assert main([command, "--url", stand_in.url, *words, "-q", "Hi"]) == 0
-        assert {headers["Authorization"] for headers in stand_in.headers} == {f"Bearer {key}"}
-        stand_in.headers.clear()
+        fake_server.queue_chat("Hi")
+        assert main([command, "--url", fake_server.url, *words, "-q", "Hi"]) == 0
+        assert {headers["Authorization"] for headers in fake_server.headers} == {f"Bearer {key}"}
+        fake_server.headers.clear()
 
 
-def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(stand_in, run_cli) -> None:
-    stand_in.will_chat("Hello!")
-    stand_in.will_chat("Fine.")
-    stand_in.will_chat("Again.")
+def test_the_interactive_chat_keeps_its_history_until_it_is_cleared(fake_server, run_cli) -> None:
+    fake_server.queue_chat("Hello!")
+    fake_server.queue_chat("Fine.")
+    fake_server.queue_chat("Again.")
     done = run_cli(
-        *("chat", "--url", stand_in.url, "--system", "S"),
+        *("chat", "--url", fake_server.url, "--system", "S"),
         input="hi\n\nhow are you\n/clear\nhi\n/exit\nunread\n",
         cwd=ROOT,
     )
     assert (done.returncode, done.stdout) == (0, "Hello!\nFine.\nAgain.\n")
     system = ("system", "S")
-    assert [[(m["role"], m["content"]) for m in request["messages"]] for request in stand_in.requests] == [
+    assert [[(m["role"], m["content"]) for m in request["messages"]] for request in fake_server.requests] == [
         [system, ("user", "hi")],
         [system, ("user", "hi"), ("assistant", "Hello!"), ("user", "how are you")],
         [system, ("user", "hi")],
     ]
 
 
-def test_an_error_leaves_the_conversation_going_without_the_failed_turn(stand_in, run_cli) -> None:
-    stand_in.will_answer(400, {"error": {"message": "too long", "type": "BadRequestError"}})
-    stand_in.will_chat("Hello!")
-    done = run_cli("chat", "--url", stand_in.url, input="hi\nhello\n", cwd=ROOT)
+def test_after_an_error_the_conversation_continues_without_the_failed_turn(fake_server, run_cli) -> None:
+    fake_server.queue_response(400, {"error": {"message": "too long", "type": "BadRequestError"}})
+    fake_server.queue_chat("Hello!")
+    done = run_cli("chat", "--url", fake_server.url, input="hi\nhello\n", cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, "Hello!\n")
     assert done.stderr == "Error: The server answered 400: too long\n"
-    assert [message["content"] for message in stand_in.requests[1]["messages"]] == ["hello"]
+    assert [message["content"] for message in fake_server.requests[1]["messages"]] == ["hello"]
 
 
 def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as taken:  # by nobody else, and does not listen
+    with socket.socket() as taken:  # bound by this test, without a listener
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         assert main(["chat", "--url", f"http://127.0.0.1:{port}", "-q", "hi"]) == 1
@@ -131,24 +161,24 @@ def test_no_server_is_one_line_and_exit_code_1(capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("url", ["ftp://host", "http://", "http://host:99999", "unix:", "unix://"])
-def test_an_address_that_is_none_is_exit_code_2(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_address_is_exit_code_2(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["complete", "--url", url, "-q", "hi"]) == 2
     assert f"{url!r}" in capfd.readouterr().err
 
 
 @needs_openssl
-def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(
-    stand_in, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_https_requires_a_trusted_certificate(
+    fake_server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made = make_certificate(tmp_path, "stand-in")
+    made = make_certificate(tmp_path, "fake-model")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(made.certificate, made.key)
-    stand_in.socket = context.wrap_socket(stand_in.socket, server_side=True)
-    url = stand_in.url.replace("http:", "https:")
+    fake_server.socket = context.wrap_socket(fake_server.socket, server_side=True)
+    url = fake_server.url.replace("http:", "https:")
     assert main(["chat", "--url", url, "-q", "Capital?"]) == 1
     assert "certificate verify failed" in capfd.readouterr().err
     monkeypatch.setenv("SSL_CERT_FILE", str(made.certificate))
-    stand_in.will_chat("Paris.")
+    fake_server.queue_chat("Paris.")
     assert main(["chat", "--url", f"{url}/v1/", "-q", "Capital?"]) == 0
     assert capfd.readouterr().out == "Paris.\n"
 
@@ -162,33 +192,33 @@ def test_https_is_spoken_with_a_certificate_that_is_trusted_and_no_other(
     ],
 )
 def test_an_error_of_the_server_is_one_line(
-    stand_in, status: int, body: object, line: str, capfd: pytest.CaptureFixture[str]
+    fake_server, status: int, body: object, line: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in.will_answer(status, body)
-    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+    fake_server.queue_response(status, body)
+    assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == f"Error: {line}\n"
 
 
-def test_an_error_in_the_stream_is_one_line(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
-    stand_in.will_fail_in_the_stream("engine died")
-    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+def test_an_error_in_the_stream_is_one_line(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_server.queue_stream_error("engine died")
+    assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     assert capfd.readouterr().err == "Error: The server failed: engine died\n"
 
 
-def test_an_answer_that_breaks_off_is_told(stand_in, capfd: pytest.CaptureFixture[str]) -> None:
-    stand_in.will_break_off_after("Par")
-    assert main(["chat", "--url", stand_in.url, "-q", "hi"]) == 1
+def test_an_incomplete_answer_is_an_error(fake_server, capfd: pytest.CaptureFixture[str]) -> None:
+    fake_server.queue_incomplete_answer("Par")
+    assert main(["chat", "--url", fake_server.url, "-q", "hi"]) == 1
     captured = capfd.readouterr()
     assert captured.out == "Par\n"
     assert captured.err.startswith("Error: The server ")
     assert len(captured.err.splitlines()) == 1
 
 
-def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
-    stand_in.will_go_on_for_ever("on and ")
+def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(fake_server) -> None:
+    fake_server.queue_endless_answer("on and ")
     terminal, child_side = pty.openpty()
     chat = subprocess.Popen(
-        [sys.executable, "-m", "vllm_cli", "chat", "--url", stand_in.url],
+        [sys.executable, "-m", "vllm_cli", "chat", "--url", fake_server.url],
         stdin=child_side,
         stdout=child_side,
         stderr=child_side,
@@ -202,7 +232,7 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
         chat.send_signal(signal.SIGINT)
         read_until(terminal, b"(stopped)")
         read_until(terminal, b"> ")
-        assert stand_in.hung_up.wait(60)
+        assert fake_server.is_disconnected.wait(60)
         chat.send_signal(signal.SIGINT)
         assert chat.wait(60) == 130
     finally:
@@ -212,9 +242,9 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_the_chat(stand_in) -> None:
 
 
 @pytest.mark.parametrize("is_terminal", [True, False], ids=["terminal", "pipe"])
-def test_a_terminal_does_not_obey_an_answer(stand_in, is_terminal: bool) -> None:
-    stand_in.will_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
-    words = [sys.executable, "-m", "vllm_cli", "chat", "--url", stand_in.url, "--quick", "hi"]
+def test_control_characters_of_an_answer_are_escaped_on_a_terminal(fake_server, is_terminal: bool) -> None:
+    fake_server.queue_chat("a\x1b]0;title\x07", "\x9b2J\n", "b\u202e")
+    words = [sys.executable, "-m", "vllm_cli", "chat", "--url", fake_server.url, "--quick", "hi"]
     if is_terminal:
         terminal, child_side = pty.openpty()
         done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=child_side, cwd=ROOT, timeout=120)

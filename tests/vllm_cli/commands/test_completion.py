@@ -1,4 +1,4 @@
-"""Shell completion: what a shell is told, in which time-consuming modules take no part."""
+"""Shell completion: its results, without imports of slow modules."""
 
 import json
 import os
@@ -29,7 +29,7 @@ STRANGERS = {"torch", "transformers", "tokenizers", "numpy", "yaml", "rich", "ai
 
 @pytest.fixture
 def complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What bash gets for the words, the last of which is not complete."""
+    """The completions for bash; the last word is incomplete."""
     hub = tmp_path / "hub"
     for name in ("models--org--llama", "models--org--qwen", "models--gpt2"):
         (hub / name / "snapshots").mkdir(parents=True)
@@ -59,7 +59,7 @@ def test_commands_are_completed_from_the_table(complete) -> None:
     assert complete("bench", "st") == ["plain,startup"]
 
 
-def test_flags_of_serve_are_completed_after_whatever_was_written(complete) -> None:
+def test_flags_of_serve_are_completed_after_any_words(complete) -> None:
     expected = [f"plain,{flag.name}" for flag in SUPPORTED if flag.name.startswith("--max-num")]
     assert len(expected) >= 2
     assert complete("serve", "--max-num") == expected
@@ -73,7 +73,7 @@ def test_values_of_flags_are_completed(complete) -> None:
     assert complete("serve", "--allowed-local-media-path", "x") == ["dir,x"]
 
 
-def test_models_in_the_cache_folder_are_completed_and_else_folders(complete) -> None:
+def test_models_in_the_cache_folder_are_completed_or_else_folders(complete) -> None:
     assert complete("serve", "") == ["plain,gpt2", "plain,org/llama", "plain,org/qwen"]
     assert complete("serve", "org/l") == ["plain,org/llama"]
     assert complete("serve", "--model", "g") == ["plain,gpt2"]
@@ -105,12 +105,12 @@ _SHELLS = {
         "vllm-cli completion fish | source",
     ),
 }
-"""How each is started without the user's files, and what it is told to read."""
+"""The command that starts each shell without the user's files, and the line that loads the script."""
 
 
 @pytest.mark.parametrize("shell", _SHELLS)
-def test_a_real_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> None:
-    """In a terminal, at a TAB."""
+def test_a_real_shell_completes_a_command_line(shell: str, tmp_path: Path) -> None:
+    """Types a TAB in a terminal."""
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} here")
     program = tmp_path / "vllm-cli"
@@ -119,14 +119,14 @@ def test_a_real_shell_completes_what_is_typed(shell: str, tmp_path: Path) -> Non
     command, setup = _SHELLS[shell]
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
     ours, theirs = pty.openpty()
-    words = ["setsid", "--ctty", *command]  # fish wants the terminal to be its own
+    words = ["setsid", "--ctty", *command]  # fish requires a controlling terminal
     environment |= {"TERM": "dumb", "PS1": _PROMPT}
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environment)
     os.close(theirs)
     try:
-        read_until(ours, _PROMPT.encode())  # what is typed before may be thrown away
+        read_until(ours, _PROMPT.encode())  # input before the prompt may be discarded
         os.write(ours, f"{setup}\n".encode())
-        read_until(ours, _PROMPT.encode())  # and a TAB would be the terminal's
+        read_until(ours, _PROMPT.encode())  # before it, the terminal itself would handle a TAB
         os.write(ours, b"vllm-cli serve --max-model\t")
         read_until(ours, b"--max-model-len")
         os.write(ours, b"\x15vllm-cli serve --dtype bf\t")

@@ -45,7 +45,7 @@ def test_secrets_are_never_shown(words: list[str], monkeypatch, capsys: pytest.C
     assert "VLLM_API_KEY" in captured.out
 
 
-def test_env_shows_what_is_wrong_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_env_shows_errors_and_exits_with_2(monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "thread")
     monkeypatch.setenv("VCLI_UNHEARD_OF", "1")
     assert main(["env"]) == 2
@@ -70,7 +70,7 @@ def test_collect_env_describes_the_machine(monkeypatch, capsys: pytest.CaptureFi
     assert facts["environment"]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_collect_env_imports_nothing_that_it_describes(run_cli) -> None:
+def test_collect_env_imports_none_of_the_packages_that_it_describes(run_cli) -> None:
     done = run_cli("collect-env")
     assert done.returncode == 0
     assert "transformers: " in done.stdout

@@ -1,4 +1,4 @@
-"""`vllm-cli probes`: Kubernetes probes from remembered starts."""
+"""`vllm-cli probes`: Kubernetes probes from start records."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_start_may_take_a_multiple_of_the_slowest(
     assert probe["periodSeconds"] * probe["failureThreshold"] == allowed_s
 
 
-def test_the_starts_of_one_model_may_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_may_follow_from_the_starts_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
     _remember("small", 3.0)
     _remember("large", 100.0)
     assert _probes(capsys, "small")["startupProbe"]["failureThreshold"] == 60
@@ -61,15 +61,15 @@ def test_the_starts_of_one_model_may_be_asked_for(capsys: pytest.CaptureFixture[
     assert _probes(capsys) == _probes(capsys) != _probes(capsys, "small")
 
 
-def test_the_address_is_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_probes_have_the_address_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:
     over_tls = _probes(capsys, "--port", "9000", "--ssl")
     assert over_tls["livenessProbe"]["httpGet"] == {"path": "/livez", "port": 9000, "scheme": "HTTPS"}
     by_command = _probes(capsys, "--uds", "/run/vllm.sock")["readinessProbe"]["exec"]["command"]
     assert by_command[:5] == ["vllm-cli", "wait", "--quiet", "--uds", "/run/vllm.sock"]
 
 
-def test_a_command_ends_before_the_kubelet_ends_it_and_does_not_stretch_the_time_that_is_allowed(capsys) -> None:
-    """`wait` asks until its time is up: so long does a probe take of a server that is not ready."""
+def test_a_probe_command_exits_before_the_kubelet_kills_it_and_keeps_the_allowed_time(capsys) -> None:
+    """For a server that is not ready, a probe takes the whole timeout of `wait`."""
     _remember("llama", 20.0)
     for probe in _probes(capsys, "--uds", "/run/vllm.sock").values():
         words = probe["exec"]["command"][1:]
@@ -79,11 +79,11 @@ def test_a_command_ends_before_the_kubelet_ends_it_and_does_not_stretch_the_time
     assert startup["periodSeconds"] * startup["failureThreshold"] == 80
 
 
-def test_vllm_is_asked_for_its_health(capsys: pytest.CaptureFixture[str]) -> None:
+def test_probes_of_vllm_use_its_health_route(capsys: pytest.CaptureFixture[str]) -> None:
     assert {probe["httpGet"]["path"] for probe in _probes(capsys, "--engine", "vllm").values()} == {"/health"}
 
 
-def test_yaml_says_where_the_figures_come_from(capsys: pytest.CaptureFixture[str]) -> None:
+def test_yaml_names_the_starts_behind_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     _remember("llama", 10.0, 20.0)
     assert main(["probes", "llama"]) == 0
     text = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_yaml_says_where_the_figures_come_from(capsys: pytest.CaptureFixture[str
     assert yaml.safe_load(text) == _probes(capsys, "llama")
 
 
-def test_a_broken_history_is_no_history(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreadable_history_counts_as_empty(capsys: pytest.CaptureFixture[str]) -> None:
     history_path().parent.mkdir(parents=True)
     history_path().write_bytes(b"\xff{nonsense\n")
     assert _probes(capsys)["startupProbe"]["periodSeconds"] == 10

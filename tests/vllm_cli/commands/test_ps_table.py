@@ -1,10 +1,10 @@
-"""The table of `vllm-cli ps`, about servers whose names somebody else has chosen."""
+"""The table of `vllm-cli ps` with names of servers that other users chose."""
 
 from vllm_cli.client.running_servers import RunningServer
 from vllm_cli.commands.ps import _table
 
 
-def test_what_other_users_call_their_servers_stays_in_its_cell() -> None:
+def test_control_characters_in_names_of_servers_are_escaped() -> None:
     hostile = "x\n1  http://127.0.0.1:1  ready\x1b[2J"
     server = RunningServer(
         pid=5,

@@ -12,7 +12,7 @@ from tests.startup.timeline.start_reports import report_of
 
 
 class Page(HTMLParser):
-    """What a page consists of; fails on tags that are not closed in order."""
+    """The tags of a page; fails on tags that are not closed in order."""
 
     VOID = ("meta", "line", "rect", "br")
 
@@ -84,7 +84,7 @@ def test_the_differences_of_the_phases_add_up_to_that_of_the_totals(before, afte
     assert sum(phase["difference_s"] for phase in content["phases"]) == pytest.approx(-0.6)
 
 
-def test_the_image_needs_nothing_but_itself_and_has_bars_in_proportion(before, after, run_cli, tmp_path) -> None:
+def test_the_page_is_self_contained_and_its_bars_are_in_proportion(before, after, run_cli, tmp_path) -> None:
     html = tmp_path / "image.html"
     done = run_cli("timeline", str(before), str(after), "--html", str(html))
     assert (done.returncode, done.stdout) == (0, "")
@@ -119,7 +119,7 @@ def test_names_in_a_report_cannot_become_markup(run_cli, tmp_path) -> None:
     ],
     ids=["empty", "object", "binary", "version"],
 )
-def test_a_file_that_is_no_report_is_one_line_and_exit_code_2(content, message, run_cli, tmp_path) -> None:
+def test_an_invalid_report_is_one_line_and_exit_code_2(content, message, run_cli, tmp_path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     done = run_cli("timeline", str(path))
@@ -128,20 +128,20 @@ def test_a_file_that_is_no_report_is_one_line_and_exit_code_2(content, message, 
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_file_that_is_not_there_is_a_usage_error(run_cli) -> None:
+def test_a_missing_report_is_a_usage_error(run_cli) -> None:
     done = run_cli("timeline", "no-such-file.json")
     assert done.returncode == 2
     assert "no-such-file.json" in done.stderr
 
 
-def test_an_image_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
+def test_a_page_that_cannot_be_written_is_one_line(before, run_cli, tmp_path) -> None:
     done = run_cli("timeline", str(before), "--html", str(tmp_path / "no-folder" / "x.html"))
     assert done.returncode == 2
     assert "cannot be written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_start_without_any_time_can_be_drawn(run_cli, tmp_path) -> None:
+def test_a_start_of_zero_duration_can_be_drawn(run_cli, tmp_path) -> None:
     content = report_of().to_dict() | {"spans": [], "critical_path": [], "total_s": 0, "marks": {}}
     report, html = tmp_path / "report.json", tmp_path / "image.html"
     report.write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""`vllm-cli wait` against real servers: refused, starting, ready, failed, silent."""
+"""`vllm-cli wait` against real servers: absent, starting, ready, failed, silent."""
 
 import json
 import os
@@ -40,7 +40,7 @@ Answer = tuple[int, Any]
 
 
 class Server(LocalServer):
-    """Answers one after the other of its answers, and the last one from then on."""
+    """Sends its responses in turn, then repeats the last one."""
 
     def __init__(self, answers: list[Answer], port: int = 0) -> None:
         super().__init__(Handler, port)
@@ -72,7 +72,7 @@ def serve() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port on which connections are accepted by the kernel and never answered."""
+    """A port where the kernel accepts connections and no process responds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
@@ -84,7 +84,7 @@ def free_port() -> int:
     return find_free_port()
 
 
-def test_a_server_that_is_ready_ends_the_waiting_at_once(serve, run_cli) -> None:
+def test_a_ready_server_ends_the_wait_at_once(serve, run_cli) -> None:
     server = serve((200, b""))
     done = run_cli("wait", server.url)
     assert done.returncode == 0
@@ -92,7 +92,7 @@ def test_a_server_that_is_ready_ends_the_waiting_at_once(serve, run_cli) -> None
     assert server.paths == ["/health"]
 
 
-def test_the_phase_is_shown_until_it_is_ready(serve, run_cli) -> None:
+def test_the_phase_is_shown_until_the_server_is_ready(serve, run_cli) -> None:
     server = serve((503, STARTING), (503, STARTING | {"phase": "load_weights"}), (200, b""))
     done = run_cli("wait", server.url, "--interval", "0.01")
     assert done.returncode == 0
@@ -122,15 +122,15 @@ def test_a_dead_engine_is_a_failure(serve, run_cli) -> None:
 
 
 @pytest.mark.thorough
-def test_time_that_is_up_ends_with_4_and_names_the_phase(serve, run_cli) -> None:
+def test_a_timeout_exits_with_4_and_names_the_phase(serve, run_cli) -> None:
     done = run_cli("wait", serve((503, STARTING)).url, "--timeout", "3")
     assert done.returncode == 4
     assert "was not ready after 3 s: its phase is import_server" in done.stderr
 
 
 @pytest.mark.thorough
-def test_the_last_request_which_ends_with_the_time_does_not_hide_what_was_said_before(serve, run_cli) -> None:
-    """However long the time is: the server says where it is, and is silent from then on."""
+def test_a_last_request_cut_short_by_the_timeout_does_not_hide_the_phase(serve, run_cli) -> None:
+    """The server reports its phase once and does not respond again."""
     is_over = threading.Event()
     server = serve((503, STARTING))
     server.before_each = lambda: len(server.paths) > 1 and is_over.wait(120)
@@ -141,7 +141,7 @@ def test_the_last_request_which_ends_with_the_time_does_not_hide_what_was_said_b
     assert json.loads(done.stdout)["num_requests"] == 2
 
 
-def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(silent_port, run_cli) -> None:
+def test_the_timeout_holds_for_a_server_that_accepts_and_never_responds(silent_port, run_cli) -> None:
     begin_s = time.monotonic()
     done = run_cli("wait", "--port", str(silent_port), "--timeout", "1")
     assert done.returncode == 4
@@ -154,12 +154,12 @@ def test_a_server_that_accepts_and_never_answers_is_given_up_in_time(silent_port
     [(503, b"busy"), (500, b""), (502, b"<html>"), (503, [1]), (429, b""), (503, {"error": 1, "progress": "much"})],
     ids=["plain", "empty", "proxy", "list", "later", "odd"],
 )
-def test_any_answer_that_is_no_readiness_is_waited_through(answer, serve, run_cli) -> None:
+def test_the_wait_continues_after_responses_without_readiness(answer, serve, run_cli) -> None:
     assert run_cli("wait", serve(answer, answer, (200, b"")).url, "--interval", "0.01").returncode == 0
 
 
 @pytest.mark.thorough
-def test_something_that_speaks_no_http_is_waited_through(run_cli) -> None:
+def test_the_wait_continues_while_the_port_does_not_speak_http(run_cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def babble() -> None:
@@ -168,7 +168,7 @@ def test_something_that_speaks_no_http_is_waited_through(run_cli) -> None:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with closing(connection), suppress(OSError):  # a client may have gone
+                with closing(connection), suppress(OSError):  # the client may have closed the connection
                     connection.sendall(b"220 mail.example ESMTP\r\n")
 
         thread = threading.Thread(target=babble)
@@ -186,13 +186,13 @@ def test_a_server_without_the_path_will_never_be_ready(serve, run_cli) -> None:
     assert "/health answers 404" in done.stderr
 
 
-def test_another_path_can_be_asked_for(serve, run_cli) -> None:
+def test_another_path_can_be_polled(serve, run_cli) -> None:
     server = serve((200, b""))
     assert run_cli("wait", f"{server.url}/base/v1/", "--path", "/readyz").returncode == 0
     assert server.paths == ["/base/readyz"]
 
 
-def test_json_tells_how_it_ended_and_quiet_says_nothing(serve, run_cli) -> None:
+def test_json_prints_the_outcome_and_quiet_prints_nothing(serve, run_cli) -> None:
     done = run_cli("wait", serve((503, STARTING), (503, FAILED)).url, "--json", "--quiet", "--interval", "0.01")
     content = json.loads(done.stdout)
     assert (done.returncode, done.stderr) == (1, "")
@@ -200,8 +200,10 @@ def test_json_tells_how_it_ended_and_quiet_says_nothing(serve, run_cli) -> None:
     assert (content["status"], content["reason"], content["num_requests"]) == ("failed", "no such model", 2)
 
 
-def test_a_unix_socket_is_waited_for_however_long_its_path(tmp_path, run_cli, monkeypatch) -> None:
-    folder = tmp_path / ("x" * 120)  # longer than a socket's address; the server is in there and calls it s.sock
+def test_a_unix_socket_may_have_a_path_of_any_length(tmp_path, run_cli, monkeypatch) -> None:
+    folder = tmp_path / (
+        "x" * 120
+    )  # longer than a socket address may be; the server binds s.sock from inside the folder
     folder.mkdir()
     monkeypatch.chdir(folder)
     path = folder / "s.sock"
@@ -227,7 +229,7 @@ def test_a_unix_socket_is_waited_for_however_long_its_path(tmp_path, run_cli, mo
     assert (done.returncode, named.returncode) == (0, 0), done.stderr
 
 
-def test_the_waiting_ends_when_the_process_does_even_as_a_zombie(free_port, run_cli) -> None:
+def test_the_wait_ends_with_the_process_even_if_it_is_a_zombie(free_port, run_cli) -> None:
     with subprocess.Popen([sys.executable, "-S", "-c", "pass"]) as process:
         while Path(f"/proc/{process.pid}/stat").read_text().split()[2] != "Z":
             time.sleep(0.01)
@@ -236,7 +238,7 @@ def test_the_waiting_ends_when_the_process_does_even_as_a_zombie(free_port, run_
     assert f"process {process.pid} has ended" in done.stderr
 
 
-def test_a_process_that_lives_is_waited_for(free_port, run_cli) -> None:
+def test_the_wait_continues_while_the_process_runs(free_port, run_cli) -> None:
     assert run_cli("wait", "--port", str(free_port), "--pid", str(os.getpid()), "--timeout", "0.3").returncode == 4
 
 
@@ -245,7 +247,7 @@ needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="make
 
 @pytest.fixture
 def tls_server(tmp_path) -> Iterator[tuple[str, Path]]:
-    """A server with a certificate of its own making."""
+    """A server with a self-signed certificate."""
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subject = ["-subj", "/CN=somewhere-else", "-days", "1"]
     words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate)]
@@ -263,7 +265,7 @@ def tls_server(tmp_path) -> Iterator[tuple[str, Path]]:
 
 
 @needs_openssl
-def test_https_is_asked_with_the_servers_own_certificate_or_none(tls_server, run_cli) -> None:
+def test_https_works_with_the_servers_own_certificate_or_without_verification(tls_server, run_cli) -> None:
     place, certificate = tls_server
     port = place.rpartition(":")[2]
     stranger = run_cli("wait", f"https://{place}")
@@ -312,14 +314,14 @@ def test_ctrl_c_ends_with_130() -> None:
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
-def test_what_makes_no_sense_is_a_usage_error(words, message, run_cli) -> None:
+def test_invalid_input_is_a_usage_error(words, message, run_cli) -> None:
     done = run_cli("wait", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_waiting_imports_the_standard_library_and_click_alone(serve) -> None:
+def test_wait_imports_only_the_standard_library_and_click(serve) -> None:
     code = (
         "import sys; from vllm_cli.main import main; code = main(['wait', sys.argv[1]]);"
         "print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names); sys.exit(code)"

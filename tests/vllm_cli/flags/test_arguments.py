@@ -1,4 +1,4 @@
-"""Taking a command line apart by vLLM's rules."""
+"""Parsing of a command line by vLLM's rules."""
 
 import json
 
@@ -18,7 +18,7 @@ def values_of(*words: str) -> dict[str, list[str]]:
     [("--tensor-parallel-size", "2"), ("--tensor_parallel_size=2",), ("-tp", "2"), ("-tp=2",)],
     ids=" ".join,
 )
-def test_a_flag_may_be_spelt_in_many_ways(words: tuple[str, ...]) -> None:
+def test_a_flag_has_several_spellings(words: tuple[str, ...]) -> None:
     assert values_of(*words) == {"--tensor-parallel-size": ["2"]}
 
 
@@ -43,11 +43,11 @@ def test_a_list_takes_every_word_up_to_the_next_flag_and_may_be_repeated() -> No
     assert values_of(*words) == {"--api-key": ["a", "b", "c"], "--port": ["1"]}
 
 
-def test_a_value_given_twice_is_the_last_one() -> None:
+def test_the_last_of_several_values_counts() -> None:
     assert values_of("--port", "1", "--port", "2") == {"--port": ["2"]}
 
 
-def test_a_list_that_may_have_swallowed_the_model_is_remembered() -> None:
+def test_a_list_that_may_contain_the_model_is_recorded() -> None:
     assert Arguments.parse(["--served-model-name", "a", "model"]).greedy_flag == "--served-model-name"
     assert Arguments.parse(["--served-model-name", "a"]).greedy_flag is None
 
@@ -68,13 +68,13 @@ def test_a_value_may_begin_with_a_dash() -> None:
     assert values_of("--chat-template", "-{{x}}") == {"--chat-template": ["-{{x}}"]}
 
 
-def test_what_follows_two_dashes_is_positional() -> None:
+def test_words_after_two_dashes_are_positional() -> None:
     arguments = Arguments.parse(["--port", "1", "--", "--host"])
     assert arguments.positionals == ["--host"]
     assert list(arguments.flags) == ["--port"]
 
 
-def test_dotted_keys_make_one_json_value() -> None:
+def test_dotted_keys_form_one_json_value() -> None:
     words = (
         "--override-generation-config.temperature=0.5",
         "--override-generation-config",
@@ -87,19 +87,19 @@ def test_dotted_keys_make_one_json_value() -> None:
     assert json.loads(value) == {"top_k": 1, "temperature": 0.5, "deep": {"max_new_tokens": 8000}}
 
 
-def test_dotted_lists_grow() -> None:
+def test_dotted_lists_are_extended() -> None:
     words = ("-cc.sizes+", "1,2", "-cc.sizes+=4", "-cc.backend", "eager")
     ((name, (value,)),) = values_of(*words).items()
     assert name == "--compilation-config"
     assert json.loads(value) == {"sizes": [1, 2, 4], "backend": "eager"}
 
 
-def test_dotted_keys_on_top_of_broken_json_are_an_error() -> None:
+def test_dotted_keys_after_invalid_json_are_an_error() -> None:
     with pytest.raises(InputError, match="--default-chat-template-kwargs: '{' is not JSON"):
         Arguments.parse(["--default-chat-template-kwargs", "{", "--default-chat-template-kwargs.a", "1"])
 
 
-def test_click_is_told_the_honoured_flags_alone() -> None:
+def test_click_gets_only_the_supported_flags() -> None:
     arguments = Arguments.parse(
         ["m", "--enforce-eager", "--no-allow-credentials", "--port", "1", "--api-key", "a", "b"]
     )

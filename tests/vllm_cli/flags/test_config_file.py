@@ -43,7 +43,7 @@ def test_keys_are_flag_names_and_the_model(parse, write) -> None:
     assert config.renderer.default_chat_template_kwargs == {"thinking": False}
 
 
-def test_options_win_over_the_file(parse, write) -> None:
+def test_options_take_precedence_over_the_file(parse, write) -> None:
     file = write("model: filed\nport: 1\nhost: filed\n")
     config = parse("given", "--config", file, "--port", "2")
     assert (config.model.model, config.server.port, config.server.host) == ("given", 2, "filed")
@@ -74,7 +74,7 @@ def test_an_option_replaces_the_value_in_the_file(parse, write) -> None:
         ("enforce-eager: 3\n", "--enforce-eager takes no value"),
     ],
 )
-def test_a_file_that_makes_no_sense_is_one_line_with_its_name(parse, write, text, message: str) -> None:
+def test_an_invalid_file_is_an_error_of_one_line_with_its_name(parse, write, text, message: str) -> None:
     file = write(text)
     with pytest.raises(InputError, match=message) as caught:
         parse("m", "--config", file)
@@ -82,6 +82,6 @@ def test_a_file_that_makes_no_sense_is_one_line_with_its_name(parse, write, text
     assert "\n" not in caught.value.message
 
 
-def test_a_missing_file_is_one_line_with_its_name(parse, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error_of_one_line_with_its_name(parse, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="missing.yaml: cannot be read: No such file"):
         parse("m", "--config", str(tmp_path / "missing.yaml"))

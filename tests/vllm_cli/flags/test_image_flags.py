@@ -1,4 +1,4 @@
-"""Flags and variables about images, on their way into the renderer's configuration."""
+"""Flags and variables for images in the renderer's configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from server.errors import ConfigError
 from server.renderers.media.policy import MediaPolicy
 
 
-def test_without_words_nothing_is_fetched_or_read(parse) -> None:
+def test_without_flags_no_image_is_fetched_or_read(parse) -> None:
     renderer = parse("m").renderer
     assert (renderer.allowed_media_domains, renderer.allowed_local_media_path) == ((), None)
     assert (renderer.max_images, renderer.mm_processor_cache_gb, renderer.trust_request_mm_kwargs) == (999, 4.0, False)
@@ -57,7 +57,7 @@ def test_limits_have_two_spellings(limit: dict[str, Any], most: int) -> None:
         ({"allowed_local_media_path": "/does/not/exist"}, "--allowed-local-media-path"),
     ],
 )
-def test_settings_that_make_no_sense_end_the_start(setting: dict[str, Any], option: str) -> None:
+def test_invalid_settings_are_errors_that_name_the_flag(setting: dict[str, Any], option: str) -> None:
     with pytest.raises(ConfigError, match=option):
         RendererConfig(**setting)
 

@@ -1,4 +1,4 @@
-"""Flags about logs, figures and traces, on their way into the configuration."""
+"""Flags for logs, statistics and traces in the configuration."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from vllm_cli.main import main
 
 
-def test_without_flags_logs_are_text_with_figures_and_without_traces(parse) -> None:
+def test_without_flags_logs_are_text_with_statistics_and_without_traces(parse) -> None:
     config = parse("m")
     assert (config.log_format, config.log_config) == ("text", None)
     assert (config.server.disable_log_stats, config.server.log_stats_interval_s) == (False, 10.0)
@@ -16,13 +16,13 @@ def test_without_flags_logs_are_text_with_figures_and_without_traces(parse) -> N
     assert config.server.otlp_traces_endpoint is None
 
 
-def test_the_format_is_taken_from_flag_then_variable(parse, monkeypatch) -> None:
+def test_the_flag_of_the_format_takes_precedence_over_the_variable(parse, monkeypatch) -> None:
     monkeypatch.setenv("VCLI_LOG_FORMAT", "json")
     assert parse("m").log_format == "json"
     assert parse("m", "--log-format", "text").log_format == "text"
 
 
-def test_the_files_content_is_the_configuration(parse, tmp_path: Path, monkeypatch) -> None:
+def test_the_content_of_the_log_config_file_is_the_configuration(parse, tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "logs.json"
     path.write_text(json.dumps({"version": 1}))
     assert parse("m", "--log-config-file", str(path)).log_config == {"version": 1}
@@ -31,12 +31,12 @@ def test_the_files_content_is_the_configuration(parse, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("words", ["/health,/metrics", " /health , /metrics ,"])
-def test_paths_stand_between_commas(parse, words: str) -> None:
+def test_paths_are_separated_by_commas(parse, words: str) -> None:
     config = parse("m", "--disable-access-log-for-endpoints", words)
     assert config.server.disable_access_log_for_endpoints == ("/health", "/metrics")
 
 
-def test_figures_have_an_interval_or_are_not_logged(parse, monkeypatch) -> None:
+def test_statistics_have_an_interval_or_are_not_logged(parse, monkeypatch) -> None:
     monkeypatch.setenv("VLLM_LOG_STATS_INTERVAL", "2.5")
     config = parse("m", "--disable-log-stats")
     assert (config.server.disable_log_stats, config.server.log_stats_interval_s) == (True, 2.5)
@@ -49,7 +49,7 @@ def test_an_interval_must_be_a_number_above_0(monkeypatch, capsys, value: str) -
     assert f"VLLM_LOG_STATS_INTERVAL must be a number above 0, got '{value}'" in capsys.readouterr().err
 
 
-def test_traces_go_where_they_are_told_to(parse, monkeypatch) -> None:
+def test_traces_are_sent_to_the_given_endpoint(parse, monkeypatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
     server = parse("m", "--otlp-traces-endpoint", "http://collector:4318").server
     assert (server.otlp_traces_endpoint, server.otlp_traces_protocol) == ("http://collector:4318", "grpc")

@@ -26,17 +26,17 @@ def test_a_whole_number_may_have_a_suffix(text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "k", "1.5", "1.5K", "8kb", "many"])
-def test_what_is_no_whole_number_is_refused(text: str) -> None:
+def test_a_value_that_is_not_a_whole_number_is_rejected(text: str) -> None:
     with pytest.raises(click.BadParameter):
         HumanInt().convert(text, None, None)
 
 
 @pytest.mark.parametrize(("text", "value"), [("auto", None), ("AUTO", None), ("-1", None), ("1k", 1000), (7, 7)])
-def test_a_limit_may_be_the_models_own(text: str, value: int | None) -> None:
+def test_auto_is_the_limit_of_the_model(text: str, value: int | None) -> None:
     assert TokenLimit().convert(text, None, None) == value
 
 
-def test_json_must_be_of_the_right_kind() -> None:
+def test_json_must_have_the_expected_type() -> None:
     assert JsonObject().convert('{"a": 1}', None, None) == {"a": 1}
     assert JsonStrings().convert('["a"]', None, None) == ("a",)
     for type_, text in ((JsonObject(), "[]"), (JsonObject(), "{"), (JsonStrings(), "{}"), (JsonStrings(), "[1]")):
@@ -44,7 +44,7 @@ def test_json_must_be_of_the_right_kind() -> None:
             type_.convert(text, None, None)
 
 
-def test_a_template_is_a_file_or_what_looks_like_a_template(tmp_path: Path) -> None:
+def test_a_template_is_a_file_or_a_text_with_braces_or_lines(tmp_path: Path) -> None:
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages }}", encoding="utf-8")
     assert ChatTemplate().convert(str(file), None, None) == "{{ messages }}"
@@ -52,6 +52,6 @@ def test_a_template_is_a_file_or_what_looks_like_a_template(tmp_path: Path) -> N
     assert ChatTemplate().convert("{{ x }}" * 2000, None, None) == "{{ x }}" * 2000
 
 
-def test_a_template_that_is_neither_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_any_other_template_is_rejected_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(click.BadParameter, match="No such file or directory"):
         ChatTemplate().convert(str(tmp_path / "missing.jinja"), None, None)

@@ -1,4 +1,4 @@
-"""`--runner`, `--convert` and `--pooler-config` as vLLM takes them."""
+"""`--runner`, `--convert` and `--pooler-config`, as in vLLM."""
 
 import click
 import pytest
@@ -6,13 +6,13 @@ import pytest
 from server.pooler_config import PoolerConfig
 
 
-def test_without_words_the_model_s_files_decide(parse) -> None:
+def test_without_flags_the_files_of_the_model_decide(parse) -> None:
     engine = parse("m").engine
     assert (engine.runner, engine.convert, engine.pooler) == ("auto", "auto", PoolerConfig())
     assert parse("m").server.enable_flash_late_interaction is True
 
 
-def test_runner_and_convert_are_taken(parse) -> None:
+def test_runner_and_convert_are_accepted(parse) -> None:
     engine = parse("m", "--runner", "pooling", "--convert", "embed").engine
     assert (engine.runner, engine.convert) == ("pooling", "embed")
     assert parse("m", "--no-enable-flash-late-interaction").server.enable_flash_late_interaction is False
@@ -25,7 +25,7 @@ def test_pooler_config_is_json_or_written_key_by_key(parse) -> None:
     assert whole.sequence_type == "MEAN"
 
 
-def test_what_asks_for_nothing_is_taken(parse) -> None:
+def test_keys_with_neutral_values_are_accepted(parse) -> None:
     words = '{"enable_chunked_processing": false, "max_embed_len": null, "enable_flash_late_interaction": true}'
     assert parse("m", "--pooler-config", words).engine.pooler == PoolerConfig()
 
@@ -46,6 +46,6 @@ def test_what_asks_for_nothing_is_taken(parse) -> None:
         (("--pooler-config", '{"surprise": 1}'), "'surprise' is not one of its keys"),
     ],
 )
-def test_what_makes_no_sense_is_a_usage_error(parse, words: tuple[str, ...], message: str) -> None:
+def test_invalid_input_is_a_usage_error(parse, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(click.UsageError, match=message):
         parse("m", *words)

@@ -1,4 +1,4 @@
-"""From the command line to the typed configuration: names, defaults, and which source wins."""
+"""From the command line to the typed configuration: names, defaults and precedence."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ from vllm_cli.commands.serve import serve
 from vllm_cli.errors import InputError
 
 
-def test_without_words_everything_has_its_default(parse) -> None:
+def test_without_words_every_setting_has_its_default(parse) -> None:
     config = parse()
     assert config.model.model is None
     assert config.server.served_model_names == (DEFAULT_MODEL_ID,)
@@ -22,17 +22,17 @@ def test_without_words_everything_has_its_default(parse) -> None:
     assert config.renderer.num_workers == 1
 
 
-def test_the_model_is_its_own_name_unless_another_is_given(parse) -> None:
+def test_the_served_name_is_the_model_unless_another_is_given(parse) -> None:
     assert parse("org/model").server.served_model_names == ("org/model",)
     assert parse("org/model", "--served-model-name", "a", "b").server.served_model_names == ("a", "b")
 
 
-def test_the_positional_model_wins_over_the_flag(parse) -> None:
+def test_the_positional_model_takes_precedence_over_the_flag(parse) -> None:
     assert parse("--model", "flagged").model.model == "flagged"
     assert parse("positional", "--model", "flagged").model.model == "positional"
 
 
-def test_a_setting_of_several_layers_reaches_them_all(parse) -> None:
+def test_a_setting_of_several_layers_reaches_all_of_them(parse) -> None:
     config = parse("m", "--trust-remote-code", "--max-logprobs", "5")
     assert config.engine.trust_remote_code and config.renderer.trust_remote_code
     assert (config.engine.max_logprobs, config.server.max_logprobs) == (5, 5)
@@ -81,14 +81,14 @@ def test_the_logging_level_is_taken_from_option_then_variable_then_file(parse, m
     assert parse(*words, "--log-level", "CRITICAL").logging_level == "CRITICAL"
 
 
-def test_a_switch_in_the_file_gives_way_to_the_option_alone(parse, tmp_path: Path) -> None:
+def test_only_the_option_takes_precedence_over_a_switch_in_the_file(parse, tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("enable-prefix-caching: false\n", encoding="utf-8")
     assert parse("m", "--config", str(file)).engine.enable_prefix_caching is False
     assert parse("m", "--config", str(file), "--enable-prefix-caching").engine.enable_prefix_caching is True
 
 
-def test_auto_on_the_command_line_takes_back_the_files_limit(parse, tmp_path: Path) -> None:
+def test_auto_on_the_command_line_replaces_the_limit_in_the_file(parse, tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text("max-model-len: 1k\n", encoding="utf-8")
     assert parse("m", "--config", str(file)).engine.max_model_len == 1000
@@ -132,13 +132,13 @@ def test_a_value_of_the_wrong_type_is_a_usage_error(parse, words: tuple[str, ...
     assert f"Invalid value for '{words[0]}'" in caught.value.format_message()
 
 
-def test_a_list_that_swallows_the_model_is_an_error(parse) -> None:
+def test_a_list_that_contains_the_model_is_an_error(parse) -> None:
     with pytest.raises(InputError, match="MODEL must come before --served-model-name"):
         parse("--served-model-name", "name", "model")
     assert parse("--served-model-name", "a", "--served-model-name", "b").server.served_model_names == ("a", "b")
 
 
-def test_every_example_in_the_help_makes_a_configuration(parse) -> None:
+def test_every_example_in_the_help_is_a_valid_command_line(parse) -> None:
     examples = [line.strip() for line in (serve.help or "").splitlines() if line.strip().startswith("vllm-cli serve")]
     assert len(examples) >= 4
     for example in examples:

@@ -25,17 +25,17 @@ def test_help_shows_the_supported_flags_in_groups(help_of) -> None:
     assert "--tensor-parallel-size" not in text
 
 
-def test_help_is_found_after_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_may_follow_other_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "model", "--config", "missing.yaml", "-h"]) == 0
     assert capsys.readouterr().out.startswith("Usage: vllm-cli serve [OPTIONS] [MODEL]")
 
 
-def test_help_about_all_shows_every_flag(help_of) -> None:
+def test_help_all_shows_every_flag(help_of) -> None:
     text = help_of("--help=all")
     assert [flag.name for flag in FLAGS if flag.name.removeprefix("--") not in text] == []
 
 
-def test_help_about_a_word_shows_the_flags_with_it(help_of) -> None:
+def test_help_with_a_word_shows_the_flags_that_contain_it(help_of) -> None:
     text = help_of("--help=max_num")
     assert "--max-num-seqs" in text
     assert "--max-num-queued-reqs" in text
@@ -47,13 +47,13 @@ def test_help_about_a_word_shows_the_flags_with_it(help_of) -> None:
     [("Memory and scheduling", "Memory and scheduling"), ("memory", "Memory and scheduling"), ("MODEL", "Model")]
     + [("SchedulerConfig", "Memory and scheduling"), ("ModelConfig", "Model"), ("http", "HTTP server")],
 )
-def test_help_about_a_group_shows_its_flags_and_no_others(help_of, topic: str, title: str) -> None:
+def test_help_with_a_group_shows_only_its_flags(help_of, topic: str, title: str) -> None:
     text = help_of(f"--help={topic}")
     assert [flag.name for flag in GROUPS[title] if flag.name.removeprefix("--") not in text] == []
     assert [heading for heading in GROUPS if f"{heading}:\n" in text] == [title]
 
 
-def test_the_sections_of_vllm_are_groups_of_ours() -> None:
+def test_each_section_of_vllm_maps_to_groups() -> None:
     assert {title for titles in SECTIONS.values() for title in titles} <= set(GROUPS)
 
 
@@ -77,7 +77,7 @@ def test_every_other_section_of_vllm_shows_its_flags(help_of, section: str, flag
 
 
 @pytest.mark.parametrize("topic", ["max_model_len", "--max-model-len", "MAX-MODEL-LEN"])
-def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
+def test_help_with_a_flag_shows_everything_about_it(help_of, topic: str) -> None:
     text = help_of(f"--help={topic}")
     assert "--max-model-len" in text
     assert "Most tokens of prompt and answer together" in text
@@ -89,7 +89,7 @@ def test_help_about_one_flag_tells_all_about_it(help_of, topic: str) -> None:
     assert "--uvicorn-log-level" in help_of("--help=log-level")  # by its name, under "See also"
 
 
-def test_help_about_nothing_known_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_with_an_unknown_word_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--help=xyzzyconfig"]) == 2
     capsys.readouterr()
     assert main(["serve", "--help=xyzzy"]) == 2
