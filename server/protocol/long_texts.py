@@ -39,14 +39,14 @@ class ShortBody(NamedTuple):
 def shorten(body: bytes, field: str) -> ShortBody:
     """Replaces the field's long texts by stand-ins; a body that is not valid JSON stays invalid."""
     key = f'"{field}"'.encode()
-    if _find(body, key, 0) < 0:
+    if find_in_pieces(body, key, 0) < 0:
         return ShortBody(body, [])
     view = memoryview(body)
     pieces: list[bytes | memoryview] = []
     texts: list[memoryview] = []
     kept = 0
     for begin, end in _TextFinder(body).texts_of(key):
-        if end - begin >= _LONG_BYTES and _find(body, b"\\", begin, end) < 0:
+        if end - begin >= _LONG_BYTES and find_in_pieces(body, b"\\", begin, end) < 0:
             pieces += (view[kept:begin], f"{_MARK}{len(texts)}".encode())
             texts.append(view[begin:end])
             kept = end
@@ -99,10 +99,10 @@ class _TextFinder:
 
     def _find_quote(self, begin: int) -> int:
         self._quotes_left -= 1
-        return _find(self._body, b'"', begin) if self._quotes_left > 0 else -1
+        return find_in_pieces(self._body, b'"', begin) if self._quotes_left > 0 else -1
 
 
-def _find(body: bytes, wanted: bytes, begin: int, end: int | None = None) -> int:
+def find_in_pieces(body: bytes, wanted: bytes, begin: int, end: int | None = None) -> int:
     """As `bytes.find`, but releases the GIL between pieces."""
     end = len(body) if end is None else end
     for position in range(begin, end, _PIECE_BYTES):

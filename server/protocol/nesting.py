@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from server.errors import RequestError
 from server.limits import LimitsConfig, flag_of
+from server.protocol.long_texts import find_in_pieces
 
 _SHORT_BYTES = 32 << 10
 _PIECE_BYTES = 1 << 20
@@ -81,23 +82,15 @@ def _num_commas(body: bytes, enough: int) -> int:
         return num
     num = position = 0
     while position < len(body) and num < enough:
-        quote = _find_quote(body, position)
-        num += _count(body, position, quote)
-        position = _skip_text(body, quote + 1)
+        quote = find_in_pieces(body, b'"', position)
+        end = len(body) if quote < 0 else quote
+        num += _count(body, position, end)
+        position = _skip_text(body, end + 1)
     return num
 
 
 def _count(body: bytes, begin: int, end: int) -> int:
     return sum(body.count(b",", at, min(at + _PIECE_BYTES, end)) for at in range(begin, end, _PIECE_BYTES))
-
-
-def _find_quote(body: bytes, position: int) -> int:
-    """Position of the next text; the body's end if there is none."""
-    for at in range(position, len(body), _PIECE_BYTES):
-        found = body.find(b'"', at, at + _PIECE_BYTES)
-        if found >= 0:
-            return found
-    return len(body)
 
 
 def _skip_text(body: bytes, position: int) -> int:

@@ -44,7 +44,7 @@ class BaseRenderer(ABC):
     max_model_len: int | None = None
     """Most tokens of a prompt and its output; set by `configure`."""
     mm_cache: ProcessorCache | None = None
-    """The processed images; None if the model takes no images."""
+    """The processed images; None if the model accepts no images."""
     embeds_limits: EmbedsLimits | None = None
     """What `prompt_embeds` must fit; set by `configure` if the server accepts them."""
 

@@ -34,10 +34,6 @@ class DeepseekV32Renderer(BaseRenderer):
             raise RequestError(
                 "this model encodes messages by code and does not support chat_template", param="chat_template"
             )
-        if options.continue_final_message and options.add_generation_prompt:
-            raise RequestError(
-                "continue_final_message and add_generation_prompt are not compatible", param="add_generation_prompt"
-            )
         return encode_conversation(
             _with_response_formats(to_conversation(messages, "string"), messages),
             tools=options.tools,

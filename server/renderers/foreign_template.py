@@ -38,6 +38,4 @@ class ForeignTemplate:
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
         """Renders in the helper process; raises jinja2.TemplateError for every failure."""
         del options["tokenize"]
-        if options["continue_final_message"] and options["add_generation_prompt"]:
-            raise jinja2.TemplateError("continue_final_message and add_generation_prompt are not compatible")
         return self._process.render(conversation, self._special_tokens | options)

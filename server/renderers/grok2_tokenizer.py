@@ -100,8 +100,6 @@ class Grok2Tokenizer:
     def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
         """Implements `AppliesChatTemplate`."""
         del options["tokenize"]
-        if options["continue_final_message"] and options["add_generation_prompt"]:
-            raise ValueError("continue_final_message and add_generation_prompt are not compatible")
         [text], _ = render_jinja_template(conversations=[conversation], **options)
         return str(text)
 

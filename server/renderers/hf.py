@@ -46,5 +46,5 @@ class HfRenderer(TemplateRenderer):
 
 
 def _names_of(templates: Any) -> set[str]:
-    """The names by which a request may choose one of the model's own templates, if there are several."""
+    """The names of the model's own templates, if there are several; a request may choose one by name."""
     return set(templates) if isinstance(templates, dict) else set()

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
-_TEXT_OF_PART = {
+TEXT_KEYS = {
     "text": "text",
     "input_text": "text",
     "output_text": "text",
@@ -108,7 +108,7 @@ def _text_of(part: Any, image_token: str | None) -> str | None:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-    key = _TEXT_OF_PART.get(kind) if isinstance(kind, str) else None
+    key = TEXT_KEYS.get(kind) if isinstance(kind, str) else None
     if key is None or not isinstance(part, dict):
         served_for = "text only" if image_token is None else "text and images only"
         raise RequestError(

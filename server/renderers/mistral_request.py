@@ -9,15 +9,12 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.instruct.tool_calls import Function, FunctionCall, Tool, ToolCall
 
 from server.errors import RequestError
-from server.renderers.messages import Message, to_conversation
+from server.renderers.messages import TEXT_KEYS, Message, to_conversation
 from server.renderers.prompts import ChatOptions
 
 MistralMessage = SystemMessage | UserMessage | AssistantMessage | ToolMessage
 Content = str | list[Any]
 """Text, or chunks of text and of reasoning."""
-
-_TEXT_OF_PART = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-"""Part type -> the key that holds its text."""
 
 _CALL_ID_CHARS = 9
 """Length of Mistral's call ids; of longer ids from other sources, the random end is kept."""
@@ -58,10 +55,6 @@ def has_thinking(request: ChatCompletionRequest[Any]) -> bool:
 
 def _check_last(role: str, options: ChatOptions) -> None:
     """Checks the last message's role: in Mistral's format it alone determines whose turn is next."""
-    if options.continue_final_message and options.add_generation_prompt:
-        raise RequestError(
-            "add_generation_prompt and continue_final_message cannot both be set", param="add_generation_prompt"
-        )
     if options.continue_final_message and role != "assistant":
         raise RequestError(
             f"continue_final_message needs a last message of role 'assistant', got {role!r}",
@@ -105,9 +98,7 @@ def _to_chunk(part: Any) -> TextChunk | ThinkChunk:
     kind = part["type"]
     if kind == "thinking":
         return ThinkChunk(thinking=part.get("thinking") or "", closed=part.get("closed", True))
-    if kind not in _TEXT_OF_PART:
-        raise RequestError(f"message content of type {kind!r} is not supported with this tokenizer", param="messages")
-    return TextChunk(text=part.get(_TEXT_OF_PART[kind]) or "")
+    return TextChunk(text=part.get(TEXT_KEYS[kind]) or "")
 
 
 def _with_reasoning(message: Message, content: Content | None) -> Content | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.errors import RequestError
 from server.types import PromptInputs
 
 
@@ -51,6 +52,12 @@ class ChatOptions:
     truncate_prompt_tokens: int | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     """Only accepted with `--trust-request-mm-kwargs`."""
+
+    def __post_init__(self) -> None:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt are not compatible", param="add_generation_prompt"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

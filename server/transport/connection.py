@@ -53,7 +53,7 @@ def bounded_connections(
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """Runs on the event loop."""
+    """Applies the limits to one connection; runs on the event loop."""
 
     def __init__(
         self,
@@ -79,18 +79,18 @@ class BoundedConnection(HttpToolsProtocol):
         self._ignores_input = False
         """Whether everything else that the client sends is dropped."""
         self._stall: asyncio.TimerHandle | None = None
-        self._lingering: LingeringTransport
+        self._transport: LingeringTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._lingering = LingeringTransport(transport, self._close, self._carrier)
-        super().connection_made(self._lingering)  # type: ignore[arg-type]
-        self._lingering.limit_unsent(self._limits.send_buffer_bytes)
+        self._transport = LingeringTransport(transport, self._close, self._carrier)
+        super().connection_made(self._transport)  # type: ignore[arg-type]
+        self._transport.limit_unsent(self._limits.send_buffer_bytes)
         self._has_room = self._table.add(self)
         self._table.check_free_files(transport.get_extra_info("socket").fileno())
         self._watch.expect_first_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lingering.note_lost()
+        self._transport.note_lost()
         self._table.discard(self)
         self._watch.close()
         self._stop_stall()
@@ -178,17 +178,17 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self._ignores_input = True
             self._watch.disarm()
-            self._lingering.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
+            self._transport.finish(self.loop, is_client_sending=False, timeout_s=self._limits.send_timeout_s)
         else:
             self.cycle.keep_alive = False
 
     def evict(self) -> bool:
-        """Closes at once to make room; refuses while unsent bytes of the last response remain."""
-        if self._lingering.num_unsent_bytes:
+        """Closes at once to make room; returns False while bytes of the last response are unsent."""
+        if self._transport.num_unsent_bytes:
             return False
         self._ignores_input = True
         self._watch.disarm()
-        self._lingering.abort()
+        self._transport.abort()
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
@@ -262,18 +262,18 @@ class BoundedConnection(HttpToolsProtocol):
             self._send_rejection(rejection)
 
     def _send_rejection(self, rejection: Rejection) -> None:
-        if not self._lingering.is_closing():
-            self._lingering.write(rejection.encode(self.server_state.default_headers))
+        if not self._transport.is_closing():
+            self._transport.write(rejection.encode(self.server_state.default_headers))
             self._close()
 
     def _close(self) -> None:
         """Replaces the transport's `close`, which uvicorn calls."""
-        if self._lingering.is_closed:
+        if self._transport.is_closed:
             return
         self._watch.disarm()
         is_sending = self._ignores_input or self._watch.stage is not Stage.IDLE
         self._ignores_input = True
-        self._lingering.finish(self.loop, is_client_sending=is_sending, timeout_s=self._limits.send_timeout_s)
+        self._transport.finish(self.loop, is_client_sending=is_sending, timeout_s=self._limits.send_timeout_s)
 
     def _is_reading(self) -> bool:
         return not self.flow.read_paused
@@ -292,7 +292,7 @@ class BoundedConnection(HttpToolsProtocol):
         limit, flag = self._limits.send_timeout_s, flag_of("send_timeout_s")
         logger.info("a client has read nothing for %g s (%s): cancelling its request", limit, flag)
         self._ignores_input = True
-        self._lingering.abort()
+        self._transport.abort()
 
     def _stop_stall(self) -> None:
         if self._stall is not None:

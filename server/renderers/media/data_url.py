@@ -2,7 +2,7 @@
 
 import binascii
 
-from server.renderers.media.errors import MediaError
+from server.renderers.media.errors import MediaError, MediaTooLargeError
 
 _SLICE_CHARS = 1 << 18
 """Decoded per step, which holds the GIL for 0.3 ms. A multiple of four."""
@@ -20,7 +20,7 @@ def decode_data_url(url: str, *, max_bytes: int) -> bytes:
     if not header.lower().endswith(";base64"):
         raise MediaError(f"a data URL must be base64 (`data:image/png;base64,...`), got {header[:40]!r}")
     if len(payload) // 4 * 3 > max_bytes + 2:
-        raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+        raise MediaTooLargeError(max_bytes)
     try:
         return _decode(payload)
     except ValueError as err:

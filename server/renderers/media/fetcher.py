@@ -7,7 +7,7 @@ import aiohttp
 from yarl import URL
 
 from server.renderers.media.addresses import PublicResolver, check_public, is_private_by_name, literal_address
-from server.renderers.media.errors import MediaError
+from server.renderers.media.errors import MediaError, MediaTooLargeError
 from server.renderers.media.policy import MediaPolicy
 
 _MAX_REDIRECTS = 5
@@ -78,7 +78,7 @@ class MediaFetcher:
                     break
                 parts.append(part)
         if num_bytes > max_bytes:
-            raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+            raise MediaTooLargeError(max_bytes)
         return b"".join(parts)
 
     def _parse(self, text: str, *, allow_relative: bool = False) -> URL:

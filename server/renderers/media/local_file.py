@@ -4,7 +4,7 @@ from pathlib import Path
 from stat import S_ISREG
 from urllib.parse import unquote, urlsplit
 
-from server.renderers.media.errors import MediaError
+from server.renderers.media.errors import MediaError, MediaTooLargeError
 
 
 def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
@@ -50,5 +50,5 @@ def _read(path: Path, max_bytes: int) -> bytes:
     except OSError as err:
         raise MediaError(f"the file cannot be read: {err.strerror}") from err
     if len(data) > max_bytes:
-        raise MediaError(f"the image is larger than {max_bytes} bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)")
+        raise MediaTooLargeError(max_bytes)
     return data
