@@ -1,4 +1,4 @@
-"""The frame of a chart: one HTML page that needs nothing but itself, light or dark as the reader likes it."""
+"""Builds a self-contained HTML page for charts and tables, in light and dark mode."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -25,7 +25,7 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def build_page(title: str, parts: Iterable[str]) -> str:
-    """The page; the parts are HTML, the title is text."""
+    """The page; `parts` are HTML, `title` is text."""
     name = escape(title)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>'
@@ -34,7 +34,7 @@ def build_page(title: str, parts: Iterable[str]) -> str:
 
 
 def pick_colour(index: int) -> str:
-    """A colour for a bar: neighbours in number are far apart in hue, and none is lost on white or on black."""
+    """A colour for a bar, visible on white and on black; neighbouring indexes have distant hues."""
     hue = round(index * _GOLDEN_ANGLE) % 360
     return f"hsl({hue + _FIRST_HUE}, 55%, {(46, 36, 56)[index // 8 % 3]}%)"
 
@@ -52,7 +52,7 @@ def draw_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def draw_key(colour: str, text: str) -> str:
-    """A legend's entry: a square of the colour, then the text."""
+    """A legend entry: a coloured square, then the text."""
     return f'<span class="key" style="background:{colour}"></span>{escape(text)}'
 
 

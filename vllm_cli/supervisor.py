@@ -1,10 +1,10 @@
-"""Runs a server command and takes it down, with everything it started, as soon as the benchmark lets go of it.
+"""Runs a server command, and stops it with all its descendants when the parent process exits or closes the pipe.
 
-A script of its own (`python -I supervisor.py GRACE_S WORD...`), because only a process that outlives the benchmark can
-clean up after a crash or a SIGKILL of it. The benchmark holds the other end of the standard input: the lines `pause`
-and `resume` freeze and thaw the server and are echoed when done, as is `look` if the server runs; the end of the input
-stops it. The exit status is the server's, 128 + N after signal N. What the server writes goes to this process's
-standard error.
+Runs as a script (`python -I supervisor.py GRACE_S WORD...`): only a separate process can clean up after a crash or a
+SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard input. The lines
+`pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed if the server runs. The end
+of the input stops the server. The exit status is the server's, 128 + N after signal N. The server's output goes to this
+process's standard error.
 """
 
 import contextlib
@@ -20,44 +20,44 @@ import psutil
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
 NOTICE_S = 3 * _POLL_S
-"""Within this time after the server ended, so has the supervisor, on a machine that is not too busy."""
+"""Time from the server's exit to the supervisor's, unless the machine is very busy."""
 CANNOT_RUN = 127
 """Exit status when the command cannot be executed; the same as a shell's."""
 
 
 class Supervisor:
-    """Owns one server process, in a session and process group of its own, and all its descendants."""
+    """Owns one server process, in its own session and process group, and all its descendants."""
 
     def __init__(self, words: list[str], *, grace_s: float) -> None:
         self._grace_s = grace_s
-        self._is_asked_to_end = False
+        self._is_stop_requested = False
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
         signal.signal(signal.SIGTERM, self._record_signal)
 
     def watch(self) -> int:
-        """Follow the orders on standard input until it ends or the server does; then leave nothing behind."""
+        """Executes commands from standard input until it ends or the server exits; then stops all descendants."""
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
-            while self._server.poll() is None and not self._is_asked_to_end:
-                if selector.select(_POLL_S) and not self._follow(os.read(sys.stdin.fileno(), 4096)):
+            while self._server.poll() is None and not self._is_stop_requested:
+                if selector.select(_POLL_S) and not self._execute(os.read(sys.stdin.fileno(), 4096)):
                     break
         self._stop()
         status = self._server.returncode
         return status if status >= 0 else 128 - status
 
     def _record_signal(self, *_: object) -> None:
-        self._is_asked_to_end = True
+        self._is_stop_requested = True
 
-    def _follow(self, orders: bytes) -> bool:
-        """Carry out what was read; False at the end of the input or of the server."""
-        for order in orders.split():
-            if order == b"poll":
+    def _execute(self, commands: bytes) -> bool:
+        """Executes the commands; False at the end of the input or if the server has exited."""
+        for command in commands.split():
+            if command == b"poll":
                 if self._server.poll() is not None:
                     return False
             else:
-                self._signal_all(signal.SIGSTOP if order == b"pause" else signal.SIGCONT)
-            os.write(sys.stdout.fileno(), order + b"\n")
-        return bool(orders)
+                self._signal_all(signal.SIGSTOP if command == b"pause" else signal.SIGCONT)
+            os.write(sys.stdout.fileno(), command + b"\n")
+        return bool(commands)
 
     def _stop(self) -> None:
         self._signal_all(signal.SIGCONT)
@@ -89,7 +89,7 @@ def _status(process: psutil.Process) -> str:
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that none escapes by daemonizing (Linux only)."""
+    """Becomes the parent of orphaned descendants, so that daemonizing processes are stopped too (Linux only)."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

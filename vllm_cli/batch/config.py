@@ -1,4 +1,4 @@
-"""What one run of `run-batch` is asked to do."""
+"""Typed configuration of one run of `run-batch`; standard library only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Final
 from vllm_cli.client.server_address import ServerAddress
 
 OWN_SERVER_CONCURRENCY: Final = 256
-"""More than the engine runs at once, so that it never waits for the next request."""
+"""More than the engine runs at once, so that it always has a waiting request."""
 OTHER_SERVER_CONCURRENCY: Final = 32
 
 
@@ -20,28 +20,28 @@ class BatchConfig:
     output_file: str
     """A path, or an http(s) URL that takes PUT."""
     output_tmp_dir: Path | None = None
-    """Where the results of an output URL are kept until they are sent there."""
+    """The folder of the results for an output URL until they are uploaded."""
     address: ServerAddress | None = None
     """A running server; None starts one."""
     serve_words: tuple[str, ...] = ()
-    """MODEL and flags of the server that is started."""
+    """MODEL and flags of the started server."""
     model: str | None = None
-    """For requests to a running server that name no model."""
+    """The model of requests to a running server that name none."""
     api_key: str | None = None
     max_concurrency: int | None = None
     retry_timeout_s: float = 600.0
-    """How long one request is sent again and again."""
+    """How long one request is retried."""
     request_timeout_s: float | None = None
     is_overwriting: bool = False
     retries_failed: bool = False
-    """Ask again what an earlier run has noted as failed."""
+    """Send requests again that failed in an earlier run."""
     fails_on_error: bool = False
-    """Tell by the exit code that requests have failed."""
+    """Whether failed requests change the exit code."""
     is_quiet: bool = False
 
     @property
     def num_in_flight(self) -> int:
-        """Most requests that wait for their answers at once."""
+        """The maximum of concurrent requests."""
         if self.max_concurrency is not None:
             return self.max_concurrency
         return OTHER_SERVER_CONCURRENCY if self.address else OWN_SERVER_CONCURRENCY

@@ -1,4 +1,4 @@
-"""Keeps requests in flight until all are answered, something breaks, or the user has had enough."""
+"""Keeps requests in flight until all are answered, the server or the disk fails, or a signal arrives."""
 
 import asyncio
 import signal
@@ -17,29 +17,29 @@ from vllm_cli.batch.tally import Tally
 from vllm_cli.batch.writer import ResultWriter
 from vllm_cli.client.server_address import ServerAddress
 
-_LOOK_S: Final = 0.2
+_POLL_S: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dispatch:
-    """Everything that one run of the event loop needs."""
+    """Sends the remaining requests of a batch; runs on the event loop."""
 
     batch: InputFile
     places: Sequence[LinePlace]
-    """What is left to do."""
+    """The requests without a result."""
     output: OutputFile
     address: ServerAddress
     ensure_server: Callable[[], None]
-    """Raises where it is known that the server has ended."""
+    """Raises if the server is known to have exited."""
     tally: Tally
     progress: BatchProgress
     config: BatchConfig
 
     async def run(self) -> int | None:
-        """The signal that ended the run early, None where every request has its result.
+        """Returns the signal that interrupted the run; None if every request has its result.
 
         Raises:
-            ConnectionFailedError: the server is lost, or the disk takes no more; what is done is safe.
+            ConnectionFailedError: the server is lost, or the disk is full; written results are kept.
         """
         with _caught_signals() as interrupted:
             async with Sender(self.address, self.config) as sender:
@@ -70,7 +70,7 @@ class Dispatch:
     async def _watch_server(self) -> None:
         while True:
             self.ensure_server()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
 
     def _on_written(self, result: Result) -> None:
         self.tally.count(result)
@@ -79,7 +79,7 @@ class Dispatch:
 
 @contextmanager
 def _caught_signals() -> Iterator["asyncio.Future[int]"]:
-    """Done with the number of the first signal that asks to end; a second one ends the process at once."""
+    """A future that gets the number of the first SIGINT or SIGTERM; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
     first: asyncio.Future[int] = loop.create_future()
 
@@ -98,7 +98,7 @@ def _caught_signals() -> Iterator["asyncio.Future[int]"]:
 
 
 def _raise_first(outcomes: Sequence[object]) -> None:
-    """What broke the run, and not that the rest was cancelled for it."""
+    """Raises the error that ended the run, not the cancellation of the other task."""
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome

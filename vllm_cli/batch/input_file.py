@@ -1,4 +1,4 @@
-"""The requests of an input file: all lines are checked before anything runs, and read again when their turn comes."""
+"""The requests of an input file: all lines are checked before any is sent, and read again when they are sent."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ _URLS: Final = ("http://", "https://")
 
 
 class LinePlace(NamedTuple):
-    """Where a request is in the file, and the id of its answer."""
+    """The position of a request in the file, and the id of its result."""
 
     custom_id: str
     id: str
@@ -27,13 +27,13 @@ class LinePlace(NamedTuple):
 
 
 class InputFile:
-    """A checked file; a million requests take as little memory as their ids do."""
+    """A checked file; keeps positions and ids in memory, not the requests."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         """Reads the file once.
 
         Raises:
-            InputError: it has a line that is no request, or two with one custom_id.
+            InputError: a line is not a request, or two lines have the same custom_id.
         """
         self._fd = file.fileno()
         self.places = tuple(_read_places(file, name))
@@ -45,7 +45,7 @@ class InputFile:
 
 @contextmanager
 def open_input(name: str) -> Iterator[InputFile]:
-    """The file at a path, at a URL, or on standard input (`-`); of the last two a copy is kept meanwhile."""
+    """The file at a path, at a URL, or on standard input (`-`); the last two are copied to a temporary file."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(_open(name))

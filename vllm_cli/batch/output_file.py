@@ -1,4 +1,4 @@
-"""The results on disk: appended and synced as they come, so that a kill at any moment loses and repeats nothing."""
+"""The results on disk: each is appended and synced at once, so that a kill loses and repeats none."""
 
 import fcntl
 import os
@@ -21,19 +21,19 @@ class _Place(NamedTuple):
 
 
 class OutputFile:
-    """Owned by one run at a time; what it holds is in `known`, by custom_id."""
+    """Locked by one run at a time."""
 
     def __init__(self, path: Path, *, is_overwriting: bool = False) -> None:
-        """Opens or makes the file, and mends a last line that a kill has cut off.
+        """Opens or creates the file, and repairs a last line that a killed run left incomplete.
 
         Raises:
-            InputError: it cannot be used, holds something else, or another run writes it.
+            InputError: the file cannot be used, is not an output file, or is locked by another run.
         """
         self.path = Path(os.path.realpath(path))
-        self._beside = self.path.with_name(f".{self.path.name}.anew")
+        self._replacement = self.path.with_name(f".{self.path.name}.anew")
         self._fd = self._open()
         try:
-            self._beside.unlink(missing_ok=True)  # of a run that was killed
+            self._replacement.unlink(missing_ok=True)  # left by a killed run
             if is_overwriting:
                 os.ftruncate(self._fd, 0)
             self._places = self._read()
@@ -48,10 +48,10 @@ class OutputFile:
         return {custom_id: place.known for custom_id, place in self._places.items()}
 
     def append(self, results: Sequence[Result]) -> None:
-        """Writes whole lines and waits until they are on the disk.
+        """Writes whole lines and waits until they are synced.
 
         Raises:
-            ConnectionFailedError: the disk took none of them; the file is as it was.
+            ConnectionFailedError: none of them was written; the file is unchanged.
         """
         try:
             _write(self._fd, b"".join(result.line for result in results))
@@ -64,22 +64,22 @@ class OutputFile:
             self._num_bytes += len(result.line)
 
     def keep(self, custom_ids: Iterable[str]) -> None:
-        """Makes the file hold the results with these ids alone, in this order; in one step or not at all."""
+        """Atomically replaces the file by one with these results only, in this order."""
         wanted = [self._places[custom_id] for custom_id in custom_ids if custom_id in self._places]
         if wanted == list(self._places.values()):
             return
         try:
             fd = self._copy(wanted)
         except OSError as err:
-            self._beside.unlink(missing_ok=True)
-            raise ConnectionFailedError(f"{self.path} cannot be written anew: {err.strerror}.") from err
+            self._replacement.unlink(missing_ok=True)
+            raise ConnectionFailedError(f"{self.path} cannot be rewritten: {err.strerror}.") from err
         os.close(self._fd)
         self._fd = fd
         self._places = self._read()
         self._num_bytes = os.fstat(self._fd).st_size
 
     def close(self) -> None:
-        """Lets another run have the file."""
+        """Closes and unlocks the file."""
         os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -91,15 +91,15 @@ class OutputFile:
         self.close()
 
     def _copy(self, places: Iterable[_Place]) -> int:
-        """A file with these lines takes the place of this one; it is locked before it does."""
-        fd = os.open(self._beside, _CREATE | os.O_TRUNC, 0o666)
+        """Replaces this file by a locked file with these lines; returns its descriptor."""
+        fd = os.open(self._replacement, _CREATE | os.O_TRUNC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             for place in places:
                 _write(fd, os.pread(self._fd, place.num_bytes, place.offset))
             os.fchmod(fd, os.fstat(self._fd).st_mode & 0o777)
             os.fsync(fd)
-            os.replace(self._beside, self.path)  # noqa: PTH105 - says that it is atomic
+            os.replace(self._replacement, self.path)  # noqa: PTH105 - documented as atomic
             _sync_folder(self.path.parent)
         except OSError:
             os.close(fd)
@@ -107,7 +107,7 @@ class OutputFile:
         return fd
 
     def _open(self) -> int:
-        """Locks what is under the name by then: another run may have replaced the file just before."""
+        """Opens and locks; opens again if another run replaced the file in between."""
         while True:
             try:
                 fd = os.open(self.path, _CREATE, 0o666)
@@ -146,26 +146,26 @@ class OutputFile:
         return places
 
     def _drop_torn_line(self, file: BinaryIO, offset: int, line: bytes, number: int) -> None:
-        """The last line may be the beginning of a result; anything else is a file of somebody else."""
+        """Removes an incomplete last result; raises for any other line that is not a result."""
         is_torn = not line.endswith(b"\n") and line[: len(BEGINNING)] == BEGINNING[: len(line)]
         if not is_torn or file.read(1):
             raise InputError(
-                f"--output-file {self.path}: line {number} is no result of a batch. "
-                "Choose another file, or --overwrite to begin anew."
+                f"--output-file {self.path}: line {number} is not a result of a batch. "
+                "Choose another file, or --overwrite to replace it."
             )
         os.ftruncate(self._fd, offset)
 
 
 def check_same_batch(path: Path, known: Mapping[str, KnownResult], ids: Mapping[str, str]) -> None:
-    """Results of other requests in the file are a mistake that must not go unnoticed; `ids` are the input's."""
-    strangers = [custom_id for custom_id in known if custom_id not in ids]
+    """Raises an InputError if the file has results of requests that are not in the input; `ids` are the input's."""
+    unknown = [custom_id for custom_id in known if custom_id not in ids]
     changed = [custom_id for custom_id, result in known.items() if ids.get(custom_id, result.id) != result.id]
-    for what, found in (("are not in the input", strangers), ("were asked something else then", changed)):
+    for what, found in (("are not in the input", unknown), ("have changed since", changed)):
         if found:
             shown = ", ".join(found[:_NUM_SHOWN]) + (", ..." if len(found) > _NUM_SHOWN else "")
             raise InputError(
                 f"--output-file {path} has results of {len(found)} requests that {what}: {shown}. "
-                "Choose another file, or --overwrite to begin anew."
+                "Choose another file, or --overwrite to replace it."
             )
 
 
@@ -176,11 +176,11 @@ def _write(fd: int, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes sure that the file's name is on the disk, too."""
+    """Syncs the folder, so that the file's name is on the disk."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
-    except OSError:  # some file systems have no such thing
+    except OSError:  # not supported by some file systems
         pass
     finally:
         os.close(fd)

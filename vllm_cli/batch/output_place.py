@@ -1,4 +1,4 @@
-"""Where the results go in the end: a file, or a URL that gets them when all are there."""
+"""The destination of the results: a file, or a URL to which the finished file is uploaded."""
 
 import hashlib
 import http.client
@@ -19,7 +19,7 @@ _PAUSES_S: Final = (1, 2, 4, 8)
 
 
 class OutputPlace:
-    """`path` is the file that results are appended to."""
+    """The destination; results are appended to the file `path`."""
 
     def __init__(self, path: Path, url: str | None = None, stack: ExitStack | None = None) -> None:
         self.path = path
@@ -28,11 +28,11 @@ class OutputPlace:
 
     @classmethod
     def of(cls, config: BatchConfig) -> "OutputPlace":
-        """With an output URL the file is in --output-tmp-dir, where a second run finds it; else it is forgotten."""
+        """For an output URL, the file is in --output-tmp-dir, where a second run finds it, or in a temporary folder."""
         if not config.output_file.startswith(_URLS):
             path = Path(config.output_file)
             if config.output_file in ("", "-") or (path.exists() and not path.is_file()):
-                message = "must be a file, so that a second run can go on with it."
+                message = "must be a file, so that a second run can continue it."
                 raise InputError(f"--output-file {config.output_file!r} {message}")
             return cls(path)
         stack = ExitStack()
@@ -41,10 +41,10 @@ class OutputPlace:
         return cls(folder / f"run-batch-{name}.jsonl", config.output_file, stack)
 
     def deliver(self) -> None:
-        """Sends the results where they belong; the file is of no further use then.
+        """Uploads the file to the URL, if there is one, and removes it.
 
         Raises:
-            ConnectionFailedError: the server does not take them; the file stays.
+            ConnectionFailedError: the server does not accept it; the file stays.
         """
         if self._url is None:
             return
@@ -63,7 +63,7 @@ class OutputPlace:
             time.sleep(pause_s)
 
     def close(self) -> None:
-        """Forgets a file that nobody named."""
+        """Removes the temporary folder."""
         self._stack.close()
 
     def _put(self, url: str) -> None:

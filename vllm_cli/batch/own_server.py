@@ -1,4 +1,4 @@
-"""The server that a batch starts for itself, on a private socket; it never outlives the batch."""
+"""The server that `run-batch` starts on a private socket; it stops with the batch, even if that is killed."""
 
 import contextlib
 import errno
@@ -19,11 +19,11 @@ from vllm_cli.errors import ConnectionFailedError, InputError
 
 _STOP_GRACE_S: Final = 20.0
 _MAX_PATH_BYTES: Final = 100
-"""What fits into a socket's address (unix(7)), with some room."""
+"""A little below the longest address of a Unix socket (unix(7))."""
 _PREFIX: Final = "vllm-cli-batch-"
 _SOCKET: Final = "server.sock"
-_FOR_EVER_S: Final = 7 * 24 * 3600.0
-"""The server itself bounds its start."""
+_READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
+"""Practically none: the server has its own start-up timeout."""
 _SERVE: Final = ("-m", "vllm_cli", "serve")
 _EMBEDDED: Final = "embedded"
 _DEFAULTS: Final = (
@@ -33,7 +33,7 @@ _DEFAULTS: Final = (
 
 
 class ServerStartError(Exception):
-    """The server did not become ready; it has said why itself."""
+    """The server exited before it was ready; its own log has the reason."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the server ended with exit code {exit_code} before it was ready")
@@ -41,14 +41,14 @@ class ServerStartError(Exception):
 
 
 class OwnServer:
-    """`vllm-cli serve` below a supervisor (`vllm_cli.supervisor`), which ends it when this process ends, however."""
+    """`vllm-cli serve` below a supervisor, which stops it when this process exits, also by SIGKILL."""
 
     def __init__(self, serve_words: tuple[str, ...], socket_path: Path) -> None:
         self.address = ServerAddress(uds=str(socket_path))
         # Flags come first: a list flag among the user's takes every word that follows.
         words = (*_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *serve_words)
         with env.VLLM_API_KEY.override(None):
-            self._warden = subprocess.Popen(
+            self._supervisor = subprocess.Popen(
                 [sys.executable, "-I", supervisor.__file__, str(_STOP_GRACE_S), sys.executable, *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -56,27 +56,27 @@ class OwnServer:
             )
 
     def wait_ready(self, on_poll: Callable[[Readiness, float], None]) -> None:
-        """Raises ServerStartError where it ends before."""
+        """Raises ServerStartError if the server exits before it is ready."""
         options = WaitOptions(
-            address=self.address, path="/health", timeout_s=_FOR_EVER_S, interval_s=0.05, pid=self._warden.pid
+            address=self.address, path="/health", timeout_s=_READY_TIMEOUT_S, interval_s=0.05, pid=self._supervisor.pid
         )
         if wait_for_server(options, on_poll).ending != "ready":
-            raise ServerStartError(self._warden.wait())
+            raise ServerStartError(self._supervisor.wait())
 
     def ensure_alive(self) -> None:
-        """Raises ConnectionFailedError where it has ended."""
-        if self._warden.poll() is not None:
-            raise ConnectionFailedError(f"The server ended with exit code {self._warden.returncode}.")
+        """Raises ConnectionFailedError if the server has exited."""
+        if self._supervisor.poll() is not None:
+            raise ConnectionFailedError(f"The server ended with exit code {self._supervisor.returncode}.")
 
     def close(self) -> None:
-        """Stops the server and waits until nothing is left of it."""
+        """Stops the server and waits until all its processes have exited."""
         with contextlib.suppress(BrokenPipeError):
-            self._warden.communicate()
+            self._supervisor.communicate()
 
 
 @contextlib.contextmanager
 def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
-    """A server that is starting; it is stopped at the end of the block."""
+    """Starts a server; stops it at the end of the block."""
     parent = _socket_folder()
     _remove_left_sockets(Path(parent))
     with (
@@ -87,7 +87,7 @@ def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
 
 
 def _engine_flags(serve_words: tuple[str, ...]) -> tuple[str, ...]:
-    """The embedded engine, which is quiet here, unless the user has asked for another one."""
+    """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
     asked = [*serve_words, ""]
     given = [asked[i + 1] for i, word in enumerate(serve_words) if word == "--engine"]
     given += [word.removeprefix("--engine=") for word in serve_words if word.startswith("--engine=")]
@@ -103,7 +103,7 @@ def _socket_folder() -> str:
 
 
 def _remove_left_sockets(parent: Path) -> None:
-    """Of batches that were killed: nobody listens there any more."""
+    """Removes the sockets of killed batches, on which no process listens."""
     for path in parent.glob(f"{_PREFIX}*/{_SOCKET}"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == errno.ECONNREFUSED:

@@ -1,4 +1,4 @@
-"""Shows how far a batch is: a line that changes on a terminal, elsewhere a new one now and then."""
+"""Shows the progress of a batch: one updated line on a terminal, elsewhere a new line every 10 s."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.batch.tally import Tally
 
 _REDRAW_S: Final = 0.1
-_HEARTBEAT_S: Final = 10.0
+_INTERVAL_S: Final = 10.0
 
 
 class BatchProgress:
@@ -20,16 +20,16 @@ class BatchProgress:
         self._tally = tally
         self._is_quiet = is_quiet
         self._line = LiveLine(sys.stderr)
-        self._next_s = time.monotonic() + _HEARTBEAT_S
+        self._next_s = time.monotonic() + _INTERVAL_S
 
-    def note(self, text: str) -> None:
-        """Something worth a line of its own."""
+    def report(self, text: str) -> None:
+        """Shows a message on a line of its own."""
         if not self._is_quiet:
             self._line.clear()
             click.echo(text, err=True)
 
     def show(self) -> None:
-        """To be called whenever a request is done."""
+        """Called after each finished request."""
         now_s = time.monotonic()
         if self._is_quiet or now_s < self._next_s:
             return
@@ -37,15 +37,15 @@ class BatchProgress:
             self._line.show(self._describe())
         else:
             click.echo(self._describe(), err=True)
-        self._next_s = now_s + (_REDRAW_S if self._line.is_on else _HEARTBEAT_S)
+        self._next_s = now_s + (_REDRAW_S if self._line.is_on else _INTERVAL_S)
 
     def begin(self) -> None:
-        """The first request is about to be sent."""
+        """Called before the first request is sent."""
         self._tally.begin()
-        self._next_s = 0.0 if self._line.is_on else time.monotonic() + _HEARTBEAT_S
+        self._next_s = 0.0 if self._line.is_on else time.monotonic() + _INTERVAL_S
 
     def close(self) -> None:
-        """Takes the line away."""
+        """Removes the line from the terminal."""
         self._line.close()
 
     def _describe(self) -> str:

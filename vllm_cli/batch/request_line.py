@@ -9,18 +9,18 @@ ENDPOINTS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/score", "/v1/score", "/rerank", "/v1/rerank",
     "/v2/rerank", "/pooling", "/classify", "/tokenize", "/detokenize",
 )  # fmt: skip
-"""What a request may ask for: a file must not reach the rest of a server."""
+"""The URLs that a request may use: an input file must not reach a server's other routes."""
 
 _NUM_DIGITS: Final = 32
 
 
 class LineError(ValueError):
-    """The line is no request; the message tells what is wrong with it."""
+    """The line is not a request; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What is asked, and the id under which the answer is noted."""
+    """A request and the id of its result."""
 
     custom_id: str
     method: str
@@ -29,7 +29,7 @@ class BatchRequest:
 
     @classmethod
     def from_line(cls, line: bytes) -> "BatchRequest":
-        """Raises LineError where the line is none."""
+        """Parses a line; raises LineError if it is not a request."""
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as err:
@@ -45,13 +45,13 @@ class BatchRequest:
 
     @property
     def id(self) -> str:
-        """The same request has the same id in every run, and a changed one has another."""
+        """A hash of the content: equal in every run, different for a changed request."""
         content = json.dumps([self.custom_id, self.method, self.url, self.body], sort_keys=True)
         return f"vllm-{hashlib.sha256(content.encode()).hexdigest()[:_NUM_DIGITS]}"
 
     @property
-    def refusal(self) -> str | None:
-        """Why the request is not sent at all, None where it is."""
+    def rejection(self) -> str | None:
+        """Why the request is not sent; None if it is sent."""
         if self.method != "POST":
             return f"Method {self.method} was used. Only POST is supported."
         if self.url not in ENDPOINTS:

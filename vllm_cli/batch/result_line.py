@@ -6,11 +6,11 @@ from typing import Any, Final, NamedTuple
 from vllm_cli.batch.input_file import LinePlace
 
 BEGINNING: Final = b'{"id":"vllm-'
-"""Of every line: what an output file is recognised by."""
+"""The beginning of every line, by which an output file is recognised."""
 
 
 class KnownResult(NamedTuple):
-    """What a line of an output file says."""
+    """A line of an output file."""
 
     custom_id: str
     id: str
@@ -18,7 +18,7 @@ class KnownResult(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of one request."""
+    """The outcome of one request."""
 
     known: KnownResult
     line: bytes
@@ -26,18 +26,20 @@ class Result(NamedTuple):
 
 
 def request_id(place: LinePlace) -> str:
-    """Sent to the server as well, so that its log can be searched for it."""
+    """The request id that the server gets, so that it appears in the server's log."""
     return place.id.replace("vllm-", "vllm-batch-", 1)
 
 
 def answered(place: LinePlace, status: int, content: bytes) -> Result:
-    """The server's answer, well or not."""
+    """The result for a response of the server, successful or not."""
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         text = " ".join(content.decode(errors="replace").split())[:1000]
-        return refused(place, text or f"The server answered {status} without a body.", status if status >= 400 else 502)
-    # What the server wrote on one line is taken over as it is.
+        return rejected(
+            place, text or f"The server answered {status} without a body.", status if status >= 400 else 502
+        )
+    # A body on one line is copied unchanged.
     raw = content.strip().decode() if b"\n" not in content.strip() else json.dumps(body)
     if status >= 400 or not isinstance(body, dict):
         return _failed(place, _response(place, status, "null"), raw)
@@ -45,18 +47,18 @@ def answered(place: LinePlace, status: int, content: bytes) -> Result:
     return Result(KnownResult(place.custom_id, place.id, is_failed=False), line, body.get("usage") or {})
 
 
-def refused(place: LinePlace, message: str, status: int = 400) -> Result:
-    """An error of this side, told as vLLM tells it."""
+def rejected(place: LinePlace, message: str, status: int = 400) -> Result:
+    """The result for a request that is not sent, or whose response cannot be read; in vLLM's format."""
     return _failed(place, _response(place, status, "null"), json.dumps(message))
 
 
 def lost(place: LinePlace, code: str, message: str) -> Result:
-    """A request that no server answered."""
+    """The result for a request without a response."""
     return _failed(place, "null", json.dumps({"code": code, "message": message}))
 
 
 def parse(line: bytes) -> KnownResult | None:
-    """What the line says, None where it is no result."""
+    """The parsed line; None if it is not a result."""
     try:
         fields = json.loads(line)
         is_failed = fields["error"] is not None

@@ -1,4 +1,4 @@
-"""When to ask again: as the server says, or after growing pauses."""
+"""The pause before a retry: from the server's Retry-After, else growing."""
 
 import email.utils
 import random
@@ -16,27 +16,27 @@ RETRIED: Final = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
-"""Statuses that say nothing about the request."""
+"""Statuses whose cause is not the request."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""So often a request may be answered 500: the server may be ending, or fail on this very request."""
+"""Responses 500 after which a request has failed: it may itself be the cause, or the server is about to exit."""
 
 _FIRST_S: Final = 0.5
-_SHORTEST_S: Final = 0.05
-_LONGEST_S: Final = 30.0
-_LONGEST_ASKED_S: Final = 600.0
+_MIN_S: Final = 0.05
+_MAX_S: Final = 30.0
+_MAX_RETRY_AFTER_S: Final = 600.0
 
 
 def pause_s(attempt: int, retry_after: str | None) -> float:
-    """Seconds until the next attempt, the first of which is number 0: what Retry-After says, if it says anything."""
-    asked_s = _parse_retry_after(retry_after)
-    if asked_s is not None:
-        return min(max(asked_s, _SHORTEST_S), _LONGEST_ASKED_S)
-    return min(_FIRST_S * 2.0 ** min(attempt, 10), _LONGEST_S) * random.uniform(0.5, 1)
+    """Seconds until the next attempt, from Retry-After if it is valid; `attempt` counts from 0."""
+    retry_after_s = _parse_retry_after(retry_after)
+    if retry_after_s is not None:
+        return min(max(retry_after_s, _MIN_S), _MAX_RETRY_AFTER_S)
+    return min(_FIRST_S * 2.0 ** min(attempt, 10), _MAX_S) * random.uniform(0.5, 1)
 
 
 def _parse_retry_after(text: str | None) -> float | None:
-    """Seconds or a date (RFC 9110), None where it is neither."""
+    """Reads seconds or a date (RFC 9110); None if it is neither."""
     if text is None:
         return None
     if text.strip().isdigit():

@@ -1,4 +1,4 @@
-"""One run of `run-batch`, from the files to the summary."""
+"""Runs `run-batch`: opens the files, starts the server, sends the requests, returns the summary."""
 
 import asyncio
 from contextlib import ExitStack, closing
@@ -17,7 +17,7 @@ from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 
 SOME_FAILED: Final = 5
-"""Only where it is asked for: vLLM's scripts go on with the answers that there are, under `set -e`, too."""
+"""Only with --fail-on-error: scripts for `vllm run-batch` under `set -e` continue with the answers that exist."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
 
@@ -30,7 +30,7 @@ class BatchOutcome(NamedTuple):
 
 
 def run_batch(config: BatchConfig) -> BatchOutcome:
-    """Answers every request of the input that has no answer in the output yet."""
+    """Sends every request of the input that has no result in the output."""
     with ExitStack() as stack:
         batch = stack.enter_context(open_input(config.input_file))
         place = stack.enter_context(closing(OutputPlace.of(config)))
@@ -39,7 +39,7 @@ def run_batch(config: BatchConfig) -> BatchOutcome:
 
 
 class _Run:
-    """Lives on the main thread."""
+    """One run; on the main thread."""
 
     def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile, place: OutputPlace) -> None:
         self._config = config
@@ -57,7 +57,7 @@ class _Run:
         )
         self._progress = BatchProgress(self._tally, is_quiet=self._config.is_quiet)
         if known:
-            self._progress.note(f"{len(known)} of {len(self._batch.places)} requests are done already")
+            self._progress.report(f"{len(known)} of {len(self._batch.places)} requests are done already")
         with closing(self._progress):
             try:
                 signal_number = self._serve_and_dispatch(places) if places else None
@@ -75,7 +75,7 @@ class _Run:
         return self._end("completed", SOME_FAILED if has_failed and self._config.fails_on_error else 0)
 
     def _plan(self) -> list[LinePlace]:
-        """What is left to do; failed results are taken out where they are to be asked again."""
+        """The requests to send; with --retry-failed, removes failed results from the output first."""
         ids = {place.custom_id: place.id for place in self._batch.places}
         check_same_batch(self._output.path, self._output.known, ids)
         if self._config.retries_failed:
@@ -89,12 +89,12 @@ class _Run:
             _check_reachable(address)
             return self._dispatch(places, address, None)
         with start_own_server(self._config.serve_words) as server:
-            self._progress.note("Starting the server")
+            self._progress.report("Starting the server")
             server.wait_ready(_ignore)
             return self._dispatch(places, server.address, server)
 
     def _dispatch(self, places: list[LinePlace], address: ServerAddress, server: OwnServer | None) -> int | None:
-        self._progress.note(f"Sending {len(places)} requests to {address if server is None else 'it'}")
+        self._progress.report(f"Sending {len(places)} requests to {address if server is None else 'it'}")
         self._progress.begin()
         dispatch = Dispatch(
             batch=self._batch,
@@ -109,7 +109,7 @@ class _Run:
         return asyncio.run(dispatch.run())
 
     def _finish(self) -> None:
-        """The results get the order of the requests, as vLLM writes them."""
+        """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
         self._output.keep(place.custom_id for place in self._batch.places)
         self._place.deliver()
 
@@ -118,15 +118,15 @@ class _Run:
         failed = tally.num_failed + tally.num_failed_before
         text = f"{tally.num_total - tally.num_left} of {tally.num_total} requests are done, {failed} of them failed"
         if ending == "completed":
-            self._progress.note(f"{text}: {self._config.output_file}")
+            self._progress.report(f"{text}: {self._config.output_file}")
         else:
-            self._progress.note(f"{text}; the same command goes on from there")
+            self._progress.report(f"{text}; run the same command again to continue")
         summary = {**tally.to_dict(ending), "output_file": self._config.output_file}
         return BatchOutcome(exit_code, summary)
 
 
 def _check_reachable(address: ServerAddress) -> None:
-    """Before the first request, a server that does not answer is more likely misspelt than on its way back."""
+    """Before the first request, a server that does not answer is an error: the address is probably wrong."""
     with closing(address.connect(_CONNECT_TIMEOUT_S)) as connection:
         try:
             connection.connect()
@@ -136,4 +136,4 @@ def _check_reachable(address: ServerAddress) -> None:
 
 
 def _ignore(_: Readiness, __: float) -> None:
-    """The starting server shows its progress itself."""
+    """The starting server shows its own progress."""

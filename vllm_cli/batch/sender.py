@@ -1,4 +1,4 @@
-"""Sends requests to one server, and asks again where that may help; lives on the event loop."""
+"""Sends requests to one server and retries them; runs on the event loop."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import aiohttp
 from vllm_cli.batch.config import BatchConfig
 from vllm_cli.batch.input_file import LinePlace
 from vllm_cli.batch.request_line import BatchRequest
-from vllm_cli.batch.result_line import Result, answered, lost, refused, request_id
+from vllm_cli.batch.result_line import Result, answered, lost, rejected, request_id
 from vllm_cli.batch.retries import MAX_SERVER_ERRORS, RETRIED, pause_s
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
@@ -22,7 +22,7 @@ _CONNECT_TIMEOUT_S: Final = 30.0
 
 
 class Sender:
-    """One server; when it asks one request to wait, the others wait as well."""
+    """One server; a pause that it demands for one request delays all requests."""
 
     def __init__(self, address: ServerAddress, config: BatchConfig) -> None:
         self.num_retries = 0
@@ -45,13 +45,13 @@ class Sender:
         await self._session.close()
 
     async def send(self, request: BatchRequest, place: LinePlace) -> Result:
-        """What the server says at last.
+        """Returns the result after all retries.
 
         Raises:
-            ConnectionFailedError: there is no server any more.
+            ConnectionFailedError: the server is gone or rejects the API key.
         """
-        if request.refusal is not None:
-            return refused(place, request.refusal)
+        if request.rejection is not None:
+            return rejected(place, request.rejection)
         tries = _Tries(time.monotonic() + self._config.retry_timeout_s)
         while True:
             await self._wait_until_open()
@@ -61,7 +61,7 @@ class Sender:
             self.num_retries += 1
 
     async def _try(self, request: BatchRequest, place: LinePlace, tries: "_Tries") -> Result | None:
-        """None asks for another attempt."""
+        """One attempt; returns None if the request must be retried."""
         try:
             async with self._post(request, place) as response:
                 content = await response.read()
@@ -75,17 +75,15 @@ class Sender:
         except (aiohttp.ClientError, OSError) as err:
             if self._may_try_again(tries, None):
                 return None
-            return lost(place, "connection_error", f"The server broke off its answer ({type(err).__name__}).")
+            return lost(place, "connection_error", f"The connection was lost during the answer ({type(err).__name__}).")
         if response.status == HTTPStatus.UNAUTHORIZED:
-            raise ConnectionFailedError(
-                f"The server at {self._address} answers 401: give it an --api-key that it knows."
-            )
+            raise ConnectionFailedError(f"The server at {self._address} answers 401: give a valid --api-key.")
         if tries.is_worth_another(response.status) and self._may_try_again(tries, response.headers.get("Retry-After")):
             return None
         return answered(place, response.status, content)
 
     def _may_try_again(self, tries: "_Tries", retry_after: str | None) -> bool:
-        """Whether there is time for it; if so, no request is sent before the pause is over."""
+        """Whether the retry deadline allows another attempt; if so, delays all requests by the pause."""
         duration_s = pause_s(tries.num_failed, retry_after)
         tries.num_failed += 1
         open_at_s = time.monotonic() + duration_s
@@ -109,14 +107,14 @@ class Sender:
 
 @dataclass
 class _Tries:
-    """Of one request."""
+    """The attempts of one request."""
 
     deadline_s: float
     num_failed: int = 0
     num_server_errors: int = 0
 
     def is_worth_another(self, status: int) -> bool:
-        """Whether the answer says nothing about the request, or perhaps nothing."""
+        """Whether the cause of the status may be something other than the request."""
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             return status in RETRIED
         self.num_server_errors += 1

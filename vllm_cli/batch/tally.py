@@ -1,4 +1,4 @@
-"""Counts what a run has done, for the line of progress and the summary."""
+"""Counts the results of a run, for progress and summary."""
 
 import time
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ Ending = Literal["completed", "incomplete", "interrupted"]
 
 @dataclass
 class Tally:
-    """Requests of one run; `num_skipped` were done before it began."""
+    """Requests of one run; `num_skipped` had a result before it began."""
 
     num_total: int
     num_skipped: int = 0
     num_failed_before: int = 0
-    """Of those skipped."""
+    """Failed requests among the skipped ones."""
     num_succeeded: int = 0
     num_failed: int = 0
     prompt_tokens: int = 0
@@ -25,11 +25,11 @@ class Tally:
     _begin_s: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """From now on the time counts."""
+        """Starts the clock."""
         self._begin_s = time.monotonic()
 
     def count(self, result: Result) -> None:
-        """One more is done."""
+        """Counts one result."""
         if result.known.is_failed:
             self.num_failed += 1
         else:
@@ -39,7 +39,7 @@ class Tally:
 
     @property
     def num_done(self) -> int:
-        """In this run."""
+        """Results of this run."""
         return self.num_succeeded + self.num_failed
 
     @property
@@ -52,11 +52,11 @@ class Tally:
 
     @property
     def eta_s(self) -> float | None:
-        """None as long as nothing tells."""
+        """None before the first result."""
         return self.elapsed_s / self.num_done * self.num_left if self.num_done else None
 
     def to_dict(self, ending: Ending) -> dict[str, Any]:
-        """What `--json` prints."""
+        """The summary that `--json` prints."""
         elapsed_s = max(self.elapsed_s, 1e-9)
         return {
             "status": ending,

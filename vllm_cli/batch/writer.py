@@ -1,4 +1,4 @@
-"""Puts results on the disk from the event loop: those that come while the disk is busy are synced together."""
+"""Writes results to the disk from the event loop; results that arrive during a sync are synced together."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class _Waiting(NamedTuple):
 
 
 class ResultWriter:
-    """One task appends; `write` returns when the result is safe."""
+    """One task appends to the file; `write` returns when the result is synced."""
 
     def __init__(self, file: OutputFile, on_written: Callable[[Result], None]) -> None:
         self._file = file
@@ -23,13 +23,13 @@ class ResultWriter:
         self._task = asyncio.create_task(self._run(), name="result-writer")
 
     async def write(self, result: Result) -> None:
-        """Raises what the disk says."""
+        """Raises the error of the write."""
         waiting = _Waiting(result, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
         await waiting.written
 
     async def close(self) -> None:
-        """Writes what is left, also of those that do not wait for it any more."""
+        """Writes the rest, also results of cancelled callers."""
         await self._queue.join()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -41,7 +41,7 @@ class ResultWriter:
                 batch.append(self._queue.get_nowait())
             try:
                 await asyncio.to_thread(self._file.append, [waiting.result for waiting in batch])
-            except Exception as err:  # noqa: BLE001 - those who wait raise it
+            except Exception as err:  # noqa: BLE001 - `write` raises it
                 _settle(batch, err)
             else:
                 for waiting in batch:

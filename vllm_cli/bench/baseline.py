@@ -18,10 +18,10 @@ R = TypeVar("R", bound=_Versioned)
 
 
 def decode_baseline(path: Path, kind: type[R], *, command: str, schema_version: int) -> R:
-    """The file's content; whether it measured the same thing is for the caller to see.
+    """The decoded file; the caller checks that it measured the same.
 
     Raises:
-        BaselineError: it cannot be read, or is not such a file of this version.
+        BaselineError: the file cannot be read, or is not a result file of this kind and version.
     """
     try:
         baseline = msgspec.json.decode(path.read_bytes(), type=kind)
@@ -35,10 +35,10 @@ def decode_baseline(path: Path, kind: type[R], *, command: str, schema_version: 
 
 
 def require_same(path: Path, then: object, now: object, names: Iterable[str]) -> None:
-    """The baseline's settings `then` and this run's `now` have the same values under these names.
+    """Checks that the baseline's settings `then` and this run's `now` have equal values under these names.
 
     Raises:
-        BaselineError: they differ; it names the first difference.
+        BaselineError: names the first difference.
     """
     for name in names:
         before, after = getattr(then, name), getattr(now, name)

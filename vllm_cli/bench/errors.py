@@ -1,10 +1,10 @@
-"""Errors of the benchmark: click shows the message and ends the program with the error's exit code."""
+"""Errors of the benchmarks: click shows the message and exits with the error's exit code."""
 
 import click
 
 
 class BenchError(click.ClickException):
-    """Root of the benchmark's errors; the run happened, but its outcome is a failure."""
+    """Root of the benchmarks' errors; exit code 1: the run failed."""
 
     exit_code = 1
 
@@ -22,10 +22,10 @@ class ModelUnknownError(BenchError):
 
 
 class TargetStartError(BenchError):
-    """The server did not start, does not answer, or refuses even the simplest completion."""
+    """The server did not start, does not answer, or rejects even the simplest completion."""
 
     exit_code = 3
 
 
 class TargetDiedError(BenchError):
-    """The server ended while it was being measured."""
+    """The server exited while it was measured."""

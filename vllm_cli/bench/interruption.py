@@ -1,4 +1,4 @@
-"""Runs a benchmark so that Ctrl-C or SIGTERM ends it in order: everything that it started is stopped first."""
+"""Runs a benchmark so that Ctrl-C and SIGTERM cancel it: its servers are stopped before it exits."""
 
 import asyncio
 import signal
@@ -10,8 +10,8 @@ import uvloop
 T = TypeVar("T")
 
 
-class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
-    """SIGINT or SIGTERM came; all servers are down."""
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """SIGINT or SIGTERM was received; all started servers are stopped."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -19,7 +19,7 @@ class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
 
 
 def run_interruptibly(bench: Coroutine[Any, Any, T]) -> T:
-    """Run to the end or until a signal cancels it; on the main thread, which gets signal handlers."""
+    """Runs until the end or until a signal cancels it; sets signal handlers, so it must run on the main thread."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_until_signalled(bench))
 

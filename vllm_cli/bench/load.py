@@ -1,4 +1,4 @@
-"""The closed-loop load generator: a fixed number of requests in flight, each followed at once by the next."""
+"""The closed-loop load generator: keeps a fixed number of requests in flight."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -12,17 +12,17 @@ from vllm_cli.bench.request import EncodedRequest, RequestSample, send_request
 
 @dataclass(frozen=True)
 class LoadSamples:
-    """Everything that one round of load brought."""
+    """The samples of one round of load."""
 
     requests: list[RequestSample]
     duration_ns: int
     """From the first request's start to the last one's end."""
     client_cpu_ns: int
-    """Processor time that this process took meanwhile; the server had to do without it."""
+    """Processor time of this process during the round, which the server could not use."""
 
 
 async def generate_load(requests: Iterable[EncodedRequest], *, concurrency: int, timeout_s: float) -> LoadSamples:
-    """Send all requests over fresh keep-alive connections, `concurrency` of them in flight, and time each."""
+    """Sends all requests over new keep-alive connections, `concurrency` of them in flight, and times each."""
     async with open_session(timeout_s) as session:
         samples: list[RequestSample] = []
         remaining = iter(requests)
@@ -34,7 +34,7 @@ async def generate_load(requests: Iterable[EncodedRequest], *, concurrency: int,
 
 
 def open_session(timeout_s: float, *, keepalive_s: float = 15.0) -> aiohttp.ClientSession:
-    """A session that does not limit, inspect or decorate what goes through it."""
+    """A session without connection limits and without cookies."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keepalive_s),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -1,4 +1,4 @@
-"""Describes the machine that a run took place on, so that figures are not compared across machines by mistake."""
+"""Describes the machine of a run, so that figures of different machines are not compared by mistake."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from vllm_cli.bench.results import Machine
 
 
 def describe_machine() -> Machine:
-    """This machine, as far as it matters for figures."""
+    """The properties of this machine that influence figures."""
     return Machine(
         system=platform.platform(terse=True),
         processor=_processor_name(),
@@ -28,5 +28,5 @@ def _processor_name() -> str:
 
 
 def _num_cpus() -> int:
-    """Processors that this process, and so the servers it starts, may use."""
+    """Processors that this process and its servers may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

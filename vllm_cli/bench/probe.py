@@ -1,8 +1,8 @@
-"""Measures how fast `/health` answers while a server is under load, from a process of its own.
+"""Measures the latency of `/health` while a server is under load, from a separate process.
 
-The process runs this very file (`python -I -S probe.py`), so that neither the load generator nor an import can delay
-a probe: standard library only. It reads its orders as one JSON line, probes until its standard input ends (which it
-also does when the parent dies), then writes its samples.
+The process runs this file as a script (`python -I -S probe.py`), standard library only, so that neither the load
+generator nor an import delays a probe. It reads its settings as one JSON line, probes until its standard input ends
+(also when the parent dies), then writes its samples.
 """
 
 import json
@@ -23,27 +23,27 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class ProbeSamples:
-    """What the probes of one round saw.
+    """The probes of one round.
 
-    A probe that was due while an earlier one still hung counts from when it was due: a server that blocks for a
-    second is seen as late by all who would have asked in that second, not by one.
+    The latency of a probe that was due while an earlier one still waited counts from its due time: a server that blocks
+    for a second delays all probes that were due in that second, not one.
     """
 
     latencies_ns: list[int]
     num_errors: int
     due_ns: list[int] = field(default_factory=list)
-    """When each of the answered probes was due, as `perf_counter_ns`, which all processes share on Linux."""
+    """Due times of the answered probes, as `perf_counter_ns`, a clock that all processes share on Linux."""
     wakes_ns: list[tuple[int, int]] = field(default_factory=list)
-    """Each time that the process was to wake up, and how late it did: the machine's delay, not the server's."""
+    """Each due time of a wake-up and its delay, which is the machine's and not the server's."""
     is_realtime: bool = False
-    """Whether the process went before all others, so that next to nothing of a latency is its own."""
+    """Whether the process had real-time priority, so that its own delay is close to 0."""
 
 
 class HealthProbe:
-    """Probes a server's `/health` from `start` to `finish`; a context manager that leaves no process."""
+    """Probes a server's `/health` from `start` to `finish`; a context manager that kills the process at its end."""
 
     def __init__(self, base_url: str, api_key: str | None = None, *, wants_realtime: bool = False) -> None:
-        self._orders = {
+        self._settings = {
             "url": base_url + "/health",
             "api_key": api_key,
             "interval_s": INTERVAL_S,
@@ -64,21 +64,21 @@ class HealthProbe:
             self._process.kill()
 
     def start(self) -> None:
-        """Begin to probe; returns when the process is about to send its first one."""
+        """Starts probing; returns when the process is about to send its first probe."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(self._orders).encode() + b"\n")
+        self._process.stdin.write(json.dumps(self._settings).encode() + b"\n")
         self._process.stdin.flush()
         self._process.stdout.readline()
 
     def finish(self) -> ProbeSamples:
-        """End probing and collect what was measured."""
+        """Ends probing and returns the samples."""
         answer, _ = self._process.communicate(timeout=2 * TIMEOUT_S)
         return ProbeSamples(**json.loads(answer))
 
 
 class _Connection:
-    """One keep-alive connection that asks for the same page again and again."""
+    """Sends the same request repeatedly on one keep-alive connection."""
 
     def __init__(self, url: str, api_key: str | None) -> None:
         parts = urlsplit(url)
@@ -89,8 +89,8 @@ class _Connection:
         self._request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n{authorization}\r\n".encode()
         self._socket: socket.socket | None = None
 
-    def ask(self) -> bool:
-        """True for a complete answer with status 200."""
+    def probe(self) -> bool:
+        """True for a complete response with status 200."""
         try:
             self._socket = self._socket or self._connect()
             self._socket.sendall(self._request)
@@ -141,7 +141,7 @@ def _probe_until(is_over: threading.Event, connection: _Connection, interval_ns:
     due_ns = perf_counter_ns()
     while not is_over.wait(max(0, due_ns - perf_counter_ns()) / 1e9):
         sent_ns = perf_counter_ns()
-        is_healthy = connection.ask()
+        is_healthy = connection.probe()
         done_ns = perf_counter_ns()
         overdue_ns = range(due_ns + interval_ns, done_ns, interval_ns)
         samples.wakes_ns.append((due_ns, sent_ns - due_ns))
@@ -154,8 +154,8 @@ def _probe_until(is_over: threading.Event, connection: _Connection, interval_ns:
     return replace(samples, num_errors=num_errors)
 
 
-def _go_first() -> bool:
-    """Take real-time priority, which root may; a nice value makes no difference to a process that mostly sleeps."""
+def _set_realtime_priority() -> bool:
+    """Needs root. A nice value instead makes no difference to a process that mostly sleeps."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     except (AttributeError, OSError):
@@ -169,15 +169,15 @@ def _await_end_of_input(is_over: threading.Event) -> None:
 
 
 def _main() -> None:
-    orders = json.loads(sys.stdin.buffer.readline())
-    connection = _Connection(orders["url"], orders["api_key"])
-    connection.ask()
-    is_realtime = orders["wants_realtime"] and _go_first()
+    settings = json.loads(sys.stdin.buffer.readline())
+    connection = _Connection(settings["url"], settings["api_key"])
+    connection.probe()
+    is_realtime = settings["wants_realtime"] and _set_realtime_priority()
     is_over = threading.Event()
     threading.Thread(target=_await_end_of_input, args=[is_over], daemon=True, name="stdin").start()
     sys.stdout.write("probing\n")
     sys.stdout.flush()
-    samples = _probe_until(is_over, connection, int(orders["interval_s"] * 1e9))
+    samples = _probe_until(is_over, connection, int(settings["interval_s"] * 1e9))
     connection.close()
     json.dump(asdict(replace(samples, is_realtime=is_realtime)), sys.stdout)
 

@@ -1,4 +1,4 @@
-"""Prompts for the load: varied, reproducible, and different from the start, so that no prefix cache helps."""
+"""Prompts for the load: reproducible, and different from their first word on, so that no prefix cache helps."""
 
 import random
 
@@ -22,10 +22,10 @@ _NUM_DIGITS = 6
 
 
 def build_prompt(num_tokens: int, *, seed: str) -> str:
-    """A prompt of about `num_tokens` tokens; the same seed gives the same prompt.
+    """A prompt of about `num_tokens` tokens, determined by the seed.
 
-    No tokenizer is asked: the words are common ones, which most vocabularies hold as one token each, and the digits
-    of the number at the front count one by one.
+    Uses no tokenizer: most vocabularies hold the words as one token each, and the digits of the number at the front
+    count one token each.
     """
     source = random.Random(seed)
     nouns, verbs = _NOUNS.split(), _VERBS.split()

@@ -1,4 +1,4 @@
-"""Takes secrets out of a command line or an address before it is written down."""
+"""Replaces secrets in a command line or an address before it is written to a report."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Sends one request and notes when it began, when text came, and when it ended."""
+"""Sends one request and records its start, the arrival of each piece of text, and its end."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +14,7 @@ _LONGEST_MESSAGE = 400
 
 
 class EncodedRequest(NamedTuple):
-    """A request in the form in which it goes out; encoded before the clock starts."""
+    """A request as it is sent; encoded before the clock starts."""
 
     url: str
     headers: dict[str, str]
@@ -24,16 +24,16 @@ class EncodedRequest(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RequestSample:
-    """What was seen of one request; times are `perf_counter_ns`."""
+    """The times of one request, as `perf_counter_ns`, and its outcome."""
 
     start_ns: int
     end_ns: int
     text_times_ns: tuple[int, ...] = ()
-    """When pieces of text arrived; empty unless streamed."""
+    """Arrival times of pieces of text; empty unless streamed."""
     usage: Usage | None = None
     error: str | None = None
     status: int | None = None
-    """HTTP status; None when no response came."""
+    """HTTP status; None without a response."""
 
     @property
     def num_chunks(self) -> int:
@@ -57,7 +57,7 @@ class RequestSample:
 
 
 async def send_request(session: aiohttp.ClientSession, request: EncodedRequest) -> RequestSample:
-    """Send one request and read its answer to the end; what goes wrong is in the sample's `error`."""
+    """Sends one request and reads its response to the end; errors are in the sample's `error`."""
     start_ns = perf_counter_ns()
     status = None
     try:
@@ -104,7 +104,7 @@ async def _read_body(response: aiohttp.ClientResponse, start_ns: int) -> Request
 
 
 def _message_in(data: bytes) -> str:
-    """What the server says went wrong: OpenAI's envelope, vLLM's, FastAPI's, or whatever it sent."""
+    """The error message in a body: from OpenAI's, vLLM's or FastAPI's envelope, or the whole body."""
     body: Any
     try:
         body = msgspec.json.decode(data)

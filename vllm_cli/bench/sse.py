@@ -1,4 +1,4 @@
-"""Reads a server-sent event stream of completion chunks with as little work per token as possible."""
+"""Reads a server-sent event stream of completion chunks, with little work per token."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ _decoder = msgspec.json.Decoder(_Chunk)
 
 
 class ChunkReader:
-    """Takes the bytes of one stream as they come and notes when text arrived.
+    """Reads the bytes of one stream and records when text arrived.
 
     Only chunks with text count: an empty first chat delta or a trailing usage chunk is not a token.
     """
@@ -52,7 +52,7 @@ class ChunkReader:
         self._rest = b""
 
     def feed(self, data: bytes, now_ns: int) -> None:
-        """Read what arrived at `now_ns`; a line may be spread over several calls."""
+        """Reads bytes that arrived at `now_ns`; a line may be spread over several calls."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):

@@ -1,4 +1,4 @@
-"""Figures as tables: drawn by rich on a terminal, aligned text on a pipe."""
+"""Tables of figures: drawn by rich on a terminal, aligned text on a pipe, HTML on a page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class FigureTable:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all sides' rounds came to, and the first one's over each other's."""
+    """The summaries of all sides, and the ratios of the first side to each other side."""
 
     names: Sequence[str]
     summaries: Sequence[Mapping[str, Spread]]
@@ -38,7 +38,7 @@ class Comparison:
         return ["", *self.names, *(f"{first}/{other}" for other in others)]
 
     def rows(self, metrics: Iterable[Metric]) -> list[list[str]]:
-        """A row for each figure that some side has."""
+        """A row for each figure that at least one side has."""
         rows = []
         for metric in metrics:
             spreads = [summary.get(metric.name) for summary in self.summaries]
@@ -49,7 +49,7 @@ class Comparison:
 
 
 def write_sections(above: Iterable[str], tables: Iterable[FigureTable], below: Iterable[str], stream: TextIO) -> None:
-    """A whole report in the form that suits the stream: lines above the tables and lines below them."""
+    """Writes a report: lines above the tables, the tables, lines below them."""
     write_lines(above, stream)
     for table in tables:
         stream.write("\n")
@@ -59,14 +59,14 @@ def write_sections(above: Iterable[str], tables: Iterable[FigureTable], below: I
 
 
 def write_lines(lines: Iterable[str], stream: TextIO) -> None:
-    """Text as it stands; a long line is not broken."""
+    """Writes text without breaking long lines."""
     console = Console(file=stream, highlight=False)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
 def write_table(table: FigureTable, stream: TextIO) -> None:
-    """The table, in the form that suits the stream."""
+    """Writes the table: drawn on a terminal, aligned text on a pipe."""
     console = Console(file=stream, highlight=False)
     if console.is_terminal:
         console.print(_draw(table))
@@ -84,7 +84,7 @@ def format_spread(spread: Spread | None) -> str:
 
 
 def format_figure(value: float) -> str:
-    """Three digits or so, and no exponent."""
+    """About three digits, no exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

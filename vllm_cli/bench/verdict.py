@@ -1,4 +1,4 @@
-"""Says in which figures one side is worse than another one, or than it was, by more than the tolerance."""
+"""Finds the figures that are worse than another side's or than a baseline's by more than the tolerance."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -7,8 +7,8 @@ from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.results import Spread
 
 
-class Contest(NamedTuple):
-    """One side over another one, or over an earlier run."""
+class MedianRatios(NamedTuple):
+    """Ratios of one side to another, or to an earlier run, under one condition."""
 
     where: str
     against: str
@@ -16,24 +16,24 @@ class Contest(NamedTuple):
 
 
 def divide_medians(now: Mapping[str, Spread], then: Mapping[str, Spread]) -> dict[str, float]:
-    """This run's figures over an earlier one's, as far as both have them."""
+    """This run's medians divided by an earlier run's, for the figures that both have."""
     return {
         name: spread.median / then[name].median for name, spread in now.items() if name in then and then[name].median
     }
 
 
 def take_medians(ratios: Mapping[str, Spread]) -> dict[str, float]:
-    """The medians alone."""
+    """The medians of the ratios."""
     return {name: spread.median for name, spread in ratios.items()}
 
 
-def find_worse(metrics: Iterable[Metric], contests: Iterable[Contest], *, tolerance: float) -> list[str]:
-    """One line for each figure that decides and is worse by more than the tolerance."""
+def find_worse(metrics: Iterable[Metric], all_ratios: Iterable[MedianRatios], *, tolerance: float) -> list[str]:
+    """One line for each of these figures that is worse by more than the tolerance."""
     metrics = tuple(metrics)
     return [
-        f"{contest.where}: {metric.label} is {ratio:.2f}x that of {contest.against}"
-        for contest in contests
+        f"{compared.where}: {metric.label} is {ratio:.2f}x that of {compared.against}"
+        for compared in all_ratios
         for metric in metrics
-        if (ratio := contest.ratios.get(metric.name)) is not None
+        if (ratio := compared.ratios.get(metric.name)) is not None
         if (ratio < 1 - tolerance if metric.is_higher_better else ratio > 1 + tolerance)
     ]

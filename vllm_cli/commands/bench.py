@@ -1,4 +1,4 @@
-"""The group `bench`: its commands are listed here and imported when they run."""
+"""The group `bench`; its commands are imported only when they run."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""The command `bench liveness`: its options; the benchmark itself is imported only when it runs."""
+"""The options of `bench liveness`; the benchmark is imported only when it runs."""
 
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from vllm_cli.commands.bench_options import (
     COUNT,
     SECONDS,
     choose_api_key,
-    conduct_options,
+    load_options,
     file_options,
     side_options,
     take_files,
@@ -27,10 +27,12 @@ _REFUSAL = click.IntRange(400, 599)
 
 @click.command("liveness", context_settings={"max_content_width": 110, "show_default": True})
 @side_options
-@click.option("--kind", "kinds", multiple=True, type=click.Choice(_KINDS), default=("tokenize-chat",), help="Of load.")
+@click.option(
+    "--kind", "kinds", multiple=True, type=click.Choice(_KINDS), default=("tokenize-chat",), help="Kind of load."
+)
 @click.option("--concurrency", type=COUNT, help="Requests in flight.  [default: 300; prompt_embeds 16; mixed 100]")
 @click.option("--requests", "num_requests", type=COUNT, help="Per round.  [default: 2 for each in flight, at least 8]")
-@click.option("--duration", "duration_s", type=SECONDS, metavar="SECONDS", help="Send them again until this is over.")
+@click.option("--duration", "duration_s", type=SECONDS, metavar="SECONDS", help="Repeat the requests for this time.")
 @click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds of each kind.")
 @click.option("--turns", type=COUNT, default=60, help="Messages of a conversation.")
 @click.option("--turn-chars", type=COUNT, default=200, help="Characters of a message, or of a text to embed.")
@@ -41,18 +43,18 @@ _REFUSAL = click.IntRange(400, 599)
 @click.option("--batch", type=COUNT, default=8, help="Texts to embed in one request.")
 @click.option("--max-tokens", type=COUNT, default=1, help="Tokens to generate.")
 @click.option(
-    "--accept-status", "accepted_statuses", multiple=True, type=_REFUSAL, help="Answers that count as served."
+    "--accept-status", "accepted_statuses", multiple=True, type=_REFUSAL, help="Error statuses that count as served."
 )
-@conduct_options
+@load_options
 @file_options
 def liveness(**options: Any) -> int:
-    """Show whether a server's event loop stays free while much is asked of it.
+    """Measure whether a server's event loop stays free under requests that are expensive to prepare.
 
-    A fixed number of requests is kept in flight whose preparation is hard work: long conversations to tokenize,
-    images to decode, tensors to unpack, batches of texts to embed. Meanwhile a process of its own asks for /health 50
-    times a second; a probe that was due while the previous one hung counts from when it was due. Reported are, for
-    each kind of load, what the load got and how long /health took, how late the probe's own process woke up, and
-    where the server's /metrics tell it, how late its event loop was.
+    A fixed number of requests is kept in flight: long conversations to tokenize, images to decode, tensors to unpack,
+    batches of texts to embed. Meanwhile a separate process probes /health 50 times a second; the latency of a probe
+    that was due while an earlier one still waited counts from its due time. For each kind of load the report has the
+    throughput and latency of the load, the latency of /health, the delay of the probe process itself and, from the
+    server's /metrics if available, the delay of its event loop.
 
     \b
     Kinds:
@@ -61,18 +63,18 @@ def liveness(**options: Any) -> int:
       images          /v1/chat/completions with a text and a JPEG of --image-px, streamed
       prompt_embeds   /v1/completions with a tensor of [--embed-rows, --embed-hidden], streamed
       pooling         /v1/embeddings with --batch texts of --turn-chars characters
-      mixed           the ones above in turn, as far as all servers take them
+      mixed           cycles through the kinds that all servers accept
 
-    No two conversations, images or batches of a run are alike, so no cache helps; all sides get the same. A server
-    may have done the work before it refuses a request as too long: --accept-status 400 counts that as served.
+    No two conversations, images or batches of a run are equal, so no cache helps; all sides get the same. A server
+    may have done the work before it rejects a request as too long: --accept-status 400 counts that as served.
 
-    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and stopped
-    whatever happens. With several servers, rounds take turns (A, B, A, B, ...), after an uncounted warm-up. Those
-    started here are frozen while another one is measured; --idle run leaves them awake, --idle stop starts them
-    afresh for each turn.
+    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and always
+    stopped at the end. With several servers, rounds alternate (A, B, A, B, ...), after a warm-up that is not measured.
+    Servers started here are frozen while another one is measured; --idle run leaves them running, --idle stop stops
+    them and starts them again for each round.
 
     With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of this
-    run. Requests per second and the p99 of /health decide.
+    run. Requests per second and the p99 of /health are judged.
 
     \b
     Examples:

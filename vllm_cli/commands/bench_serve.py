@@ -1,4 +1,4 @@
-"""The command `bench serve`: its options; the benchmark itself is imported only when it runs."""
+"""The options of `bench serve`; the benchmark is imported only when it runs."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +7,7 @@ import click
 from vllm_cli.commands.bench_options import (
     COUNT,
     choose_api_key,
-    conduct_options,
+    load_options,
     file_options,
     side_options,
     take_files,
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
 @click.option("--requests", "num_requests", type=COUNT, help="Per round.  [default: 4 for each in flight, at least 8]")
 @click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds per level.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
-@click.option("--prompt-tokens", type=COUNT, default=64, help="About how long prompts are.")
+@click.option("--prompt-tokens", type=COUNT, default=64, help="Approximate length of the prompts.")
 @click.option("--max-tokens", type=COUNT, default=64, help="Tokens to generate.")
-@click.option("--ignore-eos/--no-ignore-eos", default=True, help="Never end before --max-tokens, if the server can.")
-@click.option("--stream/--no-stream", default=True, help="Only streams show the time to first token.")
-@conduct_options
+@click.option("--ignore-eos/--no-ignore-eos", default=True, help="Generate --max-tokens always, if the server can.")
+@click.option("--stream/--no-stream", default=True, help="Time to first token needs streams.")
+@load_options
 @file_options
 def serve(**options: Any) -> int:
-    """Measure a server that speaks the OpenAI API, alone or against others.
+    """Measure a server with the OpenAI API, alone or against others.
 
-    A fixed number of requests is kept in flight, level by level. Reported are throughput, time to first token,
-    inter-token and end-to-end latency, and, from a process of its own, how fast /health answers under that load.
+    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first token,
+    inter-token and end-to-end latency, and the latency of /health under that load, probed from a separate process.
 
-    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and stopped
-    whatever happens. With several servers, rounds take turns (A, B, A, B, ...). On a small machine an idle server
-    still costs processor time, so those started here are frozen while another one is measured; --idle run leaves them
-    awake, --idle stop starts them afresh for each turn.
+    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and always
+    stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still uses processor
+    time, so servers started here are frozen while another one is measured; --idle run leaves them running, --idle stop
+    stops them and starts them again for each round.
 
     With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of this run.
-    Throughput and median time to first token decide.
+    Throughput and median time to first token are judged.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The command `bench startup`: its options; the benchmark itself is imported only when it runs."""
+"""The options of `bench startup`; the benchmark is imported only when it runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -31,18 +31,29 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.command("startup", context_settings={"max_content_width": 110, "show_default": True})
 @click.option("--cmd", "command", type=COMMAND, help="Command that starts the server.  [default: vllm-cli serve]")
 @click.option("--model", help="Model of the default command, of --floor and of eviction: a folder or a hub id.")
-@click.option("--vs", "rivals", multiple=True, type=COMMAND, help="Command of a server to compare with.")
-@click.option("--floor", "has_floor", is_flag=True, help="Compare with a bare script's first token, too.")
+@click.option("--vs", "other_commands", multiple=True, type=COMMAND, help="Command of a server to compare with.")
+@click.option("--floor", "has_floor", is_flag=True, help="Also compare with a bare script's first token.")
 @click.option("--name", "names", multiple=True, help="Name of a server, in this order.  [default: A, B, ...]")
 @click.option("--request-model", help="Model to request.  [default: the first that the server lists]")
 @click.option("--vs-request-model", help="Model to request from the servers to compare with.  [default: as above]")
 @click.option("--rounds", "num_rounds", type=COUNT, default=5, help="Starts of each side from each state.")
 @click.option(
-    "--state", "states", multiple=True, type=click.Choice(_STATES), default=("warm",), help="Caches that a start finds."
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(_STATES),
+    default=("warm",),
+    help="State of the caches before a start.",
 )
-@click.option("--evict", "evict_paths", multiple=True, type=_EXISTING, help="Evict this.  [default: the models' files]")
-@click.option("--evict-libraries", is_flag=True, help="Evict the shared libraries of the commands' environments, too.")
-@click.option("--compile-cache", type=_FOLDER, help="Folder to move aside for cold-compile and cold.")
+@click.option(
+    "--evict",
+    "evict_paths",
+    multiple=True,
+    type=_EXISTING,
+    help="File or folder to evict.  [default: the models' files]",
+)
+@click.option("--evict-libraries", is_flag=True, help="Also evict the shared libraries of the commands' environments.")
+@click.option("--compile-cache", type=_FOLDER, help="Folder to rename for cold-compile and cold.")
 @click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
 @click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
@@ -52,19 +63,19 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
-    Reported are the moments at which it listens (a connection is accepted), is healthy (/health answers 200) and has
-    sent the first token of a streamed completion; where the server tells them at /startupz, the phases; and, from a
-    process of its own that asks 20 times a second, how fast it answered meanwhile and how often it refused.
+    The report has the times until the server listens (a connection is accepted), is healthy (/health answers 200) and
+    has sent the first token of a streamed completion; the phases from /startupz, if the server has it; and the latency
+    and refusals of probes that a separate process sends 20 times a second.
 
-    Each command is started on a free port ({port} in the command, else --port is appended) and stopped with all that
-    it started, whatever happens. One start of each side does not count. Then sides take turns, every other round in
-    the opposite order.
+    Each command is started on a free port ({port} in the command, else --port is appended) and always stopped with all
+    its processes. One start of each side is not measured. Then rounds alternate, every other round in the opposite
+    order of sides.
 
-    States: warm; cold-pages, where the model's files are evicted from the page cache and the kernel tells what stayed;
-    cold-compile, where --compile-cache is moved aside for the start; cold, both.
+    States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows what stayed;
+    cold-compile, where --compile-cache is renamed for the start; cold, both.
 
     With --baseline, A is judged against an earlier run; with --fail-over alone, against the other sides. The time to
-    the first token decides.
+    the first token is judged.
 
     \b
     Examples:
@@ -75,7 +86,7 @@ def startup(**options: Any) -> int:
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.
     """
-    has_others = bool(options["rivals"] or options["has_floor"])
+    has_others = bool(options["other_commands"] or options["has_floor"])
     files = take_files(options, has_others=has_others, others="--vs or --floor")
     config = _build_config(options)
 
@@ -99,12 +110,12 @@ def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
 
 
 def _build_targets(options: dict[str, Any], model: str | None) -> "tuple[TargetSpec, ...]":
-    """Take everything about servers out of the options: ours first, then those to compare with."""
+    """Takes the servers out of the options: side A first, then those to compare with."""
     from vllm_cli.bench.config import TargetSpec
 
-    commands = (options.pop("command") or own_command(model), *options.pop("rivals"))
-    request_model, rival_model = options.pop("request_model"), options.pop("vs_request_model")
-    models = (request_model, *[rival_model or request_model] * (len(commands) - 1))
+    commands = (options.pop("command") or own_command(model), *options.pop("other_commands"))
+    request_model, other_model = options.pop("request_model"), options.pop("vs_request_model")
+    models = (request_model, *[other_model or request_model] * (len(commands) - 1))
     names = complete_names(options.pop("names"), len(commands))
     sides = zip(names, commands, models, strict=True)
     return tuple(TargetSpec(name=name, command=command, model=wanted) for name, command, wanted in sides)

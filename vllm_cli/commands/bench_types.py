@@ -1,4 +1,4 @@
-"""Types of option values of the benchmark that click does not have."""
+"""Types of option values of the benchmarks."""
 
 import shlex
 from pathlib import Path
@@ -40,12 +40,12 @@ class Percentage(click.ParamType[float]):
 
 
 class ShellWords(click.ParamType[str]):
-    """A command as one would type it."""
+    """A command as it is typed in a shell."""
 
     name = "command"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Quotes must be closed, and there must be a word."""
+        """Fails on an unclosed quote or an empty command."""
         try:
             words = shlex.split(value)
         except ValueError as err:
@@ -61,7 +61,7 @@ class ServerAddress(click.ParamType[str]):
     name = "url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """A missing scheme is taken for http."""
+        """Adds http:// if the scheme is missing."""
         address = str(value) if "://" in str(value) else f"http://{value}"
         if not address.startswith(("http://", "https://")):
             self.fail(f"{value!r} is not an address such as http://127.0.0.1:8000.", param, ctx)
@@ -69,13 +69,13 @@ class ServerAddress(click.ParamType[str]):
 
 
 class OutputFile(click.Path):
-    """A file to write when the run is over; that it can be written is checked before the run."""
+    """A file that is written at the end of the run; checked before the run."""
 
     def __init__(self, *, allow_dash: bool = False) -> None:
         super().__init__(dir_okay=False, writable=True, allow_dash=allow_dash, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The folder must exist."""
+        """Fails if the folder does not exist."""
         path = Path(str(super().convert(value, param, ctx)))
         if not path.parent.is_dir():
             self.fail(f"{str(path.parent)!r} is not a folder.", param, ctx)

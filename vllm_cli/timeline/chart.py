@@ -1,4 +1,4 @@
-"""Draws one start as bars over time: what it waited for on top, below that every process with all its spans."""
+"""Draws one start as bars over time: the critical path on top, then every process with all its spans."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from html import escape
@@ -18,11 +18,11 @@ _LANE_GAP: Final = 6
 _TITLE: Final = 30
 _AXIS: Final = 22
 _LETTER: Final = 6.2
-"""About how wide a letter is: a name is written into its bar only where it fits."""
+"""Approximate width of a letter: a name is written into its bar only if it fits."""
 _UNEXPLAINED_COLOUR: Final = "#999999"
 _FAINT: Final = 0.25
-"""How opaque a bar is that stands for waiting only."""
-_LEAST_WIDTH: Final = 0.5
+"""Opacity of a bar for a phase that only waits."""
+_MIN_WIDTH: Final = 0.5
 
 
 class PhaseColours:
@@ -34,12 +34,12 @@ class PhaseColours:
         self._colours = {key: pick_colour(index) for index, key in enumerate(keys)}
 
     def of(self, key: str) -> str:
-        """Grey for time that no span accounts for."""
+        """The colour of a phase; grey for time without a span."""
         return self._colours.get(key, _UNEXPLAINED_COLOUR)
 
 
 def draw_chart(report: StartReport, colours: PhaseColours, *, title: str, end_s: float) -> str:
-    """An SVG chart whose time axis ends at `end_s`, so that two charts can be compared."""
+    """An SVG chart whose time axis ends at `end_s`, so that two charts have the same scale."""
     axis = TimeAxis(end_s, _LEFT, WIDTH - _LEFT - _RIGHT)
     lanes = [_Lane("waited for", [list(report.critical_path)]), *_arrange(report.spans)]
     bottom = _TITLE + sum(lane.height for lane in lanes)
@@ -55,7 +55,7 @@ def draw_chart(report: StartReport, colours: PhaseColours, *, title: str, end_s:
 
 
 class _Lane(NamedTuple):
-    """One process; bars that overlap lie in different rows."""
+    """One process; overlapping bars are in different rows."""
 
     name: str
     rows: list[list[Stretch]]
@@ -85,7 +85,7 @@ def _arrange(spans: Iterable[Stretch]) -> list[_Lane]:
 
 def _draw_bar(stretch: Stretch, top: float, axis: TimeAxis, colour: str, opacity: float) -> str:
     left = axis.x(stretch.begin_s)
-    width = max(axis.x(stretch.end_s) - left, _LEAST_WIDTH)
+    width = max(axis.x(stretch.end_s) - left, _MIN_WIDTH)
     times = f"{stretch.took_s:.3f} s, from {stretch.begin_s:.3f} to {stretch.end_s:.3f} s"
     title = escape(f"{stretch.process}: {stretch.name}\n{times}")
     box = f'x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{_ROW - 3}" rx="2"'

@@ -1,4 +1,4 @@
-"""Two starts phase by phase: what each waited for, and the difference."""
+"""Compares two starts phase by phase."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ from startup.timeline.report import StartReport
 
 
 class PhaseDifference(NamedTuple):
-    """One phase of two starts; a start that did not have it spent 0 s on it."""
+    """One phase of two starts; 0 s for a start without the phase."""
 
     process: str
     name: str
@@ -16,7 +16,7 @@ class PhaseDifference(NamedTuple):
 
     @property
     def difference_s(self) -> float:
-        """More than 0 where the second start was slower."""
+        """Positive if the second start was slower."""
         return self.after_s - self.before_s
 
     @property
@@ -38,7 +38,7 @@ def compare_phases(before: StartReport, after: StartReport) -> list[PhaseDiffere
 
 
 def comparison_to_dict(before: StartReport, after: StartReport) -> dict[str, Any]:
-    """The comparison as it goes into JSON."""
+    """The comparison for JSON."""
     return {
         "schema": "vllm-cli/startup-comparison",
         "schema_version": 1,
@@ -51,7 +51,7 @@ def comparison_to_dict(before: StartReport, after: StartReport) -> dict[str, Any
 
 
 def write_comparison(before: StartReport, after: StartReport) -> Iterator[str]:
-    """The lines of a table of plain text."""
+    """The lines of a plain-text table."""
     yield " before s   after s  change s  process     phase"
     for phase in compare_phases(before, after):
         yield f"{_figures(phase.before_s, phase.after_s)}  {phase.process:<10}  {phase.name}"

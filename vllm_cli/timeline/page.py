@@ -1,4 +1,4 @@
-"""One start, or two to compare, as a page of its own: charts over time, then the phases as tables."""
+"""One start, or two to compare, as an HTML page: charts over time, then the phases as tables."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -33,7 +33,7 @@ def draw_timeline(starts: Sequence[NamedReport]) -> str:
 
 
 def describe_start(start: NamedReport) -> str:
-    """What was started, how, and how it ended, in one line."""
+    """Model, start method, outcome, versions and page cache in one line."""
     report, facts = start.report, start.report.facts
     parts = [f"{start.name}: {facts.model}", f"start method {facts.start_method}", _describe_end(report)]
     parts += [f"{package} {version}" for package, version in facts.versions.items()]
@@ -84,7 +84,7 @@ def _draw_differences(before: StartReport, after: StartReport, colours: PhaseCol
 
 
 def _draw_difference(share: float, *, is_known: bool) -> str:
-    """A bar to the left of the middle for faster, to the right for slower."""
+    """A bar left of the middle for faster, right of it for slower."""
     half = _BAR_WIDTH / 2
     width = half * abs(share)
     left = half if share > 0 else half - width

@@ -1,4 +1,4 @@
-"""The time axis of a chart: seconds to the right, lines at round numbers."""
+"""A horizontal time axis in seconds, with lines at round numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ _NUM_STEPS = 8
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """Maps 0 to `end_s` seconds onto a stretch of pixels."""
+    """Maps 0 to `end_s` seconds to pixels."""
 
     end_s: float
     left: float
     width: float
 
     def x(self, time_s: float) -> float:
-        """Where a time lies."""
+        """The pixel of a time."""
         return self.left + self.width * time_s / (self.end_s or 1.0)
 
     def draw(self, top: float, bottom: float) -> str:
-        """Lines from top to bottom with their times below."""
+        """Lines from top to bottom, with their times below."""
         return "".join(
             f'<line class="grid" x1="{self.x(tick):.1f}" x2="{self.x(tick):.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
             + draw_text(self.x(tick), bottom + 14, f"{tick:g} s", anchor="middle")
@@ -36,6 +36,6 @@ class TimeAxis:
 
 
 def round_step(least: float) -> float:
-    """1, 2 or 5 times a power of ten, the least that is not less."""
+    """The smallest of 1, 2 or 5 times a power of ten that is not below `least`."""
     magnitude = 10.0 ** floor(log10(least))
     return next(factor * magnitude for factor in (1, 2, 5, 10) if factor >= ceil(least / magnitude * 1e6) / 1e6)

@@ -128,7 +128,7 @@ def test_batch_resumes_where_the_disk_became_full(server: Any, tmp_path: Path, f
     first = run()
     assert first.returncode == 1
     assert f"Error: {folder}/out.jsonl cannot be written: No space left on device." in first.stderr
-    assert "the same command goes on from there" in first.stderr
+    assert "run the same command again to continue" in first.stderr
     kept = done()
     assert 0 < len(kept) < _NUM_REQUESTS
 

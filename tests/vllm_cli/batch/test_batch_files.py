@@ -63,7 +63,7 @@ def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: py
 def test_a_file_of_somebody_else_is_not_touched(text: str, tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text(text)
-    with pytest.raises(InputError, match="is no result of a batch"):
+    with pytest.raises(InputError, match="is not a result of a batch"):
         OutputFile(path)
     assert path.read_text() == text
 
@@ -76,7 +76,7 @@ def test_results_of_other_requests_are_refused(tmp_path: Path) -> None:
         check_same_batch(output.path, output.known, {place.custom_id: place.id})
         with pytest.raises(InputError, match="1 requests that are not in the input: request-0"):
             check_same_batch(output.path, output.known, {})
-        with pytest.raises(InputError, match="1 requests that were asked something else then: request-0"):
+        with pytest.raises(InputError, match="1 requests that have changed since: request-0"):
             check_same_batch(output.path, output.known, {place.custom_id: "vllm-other"})
 
 

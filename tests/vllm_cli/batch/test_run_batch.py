@@ -148,7 +148,7 @@ def test_a_signal_ends_the_run_with_what_is_there(server: BatchServer, start_bat
     blocks.set()
     assert process.returncode == 128 + number
     assert json.loads(out)["status"] == "interrupted"
-    assert "1 of 4 requests are done, 0 of them failed; the same command goes on from there" in err
+    assert "1 of 4 requests are done, 0 of them failed; run the same command again to continue" in err
     assert run_batch("--url", server.url).returncode == 0
     assert server.asked["request-0"] == 1
 
@@ -210,7 +210,7 @@ def test_a_server_that_does_not_know_the_key_ends_the_run(server: BatchServer, r
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", server.url)
     assert done.returncode == 1
-    assert "answers 401: give it an --api-key that it knows" in done.stderr
+    assert "answers 401: give a valid --api-key" in done.stderr
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 

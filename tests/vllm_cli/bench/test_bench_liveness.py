@@ -184,7 +184,7 @@ def test_with_a_duration_requests_go_out_again_and_that_is_told(tiny_server, run
     (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
     assert figures.duration_s >= 1.2
     assert figures.num_repeated == figures.num_requests - 4 > 0
-    assert "requests were sent before in the same round" in done.stderr
+    assert "requests repeat an earlier one of the same round" in done.stderr
     assert server.seen["most_running"] == 2
 
 

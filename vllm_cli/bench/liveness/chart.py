@@ -1,4 +1,4 @@
-"""The result of `bench liveness` as one self-contained HTML page: how fast /health answered over time, then tables."""
+"""The result of `bench liveness` as one self-contained HTML page: latency of /health over time, then tables."""
 
 from collections.abc import Iterator
 from html import escape
@@ -18,7 +18,7 @@ _WIDTH = 900
 _LEFT, _RIGHT = 70, 20
 _TOP, _PLOT = 30, 240
 _STRIP = 8
-"""Height of the bar that shows when a side's load ran."""
+"""Height of the bar that shows the time of a side's load."""
 _AXIS = 22
 _LEAST_MS = 0.1
 
@@ -29,8 +29,7 @@ def draw_liveness_page(result: LivenessResult) -> str:
     keys = "&emsp;".join(draw_key(pick_colour(index), name) for index, name in enumerate(names))
     parts = [
         *map(draw_paragraph, describe_liveness_run(result)),
-        f"<p>{keys}; a line for each round: the slowest answers of /health over time; the bars show when the load ran."
-        "</p>",
+        f"<p>{keys}; one line per round: the slowest answers of /health over time; bars: the time of the load.</p>",
         *(_draw_kind(result, index) for index in range(len(result.settings.kinds))),
         *map(draw_figure_table, build_liveness_tables(result)),
         *map(draw_paragraph, describe_liveness_problems(result)),
@@ -39,7 +38,7 @@ def draw_liveness_page(result: LivenessResult) -> str:
 
 
 def _draw_kind(result: LivenessResult, index: int) -> str:
-    """All rounds of all sides under one kind of load; nothing if no probe was answered."""
+    """The chart of one kind of load with all rounds of all sides; empty if no probe was answered."""
     sides = [side.kinds[index].rounds for side in result.sides]
     points = [point for rounds in sides for figures in rounds for point in figures.health_over_time]
     if not points:
@@ -63,14 +62,14 @@ def _draw_kind(result: LivenessResult, index: int) -> str:
 
 
 def _draw_curve(figures: LivenessFigures, colour: str, time_axis: TimeAxis, ms_axis: LogAxis) -> str:
-    places = " ".join(
+    points = " ".join(
         f"{time_axis.x(point.at_s):.1f},{ms_axis.y(point.max_ms):.1f}" for point in figures.health_over_time
     )
-    return f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity=".75"/>'
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5" stroke-opacity=".75"/>'
 
 
 def _draw_strips(rounds: list[LivenessFigures], side: int, top: float, time_axis: TimeAxis) -> str:
-    """When the load ran: all rounds over one another, so that the time they share is the darkest."""
+    """The time of the load: all rounds over one another, so that their common time is the darkest."""
 
     def draw_strips() -> Iterator[str]:
         for figures in rounds:

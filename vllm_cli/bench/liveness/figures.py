@@ -1,4 +1,4 @@
-"""Turns a round under load into figures: what the load got, what the probes saw, what the event loop told."""
+"""The figures of `bench liveness`: of the load, of the probes and of the event loop."""
 
 from collections import defaultdict
 from collections.abc import Container, Iterator, Sequence
@@ -31,24 +31,24 @@ LIVENESS_METRICS = (
     Metric("probe_lag_p99_ms", "probe's own lag p99 ms"),
     Metric("client_cpu_share", "load generator, CPUs"),
 )
-"""A quotient of the last ones, counts that may be 0 and what the benchmark itself took, tells nothing."""
+"""The last five are not compared: they are counts that may be 0, or the benchmark's own cost."""
 _MAX_POINTS = 200
 _POINT_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSamples:
-    """Everything that one round brought."""
+    """The samples of one round."""
 
     load: LoadSamples
     probes: ProbeSamples
     delays: LoopDelays
     num_different: int
-    """Different requests that there were to send."""
+    """Number of different requests."""
 
 
 def measure_liveness(samples: RoundSamples, accepted_statuses: Container[int]) -> LivenessFigures:
-    """The figures of one round; requests that failed count as errors and in nothing else."""
+    """The figures of one round; failed requests count as errors and in no other figure."""
     load, probes, delays = samples.load, samples.probes, samples.delays
     served = [sample for sample in load.requests if sample.error is None or sample.status in accepted_statuses]
     ttfts = [sample.ttft_ns for sample in served if sample.ttft_ns is not None]
@@ -94,7 +94,7 @@ def summarize_kind(kind: Kind, rounds: list[LivenessFigures]) -> KindResult:
 
 
 def compare_kinds(ours: KindResult, theirs: KindResult, *, against: str) -> KindRatio:
-    """Ours over theirs, under one kind of load."""
+    """Our figures divided by theirs, under one kind of load."""
     return KindRatio(against=against, kind=ours.kind, ratios=compare_rounds(_COMPARED, ours.rounds, theirs.rounds))
 
 
@@ -103,7 +103,7 @@ def _find_bounds(load: LoadSamples) -> tuple[int, int]:
 
 
 def _collect_failures(requests: Sequence[RequestSample], accepted_statuses: Container[int]) -> list[Failure]:
-    """By status, the most frequent first."""
+    """Failures by status, the most frequent first."""
     messages: defaultdict[int | None, list[str]] = defaultdict(list)
     for sample in requests:
         if sample.error is not None:
@@ -120,7 +120,7 @@ def _pair(probes: ProbeSamples) -> Iterator[tuple[int, int]]:
 
 
 def trace_health(probes: ProbeSamples, probing_ns: int) -> list[HealthPoint]:
-    """The slowest probe of each of so many equal stretches of time."""
+    """The slowest probe of each interval; at most `_MAX_POINTS` equal intervals of at least `_POINT_S`."""
     length_ns = max(probes.due_ns, default=probing_ns) - probing_ns
     stretch_ns = max(int(_POINT_S * 1e9), length_ns // _MAX_POINTS + 1)
     slowest: defaultdict[int, int] = defaultdict(int)

@@ -1,4 +1,4 @@
-"""What a server itself tells at `/metrics` about delays of its event loop."""
+"""Reads delays of the event loop from a server's `/metrics`."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,33 +11,33 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllm_cli.bench.readiness import NotReadyError, get
 
 _HISTOGRAM = "vllm_cli:event_loop_lag_seconds"
-"""How late each heartbeat of the loop was."""
+"""The delay of each heartbeat."""
 _GAUGE = "vllm_cli:event_loop_max_lag_seconds"
-"""The latest one of the last minute."""
+"""The longest delay of the last minute."""
 
 
 @dataclass(frozen=True)
 class LoopLag:
-    """One look at the metrics; empty where the server has none of them."""
+    """One reading of the metrics; empty if the server has none of them."""
 
     max_s: float | None = None
     cumulative: dict[float, float] = field(default_factory=dict)
-    """Heartbeats so far that were late by at most this many seconds."""
+    """Number of heartbeats so far with at most this delay in seconds."""
 
 
 @dataclass(frozen=True)
 class LoopDelays:
-    """What happened between two looks; None is not known."""
+    """The delays between two readings; None: unknown."""
 
     max_s: float | None = None
     is_bound: bool = False
-    """Whether that is only the bound of the bucket in which the latest heartbeat was."""
+    """Whether it is only the bound of the histogram bucket of the longest delay."""
     num_late: dict[float, int] = field(default_factory=dict)
-    """Heartbeats that were later than this many seconds, for each of the histogram's bounds."""
+    """Number of heartbeats with a longer delay in seconds, for each bound of the histogram."""
 
 
 async def read_loop_lag(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> LoopLag:
-    """Ask once."""
+    """Reads the metrics once."""
     try:
         status, body = await get(session, base_url + "/metrics", headers)
     except NotReadyError:
@@ -46,7 +46,7 @@ async def read_loop_lag(session: aiohttp.ClientSession, base_url: str, headers: 
 
 
 def parse_loop_lag(text: str) -> LoopLag:
-    """Take the two families out of Prometheus's text format."""
+    """Parses the two metric families from Prometheus's text format."""
     gauges: list[float] = []
     cumulative: Counter[float] = Counter()
     wanted = "\n".join(line for line in text.splitlines() if _HISTOGRAM in line or _GAUGE in line) + "\n"
@@ -63,11 +63,11 @@ def parse_loop_lag(text: str) -> LoopLag:
 
 
 def find_loop_delays(before: LoopLag, after: LoopLag) -> LoopDelays:
-    """What the loop went through meanwhile.
+    """The delays between two readings.
 
-    The gauge looks back a fixed time, which may be longer than the time between the looks (and then holds, for one,
-    that the server was frozen before), or shorter. The histogram counted just what happened between them, and so holds
-    the gauge to the bounds of the latest heartbeat's bucket.
+    The gauge covers a fixed time, which may be shorter than the time between the readings, or longer: then it includes,
+    for example, a freeze of the server before the first reading. The histogram counts exactly what happened between
+    them, so its bucket of the longest delay bounds the gauge.
     """
     if after.max_s is None:
         return LoopDelays()

@@ -7,7 +7,7 @@ from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.liveness.config import LivenessConfig
 from vllm_cli.bench.liveness.figures import LIVENESS_METRICS
 from vllm_cli.bench.liveness.results import LIVENESS_SCHEMA_VERSION, LivenessResult
-from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
+from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
 CHECKED = ("requests_per_s", "health_p99_ms")
 """The figures that are judged: without requests/s, a server that does nothing would pass."""
@@ -31,14 +31,14 @@ def read_liveness_baseline(path: Path, config: LivenessConfig) -> LivenessResult
 def find_worse_than_baseline(result: LivenessResult, baseline: LivenessResult, *, tolerance: float) -> list[str]:
     """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
     then = {kind.kind: kind.summary for kind in baseline.sides[0].kinds}
-    contests = [
-        Contest(kind.kind, "the baseline", divide_medians(kind.summary, then[kind.kind]))
+    medians = [
+        MedianRatios(kind.kind, "the baseline", divide_medians(kind.summary, then[kind.kind]))
         for kind in result.sides[0].kinds
     ]
-    return find_worse(_JUDGED, contests, tolerance=tolerance)
+    return find_worse(_JUDGED, medians, tolerance=tolerance)
 
 
 def find_worse_than_others(result: LivenessResult, *, tolerance: float) -> list[str]:
     """One line for each figure in which side A is worse than another side by more than the tolerance."""
-    contests = [Contest(ratio.kind, ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
-    return find_worse(_JUDGED, contests, tolerance=tolerance)
+    medians = [MedianRatios(ratio.kind, ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
+    return find_worse(_JUDGED, medians, tolerance=tolerance)

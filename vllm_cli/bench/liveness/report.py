@@ -1,4 +1,4 @@
-"""The result of `bench liveness` as tables for people."""
+"""The report of `bench liveness`: the settings, one table for each kind of load, then problems."""
 
 from collections.abc import Iterator
 from typing import Final, TextIO
@@ -10,22 +10,22 @@ from vllm_cli.bench.serve.report import IDLE
 from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 _BUSY_CLIENT: Final = 0.5
-"""More than this share of a processor may be what limits."""
+"""Above this share of a processor, the load generator may limit the throughput."""
 _FEW_PROBES: Final = 100
-"""With fewer, the p99 is the maximum."""
+"""With fewer probes, the p99 is the maximum."""
 _LATE_PROBE_SHARE: Final = 0.5
-"""Where the probe's own lag is more than this share of a latency, that is not the server's alone."""
+"""Above this share of a latency, the probe process's own delay is a problem."""
 
 
 def write_liveness_report(result: LivenessResult, stream: TextIO) -> None:
-    """Write the whole report, in the form that suits the stream."""
+    """Writes the whole report, as a terminal or as a pipe needs it."""
     write_sections(
         describe_liveness_run(result), build_liveness_tables(result), describe_liveness_problems(result), stream
     )
 
 
 def describe_liveness_run(result: LivenessResult) -> Iterator[str]:
-    """What was measured and on what."""
+    """The machine, the kinds of load and the servers."""
     settings = result.settings
     yield f"{result.machine.description}, {result.created_at}"
     for kind in settings.kinds:
@@ -35,7 +35,7 @@ def describe_liveness_run(result: LivenessResult) -> Iterator[str]:
         ready = f"; ready after {side.ready_after_s:.1f} s" if side.ready_after_s is not None else ""
         yield f"{side.name}: {side.target}{version}; model {side.model}{ready}"
     if len(result.sides) > 1:
-        yield f"Sides take turns, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
+        yield f"Rounds alternate, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
 
 
 def build_liveness_tables(result: LivenessResult) -> list[FigureTable]:
@@ -54,7 +54,7 @@ def build_liveness_tables(result: LivenessResult) -> list[FigureTable]:
 
 
 def describe_liveness_problems(result: LivenessResult) -> Iterator[str]:
-    """What a reader must know before trusting the figures."""
+    """Failures, repeated requests, few or late probes: reasons to distrust the figures."""
     for side in result.sides:
         for kind in side.kinds:
             yield from (f"{side.name}, {kind.kind}: {problem}" for problem in _find_problems(kind))
@@ -85,26 +85,26 @@ def _title(kind: KindSettings, settings: LivenessSettings) -> str:
 
 
 def _find_problems(kind: KindResult) -> Iterator[str]:
-    yield from _tell_failures(kind)
+    yield from _describe_failures(kind)
     if num_repeated := sum(figures.num_repeated for figures in kind.rounds):
-        yield f"{num_repeated} requests were sent before in the same round; more --requests avoid that"
+        yield f"{num_repeated} requests repeat an earlier one of the same round; more --requests avoid that"
     if (num_probes := min(figures.num_probes for figures in kind.rounds)) < _FEW_PROBES:
         yield f"only {num_probes} probes in a round; --duration makes rounds longer"
     if num_probe_errors := sum(figures.num_probe_errors for figures in kind.rounds):
         yield f"{num_probe_errors} probes of /health failed"
     if (share := max(figures.client_cpu_share for figures in kind.rounds)) > _BUSY_CLIENT:
-        yield f"the load generator took {share:.0%} of a processor; it may be what limits"
+        yield f"the load generator used {share:.0%} of a processor; it may limit the throughput"
     if any(figures.is_loop_lag_bound for figures in kind.rounds):
-        yield "the event loop lag max is a bound: the server still remembered a longer lag from before the round"
+        yield "the event loop lag max is a bound: the server's gauge still held a longer lag from before the round"
     lag, health = kind.summary.get("probe_lag_p99_ms"), kind.summary.get("health_p99_ms")
     if lag and health and lag.median > _LATE_PROBE_SHARE * health.median:
         yield f"the probe's own process woke up {lag.median:.1f} ms late (p99): part of /health's p99 is the machine's"
         if not all(figures.is_probe_realtime for figures in kind.rounds):
-            yield "as root the benchmark gives that process real-time priority"
+            yield "run as root, the benchmark gives that process real-time priority"
 
 
-def _tell_failures(kind: KindResult) -> Iterator[str]:
-    """One line for each status, with what the first such answer said."""
+def _describe_failures(kind: KindResult) -> Iterator[str]:
+    """One line for each status, with the message of the first response."""
     failures = [failure for figures in kind.rounds for failure in figures.failures]
     for status in dict.fromkeys(failure.status for failure in failures):
         alike = [failure for failure in failures if failure.status == status]

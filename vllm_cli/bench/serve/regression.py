@@ -7,7 +7,7 @@ from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.serve.config import ServeBenchConfig
 from vllm_cli.bench.serve.figures import SERVE_METRICS
 from vllm_cli.bench.serve.results import SERVE_SCHEMA_VERSION, ServeResult
-from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
+from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
 CHECKED = ("output_tokens_per_s", "ttft_p50_ms")
 """The figures that are judged: the others follow from these or are too noisy to fail a build."""
@@ -31,17 +31,19 @@ def read_serve_baseline(path: Path, config: ServeBenchConfig) -> ServeResult:
 def find_slower_than_baseline(result: ServeResult, baseline: ServeResult, *, tolerance: float) -> list[str]:
     """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
     then = {level.concurrency: level.summary for level in baseline.sides[0].levels}
-    contests = [
-        Contest(_name(level.concurrency), "the baseline", divide_medians(level.summary, then[level.concurrency]))
+    medians = [
+        MedianRatios(_name(level.concurrency), "the baseline", divide_medians(level.summary, then[level.concurrency]))
         for level in result.sides[0].levels
     ]
-    return find_worse(_JUDGED, contests, tolerance=tolerance)
+    return find_worse(_JUDGED, medians, tolerance=tolerance)
 
 
 def find_slower_than_others(result: ServeResult, *, tolerance: float) -> list[str]:
     """One line for each figure in which side A is worse than another side by more than the tolerance."""
-    contests = [Contest(_name(ratio.concurrency), ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
-    return find_worse(_JUDGED, contests, tolerance=tolerance)
+    medians = [
+        MedianRatios(_name(ratio.concurrency), ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios
+    ]
+    return find_worse(_JUDGED, medians, tolerance=tolerance)
 
 
 def _name(concurrency: int) -> str:

@@ -8,9 +8,9 @@ from vllm_cli.bench.serve.results import RoundFigures, ServeResult, ServeSideRes
 from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 IDLE = {
-    "pause": "the others frozen meanwhile",
-    "run": "the others running meanwhile",
-    "stop": "the others stopped meanwhile",
+    "pause": "idle servers frozen",
+    "run": "idle servers running",
+    "stop": "idle servers stopped",
 }
 
 
@@ -33,7 +33,7 @@ def describe_run(result: ServeResult) -> Iterator[str]:
         eos = "" if side.has_ignore_eos or not settings.ignore_eos else "; does not take ignore_eos"
         yield f"{side.name}: {side.target}{version}; model {side.model}; tokens by {side.token_source}{eos}{ready}"
     if len(result.sides) > 1:
-        yield f"Sides take turns, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
+        yield f"Rounds alternate, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
 
 
 def build_tables(result: ServeResult) -> list[FigureTable]:
@@ -64,7 +64,7 @@ def describe_problems(result: ServeResult) -> Iterator[str]:
             if num_probe_errors := sum(figures.num_probe_errors for figures in level.rounds):
                 yield f"{where}: {num_probe_errors} probes of /health failed"
             if (share := max(figures.client_cpu_share for figures in level.rounds)) > 0.5:
-                yield f"{where}: the load generator took {share:.0%} of a processor; it may be what limits"
+                yield f"{where}: the load generator used {share:.0%} of a processor; it may limit the throughput"
 
 
 def _messages(rounds: list[RoundFigures]) -> list[str]:

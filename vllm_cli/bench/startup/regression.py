@@ -7,7 +7,7 @@ from vllm_cli.bench.errors import BaselineError
 from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.startup.config import StartupBenchConfig
 from vllm_cli.bench.startup.results import STARTUP_SCHEMA_VERSION, StartupResult
-from vllm_cli.bench.verdict import Contest, divide_medians, find_worse, take_medians
+from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
 JUDGED = Metric("first_token_s", "the time to the first token")
 """The figure that is judged: it contains the others."""
@@ -25,14 +25,16 @@ def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResu
 def find_slower_starts_than_baseline(result: StartupResult, baseline: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A's median is worse than the baseline's by more than the tolerance."""
     then = {state.state: state.summary for state in baseline.sides[0].states}
-    contests = [
-        Contest(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))
+    medians = [
+        MedianRatios(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))
         for state in result.sides[0].states
     ]
-    return find_worse([JUDGED], contests, tolerance=tolerance)
+    return find_worse([JUDGED], medians, tolerance=tolerance)
 
 
 def find_slower_starts_than_others(result: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A is slower than another side by more than the tolerance."""
-    contests = [Contest(f"from {ratio.state}", ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios]
-    return find_worse([JUDGED], contests, tolerance=tolerance)
+    medians = [
+        MedianRatios(f"from {ratio.state}", ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios
+    ]
+    return find_worse([JUDGED], medians, tolerance=tolerance)

@@ -26,8 +26,8 @@ def describe_startup_run(result: StartupResult) -> Iterator[str]:
         version = f" {side.version}" if side.version else ""
         text = f"; first token {side.first_text!r}" if side.first_text is not None else ""
         yield f"{side.name}: {side.target}{version}; model {side.model}{text}"
-    order = "Sides take turns. " if len(result.sides) > 1 else ""
-    yield f"{order}Times count from exec. {settings.num_rounds} rounds; medians (min-max), ratios pair by pair."
+    order = "Rounds alternate. " if len(result.sides) > 1 else ""
+    yield f"{order}Times count from exec. {settings.num_rounds} rounds; medians (min-max), ratios round by round."
     yield from _describe_evictions(result)
 
 
