@@ -7,8 +7,8 @@ import click
 from vllm_cli.commands.bench_options import (
     COUNT,
     choose_api_key,
-    load_options,
     file_options,
+    load_options,
     side_options,
     take_files,
     take_targets,
