@@ -1,5 +1,6 @@
 """The table of flags against vLLM's list of names, and against the dataclasses that hold the values."""
 
+import re
 from dataclasses import MISSING
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -98,6 +99,10 @@ def test_choices_are_those_of_the_field(flag: str, choices: tuple[str, ...]) -> 
     declared = find_flag(flag).flag.type
     assert isinstance(declared, click.Choice)
     assert tuple(declared.choices) == tuple(choices)
+
+
+def test_every_supported_flag_has_a_sentence_of_help() -> None:
+    assert [flag.name for flag in SUPPORTED if not re.fullmatch(r"\S.*\.", flag.help)] == []
 
 
 def test_dashes_and_underscores_are_the_same() -> None:
