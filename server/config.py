@@ -29,7 +29,7 @@ class ModelFiles:
     path: Path
     """Folder with config.json and weights."""
     tokenizer_path: Path
-    """Folder with the tokenizer's files; the same one unless `--tokenizer` says otherwise."""
+    """Folder with the tokenizer's files; the same one unless `--tokenizer` names another."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,7 @@ class LimitsConfig:
     )
     """From a request's first byte, or a new connection, to the end of its headers."""
     body_timeout_s: float = setting(
-        30.0, "--http-body-timeout", "Time for a body, extended as --http-min-body-rate says; then 408.", above=0
+        30.0, "--http-body-timeout", "Time for a body, extended by --http-min-body-rate; then 408.", above=0
     )
     min_body_rate: int = setting(
         4096,

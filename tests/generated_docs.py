@@ -48,7 +48,7 @@ def build_cli_page() -> str:
 def build_flags_page() -> str:
     """The flags of `serve`: supported by group, ignored and rejected by reason."""
     introduction = (
-        "`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` 0.32 and the flags of its own below.\n"
+        "`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` 0.32 and further ones.\n"
         "Precedence: flag, variable, `--config` file, default. `_` and `-` are the same in a flag's name, and\n"
         "`--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags but those of the\n"
         "group Start (without `--config`) and `--log-format`."

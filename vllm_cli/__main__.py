@@ -42,7 +42,7 @@ def _raise_at_sigint() -> None:
 
 
 def _remove_working_folder_from_path() -> None:
-    """`python -m` puts it first on the path, where a user's `click.py` would hide the library."""
+    """`python -m` puts it first on the path, so that a user's `click.py` would hide the library."""
     if not sys.flags.safe_path and sys.path[0] == os.getcwd() != _ROOT:  # noqa: PTH109
         del sys.path[0]
 

@@ -21,7 +21,7 @@ class PrefetchOptions:
     mode: PrefetchMode = setting(
         "auto",
         "--prefetch",
-        "Read the weights into the page cache while others import; auto does so where it can help.",
+        "Read the weights into the page cache during the imports; auto does so if it can help.",
     )
     """`on` reads as much as fits in memory, however little that is; `off` reads nothing."""
     num_threads: int = setting(8, "--prefetch-threads", "Threads that read.", minimum=1, maximum=MAX_THREADS)

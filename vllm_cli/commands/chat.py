@@ -41,7 +41,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
 def _converse(dialogue: Dialogue, beginning: list[Message]) -> None:
     history = list(beginning)
     for line in input_lines(
-        f"Chatting with {dialogue.model}; {CLEAR} starts anew, {EXIT} exits, Ctrl-C stops an answer."
+        f"Chatting with {dialogue.model}; {CLEAR} starts a new chat, {EXIT} exits, Ctrl-C stops an answer."
     ):
         if line == CLEAR:
             history = list(beginning)

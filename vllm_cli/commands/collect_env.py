@@ -11,7 +11,7 @@ from vllm_cli.machine import describe_machine
 @click.command(name="collect-env")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def collect_env(*, as_json: bool) -> None:
-    """Describe this machine, its hardware and what is installed, for a bug report. Secrets are masked.
+    """Describe this machine, its hardware and its packages for a bug report. Secrets are masked.
 
     \b
     Examples:

@@ -26,9 +26,9 @@ _FAILED: Final = 1
 
 _HELP = """Read MODEL, a folder or a Hugging Face id, into the page cache.
 
-What is resident already is skipped, and no more is read than stays in memory. `vllm-cli serve` does the same while
-it starts; alone it is of use before several starts, or to find out how fast a disk is. Without MODEL,
-SmolLM2-135M-Instruct is read. Exit code 1: a file could not be read.
+Skips resident pages, and reads no more than fits in memory. `vllm-cli serve` does the same during its start; this
+command is useful before several starts, or to measure a disk. Without MODEL, it reads SmolLM2-135M-Instruct.
+Exit code 1: a file could not be read.
 
 \b
 Examples:
@@ -54,7 +54,7 @@ Examples:
     type=ByteSize(),
     default="16MiB",
     show_default=True,
-    help="How much a thread reads at once, from 64KiB to 1GiB.",
+    help="Bytes that a thread reads at once, from 64KiB to 1GiB.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def prefetch(  # noqa: PLR0913 - options are its arguments
@@ -83,7 +83,7 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
 
 
 def _follow(handle: PrefetchHandle, line: LiveLine) -> PrefetchReport:
-    """Shows how far it is until it is done: a bar on a terminal, a line now and then elsewhere."""
+    """Shows progress until the end: a bar on a terminal, elsewhere a line at intervals."""
     for progress in handle.progress():
         text = _describe(progress)
         if line.is_on:
