@@ -1,11 +1,11 @@
-"""What remains of a start that is over: lines in the log, report and trace files, a record in the history."""
+"""Saves the outcome of a start: lines in the log, report and trace files, a record in the history."""
 
 import logging
 
 from server.types import EngineInfo
 from startup.prefetch.report import PrefetchReport
 from startup.probes.start_state import StartState
-from startup.timeline.history import remember_start
+from startup.timeline.history import record_start
 from startup.timeline.record import StartRecord
 from startup.timeline.report import StartReport, save_report
 from startup.timeline.subject import StartSubject
@@ -22,7 +22,7 @@ def save_ready_start(
 
     Args:
         address: where the server listens, as a URL.
-        info: what the embedded engine reported when it was ready; None for vLLM.
+        info: report of the embedded engine at readiness; None for vLLM.
         prefetch: None if the prefetch is still running.
     """
     report = state.build_report()
@@ -36,7 +36,7 @@ def save_ready_start(
         logger.info("%s", slower)
     logger.info("ready after %.2f s: %s", report.total_s, address)
     _save_files(report, state.subject)
-    remember_start(StartRecord.from_report(report, state.history_key))
+    record_start(StartRecord.from_report(report, state.history_key))
 
 
 def save_failed_start(state: StartState) -> None:

@@ -1,6 +1,7 @@
-"""What every start has, whichever engine it is of: a start strategy takes these steps in the order it needs.
+"""The start session: listener, responder, service manager, prefetch, preflight, deadline, report of a start.
 
-The strategies are `startup.embedded_start` and `startup.vllm.start`.
+A start strategy calls its methods in the order of its own start: `startup.embedded_start`,
+`startup.vllm.start`.
 """
 
 import logging
@@ -56,7 +57,7 @@ class StartSession:
         self.timeline = timeline
         self.state = StartState(subject, timeline)
         self.stack = ExitStack()
-        """Closed when the session ends, what was entered last first."""
+        """Closed when the session ends, in reverse order."""
         self._is_private = is_private
         self._address = ""
         self._manager: ServiceManager | None = None

@@ -1,4 +1,4 @@
-"""What a start of the embedded engine starts, and the key of the earlier starts that are comparable."""
+"""The subject of a start of the embedded engine, and the key that comparable starts share."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def subject_of(config: StartupConfig) -> StartSubject:
 
 
 def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
-    """A hash of what determines the duration: model, versions, start method, engine and renderer settings."""
+    """A hash of model, versions, start method, engine and renderer settings, which determine the duration."""
     model = asdict(config.model)
     for name in ("model", "tokenizer"):
         folder = Path(model[name]).expanduser() if model[name] else None

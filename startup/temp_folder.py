@@ -14,7 +14,7 @@ _VARIABLES: Final = (env.TMPDIR, env.TEMP, env.TMP)
 _FOLDERS: Final = ("/tmp", "/var/tmp", "/usr/tmp")
 SHM: Final = Path("/dev/shm")
 _MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
-"""Longest usable path: a socket's address (unix(7), `sun_path`) less what multiprocessing appends."""
+"""Longest usable path: a socket's address (unix(7), `sun_path`) less the suffix of multiprocessing."""
 
 
 def ensure_temp_folder() -> None:

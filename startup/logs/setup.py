@@ -12,7 +12,7 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
     """Logs this project's records from the level on to standard error, those of libraries from WARNING on.
 
     Args:
-        role: what this process is: `api`, `engine`, `responder`, ...
+        role: of this process: `api`, `engine`, `responder`, ...
         phase: returns the current phase of this process; called for each line of JSON.
 
     Raises:

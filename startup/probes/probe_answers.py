@@ -1,4 +1,4 @@
-"""What the responder answers for each path until the HTTP server accepts."""
+"""The responder's answer to each path until the HTTP server accepts."""
 
 import json
 

@@ -42,7 +42,7 @@ class TlsChannel:
         self._tls.setblocking(is_blocking)
 
     def recv(self, num_bytes: int) -> bytes:
-        """As a socket's; `num_bytes` must be a TLS record's 16 KiB: selectors do not see a decrypted rest."""
+        """As a socket's; `num_bytes` is at least 16 KiB (a TLS record): selectors ignore decrypted data."""
         try:
             if not self._is_handshake_done:
                 self._tls.do_handshake()

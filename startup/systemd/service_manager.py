@@ -89,7 +89,7 @@ class ServiceManager:
         self._timer = loop.call_later(interval_s, self._send_heartbeat, loop, interval_s)
 
     def _send(self, message: str, *, timeout_s: float) -> None:
-        """A failure is logged as a warning; the server goes on."""
+        """A failure is logged as a warning; the server continues."""
         assert self._address is not None
         try:
             if self._socket is None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from startup.timeline.phase_span import API, BACKGROUND, UNEXPLAINED, PhaseSpan
 
-_GLUE_NS: Final = 200_000
+_SHORT_GAP_NS: Final = 200_000
 """A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
 
 
@@ -80,7 +80,7 @@ class _Walk:
             self._follow(segment)
 
     def _leave_first_span(self) -> None:
-        """Before its first span a process did not exist: the path goes on in the API process, its parent."""
+        """Before its first span a process did not exist: the path continues in its parent (API)."""
         if not self._change_to(API):
             self._explain(UNEXPLAINED, API, self._begin_ns)
 
@@ -96,7 +96,7 @@ class _Walk:
             self._explain(segment.span.name, self._process, segment.begin_ns)
 
     def _cross_gap(self, before: _Segment) -> None:
-        if self.time_ns - before.end_ns < _GLUE_NS:
+        if self.time_ns - before.end_ns < _SHORT_GAP_NS:
             self._explain(before.span.name, self._process, before.end_ns)
         elif self._process == API:
             self._explain_api_gap(before.end_ns)

@@ -73,7 +73,7 @@ def read_starts(model: str | None = None, path: Path | None = None) -> list[Star
     return [record for record in records if model in (None, record.model)]
 
 
-def remember_start(record: StartRecord, path: Path | None = None) -> None:
+def record_start(record: StartRecord, path: Path | None = None) -> None:
     """Adds a start to the file, which keeps only the newest ones; takes about a millisecond."""
     path = path or history_path()
     try:

@@ -1,4 +1,4 @@
-"""What is started: names and settings that history and report of a start need."""
+"""The subject of a start: names and settings that its history and its report need."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

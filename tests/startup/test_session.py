@@ -1,4 +1,4 @@
-"""What every start has: the session reports each step to probes, service manager, log and files."""
+"""A start session reports each step to probes, service manager, log and files."""
 
 import json
 import logging

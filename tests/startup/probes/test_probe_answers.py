@@ -1,4 +1,4 @@
-"""What the responder answers: the status page, its data and the metrics before the HTTP server accepts."""
+"""The responder answers with the status page, its data and the metrics until the HTTP server accepts."""
 
 import json
 import urllib.request

@@ -11,7 +11,7 @@ import pytest
 from server.config import EngineConfig, RendererConfig, ServerConfig
 from startup.config import ModelConfig, StartupConfig
 from startup.start_key import start_key
-from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, history_path, read_history, remember_start
+from startup.timeline.history import MAX_PER_KEY, MAX_RECORDS, history_path, read_history, record_start
 from startup.timeline.record import StartRecord
 from startup.timeline.verdict import explain_slowness
 from tests.startup.timeline.start_reports import report_of
@@ -44,8 +44,8 @@ def test_the_first_start_has_no_history(path) -> None:
 
 def test_medians_come_from_the_starts_with_the_same_key(path) -> None:
     for import_s in (1.0, 1.2, 5.0):
-        remember_start(record_of(import_s=import_s), path)
-    remember_start(record_of("other", import_s=90), path)
+        record_start(record_of(import_s=import_s), path)
+    record_start(record_of("other", import_s=90), path)
     earlier = read_history("k", path)
     assert earlier is not None
     assert len(earlier.records) == 3
@@ -56,7 +56,7 @@ def test_medians_come_from_the_starts_with_the_same_key(path) -> None:
 
 def test_the_file_lies_in_the_cache_folder(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
-    remember_start(record_of())
+    record_start(record_of())
     assert history_path() == tmp_path / "vllm_cli" / "history.jsonl"
     assert read_history("k") is not None
 
@@ -66,7 +66,7 @@ def test_the_file_keeps_the_newest_starts_only(path) -> None:
     lines = [record_of(f"k{number % 40}", import_s=number).to_line() for number in range(3 * MAX_RECORDS)]
     lines += [record_of("busy", import_s=number).to_line() for number in range(2 * MAX_PER_KEY)]
     path.write_text("\n".join(lines))
-    remember_start(record_of("busy", import_s=1000), path)
+    record_start(record_of("busy", import_s=1000), path)
     assert len(path.read_text().splitlines()) <= MAX_RECORDS
     earlier = read_history("busy", path)
     assert earlier is not None
@@ -78,14 +78,14 @@ def test_a_model_that_is_started_often_does_not_displace_the_others(path) -> Non
     path.parent.mkdir()
     lines = [record_of("rare").to_line(), *[record_of("busy").to_line()] * (2 * MAX_RECORDS)]
     path.write_text("\n".join(lines))
-    remember_start(record_of("busy"), path)
+    record_start(record_of("busy"), path)
     assert len(path.read_text().splitlines()) < MAX_RECORDS
     assert read_history("rare", path) is not None
 
 
 def test_the_file_never_grows_beyond_twice_what_it_keeps(path) -> None:
     for _ in range(2 * MAX_RECORDS + 10):
-        remember_start(record_of("a"), path)
+        record_start(record_of("a"), path)
         assert len(path.read_text().splitlines()) <= 2 * MAX_RECORDS
     earlier = read_history("a", path)
     assert earlier is not None
@@ -113,7 +113,7 @@ def test_a_damaged_file_counts_as_empty_and_is_replaced(path, damage) -> None:
     path.parent.mkdir()
     path.write_bytes(damage)
     assert read_history("k", path) is None
-    remember_start(record_of(), path)
+    record_start(record_of(), path)
     earlier = read_history("k", path)
     assert earlier is not None
     assert len(earlier.records) == 1
@@ -136,7 +136,7 @@ def test_a_path_where_no_file_can_be_written_does_no_harm(path, obstacle) -> Non
         path.parent.mkdir()
         path.mkdir() if obstacle == "folder" else os.mkfifo(path)
     assert read_history("k", path) is None
-    remember_start(record_of(), path)
+    record_start(record_of(), path)
     assert read_history("k", path) is None
 
 
@@ -145,8 +145,8 @@ def test_concurrent_starts_leave_only_complete_lines(path) -> None:
         "import sys; sys.path[:0] = sys.argv[2:]\n"
         "from pathlib import Path\n"
         "from tests.startup.timeline.test_history import record_of\n"
-        "from startup.timeline.history import remember_start\n"
-        "for _ in range(20): remember_start(record_of(), Path(sys.argv[1]))"
+        "from startup.timeline.history import record_start\n"
+        "for _ in range(20): record_start(record_of(), Path(sys.argv[1]))"
     )
     words = [sys.executable, "-c", code, str(path), str(Path(__file__).parents[3])]
     writers = [subprocess.Popen(words) for _ in range(3)]
@@ -175,7 +175,7 @@ def test_a_record_is_the_same_after_writing_and_reading_its_line() -> None:
 
 def history_of(path: Path, *import_times: float, resident_share: float | None = 1.0):
     for import_s in import_times:
-        remember_start(record_of(import_s=import_s, resident_share=resident_share), path)
+        record_start(record_of(import_s=import_s, resident_share=resident_share), path)
     return read_history("k", path)
 
 

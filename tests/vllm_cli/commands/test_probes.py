@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from startup.timeline.history import history_path, remember_start
+from startup.timeline.history import history_path, record_start
 from startup.timeline.record import StartRecord
 from vllm_cli.commands.wait import wait
 from vllm_cli.main import main
@@ -20,7 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _remember(model: str, *seconds: float) -> None:
     for total_s in seconds:
-        remember_start(StartRecord(key=model, model=model, total_s=total_s, phases={}, spans={}, resident_share=None))
+        record_start(StartRecord(key=model, model=model, total_s=total_s, phases={}, spans={}, resident_share=None))
 
 
 def _probes(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
