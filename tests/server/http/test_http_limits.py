@@ -13,8 +13,6 @@ from tests.embeds_payloads import torch_payload
 from tests.server.http.conftest import MAX_MODEL_LEN, PATIENT_S
 from tests.server.http.raw_request import send
 
-MESSAGE = {"role": "user", "content": "a"}
-TOOL = {"type": "function", "function": {"name": "f"}}
 LONG = {"prompt": "a", "max_tokens": 400}
 WIDTH = 16
 """Numbers per embedding row."""
@@ -32,31 +30,11 @@ def error_of(response: httpx.Response, status: int) -> str:
     [
         ({"max_choices": 2}, "/v1/completions", {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
         (
-            {"max_prompts": 4},
-            "/v1/completions",
-            {"prompt": ["a"] * 2, "n": 3},
-            "2 prompts and n=3 (--http-max-prompts)",
-        ),
-        ({"max_prompts": 2}, "/v1/embeddings", {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
-        ({"max_prompts": 2}, "/rerank", {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
-        ({"max_messages": 2}, "/v1/chat/completions", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ({"max_messages": 2}, "/tokenize", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ({"max_messages": 2}, "/v1/embeddings", {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
-        ({"max_tools": 1}, "/tokenize", {"messages": [MESSAGE], "tools": [TOOL] * 2}, "got 2 (--http-max-tools)"),
-        ({"max_stop_strings": 1}, "/v1/completions", {"prompt": "a", "stop": ["a", "b"]}, "(--http-max-stop-strings)"),
-        (
             {"max_json_depth": 3},
             "/v1/completions",
             {"prompt": "a", "user": [[[1]]]},
             "3 levels (--http-max-json-depth)",
         ),
-        (
-            {"max_json_values": 9},
-            "/v1/completions",
-            {"prompt": ["a"] * 10},
-            "9 objects, lists, texts and numbers (--http-max-json-values)",
-        ),
-        ({"max_json_values": 9}, "/v1/completions", {"prompt": [1] * 10}, "9 objects, lists, texts and numbers"),
         (
             {"max_queued_requests": 2},
             "/v1/completions",
@@ -66,6 +44,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     ],
 )
 def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, path, body, message):
+    """One limit of each layer that checks them; see serving/test_request_limits.py and protocol/test_nesting.py."""
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.post(path, body), 400)
     assert not engine.requests

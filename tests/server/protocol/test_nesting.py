@@ -55,3 +55,17 @@ def test_numbers_are_counted(gap: str) -> None:
 @pytest.mark.parametrize("body", [b'"', b'"\\', b"]" * 100, b"[" * 4 + b'"', b"\xff" * 40_000, b'{"a' * 20_000, b""])
 def test_invalid_json_is_not_rejected_by_this_check(body: bytes) -> None:
     is_accepted(body)
+
+
+@pytest.mark.parametrize(
+    ("limit", "body", "message"),
+    [
+        ("max_json_depth", b'{"a": [[[1]]]}', "2 levels (--http-max-json-depth)"),
+        ("max_json_values", b'{"a": ["a", "b"]}', "2 objects, lists, texts and numbers (--http-max-json-values)"),
+        ("max_json_values", b'{"a": [1, 2]}', "2 objects, lists, texts and numbers (--http-max-json-values)"),
+    ],
+)
+def test_the_rejection_names_limit_and_flag(limit: str, body: bytes, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        NestingCheck(LimitsConfig(**{limit: 2})).check(body)
+    assert message in caught.value.message

@@ -1,0 +1,42 @@
+"""Limits of one request: the rejection names limit, value and flag."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.errors import RequestError
+from server.limits import LimitsConfig
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.decoding import RequestDecoder
+from server.protocol.embeddings import EmbeddingRequest
+from server.protocol.scoring import RerankRequest
+from server.protocol.tokenize import TokenizeRequest
+from server.serving.request_limits import RequestLimiter
+
+MESSAGE = {"role": "user", "content": "a"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("limit", "model", "body", "message"),
+    [
+        ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "2 prompts and n=2 (--http-max-prompts)"),
+        ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
+        ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
+        ("max_messages", ChatRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_messages", TokenizeRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_messages", EmbeddingRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_tools", TokenizeRequest, {"messages": [MESSAGE], "tools": [TOOL] * 3}, "got 3 (--http-max-tools)"),
+        ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),
+    ],
+)
+def test_a_request_above_a_limit_is_rejected(limit: str, model: Any, body: dict[str, Any], message: str) -> None:
+    request = RequestDecoder(model).decode(msgspec.json.encode(body))
+    RequestLimiter(LimitsConfig()).check(request)
+    with pytest.raises(RequestError) as caught:
+        RequestLimiter(LimitsConfig(**{limit: 2})).check(request)
+    assert caught.value.status == 400
+    assert message in caught.value.message
