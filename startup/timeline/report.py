@@ -74,7 +74,7 @@ class StartReport:
         return 1.0 - sum(phase.share for phase in self.phases if phase.name == UNEXPLAINED)
 
     def table(self) -> str:
-        """The phases as a text table."""
+        """One line per phase in order of begin: begin, duration, share of the start, process, name."""
         return format_phases(self.critical_path, [span for span in self.spans if span.key not in self.waits])
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from startup.timeline.critical_path import find_critical_path
 from startup.timeline.phase_span import API, PhaseSpan
-from startup.timeline.phase_table import Stretch, format_phases
+from startup.timeline.phase_table import Stretch
 from startup.timeline.process_age import process_start_ns
 
 _NS = 1_000_000_000
@@ -30,7 +30,6 @@ class PhaseTimeline:
         self.on_change: Callable[[], None] = lambda: None
         """Called after every change, on the thread that made it."""
         self._open: tuple[PhaseSpan, ...] = ()
-        self._observed: dict[str, PhaseSpan] = {}
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
@@ -62,17 +61,11 @@ class PhaseTimeline:
         for name, begin_ns, end_ns in spans:
             owner, _, phase = name.rpartition(":")
             self.spans.append(PhaseSpan(owner or process, phase, begin_ns, end_ns))
-        self._observed.pop(process, None)
         self.on_change()
 
     def take(self, spans: Iterable[PhaseSpan]) -> None:
         """Adds finished spans of any processes."""
         self.spans.extend(spans)
-        self.on_change()
-
-    def observe(self, process: str, name: str, begin_ns: int) -> None:
-        """Records the current phase of another process until its finished spans are added."""
-        self._observed = {**self._observed, process: PhaseSpan(process, name, begin_ns, begin_ns)}
         self.on_change()
 
     def mark(self, name: str) -> None:
@@ -90,7 +83,6 @@ class PhaseTimeline:
         return {
             "spans": [astuple(span) for span in self.spans],
             "open": [astuple(span) for span in self._open],
-            "observed": [astuple(span) for span in self._observed.values()],
             "marks": self.marks,
             "end_ns": self.end_ns,
         }
@@ -99,23 +91,19 @@ class PhaseTimeline:
         """Makes this a copy of the timeline that returned `content`; all processes share the clock."""
         self.spans = [PhaseSpan(*fields) for fields in content["spans"]]
         self._open = tuple(PhaseSpan(*fields) for fields in content["open"])
-        self._observed = {span.process: span for span in (PhaseSpan(*fields) for fields in content["observed"])}
         self.marks = content["marks"]
         self.end_ns = content["end_ns"]
 
     @property
     def running(self) -> PhaseSpan | None:
         """The current phase, as a span without its end; None between two phases."""
-        innermost = self._open[-1] if self._open else None
-        if innermost is None:
-            return next(iter(self._observed.values()), None)
-        return self._observed.get(innermost.waits_for or "", innermost)
+        return self._open[-1] if self._open else None
 
     @property
     def spans_so_far(self) -> list[PhaseSpan]:
         """The finished spans and, while the start is running, the open ones as if they ended now."""
         now = time.monotonic_ns()
-        running = [] if self.end_ns else [*self._open, *self._observed.values()]
+        running = [] if self.end_ns else self._open
         return [*self.spans, *(replace(span, end_ns=now) for span in running)]
 
     @property
@@ -136,10 +124,3 @@ class PhaseTimeline:
     def stretch(self, span: PhaseSpan) -> Stretch:
         """The span in seconds since the origin."""
         return Stretch(span.process, span.name, self.offset_s(span.begin_ns), self.offset_s(span.end_ns))
-
-    def table(self) -> str:
-        """One line per phase in order of begin: begin, duration, share of the start, process, name."""
-        return format_phases(
-            [self.stretch(span) for span in self.critical_path],
-            [self.stretch(span) for span in self.spans_so_far if span.waits_for is None],
-        )

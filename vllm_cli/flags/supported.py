@@ -45,6 +45,11 @@ VARIABLES: Final[dict[str, EnvVar[Any]]] = {
 }
 """Fields that an environment variable sets and no flag."""
 
+_FILLED_TOO: Final = {
+    field.metadata["filled_by"]: (path,) for path, field, _ in CONFIG_FIELDS if "filled_by" in field.metadata
+}
+"""Flag -> the second field that its value fills."""
+
 ENGINE: Final = SupportedFlag(
     "--engine",
     type=click.Choice(ENGINES),
@@ -81,13 +86,12 @@ def _derive_group(title: Group) -> Iterator[SupportedFlag]:
 def _derive(declared: ConfigField) -> SupportedFlag:
     path, field, _ = declared
     name = field.metadata["flag"]
-    filled = [other.path for other in CONFIG_FIELDS if other.field.metadata.get("filled_by") == name]
     return SupportedFlag(
         name,
         field.metadata.get("aliases", ()),
         shape=shape_of(field),
         help=field.metadata["help"],
-        fields=(path, *filled),
+        fields=(path, *_FILLED_TOO.get(name, ())),
         default=None if field.default is MISSING else field.default,
         type=click_type(field),
         metavar=metavar_of(field),

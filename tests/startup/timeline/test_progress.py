@@ -2,6 +2,8 @@
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,14 +17,29 @@ NS = 1_000_000_000
 NOW_NS = 5_000 * NS
 
 
-@pytest.fixture(autouse=True)
-def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
     """Estimates depend on the current time, which therefore stands still."""
-    monkeypatch.setattr(time, "monotonic_ns", lambda: NOW_NS)
+
+    now_ns = NOW_NS
+
+    @contextmanager
+    def span(self, timeline: PhaseTimeline, name: str, *, since_s: float) -> Iterator[None]:
+        """A phase that is running, and began so many seconds after the start."""
+        self.now_ns = timeline.origin_ns + round(since_s * NS)
+        with timeline.span(name):
+            self.now_ns = NOW_NS
+            yield
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: clock.now_ns)
+    return clock
 
 
 def earlier_starts() -> EarlierStarts:
-    """Ready after 1.7 s: boot until 0.2, imports until 1.2, weights until 1.7."""
+    """Ready after 1.7 s: boot until 0.2, import_server until 0.5, wait_for_engine until 1.7."""
     return EarlierStarts((StartRecord.from_report(report_of(), "k"),))
 
 
@@ -43,25 +60,25 @@ def test_between_two_phases_the_phase_is_starting() -> None:
     assert ProgressMeter(timeline_at(0.5)).read().phase == "starting"
 
 
-def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it() -> None:
-    timeline = timeline_at(0.2)
-    timeline.observe("engine", "import_torch", timeline.origin_ns + round(0.2 * NS))
-    current = ProgressMeter(timeline, earlier_starts()).read()
-    assert current.eta_s == pytest.approx(1.5)
-    assert current.progress == pytest.approx(0.2 / 1.7)
+def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock: Clock) -> None:
+    timeline = timeline_at(0.3)
+    with clock.span(timeline, "import_server", since_s=0.2):
+        current = ProgressMeter(timeline, earlier_starts()).read()
+    assert current.eta_s == pytest.approx(0.2 + 1.2)
+    assert current.progress == pytest.approx(0.3 / 1.7)
 
 
-def test_a_phase_that_begins_late_moves_the_end() -> None:
+def test_a_phase_that_begins_late_moves_the_end(clock: Clock) -> None:
     timeline = timeline_at(3.0)
-    timeline.observe("engine", "load_weights", timeline.origin_ns + round(2.9 * NS))
-    current = ProgressMeter(timeline, earlier_starts()).read()
-    assert current.eta_s == pytest.approx(0.4)
+    with clock.span(timeline, "import_server", since_s=2.9):
+        current = ProgressMeter(timeline, earlier_starts()).read()
+    assert current.eta_s == pytest.approx(0.2 + 1.2)
 
 
-def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it() -> None:
+def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock: Clock) -> None:
     timeline = timeline_at(8.0)
-    timeline.observe("engine", "import_torch", timeline.origin_ns + round(0.2 * NS))
-    assert ProgressMeter(timeline, earlier_starts()).read().eta_s == pytest.approx(0.5)
+    with clock.span(timeline, "import_server", since_s=0.2):
+        assert ProgressMeter(timeline, earlier_starts()).read().eta_s == pytest.approx(1.2)
 
 
 def test_an_unknown_phase_is_estimated_from_the_total() -> None:
@@ -71,34 +88,34 @@ def test_an_unknown_phase_is_estimated_from_the_total() -> None:
     assert current.eta_s == pytest.approx(1.0)
 
 
-def test_progress_never_falls_and_stays_below_one_until_ready() -> None:
+def test_progress_never_falls_and_stays_below_one_until_ready(clock: Clock) -> None:
     timeline = timeline_at(1.6)
     meter = ProgressMeter(timeline, earlier_starts())
-    timeline.observe("engine", "load_weights", timeline.origin_ns + round(1.2 * NS))
-    high = meter.read().progress
-    timeline.observe("engine", "import_torch", NOW_NS)
-    low = meter.read().progress
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        high = meter.read().progress
+    with clock.span(timeline, "import_server", since_s=1.6):
+        low = meter.read().progress
     assert high is not None
     assert low is not None
     assert 0.8 < high <= low < 1
     assert ProgressMeter(timeline_at(900), earlier_starts()).read().progress == 0.99
 
 
-def test_progress_never_falls_below_the_value_that_the_responder_reported() -> None:
+def test_progress_never_falls_below_the_value_that_the_responder_reported(clock: Clock) -> None:
     """Its clients become clients of the HTTP server."""
     timeline = timeline_at(1.6)
     meter = ProgressMeter(timeline, earlier_starts())
-    timeline.observe("engine", "load_weights", timeline.origin_ns + round(1.2 * NS))
     read_fd, write_fd = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.write(write_fd, repr(meter.read().progress).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        if (pid := os.fork()) == 0:
+            os.write(write_fd, repr(meter.read().progress).encode())
+            os._exit(0)
+        os.waitpid(pid, 0)
     os.close(write_fd)
     with os.fdopen(read_fd) as pipe:
         high = float(pipe.read())
-    timeline.observe("engine", "import_torch", NOW_NS)
-    low = meter.read().progress
+    with clock.span(timeline, "import_server", since_s=1.6):
+        low = meter.read().progress
     assert low is not None
     assert 0.8 < high <= low < 1
 
@@ -110,10 +127,10 @@ def test_a_finished_start_is_ready() -> None:
     assert (current.phase, current.progress, current.eta_s) == ("ready", 1.0, 0.0)
 
 
-def test_the_line_for_a_terminal_has_phase_bar_and_time_left() -> None:
-    timeline = timeline_at(0.2)
-    timeline.observe("engine", "load_weights", NOW_NS)
-    line = str(ProgressMeter(timeline, earlier_starts()).read())
-    assert "load weights" in line
+def test_the_line_for_a_terminal_has_phase_bar_and_time_left(clock: Clock) -> None:
+    timeline = timeline_at(0.5)
+    with clock.span(timeline, "wait_for_engine", since_s=0.5):
+        line = str(ProgressMeter(timeline, earlier_starts()).read())
+    assert "wait for engine" in line
     assert "[######" in line
-    assert "about 0.5 s left" in line
+    assert "about 1.2 s left" in line

@@ -12,6 +12,7 @@ import pytest
 from startup.timeline.phase_span import PhaseSpan
 from startup.timeline.process_age import process_start_ns
 from startup.timeline.reader import read_report
+from startup.timeline.report import StartFacts, build_report
 from startup.timeline.timeline import PhaseTimeline
 
 SECOND = 1_000_000_000
@@ -62,7 +63,8 @@ def test_table_shows_share_and_bar_of_each_phase_of_the_critical_path() -> None:
     timeline.spans.append(PhaseSpan("api", "wait", 2 * SECOND, 4 * SECOND, waits_for="engine"))
     timeline.add("engine", [("load", SECOND, 4 * SECOND)])
     timeline.end_ns = 4 * SECOND
-    _, listen, load, meanwhile, hidden = timeline.table().splitlines()
+    report = build_report(timeline, StartFacts(model="m", start_method="spawn"))
+    _, listen, load, meanwhile, hidden = report.table().splitlines()
     assert listen.split() == ["0.000", "1.000", "25.0%", "api", "listen", "#" * 6]
     assert load.split() == ["1.000", "3.000", "75.0%", "engine", "load", "#" * 18]
     assert meanwhile == "meanwhile, without delaying the start:"
@@ -82,19 +84,6 @@ def test_running_is_the_innermost_open_span() -> None:
         assert timeline.running is not None
         assert timeline.running.name == "inner"
     assert timeline.running is None
-
-
-def test_running_is_the_observed_phase_of_the_awaited_process_until_its_spans_are_added() -> None:
-    timeline = PhaseTimeline(time.monotonic_ns())
-    timeline.observe("engine", "load_weights", 7)
-    with timeline.span("import_server"):
-        assert timeline.running is not None
-        assert timeline.running.key == "api:import_server"
-    with timeline.span("wait_for_engine", waits_for="engine"):
-        assert timeline.running is not None
-        assert (timeline.running.key, timeline.running.begin_ns) == ("engine:load_weights", 7)
-        timeline.add("engine", [("load_weights", 7, 8)])
-        assert timeline.running.key == "api:wait_for_engine"
 
 
 def test_the_first_mark_of_a_name_counts() -> None:
