@@ -1,4 +1,4 @@
-"""`vllm-cli run-batch` with the server that it starts for itself, killed in the middle."""
+"""`vllm-cli run-batch` with the server that it starts, also when it is killed."""
 
 import json
 import subprocess
@@ -16,8 +16,8 @@ _NUM_SHORT, _NUM_LONG = 4, 8
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_batch_leaves_no_process_and_is_finished_by_the_next(model_path: Path, tmp_path: Path) -> None:
-    """The first run has much left to do when it is killed; the second has those requests in short."""
+def test_a_killed_batch_leaves_no_process_and_the_next_run_finishes_it(model_path: Path, tmp_path: Path) -> None:
+    """The first run is killed with many requests left; the second run has short versions of them."""
     batch, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     _write(batch, [_request(n, max_tokens=4 if n < _NUM_SHORT else 400) for n in range(_NUM_SHORT + _NUM_LONG)])
     command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(out)]
@@ -49,7 +49,7 @@ def test_a_killed_batch_leaves_no_process_and_is_finished_by_the_next(model_path
     assert all(answer["response"]["body"]["choices"][0]["message"]["content"] for answer in answers)
 
 
-def test_a_server_that_cannot_start_says_why_and_gives_its_exit_code(tmp_path: Path) -> None:
+def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(json.dumps(_request(0)))
     command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(tmp_path / "in.jsonl")]
     command += ["-o", str(tmp_path / "out.jsonl"), "--model", str(tmp_path / "no-model")]

@@ -1,4 +1,4 @@
-"""What the clients of a soak say: bodies of many kinds, good ones and bad ones, drawn by a source of random numbers."""
+"""Random request bodies of the soak test, of many kinds, valid and invalid."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,12 +35,12 @@ _BAD_TEMPLATES: Final = (
     "{{ 'x' * 10 ** 11 }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
 )
-"""They fail to parse, are stopped by the sandbox, and take all the memory and all the time there is."""
+"""Templates that fail to parse, that the sandbox stops, and that exhaust memory or time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """How long the longest texts are."""
+class Sizes:
+    """The maximum lengths."""
 
     prompt_tokens: int
     max_tokens: int
@@ -51,18 +51,18 @@ class Writer:
     """Writes one kind of body."""
 
     path: str
-    write: Callable[[Random, Measure], Body]
+    write: Callable[[Random, Sizes], Body]
 
 
-def _write_prompt(random: Random, measure: Measure) -> str:
-    """Most are short, some are long; the longest is a hundred times the shortest."""
+def _write_prompt(random: Random, sizes: Sizes) -> str:
+    """A prompt of 1 to 100 % of the maximum length; most are short."""
     share = random.choice((0.01, 0.02, 0.05, 0.1, 0.2, 1.0))
-    return build_prompt(max(8, int(measure.prompt_tokens * share)), seed=str(random.random()))
+    return build_prompt(max(8, int(sizes.prompt_tokens * share)), seed=str(random.random()))
 
 
-def _answer(random: Random, measure: Measure) -> Body:
-    """Of any length, drawn in any way."""
-    body: Body = {"max_tokens": random.randint(1, measure.max_tokens), "stream": random.random() < 0.5}
+def _sampling(random: Random, sizes: Sizes) -> Body:
+    """Random output length and sampling parameters."""
+    body: Body = {"max_tokens": random.randint(1, sizes.max_tokens), "stream": random.random() < 0.5}
     body |= random.choice(
         (
             {"temperature": 0},
@@ -77,47 +77,47 @@ def _answer(random: Random, measure: Measure) -> Body:
     return body
 
 
-def _complete(random: Random, measure: Measure) -> Body:
-    return _answer(random, measure) | {"prompt": _write_prompt(random, measure)}
+def _write_completion(random: Random, sizes: Sizes) -> Body:
+    return _sampling(random, sizes) | {"prompt": _write_prompt(random, sizes)}
 
 
-def _converse(random: Random, measure: Measure) -> Body:
+def _write_conversation(random: Random, sizes: Sizes) -> Body:
     num_questions = random.choice((1, 1, 2, 4))
-    texts = [build_prompt(max(8, measure.prompt_tokens // 20), seed=str(random.random())) for _ in range(num_questions)]
+    texts = [build_prompt(max(8, sizes.prompt_tokens // 20), seed=str(random.random())) for _ in range(num_questions)]
     messages = [{"role": "system", "content": "You are brief."}] if random.random() < 0.5 else []
     for text in texts:
         messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "I see."}]
-    return _answer(random, measure) | {"messages": messages[:-1]}
+    return _sampling(random, sizes) | {"messages": messages[:-1]}
 
 
-def _share_prefix(random: Random, measure: Measure) -> Body:
-    prefix = build_prompt(measure.prompt_tokens // 2, seed=f"prefix {random.randrange(_NUM_PREFIXES)}")
-    return _answer(random, measure) | {"prompt": f"{prefix} {random.randrange(10**6)}"}
+def _write_shared_prefix(random: Random, sizes: Sizes) -> Body:
+    prefix = build_prompt(sizes.prompt_tokens // 2, seed=f"prefix {random.randrange(_NUM_PREFIXES)}")
+    return _sampling(random, sizes) | {"prompt": f"{prefix} {random.randrange(10**6)}"}
 
 
-def _ask_several(random: Random, measure: Measure) -> Body:
+def _write_several(random: Random, sizes: Sizes) -> Body:
     if random.random() < 0.5:
         prompts = [build_prompt(8, seed=str(random.random())) for _ in range(3)]
-        return _answer(random, measure) | {"prompt": prompts}
-    return _complete(random, measure) | {"n": random.randint(2, 4), "temperature": 1.0}
+        return _sampling(random, sizes) | {"prompt": prompts}
+    return _write_completion(random, sizes) | {"n": random.randint(2, 4), "temperature": 1.0}
 
 
-def _ask_logprobs(random: Random, measure: Measure) -> Body:
-    body: Body = {"prompt": build_prompt(16, seed=str(random.random())), "max_tokens": measure.max_tokens // 2 + 1}
+def _write_logprobs(random: Random, sizes: Sizes) -> Body:
+    body: Body = {"prompt": build_prompt(16, seed=str(random.random())), "max_tokens": sizes.max_tokens // 2 + 1}
     return body | {"logprobs": random.randint(0, 5), "prompt_logprobs": 1, "echo": random.random() < 0.5}
 
 
-def _ask_chat_logprobs(random: Random, measure: Measure) -> Body:
-    return _converse(random, measure) | {"logprobs": True, "top_logprobs": random.randint(0, 5)}
+def _write_chat_logprobs(random: Random, sizes: Sizes) -> Body:
+    return _write_conversation(random, sizes) | {"logprobs": True, "top_logprobs": random.randint(0, 5)}
 
 
-def _ask_schema(random: Random, measure: Measure) -> Body:
+def _write_schema(random: Random, sizes: Sizes) -> Body:
     schema = _SCHEMA | {"title": f"person {random.randrange(1000)}"}
     named = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    return _converse(random, measure) | {"response_format": random.choice((named, {"type": "json_object"}))}
+    return _write_conversation(random, sizes) | {"response_format": random.choice((named, {"type": "json_object"}))}
 
 
-def _ask_structure(random: Random, measure: Measure) -> Body:
+def _write_structure(random: Random, sizes: Sizes) -> Body:
     number = random.randint(1, 9)
     wanted = random.choice(
         (
@@ -127,36 +127,36 @@ def _ask_structure(random: Random, measure: Measure) -> Body:
             {"json": _SCHEMA},
         )
     )
-    return _complete(random, measure) | {"structured_outputs": wanted}
+    return _write_completion(random, sizes) | {"structured_outputs": wanted}
 
 
-def _call_tools(random: Random, measure: Measure) -> Body:
+def _write_tools(random: Random, sizes: Sizes) -> Body:
     choice = random.choice(("required", "none", {"type": "function", "function": {"name": "look_up"}}))
-    return _converse(random, measure) | {"tools": _TOOLS, "tool_choice": choice}
+    return _write_conversation(random, sizes) | {"tools": _TOOLS, "tool_choice": choice}
 
 
-def _bring_template(random: Random, measure: Measure) -> Body:
-    return _converse(random, measure) | {"chat_template": _TEMPLATE % random.randrange(50)}
+def _write_template(random: Random, sizes: Sizes) -> Body:
+    return _write_conversation(random, sizes) | {"chat_template": _TEMPLATE % random.randrange(50)}
 
 
-def _bring_bad_template(random: Random, measure: Measure) -> Body:
-    return _converse(random, measure) | {"chat_template": random.choice(_BAD_TEMPLATES), "stream": False}
+def _write_bad_template(random: Random, sizes: Sizes) -> Body:
+    return _write_conversation(random, sizes) | {"chat_template": random.choice(_BAD_TEMPLATES), "stream": False}
 
 
-def _tokenize(random: Random, measure: Measure) -> Body:
-    return {"prompt": _write_prompt(random, measure)}
+def _tokenize(random: Random, sizes: Sizes) -> Body:
+    return {"prompt": _write_prompt(random, sizes)}
 
 
-def _tokenize_chat(random: Random, measure: Measure) -> Body:
-    return {"messages": _converse(random, measure)["messages"]}
+def _tokenize_chat(random: Random, sizes: Sizes) -> Body:
+    return {"messages": _write_conversation(random, sizes)["messages"]}
 
 
-def _detokenize(random: Random, measure: Measure) -> Body:
-    return {"tokens": [random.randrange(200) for _ in range(random.randint(1, measure.prompt_tokens))]}
+def _detokenize(random: Random, sizes: Sizes) -> Body:
+    return {"tokens": [random.randrange(200) for _ in range(random.randint(1, sizes.prompt_tokens))]}
 
 
-def _make_mistake(random: Random, measure: Measure) -> Body:
-    return _complete(random, measure) | random.choice(
+def _write_invalid(random: Random, sizes: Sizes) -> Body:
+    return _write_completion(random, sizes) | random.choice(
         (
             {"temperature": -1},
             {"n": 10**6},
@@ -179,24 +179,24 @@ def _make_mistake(random: Random, measure: Measure) -> Body:
 
 GOOD: Final[Mapping[str, Writer]] = MappingProxyType(
     {
-        "completion": Writer(_COMPLETIONS, _complete),
-        "chat": Writer(_CHAT, _converse),
-        "shared prefix": Writer(_COMPLETIONS, _share_prefix),
-        "several": Writer(_COMPLETIONS, _ask_several),
-        "logprobs": Writer(_COMPLETIONS, _ask_logprobs),
-        "chat logprobs": Writer(_CHAT, _ask_chat_logprobs),
-        "schema": Writer(_CHAT, _ask_schema),
-        "structure": Writer(_COMPLETIONS, _ask_structure),
-        "tools": Writer(_CHAT, _call_tools),
-        "template": Writer(_CHAT, _bring_template),
+        "completion": Writer(_COMPLETIONS, _write_completion),
+        "chat": Writer(_CHAT, _write_conversation),
+        "shared prefix": Writer(_COMPLETIONS, _write_shared_prefix),
+        "several": Writer(_COMPLETIONS, _write_several),
+        "logprobs": Writer(_COMPLETIONS, _write_logprobs),
+        "chat logprobs": Writer(_CHAT, _write_chat_logprobs),
+        "schema": Writer(_CHAT, _write_schema),
+        "structure": Writer(_COMPLETIONS, _write_structure),
+        "tools": Writer(_CHAT, _write_tools),
+        "template": Writer(_CHAT, _write_template),
         "tokenize": Writer("/tokenize", _tokenize),
         "tokenize chat": Writer("/tokenize", _tokenize_chat),
         "detokenize": Writer("/detokenize", _detokenize),
     }
 )
-"""Requests that a server answers; those that it does not know are left out of the load."""
+"""Requests that a server answers; kinds that it rejects at the start are left out of the load."""
 
 BAD: Final[Mapping[str, Writer]] = MappingProxyType(
-    {"bad body": Writer(_COMPLETIONS, _make_mistake), "bad template": Writer(_CHAT, _bring_bad_template)}
+    {"bad body": Writer(_COMPLETIONS, _write_invalid), "bad template": Writer(_CHAT, _write_bad_template)}
 )
-"""Requests that it refuses, all but a few; it must not be hurt by them."""
+"""Requests of which the server rejects almost all, without harm."""

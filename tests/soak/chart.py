@@ -18,7 +18,7 @@ _WIDTH: Final = 900
 _LEFT, _RIGHT = 80, 20
 _TOP, _PLOT, _AXIS = 30, 200, 22
 _MIB: Final = 1 << 20
-_LEAST_MS: Final = 0.1
+_MIN_MS: Final = 0.1
 
 
 class _Curve(NamedTuple):
@@ -37,7 +37,7 @@ def draw_soak_page(result: SoakResult) -> str:
         *map(draw_paragraph, describe_soak(result)),
         f"<p>{'&emsp;'.join(draw_key(pick_colour(index), name) for index, name in enumerate(names))}</p>",
         painter.draw_panel("RSS", "MiB", lambda group: group.rss_bytes / _MIB),
-        painter.draw_growth("RSS against where the load that is judged begins"),
+        painter.draw_growth("RSS relative to the begin of the judged load"),
         painter.draw_panel("Open files", "", lambda group: group.num_fds),
         painter.draw_panel("Threads", "", lambda group: group.num_threads),
         painter.draw_health("Slowest answers of /health"),
@@ -47,7 +47,7 @@ def draw_soak_page(result: SoakResult) -> str:
 
 
 class _Painter:
-    """Draws all panels over the same time; an upright line wherever a stage begins."""
+    """Draws all panels over the same time, with a vertical line at the begin of each stage."""
 
     def __init__(self, result: SoakResult, names: Sequence[str]) -> None:
         self._samples = result.samples
@@ -56,11 +56,11 @@ class _Painter:
         self._time = TimeAxis(max(s.at_s for s in result.samples), _LEFT, _WIDTH - _LEFT - _RIGHT)
 
     def draw_panel(self, title: str, unit: str, take: Callable[[GroupSample], float]) -> str:
-        """One figure of all roles and of all processes together, from 0."""
+        """One figure of each role and of all processes together, from 0."""
         return self._draw(title, unit, [_Curve(name, self._points(name, take)) for name in self._names], least=0.0)
 
     def draw_growth(self, title: str) -> str:
-        """The same memory, in percent of what each had at first under the load that is judged."""
+        """Growth of the RSS in percent of its value at the begin of the judged load."""
         begin_s = next((sample.at_s for sample in self._samples if sample.stage == "load"), 0.0)
         curves = []
         for name in self._names:
@@ -72,11 +72,11 @@ class _Painter:
         return self._draw(title, "%", curves)
 
     def draw_health(self, title: str) -> str:
-        """How long /health took; nothing if no probe was answered."""
+        """Latency of /health; empty if no probe was answered."""
         if not self._health:
             return ""
         bottom = _TOP + _PLOT
-        axis = LogAxis.around(_LEAST_MS, max(point.max_ms for point in self._health), top=_TOP, bottom=bottom)
+        axis = LogAxis.around(_MIN_MS, max(point.max_ms for point in self._health), top=_TOP, bottom=bottom)
         places = [(point.at_s, axis.y(point.max_ms)) for point in self._health]
         line = self._draw_line(places, pick_colour(0))
         return self._frame(title, axis.draw(_LEFT, _WIDTH - _RIGHT, "ms") + line)

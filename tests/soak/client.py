@@ -1,4 +1,4 @@
-"""A client of a soak that speaks HTTP as one should: it reads answers to the end, or leaves when it likes."""
+"""The HTTP client of valid requests in the soak test: reads answers to the end, or disconnects on purpose."""
 
 import asyncio
 from random import Random
@@ -14,14 +14,14 @@ from vllm_cli.bench.load import open_session
 from vllm_cli.bench.request_format import request_headers
 
 _KEEPALIVE_S: Final = 2.0
-_PATIENCE_S: Final = (0.001, 0.5)
-"""How long clients that vanish stay, at least and at most."""
+_STAY_S: Final = (0.001, 0.5)
+"""Minimum and maximum time until a client of `disconnect` closes its connection."""
 
 
 class SoakClient:
-    """All clients of a server that behave; the connections that they keep are closed with it.
+    """All well-behaved clients of a server; closes their keep-alive connections at its end.
 
-    A kept connection is not used again after 2 s, well before servers close it: no request meets with its end.
+    A keep-alive connection is not reused after 2 s, well before servers close it: no request is lost that way.
     """
 
     def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float) -> None:
@@ -37,12 +37,12 @@ class SoakClient:
         await self._session.close()
 
     async def post(self, kind: str, path: str, body: dict[str, Any]) -> int | None:
-        """Ask, read the answer to its end, and enter how that went; the status, if there was one."""
+        """Sends a body, reads the answer and records its ending; returns the status, None without a response."""
         data = msgspec.json.encode({"model": self.destination.model} | body)
         return await self.send(kind, "POST", path, data=data)
 
     async def send(self, kind: str, method: str, path: str, **options: Any) -> int | None:
-        """The same, for any request of aiohttp's."""
+        """Sends any request of aiohttp, reads the answer and records its ending."""
         options.setdefault("headers", self.headers)
         status = None
         try:
@@ -51,16 +51,16 @@ class SoakClient:
                 content = await response.read()
                 is_stream = response.content_type == "text/event-stream"
         except (TimeoutError, aiohttp.ClientError) as error:
-            self.ledger.enter(kind, "lost", status=status, message=f"{type(error).__name__}: {error}")
+            self.ledger.record(kind, "lost", status=status, message=f"{type(error).__name__}: {error}")
         else:
             ending, message = judge_answer(status, content, is_stream=is_stream)
-            self.ledger.enter(kind, ending, status=status, message=message)
+            self.ledger.record(kind, ending, status=status, message=message)
         return status
 
-    async def vanish(self, kind: str, path: str, body: dict[str, Any], random: Random) -> None:
-        """Ask, and be gone before the answer is there, or in the midst of it."""
+    async def disconnect(self, kind: str, path: str, body: dict[str, Any], random: Random) -> None:
+        """Sends a body, and disconnects before or during the answer."""
         data = msgspec.json.encode({"model": self.destination.model} | body)
-        stay_s = random.uniform(*_PATIENCE_S)
+        stay_s = random.uniform(*_STAY_S)
         status = None
         try:
             async with (
@@ -73,6 +73,6 @@ class SoakClient:
         except TimeoutError:
             pass
         except aiohttp.ClientError as error:
-            self.ledger.enter(kind, "lost", status=status, message=f"{type(error).__name__}: {error}")
+            self.ledger.record(kind, "lost", status=status, message=f"{type(error).__name__}: {error}")
             return
-        self.ledger.enter(kind, "left", status=status)
+        self.ledger.record(kind, "left", status=status)

@@ -1,4 +1,4 @@
-"""Typed configuration of one run of the soak test; standard library only, built once by the command line."""
+"""Typed configuration of one run of the soak test."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,27 +11,27 @@ _MAX_WARM_UP_SHARE: Final = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class SoakConfig:
-    """What is put under load, how much, for how long, and what counts as flat."""
+    """The server, the load, its duration, and the allowed growth."""
 
     target: TargetSpec
     minutes: float = 30.0
-    """How long the load runs, warm-up included."""
+    """Duration of the load, warm-up included."""
     warm_up_share: float = 0.2
-    """The part of that time in which caches may fill; it is not judged."""
+    """The share of that time in which caches may fill; not judged."""
     concurrency: int = 12
-    """Clients at work at any time."""
+    """Active clients."""
     burst: int = 64
-    """Requests that come at once from time to time; 0 for none."""
+    """Requests sent at once in a burst; 0: no bursts."""
     burst_interval_s: float = 30.0
     prompt_tokens: int = 600
-    """About how long the longest prompts are."""
+    """Approximate length of the longest prompts."""
     max_tokens: int = 64
-    """How long the longest answers are."""
+    """Length of the longest answers."""
     sample_interval_s: float = 5.0
     max_growth: float = 0.01
-    """Growth of memory in ten minutes, as a share, that is still flat."""
+    """Allowed growth of memory in ten minutes, as a share."""
     settle_timeout_s: float = 60.0
-    """How long after the load files, threads and requests may take to be gone."""
+    """Time after the load in which files, threads and requests must be released."""
     api_key: str | None = None
     seed: int = 0
     ready_timeout_s: float = 600.0

@@ -1,4 +1,4 @@
-"""What a server tells at /metrics of the work that it has: requests that run and wait, and use of the KV cache."""
+"""Reads the running and waiting requests and the KV cache usage from a server's /metrics."""
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,7 +10,7 @@ _RUNNING, _WAITING, _USAGE = "vllm:num_requests_running", "vllm:num_requests_wai
 
 
 async def read_gauges(session: aiohttp.ClientSession, base_url: str, headers: dict[str, str]) -> Gauges:
-    """Ask once; what it does not tell is None."""
+    """Reads the metrics once; missing ones are None."""
     try:
         status, body = await get(session, base_url + "/metrics", headers)
     except NotReadyError:
@@ -19,7 +19,7 @@ async def read_gauges(session: aiohttp.ClientSession, base_url: str, headers: di
 
 
 def parse_gauges(text: str) -> Gauges:
-    """Take the three families out of Prometheus's text format; those of several engines are added up."""
+    """Parses the three metric families from Prometheus's text format; adds up several engines."""
     names = (_RUNNING, _WAITING, _USAGE)
     wanted = "\n".join(line for line in text.splitlines() if line.startswith(names)) + "\n"
     sums: dict[str, float] = {}

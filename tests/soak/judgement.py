@@ -1,4 +1,4 @@
-"""Tells from an answer how a request ended."""
+"""Determines from a response how a request ended."""
 
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +10,7 @@ _LONGEST_MESSAGE: Final = 300
 
 
 class Judgement(NamedTuple):
-    """How a request ended, and what the answer said if that was not to be."""
+    """How a request ended, and the message of an unexpected ending."""
 
     ending: Ending
     message: str = ""
@@ -28,7 +28,7 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 def judge_answer(status: int, content: bytes, *, is_stream: bool) -> Judgement:
-    """Judge a response whose body was read to its end."""
+    """Judges a response whose body was read to its end."""
     if status in SHED_STATUSES:
         return Judgement("shed")
     if status >= 500:
@@ -39,7 +39,7 @@ def judge_answer(status: int, content: bytes, *, is_stream: bool) -> Judgement:
 
 
 def judge_stream(content: bytes) -> Judgement:
-    """Judge the events of a stream: the last one must be `[DONE]`, and an error must not be among them."""
+    """Judges the events of a stream: the last one must be `[DONE]`, and none may be an error."""
     payloads = [line[5:].strip() for line in content.split(b"\n") if line.startswith(b"data:")]
     for payload in payloads:
         if b'"error"' in payload and (error := _find_error(payload)) is not None:

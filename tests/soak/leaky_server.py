@@ -1,5 +1,5 @@
-"""A small, real HTTP server of the OpenAI API that is strict with requests and as careless as it is told to be with
-everything else; run as a script by the tests of the soak test."""
+"""A small, real HTTP server with the OpenAI API that rejects invalid requests and has the faults that its flags demand;
+run as a script by the tests of the soak test."""
 
 import argparse
 import asyncio
@@ -14,7 +14,7 @@ MAX_TOKENS = 1000
 
 
 class LeakyServer:
-    """Keeps what it ought to give back."""
+    """Leaks memory, files and threads as its flags demand."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -33,8 +33,8 @@ class LeakyServer:
         return app
 
     async def health(self, request: web.Request) -> web.Response:
-        is_ill = self.options.ill_after and self.num_completions > self.options.ill_after
-        return web.Response(status=500 if is_ill else 200)
+        is_unhealthy = self.options.unhealthy_after and self.num_completions > self.options.unhealthy_after
+        return web.Response(status=500 if is_unhealthy else 200)
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "leaky"}]})
@@ -53,7 +53,7 @@ class LeakyServer:
         self.num_completions += 1
         self.leak()
         if self._is_turn(self.options.fails_every):
-            return web.json_response({"error": {"message": "out of luck"}}, status=500)
+            return web.json_response({"error": {"message": "deliberate error"}}, status=500)
         self.num_running += 1
         try:
             await asyncio.sleep(0.002)
@@ -76,13 +76,13 @@ class LeakyServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         await response.write(b"data: " + json.dumps({"choices": [{"text": "a"}]}).encode() + b"\n\n")
-        if self._is_turn(self.options.tells_every):
-            await response.write(b'data: {"error": {"message": "out of luck", "code": 500}}\n\n')
-        if self._is_turn(self.options.loses_every):
+        if self._is_turn(self.options.errors_every):
+            await response.write(b'data: {"error": {"message": "deliberate error", "code": 500}}\n\n')
+        if self._is_turn(self.options.aborts_every):
             assert request.transport is not None
             request.transport.abort()
             return response
-        if not self._is_turn(self.options.forgets_every):
+        if not self._is_turn(self.options.unfinished_every):
             await response.write(b"data: [DONE]\n\n")
         return response
 
@@ -95,9 +95,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--leaks-bytes", type=int, default=0, help="for each completion")
     parser.add_argument("--leaks-files", action="store_true")
-    for name in ("leaks-threads", "fails-every", "tells-every", "loses-every", "forgets-every"):
+    for name in ("leaks-threads", "fails-every", "errors-every", "aborts-every", "unfinished-every"):
         parser.add_argument(f"--{name}", type=int, help="every so many completions")
-    parser.add_argument("--ill-after", type=int)
+    parser.add_argument("--unhealthy-after", type=int)
     parser.add_argument("--exits-after", type=int)
     parser.add_argument("--keeps-running", action="store_true")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The upright axis of a chart for figures of one order of magnitude: lines at round numbers."""
+"""A vertical linear axis, with lines at round numbers."""
 
 from dataclasses import dataclass
 from math import floor
@@ -11,7 +11,7 @@ _NUM_STEPS = 5
 
 @dataclass(frozen=True)
 class LinearAxis:
-    """Maps figures between two bounds onto a stretch of pixels, the greater the higher."""
+    """Maps figures between two bounds to pixels."""
 
     least: float
     greatest: float
@@ -21,16 +21,16 @@ class LinearAxis:
 
     @classmethod
     def around(cls, least: float, greatest: float, *, top: float, bottom: float) -> "LinearAxis":
-        """An axis that holds both figures, between two round numbers."""
+        """An axis between two round numbers that contains both figures."""
         step = round_step((greatest - least or 1.0) / _NUM_STEPS)
         return cls(floor(least / step) * step, (floor(greatest / step) + 1) * step, step, top, bottom)
 
     def y(self, figure: float) -> float:
-        """Where a figure lies."""
+        """The pixel of a figure."""
         return self.bottom - (figure - self.least) / (self.greatest - self.least) * (self.bottom - self.top)
 
     def draw(self, left: float, right: float, unit: str) -> str:
-        """A line for each step, with its figure beside."""
+        """A labelled line for each step."""
         num_steps = round((self.greatest - self.least) / self.step)
         ticks = [self.least + number * self.step for number in range(num_steps + 1)]
         return "".join(

@@ -1,4 +1,4 @@
-"""What the processes of a server take of the machine: memory, open files, threads."""
+"""Measures memory, open files and threads of a server's processes, by role."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ _ROLES: Final = (
     ("multiprocessing.spawn", "spawned"),
     ("template_worker", "template renderer"),
 )
-"""Words of a command line, and what such a process is."""
+"""Words of a command line, and the role of such a process."""
 _CHILD_OF: Final = {"forkserver": "engine"}
-"""A child that was forked has its parent's command line."""
+"""A forked child has its parent's command line."""
 
 
 def sample_processes(root_pid: int) -> dict[str, GroupSample]:
-    """Everything below a process, by role; a role's processes are added up, so that one may replace another.
+    """The descendants of a process, by role; adds up the processes of a role, so that one may replace another.
 
-    What has ended meanwhile is left out; PSS and USS are None where this user may not read them.
+    Leaves out processes that exit meanwhile; PSS and USS are None without the permission to read them.
     """
     samples: dict[str, GroupSample] = {}
     for process, role in _walk(root_pid):
@@ -39,11 +39,11 @@ def _walk(root_pid: int) -> Iterator[tuple[psutil.Process, str]]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
-                roles[process.pid] = role = _tell_role(process, roles.get(process.ppid()))
+                roles[process.pid] = role = _find_role(process, roles.get(process.ppid()))
                 yield process, role
 
 
-def _tell_role(process: psutil.Process, parent_role: str | None) -> str:
+def _find_role(process: psutil.Process, parent_role: str | None) -> str:
     if parent_role is None:
         return "server"
     words = " ".join(process.cmdline())

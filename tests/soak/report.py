@@ -1,4 +1,4 @@
-"""The result of the soak test as text and tables for people."""
+"""The report of the soak test: the settings, tables, and the verdict."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,22 +13,22 @@ _ENDINGS: Final[tuple[str, ...]] = get_args(Ending)
 
 
 def write_soak_report(result: SoakResult, stream: TextIO) -> None:
-    """Write the whole report, in the form that suits the stream."""
+    """Writes the whole report, as a terminal or as a pipe needs it."""
     write_sections(describe_soak(result), build_soak_tables(result), describe_soak_verdict(result), stream)
 
 
 def describe_soak(result: SoakResult) -> Iterator[str]:
-    """What was done, to what, and on what."""
+    """The machine, the server, the load and /health."""
     settings = result.settings
     version = f" {result.version}" if result.version else ""
     yield f"{result.machine.description}, {result.created_at}"
     yield f"{result.target}{version}; model {result.model}; ready after {result.ready_after_s:.1f} s"
     yield (
         f"{settings.minutes:g} minutes of mixed load, the first {settings.warm_up_share:.0%} a warm-up; "
-        f"{settings.concurrency} clients at work, bursts of {settings.burst}"
+        f"{settings.concurrency} active clients, bursts of {settings.burst}"
     )
     if settings.left_out:
-        yield f"left out, for the server refuses it: {', '.join(settings.left_out)}"
+        yield f"left out, because the server rejects it: {', '.join(settings.left_out)}"
     statuses = ", ".join(f"{num} x {status}" for status, num in result.statuses.items())
     yield f"{sum(map(_total, result.endings.values()))} requests: {statuses}"
     health = result.health
@@ -40,14 +40,14 @@ def describe_soak(result: SoakResult) -> Iterator[str]:
 
 
 def build_soak_tables(result: SoakResult) -> list[FigureTable]:
-    """Memory under the load; what was held without load; how requests ended."""
+    """Memory under load; resources without load; endings of requests."""
     return [_tabulate_growths(result), _tabulate_rests(result), _tabulate_endings(result)]
 
 
 def describe_soak_verdict(result: SoakResult) -> Iterator[str]:
-    """What a reader wants to know first."""
+    """The verdict, with a line for each problem."""
     if result.settled_after_s is not None:
-        yield f"Everything was given back {result.settled_after_s:.1f} s after the end of the load."
+        yield f"Everything was released {result.settled_after_s:.1f} s after the end of the load."
     for problem in result.problems:
         yield f"Not fine: {problem}"
     yield from (f"  {message}" for message in result.messages)

@@ -1,4 +1,4 @@
-"""The result of the soak test as it goes to `--json`."""
+"""The result of the soak test, as it is written to `--json`."""
 
 from typing import Literal
 
@@ -8,11 +8,11 @@ from vllm_cli.bench.results import ResultPart, RunResult
 SOAK_SCHEMA_VERSION = 1
 
 Stage = Literal["warm-up", "rest", "load", "end"]
-"""`rest` is the pause between warm-up and what is judged, `end` the one after it."""
+"""`rest` is the pause between the warm-up and the judged load, `end` the pause after it."""
 
 
 class GroupSample(ResultPart, frozen=True, array_like=True):
-    """What the processes of one role took at one moment."""
+    """The resources of the processes of one role at one moment."""
 
     rss_bytes: int
     pss_bytes: int | None
@@ -22,7 +22,7 @@ class GroupSample(ResultPart, frozen=True, array_like=True):
     num_processes: int
 
     def plus(self, other: "GroupSample") -> "GroupSample":
-        """Both together."""
+        """The sum of both."""
         return GroupSample(
             self.rss_bytes + other.rss_bytes,
             _add(self.pss_bytes, other.pss_bytes),
@@ -34,7 +34,7 @@ class GroupSample(ResultPart, frozen=True, array_like=True):
 
 
 class SoakSample(ResultPart, frozen=True, kw_only=True):
-    """One look at the server."""
+    """One sample of the server."""
 
     at_s: float
     """Since the load began."""
@@ -42,7 +42,7 @@ class SoakSample(ResultPart, frozen=True, kw_only=True):
     groups: dict[str, GroupSample]
     """By role of the processes."""
     num_requests: int
-    """Ended so far."""
+    """Requests that have ended so far."""
 
     @property
     def tree(self) -> GroupSample:
@@ -54,7 +54,7 @@ class SoakSample(ResultPart, frozen=True, kw_only=True):
 
 
 class HealthFigures(ResultPart, frozen=True, kw_only=True):
-    """What the probes of /health saw: figures are of the load that is judged, errors of all the time."""
+    """Probes of /health: latencies during the judged load, errors during the whole run."""
 
     num_probes: int
     num_errors: int
@@ -62,30 +62,30 @@ class HealthFigures(ResultPart, frozen=True, kw_only=True):
     p99_ms: float | None
     max_ms: float | None
     over_time: list[HealthPoint]
-    """From the begin of the load to the end of it, the warm-up and the pause included."""
+    """From the begin of the load to its end, including warm-up and pause."""
 
 
 class Growth(ResultPart, frozen=True, kw_only=True):
-    """How one role's memory, or that of all processes, developed under the load that is judged."""
+    """Growth of one role's memory, or of all processes', under the judged load."""
 
     who: str
     measure: Literal["rss", "pss"]
     level_bytes: float
-    """Where the line begins."""
+    """Value at the begin of the fitted line."""
     per_ten_minutes: float
-    """Its slope, as a share of that."""
+    """Slope of the line, as a share of that value."""
     growth_bytes: float
-    """From its begin to its end."""
+    """From the begin to the end of the line."""
     is_flat: bool
 
     @property
     def is_judged(self) -> bool:
-        """PSS is told but not judged: other servers on the machine that map the same weights share it."""
+        """PSS is reported but not judged: other servers that map the same weights change it."""
         return self.measure == "rss"
 
 
 class RestCount(ResultPart, frozen=True, kw_only=True):
-    """Files, threads and processes of one role without load: after the warm-up, and in the end."""
+    """Files, threads and processes of one role without load: after the warm-up, and at the end."""
 
     who: str
     num_fds: tuple[int, int]
@@ -96,7 +96,7 @@ class RestCount(ResultPart, frozen=True, kw_only=True):
 
 
 class Gauges(ResultPart, frozen=True, kw_only=True):
-    """What the server's /metrics say in the end; null where they do not tell."""
+    """The server's /metrics at the end; null if missing."""
 
     num_running: float | None
     num_waiting: float | None
@@ -104,7 +104,7 @@ class Gauges(ResultPart, frozen=True, kw_only=True):
 
 
 class SoakSettings(ResultPart, frozen=True, kw_only=True):
-    """What was asked of the server."""
+    """The settings of the run."""
 
     minutes: float
     warm_up_share: float
@@ -116,11 +116,11 @@ class SoakSettings(ResultPart, frozen=True, kw_only=True):
     max_growth: float
     seed: int
     left_out: list[str]
-    """Kinds of requests that the server refused at the first time."""
+    """Kinds of requests that the server rejected at the start."""
 
 
 class SoakResult(RunResult, frozen=True, kw_only=True):
-    """Everything that one run of the soak test found."""
+    """The result of one run of the soak test."""
 
     schema: str = "vllm-cli/bench-soak"
     target: str
@@ -129,19 +129,19 @@ class SoakResult(RunResult, frozen=True, kw_only=True):
     ready_after_s: float
     settings: SoakSettings
     growths: list[Growth]
-    """All processes first."""
+    """All processes together first."""
     rests: list[RestCount]
     gauges: Gauges
     settled_after_s: float | None
-    """After the end of the load; null if files, threads or requests were not gone in time."""
+    """Time after the load until everything was released; null if that took too long."""
     health: HealthFigures
     endings: dict[str, dict[str, int]]
-    """Requests by kind and how they ended."""
+    """Number of requests by kind and ending."""
     statuses: dict[str, int]
     problems: list[str]
-    """Why the verdict is what it is; none is fine."""
+    """Reasons to fail; empty if passed."""
     messages: list[str]
-    """What the first few requests that failed or were lost said."""
+    """Messages of the first few failed or lost requests."""
     samples: list[SoakSample]
 
     @property

@@ -1,4 +1,4 @@
-"""Runs a whole soak: server up, warm-up, a pause, the load that is judged, another pause; and everything down again."""
+"""Runs a soak: starts the server, warm-up, pause, judged load, pause, stops the server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,18 +29,18 @@ from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.results import format_now
 from vllm_cli.bench.target import CommandTarget
 
-_LOOK_S: Final = 0.5
-_NUM_CALM_LOOKS: Final = 3
-"""So many looks that are alike make a rest."""
+_POLL_S: Final = 0.5
+_NUM_EQUAL_SAMPLES: Final = 3
+"""Equal samples in a row that end a pause."""
 _NUM_REPORTS: Final = 30
 
 
 def run_soak(config: SoakConfig, progress: Progress) -> SoakResult:
-    """Soak one server; on the main thread, which gets signal handlers.
+    """Soaks one server; sets signal handlers, so it must run on the main thread.
 
     Raises:
         TargetStartError: the server was not ready in time.
-        TargetDiedError: it ended under the load.
+        TargetDiedError: it exited under the load.
     """
     return run_interruptibly(_Soak(config, progress).run())
 
@@ -52,7 +52,7 @@ class _Pause:
     sample: SoakSample
     gauges: Gauges
     settled_after_s: float | None
-    """None if not everything was given back in time."""
+    """None if not everything was released in time."""
 
 
 class _Soak:
@@ -72,9 +72,9 @@ class _Soak:
         with closing(self._target):
             server = await self._start()
             traffic = SoakTraffic(self._config, server.destination, self._ledger)
-            left_out = await traffic.leave_out_unknown()
+            left_out = await traffic.leave_out_rejected()
             if left_out:
-                self._progress.report(f"the server refuses, so it is left out: {', '.join(left_out)}")
+                self._progress.report(f"left out, because the server rejects it: {', '.join(left_out)}")
             with HealthProbe(server.destination.base_url, self._config.api_key) as probe:
                 probe.start()
                 self._begin_s = perf_counter()
@@ -97,14 +97,14 @@ class _Soak:
     async def _start(self) -> HealthyServer:
         config = self._config
         self._progress.report(f"waiting for {redact(config.target.command or '')}")
-        patience = LivenessConfig(
+        liveness_config = LivenessConfig(
             targets=(config.target,),
             api_key=config.api_key,
             ready_timeout_s=config.ready_timeout_s,
             request_timeout_s=config.request_timeout_s,
         )
         self._target.start()
-        server = await wait_until_healthy(self._target, patience)
+        server = await wait_until_healthy(self._target, liveness_config)
         self._progress.report(f"ready after {server.ready_after_s:.1f} s")
         return server
 
@@ -118,24 +118,24 @@ class _Soak:
         await traffic.run(duration_s)
 
     async def _pause(self, before: SoakSample | None) -> _Pause:
-        """Wait until nothing changes any more, and nothing of the load is left."""
+        """Waits until samples are equal and nothing of the load is left, or until the time-out."""
         begin_s = perf_counter()
-        looks: list[SoakSample] = []
+        samples: list[SoakSample] = []
         while True:
             self._target.poll()
             self._target.ensure_alive()
-            looks = [*looks, await self._look()][-_NUM_CALM_LOOKS:]
+            samples = [*samples, await self._take_sample()][-_NUM_EQUAL_SAMPLES:]
             gauges = await self._read_gauges()
-            is_calm = len(looks) == _NUM_CALM_LOOKS and len({_countables(look) for look in looks}) == 1
-            is_settled = is_calm and has_settled(count_rests(before or looks[-1], looks[-1]), gauges)
+            is_stable = len(samples) == _NUM_EQUAL_SAMPLES and len({_countables(sample) for sample in samples}) == 1
+            is_settled = is_stable and has_settled(count_rests(before or samples[-1], samples[-1]), gauges)
             waited_s = perf_counter() - begin_s
             if is_settled or waited_s > self._config.settle_timeout_s:
-                return _Pause(looks[-1], gauges, waited_s if is_settled else None)
-            await asyncio.sleep(_LOOK_S)
+                return _Pause(samples[-1], gauges, waited_s if is_settled else None)
+            await asyncio.sleep(_POLL_S)
 
     @asynccontextmanager
     async def _sampling(self) -> AsyncIterator[None]:
-        """Looks at the server again and again, and ends the run if it has ended."""
+        """Takes samples periodically; ends the run if the server has exited."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 task = tasks.create_task(self._sample())
@@ -152,14 +152,14 @@ class _Soak:
         num_reports = 0
         while True:
             self._target.ensure_alive()
-            sample = await self._look()
+            sample = await self._take_sample()
             if sample.at_s >= num_reports * report_s and num_reports < _NUM_REPORTS:
                 num_reports += 1
                 self._progress.step(self._describe(sample))
             due_s = max(due_s + self._config.sample_interval_s, self._now_s)
             await asyncio.sleep(due_s - self._now_s)
 
-    async def _look(self) -> SoakSample:
+    async def _take_sample(self) -> SoakSample:
         groups = await asyncio.to_thread(sample_processes, self._target.root_pid)
         sample = SoakSample(
             at_s=round(self._now_s, 3), stage=self._stage, groups=groups, num_requests=self._ledger.num_requests

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.thorough
 ROOT = Path(__file__).parents[2]
 LEAKY_SERVER = Path(__file__).parent / "leaky_server.py"
 QUICK = ("--minutes", 0.05, "--warm-up", "50%", "--sample-interval", 0.2, "--burst-interval", 0.4, "--concurrency", 4)
-PATIENT = ("--max-growth", "90%")
-"""An interpreter that has just begun is not flat."""
+TOLERANT = ("--max-growth", "90%")
+"""The memory of a new interpreter is not flat."""
 
 
 def soak(*words: object, server: tuple[object, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -33,9 +33,9 @@ def read(output: str) -> SoakResult:
     return msgspec.json.decode(output, type=SoakResult)
 
 
-def test_a_careful_server_is_fine_and_the_page_shows_it(tmp_path):
+def test_a_server_without_leaks_passes_and_the_page_shows_it(tmp_path):
     html = tmp_path / "soak.html"
-    done = soak(*QUICK, *PATIENT, "--json", "-", "--html", html)
+    done = soak(*QUICK, *TOLERANT, "--json", "-", "--html", html)
     assert done.returncode == 0, done.stderr
     assert "Fine: memory grew by less than" in done.stderr
     result = read(done.stdout)
@@ -60,47 +60,48 @@ def test_a_careful_server_is_fine_and_the_page_shows_it(tmp_path):
     assert "http://www" not in page
 
 
-def test_whatever_leaks_is_found(tmp_path):
+def test_leaks_are_found(tmp_path):
     leaks = ("--leaks-bytes", 1 << 18, "--leaks-files", "--leaks-threads", 5, "--keeps-running")
     done = soak(*QUICK, "--settle-timeout", 2, "--json", tmp_path / "soak.json", server=leaks)
     assert done.returncode == 1, done.stderr
     problems = "\n".join(read((tmp_path / "soak.json").read_text()).problems)
-    for told in ("server: RSS grew by", "all processes: RSS grew by", "open files in the end", "threads in the end"):
-        assert told in problems, problems
+    grown = ("server: RSS grew by", "all processes: RSS grew by")
+    for expected in (*grown, "open files in the end", "threads in the end"):
+        assert expected in problems, problems
     assert "requests run in the end" in problems
     assert "Not fine: server: RSS grew by" in done.stdout
     assert "Fine:" not in done.stdout
 
 
 @pytest.mark.slow
-def test_requests_that_fail_or_get_lost_are_found():
-    faults = ("--fails-every", 7, "--loses-every", 5, "--tells-every", 11, "--ill-after", 100)
-    done = soak(*QUICK, *PATIENT, "--json", "-", server=faults)
+def test_failed_and_lost_requests_are_found():
+    faults = ("--fails-every", 7, "--aborts-every", 5, "--errors-every", 11, "--unhealthy-after", 100)
+    done = soak(*QUICK, *TOLERANT, "--json", "-", server=faults)
     assert done.returncode == 1, done.stderr
     result = read(done.stdout)
-    for told in ("ended with another error", "were lost", "/health were not answered"):
-        assert any(told in problem for problem in result.problems), result.problems
+    for expected in ("ended with another error", "were lost", "/health were not answered"):
+        assert any(expected in problem for problem in result.problems), result.problems
     assert result.statuses["500"] > 0
-    assert any("HTTP 500" in message and "out of luck" in message for message in result.messages)
+    assert any("HTTP 500" in message and "deliberate error" in message for message in result.messages)
     assert any("in a stream" in message for message in result.messages)
 
 
 @pytest.mark.slow
-def test_a_stream_that_just_ends_is_lost():
-    done = soak(*QUICK, *PATIENT, server=("--forgets-every", 5))
+def test_a_stream_that_ends_without_done_is_lost():
+    done = soak(*QUICK, *TOLERANT, server=("--unfinished-every", 5))
     assert done.returncode == 1, done.stderr
     assert "requests were lost" in done.stdout
     assert "the stream ended after" in done.stdout
 
 
-def test_a_server_that_ends_under_the_load_ends_the_run():
+def test_a_server_that_exits_under_load_ends_the_run():
     done = soak(*QUICK, server=("--exits-after", 40))
     assert done.returncode == 1
     assert "The server ended with exit status 9" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_server_that_does_not_start_ends_the_run_with_3():
+def test_a_server_that_does_not_start_exits_with_3():
     done = soak("--minutes", 1, server=("--no-such-flag",))
     assert done.returncode == 3
     assert "unrecognized arguments" in done.stderr
@@ -117,7 +118,7 @@ def test_a_server_that_does_not_start_ends_the_run_with_3():
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
-def test_what_makes_no_sense_is_a_usage_error(words, message):
+def test_invalid_options_are_a_usage_error(words, message):
     done = soak(*words)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr

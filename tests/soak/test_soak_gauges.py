@@ -16,6 +16,6 @@ def test_gauges_of_all_engines_are_added_up():
     assert parse_gauges(TEXT) == Gauges(num_running=3, num_waiting=0, kv_cache_usage=0.25)
 
 
-def test_what_is_not_told_is_not_known():
+def test_missing_gauges_are_none():
     assert parse_gauges("") == Gauges(num_running=None, num_waiting=None, kv_cache_usage=None)
     assert parse_gauges("other_metric 1\n").num_running is None

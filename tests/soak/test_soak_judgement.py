@@ -48,6 +48,6 @@ def test_a_stream_is_judged_by_its_events(content, ending):
     assert judge_answer(200, content, is_stream=True).ending == ending
 
 
-def test_what_was_not_to_be_is_quoted():
+def test_the_message_quotes_the_response():
     assert "no luck" in judge_answer(500, b'{"error": "no luck"}', is_stream=False).message
     assert '"text": "a"' in judge_answer(200, CHUNK, is_stream=True).message

@@ -6,14 +6,14 @@ from tests.soak.verdict import WHOLE_TREE, count_rests, find_problems, has_settl
 
 MIB = 1 << 20
 IDLE = Gauges(num_running=0, num_waiting=0, kv_cache_usage=0)
-UNTOLD = Gauges(num_running=None, num_waiting=None, kv_cache_usage=None)
+UNKNOWN = Gauges(num_running=None, num_waiting=None, kv_cache_usage=None)
 
 
 def group(mib: float, *, fds: int = 10, threads: int = 2, processes: int = 1) -> GroupSample:
     return GroupSample(int(mib * MIB), int(mib * MIB), None, fds, threads, processes)
 
 
-def look(at_s: float, **groups: GroupSample) -> SoakSample:
+def sample(at_s: float, **groups: GroupSample) -> SoakSample:
     return SoakSample(at_s=at_s, stage="load", groups=groups, num_requests=0)
 
 
@@ -24,7 +24,7 @@ def health(*, num_errors: int = 0) -> HealthFigures:
 def ledger(*endings: str) -> Ledger:
     book = Ledger()
     for ending in ("answered", *endings):
-        book.enter("chat", ending)
+        book.record("chat", ending)
     return book
 
 
@@ -33,13 +33,13 @@ def problems(**changed: object) -> list[str]:
     return find_problems(**(fine | changed))
 
 
-def test_nothing_wrong_is_no_problem():
+def test_a_good_run_has_no_problem():
     assert problems() == []
-    assert problems(gauges=UNTOLD, ledger=ledger("shed", "refused", "left")) == []
+    assert problems(gauges=UNKNOWN, ledger=ledger("shed", "refused", "left")) == []
 
 
-def test_each_role_and_all_together_are_judged_for_themselves():
-    samples = [look(at_s, server=group(200), engine=group(1000 + at_s / 60 * 2)) for at_s in range(0, 1200, 10)]
+def test_each_role_and_all_processes_are_judged_separately():
+    samples = [sample(at_s, server=group(200), engine=group(1000 + at_s / 60 * 2)) for at_s in range(0, 1200, 10)]
     growths = {(growth.who, growth.measure): growth for growth in measure_growths(samples, 0.01)}
     assert {key for key, growth in growths.items() if not growth.is_flat} == {
         ("engine", "rss"),
@@ -47,39 +47,39 @@ def test_each_role_and_all_together_are_judged_for_themselves():
         (WHOLE_TREE, "pss"),
     }
     assert growths["engine", "rss"].per_ten_minutes == pytest.approx(0.02, rel=1e-3)
-    told = problems(growths=list(growths.values()))
-    assert [line.partition(" grew")[0] for line in told] == ["all processes: RSS", "engine: RSS"]
-    assert told[0].startswith("all processes: RSS grew by 39.7 MiB, +1.67%")
+    found = problems(growths=list(growths.values()))
+    assert [line.partition(" grew")[0] for line in found] == ["all processes: RSS", "engine: RSS"]
+    assert found[0].startswith("all processes: RSS grew by 39.7 MiB, +1.67%")
 
 
 def test_growth_below_the_bound_is_flat():
-    samples = [look(at_s, engine=group(1000 + at_s / 60 * 0.9)) for at_s in range(0, 1200, 10)]
+    samples = [sample(at_s, engine=group(1000 + at_s / 60 * 0.9)) for at_s in range(0, 1200, 10)]
     assert all(growth.is_flat for growth in measure_growths(samples, 0.01))
 
 
-def test_some_pages_more_of_a_small_process_are_no_growth():
-    samples = [look(at_s, small=group(10 + at_s / 1200 * 0.9)) for at_s in range(0, 1200, 10)]
+def test_less_than_a_mib_is_not_growth():
+    samples = [sample(at_s, small=group(10 + at_s / 1200 * 0.9)) for at_s in range(0, 1200, 10)]
     (growth,) = [growth for growth in measure_growths(samples, 0.01) if growth.who == "small"]
     assert growth.per_ten_minutes > 0.01
     assert growth.is_flat
 
 
-def test_what_a_short_run_does_not_show_is_not_made_up():
-    """Eight of a thousand MiB in a minute: under one percent, though ten minutes of that would be eight."""
-    samples = [look(at_s, engine=group(1000 + at_s / 60 * 8)) for at_s in range(60)]
+def test_a_short_run_is_not_extrapolated():
+    """8 of 1000 MiB in a minute: less than 1 %, although ten minutes of it would be 8 %."""
+    samples = [sample(at_s, engine=group(1000 + at_s / 60 * 8)) for at_s in range(60)]
     assert all(growth.is_flat for growth in measure_growths(samples, 0.01))
 
 
-def test_a_role_that_comes_and_goes_is_judged_where_it_was():
+def test_a_role_is_judged_on_the_samples_that_have_it():
     samples = [
-        look(at_s, server=group(50), **({"helper": group(20)} if at_s % 20 else {})) for at_s in range(0, 600, 10)
+        sample(at_s, server=group(50), **({"helper": group(20)} if at_s % 20 else {})) for at_s in range(0, 600, 10)
     ]
     (growth,) = [growth for growth in measure_growths(samples, 0.01) if growth.who == "helper"]
     assert growth.level_bytes == pytest.approx(20 * MIB)
 
 
 @pytest.mark.parametrize(
-    ("after", "told"),
+    ("after", "expected"),
     [
         (group(10, fds=11), "server: 11 open files in the end, 10 after the warm-up"),
         (group(10, threads=3), "server: 3 threads in the end, 2 after the warm-up"),
@@ -87,25 +87,25 @@ def test_a_role_that_comes_and_goes_is_judged_where_it_was():
     ],
     ids=["files", "threads", "processes"],
 )
-def test_what_did_not_come_back_is_told(after, told):
-    rests = count_rests(look(0, server=group(10)), look(9, server=after))
-    assert problems(rests=rests) == [told]
+def test_leftovers_are_reported(after, expected):
+    rests = count_rests(sample(0, server=group(10)), sample(9, server=after))
+    assert problems(rests=rests) == [expected]
     assert not has_settled(rests, IDLE)
 
 
-def test_less_than_after_the_warm_up_is_fine():
-    rests = count_rests(look(0, server=group(10), helper=group(5)), look(9, server=group(8, fds=3, threads=1)))
+def test_fewer_resources_than_after_the_warm_up_pass():
+    rests = count_rests(sample(0, server=group(10), helper=group(5)), sample(9, server=group(8, fds=3, threads=1)))
     assert problems(rests=rests) == []
     assert has_settled(rests, IDLE)
 
 
-def test_a_role_that_is_new_in_the_end_is_told():
-    rests = count_rests(look(0, server=group(10)), look(9, server=group(10), helper=group(5)))
+def test_a_new_role_at_the_end_is_reported():
+    rests = count_rests(sample(0, server=group(10)), sample(9, server=group(10), helper=group(5)))
     assert "helper: 1 processes in the end, 0 after the warm-up" in problems(rests=rests)
 
 
 @pytest.mark.parametrize("name", ["num_running", "num_waiting", "kv_cache_usage"])
-def test_work_that_is_left_is_told(name):
+def test_unfinished_work_is_reported(name):
     values = {"num_running": 0.0, "num_waiting": 0.0, "kv_cache_usage": 0.0} | {name: 0.5}
     gauges = Gauges(**values)
     assert len(problems(gauges=gauges)) == 1
@@ -113,7 +113,7 @@ def test_work_that_is_left_is_told(name):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"ledger": ledger("failed")}, "1 requests ended with another error"),
         ({"ledger": ledger("lost", "lost")}, "2 requests were lost"),
@@ -122,6 +122,6 @@ def test_work_that_is_left_is_told(name):
     ],
     ids=["failed", "lost", "none", "health"],
 )
-def test_faults_are_told(changed, told):
+def test_failures_are_reported(changed, expected):
     (problem,) = problems(**changed)
-    assert told in problem
+    assert expected in problem

@@ -1,4 +1,4 @@
-"""The mixed load of a soak: who does what, how often, and bursts of more than a server takes in."""
+"""The mixed load of a soak: kinds of requests with their weights, and bursts that exceed the server's queue."""
 
 import asyncio
 import gzip
@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tests.soak.bodies import BAD, GOOD, Measure, Writer
+from tests.soak.bodies import BAD, GOOD, Sizes, Writer
 from tests.soak.client import SoakClient
 from tests.soak.config import SoakConfig
 from tests.soak.ledger import Ledger
@@ -18,13 +18,13 @@ from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.prompts import build_prompt
 
 _PAGES: Final = ("/v1/models", "/version", "/", "/load", "/openapi.json", "/no-such-page", "/v1/models/no-such-model")
-_LURKER_SHARE: Final = 0.5
-"""Clients that only keep connections, for each of those at work."""
+_HOLDER_SHARE: Final = 0.5
+"""Clients that only hold connections, per active client."""
 _MAX_TAIL_S: Final = 60.0
-"""What clients are at when the time is over may take so long; then they leave."""
-_MAX_LURK_S: Final = 25.0
-"""A little more than servers let an unfinished request be."""
-_MAX_LURK_SHARE: Final = 0.2
+"""Time for unfinished requests after the end of the load; then the clients disconnect."""
+_MAX_HOLD_S: Final = 25.0
+"""A little longer than the time-out of servers for an unfinished request."""
+_MAX_HOLD_SHARE: Final = 0.2
 _WEIGHTS: Final = {
     "completion": 20,
     "chat": 15,
@@ -42,11 +42,11 @@ _WEIGHTS: Final = {
     "bad body": 8,
     "bad template": 1,
 }
-"""How often which body is sent, against the others and `_OTHER_WEIGHTS`."""
+"""Relative frequency of each kind of body."""
 
 
-class Deed(NamedTuple):
-    """One thing that clients do again and again."""
+class Action(NamedTuple):
+    """One action that clients repeat at random, by weight."""
 
     kind: str
     weight: float
@@ -54,37 +54,38 @@ class Deed(NamedTuple):
 
 
 class SoakTraffic:
-    """Puts one server under load for as long as it is told, several times if wished."""
+    """Puts one server under load for a given time; `run` may be called several times."""
 
     def __init__(self, config: SoakConfig, destination: Destination, ledger: Ledger) -> None:
         self._config = config
         self._destination = destination
         self._ledger = ledger
-        self._measure = Measure(prompt_tokens=config.prompt_tokens, max_tokens=config.max_tokens)
+        self._sizes = Sizes(prompt_tokens=config.prompt_tokens, max_tokens=config.max_tokens)
         self._good = dict(GOOD)
         self._random = Random(config.seed)
 
-    async def leave_out_unknown(self) -> list[str]:
-        """Ask once for each kind of thing; kinds that the server refuses are not part of the load. Their names."""
-        refused = []
+    async def leave_out_rejected(self) -> list[str]:
+        """Sends each kind once; leaves out the kinds that the server rejects, and returns their names."""
+        rejected = []
         async with self._open_client(Ledger()) as client:
             for kind, writer in GOOD.items():
-                status = await client.post(kind, writer.path, writer.write(Random(kind), self._measure))
+                status = await client.post(kind, writer.path, writer.write(Random(kind), self._sizes))
                 if status is not None and 400 <= status < 500:
-                    refused.append(kind)
+                    rejected.append(kind)
                     del self._good[kind]
-        return refused
+        return rejected
 
     async def run(self, duration_s: float) -> None:
-        """Load the server; all connections are closed when this returns."""
+        """Puts the server under load; all connections are closed on return."""
         end_s = perf_counter() + duration_s
-        lurk_s = min(_MAX_LURK_S, duration_s * _MAX_LURK_SHARE)
-        wire = WireClient(self._destination, self._ledger, timeout_s=self._config.request_timeout_s, max_lurk_s=lurk_s)
-        num_lurkers = int(self._config.concurrency * _LURKER_SHARE)
+        hold_s = min(_MAX_HOLD_S, duration_s * _MAX_HOLD_SHARE)
+        wire = WireClient(self._destination, self._ledger, timeout_s=self._config.request_timeout_s, max_hold_s=hold_s)
+        num_holders = int(self._config.concurrency * _HOLDER_SHARE)
         async with self._open_client(self._ledger) as client, asyncio.TaskGroup() as clients:
-            workers = (self._work(self._deeds_of_workers(client, wire), end_s) for _ in range(self._config.concurrency))
-            lurkers = (self._work(_deeds_of_lurkers(wire), end_s) for _ in range(num_lurkers))
-            tasks = [clients.create_task(work) for work in (*workers, *lurkers, self._burst(client, end_s))]
+            actions = self._actions_of_workers(client, wire)
+            workers = (self._work(actions, end_s) for _ in range(self._config.concurrency))
+            holders = (self._work(_actions_of_holders(wire), end_s) for _ in range(num_holders))
+            tasks = [clients.create_task(work) for work in (*workers, *holders, self._burst(client, end_s))]
             await asyncio.wait(tasks, timeout=duration_s + _MAX_TAIL_S)
             for task in tasks:
                 task.cancel()
@@ -92,13 +93,13 @@ class SoakTraffic:
     def _open_client(self, ledger: Ledger) -> SoakClient:
         return SoakClient(self._destination, ledger, timeout_s=self._config.request_timeout_s)
 
-    def _deeds_of_workers(self, client: SoakClient, wire: WireClient) -> list[Deed]:
+    def _actions_of_workers(self, client: SoakClient, wire: WireClient) -> list[Action]:
         def write_and_post(kind: str, writer: Writer) -> Callable[[Random], Awaitable[object]]:
-            return lambda random: client.post(kind, writer.path, writer.write(random, self._measure))
+            return lambda random: client.post(kind, writer.path, writer.write(random, self._sizes))
 
-        def vanish(random: Random) -> Awaitable[object]:
+        def disconnect(random: Random) -> Awaitable[object]:
             writer = GOOD[random.choice(("completion", "chat"))]
-            return client.vanish("vanishing", writer.path, writer.write(random, self._measure), random)
+            return client.disconnect("vanishing", writer.path, writer.write(random, self._sizes), random)
 
         def compress(random: Random) -> Awaitable[object]:
             data = gzip.compress(msgspec.json.encode({"prompt": build_prompt(64, seed=str(random.random()))}))
@@ -111,33 +112,33 @@ class SoakTraffic:
 
         return [
             *(
-                Deed(kind, _WEIGHTS[kind], write_and_post(kind, writer))
+                Action(kind, _WEIGHTS[kind], write_and_post(kind, writer))
                 for kind, writer in (self._good | dict(BAD)).items()
             ),
-            Deed("vanishing", 6, vanish),
-            Deed("scrape", 3, lambda _: client.send("scrape", "GET", "/metrics")),
-            Deed("page", 4, lambda random: client.send("page", "GET", random.choice(_PAGES))),
-            Deed("bad JSON", 3, break_json),
-            Deed("compressed", 1, compress),
-            Deed("malformed", 3, wire.talk_nonsense),
-            Deed("pipelined", 3, wire.pipeline),
-            Deed("oversized", 1, wire.announce_too_much),
-            Deed("oversized", 0.2, wire.send_too_much),
+            Action("vanishing", 6, disconnect),
+            Action("scrape", 3, lambda _: client.send("scrape", "GET", "/metrics")),
+            Action("page", 4, lambda random: client.send("page", "GET", random.choice(_PAGES))),
+            Action("bad JSON", 3, break_json),
+            Action("compressed", 1, compress),
+            Action("malformed", 3, wire.send_malformed),
+            Action("pipelined", 3, wire.pipeline),
+            Action("oversized", 1, wire.announce_oversized),
+            Action("oversized", 0.2, wire.send_oversized),
         ]
 
-    async def _work(self, deeds: Sequence[Deed], end_s: float) -> None:
+    async def _work(self, actions: Sequence[Action], end_s: float) -> None:
         random = Random(self._random.random())
-        weights = [deed.weight for deed in deeds]
+        weights = [action.weight for action in actions]
         for _ in _until(end_s):
-            (deed,) = random.choices(deeds, weights)
+            (action,) = random.choices(actions, weights)
             try:
-                await deed.act(random)
+                await action.act(random)
             except asyncio.CancelledError:
-                self._ledger.enter(deed.kind, "left")
+                self._ledger.record(action.kind, "left")
                 raise
 
     async def _burst(self, client: SoakClient, end_s: float) -> None:
-        """Many short requests at once, from time to time."""
+        """Sends many short requests at once, periodically."""
         while self._config.burst and perf_counter() + self._config.burst_interval_s < end_s:
             await asyncio.sleep(self._config.burst_interval_s)
             body = {"prompt": build_prompt(16, seed=str(self._random.random())), "max_tokens": 2}
@@ -145,12 +146,12 @@ class SoakTraffic:
             await asyncio.gather(*requests)
 
 
-def _deeds_of_lurkers(wire: WireClient) -> list[Deed]:
+def _actions_of_holders(wire: WireClient) -> list[Action]:
     return [
-        Deed("idle", 3, wire.say_nothing),
-        Deed("half a request", 2, wire.break_off),
-        Deed("slow reader", 5, wire.read_slowly),
-        Deed("stalled reader", 2, wire.read_nothing),
+        Action("idle", 3, wire.hold_idle),
+        Action("half a request", 2, wire.send_half),
+        Action("slow reader", 5, wire.read_slowly),
+        Action("stalled reader", 2, wire.read_nothing),
     ]
 
 

@@ -1,4 +1,4 @@
-"""How fast a figure grows, told by a line that outliers do not bend."""
+"""Fits a line to samples of a figure, robust against outliers."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -6,38 +6,38 @@ from statistics import median
 from typing import Final, NamedTuple
 
 _MAX_POINTS: Final = 400
-"""More are thinned out: the number of pairs is half its square."""
+"""More points are thinned out, because the number of pairs grows with their square."""
 _TEN_MINUTES_S: Final = 600.0
 
 
 class Point(NamedTuple):
-    """One look at a figure."""
+    """One sample of a figure."""
 
     at_s: float
     value: float
 
 
 class Trend(NamedTuple):
-    """A line through points: Theil's and Sen's, whose slope is the median of those of all pairs of points."""
+    """A line through points by Theil and Sen: its slope is the median of the slopes of all pairs of points."""
 
     level: float
-    """Where the line begins."""
+    """Value at the begin of the line."""
     per_second: float
     duration_s: float
 
     @property
     def per_ten_minutes(self) -> float:
-        """Growth as a share of where the line begins."""
+        """Growth as a share of the value at the begin."""
         return self.per_second * _TEN_MINUTES_S / self.level if self.level else 0.0
 
     @property
     def growth(self) -> float:
-        """From the first point to the last, by the line."""
+        """Growth of the line from the first point to the last."""
         return self.per_second * self.duration_s
 
 
 def fit_trend(points: Sequence[Point]) -> Trend | None:
-    """The line; None of fewer than two points at different times."""
+    """The line; None without two points at different times."""
     few = points[:: len(points) // _MAX_POINTS + 1]
     slopes = [
         (later.value - earlier.value) / (later.at_s - earlier.at_s)

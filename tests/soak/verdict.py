@@ -1,4 +1,4 @@
-"""Judges a soak: what grew, what did not come back, what went wrong."""
+"""Judges a soak: growth, leftovers and failures."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
@@ -9,26 +9,26 @@ from tests.soak.trend import Point, fit_trend
 
 WHOLE_TREE: Final = "all processes"
 _NOISE_BYTES: Final = 1 << 20
-"""So little, from the begin of what is judged to its end, is not growth: some pages more or less of a process."""
+"""Less than this in the whole judged load is not growth, but a few pages more or less."""
 _TEN_MINUTES_S: Final = 600.0
 
 
 def measure_growths(samples: Sequence[SoakSample], max_growth: float) -> list[Growth]:
-    """Of all processes and of those of each role; samples are those of the load that is judged."""
+    """The growth of all processes and of each role; `samples` are those of the judged load."""
     rows = [(sample.at_s, {WHOLE_TREE: sample.tree} | sample.groups) for sample in samples]
     names = dict.fromkeys(who for _, groups in rows for who in groups)
     growths = []
     for who in names:
         seen = [(at_s, groups[who]) for at_s, groups in rows if who in groups]
         growths.append(_measure_growth(who, "rss", [Point(at_s, group.rss_bytes) for at_s, group in seen], max_growth))
-        if who == WHOLE_TREE:  # a role's share of a page depends on what the other roles do with it
+        if who == WHOLE_TREE:  # a role's share of a page depends on the other roles
             pss = [Point(at_s, group.pss_bytes) for at_s, group in seen if group.pss_bytes is not None]
             growths.append(_measure_growth(who, "pss", pss, max_growth))
     return [growth for growth in growths if growth is not None]
 
 
 def count_rests(before: SoakSample, after: SoakSample) -> list[RestCount]:
-    """What each role had after the warm-up and in the end."""
+    """The resources of each role after the warm-up and at the end."""
     nothing = GroupSample(0, 0, 0, 0, 0, 0)
     counts = []
     for who in dict.fromkeys([*before.groups, *after.groups]):
@@ -47,7 +47,7 @@ def count_rests(before: SoakSample, after: SoakSample) -> list[RestCount]:
 
 
 def has_settled(counts: Sequence[RestCount], gauges: Gauges) -> bool:
-    """Whether everything that the load took has been given back."""
+    """Whether everything that the load used has been released."""
     return not [*_find_leftovers(counts), *_find_unfinished(gauges)]
 
 
@@ -69,7 +69,7 @@ def _measure_growth(
     trend = fit_trend(points)
     if trend is None:
         return None
-    num_spans = max(1.0, trend.duration_s / _TEN_MINUTES_S)  # what a short run does not show is not made up
+    num_spans = max(1.0, trend.duration_s / _TEN_MINUTES_S)  # a short run is not extrapolated
     return Growth(
         who=who,
         measure=measure,

@@ -1,4 +1,4 @@
-"""Clients of a soak that speak HTTP as nobody should, byte by byte: too slowly, too much, wrongly, or not at all."""
+"""Misbehaving clients of a soak, on raw connections: slow, oversized, malformed, idle."""
 
 import asyncio
 import re
@@ -17,12 +17,12 @@ from vllm_cli.bench.liveness.payloads import Destination
 from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request_format import request_headers
 
-_MAX_HURRY_S: Final = 10.0
-"""How long a client waits for what a server says to nonsense, at most."""
+_MAX_ANSWER_S: Final = 10.0
+"""Maximum wait for the response to malformed bytes."""
 _NARROW_BYTES: Final = 4096
-_SIP_BYTES: Final = 1024
-_SIP_S: Final = 0.02
-_HUGE_BYTES: Final = 40 << 20
+_READ_BYTES: Final = 1024
+_READ_PAUSE_S: Final = 0.02
+_OVERSIZED_BYTES: Final = 40 << 20
 _CHUNK_BYTES: Final = 1 << 18
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3})")
 _MALFORMED: Final = (
@@ -44,47 +44,47 @@ _MALFORMED: Final = (
 
 
 class WireClient:
-    """Raw connections to one server; none outlives its call."""
+    """Raw connections to one server; each call closes its own."""
 
-    def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float, max_lurk_s: float) -> None:
+    def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float, max_hold_s: float) -> None:
         self._destination = destination
         self._ledger = ledger
         self._timeout_s = timeout_s
-        self._max_lurk_s = max_lurk_s
-        self._hurry_s = min(_MAX_HURRY_S, max_lurk_s)
-        place = urlsplit(destination.base_url)
-        self._host, self._port = place.hostname or "", place.port or 80
+        self._max_hold_s = max_hold_s
+        self._answer_s = min(_MAX_ANSWER_S, max_hold_s)
+        address = urlsplit(destination.base_url)
+        self._host, self._port = address.hostname or "", address.port or 80
 
-    async def talk_nonsense(self, random: Random) -> None:
-        """Bytes that are no request."""
-        await self._provoke("malformed", random.choice(_MALFORMED))
+    async def send_malformed(self, random: Random) -> None:
+        """Sends bytes that are not a request."""
+        await self._send_and_read("malformed", random.choice(_MALFORMED))
 
-    async def announce_too_much(self, _: Random) -> None:
-        """A body that is refused before any of it is sent."""
-        await self._provoke("oversized", self._head("/v1/completions", content_length=10**9))
+    async def announce_oversized(self, _: Random) -> None:
+        """Sends a Content-Length that is rejected before the body is sent."""
+        await self._send_and_read("oversized", self._head("/v1/completions", content_length=10**9))
 
-    async def send_too_much(self, _: Random) -> None:
-        """A body of unknown length that does not end."""
+    async def send_oversized(self, _: Random) -> None:
+        """Sends a body of unknown length that exceeds every limit."""
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
             writer.write(self._head("/v1/completions", transfer_encoding="chunked"))
             answer = asyncio.create_task(reader.read())
             try:
-                for _ in range(_HUGE_BYTES // _CHUNK_BYTES):
+                for _ in range(_OVERSIZED_BYTES // _CHUNK_BYTES):
                     writer.write(b"%x\r\n" % _CHUNK_BYTES + b" " * _CHUNK_BYTES + b"\r\n")
                     await writer.drain()
                     if answer.done():
                         break
-                return await asyncio.wait_for(answer, self._hurry_s)
-            except (ConnectionError, TimeoutError):  # it has closed, and what it said may be gone; or it says nothing
+                return await asyncio.wait_for(answer, self._answer_s)
+            except (ConnectionError, TimeoutError):  # closed, possibly with the response lost; or no response
                 return b""
             finally:
                 answer.cancel()
 
-        await self._converse("oversized", talk)
+        await self._exchange("oversized", talk)
 
     async def pipeline(self, random: Random) -> None:
-        """Several requests in one go; every one must be answered."""
+        """Sends several requests at once; each must be answered."""
         body = {"prompt": build_prompt(8, seed=str(random.random())), "max_tokens": 4}
         num_requests = random.randint(2, 6)
         requests = [self._request("/v1/completions", body) for _ in range(num_requests - 1)]
@@ -94,96 +94,96 @@ class WireClient:
             writer.write(b"".join(requests))
             return await asyncio.wait_for(reader.read(), self._timeout_s)
 
-        answer = await self._hear("pipelined", talk)
+        answer = await self._receive("pipelined", talk)
         if answer is None:
             return
         statuses = [int(status) for status in _STATUS.findall(answer)]
         for status in statuses:
-            self._enter("pipelined", status, b"")
+            self._record("pipelined", status, b"")
         for _ in range(num_requests - len(statuses)):
-            self._ledger.enter("pipelined", "lost", message=f"{num_requests} asked, answers: {statuses}")
+            self._ledger.record("pipelined", "lost", message=f"{num_requests} asked, answers: {statuses}")
 
     async def read_slowly(self, random: Random) -> None:
-        """A long stream through a narrow window, in small sips; it must come in full."""
+        """Reads a long stream slowly through a small receive buffer; it must arrive completely."""
         body = {"prompt": build_prompt(8, seed=str(random.random())), "max_tokens": 48, "n": 2, "logprobs": 5}
         request = self._request("/v1/completions", body | {"stream": True, "temperature": 1.0}, connection="close")
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
             writer.write(request)
             parts = []
-            while part := await asyncio.wait_for(reader.read(_SIP_BYTES), self._timeout_s):
+            while part := await asyncio.wait_for(reader.read(_READ_BYTES), self._timeout_s):
                 parts.append(part)
-                await asyncio.sleep(_SIP_S)
+                await asyncio.sleep(_READ_PAUSE_S)
             return b"".join(parts)
 
-        await self._converse("slow reader", talk, is_narrow=True)
+        await self._exchange("slow reader", talk, is_narrow=True)
 
     async def read_nothing(self, random: Random) -> None:
-        """A stream that nobody reads, and a client that is gone in the end."""
+        """Requests a stream, never reads it, and disconnects."""
         body = {"prompt": "a", "max_tokens": 200, "n": 2, "logprobs": 5, "stream": True, "temperature": 1.0}
-        await self._lurk("stalled reader", self._request("/v1/completions", body), random)
+        await self._hold("stalled reader", self._request("/v1/completions", body), random)
 
-    async def say_nothing(self, random: Random) -> None:
-        """A connection that is kept for nothing, before any request or after one."""
-        await self._lurk("idle", random.choice((b"", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")), random)
+    async def hold_idle(self, random: Random) -> None:
+        """Holds an idle connection, before any request or after one."""
+        await self._hold("idle", random.choice((b"", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")), random)
 
-    async def break_off(self, random: Random) -> None:
-        """A request that stops in its headers or in its body."""
+    async def send_half(self, random: Random) -> None:
+        """Sends a request that stops in its headers or in its body."""
         whole = self._request("/tokenize", {"prompt": "Once upon a time"})
-        await self._lurk("half a request", whole[: random.randrange(1, len(whole))], random)
+        await self._hold("half a request", whole[: random.randrange(1, len(whole))], random)
 
-    async def _lurk(self, kind: str, opening: bytes, random: Random) -> None:
-        """Say something, read nothing, and leave after a while."""
-        stay_s = random.uniform(0, self._max_lurk_s)
+    async def _hold(self, kind: str, opening: bytes, random: Random) -> None:
+        """Sends bytes, reads nothing, and disconnects after a random time."""
+        stay_s = random.uniform(0, self._max_hold_s)
 
         async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
             writer.write(opening)
             await asyncio.sleep(stay_s)
             return b""
 
-        await self._converse(kind, talk, is_narrow=True)
+        await self._exchange(kind, talk, is_narrow=True)
 
-    async def _provoke(self, kind: str, data: bytes) -> None:
-        """Say something and hear what comes, if anything does."""
+    async def _send_and_read(self, kind: str, data: bytes) -> None:
+        """Sends bytes and reads the response, if there is one."""
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
             writer.write(data)
             parts = []
             try:
-                async with asyncio.timeout(self._hurry_s):
+                async with asyncio.timeout(self._answer_s):
                     while part := await reader.read(1 << 16):
                         parts.append(part)
             except (TimeoutError, ConnectionError):
                 pass
             return b"".join(parts)
 
-        await self._converse(kind, talk)
+        await self._exchange(kind, talk)
 
-    async def _converse(self, kind: str, talk: "_Talk", *, is_narrow: bool = False) -> None:
-        """One exchange, and how it went: by the first answer, or `left` where there is none."""
-        answer = await self._hear(kind, talk, is_narrow=is_narrow)
+    async def _exchange(self, kind: str, talk: "_Talk", *, is_narrow: bool = False) -> None:
+        """Runs one exchange and records its ending: that of the first response, `left` without one."""
+        answer = await self._receive(kind, talk, is_narrow=is_narrow)
         if answer is None:
             return
         status = _STATUS.match(answer)
         if status is None:
-            self._ledger.enter(kind, "left")
+            self._ledger.record(kind, "left")
         else:
-            self._enter(kind, int(status[1]), answer)
+            self._record(kind, int(status[1]), answer)
 
-    async def _hear(self, kind: str, talk: "_Talk", *, is_narrow: bool = False) -> bytes | None:
-        """What the server said; None where it could not be heard, which is entered."""
+    async def _receive(self, kind: str, talk: "_Talk", *, is_narrow: bool = False) -> bytes | None:
+        """The received bytes; records a lost connection and returns None."""
         try:
             async with self._connect(is_narrow=is_narrow) as (reader, writer):
                 return await talk(reader, writer)
         except (OSError, TimeoutError) as error:
-            self._ledger.enter(kind, "lost", message=f"{type(error).__name__}: {error}")
+            self._ledger.record(kind, "lost", message=f"{type(error).__name__}: {error}")
             return None
 
-    def _enter(self, kind: str, status: int, answer: bytes) -> None:
+    def _record(self, kind: str, status: int, answer: bytes) -> None:
         head, _, content = answer.partition(b"\r\n\r\n")
         is_stream = b"text/event-stream" in head.lower()
         ending, message = judge_answer(status, _join_chunks(content) if is_stream else content, is_stream=is_stream)
-        self._ledger.enter(kind, ending, status=status, message=message)
+        self._ledger.record(kind, ending, status=status, message=message)
 
     @asynccontextmanager
     async def _connect(self, *, is_narrow: bool) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -217,7 +217,7 @@ _Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, An
 
 
 def _join_chunks(content: bytes) -> bytes:
-    """A body without its chunked framing, as far as it came."""
+    """The received part of a body, without chunked framing."""
     parts = []
     while content:
         size, _, content = content.partition(b"\r\n")

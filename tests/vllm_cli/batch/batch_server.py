@@ -1,4 +1,4 @@
-"""Batch files, and a real HTTP server that answers as a test tells it to."""
+"""Batch files, and a real HTTP server whose answers a test chooses."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ Answer = tuple[int, Any, dict[str, str]]
 
 
 class BatchServer(ThreadingHTTPServer):
-    """Answers each POST with what `decide` returns for its body, and counts what it is asked."""
+    """Answers each POST with the result of `decide`, and counts requests by prompt."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -25,7 +25,7 @@ class BatchServer(ThreadingHTTPServer):
         self.paths: list[str] = []
         self.puts: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
-        self.most_at_once = 0
+        self.max_at_once = 0
         self.lock = threading.Lock()
         self.num_running = 0
 
@@ -34,7 +34,7 @@ class BatchServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients are killed here."""
+        """Ignores errors: tests kill clients."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers.append(dict(self.headers))
             server.paths.append(self.path)
             server.num_running += 1
-            server.most_at_once = max(server.most_at_once, server.num_running)
+            server.max_at_once = max(server.max_at_once, server.num_running)
         try:
             status, content, headers = server.decide(body)
         finally:
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Writes no log."""
 
 
 def ok(body: dict[str, Any]) -> Answer:
@@ -83,7 +83,7 @@ def ok(body: dict[str, Any]) -> Answer:
 
 
 def error(status: int, message: str, **headers: str) -> Answer:
-    """OpenAI's envelope."""
+    """An error in OpenAI's envelope."""
     return status, {"error": {"message": message, "type": "x", "code": status}}, headers
 
 

@@ -1,4 +1,4 @@
-"""A server for batches, and `run-batch` as a process of its own."""
+"""Fixtures for `run-batch`: a server, and the command as a process."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def start_batch(tmp_path: Path) -> Iterator[Callable[..., "subprocess.Popen[str]
 
 @pytest.fixture
 def run_batch(start_batch) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """The same, to its end."""
+    """Runs `vllm-cli run-batch` to its end."""
 
     def run(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         process = start_batch(*words, **options)

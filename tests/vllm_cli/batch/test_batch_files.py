@@ -1,4 +1,4 @@
-"""What `run-batch` refuses: files that are no batches, and results of another one."""
+"""Input and output files that `run-batch` rejects, repairs or locks."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ from vllm_cli.main import main
     ],
     ids=["JSON", "object", "missing", "type", "body", "twice", "many"],
 )
-def test_a_file_that_is_no_batch_is_refused_before_anything_runs(
+def test_an_invalid_input_file_is_rejected_before_any_request(
     text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in.jsonl").write_text(text)
@@ -60,7 +60,7 @@ def test_usage_errors(words: list[str], message: str, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("text", ["a note\n", '{"id": "other"}\n', "x", f"{BEGINNING.decode()}\n{BEGINNING.decode()}"])
-def test_a_file_of_somebody_else_is_not_touched(text: str, tmp_path: Path) -> None:
+def test_an_output_file_with_other_content_is_rejected_and_unchanged(text: str, tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text(text)
     with pytest.raises(InputError, match="is not a result of a batch"):
@@ -68,7 +68,7 @@ def test_a_file_of_somebody_else_is_not_touched(text: str, tmp_path: Path) -> No
     assert path.read_text() == text
 
 
-def test_results_of_other_requests_are_refused(tmp_path: Path) -> None:
+def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
     with open_input(str(write_lines(tmp_path / "in.jsonl", [request_line(0)]))) as batch:
         [place] = batch.places
     with OutputFile(tmp_path / "out.jsonl") as output:
@@ -87,8 +87,8 @@ def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_every_cut_through_the_last_line_is_mended(tmp_path: Path) -> None:
-    """The line is taken away, or, where only its end is missing, kept."""
+def test_an_incomplete_last_line_is_repaired_wherever_it_ends(tmp_path: Path) -> None:
+    """The line is removed, or completed if only the line break is missing."""
     path = tmp_path / "out.jsonl"
     lines = [answered(LinePlace(name, f"vllm-{name}", 0, 0), 200, b'{"a": "\xc3\xa9"}').line for name in ("one", "two")]
     whole = b"".join(lines)

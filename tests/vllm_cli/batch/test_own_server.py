@@ -1,4 +1,4 @@
-"""What the server that a batch starts is told."""
+"""The flags of the server that `run-batch` starts, and its socket."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vllm_cli.batch.own_server import _engine_flags, _remove_left_sockets
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A folder whose path leaves room for the name of a Unix socket."""
+    """A folder with a path short enough for a Unix socket in it."""
     with short_folder() as folder:
         yield folder
 
@@ -28,7 +28,7 @@ def short_path() -> Iterator[Path]:
         (("--engine", "auto"), None, False),
     ],
 )
-def test_flags_of_the_embedded_engine_are_not_given_to_another_one(
+def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(
     words: tuple[str, ...], variable: str | None, is_quiet: bool
 ) -> None:
     with env.VCLI_ENGINE.override(variable):

@@ -1,4 +1,4 @@
-"""How long a request waits before it is sent again."""
+"""The pause before a retry."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -17,17 +17,17 @@ from vllm_cli.batch.retries import pause_s
         pytest.param(format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.05, id="yesterday"),
     ],
 )
-def test_what_the_server_asks_for_is_done_within_reason(retry_after: str, expected_s: float) -> None:
+def test_the_pause_follows_retry_after_within_limits(retry_after: str, expected_s: float) -> None:
     assert pause_s(5, retry_after) == pytest.approx(expected_s)
 
 
 @pytest.mark.parametrize("retry_after", [None, "", "soon", "-1", "1.5", "nan"])
-def test_otherwise_pauses_grow_up_to_half_a_minute(retry_after: str | None) -> None:
+def test_without_retry_after_pauses_grow_up_to_30_seconds(retry_after: str | None) -> None:
     assert 0.25 <= pause_s(0, retry_after) <= 0.5
     assert 1 <= pause_s(2, retry_after) <= 2
     assert 15 <= pause_s(5000, retry_after) <= 30
 
 
-def test_a_date_in_the_future_is_waited_for() -> None:
+def test_retry_after_may_be_a_date() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=500), usegmt=True)
     assert 0 < pause_s(0, later) <= 500

@@ -1,4 +1,4 @@
-"""`run-batch` against a running server: its files, its retries, and what a second run does."""
+"""`run-batch` against a running server: files, retries, and a second run."""
 
 import json
 import signal
@@ -49,7 +49,7 @@ def test_answers_have_vllms_format_and_the_order_of_the_requests(server: BatchSe
     assert (summary["prompt_tokens"], summary["completion_tokens"]) == (10, 15)
 
 
-def test_a_request_that_fails_is_told_in_its_line(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_failed_request_has_an_error_in_its_line(server: BatchServer, run_batch, tmp_path: Path):
     server.decide = lambda body: error(400, "too long") if body.get("prompt") == "request-1" else ok(body)
     lines = [
         request_line(0),
@@ -73,8 +73,8 @@ def test_a_request_that_fails_is_told_in_its_line(server: BatchServer, run_batch
     assert server.paths == ["/v1/completions"] * 2
 
 
-def test_failed_requests_are_told_by_the_exit_code_where_that_is_asked_for(server, run_batch, tmp_path: Path):
-    """Those of an earlier run, too; by default the code is vLLM's, so that `set -e` scripts go on with the answers."""
+def test_fail_on_error_exits_with_5_for_failed_requests(server, run_batch, tmp_path: Path):
+    """Also for those of an earlier run. The default, 0, is vLLM's: scripts under `set -e` continue."""
     server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(2)])
     assert run_batch("--url", server.url, "--fail-on-error").returncode == 5
@@ -85,7 +85,7 @@ def test_failed_requests_are_told_by_the_exit_code_where_that_is_asked_for(serve
     assert server.asked == {"request-0": 1, "request-1": 2}
 
 
-def test_a_second_run_asks_only_what_is_missing_and_on_request_what_failed(server, run_batch, tmp_path: Path):
+def test_a_second_run_sends_missing_requests_and_with_retry_failed_the_failed_ones(server, run_batch, tmp_path: Path):
     server.decide = lambda body: error(400, "no") if body["prompt"] == "request-1" else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(3)])
     assert run_batch("--url", server.url).returncode == 0
@@ -102,8 +102,8 @@ def test_a_second_run_asks_only_what_is_missing_and_on_request_what_failed(serve
     assert not any(line["error"] for line in lines)
 
 
-def test_kills_lose_nothing_and_repeat_nothing_that_is_in_the_file(server: BatchServer, start_batch, tmp_path: Path):
-    """SIGKILL five times in the middle; what the file held at that moment is never asked again."""
+def test_kills_lose_no_result_and_repeat_none_in_the_file(server: BatchServer, start_batch, tmp_path: Path):
+    """Five runs are killed; requests with a result in the file at that moment are never sent again."""
     num_requests, out = 120, tmp_path / "out.jsonl"
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(num_requests)])
     words = ("--url", server.url, "--max-concurrency", "4", "--retry-timeout", "0")
@@ -124,7 +124,7 @@ def test_kills_lose_nothing_and_repeat_nothing_that_is_in_the_file(server: Batch
         out.write_bytes(torn[:-kill])
         kept = {line["custom_id"] for line in map(json.loads, out.read_text().splitlines()[:-1])}
         server.asked.clear()
-        allowed.release(num_requests)  # those of the killed run are answered, too, into the void
+        allowed.release(num_requests)  # also answers the requests of the killed run
         wait_until(lambda: server.num_running == 0)
         server.asked.clear()
         while allowed.acquire(blocking=False):
@@ -137,7 +137,9 @@ def test_kills_lose_nothing_and_repeat_nothing_that_is_in_the_file(server: Batch
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_with_what_is_there(server: BatchServer, start_batch, run_batch, tmp_path: Path, number):
+def test_a_signal_ends_the_run_and_keeps_its_results(
+    server: BatchServer, start_batch, run_batch, tmp_path: Path, number
+):
     blocks = threading.Event()
     server.decide = lambda body: ok(body) if body["prompt"] == "request-0" or blocks.wait(60) else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(4)])
@@ -165,7 +167,7 @@ def test_no_more_requests_than_allowed_are_in_flight(server: BatchServer, run_ba
     server.decide = decide
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(20)])
     assert run_batch("--url", server.url, "--max-concurrency", "3").returncode == 0
-    assert server.most_at_once == 3
+    assert server.max_at_once == 3
 
 
 def _in_a_moment() -> str:
@@ -175,12 +177,14 @@ def _in_a_moment() -> str:
 @pytest.mark.parametrize(
     ("status", "retry_after"), [(429, _in_a_moment), (503, lambda: None)], ids=["429 date", "503 unsaid"]
 )
-def test_a_server_that_asks_to_wait_is_asked_again(server, run_batch, tmp_path: Path, status: int, retry_after):
+def test_a_request_is_retried_after_a_status_that_asks_to_wait(
+    server, run_batch, tmp_path: Path, status: int, retry_after
+):
     def decide(body: dict[str, Any]):
         if server.asked[body["prompt"]] > 2:
             return ok(body)
-        told = retry_after()
-        return error(status, "later", **({"Retry-After": told} if told else {}))
+        value = retry_after()
+        return error(status, "later", **({"Retry-After": value} if value else {}))
 
     server.decide = decide
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
@@ -190,14 +194,14 @@ def test_a_server_that_asks_to_wait_is_asked_again(server, run_batch, tmp_path: 
     assert server.asked == {"request-0": 3}
 
 
-def test_a_server_that_never_has_time_is_given_up_and_noted(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_request_fails_if_its_retries_time_out(server: BatchServer, run_batch, tmp_path: Path):
     server.decide = lambda body: error(503, "never", **{"Retry-After": "3600"})
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     assert run_batch("--url", server.url, "--retry-timeout", "5").returncode == 0
     assert read_lines(tmp_path / "out.jsonl")[0]["response"]["status_code"] == 503
 
 
-def test_a_server_that_fails_is_asked_three_times(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_request_answered_500_is_sent_three_times(server: BatchServer, run_batch, tmp_path: Path):
     server.decide = lambda body: ok(body) if server.asked["request-1"] == 3 else error(500, "oh no")
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1)])
     assert run_batch("--url", server.url, "--max-concurrency", "1").returncode == 0
@@ -205,7 +209,7 @@ def test_a_server_that_fails_is_asked_three_times(server: BatchServer, run_batch
     assert [bool(line["error"]) for line in read_lines(tmp_path / "out.jsonl")] == [True, False]
 
 
-def test_a_server_that_does_not_know_the_key_ends_the_run(server: BatchServer, run_batch, tmp_path: Path):
+def test_a_rejected_key_ends_the_run(server: BatchServer, run_batch, tmp_path: Path):
     server.decide = lambda body: error(401, "who are you?")
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
     done = run_batch("--url", server.url)
@@ -214,7 +218,7 @@ def test_a_server_that_does_not_know_the_key_ends_the_run(server: BatchServer, r
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_an_answer_that_takes_too_long_has_no_response(server: BatchServer, run_batch, tmp_path: Path):
+def test_an_answer_beyond_its_time_out_has_no_response(server: BatchServer, run_batch, tmp_path: Path):
     is_over = threading.Event()
     server.decide = lambda body: ok(body) if is_over.wait(60) else ok(body)
     write_lines(tmp_path / "in.jsonl", [request_line(0)])
@@ -234,7 +238,7 @@ def test_without_a_server_nothing_is_written_and_the_exit_code_is_1(run_batch, t
 
 
 def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server: BatchServer, run_batch, tmp_path: Path):
-    """A limit on the file's size stands for the disk: the write that does not fit is cut off in the middle."""
+    """A limit on the file size simulates the full disk: a write that does not fit is truncated."""
     import resource
 
     write_lines(tmp_path / "in.jsonl", [request_line(number) for number in range(60)])
@@ -251,7 +255,7 @@ def test_a_full_disk_ends_the_run_and_keeps_whole_lines(server: BatchServer, run
     assert len(read_lines(tmp_path / "out.jsonl")) == 60
 
 
-def test_a_model_and_a_key_are_sent_along(server: BatchServer, run_batch, tmp_path: Path):
+def test_the_model_and_the_key_are_sent(server: BatchServer, run_batch, tmp_path: Path):
     asked: list[dict[str, Any]] = []
     server.decide = lambda body: asked.append(body) or ok(body)  # type: ignore[func-returns-value]
     write_lines(tmp_path / "in.jsonl", [request_line(0), request_line(1, body={"prompt": "x", "model": "own"})])
@@ -261,7 +265,7 @@ def test_a_model_and_a_key_are_sent_along(server: BatchServer, run_batch, tmp_pa
 
 
 def test_files_may_be_on_a_web_server(server: BatchServer, start_batch, tmp_path: Path):
-    """The last --input-file counts; results are kept in a folder until they are sent."""
+    """The last --input-file counts; the folder keeps the results until the upload."""
     source = write_lines(tmp_path / "source.jsonl", [request_line(number) for number in range(3)])
     server.files["/in.jsonl"] = source.read_bytes()
     folder = tmp_path / "meanwhile"
@@ -289,7 +293,7 @@ def test_the_mode_of_the_output_is_kept(server: BatchServer, run_batch, tmp_path
 
 
 @needs_openssl
-def test_a_server_is_asked_over_tls_where_its_certificate_is_trusted(
+def test_requests_go_over_tls_if_the_certificate_is_trusted(
     server: BatchServer, run_batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     certificate = make_certificate(tmp_path, "server")

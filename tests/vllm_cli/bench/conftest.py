@@ -1,4 +1,4 @@
-"""Fixtures of the benchmark's tests: a real HTTP server with known delays, in a process of its own."""
+"""Fixtures of the benchmarks' tests: a real HTTP server with known delays, in a separate process."""
 
 import json
 import os
@@ -27,14 +27,14 @@ class RunningServer(NamedTuple):
 
     @property
     def seen(self) -> Any:
-        """The bodies that it was sent and the most requests that it had at once."""
+        """The received bodies and the maximum of concurrent requests."""
         with urllib.request.urlopen(self.url + "/seen") as response:
             return json.load(response)
 
 
 @pytest.fixture
 def tiny_command() -> Callable[..., str]:
-    """Shell words that run a tiny server; the port is not among them."""
+    """Shell words that run a tiny server, without the port."""
     return lambda *flags: shlex.join([sys.executable, str(TINY_SERVER), *map(str, flags)])
 
 

@@ -1,4 +1,4 @@
-"""A small, real HTTP server that takes its time to start, as `bench startup`'s tests tell it; run as a script."""
+"""A small, real HTTP server whose start takes as long as its flags demand; run as a script by the tests."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/health":
             self.answer_health()
-        elif self.path == "/startupz" and self.server.options.tells_phases:
+        elif self.path == "/startupz" and self.server.options.reports_phases:
             phases = [{"process": "api", "name": "listen", "took_s": 0.25, "share": 0.5, "begin_s": 0}]
             self.answer(200, {"schema_version": 1, "phases": phases})
         elif self.path == "/v1/models":
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         time.sleep(self.server.options.token_ms / 1000)
-        for _ in range(0 if self.server.options.says_nothing else num_tokens):
+        for _ in range(0 if self.server.options.sends_no_text else num_tokens):
             self.send_event({"choices": [{"text": " word"}]})
         self.send_event({"choices": [{"text": "", "finish_reason": "length"}]})
         self.wfile.write(b"data: [DONE]\n\n")
@@ -85,21 +85,21 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True)
     for name in ("--listen-ms", "--ready-ms", "--token-ms", "--health-ms"):
         parser.add_argument(name, type=float, default=0)
-    parser.add_argument("--drops-runs-of", type=int, help="so many answered, so many dropped, and so on")
+    parser.add_argument("--drops-runs-of", type=int, help="alternates N answered and N dropped probes")
     for name in (
         "--never-ready",
         "--has-no-health",
-        "--tells-phases",
-        "--says-nothing",
+        "--reports-phases",
+        "--sends-no-text",
         "--crashes",
         "--has-broken-list",
     ):
         parser.add_argument(name, action="store_true")
     parser.add_argument("--crashes-if", type=Path, help="when this file exists")
-    parser.add_argument("--log-file", type=Path, help="gets a line for each start")
+    parser.add_argument("--log-file", type=Path, help="each start appends a line")
     parser.add_argument("--log-name", default="")
     parser.add_argument("--pid-file", type=Path)
-    parser.add_argument("--cache", type=Path, help="a folder that is made when it is not there")
+    parser.add_argument("--cache", type=Path, help="a folder that the start creates if it is missing")
     return parser.parse_args()
 
 
@@ -108,7 +108,7 @@ def main() -> None:
     begin_ns = time.monotonic_ns()
     if options.crashes or (options.crashes_if and options.crashes_if.exists()):
         print("loading the model")
-        sys.exit("the slow server has no luck today")
+        sys.exit("the slow server crashes")
     if options.pid_file:
         child = subprocess.Popen([sys.executable, "-S", "-c", STUBBORN_CHILD], start_new_session=True)
         options.pid_file.write_text(f"{child.pid} {os.getpid()}")
@@ -119,7 +119,7 @@ def main() -> None:
         (options.cache / "made-by-server").write_text("")
     time.sleep(options.listen_ms / 1000)
     Server.options = options
-    line["bound_ns"] = time.monotonic_ns()  # at the earliest
+    line["bound_ns"] = time.monotonic_ns()  # a lower bound
     with Server(("127.0.0.1", options.port), Handler) as server:
         server.ready_at_s = time.monotonic() + options.ready_ms / 1000
         if options.log_file:

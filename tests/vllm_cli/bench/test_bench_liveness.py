@@ -1,4 +1,4 @@
-"""The command as a user runs it: a process of its own against real servers, one of which blocks its event loop."""
+"""`bench liveness` as a process, against real servers, one of which blocks its event loop."""
 
 import base64
 import io
@@ -28,8 +28,8 @@ def read_result(text: str) -> LivenessResult:
     return msgspec.json.decode(text, type=LivenessResult)
 
 
-def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_own_figures(tiny_server, run_bench_liveness):
-    server = tiny_server("--blocks-ms", 500, "--tells-lag")
+def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_metrics(tiny_server, run_bench_liveness):
+    server = tiny_server("--blocks-ms", 500, "--reports-lag")
     done = run_bench_liveness("--url", server.url, *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     (figures,) = read_result(done.stdout).sides[0].kinds[0].rounds
@@ -44,9 +44,9 @@ def test_a_blocked_event_loop_shows_in_probes_and_in_the_servers_own_figures(tin
     assert figures.probe_lag_max_ms >= figures.probe_lag_p50_ms > 0
 
 
-def test_a_server_that_is_not_asked_to_block_shows_no_such_stall_of_its_own(tiny_server, run_bench_liveness):
-    """What blocked in the warm-up, before the round, is not counted in it."""
-    server = tiny_server("--tells-lag")
+def test_a_server_without_blocking_requests_reports_its_own_lag(tiny_server, run_bench_liveness):
+    """Delays of the warm-up are not counted in the round."""
+    server = tiny_server("--reports-lag")
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--rounds", 2, "--json", "-")
     assert done.returncode == 0, done.stderr
     (kind,) = read_result(done.stdout).sides[0].kinds
@@ -57,15 +57,15 @@ def test_a_server_that_is_not_asked_to_block_shows_no_such_stall_of_its_own(tiny
         assert figures.num_probe_errors == 0
 
 
-def test_a_server_without_such_metrics_has_a_dash_where_the_other_has_a_figure(tiny_server, run_bench_liveness):
-    done = run_bench_liveness("--url", tiny_server("--tells-lag").url, "--vs-url", tiny_server().url, *QUICK)
+def test_a_server_without_lag_metrics_has_a_dash_in_the_table(tiny_server, run_bench_liveness):
+    done = run_bench_liveness("--url", tiny_server("--reports-lag").url, "--vs-url", tiny_server().url, *QUICK)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("event loop lag max ms"))
     assert line.split()[-2:] == ["-", "-"]
     assert re.search(r"^event loop lag max ms +[\d.]+ ", line)
 
 
-def test_every_kind_sends_what_it_promises_and_no_two_alike(tiny_server, run_bench_liveness):
+def test_every_kind_sends_the_requested_sizes_and_no_two_equal_requests(tiny_server, run_bench_liveness):
     server = tiny_server()
     shape = ("--image-px", 48, "--embed-rows", 12, "--embed-hidden", 6, "--embed-dtype", "float16", "--batch", 3)
     done = run_bench_liveness("--url", server.url, *QUICK, *EVERY_KIND, *shape, "--max-tokens", 2)
@@ -102,7 +102,9 @@ def check_embeddings(bodies: list[dict]) -> None:
 
 
 @pytest.mark.parametrize("idle", ["pause", "run", "stop"])
-def test_both_sides_get_the_same_in_turns_and_are_gone_afterwards(idle, tiny_command, run_bench_liveness, tmp_path):
+def test_both_sides_get_the_same_requests_in_alternating_rounds_and_exit(
+    idle, tiny_command, run_bench_liveness, tmp_path
+):
     pid_files = [tmp_path / "a", tmp_path / "b"]
     ours, theirs = (tiny_command("--pid-file", file) for file in pid_files)
     kinds = ("--kind", "tokenize-chat", "--kind", "chat")
@@ -121,7 +123,7 @@ def test_both_sides_get_the_same_in_turns_and_are_gone_afterwards(idle, tiny_com
     assert all(is_gone(int(pid)) for file in pid_files for pid in file.read_text().split())
 
 
-def test_the_same_seed_means_the_same_requests(tiny_server, run_bench_liveness):
+def test_the_same_seed_gives_the_same_requests(tiny_server, run_bench_liveness):
     servers = [tiny_server(), tiny_server()]
     urls = ("--url", servers[0].url, "--vs-url", servers[1].url)
     assert run_bench_liveness(*urls, *QUICK).returncode == 0
@@ -129,7 +131,7 @@ def test_the_same_seed_means_the_same_requests(tiny_server, run_bench_liveness):
     assert bodies[0] == bodies[1]
 
 
-def test_a_mixture_is_of_what_all_servers_take(tiny_server, run_bench_liveness):
+def test_a_mixture_consists_of_the_kinds_that_all_servers_accept(tiny_server, run_bench_liveness):
     servers = [tiny_server("--lacks", "/v1/completions"), tiny_server("--lacks", "/tokenize")]
     done = run_bench_liveness(
         "--url", servers[0].url, "--vs-url", servers[1].url, *QUICK, "--kind", "mixed", "--image-px", 16, "--json", "-"
@@ -141,7 +143,7 @@ def test_a_mixture_is_of_what_all_servers_take(tiny_server, run_bench_liveness):
     assert {"/v1/chat/completions", "/v1/embeddings"} == set(asked)
 
 
-def test_a_server_that_takes_nothing_cannot_be_mixed_for(tiny_server, run_bench_liveness):
+def test_a_mixture_needs_a_kind_that_all_servers_accept(tiny_server, run_bench_liveness):
     server = tiny_server("--lacks", "/tokenize", "/v1/completions", "/v1/chat/completions", "/v1/embeddings")
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "mixed")
     assert done.returncode == 1
@@ -153,30 +155,30 @@ def test_a_server_that_only_embeds_can_be_measured(tiny_server, run_bench_livene
     assert run_bench_liveness("--url", server.url, *QUICK, "--kind", "pooling").returncode == 0
 
 
-def test_refused_requests_are_counted_by_status_with_the_servers_words(tiny_server, run_bench_liveness):
+def test_rejected_requests_are_counted_by_status_with_the_servers_message(tiny_server, run_bench_liveness):
     server = tiny_server("--fails-every", 3)
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--json", "-")
     assert done.returncode == 1
     rounds = read_result(done.stdout).sides[0].kinds[0].rounds
     failures = [failure for figures in rounds for failure in figures.failures]
     assert {(failure.status, failure.message, failure.is_accepted) for failure in failures} == {
-        (400, "HTTP 400: out of luck", False)
+        (400, "HTTP 400: deliberate error", False)
     }
     assert sum(failure.num for failure in failures) == sum(figures.num_errors for figures in rounds) >= 1
-    assert re.search(r"A, chat: \d requests failed: HTTP 400: out of luck", done.stderr)
+    assert re.search(r"A, chat: \d requests failed: HTTP 400: deliberate error", done.stderr)
 
 
-def test_a_status_that_is_accepted_counts_as_served(tiny_server, run_bench_liveness):
+def test_an_accepted_status_counts_as_served(tiny_server, run_bench_liveness):
     server = tiny_server("--fails-every", 2)
     done = run_bench_liveness("--url", server.url, *QUICK, "--kind", "chat", "--accept-status", 400, "--json", "-")
     assert done.returncode == 0, done.stderr
     for figures in read_result(done.stdout).sides[0].kinds[0].rounds:
         assert (figures.num_errors, figures.num_requests) == (0, 4)
         assert figures.failures[0].is_accepted
-    assert "2 requests counted as served: HTTP 400: out of luck" in done.stderr
+    assert "2 requests counted as served: HTTP 400: deliberate error" in done.stderr
 
 
-def test_with_a_duration_requests_go_out_again_and_that_is_told(tiny_server, run_bench_liveness):
+def test_with_a_duration_requests_are_repeated_and_the_report_counts_them(tiny_server, run_bench_liveness):
     server = tiny_server("--first-ms", 20)
     words = ("--kind", "chat", "--duration", 1.2)
     done = run_bench_liveness("--url", server.url, *QUICK, *words, "--json", "-")
@@ -185,10 +187,10 @@ def test_with_a_duration_requests_go_out_again_and_that_is_told(tiny_server, run
     assert figures.duration_s >= 1.2
     assert figures.num_repeated == figures.num_requests - 4 > 0
     assert "requests repeat an earlier one of the same round" in done.stderr
-    assert server.seen["most_running"] == 2
+    assert server.seen["max_running"] == 2
 
 
-def test_the_page_draws_every_kind_and_needs_nothing_from_elsewhere(tiny_server, run_bench_liveness, tmp_path):
+def test_the_page_draws_every_kind_and_is_self_contained(tiny_server, run_bench_liveness, tmp_path):
     html = tmp_path / "alive.html"
     words = ("--kind", "tokenize-chat", "--kind", "chat", "--name", "<quick>", "--html", html)
     done = run_bench_liveness("--url", tiny_server().url, "--vs-url", tiny_server().url, *QUICK, *words)
@@ -203,7 +205,7 @@ def test_the_page_draws_every_kind_and_needs_nothing_from_elsewhere(tiny_server,
     assert "http://www" not in page
 
 
-def test_the_result_is_a_baseline_that_a_blocked_server_fails_against(tiny_server, run_bench_liveness, tmp_path):
+def test_a_blocked_server_fails_against_an_earlier_result(tiny_server, run_bench_liveness, tmp_path):
     quick, blocked = tiny_server(), tiny_server("--blocks-ms", 1000)
     baseline = tmp_path / "baseline.json"
     assert run_bench_liveness("--url", quick.url, *QUICK, "--json", baseline).returncode == 0
@@ -218,7 +220,7 @@ def test_the_result_is_a_baseline_that_a_blocked_server_fails_against(tiny_serve
     assert "4 requests of chat, 2 at once" in done.stderr
 
 
-def test_a_blocked_side_fails_against_the_other_one(tiny_server, run_bench_liveness):
+def test_a_blocked_side_fails_against_the_other_side(tiny_server, run_bench_liveness):
     quick, blocked = tiny_server("--blocks-ms", 30), tiny_server("--blocks-ms", 1000)
     done = run_bench_liveness("--url", blocked.url, "--vs-url", quick.url, *QUICK, "--fail-over", "50%")
     assert done.returncode == 1
@@ -226,13 +228,13 @@ def test_a_blocked_side_fails_against_the_other_one(tiny_server, run_bench_liven
     assert "that of B" in done.stderr
 
 
-def test_a_server_without_health_ends_with_3(tiny_server, run_bench_liveness):
+def test_a_server_without_health_exits_with_3(tiny_server, run_bench_liveness):
     done = run_bench_liveness("--url", tiny_server("--has-no-health").url, *QUICK)
     assert done.returncode == 3
     assert "/health answers 404" in done.stderr
 
 
-def test_the_api_key_is_sent_to_everything_but_never_written_down(tiny_server, run_bench_liveness, tmp_path):
+def test_the_api_key_is_sent_but_never_written_to_a_file(tiny_server, run_bench_liveness, tmp_path):
     files = [tmp_path / "result.json", tmp_path / "result.html"]
     words = ("--json", files[0], "--html", files[1])
     done = run_bench_liveness("--url", tiny_server().url, *QUICK, *words, OPENAI_API_KEY="very-secret-key")
@@ -255,7 +257,7 @@ def test_the_api_key_is_sent_to_everything_but_never_written_down(tiny_server, r
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )
-def test_what_makes_no_sense_is_a_usage_error(words, message, run_bench_liveness):
+def test_invalid_options_are_a_usage_error(words, message, run_bench_liveness):
     done = run_bench_liveness(*words)
     assert done.returncode == 2
     assert message in done.stderr
@@ -276,7 +278,7 @@ def test_help_and_usage_errors_import_nothing_heavy(words):
     assert done.stderr.splitlines()[-1].strip() == "heavy:"
 
 
-def test_the_options_offer_what_the_configuration_knows():
+def test_the_options_match_the_fields_of_the_configuration():
     options = {option.name: option for option in bench_liveness.liveness.params}
     assert tuple(options["kinds"].type.choices) == KINDS
     assert tuple(options["embed_dtype"].type.choices) == EMBED_DTYPES
@@ -287,7 +289,7 @@ def test_the_options_offer_what_the_configuration_knows():
         assert options[name].default == LivenessConfig.__dataclass_fields__[name].default, name
 
 
-def test_the_published_schema_is_the_one_that_is_written():
+def test_the_schema_requires_every_field_and_allows_no_other():
     definitions = msgspec.json.schema(LivenessResult)["$defs"]
     assert set(definitions["LivenessFigures"]["required"]) == set(definitions["LivenessFigures"]["properties"])
     for name in ("LivenessResult", "LivenessFigures", "KindResult", "Failure"):

@@ -1,4 +1,4 @@
-"""The command as a user runs it, against real servers that take their time to start."""
+"""`bench startup` as a process, against real servers with delays in their start."""
 
 import copy
 import json
@@ -62,7 +62,7 @@ def test_each_moment_comes_after_its_delay_and_counts_from_exec(slow_command, ru
     assert state.summary["first_token_s"].min == min(figures.first_token_s for figures in state.rounds)
 
 
-def test_probes_see_refusals_first_and_then_answers(slow_command, run_startup) -> None:
+def test_probes_are_refused_first_and_answered_later(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--listen-ms", 1000, "--ready-ms", 1000), *QUICK, "--json", "-")
     for figures in read_result(done.stdout).sides[0].states[0].rounds:
         assert 1 <= figures.num_refused <= figures.listening_ms / 1000 / INTERVAL_S + 2
@@ -71,14 +71,14 @@ def test_probes_see_refusals_first_and_then_answers(slow_command, run_startup) -
         assert 0 < figures.probe_p50_ms <= figures.probe_p99_ms <= figures.probe_max_ms
 
 
-def test_a_server_that_drops_connections_is_found_out(slow_command, run_startup) -> None:
-    """In runs so long that not all of one can be those with which the benchmark waits for the server."""
+def test_dropped_probes_are_reported(slow_command, run_startup) -> None:
+    """Drops come in long series, so that some are probes and not only polls of the benchmark itself."""
     done = run_startup("--cmd", slow_command("--ready-ms", 600, "--drops-runs-of", 6), *QUICK)
     assert done.returncode == 0, done.stderr
     assert re.search(r"A from warm: \d+ probes got no response after an earlier one had a response", done.stdout)
 
 
-def test_sides_take_turns_and_every_other_round_the_other_way_round(slow_command, run_startup, tmp_path) -> None:
+def test_rounds_alternate_and_every_other_round_reverses_the_sides(slow_command, run_startup, tmp_path) -> None:
     log = tmp_path / "log"
     commands = [slow_command("--log-file", log, "--log-name", name) for name in "xy"]
     done = run_startup("--cmd", commands[0], "--vs", commands[1], *QUICK, "--json", "-")
@@ -90,7 +90,7 @@ def test_sides_take_turns_and_every_other_round_the_other_way_round(slow_command
     assert set(ratio.ratios) >= {"listening_ms", "healthy_s", "first_token_s"}
 
 
-def test_ratios_are_taken_pair_by_pair(slow_command, run_startup) -> None:
+def test_ratios_are_computed_round_by_round(slow_command, run_startup) -> None:
     quick, slow = slow_command("--token-ms", 50), slow_command("--token-ms", 900)
     done = run_startup("--cmd", slow, "--vs", quick, *QUICK, "--json", "-")
     result = read_result(done.stdout)
@@ -101,15 +101,15 @@ def test_ratios_are_taken_pair_by_pair(slow_command, run_startup) -> None:
     assert result.ratios[0].ratios["first_token_s"].median == pytest.approx(statistics.median(quotients))
 
 
-def test_phases_are_told_where_the_server_offers_them(slow_command, run_startup) -> None:
-    done = run_startup("--cmd", slow_command("--tells-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
+def test_phases_are_reported_for_servers_with_startupz(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--reports-phases"), "--vs", slow_command(), *QUICK, "--json", "-")
     one, other = (side.states[0] for side in read_result(done.stdout).sides)
     assert one.phases["api:listen"].median == 0.25
     assert other.phases == {}
     assert re.search(r"A from warm: what the start waited for\n +s\napi:listen +0\.25", done.stderr)
 
 
-def test_a_server_without_health_is_measured_all_the_same(slow_command, run_startup) -> None:
+def test_a_server_without_health_is_measured(slow_command, run_startup) -> None:
     done = run_startup("--cmd", slow_command("--has-no-health", "--ready-ms", 300), *QUICK, "--json", "-")
     assert done.returncode == 0, done.stderr
     for figures in read_result(done.stdout).sides[0].states[0].rounds:
@@ -117,7 +117,7 @@ def test_a_server_without_health_is_measured_all_the_same(slow_command, run_star
         assert figures.first_token_s >= 0.3
 
 
-def test_a_server_whose_list_of_models_is_broken_needs_one_named(slow_command, run_startup) -> None:
+def test_a_server_with_a_broken_list_of_models_needs_a_model_option(slow_command, run_startup) -> None:
     command = slow_command("--has-broken-list")
     done = run_startup("--cmd", command, *QUICK)
     assert done.returncode == 2
@@ -125,7 +125,9 @@ def test_a_server_whose_list_of_models_is_broken_needs_one_named(slow_command, r
     assert run_startup("--cmd", command, *QUICK, "--request-model", "slow").returncode == 0
 
 
-def test_a_command_that_never_becomes_ready_ends_with_3_and_its_last_words(slow_command, run_startup, tmp_path) -> None:
+def test_a_command_that_never_becomes_ready_exits_with_3_and_shows_its_output(
+    slow_command, run_startup, tmp_path
+) -> None:
     pids = tmp_path / "pids"
     done = run_startup("--cmd", slow_command("--never-ready", "--pid-file", pids), "--ready-timeout", 8, *QUICK)
     assert done.returncode == 3
@@ -135,7 +137,7 @@ def test_a_command_that_never_becomes_ready_ends_with_3_and_its_last_words(slow_
     assert all(is_gone(int(pid)) for pid in pids.read_text().split())
 
 
-def test_a_start_that_hangs_only_when_it_is_measured_ends_with_3_too(run_startup, slow_command, tmp_path) -> None:
+def test_a_measured_start_that_never_becomes_ready_exits_with_3(run_startup, slow_command, tmp_path) -> None:
     flag, log = tmp_path / "flag", tmp_path / "log"
     script = f"[ -e {flag} ] && exec sleep 600; touch {flag}; exec {slow_command('--log-file', log)} --port $1"
     command = shlex.join(["sh", "-c", script, "sh", "{port}"])
@@ -146,39 +148,39 @@ def test_a_start_that_hangs_only_when_it_is_measured_ends_with_3_too(run_startup
 
 
 @pytest.mark.parametrize("flag", ["--crashes", "--crashes-if"])
-def test_a_command_that_crashes_ends_with_3_and_its_own_words(flag, slow_command, run_startup, tmp_path) -> None:
+def test_a_command_that_crashes_exits_with_3_and_shows_its_output(flag, slow_command, run_startup, tmp_path) -> None:
     log = tmp_path / "log"
     flags = [flag] if flag == "--crashes" else ["--crashes-if", log, "--log-file", log]
     done = run_startup("--cmd", slow_command(*flags), *QUICK)
     assert done.returncode == 3
     assert "exit status 1" in done.stderr
-    assert "the slow server has no luck today" in done.stderr
+    assert "the slow server crashes" in done.stderr
     assert f"{sys.executable} {SLOW_SERVER} --crashes" in done.stderr
     assert "startup_exec.py" not in done.stderr
 
 
-def test_a_command_that_does_not_exist_ends_with_3(run_startup) -> None:
+def test_a_command_that_does_not_exist_exits_with_3(run_startup) -> None:
     done = run_startup("--cmd", "no-such-server-anywhere serve", *QUICK)
     assert done.returncode == 3
     assert "no-such-server-anywhere: No such file or directory" in done.stderr
     assert "startup_exec.py" not in done.stderr
 
 
-def test_variables_in_front_of_a_command_reach_it(run_startup, slow_command, tmp_path) -> None:
+def test_variables_in_front_of_a_command_are_set(run_startup, slow_command, tmp_path) -> None:
     log = tmp_path / "log"
     command = shlex.join(["sh", "-c", f"exec {slow_command()} --log-file $LOG --port $0", "{port}"])
     assert run_startup("--cmd", f"LOG={log} {command}", "--rounds", 1, "--pause", 0).returncode == 0
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_an_answer_without_text_ends_with_3(slow_command, run_startup) -> None:
-    done = run_startup("--cmd", slow_command("--says-nothing"), *QUICK)
+def test_an_answer_without_text_exits_with_3(slow_command, run_startup) -> None:
+    done = run_startup("--cmd", slow_command("--sends-no-text"), *QUICK)
     assert done.returncode == 3
     assert "/v1/completions gives no text" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
-def test_nothing_is_left_of_an_interrupted_run(number, slow_command, tmp_path) -> None:
+def test_an_interrupted_run_leaves_no_process(number, slow_command, tmp_path) -> None:
     pids = tmp_path / "pids"
     command = slow_command("--pid-file", pids, "--ready-ms", 600_000)
     words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", command]
@@ -216,7 +218,7 @@ def test_the_models_files_are_evicted_by_default(slow_command, run_startup, tmp_
     assert read_result(done.stdout).sides[0].states[0].rounds[0].evicted_bytes == 1002
 
 
-def test_a_cold_compile_cache_is_empty_for_the_start_and_back_afterwards(slow_command, run_startup, tmp_path) -> None:
+def test_a_cold_compile_cache_is_empty_during_the_start_and_restored(slow_command, run_startup, tmp_path) -> None:
     cache, log = tmp_path / "cache", tmp_path / "log"
     cache.mkdir()
     (cache / "precious").touch()
@@ -228,7 +230,7 @@ def test_a_cold_compile_cache_is_empty_for_the_start_and_back_afterwards(slow_co
     assert sorted(path.name for path in cache.iterdir()) == ["made-by-server", "precious"]
 
 
-def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_command, run_startup, model_path) -> None:
+def test_the_bare_script_is_a_side_and_a_different_token_is_reported(slow_command, run_startup, model_path) -> None:
     done = run_startup("--cmd", slow_command(), "--floor", "--model", model_path, "--rounds", 1, "--json", "-")
     assert done.returncode == 0, done.stderr
     server, floor = read_result(done.stdout).sides
@@ -238,8 +240,8 @@ def test_the_bare_script_is_a_side_and_a_different_token_is_found_out(slow_comma
     assert set(read_result(done.stdout).ratios[0].ratios) == {"first_token_s"}
 
 
-def test_the_result_is_a_baseline_that_a_slower_start_fails_against(slow_command, run_startup, tmp_path) -> None:
-    """What the start is measured against is slower or quicker than the machine can be by chance."""
+def test_a_slower_start_fails_against_an_earlier_result(slow_command, run_startup, tmp_path) -> None:
+    """The factors are larger than any variation of the machine."""
     baseline = tmp_path / "baseline.json"
     assert run_startup("--cmd", slow_command(), *QUICK, "--json", baseline).returncode == 0
     then = json.loads(baseline.read_text())
@@ -253,7 +255,7 @@ def test_the_result_is_a_baseline_that_a_slower_start_fails_against(slow_command
 
 
 def slowed_down(result: dict, factor: float) -> dict:
-    """The result of starts that took so many times as long."""
+    """The result of starts that are slower by the factor."""
     result = copy.deepcopy(result)
     for state in result["sides"][0]["states"]:
         for spread in state["summary"].values():
@@ -261,14 +263,14 @@ def slowed_down(result: dict, factor: float) -> dict:
     return result
 
 
-def test_a_slower_side_fails_against_the_other_one_of_the_same_run(slow_command, run_startup) -> None:
+def test_a_slower_side_fails_against_the_other_side(slow_command, run_startup) -> None:
     sides = ("--cmd", slow_command("--token-ms", 3000), "--vs", slow_command())
     done = run_startup(*sides, "--rounds", 1, "--pause", 0, "--fail-over", "20%")
     assert done.returncode == 1
     assert "that of B" in done.stderr
 
 
-def test_a_baseline_of_something_else_is_a_usage_error(slow_command, run_startup, tmp_path) -> None:
+def test_a_baseline_of_a_different_measurement_is_a_usage_error(slow_command, run_startup, tmp_path) -> None:
     baseline = tmp_path / "baseline.json"
     run_startup("--cmd", slow_command(), "--rounds", 1, "--json", baseline)
     words = ("--cmd", slow_command(), "--baseline", baseline)
@@ -281,7 +283,7 @@ def test_a_baseline_of_something_else_is_a_usage_error(slow_command, run_startup
     assert (done.returncode, "is not a file of `bench startup --json`" in done.stderr) == (2, True)
 
 
-def test_the_image_shows_every_side_and_needs_nothing_but_itself(slow_command, run_startup, tmp_path) -> None:
+def test_the_page_shows_every_side_and_is_self_contained(slow_command, run_startup, tmp_path) -> None:
     html = tmp_path / "starts.html"
     sides = ("--cmd", slow_command("--ready-ms", 200), "--vs", slow_command(), "--name", "ours<", "--name", "theirs")
     assert run_startup(*sides, *QUICK, "--html", html).returncode == 0
@@ -307,14 +309,14 @@ def test_the_image_shows_every_side_and_needs_nothing_but_itself(slow_command, r
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else "",
 )
-def test_what_makes_no_sense_is_a_usage_error(words, message, run_startup) -> None:
+def test_invalid_options_are_a_usage_error(words, message, run_startup) -> None:
     done = run_startup(*words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_that_is_not_there_ends_with_3(run_startup) -> None:
+def test_a_missing_model_exits_with_3(run_startup) -> None:
     done = run_startup("--floor", "--model", "/no/such/model")
     assert done.returncode == 3
     assert "/no/such/model" in done.stderr

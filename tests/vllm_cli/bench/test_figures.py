@@ -37,7 +37,7 @@ def test_percentile_of_one_value_is_that_value_and_of_none_is_none():
     assert percentile([], 50) is None
 
 
-def test_a_round_counts_tokens_and_times_from_its_requests():
+def test_the_figures_of_a_round_come_from_its_requests():
     load = LoadSamples(
         [
             sample(text_ms=(100, 110, 130), end_ms=131, usage=Usage(5, 3)),
@@ -84,21 +84,21 @@ def test_a_round_without_answers_has_no_latency():
     assert "ttft_p50_ms" not in summarize_level(1, [found]).summary
 
 
-def test_a_level_is_summarized_by_median_and_extremes():
+def test_a_level_is_summarized_by_median_minimum_and_maximum():
     level = summarize_level(8, [figures(output_tokens_per_s=value) for value in (30.0, 10.0, 20.0)])
     spread = level.summary["output_tokens_per_s"]
     assert (spread.median, spread.min, spread.max) == (20, 10, 30)
     assert level.concurrency == 8
 
 
-def test_ratios_are_taken_pair_by_pair_and_not_of_medians():
+def test_ratios_are_medians_of_round_ratios_and_not_ratios_of_medians():
     ours = summarize_level(1, [figures(output_tokens_per_s=value) for value in (10.0, 20.0, 90.0)])
     theirs = summarize_level(1, [figures(output_tokens_per_s=value) for value in (20.0, 10.0, 30.0)])
     spread = compare_levels(ours, theirs, against="B").ratios["output_tokens_per_s"]
     assert (spread.median, spread.min, spread.max) == (2.0, 0.5, 3.0)
 
 
-def test_a_pair_without_a_figure_on_both_sides_gives_no_ratio():
+def test_a_figure_that_one_side_lacks_has_no_ratio():
     ours = summarize_level(1, [figures(ttft_p50_ms=None)])
     theirs = summarize_level(1, [figures()])
     assert "ttft_p50_ms" not in compare_levels(ours, theirs, against="B").ratios

@@ -11,7 +11,7 @@ from vllm_cli.bench.probe import ProbeSamples
 from vllm_cli.bench.request import RequestSample
 
 MS = 10**6
-UNTOLD = LoopDelays()
+UNKNOWN = LoopDelays()
 
 
 def sample(start_ms: int, end_ms: int, **more: object) -> RequestSample:
@@ -22,11 +22,11 @@ def measure(
     requests: list[RequestSample], *, probes: ProbeSamples | None = None, accepted: tuple[int, ...] = (), **more: object
 ) -> LivenessFigures:
     load = LoadSamples(requests, duration_ns=1000 * MS, client_cpu_ns=200 * MS)
-    given = {"delays": UNTOLD, "num_different": len(requests), **more}
+    given = {"delays": UNKNOWN, "num_different": len(requests), **more}
     return measure_liveness(RoundSamples(load=load, probes=probes or ProbeSamples([], 0), **given), accepted)
 
 
-def test_only_probes_that_were_under_way_while_the_load_ran_count():
+def test_only_probes_in_flight_during_the_load_count():
     probes = ProbeSamples(
         latencies_ns=[900 * MS, 2 * MS, 4 * MS, 30 * MS, 700 * MS],
         num_errors=3,
@@ -43,12 +43,12 @@ def test_only_probes_that_were_under_way_while_the_load_ran_count():
     assert figures.health_over_time[0] == type(figures.health_over_time[0])(0.0, 900.0)
 
 
-def test_a_probe_that_was_sent_before_the_load_but_hung_in_it_counts():
+def test_a_probe_sent_before_the_load_and_answered_during_it_counts():
     figures = measure([sample(0, 1000)], probes=ProbeSamples([300 * MS], 0, due_ns=[-5 * MS]))
     assert figures.health_max_ms == pytest.approx(300)
 
 
-def test_many_probes_become_few_points_none_of_which_hides_a_slow_one():
+def test_many_probes_become_few_points_that_keep_the_slowest():
     due_ns = [number * 20 * MS for number in range(2000)]
     latencies_ns = [MS] * 2000
     latencies_ns[777] = 400 * MS
@@ -59,7 +59,7 @@ def test_many_probes_become_few_points_none_of_which_hides_a_slow_one():
     assert slow.at_s <= 777 * 0.02 < slow.at_s + 0.21
 
 
-def test_refused_requests_count_in_no_other_figure_unless_their_status_is_accepted():
+def test_rejected_requests_count_only_as_errors_unless_their_status_is_accepted():
     requests = [
         sample(0, 100, text_times_ns=(50 * MS,)),
         sample(0, 900, status=400, error="HTTP 400: too long"),
@@ -79,18 +79,18 @@ def test_refused_requests_count_in_no_other_figure_unless_their_status_is_accept
     assert [failure.is_accepted for failure in accepted.failures] == [True, False]
 
 
-def test_what_the_server_tells_of_its_loop_is_in_the_figures():
+def test_the_servers_loop_lag_is_in_the_figures():
     figures = measure([sample(0, 1000)], delays=LoopDelays(0.25, num_late={0.005: 9, 0.01: 7, 0.05: 2}))
     assert (figures.loop_lag_max_ms, figures.num_loop_lags_10ms, figures.num_loop_lags_50ms) == (250, 7, 2)
     assert measure([sample(0, 1000)], delays=LoopDelays(0.25, num_late={0.02: 1})).num_loop_lags_10ms is None
 
 
-def test_requests_beyond_the_different_ones_were_sent_again():
+def test_requests_beyond_the_different_ones_are_repeated():
     assert measure([sample(0, 10)] * 7, num_different=5).num_repeated == 2
     assert measure([sample(0, 10)] * 3, num_different=5).num_repeated == 0
 
 
-def test_ratios_pair_rounds_and_leave_out_counts():
+def test_ratios_are_computed_round_by_round_without_counts():
     ours, theirs = (
         summarize_kind("chat", [measure([sample(0, length)]) for length in lengths]) for lengths in ((10, 40), (20, 20))
     )
@@ -110,7 +110,7 @@ def test_ratios_pair_rounds_and_leave_out_counts():
         ("images", {"concurrency": 2, "num_requests": 3}, 2, 3),
     ],
 )
-def test_each_kind_has_an_amount_of_its_own(kind, changed, concurrency, num_requests):
+def test_each_kind_has_default_amounts(kind, changed, concurrency, num_requests):
     config = LivenessConfig(targets=(TargetSpec(name="A", url="x"),), kinds=(kind,), **changed)
     assert (config.concurrency_of(kind), config.requests_of(kind)) == (concurrency, num_requests)
 

@@ -6,12 +6,12 @@ AXIS = LogAxis.around(0.1, 300, top=0, bottom=400)
 
 
 @pytest.mark.parametrize(("figure", "y"), [(0.1, 400), (1, 300), (10, 200), (1000, 0)])
-def test_each_power_of_ten_is_as_far_from_the_next(figure, y):
+def test_powers_of_ten_have_equal_distances(figure, y):
     assert AXIS.y(figure) == pytest.approx(y)
 
 
 @pytest.mark.parametrize("figure", [0, 0.001])
-def test_what_is_less_than_the_axis_lies_on_its_end(figure):
+def test_figures_below_the_axis_lie_on_its_lower_end(figure):
     assert AXIS.y(figure) == pytest.approx(400)
 
 
@@ -21,5 +21,5 @@ def test_lines_are_drawn_at_every_power_of_ten():
     assert all(f">{label} ms<" in drawn for label in ("0.1", "1", "10", "100", "1000"))
 
 
-def test_an_axis_for_small_figures_only_is_still_an_axis():
+def test_an_axis_for_one_small_figure_has_two_lines():
     assert LogAxis.around(0.1, 0.1, top=0, bottom=10).draw(0, 1, "ms").count("<line") == 2

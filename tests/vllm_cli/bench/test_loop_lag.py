@@ -26,12 +26,12 @@ def test_both_families_are_found_among_others():
 
 
 @pytest.mark.parametrize("text", ["", "vllm:num_requests_running 3.0\n", "<html>event_loop_lag</html>"])
-def test_a_server_without_them_tells_nothing(text):
+def test_a_server_without_these_metrics_gives_an_empty_reading(text):
     assert parse_loop_lag(text) == LoopLag()
     assert find_loop_delays(LoopLag(), parse_loop_lag(text)).max_s is None
 
 
-def test_heartbeats_are_counted_between_the_two_looks():
+def test_heartbeats_are_counted_between_two_readings():
     before = LoopLag(0.2, {0.01: 50, 0.05: 55, 0.5: 57, inf: 57})
     delays = find_loop_delays(before, AFTER)
     assert delays.num_late == {0.01: 3, 0.05: 2, 0.5: 1}
@@ -46,23 +46,23 @@ def test_heartbeats_are_counted_between_the_two_looks():
         pytest.param(LoopLag(), 0.7, False, id="the gauge is from this round"),
     ],
 )
-def test_the_histogram_bounds_what_the_gauge_remembers_from_before(before, expected_s, is_bound):
+def test_the_histogram_bounds_a_gauge_that_holds_an_earlier_lag(before, expected_s, is_bound):
     delays = find_loop_delays(before, AFTER)
     assert (delays.max_s, delays.is_bound) == (expected_s, is_bound)
 
 
-def test_the_histogram_holds_on_to_what_the_gauge_has_forgotten():
+def test_the_histogram_keeps_a_lag_that_the_gauge_has_dropped():
     before, after = LoopLag(0.0, {0.01: 1, 0.5: 1, inf: 1}), LoopLag(0.002, {0.01: 5, 0.5: 5, inf: 6})
     assert find_loop_delays(before, after).max_s == 0.5
 
 
-def test_a_gauge_alone_is_taken_as_it_is():
+def test_a_gauge_without_a_histogram_is_used_unchanged():
     delays = find_loop_delays(LoopLag(0.1), LoopLag(0.3))
     assert (delays.max_s, delays.num_late) == (0.3, {})
 
 
 async def test_the_metrics_of_a_real_server_are_read(tiny_server):
-    telling, silent = tiny_server("--tells-lag"), tiny_server()
+    telling, silent = tiny_server("--reports-lag"), tiny_server()
     async with aiohttp.ClientSession() as session:
         lag = await read_loop_lag(session, telling.url, {})
         assert lag.max_s is not None

@@ -1,4 +1,4 @@
-"""Pages really go, and it is told what stays."""
+"""Files are evicted from the page cache, and the result shows what stays."""
 
 import mmap
 import os
@@ -26,12 +26,12 @@ def disk_folder(tmp_path) -> Path:
 
 
 def evict_all(file: Path) -> None:
-    """Pages under way to the disk stay for a moment."""
+    """Pages that are being written to the disk stay for a moment."""
     wait_until(lambda: evict_files([file]) == Residency(file.stat().st_size, 0))
 
 
 @repeated_if_pages_are_lost
-def test_what_was_read_is_in_memory_and_what_was_evicted_is_not(disk_folder) -> None:
+def test_read_files_are_in_memory_and_evicted_files_are_not(disk_folder) -> None:
     file = disk_folder / "weights"
     size = 8 * MEGABYTE + 100
     file.write_bytes(random.Random(0).randbytes(size))
@@ -46,7 +46,7 @@ def test_what_was_read_is_in_memory_and_what_was_evicted_is_not(disk_folder) -> 
     assert measure_residency([file]).share == pytest.approx(1 / 8, abs=0.01)
 
 
-def test_pages_that_somebody_has_mapped_and_touched_stay_and_are_reported(disk_folder) -> None:
+def test_mapped_pages_stay_and_are_reported(disk_folder) -> None:
     file = disk_folder / "library"
     file.write_bytes(bytes(4 * MEGABYTE))
     evict_all(file)
@@ -68,7 +68,7 @@ def test_mincore_agrees(disk_folder) -> None:
         assert by_mincore(opened.fileno(), 0, 4 * MEGABYTE) == measure_residency([file]).resident_bytes == 0
 
 
-def test_an_empty_file_is_no_trouble(tmp_path) -> None:
+def test_an_empty_file_can_be_evicted(tmp_path) -> None:
     (tmp_path / "empty").touch()
     assert evict_files([tmp_path / "empty"]) == Residency(0, 0)
     assert Residency(0, 0).share == 0

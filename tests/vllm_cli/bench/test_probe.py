@@ -18,7 +18,7 @@ MS = 10**6
 
 
 class HealthServer(LocalServer):
-    """Takes the same time for each request, and counts them; the first one comes before what is measured."""
+    """Answers each request after the same time and counts requests; the first one precedes the measurement."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         super().__init__(HealthHandler)
@@ -51,11 +51,11 @@ def probe_for(seconds: float, url: str) -> ProbeSamples:
 
 
 def most_probes(begin_s: float) -> float:
-    """That many intervals have passed since then, and the first probe is sent at once."""
+    """The number of probes due since then; the first one is due at once."""
     return (time.monotonic() - begin_s) / probe.INTERVAL_S + 2
 
 
-def test_probes_are_sent_steadily_and_none_is_faster_than_the_server():
+def test_probes_are_sent_at_the_interval_and_none_is_faster_than_the_server():
     with serving(HealthServer(0.004)) as server:
         begin_s = time.monotonic()
         samples = probe_until(lambda: server.num_asked > 21, server.url)
@@ -65,7 +65,7 @@ def test_probes_are_sent_steadily_and_none_is_faster_than_the_server():
     assert sum(latency < 4 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
 
 
-def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_due():
+def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_times():
     with serving(HealthServer(0.21)) as server:
         samples = probe_until(lambda: server.num_asked > 4, server.url)
     assert min(samples.latencies_ns) < 60 * MS
@@ -73,7 +73,7 @@ def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_du
     assert sum(latency >= 100 * MS for latency in samples.latencies_ns) >= len(samples.latencies_ns) // 3
 
 
-def test_each_answered_probe_has_its_time_and_the_process_tells_how_late_it_woke_up():
+def test_samples_hold_due_times_and_the_delays_of_wake_ups():
     begin_ns = time.perf_counter_ns()
     with serving(HealthServer(0.05)) as server:
         samples = probe_until(lambda: server.num_asked > 4, server.url)
@@ -84,7 +84,7 @@ def test_each_answered_probe_has_its_time_and_the_process_tells_how_late_it_woke
     assert {due_ns for due_ns, _ in samples.wakes_ns} <= set(samples.due_ns)
 
 
-def test_real_time_priority_is_told_where_it_was_wanted_and_may_be_had(tiny_server):
+def test_samples_record_whether_the_process_had_real_time_priority(tiny_server):
     server = tiny_server()
     assert not probe_for(0.1, server.url).is_realtime
     with HealthProbe(server.url, wants_realtime=True) as health:
@@ -94,7 +94,7 @@ def test_real_time_priority_is_told_where_it_was_wanted_and_may_be_had(tiny_serv
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
-def test_bodies_of_any_kind_are_read_to_their_end(is_chunked):
+def test_bodies_are_read_to_their_end(is_chunked):
     body = b"4\r\nfine\r\n0\r\n\r\n" if is_chunked else b"fine"
     header = ("Transfer-Encoding", "chunked") if is_chunked else ("Content-Length", "4")
     asked: list[str | None] = []
@@ -122,7 +122,7 @@ def test_an_address_without_a_server_gives_errors_only():
     assert samples.num_errors >= 1
 
 
-def test_a_page_that_is_missing_is_an_error():
+def test_a_missing_route_is_an_error():
     with serving(HealthServer()) as server:
         samples = probe_until(lambda: server.num_asked > 4, server.url + "/nowhere")
     assert samples.latencies_ns == []
@@ -145,7 +145,7 @@ def test_the_probe_ends_when_its_parent_is_killed(tiny_server):
     wait_until(lambda: is_gone(child))
 
 
-def test_the_probes_process_imports_the_standard_library_only():
+def test_the_probe_process_imports_only_the_standard_library():
     code = "import sys, runpy; runpy.run_path(sys.argv[1]); print(*{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, probe.__file__], capture_output=True, text=True)
     assert done.stderr == ""

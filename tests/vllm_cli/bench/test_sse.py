@@ -11,7 +11,7 @@ def read(*pieces: bytes) -> ChunkReader:
     return reader
 
 
-def test_every_chunk_with_text_is_noted_with_its_time():
+def test_the_arrival_of_every_chunk_with_text_is_recorded():
     reader = read(
         b'data: {"choices":[{"text":" one"}]}\n\n',
         b'data: {"choices":[{"text":" two"}]}\n\ndata: {"choices":[{"text":" three"}]}\n\n',
@@ -19,7 +19,7 @@ def test_every_chunk_with_text_is_noted_with_its_time():
     assert reader.text_times_ns == [1, 2, 2]
 
 
-def test_an_event_may_be_cut_anywhere():
+def test_an_event_may_be_split_anywhere():
     whole = b'data: {"choices": [{"delta": {"content": "x"}}]}\r\n\r\ndata: [DONE]\r\n\r\n'
     for cut in range(1, len(whole)):
         reader = read(whole[:cut], whole[cut:])
@@ -55,6 +55,6 @@ def test_a_stream_is_finished_by_a_finish_reason_or_by_done_only():
     assert read(b"data: [DONE]\n\n").is_finished
 
 
-def test_what_is_not_json_is_an_error():
+def test_invalid_json_is_an_error():
     with pytest.raises(msgspec.DecodeError):
         read(b"data: nonsense\n\n")

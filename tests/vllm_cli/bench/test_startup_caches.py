@@ -1,4 +1,4 @@
-"""The caches are in the state that was asked for, and as before when the start is over."""
+"""The caches are in the wanted state during a start, and restored after it."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ def contents(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_compile_cache_is_gone_for_the_start_and_back_afterwards(cache, tmp_path) -> None:
+def test_a_compile_cache_is_absent_during_the_start_and_restored(cache, tmp_path) -> None:
     caches = StartupCaches(config_of(states=("cold-compile",), compile_cache=cache))
     for _ in range(2):
         with caches.in_state("cold-compile") as stayed:
@@ -40,14 +40,14 @@ def test_a_compile_cache_is_gone_for_the_start_and_back_afterwards(cache, tmp_pa
     assert contents(tmp_path) == ["compiled"]
 
 
-def test_a_start_that_fails_leaves_the_compile_cache_as_it_was(cache) -> None:
+def test_a_failed_start_restores_the_compile_cache(cache) -> None:
     caches = StartupCaches(config_of(states=("cold-compile",), compile_cache=cache))
     with pytest.raises(RuntimeError), caches.in_state("cold-compile"):
         raise RuntimeError
     assert contents(cache) == ["kernel"]
 
 
-def test_what_a_killed_benchmark_moved_aside_comes_back_with_the_next_one(cache) -> None:
+def test_the_next_benchmark_restores_the_compile_cache_of_a_killed_one(cache) -> None:
     caches = StartupCaches(config_of(states=("cold-compile",), compile_cache=cache))
     killed = caches.in_state("cold-compile")
     killed.__enter__()
@@ -56,7 +56,7 @@ def test_what_a_killed_benchmark_moved_aside_comes_back_with_the_next_one(cache)
     assert contents(cache) == ["kernel"]
 
 
-def test_a_compile_cache_that_is_not_there_yet_is_cold(tmp_path) -> None:
+def test_a_missing_compile_cache_is_cold(tmp_path) -> None:
     caches = StartupCaches(config_of(states=("cold-compile",), compile_cache=tmp_path / "none"))
     with caches.in_state("cold-compile"):
         (tmp_path / "none").mkdir()
@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_evicted_is_an_error_that_names_it(tmp_path) -> No
         pass
 
 
-def test_libraries_are_those_of_the_commands_environment() -> None:
+def test_libraries_are_found_in_the_commands_environment() -> None:
     program = Path(sys.executable).with_name("vllm-cli")
     names = {file.name for file in find_libraries(f"A=1 {program} serve")}
     assert any(name.startswith("libtorch_cpu") for name in names)
@@ -110,6 +110,6 @@ def test_model_folders_are_found_in_a_command(tmp_path) -> None:
     ],
     ids=["pages", "compile", "rounds"],
 )
-def test_a_state_that_cannot_be_reached_is_refused(settings, message) -> None:
+def test_a_state_without_the_options_that_it_needs_is_rejected(settings, message) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(**settings)

@@ -1,4 +1,4 @@
-"""The bare script says what the model says, and its start is timed from exec."""
+"""The bare script gives the model's token, and its start is timed from exec."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def test_the_time_counts_from_exec_to_the_token(model_path) -> None:
     assert side.first_text == " Paris"
 
 
-def test_a_model_of_another_kind_is_refused_with_its_type(model_path, tmp_path) -> None:
+def test_a_model_of_another_type_is_rejected_with_the_type(model_path, tmp_path) -> None:
     config = json.loads((model_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     shutil.copy(model_path / "tokenizer.json", tmp_path)
@@ -52,6 +52,6 @@ def test_a_model_of_another_kind_is_refused_with_its_type(model_path, tmp_path) 
         asyncio.run(FloorSide(tmp_path, timeout_s=240).measure())
 
 
-def test_a_script_that_takes_too_long_is_killed(model_path) -> None:
+def test_a_script_beyond_its_time_out_is_killed(model_path) -> None:
     with pytest.raises(TargetStartError, match=r"no token within 0\.05 s"):
         asyncio.run(FloorSide(model_path, timeout_s=0.05).measure())

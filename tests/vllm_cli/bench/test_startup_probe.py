@@ -1,4 +1,4 @@
-"""The probes of a start count what an orchestrator's probes would see."""
+"""The probe process of `bench startup`."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ANSWER = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
 @contextmanager
 def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A listening port where each connection is handed to `answer`, then closed."""
+    """A listening port that passes each connection to `answer` and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -48,7 +48,7 @@ def probe(port: int, is_enough: Callable[[], object]) -> StartProbeSamples:
         return prober.finish()
 
 
-def test_any_answer_counts_and_comes_as_late_as_the_server_sends_it() -> None:
+def test_any_response_counts_with_its_latency() -> None:
     num_asked = 0
 
     def answer(connection: socket.socket) -> None:
@@ -66,7 +66,7 @@ def test_any_answer_counts_and_comes_as_late_as_the_server_sends_it() -> None:
     assert sum(latency < 5 * MS for latency in samples.latencies_ns) <= num_late, "what was due behind a late one"
 
 
-def test_connections_that_nobody_accepts_are_refused_but_not_lost() -> None:
+def test_refused_connections_before_the_first_response_are_not_lost() -> None:
     begin_s = time.monotonic()
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -76,7 +76,7 @@ def test_connections_that_nobody_accepts_are_refused_but_not_lost() -> None:
     assert samples.num_lost == 0
 
 
-def test_a_server_that_answered_once_must_go_on_answering() -> None:
+def test_probes_without_a_response_after_the_first_one_are_lost() -> None:
     asked: list[bytes] = []
 
     def answer(connection: socket.socket) -> None:
@@ -89,7 +89,7 @@ def test_a_server_that_answered_once_must_go_on_answering() -> None:
     assert samples.num_lost >= 6
 
 
-def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_due() -> None:
+def test_probes_that_were_due_while_the_server_was_blocked_count_from_their_due_times() -> None:
     num_answers = 0
 
     def answer(connection: socket.socket) -> None:
@@ -104,7 +104,7 @@ def test_probes_that_were_due_while_the_server_hung_count_from_when_they_were_du
     assert sum(latency >= 250 * MS for latency in samples.latencies_ns) >= 5
 
 
-def test_a_probe_that_never_began_leaves_no_process() -> None:
+def test_a_probe_that_was_never_started_leaves_no_process() -> None:
     with StartProbe() as prober:
         pid = prober._process.pid
     assert not psutil.pid_exists(pid)

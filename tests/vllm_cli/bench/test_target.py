@@ -22,7 +22,7 @@ def command_target(command: str) -> CommandTarget:
 
 @pytest.fixture
 def pids_of(tmp_path):
-    """The server's process id and that of its child, once both run."""
+    """The process ids of the server and its child, once both run."""
 
     def read() -> list[int]:
         wait_until(lambda: pid_file.exists() and pid_file.read_text().count(" ") == 1)
@@ -34,7 +34,7 @@ def pids_of(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [[], ["--ignores-sigterm"]], ids=["polite", "stubborn"])
-def test_a_stopped_server_leaves_no_process_not_even_one_that_daemonized(flags, tiny_command, pids_of, monkeypatch):
+def test_stopping_a_server_also_stops_a_daemonized_child(flags, tiny_command, pids_of, monkeypatch):
     monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file, *flags))
     target.start()
@@ -73,7 +73,7 @@ def test_a_paused_server_is_frozen_with_its_children_until_it_is_resumed(tiny_co
     assert all(map(is_gone, pids))
 
 
-def test_a_look_tells_at_once_that_a_server_has_ended(tiny_command, pids_of, monkeypatch):
+def test_a_poll_notices_at_once_that_a_server_has_exited(tiny_command, pids_of, monkeypatch):
     monkeypatch.setattr("vllm_cli.bench.target.STOP_GRACE_S", 1.0)
     target = command_target(tiny_command("--pid-file", pids_of.file))
     target.start()
@@ -88,14 +88,14 @@ def test_a_look_tells_at_once_that_a_server_has_ended(tiny_command, pids_of, mon
     target.close()
 
 
-def test_a_port_is_one_that_no_client_is_given():
+def test_a_port_is_outside_the_kernels_client_range():
     least, most = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     if least <= 10_000:
         pytest.skip(f"clients have all ports from {least} on")
     assert not any(least <= find_free_port(list_server_ports()) <= most for _ in range(100))
 
 
-def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_command):
+def test_a_server_that_exited_is_reported_with_status_and_output(tiny_command):
     target = command_target(tiny_command("--crashes"))
     target.start()
 
@@ -110,7 +110,7 @@ def test_a_server_that_ended_is_reported_with_its_status_and_last_words(tiny_com
     wait_until(has_died)
     target.close()
     assert "exit status 1" in messages[0]
-    assert "the tiny server has no luck today" in messages[0]
+    assert "the tiny server crashes" in messages[0]
 
 
 def test_a_command_that_does_not_exist_is_reported():
@@ -130,7 +130,7 @@ def test_a_command_that_does_not_exist_is_reported():
     ],
     ids=["appended", "placeholder", "environment"],
 )
-def test_the_port_finds_its_place_in_the_command(command, expected, tmp_path):
+def test_the_port_is_inserted_or_appended(command, expected, tmp_path):
     words_file = tmp_path / "words"
     (tmp_path / "serve").write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {words_file}\n")
     (tmp_path / "serve").chmod(0o755)

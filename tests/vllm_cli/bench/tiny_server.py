@@ -1,4 +1,4 @@
-"""A small, real HTTP server that speaks the OpenAI API with known delays; run as a script by the benchmark's tests."""
+"""A small, real HTTP server with the OpenAI API and known delays; run as a script by the benchmarks' tests."""
 
 import argparse
 import asyncio
@@ -14,23 +14,23 @@ from pathlib import Path
 from aiohttp import web
 
 HEARTBEAT_S = 0.02
-MOST_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 LAG_BOUNDS_S = (0.01, 0.05, 0.3, 2.0)
 STUBBORN_CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
 
 class TinyServer:
-    """Answers every prompt with the same number of words, at a fixed pace."""
+    """Answers every prompt with the requested number of words, at a fixed rate."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.bodies: list[dict] = []
         self.paths: list[str] = []
         self.lags_s: list[float] = [0.0]
-        self.num_running = self.most_running = 0
+        self.num_running = self.max_running = 0
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MOST_BYTES)
+        app = web.Application(client_max_size=MAX_BYTES)
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
         app.router.add_get("/version", self.version)
@@ -39,16 +39,16 @@ class TinyServer:
         app.router.add_post("/v1/chat/completions", self.complete)
         app.router.add_post("/tokenize", self.tokenize)
         app.router.add_post("/v1/embeddings", self.embed)
-        if self.options.tells_lag:
+        if self.options.reports_lag:
             app.router.add_get("/metrics", self.metrics)
-            app.cleanup_ctx.append(self.keep_beating)
+            app.cleanup_ctx.append(self.measure_lag)
         return app
 
-    async def keep_beating(self, app: web.Application) -> AsyncIterator[None]:
-        """Watches the event loop's delays while the server runs."""
-        beating = asyncio.create_task(self.beat())
+    async def measure_lag(self, app: web.Application) -> AsyncIterator[None]:
+        """Records the delays of the event loop while the server runs."""
+        measuring = asyncio.create_task(self.beat())
         yield
-        beating.cancel()
+        measuring.cancel()
 
     async def beat(self) -> None:
         while True:
@@ -75,20 +75,20 @@ class TinyServer:
         return web.json_response({"version": "1.2.3"})
 
     async def seen(self, request: web.Request) -> web.Response:
-        return web.json_response({"bodies": self.bodies, "paths": self.paths, "most_running": self.most_running})
+        return web.json_response({"bodies": self.bodies, "paths": self.paths, "max_running": self.max_running})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await self.read(request)
         if body["model"] != "tiny":
             return web.json_response({"error": {"message": f"no model {body['model']}"}}, status=404)
-        if refused := set(body) & set(self.options.refuses):
-            return web.json_response({"detail": f"Unexpected fields: {refused}"}, status=422)
+        if rejected := set(body) & set(self.options.rejects):
+            return web.json_response({"detail": f"Unexpected fields: {rejected}"}, status=422)
         if self.options.fails_every and len(self.bodies) % self.options.fails_every == 0:
-            return web.json_response({"error": {"message": "out of luck"}}, status=400)
+            return web.json_response({"error": {"message": "deliberate error"}}, status=400)
         if self.options.exits_after and len(self.bodies) > self.options.exits_after:
             os._exit(9)
         self.num_running += 1
-        self.most_running = max(self.most_running, self.num_running)
+        self.max_running = max(self.max_running, self.num_running)
         try:
             return await (self.stream(request, body) if body["stream"] else self.answer(body))
         finally:
@@ -103,7 +103,7 @@ class TinyServer:
         return web.json_response({"data": [{"embedding": [0.5]} for _ in body["input"]], "usage": {"prompt_tokens": 1}})
 
     async def read(self, request: web.Request) -> dict:
-        """Takes the body in, and holds up the event loop as a server does that prepares requests on it."""
+        """Reads the body and blocks the event loop, like a server that prepares requests on it."""
         body = await request.json()
         self.bodies.append(body)
         self.paths.append(request.path)
@@ -128,7 +128,7 @@ class TinyServer:
             await asyncio.sleep((self.options.gap_ms if index else self.options.first_ms) / 1000)
             text = {"delta": {"content": " word"}} if is_chat else {"text": " word"}
             await self.send(response, {"choices": [text]})
-        if self.options.breaks_off:
+        if self.options.aborts_streams:
             assert request.transport is not None
             request.transport.abort()
             return response
@@ -156,18 +156,18 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--first-ms", type=float, default=0)
     parser.add_argument("--gap-ms", type=float, default=0)
     parser.add_argument("--health-ms", type=float, default=0)
-    parser.add_argument("--blocks-ms", type=float, default=0, help="how long each request holds up the event loop")
-    parser.add_argument("--tells-lag", action="store_true")
+    parser.add_argument("--blocks-ms", type=float, default=0, help="how long each request blocks the event loop")
+    parser.add_argument("--reports-lag", action="store_true")
     parser.add_argument("--has-no-health", action="store_true")
     parser.add_argument("--lacks", nargs="*", default=[], help="paths")
     parser.add_argument("--tokens-per-chunk", type=int, default=1)
     parser.add_argument("--stops-after", type=int)
     parser.add_argument("--fails-every", type=int)
     parser.add_argument("--exits-after", type=int)
-    parser.add_argument("--refuses", nargs="*", default=[])
+    parser.add_argument("--rejects", nargs="*", default=[])
     parser.add_argument("--lists-no-model", action="store_true")
     parser.add_argument("--counts-nothing", action="store_true")
-    parser.add_argument("--breaks-off", action="store_true")
+    parser.add_argument("--aborts-streams", action="store_true")
     parser.add_argument("--crashes", action="store_true")
     parser.add_argument("--ignores-sigterm", action="store_true")
     parser.add_argument("--pid-file", type=Path)
@@ -177,7 +177,7 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     if options.crashes:
-        sys.exit("the tiny server has no luck today")
+        sys.exit("the tiny server crashes")
     if options.ignores_sigterm:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.pid_file:
