@@ -90,7 +90,7 @@ def safe_apply_chat_template(
             tokenize=False,
             **template_kwargs,
         )
-    except Exception as err:  # a template is foreign code and may raise anything
+    except Exception as err:  # a template may raise any kind of error
         raise RequestError(f"the chat template failed: {describe_template_error(err)}", param="messages") from err
     return text
 

@@ -21,7 +21,7 @@ class Grok2Renderer(TemplateRenderer):
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         template = self._given_template(options) or self._grok2.chat_template
-        applies = self._grok2 if options.chat_template is None else self._foreign(template, {})
+        applies = self._grok2 if options.chat_template is None else self._request_template(template, {})
         return self._apply(applies, template, messages, options)
 
     @property

@@ -33,10 +33,10 @@ class HfRenderer(TemplateRenderer):
         super().__init__(files, config, self._hf, executor=executor)
 
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
-        tokenizer = self._hf.of_this_thread
+        tokenizer = self._hf.for_this_thread
         template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
         is_own = options.chat_template is None or template in _names_of(tokenizer.chat_template)
-        applies = tokenizer if is_own else self._foreign(template, dict(tokenizer.special_tokens_map))
+        applies = tokenizer if is_own else self._request_template(template, dict(tokenizer.special_tokens_map))
         return self._apply(applies, template, messages, options)
 
     @property

@@ -23,8 +23,8 @@ class HfTokenizer:
         self.vocab_size: int = max([*vocab.values(), *self.added_tokens]) + 1
         self.eos_token_id: int | None = loaded.eos_token_id
         self.max_token_chars = max(map(len, vocab))
-        self._bytes_of = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
-        self._of_threads = ThreadTokenizers(loaded)
+        self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
+        self._thread_tokenizers = ThreadTokenizers(loaded)
 
     @classmethod
     def from_folder(cls, path: Path, *, trust_remote_code: bool = False) -> "HfTokenizer":
@@ -36,23 +36,23 @@ class HfTokenizer:
         return cls(load_tokenizer(path, trust_remote_code))
 
     @property
-    def of_this_thread(self) -> PreTrainedTokenizerBase:
+    def for_this_thread(self) -> PreTrainedTokenizerBase:
         """The calling thread's copy."""
-        return self._of_threads.get()
+        return self._thread_tokenizers.get()
 
     def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
-        return self._of_threads.encode(text, add_special_tokens=add_special_tokens, limit=limit)
+        return self._thread_tokenizers.encode(text, add_special_tokens=add_special_tokens, limit=limit)
 
     def encode_pair(
         self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
     ) -> EncodedPair:
-        return encode_pair(self.of_this_thread, text, pair, add_special_tokens=add_special_tokens, cut=cut)
+        return encode_pair(self.for_this_thread, text, pair, add_special_tokens=add_special_tokens, cut=cut)
 
     def cut_text(self, text: str, num_tokens: int) -> str:
-        return cut_text(self.of_this_thread, text, num_tokens)
+        return cut_text(self.for_this_thread, text, num_tokens)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
-        text: str = self.of_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        text: str = self.for_this_thread.decode(token_ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
@@ -61,7 +61,7 @@ class HfTokenizer:
         return partial(decode, skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        return self._bytes_of[token_id]
+        return self._token_bytes[token_id]
 
     def info(self) -> dict[str, Any]:
         paths = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
@@ -69,7 +69,7 @@ class HfTokenizer:
         return {**settings, "tokenizer_class": type(self.loaded).__name__}
 
     def warm_up(self) -> None:
-        self._of_threads.get()
+        self._thread_tokenizers.get()
 
 
 def _to_json(value: Any) -> Any:

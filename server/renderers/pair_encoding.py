@@ -25,7 +25,7 @@ class Cut(NamedTuple):
     limit: int
     side: Side = "right"
 
-    def of(self, ids: list[int]) -> list[int]:
+    def apply(self, ids: list[int]) -> list[int]:
         """The ids to keep."""
         return ids[: self.limit] if self.side == "right" else ids[max(0, len(ids) - self.limit) :]
 
@@ -65,7 +65,7 @@ def encode_pair(
     if cut is None:
         return EncodedPair(token_ids, types)
     # transformers cuts nothing if only special tokens would fit.
-    return EncodedPair(cut.of(token_ids), None if types is None else cut.of(types))
+    return EncodedPair(cut.apply(token_ids), None if types is None else cut.apply(types))
 
 
 def cut_text(tokenizer: "PreTrainedTokenizerBase", text: str, num_tokens: int) -> str:

@@ -8,9 +8,9 @@ from server.errors import RequestError
 from server.renderers.base import BaseRenderer
 from server.renderers.chat_template import AppliesChatTemplate, safe_apply_chat_template
 from server.renderers.content_format import detect_content_format, resolve_content_format
-from server.renderers.foreign_template import ForeignTemplate
 from server.renderers.messages import to_conversation
 from server.renderers.prompts import ChatOptions
+from server.renderers.request_template import RequestTemplate
 from server.renderers.template_process import TemplateProcess
 from server.renderers.tokenizer import Tokenizer
 
@@ -52,22 +52,22 @@ class TemplateRenderer(BaseRenderer):
             )
         return options.chat_template
 
-    def _foreign(self, template: str, special_tokens: dict[str, Any]) -> ForeignTemplate:
-        return ForeignTemplate(self._template_process, template, special_tokens)
+    def _request_template(self, template: str, special_tokens: dict[str, Any]) -> RequestTemplate:
+        return RequestTemplate(self._template_process, template, special_tokens)
 
     def _apply(
         self,
-        tokenizer: AppliesChatTemplate | ForeignTemplate,
+        tokenizer: AppliesChatTemplate | RequestTemplate,
         template: str,
         messages: list[dict[str, Any]],
         options: ChatOptions,
     ) -> str:
         """Renders the messages.
 
-        A `ForeignTemplate` takes the place of a tokenizer for a request's own template.
+        A `RequestTemplate` takes the place of a tokenizer for a request's own template.
         """
         wanted = self.config.chat_template_content_format
-        if isinstance(tokenizer, ForeignTemplate):
+        if isinstance(tokenizer, RequestTemplate):
             content_format = tokenizer.content_format(wanted)
         else:
             content_format = resolve_content_format(template, wanted)

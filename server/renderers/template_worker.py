@@ -46,7 +46,7 @@ def main() -> NoReturn:
 def _answer(operation: str, **arguments: Any) -> dict[str, str]:
     try:
         return {"value": _OPERATIONS[operation](**arguments)}
-    except Exception as err:  # noqa: BLE001 - a template is foreign code and may raise anything
+    except Exception as err:  # noqa: BLE001 - a template may raise any kind of error
         return {"error": describe_template_error(err)[:MAX_TEXT_CHARS]}
 
 

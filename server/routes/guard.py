@@ -43,7 +43,7 @@ class ApiKeyMiddleware:
 
     def _has_key(self, authorization: str) -> bool:
         scheme, _, key = authorization.partition(" ")
-        return scheme.lower() == "bearer" and self._api_keys.is_good(key.encode("latin-1"))
+        return scheme.lower() == "bearer" and self._api_keys.is_valid(key.encode("latin-1"))
 
 
 class RequestIdMiddleware:

@@ -37,7 +37,7 @@ class ApiKeys:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def is_good(self, key: bytes) -> bool:
+    def is_valid(self, key: bytes) -> bool:
         """Whether this is one of the keys; takes the same time for every key."""
         digest = _digest(key)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]

@@ -133,7 +133,7 @@ class PromptReader:
         return tuple(text.lower() for text in texts) if self._options.does_lower_case else texts
 
     def _sliced(self, token_ids: list[int]) -> list[int]:
-        return token_ids if self._cut is None else self._cut.of(token_ids)
+        return token_ids if self._cut is None else self._cut.apply(token_ids)
 
     def _check_text(self, text: str, param: str) -> None:
         """Rejects a text that is too long however it is tokenized; tokenizing it could take seconds."""

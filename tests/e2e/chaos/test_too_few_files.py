@@ -73,7 +73,7 @@ def test_probes_are_answered_and_streams_finish_while_clients_use_up_all_files(m
         _allow(api, max(_files(api)) + 8)
         probes = Counter(_probe(server, stack) for _ in range(_FEW))
         assert probes == {"HTTP/1.1 200 OK": _FEW}
-        assert server.log.count("files are open that this process may have") == 1
+        assert server.log.count("file descriptors of this process are in use") == 1
 
         # None at all: open connections are served, new ones are cut, and the loop does not spin.
         kept = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_ANSWER_S)

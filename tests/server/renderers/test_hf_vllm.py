@@ -31,7 +31,7 @@ TEMPLATES = {
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
         "{% for part in message['content'] %}[{{ part['text'] }}]{% endfor %}<|im_end|>\n{% endfor %}"
     ),
-    "developers welcome": (
+    "developer role": (
         "{% for message in messages %}{% if message['role'] == 'developer' %}DEV {% endif %}"
         "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     ),

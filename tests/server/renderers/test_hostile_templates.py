@@ -65,7 +65,7 @@ def test_a_harmless_template_renders_as_the_operators_does(
     assert render(renderer, "{{ messages[0].content }}", add_generation_prompt=False, continue_final_message=True)
 
 
-def test_a_foreign_template_that_expects_parts_gets_parts(renderer: HfRenderer) -> None:
+def test_a_request_template_that_expects_parts_gets_parts(renderer: HfRenderer) -> None:
     template = "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}"
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
     assert renderer.render_chat(messages, ChatOptions(chat_template=template)).text == "[a][b]"

@@ -133,8 +133,8 @@ def test_each_thread_has_a_tokenizer_after_the_warm_up(model_path: Path) -> None
     with build_renderer(ModelFiles(model_path, model_path), RendererConfig(num_workers=4)) as renderer:
         assert isinstance(renderer, HfRenderer)
         renderer.warm_up()
-        seen = {id(renderer._hf.of_this_thread)}
-        renderer.pools["text"].run_in_each_thread(lambda: seen.add(id(renderer._hf.of_this_thread)))
+        seen = {id(renderer._hf.for_this_thread)}
+        renderer.pools["text"].run_in_each_thread(lambda: seen.add(id(renderer._hf.for_this_thread)))
         assert len(seen) == 5
 
 

@@ -17,16 +17,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_each_line_of_the_file_is_a_key_except_blanks_and_comments(file: Path) -> None:
     keys = ApiKeys(("given",), file)
-    assert all(keys.is_good(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
-    assert not any(keys.is_good(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
+    assert all(keys.is_valid(key) for key in (b"given", b"first", b"second", "schlüssel".encode()))
+    assert not any(keys.is_valid(key) for key in (b"", b"#third", b"third", b"people", b"first\n", b"  second  "))
 
 
 def test_keys_are_added_and_removed_with_the_file(file: Path) -> None:
     keys = ApiKeys(("given",), file)
     file.write_text("new")
-    assert keys.is_good(b"first")
+    assert keys.is_valid(b"first")
     keys.reload()
-    assert [keys.is_good(key) for key in (b"given", b"first", b"new")] == [True, False, True]
+    assert [keys.is_valid(key) for key in (b"given", b"first", b"new")] == [True, False, True]
 
 
 @pytest.mark.parametrize("content", [b"", b"# nothing\n", None])
@@ -39,8 +39,8 @@ def test_a_file_without_keys_does_not_change_the_keys(
     else:
         file.write_bytes(content)
     keys.reload()
-    assert keys.is_good(b"first")
-    assert not keys.is_good(b"")
+    assert keys.is_valid(b"first")
+    assert not keys.is_valid(b"")
     assert "the previous keys stay valid" in caplog.text
     with pytest.raises(KeyFileError):
         ApiKeys((), file)

@@ -15,7 +15,7 @@ from tests.certificates import Certificate, make_certificate, needs_openssl
 
 pytestmark = needs_openssl
 
-Ask = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
+Connect = Callable[[ssl.SSLContext, ssl.SSLSession | None], ssl.SSLSession | None]
 """Opens and closes one connection and returns its session for resumption; SSLError if rejected."""
 
 
@@ -31,15 +31,15 @@ def trusted(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def clients(tmp_path: Path, trusted: Path) -> Iterator[tuple[Certificate, Certificate]]:
+def issuers(tmp_path: Path, trusted: Path) -> Iterator[tuple[Certificate, Certificate]]:
     """Two issuers, the first of which is trusted."""
-    signers = make_certificate(tmp_path, "one"), make_certificate(tmp_path, "two")
-    shutil.copyfile(signers[0].certificate, trusted)
-    yield signers
+    issuers = make_certificate(tmp_path, "one"), make_certificate(tmp_path, "two")
+    shutil.copyfile(issuers[0].certificate, trusted)
+    yield issuers
 
 
 @pytest.fixture
-def tls(server: Certificate, trusted: Path, clients: object) -> RenewableTls:
+def tls(server: Certificate, trusted: Path, issuers: object) -> RenewableTls:
     files = {
         "ssl_certfile": str(server.certificate),
         "ssl_keyfile": str(server.key),
@@ -49,12 +49,12 @@ def tls(server: Certificate, trusted: Path, clients: object) -> RenewableTls:
 
 
 @pytest.fixture
-def ask(tls: RenewableTls) -> Iterator[Ask]:
+def connect(tls: RenewableTls) -> Iterator[Connect]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_serve, args=(listener, tls))
         thread.start()
 
-        def ask(context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession:
+        def connect(context: ssl.SSLContext, session: ssl.SSLSession | None) -> ssl.SSLSession:
             plain = socket.create_connection(listener.getsockname(), timeout=60)
             with context.wrap_socket(plain, server_hostname="localhost", session=session) as client:
                 client.sendall(b"x")
@@ -64,7 +64,7 @@ def ask(tls: RenewableTls) -> Iterator[Ask]:
                 client.unwrap()
                 return session
 
-        yield ask
+        yield connect
         socket.create_connection(listener.getsockname()).close()  # a connection without data ends the server
         thread.join()
 
@@ -87,26 +87,26 @@ def _serve(listener: socket.socket, tls: RenewableTls) -> None:
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def test_a_client_whose_issuer_is_no_longer_trusted_is_rejected(
     version: ssl.TLSVersion,
-    ask: Ask,
+    connect: Connect,
     tls: RenewableTls,
     server: Certificate,
-    clients: tuple[Certificate, Certificate],
+    issuers: tuple[Certificate, Certificate],
     trusted: Path,
     tmp_path: Path,
 ) -> None:
     contexts = []
-    for index, signer in enumerate(clients):
-        context = server.client_context(make_certificate(tmp_path, f"client-{index}", signer=signer))
+    for index, issuer in enumerate(issuers):
+        context = server.client_context(make_certificate(tmp_path, f"client-{index}", signer=issuer))
         context.minimum_version = context.maximum_version = version
         contexts.append(context)
     former, later = contexts
-    session = ask(former, None)
+    session = connect(former, None)
     with pytest.raises(OSError):
-        ask(later, None)
-    shutil.copyfile(clients[1].certificate, trusted)
+        connect(later, None)
+    shutil.copyfile(issuers[1].certificate, trusted)
     tls.reload()
-    ask(later, None)
+    connect(later, None)
     with pytest.raises(OSError):
-        ask(former, None)
+        connect(former, None)
     with pytest.raises(OSError):
-        ask(former, session)
+        connect(former, session)

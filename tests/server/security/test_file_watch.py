@@ -7,7 +7,7 @@ import pytest
 
 from server.security.file_watch import FileWatch
 
-PATIENT_S = 60.0
+TIMEOUT_S = 60.0
 
 
 @pytest.mark.parametrize("way", ["in place", "by a rename", "behind a link", "away and back"])
@@ -32,9 +32,9 @@ async def test_every_way_to_change_a_file_is_detected(tmp_path: Path, way: str) 
             (tmp_path / "link").replace(file)
         else:
             file.unlink()
-            await asyncio.wait_for(changed.wait(), PATIENT_S)
+            await asyncio.wait_for(changed.wait(), TIMEOUT_S)
             changed.clear()
             file.write_text("new")
-        await asyncio.wait_for(changed.wait(), PATIENT_S)
+        await asyncio.wait_for(changed.wait(), TIMEOUT_S)
     finally:
         watch.close()

@@ -14,7 +14,7 @@ from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 from tests.certificates import Certificate
 
-PATIENT_S = 60.0
+TIMEOUT_S = 60.0
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01\x00"
 """The beginning of a TLS handshake."""
 
@@ -38,7 +38,7 @@ class Served:
         Raises:
             ConnectionError: the handshake failed.
         """
-        async with asyncio.timeout(PATIENT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             reader, writer = await self.connect(tls=tls)
             writer.write(data)
             try:
@@ -50,7 +50,7 @@ class Served:
 
     async def wait_connections(self, num_connections: int) -> None:
         """Waits until the server has this many connections."""
-        async with asyncio.timeout(PATIENT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(self._server.server_state.connections) != num_connections:
                 await asyncio.sleep(0.01)
 
@@ -59,7 +59,7 @@ class Served:
 async def serve(
     limits: LimitsConfig, certificate: Certificate | None = None, application: Any = None
 ) -> AsyncIterator[Served]:
-    """Runs a server; without `app` it answers every request with its scheme."""
+    """Runs a server; without `application` it answers every request with its scheme."""
     tls = None
     if certificate is not None:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

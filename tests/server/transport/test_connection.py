@@ -20,7 +20,7 @@ from server.transport import lingering_transport
 from server.transport.connection import BoundedConnection
 from server.transport.tls_handshake import TlsHandshake
 from tests.certificates import Certificate, make_certificate, needs_openssl
-from tests.server.transport.served import HALF_A_HELLO, PATIENT_S, Served, serve
+from tests.server.transport.served import HALF_A_HELLO, TIMEOUT_S, Served, serve
 
 pytestmark = pytest.mark.thorough
 
@@ -28,7 +28,7 @@ NUM_CLIENTS = 10
 HEAD = b"GET / HTTP/1.1\r\nhost: x\r\n"
 GET, LAST = HEAD + b"\r\n", HEAD + b"connection: close\r\n\r\n"
 HELD = GET.replace(b"/", b"/held", 1)
-PATIENT = LimitsConfig(header_timeout_s=600, send_timeout_s=600)
+LONG_TIMEOUTS = LimitsConfig(header_timeout_s=600, send_timeout_s=600)
 KINDS = (BoundedConnection, TlsHandshake, SSLProtocol, RequestResponseCycle)
 
 
@@ -90,12 +90,12 @@ def test_a_failed_handshake_is_freed_without_the_collector(certificate: Certific
 
 
 async def _check_freed(certificate: Certificate | None, case: ClientCase, *, tls: bool) -> None:
-    async with serve(PATIENT, certificate, _answer) as served:
+    async with serve(LONG_TIMEOUTS, certificate, _answer) as served:
         former = _connections()  # of other tests' servers, which are still running
         known = set(map(id, former))
         await _connect_and_leave(served, case, tls=tls)
         await served.wait_connections(0)
-        async with asyncio.timeout(PATIENT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while any(id(one) not in known for one in _connections()):
                 await asyncio.sleep(0.05)
 
@@ -104,7 +104,7 @@ async def _connect_and_leave(served: Served, case: ClientCase, *, tls: bool) -> 
     clients = [await served.connect(tls=tls) for _ in range(NUM_CLIENTS)]
     for _, writer in clients:
         writer.write(case.data)
-    async with asyncio.timeout(PATIENT_S):
+    async with asyncio.timeout(TIMEOUT_S):
         if case.read is None:
             await served.wait_connections(NUM_CLIENTS)
         else:

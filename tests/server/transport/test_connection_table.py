@@ -54,10 +54,10 @@ def test_connections_with_unsent_bytes_are_not_evicted(num_sending: int) -> None
     table = ConnectionTable(num_sending + 1)
     sending, idle = [Client(is_sending=True) for _ in range(num_sending)], Client()
     assert all(map(table.add, [*sending, idle]))
-    comers = [Client(is_sending=True) for _ in range(num_sending)]
-    assert any(map(table.add, comers))
+    new_clients = [Client(is_sending=True) for _ in range(num_sending)]
+    assert any(map(table.add, new_clients))
     assert idle.is_evicted
-    assert not any(client.is_evicted for client in sending + comers)
+    assert not any(client.is_evicted for client in sending + new_clients)
 
 
 def test_busy_connections_are_not_evicted() -> None:

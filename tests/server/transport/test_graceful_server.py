@@ -15,7 +15,7 @@ from server.limits import LimitsConfig
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
 from tests.certificates import make_certificate, needs_openssl
-from tests.server.transport.served import HALF_A_HELLO, PATIENT_S
+from tests.server.transport.served import HALF_A_HELLO, TIMEOUT_S
 
 NUM_CLIENTS = 20
 
@@ -42,7 +42,7 @@ def test_handshakes_of_unaccepted_clients_do_not_delay_the_shutdown(tmp_path: Pa
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         clients = [stack.enter_context(socket.create_connection(listener.getsockname())) for _ in range(NUM_CLIENTS)]
         for client in clients:
-            client.settimeout(PATIENT_S)
+            client.settimeout(TIMEOUT_S)
             client.sendall(hello)
 
         uvloop.run(_end(GracefulServer(config), listener))
@@ -54,7 +54,7 @@ async def _end(server: GracefulServer, listener: socket.socket) -> None:
     server.config.load()
     server.lifespan = server.config.lifespan_class(server.config)
     server.servers = []
-    await asyncio.wait_for(server.shutdown([listener]), PATIENT_S)
+    await asyncio.wait_for(server.shutdown([listener]), TIMEOUT_S)
     assert not server.server_state.connections
 
 

@@ -13,7 +13,7 @@ from server.renderers.messages import Message
 from server.renderers.template_process import TemplateProcess
 
 
-class ForeignTemplate:
+class RequestTemplate:
     """Implements `AppliesChatTemplate` without compiling or running the template in this process."""
 
     def __init__(self, process: TemplateProcess, template: str, special_tokens: dict[str, Any]) -> None:
