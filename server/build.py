@@ -109,7 +109,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     lifecycle = options.lifecycle
     server_version = version(_DISTRIBUTION)
     metrics = build_metrics(config, renderer, options.start)
-    metrics.engine_life.watch_up(lambda: lifecycle.has_engine)
+    metrics.lifecycle.read_up_from(lambda: lifecycle.has_engine)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
     parts = AppParts(
         config=config,
@@ -132,7 +132,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         lifecycle,
         readiness,
         watchdog_timeout_s=config.engine_watchdog_timeout_s,
-        on_restart=metrics.engine_life.record_restart,
+        on_restart=metrics.lifecycle.record_restart,
     )
     drain = Drain(lifecycle, parts.running, engine, config, http.announce_close)
     return Server(

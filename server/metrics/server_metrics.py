@@ -76,7 +76,7 @@ class ServerMetrics:
         GCCollector(registry=self.registry)
         self.http = HttpMetrics(self.registry)
         self.loop = LoopMetrics(self.registry)
-        self.engine_life = EngineLifeMetrics(self.registry)
+        self.lifecycle = LifecycleMetrics(self.registry)
 
     def register_pools(self, pools: Mapping[str, WaitingWork]) -> None:
         """Adds the renderer's pools by name."""
@@ -155,7 +155,7 @@ class LoopMetrics:
         self.heartbeat = heartbeat
 
 
-class EngineLifeMetrics:
+class LifecycleMetrics:
     """Whether an engine is ready, and how often it was restarted."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -164,7 +164,7 @@ class EngineLifeMetrics:
             "vllm_cli:engine_restarts", "Engines started in the place of one that had died.", registry=registry
         ).inc
 
-    def watch_up(self, read: Callable[[], bool]) -> None:
+    def read_up_from(self, read: Callable[[], bool]) -> None:
         """Sets the source of the gauge, read when /metrics is scraped."""
         self._up.set_function(read)
 

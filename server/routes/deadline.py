@@ -1,4 +1,4 @@
-"""The time limit of a request (`--request-timeout`)."""
+"""The time limit of a request (`--http-request-timeout`)."""
 
 import asyncio
 from collections.abc import AsyncIterator

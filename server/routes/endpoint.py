@@ -57,7 +57,7 @@ _LARGE_BODY_BYTES = 32 << 10
 
 
 class LongField(NamedTuple):
-    """A field that may be larger than `--max-body-bytes` allows."""
+    """A field that may exceed `--http-max-body-size`."""
 
     name: str
     max_bytes: Callable[[], int]

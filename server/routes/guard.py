@@ -37,7 +37,7 @@ class ApiKeyMiddleware:
             await self._app(scope, receive, send)
             return
         body = error_response(
-            "Give one of the server's API keys as 'Authorization: Bearer KEY'.", type="Unauthorized", code=401
+            "Send one of the server's API keys as 'Authorization: Bearer KEY'.", type="Unauthorized", code=401
         )
         await send_json(send, body, status=401, headers=((b"www-authenticate", b"Bearer"),))
 

@@ -65,19 +65,19 @@ def _post(request: type, answer: type, event: type | None) -> dict[str, Any]:
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(request)}}},
         "responses": {
-            "200": {"description": "The answer", "content": content},
-            "400": _failure("The request cannot be served", ErrorResponse),
-            "404": _failure("The model is another, or is not for this", ErrorResponse),
+            "200": {"description": "The response", "content": content},
+            "400": _failure("The request is invalid", ErrorResponse),
+            "404": _failure("The model is not served here, or does not support this endpoint", ErrorResponse),
             "413": _failure("The body is too large", ErrorResponse),
             "415": _failure("The body is compressed", ErrorResponse),
-            "504": _failure("The answer took too long", ErrorResponse),
-            "503": _failure("No requests are taken at the moment", UnavailableResponse),
+            "504": _failure("The response took too long", ErrorResponse),
+            "503": _failure("No requests are accepted at the moment", UnavailableResponse),
         },
     }
 
 
 def _get(path: str, answer: type | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": "The answer"}
+    found: dict[str, Any] = {"description": "The response"}
     if answer is not None:
         found["content"] = {"application/json": {"schema": _reference(answer)}}
     operation: dict[str, Any] = {"responses": {"200": found}}

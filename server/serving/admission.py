@@ -65,7 +65,7 @@ class Admission:
         if num_bytes and self.num_held_bytes > own_bytes and self.num_held_bytes + num_bytes > self.max_held_bytes:
             held = f"{self.num_held_bytes} of at most {self.max_held_bytes} bytes in requests"
             raise self._reject(
-                "max_held_bytes", f"{held}, and this one brings {num_bytes} ({flag_of('max_held_bytes')})"
+                "max_held_bytes", f"{held}, and this request adds {num_bytes} ({flag_of('max_held_bytes')})"
             )
 
     @cached_property

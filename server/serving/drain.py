@@ -13,7 +13,7 @@ from server.serving.running_requests import RunningRequests
 logger = logging.getLogger(__name__)
 
 ERROR_DELIVERY_S = 2
-"""How long requests that are cut short have to receive their error."""
+"""How long requests that are ended early have to receive their error."""
 _HURRIED_DELIVERY_S = 0.25
 """The same after a second signal, and for requests that have to be cancelled."""
 _QUIET_S = 0.25
@@ -61,7 +61,7 @@ class Drain:
         logger.info("shutting down: %d requests may run for %g s more", running.num_running, self._timeout_s)
         if await self._wait_idle():
             return
-        logger.warning("%d requests are cut short", running.num_running)
+        logger.warning("%d requests are ended with an error", running.num_running)
         is_hurried = self._is_hurried.is_set()
         self._engine.fail_running("the server was stopped" if is_hurried else "the server is shutting down")
         if not await running.wait_idle(_HURRIED_DELIVERY_S if is_hurried else ERROR_DELIVERY_S):

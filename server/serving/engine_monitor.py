@@ -89,7 +89,7 @@ class EngineMonitor:
                 logger.error(message, lifecycle.reason, lifecycle.num_restarts_left)
                 if await self._restart():
                     break
-                message = "the engine could not be started again: %s; once more, %d more may follow"
+                message = "the engine could not be restarted: %s; trying again, %d more may follow"
             if lifecycle.state == "dead":
                 return
 

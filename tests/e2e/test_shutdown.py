@@ -52,7 +52,7 @@ def test_stream_that_outlasts_the_drain_ends_with_an_error_event(start_server: A
         assert server.terminate() == 0
         events = reader.finish()
         assert "1 requests may run for 0.5 s more" in server.log
-        assert "1 requests are cut short" in server.log
+        assert "1 requests are ended with an error" in server.log
     assert any(e and "error" in e for e in events)
     assert events[-1] is None
 

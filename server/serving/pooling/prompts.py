@@ -122,7 +122,7 @@ class PromptReader:
 
     def _pairs(self, param: str) -> PairTokenizer:
         if not isinstance(self._tokenizer, PairTokenizer):
-            raise RequestError("this model's tokenizer knows no pairs of texts", param=param)
+            raise RequestError("this model's tokenizer does not support pairs of texts", param=param)
         return self._tokenizer
 
     @property

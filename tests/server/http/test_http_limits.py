@@ -157,7 +157,7 @@ def test_waiting_requests_are_bounded_in_their_tensors(serve, engine, renderer, 
         wait_until(lambda: len(engine.requests) == 1)
         assert admission.num_held_bytes == 400 * WIDTH * 2
         message = error_of(server.post("/v1/completions", body), 503)
-        assert "12800 of at most 20000 bytes in requests, and this one brings 12800 (--http-max-held-size)" in message
+        assert "12800 of at most 20000 bytes in requests, and this request adds 12800 (--http-max-held-size)" in message
         wait_until(lambda: admission.num_held_bytes == 400 * WIDTH * 2)
         assert len(engine.requests) == 1
         engine.holds_after = None
