@@ -80,7 +80,7 @@ class EnvVar(Generic[T]):
 
     @contextmanager
     def override(self, value: str | None) -> Iterator[None]:
-        """Sets the variable (None removes it) for a block and the processes started in it, then restores it."""
+        """Sets (None: removes) the variable for a block and the processes started in it, then restores it."""
         before = os.environ.get(self.name)
         self._write(value)
         try:

@@ -73,7 +73,7 @@ def from_variable(variable: EnvVar[T], flag: str = "", help: str = "", /, **meta
 
 
 def check_ranges(config: Any) -> None:
-    """Raises ConfigError for the first field of a dataclass instance whose value is out of the declared range."""
+    """Raises ConfigError for the first field whose value is out of its declared range."""
     for declared in fields(config):
         value = getattr(config, declared.name)
         limits = [

@@ -1,4 +1,4 @@
-"""Generates docs/cli.md, docs/flags.md and docs/environment.md; `make docs` writes them, a test compares them.
+"""Generates docs/cli.md, docs/flags.md and docs/environment.md for `make docs`; a test compares them.
 
 The sources are the click commands, the flags of `serve` and the declared environment variables.
 """

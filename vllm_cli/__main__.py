@@ -1,4 +1,4 @@
-"""The console script and `python -m vllm_cli`: signal handling and import path before the first slow import."""
+"""The console script and `python -m vllm_cli`: sets up signals and import path before slow imports."""
 
 import os
 import signal

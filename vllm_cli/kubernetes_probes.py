@@ -70,8 +70,8 @@ class StartTimes:
 def build_probes(target: ProbeTarget, times: StartTimes) -> dict[str, Any]:
     """The three probes of a container.
 
-    `/livez` responds from the first tenth of a second on, under any load: a server that loads, drains or restarts its
-    engine is alive. `/readyz` is 200 once a real request has produced a token.
+    `/livez` responds from the first tenth of a second on, under any load: a server that loads, drains or
+    restarts its engine is alive. `/readyz` is 200 once a real request has produced a token.
     """
     period_s = times.period_s if target.uds is None else max(times.period_s, _COMMAND_PERIOD_S)
     startup = {

@@ -41,7 +41,7 @@ class ApiClient:
         return str(body["data"][0]["id"])
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[Piece, None, None]:
-        """Posts a request and yields the answer; closing the generator disconnects, which aborts the request."""
+        """Posts a request and yields the answer; closing the generator aborts the request."""
         payload = json.dumps({**body, "stream": True, "stream_options": {"include_usage": True}})
         with closing(self._connect()) as connection:
             response = self._request(connection, "POST", path, payload)

@@ -87,7 +87,7 @@ class Dialogue:
 
 
 def input_lines(greeting: str) -> Iterator[str]:
-    """The user's lines, without empty ones, until /exit or the end of input; Ctrl-C raises KeyboardInterrupt."""
+    """The user's non-empty lines until /exit or the end of input; Ctrl-C raises KeyboardInterrupt."""
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         click.echo(greeting)

@@ -41,7 +41,7 @@ class ServerAddress:
 
 
 def parse_url(url: str, tls: ssl.SSLContext | None = None) -> ServerAddress:
-    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`, without `/v1` at the end.
+    """The address in `http://host:port`, `https://…`, `unix:/path` or `host:port`, without a final `/v1`.
 
     Raises:
         InputError: the URL has none of these forms.
@@ -73,7 +73,7 @@ def reachable_host(host: str | None) -> str:
 
 
 class _UnixConnection(HTTPConnection):
-    """Connects through /proc/self/fd: a socket address has at most 107 bytes (unix(7)), paths may have more."""
+    """Connects through /proc/self/fd: a socket address has at most 107 bytes (unix(7))."""
 
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)

@@ -28,7 +28,7 @@ def chat(*, system_prompt: str | None, quick: str | None, **server: Any) -> None
       vllm-cli chat --system "You are a pirate." --quick "Who are you?"
       vllm-cli chat --url unix:/run/vllm.sock --quick "Hi" --stats
 
-    Exit codes: 0 answered, or /exit; 1 the server did not respond or rejected the request; 2 usage; 130 Ctrl-C.
+    Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     beginning = [_message("system", system_prompt)] if system_prompt else []

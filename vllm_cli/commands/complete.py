@@ -24,7 +24,7 @@ def complete(*, quick: str | None, **server: Any) -> None:
       vllm-cli complete --max-tokens 32 --temperature 0 --quick "The capital of France is"
       vllm-cli complete --url unix:/run/vllm.sock --quick "Hi" --stats
 
-    Exit codes: 0 answered, or /exit; 1 the server did not respond or rejected the request; 2 usage; 130 Ctrl-C.
+    Exit codes: 0 answered, or /exit; 1 no response, or the request was rejected; 2 usage; 130 Ctrl-C.
     """
     dialogue = Dialogue(**server)
     if quick is not None:

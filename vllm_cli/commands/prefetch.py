@@ -26,8 +26,9 @@ _FAILED: Final = 1
 
 _HELP = """Read MODEL, a folder or a Hugging Face id, into the page cache.
 
-Skips resident pages, and reads no more than fits in memory. `vllm-cli serve` does the same during its start; this
-command is useful before several starts, or to measure a disk. Without MODEL, it reads SmolLM2-135M-Instruct.
+Skips resident pages, and reads no more than fits in memory. `vllm-cli serve` does the same during its start;
+this command is useful before several starts, or to measure a disk. Without MODEL, it reads
+SmolLM2-135M-Instruct.
 Exit code 1: a file could not be read.
 
 \b

@@ -38,8 +38,8 @@ _GRACE_S: Final = 45
 def probes(*, model: str | None, factor: float, form: str, engine: str, **target: Any) -> None:
     """Print startup, liveness and readiness probes for a container that serves MODEL.
 
-    The allowed time of a start follows from the start records in the cache folder: those of MODEL, by its own or its
-    served name, or all. Without a record, ten minutes are allowed.
+    The allowed time of a start follows from the start records in the cache folder: those of MODEL, by its own
+    or its served name, or all. Without a record, ten minutes are allowed.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from vllm_cli.client.running_servers import RunningServer, find_servers
 def ps(*, is_json: bool) -> int:
     """Show the servers that run on this machine, oldest first.
 
-    MEMORY is that of all of a server's processes; shared memory counts once. STATE is what the server reports.
+    MEMORY is that of all processes of a server; shared memory counts once. STATE is what the server reports.
 
     \b
     Examples:

@@ -21,16 +21,17 @@ _SECONDS: Final = click.FloatRange(0, min_open=True)
 
 _HELP = """Answer the requests of a file in OpenAI's batch format, as `vllm run-batch` does.
 
-Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its answer is
-a line of OUTPUT with the same custom_id. Without --url, the command starts a server on a private socket and accepts
-every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running server, of this program
-or another one with the OpenAI API.
+Each line of INPUT is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`; its
+answer is a line of OUTPUT with the same custom_id. Without --url, the command starts a server on a private
+socket and accepts every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running
+server, of this program or another one with the OpenAI API.
 
-Each answer is written to disk at once. The same command, run again, continues where the last run ended, for whatever
-reason it ended, and repeats no request. At the end the answers are in the order of the requests.
+Each answer is written to disk at once. The same command, run again, continues where the last run ended, for
+whatever reason it ended, and repeats no request. At the end the answers are in the order of the requests.
 
 \b
-Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /score, /rerank, /pooling, /classify, /tokenize
+Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings,
+  /score, /rerank, /pooling, /classify, /tokenize
 
 \b
 Examples:

@@ -21,8 +21,8 @@ Examples:
   vllm-cli serve Qwen/Qwen3-0.6B --api-key-file keys.txt --served-model-name qwen
   vllm-cli serve --override-generation-config.temperature 0.5
 
-Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 usage; 3 the start failed; 130 and 143
-Ctrl-C and SIGTERM during the start.
+Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 usage; 3 the start failed;
+130 and 143 Ctrl-C and SIGTERM during the start.
 """
 
 

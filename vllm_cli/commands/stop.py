@@ -42,7 +42,7 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
       vllm-cli stop 8001 --timeout 10
       vllm-cli stop --all
 
-    Exit codes: 0 all have stopped, 1 there is no such server or this user may not stop it, 2 usage, 4 one was killed.
+    Exit codes: 0 all have stopped, 1 no such server, or this user may not stop it, 2 usage, 4 one was killed.
     """
     if is_all and which is not None:
         raise InputError(f"Give {which} or --all, not both.")
@@ -103,7 +103,7 @@ def _wait(stopping: "list[_StoppingServer]", timeout_s: float, live: LiveLine) -
 
 
 class _StoppingServer:
-    """One server that is being stopped; psutil compares start times, so a reused process id is not mistaken."""
+    """One server that is being stopped; psutil detects reused process ids by their start times."""
 
     def __init__(self, server: RunningServer) -> None:
         import psutil

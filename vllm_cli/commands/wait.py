@@ -50,7 +50,7 @@ _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
     """Wait until the server at URL is ready to answer requests, and show its phase meanwhile.
 
-    URL is http://host:port, https://… or unix:/path; instead of it, the address flags of `serve` may be given.
+    URL is http://host:port, https://… or unix:/path; the address flags of `serve` work as well.
     The server need not listen yet.
 
     \b
@@ -59,7 +59,7 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
       vllm-cli wait http://10.0.0.7:8000 --timeout 120
       vllm-cli serve --port 8001 & vllm-cli wait --port 8001 --pid $!
 
-    Exit codes: 0 ready; 1 failed: reported by the server, process ended, or never to be ready; 2 usage; 4 timed out.
+    Exit codes: 0 ready; 1 failed, by its own report or its end, or never to be ready; 2 usage; 4 timed out.
     """
     settings = _build_options(options)
     reporter = _Reporter(settings.address, is_quiet=is_quiet)

@@ -1,4 +1,4 @@
-"""Flags of `vllm serve` that are accepted without effect: nothing that a client can observe depends on them."""
+"""Flags of `vllm serve` without effect here: nothing that a client can observe depends on them."""
 
 from typing import Final
 

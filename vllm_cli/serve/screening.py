@@ -1,4 +1,4 @@
-"""Screens flags that the embedded engine does not support: ignored ones get a notice, rejected ones an error."""
+"""Screens flags that have no effect in the embedded engine: a notice if ignored, an error if rejected."""
 
 from collections.abc import Iterable, Iterator
 
