@@ -1,8 +1,8 @@
-"""Attention over a packed batch, called by the model's own layers through transformers' attention interface.
+"""Attention over a packed batch, called by the model's layers through transformers' attention interface.
 
-Each layer writes the step's keys and values into the KV cache and attends per sequence: decoding
-sequences in neighbouring slots share one call, prompt chunks have one each. Grouped query heads are
-folded into the query length for a decode, which reads each key once instead of once per query head.
+Each layer writes the step's keys and values into the KV cache and attends per sequence: decoding sequences in
+neighbouring slots share one call, each prompt chunk has its own. A decode folds grouped query heads into the
+query length, so that each key is read once instead of once per query head.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is
 
 
 class UnsupportedAttentionError(Exception):
-    """The model asks its attention for something that the packed batch cannot give."""
+    """The model's attention needs something that a packed batch does not support."""
 
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What a layer asks for beyond plain scaled dot-product attention."""
+    """A layer's options beyond plain scaled dot-product attention."""
 
     scale: float | None
     sliding_window: int | None
@@ -33,15 +33,15 @@ class AttentionOptions:
 
     @property
     def needs_eager(self) -> bool:
-        """torch's fused kernels know neither soft caps nor sinks."""
+        """Whether torch's fused kernels cannot compute it: they support neither soft caps nor sinks."""
         return self.softcap is not None or self.sinks is not None
 
 
 class PackedAttention:
     """The attention function that is registered with transformers; one object per engine.
 
-    Before a forward pass the runner sets `batch`. With `batch` None it records the layers' shapes
-    instead (`shapes`), which is how the KV cache learns its size from any model.
+    The runner sets `batch` before a forward pass. Without a `batch`, a call records the layer's shape in
+    `shapes`, from which the KV cache's size is computed for any model.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class PackedAttention:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Query [1, heads, tokens, dim], key and value [1, kv_heads, tokens, dim] to [1, tokens, heads, dim]."""
+        """Query [1, heads, tokens, dim], key, value [1, kv_heads, tokens, dim] to [1, tokens, heads, dim]."""
         options = _read_options(module, attention_mask, kwargs)
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         if self.batch is None or self.cache is None:
@@ -104,7 +104,7 @@ class PackedAttention:
         window = options.sliding_window
         is_whole = chunk.begin == 0 and (window is None or chunk.end <= window)
         if is_whole and not options.needs_eager:
-            # The same call that `model.generate` makes for a prompt, and so the same rounding.
+            # The same call as in `model.generate`, and therefore the same rounding.
             keys, values = key[:, :, chunk.rows], value[:, :, chunk.rows]
             output = attend(rows, keys, values, is_causal=rows.shape[2] > 1, scale=options.scale)
             return output[0].transpose(0, 1)
@@ -123,7 +123,7 @@ def _read_options(
     unknown = [name for name, value in kwargs.items() if value is not None and name not in _KNOWN_KWARGS]
     unknown = [name for name in unknown if isinstance(kwargs[name], torch.Tensor)]
     if attention_mask is not None or unknown or kwargs.get("is_causal") is False:
-        raise UnsupportedAttentionError(f"attention with {unknown or 'a mask of its own'}")
+        raise UnsupportedAttentionError(f"attention with {unknown or 'its own mask'}")
     if getattr(module, "is_causal", True) is False:
         raise UnsupportedAttentionError("attention that is not causal")
     return AttentionOptions(
@@ -147,7 +147,7 @@ def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch
 
 
 def _causal_mask(chunk: PrefillChunk, window: int | None, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Additive, shape [1, 1, tokens, end]: each token sees itself and what came before, within the window."""
+    """Additive, shape [1, 1, tokens, end]: a token attends to itself and earlier ones in the window."""
     rows = torch.arange(chunk.begin, chunk.end, device=device)[:, None]
     columns = torch.arange(chunk.end, device=device)[None, :]
     visible = columns <= rows
@@ -182,7 +182,7 @@ def _eager(  # noqa: PLR0913
 
 
 def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """Softmax in which every query also may look at a sink that holds no value; scores [n, kv_heads, queries, keys]."""
+    """Softmax with a sink of no value for every query; scores [n, kv_heads, queries, keys]."""
     n, heads, queries, _ = scores.shape
     per_row = sinks.view(1, -1, 1, 1) if sinks.numel() == heads else sinks.view(1, heads, -1, 1)
     column = per_row.expand(n, heads, queries, 1).to(scores.dtype)

@@ -1,4 +1,4 @@
-"""What one engine step computes: chunks of sequences, laid out as one packed row of tokens."""
+"""The input of one step: chunks of sequences, laid out as one packed row of tokens."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from server.engine.prompt_features import PlacedRows
 from server.engine.sequence import Sequence
 
 _CALL_COST_TOKENS = 256
-"""An attention call costs about as much as attending to this many padded tokens (10 us against 0.05 us a token)."""
+"""An attention call costs as much as about this many padded tokens (10 us against 0.05 us per token)."""
 
 
 class Chunk(NamedTuple):
-    """`num_tokens` of a sequence, from its first token that has not been computed."""
+    """`num_tokens` of a sequence, from its first token that is not computed."""
 
     sequence: Sequence
     num_tokens: int
@@ -38,12 +38,12 @@ class Chunk(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """The sequence's next token can be sampled after this chunk."""
+        """Whether the sequence's next token can be sampled after this chunk."""
         return self.end == self.sequence.num_tokens
 
     @property
     def wants_all_logits(self) -> bool:
-        """Log-probabilities of the prompt are due."""
+        """Whether log-probabilities of the prompt are requested and not reported yet."""
         return self.sequence.params.prompt_logprobs is not None and self.sequence.is_first_pass
 
 
@@ -54,22 +54,22 @@ class DecodeGroup:
     first_slot: int
     last_slot: int
     length: int
-    """Keys that the call looks at: the longest member's."""
+    """Keys that the call reads: those of the longest member."""
     rows: slice
     """The members' rows of the packed batch, in slot order."""
     slot_rows: torch.Tensor | None
-    """With free slots in between: the row that stands in for each slot."""
+    """With free slots in between: the row that the call uses for each slot."""
     row_slots: torch.Tensor | None
-    """With free slots in between: which of the group's slots each row belongs to."""
+    """With free slots in between: the slot of each row, relative to the group's first."""
     mask: torch.Tensor | None
-    """Additive, shape [slots, 1, 1, length]; None where every member has the full length."""
+    """Additive, shape [slots, 1, 1, length]; None if every member has the full length."""
     lengths: torch.Tensor
     """Keys of each slot, shape [slots]."""
 
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """A run of prompt tokens of one sequence."""
+    """Consecutive prompt tokens of one sequence."""
 
     slot: int
     begin: int
@@ -85,19 +85,19 @@ class PackedBatch:
     input_ids: torch.Tensor
     """Shape [1, num_tokens]."""
     position_ids: torch.Tensor
-    """Shape [1, num_tokens]; [axes, 1, num_tokens] where a sequence's positions differ between axes."""
+    """Shape [1, num_tokens]; [axes, 1, num_tokens] if a sequence's positions differ between axes."""
     cache_index: torch.Tensor
-    """Where each token's keys and values go, flat over slots; shape [num_tokens]."""
+    """The cache position of each token's keys and values, flat over slots; shape [num_tokens]."""
     decode_groups: list[DecodeGroup]
     prefills: list[PrefillChunk]
     chunk_rows: list[slice]
     """The rows of each chunk."""
     placed_rows: list[PlacedRows]
-    """What takes the place of embeddings."""
+    """Rows that replace the tokens' embeddings."""
 
 
 def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torch.device) -> PackedBatch:
-    """Lays the chunks out; decoding ones are sorted by slot so that neighbours can share a call."""
+    """Lays the chunks out; sorts decoding ones by slot so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
     prefills = [c for c in chunks if not c.is_decode]
     input_ids: list[int] = []
@@ -132,7 +132,7 @@ def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torc
 
 
 def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
-    """Where tokens stand if all axes are alike, which they are for what follows a prompt."""
+    """The tokens' positions if all axes are equal, as they are after the prompt."""
     if sequence.features is None or not sequence.features.position_delta:
         return range(begin, end)
     first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
@@ -140,7 +140,7 @@ def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
 
 
 def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
-    """The positions of shape [1, num_tokens] with those that prompts bring along, which have several axes."""
+    """Positions [1, num_tokens], spread over several axes if a prompt's features have them."""
     placed = [
         (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
         for c, r in zip(chunks, rows, strict=True)
@@ -155,7 +155,7 @@ def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[s
 
 
 def _group(decodes: list[Chunk], *, dtype: torch.dtype, device: torch.device) -> list[DecodeGroup]:
-    """Splits decoding sequences where padding to the longest would cost more than another call."""
+    """Splits decoding sequences if padding to the longest would cost more than another call."""
     groups: list[DecodeGroup] = []
     begin = 0
     longest = 0

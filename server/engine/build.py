@@ -1,4 +1,4 @@
-"""Wires the engine's objects, in the engine process."""
+"""Builds the engine core and its parts; runs in the engine process."""
 
 import logging
 
@@ -31,7 +31,7 @@ _BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
 
 
 def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple[EngineCore, EngineInfo]:
-    """Loads the model and makes it ready for its first request.
+    """Loads the model and builds its engine core.
 
     Raises:
         EngineStartError: the model cannot be loaded or does not fit into memory.
@@ -96,7 +96,7 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     try:
         return packed, packed.probe()
     except UnsupportedAttentionError as err:
-        logger.warning("one sequence at a time: %s", err)
+        logger.warning("running one sequence at a time: %s", err)
     return SequentialRunner(model), _guess_shapes(model)
 
 
@@ -116,7 +116,7 @@ def _batched_tokens(config: EngineConfig, device: torch.device) -> int:
 
 
 def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
-    """What steps take on a GPU; a CPU's share for the cache leaves room for them."""
+    """Memory of a step on a GPU; on a CPU, the cache's share of the memory leaves room for it."""
     if model.device.type == "cpu":
         return NO_WORKING_MEMORY
     return estimate_working_memory(
@@ -128,7 +128,7 @@ def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemo
 
 
 def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """An upper bound for models whose layers cannot be asked: every layer stores keys and values of all heads."""
+    """An upper bound for models that cannot be probed: every layer stores keys and values of all heads."""
     text = model.config.get_text_config(decoder=True)
     heads = getattr(text, "num_attention_heads", None) or 1
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -136,5 +136,5 @@ def _guess_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
 
 
 def use_threads(num_threads: int) -> None:
-    """Threads of torch's kernels."""
+    """Sets the number of threads of torch's kernels."""
     torch.set_num_threads(num_threads)

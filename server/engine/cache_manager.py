@@ -99,7 +99,7 @@ class CacheManager:
         sequence.slot = -1
 
     def is_computing_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether an admitted sequence still computes the same prompt, and this one can copy it once that is done."""
+        """Whether an admitted sequence still computes the same prompt, so that this one can copy it later."""
         return (
             self._prefixes is not None
             and self._prefixes.can_share(sequence)

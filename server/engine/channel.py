@@ -1,4 +1,4 @@
-"""Frames of MessagePack over a stream socket: four bytes of length (little endian), then the message."""
+"""Frames over a stream socket: four bytes of length (little endian), then a MessagePack message."""
 
 import socket
 import struct
@@ -7,16 +7,16 @@ _LENGTH = struct.Struct("<I")
 
 
 class ChannelClosedError(ConnectionError):
-    """The other side is gone."""
+    """The other process closed the connection or exited."""
 
 
 def frame(payload: bytes) -> bytes:
-    """One message as it goes over the wire."""
+    """A message with its header."""
     return _LENGTH.pack(len(payload)) + payload
 
 
 def read_length(header: bytes) -> int:
-    """The length that a frame's first `HEADER_BYTES` tell."""
+    """The message's length from the first `HEADER_BYTES` of its frame."""
     return int(_LENGTH.unpack(header)[0])
 
 
@@ -24,7 +24,7 @@ HEADER_BYTES = _LENGTH.size
 
 
 class BlockingChannel:
-    """The engine's end. One thread may send while another receives."""
+    """The engine's end of the connection. One thread may send while another receives."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -32,7 +32,7 @@ class BlockingChannel:
         self._reader = connection.makefile("rb", buffering=1 << 16)
 
     def send(self, payload: bytes) -> None:
-        """Sends one message; raises ChannelClosedError when the other side is gone."""
+        """Sends one message; raises ChannelClosedError once the API process has closed the connection."""
         try:
             self._connection.sendall(frame(payload))
         except OSError as err:
@@ -43,7 +43,7 @@ class BlockingChannel:
         return self._read(read_length(self._read(HEADER_BYTES)))
 
     def close(self) -> None:
-        """Ends both directions, which also wakes a thread that is receiving."""
+        """Closes both directions, which also unblocks a receiving thread."""
         self._connection.close()
 
     def _read(self, num_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""The engine's loop body: schedule, compute, sample, report. Knows token ids only; never sees text."""
+"""The engine core: one step schedules, computes, samples and reports. It handles token ids only, no text."""
 
 import logging
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 
 class _PendingMultimodal(NamedTuple):
-    """A request that waits for somebody to look at its images."""
+    """A request whose images are not encoded yet."""
 
     sequence: Sequence
     inputs: PromptInputs
 
 
 class EngineCore:
-    """Owns the scheduler, the runner and the sampler; every method runs on the engine's one thread."""
+    """Drives scheduler, runner and sampler; every method runs on the engine's thread."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -58,20 +58,20 @@ class EngineCore:
         self._sampler = sampler
         self._guided = guided
         self._features = features
-        self._unseen: dict[str, _PendingMultimodal] = {}
-        """Requests whose images have not been looked at, in order of arrival."""
+        self._pending: dict[str, _PendingMultimodal] = {}
+        """In order of arrival."""
         self._num_iteration_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._unseen) or self._scheduler.has_work
+        return bool(self._pending) or self._scheduler.has_work
 
     @property
     def stats(self) -> EngineStats:
         """The state after the last step."""
         return EngineStats(
             num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting + len(self._unseen),
+            num_waiting=self._scheduler.num_waiting + len(self._pending),
             kv_cache_usage=self._cache.num_held_tokens / self._cache.max_tokens,
             prefix_cache_queries=self._cache.num_queried_tokens,
             prefix_cache_hits=self._cache.num_hit_tokens,
@@ -86,7 +86,7 @@ class EngineCore:
         params: SamplingParams,
         inputs: PromptInputs | None = None,
     ) -> EngineOutput | None:
-        """Queues a request; an output at once means that it cannot be run."""
+        """Queues a request; returns an output only to reject it."""
         sequence = Sequence(request_id, prompt_token_ids, params)
         if not 0 < sequence.num_tokens < self._max_model_len:
             return _failed(
@@ -100,14 +100,14 @@ class EngineCore:
             except PromptFeaturesError as err:
                 return _failed(sequence, str(err))
         if sequence.num_unknown_tokens and params.prompt_logprobs is not None:
-            return _failed(sequence, "a prompt of embeddings has no tokens to tell the log-probabilities of")
+            return _failed(sequence, "a prompt of embeddings has no tokens whose log-probabilities could be reported")
         if params.guided is not None:
             try:
                 self._guided.start(sequence)
             except GuidedDecodingError as err:
                 return _failed(sequence, str(err))
         if inputs is not None and inputs.mm is not None:
-            self._unseen[request_id] = _PendingMultimodal(sequence, inputs)
+            self._pending[request_id] = _PendingMultimodal(sequence, inputs)
         else:
             self._scheduler.add(sequence)
         return None
@@ -115,25 +115,25 @@ class EngineCore:
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
-        """Refuses: that is `PoolingCore`'s work."""
+        """Rejects the request; only `PoolingCore` pools."""
         return EngineOutput(request_id=request_id, finish_reason="error", error="this model generates text")
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ends requests without further output; unknown ids have ended already."""
+        """Ends requests without further output; ignores unknown ids, whose requests have ended."""
         for request_id in request_ids:
-            unseen = self._unseen.pop(request_id, None)
-            if unseen is not None:
-                self._guided.forget(unseen.sequence)
+            pending = self._pending.pop(request_id, None)
+            if pending is not None:
+                self._guided.drop(pending.sequence)
             sequence = self._scheduler.find(request_id)
             if sequence is not None:
                 self._end(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Looks at one prompt's images, computes one batch and returns what it brought."""
-        refused = self._look_at_next()
+        """Encodes one prompt's images, computes one batch and returns the outputs."""
+        rejected = self._encode_next_images()
         chunks = self._scheduler.schedule()
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
-        return refused + (self._compute(chunks) if chunks else [])
+        return rejected + (self._compute(chunks) if chunks else [])
 
     def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
         result = self._runner.step(chunks)
@@ -151,29 +151,32 @@ class EngineCore:
         logits = result.logits if len(rows) == len(result.logits) else result.logits[rows]
         return [self._advance(s) for s in self._sampler.sample(sequences, logits)]
 
-    def idle(self) -> bool:
-        """Work that can wait; True while there is more of it."""
-        if self._runner.idle():
+    def do_idle_work(self) -> bool:
+        """Does a piece of deferrable work; True while there is more."""
+        if self._runner.do_idle_work():
             return True
         self._sampler.prepare()
         return False
 
-    def _look_at_next(self) -> list[EngineOutput]:
-        """Only one prompt per step, for the others' sake: its choices share what comes of it."""
-        if not self._unseen:
+    def _encode_next_images(self) -> list[EngineOutput]:
+        """Encodes the images of the oldest pending prompt and queues its requests; returns rejections.
+
+        One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
+        """
+        if not self._pending:
             return []
-        inputs = next(iter(self._unseen.values())).inputs
-        refused: list[EngineOutput] = []
-        for request_id, unseen in [(i, u) for i, u in self._unseen.items() if u.inputs is inputs]:
-            del self._unseen[request_id]
-            sequence = unseen.sequence
+        inputs = next(iter(self._pending.values())).inputs
+        rejected: list[EngineOutput] = []
+        for request_id, pending in [(i, p) for i, p in self._pending.items() if p.inputs is inputs]:
+            del self._pending[request_id]
+            sequence = pending.sequence
             try:
                 sequence.features = self._features.build(sequence.token_ids, inputs)
                 self._scheduler.add(sequence)
             except PromptFeaturesError as err:
-                self._guided.forget(sequence)
-                refused.append(_failed(sequence, str(err)))
-        return refused
+                self._guided.drop(sequence)
+                rejected.append(_failed(sequence, str(err)))
+        return rejected
 
     def _advance(self, sampled: Sampled) -> EngineOutput:
         sequence, token_id = sampled.sequence, sampled.token_id
@@ -220,10 +223,10 @@ class EngineCore:
 
     def _end(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)
-        self._guided.forget(sequence)
+        self._guided.drop(sequence)
 
     def _collect_prompt_logprobs(self, result: StepLogits) -> None:
-        """Log-probabilities of the prompt tokens that follow the computed ones; the first token has none."""
+        """Adds log-probabilities of the prompt tokens after the computed ones; the first token has none."""
         for chunk, span in zip(result.chunks, result.rows, strict=True):
             if not chunk.wants_all_logits:
                 continue

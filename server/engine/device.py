@@ -1,4 +1,4 @@
-"""Where the engine computes: on the GPU where there is one, else on the CPU."""
+"""The device of the engine: the GPU if there is one, else the CPU."""
 
 import logging
 from pathlib import Path
@@ -15,9 +15,10 @@ _GIB = 1 << 30
 
 
 def choose_device() -> torch.device:
-    """The GPU, where there is one, else the CPU.
+    """The GPU if there is one, else the CPU.
 
-    Only in the engine process, and after the fork: this creates the CUDA context, which no child could use.
+    Called in the engine process only, after the fork: it creates the CUDA context, which is of no use to a
+    forked child.
 
     Raises:
         EngineStartError: there is a GPU, but CUDA cannot use it.
@@ -31,15 +32,15 @@ def choose_device() -> torch.device:
         torch.cuda.mem_get_info()
     except RuntimeError as err:
         raise EngineStartError(
-            f"there is a GPU, but CUDA cannot use it ({' '.join(str(err).split())}): mend the driver, or start with "
-            "CUDA_VISIBLE_DEVICES set to nothing to compute on the CPU"
+            f"there is a GPU, but CUDA cannot use it ({' '.join(str(err).split())}): repair the driver, or start "
+            "with CUDA_VISIBLE_DEVICES set to nothing to compute on the CPU"
         ) from err
     avoid_cudnn_attention()
     return torch.device("cuda", torch.cuda.current_device())
 
 
 def avoid_cudnn_attention() -> None:
-    """torch prefers cuDNN's attention on recent GPUs, which makes a plan for every length that it has not seen.
+    """Disables cuDNN's attention, which torch prefers on recent GPUs: it makes a plan for every new length.
 
     Lengths grow with every token, and a plan takes up to hundreds of milliseconds.
     """
@@ -47,7 +48,7 @@ def avoid_cudnn_attention() -> None:
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """The model on the device.
+    """Moves the model to the device.
 
     Raises:
         EngineMemoryError: the device has no room for it.
@@ -65,9 +66,9 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def describe_lack(what: str, needed: int, free: int, total: int) -> str:
-    """One line with the numbers and the way out."""
+    """One line with the sizes and possible remedies."""
     return (
         f"{what} {needed / _GIB:.3g} GiB, and {free / _GIB:.3g} of the GPU's {total / _GIB:.3g} GiB are free: "
-        "end what else uses it (nvidia-smi tells), choose another with CUDA_VISIBLE_DEVICES, or take a smaller or "
-        "quantized model"
+        "stop other processes on it (nvidia-smi lists them), choose another with CUDA_VISIBLE_DEVICES, or use a "
+        "smaller or quantized model"
     )

@@ -1,8 +1,8 @@
 """Draws one token per row of logits, under temperature, min-p, top-k and top-p.
 
-All of it works on weights, the probabilities relative to the row's most likely token. A draw is one
-uniform number against the cumulative weights, in double precision; what a row draws depends on no
-other row, and a token of weight 0 is never drawn.
+Uses weights: probabilities relative to the row's most likely token. A draw compares one uniform number with
+the cumulative weights, in double precision. It does not depend on other rows, and never takes a token of
+weight 0.
 """
 
 from collections.abc import Sequence as Seq
@@ -14,16 +14,16 @@ import torch
 from server.types import SamplingParams
 
 _NUM_BEST = 256
-"""Tokens that top-p looks at first; most rows need no more."""
+"""Tokens that top-p considers at first; most rows need no more."""
 _NUM_TIES = 64
-"""Beyond the k-th: bfloat16 logits have many equal ones, and top-k keeps all that equal the k-th."""
+"""Tokens considered after the k-th: many bfloat16 logits are equal, and top-k keeps all equal ones."""
 _GROWTH = 16
 _SEED_BITS = 0xFFFFFFFFFFFFFFFF
 
 
 def new_generator(device: torch.device, seed: int) -> torch.Generator:
-    """A source of uniform numbers; any integer is a seed."""
-    # torch makes generators only once this is imported; it does so itself, unless a lean start left it out.
+    """A generator of uniform numbers; any integer is a valid seed."""
+    # torch needs this module to create generators. It imports it itself, except with lean imports.
     import torch._prims.rng_prims  # noqa: PLC0415
 
     generator = torch.Generator(device=device)
@@ -60,12 +60,12 @@ def draw(logits: torch.Tensor, params: Seq[SamplingParams], uniform: torch.Tenso
 
 @dataclass(frozen=True)
 class _Draws:
-    """What each row is drawn from and how; all tensors have one row per draw."""
+    """Weights and parameters of draws; all tensors have one row per draw."""
 
     weights: torch.Tensor
     """Shape [rows, vocab]: probability relative to the most likely token, 0 below min-p."""
     top_k: torch.Tensor
-    """The vocabulary's size where there is no limit."""
+    """The vocabulary's size if there is no limit."""
     top_p: torch.Tensor
     uniform: torch.Tensor
 
@@ -92,7 +92,7 @@ class _Draws:
 class _Drawn(NamedTuple):
     token_ids: torch.Tensor
     is_final: torch.Tensor
-    """False where more of the best tokens must be looked at to know which are kept."""
+    """False if more of the most likely tokens are needed to decide which are kept."""
 
 
 def _draw_from_all(draws: _Draws) -> torch.Tensor:
@@ -102,8 +102,8 @@ def _draw_from_all(draws: _Draws) -> torch.Tensor:
 def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
     """Draws from the tokens that top-k and top-p keep, if they are among the `num_best` most likely ones.
 
-    Top-k keeps everything as likely as the k-th token; top-p the smallest set of the most likely that
-    remain whose share reaches it (arXiv 1904.09751).
+    Top-k keeps every token that is at least as likely as the k-th. Of these, top-p keeps the smallest set of
+    the most likely tokens whose share reaches it (arXiv 1904.09751).
     """
     values, indices = torch.topk(draws.weights, num_best)
     last = values[:, -1]
@@ -116,7 +116,7 @@ def _draw_from_best(draws: _Draws, num_best: int) -> _Drawn:
     num_kept = (cumulative - values < wanted).sum(dim=-1).clamp(min=1)
     has_all = torch.where(has_top_k, last < kth, cumulative[:, -1] >= wanted[:, 0])
     is_final = has_all | (last == 0) | (num_best == draws.weights.shape[-1])
-    # Nothing lies beyond the last kept token, so its share is all there is.
+    # Limits the cumulative weights to that of the last kept token, so that no later token is drawn.
     kept = cumulative.minimum(cumulative.gather(1, num_kept[:, None] - 1))
     return _Drawn(indices.gather(1, _pick(kept, draws.uniform)[:, None])[:, 0], is_final)
 

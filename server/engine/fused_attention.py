@@ -1,7 +1,7 @@
-"""torch's scaled dot-product attention for query heads that share keys, without falling back to its slow kernel.
+"""torch's scaled dot-product attention for grouped query heads, without torch's slow kernel.
 
-On a GPU only FlashAttention knows of such groups, and it knows no masks. Anything else would take torch's plain
-kernel, which writes down the scores of all heads: tens of gigabytes for a long prompt.
+On a GPU only FlashAttention supports such groups, and it supports no masks. In other cases torch would use
+its plain kernel, which stores the scores of all heads: tens of gigabytes for a long prompt.
 """
 
 from functools import cache
@@ -23,7 +23,7 @@ def attend(  # noqa: PLR0913
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Query [n, heads, tokens, dim], keys and values [n, kv_heads, length, dim] to [n, heads, tokens, dim]."""
+    """Query [n, heads, tokens, dim] and keys and values [n, kv_heads, length, dim] to the query's shape."""
     is_grouped = query.shape[1] != keys.shape[1]
     if is_grouped and not _takes_groups(query, keys, values, mask):
         keys, values = repeat_heads(keys, query.shape[1]), repeat_heads(values, query.shape[1])
@@ -34,7 +34,7 @@ def attend(  # noqa: PLR0913
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Each of the shared heads once for every query head that looks at it, for kernels that know no groups."""
+    """Repeats each shared head for every query head that uses it, for kernels that do not support groups."""
     return tensor.repeat_interleave(num_heads // tensor.shape[1], 1)
 
 

@@ -1,4 +1,4 @@
-"""Turns a request's grammar into llguidance's form; checked in the API process, applied in the engine."""
+"""Converts a request's grammar to llguidance's format; the API process checks it, the engine applies it."""
 
 import json
 
@@ -10,11 +10,11 @@ _ANY_OBJECT = {"type": "object"}
 
 
 class GrammarError(ValueError):
-    """The grammar cannot be compiled; the message says where."""
+    """The grammar does not compile; the message names the position."""
 
 
 def build_grammar(guided: GuidedDecoding) -> str:
-    """The grammar as llguidance takes it.
+    """The grammar in llguidance's format.
 
     Raises:
         GrammarError: the schema, expression or grammar is not valid.

@@ -1,4 +1,4 @@
-"""Keeps each constrained sequence's place in its grammar and masks what may not come next."""
+"""Tracks each constrained sequence's state in its grammar and masks the tokens that may not follow."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from server.engine.sequence import Sequence
 
 
 class GuidedDecodingError(Exception):
-    """A sequence left its grammar or the grammar became too large; ends that request only."""
+    """A sequence left its grammar, or the grammar is invalid or too large; fails that request only."""
 
 
 class GuidedStates:
-    """One per engine. The tokenizer is loaded with the first constrained request, not at start-up."""
+    """One per engine. Loads the tokenizer with the first constrained request, not at the start."""
 
     def __init__(self, *, tokenizer_path: Path, vocab_size: int, eos_token_ids: tuple[int, ...]) -> None:
         self._tokenizer_path = tokenizer_path
@@ -48,14 +48,14 @@ class GuidedStates:
         row[allowed.shape[0] :] = float("-inf")
 
     def accept(self, sequence: Sequence, token_id: int) -> bool:
-        """Moves on by one token; True when nothing can follow any more."""
+        """Advances the state by one token; True if no token can follow."""
         matcher = self._matchers[sequence.request_id]
         matcher.consume_token(token_id)
         self._check(matcher)
         return bool(matcher.is_stopped())
 
-    def forget(self, sequence: Sequence) -> None:
-        """Drops the state of a sequence that has ended."""
+    def drop(self, sequence: Sequence) -> None:
+        """Drops the state of an ended sequence."""
         self._matchers.pop(sequence.request_id, None)
 
     def _load_tokenizer(self) -> LLTokenizer:

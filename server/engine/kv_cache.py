@@ -1,7 +1,7 @@
 """The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
 
-On CPU the memory is reserved, not committed: pages become real when a token is written and are
-given back when a slot is released. What may be committed is the scheduler's budget in tokens.
+On a CPU the memory is reserved, not committed: the kernel commits a page when a token is written to it and
+frees it when the slot is released. The cache manager's budget in tokens limits the committed memory.
 """
 
 import mmap
@@ -18,7 +18,7 @@ _MAP_NORESERVE = 0x4000
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one attention layer stores per token."""
+    """Sizes of the keys and values that one attention layer stores per token."""
 
     num_kv_heads: int
     key_dim: int
@@ -33,7 +33,7 @@ class LayerShape:
 class KVCache:
     """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
 
-    Lives in the engine process; not thread-safe.
+    Used in the engine process; not thread-safe.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class KVCache:
             self.values[layer] = self._take(shape.num_kv_heads, shape.value_dim)
 
     def store(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Writes the step's keys and values, shape [num_tokens, num_kv_heads, dim], at the flat positions `index`."""
+        """Writes keys and values, shape [num_tokens, num_kv_heads, dim], at the flat positions `index`."""
         self.keys[layer].index_copy_(0, index, keys)
         self.values[layer].index_copy_(0, index, values)
 
@@ -69,7 +69,7 @@ class KVCache:
         return [part[first : first + length].clone() for part in self._parts()]
 
     def restore(self, slot: int, parts: list[torch.Tensor], length: int) -> None:
-        """Puts the first `length` tokens of a snapshot into a slot."""
+        """Copies the first `length` tokens of a snapshot into a slot."""
         first = slot * self.slot_len
         for part, saved in zip(self._parts(), parts, strict=True):
             part[first : first + length].copy_(saved[:length])
@@ -81,7 +81,7 @@ class KVCache:
             part[b : b + length].copy_(part[a : a + length])
 
     def release(self, slot: int, length: int) -> None:
-        """Gives the pages behind the first `length` tokens of a slot back to the system (CPU only)."""
+        """Clears the first `length` tokens of a slot; on a CPU their pages go back to the system."""
         first = slot * self.slot_len
         for part in self._parts():
             self._memory.release(part[first : first + length])
@@ -95,13 +95,13 @@ class KVCache:
 
 
 class _Memory:
-    """One block of memory that tensors are cut from: anonymous pages on CPU, a plain tensor elsewhere."""
+    """A block of memory for several tensors: anonymous pages on a CPU, a plain tensor elsewhere."""
 
     def __init__(self, num_elements: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self._pages: mmap.mmap | None = None
         if device.type == "cpu":
             self._pages = _reserve(num_elements * dtype.itemsize)
-            # A huge page would commit 2 MiB for a token of 384 bytes. A kernel that has none refuses the advice.
+            # A huge page would commit 2 MiB for a token of 384 bytes. Kernels without them raise OSError.
             with suppress(OSError):
                 self._pages.madvise(mmap.MADV_NOHUGEPAGE)
             self._block = torch.frombuffer(self._pages, dtype=dtype)
@@ -115,7 +115,7 @@ class _Memory:
         return part
 
     def release(self, part: torch.Tensor) -> None:
-        """Clears the part: what is masked is still multiplied, and a NaN times 0 would reach the next owner."""
+        """Clears the part: attention multiplies masked values too, and NaN times 0 is NaN."""
         if self._pages is None:
             part.zero_()
             return

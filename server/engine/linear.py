@@ -1,6 +1,6 @@
-"""Linear layers with weights in oneDNN's blocked layout, twice as fast for small batches on CPU.
+"""Linear layers with weights in oneDNN's blocked layout, twice as fast for small batches on a CPU.
 
-Results are bit for bit those of `torch.nn.functional.linear` in bfloat16, which
+In bfloat16 the results equal those of `torch.nn.functional.linear` bit for bit, which
 tests/server/engine/test_linear.py checks.
 """
 
@@ -13,18 +13,15 @@ import torch
 from server.machine.memory import available_bytes
 
 _MIN_OUT_FEATURES = 32
-"""Below this a layer is too small for the layout to matter."""
-
-
+"""A smaller layer gains nothing."""
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of one module that take the same input one after the other: packed as one, one product instead of several."""
+"""Layers of a module that take the same input, in this order; packed as one, they need one product."""
 
 
 class LinearPacker:
-    """Packs a model's plain linear layers a few at a time, so that nobody waits for it.
+    """Packs a model's plain linear layers a few at a time, so that requests do not wait for all of them.
 
-    Layers that are packed and layers that are not give the same results, hence it may happen between
-    any two steps.
+    Packed and unpacked layers give the same results, so that layers may be packed between any two steps.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -40,7 +37,7 @@ class LinearPacker:
 
 
 class _PackedGroup:
-    """Replaces the forwards of layers that share their input; their plain weights stay for whoever shares them."""
+    """Replaces the forwards of layers with the same input. Keeps the plain weights, which may be shared."""
 
     def __init__(self, linears: list[torch.nn.Linear]) -> None:
         self._linears = linears
@@ -52,7 +49,7 @@ class _PackedGroup:
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def replace_forwards(self) -> None:
-        """From now on the layers compute with the packed weight."""
+        """Makes the layers compute with the packed weight."""
         if len(self._linears) == 1:
             self._linears[0].forward = self._compute  # type: ignore[method-assign, assignment]
             return
@@ -64,7 +61,7 @@ class _PackedGroup:
         return output
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """The first sibling to see an input computes for all; the last one forgets it."""
+        """The first sibling called with an input computes all outputs; the last one releases them."""
         if x is not self._input:
             self._outputs = torch.split(self._compute(x), self._sizes, dim=-1)
             self._input = x
@@ -96,7 +93,7 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _can_pack(model: torch.nn.Module) -> bool:
-    """oneDNN's bfloat16 kernels need AVX-512 or AMX; other types gain nothing and would round differently."""
+    """oneDNN's bfloat16 kernels need AVX-512 or AMX. Other types gain nothing and would round differently."""
     parameter = next(model.parameters())
     return (
         parameter.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Log-probabilities as they are reported: of the model's raw distribution, before anything is banned or penalised."""
+"""Reported log-probabilities: those of the model's raw distribution, before bans and penalties."""
 
 from collections.abc import Sequence as Seq
 
@@ -7,17 +7,17 @@ import torch
 from server.types import TokenLogprob
 
 _MAX_ROWS = 64
-"""Rows that are described at once: a whole prompt's would take gigabytes with a large vocabulary."""
+"""Rows computed at once: all rows of a prompt would take gigabytes with a large vocabulary."""
 _LEAST = -9999.0
 """JSON has no infinity; vLLM and OpenAI report this for an impossible token."""
 
 
 def describe(logits: torch.Tensor, token_ids: Seq[int], nums_top: Seq[int]) -> list[TokenLogprob]:
-    """What is reported of one token per row.
+    """The log-probabilities of one token per row, and of the most likely ones.
 
     Args:
         logits: shape [rows, vocab].
-        token_ids: the sampled token of each row, or the one that stands in the prompt.
+        token_ids: the token of each row: the sampled one, or the next one of the prompt.
         nums_top: how many of the most likely tokens to report for each row.
     """
     result: list[TokenLogprob] = []

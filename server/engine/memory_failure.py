@@ -1,17 +1,17 @@
-"""Tells errors that are for want of memory from others, and what the operator can do about them."""
+"""Recognises errors caused by lack of memory and describes them with a remedy."""
 
 import errno
 
 import torch
 
 _SIGNS = ("can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc", "out of memory")
-"""What torch's RuntimeErrors on CPUs, and those of C++, say."""
+"""Parts of the messages of torch's RuntimeErrors on a CPU, and of C++ exceptions."""
 _PREFIX = "DefaultCPUAllocator: "
 _MAX_CHARS = 200
 
 
 def describe_memory_failure(err: BaseException) -> str | None:
-    """One line with what was asked for and the way out; None for an error of another kind."""
+    """One line with the failed allocation and a remedy; None for other errors."""
     if not _is_memory_failure(err):
         return None
     lines = str(err).partition(_PREFIX)[2].splitlines() or str(err).splitlines() or [type(err).__name__]

@@ -1,4 +1,4 @@
-"""What the API process and the engine process say to each other, as MessagePack (msgspec tagged structs)."""
+"""Messages between the API process and the engine process, as MessagePack (msgspec tagged structs)."""
 
 import msgspec
 
@@ -12,23 +12,23 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     prompt_token_ids: list[int]
     params: SamplingParams
     upload_id: int | None = None
-    """Of what stands in the prompt beside token ids."""
+    """The upload with the prompt's images or embeddings."""
     inputs: PromptInputs | None = None
-    """The same, put in its place by the thread that receives; never sent."""
+    """The uploaded inputs; set by the receiving thread, never sent."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
-    """To the engine: a prompt whose hidden states are wanted, not what follows it."""
+    """To the engine: a prompt to be pooled."""
 
     request_id: str
     prompt_token_ids: list[int]
     token_type_ids: list[int] | None
-    """Which text of a pair each token is of; None of a single text."""
+    """The text of a pair that each token belongs to; None for a single text."""
     params: PoolingParams
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
-    """To the engine: forget these requests; they get no further output."""
+    """To the engine: end these requests without further output."""
 
     request_ids: list[str]
 
@@ -37,14 +37,14 @@ class TensorLayout(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of an upload."""
 
     name: str | None
-    """Among the processor's outputs; None is the prompt's embeddings."""
+    """The processor's name of the output; None for the prompt's embeddings."""
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
 
 
 class Upload(msgspec.Struct, frozen=True, array_like=True, tag="upload"):
-    """To the engine: tensors that a prompt holds; their bytes follow in pieces, one behind the other."""
+    """To the engine: announces a prompt's tensors; their bytes follow in pieces, in the layout's order."""
 
     upload_id: int
     layout: list[TensorLayout]
@@ -57,20 +57,20 @@ class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
     data: memoryview
 
 
-class Forget(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
-    """To the engine: no further request will name this upload."""
+class DropUpload(msgspec.Struct, frozen=True, array_like=True, tag="drop_upload"):
+    """To the engine: no further request refers to this upload."""
 
     upload_id: int
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
-    """From the engine, once: the model is loaded and requests are taken."""
+    """From the engine, once: the model is loaded and requests are accepted."""
 
     info: EngineInfo
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
-    """From the engine, last: it cannot start or go on; the message is fit for a user."""
+    """From the engine, as its last message: it cannot start or continue. `message` is for users."""
 
     message: str
 
@@ -83,7 +83,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
 
 
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
-    """To the engine: answer when the loop comes by."""
+    """To the engine: asks for a pong from its loop."""
 
 
 class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
@@ -91,5 +91,5 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 
 Request = Generate | Pool | Abort | Ping
-ToEngine = Request | Upload | Piece | Forget
+ToEngine = Request | Upload | Piece | DropUpload
 FromEngine = Ready | Failed | Step | Pong

@@ -49,16 +49,16 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerFile(msgspec.Struct):
-    """The little that is needed of tokenizer.json; the rest, megabytes of vocabulary, is skipped and not built."""
+    """The needed part of tokenizer.json; decoding skips the rest, megabytes of vocabulary."""
 
     added_tokens: list[_AddedToken] = []
 
 
 def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
-    """The model in evaluation mode on the GPU, where there is one, else on the CPU.
+    """Loads the model in evaluation mode, on the GPU if there is one, else on the CPU.
 
     Raises:
-        EngineStartError: with one line that says what is wrong with the folder.
+        EngineStartError: one line about the fault in the folder.
     """
     model_config = load_config(path, config)
     _check_generates(model_config, path)
@@ -71,15 +71,18 @@ def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
 def load_weights(
     auto_class: Any, path: Path, config: EngineConfig, model_config: PreTrainedConfig, **options: Any
 ) -> PreTrainedModel:
-    """The folder's weights in the class that one of transformers' auto classes chooses; `options` are the model's.
+    """Loads the folder's weights into the class that `auto_class` of transformers selects.
+
+    Args:
+        options: further arguments for the model's constructor.
 
     Raises:
-        EngineStartError: tensors are missing, corrupt or of another shape, or have no room on the device.
+        EngineStartError: tensors are missing, corrupt or of another shape, or do not fit on the device.
     """
     dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
     device = choose_device()
     try:
-        # No tensor may be missing, hence none needs random values; drawing them makes torch import sympy.
+        # No tensor may be missing, so that none needs random values; initialising them would import sympy.
         with _quiet_transformers(), no_init_weights():
             model, info = auto_class.from_pretrained(
                 path,
@@ -101,7 +104,7 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
     """The model's configuration.
 
     Raises:
-        EngineStartError: config.json is unreadable or names an architecture that is not known.
+        EngineStartError: config.json is unreadable or names an unknown architecture.
     """
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
@@ -115,10 +118,10 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> int:
-    """The longest sequence the model takes, at most `wanted`.
+    """The longest sequence that the model supports, or `wanted` if that is shorter.
 
     Raises:
-        EngineStartError: `wanted` is more than the model was made for.
+        EngineStartError: `wanted` is more than the model supports.
     """
     text = model_config.get_text_config(decoder=True)
     lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
@@ -132,7 +135,7 @@ def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> 
 
 
 def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
-    """End-of-sequence tokens that generation_config.json, config.json and the tokenizer name, the tokenizer's first.
+    """End-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
 
     Raises:
         EngineStartError: generation_config.json is unreadable.
@@ -168,11 +171,11 @@ def _tokenizer_eos(path: Path) -> int | None:
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
-    """transformers would build a causal LM from some encoders too, and it would talk nonsense."""
+    """Rejects encoders: transformers builds a causal LM from some of them, with meaningless output."""
     names = model_config.architectures or []
     if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
         what = ", ".join(names) or model_config.model_type
-        raise EngineStartError(f"the model in {path} is no causal language model: config.json names {what}")
+        raise EngineStartError(f"the model in {path} is not a causal language model: config.json names {what}")
 
 
 def _check_complete(info: dict[str, Any], path: Path) -> None:
@@ -188,7 +191,7 @@ def _check_complete(info: dict[str, Any], path: Path) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bar and no table of keys in the log: what matters of it becomes an error here."""
+    """Turns off the progress bar and the log's table of keys: `_check_complete` raises what matters of it."""
     before = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

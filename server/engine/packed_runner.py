@@ -24,7 +24,7 @@ _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
 
 
 class PackedRunner:
-    """Owns the model's KV cache; `probe` decides whether the model can be run this way at all."""
+    """Runs the model on packed batches; `probe` checks first that the model supports it."""
 
     name = "packed"
     can_split_prompts = True
@@ -37,11 +37,11 @@ class PackedRunner:
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
     def probe(self) -> dict[int, LayerShape]:
-        """Runs one token through the model to learn its layers' shapes.
+        """Runs one token through the model and returns its layers' shapes.
 
         Raises:
             UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
-                does not go through transformers' interface.
+                does not use transformers' interface.
         """
         model = self._model
         if not getattr(model, "_supports_attention_backend", False) or getattr(model, "_is_stateful", False):
@@ -72,12 +72,12 @@ class PackedRunner:
 
     @property
     def cache(self) -> KVCache:
-        """The cache given by `use_cache`."""
+        """The cache set by `use_cache`."""
         assert self._attention.cache is not None
         return self._attention.cache
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """One forward pass over all chunks; logits as `Runner.step` says."""
+        """Computes all chunks in one forward pass; see `Runner.step`."""
         batch = pack(list(chunks), slot_len=self.cache.slot_len, dtype=self._model.dtype, device=self._model.device)
         keep: list[int] = []
         rows: list[slice] = []
@@ -93,8 +93,8 @@ class PackedRunner:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)
 
-    def idle(self) -> bool:
-        """Packs one more linear layer; True while there are more."""
+    def do_idle_work(self) -> bool:
+        """Packs one linear layer; True while there are more."""
         return self._packer is not None and self._packer.pack_next()
 
     def _forward(

@@ -1,4 +1,4 @@
-"""Repetition, presence and frequency penalties of a whole batch at once."""
+"""Repetition, presence and frequency penalties, applied to a whole batch at once."""
 
 from collections.abc import Sequence as Seq
 from weakref import WeakKeyDictionary
@@ -11,7 +11,7 @@ from server.engine.sequence import Sequence
 
 
 class Penalties:
-    """Counts the tokens of penalised sequences as they grow, so that a step costs no second look at them."""
+    """Counts the tokens of penalised sequences incrementally, so that a step reads only new tokens."""
 
     def __init__(self) -> None:
         self._counts: WeakKeyDictionary[Sequence, _TokenCounts] = WeakKeyDictionary()
@@ -19,7 +19,7 @@ class Penalties:
     def apply(self, sequences: Seq[Sequence], logits: torch.Tensor) -> None:
         """Changes `logits`, one row per sequence, in place.
 
-        Repetition over prompt and output (CTRL, arXiv 1909.05858), then frequency and presence over the output.
+        Repetition over prompt and output (CTRL, arXiv 1909.05858), then frequency and presence over output.
         """
         penalised = [(i, s) for i, s in enumerate(sequences) if _has_penalty(s)]
         if not penalised:
@@ -55,7 +55,7 @@ def _has_penalty(sequence: Sequence) -> bool:
 
 
 class _TokenCounts:
-    """The distinct tokens of one sequence and how often each stands in its output."""
+    """The distinct tokens of one sequence and how often each occurs in its output."""
 
     def __init__(self) -> None:
         self._positions: dict[int, int] = {}
@@ -76,7 +76,7 @@ class _TokenCounts:
         return self._output_counts[: self.num_tokens]
 
     def update(self, sequence: Sequence) -> None:
-        """Counts what was appended since the last call."""
+        """Counts the tokens appended since the last call."""
         for i in range(max(self._num_seen, sequence.num_unknown_tokens), sequence.num_tokens):
             position = self._find(sequence.token_ids[i])
             self._output_counts[position] += i >= sequence.num_prompt_tokens

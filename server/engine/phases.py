@@ -1,4 +1,4 @@
-"""The engine's start-up phases as spans on the monotonic clock, which all processes of a machine share."""
+"""Phases of the engine process's start, as spans on the machine-wide monotonic clock."""
 
 import time
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """Collects (name, begin, end) in monotonic nanoseconds; travels to the API process in `EngineInfo.spans`."""
+    """Collects (name, begin, end) in nanoseconds; `EngineInfo.spans` carries them to the API process."""
 
     def __init__(self) -> None:
         self.spans: list[tuple[str, int, int]] = []
         self.current = "starting"
-        """What the process is at."""
+        """The phase in progress."""
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Records how long the block takes, also when it raises."""
+        """Records the span of the block, also if it raises."""
         begin = time.monotonic_ns()
         around, self.current = self.current, name
         try:

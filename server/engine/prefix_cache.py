@@ -1,4 +1,4 @@
-"""Keeps the keys and values of ended sequences, so that a prompt that begins alike is not computed again."""
+"""Keeps keys and values of ended sequences, so that prompts with the same beginning reuse them."""
 
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -11,14 +11,14 @@ import torch
 from server.engine.sequence import Sequence
 
 _MIN_TOKENS = 32
-"""Shorter prefixes are computed faster than they are looked after."""
+"""Computing a shorter prefix is cheaper than caching it."""
 
 TokenArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tokens and their keys and values, as `KVCache.snapshot` gives them."""
+    """Tokens and their keys and values, as `KVCache.snapshot` returns them."""
 
     token_ids: TokenArray
     parts: list[torch.Tensor]
@@ -34,7 +34,7 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Least recently used first to go; bounded by `max_tokens`. Lives on the engine's thread."""
+    """At most `max_tokens`; evicts the least recently used entry first. Used on the engine's thread."""
 
     def __init__(self, *, max_tokens: int) -> None:
         self._max_tokens = max_tokens
@@ -49,16 +49,16 @@ class PrefixCache:
         return sequence.num_tokens > _MIN_TOKENS and sequence.can_reuse_prefix
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
-        """Where the longest cached beginning of the sequence's prompt is, in an ended sequence or a running one.
+        """Finds the longest cached beginning of the sequence's prompt, in an ended sequence or a running one.
 
-        The last token is never counted: it has to be computed for its logits. What a preempted sequence
-        finds again is no query of its own.
+        Never includes the last token, which has to be computed for its logits. The lookup of a preempted
+        sequence does not count as a query.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
         best: PrefixMatch | None = None
         length = _MIN_TOKENS - 1
         for entry_id, entry in self._entries.items():
-            if _begin_alike(wanted, entry.token_ids, length + 1):
+            if _have_same_prefix(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
                 best = PrefixMatch(length, entry_id=entry_id)
         for other in running:
@@ -66,7 +66,7 @@ class PrefixCache:
                 continue
             if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
                 computed = other.cache_ids(other.num_computed_tokens)
-                if _begin_alike(wanted, computed, length + 1):
+                if _have_same_prefix(wanted, computed, length + 1):
                     length = common_prefix(wanted, computed)
                     best = PrefixMatch(length, slot=other.slot)
         if sequence.num_preemptions == 0:
@@ -75,20 +75,20 @@ class PrefixCache:
         return best
 
     def take(self, entry_id: int) -> list[torch.Tensor]:
-        """An entry's keys and values, which stay in the cache as the most recently used."""
+        """An entry's keys and values; marks the entry as the most recently used."""
         self._entries.move_to_end(entry_id)
         return self._entries[entry_id].parts
 
     def wants(self, token_ids: TokenArray) -> bool:
-        """Whether `put` would keep these tokens: not too short or long, and not known already."""
+        """Whether to `put` these tokens: neither too short nor too long, and not in the cache yet."""
         if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
             return False
-        return not any(_begin_alike(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
+        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
     def put(self, token_ids: TokenArray, parts: list[torch.Tensor]) -> None:
-        """Keeps an ended sequence; what it continues is dropped."""
+        """Adds an ended sequence and drops the entries that it continues."""
         for entry_id, entry in list(self._entries.items()):
-            if _begin_alike(token_ids, entry.token_ids, len(entry.token_ids)):
+            if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry_id)
         self.shrink_to(self._max_tokens - len(token_ids))
         self._entries[self._next_id] = CachedPrefix(token_ids, parts)
@@ -96,7 +96,7 @@ class PrefixCache:
         self.num_tokens += len(token_ids)
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops the least recently used entries until at most `max_tokens` are held."""
+        """Drops the least recently used entries until at most `max_tokens` remain."""
         while self._entries and self.num_tokens > max(max_tokens, 0):
             self._drop(next(iter(self._entries)))
 
@@ -111,6 +111,6 @@ def common_prefix(a: TokenArray, b: TokenArray) -> int:
     return int(different[0]) if len(different) else length
 
 
-def _begin_alike(a: TokenArray, b: TokenArray, length: int) -> bool:
-    """Whether both begin with the same `length` tokens; the last of them tells most pairs apart at once."""
+def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:
+    """Whether both begin with the same `length` tokens; the last is compared first and rejects most pairs."""
     return min(len(a), len(b)) >= length and a[length - 1] == b[length - 1] and np.array_equal(a[:length], b[:length])

@@ -1,7 +1,7 @@
-"""The engine process: from its first line to its exit.
+"""The engine process's main function.
 
-The main thread loads the model and runs the loop; a second thread only receives. When the API process
-goes away, for whatever reason, its end of the socket closes and this process ends.
+The main thread loads the model and runs the loop; a second thread only receives. When the API process exits,
+for whatever reason, its end of the socket closes and this process exits.
 """
 
 import gc
@@ -21,8 +21,8 @@ from server.config import EngineConfig, ModelFiles
 from server.engine.channel import BlockingChannel, ChannelClosedError
 from server.engine.messages import (
     Abort,
+    DropUpload,
     Failed,
-    Forget,
     FromEngine,
     Generate,
     Piece,
@@ -55,13 +55,13 @@ EXIT_ENGINE_FAILED = 4
 
 
 class Imports(Protocol):
-    """What the process did without when it imported torch and transformers."""
+    """Lean imports: how this process imported torch and transformers."""
 
     def end(self) -> None:
-        """What is imported from now on is the real thing."""
+        """From now on imports are not replaced by stand-ins."""
 
     def restore(self) -> bool:
-        """Imports what torch was left without; whether there was anything."""
+        """Imports the modules that stand-ins replaced in torch; whether there were any."""
 
 
 def run_engine(
@@ -71,14 +71,14 @@ def run_engine(
     phases: Phases,
     imports: Imports,
 ) -> None:
-    """The process's main function; does not return.
+    """Runs the engine until the process exits; does not return.
 
     Args:
         connection: this process's end of the socket pair.
         files: the model.
         config: the engine's settings.
-        phases: spans so far in this process.
-        imports: how torch and transformers were imported.
+        phases: the spans of this process so far.
+        imports: the lean imports of this process.
     """
     loop = _EngineLoop(connection)
     try:
@@ -92,7 +92,7 @@ def run_engine(
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of torch and of the receiver need no farewell, and the KV cache no orderly release.
+    # Skips joining the threads of torch and of the receiver, and freeing the KV cache.
     os._exit(code)
 
 
@@ -108,11 +108,11 @@ def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imp
     except EngineMemoryError:
         raise
     except Exception as err:
-        # A model may need what was left out. If it is the model that is wrong, the second try says so again.
+        # The model may need a module that a stand-in replaced. A faulty model fails again below.
         if not imports.restore():
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
-    # Not in the handler: the error holds the first try's model, and a GPU may have no room for two.
+    # Outside of the handler: the exception keeps the first model alive, and a GPU may have no room for two.
     return _find_build(files, config)(files, config, phases)
 
 
@@ -128,7 +128,7 @@ def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFile
 
 
 class _EngineLoop:
-    """Joins the engine core to the socket."""
+    """Receives requests from the socket, steps the engine core and sends its outputs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
@@ -142,7 +142,7 @@ class _EngineLoop:
         with phases.span("import_engine"):
             from server.engine.build import use_threads
 
-        # While it loads, this process may be as wide as the machine; a quota is for the long run.
+        # Loading uses all processors; the cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
         try:
             core, info = _build(files, config, phases, imports)
@@ -154,37 +154,37 @@ class _EngineLoop:
         self._is_loaded = True
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
-        has_chores = True
+        has_idle_work = True
         while True:
-            for message in self._messages(wait=not core.has_work and not has_chores):
+            for message in self._messages(wait=not core.has_work and not has_idle_work):
                 if message is None:
                     return 0
-                self._take(message, core)
+                self._handle(message, core)
             if core.has_work:
                 outputs = core.step()
                 self._send(Step(outputs, core.stats))
-            if has_chores:
-                has_chores = core.idle() or core.has_work or imports.restore()
-                if not has_chores:
-                    gc.freeze()  # a full collection looks through everything else: 50 ms in the middle of a step
+            if has_idle_work:
+                has_idle_work = core.do_idle_work() or core.has_work or imports.restore()
+                if not has_idle_work:
+                    gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
 
-    def _take(self, message: Request, core: "EngineCore | PoolingCore") -> None:
-        refused = None
+    def _handle(self, message: Request, core: "EngineCore | PoolingCore") -> None:
+        rejection = None
         match message:
             case Generate(request_id, prompt_token_ids, params, inputs=inputs):
-                refused = core.add(request_id, prompt_token_ids, params, inputs)
+                rejection = core.add(request_id, prompt_token_ids, params, inputs)
             case Pool(request_id, prompt_token_ids, token_type_ids, pooling_params):
-                refused = core.pool(request_id, prompt_token_ids, token_type_ids, pooling_params)
+                rejection = core.pool(request_id, prompt_token_ids, token_type_ids, pooling_params)
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
             case Ping():
                 self._send(Pong())
-        if refused is not None:
-            self._send(Step([refused], core.stats))
+        if rejection is not None:
+            self._send(Step([rejection], core.stats))
 
     def fail(self, message: str) -> None:
-        """Tells the API process why this process is about to end, if it still listens."""
+        """Sends the API process the reason for the exit; logs it if the connection is closed."""
         try:
             self._send(Failed(message))
         except ChannelClosedError:
@@ -194,7 +194,7 @@ class _EngineLoop:
         self._channel.send(self._encoder.encode(message))
 
     def _messages(self, *, wait: bool) -> Iterator[Request | None]:
-        """What has arrived, `None` for the end of the stream; with `wait`, at least one. Raises what the thread met."""
+        """Received messages, at least one with `wait`; None ends the stream. Raises the receiver's errors."""
         while True:
             try:
                 message = self._inbox.get(block=wait)
@@ -211,16 +211,16 @@ class _EngineLoop:
         try:
             while True:
                 message = decoder.decode(self._channel.receive())
-                if isinstance(message, Upload | Piece | Forget):
-                    uploads.take_in(message)
+                if isinstance(message, Upload | Piece | DropUpload):
+                    uploads.handle(message)
                     continue
                 if isinstance(message, Generate) and message.upload_id is not None:
                     message = msgspec.structs.replace(message, inputs=uploads.inputs(message.upload_id))
                 self._inbox.put(message)
         except ChannelClosedError:
             if not self._is_loaded:
-                # Nobody waits for the model any more, and the main thread may be busy with it for minutes.
+                # The main thread may be loading the model for minutes, and no process waits for it.
                 os._exit(0)
             self._inbox.put(None)
-        except Exception as err:  # noqa: BLE001 - without a receiver the engine would be silent for ever
+        except Exception as err:  # noqa: BLE001 - the main thread raises it
             self._inbox.put(err)

@@ -1,4 +1,4 @@
-"""Prompts that are more than token ids: rows that take the place of embeddings, and where their tokens stand."""
+"""Features of prompts with images or embeddings: rows that replace token embeddings, and positions."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -15,41 +15,41 @@ from server.types import PromptInputs, TensorData
 
 _PROBE_TOKENS = 4
 _TOLERANCE = 0.1
-"""Of the largest logit: a model that looks at more than the embeddings differs by more."""
+"""Relative to the largest logit; a model that uses more than the embeddings differs by more."""
 
 
 class PromptFeaturesError(Exception):
-    """A prompt's inputs are nothing that the model takes; the message is fit for a client."""
+    """The model cannot compute a prompt's inputs; the message is for clients."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptFeatures:
-    """What the model computes a prompt from; shared by the sequences that continue the same prompt.
+    """The model's input for one prompt; shared by the sequences with the same prompt.
 
-    Kept until these end: a sequence that is preempted is computed again.
+    Kept until they end, because a preempted sequence is computed again.
     """
 
     embeds: torch.Tensor
-    """Shape [num_prompt_tokens, width], in the model's type and on its device."""
+    """Shape [num_prompt_tokens, width], in the model's type, on its device."""
     has_token_ids: bool
-    """Whether the prompt's token ids mean something, or only tell how long it is."""
+    """Whether the prompt's token ids are meaningful; if not, only their number is."""
     positions: torch.Tensor | None = None
-    """Shape [axes, num_prompt_tokens], for models whose rotary embedding has several; None counts from 0."""
+    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes; None counts from 0."""
     position_delta: int = 0
-    """From the index of a token that follows the prompt to its position."""
+    """Added to the index of a token after the prompt to get its position."""
     row_ids: RowIds | None = None
-    """What the prefix cache knows the rows by; None keeps the prompt out of it."""
+    """The rows' keys in the prefix cache; None excludes the prompt from it."""
 
 
 class PlacedRows(NamedTuple):
-    """Rows of a prompt's features and where they go in a batch."""
+    """Rows of a prompt's features and the index of their first token in a batch."""
 
     begin: int
     embeds: torch.Tensor
 
 
 def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[PlacedRows]) -> torch.Tensor:
-    """The embeddings of a batch of shape [1, num_tokens], with the rows that prompts bring along in their places."""
+    """The embeddings of a batch of shape [1, num_tokens], with the placed rows instead of the tokens'."""
     embeds: torch.Tensor = model.get_input_embeddings()(input_ids)
     for begin, rows in placed:
         embeds[0, begin : begin + len(rows)] = rows
@@ -57,16 +57,16 @@ def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[Plac
 
 
 EncodeImages = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
-"""Makes features of a prompt's token ids and of what the processor made of its images."""
+"""Builds features from a prompt's token ids and the processor's outputs for its images."""
 
 
 class FeatureBuilder:
-    """Makes features of inputs, once for all sequences of a prompt; lives on the engine's thread."""
+    """Builds features from inputs, once for all sequences of a prompt; used on the engine's thread."""
 
     def __init__(
         self, model: PreTrainedModel, encode_images: EncodeImages | None = None, *, has_prefix_cache: bool = True
     ) -> None:
-        """`encode_images` is for models that see some; only a prefix cache needs to know the rows apart."""
+        """`encode_images` is for vision models; without a prefix cache, rows need no ids."""
         self._model = model
         self._encode_images = encode_images
         self._hasher = RowHasher() if has_prefix_cache else None
@@ -76,7 +76,7 @@ class FeatureBuilder:
         """The prompt's features; the same object for the same inputs.
 
         Raises:
-            PromptFeaturesError: the model cannot take them.
+            PromptFeaturesError: the model cannot compute them.
         """
         features = self._built.get(inputs)
         if features is None:
@@ -113,17 +113,17 @@ def to_tensor(data: TensorData) -> torch.Tensor:
 
 
 def embeds_width(model: PreTrainedModel) -> int:
-    """Numbers in the row that stands for a token."""
+    """The width of the model's token embeddings."""
     return int(model.get_input_embeddings().weight.shape[-1])
 
 
 def check_takes_embeds(model: PreTrainedModel) -> None:
-    """Compares what the model makes of a few tokens with what it makes of their embeddings.
+    """Compares the logits of a few tokens with those of their embeddings.
 
-    Call it while the model still has attention of its own.
+    Must run before the model's attention is replaced.
 
     Raises:
-        EngineStartError: it does not compute from embeddings alone.
+        EngineStartError: the model does not compute from embeddings alone.
     """
     if "inputs_embeds" in inspect.signature(model.forward).parameters and _agrees(model):
         return

@@ -1,4 +1,4 @@
-"""Numbers that tell rows of embeddings apart, so that the prefix cache can know a prompt that has no token ids."""
+"""Ids of embedding rows, by which the prefix cache compares prompts without token ids."""
 
 import secrets
 
@@ -9,16 +9,16 @@ import torch
 RowIds = npt.NDArray[np.int64]
 
 _IS_ROW = np.int64(-(1 << 63))
-"""Row ids are negative, token ids are not."""
+"""The sign bit: row ids are negative, token ids are not."""
 _HIGH = np.uint64(32)
 _LOW_31 = np.uint64((1 << 31) - 1)
 
 
 class RowHasher:
-    """Equal rows at equal positions get equal numbers; others share one of 2**63 by chance.
+    """Gives equal rows at equal positions equal ids; different ones collide by chance only, in 2**63 values.
 
-    Multilinear hashing (Lemire and Kaser, 2014) with keys that nobody outside of the process knows: a client cannot
-    make two rows that collide.
+    Multilinear hashing (Lemire and Kaser, 2014) with random keys that never leave the process, so that a
+    client cannot construct colliding rows.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class RowHasher:
         self._keys: dict[int, npt.NDArray[np.uint64]] = {}
 
     def identify(self, embeds: torch.Tensor, positions: torch.Tensor | None) -> RowIds:
-        """One number per row.
+        """One id per row.
 
         Args:
             embeds: shape [rows, width].
-            positions: shape [axes, rows], where they are not just counted.
+            positions: shape [axes, rows]; None if they count from 0.
         """
         words = _words(embeds)
         if positions is not None:
@@ -47,7 +47,7 @@ class RowHasher:
 
 
 def _words(embeds: torch.Tensor) -> npt.NDArray[np.uint32]:
-    """The rows' bytes, four or two at a time."""
+    """The rows' bytes as words of four or two bytes."""
     octets = embeds.cpu().contiguous().view(torch.uint8).numpy()
     if octets.shape[1] % 4 == 0:
         return octets.view(np.uint32)

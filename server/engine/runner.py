@@ -1,4 +1,4 @@
-"""What the engine core asks of a runner, and the step's result."""
+"""The interface of runners, and the result of a step."""
 
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
@@ -17,14 +17,14 @@ class StepLogits(NamedTuple):
 
 
 class Runner(Protocol):
-    """Computes chunks of sequences; two ways to do it, `packed` and `sequential`."""
+    """Computes chunks of sequences. There are two: `packed` and `sequential`."""
 
     name: str
     can_split_prompts: bool
     """Whether a prompt may be computed in several chunks."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
-        """Logits for each chunk's last token; for all its tokens where the prompt's log-probabilities are due."""
+        """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""
 
-    def idle(self) -> bool:
-        """Does a small piece of work that can wait; True while there is more."""
+    def do_idle_work(self) -> bool:
+        """Does a small piece of deferrable work; True while there is more."""

@@ -1,7 +1,7 @@
-"""Picks the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
+"""Samples the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
 
-Raw log-probabilities first, then the grammar and the token bans, logit bias and penalties, which also
-decide a greedy choice; then what `server.engine.drawing` does.
+Reads the raw log-probabilities first, then applies grammar, token bans, logit bias and penalties, which also
+affect a greedy choice. `server.engine.drawing` applies temperature, min-p, top-k and top-p.
 """
 
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ class Sampled(NamedTuple):
     token_id: int
     logprob: TokenLogprob | None
     error: str | None = None
-    """The sequence cannot go on: its grammar broke or no token is left."""
+    """Why the sequence cannot continue: its grammar failed, or no token is left."""
 
     @property
     def is_request_fault(self) -> bool:
-        """Whether the error comes of what the request asks for."""
+        """Whether the request's own parameters cause the error."""
         return self.error is not None and self.error != _NOT_FINITE
 
 
@@ -54,7 +54,7 @@ class Sampler:
         return new_generator(self._device, self._seed)
 
     def prepare(self) -> None:
-        """Makes ready what the first draw would have to wait for."""
+        """Creates the random generator ahead of the first draw."""
         _ = self._generator
 
     @torch.inference_mode()
@@ -73,7 +73,7 @@ class Sampler:
         return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
 
     def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
-        """Applies what concerns single tokens, in place; returns the errors by row."""
+        """Applies grammars, token bans and logit bias, in place; returns errors by row."""
         errors: dict[int, str] = {}
         for i, sequence in enumerate(sequences):
             params, row = sequence.params, logits[i]
@@ -98,7 +98,7 @@ class Sampler:
         before = row[stops]
         row[stops] = float("-inf")
         if sequence.params.guided is not None and row.isneginf().all():
-            # The grammar is complete: the end is all that may come, however early.
+            # The grammar is complete: only the end may follow, also before `min_tokens`.
             row[stops] = before
 
     def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, str]) -> list[int]:
@@ -117,7 +117,7 @@ class Sampler:
         return token_ids
 
     def _uniform(self, sequences: list[Sequence]) -> torch.Tensor:
-        """One number per sequence; a seeded one has a generator of its own."""
+        """One number per sequence; a request with a seed has its own generator."""
         uniform = torch.rand(len(sequences), dtype=torch.float64, device=self._device, generator=self._generator)
         for i, sequence in enumerate(sequences):
             if sequence.params.seed is not None:
@@ -141,7 +141,7 @@ def _ban(row: torch.Tensor, token_ids: Iterable[int]) -> None:
 
 
 def _bad_word_ends(sequence: Sequence) -> list[int]:
-    """Last tokens of the bad words whose beginning the output ends with."""
+    """The last token of each bad word whose other tokens are the end of the output."""
     ends = []
     for word in sequence.params.bad_words_ids:
         beginning = list(word[:-1])

@@ -36,12 +36,12 @@ class Scheduler:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a new sequence at the end of the queue."""
+        """Appends a new sequence to the queue."""
         self._waiting.append(sequence)
         self._by_id[sequence.request_id] = sequence
 
     def find(self, request_id: str) -> Sequence | None:
-        """The sequence with this id, unless it has ended."""
+        """The sequence with this id; None once it has ended."""
         return self._by_id.get(request_id)
 
     def finish(self, sequence: Sequence) -> None:
@@ -71,7 +71,7 @@ class Scheduler:
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
-        With `n` > 1 the first sequence computes the prompt; the others are held back and copy it a step later.
+        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
         """
         held_back: list[Sequence] = []
         while self._waiting and budget > 0 and self._cache.can_admit(self._waiting[0]):
@@ -101,10 +101,10 @@ class Scheduler:
 
 
 def _add_chunk(chunks: list[Chunk], sequence: Sequence, budget: int) -> int:
-    """Appends what the budget allows of the sequence and returns its tokens.
+    """Appends as much of the sequence as the budget allows; returns the number of tokens.
 
-    A prompt is split only where it does not share the step with another prompt: one that is computed in
-    one piece rounds as `model.generate` does.
+    Splits a prompt only if the step computes no other prompt: a prompt that is computed in one piece has the
+    same rounding as in `model.generate`.
     """
     num_tokens = min(sequence.num_new_tokens, budget)
     if num_tokens < sequence.num_new_tokens and any(not c.is_decode for c in chunks):

@@ -1,4 +1,4 @@
-"""One sequence in the engine: its tokens, how far they are computed, and where it lives."""
+"""One sequence in the engine: its tokens, how many are computed, and the memory it holds."""
 
 from enum import Enum
 from time import monotonic
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SequenceState(Enum):
-    """Where a sequence stands in the scheduler."""
+    """A sequence's state in the scheduler."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -24,13 +24,13 @@ class SequenceState(Enum):
 
 
 class Sequence:
-    """Prompt and output of one request; owned by the scheduler, changed only on the engine's thread."""
+    """Prompt and output of one request; changed only on the engine's thread."""
 
     def __init__(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
         self.request_id = request_id
         self.params = params
         self.features: PromptFeatures | None = None
-        """What stands in the prompt beside token ids."""
+        """Of a prompt with images or embeddings."""
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
@@ -47,7 +47,7 @@ class Sequence:
         self.num_preemptions = 0
         self.arrival_s = monotonic()
         self.admitted_s = 0.0
-        """When it ran for the first time."""
+        """When it was admitted for the first time, on the monotonic clock."""
         self.generator: torch.Generator | None = None
 
     @property
@@ -64,18 +64,18 @@ class Sequence:
 
     @property
     def num_unknown_tokens(self) -> int:
-        """Leading tokens whose ids stand for nothing."""
+        """Leading tokens without meaningful ids: those of a prompt of embeddings."""
         return 0 if self.features is None or self.features.has_token_ids else self.num_prompt_tokens
 
     @property
     def is_private(self) -> bool:
-        """Whether the sequence shares nothing with others."""
+        """Whether the prefix cache must not share it: it has a cache salt, or rows without ids."""
         is_unknown = self.features is not None and self.features.row_ids is None
         return is_unknown or self.params.cache_salt is not None
 
     @property
     def can_reuse_prefix(self) -> bool:
-        """Whether the prompt's beginning may come from the prefix cache; prompt log-probabilities need its logits."""
+        """Whether the prefix cache may be used; prompt log-probabilities need the logits of all tokens."""
         return self.params.prompt_logprobs is None and not self.is_private
 
     def restart(self) -> None:
@@ -86,7 +86,7 @@ class Sequence:
         self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
-        """What the prefix cache knows the first `end` tokens by: their ids, or those of the rows in their places."""
+        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows in their places."""
         if self.features is None or self.features.row_ids is None:
             return np.asarray(self.token_ids[:end], dtype=np.int64)
         rows = self.features.row_ids[:end]
@@ -107,5 +107,5 @@ class Sequence:
 
     @property
     def is_first_pass(self) -> bool:
-        """Nothing has been sampled yet."""
+        """Whether no token has been sampled yet."""
         return self.num_output_tokens == 0

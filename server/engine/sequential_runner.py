@@ -1,7 +1,7 @@
 """Runs any causal LM with the model's own cache, one sequence after the other.
 
-For models that keep state beyond keys and values (Mamba, hybrids) or whose attention has an
-implementation of its own (ALiBi, some remote code): right first, fast where it can be.
+For models that keep state beyond keys and values (Mamba, hybrids) or that implement attention themselves
+(ALiBi, some remote code). Slower than the packed runner.
 """
 
 import inspect
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 _CACHE_NAMES = ("past_key_values", "cache_params")
 _TOLERANCE = 0.1
-"""Of the largest logit: half precision differs by less, state that is handed over wrongly by more."""
+"""Relative to the largest logit. Half precision differs by less, wrongly continued state by more."""
 
 
 class SequentialRunner:
-    """Each sequence owns a cache object of the model's kind.
+    """Keeps the cache object that the model returns on the sequence (`Sequence.model_cache`).
 
-    A model that does not continue correctly from the cache it returned computes each sequence from its
-    first token in every step.
+    If the model does not continue correctly from the cache it returned, every step computes each sequence
+    from its first token.
     """
 
     name = "sequential"
@@ -54,7 +54,7 @@ class SequentialRunner:
             num_rows += kept.shape[0]
         return StepLogits(list(chunks), torch.cat(parts), rows)
 
-    def idle(self) -> bool:
+    def do_idle_work(self) -> bool:
         return False
 
     def _compute(self, chunk: Chunk) -> torch.Tensor:
@@ -74,13 +74,13 @@ class SequentialRunner:
     def _forward(
         self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
     ) -> Any:
-        """Computes tokens; `embeds` are the first ones' rows, for prompts are computed in one piece."""
+        """Computes tokens; `embeds` are the rows of the first ones, as a prompt is computed in one piece."""
         device = self._model.device
         kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
         if self._cache_name is not None:
             kwargs[self._cache_name] = cache
         if self._takes_positions:
-            # Some hybrids would count from 0 again.
+            # Without positions, some hybrids count from 0 again.
             kwargs["position_ids"] = torch.arange(begin, begin + len(token_ids), device=device)[None]
         with torch.inference_mode():
             input_ids = torch.tensor([token_ids], device=device)
@@ -89,7 +89,7 @@ class SequentialRunner:
             return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
 
     def _can_continue(self) -> bool:
-        """Whether a few tokens and then one more have the logits that all of them have at once."""
+        """Whether a few tokens and then one more have the same logits as all of them at once."""
         if self._cache_name is None:
             return False
         token_ids = list(range(6))

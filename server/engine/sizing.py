@@ -1,4 +1,4 @@
-"""How large the KV cache is: slots for `--max-num-seqs`, tokens for the memory there is."""
+"""Computes the KV cache's size: slots for `--max-num-seqs`, tokens for the available memory."""
 
 import logging
 import math
@@ -15,9 +15,9 @@ from server.machine.memory import available_bytes
 logger = logging.getLogger(__name__)
 
 _CPU_SHARE = 0.4
-"""Of the memory that is free once the model is loaded; the rest is for activations, logits and the API process."""
+"""Share of the memory that is free after loading; the rest is for activations, logits and the API process."""
 PREFIX_SHARE = 0.25
-"""Of the KV cache's tokens that ended sequences may hold."""
+"""Share of the KV cache's tokens that ended sequences may hold."""
 _GIB = 1 << 30
 
 
@@ -28,7 +28,7 @@ class CacheSize:
     num_slots: int
     slot_len: int
     num_tokens: int
-    """Tokens that may be held at once; less than `num_slots * slot_len` where pages are committed on use."""
+    """Tokens that may be held at once; less than `num_slots * slot_len` if pages are committed on use."""
     num_bytes: int
 
 
@@ -41,13 +41,13 @@ def size_cache(  # noqa: PLR0913
     device: torch.device,
     working: WorkingMemory = NO_WORKING_MEMORY,
 ) -> CacheSize:
-    """Fits the cache into memory; shortens the sequences only where the user did not fix their length.
+    """Fits the cache into memory; shortens the sequences unless the user has set their length.
 
     Args:
-        working: what a GPU must keep free for the largest step.
+        working: the memory that a GPU needs for the largest step.
 
     Raises:
-        EngineMemoryError: not one sequence of the wanted length fits.
+        EngineMemoryError: not even one sequence of the required length fits.
     """
     bytes_per_token = sum(s.num_elements for s in shapes.values()) * dtype.itemsize
     held_bytes = _held_bytes(bytes_per_token, config, device)
@@ -58,7 +58,7 @@ def size_cache(  # noqa: PLR0913
     if longest < max_model_len:
         if config.max_model_len is not None or longest < 1:
             raise EngineMemoryError(_describe_lack(max_model_len, held_bytes, budget, longest, config, device))
-        logger.warning("max_model_len lowered from %d to %d: that is what memory allows", max_model_len, longest)
+        logger.warning("max_model_len lowered from %d to %d: no more fits into memory", max_model_len, longest)
         max_model_len = longest
     num_tokens = (budget - working.bytes_per_position * max_model_len) // held_bytes
     num_slots = config.max_num_seqs
@@ -69,7 +69,7 @@ def size_cache(  # noqa: PLR0913
 
 
 def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
-    """With a token's share of the prefix cache, which on a GPU lies beside the slots' memory."""
+    """Bytes per token including its share of the prefix cache, which on a GPU is separate from the slots."""
     if device.type == "cpu" or not config.enable_prefix_caching:
         return bytes_per_token
     return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))

@@ -1,6 +1,6 @@
-"""How a prompt's tensors get to the engine: in small pieces, between other messages, and once for all its choices.
+"""Sends a prompt's tensors to the engine: in small pieces, between other messages, once for all its choices.
 
-In one frame they would hold up the event loop while they are copied, and every other request while they are written.
+A single frame would block the event loop while it is copied, and all other requests while it is written.
 """
 
 import asyncio
@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from server.engine.messages import Forget, Piece, TensorLayout, ToEngine, Upload
+from server.engine.messages import DropUpload, Piece, TensorLayout, ToEngine, Upload
 from server.types import PromptInputs, TensorData
 
 _PIECE_BYTES = 1 << 18
-"""Copied in a twentieth of a millisecond; what an idle socket takes at once."""
+"""Copied in 0.05 ms; an idle socket accepts as much at once."""
 
 
 @dataclass(eq=False)
 class _Sending:
-    """Inputs that are on their way, and how many requests wait for that."""
+    """An upload in progress or complete, and the number of requests that use it."""
 
     upload_id: int
     inputs: PromptInputs
@@ -27,10 +27,10 @@ class _Sending:
 
 
 class Uploader:
-    """The API process's end; every method runs on the event loop."""
+    """Sends uploads from the API process; every method runs on the event loop."""
 
     def __init__(self, send: Callable[[ToEngine], None], drain: Callable[[], Awaitable[None]]) -> None:
-        """`drain` waits until what was sent before has left, or the engine has."""
+        """`drain` waits until everything sent so far has been written, or the engine has exited."""
         self._send = send
         self._drain = drain
         self._ids = count()
@@ -38,7 +38,7 @@ class Uploader:
 
     @asynccontextmanager
     async def hold(self, inputs: PromptInputs) -> AsyncIterator[int]:
-        """The id by which the engine knows the inputs, inside the block."""
+        """Uploads the inputs; the engine keeps them under the returned id until the block ends."""
         sending = self._sending.get(id(inputs)) or self._begin(inputs)
         sending.num_users += 1
         try:
@@ -49,7 +49,7 @@ class Uploader:
             if not sending.num_users:
                 del self._sending[id(inputs)]
                 sending.task.cancel()
-                self._send(Forget(sending.upload_id))
+                self._send(DropUpload(sending.upload_id))
 
     def _begin(self, inputs: PromptInputs) -> _Sending:
         upload_id = next(self._ids)
@@ -63,12 +63,12 @@ class Uploader:
             for begin in range(0, len(tensor.data), _PIECE_BYTES):
                 self._send(Piece(upload_id, tensor.data[begin : begin + _PIECE_BYTES]))
                 await self._drain()
-                await asyncio.sleep(0)  # a socket that takes everything at once would have no other get its turn
+                await asyncio.sleep(0)  # writing to an idle socket never waits; lets other tasks run
 
 
 @dataclass
 class _Received:
-    """Pieces, and what they are put together to."""
+    """The received pieces of an upload, and the inputs once they are assembled."""
 
     layout: list[TensorLayout]
     pieces: list[memoryview] = field(default_factory=list)
@@ -76,26 +76,26 @@ class _Received:
 
 
 class Uploads:
-    """The engine's end; lives on the thread that receives."""
+    """Assembles uploads in the engine; used on the receiving thread."""
 
     def __init__(self) -> None:
         self._received: dict[int, _Received] = {}
 
-    def take_in(self, message: Upload | Piece | Forget) -> None:
-        """Goes on with an upload, or forgets it; requests that have taken its inputs keep them."""
+    def handle(self, message: Upload | Piece | DropUpload) -> None:
+        """Begins, continues or drops an upload; requests that have its inputs keep them."""
         match message:
             case Upload(upload_id, layout):
                 self._received[upload_id] = _Received(layout)
             case Piece(upload_id, data):
                 self._received[upload_id].pieces.append(data)
-            case Forget(upload_id):
+            case DropUpload(upload_id):
                 self._received.pop(upload_id, None)
 
     def inputs(self, upload_id: int) -> PromptInputs:
-        """What has been uploaded, the same object for everyone who asks."""
+        """The uploaded inputs; the same object for every request."""
         received = self._received[upload_id]
         if received.inputs is None:
-            # bytearray, for torch warns of memory that it may not write to.
+            # A bytearray, because torch warns about read-only memory.
             whole = memoryview(bytearray().join(received.pieces))
             received.inputs = _assemble(received.layout, whole)
             received.pieces.clear()

@@ -1,7 +1,7 @@
-"""Turns a prompt with images into embeddings, so that the rest of the engine computes it as any other prompt.
+"""Converts a prompt with images to embeddings, which the rest of the engine computes like any prompt.
 
-The model's own forward pass runs up to its language model and stops there: what it would have handed over is the
-prompt's embeddings with the images' features among them, and the positions.
+Runs the model's own forward pass up to its language model and stops there. The arguments of that call are the
+prompt's embeddings, which include the images' features, and the positions.
 """
 
 import logging
@@ -17,32 +17,32 @@ from server.types import TensorData
 logger = logging.getLogger(__name__)
 
 _EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
-"""What a language model is given that `PromptFeatures` can say; anything else must be empty."""
+"""Arguments of the language model that `PromptFeatures` represents; all others must be None."""
 
 
 def language_model(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of the model that computes tokens; all of it, unless the model sees images."""
+    """The part of the model that computes tokens; the whole model, unless it is a vision model."""
     return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
 
 
 def image_encoder(model: PreTrainedModel) -> EncodeImages | None:
-    """What encodes images for this model, if it sees any."""
+    """The function that encodes images for a vision model; None for other models."""
     return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
 
 
 class VisionEncoder:
-    """Lives on the engine's thread; shares the model with the runner."""
+    """Used on the engine's thread; shares the model with the runner."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._language_model = language_model(model)
 
     def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
-        """What the language model computes in the place of these tokens.
+        """The features of a prompt with images.
 
         Args:
-            token_ids: the prompt, with the tokens that stand for images.
-            mm: what the processor made of the images.
+            token_ids: the prompt, including the placeholder tokens of images.
+            mm: the processor's outputs for the images.
 
         Raises:
             PromptFeaturesError: the tensors do not fit the prompt or the model.
@@ -54,18 +54,18 @@ class VisionEncoder:
         except PromptFeaturesError:
             raise
         except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as err:
-            logger.warning("a prompt's images could not be computed: %s", err)
+            logger.warning("a prompt's images could not be encoded: %s", err)
             raise PromptFeaturesError(f"the images do not fit the prompt or the model: {err}") from err
         return _to_features(given, len(token_ids))
 
     def _prepare(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Pixels in the model's type; masks come as one byte for every pixel, and models multiply them."""
+        """Converts pixels to the model's type, and boolean masks to integers, as models multiply them."""
         if tensor.dtype == torch.bool:
             return tensor.to(self._model.device, torch.long)
         return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _run(self, input_ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """What the forward pass gives its language model."""
+        """The arguments that the forward pass calls its language model with."""
         hook = self._language_model.register_forward_pre_hook(_stop, with_kwargs=True)
         try:
             with torch.inference_mode():
@@ -74,10 +74,10 @@ class VisionEncoder:
             return reached.given
         finally:
             hook.remove()
-        raise PromptFeaturesError("the model does not hand embeddings to its language model")
+        raise PromptFeaturesError("the model's forward pass does not call its language model")
 
 
-class _ReachedLanguageModel(Exception):  # noqa: N818 - nothing is wrong
+class _ReachedLanguageModel(Exception):  # noqa: N818 - it ends the forward pass; not an error
     def __init__(self, given: dict[str, Any]) -> None:
         super().__init__()
         self.given = given
@@ -91,7 +91,7 @@ def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
     strange = sorted(name for name, value in given.items() if value is not None and name not in _EXPECTED)
     embeds = given.get("inputs_embeds")
     if strange or embeds is None or embeds.shape[:2] != (1, num_tokens):
-        raise PromptFeaturesError(f"the model gives its language model more than embeddings: {', '.join(strange)}")
+        raise PromptFeaturesError(f"the model's language model takes more than embeddings: {', '.join(strange)}")
     positions = given.get("position_ids")
     if positions is None or positions.shape[0] == 1:
         return PromptFeatures(embeds[0].clone(), has_token_ids=True)

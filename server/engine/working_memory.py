@@ -1,18 +1,18 @@
-"""What a GPU needs beside weights and cache: the largest step's tensors, told beforehand from the model's shape."""
+"""Estimates the memory of the largest step's tensors on a GPU from the model's shape."""
 
 from typing import Any, NamedTuple
 
 import torch
 
 _HIDDEN_COPIES = 12
-"""Rows of the hidden size that are there at once in a layer: residual, norms in float32, query, key, value, output."""
+"""Rows of hidden size in a layer at once: residual, norms in float32, query, key, value, output."""
 _MLP_COPIES = 4
 _LOGIT_BYTES = 32
-"""Per entry of the vocabulary and sequence: the logits, in float32 too, weights, and their sums in double precision."""
+"""Per sequence and vocabulary entry: logits, their float32 copy, weights, and cumulative sums in float64."""
 
 
 class WorkingMemory(NamedTuple):
-    """Bytes of the largest step: a part that is fixed, and one that grows with the longest sequence."""
+    """Bytes of the largest step: a fixed part, and one that grows with the longest sequence."""
 
     num_bytes: int
     bytes_per_position: int
@@ -24,7 +24,7 @@ NO_WORKING_MEMORY = WorkingMemory(0, 0)
 def estimate_working_memory(
     model_config: Any, *, num_tokens: int, num_sequences: int, dtype: torch.dtype
 ) -> WorkingMemory:
-    """For steps of so many tokens; a prompt that is longer needs a mask and its keys repeated for every head."""
+    """For steps of `num_tokens`; per position of a longer prompt, its mask and its keys for every head."""
     text = model_config.get_text_config(decoder=True)
     hidden = text.hidden_size
     inner = getattr(text, "intermediate_size", None)

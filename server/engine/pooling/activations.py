@@ -1,4 +1,4 @@
-"""Which function turns a classifier's logits into what clients see; told by config.json, as vLLM reads it."""
+"""The activation function of a classifier's logits, as config.json sets it and vLLM reads it."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ _PREFIX = "torch.nn.modules."
 
 
 def classifier_activation(config: Any) -> "Activation":
-    """By `problem_type`, or by what sentence-transformers wrote down; else probabilities.
+    """Chosen by `problem_type` or by sentence-transformers' entries; else probabilities.
 
     Raises:
-        EngineStartError: the configuration names a function that torch does not have.
+        EngineStartError: the configuration names a function that torch lacks.
     """
     match getattr(config, "problem_type", None):
         case "regression":
@@ -29,10 +29,10 @@ def classifier_activation(config: Any) -> "Activation":
 
 
 def named_activation(path: str) -> "Activation":
-    """A class of torch's by its full name, such as `torch.nn.modules.activation.Tanh`.
+    """A class of torch by its full name, such as `torch.nn.modules.activation.Tanh`.
 
     Raises:
-        EngineStartError: torch has no such function, or the name leads elsewhere.
+        EngineStartError: torch has no such function, or the name is outside of torch's modules.
     """
     name = path.rpartition(".")[2]
     known = {"Identity": "identity", "Softmax": "softmax", "Sigmoid": "softmax"}
@@ -40,19 +40,21 @@ def named_activation(path: str) -> "Activation":
         return Activation(known[name])
     module = getattr(torch.nn.modules.activation, name, None) if path.startswith(_PREFIX) else None
     if not (isinstance(module, type) and issubclass(module, torch.nn.Module)):
-        raise EngineStartError(f"the model's configuration names {path!r}, which is no activation function of torch")
+        raise EngineStartError(
+            f"the model's configuration names {path!r}, which is not an activation function of torch"
+        )
     return Activation(name, module())
 
 
 class Activation:
-    """A function of logits, the classes in the last dimension."""
+    """A function of logits whose last dimension is the classes."""
 
     def __init__(self, name: str, module: torch.nn.Module | None = None) -> None:
         self.name = name
         self._module = module
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Of one class, its probability is the logit's sigmoid."""
+        """With a single class, the probability is the logit's sigmoid."""
         if self._module is not None:
             result: Tensor = self._module(logits)
             return result

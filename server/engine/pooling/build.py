@@ -1,4 +1,4 @@
-"""Wires the objects of an engine that pools, in the engine process."""
+"""Builds the engine core of a pooling model; runs in the engine process."""
 
 from server.config import EngineConfig, ModelFiles
 from server.engine.linear import LinearPacker
@@ -15,10 +15,10 @@ _BATCHED_TOKENS = {"cpu": 1024, "cuda": 16384}
 def build_pooling_core(
     kind: ModelKind, files: ModelFiles, config: EngineConfig, phases: Phases
 ) -> tuple[PoolingCore, EngineInfo]:
-    """Loads the model and makes it ready for its first request.
+    """Loads the model and builds its engine core.
 
     Raises:
-        EngineStartError: the model cannot be loaded, or not used in this way.
+        EngineStartError: the model cannot be loaded or does not support the configuration.
     """
     with phases.span("load_weights"):
         pooling = load_pooling_model(files, config, kind)

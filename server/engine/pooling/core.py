@@ -1,4 +1,4 @@
-"""The engine's loop body for pooling models: batch, compute, report. There is no KV cache and nothing is sampled."""
+"""The engine core for pooling models: a step batches, computes and reports. No KV cache, no sampling."""
 
 from collections.abc import Iterable
 from time import monotonic
@@ -15,7 +15,7 @@ from server.types import EngineOutput, EngineStats, PoolingParams, PromptInputs,
 
 
 class PoolingCore:
-    """Takes the place of `EngineCore` in the engine's loop; every method runs on the engine's one thread."""
+    """Replaces `EngineCore` in the engine's loop; every method runs on the engine's thread."""
 
     def __init__(  # noqa: PLR0913
         self,
@@ -27,7 +27,7 @@ class PoolingCore:
         defaults: PoolerConfig,
         packer: LinearPacker | None = None,
     ) -> None:
-        """`defaults` are for what a request leaves open; `packer` makes the model faster while there is time."""
+        """`defaults` apply where a request sets no value; `packer` packs layers while the engine is idle."""
         self._head = head
         self._limits = limits
         self._max_model_len = max_model_len
@@ -44,7 +44,7 @@ class PoolingCore:
 
     @property
     def stats(self) -> EngineStats:
-        """The state after the last step; what the next step may take counts as running."""
+        """The state after the last step; sequences that the next step may compute count as running."""
         num_running = min(len(self._waiting), self._limits.max_num_seqs)
         return EngineStats(
             num_running=num_running,
@@ -59,13 +59,13 @@ class PoolingCore:
         params: SamplingParams,
         inputs: PromptInputs | None = None,
     ) -> EngineOutput:
-        """Refuses to generate."""
+        """Rejects the request: the model does not generate."""
         return _failed(request_id, "this model does not generate text")
 
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
-        """Queues a request; an output at once means that it cannot be run."""
+        """Queues a request; returns an output only to reject it."""
         num_tokens = len(prompt_token_ids)
         if not 0 < num_tokens <= self._max_model_len:
             return _failed(request_id, f"a prompt of {num_tokens} tokens does not fit {self._max_model_len} tokens")
@@ -79,10 +79,10 @@ class PoolingCore:
         return None
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ends requests without further output, and forgets queries whose documents will not come."""
+        """Ends requests without further output and drops their kept queries."""
         aborted = set(request_ids)
         self._waiting = [sequence for sequence in self._waiting if sequence.request_id not in aborted]
-        self._queries.forget(aborted)
+        self._queries.drop(aborted)
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
@@ -95,8 +95,8 @@ class PoolingCore:
         results = self._head.pool(batch)
         return [self._finish(*pair, begin_s) for pair in zip(batch, results, strict=True)]
 
-    def idle(self) -> bool:
-        """Work that can wait; True while there is more of it."""
+    def do_idle_work(self) -> bool:
+        """Packs one linear layer; True while there are more."""
         return self._packer is not None and self._packer.pack_next()
 
     def _with_defaults(self, params: PoolingParams) -> PoolingParams:

@@ -1,4 +1,4 @@
-"""Runs a transformer over several prompts at once, padded on the right to the longest."""
+"""Runs a transformer on several prompts at once, padded on the right to the longest."""
 
 import inspect
 from collections.abc import Sequence as Seq
@@ -15,7 +15,7 @@ class HiddenStates(NamedTuple):
     """The last layer's output for a batch."""
 
     states: torch.Tensor
-    """Shape [sequences, longest, hidden]; what lies behind a sequence's end means nothing."""
+    """Shape [sequences, longest, hidden]; rows after a sequence's end are meaningless."""
     lengths: torch.Tensor
     """Tokens of each sequence."""
 
@@ -25,7 +25,7 @@ class HiddenStates(NamedTuple):
 
 
 class Encoder:
-    """A model of transformers, with or without a head, as a function of a batch."""
+    """A transformers model, with or without a head, as a function of a batch."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -41,7 +41,7 @@ class Encoder:
         return HiddenStates(output.last_hidden_state, lengths)
 
     def logits(self, sequences: Seq[PoolingSequence]) -> torch.Tensor:
-        """What the model's own head gives."""
+        """The output of the model's own head."""
         lengths = torch.tensor([sequence.num_tokens for sequence in sequences])
         logits: torch.Tensor = self.model(**self._inputs(sequences, lengths)).logits
         return logits
@@ -67,6 +67,6 @@ def _padded(ids: list[int], length: int, filler: int) -> list[int]:
 
 
 def _pad_id(config: Any) -> int:
-    """Models with learned positions tell padding by its id."""
+    """The padding token; models with learned positions recognise padding by its id."""
     pad_id = getattr(config, "pad_token_id", None)
     return pad_id if isinstance(pad_id, int) and 0 <= pad_id < config.vocab_size else 0

@@ -1,6 +1,6 @@
-"""What follows the transformer of a pooling model: from hidden states to embeddings, scores and classes.
+"""Heads of pooling models: from hidden states to embeddings, scores and classes.
 
-Heads compute in float32 whatever the transformer's type, as vLLM's do.
+Heads compute in float32 for any type of the transformer, as in vLLM.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ Projector = Callable[[Tensor], Tensor]
 
 
 class PoolingHead(Protocol):
-    """One per model; called on the engine's thread."""
+    """One per model; used on the engine's thread."""
 
     @property
     def tasks(self) -> tuple[PoolingTask, ...]:
-        """What it can make, the usual first."""
+        """Supported tasks, the default first."""
 
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        """A float32 tensor for each sequence: a vector, or with a task for tokens a row per token."""
+        """A float32 tensor for each sequence: a vector, or one row per token in tasks for tokens."""
 
 
 class EmbeddingHead:
@@ -40,7 +40,7 @@ class EmbeddingHead:
         sequence_type: SeqPoolingType | None,
         projector: Projector | None = None,
     ) -> None:
-        """Without a `sequence_type` there are embeddings of tokens only."""
+        """Without a `sequence_type`, only embeddings of tokens are supported."""
         self._encoder = encoder
         self._sequence_type = sequence_type
         self._projector = projector
@@ -122,7 +122,7 @@ class TokenClassifierHead:
 
 
 class Calibration:
-    """From logits to what the client sees."""
+    """Converts logits to reported values."""
 
     def __init__(self, activation: Activation, *, mean: float | None = None, sigma: float | None = None) -> None:
         self._activation = activation
@@ -130,7 +130,7 @@ class Calibration:
         self._sigma = sigma
 
     def __call__(self, logits: Tensor, sequence: PoolingSequence) -> Tensor:
-        """(logit - mean) / sigma, and the activation where it is asked for."""
+        """(logit - mean) / sigma, then the activation if the request uses it."""
         if self._mean is not None:
             logits = logits - self._mean
         if self._sigma is not None:

@@ -1,4 +1,4 @@
-"""Scores by late interaction (MaxSim) without the tokens' embeddings ever leaving the engine."""
+"""Scores by late interaction (MaxSim); token embeddings stay in the engine."""
 
 from collections.abc import Iterable
 
@@ -8,11 +8,11 @@ from server.engine.pooling.sequence import PoolingSequence
 
 
 class QueryMissingError(LookupError):
-    """A document names a query that is not kept: it was aborted, or never came."""
+    """A document names a query that is not kept: it was aborted or never arrived."""
 
 
 class KeptQueries:
-    """Token embeddings of the queries whose documents are still to come; used on the engine's thread."""
+    """Token embeddings of queries that wait for their documents; used on the engine's thread."""
 
     def __init__(self) -> None:
         self._embeddings: dict[str, Tensor] = {}
@@ -21,7 +21,7 @@ class KeptQueries:
         return len(self._embeddings)
 
     def interact(self, sequence: PoolingSequence, embeddings: Tensor) -> Tensor | None:
-        """Keeps a query, and then there is nothing to answer; scores a document.
+        """Keeps a query and returns None; returns the score of a document, and other embeddings unchanged.
 
         Raises:
             QueryMissingError: the document's query is not kept.
@@ -37,12 +37,12 @@ class KeptQueries:
             raise QueryMissingError(f"the query {part.query_id!r} is not in the engine")
         return max_similarity(query, embeddings)
 
-    def forget(self, request_ids: Iterable[str]) -> None:
-        """Drops queries; what is not kept is no matter."""
+    def drop(self, request_ids: Iterable[str]) -> None:
+        """Drops queries; ignores ids without one."""
         for request_id in request_ids:
             self._embeddings.pop(request_id, None)
 
 
 def max_similarity(query: Tensor, document: Tensor) -> Tensor:
-    """The sum over the query's tokens of how similar the most similar token of the document is."""
+    """For each token of the query, the highest similarity to a token of the document; summed."""
     return (query @ document.T).amax(dim=-1).sum()

@@ -1,4 +1,4 @@
-"""Loads a pooling model: the transformer, and the head that its files and `--pooler-config` ask for."""
+"""Loads a pooling model: the transformer, and the head that its files and `--pooler-config` define."""
 
 import inspect
 import json
@@ -38,11 +38,11 @@ from server.pooler_config import PoolerConfig, PoolingTask, SeqPoolingType
 from server.types import PoolingInfo
 
 _POSITIONS_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
-"""Model types whose first position is one more than the padding token's id, which takes that many from the length."""
+"""Model types whose positions begin after the padding token's id; shortens their longest prompt."""
 
 
 class PoolingModel(NamedTuple):
-    """What the engine's loop and the API process need to know of it."""
+    """A loaded model, with what the engine core and the API process need of it."""
 
     encoder: Encoder
     head: PoolingHead
@@ -52,10 +52,10 @@ class PoolingModel(NamedTuple):
 
 
 def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind) -> PoolingModel:
-    """The model in evaluation mode.
+    """Loads the model in evaluation mode.
 
     Raises:
-        EngineStartError: with one line that says what is wrong with the folder, or cannot be had of it.
+        EngineStartError: one line about a fault in the folder, or a setting that the model does not support.
     """
     model_config = load_config(files.path, config)
     loader = _Loader(files, config, model_config)
@@ -83,7 +83,7 @@ def load_pooling_model(files: ModelFiles, config: EngineConfig, kind: ModelKind)
 
 
 class _Loader:
-    """One model; `load` comes first."""
+    """Loads one model; the other attributes are complete after `load`."""
 
     def __init__(self, files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig) -> None:
         self._files = files
@@ -99,10 +99,12 @@ class _Loader:
         self.num_labels = 0
         self.uses_sep_token = bool(getattr(model_config, "use_sep_token", True))
         if model_config.is_encoder_decoder:
-            raise EngineStartError(f"the model in {self._path} has an encoder and a decoder: it cannot be pooled")
+            raise EngineStartError(
+                f"the model in {self._path} has an encoder and a decoder, which pooling does not support"
+            )
 
     def load(self, kind: ModelKind) -> PoolingHead:
-        """The head, and with it `encoder` and what else is known."""
+        """Loads `encoder` and returns the head."""
         match kind.head:
             case "embed":
                 return self._load_embedding()
@@ -117,7 +119,7 @@ class _Loader:
                 return TokenClassifierHead(self.encoder, self._calibration())
         names = ", ".join(self._model_config.architectures or [])
         raise EngineStartError(
-            f"the model in {self._path} ({names}) pools nothing by itself: give --convert embed or --convert classify"
+            f"the model in {self._path} ({names}) is not a pooling model: use --convert embed or --convert classify"
         )
 
     def _load_embedding(self) -> PoolingHead:
@@ -143,15 +145,13 @@ class _Loader:
         model = self.encoder.model
         if self._is_encoder or not hasattr(model, "score"):
             if self._config.pooler.sequence_type is not None:
-                raise EngineStartError(
-                    "this classifier has a pooling of its own: leave out --pooler-config.pooling_type"
-                )
+                raise EngineStartError("this classifier has its own pooling: omit --pooler-config.pooling_type")
             return EncoderClassifierHead(self.encoder, self._calibration())
         self.encoder = Encoder(model.base_model)
         return self._linear_head(model.score.weight)
 
     def _load_token_classifier(self, tokens: Seq[str]) -> PoolingHead:
-        """A language model that answers with a word, such as Qwen3-Reranker's yes and no, as a classifier."""
+        """Makes a classifier of a language model that answers with a word, as Qwen3-Reranker's yes or no."""
         self.uses_sep_token = bool(getattr(self._model_config, "use_sep_token", False))
         model = self._load(AutoModelForCausalLM).model
         rows = model.get_output_embeddings().weight[_token_ids(tokens, self._files.tokenizer_path)].float()
@@ -176,26 +176,26 @@ class _Loader:
         return Calibration(classifier_activation(self._model_config), mean=pooler.logit_mean, sigma=pooler.logit_sigma)
 
     def _sequence_type(self, sentence: SentenceFiles) -> SeqPoolingType:
-        """As the user says, else as sentence-transformers' files say, else as is usual for the kind of model."""
+        """The user's setting, else that of sentence-transformers' files, else the model kind's default."""
         given = self._config.pooler.sequence_type
         if given is not None:
             return given
         if sentence.unknown_modules:
             raise EngineStartError(
                 f"{self._path / 'modules.json'} asks for {', '.join(sentence.unknown_modules)}, which this engine does "
-                "not know; --pooler-config with a pooling_type goes without"
+                "not support; --pooler-config with a pooling_type ignores it"
             )
         if not sentence.has_pooling:
             return "CLS" if self._is_encoder else "LAST"
         if not sentence.pooling_modes:
             raise EngineStartError(
-                f"{self._path / 'modules.json'} names a pooling module whose config.json is missing or tells nothing: "
-                "download the model again, or give --pooler-config with a pooling_type"
+                f"{self._path / 'modules.json'} names a pooling module whose config.json is missing or sets no mode: "
+                "download the model again, or set a pooling_type in --pooler-config"
             )
         if sentence.pooling_type is None:
             raise EngineStartError(
-                f"the model in {self._path} pools by {', '.join(sentence.pooling_modes)}: this engine knows cls, mean "
-                "and lasttoken, one of them; --pooler-config with a pooling_type overrules it"
+                f"the model in {self._path} pools by {', '.join(sentence.pooling_modes)}: this engine supports one "
+                "of cls, mean and lasttoken; --pooler-config with a pooling_type overrides it"
             )
         return sentence.pooling_type  # type: ignore[return-value]
 
@@ -206,7 +206,7 @@ def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> Pooling
         return head.tasks[0]
     if wanted not in head.tasks:
         raise EngineStartError(
-            f"--pooler-config.task {wanted} does not go with the model in {path}, which can {', '.join(head.tasks)}"
+            f"--pooler-config.task {wanted} does not fit the model in {path}, which supports {', '.join(head.tasks)}"
         )
     return wanted
 
@@ -214,7 +214,7 @@ def _choose_task(head: PoolingHead, pooler: PoolerConfig, path: Path) -> Pooling
 def _max_model_len(
     files: ModelFiles, config: EngineConfig, model_config: PreTrainedConfig, sentence: SentenceFiles
 ) -> int:
-    """Most tokens of a prompt: the model's positions, the tokenizer's limit, sentence-transformers' limit."""
+    """The longest prompt by the model's positions, the tokenizer and sentence-transformers' files."""
     own = derive_max_model_len(model_config, None)
     if model_config.model_type in _POSITIONS_BEHIND_PADDING:
         own -= (model_config.pad_token_id or 0) + 1
@@ -243,13 +243,13 @@ def _token_ids(tokens: Seq[str], path: Path) -> list[int]:
     for token in tokens:
         token_id = tokenizer.token_to_id(token)
         if token_id is None:
-            raise EngineStartError(f"config.json's classifier_from_token names {token!r}, which is no token")
+            raise EngineStartError(f"config.json's classifier_from_token names {token!r}, which is not a token")
         ids.append(token_id)
     return ids
 
 
 def _class_of(auto_class: Any, model_config: PreTrainedConfig) -> type | None:
-    """The class that an auto class chooses; None where it is one of the model's own code."""
+    """The class that an auto class selects; None if it is defined in the model's own code."""
     try:
         found = auto_class._model_mapping[type(model_config)]
     except KeyError:

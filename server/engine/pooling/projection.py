@@ -1,4 +1,4 @@
-"""The linear layers that some embedding models have behind their pooling: sentence-transformers' Dense, ColBERT's."""
+"""Linear layers after the pooling of some embedding models: sentence-transformers' Dense and ColBERT's."""
 
 import json
 from collections.abc import Sequence as Seq
@@ -24,18 +24,18 @@ class Projection:
 
     @property
     def out_features(self) -> int:
-        """Length of what comes out."""
+        """Length of an output vector."""
         return int(self._layers[-1].weight.shape[0])
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Of one vector or of rows of them."""
+        """Takes one vector or rows of vectors."""
         for layer in self._layers:
             vectors = layer(vectors)
         return vectors
 
 
 class DenseLayer:
-    """One of them."""
+    """One linear layer with its activation."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None) -> None:
         self.weight = weight.float()
@@ -43,13 +43,13 @@ class DenseLayer:
         self._activation = activation
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """Of one vector or of rows of them."""
+        """Takes one vector or rows of vectors."""
         vectors = linear(vectors, self.weight, self._bias)
         return vectors if self._activation is None else self._activation(vectors)
 
 
 def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
-    """What sentence-transformers saved in these folders; None where there are none.
+    """Loads sentence-transformers' layers from these folders; None without folders.
 
     Raises:
         EngineStartError: a folder lacks its weights or its configuration.
@@ -58,10 +58,10 @@ def load_dense(folders: Seq[Path], device: torch.device) -> Projection | None:
 
 
 def load_colbert(folder: Path, device: torch.device) -> Projection:
-    """The layer called `linear` in the folder's own weights.
+    """Loads the layer named `linear` from the folder's weights.
 
     Raises:
-        EngineStartError: there is none.
+        EngineStartError: the weights have no such layer.
     """
     tensors = _read_tensors(folder, ("linear.weight",))
     if "linear.weight" not in tensors:
@@ -81,7 +81,7 @@ def _load_layer(folder: Path, device: torch.device) -> DenseLayer:
 
 
 def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
-    """Those of the names that the folder's files have."""
+    """The tensors with these names, as far as the folder's files have them."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -89,7 +89,7 @@ def _read_tensors(folder: Path, names: Seq[str]) -> dict[str, Tensor]:
     if not found and (path := folder / "pytorch_model.bin").is_file():
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as err:  # what is in the file decides
+        except Exception as err:  # the type depends on the file's content
             reason = " ".join(str(err).split())[:_MAX_MESSAGE]
             raise EngineStartError(f"cannot load the weights in {path}: {type(err).__name__}: {reason}") from err
         found = {name: tensors[name] for name in names if name in tensors}

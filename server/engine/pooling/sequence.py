@@ -1,4 +1,4 @@
-"""One prompt that waits to be pooled, and how several of them are chosen for a step."""
+"""One prompt to be pooled, and the choice of prompts for a step."""
 
 from dataclasses import dataclass, field
 from time import monotonic
@@ -8,13 +8,13 @@ from server.types import PoolingParams
 
 @dataclass(frozen=True, slots=True)
 class PoolingSequence:
-    """A prompt and what is to be made of it."""
+    """A prompt and its pooling parameters."""
 
     request_id: str
     token_ids: list[int]
     params: PoolingParams
     token_type_ids: list[int] | None = None
-    """Which text of a pair each token is of."""
+    """The text of a pair that each token belongs to; None for a single text."""
     arrival_s: float = field(default_factory=monotonic)
 
     @property
@@ -24,18 +24,18 @@ class PoolingSequence:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchLimits:
-    """What bounds a step."""
+    """Limits of a step."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    """With the padding; one sequence alone may be longer."""
+    """Including padding; a single sequence may be longer."""
 
 
 def choose_batch(waiting: list[PoolingSequence], limits: BatchLimits) -> list[PoolingSequence]:
-    """The sequence that has waited longest, and those whose lengths are nearest to its own.
+    """Chooses the sequence that has waited longest and those whose lengths are nearest to its own.
 
-    A batch is as long as its longest sequence, so that neighbours in length waste the least; and since the oldest is
-    always among them, none waits for ever.
+    A batch is padded to its longest sequence, so that similar lengths waste the least. As the oldest sequence
+    is always chosen, none waits for ever.
     """
     oldest = waiting[0]
     window = sorted(waiting[: limits.max_num_seqs], key=lambda sequence: sequence.num_tokens)

@@ -73,7 +73,7 @@ def test_packed_weights_change_nothing(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, dtype="bfloat16")
     before = engine.run(PROMPTS)
-    while engine.core.idle():
+    while engine.core.do_idle_work():
         pass
     assert all(torch.equal(one, other) for one, other in zip(before, engine.run(PROMPTS), strict=True))
 
@@ -280,7 +280,7 @@ def test_a_classifier_with_a_pooling_of_its_own_takes_no_other(tmp_path: Path) -
 
 def test_a_task_that_the_model_cannot_do_ends_the_start(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
-    with pytest.raises(EngineStartError, match="classify does not go with the model"):
+    with pytest.raises(EngineStartError, match="classify does not fit the model"):
         SmallPooling(tmp_path, pooler=PoolerConfig(task="classify"))
 
 

@@ -49,7 +49,7 @@ def test_the_models_own_length_is_lowered_with_a_warning(caplog: pytest.LogCaptu
         size = _size(EngineConfig(kv_cache_memory_bytes=5000 * BYTES_PER_TOKEN))
     assert (size.slot_len, size.num_tokens) == (5000, 5000)
     assert [r.getMessage() for r in caplog.records] == [
-        "max_model_len lowered from 8192 to 5000: that is what memory allows"
+        "max_model_len lowered from 8192 to 5000: no more fits into memory"
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from server.engine.channel import BlockingChannel, ChannelClosedError
 from server.engine.client import EngineClient
-from server.engine.messages import Abort, Forget, Generate, Piece, Step, ToEngine, Upload
+from server.engine.messages import Abort, DropUpload, Generate, Piece, Step, ToEngine, Upload
 from server.engine.uploads import Uploads
 from server.errors import EngineDeadError, EngineStartError
 from server.types import EngineOutput, EngineStats, PromptInputs, SamplingParams, TensorData
@@ -44,8 +44,8 @@ class FakeEngine:
 
     def _take(self, message: ToEngine) -> None:
         self.messages.append(message)
-        if isinstance(message, Upload | Piece | Forget):
-            self.uploads.take_in(message)
+        if isinstance(message, Upload | Piece | DropUpload):
+            self.uploads.handle(message)
         elif isinstance(message, Generate):
             if message.upload_id is not None:
                 self.inputs[message.request_id] = self.uploads.inputs(message.upload_id)
@@ -103,7 +103,7 @@ async def test_choices_share_one_upload(sockets: tuple[socket.socket, socket.soc
     names = [f"choice-{i}" for i in range(4)]
     await asyncio.gather(*(tokens_of(client, name, inputs) for name in names), tokens_of(client, "other", other))
     await end(client, engine)
-    assert engine.kinds().count("Upload") == engine.kinds().count("Forget") == 2
+    assert engine.kinds().count("Upload") == engine.kinds().count("DropUpload") == 2
     assert len({id(engine.inputs[name]) for name in names}) == 1
     assert engine.inputs["other"].embeds == other.embeds
 
