@@ -1,6 +1,6 @@
 """The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
 
-Lies below scheduler and runners; imports neither.
+Scheduler and runners call it; it imports neither.
 """
 
 import logging
@@ -55,12 +55,12 @@ class CacheManager:
 
     @property
     def num_queried_tokens(self) -> int:
-        """Prompt tokens that were looked up in the prefix cache."""
+        """Prompt tokens looked up in the prefix cache so far."""
         return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
 
     @property
     def num_hit_tokens(self) -> int:
-        """Prompt tokens that were found in the prefix cache."""
+        """Prompt tokens found in the prefix cache so far."""
         return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
 
     def can_admit(self, sequence: Sequence) -> bool:
@@ -78,8 +78,8 @@ class CacheManager:
     def reserve_next_tokens(self) -> bool:
         """Takes the memory for one more token of each sequence from the prefix cache.
 
-        False when the sequences need more than the whole budget; never with a single one, which has at most
-        `max_tokens` - 1 tokens.
+        Returns False if the sequences need more than the whole budget. A single sequence always fits: it has
+        at most `max_tokens` - 1 tokens.
         """
         if self._num_free_tokens < 0:
             return False

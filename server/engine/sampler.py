@@ -18,7 +18,7 @@ from server.engine.sequence import Sequence
 from server.types import TokenLogprob
 
 _GREEDY_BELOW = 1e-5
-_EXCLUDED = "no token can be sampled: what the request asks for excludes all of them"
+_EXCLUDED = "no token can be sampled: the request's parameters exclude all of them"
 _NOT_FINITE = "no token can be sampled: the model's logits are not finite"
 
 

@@ -34,7 +34,7 @@ class Sequence:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
-        """Tokens whose keys and values are in the cache."""
+        """Tokens whose keys and values (or model state) are in the cache."""
         self.num_cached_tokens = 0
         """Prompt tokens that came from the prefix cache when the sequence was first admitted."""
         self.state = SequenceState.WAITING
@@ -79,7 +79,7 @@ class Sequence:
         return self.params.prompt_logprobs is None and not self.is_private
 
     def restart(self) -> None:
-        """Puts a preempted sequence back into the state of a waiting one; its tokens stay."""
+        """Resets a preempted sequence to the waiting state; its generated tokens stay."""
         self.state = SequenceState.WAITING
         self.num_computed_tokens = 0
         self.num_preemptions += 1

@@ -88,10 +88,10 @@ def _stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
-    strange = sorted(name for name, value in given.items() if value is not None and name not in _EXPECTED)
+    unexpected = sorted(name for name, value in given.items() if value is not None and name not in _EXPECTED)
     embeds = given.get("inputs_embeds")
-    if strange or embeds is None or embeds.shape[:2] != (1, num_tokens):
-        raise PromptFeaturesError(f"the model's language model takes more than embeddings: {', '.join(strange)}")
+    if unexpected or embeds is None or embeds.shape[:2] != (1, num_tokens):
+        raise PromptFeaturesError(f"the model's language model takes more than embeddings: {', '.join(unexpected)}")
     positions = given.get("position_ids")
     if positions is None or positions.shape[0] == 1:
         return PromptFeatures(embeds[0].clone(), has_token_ids=True)

@@ -60,7 +60,7 @@ def test_a_request_that_excludes_every_token_is_a_400(text_server: ServerProcess
     body = {"prompt": "a", "guided_choice": ["x"], "allowed_token_ids": [ord("y")]}
     with RawClient(text_server.port) as client:
         answer = client.post("/v1/completions", body).read()
-    assert (answer.status, "excludes all of them" in answer.error["message"]) == (400, True)
+    assert (answer.status, "exclude all of them" in answer.error["message"]) == (400, True)
 
 
 @pytest.mark.slow

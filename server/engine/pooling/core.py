@@ -73,7 +73,7 @@ class PoolingCore:
             message = f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens"
             return _failed(request_id, message)
         if params.task not in self._head.tasks:
-            return _failed(request_id, f"this model cannot {params.task}")
+            return _failed(request_id, f"this model does not support the task {params.task}")
         sequence = PoolingSequence(request_id, prompt_token_ids, self._with_defaults(params), token_type_ids)
         self._waiting.append(sequence)
         return None

@@ -1,4 +1,4 @@
-"""A tokenizer of one token per byte and some special ones, so that tiny models can be held to a grammar."""
+"""A tokenizer with one token per byte and some special ones, for grammars with tiny models."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 EOS = 256
 VOCAB_SIZE = 300
-"""More than the tokenizer has, as with most real models."""
+"""More than the tokenizer's tokens, as in most real models."""
 
 
 def build_byte_tokenizer() -> Tokenizer:
@@ -25,7 +25,7 @@ def save_byte_tokenizer(folder: Path) -> Path:
 
 
 def _byte_vocab() -> dict[str, int]:
-    """GPT-2's printable stand-ins for bytes, in order of the bytes themselves."""
+    """GPT-2's printable characters for bytes, in order of the bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     stand_in = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests: one thread, and transformers' advice kept out of the output."""
+"""Fixtures of the engine's tests; they use one thread and silence transformers' log."""
 
 import copy
 import shutil
@@ -26,31 +26,31 @@ def _quiet_transformers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def plain_llama() -> PreTrainedModel:
-    """A tiny float32 Llama for reference outputs; no engine may change it."""
+    """A tiny float32 Llama for reference outputs; must not be changed."""
     return build_model("llama", PACKED["llama"])
 
 
 @pytest.fixture
 def llama(plain_llama: PreTrainedModel) -> PreTrainedModel:
-    """The same model, for an engine to take over."""
+    """A copy of the model for an engine, which may change it."""
     return copy.deepcopy(plain_llama)
 
 
 @pytest.fixture(scope="session")
 def saved_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a folder without a tokenizer; no test may change it."""
+    """The same model as a folder without a tokenizer; must not be changed."""
     return save_model(tmp_path_factory.mktemp("models") / "llama", "llama", PACKED["llama"])
 
 
 @pytest.fixture
 def llama_copy(saved_llama: Path, tmp_path: Path) -> Path:
-    """A copy of the folder that a test may damage."""
+    """A copy of the folder that a test may change."""
     return Path(shutil.copytree(saved_llama, tmp_path / "model"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tiny matrices gain nothing from a second thread, and lose much where the processors are shared."""
+    """A second thread does not speed up tiny matrices and slows them down on shared processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_model(model_path: Path) -> PreTrainedModel:
-    """SmolLM2-135M-Instruct in bfloat16, its linear layers packed; engines take it over one after the other."""
+    """SmolLM2-135M-Instruct in bfloat16 with packed linear layers; shared by engines one after the other."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
     packer = LinearPacker(model)
     while packer.pack_next():

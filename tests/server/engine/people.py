@@ -1,4 +1,4 @@
-"""A JSON schema of people, and whether a text is one of them."""
+"""A JSON schema of a person, and a check of texts against it."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _PERSON = {
 }
 
 PERSON = GuidedDecoding("json_schema", json.dumps(_PERSON | {"x-guidance": {"whitespace_flexible": False}}))
-"""Without free whitespace, of which a random model would write nothing else."""
+"""Without free whitespace: a random model would generate nothing else."""
 
 
 def assert_is_person(text: str) -> None:

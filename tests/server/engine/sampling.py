@@ -1,4 +1,4 @@
-"""Builds samplers and half-generated sequences for the tests of sampling."""
+"""Builds samplers and sequences with generated tokens for the tests of sampling."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ EOS = 2
 
 
 def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, ...] = (EOS,)) -> Sampler:
-    """A sampler whose grammars have no tokenizer."""
+    """A sampler without a tokenizer for grammars."""
     guided = GuidedStates(tokenizer_path=Path("nowhere"), vocab_size=vocab_size, eos_token_ids=eos_token_ids)
     return Sampler(eos_token_ids=eos_token_ids, seed=seed, device=torch.device("cpu"), guided=guided)
 
@@ -22,14 +22,14 @@ def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, 
 def create_sequence(
     prompt: list[int], output: list[int] | None = None, *, request_id: str = "a", **params: Any
 ) -> Sequence:
-    """A sequence that has generated `output` already."""
+    """A sequence with `output` already generated."""
     sequence = Sequence(request_id, prompt, SamplingParams(**({"max_tokens": 1000} | params)))
     sequence.token_ids += output or []
     return sequence
 
 
 def processed_logits(sequence: Sequence, logits: torch.Tensor) -> torch.Tensor:
-    """The logits as the choice is made from them; a sampler overwrites float32 ones in place."""
+    """The logits from which the sampler chooses; it overwrites float32 logits in place."""
     row = logits.clone()[None]
     create_sampler(vocab_size=logits.shape[-1]).sample([sequence], row)
     return row[0]

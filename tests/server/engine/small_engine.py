@@ -1,4 +1,4 @@
-"""An engine core over a small model, wired as `server.engine.build` does it, with sizes that a test chooses."""
+"""An engine core for a small model, built as in `server.engine.build`, with sizes chosen by the test."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ _MAX_STEPS = 20_000
 
 @dataclass
 class Completion:
-    """All that a request was told."""
+    """All outputs of a request."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -53,7 +53,7 @@ class Completion:
 
 
 class SmallEngine:
-    """Steps a real core by hand and keeps what each request was told."""
+    """Steps a real engine core and collects each request's outputs."""
 
     def __init__(
         self,
@@ -115,12 +115,12 @@ class SmallEngine:
         return self.core.stats
 
     def add(self, request_id: str, prompt: list[int], inputs: PromptInputs | None = None, **params: Any) -> Completion:
-        """Queues a request; greedy unless told otherwise."""
+        """Queues a request, greedy by default."""
         completion = self.completions[request_id] = Completion()
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params))
-        refused = self.core.add(request_id, prompt, sampling, inputs)
-        if refused is not None:
-            completion.take(refused)
+        rejection = self.core.add(request_id, prompt, sampling, inputs)
+        if rejection is not None:
+            completion.take(rejection)
         return completion
 
     def step(self) -> list[EngineOutput]:
@@ -130,7 +130,7 @@ class SmallEngine:
         return outputs
 
     def run(self) -> None:
-        """Steps until nothing is left; fails where that never comes."""
+        """Steps until all requests have ended; fails after too many steps."""
         for _ in range(_MAX_STEPS):
             if not self.core.has_work:
                 return
@@ -145,7 +145,7 @@ class SmallEngine:
         return added
 
     def generate(self, prompts: list[list[int]], **params: Any) -> list[list[int]]:
-        """The tokens of `complete`."""
+        """The tokens of `complete`'s completions."""
         return [c.token_ids for c in self.complete(prompts, **params)]
 
     def _record_steps(self) -> None:
@@ -159,7 +159,7 @@ class SmallEngine:
         self.runner.step = step  # type: ignore[method-assign]
 
     def assert_nothing_leaked(self) -> None:
-        """No request, slot, token, grammar or model cache is held any more."""
+        """Checks that no request, slot, token, grammar or model cache is held."""
         assert not self.core.has_work
         assert sorted(self.cache._free_slots) == list(range(self.num_slots))
         assert self.cache.num_held_tokens == 0

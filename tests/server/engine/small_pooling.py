@@ -1,4 +1,4 @@
-"""A pooling core over a tiny model, stepped by hand, and what plain transformers make of the same prompts."""
+"""A pooling core for a tiny model, and reference results of plain transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,16 @@ PROMPTS = [[2, 5, 6, 7, 8, 9, 10, 3], [2, 5, 3], [2, 11, 12, 13, 14, 3], [2, *ra
 
 
 class SmallPooling:
-    """Built as the engine process builds it."""
+    """Steps a pooling core that is built as in the engine process."""
 
     def __init__(self, folder: Path, **config: Any) -> None:
         files, engine = ModelFiles(folder, folder), EngineConfig(**config)
         self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
         self.batches: list[list[str]] = []
-        """The requests of each step."""
+        """The request ids of each step."""
 
     def run(self, prompts: list[list[int]], types: list[list[int]] | None = None, **params: Any) -> list[torch.Tensor]:
-        """The results in the prompts' order; the task is the model's usual one unless told otherwise."""
+        """The results in the prompts' order; the task is the model's default unless given."""
         outputs = self.outputs(prompts, types, **params)
         assert all(output.error is None for output in outputs), [output.error for output in outputs]
         return [tensor(output) for output in outputs]
@@ -37,9 +37,9 @@ class SmallPooling:
         wanted = PoolingParams(**({"task": self.info.pooling.task} | params))
         found: dict[str, EngineOutput] = {}
         for index, prompt in enumerate(prompts):
-            refused = self.core.pool(str(index), prompt, types[index] if types else None, wanted)
-            if refused is not None:
-                found[refused.request_id] = refused
+            rejection = self.core.pool(str(index), prompt, types[index] if types else None, wanted)
+            if rejection is not None:
+                found[rejection.request_id] = rejection
         while self.core.has_work:
             outputs = self.core.step()
             self.batches.append([output.request_id for output in outputs])
@@ -53,14 +53,14 @@ def tensor(output: EngineOutput) -> torch.Tensor:
 
 
 def hidden_states(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
-    """Of one prompt alone, without padding."""
+    """For one prompt alone, without padding."""
     inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
     with torch.no_grad():
         return model(**inputs).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def logits(model: PreTrainedModel, prompt: list[int], types: list[int] | None = None) -> torch.Tensor:
-    """Of one prompt alone, without padding."""
+    """For one prompt alone, without padding."""
     inputs = {"input_ids": torch.tensor([prompt])} | ({"token_type_ids": torch.tensor([types])} if types else {})
     with torch.no_grad():
         return model(**inputs).logits[0]  # type: ignore[no-any-return]

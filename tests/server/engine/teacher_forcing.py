@@ -1,4 +1,4 @@
-"""Feeds known sequences to a runner in random pieces and compares each piece's logits with a full forward pass."""
+"""Computes known sequences in random chunks and compares each chunk's logits with a full forward pass."""
 
 import copy
 import random
@@ -33,7 +33,7 @@ def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> P
 
 @dataclass
 class TeacherForcing:
-    """Advances sequences by random chunks in random slots, some of them pausing in each step."""
+    """Advances sequences by random chunks in random slots; each step skips some of them."""
 
     runner: PackedRunner
     sequences: list[Sequence]
@@ -48,7 +48,7 @@ class TeacherForcing:
             sequence.slot = slot
 
     def largest_error(self, references: list[torch.Tensor]) -> float:
-        """Over all computed chunks: the largest difference from the reference, relative to the largest logit."""
+        """The largest difference of all chunks from the reference, relative to the largest logit."""
         by_sequence = {id(s): r for s, r in zip(self.sequences, references, strict=True)}
         largest = 0.0
         while chunks := self._next_chunks():

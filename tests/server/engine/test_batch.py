@@ -1,4 +1,4 @@
-"""The packed row and its decode groups: every token in its place, neighbours grouped only where it pays."""
+"""The packed row and its decode groups: token order, and which neighbours share an attention call."""
 
 import torch
 
@@ -26,13 +26,13 @@ def test_decodes_come_first_in_slot_order_then_prompt_chunks_as_given() -> None:
     ]
 
 
-def test_a_prompts_first_token_is_no_decode_even_alone() -> None:
+def test_a_single_token_prompt_is_a_prefill_not_a_decode() -> None:
     batch = _pack([_chunk(slot=0, computed=0, new=1)])
     assert not batch.decode_groups
     assert [(p.begin, p.end) for p in batch.prefills] == [(0, 1)]
 
 
-def test_neighbours_of_one_length_share_a_call_without_a_mask() -> None:
+def test_neighbours_of_equal_length_share_a_call_without_a_mask() -> None:
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (3, 4, 5)]).decode_groups
     assert (group.first_slot, group.last_slot, group.length) == (3, 6, 10)
     assert group.mask is None
@@ -45,7 +45,7 @@ def test_shorter_members_are_masked_to_their_own_length() -> None:
     assert (group.mask[:, 0, 0] == 0).tolist() == [[True, True, False, False], [True, True, True, True]]
 
 
-def test_free_slots_in_between_are_stood_in_for() -> None:
+def test_free_slots_in_a_group_use_another_members_row() -> None:
     [group] = _pack([_chunk(slot=s, computed=9, new=1) for s in (1, 4)]).decode_groups
     assert group.slot_rows is not None
     assert group.row_slots is not None
@@ -54,7 +54,7 @@ def test_free_slots_in_between_are_stood_in_for() -> None:
     assert group.lengths.tolist() == [10, 1, 1, 10]
 
 
-def test_a_much_longer_neighbour_gets_a_call_of_its_own() -> None:
+def test_a_much_longer_neighbour_gets_its_own_call() -> None:
     batch = _pack([_chunk(slot=s, computed=c, new=1) for s, c in enumerate((10, 12, 3000, 11, 3001))])
     groups = batch.decode_groups
     assert [(g.first_slot, g.last_slot, g.length) for g in groups] == [
@@ -66,7 +66,7 @@ def test_a_much_longer_neighbour_gets_a_call_of_its_own() -> None:
     assert [g.rows for g in groups] == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
 
 
-def test_a_far_away_slot_gets_a_call_of_its_own() -> None:
+def test_a_distant_slot_gets_its_own_call() -> None:
     groups = _pack([_chunk(slot=s, computed=99, new=1) for s in (0, 1, 60)]).decode_groups
     assert [(g.first_slot, g.last_slot) for g in groups] == [(0, 2), (60, 61)]
 

@@ -1,4 +1,4 @@
-"""The engine core on a tiny model: requests end as asked and get the same whatever their neighbours."""
+"""The engine core on a tiny model: finish reasons, log-probabilities, stats, and outputs in any batch."""
 
 import time
 
@@ -11,7 +11,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import SEQUENTIAL, build_model, greedy_outputs, random_prompts
 
 
-def test_a_batch_gets_what_each_request_gets_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_batch_gives_each_request_its_output_alone(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
     engine = SmallEngine(llama)
     assert engine.generate(prompts, max_tokens=30) == greedy_outputs(plain_llama, prompts, 30)
@@ -27,12 +27,12 @@ def test_sequential_models_run_in_the_same_core() -> None:
     engine.assert_nothing_leaked()
 
 
-def test_an_output_is_length_capped_by_max_tokens(llama: PreTrainedModel) -> None:
+def test_max_tokens_limits_the_output(llama: PreTrainedModel) -> None:
     [completion] = SmallEngine(llama).complete(random_prompts(5), max_tokens=7)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
 
 
-def test_an_output_is_length_capped_by_the_models_context(llama: PreTrainedModel) -> None:
+def test_the_models_context_limits_the_output(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, max_model_len=40)
     [completion] = engine.complete(random_prompts(33), max_tokens=100)
     assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
@@ -40,7 +40,7 @@ def test_an_output_is_length_capped_by_the_models_context(llama: PreTrainedModel
 
 
 @pytest.mark.parametrize("length", [0, 40, 41, 1000])
-def test_a_prompt_that_leaves_no_room_for_a_token_is_refused(llama: PreTrainedModel, length: int) -> None:
+def test_a_prompt_without_room_for_a_token_is_rejected(llama: PreTrainedModel, length: int) -> None:
     engine = SmallEngine(llama, max_model_len=40)
     completion = engine.add("a", random_prompts(length)[0] if length else [])
     assert completion.finish_reason == "error"
@@ -48,7 +48,7 @@ def test_a_prompt_that_leaves_no_room_for_a_token_is_refused(llama: PreTrainedMo
     engine.assert_nothing_leaked()
 
 
-def test_a_prompt_beyond_the_whole_cache_is_refused_instead_of_waiting_for_ever(llama: PreTrainedModel) -> None:
+def test_a_prompt_larger_than_the_cache_is_rejected(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, max_model_len=200, kv_cache_tokens=100)
     [too_long, fitting] = engine.complete(random_prompts(100, 99), max_tokens=50)
     assert too_long.finish_reason == "error"
@@ -65,7 +65,9 @@ def test_an_end_of_sequence_token_ends_the_request_and_is_reported(
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", eos)
 
 
-def test_ignore_eos_goes_on_but_a_stop_token_ends(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_ignore_eos_ignores_the_end_token_but_not_stop_tokens(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     eos, stop = [t for t in expected[3:] if expected.count(t) == 1][:2]
     engine = SmallEngine(llama, eos_token_ids=(eos,))
@@ -77,7 +79,7 @@ def test_ignore_eos_goes_on_but_a_stop_token_ends(plain_llama: PreTrainedModel, 
     assert (stopping.finish_reason, stopping.stop_token_id) == ("stop", stop)
 
 
-def test_min_tokens_keeps_the_end_away(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_min_tokens_delays_the_end_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     [expected] = greedy_outputs(plain_llama, random_prompts(9), 20)
     engine = SmallEngine(llama, eos_token_ids=(expected[2],))
     [short, long] = [engine.add(str(n), random_prompts(9)[0], max_tokens=20, min_tokens=n) for n in (0, 10)]
@@ -95,7 +97,7 @@ def test_a_stop_on_the_last_token_counts_as_a_stop(plain_llama: PreTrainedModel,
 
 
 @pytest.mark.parametrize("budget", [512, 16])
-def test_prompt_logprobs_are_the_models_own(plain_llama: PreTrainedModel, llama: PreTrainedModel, budget: int) -> None:
+def test_prompt_logprobs_equal_the_models(plain_llama: PreTrainedModel, llama: PreTrainedModel, budget: int) -> None:
     [prompt] = random_prompts(70)
     raw = _logprobs(plain_llama, prompt)
     [completion] = SmallEngine(llama, max_num_batched_tokens=budget).complete([prompt], prompt_logprobs=2)
@@ -109,7 +111,7 @@ def test_prompt_logprobs_are_the_models_own(plain_llama: PreTrainedModel, llama:
         assert [t for t, _ in found.top] == raw[position].topk(2).indices.tolist()
 
 
-def test_logprobs_come_with_every_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_logprobs_are_reported_for_every_token(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     [prompt] = random_prompts(20)
     [completion] = SmallEngine(llama).complete([prompt], logprobs=1, max_tokens=10)
     raw = _logprobs(plain_llama, prompt + completion.token_ids)
@@ -132,7 +134,7 @@ def test_stats_count_requests_tokens_and_the_cache_exactly(llama: PreTrainedMode
         s = engine.stats
         found.append((s.num_running, s.num_waiting, s.kv_cache_usage, s.num_iteration_tokens))
     assert found == [
-        (2, 1, 15 / 100, 10),  # the second prompt would have to be split, and waits in its slot
+        (2, 1, 15 / 100, 10),  # the second prompt does not fit into the step and waits in its slot
         (1, 1, 5 / 100, 1 + 4),  # the first ends
         (1, 0, 4 / 100, 1 + 3),  # the second ends
         (0, 0, 0.0, 1),
@@ -145,31 +147,31 @@ def _logprobs(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
     return logprobs
 
 
-def test_first_token_tells_how_long_the_request_waited_and_was_computed(llama: PreTrainedModel) -> None:
+def test_the_first_output_reports_queue_and_prefill_times(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=1)
     arrivals: dict[str, tuple[float, float]] = {}
     for name, num_tokens in (("first", 5), ("second", 2)):
         begin_s = time.monotonic()
         engine.add(name, [1, 2, 3], max_tokens=num_tokens)
         arrivals[name] = (begin_s, time.monotonic())
-    told, untold = [], []
+    reported, later = [], []
     while engine.core.has_work:
         begin_s = time.monotonic()
         outputs = engine.core.step()
         end_s = time.monotonic()
         for output in outputs:
-            if output.request_id in told:
-                untold.append((output.queue_s, output.prefill_s))
+            if output.request_id in reported:
+                later.append((output.queue_s, output.prefill_s))
                 continue
-            told.append(output.request_id)  # admitted and computed in this one step
+            reported.append(output.request_id)  # admitted and computed in this one step
             earliest_s, latest_s = arrivals[output.request_id]
             assert begin_s - latest_s <= output.queue_s <= end_s - earliest_s
             assert 0 < output.prefill_s <= end_s - begin_s
-    assert told == ["first", "second"]
-    assert untold == [(0, 0)] * (4 + 1)
+    assert reported == ["first", "second"]
+    assert later == [(0, 0)] * (4 + 1)
 
 
-def test_token_that_the_model_does_not_have_ends_that_request_only(llama: PreTrainedModel) -> None:
+def test_a_token_beyond_the_vocabulary_fails_only_its_request(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama)
     bad, good = engine.complete([[5, llama.config.vocab_size], [5, 6]], max_tokens=2)
     assert bad.finish_reason == "error"

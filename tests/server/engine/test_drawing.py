@@ -1,4 +1,4 @@
-"""Tokens are drawn from the distribution that transformers' own processors describe, and from nothing else."""
+"""Drawn tokens follow the distribution of transformers' own logits processors."""
 
 import math
 from typing import Any
@@ -36,7 +36,7 @@ LIMITS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 @pytest.mark.parametrize("vocab_size", [150, 1000], ids=["all at once", "best first"])
-def test_shares_are_those_of_transformers_processors(limits: dict[str, Any], vocab_size: int) -> None:
+def test_shares_equal_those_of_transformers_processors(limits: dict[str, Any], vocab_size: int) -> None:
     logits = random_logits(vocab_size, seed=vocab_size)
     expected = _expected(logits, limits)
     shares = _shares(logits, limits, num_draws=4000)
@@ -46,7 +46,7 @@ def test_shares_are_those_of_transformers_processors(limits: dict[str, Any], voc
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("limits", [{"top_p": 0.9}, {"top_p": 0.999}, {"top_k": 2500}, {"top_k": 300, "top_p": 0.95}])
-def test_flat_distributions_need_more_than_the_first_best_tokens(limits: dict[str, Any]) -> None:
+def test_flat_distributions_consider_more_than_the_first_best_tokens(limits: dict[str, Any]) -> None:
     logits = random_logits(3000, scale=0.05)
     expected = _expected(logits, limits)
     assert (expected > 0).sum() > 256
@@ -80,7 +80,7 @@ def test_top_p_keeps_the_token_that_reaches_it_and_no_more() -> None:
     ]
 
 
-def test_top_p_counts_shares_of_what_top_k_left() -> None:
+def test_top_p_counts_shares_among_the_tokens_that_top_k_keeps() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     assert (_shares(logits, {"top_k": 2, "top_p": 0.57}) > 0).tolist() == [True, False, False, False]
     assert (_shares(logits, {"top_k": 2, "top_p": 0.58}) > 0).tolist() == [True, True, False, False]
@@ -100,7 +100,7 @@ def test_the_largest_uniform_number_draws_the_last_token(size: int) -> None:
     assert draw(random_logits(1, size, scale=0.1), [_params({})], uniform) == [size - 1]
 
 
-def test_rows_of_all_kinds_do_not_influence_each_other() -> None:
+def test_a_rows_draw_does_not_depend_on_other_rows() -> None:
     kinds = [_params(limits) for limits in LIMITS]
     logits = random_logits(len(kinds), 2000)
     uniform = torch.rand(len(kinds), dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -116,7 +116,7 @@ def test_a_tiny_temperature_draws_the_most_likely_token() -> None:
 
 
 def _shares(logits: torch.Tensor, limits: dict[str, Any], num_draws: int = 2000) -> torch.Tensor:
-    """How often each token is drawn by evenly spread uniform numbers: its probability, to within one draw."""
+    """Each token's share of draws with evenly spaced uniform numbers: its probability within one draw."""
     uniform = (torch.arange(num_draws, dtype=torch.float64) + 0.5) / num_draws
     drawn: list[int] = []
     for part in torch.split(uniform, 1000):

@@ -1,4 +1,4 @@
-"""Heads that share keys give the same results however the kernel is told of them."""
+"""Grouped query heads give the same results with grouped and with repeated keys."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from server.engine.fused_attention import attend, repeat_heads
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
-def test_repeated_heads_attend_as_groups_do(has_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_heads_give_the_same_result_as_groups(has_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     query, keys, values = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
     mask = torch.zeros(1, 1, 5, 9).masked_fill_(torch.ones(5, 9).triu(5).bool(), float("-inf")) if has_mask else None
@@ -22,7 +22,7 @@ def test_each_head_is_repeated_for_its_own_group() -> None:
     assert repeat_heads(heads, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_heads_of_their_own_are_left_alone() -> None:
+def test_ungrouped_heads_are_not_repeated() -> None:
     torch.manual_seed(0)
     query, keys, values = torch.randn(3, 1, 4, 7, 16).unbind(0)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=True)

@@ -1,4 +1,4 @@
-"""Each kind of grammar accepts what it describes and nothing else; what is no grammar is refused with its place."""
+"""Each kind of grammar accepts exactly the texts it describes; invalid grammars are rejected."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_any_json_object_is_accepted(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", '"a"', "{a: 1}", '{"a": 1,}', "{'a': 1}", "{}{}", "null"])
-def test_anything_but_a_json_object_is_not(text: str) -> None:
+def test_anything_but_a_json_object_is_rejected(text: str) -> None:
     assert not _is_whole(GuidedDecoding("json_object"), text)
 
 
@@ -85,19 +85,19 @@ def test_required_properties_cannot_be_left_out(missing: str) -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=ascii)
-def test_every_choice_is_accepted_to_the_letter(choice: str) -> None:
+def test_every_choice_is_accepted_exactly(choice: str) -> None:
     guided = GuidedDecoding("choice", json.dumps(CHOICES))
     assert _is_whole(guided, choice)
     assert not _is_whole(guided, choice + "!")
 
 
 @pytest.mark.parametrize("text", ["ye", "no", "yes ", "YES", "re", "a", "b", "say hi", "\\u00ef"])
-def test_no_other_text_is_a_choice(text: str) -> None:
+def test_other_texts_are_rejected(text: str) -> None:
     assert not _is_whole(GuidedDecoding("choice", json.dumps(CHOICES)), text)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "accepted", "refused"),
+    ("pattern", "accepted", "rejected"),
     [
         (r"[a-z]{3}\d+", ["abc1", "xyz0123"], ["ab1", "abc", "abcd1", "abc1x"]),
         (r"^(https?|ftp)://[\w.]+/?$", ["http://a.b", "ftp://c/"], ["http:/a", "x http://a.b"]),
@@ -105,9 +105,9 @@ def test_no_other_text_is_a_choice(text: str) -> None:
         ("ä|😀+", ["ä", "😀😀"], ["a", "ä😀"]),
     ],
 )
-def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], refused: list[str]) -> None:
+def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], rejected: list[str]) -> None:
     guided = GuidedDecoding("regex", pattern)
-    assert [text for text in accepted + refused if _is_whole(guided, text)] == accepted
+    assert [text for text in accepted + rejected if _is_whole(guided, text)] == accepted
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], refuse
     ['start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+'],
     ids=["lark", "gbnf"],
 )
-def test_lark_and_gbnf_grammars_are_understood(grammar: str) -> None:
+def test_lark_and_gbnf_grammars_are_supported(grammar: str) -> None:
     guided = GuidedDecoding("grammar", grammar)
     assert _is_whole(guided, "1+22+3")
     assert not _is_whole(guided, "1++2")
@@ -141,7 +141,7 @@ def test_lark_and_gbnf_grammars_are_understood(grammar: str) -> None:
     ],
     ids=lambda value: f"{value.kind} {value.spec}" if isinstance(value, GuidedDecoding) else "",
 )
-def test_what_is_no_grammar_is_refused(guided: GuidedDecoding, message: str) -> None:
+def test_an_invalid_grammar_is_rejected_with_its_position(guided: GuidedDecoding, message: str) -> None:
     with pytest.raises(GrammarError, match=message):
         build_grammar(guided)
 
@@ -151,7 +151,7 @@ def _schema(schema: dict[str, object]) -> GuidedDecoding:
 
 
 def _is_whole(guided: GuidedDecoding, text: str) -> bool:
-    """Whether the grammar takes the text and may end there; one token is one byte."""
+    """Whether the grammar accepts the whole text; one token is one byte."""
     matcher = LLMatcher(LLTokenizer("byte"), build_grammar(guided))
     token_ids = list(text.encode())
     return bool(matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting())

@@ -1,4 +1,4 @@
-"""What a grammar allows is all that comes out, of a random model too, and only its own request is held to it."""
+"""A grammar restricts the output of its own request, of a random model too, and of no other request."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def engine(tmp_path: Path) -> SmallEngine:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
-def test_a_random_model_writes_what_its_schema_says(engine: SmallEngine, temperature: float) -> None:
+def test_a_random_model_follows_its_schema(engine: SmallEngine, temperature: float) -> None:
     completions = [
         engine.add(str(i), [40 + i], max_tokens=400, temperature=temperature, seed=i, guided=PERSON) for i in range(20)
     ]
@@ -46,7 +46,7 @@ def test_a_random_model_writes_what_its_schema_says(engine: SmallEngine, tempera
     ],
     ids=["regex", "choice", "lark"],
 )
-def test_a_random_model_writes_what_its_grammar_says(engine: SmallEngine, guided: GuidedDecoding, pattern: str) -> None:
+def test_a_random_model_follows_its_grammar(engine: SmallEngine, guided: GuidedDecoding, pattern: str) -> None:
     completions = [engine.add(str(i), [40], temperature=2.0, seed=i, max_tokens=60, guided=guided) for i in range(30)]
     engine.run()
     texts = [_text(c) for c in completions]
@@ -55,7 +55,7 @@ def test_a_random_model_writes_what_its_grammar_says(engine: SmallEngine, guided
     assert {(c.finish_reason, c.stop_token_id) for c in completions} == {("stop", None)}
 
 
-def test_an_open_end_is_left_by_the_end_token(engine: SmallEngine) -> None:
+def test_an_open_ended_grammar_ends_with_the_end_token(engine: SmallEngine) -> None:
     guided = GuidedDecoding("regex", "[ab]+")
     completion = engine.add("a", [40], guided=guided, logit_bias={EOS: 100.0}, min_tokens=4, max_tokens=20)
     engine.run()
@@ -64,14 +64,14 @@ def test_an_open_end_is_left_by_the_end_token(engine: SmallEngine) -> None:
     assert (completion.finish_reason, completion.stop_token_id) == ("stop", EOS)
 
 
-def test_max_tokens_cuts_a_grammar_short(engine: SmallEngine) -> None:
+def test_max_tokens_truncates_a_grammar(engine: SmallEngine) -> None:
     completion = engine.add("a", [40], guided=PERSON, max_tokens=9)
     engine.run()
     assert (_text(completion), completion.finish_reason) == ('{"name":"', "length")
 
 
 @pytest.mark.parametrize(("pattern", "text"), [("yes", "yes"), ("(yes)?", "yes"), ("", "")])
-def test_min_tokens_yields_to_a_complete_grammar(engine: SmallEngine, pattern: str, text: str) -> None:
+def test_a_complete_grammar_overrides_min_tokens(engine: SmallEngine, pattern: str, text: str) -> None:
     guided = GuidedDecoding("regex", pattern)
     completion = engine.add("a", [40], guided=guided, min_tokens=10, max_tokens=20, logit_bias={EOS: 100.0})
     engine.run()
@@ -79,7 +79,7 @@ def test_min_tokens_yields_to_a_complete_grammar(engine: SmallEngine, pattern: s
 
 
 @pytest.mark.parametrize("pattern", ["yes", "(yes)?", "yes|yes!*"])
-def test_ignoring_the_end_token_does_not_outlast_the_grammar(engine: SmallEngine, pattern: str) -> None:
+def test_ignore_eos_does_not_continue_after_a_complete_grammar(engine: SmallEngine, pattern: str) -> None:
     guided = GuidedDecoding("regex", pattern)
     completion = engine.add("a", [40], guided=guided, ignore_eos=True, max_tokens=20, logit_bias={ord("!"): -100.0})
     engine.run()
@@ -104,7 +104,7 @@ def test_logprobs_are_of_the_raw_distribution(engine: SmallEngine) -> None:
 @pytest.mark.parametrize(
     "guided", [GuidedDecoding("regex", "(unclosed"), GuidedDecoding("json_schema", '{"type": "x"}')], ids=str
 )
-def test_a_bad_grammar_fails_alone(tmp_path: Path, guided: GuidedDecoding) -> None:
+def test_an_invalid_grammar_fails_only_its_request(tmp_path: Path, guided: GuidedDecoding) -> None:
     expected = _byte_engine(tmp_path).generate([[40], [50]], max_tokens=20)
     engine = _byte_engine(tmp_path)
     neighbours = [engine.add("one", [40], max_tokens=20), engine.add("two", [50], max_tokens=20)]
@@ -119,7 +119,7 @@ def test_a_bad_grammar_fails_alone(tmp_path: Path, guided: GuidedDecoding) -> No
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_grammar_that_leaves_no_token_fails_alone(tmp_path: Path, temperature: float) -> None:
+def test_a_grammar_that_leaves_no_token_fails_only_its_request(tmp_path: Path, temperature: float) -> None:
     [expected] = _byte_engine(tmp_path).generate([[40]], max_tokens=20)
     engine = _byte_engine(tmp_path)
     neighbour = engine.add("one", [40], max_tokens=20)
@@ -132,12 +132,12 @@ def test_a_grammar_that_leaves_no_token_fails_alone(tmp_path: Path, temperature:
     )
     engine.run()
     assert impossible.token_ids == [ord("a")]
-    assert impossible.error == "no token can be sampled: what the request asks for excludes all of them"
+    assert impossible.error == "no token can be sampled: the request's parameters exclude all of them"
     assert neighbour.token_ids == expected
     engine.assert_nothing_leaked()
 
 
-def test_a_model_without_a_tokenizer_file_refuses_grammars_only(tmp_path: Path) -> None:
+def test_a_model_without_a_tokenizer_file_rejects_only_grammars(tmp_path: Path) -> None:
     engine = SmallEngine(_byte_model(), eos_token_ids=(EOS,), tokenizer_path=tmp_path)
     refused = engine.add("guided", [40], guided=GuidedDecoding("json_object"))
     [free] = engine.complete([[40]])
@@ -157,7 +157,7 @@ def test_choices_of_one_request_each_follow_the_grammar_from_its_start(engine: S
     assert len(set(texts)) > 3
 
 
-def test_a_preempted_request_goes_on_where_its_grammar_was(tmp_path: Path) -> None:
+def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
     engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
     prompts = random_prompts(50, 51, 52, 53)
     people = [
@@ -180,7 +180,7 @@ def test_logits_beyond_the_vocabulary_are_excluded(tmp_path: Path) -> None:
     assert row.isfinite().nonzero()[:, 0].tolist() == [ord("x"), ord("y")]
 
 
-def test_an_aborted_request_leaves_no_grammar_behind(engine: SmallEngine) -> None:
+def test_an_aborted_requests_grammar_is_dropped(engine: SmallEngine) -> None:
     engine.add("a", [40], guided=PERSON)
     engine.step()
     engine.core.abort(["a"])

@@ -1,4 +1,4 @@
-"""The real model writes what a grammar allows, and still makes sense."""
+"""The real model follows grammars with sensible content."""
 
 import json
 from pathlib import Path

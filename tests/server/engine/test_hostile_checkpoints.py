@@ -1,4 +1,4 @@
-"""A model's files are data: whatever they hold, nothing of it runs."""
+"""No code in a model's files is executed."""
 
 import json
 import shutil
@@ -21,24 +21,24 @@ KINDS = ("archive", "legacy", "bare pickle", "archive with another pickle")
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """What comes to be where code of the files runs."""
+    """The file that the checkpoint's code creates if it runs."""
     return tmp_path / "evil-was-here"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_corpus_is_evil(marker: Path, kind: str, tmp_path: Path) -> None:
-    """Else the other tests would prove nothing."""
+def test_the_pickles_run_code_when_loaded_without_protection(marker: Path, kind: str, tmp_path: Path) -> None:
+    """Shows that the other tests can fail."""
     (tmp_path / "file").write_bytes(pickles(marker)[kind])
     try:
         torch.load(tmp_path / "file", weights_only=False)
-    except Exception as err:  # noqa: BLE001 - it has run by then
+    except Exception as err:  # noqa: BLE001 - the code has run by then
         print(err)
     assert marker.exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["whole", "sharded", "sharded elsewhere"])
-def test_weights_run_nothing(llama_copy: Path, marker: Path, kind: str, place: str) -> None:
+def test_weights_run_no_code(llama_copy: Path, marker: Path, kind: str, place: str) -> None:
     (llama_copy / "model.safetensors").unlink()
     name = {"whole": "pytorch_model.bin", "sharded": "weights-1.bin", "sharded elsewhere": "../weights.bin"}[place]
     (llama_copy / name).write_bytes(pickles(marker)[kind])
@@ -52,7 +52,7 @@ def test_weights_run_nothing(llama_copy: Path, marker: Path, kind: str, place: s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dense_layer_of_sentence_transformers_runs_nothing(tmp_path: Path, marker: Path, kind: str) -> None:
+def test_a_dense_layer_of_sentence_transformers_runs_no_code(tmp_path: Path, marker: Path, kind: str) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(pickles(marker)[kind])
     with pytest.raises(EngineStartError, match="cannot load the weights"):
@@ -60,7 +60,7 @@ def test_a_dense_layer_of_sentence_transformers_runs_nothing(tmp_path: Path, mar
     assert not marker.exists()
 
 
-def test_code_beside_a_model_runs_only_where_the_operator_trusts_it(
+def test_code_beside_a_model_runs_only_with_trust_remote_code(
     llama_copy: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -72,7 +72,7 @@ def test_code_beside_a_model_runs_only_where_the_operator_trusts_it(
             assert "--trust-remote-code" in str(err)
         assert not marker.exists()
     load_config(llama_copy, EngineConfig(trust_remote_code=True))
-    assert marker.exists(), "else this test would prove nothing"
+    assert marker.exists(), "the code must run here, or this test proves nothing"
 
 
 def test_code_beside_a_tokenizer_does_not_run(model_path: Path, tmp_path: Path, marker: Path) -> None:
@@ -91,7 +91,7 @@ def test_code_beside_a_tokenizer_does_not_run(model_path: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     "named", ["os.system", "../../evil", "hostile.HostileTokenizer", "builtins.exec", "__import__"]
 )
-def test_no_class_comes_from_a_name_in_a_file(model_path: Path, tmp_path: Path, named: str, marker: Path) -> None:
+def test_class_names_in_files_load_no_code(model_path: Path, tmp_path: Path, named: str, marker: Path) -> None:
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     shutil.copy(model_path / "tokenizer.json", folder)

@@ -1,4 +1,4 @@
-"""The KV cache keeps what it is given, costs nothing before that, and gives its pages back."""
+"""The KV cache stores, copies and releases tokens, and commits memory only for stored ones."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_reserved_slots_cost_no_memory() -> None:
     assert _committed(cache) < MIB
 
 
-def test_a_released_slot_gives_its_pages_back() -> None:
+def test_a_released_slots_pages_are_freed() -> None:
     cache = KVCache({0: LayerShape(8, 64, 64)}, num_slots=3, slot_len=16384, dtype=torch.float32, device=CPU)
     tokens = torch.randn(16384, 8, 64)
     for slot in (0, 1):
@@ -42,7 +42,7 @@ def test_a_released_slot_gives_its_pages_back() -> None:
 
 @pytest.mark.parametrize("length", [1, 37, 1000])
 @pytest.mark.parametrize("slot", [0, 1, 2])
-def test_what_was_released_reads_as_zeros_and_neighbours_keep_theirs(slot: int, length: int) -> None:
+def test_a_released_slot_reads_as_zeros_and_others_do_not_change(slot: int, length: int) -> None:
     cache = _cache(num_slots=3, slot_len=1000)
     for i in range(3):
         _fill(cache, i, 1000)
@@ -55,7 +55,7 @@ def test_what_was_released_reads_as_zeros_and_neighbours_keep_theirs(slot: int, 
         assert torch.equal(part[:, :, length:], old[:, :, length:])
 
 
-def test_a_slot_is_read_as_it_was_stored() -> None:
+def test_a_slot_reads_as_stored() -> None:
     cache = _cache()
     index = torch.tensor([64 + 5, 2 * 64 + 0, 64 + 6])
     keys, values = torch.randn(3, 4, 24), torch.randn(3, 4, 12)
@@ -69,7 +69,7 @@ def test_a_slot_is_read_as_it_was_stored() -> None:
 
 
 @pytest.mark.parametrize("length", [1, 40, 64])
-def test_a_snapshot_is_restored_exactly_and_no_further(length: int) -> None:
+def test_a_snapshot_is_restored_exactly_and_only_up_to_its_length(length: int) -> None:
     cache = _cache()
     _fill(cache, 0, 64)
     expected = _read(cache, 0, length)
@@ -83,7 +83,7 @@ def test_a_snapshot_is_restored_exactly_and_no_further(length: int) -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 2), (2, 0)])
-def test_a_prefix_is_copied_exactly_and_no_further(source: int, target: int) -> None:
+def test_a_prefix_is_copied_exactly_and_only_up_to_its_length(source: int, target: int) -> None:
     cache = _cache()
     for slot in range(3):
         _fill(cache, slot, 64)
@@ -96,7 +96,7 @@ def test_a_prefix_is_copied_exactly_and_no_further(source: int, target: int) -> 
         assert all(torch.equal(a, b) for a, b in zip(before[slot], _read(cache, slot, 64), strict=True))
 
 
-def test_a_new_cache_holds_no_garbage() -> None:
+def test_a_new_cache_is_zero() -> None:
     cache = _cache()
     assert not any(part.any() for part in (*cache.keys.values(), *cache.values.values()))
 
@@ -121,10 +121,10 @@ def _read(cache: KVCache, slot: int, length: int) -> list[torch.Tensor]:
 
 
 def _committed(cache: KVCache) -> int:
-    """Bytes of the cache's own pages that are in memory or swapped out, whatever the rest of the process holds."""
+    """Bytes of the cache's pages in memory or swapped out, without the rest of the process."""
     begin = min(p.data_ptr() for p in (*cache.keys.values(), *cache.values.values()))
     areas = re.split(r"^([0-9a-f]+)-([0-9a-f]+) ", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
     for first, last, facts in zip(areas[1::3], areas[2::3], areas[3::3], strict=True):
         if int(first, 16) <= begin < int(last, 16):
             return sum(int(kib) << 10 for kib in re.findall(r"^(?:Rss|Swap): +(\d+) kB", facts, re.MULTILINE))
-    raise AssertionError("the cache lies in no area of memory")
+    raise AssertionError("the cache is in no mapped area")

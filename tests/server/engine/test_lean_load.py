@@ -1,4 +1,4 @@
-"""A model that needs what the imports left out is loaded again with all of torch."""
+"""A model that fails to load with lean imports is loaded again with all of torch."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.server.engine.tiny_models import PACKED, build_model
 
 
 class _Imports:
-    """Something was left out until it is restored."""
+    """Lean imports until `restore`."""
 
     def __init__(self, *, is_lean: bool) -> None:
         self._is_lean = is_lean
@@ -35,23 +35,23 @@ def files(tmp_path: Path) -> ModelFiles:
     return ModelFiles(tmp_path, tmp_path)
 
 
-def test_load_that_fails_without_what_was_left_out_is_done_again(
+def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
     files: ModelFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     imports = _Imports(is_lean=True)
     load = build.load_model
 
-    def load_only_when_whole(*arguments: object) -> object:
+    def load_only_with_all_modules(*arguments: object) -> object:
         if not imports.is_whole:
             raise EngineStartError("cannot load the weights: NotImplementedError: aten::erfinv on the meta device")
         return load(*arguments)
 
-    monkeypatch.setattr(build, "load_model", load_only_when_whole)
+    monkeypatch.setattr(build, "load_model", load_only_with_all_modules)
     _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports)
     assert info.model_type == "llama"
 
 
-def test_fault_of_the_model_is_told_after_the_second_try(files: ModelFiles) -> None:
+def test_a_faulty_model_is_reported_after_the_second_load(files: ModelFiles) -> None:
     (files.path / "config.json").write_text("{")
     imports = _Imports(is_lean=True)
     with pytest.raises(EngineStartError, match="config"):
@@ -59,7 +59,7 @@ def test_fault_of_the_model_is_told_after_the_second_try(files: ModelFiles) -> N
     assert imports.is_whole
 
 
-def test_whole_imports_are_not_tried_twice(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_with_all_modules_is_not_repeated(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[object] = []
 
     def fail(*arguments: object) -> object:

@@ -1,4 +1,4 @@
-"""Packed linear layers give bit for bit what plain ones give, and cost no request its time."""
+"""Packed linear layers give the same results as plain ones, bit for bit."""
 
 import psutil
 import pytest
@@ -48,7 +48,7 @@ def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
 
 
 @needs_bf16_kernels
-def test_siblings_that_see_different_inputs_are_each_right() -> None:
+def test_siblings_with_different_inputs_give_correct_results() -> None:
     torch.manual_seed(0)
     module = torch.nn.Module()
     for name in ("gate_proj", "up_proj"):
@@ -63,7 +63,7 @@ def test_siblings_that_see_different_inputs_are_each_right() -> None:
 
 @needs_bf16_kernels
 @pytest.mark.parametrize("model_type", PACKED)
-def test_every_architecture_has_the_same_logits_packed(model_type: str) -> None:
+def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
     model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def test_tied_embeddings_stay_tied() -> None:
 
 
 @needs_bf16_kernels
-def test_small_layers_are_left_alone() -> None:
+def test_small_layers_are_not_packed() -> None:
     layer = torch.nn.Linear(64, 31, dtype=torch.bfloat16)
     assert LinearPacker(layer).pack_next() is False
     assert not _is_packed(layer)
@@ -101,14 +101,14 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
     assert _is_packed(layer)
 
 
-def test_other_types_than_bfloat16_are_left_alone() -> None:
+def test_other_types_than_bfloat16_are_not_packed() -> None:
     layer = torch.nn.Linear(64, 64, dtype=torch.float32)
     assert LinearPacker(layer).pack_next() is False
     assert not _is_packed(layer)
 
 
 @needs_bf16_kernels
-def test_packing_costs_one_copy_of_the_weights() -> None:
+def test_packing_takes_one_copy_of_the_weights() -> None:
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
     before = _own_bytes()
     LinearPacker(layer).pack_next()
@@ -117,7 +117,7 @@ def test_packing_costs_one_copy_of_the_weights() -> None:
 
 
 def _own_bytes() -> int:
-    """What the process has in memory without the files that it maps: the first call reads much of the library."""
+    """The process's memory without mapped files, as the first call reads much of the library."""
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared  # type: ignore[no-any-return]
 

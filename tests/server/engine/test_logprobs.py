@@ -1,4 +1,4 @@
-"""Reported log-probabilities: the raw distribution's, best first, finite."""
+"""Reported log-probabilities are those of the raw distribution, most likely first, and finite."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.server.engine.sampling import random_logits
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 150])
-def test_every_row_is_described_by_its_own_distribution(num_rows: int) -> None:
+def test_every_row_reports_its_own_distribution(num_rows: int) -> None:
     logits = random_logits(num_rows, 90)
     token_ids = [(7 * i) % 90 for i in range(num_rows)]
     nums_top = [i % 6 for i in range(num_rows)]
@@ -42,6 +42,6 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
     assert found.logprob == pytest.approx(float(torch.log_softmax(logits.float(), -1)[0, 17]), abs=1e-6)
 
 
-def test_more_top_tokens_than_the_vocabulary_has_are_all_of_them() -> None:
+def test_more_top_tokens_than_the_vocabulary_report_all_tokens() -> None:
     [found] = describe(random_logits(1, 5), [0], [20])
     assert sorted(t for t, _ in found.top) == [0, 1, 2, 3, 4]

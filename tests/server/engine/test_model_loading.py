@@ -1,4 +1,4 @@
-"""Models load as they are or not at all, and what is wrong fits into one line."""
+"""Models load completely or fail with a message of one line."""
 
 import json
 from collections.abc import Callable
@@ -29,13 +29,13 @@ WEIGHTS = "model.safetensors"
         ("half", torch.float16),
     ],
 )
-def test_every_parameter_has_the_dtype_asked_for(saved_llama: Path, name: str, dtype: torch.dtype) -> None:
+def test_every_parameter_has_the_requested_dtype(saved_llama: Path, name: str, dtype: torch.dtype) -> None:
     model = load_model(saved_llama, EngineConfig(dtype=name))  # type: ignore[arg-type]
     assert {p.dtype for p in model.parameters()} == {dtype}
     assert not model.training
 
 
-def test_auto_takes_the_checkpoints_own_dtype(tmp_path: Path) -> None:
+def test_auto_uses_the_checkpoints_dtype(tmp_path: Path) -> None:
     build_model("llama", PACKED["llama"], dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert load_model(tmp_path, EngineConfig()).dtype == torch.bfloat16
 
@@ -52,7 +52,7 @@ def test_pickled_weights_load(llama_copy: Path, plain_llama: PreTrainedModel) ->
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
 
-def test_tensors_that_the_model_does_not_know_are_ignored(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
+def test_unknown_tensors_are_ignored(llama_copy: Path, plain_llama: PreTrainedModel) -> None:
     _change_weights(llama_copy, lambda tensors: tensors | {"model.rotary.inv_freq": torch.ones(3)})
     _assert_same_logits(load_model(llama_copy, EngineConfig()), plain_llama)
 
@@ -148,7 +148,7 @@ def _bring_own_code(folder: Path) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_a_damaged_folder_is_refused_in_one_line(
+def test_a_damaged_folder_is_reported_in_one_line(
     llama_copy: Path, damage: Callable[[Path], None], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     damage(llama_copy)
@@ -167,19 +167,19 @@ def test_max_model_len_is_the_models_own_or_less(saved_llama: Path, wanted: int 
     assert derive_max_model_len(load_config(saved_llama, EngineConfig()), wanted) == expected
 
 
-def test_more_than_the_models_own_length_is_refused(saved_llama: Path) -> None:
+def test_more_than_the_models_own_length_is_rejected(saved_llama: Path) -> None:
     with pytest.raises(EngineStartError, match="--max-model-len 513 is more than the model's own limit of 512 tokens"):
         derive_max_model_len(load_config(saved_llama, EngineConfig()), 513)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "mamba"])
-def test_lengths_by_other_names_or_by_none(architecture: str) -> None:
+def test_max_model_len_with_another_config_key_or_without_any(architecture: str) -> None:
     config = CONFIG_MAPPING[architecture]()
     expected = {"gpt2": 1024, "mamba": 2048}[architecture]
     assert derive_max_model_len(config, None) == expected
 
 
-def test_eos_tokens_come_from_everywhere_the_tokenizers_first(saved_llama: Path, llama_copy: Path) -> None:
+def test_eos_tokens_come_from_all_files_the_tokenizers_first(saved_llama: Path, llama_copy: Path) -> None:
     (llama_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 2, 9]}))
     (llama_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
     (llama_copy / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 9, "content": "<end>"}]}))
@@ -199,7 +199,7 @@ def test_the_real_models_eos_is_the_end_of_its_turn(saved_llama: Path, model_pat
     assert find_eos_token_ids(load_model(saved_llama, EngineConfig()), model_path, model_path) == (im_end,)
 
 
-def test_a_broken_generation_config_is_refused(saved_llama: Path, llama_copy: Path) -> None:
+def test_an_unreadable_generation_config_is_rejected(saved_llama: Path, llama_copy: Path) -> None:
     (llama_copy / "generation_config.json").write_text("{")
     with pytest.raises(EngineStartError, match="cannot read generation_config.json"):
         find_eos_token_ids(load_model(saved_llama, EngineConfig()), llama_copy, llama_copy)

@@ -1,4 +1,4 @@
-"""The packed runner computes what the plain model computes, for every architecture that is claimed."""
+"""The packed runner gives the plain model's results, for every supported architecture."""
 
 import copy
 import random
@@ -19,7 +19,7 @@ SLOT_LEN = 448
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_chunks_of_scattered_sequences_have_the_plain_models_logits(architecture: str) -> None:
+def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33, 62, 1, 400)
     references = reference_logits(model, prompts)
@@ -60,18 +60,18 @@ def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architectur
 
 
 @pytest.mark.parametrize("architecture", GENERATING)
-def test_greedy_output_is_that_of_generate(architecture: str) -> None:
+def test_greedy_output_equals_that_of_generate(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     if architecture == "gemma2":
         model.set_attn_implementation("eager")
     prompts = random_prompts(3, 17, 40, 5, 33)
     expected = greedy_outputs(model, prompts, 40)
-    assert all(len(set(output)) > 4 for output in expected), "the model repeats itself: nothing would be tested"
+    assert all(len(set(output)) > 4 for output in expected), "a model that repeats itself proves nothing"
     assert _greedy_by_runner(packed_runner(model, num_slots=5, slot_len=128), prompts, 40) == expected
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
-def test_prompt_logprobs_get_the_logits_of_every_prompt_token(architecture: str) -> None:
+def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(80, 5, 33)
     references = reference_logits(model, prompts)
@@ -84,12 +84,12 @@ def test_prompt_logprobs_get_the_logits_of_every_prompt_token(architecture: str)
     assert [span.stop - span.start for span in result.rows] == [80, 5, 33]
 
 
-def test_probe_learns_that_keys_and_values_may_differ_in_size() -> None:
+def test_probe_returns_different_sizes_of_keys_and_values() -> None:
     shapes = PackedRunner(build_model("deepseek_v3", PACKED["deepseek_v3"])).probe()
     assert {(s.num_kv_heads, s.key_dim, s.value_dim) for s in shapes.values()} == {(4, 24, 12)}
 
 
-def test_probe_learns_the_shapes_of_grouped_heads() -> None:
+def test_probe_returns_the_shapes_of_grouped_heads() -> None:
     shapes = PackedRunner(build_model("llama", PACKED["llama"])).probe()
     assert {layer: (s.num_kv_heads, s.key_dim, s.value_dim) for layer, s in shapes.items()} == {
         0: (2, 16, 16),

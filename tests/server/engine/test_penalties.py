@@ -1,4 +1,4 @@
-"""Penalties follow their formulas, whatever else is in the batch."""
+"""Penalties follow their formulas, independently of the rest of the batch."""
 
 import gc
 
@@ -15,7 +15,7 @@ OUTPUT = [7, 9, 9, 9, 10, 5]
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.2, 2.0])
-def test_repetition_penalty_is_that_of_transformers_over_prompt_and_output(penalty: float) -> None:
+def test_repetition_penalty_equals_that_of_transformers_over_prompt_and_output(penalty: float) -> None:
     logits = random_logits(40)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([PROMPT + OUTPUT]), logits[None].clone())[0]
     assert torch.equal(_penalised(create_sequence(PROMPT, OUTPUT, repetition_penalty=penalty), logits), expected)
@@ -62,7 +62,7 @@ def test_rows_are_penalised_for_their_own_tokens_only() -> None:
     assert torch.equal(together[1], logits[1])
 
 
-def test_counts_go_with_their_sequence() -> None:
+def test_counts_are_freed_with_their_sequence() -> None:
     penalties = Penalties()
     sequence = create_sequence([1], [2], presence_penalty=1.0)
     penalties.apply([sequence], torch.zeros(1, 10))

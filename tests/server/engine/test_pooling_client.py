@@ -1,4 +1,4 @@
-"""The API process's end of the engine, asked to pool; a socket stands for the engine."""
+"""The engine client with pooling requests; a fake engine answers on the socket."""
 
 import asyncio
 import socket
@@ -18,7 +18,7 @@ PARAMS = PoolingParams(task="embed", dimensions=2)
 
 
 class FakeEngine:
-    """The other end: reads what was sent, answers what it is told to."""
+    """The engine's end of the socket: returns received messages and sends the given outputs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
@@ -51,7 +51,7 @@ async def connected() -> AsyncIterator[tuple[EngineClient, FakeEngine]]:
             client._loaded.exception()
 
 
-async def test_a_prompt_goes_out_and_its_numbers_come_back() -> None:
+async def test_a_prompt_is_sent_and_its_vector_is_returned() -> None:
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1, 2], PARAMS, token_type_ids=[0, 1]))
         assert await engine.receive() == Pool("a", [1, 2], [0, 1], PARAMS)
@@ -73,7 +73,7 @@ async def test_cancelling_aborts() -> None:
             await pooling
 
 
-async def test_what_the_engine_refuses_is_an_error() -> None:
+async def test_a_rejection_by_the_engine_raises_an_error() -> None:
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()
@@ -82,7 +82,7 @@ async def test_what_the_engine_refuses_is_an_error() -> None:
             await pooling
 
 
-async def test_the_engine_s_death_ends_the_wait() -> None:
+async def test_the_engines_exit_ends_the_wait() -> None:
     async with connected() as (client, engine):
         pooling = asyncio.create_task(client.pool("a", [1], PARAMS))
         await engine.receive()

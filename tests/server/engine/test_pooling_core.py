@@ -1,4 +1,4 @@
-"""What pooling models make of prompts equals what plain transformers make of each alone, however they are batched."""
+"""Batched pooling gives the same results as plain transformers with each prompt alone."""
 
 from pathlib import Path
 
@@ -38,21 +38,21 @@ def test_a_decoder_embeds_by_its_last_token(tmp_path: Path, model_type: str) -> 
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[-1]) for prompt in PROMPTS])
 
 
-def test_a_language_model_embeds_with_the_runner_given(tmp_path: Path) -> None:
+def test_a_language_model_embeds_with_runner_pooling(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "llama", "generate")
     engine = SmallPooling(tmp_path, runner="pooling")
     assert_close(engine.run(PROMPTS), [unit(hidden_states(model.model, prompt)[-1]) for prompt in PROMPTS])
 
 
 @pytest.mark.parametrize("kind", ["CLS", "MEAN", "LAST"])
-def test_pooler_config_says_how_vectors_become_one(tmp_path: Path, kind: str) -> None:
+def test_pooler_config_sets_the_pooling_type(tmp_path: Path, kind: str) -> None:
     model = save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type=kind, use_activation=False))
     ways = {"CLS": lambda rows: rows[0], "MEAN": lambda rows: rows.mean(0), "LAST": lambda rows: rows[-1]}
     assert_close(engine.run(PROMPTS), [ways[kind](hidden_states(model, prompt)) for prompt in PROMPTS])
 
 
-def test_a_batch_changes_an_embedding_by_rounding_alone(tmp_path: Path) -> None:
+def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path)
     together = engine.run(PROMPTS)
@@ -69,7 +69,7 @@ def test_bfloat16_is_pooled_in_float32(tmp_path: Path) -> None:
         assert result @ unit(hidden_states(model, prompt).mean(0)) > 0.99
 
 
-def test_packed_weights_change_nothing(tmp_path: Path) -> None:
+def test_packed_weights_do_not_change_results(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, dtype="bfloat16")
     before = engine.run(PROMPTS)
@@ -79,7 +79,7 @@ def test_packed_weights_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalizes", [True, False])
-def test_sentence_transformers_files_are_heeded(tmp_path: Path, normalizes: bool) -> None:
+def test_sentence_transformers_files_set_pooling_and_length(tmp_path: Path, normalizes: bool) -> None:
     model = save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, mode="mean", normalizes=normalizes)
     engine = SmallPooling(tmp_path)
@@ -88,7 +88,7 @@ def test_sentence_transformers_files_are_heeded(tmp_path: Path, normalizes: bool
     assert engine.info.max_model_len == 32
 
 
-def test_a_dense_layer_comes_between_pooling_and_normalizing(tmp_path: Path) -> None:
+def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     model = save_pooler(tmp_path, "bert")
@@ -104,7 +104,7 @@ def test_a_dense_layer_comes_between_pooling_and_normalizing(tmp_path: Path) -> 
     assert engine.info.pooling.embedding_size == 8
 
 
-def test_a_pooling_mode_that_is_unknown_ends_the_start(tmp_path: Path) -> None:
+def test_an_unknown_pooling_mode_fails_the_start(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path, mode="max")
     with pytest.raises(EngineStartError, match=r"pools by max.*--pooler-config"):
@@ -112,7 +112,7 @@ def test_a_pooling_mode_that_is_unknown_ends_the_start(tmp_path: Path) -> None:
     SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
 
 
-def test_a_pooling_module_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+def test_a_missing_pooling_module_fails_the_start(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)
     (tmp_path / "1_Pooling" / "config.json").unlink()
@@ -120,7 +120,7 @@ def test_a_pooling_module_that_is_not_there_ends_the_start(tmp_path: Path) -> No
         SmallPooling(tmp_path)
 
 
-def test_dimensions_cut_before_normalizing(tmp_path: Path) -> None:
+def test_dimensions_are_cut_before_normalizing(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "bert")
     edit_config(tmp_path, matryoshka_dimensions=[8, 16])
     engine = SmallPooling(tmp_path)
@@ -143,7 +143,7 @@ def test_an_encoder_classifies(tmp_path: Path, model_type: str, num_labels: int)
     assert engine.info.pooling.num_labels == num_labels
 
 
-def test_the_kinds_of_tokens_of_a_pair_matter(tmp_path: Path) -> None:
+def test_token_types_of_a_pair_change_the_result(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
     engine = SmallPooling(tmp_path)
     types = [[0, 0, *[1] * (len(prompt) - 2)] for prompt in PROMPTS]
@@ -162,13 +162,13 @@ def test_the_kinds_of_tokens_of_a_pair_matter(tmp_path: Path) -> None:
     ],
     ids=["regression", "multi_label", "identity", "tanh"],
 )
-def test_config_json_names_the_activation(tmp_path: Path, settings: dict, activate) -> None:  # type: ignore[no-untyped-def,type-arg]
+def test_config_json_sets_the_activation(tmp_path: Path, settings: dict, activate) -> None:  # type: ignore[no-untyped-def,type-arg]
     model = save_pooler(tmp_path, "bert", "classify", num_labels=3)
     edit_config(tmp_path, **settings)
     assert_close(SmallPooling(tmp_path).run(PROMPTS), [activate(logits(model, prompt)) for prompt in PROMPTS])
 
 
-def test_an_activation_from_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_an_activation_outside_of_torch_is_rejected(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert", "classify", num_labels=1)
     edit_config(tmp_path, sbert_ce_default_activation_function="os.system")
     with pytest.raises(EngineStartError, match=r"os\.system"):
@@ -181,7 +181,7 @@ def test_logits_are_calibrated(tmp_path: Path) -> None:
     assert_close(engine.run(PROMPTS), [((logits(model, p) - 0.5) / 2).sigmoid() for p in PROMPTS])
 
 
-def test_a_decoder_classifies_its_last_token_even_where_that_is_the_padding_token(tmp_path: Path) -> None:
+def test_a_decoder_classifies_its_last_token_even_if_it_is_the_padding_token(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
     prompts = [[5, 6, 7, 0], [5, 6], [5, 0, 0]]
     expected = [(model.score(hidden_states(model.model, prompt)[-1])).detach().softmax(-1) for prompt in prompts]
@@ -194,7 +194,7 @@ def test_a_decoder_classifies_tokens_too(tmp_path: Path) -> None:
     assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
-def test_two_words_of_a_language_model_are_a_classifier(tmp_path: Path) -> None:
+def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "qwen3", "generate")
     edit_config(tmp_path, classifier_from_token=["no", "yes"], is_original_qwen3_reranker=True)
     engine = SmallPooling(tmp_path, runner="pooling", convert="classify")
@@ -218,7 +218,7 @@ def test_tokens_are_embedded(tmp_path: Path) -> None:
     assert_close(engine.run(PROMPTS, task="token_embed"), [unit(hidden_states(model, prompt)) for prompt in PROMPTS])
 
 
-def test_colbert_has_a_linear_layer_in_its_own_weights(tmp_path: Path) -> None:
+def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
     model, linear = save_colbert(tmp_path)
     engine = SmallPooling(tmp_path)
     assert engine.info.pooling is not None
@@ -244,18 +244,18 @@ def test_documents_are_scored_against_a_kept_query(tmp_path: Path) -> None:
     assert late.error == "the query 'q' is not in the engine"
 
 
-def test_what_does_not_fit_is_refused_at_once(tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path)
     assert engine.info.max_model_len == MAX_LEN
-    refused = engine.outputs([[5] * (MAX_LEN + 1), [], [10_000]], None)
-    assert [output.finish_reason for output in refused] == ["error"] * 3
+    rejected = engine.outputs([[5] * (MAX_LEN + 1), [], [10_000]], None)
+    assert [output.finish_reason for output in rejected] == ["error"] * 3
     assert engine.run([[5] * MAX_LEN])[0].shape == (32,)
-    (unable,) = engine.outputs([[5]], None, task="classify")
-    assert unable.error == "this model cannot classify"
+    (unsupported,) = engine.outputs([[5]], None, task="classify")
+    assert unsupported.error == "this model does not support the task classify"
 
 
-def test_positions_that_begin_behind_the_padding_token_shorten_the_longest_prompt(tmp_path: Path) -> None:
+def test_positions_that_begin_after_the_padding_token_shorten_the_longest_prompt(tmp_path: Path) -> None:
     save_pooler(tmp_path, "roberta", max_position_embeddings=20)
     assert SmallPooling(tmp_path).info.max_model_len == 19
 
@@ -272,13 +272,13 @@ def test_aborted_prompts_are_not_computed(tmp_path: Path) -> None:
     assert core.stats.num_iteration_tokens == len(PROMPTS[1])
 
 
-def test_a_classifier_with_a_pooling_of_its_own_takes_no_other(tmp_path: Path) -> None:
+def test_a_classifier_with_its_own_pooling_rejects_a_pooling_type(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert", "classify")
     with pytest.raises(EngineStartError, match="pooling_type"):
         SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
 
 
-def test_a_task_that_the_model_cannot_do_ends_the_start(tmp_path: Path) -> None:
+def test_an_unsupported_task_fails_the_start(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     with pytest.raises(EngineStartError, match="classify does not fit the model"):
         SmallPooling(tmp_path, pooler=PoolerConfig(task="classify"))
@@ -290,7 +290,7 @@ def test_a_checkpoint_without_a_head_cannot_classify(tmp_path: Path) -> None:
         SmallPooling(tmp_path, convert="classify")
 
 
-def test_max_model_len_may_be_less_and_not_more(tmp_path: Path) -> None:
+def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     assert SmallPooling(tmp_path, max_model_len=16).info.max_model_len == 16
     with pytest.raises(EngineStartError, match="own limit of 64"):
@@ -309,7 +309,7 @@ def test_max_model_len_may_be_less_and_not_more(tmp_path: Path) -> None:
         ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
     ],
 )
-def test_a_batch_holds_the_oldest_and_those_of_like_length(
+def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(
     lengths: list[int], limits: tuple[int, int], chosen: list[int]
 ) -> None:
     waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
@@ -318,7 +318,7 @@ def test_a_batch_holds_the_oldest_and_those_of_like_length(
     assert waiting[0] in batch
 
 
-def test_the_wait_of_many_ends_however_many_come(tmp_path: Path) -> None:
+def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     engine = SmallPooling(tmp_path, max_num_seqs=4, max_num_batched_tokens=40)
     prompts = [[5] * (1 + 7 * i % 30) for i in range(23)]

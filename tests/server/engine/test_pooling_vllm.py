@@ -1,4 +1,4 @@
-"""Embeddings and scores are vLLM's: it reads the same folder, tokenizes the same texts and computes in float32."""
+"""Embeddings and scores equal those of vLLM with the same folder and texts, in float32."""
 
 from pathlib import Path
 
@@ -12,14 +12,14 @@ from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
 
 TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
 SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
-"""vLLM's attention on CPU wants heads of 32 or more."""
+"""vLLM's attention on a CPU needs heads of 32 or more."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @needs_vllm
 @pytest.mark.parametrize("kind", ["embed", "score"])
-def test_numbers_are_vllm_s(tmp_path: Path, kind: str) -> None:
+def test_results_equal_those_of_vllm(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     if kind == "embed":

@@ -1,4 +1,4 @@
-"""What was computed once is not computed again, and nothing but the work changes."""
+"""The prefix cache saves computation and changes no output."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
 
-def test_outputs_and_logprobs_are_the_same_with_and_without(llama: PreTrainedModel) -> None:
+def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama: PreTrainedModel) -> None:
     [shared] = random_prompts(70)
     prompts = [shared + tail for tail in random_prompts(9, 1, 40, 9, 17, seed=3)] + [shared[:50], shared]
     runs = []
@@ -41,11 +41,11 @@ def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
         (80, 39, 39),  # all but the last token, which has to be computed
         (151, 39 + 36, 36),
         (186, 39 + 36, 0),
-        (241, 39 + 36, 0),  # 20 tokens in common are too few to be looked after
+        (241, 39 + 36, 0),  # 20 tokens in common are too few to be cached
     ]
 
 
-def test_a_conversations_next_turn_continues_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_conversations_next_turn_reuses_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500)
     [history, question, last_question] = random_prompts(40, 6, 7)
     for tail, num_cached in ((question, 0), (last_question, 40 + 6 + 9), ([5], 40 + 6 + 10 + 7 + 9)):
@@ -70,9 +70,7 @@ def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel,
 
 
 @pytest.mark.parametrize(("length", "prefix_tokens"), [(32, 500), (90, 0)], ids=["short prompt", "no cache"])
-def test_choices_that_cannot_share_do_not_wait_for_each_other(
-    llama: PreTrainedModel, length: int, prefix_tokens: int
-) -> None:
+def test_choices_that_cannot_share_start_together(llama: PreTrainedModel, length: int, prefix_tokens: int) -> None:
     engine = SmallEngine(llama, prefix_tokens=prefix_tokens)
     [prompt] = random_prompts(length)
     for i in range(3):
@@ -92,7 +90,7 @@ def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -
     assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
 
 
-def test_a_running_neighbours_prompt_is_taken_over(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_running_sequences_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500)
     [shared, tail] = random_prompts(60, 10)
     running = engine.add("running", shared, max_tokens=40)
@@ -106,7 +104,7 @@ def test_a_running_neighbours_prompt_is_taken_over(plain_llama: PreTrainedModel,
     assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
 
 
-def test_a_neighbour_amid_its_prompt_gives_what_it_has(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
     [shared, tail] = random_prompts(120, 10)
     first = engine.add("first", shared, max_tokens=4)
@@ -117,7 +115,7 @@ def test_a_neighbour_amid_its_prompt_gives_what_it_has(plain_llama: PreTrainedMo
     assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
 
 
-def test_prompt_logprobs_need_every_prompt_token_computed(llama: PreTrainedModel) -> None:
+def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500)
     [prompt] = random_prompts(50)
     engine.complete([prompt])
@@ -128,7 +126,7 @@ def test_prompt_logprobs_need_every_prompt_token_computed(llama: PreTrainedModel
     assert engine.stats.prefix_cache_queries == 50
 
 
-def test_running_sequences_take_the_caches_memory(llama: PreTrainedModel) -> None:
+def test_running_sequences_evict_cached_prefixes(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
     assert engine.prefixes is not None
     [ended, long] = random_prompts(80, 120)
@@ -144,7 +142,7 @@ def test_running_sequences_take_the_caches_memory(llama: PreTrainedModel) -> Non
     assert engine.stats.prefix_cache_hits == 0
 
 
-def test_a_preempted_request_takes_up_what_it_had_which_is_no_hit(llama: PreTrainedModel) -> None:
+def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama: PreTrainedModel) -> None:
     engine = SmallEngine(
         llama, num_slots=2, max_model_len=260, kv_cache_tokens=300, max_num_batched_tokens=40, prefix_tokens=100
     )
@@ -161,7 +159,7 @@ def test_a_preempted_request_takes_up_what_it_had_which_is_no_hit(llama: PreTrai
     assert preempted.num_cached_tokens == 0
 
 
-def test_an_aborted_prompts_computed_part_is_kept(llama: PreTrainedModel) -> None:
+def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=40)
     [prompt] = random_prompts(100)
     engine.add("aborted", prompt)
@@ -171,7 +169,7 @@ def test_an_aborted_prompts_computed_part_is_kept(llama: PreTrainedModel) -> Non
     assert completion.num_cached_tokens == 40
 
 
-def test_the_least_recently_used_entry_goes_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     cache = PrefixCache(max_tokens=120)
     a, b, c, d = random_prompts(40, 40, 40, 40)
     for tokens in (a, b, c):
@@ -185,7 +183,7 @@ def test_the_least_recently_used_entry_goes_first() -> None:
     assert cache.num_tokens == 120
 
 
-def test_a_longer_entry_replaces_what_it_continues() -> None:
+def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
     cache = PrefixCache(max_tokens=500)
     [tokens] = random_prompts(100)
     _put(cache, tokens[:40])
@@ -196,11 +194,11 @@ def test_a_longer_entry_replaces_what_it_continues() -> None:
 
 
 @pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
-def test_too_short_and_too_long_prefixes_are_not_kept(length: int, is_wanted: bool) -> None:
+def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: bool) -> None:
     assert PrefixCache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
-def test_the_longest_beginning_wins_wherever_it_is() -> None:
+def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
     cache = PrefixCache(max_tokens=500)
     [tokens] = random_prompts(90)
     _put(cache, tokens[:50] + [7])
@@ -212,7 +210,7 @@ def test_the_longest_beginning_wins_wherever_it_is() -> None:
     assert cache.match(_sequence(tokens), [running]) == PrefixMatch(50, entry_id=0)
 
 
-def test_shrinking_to_nothing_forgets_everything() -> None:
+def test_shrinking_to_zero_drops_all_entries() -> None:
     cache = PrefixCache(max_tokens=500)
     for tokens in random_prompts(40, 50, 60):
         _put(cache, tokens)

@@ -1,4 +1,4 @@
-"""Prompts given as embeddings continue as the text does whose embeddings they are, whatever runs beside them."""
+"""Prompts of embeddings give the same output as the text they were made from, in any batch."""
 
 import copy
 import re
@@ -25,14 +25,14 @@ FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", 
 
 
 def as_inputs(rows: torch.Tensor) -> PromptInputs:
-    """What the renderer makes of rows."""
+    """Rows as the renderer sends them."""
     data = memoryview(bytearray(rows.contiguous().view(torch.uint8).numpy().tobytes()))
     return PromptInputs(embeds=TensorData(str(rows.dtype).removeprefix("torch."), tuple(rows.shape), data))
 
 
 @torch.inference_mode()
 def rows_of(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
-    """The prompt's embeddings, as a client would take them from the model."""
+    """The prompt's embeddings, as a client reads them from the model."""
     return model.get_input_embeddings()(torch.tensor(prompt)).clone()
 
 
@@ -45,11 +45,11 @@ def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_embeddings_continue_as_their_text_does_alone_and_beside_it(architecture: str) -> None:
+def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     prompts = random_prompts(7, 40, 1, 23)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
-    assert max(len(set(output)) for output in expected) > 4, "the model repeats itself: nothing would be tested"
+    assert max(len(set(output)) for output in expected) > 4, "a model that repeats itself proves nothing"
     plain = copy.deepcopy(model)
     engine = SmallEngine(model, prefix_tokens=200)
     for i, prompt in enumerate(prompts):
@@ -64,7 +64,7 @@ def test_embeddings_continue_as_their_text_does_alone_and_beside_it(architecture
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_rows_that_no_token_has_continue_as_with_generate(architecture: str) -> None:
+def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
     model = build_model(architecture, PACKED[architecture])
     rows = torch.randn(19, rows_of(model, [1]).shape[-1], generator=torch.Generator().manual_seed(3)) * 0.5
     output = model.generate(
@@ -82,7 +82,7 @@ def test_rows_that_no_token_has_continue_as_with_generate(architecture: str) -> 
 
 
 @pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
-def test_models_with_other_state_take_embeddings_too(architecture: str) -> None:
+def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(9, 24)
     expected = greedy_outputs(model, prompts, NUM_TOKENS)
@@ -94,7 +94,7 @@ def test_models_with_other_state_take_embeddings_too(architecture: str) -> None:
     assert text.token_ids == expected[0]
 
 
-def test_a_prompt_in_chunks_takes_each_row_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_a_prompt_of_embeddings_may_be_computed_in_chunks(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     prompts = random_prompts(90, 5, 61)
     expected = greedy_outputs(plain_llama, prompts, NUM_TOKENS)
     engine = SmallEngine(llama, max_num_batched_tokens=16)
@@ -104,7 +104,7 @@ def test_a_prompt_in_chunks_takes_each_row_once(plain_llama: PreTrainedModel, ll
     assert [c.token_ids for c in completions] == expected
 
 
-def test_a_preempted_prompt_is_computed_from_its_rows_again(
+def test_a_preempted_prompt_is_computed_again_from_its_rows(
     plain_llama: PreTrainedModel, llama: PreTrainedModel
 ) -> None:
     prompts = random_prompts(30, 30, 30)
@@ -117,8 +117,10 @@ def test_a_preempted_prompt_is_computed_from_its_rows_again(
     engine.assert_nothing_leaked()
 
 
-def test_placeholders_are_no_prefix_of_anything(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    """Placeholder ids are alike whatever the rows are, and like a text of that token."""
+def test_placeholder_ids_match_nothing_in_the_prefix_cache(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    """All placeholder ids are equal, and equal to a text of that token."""
     one, other = random_prompts(40, 40)
     zeros = [0] * 40
     expected = greedy_outputs(plain_llama, [one, other, zeros], NUM_TOKENS)
@@ -135,10 +137,10 @@ def test_placeholders_are_no_prefix_of_anything(plain_llama: PreTrainedModel, ll
     engine.run()
     assert [text.token_ids, *(c.token_ids for c in running)] == [expected[2], *expected[:2]]
     assert [c.token_ids for c in later] == expected
-    assert [c.num_cached_tokens for c in later] == [39, 39, 39], "each finds its own"
+    assert [c.num_cached_tokens for c in later] == [39, 39, 39], "each matches its own rows"
 
 
-def test_rows_that_begin_alike_share_their_beginning(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     [one] = random_prompts(60)
     other = [*one[:45], *reversed(one[45:])]
     expected = greedy_outputs(plain_llama, [one, other], NUM_TOKENS)
@@ -152,7 +154,7 @@ def test_rows_that_begin_alike_share_their_beginning(plain_llama: PreTrainedMode
     assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 45, 0]
 
 
-def test_equal_prompts_that_come_together_are_computed_once(
+def test_equal_prompts_that_arrive_together_are_computed_once(
     plain_llama: PreTrainedModel, llama: PreTrainedModel
 ) -> None:
     [prompt] = random_prompts(60)
@@ -174,8 +176,8 @@ def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedMode
     assert [c.num_cached_tokens for c in choices] == [0, 49, 49]
 
 
-def test_placeholders_count_in_no_penalty(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
-    """Token 0 stands nowhere in the prompt; a penalty that counted it would ban it here."""
+def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    """Token 0 is not in the prompt; a penalty that counts the placeholders would ban it here."""
     (prompt,) = random_prompts(20)
     engine = SmallEngine(llama)
     options = {"repetition_penalty": 1e6, "logit_bias": {0: 100.0}, "max_tokens": 1}
@@ -186,7 +188,7 @@ def test_placeholders_count_in_no_penalty(plain_llama: PreTrainedModel, llama: P
     assert text.token_ids != [0]
 
 
-def test_rows_of_another_type_become_the_model_s(llama: PreTrainedModel) -> None:
+def test_rows_are_converted_to_the_models_type(llama: PreTrainedModel) -> None:
     (prompt,) = random_prompts(12)
     rows = rows_of(llama, prompt).bfloat16()
     engine = SmallEngine(llama)
@@ -206,27 +208,27 @@ def test_rows_of_another_type_become_the_model_s(llama: PreTrainedModel) -> None
         pytest.param(torch.zeros(3, 64), {"prompt_logprobs": 1}, "no tokens", id="prompt logprobs"),
     ],
 )
-def test_rows_that_do_not_fit_end_their_request_only(
+def test_rows_of_the_wrong_shape_fail_only_their_request(
     llama: PreTrainedModel, rows: torch.Tensor, params: dict[str, int], message: str
 ) -> None:
     engine = SmallEngine(llama)
-    refused = engine.add("bad", [0, 0, 0], as_inputs(rows), **params)
+    rejected = engine.add("bad", [0, 0, 0], as_inputs(rows), **params)
     text = engine.add("text", [5, 6, 7], max_tokens=2)
     engine.run()
-    assert refused.finish_reason == "error"
-    assert refused.error is not None
-    assert re.search(message, refused.error)
+    assert rejected.finish_reason == "error"
+    assert rejected.error is not None
+    assert re.search(message, rejected.error)
     assert text.finish_reason == "length"
     engine.assert_nothing_leaked()
 
 
 @pytest.mark.parametrize("architecture", [*FAMILIES, *SEQUENTIAL])
-def test_models_are_known_to_take_embeddings(architecture: str) -> None:
+def test_all_architectures_compute_from_embeddings(architecture: str) -> None:
     check_takes_embeds(build_model(architecture, (PACKED | SEQUENTIAL)[architecture]))
 
 
-def test_a_model_that_looks_at_the_ids_themselves_is_refused_at_the_start(plain_llama: PreTrainedModel) -> None:
-    class LooksAtIds(type(plain_llama)):  # type: ignore[misc]
+def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTrainedModel) -> None:
+    class UsesTokenIds(type(plain_llama)):  # type: ignore[misc]
         def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
             output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
             if input_ids is not None:
@@ -234,12 +236,12 @@ def test_a_model_that_looks_at_the_ids_themselves_is_refused_at_the_start(plain_
             return output
 
     model = copy.deepcopy(plain_llama)
-    model.__class__ = LooksAtIds
-    with pytest.raises(EngineStartError, match="LooksAtIds .* without --enable-prompt-embeds"):
+    model.__class__ = UsesTokenIds
+    with pytest.raises(EngineStartError, match="UsesTokenIds .* without --enable-prompt-embeds"):
         check_takes_embeds(model)
 
 
-def test_positions_with_axes_are_the_prompt_s_own_and_go_on_behind_it(llama: PreTrainedModel) -> None:
+def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama: PreTrainedModel) -> None:
     plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
     placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
     own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
@@ -260,7 +262,7 @@ def test_positions_with_axes_are_the_prompt_s_own_and_go_on_behind_it(llama: Pre
     assert positions(Chunk(placed, 1)) == [[4]]
 
 
-def test_flag_tells_the_width_of_a_row(tmp_path: Path) -> None:
+def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path: Path) -> None:
     save_model(tmp_path, "opt", {**PACKED["opt"], "word_embed_proj_dim": 32})
     config = EngineConfig(enable_prompt_embeds=True, max_num_seqs=2)
     _, info = build_core(ModelFiles(tmp_path, tmp_path), config, Phases())

@@ -1,4 +1,4 @@
-"""Random requests and aborts on few slots and little memory: nothing is lost, mixed up or kept."""
+"""Random requests and aborts with few slots and little memory: outputs are correct and nothing leaks."""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class _RandomLoad:
     rng: random.Random
 
     def run(self, num_requests: int) -> int:
-        """Returns how many ran to their end."""
+        """Returns the number of finished requests."""
         wanted: dict[str, tuple[Completion, list[int]]] = {}
         aborted: set[str] = set()
         for i in range(num_requests):
@@ -31,9 +31,9 @@ class _RandomLoad:
             while self.engine.core.has_work and self.rng.random() < 0.7:
                 self.engine.step()
             if self.rng.random() < 0.25:
-                victim = str(self.rng.randint(max(0, i - 20), i))
-                self.engine.core.abort([victim])
-                aborted.add(victim)
+                aborted_id = str(self.rng.randint(max(0, i - 20), i))
+                self.engine.core.abort([aborted_id])
+                aborted.add(aborted_id)
         self.engine.run()
         num_finished = 0
         for request_id, (completion, output) in wanted.items():
@@ -46,7 +46,7 @@ class _RandomLoad:
         return num_finished
 
     def _request(self) -> tuple[list[int], list[int]]:
-        """A prompt, sometimes with a part of what is known to follow it, and its continuation."""
+        """A prompt, sometimes with a part of its known output, and the rest of the output."""
         prompt, output = self.rng.choice(self.known)
         turn = self.rng.choice([0, 0, self.rng.randint(1, len(output) - 1)])
         rest = output[turn:]

@@ -1,8 +1,8 @@
-"""SmolLM2-135M-Instruct: the engine's greedy output is the model's own, for twenty prompts, alone and together.
+"""SmolLM2-135M-Instruct: the engine's greedy output equals the plain model's for twenty prompts.
 
-In float32 that is token for token. In bfloat16 no two ways to compute the same are equal bit for bit:
-the logits of this model lie 0.125 or 0.25 apart, often two are equal, and one matrix row rounds
-differently from two. There every token must be one that the plain model cannot tell from its best.
+In float32 every token must be equal. In bfloat16 two ways to compute the same differ in rounding: the logits
+of this model are 0.125 or 0.25 apart, often two are equal, and one matrix row rounds differently from two.
+There the plain model's logit of every token must be within rounding of its best.
 """
 
 import copy
@@ -20,7 +20,7 @@ from tests.server.engine.varied_prompts import CHATS, TEXTS
 NUM_TOKENS = 64
 NUM_TOKENS_OF_GENERATE = 10
 _BF16_STEP = 2**-7
-"""Between two neighbouring bfloat16 numbers, relative to their size, at most."""
+"""The largest relative difference between neighbouring bfloat16 numbers."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def generated(plain_float32: PreTrainedModel, prompts: list[list[int]]) -> list[
 
 
 @pytest.mark.thorough
-def test_twenty_prompts_together_are_answered_as_by_generate(
+def test_twenty_prompts_together_give_the_output_of_generate(
     float32: PreTrainedModel,
     plain_float32: PreTrainedModel,
     prompts: list[list[int]],
@@ -67,7 +67,7 @@ def test_twenty_prompts_together_are_answered_as_by_generate(
 
 
 @pytest.mark.thorough
-def test_twenty_prompts_one_by_one_are_answered_as_by_generate(
+def test_twenty_prompts_one_by_one_give_the_output_of_generate(
     float32: PreTrainedModel, prompts: list[list[int]], generated: list[list[int]]
 ) -> None:
     engine = SmallEngine(float32, num_slots=1, max_model_len=300)
@@ -75,7 +75,7 @@ def test_twenty_prompts_one_by_one_are_answered_as_by_generate(
 
 
 @pytest.mark.slow
-def test_long_answers_one_by_one_are_those_of_generate(
+def test_long_outputs_one_by_one_equal_those_of_generate(
     float32: PreTrainedModel, plain_float32: PreTrainedModel, prompts: list[list[int]]
 ) -> None:
     engine = SmallEngine(float32, num_slots=1, max_model_len=300)
@@ -85,22 +85,24 @@ def test_long_answers_one_by_one_are_those_of_generate(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("num_slots", [20, 1], ids=["together", "one by one"])
-def test_in_bfloat16_every_token_is_as_good_as_the_plain_models_best(
+def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
     real_model: PreTrainedModel, plain_bfloat16: PreTrainedModel, prompts: list[list[int]], num_slots: int
 ) -> None:
-    asked = prompts if num_slots > 1 else prompts[::5]
-    outputs = SmallEngine(real_model, num_slots=num_slots, max_model_len=300).generate(asked, max_tokens=NUM_TOKENS)
+    chosen_prompts = prompts if num_slots > 1 else prompts[::5]
+    outputs = SmallEngine(real_model, num_slots=num_slots, max_model_len=300).generate(
+        chosen_prompts, max_tokens=NUM_TOKENS
+    )
     num_best = 0
-    for prompt, output in zip(asked, outputs, strict=True):
+    for prompt, output in zip(chosen_prompts, outputs, strict=True):
         logits = _logits_before_each(plain_bfloat16, prompt, output)
         best = logits.max(dim=-1)
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
         assert ((best.values - chosen) <= 3 * _BF16_STEP * best.values.abs()).all()
         num_best += int((best.indices == torch.tensor(output)).sum())
-    assert num_best > 0.95 * len(asked) * NUM_TOKENS
+    assert num_best > 0.95 * len(chosen_prompts) * NUM_TOKENS
 
 
-def test_prompts_that_were_cached_are_answered_alike(float32: PreTrainedModel, prompts: list[list[int]]) -> None:
+def test_cached_prompts_give_the_same_output(float32: PreTrainedModel, prompts: list[list[int]]) -> None:
     engine = SmallEngine(float32, num_slots=8, max_model_len=300, prefix_tokens=2000)
     first, second = [engine.complete(prompts[:4] + prompts[10:11], max_tokens=8) for _ in range(2)]
     assert [c.token_ids for c in second] == [c.token_ids for c in first]

@@ -1,4 +1,4 @@
-"""Rows are known by their contents and positions, and by nothing that a client could guess."""
+"""Row ids depend on contents, positions and random keys that a client cannot guess."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from server.engine.row_ids import RowHasher
 
 
 @pytest.mark.parametrize(("width", "dtype"), [(8, torch.float32), (576, torch.bfloat16), (7, torch.bfloat16)])
-def test_equal_rows_have_equal_numbers_and_others_do_not(width: int, dtype: torch.dtype) -> None:
+def test_equal_rows_have_equal_ids_and_different_rows_do_not(width: int, dtype: torch.dtype) -> None:
     rows = torch.randn(500, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     hasher = RowHasher()
     ids = hasher.identify(rows, None)
@@ -17,7 +17,7 @@ def test_equal_rows_have_equal_numbers_and_others_do_not(width: int, dtype: torc
     assert (hasher.identify(rows.flip(0).contiguous(), None)[::-1] == ids).all()
 
 
-def test_one_bit_makes_another_row() -> None:
+def test_a_single_bit_changes_the_id() -> None:
     rows = torch.zeros(64, 4)
     flat = rows.view(torch.int32)
     for i in range(32):
@@ -26,7 +26,7 @@ def test_one_bit_makes_another_row() -> None:
     assert len(set(RowHasher().identify(rows, None).tolist())) == 64
 
 
-def test_the_position_counts() -> None:
+def test_the_position_changes_the_id() -> None:
     rows = torch.ones(3, 4)
     hasher = RowHasher()
     ids = hasher.identify(rows, torch.tensor([[0, 0, 1], [0, 0, 0], [0, 1, 0]]))
@@ -34,6 +34,6 @@ def test_the_position_counts() -> None:
     assert hasher.identify(rows[:1], torch.tensor([[0], [0], [0]]))[0] == ids[0]
 
 
-def test_the_keys_are_a_secret_of_the_process() -> None:
+def test_each_hasher_has_its_own_random_keys() -> None:
     rows = torch.randn(5, 4)
     assert (RowHasher().identify(rows, None) != RowHasher().identify(rows, None)).all()

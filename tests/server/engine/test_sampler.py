@@ -1,4 +1,4 @@
-"""Every sampling parameter does what vLLM and OpenAI say, in vLLM's order, for its own sequence only."""
+"""Sampling parameters work as in vLLM and OpenAI, in vLLM's order, each for its own sequence only."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ from tests.server.engine.sampling import EOS, create_sampler, create_sequence, p
 
 VOCAB = 60
 CHI_SQUARE_1_IN_10000 = 25.0
-"""Of 5 degrees of freedom is 25.7; a right sampler exceeds it once in ten thousand seeds, and the seed is fixed."""
+"""The exact value for 5 degrees of freedom is 25.7; a correct sampler exceeds it for 1 of 10000 seeds."""
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-6])
-def test_temperature_zero_is_the_most_likely_token_whatever_else_is_asked(temperature: float) -> None:
+def test_temperature_zero_takes_the_most_likely_token_with_any_other_parameter(temperature: float) -> None:
     logits = random_logits(6, VOCAB)
     sequences = [create_sequence([1], temperature=temperature, top_k=5, seed=i) for i in range(6)]
     assert _sample(create_sampler(vocab_size=VOCAB), sequences, logits) == logits.argmax(-1).tolist()
@@ -45,7 +45,7 @@ def test_draws_follow_the_distribution() -> None:
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
 
 
-def test_a_seeds_own_draws_follow_the_distribution() -> None:
+def test_draws_with_a_seed_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
     sampler = create_sampler(vocab_size=6)
     sequence = create_sequence([1], seed=3)
@@ -55,7 +55,7 @@ def test_a_seeds_own_draws_follow_the_distribution() -> None:
     assert 0 < float(statistic) < CHI_SQUARE_1_IN_10000
 
 
-def test_a_seed_gives_the_same_tokens_whatever_the_batch_around_it() -> None:
+def test_a_seed_gives_the_same_tokens_in_any_batch() -> None:
     steps = random_logits(30, 1, 4000)
     alone = _run(create_sampler(vocab_size=4000, seed=1), [create_sequence([1], seed=42)], steps)
     crowd = [create_sequence([1], seed=42), create_sequence([1], top_p=0.5), create_sequence([1], seed=7, top_k=3)]
@@ -83,7 +83,7 @@ def test_the_engines_seed_decides_unseeded_draws() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_logit_bias_is_that_of_transformers() -> None:
+def test_logit_bias_equals_that_of_transformers() -> None:
     logits = random_logits(VOCAB)
     bias = {3: 2.5, 10: -100.0, 59: 100.0}
     expected = SequenceBiasLogitsProcessor([[[t], b] for t, b in bias.items()])(torch.tensor([[1]]), logits[None])
@@ -113,7 +113,7 @@ def test_min_tokens_without_any_stop_token_bans_nothing() -> None:
 
 
 @pytest.mark.parametrize("output", [[], [4], [5], [4, 5], [5, 4], [3, 4, 5], [4, 5, 6]], ids=str)
-def test_bad_words_of_one_and_more_tokens_are_those_of_transformers(output: list[int]) -> None:
+def test_bad_words_of_one_and_more_tokens_equal_those_of_transformers(output: list[int]) -> None:
     logits = random_logits(VOCAB)
     words = [[9], [4, 5], [4, 5, 6], [5, 11]]
     ids = torch.tensor([output], dtype=torch.long)
@@ -123,12 +123,12 @@ def test_bad_words_of_one_and_more_tokens_are_those_of_transformers(output: list
     assert torch.equal(processed_logits(sequence, logits), expected[0])
 
 
-def test_a_bad_word_that_began_in_the_prompt_is_no_match() -> None:
+def test_a_bad_word_that_begins_in_the_prompt_does_not_match() -> None:
     logits = random_logits(VOCAB)
     assert torch.equal(processed_logits(create_sequence([1, 4], bad_words_ids=((4, 5),)), logits), logits)
 
 
-def test_bias_comes_before_penalties_and_bans_outlast_bias() -> None:
+def test_bias_is_applied_before_penalties_and_does_not_lift_bans() -> None:
     logits = torch.zeros(VOCAB)
     sequence = create_sequence(
         [1], [4], logit_bias={4: 3.0, 9: 50.0, EOS: 50.0}, repetition_penalty=2.0, bad_words_ids=((9,),), min_tokens=5
@@ -138,7 +138,7 @@ def test_bias_comes_before_penalties_and_bans_outlast_bias() -> None:
     assert processed[9] == processed[EOS] == float("-inf")
 
 
-def test_penalties_reach_the_greedy_choice() -> None:
+def test_penalties_affect_the_greedy_choice() -> None:
     logits = torch.zeros(1, VOCAB)
     logits[0, 4], logits[0, 5] = 2.0, 1.9
     sampler = create_sampler(vocab_size=VOCAB)
@@ -170,7 +170,7 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert [v for _, v in sampled.logprob.top] == pytest.approx(raw[order[:3]].tolist(), abs=1e-6)
 
 
-def test_logprobs_go_to_those_who_asked() -> None:
+def test_logprobs_are_reported_only_where_requested() -> None:
     logits = random_logits(3, VOCAB)
     sequences = [create_sequence([1], logprobs=n, temperature=0.0) for n in (None, 0, 4)]
     found = [s.logprob for s in create_sampler(vocab_size=VOCAB).sample(sequences, logits)]
@@ -179,7 +179,7 @@ def test_logprobs_go_to_those_who_asked() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
-def test_a_row_without_a_possible_token_fails_alone(temperature: float, broken: float) -> None:
+def test_a_row_without_a_possible_token_fails_only_its_request(temperature: float, broken: float) -> None:
     logits = random_logits(3, VOCAB)
     logits[1] = broken
     sequences = [create_sequence([1], temperature=temperature, seed=i, logprobs=1) for i in range(3)]
@@ -191,7 +191,7 @@ def test_a_row_without_a_possible_token_fails_alone(temperature: float, broken: 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_that_a_model_made_in_inference_mode_are_taken(dtype: torch.dtype) -> None:
+def test_logits_computed_in_inference_mode_are_accepted(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         logits = random_logits(1, VOCAB).to(dtype)
     [sampled] = create_sampler(vocab_size=VOCAB).sample([create_sequence([1], allowed_token_ids=(7,))], logits)

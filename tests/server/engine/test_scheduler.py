@@ -1,4 +1,4 @@
-"""What runs when: order of arrival, one step's budget, memory that runs out, requests that go away."""
+"""Scheduling: order of arrival, the budget of a step, preemption, aborted requests."""
 
 import pytest
 from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def test_a_step_computes_no_more_than_its_budget(llama: PreTrainedModel) -> None
     assert [step["0"] for step in engine.steps if "0" in step][:4] == [10, 10, 10, 5]
 
 
-def test_a_budget_below_the_number_of_requests_still_ends_all(
+def test_a_budget_below_the_number_of_requests_completes_all(
     plain_llama: PreTrainedModel, llama: PreTrainedModel
 ) -> None:
     prompts = random_prompts(9, 4, 18, 2)
@@ -45,7 +45,7 @@ def test_a_budget_below_the_number_of_requests_still_ends_all(
     assert engine.generate(prompts, max_tokens=5) == greedy_outputs(plain_llama, prompts, 5)
 
 
-def test_decodes_go_on_while_a_long_prompt_is_computed(llama: PreTrainedModel) -> None:
+def test_decodes_continue_while_a_long_prompt_is_computed(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, max_num_batched_tokens=20)
     short = [engine.add(f"short {i}", p, max_tokens=60) for i, p in enumerate(random_prompts(3, 4, 5))]
     engine.step()
@@ -59,7 +59,7 @@ def test_decodes_go_on_while_a_long_prompt_is_computed(llama: PreTrainedModel) -
     assert num_steps == -(-200 // 17)
 
 
-def test_a_prompt_that_would_be_split_beside_another_waits_its_turn(llama: PreTrainedModel) -> None:
+def test_a_prompt_is_not_split_beside_another_prompt(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, max_num_batched_tokens=20)
     for name, prompt in zip("abc", random_prompts(12, 10, 8), strict=True):
         engine.add(name, prompt, max_tokens=3)
@@ -67,7 +67,7 @@ def test_a_prompt_that_would_be_split_beside_another_waits_its_turn(llama: PreTr
     assert engine.steps[:2] == [{"a": 12}, {"a": 1, "b": 10, "c": 8}]
 
 
-def test_too_little_memory_preempts_the_youngest_and_changes_no_output(
+def test_lack_of_memory_preempts_the_youngest_and_changes_no_output(
     plain_llama: PreTrainedModel, llama: PreTrainedModel
 ) -> None:
     prompts = random_prompts(20, 21, 22, 23)
@@ -99,7 +99,7 @@ def test_a_preempted_request_resumes_before_later_arrivals(llama: PreTrainedMode
     assert resumed == ["old", "young", "late"]
 
 
-def test_prompt_logprobs_survive_a_preemption_amid_the_prompt(llama: PreTrainedModel) -> None:
+def test_prompt_logprobs_are_complete_after_a_preemption_within_the_prompt(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=2, max_model_len=120, kv_cache_tokens=120, max_num_batched_tokens=8)
     engine.add("old", random_prompts(10)[0], max_tokens=60)
     engine.step()
@@ -121,7 +121,7 @@ def test_a_request_that_needs_the_whole_cache_runs_alone(plain_llama: PreTrained
 
 
 @pytest.mark.parametrize("phase", ["waiting", "prefilling", "decoding", "preempted"])
-def test_an_aborted_request_gives_its_slot_and_memory_back_at_once(llama: PreTrainedModel, phase: str) -> None:
+def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama: PreTrainedModel, phase: str) -> None:
     engine = SmallEngine(llama, num_slots=2, max_model_len=100, kv_cache_tokens=120, max_num_batched_tokens=16)
     [old] = random_prompts(10)
     engine.add("old", old, max_tokens=80)
@@ -132,7 +132,7 @@ def test_an_aborted_request_gives_its_slot_and_memory_back_at_once(llama: PreTra
     _step_until(engine, "aborted", phase)
     held, tokens = engine.cache.num_held_tokens, list(request.token_ids)
     sequence = engine.scheduler._by_id["aborted"]
-    engine.core.abort(["aborted", "never heard of"])
+    engine.core.abort(["aborted", "unknown"])
     assert sequence.state is SequenceState.FINISHED
     assert len(engine.cache._free_slots) == (0 if phase == "waiting" else 1)
     assert held - engine.cache.num_held_tokens == (sequence.num_tokens if phase in ("prefilling", "decoding") else 0)
@@ -143,14 +143,14 @@ def test_an_aborted_request_gives_its_slot_and_memory_back_at_once(llama: PreTra
     engine.assert_nothing_leaked()
 
 
-def test_an_abort_after_the_end_is_nothing(llama: PreTrainedModel) -> None:
+def test_an_abort_after_the_end_has_no_effect(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama)
     engine.generate(random_prompts(5))
     engine.core.abort(["0"])
     engine.assert_nothing_leaked()
 
 
-def test_a_freed_slot_goes_to_the_next_in_the_same_step(llama: PreTrainedModel) -> None:
+def test_a_freed_slot_is_reused_in_the_same_step(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=1)
     engine.add("running", random_prompts(5)[0])
     engine.add("next", random_prompts(6)[0])

@@ -1,4 +1,4 @@
-"""Models that keep other state run one sequence at a time, and are as right as their own `generate`."""
+"""Models with other state run one sequence at a time and give the output of their own `generate`."""
 
 import logging
 
@@ -20,11 +20,11 @@ ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_output_of_interleaved_sequences_is_that_of_generate(architecture: str) -> None:
+def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     prompts = random_prompts(3, 17, 40, 2)
     expected = greedy_outputs(model, prompts, 24)
-    assert max(len(set(output)) for output in expected) > 4, "the model repeats itself: nothing would be tested"
+    assert max(len(set(output)) for output in expected) > 4, "a model that repeats itself proves nothing"
     runner = SequentialRunner(model)
     sequences = as_sequences(prompts)
     for step in range(100):
@@ -36,7 +36,7 @@ def test_greedy_output_of_interleaved_sequences_is_that_of_generate(architecture
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_probe_refuses_the_model_and_leaves_it_as_it_was(architecture: str) -> None:
+def test_probe_rejects_the_model_and_does_not_change_it(architecture: str) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     before, implementation = _forward(model), model.config._attn_implementation
     with pytest.raises(UnsupportedAttentionError):
@@ -45,7 +45,7 @@ def test_probe_refuses_the_model_and_leaves_it_as_it_was(architecture: str) -> N
     assert torch.equal(_forward(model), before)
 
 
-def test_probe_restores_a_model_whose_attention_turns_out_unsuited() -> None:
+def test_probe_restores_a_model_with_unsupported_attention() -> None:
     model = build_model("llama", PACKED["llama"])
     model.model.layers[2].self_attn.layer_idx = 1
     before, implementation = _forward(model), model.config._attn_implementation
@@ -71,7 +71,7 @@ def test_a_preempted_sequence_is_computed_again_from_its_first_token() -> None:
     assert sequence.output_token_ids == expected
 
 
-def test_every_prompt_token_has_logits_where_prompt_logprobs_are_due() -> None:
+def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested() -> None:
     model = build_model("mamba", SEQUENTIAL["mamba"])
     [sequence] = as_sequences(random_prompts(17), prompt_logprobs=1)
     result = SequentialRunner(model).step([Chunk(sequence, 17)])
@@ -81,18 +81,18 @@ def test_every_prompt_token_has_logits_where_prompt_logprobs_are_due() -> None:
     assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("architecture", "is_told"), [("mamba", False), ("rwkv", True), ("recurrent_gemma", True)])
-def test_a_model_without_a_cache_to_continue_from_is_told_in_the_log(
-    architecture: str, is_told: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("architecture", "is_logged"), [("mamba", False), ("rwkv", True), ("recurrent_gemma", True)])
+def test_a_model_without_a_usable_cache_is_logged(
+    architecture: str, is_logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = build_model(architecture, SEQUENTIAL[architecture])
     with caplog.at_level(logging.WARNING, logger="server.engine.sequential_runner"):
         SequentialRunner(model)
     expected = [f"{type(model).__name__} is computed from the first token in every step"]
-    assert [r.getMessage() for r in caplog.records] == (expected if is_told else [])
+    assert [r.getMessage() for r in caplog.records] == (expected if is_logged else [])
 
 
-def test_ended_sequences_leave_no_state_behind() -> None:
+def test_release_drops_the_sequences_model_cache() -> None:
     runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
     sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
     cache = CacheManager(num_slots=1, max_tokens=100)

@@ -1,4 +1,4 @@
-"""A prompt's tensors reach the engine in pieces, between other messages, and once for all who share them."""
+"""A prompt's tensors reach the engine in pieces, between other messages, once for all its requests."""
 
 import asyncio
 import socket
@@ -24,7 +24,7 @@ def tensor(num_bytes: int, start: int = 0) -> TensorData:
 
 
 class FakeEngine:
-    """Answers every request with one token; keeps what it was told, and with which inputs."""
+    """Answers every request with one token; keeps received messages and inputs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
@@ -38,11 +38,11 @@ class FakeEngine:
     def _run(self) -> None:
         try:
             while True:
-                self._take(self._decoder.decode(self._channel.receive()))
+                self._handle(self._decoder.decode(self._channel.receive()))
         except ChannelClosedError:
             self._channel.close()
 
-    def _take(self, message: ToEngine) -> None:
+    def _handle(self, message: ToEngine) -> None:
         self.messages.append(message)
         if isinstance(message, Upload | Piece | DropUpload):
             self.uploads.handle(message)
@@ -69,7 +69,7 @@ async def end(client: EngineClient, engine: FakeEngine) -> None:
 
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both take little at once, whatever this machine's sockets do: who sends much has to wait."""
+    """A socket pair with small send buffers, so that large sends have to wait on any machine."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         for side in (ours, theirs):
@@ -81,7 +81,7 @@ async def tokens_of(client: EngineClient, request_id: str, inputs: PromptInputs 
     return [t async for o in client.generate(request_id, [0, 0], PARAMS, inputs) for t in o.token_ids]
 
 
-async def test_tensors_arrive_as_they_were(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
     await client.start()
     inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5, 3), "none": tensor(0), "grid": tensor(24)})
@@ -108,7 +108,7 @@ async def test_choices_share_one_upload(sockets: tuple[socket.socket, socket.soc
     assert engine.inputs["other"].embeds == other.embeds
 
 
-async def test_other_requests_and_the_loop_go_on_during_an_upload(
+async def test_other_requests_and_the_event_loop_continue_during_an_upload(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
@@ -127,10 +127,10 @@ async def test_other_requests_and_the_loop_go_on_during_an_upload(
     assert num_small > 4
     kinds = engine.kinds()
     first, last = kinds.index("Piece"), len(kinds) - kinds[::-1].index("Piece")
-    assert kinds[first:last].count("Generate") > 2, "the pieces come one behind the other"
+    assert kinds[first:last].count("Generate") > 2, "other requests are sent between the pieces"
 
 
-async def test_a_cancelled_request_leaves_nothing_behind(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_a_cancelled_requests_upload_is_dropped(sockets: tuple[socket.socket, socket.socket]) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
     await client.start()
     inputs = PromptInputs(embeds=tensor(3_000_000))
@@ -148,7 +148,9 @@ async def test_a_cancelled_request_leaves_nothing_behind(sockets: tuple[socket.s
     assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone"]]
 
 
-async def test_one_of_several_may_leave_while_the_others_wait(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_an_upload_continues_if_one_of_its_requests_is_cancelled(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
     await client.start()
     inputs = PromptInputs(embeds=tensor(3_000_000))
@@ -162,7 +164,7 @@ async def test_one_of_several_may_leave_while_the_others_wait(sockets: tuple[soc
     assert engine.inputs["second"].embeds == inputs.embeds
 
 
-async def test_an_engine_that_dies_during_an_upload_is_told_as_ever(
+async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
     client = EngineClient(sockets[0])

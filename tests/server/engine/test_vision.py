@@ -1,4 +1,4 @@
-"""Models that see images: greedy outputs equal to transformers' own, alone and among others, whole and in chunks."""
+"""Vision models give the greedy outputs of transformers, alone and in batches, whole and in chunks."""
 
 import asyncio
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ _NUM_TOKENS = 12
 
 
 @dataclass
-class Seeing:
-    """A model of one family, twice: the engine's and the plain one."""
+class VisionCase:
+    """A model of one family, its renderer and the plain model as a reference."""
 
     renderer: VisionRenderer
     path: Path
@@ -47,10 +47,10 @@ class Seeing:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seeing:
+def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
     path = save_vlm(tmp_path_factory.mktemp("vlm"), request.param)
     renderer = VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
-    return Seeing(renderer, path, load_reference(path))
+    return VisionCase(renderer, path, load_reference(path))
 
 
 def _part(width: int, height: int, seed: int) -> dict[str, Any]:
@@ -69,29 +69,29 @@ def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) 
     )
 
 
-def test_what_is_said_depends_on_the_image(seeing: Seeing) -> None:
-    a, b = (seeing.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
+def test_the_output_depends_on_the_image(vision: VisionCase) -> None:
+    a, b = (vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
     assert a.token_ids == b.token_ids
-    assert seeing.expected(a) != seeing.expected(b)
+    assert vision.expected(a) != vision.expected(b)
 
 
-def test_one_image_is_answered_as_by_transformers(seeing: Seeing) -> None:
-    engine, prompt = seeing.engine(), seeing.prompt("Look: ", (60, 60, 1), " What is it?")
+def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
+    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
     completion = _add(engine, "a", prompt)
     engine.run()
-    assert completion.token_ids == seeing.expected(prompt)
+    assert completion.token_ids == vision.expected(prompt)
     assert engine.runner.name == "packed"
     engine.assert_nothing_leaked()
 
 
-def test_images_and_texts_share_batches(seeing: Seeing) -> None:
-    engine = seeing.engine()
+def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None:
+    engine = vision.engine()
     prompts = [
-        seeing.prompt("Look: ", (60, 60, 1)),
-        seeing.prompt("Hello"),
-        seeing.prompt((100, 60, 2), " and ", (80, 120, 3), "?"),
-        seeing.prompt("A somewhat longer text without any image at all."),
-        seeing.prompt((30, 200, 4), "x", (200, 30, 5)),
+        vision.prompt("Look: ", (60, 60, 1)),
+        vision.prompt("Hello"),
+        vision.prompt((100, 60, 2), " and ", (80, 120, 3), "?"),
+        vision.prompt("A somewhat longer text without any image at all."),
+        vision.prompt((30, 200, 4), "x", (200, 30, 5)),
     ]
     completions = []
     for i, prompt in enumerate(prompts):
@@ -100,49 +100,49 @@ def test_images_and_texts_share_batches(seeing: Seeing) -> None:
     engine.run()
     assert max(len(step) for step in engine.steps) == len(prompts)
     for prompt, completion in zip(prompts, completions, strict=True):
-        assert completion.token_ids == seeing.expected(prompt)
+        assert completion.token_ids == vision.expected(prompt)
     engine.assert_nothing_leaked()
 
 
-def test_a_prompt_with_images_may_be_computed_in_chunks(seeing: Seeing) -> None:
-    engine = seeing.engine(max_num_batched_tokens=16)
-    prompts = [seeing.prompt("Look: ", (100, 60, 1), "?"), seeing.prompt("Hello there"), seeing.prompt((80, 80, 2))]
+def test_a_prompt_with_images_may_be_computed_in_chunks(vision: VisionCase) -> None:
+    engine = vision.engine(max_num_batched_tokens=16)
+    prompts = [vision.prompt("Look: ", (100, 60, 1), "?"), vision.prompt("Hello there"), vision.prompt((80, 80, 2))]
     completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
     engine.run()
     assert max(sum(step.values()) for step in engine.steps) <= 16
     for prompt, completion in zip(prompts, completions, strict=True):
-        assert completion.token_ids == seeing.expected(prompt)
+        assert completion.token_ids == vision.expected(prompt)
 
 
-def test_a_preempted_sequence_still_has_its_images(seeing: Seeing) -> None:
-    prompts = [seeing.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
+def test_a_preempted_sequence_keeps_its_images(vision: VisionCase) -> None:
+    prompts = [vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
     room = sum(len(prompt.token_ids) for prompt in prompts) + 10
-    engine = seeing.engine(kv_cache_tokens=room, max_model_len=room)
+    engine = vision.engine(kv_cache_tokens=room, max_model_len=room)
     completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
     engine.run()
     assert engine.stats.num_preemptions > 0
     for prompt, completion in zip(prompts, completions, strict=True):
-        assert completion.token_ids == seeing.expected(prompt)
+        assert completion.token_ids == vision.expected(prompt)
 
 
-def test_another_image_is_not_found_in_the_prefix_cache(seeing: Seeing) -> None:
-    engine = seeing.engine(prefix_tokens=2000)
-    prompts = [seeing.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
+def test_another_image_does_not_match_the_prefix_cache(vision: VisionCase) -> None:
+    engine = vision.engine(prefix_tokens=2000)
+    prompts = [vision.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
     for i, prompt in enumerate(prompts):
         completion = _add(engine, str(i), prompt)
         engine.run()
-        assert completion.token_ids == seeing.expected(prompt)
+        assert completion.token_ids == vision.expected(prompt)
 
 
-def test_the_choices_of_one_prompt_look_once(seeing: Seeing, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, prompt = seeing.engine(prefix_tokens=2000), seeing.prompt("Look: ", (60, 60, 1))
-    looks = 0
+def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
+    num_encoded = 0
     encode = engine.core._features._encode_images
     assert encode is not None
 
     def count(*args: Any) -> Any:
-        nonlocal looks
-        looks += 1
+        nonlocal num_encoded
+        num_encoded += 1
         return encode(*args)
 
     monkeypatch.setattr(engine.core._features, "_encode_images", count)
@@ -151,22 +151,22 @@ def test_the_choices_of_one_prompt_look_once(seeing: Seeing, monkeypatch: pytest
         engine.add(str(i), prompt.token_ids, inputs, max_tokens=_NUM_TOKENS, ignore_eos=True) for i in range(3)
     ]
     engine.run()
-    assert looks == 1
-    assert [c.token_ids for c in completions] == [seeing.expected(prompt)] * 3
+    assert num_encoded == 1
+    assert [c.token_ids for c in completions] == [vision.expected(prompt)] * 3
 
 
-def test_log_probabilities_of_a_prompt_with_images_can_be_told(seeing: Seeing) -> None:
-    engine, prompt = seeing.engine(), seeing.prompt("Look: ", (60, 60, 1), " What?")
+def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
+    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
     completion = _add(engine, "a", prompt, prompt_logprobs=1)
     engine.run()
     assert completion.prompt_logprobs is not None
     assert len(completion.prompt_logprobs) == len(prompt.token_ids)
-    assert completion.token_ids == seeing.expected(prompt)
+    assert completion.token_ids == vision.expected(prompt)
 
 
-def test_tensors_that_do_not_fit_are_refused_and_harm_nobody(seeing: Seeing) -> None:
-    engine = seeing.engine()
-    good, other = seeing.prompt("Look: ", (60, 60, 1)), seeing.prompt((60, 60, 1), (60, 60, 2))
+def test_tensors_that_do_not_fit_fail_only_their_request(vision: VisionCase) -> None:
+    engine = vision.engine()
+    good, other = vision.prompt("Look: ", (60, 60, 1)), vision.prompt((60, 60, 1), (60, 60, 2))
     kept = _add(engine, "good", good)
     engine.step()
     wrong = engine.add("wrong", other.token_ids, _inputs(good))
@@ -174,24 +174,24 @@ def test_tensors_that_do_not_fit_are_refused_and_harm_nobody(seeing: Seeing) -> 
     engine.run()
     assert (wrong.finish_reason, nonsense.finish_reason) == ("error", "error")
     assert "do not fit" in str(wrong.error)
-    assert kept.token_ids == seeing.expected(good)
+    assert kept.token_ids == vision.expected(good)
     engine.assert_nothing_leaked()
 
 
-def test_a_request_can_be_aborted_before_anybody_looked(seeing: Seeing) -> None:
-    engine = seeing.engine()
-    _add(engine, "a", seeing.prompt((60, 60, 1)))
+def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCase) -> None:
+    engine = vision.engine()
+    _add(engine, "a", vision.prompt((60, 60, 1)))
     assert (engine.stats.num_waiting, engine.core.has_work) == (1, True)
     engine.core.abort(["a"])
     assert (engine.stats.num_waiting, engine.core.has_work) == (0, False)
 
 
-def test_half_precision_sees_about_the_same(seeing: Seeing) -> None:
-    inputs = _inputs(prompt := seeing.prompt("Look: ", (60, 60, 1), "?"))
+def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
+    inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
     assert inputs is not None
     features = []
     for dtype in ("float32", "bfloat16"):
-        model = load_model(seeing.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
+        model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
         features.append(VisionEncoder(model).encode(prompt.token_ids, inputs.mm or {}))
     exact, half = (f.embeds.float() for f in features)
     assert features[1].embeds.dtype == torch.bfloat16
@@ -202,18 +202,18 @@ def test_half_precision_sees_about_the_same(seeing: Seeing) -> None:
     assert len(completion.token_ids) == _NUM_TOKENS
 
 
-def test_only_the_language_model_attends_in_the_engines_way(seeing: Seeing) -> None:
-    model = load_model(seeing.path, EngineConfig(dtype="float32"))
+def test_only_the_language_model_uses_packed_attention(vision: VisionCase) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
     SmallEngine(model)
     assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
     assert language_model(model).config._attn_implementation == "vllm_cli_packed"
 
 
-def test_a_language_model_that_is_given_more_than_embeddings_is_refused(
-    seeing: Seeing, monkeypatch: pytest.MonkeyPatch
+def test_a_language_model_with_further_arguments_is_rejected(
+    vision: VisionCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(seeing.path, EngineConfig(dtype="float32"))
-    encoder, prompt = VisionEncoder(model), seeing.prompt((60, 60, 1))
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
     run = encoder._run
     monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
     inputs = _inputs(prompt)
@@ -222,12 +222,12 @@ def test_a_language_model_that_is_given_more_than_embeddings_is_refused(
         encoder.encode(prompt.token_ids, inputs.mm or {})
 
 
-def test_a_model_of_text_takes_no_images(llama: PreTrainedModel) -> None:
+def test_a_text_model_rejects_images(llama: PreTrainedModel) -> None:
     assert image_encoder(llama) is None
     engine = SmallEngine(llama)
-    refused = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))
+    rejected = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))
     engine.run()
-    assert (refused.finish_reason, refused.error) == ("error", "this model takes no images")
+    assert (rejected.finish_reason, rejected.error) == ("error", "this model takes no images")
 
 
 def _floats(n: int) -> TensorData:

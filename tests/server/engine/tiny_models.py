@@ -1,4 +1,4 @@
-"""Random-weight models of a few kilobytes in the real formats, one per architecture that is claimed."""
+"""Models with random weights, a few kilobytes each, in the real formats; one per supported architecture."""
 
 from pathlib import Path
 
@@ -68,7 +68,7 @@ PACKED: dict[str, dict[str, object]] = {
         "first_k_dense_replace": 1,
     },
 }
-"""Architectures that one forward pass serves in a batch."""
+"""Architectures of the packed runner."""
 
 SEQUENTIAL: dict[str, dict[str, object]] = {
     "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
@@ -91,13 +91,13 @@ SEQUENTIAL: dict[str, dict[str, object]] = {
     "recurrent_gemma": {**_GEMMA, "lru_width": 64, "attention_window_size": 24},
     "rwkv": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
 }
-"""Architectures that keep other state or attend in their own way."""
+"""Architectures of the sequential runner: with other state or their own attention."""
 
 
 def build_model(
     model_type: str, options: dict[str, object], *, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A model whose every weight matters: its greedy output varies and a wrong key shows in the logits."""
+    """A model whose weights all matter: greedy outputs vary, and a wrong key changes the logits."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**(_COMMON | options)), dtype=torch.float32)
     with torch.no_grad():
@@ -113,13 +113,13 @@ def save_model(path: Path, model_type: str, options: dict[str, object]) -> Path:
 
 
 def random_prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
-    """Token ids without the special ones, one prompt per length."""
+    """Prompts of these lengths, without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in lengths]
 
 
 def greedy_outputs(model: PreTrainedModel, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """What the model's own `generate` continues each prompt with, one prompt at a time, end of sequence ignored."""
+    """The output of the model's `generate` for each prompt alone, ignoring the end of sequence."""
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([prompt], device=model.device)

@@ -1,4 +1,4 @@
-"""Random-weight models to pool, of a few kilobytes, in the real formats: encoders, decoders and classifiers."""
+"""Pooling models with random weights, a few kilobytes each, in the real formats."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def save_pooler(folder: Path, model_type: str, head: str = "embed", **options: A
 
 
 def save_wordpiece(folder: Path) -> None:
-    """BERT's kind of tokenizer: words in lower case, [CLS] text [SEP] pair [SEP]."""
+    """Saves a tokenizer like BERT's: words in lower case, [CLS] text [SEP] pair [SEP]."""
     vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -110,7 +110,7 @@ def save_wordpiece(folder: Path) -> None:
 def save_sentence_files(
     folder: Path, *, mode: str = "mean", normalizes: bool = True, dense: bool = False, max_seq_length: int = 32
 ) -> None:
-    """What sentence-transformers writes beside a model; the linear layer makes 8 numbers of 32."""
+    """Saves the files of sentence-transformers beside a model; the linear layer maps 32 numbers to 8."""
     kinds = ["Transformer", "Pooling", *(["Dense"] if dense else []), *(["Normalize"] if normalizes else [])]
     modules = [
         {"idx": index, "name": str(index), "path": "" if not index else f"{index}_{kind}",
@@ -138,7 +138,7 @@ def save_sentence_files(
 
 
 def save_colbert(folder: Path) -> tuple[PreTrainedModel, torch.Tensor]:
-    """A BERT with ColBERT's linear layer in the same file; returns both."""
+    """Saves a BERT with ColBERT's linear layer in the same file; returns both."""
     model = save_pooler(folder, "bert")
     torch.manual_seed(2)
     linear = torch.randn(8, 32)

@@ -1,7 +1,7 @@
-"""Random-weight models that see images, in the real formats, a few megabytes each.
+"""Vision models with random weights, in the real formats, a few megabytes each.
 
-`python tests/server/engine/tiny_vlm.py OUT [--family qwen2_vl] [--image-size 512]` builds one for benchmarks: the image
-processor works at the size of a real one, the language model is small and takes 4096 tokens.
+`python tests/server/engine/tiny_vlm.py OUT [--family qwen2_vl] [--image-size 512]` builds one for benchmarks:
+its images have a real model's size, the language model is small and takes 4096 tokens.
 """
 
 import argparse
@@ -46,36 +46,36 @@ _INTERNVL_TOKENS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one kind are put together."""
+    """How to build the models of one family."""
 
     tokens: list[str]
-    """Special tokens of its own."""
+    """The family's special tokens."""
     image_text: str
-    """What its chat template writes for an image."""
+    """The chat template's text for an image."""
     build: Callable[["Parts"], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
-    """config.json's fields, preprocessor_config.json, processor_config.json."""
+    """Returns the contents of config.json, preprocessor_config.json and processor_config.json."""
     bos_token: str | None = None
-    """What its tokenizer puts before every text."""
+    """The token that the tokenizer puts before every text."""
     named_tokens: dict[str, str] = field(default_factory=dict)
-    """Attributes of its tokenizer that its processor asks for."""
+    """Tokens that the processor reads from the tokenizer, by attribute."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What the configurations are made of."""
+    """The common parts of the configurations."""
 
     token_id: Callable[[str], int]
     text: dict[str, Any]
     image_size: int
     vision: dict[str, Any]
     patch_size: int = 14
-    """Of LLaVA's, Idefics3's and SmolVLM's images."""
+    """Used by LLaVA, Idefics3 and SmolVLM."""
 
 
 def save_vlm(
     path: Path, family: str, *, image_size: int = 56, width: int = 64, patch_size: int = 14, seed: int = 0
 ) -> Path:
-    """A model of the family, its tokenizer and its processor, as a checkpoint from the hub has them."""
+    """Saves a model of the family with tokenizer and processor, as in a checkpoint from the hub."""
     kind = FAMILIES[family]
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer(kind)
@@ -102,13 +102,13 @@ def load_reference(path: Path) -> PreTrainedModel:
 
 
 def image(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
-    """Coloured noise over a gradient: no two seeds look alike to a model."""
+    """Coloured noise, different for each seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
-    """The image as a file."""
+    """The image as a file's bytes."""
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
@@ -344,7 +344,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def _build_model(family: str, config: dict[str, Any], seed: int) -> PreTrainedModel:
-    """Every weight matters: another image gives another answer."""
+    """A model whose weights all affect the output, so that another image gives another output."""
     torch.manual_seed(seed)
     config = {"tie_word_embeddings": False, **config}
     model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[family](**config), dtype=torch.float32)

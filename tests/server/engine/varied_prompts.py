@@ -1,4 +1,4 @@
-"""Twenty prompts of many kinds: questions, code, other languages, lists, one word and several paragraphs."""
+"""Twenty different prompts: questions, code, several languages, lists, one word, several paragraphs."""
 
 CHATS = [
     "What is the capital of France?",

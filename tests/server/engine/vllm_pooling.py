@@ -1,4 +1,4 @@
-"""Run by vLLM's own interpreter: embeds texts, or scores the first against the others, and writes what it got."""
+"""Runs in vLLM's interpreter: embeds texts or scores the first against the others; writes the results."""
 
 import json
 import os

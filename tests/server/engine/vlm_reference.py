@@ -1,4 +1,4 @@
-"""Conversations with images, and what transformers' own `generate` answers to them."""
+"""Conversations with images, and the output of transformers' own `generate` for them."""
 
 import asyncio
 import base64
@@ -18,18 +18,18 @@ from tests.server.engine.tiny_vlm import as_bytes, image, load_reference
 
 
 def image_url(seed: int, width: int = 60, height: int = 60) -> str:
-    """An image of its own for each seed, as a `data:` URL."""
+    """A different image for each seed, as a `data:` URL."""
     return "data:image/png;base64," + base64.b64encode(as_bytes(image(width, height, seed=seed))).decode()
 
 
 def image_messages(*urls: str) -> list[Any]:
-    """One message of a text and the images."""
+    """One message with a text and the images."""
     parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
     return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
 
 
 def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
-    """The tokens with which the saved model answers the conversation."""
+    """The tokens that the saved model generates for the conversation."""
     renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
     prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
     assert prompt.inputs is not None
@@ -37,7 +37,7 @@ def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, devic
 
 
 def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: int) -> list[int]:
-    """So many tokens at temperature 0, whatever ends a sequence."""
+    """Generates `num_tokens` greedily, ignoring the end of sequence."""
     mm = prompt.inputs.mm or {} if prompt.inputs else {}
     ids = torch.tensor([prompt.token_ids], device=model.device)
     output = model.generate(
@@ -52,7 +52,7 @@ def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: 
 
 
 def writable(data: TensorData) -> TensorData:
-    """A copy that a tensor may be made of: the renderer's own bytes are read-only."""
+    """A writable copy for tensors; the renderer's bytes are read-only."""
     return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
 
 
