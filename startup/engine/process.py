@@ -29,8 +29,8 @@ from startup.processes.end_watch import EndWatch
 from startup.processes.new_program import (
     OWN_PACKAGES_MODULE,
     WITHOUT_WORKING_FOLDER,
-    with_own_packages_as_main,
     without_group_signals,
+    without_main_module,
 )
 from startup.processes.oom_watch import OomWatch
 from startup.timeline.process_age import process_start_ns
@@ -152,14 +152,16 @@ def start_engine(
     Called on the main thread, unless a forkserver forks: the process ends with the thread that started it.
     """
     ours, theirs = socket.socketpair()
-    is_fork = context.get_start_method() == "fork"
+    method = context.get_start_method()
+    is_fork = method == "fork"
     process = context.Process(  # type: ignore[attr-defined]
         target=_main,
         name="vllm-cli-engine",
         args=(theirs, files, config, logs, is_fork),
         daemon=True,
     )
-    with with_own_packages_as_main(), group_signals.blocked() if is_fork else without_group_signals():
+    main_module = OWN_PACKAGES_MODULE if method == "spawn" else None
+    with without_main_module(instead=main_module), group_signals.blocked() if is_fork else without_group_signals():
         process.start()
     theirs.close()
     return EngineProcess(process, ours)

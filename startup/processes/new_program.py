@@ -17,14 +17,16 @@ WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 
 
 @contextmanager
-def with_own_packages_as_main() -> Iterator[None]:
-    """While open, new programs run OWN_PACKAGES_MODULE as their main module instead of the script of this process.
+def without_main_module(*, instead: str | None = None) -> Iterator[None]:
+    """While open, multiprocessing's new processes do not run this process's script.
 
-    multiprocessing runs the main module before it unpickles anything (`multiprocessing.spawn.prepare`).
+    Args:
+        instead: a module that a spawned process imports before it unpickles anything (`multiprocessing.spawn.prepare`).
+            None for a process forked from a forkserver that has imported it already: `runpy` warns about a second run.
     """
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = ModuleSpec(OWN_PACKAGES_MODULE, None)
+    main["__spec__"] = ModuleSpec(instead, None) if instead else None
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ from typing import Any, Final
 from envs import foreign
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
-from startup.processes.new_program import with_own_packages_as_main
+from startup.processes.new_program import without_main_module
 from startup.vllm.child_state import ChildState
 from startup.vllm.journal import FORKSERVER, Journal
 from startup.vllm.serving_events import ChildPipes, report_serving
@@ -105,7 +105,7 @@ class _ForkedPopen(popen_forkserver.Popen):
     """Waits for the child by its pidfd; multiprocessing's pipe to the forkserver also closes when that exits."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
-        with with_own_packages_as_main(), _recorded(process_obj.name), group_signals.interrupting():
+        with without_main_module(), _recorded(process_obj.name), group_signals.interrupting():
             super()._launch(process_obj)  # type: ignore[misc]
         self._status_fd: int | None = None
         with suppress(OSError):  # an old kernel, or the child has exited: the pipe is used instead

@@ -11,8 +11,8 @@ from envs.registry import env
 from startup.processes.new_program import (
     OWN_PACKAGES_MODULE,
     WITHOUT_WORKING_FOLDER,
-    with_own_packages_as_main,
     without_group_signals,
+    without_main_module,
 )
 from startup.vllm.forkserver import redirect_spawn
 from startup.vllm.installed import InstalledVllm
@@ -40,7 +40,7 @@ def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mappin
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
-        with with_own_packages_as_main(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
+        with without_main_module(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
             forkserver.ensure_running()
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)

@@ -29,7 +29,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("visible", "is_expected"), [(None, True), ("0", True), ("GPU-1a2b", True), ("", False), ("-1", False)]
 )
-def test_gpu_is_expected_unless_it_is_hidden(
+def test_a_gpu_is_expected_unless_it_is_hidden(
     gpu: Path, visible: str | None, is_expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if visible is not None:
@@ -51,7 +51,7 @@ def test_no_gpu_is_expected_of_a_torch_without_cuda(gpu: Path, monkeypatch: pyte
     assert expects_gpu() is (torch.version.cuda is not None)
 
 
-def test_torch_is_told_to_ask_without_cuda_unless_the_user_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_detects_gpus_without_cuda_unless_the_user_has_set_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_NVML, raising=False)
     detect_gpus_without_cuda()
     assert os.environ[_NVML] == "1"
@@ -60,7 +60,7 @@ def test_torch_is_told_to_ask_without_cuda_unless_the_user_decides(monkeypatch: 
     assert os.environ[_NVML] == "0"
 
 
-def test_what_the_forkserver_imports_does_not_begin_cuda(tmp_path: Path) -> None:
+def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path: Path) -> None:
     import torch
 
     if torch.version.cuda is None:

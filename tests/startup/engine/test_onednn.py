@@ -47,14 +47,16 @@ def test_the_bounds_are_set_for_children() -> None:
 
 
 @pytest.mark.parametrize(("name", "expected"), [(ONEDNN, ("5", "128")), (FORMER, (None, "128")), (IDEEP, ("128", "5"))])
-def test_the_setting_of_the_user_wins(monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[str, str]) -> None:
+def test_the_users_setting_takes_precedence(
+    monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[str, str]
+) -> None:
     monkeypatch.setenv(name, "5")
     limit_kernel_caches()
     assert (os.environ.get(ONEDNN), os.environ.get(IDEEP)) == expected
 
 
 @pytest.mark.slow
-def test_ever_new_shapes_take_no_more_memory_once_the_bound_is_reached() -> None:
+def test_new_shapes_take_no_more_memory_once_the_bound_is_reached() -> None:
     """From the 300th shape to the 450th: more than are kept, fewer than would be by default."""
     import torch
 

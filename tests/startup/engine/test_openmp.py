@@ -15,7 +15,7 @@ def test_limit_is_set_for_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "5"), ("OMP_WAIT_POLICY", "passive")])
-def test_setting_of_the_user_wins(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_the_users_setting_takes_precedence(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.setenv(name, value)

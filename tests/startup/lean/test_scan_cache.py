@@ -54,7 +54,7 @@ def _kept(cache: Path) -> Path:
     return file
 
 
-def test_second_import_does_not_scan_and_knows_the_same(cache: Path) -> None:
+def test_the_second_import_uses_the_cache_and_gives_the_same(cache: Path) -> None:
     expected = (_import(cache, "plain")[0], True)
     assert not cache.exists()
     assert _import(cache) == expected
@@ -62,7 +62,7 @@ def test_second_import_does_not_scan_and_knows_the_same(cache: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_change_of_what_is_installed_or_a_broken_file_means_a_new_scan(cache: Path) -> None:
+def test_changed_packages_or_a_broken_file_cause_a_new_scan(cache: Path) -> None:
     known, _ = _import(cache)
     file = _kept(cache)
     content = json.loads(file.read_text())
@@ -74,6 +74,6 @@ def test_change_of_what_is_installed_or_a_broken_file_means_a_new_scan(cache: Pa
     assert _import(cache) == (known, False)
 
 
-def test_folder_that_cannot_be_written_costs_the_scan_alone(cache: Path) -> None:
+def test_a_read_only_folder_only_disables_the_cache(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     assert _import(cache) == (_import(cache, "plain")[0], True)

@@ -32,7 +32,7 @@ def _run(models: list[Path], *, lean: bool = True) -> list[object]:
 
 
 @pytest.mark.thorough
-def test_real_model_needs_none_of_it_for_its_tokens(model_path: Path) -> None:
+def test_the_real_model_generates_the_same_without_the_left_out_modules(model_path: Path) -> None:
     lean, loaded, is_real = _run([model_path])
     assert loaded == []
     assert is_real is True
@@ -40,7 +40,7 @@ def test_real_model_needs_none_of_it_for_its_tokens(model_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_every_architecture_gives_the_tokens_of_generate(tmp_path: Path) -> None:
+def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path) -> None:
     prompt = torch.tensor([list(range(5, 45))])
     models, expected = [], []
     for name, options in (PACKED | SEQUENTIAL).items():
@@ -60,7 +60,9 @@ def test_every_architecture_gives_the_tokens_of_generate(tmp_path: Path) -> None
     assert {name for name, same in equal.items() if not same} <= ends_early
 
 
-def test_module_that_a_stand_in_breaks_is_imported_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_a_stand_in_breaks_is_imported_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "left_out_module.py").write_text("VALUE = 1\n")
     (tmp_path / "picky_module.py").write_text("import left_out_module\nRESULT = left_out_module.VALUE + 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -81,7 +83,7 @@ def test_loaded_modules_are_not_replaced() -> None:
         stand_ins.remove()
 
 
-def test_stand_in_is_a_decorator_that_changes_nothing_and_nobodys_class() -> None:
+def test_a_stand_in_is_a_decorator_without_effect_and_a_class_without_instances() -> None:
     stand_ins = StandIns(("no_such_module",))
     stand_ins.install()
     try:
@@ -124,7 +126,7 @@ def test_plain_shapes_agree_with_torch_on_numbers() -> None:
         assert FUNCTIONS[name](*arguments) is getattr(real, name)(*arguments), (name, arguments)
 
 
-def test_symbolic_shapes_beyond_the_plain_ones_are_the_real_ones() -> None:
+def test_other_symbolic_shapes_are_the_real_ones() -> None:
     script = (
         "import torch, sys; from startup.lean.stand_ins import LEFT_OUT, StandIns; StandIns(LEFT_OUT).install();"
         "from torch.fx.experimental.symbolic_shapes import guard_or_false; assert 'sympy' not in sys.modules;"

@@ -43,7 +43,7 @@ def test_the_folder_is_in_vllms_cache(tmp_path: Path, monkeypatch: pytest.Monkey
     assert prepared_folder() == tmp_path / "vllm_cli" / "models" / "SmolLM2-135M-Instruct"
 
 
-def test_where_it_cannot_be_had_one_line_says_so_and_nothing_is_left(environment: dict[str, str]) -> None:
+def test_an_unavailable_model_is_one_line_and_leaves_no_files(environment: dict[str, str]) -> None:
     process = prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""})
     out, err = process.communicate(timeout=200)
     assert (process.returncode, out) == (1, "")

@@ -26,7 +26,7 @@ def _download(shown: list[str] | None = None) -> Path:
     return resolve_model(ModelConfig(model="org/model"), (shown if shown is not None else []).append).path
 
 
-def test_slow_download_shows_bytes_rate_and_time_left_and_logs_now_and_then(
+def test_a_slow_download_reports_bytes_rate_and_time_left(
     hub_server: Hub,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -43,7 +43,7 @@ def test_slow_download_shows_bytes_rate_and_time_left_and_logs_now_and_then(
     assert "downloaded 48.0 MiB of org/model in " in caplog.text
 
 
-def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:
+def test_an_interrupted_download_resumes(hub_server: Hub) -> None:
     hub_server.cuts = 1
     folder = _download()
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
@@ -51,7 +51,7 @@ def test_download_that_is_cut_off_goes_on_where_it_was(hub_server: Hub) -> None:
     assert 0 < resumed_at <= len(WEIGHTS) // 2
 
 
-def test_download_that_fails_is_one_line_and_the_next_start_takes_only_what_is_missing(
+def test_a_failed_download_is_one_line_and_the_next_start_downloads_only_the_rest(
     hub_server: Hub,
 ) -> None:
     hub_server.cuts = 1000

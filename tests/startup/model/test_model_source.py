@@ -45,7 +45,7 @@ def problem(model: str | Path, **settings: str) -> str:
     return message
 
 
-def test_the_real_model_is_taken_as_it_lies(model_path: Path) -> None:
+def test_the_real_models_folder_is_used_in_place(model_path: Path) -> None:
     files = resolve_model(ModelConfig(model=str(model_path)))
     assert files.path == files.tokenizer_path == model_path
 
@@ -55,7 +55,7 @@ def test_a_relative_folder_becomes_absolute(folder: Path, monkeypatch: pytest.Mo
     assert resolve_model(ModelConfig(model="model")).path == folder
 
 
-def test_the_tokenizer_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_in_another_folder(folder: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
@@ -64,7 +64,7 @@ def test_the_tokenizer_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert (files.path, files.tokenizer_path) == (folder, tokenizer)
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     assert (
         problem(tmp_path / "missing") == f"{tmp_path}/missing is neither a folder nor a model of the Hugging Face hub"
     )
@@ -88,12 +88,12 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         ({"model.safetensors.index.json": b"nothing"}, "{0}/model.safetensors.index.json is not JSON"),
     ],
 )
-def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path, changes: dict[str, bytes | None], expected: str) -> None:
+def test_the_fault_of_a_folder_is_reported(tmp_path: Path, changes: dict[str, bytes | None], expected: str) -> None:
     folder = write_model(tmp_path / "model", **changes)
     assert expected.format(folder) in problem(folder)
 
 
-def test_all_missing_shards_are_told_at_once(tmp_path: Path) -> None:
+def test_all_missing_shards_are_reported_at_once(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}
     changes = {"model.safetensors": None, "model-2.safetensors": b"x"}
     folder = write_model(tmp_path / "m", **changes, **{"model.safetensors.index.json": json.dumps(index).encode()})
@@ -121,13 +121,13 @@ def test_the_default_model_is_taken_from_the_cache(cache: Path, hub_server: Hub)
     assert hub_server.requests == []
 
 
-def test_the_prepared_default_model_comes_first(tmp_path: Path, cache: Path) -> None:
+def test_the_prepared_default_model_takes_precedence(tmp_path: Path, cache: Path) -> None:
     write_snapshot(cache, DEFAULT_MODEL_ID)
     prepared = write_model(tmp_path / "vllm" / "vllm_cli" / "models" / "SmolLM2-135M-Instruct")
     assert resolve_model(ModelConfig()).path == prepared
 
 
-def test_the_default_model_is_downloaded_where_the_hub_is_reached(hub_server: Hub, cache: Path) -> None:
+def test_the_default_model_is_downloaded_if_the_hub_is_reachable(hub_server: Hub, cache: Path) -> None:
     hub_server.models[DEFAULT_MODEL_ID] = dict(MODEL)
     path = resolve_model(ModelConfig()).path
     assert path.is_relative_to(cache)
@@ -147,7 +147,7 @@ def test_an_incomplete_snapshot_is_completed(hub_server: Hub, cache: Path) -> No
     assert (resolve_model(ModelConfig(model="org/model")).path / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_only_what_is_needed_is_downloaded(hub_server: Hub) -> None:
+def test_only_needed_files_are_downloaded(hub_server: Hub) -> None:
     extras = {"pytorch_model.bin": b"x", "onnx/model.onnx": b"x", "README.md": b"x", "original/params.json": b"x"}
     hub_server.models["org/model"] |= extras
     resolve_model(ModelConfig(model="org/model"))
@@ -166,37 +166,39 @@ def test_the_token_and_the_download_folder_are_used(hub_server: Hub, tmp_path: P
     assert hub_server.tokens == {"Bearer hf_secret"}
 
 
-def test_a_model_that_does_not_exist_is_told_with_the_fix(hub_server: Hub) -> None:
+def test_a_model_that_does_not_exist_is_reported_with_the_fix(hub_server: Hub) -> None:
     message = problem("org/nothing")
     assert message == (
         f"{hub_server.url}/org/nothing does not exist; if it is private, give a token by --hf-token or HF_TOKEN"
     )
 
 
-def test_a_revision_that_does_not_exist_is_told(hub_server: Hub) -> None:
+def test_a_revision_that_does_not_exist_is_reported(hub_server: Hub) -> None:
     assert problem("org/model", revision="v9") == f"{hub_server.url}/org/model has no revision 'v9'"
 
 
-def test_a_gated_model_is_told_with_the_fix(hub_server: Hub) -> None:
+def test_a_gated_model_is_reported_with_the_fix(hub_server: Hub) -> None:
     hub_server.gated.add("org/model")
     message = problem("org/model")
     assert message.startswith("org/model is gated: accept its terms at")
     assert "--hf-token or HF_TOKEN" in message
 
 
-def test_a_hub_model_without_weights_is_told(hub_server: Hub) -> None:
+def test_a_hub_model_without_weights_is_reported(hub_server: Hub) -> None:
     del hub_server.models["org/model"]["model.safetensors"]
     assert "has no weights" in problem("org/model")
 
 
 @pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_offline_asks_nobody(hub_server: Hub, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(
+    hub_server: Hub, cache: Path, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(variable, "1")
     assert problem("org/model") == f"org/model is not in {cache}, and HF_HUB_OFFLINE forbids the download"
     assert hub_server.requests == []
 
 
-def test_a_hub_that_refuses_connections_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     others, sleep = set(threading.enumerate()) - {threading.current_thread()}, time.sleep
     monkeypatch.setattr(time, "sleep", lambda s: sleep(s) if threading.current_thread() in others else pauses.append(s))
@@ -208,7 +210,7 @@ def test_a_hub_that_refuses_connections_is_not_asked_again_and_again(monkeypatch
     assert pauses == []
 
 
-def test_a_hub_that_never_answers_is_asked_once_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "cannot be reached" in problem("org/model")
@@ -219,7 +221,7 @@ def test_a_hub_that_never_answers_is_asked_once_and_given_up(monkeypatch: pytest
             silent.accept()
 
 
-def test_what_no_timeout_reaches_is_bounded_by_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_has_a_deadline_beyond_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_DEADLINE_S", 0.05)
     released = threading.Event()
     with pytest.raises(TimeoutError, match="no answer within 0.05 s"):
@@ -240,11 +242,11 @@ def test_what_no_timeout_reaches_is_bounded_by_a_deadline(monkeypatch: pytest.Mo
         (["tf_model.h5"], []),
     ],
 )
-def test_weights_are_taken_in_one_format(names: list[str], weights: list[str]) -> None:
+def test_weights_are_downloaded_in_one_format(names: list[str], weights: list[str]) -> None:
     assert wanted_files([*names, "config.json"], with_weights=True) == ["config.json", *weights]
 
 
-def test_what_follows_the_pooling_of_an_embedder_is_downloaded_too() -> None:
+def test_all_modules_of_an_embedder_are_downloaded() -> None:
     wanted = [
         "config.json",
         "modules.json",

@@ -12,7 +12,7 @@ def names(files: ModelFiles) -> list[str]:
     return [path.name for path in plan_files(files)]
 
 
-def test_tokenizer_comes_first_and_shards_in_load_order(tmp_path: Path) -> None:
+def test_the_tokenizer_comes_first_and_shards_in_load_order(tmp_path: Path) -> None:
     for name in ("model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "config.json", "notes.md"):
         (tmp_path / name).touch()
     (tmp_path / "words").mkdir()
@@ -25,19 +25,19 @@ def test_tokenizer_comes_first_and_shards_in_load_order(tmp_path: Path) -> None:
     ]
 
 
-def test_torch_files_are_read_where_there_are_no_safetensors(tmp_path: Path) -> None:
+def test_torch_files_are_read_without_safetensors(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").touch()
     assert names(ModelFiles(tmp_path, tmp_path)) == ["pytorch_model.bin"]
 
 
-def test_real_model_is_planned_once_each(model_path: Path) -> None:
+def test_each_file_of_the_real_model_is_planned_once(model_path: Path) -> None:
     planned = plan_files(ModelFiles(model_path, model_path))
     assert len(planned) == len(set(planned))
     assert planned[-1].name == "model.safetensors"
     assert model_path / "tokenizer.json" in planned
 
 
-def test_folder_that_is_gone_is_nothing_to_read(tmp_path: Path) -> None:
+def test_a_missing_folder_has_nothing_to_read(tmp_path: Path) -> None:
     assert plan_files(ModelFiles(tmp_path / "gone", tmp_path / "gone")) == ()
 
 

@@ -22,20 +22,20 @@ def survey(*, missing_mb: int, resident_mb: int = 0) -> Survey:
     return Survey(1, (missing_mb + resident_mb) * MB, resident_mb * MB, 0, blocks, ())
 
 
-def test_all_is_read_where_memory_suffices() -> None:
+def test_everything_is_read_if_memory_suffices() -> None:
     decision = decide(survey(missing_mb=500), job(memory_mb=1500))
     assert (decision.is_off, decision.reason) == (False, None)
     assert decision.survey.due_bytes == 500 * MB
 
 
-def test_pages_that_are_resident_already_take_room_too() -> None:
+def test_resident_pages_reduce_the_available_memory() -> None:
     decision = decide(survey(missing_mb=500, resident_mb=200), job(memory_mb=1500))
     assert decision.survey.due_bytes == 300 * MB
     assert decision.survey.blocks[0].offset == 0
     assert "300 MB of 500 MB fit" in str(decision.reason)
 
 
-def test_auto_is_off_where_less_than_half_fits_and_on_reads_it() -> None:
+def test_auto_is_off_if_less_than_half_fits_and_on_reads_it() -> None:
     assert decide(survey(missing_mb=500), job(memory_mb=1200)).is_off
     decision = decide(survey(missing_mb=500), job(memory_mb=1200, is_forced=True))
     assert not decision.is_off
@@ -43,13 +43,13 @@ def test_auto_is_off_where_less_than_half_fits_and_on_reads_it() -> None:
 
 
 @pytest.mark.parametrize("is_forced", [False, True])
-def test_next_to_no_memory_is_off_in_every_mode(is_forced: bool) -> None:
+def test_too_little_memory_is_off_in_every_mode(is_forced: bool) -> None:
     decision = decide(survey(missing_mb=500), job(memory_mb=900, is_forced=is_forced))
     assert decision.is_off
     assert "0 MB of 500 MB fit" in str(decision.reason)
 
 
-def test_last_percent_is_read_only_when_it_is_wanted() -> None:
+def test_the_last_percent_is_read_only_with_mode_on() -> None:
     nearly_all = survey(missing_mb=10, resident_mb=9990)
     assert decide(nearly_all, job(memory_mb=20_000)).reason == "99.9% of the bytes are resident"
     assert not decide(nearly_all, job(memory_mb=20_000, is_forced=True)).is_off
@@ -60,11 +60,11 @@ def test_no_readable_file_is_off() -> None:
     assert decision.reason == "none of the files can be read"
 
 
-def test_memory_of_this_machine_is_asked_for_where_none_is_given() -> None:
+def test_this_machines_memory_is_the_default() -> None:
     assert not decide(survey(missing_mb=10), job(memory_mb=None)._replace(reserve_bytes=0)).is_off
 
 
-def test_job_survives_the_command_line() -> None:
+def test_a_job_is_read_from_its_argument_unchanged() -> None:
     sent = job(memory_mb=None)._replace(progress_interval_s=0.5)
     assert Job.from_argument(sent.to_argument()) == sent
 
@@ -76,6 +76,6 @@ def test_job_survives_the_command_line() -> None:
         ({"block_bytes": 1000}, "--prefetch-block-size must be between 64KiB and 1GiB, got 1000"),
     ],
 )
-def test_options_out_of_range_are_named(options: dict[str, int], named: str) -> None:
+def test_options_out_of_range_are_errors(options: dict[str, int], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         PrefetchOptions(**options)  # type: ignore[arg-type]

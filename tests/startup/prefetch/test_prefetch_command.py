@@ -40,7 +40,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @repeated_if_pages_are_lost
-def test_model_is_resident_afterwards_and_the_report_says_so(model: Path) -> None:
+def test_the_model_is_resident_after_the_command(model: Path) -> None:
     evict(model / "model.safetensors")
     result = run(str(model), "--threads", "2", "--block-size", "1MiB")
     assert result.returncode == 0
@@ -62,7 +62,7 @@ def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
     assert (again["state"], again["resident_share"]) == ("off", 1.0)
 
 
-def test_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
+def test_a_progress_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
     make_file("model.safetensors", 1 << 10, is_sparse=True)
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-c", RUN, str(model), "--threads", "1", "--block-size", "64KiB"]
@@ -75,7 +75,7 @@ def test_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
     assert "GB/s" in shown
 
 
-def test_heartbeat_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     class Handle:
         def progress(self) -> Iterator[PrefetchProgress]:
             yield PrefetchProgress(0, 4 * 10**9, 0.05)
@@ -96,7 +96,7 @@ def test_heartbeat_is_a_line_where_there_is_no_terminal(capsys: pytest.CaptureFi
         (["--threads", "0"], "0 is not in the range 1<=x<=64"),
     ],
 )
-def test_values_that_make_no_sense_are_usage_errors(words: list[str], said: str) -> None:
+def test_invalid_values_are_usage_errors(words: list[str], said: str) -> None:
     result = CliRunner().invoke(prefetch, words)
     assert result.exit_code == 2
     assert said in result.output
@@ -113,5 +113,5 @@ def test_values_that_make_no_sense_are_usage_errors(words: list[str], said: str)
         ("4096B", 4096),
     ],
 )
-def test_sizes_are_read_as_people_write_them(text: str, num_bytes: int) -> None:
+def test_sizes_are_accepted_with_units(text: str, num_bytes: int) -> None:
     assert ByteSize().convert(text, None, None) == num_bytes

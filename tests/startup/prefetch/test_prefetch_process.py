@@ -82,7 +82,7 @@ def test_cold_files_are_resident_afterwards(make_file: MakeFile) -> None:
 
 
 @repeated_if_pages_are_lost
-def test_only_what_is_missing_is_read(make_file: MakeFile) -> None:
+def test_only_missing_pages_are_read(make_file: MakeFile) -> None:
     path = make_file("f", 32)
     evict(path, 8 * MIB, 16 * MIB)
     expect_resident(path, 16 * MIB, least_share=1.0)
@@ -95,14 +95,14 @@ def test_only_what_is_missing_is_read(make_file: MakeFile) -> None:
 
 
 @repeated_if_pages_are_lost
-def test_files_that_are_resident_are_left_alone(make_file: MakeFile) -> None:
+def test_resident_files_are_not_read(make_file: MakeFile) -> None:
     path = make_file("f", 8)
     expect_resident(path, least_share=1.0)
     report = prefetch([path])
     assert (report.state, report.reason, report.read_bytes) == ("off", "all files are resident", 0)
 
 
-def test_phases_are_told_on_the_monotonic_clock(make_file: MakeFile) -> None:
+def test_phases_use_the_monotonic_clock(make_file: MakeFile) -> None:
     begin_ns = time.monotonic_ns()
     report = prefetch([make_file("f", 8, is_cold=True)])
     assert [name for name, _, _ in report.spans] == ["prefetch_start", "prefetch_survey", "prefetch_read"]
@@ -112,7 +112,7 @@ def test_phases_are_told_on_the_monotonic_clock(make_file: MakeFile) -> None:
     assert moments[-1] <= time.monotonic_ns()
 
 
-def test_no_more_is_read_than_memory_keeps(make_file: MakeFile) -> None:
+def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
     path = make_file("f", 120, is_cold=True)
     report = prefetch([path], mode="on", memory_bytes=(1024 + 80) * MIB, block_bytes=4 * MIB, num_threads=2)
     assert report.state == "done"
@@ -144,7 +144,7 @@ def test_files_in_memory_turn_it_off() -> None:
     assert (report.state, report.reason) == ("off", "the files are on a file system in memory")
 
 
-def test_pages_that_do_not_stay_stop_it() -> None:
+def test_evicted_pages_stop_the_prefetch() -> None:
     path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not path.exists():
         pytest.skip("there is no such file here; those of sysfs are never in the page cache")
@@ -165,7 +165,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
 
 
 @repeated_if_pages_are_lost
-def test_files_that_cannot_be_read_are_told_and_the_others_read(
+def test_unreadable_files_are_reported_and_the_others_read(
     make_file: MakeFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = make_file("good", 4, is_cold=True)
@@ -181,13 +181,13 @@ def test_files_that_cannot_be_read_are_told_and_the_others_read(
     assert "missing: No such file or directory" in caplog.text
 
 
-def test_folder_among_the_files_is_a_problem_and_no_crash(tmp_path: Path, make_file: MakeFile) -> None:
+def test_a_folder_among_the_files_is_a_problem(tmp_path: Path, make_file: MakeFile) -> None:
     report = prefetch([tmp_path, make_file("f", 1, is_cold=True)])
     assert report.state == "done"
     assert len(report.problems) == 1
 
 
-def test_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_path: Path) -> None:
+def test_file_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_path: Path) -> None:
     path = make_file("plain", 1)
     odd = tmp_path / os.fsdecode(b"a b\n\xff\xc3\xa9")
     path.rename(odd)
@@ -195,13 +195,13 @@ def test_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_path: P
     odd.unlink()
 
 
-def test_switched_off_starts_no_process(tmp_path: Path) -> None:
+def test_mode_off_starts_no_process(tmp_path: Path) -> None:
     with Prefetch.start([tmp_path], PrefetchOptions(mode="off")) as handle:
         assert handle.pid is None
         assert handle.result() == PrefetchReport("off", "it is switched off")
 
 
-def test_result_that_is_not_there_yet_is_none_and_close_stops_the_process(make_file: MakeFile) -> None:
+def test_a_pending_result_is_none_and_close_stops_the_process(make_file: MakeFile) -> None:
     handle = slow_prefetch(make_file)
     assert handle.pid is not None
     pid = handle.pid
@@ -230,7 +230,7 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
 
 
 @pytest.mark.parametrize("behaviour", ["is alone", "forks"])
-def test_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: str) -> None:
+def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: str) -> None:
     """Also while a forked process still holds the pipe open."""
     path = make_file("slow", SLOW_MIB, is_sparse=True)
     command = [sys.executable, "-c", PARENT, str(path), behaviour]
@@ -248,7 +248,7 @@ def test_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: s
             os.kill(pids["fork"], signal.SIGKILL)
 
 
-def test_signals_to_the_group_are_left_to_the_launcher_from_the_first_moment_on(make_file: MakeFile) -> None:
+def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile) -> None:
     path = make_file("f", 512, is_sparse=True)
     options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
     with Prefetch.start([path], options) as handle:
@@ -265,7 +265,7 @@ def test_signals_to_the_group_are_left_to_the_launcher_from_the_first_moment_on(
     assert report.state == "done"
 
 
-def test_killed_helper_is_a_warning_and_no_more(make_file: MakeFile, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_helper_is_only_a_warning(make_file: MakeFile, caplog: pytest.LogCaptureFixture) -> None:
     with slow_prefetch(make_file) as handle, caplog.at_level(logging.WARNING):
         assert handle.pid
         os.kill(handle.pid, signal.SIGKILL)
@@ -274,7 +274,7 @@ def test_killed_helper_is_a_warning_and_no_more(make_file: MakeFile, caplog: pyt
     assert "no prefetch: the helper process ended without a report" in caplog.text
 
 
-def test_interpreter_that_cannot_be_started_is_a_warning_and_no_more(
+def test_an_interpreter_that_cannot_be_started_is_only_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
@@ -285,7 +285,7 @@ def test_interpreter_that_cannot_be_started_is_a_warning_and_no_more(
     assert "no prefetch: the helper process cannot be started" in caplog.text
 
 
-def test_descriptors_of_the_launcher_are_given_back(make_file: MakeFile) -> None:
+def test_the_launchers_descriptors_are_closed(make_file: MakeFile) -> None:
     before = open_descriptors()
     prefetch([make_file("f", 1, is_cold=True)])
     assert open_descriptors() <= before
@@ -299,7 +299,7 @@ def open_descriptors() -> set[tuple[str, str]]:
     return found
 
 
-def test_helper_loads_little_and_nothing_of_others() -> None:
+def test_the_helper_imports_little_and_no_third_party_module() -> None:
     code = (
         "import json, sys; sys.path.append(sys.argv[1]); import startup.prefetch.worker;"
         "print(json.dumps({m.__name__: str(getattr(m, '__file__', '')) for m in sys.modules.values()}))"

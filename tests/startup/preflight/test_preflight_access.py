@@ -30,7 +30,7 @@ def tls(preflight: Preflight, pair: Certificate, **given: Any) -> list[str]:
     return findings(preflight, "tls", **{"ssl_certfile": pair.certificate, "ssl_keyfile": pair.key} | given)
 
 
-def test_a_good_certificate_is_told_with_its_last_day(preflight: Preflight, pair: Certificate) -> None:
+def test_a_valid_certificate_is_reported_with_its_last_day(preflight: Preflight, pair: Certificate) -> None:
     [finding] = tls(preflight, pair)
     assert finding.startswith(f"info: --ssl-certfile {pair.certificate} is valid until 20")
 
@@ -43,14 +43,14 @@ def test_certificate_and_key_may_be_in_one_file(preflight: Preflight, pair: Cert
     assert "is valid until" in tls(preflight, pair, ssl_certfile=both, ssl_keyfile=None)[0]
 
 
-def test_a_key_of_another_certificate_is_told(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_an_error(preflight: Preflight, pair: Certificate, tmp_path: Path) -> None:
     other = make_certificate(tmp_path, "other")
     [finding] = tls(preflight, pair, ssl_keyfile=other.key)
     assert finding.startswith(f"error: --ssl-keyfile {other.key} is not the key of --ssl-certfile {pair.certificate}")
 
 
 @pytest.mark.parametrize("traditional", [True, False])
-def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(
+def test_an_encrypted_key_is_an_error_without_a_password_prompt(
     preflight: Preflight, tmp_path: Path, traditional: bool
 ) -> None:
     pair = make_certificate(tmp_path, "secret")
@@ -60,16 +60,14 @@ def test_an_encrypted_key_is_told_and_nobody_is_asked_for_its_password(
     assert "openssl pkey" in finding
 
 
-def test_a_certificate_that_has_run_out_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
+def test_an_expired_certificate_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
     pair = make_expired(tmp_path)
     assert tls(preflight, pair) == [
         f"warning: clients will reject --ssl-certfile {pair.certificate}: certificate has expired"
     ]
 
 
-def test_a_certificate_that_will_soon_run_out_is_a_warning_where_nobody_renews_it(
-    preflight: Preflight, tmp_path: Path
-) -> None:
+def test_a_certificate_that_expires_soon_is_a_warning_without_refresh(preflight: Preflight, tmp_path: Path) -> None:
     pair = make_certificate(tmp_path, "soon", days=1)
     assert "--enable-ssl-refresh" in tls(preflight, pair)[0]
     assert tls(preflight, pair, enable_ssl_refresh=True)[0].startswith("info")
@@ -83,7 +81,7 @@ def test_a_certificate_for_clients_is_a_warning(preflight: Preflight, tmp_path: 
 
 
 @pytest.mark.parametrize("content", [b"", b"\x30\x82 binary", b"-----BEGIN CERTIFICATE-----\nbroken\n"])
-def test_a_file_that_holds_no_certificate_is_told(
+def test_a_file_without_a_certificate_is_an_error(
     preflight: Preflight, pair: Certificate, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -93,7 +91,7 @@ def test_a_file_that_holds_no_certificate_is_told(
     assert finding.startswith(f"error: --ssl-ca-certs {tmp_path / 'file'}")
 
 
-def test_a_cipher_that_nobody_knows_is_told(preflight: Preflight, pair: Certificate) -> None:
+def test_an_unknown_cipher_is_an_error(preflight: Preflight, pair: Certificate) -> None:
     [finding] = tls(preflight, pair, ssl_ciphers="ROT13")
     assert finding == "error: --ssl-ciphers 'ROT13' names no cipher that OpenSSL supports"
 
@@ -107,7 +105,7 @@ def test_a_cipher_that_nobody_knows_is_told(preflight: Preflight, pair: Certific
         ({"enable_ssl_refresh": True}, "--enable-ssl-refresh"),
     ],
 )
-def test_tls_settings_without_a_certificate_do_not_become_plain_http(
+def test_tls_settings_without_a_certificate_are_errors(
     preflight: Preflight, pair: Certificate, given: dict[str, Any], named: str
 ) -> None:
     given = {name: getattr(pair, value) if value in pair._fields else value for name, value in given.items()}
@@ -116,14 +114,14 @@ def test_tls_settings_without_a_certificate_do_not_become_plain_http(
     assert "needs a certificate" in finding
 
 
-def test_certificates_of_clients_that_nobody_asks_for_are_a_warning(preflight: Preflight, pair: Certificate) -> None:
+def test_client_certificates_that_are_not_requested_are_a_warning(preflight: Preflight, pair: Certificate) -> None:
     told = tls(preflight, pair, ssl_ca_certs=pair.certificate)
     assert [finding for finding in told if finding.startswith("warning")] == [
         "warning: --ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)"
     ]
 
 
-def test_a_key_that_everybody_may_read_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
+def test_a_key_that_every_user_can_read_is_a_warning(preflight: Preflight, tmp_path: Path) -> None:
     pair = make_certificate(tmp_path, "open")
     pair.key.chmod(0o644)
     assert any(finding.startswith(f"warning: --ssl-keyfile {pair.key}") for finding in tls(preflight, pair))
@@ -135,7 +133,7 @@ def test_a_key_that_everybody_may_read_is_a_warning(preflight: Preflight, tmp_pa
     assert findings(preflight, "api_keys", api_key_file=keys) == []
 
 
-def test_a_file_without_a_key_is_told(preflight: Preflight, tmp_path: Path) -> None:
+def test_a_key_file_without_a_key_is_an_error(preflight: Preflight, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     [finding] = findings(preflight, "api_keys", api_key_file=keys)
     assert finding == f"error: --api-key-file {keys} cannot be read: No such file or directory"

@@ -57,13 +57,13 @@ needs_bound_sockets = pytest.mark.skipif(
 )
 
 
-def test_free_port_is_no_finding_and_stays_free(preflight: Preflight) -> None:
+def test_a_free_port_is_no_finding_and_stays_free(preflight: Preflight) -> None:
     port = free_port()
     for _ in range(2):
         assert not [f for f in preflight("/nowhere", port=port, host="127.0.0.1").findings if f.check == "port"]
 
 
-def test_port_of_a_listening_process_is_told_with_pid_and_command(preflight: Preflight) -> None:
+def test_a_port_in_use_is_reported_with_pid_and_command(preflight: Preflight) -> None:
     with holder("tcp", "-", "reuse", "listening") as (pid, port):
         message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
@@ -71,7 +71,7 @@ def test_port_of_a_listening_process_is_told_with_pid_and_command(preflight: Pre
 
 
 @needs_bound_sockets
-def test_port_that_is_bound_without_listening_is_told_with_pid(preflight: Preflight) -> None:
+def test_a_port_that_is_bound_without_listening_is_reported_with_pid(preflight: Preflight) -> None:
     with holder("tcp", "-", "no-reuse", "silent") as (pid, port):
         message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert f"pid {pid} (" in message
@@ -79,7 +79,7 @@ def test_port_that_is_bound_without_listening_is_told_with_pid(preflight: Prefli
 
 
 @needs_bound_sockets
-def test_server_that_is_still_starting_on_the_port_is_a_warning(preflight: Preflight) -> None:
+def test_a_server_that_still_starts_on_the_port_is_a_warning(preflight: Preflight) -> None:
     with holder("tcp", "-", "reuse", "silent") as (pid, port):
         message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port", "warning")
     assert f"bound by pid {pid}" in message
@@ -88,7 +88,7 @@ def test_server_that_is_still_starting_on_the_port_is_a_warning(preflight: Prefl
 
 @needs_bound_sockets
 @needs_ipv6
-def test_kernel_tells_bound_sockets_of_both_families() -> None:
+def test_the_kernel_reports_bound_sockets_of_both_families() -> None:
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", free_port()))  # whoever is given one by the kernel might have it in the other family
         assert bound_socket_inodes(probe.getsockname()[1]) == {os.fstat(probe.fileno()).st_ino}
@@ -102,30 +102,30 @@ def test_secrets_in_the_command_line_of_the_holder_are_masked(preflight: Preflig
     assert "--max-model-len" in message or "…" in message
 
 
-def test_port_that_the_launcher_holds_itself_is_not_checked(preflight: Preflight) -> None:
+def test_the_launchers_own_port_is_not_checked(preflight: Preflight) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         port = ours.getsockname()[1]
         report = preflight("/nowhere", port=port, host="127.0.0.1", is_listening=True)
     assert not [f for f in report.findings if f.check == "port"]
 
 
-def test_port_that_only_this_process_holds_is_in_use_all_the_same(preflight: Preflight) -> None:
+def test_a_port_that_only_this_process_holds_is_in_use(preflight: Preflight) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         message = told(preflight("/nowhere", port=ours.getsockname()[1], host="127.0.0.1"), "port")
     assert "is in use by" in message
 
 
-def test_host_that_is_not_ours_is_told(preflight: Preflight) -> None:
+def test_a_host_of_another_machine_is_an_error(preflight: Preflight) -> None:
     assert "192.0.2.1" in told(preflight("/nowhere", port=4711, host="192.0.2.1"), "port")
 
 
-def test_free_socket_path_is_no_finding_and_nothing_is_made(tmp_path: Path, preflight: Preflight) -> None:
+def test_a_free_socket_path_is_no_finding_and_is_not_created(tmp_path: Path, preflight: Preflight) -> None:
     assert not [f for f in preflight("/nowhere", uds=str(tmp_path / "s")).findings if f.check == "uds"]
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("state", ["listening", "silent"])
-def test_unix_socket_of_a_process_is_told_with_pid(tmp_path: Path, preflight: Preflight, state: str) -> None:
+def test_a_unix_socket_in_use_is_reported_with_pid(tmp_path: Path, preflight: Preflight, state: str) -> None:
     path = tmp_path / "s"
     with holder("unix", path, "-", state) as (pid, _):
         message = told(preflight("/nowhere", uds=str(path)), "uds")
@@ -143,20 +143,20 @@ def test_unix_socket_with_a_full_queue_is_in_use(tmp_path: Path, preflight: Pref
         assert "is in use" in told(preflight("/nowhere", uds=str(path)), "uds")
 
 
-def test_unix_socket_that_was_left_behind_is_only_mentioned(tmp_path: Path, preflight: Preflight) -> None:
+def test_a_unix_socket_that_was_left_behind_is_information(tmp_path: Path, preflight: Preflight) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))
     assert "left behind" in told(preflight("/nowhere", uds=str(path)), "uds", "info")
 
 
-def test_socket_paths_that_cannot_be_used_are_told(tmp_path: Path, preflight: Preflight) -> None:
+def test_unusable_socket_paths_are_errors(tmp_path: Path, preflight: Preflight) -> None:
     (tmp_path / "file").touch()
     assert "is not a socket" in told(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
     assert "there is no folder" in told(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
     assert "at most 107 are possible" in told(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
 
 
-def test_missing_tls_files_are_all_told(tmp_path: Path, preflight: Preflight) -> None:
+def test_all_missing_tls_files_are_reported(tmp_path: Path, preflight: Preflight) -> None:
     report = preflight("/nowhere", ssl_keyfile=str(tmp_path / "key"), ssl_certfile=str(tmp_path / "cert"))
     assert [f.message.split()[0] for f in report.errors if f.check == "tls"] == ["--ssl-keyfile", "--ssl-certfile"]

@@ -17,7 +17,7 @@ def told(report: PreflightReport) -> list[str]:
     return [f.message for f in report.errors if f.check == "chat_template"]
 
 
-def test_broken_template_of_the_model_is_told_with_line_and_way_out(folder, preflight: Preflight) -> None:
+def test_a_broken_template_of_the_model_is_reported_with_line_and_fix(folder, preflight: Preflight) -> None:
     (folder.path / "chat_template.jinja").write_text(BROKEN)
     (message,) = told(preflight(folder.path))
     assert "chat_template.jinja is not a Jinja template" in message
@@ -25,17 +25,17 @@ def test_broken_template_of_the_model_is_told_with_line_and_way_out(folder, pref
     assert "give another one with --chat-template" in message
 
 
-def test_given_template_replaces_the_broken_one(folder, preflight: Preflight) -> None:
+def test_a_given_template_replaces_the_broken_one(folder, preflight: Preflight) -> None:
     (folder.path / "chat_template.jinja").write_text(BROKEN)
     assert told(preflight(folder.path, chat_template="{{ messages }}")) == []
     assert "--chat-template is not a Jinja template" in told(preflight(folder.path, chat_template=BROKEN))[0]
 
 
-def test_unknown_filter_is_told_as_it_would_fail_every_request(folder, preflight: Preflight) -> None:
+def test_an_unknown_filter_is_an_error(folder, preflight: Preflight) -> None:
     assert "No filter named 'shout'" in told(preflight(folder.path, chat_template="{{ messages | shout }}"))[0]
 
 
-def test_blocks_that_transformers_adds_are_known(folder, preflight: Preflight) -> None:
+def test_blocks_that_transformers_adds_are_accepted(folder, preflight: Preflight) -> None:
     assert told(preflight(folder.path, chat_template=GENERATION)) == []
 
 
@@ -47,7 +47,7 @@ def test_templates_within_the_tokenizers_json_are_checked(folder, preflight: Pre
     assert "tokenizer_config.json" in told(preflight(folder.path))[0]
 
 
-def test_all_broken_templates_are_told_at_once(folder, preflight: Preflight) -> None:
+def test_all_broken_templates_are_reported_at_once(folder, preflight: Preflight) -> None:
     (folder.path / "chat_template.jinja").write_text(BROKEN)
     (folder.path / "additional_chat_templates").mkdir()
     (folder.path / "additional_chat_templates" / "tools.jinja").write_text("{{ x")

@@ -34,7 +34,7 @@ def read_header(path: Path) -> dict[str, dict[str, object]]:
     return header
 
 
-def test_whole_folder_has_no_findings(folder, preflight: Preflight) -> None:
+def test_a_complete_folder_has_no_findings(folder, preflight: Preflight) -> None:
     assert preflight(folder.path).findings == ()
 
 
@@ -42,7 +42,7 @@ def test_real_model_has_no_findings(model_path: Path, preflight: Preflight) -> N
     assert preflight(model_path).findings == ()
 
 
-def test_truncated_shard_is_told_with_both_sizes(folder, preflight: Preflight) -> None:
+def test_a_truncated_shard_is_reported_with_both_sizes(folder, preflight: Preflight) -> None:
     size = folder.shards[1].stat().st_size
     with folder.shards[1].open("r+b") as file:
         file.truncate(size - 100)
@@ -51,7 +51,7 @@ def test_truncated_shard_is_told_with_both_sizes(folder, preflight: Preflight) -
     assert f"calls for {size} bytes, the file has {size - 100}" in message
 
 
-def test_shard_that_is_too_long_is_told_with_both_sizes(folder, preflight: Preflight) -> None:
+def test_a_shard_that_is_too_long_is_reported_with_both_sizes(folder, preflight: Preflight) -> None:
     size = folder.shards[0].stat().st_size
     with folder.shards[0].open("ab") as file:
         file.write(b"more")
@@ -70,12 +70,12 @@ def test_empty_shard_is_truncated(folder, preflight: Preflight) -> None:
     assert "0 bytes are too few" in messages(preflight(folder.path), "weights")[0]
 
 
-def test_file_that_is_no_safetensors_is_not_taken_for_a_huge_header(folder, preflight: Preflight) -> None:
+def test_a_file_of_another_format_is_not_read_as_a_huge_header(folder, preflight: Preflight) -> None:
     folder.shards[0].write_bytes(b"<html>not found</html>")
     assert "is not a safetensors file" in messages(preflight(folder.path), "weights")[0]
 
 
-def test_header_that_is_no_json_is_corrupt(folder, preflight: Preflight) -> None:
+def test_a_header_that_is_not_json_is_corrupt(folder, preflight: Preflight) -> None:
     raw = bytearray(folder.shards[0].read_bytes())
     raw[8] = ord("]")
     folder.shards[0].write_bytes(raw)
@@ -89,7 +89,7 @@ def test_tensor_whose_shape_does_not_fit_its_bytes_is_named(folder, preflight: P
     assert "'layer0.a' of 320 BF16 elements in 512 bytes" in messages(preflight(folder.path), "weights")[0]
 
 
-def test_tensors_with_a_hole_between_them_are_told(folder, preflight: Preflight) -> None:
+def test_a_gap_between_tensors_is_reported(folder, preflight: Preflight) -> None:
     header = read_header(folder.shards[0])
     header["layer0.b"]["data_offsets"] = [516, 580]
     rewrite_header(folder.shards[0], header)
@@ -106,12 +106,12 @@ def test_tensors_with_a_hole_between_them_are_told(folder, preflight: Preflight)
         "x",
     ],
 )
-def test_tensor_entry_that_makes_no_sense_is_a_corrupt_header(folder, preflight: Preflight, entry: object) -> None:
+def test_an_invalid_tensor_entry_is_a_corrupt_header(folder, preflight: Preflight, entry: object) -> None:
     rewrite_header(folder.shards[0], {"layer0.a": entry})
     assert "has a corrupt header: tensor 'layer0.a'" in messages(preflight(folder.path), "weights")[0]
 
 
-def test_all_missing_shards_are_told_at_once(folder, preflight: Preflight) -> None:
+def test_all_missing_shards_are_reported_at_once(folder, preflight: Preflight) -> None:
     folder.shards[0].unlink()
     folder.shards[2].unlink()
     (message,) = messages(preflight(folder.path), "shards")
@@ -131,18 +131,18 @@ def test_complete_shards_still_need_their_index(folder, preflight: Preflight) ->
     assert "3 shards but no index" in messages(preflight(folder.path), "index")[0]
 
 
-def test_index_of_another_download_is_told(folder, preflight: Preflight) -> None:
+def test_an_index_of_another_download_is_reported(folder, preflight: Preflight) -> None:
     folder.write_index({"layer0.a": folder.shards[1].name, "layer1.a": folder.shards[1].name})
     (message,) = messages(preflight(folder.path), "index")
     assert f"lists 1 tensors that {folder.shards[1].name} does not have (layer0.a)" in message
 
 
-def test_index_without_a_weight_map_is_told(folder, preflight: Preflight) -> None:
+def test_an_index_without_a_weight_map_is_reported(folder, preflight: Preflight) -> None:
     folder.index.write_text("{}")
     assert "has no weight_map" in messages(preflight(folder.path), "index")[0]
 
 
-def test_lfs_pointer_is_told_with_the_size_of_the_real_file(folder, preflight: Preflight) -> None:
+def test_an_lfs_pointer_is_reported_with_the_size_of_the_real_file(folder, preflight: Preflight) -> None:
     folder.shards[0].write_bytes(POINTER)
     report = preflight(folder.path)
     (message,) = messages(report, "lfs")
@@ -151,59 +151,59 @@ def test_lfs_pointer_is_told_with_the_size_of_the_real_file(folder, preflight: P
     assert not messages(report, "weights")
 
 
-def test_tokenizer_that_is_an_lfs_pointer_is_told(folder, preflight: Preflight) -> None:
+def test_a_tokenizer_that_is_an_lfs_pointer_is_reported(folder, preflight: Preflight) -> None:
     (folder.path / "tokenizer.json").write_bytes(POINTER)
     assert "tokenizer.json is a Git LFS pointer" in messages(preflight(folder.path), "json")[0]
 
 
-def test_binary_tokenizer_that_is_an_lfs_pointer_is_told(folder, preflight: Preflight) -> None:
+def test_a_binary_tokenizer_that_is_an_lfs_pointer_is_reported(folder, preflight: Preflight) -> None:
     (folder.path / "tokenizer.model").write_bytes(POINTER)
     assert "tokenizer.model is a Git LFS pointer" in messages(preflight(folder.path), "lfs")[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_shard_that_may_not_be_read_is_told_with_the_reason(folder, preflight: Preflight) -> None:
+def test_an_unreadable_shard_is_reported_with_the_reason(folder, preflight: Preflight) -> None:
     folder.shards[0].chmod(0)
     (message,) = messages(preflight(folder.path), "weights")
     assert "cannot be read: Permission denied: give this user the right to read it" in message
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer.json", "tokenizer_config.json"])
-def test_broken_json_is_told_with_its_line(folder, preflight: Preflight, name: str) -> None:
+def test_broken_json_is_reported_with_its_line(folder, preflight: Preflight, name: str) -> None:
     (folder.path / name).write_text('{\n  "a": 1,\n  "b": }')
     (message,) = messages(preflight(folder.path), "json")
     assert f"{name} is not JSON" in message
     assert "line 3" in message
 
 
-def test_truncated_tokenizer_too_long_to_be_parsed_is_told(folder, preflight: Preflight) -> None:
+def test_a_truncated_tokenizer_too_long_to_be_parsed_is_reported(folder, preflight: Preflight) -> None:
     (folder.path / "tokenizer.json").write_bytes(b'{"model": "' + b"x" * 17_000_000)
     assert "tokenizer.json is truncated" in messages(preflight(folder.path), "json")[0]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "\xff\xfe", '{"model_type": '])
-def test_config_that_is_no_json_object_is_told(folder, preflight: Preflight, text: str) -> None:
+def test_a_config_that_is_not_a_json_object_is_reported(folder, preflight: Preflight, text: str) -> None:
     (folder.path / "config.json").write_text(text, encoding="latin-1")
     assert "config.json is not" in messages(preflight(folder.path), "config")[0]
 
 
-def test_config_without_a_kind_of_model_is_told(folder, preflight: Preflight) -> None:
+def test_a_config_without_a_model_type_is_reported(folder, preflight: Preflight) -> None:
     (folder.path / "config.json").write_text('{"hidden_size": 8}')
     assert "names neither model_type nor architectures" in messages(preflight(folder.path), "config")[0]
 
 
-def test_folder_without_config_weights_and_tokenizer_says_all_three(tmp_path: Path, preflight: Preflight) -> None:
+def test_an_empty_folder_lacks_config_weights_and_tokenizer(tmp_path: Path, preflight: Preflight) -> None:
     assert {finding.check for finding in preflight(tmp_path).errors} == {"config", "no_weights", "tokenizer"}
 
 
-def test_whole_torch_file_is_fine(folder, preflight: Preflight) -> None:
+def test_a_complete_torch_file_has_no_errors(folder, preflight: Preflight) -> None:
     remove_safetensors(folder)
     with zipfile.ZipFile(folder.path / "pytorch_model.bin", "w") as archive:
         archive.writestr("data.pkl", b"weights" * 1000)
     assert preflight(folder.path).errors == ()
 
 
-def test_real_torch_file_is_fine(folder, preflight: Preflight) -> None:
+def test_a_real_torch_file_has_no_errors(folder, preflight: Preflight) -> None:
     import torch
 
     remove_safetensors(folder)
@@ -212,7 +212,7 @@ def test_real_torch_file_is_fine(folder, preflight: Preflight) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 100, 5000])
-def test_truncated_torch_file_is_told(folder, preflight: Preflight, cut: int) -> None:
+def test_a_truncated_torch_file_is_reported(folder, preflight: Preflight, cut: int) -> None:
     remove_safetensors(folder)
     path = folder.path / "pytorch_model.bin"
     with zipfile.ZipFile(path, "w") as archive:
@@ -221,7 +221,7 @@ def test_truncated_torch_file_is_told(folder, preflight: Preflight, cut: int) ->
     assert "is truncated" in messages(preflight(folder.path), "weights")[0]
 
 
-def test_torch_file_that_is_something_else_is_told(folder, preflight: Preflight) -> None:
+def test_a_torch_file_of_another_format_is_reported(folder, preflight: Preflight) -> None:
     remove_safetensors(folder)
     (folder.path / "pytorch_model.bin").write_bytes(b"<html>")
     assert "is not a PyTorch checkpoint: it has 6 bytes" in messages(preflight(folder.path), "weights")[0]

@@ -15,7 +15,7 @@ def found(report: PreflightReport, severity: str) -> list[str]:
     return [f.message for f in report.findings if f.check == "environment" and f.severity == severity]
 
 
-def test_all_wrong_variables_are_told_at_once(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_wrong_variables_are_reported_at_once(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "forksever")
     monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "soon")
     method, keep_alive = sorted(found(preflight("/nowhere"), "error"), reverse=True)
@@ -24,18 +24,20 @@ def test_all_wrong_variables_are_told_at_once(preflight: Preflight, monkeypatch:
     assert "VLLM_HTTP_TIMEOUT_KEEP_ALIVE" in keep_alive
 
 
-def test_variable_that_other_checks_need_is_told_once(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_that_other_checks_need_is_reported_once(
+    preflight: Preflight, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "maybe")
     report = preflight("some/model")
     assert [f.check for f in report.findings] == ["environment"]
 
 
-def test_misspelt_variable_of_ours_is_a_warning(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_of_vllm_cli_is_a_warning(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
     assert "VCLI_NO_SUCH_THING" in found(preflight("/nowhere"), "warning")[0]
 
 
-def test_variable_that_only_vllm_reads_is_mentioned(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_only_vllm_reads_is_information(preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "FLASH_ATTN")
     (message,) = found(preflight("/nowhere"), "info")
     assert "VLLM_ATTENTION_BACKEND" in message
@@ -57,7 +59,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(
     assert "set VLLM_CACHE_ROOT" in message
 
 
-def test_a_user_without_a_home_has_a_cache_folder_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert env.XDG_CACHE_HOME.get() == Path("/.cache")

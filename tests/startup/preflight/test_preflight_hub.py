@@ -63,25 +63,25 @@ def hub_finding(report: PreflightReport) -> Finding:
     return finding
 
 
-def test_model_that_may_be_had_is_asked_for_once(hub: Hub, preflight: Preflight) -> None:
+def test_an_available_model_needs_one_request(hub: Hub, preflight: Preflight) -> None:
     finding = hub_finding(preflight("team/model", hf_token="secret"))
     assert finding.severity == "info"
     assert hub.requests == [("HEAD", "/team/model/resolve/main/config.json", "Bearer secret")]
 
 
-def test_token_that_was_kept_by_a_login_is_used(hub: Hub, preflight: Preflight, tmp_path: Path) -> None:
+def test_the_token_of_a_login_is_used(hub: Hub, preflight: Preflight, tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text("kept\n")
     preflight("team/model", revision="v1/x")
     assert hub.requests == [("HEAD", "/team/model/resolve/v1%2Fx/config.json", "Bearer kept")]
 
 
-def test_tokenizer_is_asked_for_by_its_own_name(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+def test_a_tokenizer_is_requested_by_its_own_name(hub: Hub, preflight: Preflight, model_path: Path) -> None:
     preflight(model_path, tokenizer="team/words")
     assert [path for _, path, _ in hub.requests] == ["/team/words/resolve/main/tokenizer_config.json"]
 
 
-def test_redirect_means_that_the_model_may_be_had_and_is_not_followed(hub: Hub, preflight: Preflight) -> None:
+def test_a_redirect_means_that_the_model_is_available_and_is_not_followed(hub: Hub, preflight: Preflight) -> None:
     hub.status = 307
     assert hub_finding(preflight("team/model", hf_token="secret")).severity == "info"
 
@@ -104,7 +104,7 @@ def test_redirect_means_that_the_model_may_be_had_and_is_not_followed(hub: Hub, 
         (503, "", None, "answers 503 for team/model: try again later"),
     ],
 )
-def test_refusal_is_explained_with_the_fix(
+def test_an_error_response_is_reported_with_the_fix(
     hub: Hub, preflight: Preflight, status: int, code: str, token: str | None, expected: str
 ) -> None:
     hub.status, hub.error_code = status, code
@@ -113,7 +113,7 @@ def test_refusal_is_explained_with_the_fix(
     assert expected.format(url=hub.url) in finding.message
 
 
-def test_slow_hub_is_a_warning_and_costs_no_more_than_the_timeout(hub: Hub, preflight: Preflight) -> None:
+def test_a_slow_hub_is_a_warning_after_the_timeout(hub: Hub, preflight: Preflight) -> None:
     hub.may_answer.clear()
     finding = hub_finding(preflight("team/model", hub_timeout_s=0.3))
     assert hub.num_answered == 0
@@ -121,7 +121,7 @@ def test_slow_hub_is_a_warning_and_costs_no_more_than_the_timeout(hub: Hub, pref
     assert "no answer within 0.3 s" in finding.message
 
 
-def test_hub_is_asked_for_everything_at_once_while_other_checks_run(
+def test_all_requests_to_the_hub_run_while_other_checks_run(
     hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub answers nobody before both requests are there and a later check runs."""
@@ -155,19 +155,21 @@ def test_unreachable_hub_is_a_warning_for_the_default_model(
     assert hub_finding(preflight(None)).severity == "warning"
 
 
-def test_local_folder_never_touches_the_network(hub: Hub, preflight: Preflight, model_path: Path) -> None:
+def test_a_local_folder_needs_no_network(hub: Hub, preflight: Preflight, model_path: Path) -> None:
     assert preflight(model_path).errors == ()
     assert hub.requests == []
 
 
-def test_offline_means_that_nobody_is_asked(hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_sends_no_request(hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (finding,) = preflight("team/model").errors
     assert "HF_HUB_OFFLINE forbids the download" in finding.message
     assert hub.requests == []
 
 
-def test_full_disk_is_told_by_what_is_still_to_come(hub: Hub, preflight: Preflight, tmp_path: Path, folder) -> None:
+def test_a_full_disk_is_reported_with_the_remaining_bytes(
+    hub: Hub, preflight: Preflight, tmp_path: Path, folder
+) -> None:
     repository = tmp_path / "hf" / "hub" / "models--team--model"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)

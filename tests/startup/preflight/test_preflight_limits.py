@@ -47,7 +47,7 @@ def test_few_open_files_are_a_warning_and_very_few_an_error(model_path: Path) ->
 
 
 @pytest.mark.parametrize(("limit", "check"), [("RLIMIT_AS", "address_space"), ("RLIMIT_DATA", "data_segment")])
-def test_small_address_space_is_told_with_what_is_needed(model_path: Path, limit: str, check: str) -> None:
+def test_a_small_address_space_is_reported_with_the_need(model_path: Path, limit: str, check: str) -> None:
     (finding,) = [f for f in findings_under(limit, 600 << 20, model_path) if f["check"] == check]
     assert finding["severity"] == "error"
     assert "allows 600.0 MiB" in finding["message"]
@@ -58,7 +58,7 @@ def test_unlimited_process_has_no_findings(model_path: Path) -> None:
     assert findings_under("RLIMIT_AS", resource.RLIM_INFINITY, model_path) == []
 
 
-def test_missing_shared_memory_is_told(tmp_path: Path, model_path: Path, preflight: Preflight) -> None:
+def test_missing_shared_memory_is_an_error(tmp_path: Path, model_path: Path, preflight: Preflight) -> None:
     (finding,) = preflight(model_path, shm=tmp_path / "shm").errors
     assert finding.check == "shm"
     assert "mount a tmpfs there" in finding.message

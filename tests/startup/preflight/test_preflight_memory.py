@@ -27,7 +27,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", ())
 
 
-def test_weights_that_do_not_fit_are_told_with_the_numbers(model_path: Path, preflight: Preflight) -> None:
+def test_weights_that_do_not_fit_are_reported_with_the_numbers(model_path: Path, preflight: Preflight) -> None:
     severity, message = told(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)), "memory")
     assert severity == "error"
     assert "256.6 MiB for the weights in bfloat16" in message
@@ -42,64 +42,64 @@ def test_container_limit_is_named_as_such(model_path: Path, preflight: Preflight
     assert "raise the container's memory limit" in message
 
 
-def test_float32_doubles_the_need_and_the_other_type_is_advised(model_path: Path, preflight: Preflight) -> None:
+def test_float32_doubles_the_need_and_bfloat16_is_advised(model_path: Path, preflight: Preflight) -> None:
     report = preflight(model_path, dtype="float32", memory=MemoryState(600 * MIB, 800 * MIB))
     _, message = told(report, "memory")
     assert "513.1 MiB for the weights in float32" in message
     assert "--dtype bfloat16" in message
 
 
-def test_length_that_the_user_fixed_and_memory_lacks_is_an_error(model_path: Path, preflight: Preflight) -> None:
+def test_a_configured_length_that_does_not_fit_is_an_error(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
     severity, message = told(preflight(model_path, max_model_len=4096, memory=memory), "memory")
     assert severity == "error"
     assert "lower --max-model-len to at most 1" in message
 
 
-def test_length_that_is_lowered_by_itself_is_a_warning(model_path: Path, preflight: Preflight) -> None:
+def test_a_default_length_that_does_not_fit_is_a_warning(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
     assert told(preflight(model_path, memory=memory), "memory")[0] == "warning"
 
 
-def test_memory_that_suffices_is_no_finding(model_path: Path, preflight: Preflight) -> None:
+def test_sufficient_memory_is_no_finding(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState((500 + 258) * MIB + 8192 * KV_BYTES, 1024 * MIB)
     assert preflight(model_path, memory=memory).findings == ()
 
 
-def test_with_a_gpu_the_machines_memory_is_no_matter(
+def test_with_a_gpu_the_machines_memory_is_not_checked(
     model_path: Path, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("startup.preflight.memory_fit.expects_gpu", lambda: True)
     assert preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)).findings == ()
 
 
-def test_length_beyond_the_models_own_is_told(model_path: Path, preflight: Preflight) -> None:
+def test_a_length_beyond_the_models_own_is_an_error(model_path: Path, preflight: Preflight) -> None:
     severity, message = told(preflight(model_path, max_model_len=100_000), "max_model_len")
     assert severity == "error"
     assert "--max-model-len 100000 is more than the model's own limit of 8192 tokens" in message
 
 
-def test_cache_too_small_for_one_sequence_is_told(model_path: Path, preflight: Preflight) -> None:
+def test_a_kv_cache_too_small_for_one_sequence_is_an_error(model_path: Path, preflight: Preflight) -> None:
     size = 100 * KV_BYTES
     _, message = told(preflight(model_path, max_model_len=2048, kv_cache_memory_bytes=size), "kv_cache")
     assert f"give {2048 * KV_BYTES} or more, or lower --max-model-len to 100" in message
 
 
-def test_cache_larger_than_memory_is_a_warning(model_path: Path, preflight: Preflight) -> None:
+def test_a_kv_cache_larger_than_memory_is_a_warning(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState(2048 * MIB, 4096 * MIB)
     severity, message = told(preflight(model_path, memory=memory, kv_cache_memory_bytes=8 << 30), "kv_cache")
     assert severity == "warning"
     assert "give less" in message
 
 
-def test_shape_of_a_model_of_several_kinds_of_input_is_found(folder, preflight: Preflight) -> None:
+def test_the_shape_of_a_multimodal_model_is_read(folder, preflight: Preflight) -> None:
     text = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 1 << 20}
     (folder.path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
     _, message = told(preflight(folder.path, memory=MemoryState(500 * MIB, 512 * MIB)), "memory")
     assert "512.0 MiB for the KV cache of one sequence of 1048576 tokens" in message
 
 
-def test_config_without_a_shape_leaves_the_weights_to_be_checked(folder, preflight: Preflight) -> None:
+def test_a_config_without_a_shape_checks_only_the_weights(folder, preflight: Preflight) -> None:
     (folder.path / "config.json").write_text('{"model_type": "unusual"}')
     _, message = told(preflight(folder.path, memory=MemoryState(400 * MIB, 512 * MIB)), "memory")
     assert "KV cache" not in message

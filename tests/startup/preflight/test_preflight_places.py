@@ -44,11 +44,11 @@ def snapshot(tmp_path: Path, folder, monkeypatch: pytest.MonkeyPatch) -> Snapsho
     return Snapshot(tmp_path / "hub", folder.path)
 
 
-def test_local_folder_goes_offline(model_path: Path, make_config: MakeConfig) -> None:
+def test_a_local_folder_needs_no_download(model_path: Path, make_config: MakeConfig) -> None:
     assert locate_files(make_config(model_path).model) == ModelFiles(model_path, model_path)
 
 
-def test_complete_snapshot_goes_offline_and_has_no_findings(
+def test_a_complete_snapshot_needs_no_download_and_has_no_findings(
     snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
 ) -> None:
     config = make_config("team/model")
@@ -57,12 +57,12 @@ def test_complete_snapshot_goes_offline_and_has_no_findings(
     assert preflight("team/model").findings == ()
 
 
-def test_snapshot_without_a_shard_stays_online(snapshot: Snapshot, make_config: MakeConfig) -> None:
+def test_a_snapshot_without_a_shard_needs_a_download(snapshot: Snapshot, make_config: MakeConfig) -> None:
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
     assert locate_files(make_config("team/model").model) is None
 
 
-def test_snapshot_whose_link_leads_nowhere_stays_online(
+def test_a_snapshot_with_a_dangling_link_needs_a_download(
     snapshot: Snapshot, make_config: MakeConfig, preflight: Preflight
 ) -> None:
     (snapshot.blobs / "blob-model-00002-of-00003.safetensors").unlink()
@@ -73,20 +73,18 @@ def test_snapshot_whose_link_leads_nowhere_stays_online(
     assert "1 unfinished files (2.0 KiB) of a download that was killed" in messages[1]
 
 
-def test_local_model_with_a_tokenizer_of_the_hub_stays_online(model_path: Path, make_config: MakeConfig) -> None:
+def test_a_local_model_with_a_tokenizer_of_the_hub_needs_a_download(model_path: Path, make_config: MakeConfig) -> None:
     assert locate_files(make_config(model_path, tokenizer="team/words").model) is None
 
 
-def test_broken_file_of_an_unfinished_snapshot_is_told_since_it_is_not_fetched_again(
-    snapshot: Snapshot, preflight: Preflight
-) -> None:
+def test_a_broken_file_of_an_incomplete_snapshot_is_an_error(snapshot: Snapshot, preflight: Preflight) -> None:
     (snapshot.folder / "model-00002-of-00003.safetensors").unlink()
     (snapshot.blobs / "blob-model-00001-of-00003.safetensors").write_bytes(b"cut")
     checks = [f.check for f in preflight("team/model").errors]
     assert checks == ["weights", "hub"]
 
 
-def test_unfinished_snapshot_that_may_not_be_completed_is_an_error(
+def test_an_incomplete_snapshot_is_an_error_in_offline_mode(
     snapshot: Snapshot, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -95,24 +93,24 @@ def test_unfinished_snapshot_that_may_not_be_completed_is_an_error(
     assert "is only in part in" in finding.message
 
 
-def test_leftover_of_a_download_that_was_completed_is_only_mentioned(snapshot: Snapshot, preflight: Preflight) -> None:
+def test_a_leftover_of_a_completed_download_is_information(snapshot: Snapshot, preflight: Preflight) -> None:
     (snapshot.blobs / "abc.incomplete").write_bytes(b"x")
     (finding,) = preflight("team/model").findings
     assert (finding.severity, finding.check) == ("info", "download")
 
 
-def test_misspelt_folder_is_told_with_a_guess(tmp_path: Path, preflight: Preflight) -> None:
+def test_a_misspelt_folder_is_reported_with_a_suggestion(tmp_path: Path, preflight: Preflight) -> None:
     (tmp_path / "Qwen3-0.6B").mkdir()
     (finding,) = preflight(tmp_path / "Qwen3-0.6b").errors
     assert "is neither a folder nor a name on the Hugging Face hub (did you mean 'Qwen3-0.6B'?)" in finding.message
 
 
-def test_file_in_the_place_of_a_folder_is_told(model_path: Path, preflight: Preflight) -> None:
+def test_a_file_instead_of_a_folder_is_an_error(model_path: Path, preflight: Preflight) -> None:
     (finding,) = preflight(model_path / "model.safetensors").errors
     assert "is a file: give the folder" in finding.message
 
 
-def test_folder_that_was_resolved_before_is_checked_as_it_is(folder, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_resolved_folder_is_checked(folder, make_config: MakeConfig, tmp_path: Path) -> None:
     folder.shards[0].unlink()
     words = tmp_path / "words"
     words.mkdir()

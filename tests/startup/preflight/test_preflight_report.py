@@ -73,9 +73,7 @@ def test_faults_of_every_kind_are_reported_at_once(
     }
 
 
-def test_preflight_of_the_real_model_reads_headers_and_small_files_alone(
-    model_path: Path, preflight: Preflight
-) -> None:
+def test_preflight_of_the_real_model_reads_only_headers_and_small_files(model_path: Path, preflight: Preflight) -> None:
     with counting_bytes_read() as read:
         assert preflight(model_path).errors == ()
     small = sum(path.stat().st_size for path in model_path.iterdir() if path.suffix != ".safetensors")
@@ -89,7 +87,7 @@ def test_preflight_of_a_local_model_imports_nothing_heavy(model_path: Path) -> N
     assert result.stdout.strip() == ""
 
 
-def test_json_tells_what_was_found_and_how_long_each_group_took(preflight: Preflight) -> None:
+def test_json_contains_findings_and_the_duration_of_each_group(preflight: Preflight) -> None:
     content = json.loads(preflight("/no/such/model").to_json())
     assert content["schema"] == 1
     assert content["ok"] is False
@@ -98,7 +96,7 @@ def test_json_tells_what_was_found_and_how_long_each_group_took(preflight: Prefl
     assert {"environment", "checkpoint", "memory"} <= {check["name"] for check in content["checks"]}
 
 
-def test_text_has_a_line_per_finding_errors_first_and_a_sum(
+def test_text_has_a_line_per_finding_errors_first_and_a_summary(
     preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VCLI_NO_SUCH_THING", "1")
@@ -107,9 +105,7 @@ def test_text_has_a_line_per_finding_errors_first_and_a_sum(
     assert re.fullmatch(r"Preflight: 1 error, 1 warning after \d+\.\d\d s", lines[-1])
 
 
-def test_check_that_fails_itself_does_not_end_the_start(
-    model_path: Path, make_config: Callable[..., StartupConfig]
-) -> None:
+def test_an_error_inside_a_check_is_a_warning(model_path: Path, make_config: Callable[..., StartupConfig]) -> None:
     options = PreflightOptions(shm=42.5, memory=ROOMY)  # type: ignore[arg-type]
     (finding,) = run_preflight(make_config(model_path), options=options).findings
     assert finding.severity == "warning"

@@ -17,11 +17,11 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
 
 
-def test_nothing_is_wrong_without_the_flag(nothing_installed) -> None:
+def test_without_the_flag_nothing_is_checked(nothing_installed) -> None:
     assert list(check_tracing(config())) == []
 
 
-def test_a_missing_library_is_told_with_the_command_that_installs_it(nothing_installed) -> None:
+def test_a_missing_library_is_reported_with_the_command_that_installs_it(nothing_installed) -> None:
     (finding,) = check_tracing(config(otlp_traces_endpoint="http://collector:4318/v1/traces"))
     assert finding.severity == "error"
     assert "--otlp-traces-endpoint http://collector:4318/v1/traces" in finding.message
@@ -38,6 +38,6 @@ def test_a_missing_library_is_told_with_the_command_that_installs_it(nothing_ins
         ),
     ],
 )
-def test_a_bad_address_or_protocol_is_named(options, complaint) -> None:
+def test_a_bad_address_or_protocol_is_an_error(options, complaint) -> None:
     (finding,) = check_tracing(config(**options))
     assert complaint in finding.message

@@ -22,7 +22,7 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         started.kill()
 
 
-def test_end_is_seen_before_and_after_somebody_has_waited_for_the_process(process: "subprocess.Popen[bytes]") -> None:
+def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process: "subprocess.Popen[bytes]") -> None:
     watch = EndWatch(process.pid)
     assert not watch.is_exiting()
     process.kill()
@@ -35,7 +35,7 @@ def test_end_is_seen_before_and_after_somebody_has_waited_for_the_process(proces
     watch.close()
 
 
-def test_stopped_process_has_not_ended(process: "subprocess.Popen[bytes]") -> None:
+def test_a_stopped_process_is_not_exiting(process: "subprocess.Popen[bytes]") -> None:
     watch = EndWatch(process.pid)
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
@@ -43,7 +43,7 @@ def test_stopped_process_has_not_ended(process: "subprocess.Popen[bytes]") -> No
     watch.close()
 
 
-def test_nothing_is_seen_of_a_process_that_is_not_there(process: "subprocess.Popen[bytes]") -> None:
+def test_a_process_that_was_reaped_before_is_not_watched(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
     watch = EndWatch(process.pid)

@@ -49,13 +49,13 @@ def _line(process: subprocess.Popen[str]) -> str:
         ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
     ],
 )
-def test_init_ends_as_the_program_does(code: str, expected: int) -> None:
+def test_init_exits_with_the_programs_code(code: str, expected: int) -> None:
     with _start(code) as process:
         assert process.wait(_SOON_S) == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_passed_on(number: signal.Signals) -> None:
+def test_signals_are_forwarded(number: signal.Signals) -> None:
     code = f"signal.signal({number:d}, lambda *_: sys.exit(7))\nprint('ready', flush=True)\n{_STAY}"
     with _start(code) as process:
         assert _line(process) == "ready"
@@ -63,14 +63,14 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
         assert process.wait(_SOON_S) == 7
 
 
-def test_signal_without_a_handler_ends_the_program() -> None:
+def test_a_signal_without_a_handler_ends_the_program() -> None:
     with _start("print('ready', flush=True)\nsignal.pause()") as process:
         assert _line(process) == "ready"
         process.send_signal(signal.SIGTERM)
         assert process.wait(_SOON_S) == 128 + signal.SIGTERM
 
 
-def test_orphans_are_collected() -> None:
+def test_orphans_are_reaped() -> None:
     code = (
         "if os.fork() == 0:\n"
         "    pid = os.fork()\n"
@@ -87,7 +87,7 @@ def test_orphans_are_collected() -> None:
         process.wait(_SOON_S)
 
 
-def test_what_a_service_manager_hands_to_the_first_process_is_the_programs() -> None:
+def test_the_service_managers_variables_for_process_1_refer_to_the_program() -> None:
     code = (
         "from envs.registry import env\n"
         "print(env.LISTEN_PID.get() == env.WATCHDOG_PID.get() == os.getpid() != os.getppid(), flush=True)"
@@ -102,7 +102,7 @@ def test_what_a_service_manager_hands_to_the_first_process_is_the_programs() -> 
         assert _line(other) == "7"
 
 
-def test_program_is_not_process_1_of_its_namespace() -> None:
+def test_the_program_is_not_process_1_of_its_namespace() -> None:
     launcher = own_processes()
     if launcher is None:
         pytest.skip("no namespaces of processes here")

@@ -22,12 +22,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_package_that_can_be_written_to_needs_nothing(package: Path) -> None:
+def test_a_writable_package_needs_no_cache_folder(package: Path) -> None:
     assert keep_bytecode(package) is None
     assert sys.pycache_prefix is None
 
 
-def test_package_that_cannot_be_written_to_has_them_in_the_cache_folder(
+def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
@@ -39,12 +39,12 @@ def test_package_that_cannot_be_written_to_has_them_in_the_cache_folder(
     assert keep_bytecode(package) is None
 
 
-def test_switch_against_compiled_modules_is_named(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_warning_names_pythondontwritebytecode(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert "PYTHONDONTWRITEBYTECODE" in (keep_bytecode(package) or "")
 
 
-def test_package_that_is_compiled_is_left_alone(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_package_needs_no_warning(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     py_compile.compile(str(package / "__init__.py"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     assert keep_bytecode(package) is None

@@ -22,5 +22,5 @@ from startup.vllm.child_state import parse_cpus
         ("false", set()),
     ],
 )
-def test_processors_of_an_openmp_variable(text: str, cpus: set[int]) -> None:
+def test_cpus_of_an_openmp_variable_are_parsed(text: str, cpus: set[int]) -> None:
     assert parse_cpus(text) == cpus

@@ -23,7 +23,7 @@ _FAILED = {"aot": "failed", "reason": "no finalize_loading"}
     ],
     ids=["hit", "saved", "failed", "else"],
 )
-def test_log_of_vllm_tells_what_became_of_the_cache(
+def test_outcome_of_the_cache_is_read_from_vllms_log(
     words: tuple[str, ...], outcome: dict[str, object] | None, tmp_path: Path
 ) -> None:
     vllm_logger = logging.getLogger("vllm.compilation.decorators")
@@ -37,7 +37,7 @@ def test_log_of_vllm_tells_what_became_of_the_cache(
     assert StartRecordings.read(tmp_path).compile_cache == expected
 
 
-def test_cache_that_failed_to_load_is_not_used_in_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_failed_to_load_is_disabled_in_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_SWITCH, raising=False)
     notice = disable_failed_cache(_FAILED)
     assert notice is not None
@@ -46,14 +46,14 @@ def test_cache_that_failed_to_load_is_not_used_in_the_next_start(monkeypatch: py
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
-def test_setting_of_the_users_own_stays(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_setting_stays(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(_SWITCH, value)
     assert disable_failed_cache(_FAILED) is None
     assert os.environ[_SWITCH] == value
 
 
 @pytest.mark.parametrize("outcome", [{}, {"aot": "hit"}, {"aot": "saved"}], ids=str)
-def test_cache_that_did_not_fail_is_left_alone(outcome: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_did_not_fail_stays_enabled(outcome: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_SWITCH, raising=False)
     assert disable_failed_cache(outcome) is None
     assert _SWITCH not in os.environ
@@ -69,9 +69,9 @@ def test_cache_that_did_not_fail_is_left_alone(outcome: dict[str, str], monkeypa
     ],
     ids=["hit", "saved", "failed", "inductor"],
 )
-def test_outcome_is_told_in_words(outcome: dict[str, object], words: str) -> None:
+def test_outcome_is_described_as_text(outcome: dict[str, object], words: str) -> None:
     assert words in (describe(outcome) or "")
 
 
-def test_start_that_compiles_nothing_tells_nothing() -> None:
+def test_a_start_that_compiles_nothing_has_no_description() -> None:
     assert describe({}) is None

@@ -65,17 +65,17 @@ def user(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_decorators_change_nothing(user: Any) -> None:
+def test_deferred_decorators_change_nothing(user: Any) -> None:
     assert (user.one(), user.two(), user.four()) == (1, 2, 4)
 
 
-def test_module_is_imported_by_whoever_uses_a_name_of_it(user: Any) -> None:
+def test_using_a_name_imports_the_module(user: Any) -> None:
     assert "heavy.part" not in sys.modules
     assert user.takes(None).kind == "real"
     assert "heavy.part" in sys.modules
 
 
-def test_names_are_the_real_thing_after_the_imports(user: Any) -> None:
+def test_names_are_the_real_objects_after_the_imports(user: Any) -> None:
     real = importlib.import_module("heavy.part")
     assert isinstance(user.Thing(), real.Thing)
     assert user.part.Thing.kind == "real"
@@ -87,7 +87,7 @@ def test_names_are_the_real_thing_after_the_imports(user: Any) -> None:
     assert not user.is_thing(1)
 
 
-def test_nothing_is_an_instance_while_the_module_was_never_imported(user: Any) -> None:
+def test_nothing_is_an_instance_before_the_module_is_imported(user: Any) -> None:
     assert not user.is_thing(1)
     assert "heavy.part" not in sys.modules
 
@@ -105,7 +105,7 @@ def test_submodules_are_deferred_too(toys: ToyPackages, monkeypatch: pytest.Monk
     assert not any(name.startswith("heavy.part") for name in sys.modules)
 
 
-def test_module_that_is_there_already_is_not_deferred(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_module_is_not_deferred(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
     toys.write("heavy.part", _HEAVY)
     real = importlib.import_module("heavy.part")
@@ -114,7 +114,7 @@ def test_module_that_is_there_already_is_not_deferred(toys: ToyPackages, monkeyp
     assert sys.modules["heavy.part"] is real
 
 
-def test_finder_goes_also_where_the_imports_fail(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finder_is_removed_if_the_imports_fail(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
     toys.write("heavy.part", _HEAVY)
     with pytest.raises(ValueError, match="broken"), deferred_compiler():
@@ -161,7 +161,7 @@ print(json.dumps(told))
 """
 
 
-def test_torch_compiles_what_is_called_and_nothing_before() -> None:
+def test_torch_compiles_a_function_on_its_first_call() -> None:
     done = subprocess.run([sys.executable, "-c", _WITH_TORCH], capture_output=True, text=True, timeout=250, cwd=_ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

@@ -54,7 +54,7 @@ def test_plain_start(
         assert warning is None or warning in warnings[0]
 
 
-def test_vllm_without_marks_is_helped_as_ever(folder: Path) -> None:
+def test_vllm_without_a_tracing_module_is_preloaded(folder: Path) -> None:
     fake = rewrite(variant(folder), "vllm.tracing", "vllm.marks")
     (fake / "vllm" / "tracing.py").rename(fake / "vllm" / "marks.py")
     with FakeStart(folder, env=environment(folder, fake)) as start:
@@ -64,7 +64,7 @@ def test_vllm_without_marks_is_helped_as_ever(folder: Path) -> None:
         assert start.told("WARNING", "Traceback") == []
 
 
-def test_vllm_whose_marks_have_another_name_is_helped_as_ever(folder: Path) -> None:
+def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
     fake = rewrite(variant(folder), "instrument", "mark_as_worth_timing")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
@@ -74,7 +74,7 @@ def test_vllm_whose_marks_have_another_name_is_helped_as_ever(folder: Path) -> N
         assert start.told("Traceback") == []
 
 
-def test_uvicorn_that_starts_up_in_another_way_serves_all_the_same(folder: Path) -> None:
+def test_uvicorn_without_the_expected_startup_method_serves(folder: Path) -> None:
     spec = find_spec("uvicorn")
     assert spec is not None and spec.origin is not None
     fake = variant(folder)
@@ -91,7 +91,7 @@ def test_uvicorn_that_starts_up_in_another_way_serves_all_the_same(folder: Path)
         assert start.told("Traceback") == []
 
 
-def test_forkserver_that_is_gone_before_the_first_child_is_done_without(folder: Path) -> None:
+def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "--tensor-parallel-size", "2", "--config-gate", str(gate)) as start:
         start.wait_until_answered(503)
@@ -110,7 +110,7 @@ def test_forkserver_that_is_gone_before_the_first_child_is_done_without(folder: 
         start.wait_until_tree_is_gone()
 
 
-def test_newer_vllm_that_fails_with_our_help_starts_anew_without_and_stays_so(folder: Path) -> None:
+def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: Path) -> None:
     fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
     path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
@@ -126,7 +126,7 @@ def test_newer_vllm_that_fails_with_our_help_starts_anew_without_and_stays_so(fo
             assert "Engine core initialization failed" in warnings[0]
 
 
-def test_known_vllm_that_fails_ends_as_it_would(folder: Path) -> None:
+def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None:
     fake = variant(folder)
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
     path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
@@ -137,7 +137,7 @@ def test_known_vllm_that_fails_ends_as_it_would(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
-def test_module_that_cannot_be_preloaded_is_imported_by_whoever_needs_it(name: str, folder: Path) -> None:
+def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs_it(name: str, folder: Path) -> None:
     fake = variant(folder)
     path = fake / "vllm" / f"{name}.py"
     path.write_text(_REFUSES_THE_FORKSERVER + _module(name))
@@ -149,7 +149,7 @@ def test_module_that_cannot_be_preloaded_is_imported_by_whoever_needs_it(name: s
         assert start.told("WARNING", "Traceback") == []
 
 
-def test_forkserver_that_cannot_be_started_is_done_without(folder: Path) -> None:
+def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder: Path) -> None:
     """Its socket is made in the folder for temporary files."""
     too_deep = folder / ("x" * 100)
     too_deep.mkdir()

@@ -41,7 +41,7 @@ def seen() -> Iterator[Seen]:
             yield Seen(start, state["server"], state["engine"], state["workers"], stdout, forkserver)
 
 
-def test_environment_of_children_is_the_parents_present_one(seen: Seen) -> None:
+def test_children_get_their_parents_current_environment(seen: Seen) -> None:
     assert "FAKE_VLLM_CHANGED" not in seen.forkserver.environ()
     assert seen.forkserver.environ()["FAKE_VLLM_REMOVED"] == "at first"
     assert seen.server["environment"]["FAKE_VLLM_CHANGED"] == "since the start"
@@ -52,7 +52,7 @@ def test_environment_of_children_is_the_parents_present_one(seen: Seen) -> None:
         assert worker["environment"] == seen.engine["environment"]
 
 
-def test_stdio_of_children_is_the_parents_present_one(seen: Seen) -> None:
+def test_children_get_their_parents_current_streams(seen: Seen) -> None:
     for process in (seen.server, *seen.children):
         assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
     said = seen.stdout.read_text()
@@ -60,7 +60,7 @@ def test_stdio_of_children_is_the_parents_present_one(seen: Seen) -> None:
     assert "speaks" not in seen.start.text
 
 
-def test_limits_umask_and_processors_of_children_are_the_parents(seen: Seen) -> None:
+def test_children_get_their_parents_limits_umask_and_cpus(seen: Seen) -> None:
     assert len(os.sched_getaffinity(seen.forkserver.pid)) == len(os.sched_getaffinity(0))
     for process in seen.children:
         assert process["umask"] == "0027"
@@ -69,25 +69,25 @@ def test_limits_umask_and_processors_of_children_are_the_parents(seen: Seen) -> 
         assert process["blocked_signals"] == []
 
 
-def test_offline_flag_of_the_hub_frozen_at_import_is_thawed(seen: Seen) -> None:
+def test_offline_mode_that_the_hubs_client_read_at_import_is_updated(seen: Seen) -> None:
     worker_module = "vllm.v1.worker.cpu_worker"
     for process in seen.children:
         assert process["imported_in"][worker_module] == seen.forkserver.pid
         assert process["libraries"]["hub_is_offline"] is True
 
 
-def test_forkserver_asks_for_gpus_without_initialising_cuda(seen: Seen) -> None:
+def test_forkserver_detects_gpus_without_initialising_cuda(seen: Seen) -> None:
     assert seen.forkserver.environ()["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert psutil.Process(seen.server["pid"]).environ().get("PYTORCH_NVML_BASED_CUDA_CHECK") is None
 
 
-def test_logical_parent_is_who_started_the_process(seen: Seen) -> None:
+def test_a_childs_parent_is_the_process_that_started_it(seen: Seen) -> None:
     assert seen.engine["parent"] == seen.server["pid"]
     assert [worker["parent"] for worker in seen.workers] == [seen.engine["pid"]] * 2
     assert [process["name"] for process in seen.children] == ["EngineCore", "VllmWorker-0", "VllmWorker-1"]
 
 
-def test_nobody_connects_to_the_forkserver_in_order_to_look_whether_it_lives(seen: Seen) -> None:
+def test_checks_of_the_forkserver_open_no_connection(seen: Seen) -> None:
     """A connection that brings no request ends it."""
     assert seen.forkserver.is_running()
     assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
@@ -111,13 +111,13 @@ def test_processes_keep_their_titles(seen: Seen) -> None:
     assert [worker["title"] for worker in seen.workers] == ["VLLM::Worker_0", "VLLM::Worker_1"]
 
 
-def test_other_subcommands_bring_nothing_into_the_api_server(seen: Seen) -> None:
+def test_other_subcommands_import_nothing_into_the_api_server(seen: Seen) -> None:
     assert "vllm.entrypoints.cli.preload" in seen.server["modules"]
     assert "vllm.model_executor.model_loader" not in seen.server["modules"]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")
-def test_openmp_variables_around_a_workers_start_count_although_torch_was_imported_before(folder: Path) -> None:
+def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
     env = environment(folder, FAKE_VLLM_TORCH="1")
     words = ("--tensor-parallel-size", "2", "--enforce-eager")

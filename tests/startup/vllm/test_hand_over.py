@@ -73,7 +73,7 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
         assert start.complete("A text") == "A text was read by worker 0"
 
 
-def test_probes_are_told_the_phase_until_vllm_serves(folder: Path) -> None:
+def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
         start.wait_until_answered(503)
@@ -88,7 +88,7 @@ def test_probes_are_told_the_phase_until_vllm_serves(folder: Path) -> None:
         assert start.get("/livez")[0] == 404  # vLLM's own routes, and no others
 
 
-def test_responder_ends_when_vllm_serves(folder: Path) -> None:
+def test_the_responder_exits_when_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate)) as start:
         start.wait_until_it_is_told("EngineCore speaks")
@@ -98,7 +98,7 @@ def test_responder_ends_when_vllm_serves(folder: Path) -> None:
         wait_until(lambda: is_gone(responder.pid))
 
 
-def test_port_of_somebody_else_is_a_clear_error(folder: Path) -> None:
+def test_a_port_in_use_is_a_clear_error(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--host", "127.0.0.1", "--port", port)
@@ -106,7 +106,7 @@ def test_port_of_somebody_else_is_a_clear_error(folder: Path) -> None:
     assert done.stderr == f"Error: 127.0.0.1:{port} is in use by another process: stop it or choose another --port\n"
 
 
-def test_preflight_alone_starts_nothing_and_tells_what_would_fail(folder: Path) -> None:
+def test_preflight_only_starts_nothing_and_reports_faults(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--preflight-only", "--json", "--host", "127.0.0.1", "--port", port)
@@ -135,7 +135,7 @@ def test_unix_socket_is_handed_over(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", ""], ids=["name", "any", "empty"])
-def test_host_is_known_as_the_listeners_however_it_is_written(host: str, folder: Path) -> None:
+def test_every_spelling_of_the_host_matches_the_listener(host: str, folder: Path) -> None:
     port = free_port()
     with FakeStart(folder, f"--host={host}", "--port", str(port), host=None, port=port) as start:
         start.wait_until_ready()
@@ -151,7 +151,7 @@ def test_port_zero_is_left_to_vllm(folder: Path) -> None:
         start.wait_until_it_is_told("Application startup complete")
 
 
-def test_headless_start_listens_nowhere(folder: Path) -> None:
+def test_a_headless_start_opens_no_port(folder: Path) -> None:
     with FakeStart(folder, "--headless") as start:
         start.wait_until_it_is_told("headless engine")
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
@@ -193,7 +193,7 @@ def test_several_api_servers_share_the_port_and_the_forkserver(folder: Path) -> 
         start.wait_until_tree_is_gone()
 
 
-def test_report_and_trace_of_the_start_tell_what_vllm_marks_as_worth_timing(folder: Path) -> None:
+def test_report_and_trace_contain_vllms_instrumented_functions(folder: Path) -> None:
     report, trace = folder / "report.json", folder / "trace.json"
     words = ("--startup-report", str(report), "--startup-trace", str(trace))
     with FakeStart(folder, *words, env=environment(folder)) as start:

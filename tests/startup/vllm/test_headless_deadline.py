@@ -6,13 +6,13 @@ from startup.deadline import EXIT_START_FAILED
 from tests.startup.vllm.fake_start import FakeStart
 
 
-def test_headless_node_is_not_ended_for_want_of_readiness(folder: Path) -> None:
+def test_a_headless_node_has_no_startup_timeout(folder: Path) -> None:
     with FakeStart(folder, "--headless", "--startup-timeout", "0.001") as start:
         start.wait_until_it_is_told("headless engine")
         assert start.end() == 0
 
 
-def test_start_that_listens_is_ended(folder: Path) -> None:
+def test_a_start_that_listens_is_stopped_at_the_timeout(folder: Path) -> None:
     with FakeStart(folder, "--startup-timeout", "0.001") as start:
         assert start.process.wait(60) == EXIT_START_FAILED
         assert start.told("--startup-timeout 0.001 s")

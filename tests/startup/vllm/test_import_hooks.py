@@ -23,7 +23,7 @@ def test_hook_runs_once_right_after_the_import(toys: ToyPackages) -> None:
     assert "Hook" not in type(module.__loader__).__name__
 
 
-def test_hook_runs_at_once_where_the_module_is_there(toys: ToyPackages) -> None:
+def test_hook_runs_at_once_for_a_loaded_module(toys: ToyPackages) -> None:
     toys.write("toy", "value = 2\n")
     importlib.import_module("toy")
     seen: list[int] = []
@@ -31,7 +31,7 @@ def test_hook_runs_at_once_where_the_module_is_there(toys: ToyPackages) -> None:
     assert seen == [2]
 
 
-def test_somebody_who_only_looks_for_the_module_does_not_use_the_hook_up(toys: ToyPackages) -> None:
+def test_finding_the_module_without_importing_it_keeps_the_hook(toys: ToyPackages) -> None:
     toys.write("toy.part", "value = 3\n")
     seen: list[int] = []
     after_import("toy.part", lambda module: seen.append(module.value))
@@ -43,7 +43,7 @@ def test_somebody_who_only_looks_for_the_module_does_not_use_the_hook_up(toys: T
     assert seen == [3]
 
 
-def test_source_and_resources_are_the_modules_own(toys: ToyPackages) -> None:
+def test_the_loader_gives_the_modules_own_source(toys: ToyPackages) -> None:
     toys.write("toy.part", "value = 4\n")
     after_import("toy.part", lambda module: None)
     spec = find_spec("toy.part")
@@ -60,7 +60,7 @@ def test_several_hooks_on_one_module_all_run(toys: ToyPackages) -> None:
     assert sorted(seen) == ["first", "second"]
 
 
-def test_import_that_fails_leaves_the_hook_for_the_next_one(toys: ToyPackages) -> None:
+def test_a_failed_import_keeps_the_hook_for_the_next_one(toys: ToyPackages) -> None:
     toys.write("toy", "raise ValueError('not yet')\n")
     seen: list[str] = []
     after_import("toy", lambda module: seen.append(module.__name__))
@@ -72,7 +72,7 @@ def test_import_that_fails_leaves_the_hook_for_the_next_one(toys: ToyPackages) -
     assert seen == ["toy"]
 
 
-def test_hook_that_raises_is_one_warning_and_no_failure(toys: ToyPackages, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hook_that_raises_is_a_warning(toys: ToyPackages, caplog: pytest.LogCaptureFixture) -> None:
     toys.write("toy")
     after_import("toy", lambda module: module.is_not_there)
     assert importlib.import_module("toy").__name__ == "toy"
@@ -81,7 +81,7 @@ def test_hook_that_raises_is_one_warning_and_no_failure(toys: ToyPackages, caplo
     assert "toy is not as expected" in record.getMessage()
 
 
-def test_module_that_is_not_there_is_the_importers_error(toys: ToyPackages) -> None:
+def test_a_missing_module_is_the_importers_error(toys: ToyPackages) -> None:
     after_import("toy_that_is_not_there", lambda module: None)
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("toy_that_is_not_there")

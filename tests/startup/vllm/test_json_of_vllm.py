@@ -42,7 +42,7 @@ def test_every_line_is_an_object(method: str, folder: Path) -> None:
         assert own == [], "vLLM's processes have nothing of ours in their environment"
 
 
-def test_the_variable_is_heeded_and_paths_are_left_out_of_the_access_log(folder: Path) -> None:
+def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder: Path) -> None:
     env = environment(folder, VCLI_LOG_FORMAT="json")
     words = ("--disable-access-log-for-endpoints", "/health, /metrics")
     with FakeStart(folder, *words, env=env) as start:
@@ -53,7 +53,7 @@ def test_the_variable_is_heeded_and_paths_are_left_out_of_the_access_log(folder:
     assert paths == {"/nowhere"}
 
 
-def test_an_engine_that_dies_tells_why_in_a_line(folder: Path) -> None:
+def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
     with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
         assert start.process.wait(60) == 1
         told = [line["message"] for line in _lines(start) if line["role"] == "EngineCore"]
@@ -79,7 +79,7 @@ def test_an_engine_that_dies_tells_why_in_a_line(folder: Path) -> None:
     ],
     ids=["own-file", "left-alone", "ray", "older", "plain"],
 )
-def test_where_the_flag_does_not_hold_one_line_says_so(
+def test_one_warning_explains_why_vllm_does_not_log_json(
     words: tuple[str, ...], variables: dict[str, str], version: str, reason: str, folder: Path
 ) -> None:
     fake = variant(folder, _version=f'__version__ = version = "{version}"\n')
@@ -91,7 +91,7 @@ def test_where_the_flag_does_not_hold_one_line_says_so(
         assert warning["role"] == "launcher"
 
 
-def test_a_start_that_begins_anew_has_nothing_of_the_first_attempt(folder: Path) -> None:
+def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) -> None:
     """What the first one gave vLLM is not taken for the user's own configuration."""
     fake = variant(folder, _version='__version__ = version = "0.99.0+cpu"\n')
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"

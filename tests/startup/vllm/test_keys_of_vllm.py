@@ -23,7 +23,7 @@ def _shown(start: FakeStart) -> str:
 
 
 @pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
-def test_secrets_reach_vllm_and_nobody_else(method: str, folder: Path) -> None:
+def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) -> None:
     fake = variant(folder, _version='__version__ = "0.32.0"\n')
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
     gate = folder / "gate"
@@ -45,7 +45,7 @@ def test_secrets_reach_vllm_and_nobody_else(method: str, folder: Path) -> None:
         assert "sesame" not in start.text
 
 
-def test_a_start_that_begins_anew_has_its_words(folder: Path) -> None:
+def test_a_second_attempt_has_the_unmasked_words(folder: Path) -> None:
     """It replaces this program by the same one, whose words must not be the masked ones."""
     fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
@@ -59,7 +59,7 @@ def test_a_start_that_begins_anew_has_its_words(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
-def test_a_flag_may_be_spelt_as_vllm_takes_it(spelling: str, folder: Path) -> None:
+def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling: str, folder: Path) -> None:
     with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
         start.wait_until_it_is_told("headless engine")
         assert "sesame" not in _shown(start)

@@ -15,7 +15,7 @@ _ENGINE_DIED = 7
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
-def test_nothing_is_left_of_a_launcher_that_is_killed(words: tuple[str, ...], folder: Path) -> None:
+def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
         if "--headless" in words:
             start.wait_until_it_is_told("headless engine")
@@ -26,7 +26,7 @@ def test_nothing_is_left_of_a_launcher_that_is_killed(words: tuple[str, ...], fo
         start.wait_until_tree_is_gone()
 
 
-def test_nothing_is_left_of_a_launcher_that_is_killed_in_its_start(folder: Path) -> None:
+def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_until_it_is_told("VllmWorker-0 speaks")
         assert len(start.responders()) == 1
@@ -35,7 +35,7 @@ def test_nothing_is_left_of_a_launcher_that_is_killed_in_its_start(folder: Path)
         start.wait_until_tree_is_gone()
 
 
-def test_nothing_is_left_of_a_launcher_that_is_killed_while_the_forkserver_imports(folder: Path) -> None:
+def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder: Path) -> None:
     fake = variant(folder, v1__worker__cpu_worker="import time\nwhile True:\n    time.sleep(0.01)\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_until_answered(503)
@@ -45,7 +45,7 @@ def test_nothing_is_left_of_a_launcher_that_is_killed_while_the_forkserver_impor
         start.wait_until_tree_is_gone()
 
 
-def test_nothing_is_left_of_a_start_that_takes_too_long(folder: Path) -> None:
+def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
         wait_until(lambda: (start.note_tree(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
@@ -53,7 +53,7 @@ def test_nothing_is_left_of_a_start_that_takes_too_long(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_workers_end_with_their_engine_and_vllm_decides_what_then(folder: Path) -> None:
+def test_workers_end_with_their_engine_and_vllm_exits(folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         engine.kill()
@@ -62,7 +62,7 @@ def test_workers_end_with_their_engine_and_vllm_decides_what_then(folder: Path) 
         start.wait_until_tree_is_gone()
 
 
-def test_engine_outlives_the_forkserver(folder: Path) -> None:
+def test_the_engine_outlives_the_forkserver(folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2") as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         (forkserver,) = start.forkservers()
@@ -75,7 +75,7 @@ def test_engine_outlives_the_forkserver(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_engine_that_is_killed_without_a_forkserver_is_noticed(folder: Path) -> None:
+def test_a_killed_engine_is_detected_without_the_forkserver(folder: Path) -> None:
     with FakeStart(folder) as start:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         (forkserver,) = start.forkservers()

@@ -27,14 +27,14 @@ def packages(toys: ToyPackages) -> ToyPackages:
     return toys
 
 
-def test_module_comes_later_and_is_patched_then(packages: ToyPackages) -> None:
+def test_a_late_import_is_patched(packages: ToyPackages) -> None:
     delay_import("heavy.part", not_for="light.override", then="patch")
     importlib.import_module("light.override")
     assert "heavy.part" not in sys.modules
     assert importlib.import_module("heavy.part").is_patched
 
 
-def test_without_it_the_module_is_imported_at_once(packages: ToyPackages) -> None:
+def test_without_the_delay_the_module_is_imported_at_once(packages: ToyPackages) -> None:
     importlib.import_module("light.override")
     assert sys.modules["heavy.part"].is_patched
 
@@ -48,7 +48,7 @@ def test_without_it_the_module_is_imported_at_once(packages: ToyPackages) -> Non
     ],
     ids=["no-function", "another-name", "does-not-expect-it"],
 )
-def test_module_that_patches_in_another_way_is_left_alone(packages: ToyPackages, source: str) -> None:
+def test_a_module_that_patches_in_another_way_is_not_delayed(packages: ToyPackages, source: str) -> None:
     packages.write("light.override", source)
     delay_import("heavy.part", not_for="light.override", then="patch")
     importlib.import_module("light.override")
@@ -56,14 +56,14 @@ def test_module_that_patches_in_another_way_is_left_alone(packages: ToyPackages,
 
 
 @pytest.mark.parametrize("first", ["heavy.part", "light.override"])
-def test_nothing_happens_where_one_of_them_is_there_already(packages: ToyPackages, first: str) -> None:
+def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages: ToyPackages, first: str) -> None:
     importlib.import_module(first)
     finders = list(sys.meta_path)
     delay_import("heavy.part", not_for="light.override", then="patch")
     assert sys.meta_path == finders
 
 
-def test_nothing_happens_where_the_patching_module_is_not_there(packages: ToyPackages) -> None:
+def test_nothing_is_delayed_without_the_patching_module(packages: ToyPackages) -> None:
     finders = list(sys.meta_path)
     delay_import("heavy.part", not_for="not_there.override", then="patch")
     delay_import("heavy.part", not_for="light.not_there", then="patch")

@@ -22,7 +22,7 @@ def _plan(words: str = "", vllm: InstalledVllm = _CPU, *modules: str, model: Pat
     return plan_preload(Path("/folder"), vllm, words.split(), _profile(vllm, *modules), model)
 
 
-def test_first_start_imports_engine_and_worker_of_its_platform() -> None:
+def test_a_first_start_preloads_engine_and_worker_of_its_platform() -> None:
     assert "vllm.v1.worker.cpu_worker" in _plan(vllm=_CPU).modules
     assert "vllm.v1.worker.gpu_worker" in _plan(vllm=_GPU).modules
     assert "vllm.v1.worker.cpu_worker" not in _plan(vllm=_GPU).modules
@@ -30,18 +30,18 @@ def test_first_start_imports_engine_and_worker_of_its_platform() -> None:
 
 
 @pytest.mark.parametrize("word", ["--api-server-count=2", "--api_server_count 2", "-asc 2"])
-def test_several_api_servers_are_imported_for_too(word: str) -> None:
+def test_several_api_servers_are_preloaded_too(word: str) -> None:
     assert "vllm.entrypoints.cli.serve" in _plan(word).modules
     assert "vllm.entrypoints.cli.serve" not in _plan().modules
 
 
-def test_learnt_modules_come_in_order_and_once() -> None:
+def test_the_profiles_modules_come_in_order_and_once() -> None:
     modules = _plan("", _CPU, "b", "vllm.v1.engine.core", "a").modules
     assert modules[-2:] == ("b", "a")
     assert len(set(modules)) == len(modules)
 
 
-def test_models_class_is_looked_up_until_a_list_has_been_learnt() -> None:
+def test_the_models_class_is_preloaded_without_a_profile() -> None:
     assert _plan(model=Path("/model")).model == "/model"
     assert _plan("", _CPU, "a", model=Path("/model")).model is None
 
@@ -57,18 +57,18 @@ def test_models_class_is_looked_up_until_a_list_has_been_learnt() -> None:
     ],
     ids=["compiles", "eager", "eager-and-learnt", "eager-on-gpu", "eager-and-needed"],
 )
-def test_compiler_waits_in_starts_that_compile_nothing(
+def test_the_compiler_is_delayed_in_starts_that_compile_nothing(
     words: str, vllm: InstalledVllm, modules: tuple[str, ...], compiler: str
 ) -> None:
     assert _plan(words, vllm, *modules).compiler == compiler
 
 
-def test_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_written_plan_is_read_unchanged(tmp_path: Path) -> None:
     plan = replace(_plan("", _CPU, "a"), folder=str(tmp_path))
     assert PreloadPlan.read(plan.write()) == plan
 
 
-def test_forkserver_begins_with_what_vllm_will_set_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forkserver_gets_vllms_variables_but_not_over_the_users_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_SET", "by the user")
     profile = replace(_profile(), environment={"TORCH_SET": "by vLLM", "TORCH_OTHER": "by vLLM"})
     environment = forkserver_environment(_CPU, profile)
@@ -77,7 +77,7 @@ def test_forkserver_begins_with_what_vllm_will_set_but_not_over_the_users_own(mo
     assert "TORCH_SET" not in environment
 
 
-def test_libraries_that_vllm_loads_first_are_loaded_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ld_preload_has_vllms_libraries_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LD_PRELOAD", raising=False)
     for path in ("torch.libs/libgomp-1.so.1", "vllm/libs/libtcmalloc_minimal.so.4"):
         (tmp_path / path).parent.mkdir(parents=True)

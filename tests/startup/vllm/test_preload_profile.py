@@ -40,7 +40,7 @@ def _preload(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_second_start_imports_before_the_fork_what_the_first_one_imported_late(folder: Path) -> None:
+def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) -> None:
     assert _importer(folder, num_starts=1) == "worker"
     assert _LATE in _profile(folder)["engine_modules"]
     assert _importer(folder, num_starts=2) == "forkserver"
@@ -54,7 +54,7 @@ def test_second_start_imports_before_the_fork_what_the_first_one_imported_late(f
     assert "No profile is recorded" in _preload(folder, "show")
 
 
-def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:
+def test_a_module_of_the_profile_that_cannot_be_imported_is_dropped(folder: Path) -> None:
     _importer(folder, num_starts=1)
     (path,) = _profiles(folder)
     profile = _profile(folder)
@@ -66,7 +66,7 @@ def test_learnt_module_that_cannot_be_imported_is_dropped(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"kind": 1}', '{"engine_modules": [1]}'], ids=repr)
-def test_file_that_makes_no_sense_is_as_none(content: str, folder: Path) -> None:
+def test_an_invalid_profile_counts_as_none(content: str, folder: Path) -> None:
     from startup.vllm.installed import InstalledVllm
     from startup.vllm.preload_profile import PreloadProfile, StartKind, load_profile
 
@@ -80,7 +80,7 @@ def test_file_that_makes_no_sense_is_as_none(content: str, folder: Path) -> None
         assert load_profile(kind) == PreloadProfile(kind)
 
 
-def test_nothing_is_lost_where_nothing_can_be_kept(folder: Path) -> None:
+def test_a_start_works_if_no_profile_can_be_written(folder: Path) -> None:
     (folder / "file").touch()
     with FakeStart(folder, *_WORDS, env=environment(folder, VLLM_CACHE_ROOT=str(folder / "file"))) as start:
         start.wait_until_ready()
@@ -100,16 +100,14 @@ def model(folder: Path) -> Path:
     return path
 
 
-def test_first_start_imports_the_models_class_before_the_fork(model: Path, folder: Path) -> None:
+def test_the_first_start_preloads_the_models_class(model: Path, folder: Path) -> None:
     with FakeStart(folder, str(model)) as start:
         (worker,) = start.wait_until_ready().state()["workers"]
         (forkserver,) = start.forkservers()
     assert worker["imported_in"]["vllm.model_executor.models.fake_llama"] == forkserver.pid
 
 
-def test_model_is_inspected_in_a_forked_process_also_by_a_worker_which_may_start_none(
-    model: Path, folder: Path
-) -> None:
+def test_a_model_is_inspected_in_a_forked_process_or_in_the_worker_itself(model: Path, folder: Path) -> None:
     with FakeStart(folder, str(model)) as start:
         state = start.wait_until_ready().state()
         (forkserver,) = start.forkservers()

@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "--enforce-eager another/model --dtype=bfloat16 word",
     ],
 )
-def test_kind_does_not_depend_on_how_words_are_written_nor_on_those_that_import_nothing(words: str) -> None:
+def test_kind_ignores_spelling_and_flags_that_change_no_import(words: str) -> None:
     assert _key(words) == _key("--enforce-eager --dtype bfloat16")
 
 
@@ -42,7 +42,7 @@ def test_kind_does_not_depend_on_how_words_are_written_nor_on_those_that_import_
     "words",
     ["", "--enforce-eager", "--dtype float16 --enforce-eager", "-tp 2", "--tensor-parallel-size=4", "-O3"],
 )
-def test_kind_depends_on_what_changes_imports(words: str) -> None:
+def test_kind_depends_on_flags_that_change_imports(words: str) -> None:
     assert _key(words) != _key("--enforce-eager --dtype bfloat16")
 
 
@@ -58,7 +58,7 @@ def test_kind_depends_on_version_and_architecture(tmp_path: Path) -> None:
     assert len(keys) == 4
 
 
-def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
+def test_new_modules_come_after_the_known_ones() -> None:
     profile = PreloadProfile(StartKind.of(_VLLM, (), None), engine_modules=("a", "b"), api_modules=("x",))
     recordings = StartRecordings(
         modules={"EngineCore": ["b", "c"], "VllmWorker-0": ["d", "c"], "MainProcess": ["y", "x"], "ApiServer_1": ["z"]},
@@ -74,7 +74,7 @@ def test_modules_that_come_late_are_put_behind_those_that_are_known() -> None:
     assert "b" not in after.updated_with(StartRecordings(modules={"EngineCore": ["b"]})).engine_modules
 
 
-def test_lesson_is_recalled_as_it_was_kept() -> None:
+def test_a_saved_profile_is_loaded_unchanged() -> None:
     kind = StartKind.of(_VLLM, ("-tp", "2"), None)
     profile = PreloadProfile(kind, ("a",), ("b",), {"TORCH_X": "1"}, {"c": "no"}, {"aot": "hit"}, 3, "for a reason")
     profile.save()
@@ -82,7 +82,7 @@ def test_lesson_is_recalled_as_it_was_kept() -> None:
     assert load_profile(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
 
 
-def test_all_are_shown_and_forgotten(cache: Path) -> None:
+def test_all_profiles_are_loaded_and_deleted(cache: Path) -> None:
     kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
     for kind in kinds:
         PreloadProfile(kind, num_starts=1).save()
@@ -93,7 +93,7 @@ def test_all_are_shown_and_forgotten(cache: Path) -> None:
     assert delete_all_profiles() == 0
 
 
-def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path, toys: ToyPackages) -> None:
+def test_a_journal_records_modules_spans_and_no_secrets(tmp_path: Path, toys: ToyPackages) -> None:
     toys.write("toy_of_a_phase")
     journal = Journal(tmp_path)
     journal.mark_loaded_modules()
@@ -112,7 +112,7 @@ def test_journal_of_a_process_tells_modules_spans_and_no_secrets(tmp_path: Path,
     assert recordings.environment == {"TORCH_X": "1"}
 
 
-def test_journal_without_a_folder_is_no_failure(tmp_path: Path) -> None:
+def test_a_journal_without_a_folder_does_not_raise(tmp_path: Path) -> None:
     with Journal(tmp_path / "gone").span("a phase"):
         pass
     assert StartRecordings.read(tmp_path / "gone").spans == []

@@ -40,7 +40,7 @@ def test_vllm_is_found_and_stopped_with_all_its_processes(folder: Path) -> None:
         start.wait_until_tree_is_gone()
 
 
-def test_vllm_that_starts_tells_so(folder: Path) -> None:
+def test_a_starting_vllm_is_listed_as_starting(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
         start.wait_until_answered(503)
         assert _entry(start, "starting")["port"] == start.port

@@ -21,7 +21,7 @@ def _environment(folder: Path, heard: NotifySocket, **changes: str) -> dict[str,
     return environment(folder, NOTIFY_SOCKET=heard.address, WATCHDOG_USEC="200000", **changes)
 
 
-def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) -> None:
+def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: Path) -> None:
     gate = folder / "gate"
     with (
         NotifySocket(_address()) as heard,
@@ -51,7 +51,7 @@ def test_a_start_is_told_phase_by_phase_and_the_loop_is_watched(folder: Path) ->
     ],
     ids=["several-servers", "headless", "plain"],
 )
-def test_a_watchdog_that_nobody_could_feed_is_switched_off(
+def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(
     words: tuple[str, ...], changes: dict[str, str], status: str, folder: Path
 ) -> None:
     with (
@@ -66,7 +66,7 @@ def test_a_watchdog_that_nobody_could_feed_is_switched_off(
         assert "WATCHDOG=1" not in heard.lines
 
 
-def test_a_port_in_use_is_told(folder: Path) -> None:
+def test_a_port_in_use_is_reported_as_status(folder: Path) -> None:
     with NotifySocket(_address()) as heard, socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, heard))
@@ -74,7 +74,7 @@ def test_a_port_in_use_is_told(folder: Path) -> None:
         wait_until(lambda: any(line.startswith(f"STATUS=failed: 127.0.0.1:{port} is in use") for line in heard.lines))
 
 
-def test_help_tells_no_manager_anything(folder: Path) -> None:
+def test_help_sends_no_notification(folder: Path) -> None:
     with NotifySocket(_address()) as heard:
         assert run_fake(folder, "--help", env=_environment(folder, heard)).returncode == 0
     assert heard.messages == []

@@ -21,7 +21,7 @@ _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
     ],
     ids=["default", "forkserver", "spawn", "fork-on-cpu", "default-on-gpu", "fork-on-gpu"],
 )
-def test_children_are_started_as_the_user_wants(
+def test_children_are_started_with_the_configured_method(
     wanted: str | None, found: str, files: dict[str, str], folder: Path
 ) -> None:
     env = environment(folder, variant(folder, **files), VLLM_WORKER_MULTIPROC_METHOD=wanted)
@@ -36,7 +36,7 @@ def test_children_are_started_as_the_user_wants(
         assert start.told("WARNING") == []
 
 
-def test_variable_that_only_a_new_program_can_take_over_brings_a_new_program(folder: Path) -> None:
+def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder: Path) -> None:
     changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
     platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms.py").read_text()
     fake = variant(folder, platforms=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")

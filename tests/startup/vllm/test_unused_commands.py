@@ -7,7 +7,7 @@ from startup.vllm.unused_commands import stub_unused_commands
 from tests.startup.vllm.toy_package import ToyPackages
 
 
-def test_modules_of_other_subcommands_have_names_alone(toys: ToyPackages) -> None:
+def test_modules_of_other_subcommands_contain_only_names(toys: ToyPackages) -> None:
     raises = "raise RuntimeError('imported')\n"
     for name in ("preload", "openai", "benchmark.main", "launch"):
         toys.write(f"vllm.entrypoints.cli.{name}", raises)
@@ -25,7 +25,7 @@ def test_modules_of_other_subcommands_have_names_alone(toys: ToyPackages) -> Non
     assert importlib.import_module("vllm.entrypoints.cli.something_new").value == 2
 
 
-def test_options_of_their_making_do_not_matter(toys: ToyPackages) -> None:
+def test_stubs_accept_any_options(toys: ToyPackages) -> None:
     toys.write("vllm.entrypoints.cli.snapshot")
     toys.write("vllm.entrypoints.cli.benchmark.other")
     stub_unused_commands()

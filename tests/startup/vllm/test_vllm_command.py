@@ -40,7 +40,7 @@ def test_help_and_errors_are_vllms_own(words: tuple[str, ...], folder: Path) -> 
 
 
 @pytest.mark.parametrize("error", ["ValueError", "EOFError", "BrokenPipeError"])
-def test_error_that_vllm_raises_ends_as_it_would(error: str, folder: Path) -> None:
+def test_an_error_that_vllm_raises_is_vllms_own_exit(error: str, folder: Path) -> None:
     words = ("--raises", error, "--host", "127.0.0.1", "--port", str(free_port()))
     ours, plain = run_fake(folder, *words), _run_plain(folder, *words)
     assert ours.returncode == plain.returncode == 1
@@ -48,7 +48,7 @@ def test_error_that_vllm_raises_ends_as_it_would(error: str, folder: Path) -> No
     assert ours.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1] == f"{error}: as vLLM does"
 
 
-def test_words_reach_vllm_untouched_and_in_order(folder: Path) -> None:
+def test_words_reach_vllm_unchanged_and_in_order(folder: Path) -> None:
     words = ("model", "--served-model-name", "a", "b", "--startup-timeout=100", "--enforce-eager", "--", "-tp", "1")
     with FakeStart(folder, *words) as start:
         server = start.wait_until_ready().state()["server"]
@@ -60,7 +60,7 @@ def test_words_reach_vllm_untouched_and_in_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_signal_to_a_serving_vllm_ends_it_in_order(number: int, folder: Path) -> None:
+def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> None:
     with FakeStart(folder) as start:
         start.wait_until_ready()
         assert start.end(number) == 0
@@ -109,7 +109,7 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
         start.wait_until_tree_is_gone()
 
 
-def test_ctrl_c_that_an_imported_module_catches_ends_the_start_all_the_same(folder: Path) -> None:
+def test_ctrl_c_that_an_imported_module_catches_ends_the_start(folder: Path) -> None:
     catches = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
     with FakeStart(folder, env=environment(folder, variant(folder, kernels=catches))) as start:
         start.wait_until_it_is_told("is imported")
@@ -156,7 +156,7 @@ def test_engine_that_cannot_start_is_vllms_error(folder: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
-def test_without_vllm_the_error_says_so(folder: Path) -> None:
+def test_a_missing_vllm_is_a_clear_error(folder: Path) -> None:
     done = run_fake(folder, "model", env=environment(folder, fake=None))
     assert done.returncode == 3
     assert done.stderr == "Error: --engine vllm: vLLM is not installed in this environment (pip install vllm)\n"
@@ -173,7 +173,7 @@ def test_without_vllm_the_error_says_so(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_engine_is_vllm_where_it_is_installed_unless_told_otherwise(
+def test_the_engine_is_vllm_if_it_is_installed_unless_configured_otherwise(
     variable: str | None, words: tuple[str, ...], is_vllm: bool, folder: Path
 ) -> None:
     command = [sys.executable, "-m", "vllm_cli", "serve", *words, "--help=port"]

@@ -21,20 +21,20 @@ def _line(text: str) -> CommandLine:
         ("", None),
     ],
 )
-def test_model_is_the_first_word_or_what_its_flag_says(words: str, model: str | None) -> None:
+def test_model_is_the_first_word_or_the_flags_value(words: str, model: str | None) -> None:
     assert _line(words).model == model
 
 
-def test_flag_counts_as_last_given_however_it_is_written() -> None:
+def test_the_last_value_of_a_flag_counts_in_every_spelling() -> None:
     line = _line("m --port 1 --host=h --uds /a --uds=/b --port=2 --served_model_name one two")
     assert (line.host, line.port, line.uds, line.served_name) == ("h", 2, "/b", "one")
 
 
-def test_words_behind_two_dashes_are_none_of_the_flags() -> None:
+def test_words_after_two_dashes_are_not_flags() -> None:
     assert _line("m -- --port 9").port == 8000
 
 
-def test_port_is_vllms_default_or_nothing_where_it_is_no_number() -> None:
+def test_port_is_vllms_default_or_none_if_invalid() -> None:
     assert _line("m").port == 8000
     assert _line("m --port nonsense").port is None
 
@@ -55,17 +55,17 @@ def test_port_is_vllms_default_or_nothing_where_it_is_no_number() -> None:
         ("m --api-server-count 4", True),
     ],
 )
-def test_port_is_left_alone_that_is_none_or_speaks_something_else(words: str, listens: bool) -> None:
+def test_a_start_without_a_plain_http_port_does_not_listen(words: str, listens: bool) -> None:
     assert _line(words).listens is listens
 
 
 @pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "-v", "--version"])
-def test_help_is_no_start(word: str) -> None:
+def test_help_and_version_are_not_a_start(word: str) -> None:
     assert _line(f"m {word}").is_for_help
     assert not _line("m --helpful").is_for_help
 
 
-def test_settings_of_the_file_count_below_flags(tmp_path: Path) -> None:
+def test_flags_take_precedence_over_the_config_file(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("model: org/name\nport: 9000\nhost: h\nheadless: true\nuds: null\n")
     line = _line(f"--config {path} --port 1")
@@ -73,7 +73,7 @@ def test_settings_of_the_file_count_below_flags(tmp_path: Path) -> None:
     assert CommandLine.of(["other", "--config", str(path)]).model == "other"
 
 
-def test_null_in_the_file_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+def test_null_in_the_config_file_means_not_given(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("uds: null\nhost: null\nheadless: false\nssl_keyfile: null\n")
     line = _line(f"m --config {path}")
@@ -81,7 +81,7 @@ def test_null_in_the_file_is_as_if_it_were_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "- a list\n", "just text", "{", "a: [1"], ids=repr)
-def test_file_that_makes_no_sense_is_vllms_to_complain_about(content: str, tmp_path: Path) -> None:
+def test_an_invalid_config_file_is_left_to_vllm(content: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(content)
     assert _line(f"m --config {path}").port == 8000
@@ -92,5 +92,5 @@ def test_file_that_makes_no_sense_is_vllms_to_complain_about(content: str, tmp_p
     ("words", "is_one"),
     [("m --node-rank 1", True), ("m --data-parallel-rank 0", True), ("m", False)],
 )
-def test_start_on_several_machines_is_known(words: str, is_one: bool) -> None:
+def test_a_start_on_several_machines_is_detected(words: str, is_one: bool) -> None:
     assert _line(words).is_one_of_several_nodes is is_one
