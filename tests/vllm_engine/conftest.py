@@ -1,4 +1,4 @@
-"""Real vLLM for CPU from .peers/vllm, one server at a time: plain, and as `vllm-cli serve --engine vllm` starts it."""
+"""Real vLLM for CPU from .peers/vllm, one server at a time, started by `vllm serve` or `vllm-cli serve`."""
 
 import os
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ SMALL = ("--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8", "--
 
 
 class StartVllm(Protocol):
-    """A server of the small model that is started by `launcher`, and ended with the `with` block."""
+    """Starts a server of the small model with `launcher`; the `with` block stops it."""
 
     def __call__(
         self, launcher: str, *arguments: str, model: Path | None = None, environment: dict[str, str] | None = None
@@ -25,7 +25,7 @@ class StartVllm(Protocol):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests here are slow, and none runs without vLLM."""
+    """Marks all tests here as slow; they are skipped without vLLM."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.slow)
@@ -35,19 +35,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where logs and caches are, for all servers: the second start of a kind has learnt from the first."""
+    """The folder of logs and caches of all servers: the second start of a kind uses the first one's profile."""
     return tmp_path_factory.mktemp("vllm")
 
 
 @pytest.fixture(scope="session")
 def small_model(workplace: Path) -> Path:
-    """A model that two ranks can share."""
+    """A model that can be split over two ranks."""
     return save_small_llama(workplace / "small", PEER_MODEL)
 
 
 @pytest.fixture(scope="session")
 def expected_text(small_model: Path) -> str:
-    """What the small model goes on with, computed by transformers."""
+    """The small model's output, computed by transformers."""
     return generate(small_model, VllmServer.PROMPT, VllmServer.MAX_TOKENS)
 
 
@@ -66,6 +66,6 @@ def start_vllm(workplace: Path, small_model: Path) -> StartVllm:
 
 @pytest.fixture(scope="session")
 def two_ranks() -> dict[str, str]:
-    """Variables by which two workers get a processor each, whatever vLLM thinks of this machine's NUMA nodes."""
+    """Variables that give two workers a CPU each, whatever NUMA nodes vLLM finds on this machine."""
     first, second, *_ = sorted(os.sched_getaffinity(0)) * 2
     return {"VLLM_CPU_OMP_THREADS_BIND": f"{first}|{second}", "VLLM_CPU_KVCACHE_SPACE": "1"}

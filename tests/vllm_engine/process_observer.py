@@ -1,6 +1,6 @@
-"""A general plugin of vLLM's, loaded by it into API servers, engines and workers: on a signal each tells its settings.
+"""A general plugin of vLLM, which loads it in API servers, engines and workers: a signal makes each write its settings.
 
-Whatever started vLLM, the signal's handler runs on the main thread of a process that serves.
+The signal's handler runs on the main thread of each process, for every launcher.
 """
 
 import json
@@ -16,12 +16,12 @@ FOLDER_VARIABLE = "OBSERVER_FOLDER"
 
 
 def install() -> None:
-    """The plugin's entry point; forked processes inherit the handler, too."""
+    """The plugin's entry point; forked processes inherit the handler."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGUSR2, _tell)
+        signal.signal(signal.SIGUSR2, _write_settings)
 
 
-def _tell(*_: object) -> None:
+def _write_settings(*_: object) -> None:
     folder = Path(os.environ[FOLDER_VARIABLE])
     unfinished = folder / f"{os.getpid()}.unfinished"
     unfinished.write_text(json.dumps(_settings()))

@@ -1,6 +1,6 @@
-"""One node of Ray, as `ray start --head` makes it, for vLLM's Ray executor.
+"""One node of Ray, started by `ray start --head`, for vLLM's Ray executor.
 
-Ray is in a folder of its own, .peers/ray, because vLLM imports it in each process wherever it is installed:
+Ray has its own folder .peers/ray, because vLLM would import an installed Ray in each process:
 `.peers/vllm/bin/pip install --no-deps --target .peers/ray ray msgpack`.
 """
 
@@ -24,14 +24,14 @@ _OF_WORKERS: Final = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 
 
 class RayNode:
-    """Lives as long as the `with` block."""
+    """Runs as long as the `with` block."""
 
     def __init__(self, folder: Path) -> None:
-        """The folder is made, for the plugin by which vLLM takes this node."""
+        """Creates the folder, with the plugin that makes vLLM use this node."""
         self._port = free_port()
         install_plugin(folder, "vllm.platform_plugins", Path(__file__).with_name("ray_platform.py"), "find")
         self.environment = {"PYTHONPATH": f"{folder}{os.pathsep}{RAY}", "RAY_ADDRESS": f"127.0.0.1:{self._port}"}
-        """Of servers that are to use it."""
+        """Variables for servers that use this node."""
         self._log = folder / "ray.log"
         self._process: subprocess.Popen[bytes]
 

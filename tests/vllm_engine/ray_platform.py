@@ -1,13 +1,13 @@
-"""A platform plugin of vLLM's: its CPU platform, which refuses Ray for want of a device's name, with such a name.
+"""A platform plugin of vLLM: its CPU platform with a device name, without which it rejects Ray.
 
-A Ray node that is started with `--num-gpus 1` then hands out one; nothing but the counting is done with it.
+A Ray node started with `--num-gpus 1` then assigns one GPU, which Ray only counts.
 """
 
 from vllm.platforms.cpu import CpuPlatform
 
 
 class RayCpuPlatform(CpuPlatform):
-    """What Ray counts as a GPU is a place for one worker."""
+    """The CPU platform; each GPU that Ray counts is a place for one worker."""
 
     ray_device_key = "GPU"
 

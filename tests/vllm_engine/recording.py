@@ -1,4 +1,4 @@
-"""What one server answered, wrote and was, for the comparison with another that runs before or after it."""
+"""Records one server's answers, log and process settings, to compare them with another server's."""
 
 import json
 import re
@@ -20,15 +20,15 @@ _LINE: Final = re.compile(r"\(([\w-]+) pid=\d+\) (\w+) [\d-]+ [\d:]+ \[([\w.]+:\
 
 @dataclass
 class Recording:
-    """Everything is filled while the server lives, but for the exit code and the log's lines."""
+    """Filled while the server runs, except for the exit code and the log's lines."""
 
     answers: dict[str, Any] = field(default_factory=dict)
     titles: set[str] = field(default_factory=set)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By process, as multiprocessing names it."""
+    """Settings by multiprocessing's name of the process."""
     exit_code: int | None = None
     lines: set[tuple[str, str, str]] = field(default_factory=set)
-    """Process, level and place in vLLM's source of each line of its log, until it was told to end."""
+    """Process, level and place in vLLM's source of each log line before the shutdown."""
     log: str = ""
 
 
@@ -36,7 +36,7 @@ Questions = Callable[[VllmServer], dict[str, Any]]
 
 
 def record(server: VllmServer, questions: Questions, *, observed: Path, end: int) -> Recording:
-    """Asks, looks at the processes and ends the server with a signal."""
+    """Sends the requests, records the processes' settings and stops the server with a signal."""
     server.wait_ready()
     recording = Recording(answers=questions(server))
     serving = [p for p in server.family() if p.pid == server.process.pid or title_of(p).startswith(_OWN_NAMES)]
@@ -53,7 +53,7 @@ def record(server: VllmServer, questions: Questions, *, observed: Path, end: int
 
 
 def _lines(log: str) -> Iterator[tuple[str, str, str]]:
-    """What comes after the signal is a race between vLLM's processes, plain or not."""
+    """Lines before the signal: after it the order depends on a race between vLLM's processes."""
     for line in log.splitlines():
         if "[shutdown]" in line:
             return
@@ -62,13 +62,13 @@ def _lines(log: str) -> Iterator[tuple[str, str, str]]:
 
 
 def observing(folder: Path) -> dict[str, str]:
-    """Environment of a server whose processes tell their settings into the folder: the observer is a plugin in it."""
+    """Environment of a server whose processes write their settings into the folder, which has the observer plugin."""
     install_plugin(folder, "vllm.general_plugins", Path(__file__).with_name("process_observer.py"), "install")
     return {"PYTHONPATH": str(folder), FOLDER_VARIABLE: str(folder)}
 
 
 def install_plugin(folder: Path, group: str, source: Path, function: str) -> None:
-    """Makes a folder that holds the source as a distribution with an entry point, for who has it in PYTHONPATH."""
+    """Creates a folder for PYTHONPATH with the source as a distribution that has an entry point."""
     about = folder / f"{source.stem}-1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {source.stem}\nVersion: 1\n")
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def first_status(server: VllmServer, path: str) -> tuple[int, Any]:
-    """The first answer that a starting server gives, whenever it comes; its status and JSON body."""
+    """Waits for the first answer of a starting server; returns its status and JSON body."""
     answer = ask(f"{server.url}{path}")
     deadline = time.monotonic() + 120
     while not answer.status:

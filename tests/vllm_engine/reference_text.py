@@ -1,10 +1,10 @@
-"""What transformers' own `generate` writes, for servers to be held against."""
+"""The output of transformers' own `generate`, as a reference for servers."""
 
 from pathlib import Path
 
 
 def generate(folder: Path, prompt: str, max_tokens: int) -> str:
-    """What comes at temperature 0, in float32."""
+    """The output at temperature 0 in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

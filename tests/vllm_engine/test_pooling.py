@@ -1,4 +1,4 @@
-"""A model that pools: its numbers are plain vLLM's, and Ctrl-C ends it as it ends vLLM."""
+"""A pooling model: its numbers equal those of `vllm serve`, and Ctrl-C stops it in the same way."""
 
 import signal
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.vllm_engine.vllm_server import VllmServer
 
 TEXTS = ["hello world", "the capital of france is paris", "the cat sat on the mat and the dog sat on the cat", "a"]
 SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
-"""vLLM's attention on CPU wants heads of 32 or more."""
+"""vLLM's attention on CPU needs a head size of 32 or more."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def bert(workplace: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(start_vllm: StartVllm, bert: Path) -> Iterator[dict[str, dict[str, Any]]]:
-    """Of both launchers, one after the other."""
+    """The answers of both launchers, started one after the other."""
     recorded = {}
     for launcher in ("plain", "ours"):
         with start_vllm(launcher, "--enforce-eager", "--dtype", "float32", model=bert) as server:
@@ -47,7 +47,7 @@ def _ask(server: VllmServer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("what", ["embeddings", "similarity"])
-def test_numbers_are_plain_vllm_s(answers: dict[str, dict[str, Any]], what: str) -> None:
+def test_numbers_equal_those_of_vllm_serve(answers: dict[str, dict[str, Any]], what: str) -> None:
     expected = answers["plain"][what]
     assert len(expected) >= len(TEXTS) - 1
     for mine, theirs in zip(answers["ours"][what], expected, strict=True):
@@ -55,5 +55,5 @@ def test_numbers_are_plain_vllm_s(answers: dict[str, dict[str, Any]], what: str)
 
 
 @pytest.mark.parametrize("what", ["usage", "openapi", "exit code"])
-def test_the_rest_is_equal(answers: dict[str, dict[str, Any]], what: str) -> None:
+def test_usage_schema_and_exit_code_are_equal(answers: dict[str, dict[str, Any]], what: str) -> None:
     assert answers["ours"][what] == answers["plain"][what]

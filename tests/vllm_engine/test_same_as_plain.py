@@ -1,4 +1,4 @@
-"""One and the same vLLM: what it answers, writes and is does not tell who has started it."""
+"""vLLM's answers, log and process settings are the same with `vllm serve` and `vllm-cli serve --engine vllm`."""
 
 import math
 import signal
@@ -33,9 +33,9 @@ _OF_EACH_START = (
     "VLLM_DIST_IDENT",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 )
-"""Variables that vLLM and torch give another value in each start: random names, an address."""
+"""Variables with another value in each start: random names, an address."""
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")
-"""Lines that come after some time or not at all."""
+"""Sources of lines that depend on timing."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def plain(start_vllm: StartVllm, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 @pytest.fixture(scope="module")
 def ours(start_vllm: StartVllm, plain: Recording, tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    """After the other, which keeps for it what vLLM remembers of a model."""
+    """Started after `plain`, whose start fills vLLM's cache of model inspections."""
     return _record(start_vllm, "ours", tmp_path_factory.mktemp("ours") / "observed")
 
 
@@ -95,7 +95,7 @@ def test_texts_tokens_and_logprobs_are_equal(plain: Recording, ours: Recording, 
 
 
 def _assert_same(one: Any, other: Any) -> None:
-    """Numbers may differ by how sums are rounded."""
+    """Compares values; numbers may differ by rounding."""
     if isinstance(one, dict):
         assert list(one) == list(other)
         for name, value in one.items():
@@ -118,7 +118,7 @@ def test_answers_are_equal(plain: Recording, ours: Recording, what: str) -> None
     assert ours.answers[what] == plain.answers[what]
 
 
-def test_a_stream_says_what_the_whole_answer_says(ours: Recording) -> None:
+def test_a_stream_has_the_text_of_the_whole_answer(ours: Recording) -> None:
     assert ours.answers["streamed"] == ours.answers["completions"][2]["text"]
     assert ours.answers["streamed chat"] == ours.answers["chats"][0]["message"]["content"]
 
@@ -130,7 +130,7 @@ def test_metrics_have_the_same_names_types_and_labels(plain: Recording, ours: Re
 
 
 def _names(samples: set[str]) -> set[str]:
-    """Without buckets, whose bounds are the same, and without the configuration, which has folders in it."""
+    """Without buckets, whose bounds are equal, and without the configuration, which contains folders."""
     return {sample for sample in samples if "_bucket" not in sample and "_config_info" not in sample}
 
 
@@ -147,7 +147,7 @@ def _untimed(recording: Recording) -> set[tuple[str, str, str]]:
     return {line for line in recording.lines if not line[2].startswith(_TIMED_LINES)}
 
 
-def test_it_ends_with_the_same_code(plain: Recording, ours: Recording) -> None:
+def test_the_exit_code_is_equal(plain: Recording, ours: Recording) -> None:
     assert ours.exit_code == plain.exit_code == 0
 
 
@@ -183,7 +183,7 @@ def test_the_environment_is_equal_in_each_process(plain: Recording, ours: Record
 
 
 def _environment(recording: Recording, process: str) -> dict[str, str]:
-    """Without what differs from start to start, and with each folder once: OpenCV adds its own at each import."""
+    """Without variables that differ per start, and with each folder once: OpenCV adds its own on each import."""
     variables = dict(recording.settings[process]["environment"])
     folder = variables["PYTHONPATH"].rpartition(":")[2]
     ordered = {name: ":".join(dict.fromkeys(value.split(":"))) for name, value in variables.items() if "PATH" in name}
@@ -195,14 +195,14 @@ def _environment(recording: Recording, process: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("process", ["MainProcess", "EngineCore", "VllmWorker-0"])
-def test_standard_streams_are_the_launcher_s(ours: Recording, process: str) -> None:
+def test_standard_streams_are_the_launchers(ours: Recording, process: str) -> None:
     stdin, stdout, stderr = ours.settings[process]["streams"]
     assert stdin == "/dev/null"
     assert stdout == stderr == ours.settings["MainProcess"]["streams"][1]
     assert stdout.endswith(".log")
 
 
-def test_probes_are_answered_before_vllm_can(ours: Recording) -> None:
+def test_probes_are_answered_before_vllm_serves(ours: Recording) -> None:
     status, body = ours.answers["while starting"]
     assert status == 503
     assert body["phase"]

@@ -1,4 +1,4 @@
-"""All three start methods serve, and what the user asks for is what is done."""
+"""vLLM serves with each start method, and the configured method is used."""
 
 import pytest
 

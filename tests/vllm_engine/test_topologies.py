@@ -1,4 +1,4 @@
-"""Several processes, and several nodes: each topology serves the right text, and ends as a whole however it ends."""
+"""Topologies of several processes and nodes serve the right text, and all their processes end together."""
 
 import signal
 from pathlib import Path
@@ -24,7 +24,7 @@ def _is_forked(process: psutil.Process, server: VllmServer) -> bool:
     return process.ppid() == forkserver.pid
 
 
-def test_tensor_ranks_end_with_a_launcher_that_is_killed(
+def test_tensor_parallel_ranks_end_with_a_killed_launcher(
     start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str
 ) -> None:
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
@@ -40,7 +40,7 @@ def test_tensor_ranks_end_with_a_launcher_that_is_killed(
 
 
 def test_pipeline_stages_start_and_end(start_vllm: StartVllm, two_ranks: dict[str, str]) -> None:
-    """vLLM 0.32 for CPU generates nothing with them, however it is started: a KeyError in its scheduler."""
+    """vLLM 0.32 for CPU cannot generate with them under any launcher: a KeyError in its scheduler."""
     with start_vllm("ours", "--pipeline-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
         stages = server.titled("Worker")
@@ -50,9 +50,7 @@ def test_pipeline_stages_start_and_end(start_vllm: StartVllm, two_ranks: dict[st
         assert server.end_with(signal.SIGTERM) == 0
 
 
-def test_a_worker_that_dies_takes_the_server_down_as_vllm_wants_it(
-    start_vllm: StartVllm, two_ranks: dict[str, str]
-) -> None:
+def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm: StartVllm, two_ranks: dict[str, str]) -> None:
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
         server.titled("Worker_TP1")[0].kill()
@@ -71,7 +69,7 @@ def test_data_parallel_engines_with_an_api_server_each(
         assert server.end_with(signal.SIGTERM) == 0
 
 
-def test_two_api_servers_share_the_port_and_one_engine_and_go_on_without_the_forkserver(
+def test_two_api_servers_share_port_and_engine_and_outlive_the_forkserver(
     start_vllm: StartVllm, expected_text: str
 ) -> None:
     with start_vllm("ours", "--api-server-count", "2") as server:
@@ -120,8 +118,8 @@ def test_a_headless_node_with_an_engine_of_its_own(
         assert [title_of(process) for process in other.titled("EngineCore")] == ["EngineCore_DP1"]
 
 
-def _bound(processors: str) -> dict[str, str]:
-    return {"VLLM_CPU_OMP_THREADS_BIND": processors}
+def _bound(cpus: str) -> dict[str, str]:
+    return {"VLLM_CPU_OMP_THREADS_BIND": cpus}
 
 
 @pytest.mark.skipif(not RAY.exists(), reason="Ray is not installed in .peers/ray")

@@ -1,4 +1,4 @@
-"""`vllm serve` as it is, or started by `vllm-cli serve --engine vllm`, as a process of its own."""
+"""A server process of real vLLM, started by `vllm serve` or by `vllm-cli serve --engine vllm`."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from tests.waiting import is_gone
 _READY_S = 1200.0
 _ANSWER_S = 600.0
 _GONE_S = 120.0
-_LOOK_S = 0.2
-"""Seldom: a start has better uses for the processors."""
+_POLL_S = 0.2
+"""Long, so that polling takes little CPU time from the start."""
 
 LAUNCHERS: Final = {
     "plain": (str(BIN / "vllm"), "serve"),
@@ -31,7 +31,7 @@ LAUNCHERS: Final = {
 
 
 class VllmServer:
-    """A server with a free port; leaving the `with` block ends it, and checks that all its processes end, too."""
+    """A server on a free port; leaving the `with` block stops it and checks that all its processes end."""
 
     PROMPT: Final = "The capital of France is"
     MAX_TOKENS: Final = 4
@@ -39,7 +39,7 @@ class VllmServer:
     def __init__(
         self, launcher: str, model: Path, *arguments: str, folder: Path, environment: dict[str, str] | None = None
     ) -> None:
-        """The folder holds its log, and what vLLM and the launcher keep from start to start."""
+        """The folder contains the log and the caches of vLLM and the launcher."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.name = launcher
@@ -81,11 +81,11 @@ class VllmServer:
 
     @property
     def log(self) -> str:
-        """Everything that its processes have written so far."""
+        """The output of all its processes so far."""
         return self._path.read_text(errors="replace")
 
     def wait_ready(self) -> Self:
-        """Waits until /health is 200; fails with the log where the process ends first."""
+        """Waits until /health is 200; fails with the log if the process exits first."""
         self._wait(lambda: self.status("/health") == 200)
         return self
 
@@ -99,10 +99,10 @@ class VllmServer:
             self.family()
             assert self.process.poll() is None, self.log[-8000:]
             assert time.monotonic() < deadline, self.log[-8000:]
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def family(self) -> list[psutil.Process]:
-        """The server's process and all below it, remembered for the end, when some may have other parents."""
+        """The server's process tree, recorded for the end, when some processes may have other parents."""
         try:
             root = psutil.Process(self.process.pid)
             family = [root, *root.children(recursive=True)]
@@ -112,13 +112,13 @@ class VllmServer:
         return family
 
     def titled(self, title: str) -> list[psutil.Process]:
-        """Its processes whose title begins so, in order."""
+        """Its processes whose title begins with this text, in order."""
         return sorted(
             (p for p in self.family() if title_of(p).startswith(title)), key=lambda process: title_of(process)
         )
 
     def status(self, path: str) -> int:
-        """The status of an answer; 0 while nobody answers."""
+        """The status of an answer; 0 without an answer."""
         return ask(f"{self.url}{path}", timeout_s=_ANSWER_S).status
 
     def get(self, path: str) -> Any:
@@ -154,7 +154,7 @@ class VllmServer:
         return str(answer["choices"][0]["text"])
 
     def end_with(self, signal_number: int) -> int:
-        """Sends a signal to the server's process and returns its exit code once all its processes are gone."""
+        """Sends a signal to the server's process; returns its exit code once all its processes have exited."""
         family = self.family()
         self.process.send_signal(signal_number)
         code = self.process.wait(_GONE_S)
@@ -170,7 +170,7 @@ class VllmServer:
 
 
 def title_of(process: psutil.Process) -> str:
-    """What the process calls itself, without `VLLM::`; the start of its command line where it has no such name."""
+    """The process's title without `VLLM::`, or its command line."""
     try:
         return " ".join(process.cmdline()).strip().removeprefix("VLLM::")
     except psutil.Error:

@@ -1,10 +1,10 @@
-"""Files of /proc and of cgroups as the kernel shows them, below a folder."""
+"""Fake files of /proc and of cgroups below a folder."""
 
 from pathlib import Path
 
 
 class FakeSystem:
-    """A machine of 16 MB, 8 MB of them available, in the cgroups that `mount` and `limit` say."""
+    """A machine of 16 MB with 8 MB available, and the cgroups of `mount` and `limit`."""
 
     controller = "memory"
 

@@ -1,4 +1,4 @@
-"""How many processors may be used: what this process may run on, or less under a quota of either cgroup version."""
+"""The number of usable CPUs: this process's affinity, or less under a quota of either cgroup version."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much memory is available: the machine's, or less in a cgroup of either version, wherever it is mounted."""
+"""The available memory: the machine's, or less in a cgroup of either version, wherever it is mounted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Starts an engine process the way the launcher does; run by test_engine_process.py as a program of its own."""
+"""Starts an engine process as the launcher does; test_engine_process.py runs it as a separate program."""
 
 import asyncio
 import json
@@ -24,12 +24,12 @@ def main(model: Path, method: str, mode: str | None) -> int:
     files = ModelFiles(model, model)
     engine_process.prepare(context, files)
     if mode == "--modules":
-        process = context.Process(target=_tell_modules)
+        process = context.Process(target=_print_modules)
         process.start()
         process.join()
         return 0
     if mode == "--statuses":
-        return _tell_statuses(context, files)
+        return _print_statuses(context, files)
     engine = engine_process.start_engine(context, files, EngineConfig(max_num_seqs=2), logs=LogOptions(level="INFO"))
     if mode == "--leave-early":
         print(engine.pid, flush=True)
@@ -43,16 +43,16 @@ def main(model: Path, method: str, mode: str | None) -> int:
         engine.close()
 
 
-def _tell_modules() -> None:
-    """Runs in the new process: what was there before its own first import."""
+def _print_modules() -> None:
+    """Runs in the new process: prints the modules that were loaded before its own imports."""
     wanted = ("torch", "server.engine.build", "transformers.models.llama.modeling_llama")
     print(json.dumps([name for name in wanted if name in sys.modules]), flush=True)
 
 
-def _tell_statuses(context: BaseContext, files: ModelFiles) -> int:
-    """Of processes that have only just begun, and of this one after that."""
+def _print_statuses(context: BaseContext, files: ModelFiles) -> int:
+    """Prints /proc status of processes that have just started, and then of this process."""
     statuses = []
-    os.mkfifo(files.path / "config.json")  # an engine that has nothing to read does not end before it is looked at
+    os.mkfifo(files.path / "config.json")  # blocks the engine, so that it does not exit before its status is read
     if context.get_start_method() == "forkserver":
         statuses.append(_status(forkserver._forkserver._forkserver_pid))  # type: ignore[attr-defined]
     engine = engine_process.start_engine(context, files, EngineConfig(), logs=LogOptions(level="INFO"))
@@ -72,7 +72,7 @@ async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
     await client.start()
     info = await client.wait_loaded(200)
     if mode == "--garble":
-        engine.connection.send(frame(b"\xc1"))  # MessagePack has no such thing
+        engine.connection.send(frame(b"\xc1"))  # a byte that MessagePack never uses
         await asyncio.wait_for(client.dead.wait(), 200)
         await asyncio.to_thread(engine.close)
         print(json.dumps({"exitcode": engine.exitcode}))

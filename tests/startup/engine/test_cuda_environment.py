@@ -1,4 +1,4 @@
-"""Whether a GPU is expected, and that nothing but the engine begins CUDA."""
+"""A GPU is expected by device and settings, and only the engine initialises CUDA."""
 
 import os
 import subprocess
@@ -11,13 +11,13 @@ from startup.engine import cuda
 from startup.engine.cuda import detect_gpus_without_cuda, expects_gpu
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
-_BEGUN = "file=libcuda.so.1 [0];  dynamically loaded by"
+_DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"
 _LEAN = "from startup.imports import import_engine; import_engine()"
 
 
 @pytest.fixture
 def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a device that is there, and a torch that could use it."""
+    """A device's file, and a torch that is built for GPUs."""
     device = tmp_path / "device"
     device.touch()
     monkeypatch.setattr(cuda, "_GPU_DEVICES", (device,))
@@ -67,15 +67,15 @@ def test_the_forkservers_imports_do_not_initialise_cuda(tmp_path: Path) -> None:
         pytest.skip("this torch is built without CUDA")
     if any(device.exists() for device in cuda._GPU_DEVICES):
         pytest.skip("cuBLAS has loaded the driver already; tests/cuda has a test for machines with a GPU")
-    assert not _begins_cuda(_LEAN, tmp_path / "lean")
-    assert _begins_cuda("import torch; torch.cuda.is_available()", tmp_path / "asked")
+    assert not _initialises_cuda(_LEAN, tmp_path / "lean")
+    assert _initialises_cuda("import torch; torch.cuda.is_available()", tmp_path / "available")
 
 
-def _begins_cuda(code: str, log: Path) -> bool:
-    """Whether CUDA's runtime looks for the driver, which it does with its first call; the loader tells."""
+def _initialises_cuda(code: str, log: Path) -> bool:
+    """Whether CUDA's runtime loads the driver, as in its first call, by the dynamic loader's log."""
     environment = {**os.environ, "LD_DEBUG": "files", "LD_DEBUG_OUTPUT": str(log), "PYTHONPATH": str(Path.cwd())}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=240)
     texts = [path.read_text(errors="replace") for path in log.parent.glob(f"{log.name}.*")]
     lines = [line for text in texts for line in text.splitlines()]
-    assert lines, "the loader told nothing"
-    return any(_BEGUN in line and "libcudart" in line for line in lines)
+    assert lines, "the loader has logged nothing"
+    return any(_DRIVER_LOADED in line and "libcudart" in line for line in lines)

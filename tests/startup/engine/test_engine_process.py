@@ -1,4 +1,4 @@
-"""The engine process starts with every start method, and nothing is left when either side goes."""
+"""The engine process starts with every start method, and no process is left when either side exits."""
 
 import json
 import os
@@ -29,10 +29,10 @@ def _run(model: Path, method: str, *arguments: str) -> subprocess.CompletedProce
 def test_the_real_model_generates_with_each_start_method(model_path: Path, method: str) -> None:
     run = _run(model_path, method)
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    assert len(told["token_ids"]) == 4
-    assert told["exitcode"] == 0
-    assert told["preloaded"] is (method == "forkserver")
+    result = json.loads(run.stdout)
+    assert len(result["token_ids"]) == 4
+    assert result["exitcode"] == 0
+    assert result["preloaded"] is (method == "forkserver")
     assert run.stderr == ""
 
 
@@ -77,9 +77,7 @@ def test_processes_ignore_group_signals_from_their_start_on(tmp_path: Path, meth
     assert run.returncode == 0, run.stderr
     *new, parent = (disturbing(status, GROUP_SIGNALS) for status in json.loads(run.stdout))
     assert new == [set()] * (2 if method == "forkserver" else 1)
-    assert parent == disturbing(
-        Path("/proc/thread-self/status").read_text(), GROUP_SIGNALS
-    )  # as it was found: see nohup(1)
+    assert parent == disturbing(Path("/proc/thread-self/status").read_text(), GROUP_SIGNALS)  # unchanged: see nohup(1)
 
 
 def test_an_engine_that_cannot_read_its_requests_exits(model_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The bounds of oneDNN's kernels reach the engine, the user's own setting wins, and the kernels keep to them."""
+"""oneDNN's kernel caches are bounded in the engine, and the user's own setting takes precedence."""
 
 import os
 import subprocess
@@ -57,7 +57,7 @@ def test_the_users_setting_takes_precedence(
 
 @pytest.mark.slow
 def test_new_shapes_take_no_more_memory_once_the_bound_is_reached() -> None:
-    """From the 300th shape to the 450th: more than are kept, fewer than would be by default."""
+    """From the 300th shape to the 450th: more than the bound, fewer than the default."""
     import torch
 
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():

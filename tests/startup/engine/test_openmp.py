@@ -1,4 +1,4 @@
-"""The spin limit reaches the engine, and the user's own setting wins."""
+"""The spin limit is set for the engine, and the user's own setting takes precedence."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Imports the engine as a start does, builds each model given, and prints its greedy tokens and what is loaded then."""
+"""Imports the engine as in a start, builds each given model, and prints its greedy tokens and loaded modules."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What transformers exports and where packages come from is the same from the cache folder as from a scan."""
+"""transformers' exports and the packages' distributions are the same from the cache as from a scan."""
 
 import json
 import os
@@ -12,10 +12,10 @@ _SCRIPT = """
 import importlib.metadata, json, sys
 from contextlib import nullcontext
 from startup.lean.scan_cache import cached_scans
-with cached_scans() if sys.argv[1] == "remembered" else nullcontext():
+with cached_scans() if sys.argv[1] == "cached" else nullcontext():
     import transformers, transformers.models
     from transformers.utils import import_utils
-# From 5.23 on a function, which is asked where a package has not the name that it is imported by.
+# From 5.23 on a function, called for a package whose import name differs from its distribution's.
 packages = getattr(import_utils, "_package_distribution_mapping", lambda: import_utils.PACKAGE_DISTRIBUTION_MAPPING)()
 scans = import_utils.create_import_structure_from_path.cache_info().misses
 print(json.dumps({
@@ -34,11 +34,11 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def _import(cache: Path, mode: str = "remembered") -> tuple[dict[str, object], bool]:
-    """What transformers knows after its import, and whether it read the sources of its models."""
+def _import(cache: Path, mode: str = "cached") -> tuple[dict[str, object], bool]:
+    """The state of transformers after its import, and whether it read the sources of its models."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, mode],
-        # Without a buffer, Python loses what does not fit into the pipe where a signal interrupts it.
+        # With an unbuffered stream, a signal during a write to a full pipe makes Python lose the rest.
         env=os.environ | {"VLLM_CACHE_ROOT": str(cache), "PYTHONUNBUFFERED": ""},
         capture_output=True,
         text=True,

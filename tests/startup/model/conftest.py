@@ -1,4 +1,4 @@
-"""A hub of the test's own, and empty caches."""
+"""A fake hub, and empty caches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.startup.model.hub_server import MODEL, Hub
 
 @pytest.fixture
 def hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that answers at once, though on a busy machine that may take a while."""
+    """A hub that answers at once, with long timeouts for a busy machine."""
     monkeypatch.setattr(hub, "REQUEST_TIMEOUT_S", 120.0)
     monkeypatch.setattr(hub, "_DEADLINE_S", 120.0)
     with serving(Hub()) as server:

@@ -1,4 +1,4 @@
-"""A real HTTP server in the hub's place: listings, files by commit, ranges; slow or cutting off on demand."""
+"""A fake hub over HTTP: listings, files by commit, ranges; slow or interrupted on demand."""
 
 import json
 import time
@@ -13,7 +13,7 @@ _CUT_FROM_BYTES = 1 << 10
 
 
 class Hub(LocalServer):
-    """Serves repositories as the hub does: listing, tree, and files by commit."""
+    """Serves repositories like the hub: listing, tree, and files by commit."""
 
     daemon_threads = False
 
@@ -25,9 +25,9 @@ class Hub(LocalServer):
         self.downloads: list[str] = []
         self.tokens: set[str | None] = set()
         self.ranges: list[int] = []
-        """Where resumed downloads went on."""
+        """Offsets at which downloads resumed."""
         self.cuts = 0
-        """So many downloads more of large files end in the middle."""
+        """How many of the next downloads of large files are interrupted."""
         self.bytes_per_s: float | None = None
 
 

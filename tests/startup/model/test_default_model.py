@@ -1,4 +1,4 @@
-"""The default model from the Python package index, prepared as `make install` does."""
+"""The default model from the Python package index, prepared as by `make install`."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """No cache, and a hub that refuses connections: its port is bound, and nobody listens."""
+    """No cache, and a hub that refuses connections: its port is bound without listening."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         own = {

@@ -1,4 +1,4 @@
-"""Downloads tell how far they are, survive a connection that is cut, and go on where they stopped."""
+"""Downloads report progress, survive an interrupted connection, and resume."""
 
 import logging
 from pathlib import Path

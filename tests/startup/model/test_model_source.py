@@ -1,4 +1,4 @@
-"""Where the model comes from: folders, the hub's cache, and a real HTTP server in the hub's place."""
+"""The model comes from a folder, the hub's cache, or the hub, for which a fake HTTP server stands in."""
 
 import json
 import socket
@@ -202,7 +202,7 @@ def test_a_refused_connection_is_not_retried(monkeypatch: pytest.MonkeyPatch) ->
     pauses: list[float] = []
     others, sleep = set(threading.enumerate()) - {threading.current_thread()}, time.sleep
     monkeypatch.setattr(time, "sleep", lambda s: sleep(s) if threading.current_thread() in others else pauses.append(s))
-    with socket.socket() as bound:  # and not listening, so that the port stays closed
+    with socket.socket() as bound:  # without listening, so that the port is closed
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", url)

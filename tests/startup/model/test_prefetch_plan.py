@@ -1,4 +1,4 @@
-"""Which files are read, and in which order."""
+"""The files of a prefetch, in order."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Which files are the weights, in load order, and which are missing."""
+"""Weight files are found in load order, and missing ones are listed."""
 
 import json
 from pathlib import Path

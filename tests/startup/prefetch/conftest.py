@@ -1,4 +1,4 @@
-"""Real files on a real disk, evicted from the page cache where a test needs them cold."""
+"""Real files on a disk, evicted from the page cache if a test needs them cold."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ MakeFile = Callable[..., Path]
 
 @pytest.fixture
 def make_file(tmp_path: Path) -> Iterator[MakeFile]:
-    """Writes a file of so many MiB, on disk and resident, and deletes it in the end."""
+    """Writes a file of this many MiB, on disk and resident, and deletes it at the end."""
     if tmp_path.stat().st_dev in memory_devices():
         pytest.skip("the folder for temporary files is in memory")
     made: list[Path] = []

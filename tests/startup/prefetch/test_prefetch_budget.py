@@ -1,4 +1,4 @@
-"""How much is read: what is missing, as far as it stays resident, and nothing where that helps too little."""
+"""The budget of a prefetch: missing pages that fit into memory, and nothing if that helps too little."""
 
 import pytest
 

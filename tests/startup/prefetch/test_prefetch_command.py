@@ -1,4 +1,4 @@
-"""`vllm-cli prefetch` alone: report, progress and exit codes."""
+"""The command `vllm-cli prefetch`: report, progress and exit codes."""
 
 import json
 import os
@@ -28,7 +28,7 @@ RUN = "import sys; from vllm_cli.commands.prefetch import prefetch; sys.exit(pre
 
 @pytest.fixture
 def model(tmp_path: Path, make_file: MakeFile) -> Path:
-    """A folder that has what a model needs, its weights cold."""
+    """A model's folder with cold weights."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "tokenizer.json").write_text("{}")
     make_file("model.safetensors", 24, is_cold=True)
@@ -89,17 +89,17 @@ def test_progress_is_printed_as_lines_without_a_terminal(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--block-size", "12"], "12 bytes are not between 64KiB and 1GiB"),
         (["--block-size", "16 apples"], "'16 apples' is not a size such as 16MiB"),
         (["--threads", "0"], "0 is not in the range 1<=x<=64"),
     ],
 )
-def test_invalid_values_are_usage_errors(words: list[str], said: str) -> None:
+def test_invalid_values_are_usage_errors(words: list[str], message: str) -> None:
     result = CliRunner().invoke(prefetch, words)
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
 
 
 @pytest.mark.parametrize(

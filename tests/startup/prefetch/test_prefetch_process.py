@@ -1,4 +1,4 @@
-"""The helper process on real files: what was cold is resident afterwards, and the process never outlives its use."""
+"""The helper process on real files: cold files are resident afterwards, and the process always ends."""
 
 import json
 import logging
@@ -26,15 +26,15 @@ from tests.waiting import is_gone, wait_until
 pytestmark = pytest.mark.alone
 MIB = 1 << 20
 PLENTY = 1 << 50
-"""Bytes of memory: more than any file, whatever the machine has."""
+"""Bytes of memory, more than any file has."""
 SLOW_MIB = 4 << 20
-"""A file without blocks on disk is filled page by page: this many take minutes on any machine."""
+"""MiB of a sparse file, which is read page by page: this many take minutes on any machine."""
 CLOSED_WITHIN_S = 60.0
 HEAVY = {
     "argparse", "asyncio", "concurrent.futures", "dataclasses", "email", "http", "inspect", "logging",
     "multiprocessing", "socket", "ssl", "subprocess", "tempfile", "urllib.request",
 }  # fmt: skip
-"""Of the standard library: what takes as long as everything that the helper needs."""
+"""Modules of the standard library that each take as long to import as all that the helper needs."""
 
 MakeFile = Callable[..., Path]
 
@@ -61,7 +61,7 @@ def prefetch(files: list[Path], **options: object) -> PrefetchReport:
 
 
 def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
-    """One that would take minutes."""
+    """A prefetch that would take minutes."""
     path = make_file("slow", SLOW_MIB, is_sparse=True)
     options = PrefetchOptions(
         mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=PLENTY, progress_interval_s=0.01
@@ -119,7 +119,7 @@ def test_no_more_is_read_than_fits_into_memory(make_file: MakeFile) -> None:
     assert report.reason is not None
     assert "84 MB of 126 MB fit" in report.reason
     assert 70 * MIB <= report.read_bytes <= 80 * MIB
-    assert resident_bytes(path) < 120 * MIB, "not all of it, though the kernel reads ahead a little further"
+    assert resident_bytes(path) < 120 * MIB, "only a part is resident, though the kernel reads ahead a little"
 
 
 def test_too_little_memory_turns_it_off(make_file: MakeFile) -> None:
@@ -156,7 +156,7 @@ def test_evicted_pages_stop_the_prefetch() -> None:
 def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_file("weights.safetensors", 1)
     if not is_cheap(str(path)):
-        pytest.skip("this kernel tells it slowly")
+        pytest.skip("measuring residency is slow on this kernel")
     expect_resident(path, least_share=1.0)
     monkeypatch.setattr("startup.prefetch.process._Helper", None)
     report = Prefetch.start([path]).result()
@@ -231,7 +231,7 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
 
 @pytest.mark.parametrize("behaviour", ["is alone", "forks"])
 def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviour: str) -> None:
-    """Also while a forked process still holds the pipe open."""
+    """Even while a forked process still holds the pipe open."""
     path = make_file("slow", SLOW_MIB, is_sparse=True)
     command = [sys.executable, "-c", PARENT, str(path), behaviour]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -294,7 +294,7 @@ def test_the_launchers_descriptors_are_closed(make_file: MakeFile) -> None:
 def open_descriptors() -> set[tuple[str, str]]:
     found = set()
     for link in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the one that lists them
+        with suppress(OSError):  # the descriptor of the listing itself
             found.add((link.name, str(link.readlink())))
     return found
 

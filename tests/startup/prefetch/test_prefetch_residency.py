@@ -1,4 +1,4 @@
-"""What of a file is in the page cache, by each of the ways to ask the kernel."""
+"""Each method measures how much of a file is in the page cache."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ methods = pytest.mark.parametrize(
 
 
 def is_cold(method: Method, resident: int, length: int) -> bool:
-    """A page that is asked for by sample is read by that, and may be there before the answer; few are."""
+    """Testing a sample makes the kernel read that page, so a few pages may be resident."""
     return resident <= length // 2 if method is by_samples else resident == 0
 
 

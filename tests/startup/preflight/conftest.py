@@ -1,4 +1,4 @@
-"""Model folders of real files that tests break in real ways, and the way to check them."""
+"""Model folders of real files, which tests damage, and a function that runs the preflight on them."""
 
 import json
 import struct
@@ -18,7 +18,7 @@ from startup.preflight.run import PreflightOptions, run_preflight
 GIB = 1 << 30
 ROOMY = MemoryState(64 * GIB, 64 * GIB)
 PATIENT_S = 120.0
-"""A stand-in for the hub answers at once, but on a busy machine that may take a while."""
+"""A timeout for the fake hub, which answers at once, on a busy machine."""
 SMALL_FILES = (
     "config.json",
     "generation_config.json",
@@ -28,11 +28,11 @@ SMALL_FILES = (
 )
 
 Tensors = dict[str, tuple[str, list[int], int]]
-"""Names to type, shape and number of bytes."""
+"""Names with type, shape and number of bytes."""
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:
-    """A valid file as long as types, shapes and sizes agree."""
+    """Writes a file, which is valid if types, shapes and sizes agree."""
     position = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     for name, (dtype, shape, size) in tensors.items():
@@ -46,7 +46,7 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that can be written to, wherever the machine's own is."""
+    """A writable cache folder, independent of the machine's."""
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
 
 
@@ -86,7 +86,7 @@ def folder(tmp_path: Path, small_files: Callable[[Path], None]) -> ModelFolder:
 
 @pytest.fixture
 def make_config() -> Callable[..., StartupConfig]:
-    """A configuration; arguments belong to the part that knows them."""
+    """Makes a configuration; each argument goes to the part that has a field of this name."""
 
     def make(model: Path | str | None = None, **given: Any) -> StartupConfig:
         model = str(model) if model is not None else None
@@ -115,7 +115,7 @@ def make_config() -> Callable[..., StartupConfig]:
 
 @pytest.fixture
 def preflight(make_config: Callable[..., StartupConfig]) -> Callable[..., PreflightReport]:
-    """Runs every check; `memory` and the like are options, everything else configuration."""
+    """Runs all checks; arguments named like a field of PreflightOptions are options, all others configuration."""
 
     def run(model: Path | str | None = None, **given: Any) -> PreflightReport:
         options = {"memory": ROOMY, "hub_timeout_s": PATIENT_S} | {

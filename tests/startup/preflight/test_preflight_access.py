@@ -1,4 +1,4 @@
-"""Keys and certificates are looked at before anything slow, as the server will use them."""
+"""API keys and TLS files are checked as the server will use them."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 def findings(preflight: Preflight, check: str, **given: Any) -> list[str]:
-    """Severity and message of what one check says."""
+    """Severity and message of one check's findings."""
     report = preflight("/nowhere", **{name: str(v) if isinstance(v, Path) else v for name, v in given.items()})
     return [f"{f.severity}: {f.message}" for f in report.findings if f.check == check]
 
@@ -115,8 +115,8 @@ def test_tls_settings_without_a_certificate_are_errors(
 
 
 def test_client_certificates_that_are_not_requested_are_a_warning(preflight: Preflight, pair: Certificate) -> None:
-    told = tls(preflight, pair, ssl_ca_certs=pair.certificate)
-    assert [finding for finding in told if finding.startswith("warning")] == [
+    findings_with_ca = tls(preflight, pair, ssl_ca_certs=pair.certificate)
+    assert [finding for finding in findings_with_ca if finding.startswith("warning")] == [
         "warning: --ssl-ca-certs has no effect as long as --ssl-cert-reqs is 0: set it to 2 (required)"
     ]
 

@@ -1,4 +1,4 @@
-"""Addresses that are taken: by whom is told, whether the holder listens or not, and nothing is left behind."""
+"""An address in use is reported with its holder, listening or not, and the check leaves no socket behind."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ sys.stdin.read()
 
 @contextmanager
 def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int]]:
-    """Another process with the socket; yields its pid and port."""
+    """Runs another process with the socket; yields its pid and port."""
     command = [sys.executable, "-c", HOLDER, family, str(address), *words]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin
@@ -46,14 +46,14 @@ def holder(family: str, address: object, *words: str) -> Iterator[tuple[int, int
         process.stdout.close()
 
 
-def told(report: PreflightReport, check: str, severity: str = "error") -> str:
+def message_of(report: PreflightReport, check: str, severity: str = "error") -> str:
     (message,) = [f.message for f in report.findings if f.check == check and f.severity == severity]
     return message
 
 
 needs_bound_sockets = pytest.mark.skipif(
     tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2]) < (6, 8),
-    reason="the kernel does not tell about sockets that are bound alone",
+    reason="the kernel does not report sockets that are bound without listening",
 )
 
 
@@ -65,7 +65,7 @@ def test_a_free_port_is_no_finding_and_stays_free(preflight: Preflight) -> None:
 
 def test_a_port_in_use_is_reported_with_pid_and_command(preflight: Preflight) -> None:
     with holder("tcp", "-", "reuse", "listening") as (pid, port):
-        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert f"127.0.0.1:{port} is in use by pid {pid} ({sys.executable}" in message
     assert "choose another --port" in message
 
@@ -73,7 +73,7 @@ def test_a_port_in_use_is_reported_with_pid_and_command(preflight: Preflight) ->
 @needs_bound_sockets
 def test_a_port_that_is_bound_without_listening_is_reported_with_pid(preflight: Preflight) -> None:
     with holder("tcp", "-", "no-reuse", "silent") as (pid, port):
-        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert f"pid {pid} (" in message
     assert "which does not listen there" in message
 
@@ -81,7 +81,7 @@ def test_a_port_that_is_bound_without_listening_is_reported_with_pid(preflight: 
 @needs_bound_sockets
 def test_a_server_that_still_starts_on_the_port_is_a_warning(preflight: Preflight) -> None:
     with holder("tcp", "-", "reuse", "silent") as (pid, port):
-        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port", "warning")
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port", "warning")
     assert f"bound by pid {pid}" in message
     assert "the first process to listen gets it" in message
 
@@ -90,14 +90,14 @@ def test_a_server_that_still_starts_on_the_port_is_a_warning(preflight: Prefligh
 @needs_ipv6
 def test_the_kernel_reports_bound_sockets_of_both_families() -> None:
     with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::1", free_port()))  # whoever is given one by the kernel might have it in the other family
+        probe.bind(("::1", free_port()))  # a port chosen by the kernel may be in use in the other family
         assert bound_socket_inodes(probe.getsockname()[1]) == {os.fstat(probe.fileno()).st_ino}
 
 
 def test_secrets_in_the_command_line_of_the_holder_are_masked(preflight: Preflight) -> None:
     words = ("reuse", "listening", "--api-key", "sesame", "--hf-token=sesame", "--max-model-len", "512")
     with holder("tcp", "-", *words) as (_, port):
-        message = told(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
+        message = message_of(preflight("/nowhere", port=port, host="127.0.0.1"), "port")
     assert "sesame" not in message
     assert "--max-model-len" in message or "…" in message
 
@@ -111,12 +111,12 @@ def test_the_launchers_own_port_is_not_checked(preflight: Preflight) -> None:
 
 def test_a_port_that_only_this_process_holds_is_in_use(preflight: Preflight) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
-        message = told(preflight("/nowhere", port=ours.getsockname()[1], host="127.0.0.1"), "port")
+        message = message_of(preflight("/nowhere", port=ours.getsockname()[1], host="127.0.0.1"), "port")
     assert "is in use by" in message
 
 
 def test_a_host_of_another_machine_is_an_error(preflight: Preflight) -> None:
-    assert "192.0.2.1" in told(preflight("/nowhere", port=4711, host="192.0.2.1"), "port")
+    assert "192.0.2.1" in message_of(preflight("/nowhere", port=4711, host="192.0.2.1"), "port")
 
 
 def test_a_free_socket_path_is_no_finding_and_is_not_created(tmp_path: Path, preflight: Preflight) -> None:
@@ -128,7 +128,7 @@ def test_a_free_socket_path_is_no_finding_and_is_not_created(tmp_path: Path, pre
 def test_a_unix_socket_in_use_is_reported_with_pid(tmp_path: Path, preflight: Preflight, state: str) -> None:
     path = tmp_path / "s"
     with holder("unix", path, "-", state) as (pid, _):
-        message = told(preflight("/nowhere", uds=str(path)), "uds")
+        message = message_of(preflight("/nowhere", uds=str(path)), "uds")
         assert path.is_socket()
     assert f"{path} is in use by pid {pid}" in message
     assert ("which does not listen there" in message) == (state == "silent")
@@ -140,21 +140,21 @@ def test_unix_socket_with_a_full_queue_is_in_use(tmp_path: Path, preflight: Pref
         ours.bind(str(path))
         ours.listen(0)
         client.connect(str(path))
-        assert "is in use" in told(preflight("/nowhere", uds=str(path)), "uds")
+        assert "is in use" in message_of(preflight("/nowhere", uds=str(path)), "uds")
 
 
 def test_a_unix_socket_that_was_left_behind_is_information(tmp_path: Path, preflight: Preflight) -> None:
     path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX) as gone:
-        gone.bind(str(path))
-    assert "left behind" in told(preflight("/nowhere", uds=str(path)), "uds", "info")
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert "left behind" in message_of(preflight("/nowhere", uds=str(path)), "uds", "info")
 
 
 def test_unusable_socket_paths_are_errors(tmp_path: Path, preflight: Preflight) -> None:
     (tmp_path / "file").touch()
-    assert "is not a socket" in told(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
-    assert "there is no folder" in told(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
-    assert "at most 107 are possible" in told(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
+    assert "is not a socket" in message_of(preflight("/nowhere", uds=str(tmp_path / "file")), "uds")
+    assert "there is no folder" in message_of(preflight("/nowhere", uds=str(tmp_path / "x" / "s")), "uds")
+    assert "at most 107 are possible" in message_of(preflight("/nowhere", uds=str(tmp_path / ("s" * 108))), "uds")
 
 
 def test_all_missing_tls_files_are_reported(tmp_path: Path, preflight: Preflight) -> None:

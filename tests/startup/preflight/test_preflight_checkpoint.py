@@ -1,4 +1,4 @@
-"""Broken model folders: every fault is told, with the value and the fix, without reading weights."""
+"""Every fault of a broken model folder is reported with its value and fix, without reading the weights."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Variables: every wrong one at once, misspelt names, and those that are for vLLM alone."""
+"""Wrong variables are reported at once, and so are misspelt names and variables that only vLLM reads."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The hub is asked once, for what is not on disk alone; a stand-in answers in its place as the real one would."""
+"""The hub gets one request, only for files that are not on disk; a fake hub gives the real one's answers."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(LocalServer):
-    """Answers every request with one status, as soon as it may."""
+    """Answers every request with one status, once `may_answer` is set."""
 
     def __init__(self) -> None:
         super().__init__(_Handler)
@@ -47,7 +47,7 @@ class _Handler(QuietHandler):
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of which nothing is cached."""
+    """A fake hub, with an empty cache."""
     with serving(Hub()) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -124,7 +124,7 @@ def test_a_slow_hub_is_a_warning_after_the_timeout(hub: Hub, preflight: Prefligh
 def test_all_requests_to_the_hub_run_while_other_checks_run(
     hub: Hub, preflight: Preflight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub answers nobody before both requests are there and a later check runs."""
+    """The fake hub answers only after both requests have arrived and a later check runs."""
     hub.may_answer.clear()
 
     def check_shared_memory(_: Path) -> tuple[()]:

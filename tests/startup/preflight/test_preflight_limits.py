@@ -1,4 +1,4 @@
-"""Limits of the process, in a real process that has them, and shared memory."""
+"""Process limits, checked in a process with these limits, and shared memory."""
 
 import json
 import resource

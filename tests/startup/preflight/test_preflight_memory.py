@@ -1,4 +1,4 @@
-"""Memory: weights, one sequence and the program against what is available, with the numbers and the way out."""
+"""Weights, one sequence and the program must fit into memory; a fault is reported with numbers and advice."""
 
 import json
 from collections.abc import Callable
@@ -14,10 +14,10 @@ Preflight = Callable[..., PreflightReport]
 MIB = 1 << 20
 LAYERS, KV_HEADS, HEAD_DIM = 30, 3, 64
 KV_BYTES = 2 * LAYERS * KV_HEADS * HEAD_DIM * 2
-"""Of SmolLM2-135M in bfloat16, per token."""
+"""Bytes per token of SmolLM2-135M in bfloat16."""
 
 
-def told(report: PreflightReport, check: str) -> tuple[str, str]:
+def message_of(report: PreflightReport, check: str) -> tuple[str, str]:
     (finding,) = [f for f in report.findings if f.check == check]
     return finding.severity, finding.message
 
@@ -28,7 +28,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_weights_that_do_not_fit_are_reported_with_the_numbers(model_path: Path, preflight: Preflight) -> None:
-    severity, message = told(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)), "memory")
+    severity, message = message_of(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB)), "memory")
     assert severity == "error"
     assert "256.6 MiB for the weights in bfloat16" in message
     assert "180.0 MiB for the KV cache of one sequence of 8192 tokens" in message
@@ -37,28 +37,28 @@ def test_weights_that_do_not_fit_are_reported_with_the_numbers(model_path: Path,
 
 
 def test_container_limit_is_named_as_such(model_path: Path, preflight: Preflight) -> None:
-    _, message = told(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB, is_cgroup=True)), "memory")
+    _, message = message_of(preflight(model_path, memory=MemoryState(300 * MIB, 400 * MIB, is_cgroup=True)), "memory")
     assert "of the container's 400.0 MiB are available" in message
     assert "raise the container's memory limit" in message
 
 
 def test_float32_doubles_the_need_and_bfloat16_is_advised(model_path: Path, preflight: Preflight) -> None:
     report = preflight(model_path, dtype="float32", memory=MemoryState(600 * MIB, 800 * MIB))
-    _, message = told(report, "memory")
+    _, message = message_of(report, "memory")
     assert "513.1 MiB for the weights in float32" in message
     assert "--dtype bfloat16" in message
 
 
 def test_a_configured_length_that_does_not_fit_is_an_error(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-    severity, message = told(preflight(model_path, max_model_len=4096, memory=memory), "memory")
+    severity, message = message_of(preflight(model_path, max_model_len=4096, memory=memory), "memory")
     assert severity == "error"
     assert "lower --max-model-len to at most 1" in message
 
 
 def test_a_default_length_that_does_not_fit_is_a_warning(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB)
-    assert told(preflight(model_path, memory=memory), "memory")[0] == "warning"
+    assert message_of(preflight(model_path, memory=memory), "memory")[0] == "warning"
 
 
 def test_sufficient_memory_is_no_finding(model_path: Path, preflight: Preflight) -> None:
@@ -74,20 +74,20 @@ def test_with_a_gpu_the_machines_memory_is_not_checked(
 
 
 def test_a_length_beyond_the_models_own_is_an_error(model_path: Path, preflight: Preflight) -> None:
-    severity, message = told(preflight(model_path, max_model_len=100_000), "max_model_len")
+    severity, message = message_of(preflight(model_path, max_model_len=100_000), "max_model_len")
     assert severity == "error"
     assert "--max-model-len 100000 is more than the model's own limit of 8192 tokens" in message
 
 
 def test_a_kv_cache_too_small_for_one_sequence_is_an_error(model_path: Path, preflight: Preflight) -> None:
     size = 100 * KV_BYTES
-    _, message = told(preflight(model_path, max_model_len=2048, kv_cache_memory_bytes=size), "kv_cache")
+    _, message = message_of(preflight(model_path, max_model_len=2048, kv_cache_memory_bytes=size), "kv_cache")
     assert f"give {2048 * KV_BYTES} or more, or lower --max-model-len to 100" in message
 
 
 def test_a_kv_cache_larger_than_memory_is_a_warning(model_path: Path, preflight: Preflight) -> None:
     memory = MemoryState(2048 * MIB, 4096 * MIB)
-    severity, message = told(preflight(model_path, memory=memory, kv_cache_memory_bytes=8 << 30), "kv_cache")
+    severity, message = message_of(preflight(model_path, memory=memory, kv_cache_memory_bytes=8 << 30), "kv_cache")
     assert severity == "warning"
     assert "give less" in message
 
@@ -95,11 +95,11 @@ def test_a_kv_cache_larger_than_memory_is_a_warning(model_path: Path, preflight:
 def test_the_shape_of_a_multimodal_model_is_read(folder, preflight: Preflight) -> None:
     text = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64, "max_position_embeddings": 1 << 20}
     (folder.path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    _, message = told(preflight(folder.path, memory=MemoryState(500 * MIB, 512 * MIB)), "memory")
+    _, message = message_of(preflight(folder.path, memory=MemoryState(500 * MIB, 512 * MIB)), "memory")
     assert "512.0 MiB for the KV cache of one sequence of 1048576 tokens" in message
 
 
 def test_a_config_without_a_shape_checks_only_the_weights(folder, preflight: Preflight) -> None:
     (folder.path / "config.json").write_text('{"model_type": "unusual"}')
-    _, message = told(preflight(folder.path, memory=MemoryState(400 * MIB, 512 * MIB)), "memory")
+    _, message = message_of(preflight(folder.path, memory=MemoryState(400 * MIB, 512 * MIB)), "memory")
     assert "KV cache" not in message

@@ -1,4 +1,4 @@
-"""Where a model is: folder, snapshot, to be downloaded, nowhere; and whether the start can do without a network."""
+"""A model is located as a folder, a snapshot, a download or nowhere, which decides whether a start needs a network."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Snapshot:
-    """A cached model as the hub's client leaves it: links to blobs."""
+    """A cached model as stored by the hub's client: links to blobs."""
 
     def __init__(self, cache: Path, files: Path) -> None:
         self.repository = cache / "models--team--model"

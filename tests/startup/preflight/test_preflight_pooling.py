@@ -1,4 +1,4 @@
-"""A model that pools keeps no KV cache, so that no memory is asked for it."""
+"""A pooling model has no KV cache, so the checks require no memory for one."""
 
 from collections.abc import Callable
 from pathlib import Path

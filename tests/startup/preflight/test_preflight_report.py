@@ -1,4 +1,4 @@
-"""The report as a whole: every fault at once, for people and programs, with no heavy import and no weights read."""
+"""The report contains all faults, as text and JSON, without heavy imports and without reading weights."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Whether traces can be sent is told before anything starts."""
+"""Settings that prevent the export of traces are reported before the start."""
 
 import sys
 

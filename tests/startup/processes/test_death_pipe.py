@@ -1,4 +1,4 @@
-"""A process ends with its logical parent, whatever it is at and whoever forked it."""
+"""A process ends with its logical parent, whatever its own state and whichever process forked it."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 _SOON_S = 60
 
 _STUCK = "import ctypes; os.write(1, b'stuck\\n'); ctypes.PyDLL(None).sleep(600)"
-"""Holds the interpreter's lock inside C, where no handler and no thread of Python runs."""
+"""Holds the interpreter's lock inside C, so that no handler and no Python thread runs."""
 
 
 @pytest.fixture
@@ -64,13 +64,13 @@ def test_processes_that_share_the_read_end_all_end(pipe: tuple[int, int]) -> Non
     with _start(f"os.fork()\ndeath_pipe.arm({pipe[0]})\n{_STUCK}", pipe[0]) as process:
         assert [_line(process), _line(process)] == ["stuck", "stuck"]
         os.close(pipe[1])
-        assert _line(process) == ""  # the other one's end of standard output is closed, too
+        assert _line(process) == ""  # the other process's end of standard output is closed too
         assert process.wait(_SOON_S) == -signal.SIGKILL
 
 
 def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe: tuple[int, int]) -> None:
     os.close(pipe[1])
-    with _start(f"death_pipe.arm({pipe[0]})\nprint('lives on')", pipe[0]) as process:
+    with _start(f"death_pipe.arm({pipe[0]})\nprint('still running')", pipe[0]) as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL
 
@@ -79,12 +79,12 @@ def test_another_signal_may_be_chosen(pipe: tuple[int, int]) -> None:
     code = (
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
         f"death_pipe.arm({pipe[0]}, signal.SIGUSR1)\nprint('armed', flush=True)\n"
-        "signal.sigwait({signal.SIGUSR1})\nprint('told')"
+        "signal.sigwait({signal.SIGUSR1})\nprint('signalled')"
     )
     with _start(code, pipe[0]) as process:
         assert _line(process) == "armed"
         os.close(pipe[1])
-        assert _line(process) == "told"
+        assert _line(process) == "signalled"
         assert process.wait(_SOON_S) == 0
 
 
@@ -95,10 +95,10 @@ def test_a_process_ends_with_the_one_that_forked_it() -> None:
     with _start(code) as process:
         assert _line(process) == "stuck"
         process.kill()
-        assert _line(process) == ""  # nobody holds standard output any more
+        assert _line(process) == ""  # no process holds standard output any more
 
 
 def test_a_process_with_an_unexpected_parent_ends_at_once() -> None:
-    with _start("death_pipe.follow_parent(os.getpid())\nprint('lives on')") as process:
+    with _start("death_pipe.follow_parent(os.getpid())\nprint('still running')") as process:
         assert process.communicate(timeout=_SOON_S)[0] == ""
         assert process.returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""A process that ends is noticed while its files are still open."""
+"""An exiting process is detected while its files are still open."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def test_an_exit_is_detected_before_and_after_the_process_is_reaped(process: "su
     process.kill()
     wait_until(watch.is_exiting)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert watch.is_exiting()  # it has ended, but is still in the table of processes
+    assert watch.is_exiting()  # it has exited, but is not reaped yet
     process.wait()
     assert watch.is_exiting()
     watch.close()

@@ -1,4 +1,4 @@
-"""Process 1 of a container: collects orphans, passes signals on, tells how the program ended."""
+"""Process 1 of a container reaps orphans, forwards signals, and exits with the program's code."""
 
 import os
 import signal
@@ -18,9 +18,9 @@ _SOON_S = 60
 
 _BECOME = "import os, signal, sys, time; from startup.processes.init_process import become_init; become_init()\n"
 _SUBREAPER = "import ctypes; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)\n"
-"""PR_SET_CHILD_SUBREAPER: orphans come to this process as they would to process 1."""
+"""PR_SET_CHILD_SUBREAPER: makes this process the parent of orphans, as process 1 is."""
 _STAY = "while True: time.sleep(0.05)"
-"""As `signal.pause()`, which would wait for a second signal where the first comes just before it."""
+"""Instead of `signal.pause()`, which misses a signal that arrives just before it."""
 
 
 @contextmanager
@@ -106,9 +106,9 @@ def test_the_program_is_not_process_1_of_its_namespace() -> None:
     launcher = own_processes()
     if launcher is None:
         pytest.skip("no namespaces of processes here")
-    with socket.socket() as deaf:  # it is bound, and nobody listens: the program waits for ever
-        deaf.bind(("127.0.0.1", 0))
-        words = ["vllm-cli", "wait", f"http://127.0.0.1:{deaf.getsockname()[1]}", "--timeout", "600", "-q"]
+    with socket.socket() as bound:  # without listening: the program waits until it is stopped
+        bound.bind(("127.0.0.1", 0))
+        words = ["vllm-cli", "wait", f"http://127.0.0.1:{bound.getsockname()[1]}", "--timeout", "600", "-q"]
         main = f"import sys, vllm_cli.__main__ as m; sys.argv = {words}; sys.exit(m.main())"
         command = [*launcher, sys.executable, "-c", main]
         with subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL) as unshare:

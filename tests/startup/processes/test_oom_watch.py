@@ -1,4 +1,4 @@
-"""Whether a SIGKILL was the kernel's, for want of memory: told by the counters of cgroups, or of the machine."""
+"""A SIGKILL is attributed to the kernel by the counters of out-of-memory kills in cgroups or the machine."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def test_cgroup_version_2_counts_the_kills_of_a_container(system: FakeSystem) ->
     watch = OomWatch(system.proc)
     assert watch.describe_kill() == _POSSIBLE_CAUSE
     system.limit("box", events="low 0\noom 9\noom_kill 2\noom_group_kill 0")
-    said = watch.describe_kill()
-    assert said == f": the kernel killed it because the memory of this container (4.0 MiB) ran out{_ADVICE}"
+    text = watch.describe_kill()
+    assert text == f": the kernel killed it because the memory of this container (4.0 MiB) ran out{_ADVICE}"
 
 
 def test_cgroup_version_1_counts_the_kills_of_a_container(system: FakeSystem) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests with a fake vLLM, and of those that import small packages in this process."""
+"""Fixtures for tests with a fake vLLM, and for tests that import small packages in this process."""
 
 import sys
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from tests.startup.vllm.toy_package import ToyPackages
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """For all that a start writes; its path is short enough for Unix sockets."""
+    """A folder for a start's files; its path is short enough for Unix sockets."""
     with short_folder() as path:
         yield path
 
 
 @pytest.fixture
 def toys(tmp_path: Path) -> Iterator[ToyPackages]:
-    """Modules and finders that come while the test runs go with it."""
+    """Removes the test's modules and finders at its end."""
     modules, finders, path = set(sys.modules), list(sys.meta_path), list(sys.path)
     sys.path.insert(0, str(tmp_path))
     yield ToyPackages(tmp_path)

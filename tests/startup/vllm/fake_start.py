@@ -1,4 +1,4 @@
-"""Starts `vllm-cli serve --engine vllm` with the fake vLLM, asks what its processes see, and ends it."""
+"""Starts `vllm-cli serve --engine vllm` with the fake vLLM, reads its processes' state, and stops it."""
 
 import json
 import os
@@ -26,12 +26,12 @@ _FORKSERVER = "multiprocessing.forkserver"
 
 
 def command(*words: str) -> list[str]:
-    """`serve` by our command line, without reading libraries ahead that nobody needs here."""
+    """The command line of `serve`, without a prefetch."""
     return [sys.executable, "-m", "vllm_cli", "serve", "--engine", "vllm", "--prefetch", "off", *words]
 
 
 def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -> dict[str, str]:
-    """This one's without settings of ours; what is kept between starts is kept in `folder`."""
+    """This process's environment without vllm-cli's settings; caches are in `folder`."""
     ours = {variable.name for variable in variables()}
     kept = {n: v for n, v in os.environ.items() if n not in ours and not n.startswith(OWN_PREFIX)}
     kept.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -42,13 +42,13 @@ def environment(folder: Path, fake: Path | None = FAKE, **changes: str | None) -
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A temporary folder whose path leaves room for the name of a Unix socket, wherever the others are."""
+    """A temporary folder with a path short enough for a Unix socket in it."""
     with tempfile.TemporaryDirectory(prefix="fv", dir="/tmp") as name:
         yield Path(name)
 
 
 def variant(folder: Path, **files: str | None) -> Path:
-    """A copy of the fake vLLM; `files` are contents of modules by dotted name with `__`, None removes one."""
+    """A copy of the fake vLLM; `files` are modules' contents by name with `__` for dots; None removes a module."""
     copy = folder / "fake"
     shutil.copytree(FAKE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in files.items():
@@ -68,7 +68,7 @@ def rewrite(fake: Path, old: str, new: str) -> Path:
 
 
 class FakeStart:
-    """One launcher with all that it starts; leaves nothing behind."""
+    """One launcher with all its processes; the `with` block checks that none of them is left."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class FakeStart:
         host: str | None = "127.0.0.1",
         port: int | None = None,
     ) -> None:
-        """Without a host, the address is what `words` say."""
+        """Without a host, the address comes from `words`."""
         self.port = free_port() if port is None else port
         self.log = folder / f"log-{self.port}"
         address = ("--host", host, "--port", str(self.port)) if host else ()
@@ -95,14 +95,14 @@ class FakeStart:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.note_tree()
+        self.record_tree()
         self.process.terminate()
         try:
             self.process.wait(60)
         finally:
             self.process.kill()
             self.process.wait()
-            self.note_tree()
+            self.record_tree()
             self._await_end_of_all()
 
     def _await_end_of_all(self) -> None:
@@ -114,15 +114,15 @@ class FakeStart:
                     process.kill()
 
     def wait_until_tree_is_gone(self) -> None:
-        """Of all processes that were ever noted."""
+        """Waits until all processes have exited that `record_tree` has recorded."""
         wait_until(lambda: not self.left())
 
     def left(self) -> list[psutil.Process]:
-        """Noted processes that have not ended."""
+        """Recorded processes that have not exited."""
         return [process for process in self._seen if process.is_running() and not is_gone(process.pid)]
 
     def kind_of(self, pid: int) -> str:
-        """Which start method made a process what it is."""
+        """The start method by which a process was started."""
         process = psutil.Process(pid)
         if any("multiprocessing.spawn" in word for word in process.cmdline()):
             return "spawn"
@@ -130,15 +130,15 @@ class FakeStart:
 
     @property
     def text(self) -> str:
-        """All that its processes have said."""
+        """The log of all its processes."""
         return self.log.read_text()
 
-    def told(self, *words: str) -> list[str]:
-        """Lines of the log with one of these words."""
+    def lines_with(self, *words: str) -> list[str]:
+        """Lines of the log that contain one of the words."""
         return [line for line in self.text.splitlines() if any(word in line for word in words)]
 
-    def note_tree(self) -> list[psutil.Process]:
-        """The launcher's descendants; all that were ever noted must be gone in the end."""
+    def record_tree(self) -> list[psutil.Process]:
+        """Records and returns the launcher's descendants; all recorded processes must have exited at the end."""
         try:
             tree = self.launcher.children(recursive=True)
         except psutil.NoSuchProcess:
@@ -147,15 +147,15 @@ class FakeStart:
         return tree
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body; raises OSError where there is no answer."""
+        """Status and body; raises OSError without an answer."""
         return get(self.port, path)
 
     def wait_until_ready(self) -> Self:
-        """Until vLLM itself answers."""
+        """Waits until vLLM itself answers."""
         return self.wait_until_answered(200)
 
     def wait_until_answered(self, status: int) -> Self:
-        """Until /health has this status."""
+        """Waits until /health has this status."""
 
         def is_answered() -> bool:
             assert self.process.poll() is None, f"it ended with {self.process.returncode}\n{self.text}"
@@ -164,16 +164,17 @@ class FakeStart:
             return False
 
         wait_until(is_answered)
-        self.note_tree()
+        self.record_tree()
         return self
 
-    def wait_until_it_is_told(self, text: str) -> None:
+    def wait_for_line(self, text: str) -> None:
+        """Waits until the log contains the text."""
         wait_until(lambda: text in self.text or self.process.poll() is not None)
         assert text in self.text, self.text
 
     def state(self) -> dict[str, Any]:
-        """What `server`, `engine` and `workers` see."""
-        self.note_tree()
+        """The state that `server`, `engine` and `workers` report."""
+        self.record_tree()
         return json.loads(self.get("/state")[1])
 
     def complete(self, prompt: str) -> str:
@@ -183,7 +184,7 @@ class FakeStart:
             return json.load(answer)["choices"][0]["text"]
 
     def forkservers(self) -> list[psutil.Process]:
-        """Those that are forkservers, and not forked from one."""
+        """The forkservers, without the processes forked from them."""
         found = []
         for process in [self.launcher, *self.launcher.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
@@ -192,19 +193,19 @@ class FakeStart:
         return found
 
     def responders(self) -> list[psutil.Process]:
-        """Forks of the launcher that answer instead of vLLM."""
+        """The launcher's forks that answer probes instead of vLLM."""
         words = self.launcher.cmdline()
         return [process for process in self.launcher.children() if _words(process) == words]
 
     def titles(self) -> set[str]:
-        """Names of the processes that there are."""
-        return {_name(process) for process in self.note_tree()}
+        """Names of the running processes."""
+        return {_name(process) for process in self.record_tree()}
 
     def named(self, title: str) -> psutil.Process:
-        """The process with a title, once it is there."""
+        """Waits for the process with this title."""
 
         def find() -> list[psutil.Process]:
-            return [process for process in self.note_tree() if _name(process) == title]
+            return [process for process in self.record_tree() if _name(process) == title]
 
         wait_until(lambda: find() or self.process.poll() is not None)
         (process,) = find()
@@ -212,13 +213,13 @@ class FakeStart:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Sends a signal to the launcher and returns its exit code."""
-        self.note_tree()
+        self.record_tree()
         self.process.send_signal(number)
         return self.process.wait(60)
 
 
 def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs a command line to its end."""
+    """Runs a command line until it exits."""
     return subprocess.run(
         command(*words),
         env=environment(folder) if env is None else env,
@@ -230,20 +231,20 @@ def run_fake(folder: Path, *words: str, env: Mapping[str, str] | None = None) ->
 
 
 def get(port: int, path: str) -> tuple[int, bytes]:
-    """Status and body of a connection of its own, read until the server closes it."""
+    """Status and body of a request on a new connection, read until the server closes it."""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         return exchange(client, path)
 
 
 def exchange(client: socket.socket, path: str) -> tuple[int, bytes]:
-    """Asks on a connection; an end without an answer is an OSError."""
+    """Sends a request on a connection; raises OSError if it closes without an answer."""
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     received = b""
     while chunk := client.recv(1 << 16):
         received += chunk
     head, separator, body = received.partition(b"\r\n\r\n")
     if not separator:
-        raise OSError(f"no answer, but {received!r}")
+        raise OSError(f"incomplete answer: {received!r}")
     return int(head.split()[1]), body
 
 

@@ -1,4 +1,4 @@
-"""Compiled modules are kept somewhere, or the user is told why every start compiles them again."""
+"""Bytecode is written to a cache folder, or a warning explains why every start compiles again."""
 
 import os
 import py_compile
@@ -12,7 +12,7 @@ from startup.vllm.bytecode import keep_bytecode
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package without compiled modules, as images have it."""
+    """A package without bytecode, as in a container image."""
     monkeypatch.setattr(sys, "pycache_prefix", None)
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))

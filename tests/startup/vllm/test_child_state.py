@@ -1,4 +1,4 @@
-"""Which processors an OpenMP variable names."""
+"""OpenMP's variables for CPUs are parsed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What vLLM's log tells of its compiled model is kept, told, and worked round in the next start."""
+"""The use of vLLM's compile cache is read from its log, described, and disabled after a failure."""
 
 import logging
 import os

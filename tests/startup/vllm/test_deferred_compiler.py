@@ -1,4 +1,4 @@
-"""Names of torch's compiler stand for something while vLLM is imported, and are the real thing afterwards."""
+"""Names of torch's compiler are stand-ins while vLLM is imported, and forward to the real objects afterwards."""
 
 import importlib
 import json
@@ -26,7 +26,7 @@ def configured(factor):
 class Thing:
     kind = "real"
 
-never_asked_for_before = 7
+not_imported_by_name = 7
 """
 _USER = """
 import heavy.part as part
@@ -54,7 +54,7 @@ def takes(value: Thing | None, other: None | Thing = None) -> int | Thing:
 
 @pytest.fixture
 def user(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module that was imported while the names of another one were deferred."""
+    """A module that was imported while the names of another module were deferred."""
     monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
     toys.write("heavy.part.deeper", "value = 8\n")
     toys.write("heavy.part.__init__", _HEAVY)
@@ -79,7 +79,7 @@ def test_names_are_the_real_objects_after_the_imports(user: Any) -> None:
     real = importlib.import_module("heavy.part")
     assert isinstance(user.Thing(), real.Thing)
     assert user.part.Thing.kind == "real"
-    assert user.part.never_asked_for_before == 7
+    assert user.part.not_imported_by_name == 7
     assert user.deeper.value == 8
     assert user.double(lambda: 5)() == 10
     assert user.configured(3)(lambda: 5)() == 15
@@ -148,16 +148,16 @@ with deferred_compiler():
     def add_three(x):
         return x + 3
 
-told = {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
-told["name"] = add_one.__name__
-told["undecorated"] = add_three(torch.tensor(1)).item()
-told["function"] = add_one(torch.tensor(1)).item()
-told["method"] = Model().add_two(torch.tensor(1)).item()
+result = {"before": sorted(name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor.")))}
+result["name"] = add_one.__name__
+result["undecorated"] = add_three(torch.tensor(1)).item()
+result["function"] = add_one(torch.tensor(1)).item()
+result["method"] = Model().add_two(torch.tensor(1)).item()
 import torch._dynamo
-told["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-told["lowering"] = len(lowering.lowerings) > 100
-told["cuda"] = torch.cuda.is_initialized()
-print(json.dumps(told))
+result["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+result["lowering"] = len(lowering.lowerings) > 100
+result["cuda"] = torch.cuda.is_initialized()
+print(json.dumps(result))
 """
 
 

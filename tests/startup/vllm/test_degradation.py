@@ -1,4 +1,4 @@
-"""A vLLM that is not as expected starts all the same, with one warning at most."""
+"""A vLLM that differs from the supported releases starts with at most one warning."""
 
 import shutil
 from importlib.util import find_spec
@@ -49,7 +49,7 @@ def test_plain_start(
         assert start.forkservers() == []
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
-        warnings = start.told("WARNING")
+        warnings = start.lines_with("WARNING")
         assert len(warnings) == (warning is not None)
         assert warning is None or warning in warnings[0]
 
@@ -61,7 +61,7 @@ def test_vllm_without_a_tracing_module_is_preloaded(folder: Path) -> None:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "forkserver"
         assert _serves(start)
-        assert start.told("WARNING", "Traceback") == []
+        assert start.lines_with("WARNING", "Traceback") == []
 
 
 def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
@@ -70,8 +70,8 @@ def test_vllm_with_another_tracing_function_is_preloaded(folder: Path) -> None:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "forkserver"
         assert _serves(start)
-        assert len(start.told("vllm.tracing is not as expected")) == 1
-        assert start.told("Traceback") == []
+        assert len(start.lines_with("vllm.tracing is not as expected")) == 1
+        assert start.lines_with("Traceback") == []
 
 
 def test_uvicorn_without_the_expected_startup_method_serves(folder: Path) -> None:
@@ -87,8 +87,8 @@ def test_uvicorn_without_the_expected_startup_method_serves(folder: Path) -> Non
         start.wait_until_ready()
         wait_until(lambda: start.responders() == [])
         assert _serves(start)
-        assert len(start.told("WARNING")) <= 1
-        assert start.told("Traceback") == []
+        assert len(start.lines_with("WARNING")) <= 1
+        assert start.lines_with("Traceback") == []
 
 
 def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_forkserver_that_exits_before_the_first_child_is_replaced_by_spawn(fol
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
-        warnings = start.told("WARNING")
+        warnings = start.lines_with("WARNING")
         assert len(warnings) == 1
         assert "EngineCore is started as a new program instead of forked: the forkserver has exited" in warnings[0]
         assert start.end() == 0
@@ -120,7 +120,7 @@ def test_a_newer_vllm_that_fails_starts_without_preloading_from_then_on(folder: 
             state = start.wait_until_ready().state()
             assert start.kind_of(state["engine"]["pid"]) == "spawn"
             assert _serves(start)
-            warnings = start.told("WARNING")
+            warnings = start.lines_with("WARNING")
             assert len(warnings) == 1
             assert expected in warnings[0]
             assert "Engine core initialization failed" in warnings[0]
@@ -132,8 +132,8 @@ def test_a_tested_vllm_that_fails_exits_with_its_own_error(folder: Path) -> None
     path.write_text(path.read_text().replace("        print(", f"        {_REFUSES_TO_BE_FORKED}\n        print("))
     with FakeStart(folder, env=environment(folder, fake)) as start:
         assert start.process.wait(60) == 1
-        assert start.told("RuntimeError: Engine core initialization failed")
-        assert start.told("WARNING") == []
+        assert start.lines_with("RuntimeError: Engine core initialization failed")
+        assert start.lines_with("WARNING") == []
 
 
 @pytest.mark.parametrize("name", ["v1/worker/cpu_worker", "v1/executor/multiproc_executor", "__init__"])
@@ -146,16 +146,16 @@ def test_a_module_that_cannot_be_preloaded_is_imported_by_the_process_that_needs
         children = [state["engine"], *state["workers"]]
         assert [start.kind_of(child["pid"]) for child in children] == ["forkserver"] * 2
         assert _serves(start)
-        assert start.told("WARNING", "Traceback") == []
+        assert start.lines_with("WARNING", "Traceback") == []
 
 
 def test_a_forkserver_that_cannot_be_started_is_replaced_by_spawn(folder: Path) -> None:
-    """Its socket is made in the folder for temporary files."""
+    """The forkserver's socket is in the folder for temporary files, whose path is too long here."""
     too_deep = folder / ("x" * 100)
     too_deep.mkdir()
     with FakeStart(folder, env=environment(folder, TMPDIR=str(too_deep))) as start:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         assert _serves(start)
-        (warning,) = start.told("WARNING")
+        (warning,) = start.lines_with("WARNING")
         assert "the forkserver cannot be started (AF_UNIX path too long)" in warning

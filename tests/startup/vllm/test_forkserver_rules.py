@@ -1,4 +1,4 @@
-"""What another project's early forkserver had to learn, each profile a test."""
+"""Children of the forkserver behave like spawned ones: rules from the faults of another project's forkserver."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _OF_WORKERS = ("OMP_NUM_THREADS", "GOMP_CPU_AFFINITY")
 
 
 class Seen(NamedTuple):
-    """One running start, and what its processes say of themselves."""
+    """One running start, and the state that its processes report."""
 
     start: FakeStart
     server: dict[str, Any]
@@ -30,7 +30,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seen() -> Iterator[Seen]:
-    """The API server changes its own state before it starts the engine, which the forkserver has not seen."""
+    """The API server changes its own state after the forkserver's start and before the engine's."""
     with short_folder() as folder:
         stdout = folder / "stdout"
         env = environment(folder, FAKE_VLLM_REMOVED="at first")
@@ -55,8 +55,8 @@ def test_children_get_their_parents_current_environment(seen: Seen) -> None:
 def test_children_get_their_parents_current_streams(seen: Seen) -> None:
     for process in (seen.server, *seen.children):
         assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
-    said = seen.stdout.read_text()
-    assert all(f"{process['name']} speaks" in said for process in seen.children)
+    text = seen.stdout.read_text()
+    assert all(f"{process['name']} speaks" in text for process in seen.children)
     assert "speaks" not in seen.start.text
 
 
@@ -88,10 +88,10 @@ def test_a_childs_parent_is_the_process_that_started_it(seen: Seen) -> None:
 
 
 def test_checks_of_the_forkserver_open_no_connection(seen: Seen) -> None:
-    """A connection that brings no request ends it."""
+    """A connection without a request would end it."""
     assert seen.forkserver.is_running()
     assert seen.forkserver.status() != psutil.STATUS_ZOMBIE
-    assert seen.start.told("gone", "EOFError") == []
+    assert seen.start.lines_with("has exited", "EOFError") == []
 
 
 def test_nested_children_come_from_the_same_forkserver(seen: Seen) -> None:

@@ -1,4 +1,4 @@
-"""The port answers from the first moment on and becomes vLLM's without a lost connection."""
+"""The port answers from the first moment on, and passes to vLLM without a lost connection."""
 
 import json
 import socket
@@ -17,33 +17,33 @@ from tests.waiting import is_gone, wait_until
 _NUM_CLIENTS = 8
 
 
-class _Hammer:
-    """Clients that connect again and again; every connection must be answered once the port is there.
+class _ConnectingClients:
+    """Clients that connect repeatedly; once the port is open, every connection must be answered.
 
-    Whoever was told that vLLM serves is not told afterwards that it is starting.
+    After a client has got a 200, a 503 is a failure.
     """
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._is_over = threading.Event()
+        self._has_ended = threading.Event()
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
         self._threads = [threading.Thread(target=self._run) for _ in range(_NUM_CLIENTS)]
 
-    def __enter__(self) -> "_Hammer":
+    def __enter__(self) -> "_ConnectingClients":
         for thread in self._threads:
             thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._is_over.set()
+        self._has_ended.set()
         for thread in self._threads:
             thread.join()
 
     def _run(self) -> None:
         statuses: set[int] = set()
-        while not self._is_over.is_set():
-            was_there = bool(self.statuses)  # others may be answered between this one's refusal and its being noted
+        while not self._has_ended.is_set():
+            was_open = bool(self.statuses)  # read first: others may be answered before this one's refusal is recorded
             try:
                 status = get(self._port, "/health")[0]
                 self.statuses[status] += 1
@@ -51,7 +51,7 @@ class _Hammer:
                     self.failures.append("503 after 200")
                 statuses.add(status)
             except ConnectionRefusedError as err:
-                if was_there:
+                if was_open:
                     self.failures.append(repr(err))
             except OSError as err:
                 self.failures.append(repr(err))
@@ -62,14 +62,14 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
     gate = folder / "gate"
     port = free_port()
     words = ("--gate", str(gate), "--api-server-count", str(num_servers))
-    with FakeStart(folder, *words, port=port) as start, _Hammer(port) as hammer:
-        wait_until(lambda: hammer.failures or hammer.statuses[503] >= 200)
-        start.wait_until_it_is_told("EngineCore speaks")
+    with FakeStart(folder, *words, port=port) as start, _ConnectingClients(port) as clients:
+        wait_until(lambda: clients.failures or clients.statuses[503] >= 200)
+        start.wait_for_line("EngineCore speaks")
         gate.touch()
         start.wait_until_ready()
-        wait_until(lambda: hammer.failures or hammer.statuses[200] >= 200)
-        assert not hammer.failures
-        assert set(hammer.statuses) == {200, 503}
+        wait_until(lambda: clients.failures or clients.statuses[200] >= 200)
+        assert not clients.failures
+        assert set(clients.statuses) == {200, 503}
         assert start.complete("A text") == "A text was read by worker 0"
 
 
@@ -77,7 +77,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
         start.wait_until_answered(503)
-        start.wait_until_it_is_told("EngineCore speaks")
+        start.wait_for_line("EngineCore speaks")
         answer = json.loads(start.get("/v1/models")[1])
         assert answer["phase"]
         assert answer["status"] == "starting"
@@ -85,13 +85,13 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
         assert start.get("/livez")[0] == 200
         gate.touch()
         start.wait_until_ready()
-        assert start.get("/livez")[0] == 404  # vLLM's own routes, and no others
+        assert start.get("/livez")[0] == 404  # only vLLM's own routes are left
 
 
 def test_the_responder_exits_when_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate)) as start:
-        start.wait_until_it_is_told("EngineCore speaks")
+        start.wait_for_line("EngineCore speaks")
         (responder,) = start.responders()
         gate.touch()
         start.wait_until_ready()
@@ -127,11 +127,11 @@ def test_unix_socket_is_handed_over(folder: Path) -> None:
 
     with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
         wait_until(lambda: status() == 503 or start.process.poll() is not None)
-        start.wait_until_it_is_told("EngineCore speaks")
+        start.wait_for_line("EngineCore speaks")
         gate.touch()
         wait_until(lambda: status() == 200 or start.process.poll() is not None)
         assert status() == 200
-        start.note_tree()
+        start.record_tree()
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", ""], ids=["name", "any", "empty"])
@@ -144,16 +144,16 @@ def test_every_spelling_of_the_host_matches_the_listener(host: str, folder: Path
 
 def test_port_zero_is_left_to_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
-        start.wait_until_it_is_told("EngineCore speaks")
+        start.wait_for_line("EngineCore speaks")
         assert start.responders() == []
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
         (start.log.parent / "gate").touch()
-        start.wait_until_it_is_told("Application startup complete")
+        start.wait_for_line("Application startup complete")
 
 
 def test_a_headless_start_opens_no_port(folder: Path) -> None:
     with FakeStart(folder, "--headless") as start:
-        start.wait_until_it_is_told("headless engine")
+        start.wait_for_line("headless engine")
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
         engine = start.named("VLLM::EngineCor")
         assert start.kind_of(engine.pid) == "forkserver"
@@ -165,8 +165,8 @@ def test_port_with_tls_is_left_to_vllm(folder: Path) -> None:
     certificate = make_certificate(folder, "server")
     port = free_port()
     with FakeStart(folder, *certificate.flags, port=port) as start:
-        start.wait_until_it_is_told("ready after")  # when it accepts; "startup complete" comes before
-        start.note_tree()
+        start.wait_for_line("ready after")  # once it accepts; uvicorn logs "startup complete" before
+        start.record_tree()
         assert start.responders() == []
         with (
             socket.create_connection(("127.0.0.1", port)) as plain,
@@ -199,8 +199,8 @@ def test_report_and_trace_contain_vllms_instrumented_functions(folder: Path) -> 
     with FakeStart(folder, *words, env=environment(folder)) as start:
         start.wait_until_ready()
         wait_until(lambda: report.is_file() and trace.is_file())
-        told = json.dumps(json.loads(report.read_text()))
+        content = json.dumps(json.loads(report.read_text()))
         assert all(
-            name in told for name in ("preload_imports", "loading_cpu", "asyncmpclient_init", "start_EngineCore")
+            name in content for name in ("preload_imports", "loading_cpu", "asyncmpclient_init", "start_EngineCore")
         )
         assert json.loads(trace.read_text())

@@ -1,4 +1,4 @@
-"""Code that runs after somebody else's module was imported, once, and without importing it earlier."""
+"""Hooks run once after a module is imported, and do not import it earlier."""
 
 import importlib
 import logging

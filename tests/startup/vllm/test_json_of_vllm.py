@@ -1,4 +1,4 @@
-"""`--log-format json` with vLLM: every record of every process is one object in one line."""
+"""`--log-format json` with vLLM: every record of every process is one JSON object on one line."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.startup.vllm.fake_start import FakeStart, environment, variant
 pytestmark = pytest.mark.thorough
 
 _PRINTED = ("EngineCore speaks", "VllmWorker-0 speaks")
-"""What the fake vLLM prints past any log, for the tests to see."""
+"""What the fake vLLM prints without logging, for the tests."""
 
 
 def _lines(start: FakeStart) -> list[dict[str, Any]]:
@@ -23,8 +23,8 @@ def test_every_line_is_an_object(method: str, folder: Path) -> None:
     env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=method)
     with FakeStart(folder, "--log-format", "json", "--worker-complains", env=env) as start:
         start.wait_until_ready()
-        start.wait_until_it_is_told("ready after")
-        start.wait_until_it_is_told("a library of the worker complains")
+        start.wait_for_line("ready after")
+        start.wait_for_line("a library of the worker complains")
         state = start.state()
         assert start.end() == 0
         lines = _lines(start)
@@ -39,7 +39,7 @@ def test_every_line_is_an_object(method: str, folder: Path) -> None:
     assert len({line["pid"] for line in lines}) >= 3
     for process in (state["server"], state["engine"], *state["workers"]):
         own = [name for name in process["environment"] if name.startswith("VCLI_")]
-        assert own == [], "vLLM's processes have nothing of ours in their environment"
+        assert own == [], "vLLM's processes have no variable of vllm-cli in their environment"
 
 
 def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_access_log(folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_acces
     with FakeStart(folder, *words, env=env) as start:
         start.wait_until_ready()
         start.get("/nowhere")
-        start.wait_until_it_is_told("/nowhere")
+        start.wait_for_line("/nowhere")
         paths = {line["path"] for line in _lines(start) if line["logger"] == "uvicorn.access"}
     assert paths == {"/nowhere"}
 
@@ -56,9 +56,9 @@ def test_the_variable_sets_the_format_and_the_flag_excludes_paths_from_the_acces
 def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
     with FakeStart(folder, "--log-format=json", "--engine-fails") as start:
         assert start.process.wait(60) == 1
-        told = [line["message"] for line in _lines(start) if line["role"] == "EngineCore"]
-        assert any("Traceback" in message for message in told)
-        assert any("RuntimeError: the engine cannot be initialised" in message for message in told)
+        messages = [line["message"] for line in _lines(start) if line["role"] == "EngineCore"]
+        assert any("Traceback" in message for message in messages)
+        assert any("RuntimeError: the engine cannot be initialised" in message for message in messages)
         [last] = [line for line in _lines(start) if "Engine core initialization failed" in line.get("exception", "")]
         assert (last["logger"], last["level"]) == ("uncaught", "CRITICAL")
 
@@ -86,13 +86,15 @@ def test_one_warning_explains_why_vllm_does_not_log_json(
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD="spawn", **variables)
     with FakeStart(folder, "--log-format", "json", *words, env=env) as start:
         start.wait_until_ready()
-        [warning] = [json.loads(line) for line in start.told("--log-format json applies only to vllm-cli's own lines")]
+        [warning] = [
+            json.loads(line) for line in start.lines_with("--log-format json applies only to vllm-cli's own lines")
+        ]
         assert reason in warning["message"]
         assert warning["role"] == "launcher"
 
 
 def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) -> None:
-    """What the first one gave vLLM is not taken for the user's own configuration."""
+    """The configuration of the first attempt is not taken for the user's own."""
     fake = variant(folder, _version='__version__ = version = "0.99.0+cpu"\n')
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
     refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
@@ -100,7 +102,7 @@ def test_a_second_attempt_has_no_log_configuration_of_the_first(folder: Path) ->
     with FakeStart(folder, "--log-format", "json", env=environment(folder, fake)) as start:
         server = start.wait_until_ready().state()["server"]
         assert "VLLM_LOGGING_CONFIG_PATH" not in server["environment"]
-        told = [json.loads(line) for line in start.told("starts again without preloading", "own lines")]
-        assert [line["role"] for line in told] == ["launcher"] * 2
-        assert told[1]["message"].endswith("vLLM starts without preloading")
+        lines = [json.loads(line) for line in start.lines_with("starts again without preloading", "own lines")]
+        assert [line["role"] for line in lines] == ["launcher"] * 2
+        assert lines[1]["message"].endswith("vLLM starts without preloading")
         assert list(folder.glob("vllm-cli-*")) == []

@@ -1,4 +1,4 @@
-"""Keys and tokens on the command line reach vLLM whole, and are shown by none of its processes."""
+"""Keys and tokens on the command line reach vLLM unchanged, and no process shows them."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +13,9 @@ _WORDS = ("model", "--api-key", *_SECRETS[:2], "--hf-token=sesame-three", "--enf
 
 
 def _shown(start: FakeStart) -> str:
-    """The command lines of the processes that there are."""
+    """The command lines of the running processes."""
     shown = []
-    for process in (start.launcher, *start.note_tree()):
+    for process in (start.launcher, *start.record_tree()):
         with suppress(psutil.NoSuchProcess):
             shown.append("\0".join(process.cmdline()))
     assert len(shown) >= 3
@@ -28,7 +28,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
     gate = folder / "gate"
     with FakeStart(folder, *_WORDS, "--gate", str(gate), env=env) as start:
-        start.wait_until_it_is_told("EngineCore speaks")
+        start.wait_for_line("EngineCore speaks")
         assert start.responders()
         assert "sesame" not in _shown(start)
         gate.touch()
@@ -36,7 +36,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
         assert "sesame" not in _shown(start)
         assert "--api-key\0**********\0**********\0--hf-token=************\0" in _shown(start)
         assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
-        notices = start.told("Notice:")
+        notices = start.lines_with("Notice:")
         assert [notice.partition(" on the command line")[0] for notice in notices] == [
             "Notice: --api-key",
             "Notice: --hf-token",
@@ -46,14 +46,14 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
 
 
 def test_a_second_attempt_has_the_unmasked_words(folder: Path) -> None:
-    """It replaces this program by the same one, whose words must not be the masked ones."""
+    """The program executes itself again with the original words, not with the masked ones."""
     fake = variant(folder, _version='__version__ = "0.99.0+cpu"\n')
     path = fake / "vllm" / "v1" / "worker" / "cpu_worker.py"
     refuses = "assert b'multiprocessing.spawn' in open('/proc/self/cmdline', 'rb').read()"
     path.write_text(path.read_text().replace("        print(", f"        {refuses}\n        print(", 1))
     with FakeStart(folder, *_WORDS, env=environment(folder, fake)) as start:
         server = start.wait_until_ready().state()["server"]
-        assert start.told("starts again without preloading")
+        assert start.lines_with("starts again without preloading")
         assert server["argv"][2 : 2 + len(_WORDS)] == list(_WORDS)
         assert "sesame" not in _shown(start)
 
@@ -61,6 +61,6 @@ def test_a_second_attempt_has_the_unmasked_words(folder: Path) -> None:
 @pytest.mark.parametrize("spelling", ["--api_key", "--api-k"])
 def test_a_secret_flag_is_masked_in_every_spelling_of_vllm(spelling: str, folder: Path) -> None:
     with FakeStart(folder, spelling, "sesame-one", "--headless") as start:
-        start.wait_until_it_is_told("headless engine")
+        start.wait_for_line("headless engine")
         assert "sesame" not in _shown(start)
-        start.note_tree()
+        start.record_tree()

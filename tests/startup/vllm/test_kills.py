@@ -1,4 +1,4 @@
-"""Whoever is killed, nothing is left that nobody needs, and nothing ends that somebody needs."""
+"""After a process is killed, no needless process is left, and no needed process ends."""
 
 import signal
 from pathlib import Path
@@ -11,14 +11,14 @@ from tests.waiting import is_gone, wait_until
 pytestmark = pytest.mark.thorough
 
 _ENGINE_DIED = 7
-"""How the fake vLLM ends without its engine."""
+"""The fake vLLM's exit code after its engine has died."""
 
 
 @pytest.mark.parametrize("words", [(), ("--api-server-count", "2"), ("--headless",)], ids=["one", "several", "none"])
 def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Path) -> None:
     with FakeStart(folder, "--tensor-parallel-size", "2", *words) as start:
         if "--headless" in words:
-            start.wait_until_it_is_told("headless engine")
+            start.wait_for_line("headless engine")
         else:
             start.wait_until_ready()
         assert {"VLLM::EngineCor", "VLLM::Worker_0", "VLLM::Worker_1"} <= start.titles()
@@ -28,9 +28,9 @@ def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Pat
 
 def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_until_it_is_told("VllmWorker-0 speaks")
+        start.wait_for_line("VllmWorker-0 speaks")
         assert len(start.responders()) == 1
-        start.note_tree()
+        start.record_tree()
         start.process.kill()
         start.wait_until_tree_is_gone()
 
@@ -40,16 +40,16 @@ def test_a_launcher_killed_while_the_forkserver_imports_leaves_no_process(folder
     with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_until_answered(503)
         wait_until(start.forkservers)
-        start.note_tree()
+        start.record_tree()
         start.process.kill()
         start.wait_until_tree_is_gone()
 
 
 def test_a_start_that_times_out_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate"), "--startup-timeout", "2") as start:
-        wait_until(lambda: (start.note_tree(), start.process.poll())[1] is not None)
+        wait_until(lambda: (start.record_tree(), start.process.poll())[1] is not None)
         assert start.process.returncode == 3
-        assert start.told("the start took longer than --startup-timeout 2 s")
+        assert start.lines_with("the start took longer than --startup-timeout 2 s")
         start.wait_until_tree_is_gone()
 
 
@@ -58,7 +58,7 @@ def test_workers_end_with_their_engine_and_vllm_exits(folder: Path) -> None:
         engine = start.wait_until_ready().named("VLLM::EngineCor")
         engine.kill()
         assert start.process.wait(60) == _ENGINE_DIED
-        assert start.told("EngineCore died")
+        assert start.lines_with("EngineCore died")
         start.wait_until_tree_is_gone()
 
 

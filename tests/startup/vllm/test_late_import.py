@@ -1,4 +1,4 @@
-"""A module that another one imports only to patch it is imported by whoever needs it, and patched then."""
+"""A module that another one imports only to patch it is imported when it is needed, and patched then."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Whoever binds the listener's address gets the listener, and nobody else does."""
+"""Only a socket that binds the listener's address becomes the listener."""
 
 import socket
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the forkserver is told to import, and with which variables it begins."""
+"""The forkserver's plan of imports and its environment."""
 
 from dataclasses import replace
 from pathlib import Path

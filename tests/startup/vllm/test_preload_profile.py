@@ -1,4 +1,4 @@
-"""What one start imported late, the next imports before the fork; what is known can be shown and forgotten."""
+"""Modules that one start imports late are preloaded in the next; profiles can be shown and deleted."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def _profile(folder: Path) -> dict[str, Any]:
 
 
 def _importer(folder: Path, *, num_starts: int) -> str:
-    """Which process has imported the late module; the start has been learnt from when this returns."""
+    """The process that imported the late module; returns once the start's profile is saved."""
     with FakeStart(folder, *_WORDS) as start:
         (worker,) = start.wait_until_ready().state()["workers"]
         wait_until(lambda: _profiles(folder) and _profile(folder)["num_starts"] == num_starts)
@@ -86,12 +86,12 @@ def test_a_start_works_if_no_profile_can_be_written(folder: Path) -> None:
         start.wait_until_ready()
         assert start.complete("A text") == "A text was read by worker 0"
         assert start.end() == 0
-        assert start.told("Traceback") == []
+        assert start.lines_with("Traceback") == []
 
 
 @pytest.fixture
 def model(folder: Path) -> Path:
-    """A folder that looks like a model's."""
+    """A folder with a model's files."""
     path = folder / "model"
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"architectures": ["FakeForCausalLM"]}))

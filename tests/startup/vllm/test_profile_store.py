@@ -1,4 +1,4 @@
-"""Starts of one kind share a profile; what is learnt is added behind what is known."""
+"""Starts of one kind share a profile, to which each start appends its new modules."""
 
 import importlib
 import json

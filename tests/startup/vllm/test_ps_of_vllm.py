@@ -1,4 +1,4 @@
-"""`vllm-cli ps` and `stop` know a vLLM that was started with `--engine vllm`, with all of its processes."""
+"""`vllm-cli ps` and `stop` support a vLLM started with `--engine vllm`, with all of its processes."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def _cli(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def _entry(start: FakeStart, state: str) -> dict[str, Any]:
-    """What is told of the server once it is told to be in that state: on a busy machine it may be silent for once."""
+    """The server's entry, once it has this state: on a busy machine a single request may get no answer."""
     found: list[dict[str, Any]] = []
 
     def is_so() -> bool:
@@ -30,10 +30,10 @@ def _entry(start: FakeStart, state: str) -> dict[str, Any]:
 def test_vllm_is_found_and_stopped_with_all_its_processes(folder: Path) -> None:
     with FakeStart(folder, "model", "--served-model-name", "fake") as start:
         start.wait_until_ready()
-        wait_until(lambda: start.responders() == [])  # it is the only one that ends while vLLM serves
+        wait_until(lambda: start.responders() == [])  # the only process that exits while vLLM serves
         entry = _entry(start, "ready")
         assert (entry["port"], entry["engine"], entry["model"]) == (start.port, "vllm", "fake")
-        assert set(entry["pids"]) == {start.process.pid, *(p.pid for p in start.note_tree())}
+        assert set(entry["pids"]) == {start.process.pid, *(p.pid for p in start.record_tree())}
         assert len(entry["pids"]) > 2
         assert _cli("stop", str(start.port)).returncode == 0
         assert start.process.wait(60) == 0

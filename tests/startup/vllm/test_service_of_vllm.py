@@ -1,4 +1,4 @@
-"""A service manager hears of vLLM's start and end what it hears of the embedded engine's, as far as anybody knows."""
+"""A service manager gets the same notifications for vLLM as for the embedded engine, as far as they are known."""
 
 import socket
 from pathlib import Path
@@ -17,29 +17,29 @@ def _address() -> str:
     return f"@vllm-cli-test-{uuid4()}"
 
 
-def _environment(folder: Path, heard: NotifySocket, **changes: str) -> dict[str, str]:
-    return environment(folder, NOTIFY_SOCKET=heard.address, WATCHDOG_USEC="200000", **changes)
+def _environment(folder: Path, manager: NotifySocket, **changes: str) -> dict[str, str]:
+    return environment(folder, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000", **changes)
 
 
 def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: Path) -> None:
     gate = folder / "gate"
     with (
-        NotifySocket(_address()) as heard,
-        FakeStart(folder, "--gate", str(gate), env=_environment(folder, heard)) as start,
+        NotifySocket(_address()) as manager,
+        FakeStart(folder, "--gate", str(gate), env=_environment(folder, manager)) as start,
     ):
-        wait_until(lambda: "STATUS=vllm" in heard.lines or start.process.poll() is not None)
-        assert "STATUS=import vllm" in heard.lines
-        assert "READY=1" not in heard.lines
+        wait_until(lambda: "STATUS=vllm" in manager.lines or start.process.poll() is not None)
+        assert "STATUS=import vllm" in manager.lines
+        assert "READY=1" not in manager.lines
         gate.touch()
-        wait_until(lambda: "READY=1" in heard.lines or start.process.poll() is not None)
+        wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
         assert start.get("/health")[0] == 200
-        told = [message for message in list(heard.messages) if message != "WATCHDOG=1"]
-        assert told[-1] == f"READY=1\nSTATUS=ready: http://127.0.0.1:{start.port}"
-        wait_until(lambda: heard.lines.count("WATCHDOG=1") >= 3)
+        messages = [message for message in list(manager.messages) if message != "WATCHDOG=1"]
+        assert messages[-1] == f"READY=1\nSTATUS=ready: http://127.0.0.1:{start.port}"
+        wait_until(lambda: manager.lines.count("WATCHDOG=1") >= 3)
         assert start.end() == 0
-        assert [message.splitlines()[0] for message in heard.messages].index("STOPPING=1") > 0
-        assert "STATUS=finishing running requests" in heard.lines
-        assert _OFF not in heard.lines
+        assert [message.splitlines()[0] for message in manager.messages].index("STOPPING=1") > 0
+        assert "STATUS=finishing running requests" in manager.lines
+        assert _OFF not in manager.lines
 
 
 @pytest.mark.parametrize(
@@ -55,33 +55,33 @@ def test_the_watchdog_is_disabled_if_this_process_has_no_event_loop(
     words: tuple[str, ...], changes: dict[str, str], status: str, folder: Path
 ) -> None:
     with (
-        NotifySocket(_address()) as heard,
-        FakeStart(folder, *words, env=_environment(folder, heard, **changes)) as start,
+        NotifySocket(_address()) as manager,
+        FakeStart(folder, *words, env=_environment(folder, manager, **changes)) as start,
     ):
-        wait_until(lambda: "READY=1" in heard.lines or start.process.poll() is not None)
-        [ready] = [message for message in heard.messages if "READY=1" in message]
+        wait_until(lambda: "READY=1" in manager.lines or start.process.poll() is not None)
+        [ready] = [message for message in manager.messages if "READY=1" in message]
         assert _OFF in ready.splitlines()
         assert f"STATUS={status}" in ready
-        start.note_tree()
-        assert "WATCHDOG=1" not in heard.lines
+        start.record_tree()
+        assert "WATCHDOG=1" not in manager.lines
 
 
 def test_a_port_in_use_is_reported_as_status(folder: Path) -> None:
-    with NotifySocket(_address()) as heard, socket.create_server(("127.0.0.1", 0)) as other:
+    with NotifySocket(_address()) as manager, socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, heard))
+        done = run_fake(folder, "--host", "127.0.0.1", "--port", port, env=_environment(folder, manager))
         assert done.returncode == 3
-        wait_until(lambda: any(line.startswith(f"STATUS=failed: 127.0.0.1:{port} is in use") for line in heard.lines))
+        wait_until(lambda: any(line.startswith(f"STATUS=failed: 127.0.0.1:{port} is in use") for line in manager.lines))
 
 
 def test_help_sends_no_notification(folder: Path) -> None:
-    with NotifySocket(_address()) as heard:
-        assert run_fake(folder, "--help", env=_environment(folder, heard)).returncode == 0
-    assert heard.messages == []
+    with NotifySocket(_address()) as manager:
+        assert run_fake(folder, "--help", env=_environment(folder, manager)).returncode == 0
+    assert manager.messages == []
 
 
 def test_an_engine_that_cannot_start_is_never_ready(folder: Path) -> None:
-    with NotifySocket(_address()) as heard:
-        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, heard)).returncode == 1
-        wait_until(lambda: "STOPPING=1" in heard.lines)
-        assert "READY=1" not in heard.lines
+    with NotifySocket(_address()) as manager:
+        assert run_fake(folder, "--engine-fails", "--port", "0", env=_environment(folder, manager)).returncode == 1
+        wait_until(lambda: "STOPPING=1" in manager.lines)
+        assert "READY=1" not in manager.lines

@@ -1,4 +1,4 @@
-"""Whoever sets a start method gets that; else processes are forked from the preloaded forkserver."""
+"""A configured start method is used; the default is to fork from the preloaded forkserver."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _FOR_GPU = {"_version": '__version__ = "0.32.0"\n'}
         (None, "forkserver", {}),
         ("forkserver", "forkserver", {}),
         ("spawn", "spawn", {}),
-        ("fork", "spawn", {}),  # vLLM's CPU platform insists on it
+        ("fork", "spawn", {}),  # vLLM's CPU platform requires it
         (None, "forkserver", _FOR_GPU),
         ("fork", "fork", _FOR_GPU),
     ],
@@ -33,7 +33,7 @@ def test_children_are_started_with_the_configured_method(
         assert start.complete("A text") == "A text was read by worker 0"
         assert start.end() == 0
         start.wait_until_tree_is_gone()
-        assert start.told("WARNING") == []
+        assert start.lines_with("WARNING") == []
 
 
 def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder: Path) -> None:
@@ -43,8 +43,11 @@ def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder: Path) -
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
-        assert len(start.told("EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'")) == 1
-        assert len(start.told("WARNING")) == 1
+        assert (
+            len(start.lines_with("EngineCore is started as a new program instead of forked: PYTHONHASHSEED is '7'"))
+            == 1
+        )
+        assert len(start.lines_with("WARNING")) == 1
 
 
 @pytest.mark.parametrize("wanted", [None, "spawn", "fork"], ids=["forkserver", "spawn", "fork"])

@@ -1,4 +1,4 @@
-"""vLLM's other subcommands keep their names, and cost nothing."""
+"""vLLM's other subcommands keep their names, and their modules are not imported."""
 
 import argparse
 import importlib

@@ -65,14 +65,14 @@ def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> No
         start.wait_until_ready()
         assert start.end(number) == 0
         start.wait_until_tree_is_gone()
-        assert start.told("Application shutdown complete")
-        assert start.told("Traceback", "Error", "WARNING") == []
+        assert start.lines_with("Application shutdown complete")
+        assert start.lines_with("Traceback", "Error", "WARNING") == []
 
 
 def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
-    """The kernel may give it to another thread, which does for a process that was stopped; no handler would run."""
+    """The kernel may deliver a signal to another thread, as to a stopped process; no handler would run there."""
     with FakeStart(folder, "--headless") as start:
-        start.wait_until_it_is_told("headless engine")
+        start.wait_for_line("headless engine")
         others = [
             task.joinpath("status").read_text()
             for task in Path(f"/proc/{start.process.pid}/task").iterdir()
@@ -90,7 +90,7 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
 
 def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_until_it_is_told("VllmWorker-0 speaks")
+        start.wait_for_line("VllmWorker-0 speaks")
         assert start.end() == 130
         start.wait_until_tree_is_gone()
 
@@ -102,7 +102,7 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
     waits = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
     env = environment(folder, variant(folder, kernels=waits))
     with FakeStart(folder, env=env) as start:
-        start.wait_until_it_is_told("is imported")
+        start.wait_for_line("is imported")
         assert start.get("/health")[0] == 503
         wait_until(start.forkservers)
         assert start.end(number) == code
@@ -112,7 +112,7 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
 def test_ctrl_c_that_an_imported_module_catches_ends_the_start(folder: Path) -> None:
     catches = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
     with FakeStart(folder, env=environment(folder, variant(folder, kernels=catches))) as start:
-        start.wait_until_it_is_told("is imported")
+        start.wait_for_line("is imported")
         assert start.end(signal.SIGINT) == 130
         start.wait_until_tree_is_gone()
 
@@ -123,16 +123,16 @@ def test_ctrl_c_while_the_forkserver_imports_leaves_no_traceback(folder: Path) -
     waits = "import sys, time\nwhile sys.argv[0] == '-c':\n    print('forkserver imports', flush=True)\n"
     module.write_text(f"{waits}    time.sleep(0.1)\n{module.read_text()}")
     with FakeStart(folder, env=environment(folder, fake)) as start:
-        start.wait_until_it_is_told("forkserver imports")
+        start.wait_for_line("forkserver imports")
         (forkserver,) = start.forkservers()
-        forkserver.send_signal(signal.SIGINT)  # a terminal sends it to all of the foreground's processes
+        forkserver.send_signal(signal.SIGINT)  # a terminal sends it to all foreground processes
         assert start.end(signal.SIGINT) == 130
         start.wait_until_tree_is_gone()
-        assert start.told("Traceback", "KeyboardInterrupt") == []
+        assert start.lines_with("Traceback", "KeyboardInterrupt") == []
 
 
 def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(folder: Path) -> None:
-    """asyncio has taken note of it by then, and would act on it at the next await."""
+    """asyncio has received it by then, and would act on it at the next await."""
     gate = folder / "gate"
     fake = variant(folder)
     module = fake / "vllm/v1/engine/core.py"
@@ -141,7 +141,7 @@ def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(
     tells = "        print('gate is closed', flush=True)\n        time.sleep("
     config.write_text(config.read_text().replace("        time.sleep(", tells))
     with FakeStart(folder, "--config-gate", str(gate), env=environment(folder, fake)) as start:
-        start.wait_until_it_is_told("gate is closed")
+        start.wait_for_line("gate is closed")
         start.process.send_signal(signal.SIGINT)
         gate.touch()
         assert start.process.wait(60) == 130
@@ -151,8 +151,8 @@ def test_ctrl_c_just_before_the_launcher_waits_for_the_forkserver_ends_the_wait(
 def test_engine_that_cannot_start_is_vllms_error(folder: Path) -> None:
     with FakeStart(folder, "--engine-fails") as start:
         assert start.process.wait(60) == 1
-        assert start.told("RuntimeError: the engine cannot be initialised")
-        assert start.told("RuntimeError: Engine core initialization failed")
+        assert start.lines_with("RuntimeError: the engine cannot be initialised")
+        assert start.lines_with("RuntimeError: Engine core initialization failed")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

@@ -1,4 +1,4 @@
-"""What the launcher reads out of vLLM's words: model, address, and what it must not listen for."""
+"""The launcher reads model and address from vLLM's command line, and whether it has a port to listen on."""
 
 from pathlib import Path
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 
 class ToyPackages:
-    """Writes modules into a folder that is on the path."""
+    """Writes modules into a folder on the path."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def write(self, name: str, source: str = "") -> None:
-        """A module by its dotted name; packages above it come along."""
+        """Writes a module by its dotted name, and its parent packages."""
         *parents, last = name.split(".")
         folder = self._folder
         for parent in parents:

@@ -1,3 +1,3 @@
-"""As much of it as vLLM's registry needs here."""
+"""The part of cloudpickle that vLLM's registry uses."""
 
 from pickle import dumps as dumps

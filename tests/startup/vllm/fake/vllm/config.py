@@ -1,4 +1,4 @@
-"""From arguments to what engine and workers are given; on the way, this process changes its own state."""
+"""Makes the configuration of engine and workers from the arguments; may change this process's own state."""
 
 import argparse
 import json
@@ -50,7 +50,7 @@ def _architecture(model: str | None) -> str | None:
 
 
 def _change_state(stdout: Path) -> None:
-    """All that a child of `exec` would have of this process, and a forkserver's would not."""
+    """Changes all state that a child inherits through `exec` but not from a forkserver."""
     os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.umask(0o027)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

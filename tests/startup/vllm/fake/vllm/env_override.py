@@ -1,4 +1,4 @@
-"""Patches a compiler when `vllm` is imported, if that can be imported, as vLLM patches Inductor's lowerings."""
+"""Patches a compiler on `import vllm`, if it can be imported, as vLLM patches Inductor's lowerings."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""vLLM's view of its variables: read when asked for."""
+"""vLLM's variables, read on each access."""
 
 import os
 

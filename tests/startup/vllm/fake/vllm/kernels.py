@@ -1,4 +1,4 @@
-"""What the API server imports when the engine is ready."""
+"""Imported by the API server once the engine is ready."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What a worker imports inside a function, in the middle of its start."""
+"""Imported by a worker inside a function during its start."""
 
 import os
 

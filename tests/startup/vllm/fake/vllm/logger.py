@@ -1,4 +1,4 @@
-"""How lines of the log look: as vLLM's variable for it wants when this is imported, with the process in each record."""
+"""Configures the log by vLLM's variable on import, with the process's name in each record."""
 
 import json
 import logging

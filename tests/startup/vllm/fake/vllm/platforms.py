@@ -1,4 +1,4 @@
-"""What vLLM was built for."""
+"""The platform that vLLM was built for."""
 
 import os
 
@@ -16,7 +16,7 @@ def worker_module() -> str:
 
 
 def prepare_environment() -> None:
-    """The CPU platform insists on `spawn`, and keeps torch's compiler in its workers' own process."""
+    """The CPU platform sets `spawn`, and makes torch compile in the worker's own process."""
     if is_cpu():
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

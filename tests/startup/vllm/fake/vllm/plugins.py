@@ -2,4 +2,4 @@
 
 
 def load_general_plugins() -> None:
-    """Nothing."""
+    """Does nothing."""

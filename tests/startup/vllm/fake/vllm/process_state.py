@@ -1,4 +1,4 @@
-"""What a process is and sees: told to the tests, which ask for it."""
+"""Describes the state of a process for the tests."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""How processes are started, and what they are called."""
+"""Start method and titles of processes."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Marks functions that are worth timing."""
+"""Marks functions to be timed."""
 
 from collections.abc import Callable
 from typing import Any

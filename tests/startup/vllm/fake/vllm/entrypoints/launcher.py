@@ -1,4 +1,4 @@
-"""Binds the port before there is an engine, and serves it once there is one."""
+"""Binds the port before the engine starts, and serves once it is ready."""
 
 import argparse
 import asyncio
@@ -26,7 +26,7 @@ ENGINE_DIED = 7
 
 
 class NoSignalServer(uvicorn.Server):
-    """Signals are not its own."""
+    """A server that does not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,7 +65,7 @@ async def run_server(args: argparse.Namespace) -> None:
 
 
 def run_api_server(sock: socket.socket, engine_address: str) -> None:
-    """In a process of its own."""
+    """Runs in a separate process."""
     asyncio.run(serve_http(AsyncLLM(engine_address), sock))
 
 

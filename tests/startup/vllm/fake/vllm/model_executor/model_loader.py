@@ -1,4 +1,4 @@
-"""What another subcommand than `serve` imports."""
+"""Imported by a subcommand other than `serve`."""
 
 import os
 

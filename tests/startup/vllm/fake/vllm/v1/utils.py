@@ -1,4 +1,4 @@
-"""Several API servers, each in a process of its own, that accept on one socket."""
+"""Starts several API servers as separate processes that accept on one socket."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""`vllm`: its subcommands are imported to be listed."""
+"""`vllm`: imports its subcommands to list them."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ IMPORTED_IN = os.getpid()
 
 
 class FlexibleArgumentParser(argparse.ArgumentParser):
-    """`--help=TOPIC` shows a part; flags may be written with underscores."""
+    """`--help=TOPIC` prints a part of the help; flags may have underscores."""
 
     def parse_args(self, args=None, namespace=None):
         topic = next((word for word in sys.argv if word.startswith("--help=")), None)

@@ -1,8 +1,8 @@
-"""`vllm preload`, which brings the model loader."""
+"""`vllm preload`, which imports the model loader."""
 
 import os
 
-import vllm.model_executor.model_loader  # noqa: F401 - what it would cost
+import vllm.model_executor.model_loader  # noqa: F401 - an expensive import
 
 IMPORTED_IN = os.getpid()
 
@@ -12,7 +12,7 @@ class Preload:
 
     @staticmethod
     def cmd(args) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     @staticmethod
     def subparser_init(commands):

@@ -22,7 +22,7 @@ class ServeSubcommand:
 
     @staticmethod
     def validate(args: argparse.Namespace) -> None:
-        """Whatever the parser takes is right."""
+        """Accepts all arguments."""
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:

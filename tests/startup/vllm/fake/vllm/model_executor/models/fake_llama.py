@@ -1,4 +1,4 @@
-"""The class of a model: imported by the worker that loads it."""
+"""The class of a model, imported by the worker that loads it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Which module has which model's class, looked up in another process in order not to touch a device in this one."""
+"""Maps models to the modules of their classes, and inspects a class in another process, as vLLM does."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ class Inspected(NamedTuple):
     module: str
     by: int
     parent: int
-    """Who started the process that has looked."""
+    """The parent of the process that inspected the class."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class _Registry:
     models = {"FakeForCausalLM": _Registered("vllm.model_executor.models.fake_llama")}
 
     def inspect(self, architecture: str) -> Inspected:
-        return _run_in_subprocess(_Look(self.models[architecture].module_name))
+        return _run_in_subprocess(_Inspection(self.models[architecture].module_name))
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Inspection:
     module: str
 
     def __call__(self) -> Inspected:

@@ -14,7 +14,7 @@ IMPORTED_IN = os.getpid()
 
 
 class EngineManager:
-    """Starts the engine's process, whose module is imported before: its function is what the process runs."""
+    """Starts the engine's process, after importing the module of its main function."""
 
     @instrument(span_name="AsyncMPClient init")
     def __init__(self, config: EngineConfig) -> None:

@@ -1,4 +1,4 @@
-"""The engine's process: starts workers and answers API servers."""
+"""The engine process: starts workers and answers API servers."""
 
 import logging
 import os

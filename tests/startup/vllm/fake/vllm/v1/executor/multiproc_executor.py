@@ -1,4 +1,4 @@
-"""Starts the workers, each with OpenMP variables of its own, and asks them."""
+"""Starts the workers, each with its own OpenMP variables, and sends them requests."""
 
 import importlib
 import os

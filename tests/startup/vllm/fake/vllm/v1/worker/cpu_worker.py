@@ -1,4 +1,4 @@
-"""A worker: loads a model and continues texts, by telling who read them."""
+"""A worker: loads a model and answers a prompt with the worker's rank."""
 
 import importlib
 import logging
@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-import huggingface_hub.constants  # noqa: F401 - some library of vLLM's that reads variables when it is imported
+import huggingface_hub.constants  # noqa: F401 - a library that reads variables on import
 
 from vllm import process_state
 from vllm.config import EngineConfig
@@ -49,7 +49,7 @@ class WorkerProc:
             print("a library of the worker complains", file=sys.stderr)
         worker = WorkerProc(config, rank)
         connection.send("ready")
-        with suppress(EOFError):  # the engine is gone
+        with suppress(EOFError):  # the engine has exited
             while True:
                 connection.send(worker.answer(connection.recv()))
 

@@ -1,4 +1,4 @@
-"""The worker of a vLLM that was built for GPUs."""
+"""The worker of a vLLM built for GPUs."""
 
 import os
 

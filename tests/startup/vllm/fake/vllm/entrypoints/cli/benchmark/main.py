@@ -6,7 +6,7 @@ class Bench:
 
     @staticmethod
     def cmd(args) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     @staticmethod
     def subparser_init(commands):
@@ -14,7 +14,7 @@ class Bench:
 
 
 def maybe_exec_rust_bench() -> None:
-    """Nothing."""
+    """Does nothing."""
 
 
 def cmd_init():
