@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, NamedTuple, Self
 
-from vllm_cli.batch.result_line import BEGINNING, KnownResult, Result, parse
+from vllm_cli.batch.result_line import BEGINNING, RecordedResult, Result, parse
 from vllm_cli.errors import ConnectionFailedError, InputError
 
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -17,7 +17,7 @@ _NUM_SHOWN: Final = 3
 class _Place(NamedTuple):
     offset: int
     num_bytes: int
-    known: KnownResult
+    recorded: RecordedResult
 
 
 class OutputFile:
@@ -43,9 +43,9 @@ class OutputFile:
         self._num_bytes = os.fstat(self._fd).st_size
 
     @property
-    def known(self) -> Mapping[str, KnownResult]:
+    def recorded(self) -> Mapping[str, RecordedResult]:
         """The results by custom_id."""
-        return {custom_id: place.known for custom_id, place in self._places.items()}
+        return {custom_id: place.recorded for custom_id, place in self._places.items()}
 
     def append(self, results: Sequence[Result]) -> None:
         """Writes whole lines and waits until they are synced.
@@ -60,7 +60,7 @@ class OutputFile:
             os.ftruncate(self._fd, self._num_bytes)
             raise ConnectionFailedError(f"{self.path} cannot be written: {err.strerror}.") from err
         for result in results:
-            self._places[result.known.custom_id] = _Place(self._num_bytes, len(result.line), result.known)
+            self._places[result.recorded.custom_id] = _Place(self._num_bytes, len(result.line), result.recorded)
             self._num_bytes += len(result.line)
 
     def keep(self, custom_ids: Iterable[str]) -> None:
@@ -156,7 +156,7 @@ class OutputFile:
         os.ftruncate(self._fd, offset)
 
 
-def check_same_batch(path: Path, known: Mapping[str, KnownResult], ids: Mapping[str, str]) -> None:
+def check_same_batch(path: Path, known: Mapping[str, RecordedResult], ids: Mapping[str, str]) -> None:
     """Raises an InputError if the file has results of requests that are not in the input; `ids` are the input's."""
     unknown = [custom_id for custom_id in known if custom_id not in ids]
     changed = [custom_id for custom_id, result in known.items() if ids.get(custom_id, result.id) != result.id]

@@ -9,7 +9,7 @@ BEGINNING: Final = b'{"id":"vllm-'
 """The beginning of every line, by which an output file is recognised."""
 
 
-class KnownResult(NamedTuple):
+class RecordedResult(NamedTuple):
     """A line of an output file."""
 
     custom_id: str
@@ -20,7 +20,7 @@ class KnownResult(NamedTuple):
 class Result(NamedTuple):
     """The outcome of one request."""
 
-    known: KnownResult
+    recorded: RecordedResult
     line: bytes
     usage: dict[str, Any]
 
@@ -44,7 +44,7 @@ def answered(place: LinePlace, status: int, content: bytes) -> Result:
     if status >= 400 or not isinstance(body, dict):
         return _failed(place, _response(place, status, "null"), raw)
     line = _line(place, _response(place, status, raw), "null")
-    return Result(KnownResult(place.custom_id, place.id, is_failed=False), line, body.get("usage") or {})
+    return Result(RecordedResult(place.custom_id, place.id, is_failed=False), line, body.get("usage") or {})
 
 
 def rejected(place: LinePlace, message: str, status: int = 400) -> Result:
@@ -57,19 +57,19 @@ def lost(place: LinePlace, code: str, message: str) -> Result:
     return _failed(place, "null", json.dumps({"code": code, "message": message}))
 
 
-def parse(line: bytes) -> KnownResult | None:
+def parse(line: bytes) -> RecordedResult | None:
     """The parsed line; None if it is not a result."""
     try:
         fields = json.loads(line)
         is_failed = fields["error"] is not None
-        known = KnownResult(fields["custom_id"], fields["id"], is_failed)
+        known = RecordedResult(fields["custom_id"], fields["id"], is_failed)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return known if isinstance(known.custom_id, str) and isinstance(known.id, str) else None
 
 
 def _failed(place: LinePlace, response: str, error: str) -> Result:
-    known = KnownResult(place.custom_id, place.id, is_failed=True)
+    known = RecordedResult(place.custom_id, place.id, is_failed=True)
     return Result(known, _line(place, response, error), {})
 
 

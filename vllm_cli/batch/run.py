@@ -49,7 +49,7 @@ class _Run:
 
     def run(self) -> BatchOutcome:
         places = self._plan()
-        known = self._output.known
+        known = self._output.recorded
         self._tally = Tally(
             num_total=len(self._batch.places),
             num_skipped=len(known),
@@ -77,10 +77,10 @@ class _Run:
     def _plan(self) -> list[LinePlace]:
         """The requests to send; with --retry-failed, removes failed results from the output first."""
         ids = {place.custom_id: place.id for place in self._batch.places}
-        check_same_batch(self._output.path, self._output.known, ids)
+        check_same_batch(self._output.path, self._output.recorded, ids)
         if self._config.retries_failed:
-            self._output.keep([c for c, result in self._output.known.items() if not result.is_failed])
-        known = self._output.known
+            self._output.keep([c for c, result in self._output.recorded.items() if not result.is_failed])
+        known = self._output.recorded
         return [place for place in self._batch.places if place.custom_id not in known]
 
     def _serve_and_dispatch(self, places: list[LinePlace]) -> int | None:

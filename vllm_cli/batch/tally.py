@@ -30,7 +30,7 @@ class Tally:
 
     def count(self, result: Result) -> None:
         """Counts one result."""
-        if result.known.is_failed:
+        if result.recorded.is_failed:
             self.num_failed += 1
         else:
             self.num_succeeded += 1

@@ -85,7 +85,7 @@ async def ask_first_model(session: aiohttp.ClientSession, base_url: str, headers
     if status >= 500:
         raise NotReadyError(f"HTTP {status}", is_listening=True)
     if status == 401:
-        raise TargetStartError(f"{base_url} wants an API key: give --api-key")
+        raise TargetStartError(f"{base_url} requires an API key: give --api-key")
     try:
         models = msgspec.json.decode(body, type=_ModelList).data if status == 200 else []
     except msgspec.DecodeError:

@@ -73,11 +73,11 @@ def test_an_output_file_of_other_requests_is_rejected(tmp_path: Path) -> None:
         [place] = batch.places
     with OutputFile(tmp_path / "out.jsonl") as output:
         output.append([answered(place, 200, b"{}")])
-        check_same_batch(output.path, output.known, {place.custom_id: place.id})
+        check_same_batch(output.path, output.recorded, {place.custom_id: place.id})
         with pytest.raises(InputError, match="1 requests that are not in the input: request-0"):
-            check_same_batch(output.path, output.known, {})
+            check_same_batch(output.path, output.recorded, {})
         with pytest.raises(InputError, match="1 requests that have changed since: request-0"):
-            check_same_batch(output.path, output.known, {place.custom_id: "vllm-other"})
+            check_same_batch(output.path, output.recorded, {place.custom_id: "vllm-other"})
 
 
 def test_two_runs_cannot_write_one_file(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_an_incomplete_last_line_is_repaired_wherever_it_ends(tmp_path: Path) ->
     for length in range(len(lines[0]) + 1, len(whole)):
         path.write_bytes(whole[:length])
         with OutputFile(path) as output:
-            names = list(output.known)
+            names = list(output.recorded)
         is_kept = length == len(whole) - 1
         assert names == (["one", "two"] if is_kept else ["one"])
         assert path.read_bytes() == (whole if is_kept else lines[0])
@@ -114,7 +114,7 @@ def test_an_incomplete_last_line_is_repaired_wherever_it_ends(tmp_path: Path) ->
 def test_every_answer_becomes_one_line(status: int, content: bytes, is_failed: bool, expected: object) -> None:
     result = answered(LinePlace("a\n\u2028\ud800", "vllm-1", 0, 0), status, content)
     assert result.line.count(b"\n") == 1
-    assert result.known.is_failed == is_failed
+    assert result.recorded.is_failed == is_failed
     fields = json.loads(result.line)
     assert fields["custom_id"] == "a\n\u2028\ud800"
     assert fields["response"]["body"] == expected

@@ -160,7 +160,7 @@ def test_a_server_that_rejects_ignore_eos_is_measured_without_it(tiny_server, ru
     (side,) = read_result(done.stdout).sides
     assert (side.has_ignore_eos, side.token_source) == (False, "usage")
     assert all(figures.num_short == figures.num_requests for level in side.levels for figures in level.rounds)
-    assert "does not take ignore_eos" in done.stderr
+    assert "does not accept ignore_eos" in done.stderr
     assert "answers ended before 3 tokens" in done.stderr
 
 

@@ -62,7 +62,7 @@ def describe_liveness_problems(result: LivenessResult) -> Iterator[str]:
 
 def _describe_kind(kind: Kind, settings: LivenessSettings) -> str:
     if kind == "mixed":
-        return " and ".join(settings.mixture) + " in turn"
+        return "cycle of " + ", ".join(settings.mixture)
     return _describe_payload(settings.shape)[kind]
 
 

@@ -30,7 +30,7 @@ def describe_run(result: ServeResult) -> Iterator[str]:
     for side in result.sides:
         version = f" {side.version}" if side.version else ""
         ready = f"; ready after {side.ready_after_s:.1f} s" if side.ready_after_s is not None else ""
-        eos = "" if side.has_ignore_eos or not settings.ignore_eos else "; does not take ignore_eos"
+        eos = "" if side.has_ignore_eos or not settings.ignore_eos else "; does not accept ignore_eos"
         yield f"{side.name}: {side.target}{version}; model {side.model}; tokens by {side.token_source}{eos}{ready}"
     if len(result.sides) > 1:
         yield f"Rounds alternate, {IDLE[settings.idle]}. Figures and ratios are medians over rounds (min-max)."
