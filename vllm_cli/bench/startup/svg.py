@@ -10,9 +10,11 @@ from vllm_cli.html_page import draw_text, pick_colour
 from vllm_cli.timeline.time_axis import TimeAxis
 
 _WIDTH: Final = 760
-_LEFT, _RIGHT, _MARGIN = 170, 80, 20
-_TITLE, _SUBTITLE, _ROW, _AXIS, _FOOTER = 50, 28, 36, 34, 24
+_RIGHT, _MARGIN = 80, 20
+_TITLE, _SUBTITLE, _ROW, _AXIS, _FOOTER = 50, 28, 36, 34, 40
 _BAR: Final = 20
+_LETTER: Final = 7.5
+"""Upper estimate of the mean width of a letter of a name."""
 _WHISKER: Final = 4
 """Half the height of the ends of a whisker."""
 _STYLE: Final = """
@@ -28,7 +30,8 @@ def draw_startup_svg(result: StartupResult) -> str:
     """One bar per side and state up to the median, with the range of the rounds; an opaque background of its own."""
     states = result.settings.states
     spreads = [[side.states[index].summary["first_token_s"] for side in result.sides] for index in range(len(states))]
-    axis = TimeAxis(max(s.max for row in spreads for s in row), _LEFT, _WIDTH - _LEFT - _RIGHT)
+    left = _MARGIN + _LETTER * max(len(side.name) for side in result.sides) + 10
+    axis = TimeAxis(max(s.max for row in spreads for s in row), left, _WIDTH - left - _RIGHT)
     parts = [draw_text(_MARGIN, 30, "Time from exec to the first token", kind="title")]
     top = _TITLE
     for state, row in zip(states, spreads, strict=True):
@@ -41,7 +44,9 @@ def draw_startup_svg(result: StartupResult) -> str:
             parts += _draw_bar(side.name, spread, top + _ROW * index, axis, pick_colour(index))
         top = bottom + _AXIS
     height = top + _FOOTER
-    parts.append(draw_text(_MARGIN, height - 16, _describe(result), kind="note"))
+    parts += [
+        draw_text(_MARGIN, height - 32 + 16 * line, text, kind="note") for line, text in enumerate(_describe(result))
+    ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
         f'role="img" aria-label="{escape(_summarize(result, spreads[0]))}"><style>{_STYLE}</style>'
@@ -53,7 +58,7 @@ def draw_startup_svg(result: StartupResult) -> str:
 def _draw_bar(name: str, spread: Spread, top: float, axis: TimeAxis, colour: str) -> Iterator[str]:
     bar_top = top + (_ROW - _BAR) / 2
     middle = top + _ROW / 2
-    yield draw_text(_LEFT - 10, middle + 4, name, anchor="end")
+    yield draw_text(axis.left - 10, middle + 4, name, anchor="end")
     width = axis.x(spread.median) - axis.x(0)
     yield f'<rect x="{axis.x(0):.1f}" y="{bar_top:.1f}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>'
     low, high = axis.x(spread.min), axis.x(spread.max)
@@ -64,9 +69,9 @@ def _draw_bar(name: str, spread: Spread, top: float, axis: TimeAxis, colour: str
     yield draw_text(max(high, axis.x(spread.median)) + 8, middle + 4, f"{spread.median:.2f} s")
 
 
-def _describe(result: StartupResult) -> str:
-    rounds = f"medians of {result.settings.num_rounds} alternating rounds, lines: minimum to maximum"
-    return f"{result.machine.description}; {result.created_at[:10]}; {rounds}"
+def _describe(result: StartupResult) -> tuple[str, str]:
+    rounds = f"Medians of {result.settings.num_rounds} alternating rounds, lines: minimum to maximum"
+    return f"{result.machine.description}; {result.created_at[:10]}", rounds
 
 
 def _summarize(result: StartupResult, spreads: list[Spread]) -> str:
