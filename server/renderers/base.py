@@ -119,11 +119,6 @@ class BaseRenderer(ABC):
             RequestError: the messages or options are invalid, or the template failed.
         """
 
-    @property
-    @abstractmethod
-    def chat_template(self) -> str | None:
-        """The template for conversations without tools; None if code renders them instead."""
-
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """Renders and tokenizes a conversation in OpenAI's form.
 
@@ -213,11 +208,6 @@ class BaseRenderer(ABC):
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence token."""
         return self.tokenizer.eos_token_id
-
-    def tokenizer_info(self) -> dict[str, Any]:
-        """The tokenizer's configuration as JSON values."""
-        template = {"chat_template": self.chat_template} if self.chat_template else {}
-        return {**self.tokenizer.info(), **template}
 
     def configure(self, info: EngineInfo) -> None:
         """Sets the limits that the engine reports once it has loaded the model."""

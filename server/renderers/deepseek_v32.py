@@ -41,11 +41,6 @@ class DeepseekV32Renderer(BaseRenderer):
             continues_final=options.continue_final_message,
         )
 
-    @property
-    def chat_template(self) -> None:
-        """None: code encodes conversations."""
-        return None
-
 
 def _with_response_formats(conversation: list[Message], messages: list[dict[str, Any]]) -> list[Message]:
     """Adds each message's `response_format`, which only this format supports."""

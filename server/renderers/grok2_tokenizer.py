@@ -47,7 +47,6 @@ class Grok2Tokenizer:
         self.chat_template = settings.get("chat_template") or CHAT_TEMPLATE
         if not isinstance(self.chat_template, str):
             raise ValueError("chat_template in tokenizer_config.json must be text")
-        self._settings = settings
         self._bytes_of_regular = {token_id: content for content, token_id in vocabulary.regular.items()}
         special = {token_id: text.encode() for token_id, text in self.added_tokens.items()}
         self._bytes_of = self._bytes_of_regular | special
@@ -89,10 +88,6 @@ class Grok2Tokenizer:
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes_of.get(token_id, b"")
-
-    def info(self) -> dict[str, Any]:
-        eos = {} if self.eos_token_id is None else {"eos_token": EOS}
-        return {**eos, **self._settings, "tokenizer_class": type(self).__name__}
 
     def warm_up(self) -> None:
         """No effect: threads need no copy."""

@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -63,18 +62,5 @@ class HfTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._token_bytes[token_id]
 
-    def info(self) -> dict[str, Any]:
-        paths = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
-        settings = {key: _to_json(value) for key, value in self.loaded.init_kwargs.items() if key not in paths}
-        return {**settings, "tokenizer_class": type(self.loaded).__name__}
-
     def warm_up(self) -> None:
         self._thread_tokenizers.get()
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -44,10 +44,6 @@ class MistralRenderer(BaseRenderer):
             is_tool = isinstance(err, InvalidToolException | InvalidToolSchemaException)
             raise RequestError(_reason(err), param="tools" if is_tool else "messages") from err
 
-    @property
-    def chat_template(self) -> None:
-        """None: code renders conversations."""
-
     def warm_up(self) -> None:
         self.render_messages([{"role": "user", "content": "Hello"}], ChatOptions())
         super().warm_up()

@@ -105,16 +105,6 @@ class MistralTokenizer:
             return bytes.fromhex(match[1])
         return piece.replace("▁", " ").encode()
 
-    def info(self) -> dict[str, Any]:
-        named = {name: SpecialTokens[name].value for name in ("bos", "eos", "unk", "pad")}
-        return {
-            "tokenizer_class": "MistralTokenizer",
-            "format": "tekken" if isinstance(self._raw, Tekkenizer) else "sentencepiece",
-            "version": f"v{self.version}",
-            "vocab_size": self.vocab_size,
-            **{f"{name}_token": token for name, token in named.items() if self._raw.is_special(token)},
-        }
-
     def warm_up(self) -> None:
         self.encode("Hello", add_special_tokens=True)
 

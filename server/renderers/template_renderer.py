@@ -1,5 +1,6 @@
 """Base of the renderers that turn a conversation into text with a chat template."""
 
+from abc import abstractmethod
 from concurrent.futures import Executor
 from typing import Any
 
@@ -26,6 +27,11 @@ class TemplateRenderer(BaseRenderer):
     ) -> None:
         super().__init__(files, config, tokenizer, executor=executor)
         self._template_process = TemplateProcess()
+
+    @property
+    @abstractmethod
+    def chat_template(self) -> str | None:
+        """The template for conversations without tools; None if there is none."""
 
     def warm_up(self) -> None:
         if self.chat_template is not None:

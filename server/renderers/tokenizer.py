@@ -1,7 +1,7 @@
 """The tokenizer interface that renderers use; one implementation for each kind of tokenizer file."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from server.renderers.detokenizer import Decode
 from server.renderers.pair_encoding import Cut, EncodedPair
@@ -45,9 +45,6 @@ class Tokenizer(Protocol):
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text; called on the event loop."""
-
-    def info(self) -> dict[str, Any]:
-        """The configuration as JSON values."""
 
     def warm_up(self) -> None:
         """Makes the calling thread's copy, which may hold the GIL for 0.1 s."""

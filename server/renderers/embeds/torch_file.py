@@ -69,7 +69,6 @@ class _Archive:
     """The zip archive; only uncompressed entries are accepted, so none can expand."""
 
     def __init__(self, payload: memoryview) -> None:
-        self._payload = payload
         try:
             self._entries = dict(_read_directory(payload))
         except (struct.error, UnicodeDecodeError) as err:

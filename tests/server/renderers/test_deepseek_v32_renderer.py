@@ -123,9 +123,7 @@ def test_content_that_is_not_text_is_rejected(renderer: DeepseekV32Renderer) -> 
 
 def test_tokenizer_properties(renderer: DeepseekV32Renderer, folder: Path) -> None:
     assert not needs_torch(folder)
-    assert renderer.chat_template is None
     assert renderer.token_text(renderer.eos_token_id or 0) == END
-    assert "chat_template" not in renderer.tokenizer_info()
     begin = renderer.render_text("x", TextOptions()).token_ids[0]
     assert renderer.token_text(begin) == BEGIN
 
