@@ -23,5 +23,5 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
 
 
 def free_port() -> int:
-    """A port that no process uses and that the kernel assigns to none; workers of a test run take different ones."""
+    """A port that no process uses and the kernel assigns to none; each test worker takes other ones."""
     return find_free_port(list_server_ports()[worker_number() % _SHARES :: _SHARES])

@@ -1,10 +1,11 @@
-"""Runs a server command, and stops it with all its descendants when the parent process exits or closes the pipe.
+"""Runs a server command, and stops it with all its descendants when the parent process exits or closes the
+pipe.
 
-Runs as a script (`python -I supervisor.py GRACE_S WORD...`): only a separate process can clean up after a crash or a
-SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard input. The lines
-`pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed if the server runs. The end
-of the input stops the server. The exit status is the server's, 128 + N after signal N. The server's output goes to this
-process's standard error.
+Runs as a script (`python -I supervisor.py GRACE_S WORD...`): only a separate process can clean up after a
+crash or a SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard
+input. The lines `pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed
+if the server runs. The end of the input stops the server. The exit status is the server's, 128 + N after
+signal N. The server's output goes to this process's standard error.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ class Supervisor:
         signal.signal(signal.SIGTERM, self._record_signal)
 
     def watch(self) -> int:
-        """Executes commands from standard input until it ends or the server exits; then stops all descendants."""
+        """Executes commands from standard input until it ends or the server exits; stops all descendants."""
         with selectors.DefaultSelector() as selector:
             selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
             while self._server.poll() is None and not self._is_stop_requested:
@@ -89,7 +90,7 @@ def _status(process: psutil.Process) -> str:
 
 
 def _adopt_orphans() -> None:
-    """Becomes the parent of orphaned descendants, so that daemonizing processes are stopped too (Linux only)."""
+    """Becomes the parent of orphaned descendants, to stop daemonizing processes too (Linux only)."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -26,8 +26,9 @@ def faults(
 ) -> None:
     """Kill a server's engine repeatedly, and time what clients see.
 
-    The server is started with --engine-restarts, on a free port, and stopped at the end. Reported are the times from
-    SIGKILL to the first /health that is not 200, to the next /health that is 200, and to one token.
+    The server is started with --engine-restarts, on a free port, and stopped at the end. Reported are the
+    times from SIGKILL to the first /health that is not 200, to the next /health that is 200, and to one
+    token.
 
     \b
     Examples:

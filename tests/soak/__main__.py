@@ -46,14 +46,14 @@ def soak(
 ) -> None:
     """Put a server under mixed load for a long time, and check that nothing grows, stays behind or gets lost.
 
-    Clients send completions and chats, streamed and not, with grammars, tools, log-probabilities, several choices,
-    prompts with a common prefix and templates of their own. Some disconnect, read slowly or not at all, send invalid
-    JSON, invalid HTTP or oversized bodies, pipeline, hold idle connections, or scrape /metrics; some come in bursts.
-    /health is probed 50 times a second. Kinds of requests that the server rejects at the start are left out; the
-    report lists them.
+    Clients send completions and chats, streamed and not, with grammars, tools, log-probabilities, several
+    choices, prompts with a common prefix and templates of their own. Some disconnect, read slowly or not at
+    all, send invalid JSON, invalid HTTP or oversized bodies, pipeline, hold idle connections, or scrape
+    /metrics; some come in bursts. /health is probed 50 times a second. Kinds of requests that the server
+    rejects at the start are left out; the report lists them.
 
-    The server is started on a free port ({port} in the command, else --port is appended) and stopped at the end.
-    The warm-up is followed by a pause; then come the judged load and another pause.
+    The server is started on a free port ({port} in the command, else --port is appended) and stopped at the
+    end. The warm-up is followed by a pause; then come the judged load and another pause.
 
     \b
     The soak fails on

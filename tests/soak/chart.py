@@ -1,4 +1,4 @@
-"""The result of the soak test as one self-contained HTML page: memory, files, threads and /health over time."""
+"""The result of the soak test as a self-contained HTML page: memory, files, threads, /health."""
 
 from collections.abc import Callable, Sequence
 from html import escape

@@ -21,7 +21,7 @@ _STAY_S: Final = (0.001, 0.5)
 class SoakClient:
     """All well-behaved clients of a server; closes their keep-alive connections at its end.
 
-    A keep-alive connection is not reused after 2 s, well before servers close it: no request is lost that way.
+    A keep-alive connection is not reused after 2 s, well before servers close it, so no request is lost.
     """
 
     def __init__(self, destination: Destination, ledger: Ledger, *, timeout_s: float) -> None:
@@ -37,7 +37,7 @@ class SoakClient:
         await self._session.close()
 
     async def post(self, kind: str, path: str, body: dict[str, Any]) -> int | None:
-        """Sends a body, reads the answer and records its ending; returns the status, None without a response."""
+        """Sends a body and records how the request ended; returns the status, None without a response."""
         data = msgspec.json.encode({"model": self.destination.model} | body)
         return await self.send(kind, "POST", path, data=data)
 

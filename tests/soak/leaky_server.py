@@ -1,5 +1,5 @@
-"""A small, real HTTP server with the OpenAI API that rejects invalid requests and has the faults that its flags demand;
-run as a script by the tests of the soak test."""
+"""A small, real HTTP server with the OpenAI API that rejects invalid requests and has the faults that its
+flags demand; run as a script by the tests of the soak test."""
 
 import argparse
 import asyncio

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 Ending = Literal["answered", "refused", "shed", "left", "failed", "lost"]
-"""`answered`: completely. `refused`: 4xx. `shed`: 429, 503 or 504, by an overloaded server. `left`: the client
-disconnected on purpose. `failed`: another 5xx, or an error event in a stream. `lost`: the connection ended without an
-error."""
+"""`answered`: completely. `refused`: 4xx. `shed`: 429, 503 or 504, by an overloaded server. `left`: the
+client disconnected on purpose. `failed`: another 5xx, or an error event in a stream. `lost`: the connection
+ended without an error."""
 
 SHED_STATUSES: Final = (429, 503, 504)
 _MAX_MESSAGES: Final = 20

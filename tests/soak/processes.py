@@ -20,7 +20,7 @@ _CHILD_OF: Final = {"forkserver": "engine"}
 
 
 def sample_processes(root_pid: int) -> dict[str, GroupSample]:
-    """The descendants of a process, by role; adds up the processes of a role, so that one may replace another.
+    """The descendants of a process, added up by role, so that one process may replace another.
 
     Leaves out processes that exit meanwhile; PSS and USS are None without the permission to read them.
     """

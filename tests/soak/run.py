@@ -36,7 +36,7 @@ _NUM_REPORTS: Final = 30
 
 
 def run_soak(config: SoakConfig, progress: Progress) -> SoakResult:
-    """Soaks one server; sets signal handlers, so it must run on the main thread.
+    """Soaks one server; must be on the main thread, to set signal handlers.
 
     Raises:
         TargetStartError: the server was not ready in time.

@@ -1,4 +1,4 @@
-"""The mixed load of a soak: kinds of requests with their weights, and bursts that exceed the server's queue."""
+"""The mixed load of a soak: weighted kinds of requests, and bursts that exceed the server's queue."""
 
 import asyncio
 import gzip

@@ -18,7 +18,7 @@ class Point(NamedTuple):
 
 
 class Trend(NamedTuple):
-    """A line through points by Theil and Sen: its slope is the median of the slopes of all pairs of points."""
+    """A line through points by Theil and Sen: its slope is the median slope of all pairs of points."""
 
     level: float
     """Value at the begin of the line."""

@@ -1,4 +1,4 @@
-"""The requests of an input file: all lines are checked before any is sent, and read again when they are sent."""
+"""The requests of an input file: all lines are checked first, and read again when they are sent."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class InputFile:
 
 @contextmanager
 def open_input(name: str) -> Iterator[InputFile]:
-    """The file at a path, at a URL, or on standard input (`-`); the last two are copied to a temporary file."""
+    """A file, a URL, or standard input (`-`); the last two are copied to a temporary file."""
     with ExitStack() as stack:
         try:
             file = stack.enter_context(_open(name))

@@ -157,7 +157,7 @@ class OutputFile:
 
 
 def check_same_batch(path: Path, known: Mapping[str, RecordedResult], ids: Mapping[str, str]) -> None:
-    """Raises an InputError if the file has results of requests that are not in the input; `ids` are the input's."""
+    """Raises an InputError if a result has no request in the input; `ids` are the input's."""
     unknown = [custom_id for custom_id in known if custom_id not in ids]
     changed = [custom_id for custom_id, result in known.items() if ids.get(custom_id, result.id) != result.id]
     for what, found in (("are not in the input", unknown), ("have changed since", changed)):

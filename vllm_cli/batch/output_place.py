@@ -28,7 +28,7 @@ class OutputPlace:
 
     @classmethod
     def of(cls, config: BatchConfig) -> "OutputPlace":
-        """For an output URL, the file is in --output-tmp-dir, where a second run finds it, or in a temporary folder."""
+        """For a URL, the file is in --output-tmp-dir (for a second run), or in a temporary folder."""
         if not config.output_file.startswith(_URLS):
             path = Path(config.output_file)
             if config.output_file in ("", "-") or (path.exists() and not path.is_file()):

@@ -17,7 +17,7 @@ from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.errors import ConnectionFailedError
 
 SOME_FAILED: Final = 5
-"""Only with --fail-on-error: scripts for `vllm run-batch` under `set -e` continue with the answers that exist."""
+"""Only with --fail-on-error: by default, scripts under `set -e` use the answers that exist."""
 NOT_COMPLETE: Final = 1
 _CONNECT_TIMEOUT_S: Final = 30.0
 

@@ -1,4 +1,4 @@
-"""The steps of every benchmark after its configuration: measure, write the result, judge it, return an exit code."""
+"""The steps of every benchmark: measure, write the result, judge it, return an exit code."""
 
 import sys
 from collections.abc import Callable
@@ -20,13 +20,13 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 
 class FindSlower(Protocol[R_contra]):
-    """Returns one line for each figure of side A that is worse than another side's by more than the tolerance."""
+    """One line for each figure of side A that is worse than another side's by more than the tolerance."""
 
     def __call__(self, result: R_contra, /, *, tolerance: float) -> list[str]: ...
 
 
 class FindSlowerThanBaseline(Protocol[R_contra]):
-    """Returns one line for each figure of side A that is worse than the baseline's by more than the tolerance."""
+    """One line for each figure of side A that is worse than the baseline's by more than the tolerance."""
 
     def __call__(self, result: R_contra, baseline: R_contra, /, *, tolerance: float) -> list[str]: ...
 
@@ -48,7 +48,7 @@ class Benchmark(Generic[C, R]):
     has_failed: Callable[[R], bool] = lambda _: False
 
     def measure(self, config: C, files: Files) -> int:
-        """Measures, writes the result, and returns the exit code: 0, 1 if slower or failed, or 128 + signal."""
+        """Measures, writes the result, returns the exit code: 0, 1 (slower or failed), or 128 + signal."""
         baseline = self.read_baseline(files.baseline_path, config) if files.baseline_path else None
         try:
             with StreamProgress(sys.stderr) as progress:

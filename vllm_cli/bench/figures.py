@@ -18,7 +18,7 @@ class Metric(NamedTuple):
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The value below which `percent` of the values lie, interpolated between neighbours; None without values."""
+    """The value below which `percent` of the values lie, interpolated; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -40,7 +40,7 @@ def spread_of(values: Iterable[float | None]) -> Spread | None:
 
 
 def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[object]) -> dict[str, Spread]:
-    """Median and spread of every figure that at least one round has; each metric names a field of the rounds."""
+    """The spread of every figure that at least one round has; each metric names a field of the rounds."""
     spreads = {metric.name: spread_of(_values(rounds, metric)) for metric in metrics}
     return {name: spread for name, spread in spreads.items() if spread}
 

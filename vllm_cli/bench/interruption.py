@@ -19,7 +19,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 def run_interruptibly(bench: Coroutine[Any, Any, T]) -> T:
-    """Runs until the end or until a signal cancels it; sets signal handlers, so it must run on the main thread."""
+    """Runs to the end, or until a signal cancels it; must be on the main thread, to set signal handlers."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_until_signalled(bench))
 

@@ -20,10 +20,10 @@ def find_free_port(ports: Sequence[int]) -> int:
 
 
 def list_server_ports() -> Sequence[int]:
-    """Ports below those that the kernel assigns to clients and to servers on port 0; only 0 where that is unknown.
+    """Ports below those that the kernel assigns to clients and to servers on port 0; 0 if unknown.
 
-    The kernel cannot assign such a port to another process before the server listens. A client that polls for the
-    server cannot be connected to itself there either.
+    The kernel cannot assign such a port to another process before the server listens. A client that polls for
+    the server cannot be connected to itself there either.
     """
     with contextlib.suppress(OSError, ValueError):
         return range(_FIRST_PORT, int(_CLIENT_PORTS.read_text().split()[0])) or (0,)

@@ -1,8 +1,8 @@
 """Measures the latency of `/health` while a server is under load, from a separate process.
 
-The process runs this file as a script (`python -I -S probe.py`), standard library only, so that neither the load
-generator nor an import delays a probe. It reads its settings as one JSON line, probes until its standard input ends
-(also when the parent dies), then writes its samples.
+The process runs this file as a script (`python -I -S probe.py`), standard library only, so that neither the
+load generator nor an import delays a probe. It reads its settings as one JSON line, probes until its standard
+input ends (also when the parent dies), then writes its samples.
 """
 
 import json
@@ -25,8 +25,8 @@ TIMEOUT_S = 10.0
 class ProbeSamples:
     """The probes of one round.
 
-    The latency of a probe that was due while an earlier one still waited counts from its due time: a server that blocks
-    for a second delays all probes that were due in that second, not one.
+    The latency of a probe that was due while an earlier one still waited counts from its due time: a server
+    that blocks for a second delays all probes that were due in that second, not one.
     """
 
     latencies_ns: list[int]
@@ -40,7 +40,7 @@ class ProbeSamples:
 
 
 class HealthProbe:
-    """Probes a server's `/health` from `start` to `finish`; a context manager that kills the process at its end."""
+    """Probes `/health` from `start` to `finish`; a context manager that kills the process at its end."""
 
     def __init__(self, base_url: str, api_key: str | None = None, *, wants_realtime: bool = False) -> None:
         self._settings = {

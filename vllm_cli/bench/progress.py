@@ -24,7 +24,7 @@ class Progress(Protocol):
 class StreamProgress:
     """Progress on a text stream.
 
-    The bar is drawn only between rounds: a thread that redraws it would take processor time from the measured server.
+    The bar is drawn only between rounds: a redrawing thread would take processor time from the server.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -1,4 +1,4 @@
-"""Prompts for the load: reproducible, and different from their first word on, so that no prefix cache helps."""
+"""Reproducible prompts that differ from their first word on, so that no prefix cache helps."""
 
 import random
 
@@ -24,8 +24,8 @@ _NUM_DIGITS = 6
 def build_prompt(num_tokens: int, *, seed: str) -> str:
     """A prompt of about `num_tokens` tokens, determined by the seed.
 
-    Uses no tokenizer: most vocabularies hold the words as one token each, and the digits of the number at the front
-    count one token each.
+    Uses no tokenizer: most vocabularies hold the words as one token each, and the digits of the number at the
+    front count one token each.
     """
     source = random.Random(seed)
     nouns, verbs = _NOUNS.split(), _VERBS.split()

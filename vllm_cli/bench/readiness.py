@@ -1,4 +1,4 @@
-"""Waits until a server is ready, and reads what benchmarks need to know: its model, version and request fields."""
+"""Waits until a server is ready, and finds its model, its version and the fields that it accepts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ async def wait_until_ready(target: Target, config: CompletionConfig) -> ReadySer
 async def wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awaitable[T]], config: ServersConfig) -> T:
     """Repeats a readiness check until it no longer raises `NotReadyError`.
 
-    A server that the benchmark did not start must accept connections at once; it may still be loading (HTTP 5xx).
+    A server that the benchmark did not start must accept connections at once; it may load (HTTP 5xx).
     """
     start_s = perf_counter()
     async with open_session(config.request_timeout_s) as session:

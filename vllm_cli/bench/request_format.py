@@ -1,4 +1,4 @@
-"""How completion requests to one server are written: its model's name and the optional fields that it accepts."""
+"""The format of completion requests to one server: model name and accepted optional fields."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal

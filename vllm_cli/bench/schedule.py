@@ -23,7 +23,7 @@ class ScheduledRound(NamedTuple, Generic[D]):
 def schedule_rounds(conditions: Sequence[D], config: ServersConfig) -> list[ScheduledRound[D]]:
     """Sides alternate round by round.
 
-    With idle policy `stop`, a change of sides costs a start, so a side measures all conditions of a round in a row.
+    With idle policy `stop`, a change of sides costs a start: a side measures all conditions in a row.
     """
     sides, rounds = range(len(config.targets)), range(config.num_rounds)
     if config.idle == "stop":

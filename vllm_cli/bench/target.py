@@ -63,7 +63,7 @@ class RunningTarget:
 
 
 class CommandTarget:
-    """A server that the benchmark starts from shell words, through a supervisor that outlives a killed benchmark."""
+    """A server that the benchmark starts from shell words, below a supervisor that outlives it."""
 
     is_own = True
 

@@ -71,7 +71,7 @@ class TargetPool(Generic[S]):
         describe: Callable[[ScheduledRound[D]], str],
         measure: Callable[[ScheduledRound[D], S], Awaitable[F]],
     ) -> Rounds[D, F]:
-        """Measures the rounds one after the other, each on a running server; raises TargetDiedError if one exits."""
+        """Measures the rounds in order, each on a running server; raises TargetDiedError if it exits."""
         rounds: defaultdict[tuple[int, D], list[F]] = defaultdict(list)
         self._progress.begin(len(schedule))
         for scheduled in schedule:
@@ -86,7 +86,7 @@ class TargetPool(Generic[S]):
         return rounds
 
     async def _resume(self, target: Target) -> S:
-        """Makes this server the running one; a server that was idle has passed a readiness check on return."""
+        """Makes this server the running one; checks the readiness of a server that was idle."""
         if self._running is target and self._server:
             return self._server
         try:

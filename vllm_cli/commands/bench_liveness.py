@@ -50,11 +50,11 @@ _REFUSAL = click.IntRange(400, 599)
 def liveness(**options: Any) -> int:
     """Measure whether a server's event loop stays free under requests that are expensive to prepare.
 
-    A fixed number of requests is kept in flight: long conversations to tokenize, images to decode, tensors to unpack,
-    batches of texts to embed. Meanwhile a separate process probes /health 50 times a second; the latency of a probe
-    that was due while an earlier one still waited counts from its due time. For each kind of load the report has the
-    throughput and latency of the load, the latency of /health, the delay of the probe process itself and, from the
-    server's /metrics if available, the delay of its event loop.
+    A fixed number of requests is kept in flight: long conversations to tokenize, images to decode, tensors to
+    unpack, batches of texts to embed. Meanwhile a separate process probes /health 50 times a second; the
+    latency of a probe that was due while an earlier one still waited counts from its due time. For each kind
+    of load the report has the throughput and latency of the load, the latency of /health, the delay of the
+    probe process itself and, from the server's /metrics if available, the delay of its event loop.
 
     \b
     Kinds:
@@ -65,16 +65,17 @@ def liveness(**options: Any) -> int:
       pooling         /v1/embeddings with --batch texts of --turn-chars characters
       mixed           cycles through the kinds that all servers accept
 
-    No two conversations, images or batches of a run are equal, so no cache helps; all sides get the same. A server
-    may have done the work before it rejects a request as too long: --accept-status 400 counts that as served.
+    No two conversations, images or batches of a run are equal, so no cache helps; all sides get the same. A
+    server may have done the work before it rejects a request as too long: --accept-status 400 counts that as
+    served.
 
-    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and always
-    stopped at the end. With several servers, rounds alternate (A, B, A, B, ...), after a warm-up that is not measured.
-    Servers started here are frozen while another one is measured; --idle run leaves them running, --idle stop stops
-    them and starts them again for each round.
+    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
+    always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...), after a warm-up that
+    is not measured. Servers started here are frozen while another one is measured; --idle run leaves them
+    running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of this
-    run. Requests per second and the p99 of /health are judged.
+    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of
+    this run. Requests per second and the p99 of /health are judged.
 
     \b
     Examples:
@@ -82,7 +83,8 @@ def liveness(**options: Any) -> int:
       vllm-cli bench liveness --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html liveness.html
       vllm-cli bench liveness --url http://127.0.0.1:8000 --kind prompt_embeds --embed-hidden 4096 --accept-status 400
 
-    Exit codes: 0 fine; 1 worse than --fail-over allows, or requests failed; 2 usage; 3 a server did not start.
+    Exit codes: 0 fine; 1 worse than --fail-over allows, or requests failed; 2 usage; 3 a server did not
+    start.
     """
     targets = take_targets(options)
     files = take_files(options, has_others=len(targets) > 1)

@@ -63,7 +63,7 @@ def file_options(command: F) -> F:
 
 
 def own_command(model: str | None = None) -> str:
-    """`serve` with the console script of this installation, which users start; with the module if there is none."""
+    """`serve` with this installation's console script, which users start, else with the module."""
     script = Path(sys.executable).with_name("vllm-cli")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "vllm_cli"]
     return shlex.join([*words, "serve", *([model] if model else [])])

@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 def serve(**options: Any) -> int:
     """Measure a server with the OpenAI API, alone or against others.
 
-    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first token,
-    inter-token and end-to-end latency, and the latency of /health under that load, probed from a separate process.
+    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first
+    token, inter-token and end-to-end latency, and the latency of /health under that load, probed from a
+    separate process.
 
-    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and always
-    stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still uses processor
-    time, so servers started here are frozen while another one is measured; --idle run leaves them running, --idle stop
-    stops them and starts them again for each round.
+    Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
+    always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still
+    uses processor time, so servers started here are frozen while another one is measured; --idle run leaves
+    them running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of this run.
-    Throughput and median time to first token are judged.
+    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of
+    this run. Throughput and median time to first token are judged.
 
     \b
     Examples:
@@ -52,7 +53,8 @@ def serve(**options: Any) -> int:
       vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html result.html
       vllm-cli bench serve --cmd "vllm-cli serve" --baseline main.json --fail-over 5%
 
-    Exit codes: 0 fine; 1 slower than --fail-over allows, or requests failed; 2 usage; 3 a server did not start.
+    Exit codes: 0 fine; 1 slower than --fail-over allows, or requests failed; 2 usage; 3 a server did not
+    start.
     """
     targets = take_targets(options)
     files = take_files(options, has_others=len(targets) > 1)

@@ -63,19 +63,19 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.
 
-    The report has the times until the server listens (a connection is accepted), is healthy (/health answers 200) and
-    has sent the first token of a streamed completion; the phases from /startupz, if the server has it; and the latency
-    and refusals of probes that a separate process sends 20 times a second.
+    The report has the times until the server listens (a connection is accepted), is healthy (/health answers
+    200) and has sent the first token of a streamed completion; the phases from /startupz, if the server has
+    it; and the latency and refusals of probes that a separate process sends 20 times a second.
 
-    Each command is started on a free port ({port} in the command, else --port is appended) and always stopped with all
-    its processes. One start of each side is not measured. Then rounds alternate, every other round in the opposite
-    order of sides.
+    Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
+    with all its processes. One start of each side is not measured. Then rounds alternate, every other round
+    in the opposite order of sides.
 
-    States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows what stayed;
-    cold-compile, where --compile-cache is renamed for the start; cold, both.
+    States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
+    what stayed; cold-compile, where --compile-cache is renamed for the start; cold, both.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other sides. The time to
-    the first token is judged.
+    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other sides. The
+    time to the first token is judged.
 
     \b
     Examples:

@@ -26,7 +26,7 @@ class PhaseDifference(NamedTuple):
 
 
 def compare_phases(before: StartReport, after: StartReport) -> list[PhaseDifference]:
-    """Every phase of either start, in the order of the first one; the differences add up to that of the totals."""
+    """Every phase of either start, in the first one's order; the differences add up to the totals'."""
     earlier = {phase.key: phase for phase in before.phases}
     later = {phase.key: phase for phase in after.phases}
     differences = []

@@ -18,7 +18,7 @@ MS = 10**6
 
 
 class HealthServer(LocalServer):
-    """Answers each request after the same time and counts requests; the first one precedes the measurement."""
+    """Answers each request after the same time and counts them; the first precedes the measurement."""
 
     def __init__(self, delay_s: float = 0.0) -> None:
         super().__init__(HealthHandler)

@@ -1,4 +1,4 @@
-"""The chart that `bench startup --svg` writes: a standalone, well-formed file whose bars have the medians' lengths."""
+"""The chart of `bench startup --svg`: a standalone, well-formed file whose bars show the medians."""
 
 import re
 from xml.etree import ElementTree

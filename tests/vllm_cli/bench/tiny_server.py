@@ -1,4 +1,4 @@
-"""A small, real HTTP server with the OpenAI API and known delays; run as a script by the benchmarks' tests."""
+"""A small HTTP server with the OpenAI API and known delays; run as a script by the tests."""
 
 import argparse
 import asyncio

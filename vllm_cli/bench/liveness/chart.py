@@ -1,4 +1,4 @@
-"""The result of `bench liveness` as one self-contained HTML page: latency of /health over time, then tables."""
+"""The result of `bench liveness` as a self-contained HTML page: /health over time, then tables."""
 
 from collections.abc import Iterator
 from html import escape

@@ -1,4 +1,4 @@
-"""Typed configuration of one run of `bench liveness`; standard library only, built once by the command line."""
+"""Typed configuration of `bench liveness`; standard library only, built once by the command line."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Final, Literal, get_args

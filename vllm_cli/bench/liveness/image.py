@@ -1,4 +1,4 @@
-"""Creates JPEGs that are as expensive to decode as a photograph: no two are equal, and noise keeps them large."""
+"""Creates JPEGs as expensive to decode as photographs: no two are equal, and noise keeps them large."""
 
 import random
 from io import BytesIO

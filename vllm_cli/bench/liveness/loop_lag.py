@@ -65,9 +65,9 @@ def parse_loop_lag(text: str) -> LoopLag:
 def find_loop_delays(before: LoopLag, after: LoopLag) -> LoopDelays:
     """The delays between two readings.
 
-    The gauge covers a fixed time, which may be shorter than the time between the readings, or longer: then it includes,
-    for example, a freeze of the server before the first reading. The histogram counts exactly what happened between
-    them, so its bucket of the longest delay bounds the gauge.
+    The gauge covers a fixed time, which may be shorter than the time between the readings, or longer: then it
+    includes, for example, a freeze of the server before the first reading. The histogram counts exactly what
+    happened between them, so its bucket of the longest delay bounds the gauge.
     """
     if after.max_s is None:
         return LoopDelays()

@@ -33,7 +33,7 @@ class Destination:
 def build_requests(
     kinds: Sequence[PlainKind], shape: PayloadShape, destination: Destination, *, num_requests: int, seed: str
 ) -> list[EncodedRequest]:
-    """Cycles through these kinds; with the same seed all servers get the same ones, except for the model's name."""
+    """Cycles through these kinds; with the same seed, all servers get the same, but for the model's name."""
     encoded: dict[tuple[PlainKind, int], EncodedRequest] = {}
     requests = []
     for index, kind in enumerate(islice(cycle(kinds), num_requests)):

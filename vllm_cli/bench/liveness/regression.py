@@ -29,7 +29,7 @@ def read_liveness_baseline(path: Path, config: LivenessConfig) -> LivenessResult
 
 
 def find_worse_than_baseline(result: LivenessResult, baseline: LivenessResult, *, tolerance: float) -> list[str]:
-    """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
+    """One line for each median of side A that is worse than the baseline's by more than the tolerance."""
     then = {kind.kind: kind.summary for kind in baseline.sides[0].kinds}
     medians = [
         MedianRatios(kind.kind, "the baseline", divide_medians(kind.summary, then[kind.kind]))

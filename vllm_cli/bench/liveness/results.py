@@ -50,7 +50,7 @@ class LivenessFigures(ResultPart, frozen=True, kw_only=True):
     loop_lag_max_ms: float | None
     """The longest delay of the event loop, from the server's metrics; null without them."""
     is_loop_lag_bound: bool
-    """Whether it is a bucket bound of the histogram, because the gauge still holds a longer lag from before."""
+    """Whether it is a bucket bound, because the gauge still holds a longer lag from before."""
     num_loop_lags_10ms: int | None
     """Heartbeats of the event loop that were more than 10 ms late."""
     num_loop_lags_50ms: int | None

@@ -1,4 +1,4 @@
-"""Runs `bench liveness`: starts the servers, measures alternating rounds, stops the servers, returns the result."""
+"""Runs `bench liveness`: starts the servers, measures alternating rounds, stops the servers."""
 
 import asyncio
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ _MAX_WARM_UP = 32
 
 
 def run_liveness_bench(config: LivenessConfig, progress: Progress) -> LivenessResult:
-    """Measures every side under every kind of load; sets signal handlers, so it must run on the main thread."""
+    """Measures every side under every kind of load; must be on the main thread, to set signal handlers."""
     return run_interruptibly(_LivenessBench(config, progress).run())
 
 

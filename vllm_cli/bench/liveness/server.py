@@ -1,4 +1,4 @@
-"""The readiness check of `bench liveness`: waits until a server is healthy, and finds the kinds that it accepts."""
+"""The readiness check of `bench liveness`: waits for health, and finds the accepted kinds."""
 
 from dataclasses import dataclass
 from time import perf_counter

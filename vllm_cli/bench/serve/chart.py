@@ -1,4 +1,4 @@
-"""The result of `bench serve` as one self-contained HTML page: bars for every level and side, then the tables."""
+"""The result of `bench serve` as a self-contained HTML page: bars per level and side, then tables."""
 
 from html import escape
 from typing import NamedTuple

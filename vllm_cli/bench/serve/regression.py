@@ -29,7 +29,7 @@ def read_serve_baseline(path: Path, config: ServeBenchConfig) -> ServeResult:
 
 
 def find_slower_than_baseline(result: ServeResult, baseline: ServeResult, *, tolerance: float) -> list[str]:
-    """One line for each figure of side A whose median is worse than the baseline's by more than the tolerance."""
+    """One line for each median of side A that is worse than the baseline's by more than the tolerance."""
     then = {level.concurrency: level.summary for level in baseline.sides[0].levels}
     medians = [
         MedianRatios(_name(level.concurrency), "the baseline", divide_medians(level.summary, then[level.concurrency]))

@@ -1,4 +1,4 @@
-"""Runs `bench serve`: starts the servers, measures alternating rounds, stops the servers, returns the result."""
+"""Runs `bench serve`: starts the servers, measures alternating rounds, stops the servers."""
 
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.load import LoadSamples, generate_load
@@ -25,7 +25,7 @@ from vllm_cli.bench.target_pool import TargetPool
 
 
 def run_serve_bench(config: ServeBenchConfig, progress: Progress) -> ServeResult:
-    """Measures every side at every level; sets signal handlers, so it must run on the main thread."""
+    """Measures every side at every level; must be on the main thread, to set signal handlers."""
     return run_interruptibly(_ServeBench(config, progress).run())
 
 

@@ -1,8 +1,8 @@
 """The floor of a start: computes the first token of a Llama checkpoint, without server, engine or KV cache.
 
-Runs as `python bare_script.py FOLDER PROMPT` in a fresh interpreter with torch, tokenizers and safetensors. What a
-server's start takes beyond this is its overhead. Prints one JSON line: the moment of the token in monotonic
-nanoseconds, and its text.
+Runs as `python bare_script.py FOLDER PROMPT` in a fresh interpreter with torch, tokenizers and safetensors.
+What a server's start takes beyond this is its overhead. Prints one JSON line: the moment of the token in
+monotonic nanoseconds, and its text.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sets page cache and compile cache to the wanted state for a start, and restores the compile cache afterwards."""
+"""Sets page cache and compile cache to the wanted state for a start, and restores the latter."""
 
 import os
 import re
@@ -33,7 +33,7 @@ class StartupCaches:
 
     @contextmanager
     def in_state(self, state: CacheState) -> Iterator[Residency | None]:
-        """Sets the state for the block; yields how much of the evicted files stayed in memory, None without eviction.
+        """Sets the state for the block; yields what stayed in memory after an eviction, else None.
 
         Raises:
             CacheError: something cannot be evicted or moved.
@@ -52,7 +52,7 @@ class StartupCaches:
 
 
 def find_libraries(command: str) -> list[Path]:
-    """The shared libraries of the Python environment of a command's program; none if it is not in an environment."""
+    """The shared libraries of the Python environment of a command's program; none outside of one."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Za-z_]\w*=", word)]
     program = shutil.which(words[0]) if words else None
     if program is None:

@@ -1,4 +1,4 @@
-"""The result of `bench startup` as one self-contained HTML page: the stages up to the first token, then tables."""
+"""The result of `bench startup` as a self-contained HTML page: stages to the first token, then tables."""
 
 from html import escape
 from typing import NamedTuple

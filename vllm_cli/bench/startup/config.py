@@ -1,4 +1,4 @@
-"""Typed configuration of one run of `bench startup`; standard library only, built once by the command line."""
+"""Typed configuration of `bench startup`; standard library only, built once by the command line."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Writes the time to a file and executes the command to be timed.
 
 Runs as a script (`python -I -S exec.py STAMP_FILE WORD...`): the time before the command's exec, in which the
-supervisor and this interpreter start, must not count as the command's. The stamp is in monotonic nanoseconds, a clock
-that all processes of the machine share.
+supervisor and this interpreter start, must not count as the command's. The stamp is in monotonic nanoseconds,
+a clock that all processes of the machine share.
 """
 
 import os

@@ -18,7 +18,7 @@ STARTUP_METRICS = (
     Metric("num_refused", "probes refused"),
 )
 _COMPARED = STARTUP_METRICS[:-1]
-"""Without the counts, which may be 0."""
+"""Without the number of refused probes, which may be 0."""
 
 
 def add_probes(figures: StartFigures, probes: StartProbeSamples) -> StartFigures:

@@ -51,7 +51,8 @@ async def wait_healthy(host: str, port: int, ensure_alive: Callable[[], None]) -
 async def ask_status(host: str, port: int, path: str) -> int | None:
     """The status of a GET; None without a response.
 
-    Uses a bare socket, which takes a fifth of the CPU time of asyncio streams: polls compete with the start for cores.
+    Uses a bare socket, which takes a fifth of the CPU time of asyncio streams: polls compete with the start
+    for cores.
     """
     loop = asyncio.get_running_loop()
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
@@ -70,7 +71,7 @@ async def ask_status(host: str, port: int, path: str) -> int | None:
 
 
 async def wait_first_token(request_format: RequestFormat, ensure_alive: Callable[[], None]) -> int:
-    """Requests a completion, again after 5xx or no response; returns the moment at which its first text arrives."""
+    """Requests a completion, again after 5xx or no response; returns the moment of its first text."""
     body = request_format.body(PROMPT, max_tokens=MAX_TOKENS)
     request = EncodedRequest(request_format.url, request_format.headers, body, is_stream=True)
     async with open_session(request_format.config.request_timeout_s) as session:

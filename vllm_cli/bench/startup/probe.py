@@ -1,8 +1,9 @@
 """Probes a starting server, as an orchestrator does, from a separate process.
 
-The process runs this file as a script (`python -I -S probe.py`): standard library only. Each probe opens a connection,
-and any HTTP response counts, because a server that answers 503 in time is alive. The process reads its settings as one
-JSON line, probes until its standard input ends (also when the parent dies), then writes its samples.
+The process runs this file as a script (`python -I -S probe.py`): standard library only. Each probe opens a
+connection, and any HTTP response counts, because a server that answers 503 in time is alive. The process
+reads its settings as one JSON line, probes until its standard input ends (also when the parent dies), then
+writes its samples.
 """
 
 import json

@@ -23,7 +23,7 @@ def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResu
 
 
 def find_slower_starts_than_baseline(result: StartupResult, baseline: StartupResult, *, tolerance: float) -> list[str]:
-    """One line for each state from which side A's median is worse than the baseline's by more than the tolerance."""
+    """One line for each state from which A's median exceeds the baseline's by more than the tolerance."""
     then = {state.state: state.summary for state in baseline.sides[0].states}
     medians = [
         MedianRatios(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))

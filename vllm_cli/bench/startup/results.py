@@ -48,7 +48,7 @@ class StartupSideResult(SideResult, frozen=True, kw_only=True):
     """One side's starts."""
 
     first_text: str | None
-    """The text of the greedy first token, to check that sides do the same work; null where it is not available."""
+    """The text of the greedy first token, to check that sides do the same work; null if unknown."""
     states: list[StateResult]
 
 

@@ -41,7 +41,7 @@ class Side(Protocol):
 
 
 def run_startup_bench(config: StartupBenchConfig, progress: Progress) -> StartupResult:
-    """Measures every side from every state; sets signal handlers, so it must run on the main thread."""
+    """Measures every side from every state; must be on the main thread, to set signal handlers."""
     return run_interruptibly(_StartupBench(config, progress).run())
 
 
@@ -111,7 +111,7 @@ class _StartupBench:
 
 
 def _schedule_starts(config: StartupBenchConfig, num_sides: int) -> list[ScheduledRound[CacheState]]:
-    """Sides alternate; every other round reverses their order, so that no side always follows the same other side."""
+    """Sides alternate; every other round reverses them, so that no side always follows the same one."""
     sides = list(range(num_sides))
     return [
         ScheduledRound(state, number, side)

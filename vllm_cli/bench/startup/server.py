@@ -1,4 +1,4 @@
-"""Times one start of a server: from the exec of its command until it listens, is healthy, and sends a token."""
+"""Times one start of a server: from exec until it listens, is healthy, and sends a token."""
 
 import asyncio
 import shlex
@@ -41,7 +41,7 @@ class ServerSide:
         self._request_format: RequestFormat | None = None
 
     async def prepare(self) -> None:
-        """One start that is not measured: checks the command, warms the caches and finds the request format."""
+        """One start that is not measured: checks the command, warms caches, finds the request format."""
         with ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
             target.start()
             try:

@@ -1,4 +1,4 @@
-"""The first-token times of `bench startup` as one standalone SVG file, for pages that show images, light or dark."""
+"""The first-token times of `bench startup` as a standalone SVG file, for light and dark pages."""
 
 from collections.abc import Iterator
 from html import escape
@@ -27,7 +27,7 @@ line.grid { stroke: #d1d9e0; stroke-width: 1; }
 
 
 def draw_startup_svg(result: StartupResult) -> str:
-    """One bar per side and state up to the median, with the range of the rounds; an opaque background of its own."""
+    """One bar per side and state up to the median, with the range of the rounds; opaque background."""
     states = result.settings.states
     spreads = [[side.states[index].summary["first_token_s"] for side in result.sides] for index in range(len(states))]
     left = _MARGIN + _LETTER * max(len(side.name) for side in result.sides) + 10
