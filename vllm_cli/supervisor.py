@@ -1,5 +1,4 @@
-"""Runs a server command, and stops it with all its descendants when the parent process exits or closes the
-pipe.
+"""Runs a server command; stops it with all its descendants when the parent process exits or closes the pipe.
 
 Runs as a script (`python -I supervisor.py GRACE_S WORD...`): only a separate process can clean up after a
 crash or a SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard
