@@ -19,7 +19,7 @@ from startup.errors import StartupError
 from startup.model.prefetch_plan import plan_files, plan_libraries
 from startup.outcome import save_failed_start, save_ready_start
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import Prefetch, PrefetchHandle
+from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.preflight.report import PreflightReport
 from startup.probes import listener
 from startup.probes.channel import OpenChannel, open_plain
@@ -122,7 +122,7 @@ class StartSession:
     def prefetch(self, files: ModelFiles | None, options: PrefetchOptions) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process."""
         paths = (*plan_libraries(), *(plan_files(files) if files else ()))
-        self._prefetch = self.stack.enter_context(Prefetch.start(paths, options))
+        self._prefetch = self.stack.enter_context(start_prefetch(paths, options))
 
     def check(self, run_preflight: Callable[[], PreflightReport], *, errors_are_fatal: bool = True) -> None:
         """Reads the history, runs the preflight and logs its warnings.

@@ -82,25 +82,24 @@ class PrefetchHandle:
             self.close()
 
 
-class Prefetch:
-    """Reads files into the page cache in a helper process, while the launcher imports."""
+def start_prefetch(files: Sequence[Path], options: PrefetchOptions | None = None) -> PrefetchHandle:
+    """Reads files into the page cache in a helper process, while the launcher imports.
 
-    @staticmethod
-    def start(files: Sequence[Path], options: PrefetchOptions | None = None) -> PrefetchHandle:
-        """Returns within a millisecond or two; never raises, since a start works without a prefetch."""
-        options = options or PrefetchOptions()
-        if options.mode == "off":
-            return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
-        if not files:
-            return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
-        try:
-            if options.mode == "auto" and (report := _report_nothing_to_read(files, options)):
-                return PrefetchHandle(None, report)
-            return PrefetchHandle(_Helper(files, options))
-        except OSError as err:
-            report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
-            _warn(report)
+    Returns within a millisecond or two, and never raises, since a start works without a prefetch.
+    """
+    options = options or PrefetchOptions()
+    if options.mode == "off":
+        return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
+    if not files:
+        return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
+    try:
+        if options.mode == "auto" and (report := _report_nothing_to_read(files, options)):
             return PrefetchHandle(None, report)
+        return PrefetchHandle(_Helper(files, options))
+    except OSError as err:
+        report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
+        _warn(report)
+        return PrefetchHandle(None, report)
 
 
 def _report_nothing_to_read(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | None:

@@ -28,7 +28,7 @@ from startup.timeline.process_age import process_start_ns  # noqa: E402
 from startup.vllm.compile_cache import record_compile_cache  # noqa: E402
 from startup.vllm.deferred_compiler import deferred_compiler  # noqa: E402
 from startup.vllm.forkserver import redirect_spawn  # noqa: E402
-from startup.vllm.importing import import_leniently  # noqa: E402
+from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.late_import import delay_import  # noqa: E402
 from startup.vllm.lazy_compile import make_compile_lazy  # noqa: E402

@@ -24,11 +24,11 @@ from startup.session import ListenAddress, StartSession
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm import compile_cache, port
-from startup.vllm.api_imports import LATER_MODULES, import_api_server
 from startup.vllm.bytecode import keep_bytecode
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fallback import exec_again, is_raised_in
 from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
+from startup.vllm.imports import LATER_MODULES, import_api_server
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.json_lines import log_as_json, undo_log_as_json

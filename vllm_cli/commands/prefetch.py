@@ -13,7 +13,7 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.prefetch_plan import plan_files
 from startup.prefetch.options import MAX_BLOCK_BYTES, MAX_THREADS, MIN_BLOCK_BYTES, PrefetchOptions
-from startup.prefetch.process import Prefetch, PrefetchHandle
+from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
 from startup.timeline.live_line import LiveLine, draw_bar
 from vllm_cli.flags.byte_size import ByteSize
@@ -77,7 +77,7 @@ def prefetch(  # noqa: PLR0913 - options are its arguments
     for handler in logging.getLogger().handlers:
         line.erase_for(handler)
     files = resolve_model(ModelConfig(model=model, revision=revision, download_dir=download_dir), line.show)
-    with Prefetch.start(plan_files(files), options) as handle:
+    with start_prefetch(plan_files(files), options) as handle:
         report = _follow(handle, line)
     click.echo(_as_json(report) if as_json else str(report))
     return _FAILED if report.state == "failed" or report.problems else 0

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import Prefetch, PrefetchHandle
+from startup.prefetch.process import PrefetchHandle, start_prefetch
 from startup.prefetch.report import PrefetchReport
 from startup.prefetch.residency import is_cheap
 from startup.processes.group_signals import GROUP_SIGNALS
@@ -42,9 +42,9 @@ PARENT = r"""
 import os, sys, time
 from pathlib import Path
 from startup.prefetch.options import PrefetchOptions
-from startup.prefetch.process import Prefetch
+from startup.prefetch.process import start_prefetch
 options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=1 << 50)
-handle = Prefetch.start([Path(sys.argv[1])], options)
+handle = start_prefetch([Path(sys.argv[1])], options)
 if sys.argv[2] == "forks" and os.fork() == 0:
     os.write(1, b"fork %d\n" % os.getpid())
     time.sleep(600)
@@ -54,7 +54,7 @@ time.sleep(600)
 
 
 def prefetch(files: list[Path], **options: object) -> PrefetchReport:
-    with Prefetch.start(files, PrefetchOptions(**{"memory_bytes": PLENTY} | options)) as handle:  # type: ignore[arg-type]
+    with start_prefetch(files, PrefetchOptions(**{"memory_bytes": PLENTY} | options)) as handle:  # type: ignore[arg-type]
         report = handle.result(120)
     assert report is not None
     return report
@@ -66,7 +66,7 @@ def slow_prefetch(make_file: MakeFile) -> PrefetchHandle:
     options = PrefetchOptions(
         mode="on", num_threads=1, block_bytes=1 << 30, memory_bytes=PLENTY, progress_interval_s=0.01
     )
-    return Prefetch.start([path], options)
+    return start_prefetch([path], options)
 
 
 @repeated_if_pages_are_lost
@@ -159,7 +159,7 @@ def test_resident_files_need_no_helper(make_file: MakeFile, monkeypatch: pytest.
         pytest.skip("measuring residency is slow on this kernel")
     expect_resident(path, least_share=1.0)
     monkeypatch.setattr("startup.prefetch.process._Helper", None)
-    report = Prefetch.start([path]).result()
+    report = start_prefetch([path]).result()
     assert report is not None
     assert (report.state, report.reason, report.resident_bytes) == ("off", "all files are resident", 1 << 20)
 
@@ -196,7 +196,7 @@ def test_file_names_with_unusual_characters_are_read(make_file: MakeFile, tmp_pa
 
 
 def test_mode_off_starts_no_process(tmp_path: Path) -> None:
-    with Prefetch.start([tmp_path], PrefetchOptions(mode="off")) as handle:
+    with start_prefetch([tmp_path], PrefetchOptions(mode="off")) as handle:
         assert handle.pid is None
         assert handle.result() == PrefetchReport("off", "it is switched off")
 
@@ -218,7 +218,7 @@ def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
     options = PrefetchOptions(
         mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY, progress_interval_s=0.01
     )
-    with Prefetch.start([path], options) as handle:
+    with start_prefetch([path], options) as handle:
         steps = list(handle.progress())
         report = handle.result()
     assert report is not None
@@ -251,7 +251,7 @@ def test_the_helper_ends_when_its_parent_is_killed(make_file: MakeFile, behaviou
 def test_the_helper_ignores_group_signals_from_its_start_on(make_file: MakeFile) -> None:
     path = make_file("f", 512, is_sparse=True)
     options = PrefetchOptions(mode="on", num_threads=1, block_bytes=1 << 16, memory_bytes=PLENTY)
-    with Prefetch.start([path], options) as handle:
+    with start_prefetch([path], options) as handle:
         status = Path(f"/proc/{handle.pid}/status")
         assert not disturbing(status.read_text(), GROUP_SIGNALS)
         assert handle.pid
@@ -278,7 +278,7 @@ def test_an_interpreter_that_cannot_be_started_is_only_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    with caplog.at_level(logging.WARNING), Prefetch.start([tmp_path]) as handle:
+    with caplog.at_level(logging.WARNING), start_prefetch([tmp_path]) as handle:
         report = handle.result()
     assert report is not None
     assert report.state == "failed"

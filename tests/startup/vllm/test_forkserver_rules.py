@@ -56,8 +56,8 @@ def test_children_get_their_parents_current_streams(seen: Seen) -> None:
     for process in (seen.server, *seen.children):
         assert process["streams"] == [str(seen.stdout), str(seen.start.log)]
     text = seen.stdout.read_text()
-    assert all(f"{process['name']} speaks" in text for process in seen.children)
-    assert "speaks" not in seen.start.text
+    assert all(f"{process['name']} prints a line" in text for process in seen.children)
+    assert "prints a line" not in seen.start.text
 
 
 def test_children_get_their_parents_limits_umask_and_cpus(seen: Seen) -> None:

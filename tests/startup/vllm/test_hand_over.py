@@ -64,7 +64,7 @@ def test_every_connection_during_a_start_is_answered(num_servers: int, folder: P
     words = ("--gate", str(gate), "--api-server-count", str(num_servers))
     with FakeStart(folder, *words, port=port) as start, _ConnectingClients(port) as clients:
         wait_until(lambda: clients.failures or clients.statuses[503] >= 200)
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         gate.touch()
         start.wait_until_ready()
         wait_until(lambda: clients.failures or clients.statuses[200] >= 200)
@@ -77,7 +77,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "some/model", "--gate", str(gate)) as start:
         start.wait_until_answered(503)
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         answer = json.loads(start.get("/v1/models")[1])
         assert answer["phase"]
         assert answer["status"] == "starting"
@@ -91,7 +91,7 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
 def test_the_responder_exits_when_vllm_serves(folder: Path) -> None:
     gate = folder / "gate"
     with FakeStart(folder, "--gate", str(gate)) as start:
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         (responder,) = start.responders()
         gate.touch()
         start.wait_until_ready()
@@ -127,7 +127,7 @@ def test_unix_socket_is_handed_over(folder: Path) -> None:
 
     with FakeStart(folder, "--uds", str(path), "--gate", str(gate), host=None) as start:
         wait_until(lambda: status() == 503 or start.process.poll() is not None)
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         gate.touch()
         wait_until(lambda: status() == 200 or start.process.poll() is not None)
         assert status() == 200
@@ -144,7 +144,7 @@ def test_every_spelling_of_the_host_matches_the_listener(host: str, folder: Path
 
 def test_port_zero_is_left_to_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate"), port=0) as start:
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         assert start.responders() == []
         assert [c for c in start.launcher.net_connections("tcp") if c.status == "LISTEN"] == []
         (start.log.parent / "gate").touch()

@@ -10,7 +10,7 @@ from tests.startup.vllm.fake_start import FakeStart, environment, variant
 
 pytestmark = pytest.mark.thorough
 
-_PRINTED = ("EngineCore speaks", "VllmWorker-0 speaks")
+_PRINTED = ("EngineCore prints a line", "VllmWorker-0 prints a line")
 """What the fake vLLM prints without logging, for the tests."""
 
 
@@ -21,17 +21,17 @@ def _lines(start: FakeStart) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
 def test_every_line_is_an_object(method: str, folder: Path) -> None:
     env = environment(folder, VLLM_WORKER_MULTIPROC_METHOD=method)
-    with FakeStart(folder, "--log-format", "json", "--worker-complains", env=env) as start:
+    with FakeStart(folder, "--log-format", "json", "--worker-prints-error", env=env) as start:
         start.wait_until_ready()
         start.wait_for_line("ready after")
-        start.wait_for_line("a library of the worker complains")
+        start.wait_for_line("a library of the worker prints an error")
         state = start.state()
         assert start.end() == 0
         lines = _lines(start)
     by_message = {line["message"]: line for line in lines}
     assert by_message["the engine\nstarts"]["role"] == "EngineCore"
     assert by_message["worker 0 starts"]["role"] == "Worker_0"
-    assert by_message["a library of the worker complains"]["role"] == "Worker_0"
+    assert by_message["a library of the worker prints an error"]["role"] == "Worker_0"
     [access] = [line for line in lines if line["logger"] == "uvicorn.access"][:1]
     assert (access["path"], access["status"], access["role"]) == ("/health", 200, "APIServer")
     [ready] = [line for line in lines if line["message"].startswith("ready after")]

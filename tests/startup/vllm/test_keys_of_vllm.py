@@ -28,7 +28,7 @@ def test_secrets_reach_vllm_and_are_masked_elsewhere(method: str, folder: Path) 
     env = environment(folder, fake, VLLM_WORKER_MULTIPROC_METHOD=method)
     gate = folder / "gate"
     with FakeStart(folder, *_WORDS, "--gate", str(gate), env=env) as start:
-        start.wait_for_line("EngineCore speaks")
+        start.wait_for_line("EngineCore prints a line")
         assert start.responders()
         assert "sesame" not in _shown(start)
         gate.touch()

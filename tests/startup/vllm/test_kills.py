@@ -28,7 +28,7 @@ def test_a_killed_launcher_leaves_no_process(words: tuple[str, ...], folder: Pat
 
 def test_a_launcher_killed_while_the_engine_starts_leaves_no_process(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_for_line("VllmWorker-0 speaks")
+        start.wait_for_line("VllmWorker-0 prints a line")
         assert len(start.responders()) == 1
         start.record_tree()
         start.process.kill()

@@ -90,7 +90,7 @@ def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
 
 def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
     with FakeStart(folder, "--gate", str(folder / "gate")) as start:
-        start.wait_for_line("VllmWorker-0 speaks")
+        start.wait_for_line("VllmWorker-0 prints a line")
         assert start.end() == 130
         start.wait_until_tree_is_gone()
 

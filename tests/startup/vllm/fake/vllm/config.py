@@ -21,7 +21,7 @@ class EngineConfig:
     num_workers: int
     gate: str | None
     fails: bool
-    complains: bool
+    prints_error: bool
     imports: list[str]
 
 
@@ -38,7 +38,7 @@ def create_engine_config(args: argparse.Namespace) -> EngineConfig:
         num_workers=args.tensor_parallel_size,
         gate=args.gate,
         fails=args.engine_fails,
-        complains=args.worker_complains,
+        prints_error=args.worker_prints_error,
         imports=args.worker_imports,
     )
 

@@ -59,7 +59,7 @@ class ServeSubcommand:
         parser.add_argument("--gate", metavar="FILE", help="The engine is not ready before this file exists.")
         parser.add_argument("--config-gate", metavar="FILE", help="No process is started before this file exists.")
         parser.add_argument("--engine-fails", action="store_true")
-        parser.add_argument("--worker-complains", action="store_true")
+        parser.add_argument("--worker-prints-error", action="store_true")
         parser.add_argument("--api-key", nargs="+")
         parser.add_argument("--hf-token", nargs="?")
         parser.add_argument("--log-level")

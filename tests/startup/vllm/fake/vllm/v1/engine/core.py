@@ -27,7 +27,7 @@ class EngineCoreProc:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_process_title("EngineCore")
         set_process_name("EngineCore")
-        print("EngineCore speaks", flush=True)
+        print("EngineCore prints a line", flush=True)
         logging.getLogger("vllm.engine").info("the engine\nstarts")
         if config.fails:
             raise RuntimeError("the engine cannot be initialised")

@@ -43,10 +43,10 @@ class WorkerProc:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         set_process_title(f"Worker_{rank}")
         set_process_name(f"Worker_{rank}")
-        print(f"{multiprocessing.current_process().name} speaks", flush=True)
+        print(f"{multiprocessing.current_process().name} prints a line", flush=True)
         logging.getLogger("vllm.worker").info("worker %d starts", rank)
-        if config.complains:
-            print("a library of the worker complains", file=sys.stderr)
+        if config.prints_error:
+            print("a library of the worker prints an error", file=sys.stderr)
         worker = WorkerProc(config, rank)
         connection.send("ready")
         with suppress(EOFError):  # the engine has exited

@@ -1,11 +1,14 @@
-"""Imports the modules of vLLM's API server, without torch's compiler and without vLLM's other subcommands."""
+"""Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
 
+import importlib
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Final
 
+from startup.lean.scan_cache import cached_scans
+from startup.processes import group_signals
 from startup.vllm.deferred_compiler import deferred_compiler
-from startup.vllm.importing import import_leniently
 from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.unused_commands import stub_unused_commands
 
@@ -31,3 +34,24 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
     with deferred_compiler() if is_lean else nullcontext():
         failed = import_leniently((*_MODULES, *more))
     return {name: reason for name, reason in failed.items() if name in _MODULES}
+
+
+def import_leniently(modules: Iterable[str]) -> dict[str, str]:
+    """Imports the modules; returns those that fail, with the error.
+
+    Code that needs a failed module imports it again and raises the error there.
+
+    Raises:
+        RuntimeError: called on another thread than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("modules are imported on the main thread only")
+    failed = {}
+    with cached_scans():
+        for name in modules:
+            try:
+                with group_signals.interrupting():
+                    importlib.import_module(name)
+            except Exception as err:  # noqa: BLE001 - a module may raise any error
+                failed[name] = f"{type(err).__name__}: {err}"
+    return failed
