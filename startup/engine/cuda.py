@@ -1,4 +1,4 @@
-"""Prevents CUDA's initialisation outside the engine process: forked children of a process with CUDA cannot use it.
+"""Prevents CUDA's initialisation outside the engine process: after it, forked children cannot use CUDA.
 
 Standard library only.
 """
@@ -29,7 +29,7 @@ def has_gpu() -> bool:
 
 
 def expects_gpu() -> bool:
-    """Whether the engine is likely to compute on a GPU: there is one, it is not hidden, and torch is built for it."""
+    """Whether the engine will probably use a GPU: one exists, is not hidden, and torch is built for it."""
     if not has_gpu():
         return False
     visible = env.CUDA_VISIBLE_DEVICES

@@ -1,7 +1,7 @@
 """The module that the forkserver imports before it forks the engine; it exists for nothing else.
 
-A forked child inherits only what was imported, so importing this module does the work. The forkserver runs it on
-its main thread, while the API process does its own work on another core.
+A forked child inherits only what was imported, so importing this module does the work. The forkserver runs it
+on its main thread, while the API process does its own work on another core.
 """
 
 import importlib
@@ -22,7 +22,7 @@ group_signals.ignore()
 if (api_process := env.VCLI_API_PROCESS.get()) is not None:
     death_pipe.follow_parent(api_process)
 PID = os.getpid()
-"""The forkserver's process id: its children end with it, since no other process can report their exit code."""
+"""The forkserver's pid: its children end with it, since no other process can report their exit code."""
 
 
 def _follow_forkserver() -> None:

@@ -115,14 +115,14 @@ def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
 
 
 def ensure_forkserver() -> None:
-    """Starts the forkserver if it does not run; on the main thread, since the forkserver ends with its thread."""
+    """Starts the forkserver if it does not run; on the main thread, since it ends with its thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
     with without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
         forkserver.ensure_running()
 
 
 def kill_forkserver(reason: str) -> None:
-    """Kills the forkserver, also a stopped one, which ends waits for its answer; `ensure_forkserver` starts another."""
+    """Kills the forkserver, even a stopped one, which ends all waits for its answer."""
     pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
     if pid is None:
         return
@@ -133,7 +133,7 @@ def kill_forkserver(reason: str) -> None:
 
 
 def blocks_on_imports(context: BaseContext) -> bool:
-    """Whether `start_engine` waits for the engine's imports: a forkserver forks only after them (CPython #157216).
+    """Whether `start_engine` waits for imports: a forkserver forks only after them (CPython #157216).
 
     This process should then do its own imports first, so that both import at the same time.
     """
@@ -203,7 +203,7 @@ def _signal_name(number: int) -> str:
 
 
 def _end_with_parents() -> None:
-    """Ends this process with the API process, which may not have forked it, and with the process that forked it."""
+    """Ends this process with the API process and, if that is another one, with the process that forked it."""
     api_process = multiprocessing.parent_process()
     assert api_process is not None
     assert api_process.pid is not None
@@ -213,7 +213,7 @@ def _end_with_parents() -> None:
 
 
 def _close_other_sockets(keep: socket.socket) -> None:
-    """Closes inherited sockets of a forked process: the listener, its clients and the API process's end of the pair."""
+    """Closes a forked process's inherited sockets: listener, clients and the other end of the pair."""
     for entry in list(Path("/proc/self/fd").iterdir()):
         fd = int(entry.name)
         try:

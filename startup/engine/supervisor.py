@@ -53,7 +53,7 @@ class EngineSupervisor:
             self._process = self._start()
 
     def abandon_restart(self) -> None:
-        """Kills a forkserver that does not answer, the only thing that `end_restart` waits for; that then fails."""
+        """Kills a forkserver that does not answer; `end_restart` waits only for that, and then fails."""
         if engine_process.blocks_on_imports(self._context):
             engine_process.kill_forkserver("it has not started an engine in time")
 

@@ -1,4 +1,4 @@
-"""Replaces torch's functions for symbolic shapes where every size is a plain number, as without torch.compile.
+"""Replaces torch's functions for symbolic shapes where all sizes are numbers, as without torch.compile.
 
 Names and results are those of `torch.fx.experimental.symbolic_shapes`, which imports sympy: 0.2 s of a start.
 """

@@ -1,7 +1,7 @@
 """Caches on disk what transformers computes on every import from files that do not change.
 
-transformers reads the sources of all its models to find the names they export (0.2 s), and maps every installed
-package to its distribution (0.05 s). Both depend only on the installed packages.
+transformers reads the sources of all its models to find the names they export (0.2 s), and maps every
+installed package to its distribution (0.05 s). Both depend only on the installed packages.
 """
 
 import importlib.metadata
@@ -30,7 +30,7 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
-    """While open, importing transformers reads both from the cache; missing entries are computed and cached."""
+    """While open, importing transformers reads both from the cache; missing entries are added."""
     cache = _Cache()
     finder = _ScanFinder(cache)
     find_distributions = importlib.metadata.packages_distributions
@@ -51,7 +51,7 @@ class _Cache:
         self._is_changed = False
 
     def distributions(self, find: Callable[[], Mapping[str, list[str]]]) -> Mapping[str, list[str]]:
-        """Import names and their distributions, in the form of `importlib.metadata.packages_distributions`."""
+        """Import names and their distributions, as of `importlib.metadata.packages_distributions`."""
         cached = self._entries.get("distributions")
         if isinstance(cached, dict):
             return cached
@@ -60,7 +60,7 @@ class _Cache:
         return found
 
     def structure(self, scan: Callable[[], Structure]) -> Structure:
-        """The names that transformers' models export; a new object per call, since transformers modifies it."""
+        """The names that transformers' models export; a new object per call: transformers modifies it."""
         cached = self._entries.get("structure")
         if isinstance(cached, list):
             return {

@@ -1,9 +1,9 @@
-"""Imports transformers with stand-ins for modules that serving never uses, which saves a third of the import time.
+"""Imports transformers with stand-ins for modules that serving never uses: a third of its import time.
 
-transformers imports `torch.distributed.tensor` for tensor parallelism, which imports `torch._dynamo` and sympy,
-and its GGUF reader, which reads the sources of all models. torch uses symbolic shapes whenever a model is created
-on the meta device. An engine on one device needs only names for annotations, false `isinstance` checks,
-decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
+transformers imports `torch.distributed.tensor` for tensor parallelism, which imports `torch._dynamo` and
+sympy, and its GGUF reader, which reads the sources of all models. torch uses symbolic shapes whenever a model
+is created on the meta device. An engine on one device needs only names for annotations, false `isinstance`
+checks, decorators that affect only torch.compile, and conditions on plain numbers. Stand-ins provide these.
 """
 
 import importlib
@@ -30,7 +30,7 @@ LEFT_OUT = (
 
 
 class StandIns:
-    """While installed, importing the named modules gives stand-ins, except for modules that are loaded already.
+    """While installed, importing the named modules gives stand-ins, unless they are loaded already.
 
     After removal the real modules can be imported; names imported before keep their stand-ins.
     """

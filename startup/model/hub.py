@@ -86,7 +86,7 @@ def wanted_files(names: list[str], *, with_weights: bool) -> list[str]:
 
 
 def _module_files(names: list[str]) -> list[str]:
-    """Modules of sentence-transformers beside the model, such as 1_Pooling/config.json, and 2_Dense with weights."""
+    """Modules of sentence-transformers, such as 1_Pooling/config.json, and 2_Dense with weights."""
     folders: dict[str, list[str]] = {}
     for folder, _, name in (name.partition("/") for name in names):
         if name and _MODULE.fullmatch(folder):

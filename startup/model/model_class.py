@@ -8,8 +8,8 @@ from pathlib import Path
 def modeling_module(folder: Path) -> str | None:
     """For example `transformers.models.llama.modeling_llama`; None if the file has no usable model type.
 
-    Nearly all modules of transformers are named after the model type. For the others the returned module does not
-    exist, so callers must expect that its import fails.
+    Nearly all modules of transformers are named after the model type. For the others the returned module does
+    not exist, so callers must expect that its import fails.
     """
     try:
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]

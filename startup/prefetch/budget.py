@@ -21,7 +21,7 @@ class Decision(NamedTuple):
 
 
 def decide(survey: Survey, job: Job) -> Decision:
-    """Limits the survey to what fits into memory; without `is_forced`, reads nothing if less than half fits."""
+    """Limits the survey to what fits into memory; unless forced, to nothing if less than half fits."""
     if reason := reason_to_skip(survey, is_forced=job.is_forced):
         return Decision(survey, is_off=True, reason=reason)
     available = available_bytes(job)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _ROOT: Final = Path(__file__).parents[2]
 _CODE: Final = "import sys; sys.path.append(sys.argv[1]); from startup.prefetch.worker import main; main(sys.argv[2:])"
-"""This project's folder comes last on the path, so that no file in it hides a module of the standard library."""
+"""This project's folder is last on the path, so that it hides no module of the standard library."""
 _GRACE_S: Final = 0.5
 _POLL_S: Final = 0.005
 

@@ -1,8 +1,9 @@
 """Reads blocks of files into the page cache on several threads; runs in the helper process.
 
-sendfile(2) to /dev/null makes pages resident without copying them. CPU time for 3.2 GB from a cold page cache:
-0.2 s with sendfile, 1.2 to 1.8 s with preadv(2) into a buffer of the block's size, 0.5 s with a buffer of 256 KiB
-that fits into the CPU's cache. readahead(2) returns before the pages are resident, and skips half of them.
+sendfile(2) to /dev/null makes pages resident without copying them. CPU time for 3.2 GB from a cold page
+cache: 0.2 s with sendfile, 1.2 to 1.8 s with preadv(2) into a buffer of the block's size, 0.5 s with a buffer
+of 256 KiB that fits into the CPU's cache. readahead(2) returns before the pages are resident, and skips half
+of them.
 """
 
 import os
@@ -31,7 +32,7 @@ class BlockReader:
         self._is_stopped = False
         self._unreadable: set[str] = set()
         self.read_bytes = 0
-        """Bytes that were missing and are resident now, including those that the kernel's read-ahead has read."""
+        """Bytes that were missing and are resident now, including those of the kernel's read-ahead."""
         self.problems: list[str] = []
         self.keeps_pages = True
         """False once most of a block was evicted right after it was read."""

@@ -1,9 +1,9 @@
-"""Measures how much of a file is in the page cache, with the cheapest system call that gives a correct result.
+"""Measures how much of a file is in the page cache, with the cheapest correct system call.
 
 For 3.2 GB in 4 files, cachestat(2) (Linux 6.5 and later) takes 0.3 ms, mincore(2) 48 ms, and preadv2(2) with
-RWF_NOWAIT 97 to 460 ms. preadv2 also starts to read the pages it tests, so it tests samples, with a descriptor
-without read-ahead. It is needed for a file that this user neither owns nor may write: mincore then reports every
-page as resident, and cachestat fails.
+RWF_NOWAIT 97 to 460 ms. preadv2 also starts to read the pages it tests, so it tests samples, with a
+descriptor without read-ahead. It is needed for a file that this user neither owns nor may write: mincore then
+reports every page as resident, and cachestat fails.
 
 The helper process imports this module, so it must stay light.
 """

@@ -1,8 +1,8 @@
 """The helper process: surveys the files, reads missing blocks, and reports to the launcher in JSON lines.
 
-It shares no Python state and no interpreter lock with the launcher. Descriptor 0 is a pipe: any byte or its end
-means stop. Descriptor 1 takes the lines, descriptor 3 is the death pipe. The process is started without the site
-module, so it imports only parts of the standard library that load in a few milliseconds.
+It shares no Python state and no interpreter lock with the launcher. Descriptor 0 is a pipe: any byte or its
+end means stop. Descriptor 1 takes the lines, descriptor 3 is the death pipe. The process is started without
+the site module, so it imports only parts of the standard library that load in a few milliseconds.
 """
 
 import json

@@ -14,13 +14,13 @@ _BOUND_INACTIVE: Final = 1 << 13
 _HEADER: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBBI48s")
 _MESSAGE: Final = struct.Struct("=4s2s46s16xI")
-"""Family and state; the local port, in network order; the rest of the addresses; timers and owner; the inode."""
+"""Family and state; local port, in network order; rest of the addresses; timers and owner; inode."""
 
 _TIMEOUT_S: Final = 0.2
 
 
 def bound_socket_inodes(port: int) -> set[int]:
-    """Inodes of sockets that are bound to the port without listening; empty if the kernel does not report them."""
+    """Inodes of sockets bound to the port without listening; empty if the kernel does not report them."""
     inodes: set[int] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         try:

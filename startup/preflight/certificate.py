@@ -1,4 +1,4 @@
-"""Checks the server's certificate with a TLS handshake in memory between the server's context and a client."""
+"""Checks the server's certificate with a TLS handshake in memory between server and client."""
 
 import ssl
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _MOST_ROUNDS: Final = 8
 
 
 def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
-    """Reports unusable files, and a certificate that is expired, expires soon, is not valid yet or not for servers."""
+    """Reports unusable files, and certificates that are expired, expire soon, or are not for servers."""
     try:
         server = create_tls_context(replace(config, ssl_cert_reqs=0))
     except TlsError as err:

@@ -30,7 +30,7 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
 
 
 def check_cache_folder() -> Iterator[Finding]:
-    """Warns if start records and import caches cannot be written below VLLM_CACHE_ROOT; the start works without."""
+    """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
     folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli"
     place = nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
@@ -42,7 +42,7 @@ def check_cache_folder() -> Iterator[Finding]:
 
 
 def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
-    """Why this many bytes cannot be written below the folder; None if they can, or if the number is unknown."""
+    """Why this many bytes do not fit on the folder's disk; None if they do, or if the number is unknown."""
     folder = nearest_existing(folder)
     free = _free_bytes(folder)
     if needed_bytes is None or needed_bytes <= free:

@@ -1,4 +1,4 @@
-"""Checks environment variables: wrong values, misspelt names, and variables that the embedded engine ignores."""
+"""Checks environment variables: wrong values, misspelt names, variables that the embedded engine ignores."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Checks that the hub allows a download: it is reachable, the model exists and is not gated, the token is valid."""
+"""Checks that the hub allows a download: hub reachable, model existing and not gated, token valid."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One HEAD request to the hub, in a thread with a deadline, since a request's timeout does not bound DNS lookups.
+"""One HEAD request to the hub, in a thread with a deadline: its timeout does not bound DNS lookups.
 
 All its modules are imported on the calling thread, so that no module is imported on two threads at once.
 """
@@ -22,7 +22,7 @@ from urllib.request import (
 
 _DEADLINE_MARGIN_S: Final = 0.2
 _HANDLERS: Final = (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor)
-"""Redirects are not followed: one means that the file is available, and it could send the token to another host."""
+"""Without redirects: one means that the file is available, and it could send the token elsewhere."""
 
 
 class HubAnswer(NamedTuple):

@@ -42,7 +42,7 @@ def read_json_object(path: Path) -> JsonFile:
 
 
 def lfs_pointer_problem(path: Path, head: bytes) -> str | None:
-    """The fault of a file that begins like a Git LFS pointer, the placeholder of a file that was not downloaded."""
+    """The fault of a file that begins like a Git LFS pointer, a placeholder for the real file."""
     if not head.startswith(_LFS_MAGIC):
         return None
     size = next((line[5:] for line in head.decode(errors="replace").splitlines() if line.startswith("size ")), "?")

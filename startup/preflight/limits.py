@@ -18,7 +18,7 @@ from startup.preflight.report import Finding, error, warning
 SHM: Final = Path("/dev/shm")
 
 _LIBRARY_BYTES: Final = 1 << 30
-"""Address space of an engine process with torch and transformers: 730 MB measured, plus the stacks of its threads."""
+"""Address space of an engine process with torch and transformers: 730 MB measured, plus thread stacks."""
 _ANONYMOUS_BYTES: Final = 640 << 20
 """The part that counts for RLIMIT_DATA: 310 MB after the imports, plus 8 MiB for each thread's stack."""
 _NUM_FILES_LEAST: Final = 96
@@ -86,5 +86,5 @@ def _check_bytes(check: str, option: str, limit: int, needed: int, cache: int) -
 
 
 def _reserved_bytes(shape: ModelShape, config: EngineConfig) -> int:
-    """Address space of the KV cache on a CPU: all slots at full length, though pages are committed only on use."""
+    """Address space of the KV cache on a CPU: all slots at full length, though pages are committed on use."""
     return config.max_num_seqs * shape.sequence_tokens(config.max_model_len) * shape.kv_bytes_per_token

@@ -27,7 +27,7 @@ class ModelShape(NamedTuple):
     weight_bytes: int
     """Bytes of the weights in memory, after conversion."""
     kv_bytes_per_token: int
-    """Keys and values of all layers; 0 if config.json does not give them, and for a model without a KV cache."""
+    """Keys and values of all layers; 0 if config.json lacks them, and for a model without a KV cache."""
     own_max_len: int | None
     """The longest sequence that the model supports; None if config.json does not give it."""
 

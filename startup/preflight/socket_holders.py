@@ -63,7 +63,7 @@ def _table(path: Path) -> Iterator[list[str]]:
 
 
 def _holders(listening: set[int], others: set[int], proc: Path) -> list[Holder]:
-    """One entry per process, listening ones first; inode 0 means a socket without a process, as after a close."""
+    """One entry per process, listening ones first; inode 0 is a socket without a process."""
     wanted = {f"socket:[{inode}]": inode in listening for inode in (others | listening) - {0}}
     is_listening: dict[int, bool] = {}
     for pid, link in _open_sockets(proc) if wanted else ():

@@ -1,7 +1,7 @@
 """Checks that a PyTorch `.bin` file is complete, without unpickling it.
 
-Since PyTorch 1.6 such a file is a zip archive with its directory at the end. An older file is a bare pickle, of
-which only the beginning can be checked.
+Since PyTorch 1.6 such a file is a zip archive with its directory at the end. An older file is a bare pickle,
+of which only the beginning can be checked.
 """
 
 import os

@@ -13,14 +13,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def arm(fd: int, signum: int = signal.SIGKILL) -> None:
-    """Makes the kernel send `signum` to this process when the last write end of a pipe is closed, or at once if it is.
+    """Makes the kernel send `signum` to this process once a pipe's last write end is closed, or at once.
 
-    Only the logical parent holds the write end: the kernel closes it however that process ends. The parent need not
-    be the process that forked this one.
+    Only the logical parent holds the write end: the kernel closes it however that process ends. The parent
+    need not be the process that forked this one.
 
     Args:
-        fd: the pipe's read end; may be shared with other processes, each of which arms it for itself. Nothing may
-            ever be written to the pipe: a byte triggers the signal too.
+        fd: the pipe's read end; may be shared with other processes, each of which arms it for itself. Nothing
+            may ever be written to the pipe: a byte triggers the signal too.
         signum: the signal; only SIGKILL works in every state of this process.
     """
     own_fd = _reopen(fd)  # stays open for as long as the process lives

@@ -7,8 +7,8 @@ from contextlib import suppress
 class EndWatch:
     """Reads a process's memory size (proc(5), `statm`), which is zero once the process exits.
 
-    The kernel frees the memory first. Only then it closes the process's files and notifies its parent and holders
-    of a pidfd: a tenth of a second and more later for each GB.
+    The kernel frees the memory first. Only then it closes the process's files and notifies its parent and
+    holders of a pidfd: a tenth of a second and more later for each GB.
     """
 
     def __init__(self, pid: int) -> None:

@@ -26,8 +26,8 @@ def blocked() -> Iterator[None]:
 def start_thread(thread: threading.Thread) -> None:
     """Starts a thread that never receives these signals.
 
-    The kernel may deliver a signal to any thread that does not block it. A main thread that waits in a system call
-    would then not be interrupted.
+    The kernel may deliver a signal to any thread that does not block it. A main thread that waits in a system
+    call would then not be interrupted.
     """
     with blocked():
         thread.start()
@@ -47,10 +47,10 @@ def ignored() -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Makes Ctrl-C interrupt the block at once: a wait in a coroutine, which asyncio would delay, or an import.
+    """Makes Ctrl-C interrupt the block at once: an import, or a wait in a coroutine, which asyncio delays.
 
-    A KeyboardInterrupt that is caught in the block (some modules catch every error of an import) is raised again at
-    the end. No effect outside the main thread, or if Ctrl-C is ignored.
+    A KeyboardInterrupt that is caught in the block (some modules catch every error of an import) is raised
+    again at the end. No effect outside the main thread, or if Ctrl-C is ignored.
     """
     if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield

@@ -1,7 +1,7 @@
-"""The init process of a container (process 1): reaps children, forwards signals, and exits with the program's code.
+"""Process 1 of a container: reaps children, forwards signals, and exits with the program's code.
 
-The kernel drops signals for which process 1 has no handler, and makes it the parent of all orphans. The program
-therefore runs in a child, where signals have their usual effect. Imports as little as possible.
+The kernel drops signals for which process 1 has no handler, and makes it the parent of all orphans. The
+program therefore runs in a child, where signals have their usual effect. Imports as little as possible.
 """
 
 import os
@@ -40,7 +40,7 @@ def become_init() -> None:
 
 
 def _supervise(program_pid: int) -> int:
-    """Forwards signals and reaps children until the program exits; returns its exit code, 128+n for signal n."""
+    """Forwards signals and reaps children until the program exits; returns its code, 128+n for signal n."""
     while True:
         number = signal.sigwait(_WATCHED)
         if number != signal.SIGCHLD:

@@ -1,4 +1,4 @@
-"""Controls what a new Python program of multiprocessing, a forkserver or a spawned process, gets from this process."""
+"""Controls what multiprocessing's new programs, forkserver and spawned processes, get from this process."""
 
 import sys
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from typing import Any, Final
 from startup.processes import group_signals
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
-"""Imported first in every new program, so that a user's `server.py` is not imported in place of this one's."""
+"""Imported first in every new program, so that a user's `server.py` does not replace this one's."""
 
 WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
-"""Variables for the forkserver's start: it runs with `python -c`, which puts the working folder on the path."""
+"""Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
 
 
 @contextmanager
@@ -21,8 +21,9 @@ def without_main_module(*, instead: str | None = None) -> Iterator[None]:
     """While open, multiprocessing's new processes do not run this process's script.
 
     Args:
-        instead: a module that a spawned process imports before it unpickles anything (`multiprocessing.spawn.prepare`).
-            None for a process forked from a forkserver that has imported it already: `runpy` warns about a second run.
+        instead: a module that a spawned process imports before it unpickles anything
+            (`multiprocessing.spawn.prepare`). None for a process forked from a forkserver that has imported
+            it already: `runpy` warns about a second run.
     """
     main = vars(sys.modules["__main__"])
     hidden: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
@@ -37,8 +38,8 @@ def without_main_module(*, instead: str | None = None) -> Iterator[None]:
 def without_group_signals() -> Iterator[None]:
     """While open, processes start with the group signals blocked.
 
-    multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked, whatever
-    their state was (`ResourceTracker.ensure_running`).
+    multiprocessing's resource tracker is started before: its start leaves SIGINT and SIGTERM unblocked,
+    whatever their state was (`ResourceTracker.ensure_running`).
     """
     with group_signals.blocked():
         resource_tracker.ensure_running()

@@ -1,4 +1,4 @@
-"""Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of such kills."""
+"""Detects whether the kernel killed a process because memory ran out, by the cgroup's counter of kills."""
 
 from pathlib import Path
 from typing import Final, Literal

@@ -1,9 +1,9 @@
-"""Gives children of the forkserver the process state that they would inherit from their parent through `exec`.
+"""Gives the forkserver's children the process state that they would inherit from their parent by `exec`.
 
 A forkserver's children have the environment, standard streams and limits that the forkserver started with.
-vLLM changes them between its own start and that of its children: it sets OpenMP variables around each worker's
-start, raises the limit of open files, and so on. The parent's current state is pickled with the process object,
-and the child applies it before it unpickles the rest.
+vLLM changes them between its own start and that of its children: it sets OpenMP variables around each
+worker's start, raises the limit of open files, and so on. The parent's current state is pickled with the
+process object, and the child applies it before it unpickles the rest.
 """
 
 import os
@@ -33,7 +33,7 @@ _at_exec: dict[str, str] = {}
 
 
 def record_environment_at_exec() -> None:
-    """Called when a forkserver starts: records the environment that its libraries read while they are loaded."""
+    """Called when a forkserver starts: records the environment that its libraries read on import."""
     _at_exec.update(foreign.snapshot())
 
 
@@ -86,7 +86,7 @@ class ChildState:
 
 
 def _apply_environment(wanted: Mapping[str, str]) -> dict[str, str]:
-    """Returns the variables that changed since the forkserver started; a removed variable is an empty text."""
+    """Returns the variables that changed since the forkserver's start; a removed variable is empty."""
     for name in set(foreign.snapshot()) - set(wanted):
         os.environ.pop(name)
     for name, value in wanted.items():
@@ -97,7 +97,7 @@ def _apply_environment(wanted: Mapping[str, str]) -> dict[str, str]:
 
 
 def _update_libraries(changed: Mapping[str, str]) -> None:
-    """Repeats what libraries derive from variables on import, since the forkserver imported them too early."""
+    """Repeats what libraries derive from variables on import: the forkserver imported them too early."""
     if "TZ" in changed:
         time.tzset()
     if "numpy" in sys.modules:  # the `random` module reseeds itself after a fork
@@ -109,7 +109,7 @@ def _update_libraries(changed: Mapping[str, str]) -> None:
 
 
 def _update_openmp(changed: Mapping[str, str]) -> None:
-    """OpenMP's threads do not exist yet: they will inherit this process's affinity, and torch sets their number."""
+    """OpenMP's threads do not exist yet: they inherit this affinity, and torch sets their number."""
     cpus = next((cpus for name in _AFFINITY if (cpus := parse_cpus(changed.get(name, "")))), None)
     if cpus is not None:
         with suppress(OSError):  # a CPU that does not exist or is not allowed for this process
@@ -178,7 +178,7 @@ def _replace_stream(fd: int, new_fd: int) -> None:
 
 
 def _umask() -> int | None:
-    """Read from /proc: umask(2) returns the value only by setting another one, which affects other threads."""
+    """Read from /proc: umask(2) returns the value only by setting another, which affects other threads."""
     lines: Iterable[str] = ()
     with suppress(OSError), open("/proc/self/status") as file:  # noqa: PTH123
         lines = file.readlines()

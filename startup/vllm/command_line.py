@@ -1,4 +1,4 @@
-"""Reads model, address and a few flags from the command line of `vllm serve`. vLLM parses the whole line again."""
+"""Reads model, address and a few flags from the command line of `vllm serve`, which vLLM parses again."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,7 +60,7 @@ class CommandLine:
 
     @property
     def listens(self) -> bool:
-        """Whether this process or its API servers will listen on one port that is known before vLLM starts."""
+        """Whether this process or its API servers will listen on one port, known before vLLM starts."""
         return not self.has(*_SWITCHES_OFF_LISTENING) and self.port not in (None, 0)
 
     @property

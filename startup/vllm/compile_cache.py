@@ -29,7 +29,7 @@ _OUTCOMES: Final = {
 
 
 def record_compile_cache(journal: Journal) -> None:
-    """Records the caches' use in this process and those forked from it, and repairs the loading of AOT files."""
+    """Records the caches' use in this process and its forks, and repairs the loading of AOT files."""
     logging.getLogger(_DECORATORS).addFilter(functools.partial(_record_outcome, journal))
     after_import(_DECORATORS, _add_finalize_loading)
 

@@ -1,9 +1,9 @@
 """Imports vLLM with stand-ins for torch's compiler, which takes half of the API server's import time.
 
-vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions that
-only some workers run. Until the imports are done, stand-ins take the place of the compiler's names. Afterwards a
-stand-in forwards each use to the real object. What the imports do to those names (decorate, set, patch) has no
-effect, so this is for processes that compile nothing.
+vLLM imports `torch._dynamo` and `torch._inductor` in every process, to patch them and to decorate functions
+that only some workers run. Until the imports are done, stand-ins take the place of the compiler's names.
+Afterwards a stand-in forwards each use to the real object. What the imports do to those names (decorate, set,
+patch) has no effect, so this is for processes that compile nothing.
 """
 
 import importlib

@@ -1,10 +1,10 @@
 """Forks the processes that vLLM wants to `spawn` from a forkserver that has imported vLLM already.
 
-vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So `spawn` is replaced in the
-processes of this start by multiprocessing's forkserver, with four differences: children get their parent's
-current state (`child_state`), end with the process that started them (`startup.processes.death_pipe`), and
-outlive the forkserver; children of children are forked from the same forkserver, where multiprocessing would
-start another.
+vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So `spawn` is replaced in
+the processes of this start by multiprocessing's forkserver, with four differences: children get their
+parent's current state (`child_state`), end with the process that started them
+(`startup.processes.death_pipe`), and outlive the forkserver; children of children are forked from the same
+forkserver, where multiprocessing would start another.
 """
 
 import io
@@ -102,7 +102,7 @@ class PreloadedProcess(process.BaseProcess):
 
 
 class _ForkedPopen(popen_forkserver.Popen):
-    """Waits for the child by its pidfd; multiprocessing's pipe to the forkserver also closes when that exits."""
+    """Waits for the child by its pidfd: multiprocessing's pipe also closes when the forkserver exits."""
 
     def _launch(self, process_obj: process.BaseProcess) -> None:
         with without_main_module(), _recorded(process_obj.name), group_signals.interrupting():
@@ -128,7 +128,7 @@ def _recorded(child: str) -> AbstractContextManager[None]:
 
 
 def _read_exit_code(status_fd: int, pid: int) -> int:
-    """From the forkserver; if that has exited, from the kernel if this process inherited the child, else 255."""
+    """From the forkserver; if that has exited, from the kernel for an inherited child, else 255."""
     if wait([status_fd], timeout=_STATUS_S):
         with suppress(OSError, EOFError):
             return int(forkserver.read_signed(status_fd))
@@ -158,7 +158,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:
-    """Wraps `ensure_running`: in a child, which is not the forkserver's parent, it would start another forkserver."""
+    """Wraps `ensure_running`, which would start another forkserver in a child, as that is not the parent."""
 
     def leave_running() -> None:
         if server._forkserver_alive_fd is None or server._forkserver_address is None:
@@ -191,7 +191,7 @@ def _dump(reduced: Any) -> bytes:
 
 
 def _restore(state: ChildState, death_pipe: Any, pipes: Any, name: str, reduced: bytes) -> process.BaseProcess:
-    """Runs in the child. Applies the state first: unpickling the process object may import and read variables."""
+    """Runs in the child; applies the state first, since unpickling may import and read variables."""
     begin_ns = time.monotonic_ns()
     watched = death_pipe.detach()
     arm(watched)

@@ -37,7 +37,7 @@ class InstalledVllm(NamedTuple):
 
     @property
     def puts_process_into_records(self) -> bool:
-        """Whether its log records name the process; older releases prefix each line written to the streams."""
+        """Whether its log records name the process; older releases prefix each line of the streams."""
         return self._release >= _PROCESS_IN_RECORDS
 
     @property

@@ -1,4 +1,4 @@
-"""Records of one vLLM start: each process writes a file of JSON lines, which the launcher reads at the end."""
+"""Records of a vLLM start: each process writes a file of JSON lines, which the launcher reads at the end."""
 
 import json
 import multiprocessing
@@ -123,7 +123,7 @@ class StartRecordings:
 
 
 def _is_importable(name: str) -> bool:
-    """Whether another process can import the name: it is a file on the path, not generated such as a kernel."""
+    """Whether another process can import the name: a file on the path, not generated like a kernel."""
     spec = getattr(sys.modules.get(name), "__spec__", None)
     if spec is None or spec.name != name or not spec.has_location or name.startswith(_EXCLUDED):
         return False

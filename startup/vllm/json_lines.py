@@ -1,7 +1,7 @@
 """Makes vLLM's processes log JSON lines with this program's fields, through VLLM_LOGGING_CONFIG_PATH.
 
-Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. Other output on
-standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines too.
+Every process of vLLM applies the configuration when it imports vLLM, and uvicorn when it starts. Other output
+on standard error (tracebacks of an exiting process, warnings, progress bars) becomes JSON lines too.
 """
 
 import json
@@ -26,7 +26,7 @@ _RAY_SETTINGS: Final = ("--distributed-executor-backend", "--data-parallel-backe
 
 
 class VllmJsonFormatter(JsonFormatter):
-    """Formats records as JSON; the role is vLLM's name of the process: `APIServer`, `EngineCore`, `Worker`, ..."""
+    """Formats records as JSON; the role is vLLM's name of the process, such as `APIServer` or `Worker`."""
 
     def __init__(self) -> None:
         super().__init__("", None)
@@ -62,7 +62,7 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
 
 
 def undo_log_as_json(folder: Path) -> None:
-    """Unsets the variable that `log_as_json` has set: the next start would take it for the user's own setting."""
+    """Unsets the variable of `log_as_json`, which the next start would take for the user's own setting."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw == str(folder / _FILE):
         os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)
 
@@ -80,7 +80,7 @@ def _why_not(vllm: InstalledVllm, line: CommandLine) -> str | None:
 
 
 def _configuration(line: CommandLine) -> dict[str, Any]:
-    """For `logging.config.dictConfig`; with the levels and streams of vLLM's and uvicorn's own configuration."""
+    """For `logging.config.dictConfig`, with the levels and streams of vLLM's and uvicorn's own."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
     errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
     access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}

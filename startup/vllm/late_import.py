@@ -12,7 +12,7 @@ from startup.vllm.import_hooks import after_import
 
 
 def delay_import(name: str, *, not_for: str, then: str) -> None:
-    """Blocks imports of `name` while `not_for` is imported; a later import of `name` calls the function `then`.
+    """Blocks imports of `name` while `not_for` is imported; a later import of `name` calls `then`.
 
     For a patching function that ignores the ImportError of the module it patches, and can be called again.
     Does nothing if `not_for` has no such function.

@@ -1,7 +1,7 @@
-"""Makes vLLM inspect a model's class in a forked process instead of a new program, which would import all of vLLM.
+"""Makes vLLM inspect a model's class in a forked process: a new program would import all of vLLM.
 
-vLLM inspects each model once per version, in a process of its own in order not to initialise CUDA in the caller.
-In a new program that takes some seconds of the first start.
+vLLM inspects each model once per version, in a process of its own in order not to initialise CUDA in the
+caller. In a new program that takes some seconds of the first start.
 """
 
 import multiprocessing

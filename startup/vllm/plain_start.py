@@ -1,4 +1,4 @@
-"""Runs vLLM's own command line in this process, and decides whether it runs without preloading (a plain start)."""
+"""Runs vLLM's command line in this process, and decides whether without preloading (a plain start)."""
 
 import importlib
 import logging
@@ -48,7 +48,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
 
 
 def report_plain_start(log_format: str) -> None:
-    """Warns that vLLM does not log JSON, and reports readiness at once, for which a service manager would wait."""
+    """Warns that vLLM does not log JSON; reports readiness at once: a service manager would wait for it."""
     if log_format == "json":
         logger.warning("--log-format json applies only to vllm-cli's own lines: vLLM starts without preloading")
     with closing(ServiceManager.from_environment()) as manager:

@@ -1,7 +1,7 @@
 """Hands the launcher's listening socket to vLLM.
 
-vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is replaced:
-binding the listener's address in this process gives a duplicate of the listener.
+vLLM binds its socket itself, in several places, and passes it to its API servers. So `socket.bind` is
+replaced: binding the listener's address in this process gives a duplicate of the listener.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Finds faults that would make vLLM fail minutes later; only those that do not depend on vLLM's own abilities."""
+"""Finds faults that would make vLLM fail minutes later and do not depend on vLLM's own abilities."""
 
 import time
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The module that vLLM's forkserver imports before it forks engine and workers; it exists for nothing else.
 
-Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a forkserver
-accepts only names of modules to import, and its children inherit only what was imported.
+Importing it does the work, on the forkserver's main thread and with the garbage collector paused: a
+forkserver accepts only names of modules to import, and its children inherit only what was imported.
 """
 
 import gc
@@ -65,7 +65,7 @@ def _preload(plan: PreloadPlan) -> None:
 
 
 def _model_modules(model: Path) -> list[str]:
-    """Modules of vLLM with the model's class, by the architectures in its config.json; empty for an unknown model."""
+    """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
         config = json.loads((model / "config.json").read_bytes())
         registry = importlib.import_module("vllm.model_executor.models.registry")

@@ -1,4 +1,4 @@
-"""The forkserver's imports before it forks: the launcher decides and writes them, the forkserver reads them."""
+"""The forkserver's imports before it forks, decided and written by the launcher."""
 
 import json
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class PreloadPlan:
 def plan_preload(
     folder: Path, vllm: InstalledVllm, words: Sequence[str], profile: PreloadProfile, model: Path | None
 ) -> PreloadPlan:
-    """The profile's modules after those of every start on this platform; without a profile, the model's class too."""
+    """The platform's modules and then the profile's; without a profile, the model's class too."""
     several_api_servers = any(word.replace("_", "-").startswith(_SEVERAL_API_SERVERS) for word in words)
     roots = (
         *_ENGINE,
@@ -70,7 +70,7 @@ def plan_preload(
 
 
 def _compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:
-    """A start that compiles nothing needs no compiler; `deferred` was not tested on GPUs, hence `late` there."""
+    """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there."""
     is_eager = any(word.replace("_", "-") in _EAGER_FLAGS for word in words)
     if not is_eager or COMPILER in known:
         return "now"

@@ -34,8 +34,9 @@ class ChildPipes(NamedTuple):
 class ServingEvents:
     """The launcher's side: `on_serving` is called before vLLM accepts, `on_ready` once it accepts.
 
-    Both are called once: on the event loop of the main thread or, if other processes serve, on a separate thread.
-    `on_stopping` is called only on the event loop, since one of several API servers may stop while others run.
+    Both are called once: on the event loop of the main thread or, if other processes serve, on a separate
+    thread. `on_stopping` is called only on the event loop, since one of several API servers may stop while
+    others run.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ServingEvents:
         group_signals.start_thread(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
 
     def _follow_children(self) -> None:
-        """Reads events until a child is ready. This process holds the write end too, so there is no end of file."""
+        """Reads events until a child is ready; no end of file, as this process holds the write end too."""
         release_port = _once(lambda: os.close(self._held_fd))
         with suppress(OSError):
             while event := os.read(self._read_fd, 1):
@@ -67,7 +68,7 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildPipes) -> None:
-    """In a child: uvicorn, if it runs here, reports to the launcher, and accepts once the port is released."""
+    """In a child: uvicorn, if it runs here, notifies the launcher, and accepts once the port is released."""
 
     def send(event: bytes) -> None:
         with suppress(OSError):

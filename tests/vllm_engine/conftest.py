@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of logs and caches of all servers: the second start of a kind uses the first one's profile."""
+    """The logs and caches of all servers: the second start of a kind uses the first one's profile."""
     return tmp_path_factory.mktemp("vllm")
 
 

@@ -1,4 +1,4 @@
-"""A general plugin of vLLM, which loads it in API servers, engines and workers: a signal makes each write its settings.
+"""A general plugin of vLLM, loaded in API servers, engines and workers, which write settings on a signal.
 
 The signal's handler runs on the main thread of each process, for every launcher.
 """

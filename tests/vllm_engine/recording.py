@@ -62,7 +62,7 @@ def _lines(log: str) -> Iterator[tuple[str, str, str]]:
 
 
 def observing(folder: Path) -> dict[str, str]:
-    """Environment of a server whose processes write their settings into the folder, which has the observer plugin."""
+    """Environment of a server with the observer plugin, whose processes write settings into the folder."""
     install_plugin(folder, "vllm.general_plugins", Path(__file__).with_name("process_observer.py"), "install")
     return {"PYTHONPATH": str(folder), FOLDER_VARIABLE: str(folder)}
 

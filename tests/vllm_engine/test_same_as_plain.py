@@ -1,4 +1,4 @@
-"""vLLM's answers, log and process settings are the same with `vllm serve` and `vllm-cli serve --engine vllm`."""
+"""vLLM's answers, log and process settings are the same with `vllm serve` and with `vllm-cli serve`."""
 
 import math
 import signal
@@ -183,7 +183,7 @@ def test_the_environment_is_equal_in_each_process(plain: Recording, ours: Record
 
 
 def _environment(recording: Recording, process: str) -> dict[str, str]:
-    """Without variables that differ per start, and with each folder once: OpenCV adds its own on each import."""
+    """Without variables that differ per start, each folder once: OpenCV adds its own on each import."""
     variables = dict(recording.settings[process]["environment"])
     folder = variables["PYTHONPATH"].rpartition(":")[2]
     ordered = {name: ":".join(dict.fromkeys(value.split(":"))) for name, value in variables.items() if "PATH" in name}

@@ -154,7 +154,7 @@ class VllmServer:
         return str(answer["choices"][0]["text"])
 
     def end_with(self, signal_number: int) -> int:
-        """Sends a signal to the server's process; returns its exit code once all its processes have exited."""
+        """Sends a signal to the server; returns its exit code once all its processes have exited."""
         family = self.family()
         self.process.send_signal(signal_number)
         code = self.process.wait(_GONE_S)

@@ -115,7 +115,7 @@ def make_config() -> Callable[..., StartupConfig]:
 
 @pytest.fixture
 def preflight(make_config: Callable[..., StartupConfig]) -> Callable[..., PreflightReport]:
-    """Runs all checks; arguments named like a field of PreflightOptions are options, all others configuration."""
+    """Runs all checks; arguments named like a field of PreflightOptions are options, others configuration."""
 
     def run(model: Path | str | None = None, **given: Any) -> PreflightReport:
         options = {"memory": ROOMY, "hub_timeout_s": PATIENT_S} | {

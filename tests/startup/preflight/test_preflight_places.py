@@ -1,4 +1,4 @@
-"""A model is located as a folder, a snapshot, a download or nowhere, which decides whether a start needs a network."""
+"""A model is located as a folder, a snapshot, a download or nowhere; only a download needs the network."""
 
 import os
 from collections.abc import Callable

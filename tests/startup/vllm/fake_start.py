@@ -48,7 +48,7 @@ def short_folder() -> Iterator[Path]:
 
 
 def variant(folder: Path, **files: str | None) -> Path:
-    """A copy of the fake vLLM; `files` are modules' contents by name with `__` for dots; None removes a module."""
+    """A copy of the fake vLLM; `files` are modules' contents by name, `__` for dots; None removes one."""
     copy = folder / "fake"
     shutil.copytree(FAKE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in files.items():
@@ -138,7 +138,7 @@ class FakeStart:
         return [line for line in self.text.splitlines() if any(word in line for word in words)]
 
     def record_tree(self) -> list[psutil.Process]:
-        """Records and returns the launcher's descendants; all recorded processes must have exited at the end."""
+        """Records and returns the launcher's descendants; all of them must have exited at the end."""
         try:
             tree = self.launcher.children(recursive=True)
         except psutil.NoSuchProcess:

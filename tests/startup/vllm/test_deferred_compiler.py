@@ -1,4 +1,4 @@
-"""Names of torch's compiler are stand-ins while vLLM is imported, and forward to the real objects afterwards."""
+"""Names of torch's compiler are stand-ins while vLLM is imported, and forward to real objects afterwards."""
 
 import importlib
 import json

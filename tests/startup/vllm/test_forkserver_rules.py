@@ -1,4 +1,4 @@
-"""Children of the forkserver behave like spawned ones: rules from the faults of another project's forkserver."""
+"""The forkserver's children behave like spawned ones: rules from the faults of another forkserver."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A service manager gets the same notifications for vLLM as for the embedded engine, as far as they are known."""
+"""A service manager gets the same notifications for vLLM as for the embedded engine, as far as possible."""
 
 import socket
 from pathlib import Path

@@ -70,7 +70,7 @@ def test_a_signal_stops_a_serving_vllm_in_order(number: int, folder: Path) -> No
 
 
 def test_signal_reaches_a_main_thread_that_only_waits(folder: Path) -> None:
-    """The kernel may deliver a signal to another thread, as to a stopped process; no handler would run there."""
+    """The kernel may deliver a signal to another thread, as in a stopped process; no handler runs there."""
     with FakeStart(folder, "--headless") as start:
         start.wait_for_line("headless engine")
         others = [
