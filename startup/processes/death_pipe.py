@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def arm(fd: int, signum: int = signal.SIGKILL) -> None:
-    """Makes the kernel send `signum` to this process once a pipe's last write end is closed, or at once.
+    """Makes the kernel send `signum` to this process once a pipe's last write end is or gets closed.
 
     Only the logical parent holds the write end: the kernel closes it however that process ends. The parent
     need not be the process that forked this one.
