@@ -126,8 +126,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
     if class_name == "LlamaTokenizer":
         # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
-        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id, but
-        # its decoder identifies them.
+        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
+        # but its decoder identifies them.
         generic = _class(_GENERIC).from_pretrained(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic

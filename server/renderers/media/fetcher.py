@@ -93,7 +93,7 @@ class MediaFetcher:
         return url
 
     def _check(self, url: URL) -> None:
-        """Raises MediaError unless the operator allows the host, by address or as a host that must be public."""
+        """Raises MediaError unless the operator allows the host: by address, or by name if it is public."""
         host = (url.host or "").lower().rstrip(".")
         if url.scheme not in ("http", "https"):
             raise MediaError(f"the URL redirects to {url.scheme!r}, which is neither http nor https")

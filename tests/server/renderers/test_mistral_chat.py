@@ -382,7 +382,7 @@ def test_prompts_and_streams_equal_vllm_s(
 
 
 def renders_as_newest(body: dict[str, Any], version: int) -> bool:
-    """Before 1.11.6, mistral-common added spaces to JSON in tool results even for tokenizers that take text."""
+    """Before 1.11.6, mistral-common added spaces to JSON in tool results even for versions that take text."""
     here = tuple(map(int, mistral_common.__version__.split(".")[:3]))
     return here >= (1, 11, 6) or version < 7 or all(message["role"] != "tool" for message in body["messages"])
 
