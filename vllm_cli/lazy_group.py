@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], self._entries)}.")
         return super().resolve_command(ctx, args)
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names of the table, without importing the commands."""
         fitting = [entry for entry in self._entries.values() if entry.name.startswith(incomplete)]
         commands = [CompletionItem(entry.name, help=entry.help) for entry in fitting]

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class Levels(click.ParamType[tuple[int, ...]]):
+class Levels(click.ParamType):
     """Comma-separated numbers, each 1 or more."""
 
     name = "n,n,..."
@@ -23,7 +23,7 @@ class Levels(click.ParamType[tuple[int, ...]]):
         return tuple(levels)
 
 
-class Percentage(click.ParamType[float]):
+class Percentage(click.ParamType):
     """A share such as `5%`."""
 
     name = "percent"
@@ -39,7 +39,7 @@ class Percentage(click.ParamType[float]):
         return percent / 100
 
 
-class ShellWords(click.ParamType[str]):
+class ShellWords(click.ParamType):
     """A command as it is typed in a shell."""
 
     name = "command"
@@ -55,7 +55,7 @@ class ShellWords(click.ParamType[str]):
         return str(value)
 
 
-class ServerAddress(click.ParamType[str]):
+class ServerAddress(click.ParamType):
     """The address of a running server."""
 
     name = "url"

@@ -36,7 +36,7 @@ class RunBatchCommand(click.Command):
         ctx.params[SERVE_WORDS] = tuple(words.others)
         return rest
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Completes its own options and the server's flags."""
         own = super().shell_complete(ctx, incomplete)
         if not incomplete.startswith("-"):

@@ -10,7 +10,7 @@ _DECIMAL_FACTORS: Final[dict[str, int]] = {"": 1, "k": 10**3, "m": 10**6, "g": 1
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)")
 
 
-class ByteSize(click.ParamType[int]):
+class ByteSize(click.ParamType):
     """`16MiB` and `16M` are 16 times 2**20 bytes, `16MB` is 16 million, `16777216` is bytes."""
 
     name = "size"

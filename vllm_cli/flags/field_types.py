@@ -15,7 +15,7 @@ from vllm_cli.flags.log_config_file import LogConfigFile
 from vllm_cli.flags.param_types import ChatTemplate, CommaList, HumanInt, JsonObject, JsonStrings, TokenLimit
 from vllm_cli.flags.pooler_options import PoolerOptions
 
-_BY_SYNTAX: Final[dict[Syntax, click.ParamType[Any] | None]] = {
+_BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
     "count": HumanInt(),
     "size": ByteSize(),
     "token limit": TokenLimit(),
@@ -26,7 +26,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType[Any] | None]] = {
     "log config": LogConfigFile(),
 }
 
-_BY_PYTHON_TYPE: Final[dict[Any, click.ParamType[Any] | None]] = {
+_BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
     bool: None,
     str: None,
     tuple: None,
@@ -38,7 +38,7 @@ _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType[Any] | None]] = {
 }
 
 
-def click_type(field: Field[Any]) -> click.ParamType[Any] | None:
+def click_type(field: Field[Any]) -> click.ParamType | None:
     """None for text, switches and lists of texts."""
     metadata = field.metadata
     if "syntax" in metadata:

@@ -50,7 +50,7 @@ class SupportedFlag(Flag):
     """The fields that get the value: `server.port` is the field `port` of `StartupConfig.server`."""
     default: Any = None
     """The default of the first field."""
-    type: click.ParamType[Any] | None = None
+    type: click.ParamType | None = None
     """None keeps the text."""
     metavar: str | None = None
     variable: EnvVar[Any] | None = None

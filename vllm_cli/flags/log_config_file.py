@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class LogConfigFile(click.ParamType[dict[str, Any]]):
+class LogConfigFile(click.ParamType):
     """A JSON file with a dictionary for `logging.config.dictConfig`."""
 
     name = "file"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -13,7 +13,7 @@ from envs.registry import env
 _PREFIX: Final = "models--"
 
 
-def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+def complete_model(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """If no model matches, the shell completes folders."""
     download_dir = ctx.params.get("download_dir")
     names = [name for name in sorted(cached_models(download_dir)) if name.startswith(incomplete)]

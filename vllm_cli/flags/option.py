@@ -29,7 +29,7 @@ class FlagOption(click.Option):
         )
         self.flag = flag
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Completes models, files, folders and choices."""
         if self.flag.name in _MODELS:
             return complete_model(ctx, self, incomplete)

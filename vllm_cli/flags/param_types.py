@@ -15,7 +15,7 @@ _MULTIPLIERS: dict[str, int] = {
 }
 
 
-class HumanInt(click.ParamType[int]):
+class HumanInt(click.ParamType):
     """A whole number, or one with a suffix: `8k` is 8000, `8K` is 8192, `25.6k` is 25600."""
 
     name = "integer"
@@ -35,7 +35,7 @@ class HumanInt(click.ParamType[int]):
         return round(float(number) * _MULTIPLIERS[suffix])
 
 
-class TokenLimit(click.ParamType[int | None]):
+class TokenLimit(click.ParamType):
     """A HumanInt, or `auto` or -1 for the model's own limit."""
 
     name = "integer|auto"
@@ -47,7 +47,7 @@ class TokenLimit(click.ParamType[int | None]):
         return HumanInt().convert(value, param, ctx)
 
 
-class JsonObject(click.ParamType[dict[str, Any]]):
+class JsonObject(click.ParamType):
     """A JSON object."""
 
     name = "json"
@@ -60,7 +60,7 @@ class JsonObject(click.ParamType[dict[str, Any]]):
         return parsed
 
 
-class JsonStrings(click.ParamType[tuple[str, ...]]):
+class JsonStrings(click.ParamType):
     """A JSON list of strings."""
 
     name = "json list"
@@ -73,7 +73,7 @@ class JsonStrings(click.ParamType[tuple[str, ...]]):
         return tuple(parsed)
 
 
-class CommaList(click.ParamType[tuple[str, ...]]):
+class CommaList(click.ParamType):
     """Words separated by commas."""
 
     name = "list"
@@ -85,7 +85,7 @@ class CommaList(click.ParamType[tuple[str, ...]]):
         return tuple(word.strip() for word in str(value).split(",") if word.strip())
 
 
-class ChatTemplate(click.ParamType[str]):
+class ChatTemplate(click.ParamType):
     """A template's text, from a file or inline."""
 
     name = "file|template"
@@ -101,7 +101,7 @@ class ChatTemplate(click.ParamType[str]):
             self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
 
 
-class Secret(click.ParamType[str]):
+class Secret(click.ParamType):
     """A text that is masked in the command line that `ps` shows, as soon as it has been read."""
 
     name = "text"
@@ -112,9 +112,7 @@ class Secret(click.ParamType[str]):
         return str(value)
 
 
-def _load_json(
-    type_: click.ParamType[Any], value: Any, param: click.Parameter | None, ctx: click.Context | None
-) -> Any:
+def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
     if not isinstance(value, str):
         return value
     try:

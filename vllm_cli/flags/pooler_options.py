@@ -18,7 +18,7 @@ _NEUTRAL: Final[dict[str, Any]] = {
 """vLLM's other keys, with the values that change nothing."""
 
 
-class PoolerOptions(click.ParamType[PoolerConfig]):
+class PoolerOptions(click.ParamType):
     """How a pooling model turns hidden states into vectors or scores."""
 
     name = "json"

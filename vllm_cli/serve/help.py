@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import click
 
@@ -73,7 +72,7 @@ def spell(flag: SupportedFlag) -> str:
     return f"{', '.join(flag.names)} {flag.metavar or _type_name(flag.type)}"
 
 
-def _type_name(type_: click.ParamType[Any] | None) -> str:
+def _type_name(type_: click.ParamType | None) -> str:
     if isinstance(type_, click.Choice):
         return "|".join(type_.choices)
     return (type_.name if type_ else "text").upper()
