@@ -9,6 +9,7 @@ from tests.e2e.server_process import ServerProcess
 from tests.waiting import wait_until
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_disconnects_frees_its_slot(server: ServerProcess, stream: bool) -> None:
     body = json.dumps(

@@ -46,6 +46,7 @@ def test_command_line(command: list[str], decoys: Path) -> None:
     assert "Serve MODEL" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["forkserver", "spawn", "fork"])
 def test_processes_of_a_server(method: str, decoys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny_llama(tmp_path / "model")

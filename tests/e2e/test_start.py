@@ -241,6 +241,7 @@ def test_only_main_threads_import_heavy_modules_in_fifty_starts(model_path: Path
         _start_audited(model_path, tmp_path, "forkserver")
 
 
+@pytest.mark.thorough
 def test_api_process_of_a_plain_start_imports_no_torch(model_path: Path, tmp_path: Path) -> None:
     """With `forkserver` only the engine's processes load torch, which would take 1.5 s of the API process."""
     with _audited(model_path, tmp_path, "forkserver") as server:

@@ -167,6 +167,7 @@ def to_mistral(message: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.thorough
 def test_conversations_render_as_with_mistral_common(
     mistral: MistralRenderer, mistral_kind: str, mistral_folders: dict[str, Path]
 ) -> None:

@@ -74,6 +74,7 @@ def test_changed_packages_or_a_broken_file_cause_a_new_scan(cache: Path) -> None
     assert _import(cache) == (known, False)
 
 
+@pytest.mark.thorough
 def test_a_read_only_folder_only_disables_the_cache(cache: Path) -> None:
     cache.write_text("a file where the folder should be")
     assert _import(cache) == (_import(cache, "plain")[0], True)

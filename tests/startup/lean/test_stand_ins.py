@@ -126,6 +126,7 @@ def test_plain_shapes_agree_with_torch_on_numbers() -> None:
         assert FUNCTIONS[name](*arguments) is getattr(real, name)(*arguments), (name, arguments)
 
 
+@pytest.mark.thorough
 def test_other_symbolic_shapes_are_the_real_ones() -> None:
     script = (
         "import torch, sys; from startup.lean.stand_ins import LEFT_OUT, StandIns; StandIns(LEFT_OUT).install();"

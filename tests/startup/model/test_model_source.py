@@ -210,6 +210,7 @@ def test_a_refused_connection_is_not_retried(monkeypatch: pytest.MonkeyPatch) ->
     assert pauses == []
 
 
+@pytest.mark.thorough
 def test_a_hub_that_never_answers_gets_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -62,6 +62,7 @@ def test_report_as_json_has_bytes_share_and_rate(model: Path) -> None:
     assert (again["state"], again["resident_share"]) == ("off", 1.0)
 
 
+@pytest.mark.thorough
 def test_a_progress_bar_is_drawn_on_a_terminal(model: Path, make_file: MakeFile) -> None:
     make_file("model.safetensors", 1 << 10, is_sparse=True)
     ours, theirs = pty.openpty()

@@ -213,6 +213,7 @@ def test_a_pending_result_is_none_and_close_stops_the_process(make_file: MakeFil
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.thorough
 def test_progress_grows_up_to_the_report(make_file: MakeFile) -> None:
     path = make_file("f", 2 << 10, is_sparse=True)
     options = PrefetchOptions(

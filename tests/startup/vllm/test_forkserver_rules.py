@@ -116,6 +116,7 @@ def test_other_subcommands_import_nothing_into_the_api_server(seen: Seen) -> Non
     assert "vllm.model_executor.model_loader" not in seen.server["modules"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="binds two workers to two processors")
 def test_a_workers_openmp_variables_apply_although_the_forkserver_imported_torch(folder: Path) -> None:
     cpus = sorted(os.sched_getaffinity(0))
