@@ -1,7 +1,7 @@
-"""Runs the tests with the newest releases that the project's version ranges allow, and lists what is held back.
+"""Runs the tests with the newest releases that the project's version ranges allow, and lists held-back ones.
 
-`make test-newest` installs the releases and runs this file with that environment's interpreter; the arguments go to
-pytest.
+`make test-newest` installs the releases and runs this file with that environment's interpreter; the arguments
+go to pytest.
 """
 
 import json

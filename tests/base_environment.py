@@ -1,4 +1,4 @@
-"""Makes a virtual environment with the project's base dependencies only, from what is installed for these tests."""
+"""Makes a virtual environment with the base dependencies only, from what is installed for the tests."""
 
 import subprocess
 import sys

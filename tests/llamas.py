@@ -1,8 +1,8 @@
 """Llama model folders with random weights; `python -m tests.llamas long|billion TOKENIZER OUT` writes one.
 
-`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `long` has a context of
-16384 tokens and the width of SmolLM2-135M, for `vllm-cli bench liveness --kind prompt_embeds`; `billion` is for
-measurements on a GPU.
+`tiny` loads in a second and has a token per byte; `small` can be split between two ranks; `long` has a
+context of 16384 tokens and the width of SmolLM2-135M, for `vllm-cli bench liveness --kind prompt_embeds`;
+`billion` is for measurements on a GPU.
 """
 
 import argparse

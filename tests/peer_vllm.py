@@ -1,7 +1,7 @@
 """Runs vLLM's own code in the virtual environment .peers/vllm.
 
-Its interpreter runs the scripts named `vllm_*.py` beside the tests: `SCRIPT QUESTION ANSWER WORDS...`, where QUESTION
-and ANSWER are JSON files.
+Its interpreter runs the scripts named `vllm_*.py` beside the tests: `SCRIPT QUESTION ANSWER WORDS...`, where
+QUESTION and ANSWER are JSON files.
 """
 
 import json

@@ -2,8 +2,9 @@
 
     python -m tests.random_stops [--seed N] [--most-ms MS] [--every-ms MS] -- COMMAND...
 
-A test that fails under it fails by chance elsewhere: one side of a race is late, a time-out is too short, a process has
-exited between two reads. Processes that are stopped already stay stopped: a test has stopped them.
+A test that fails under it fails by chance elsewhere: one side of a race is late, a time-out is too short, a
+process has exited between two reads. Processes that are stopped already stay stopped: a test has stopped
+them.
 """
 
 import argparse

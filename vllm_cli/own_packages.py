@@ -1,8 +1,9 @@
 """Makes this program's packages win over a user's modules of the same names.
 
-`server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python would
-import the user's file. Every new Python process of this program therefore imports this module before any other
-package of it: the console script, `python -m vllm_cli`, the forkserver and spawned processes. Forks inherit it.
+`server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python
+would import the user's file. Every new Python process of this program therefore imports this module before
+any other package of it: the console script, `python -m vllm_cli`, the forkserver and spawned processes. Forks
+inherit it.
 """
 
 import sys
@@ -26,7 +27,8 @@ class OwnPackagesFinder:
 
 
 def describe_conflict() -> str | None:
-    """A warning if the unrelated distribution `vllm-cli`, which has a package `vllm_cli` too, is in the same folder."""
+    """A warning if the unrelated distribution `vllm-cli`, which has a package `vllm_cli`, is in this
+    folder."""
     for folder in sorted(Path(_ROOT).glob("vllm_cli-*.dist-info")):
         name = folder.name.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (

@@ -108,7 +108,7 @@ class EngineClient:
         params: SamplingParams,
         inputs: PromptInputs | None = None,
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Streams a request's outputs; the last one has a `finish_reason`. Closing the stream aborts the request.
+        """Streams a request's outputs; the last has a `finish_reason`. Closing the stream aborts the request.
 
         Requests that begin together with the same `inputs` object send them once.
 
@@ -193,7 +193,7 @@ class EngineClient:
                 await self._writer.drain()
 
     def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
-        """Sends to the present engine, or to the one of `writer`; does nothing if the connection is closed."""
+        """Sends to the current engine, or to that of `writer`; does nothing if the connection is closed."""
         writer = writer or self._writer
         if writer is not None and not writer.is_closing():
             writer.write(frame(self._encoder.encode(message)))

@@ -101,7 +101,7 @@ class ServerMetrics:
         self.registry.register(ImageCacheCollector(self.model_name, cache))
 
     def register_engine(self, info: EngineInfo, read_stats: Callable[[], EngineStats]) -> None:
-        """Adds the engine's families, whose buckets depend on the context length; only the first call counts."""
+        """Adds the engine's families, with buckets for the context length; only the first call counts."""
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self.model_name, info)
             self.registry.register(EngineStateCollector(self.model_name, read_stats))

@@ -47,7 +47,7 @@ class Admission:
             lease.release()
 
     def check_room(self, *, num_sequences: int = 0, num_bytes: int = 0, own: "Lease | None" = None) -> None:
-        """Raises OverloadedError if so much more exceeds a limit; a lone request may hold any number of bytes.
+        """Raises OverloadedError if a limit would be exceeded; a lone request may hold any number of bytes.
 
         `own` is the lease of the request that asks: its share is not counted against it.
         """

@@ -49,7 +49,7 @@ class LogprobFormatter:
     async def completion(
         self, entries: Iterable[tuple[int, TokenLogprob | None]], *, text_offset: int = 0
     ) -> CompletionLogprobs:
-        """The `logprobs` of a completion, from token ids with their logprob; the first of a prompt has none."""
+        """The `logprobs` of a completion, from token ids and logprobs; a prompt's first token has none."""
         body = CompletionLogprobs()
         async for token_id, entry in _take_turns(entries):
             token = self._token(token_id)

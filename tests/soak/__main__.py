@@ -57,20 +57,21 @@ def soak(
 
     \b
     The soak fails on
-      memory (RSS of each process and of all together) that grows by more than --max-growth in ten minutes, or in the
-      whole run if that is shorter, and by more than 1 MiB
+      memory (RSS of each process and of all together) that grows by more than --max-growth in ten minutes,
+      or in the whole run if that is shorter, and by more than 1 MiB
       more open files, threads or processes in the last pause than in the first
       requests that still run or wait in the last pause, or still hold KV cache, according to /metrics
       a 5xx response other than 503 and 504, an error in a stream, a /health that is not 200
       a request without an answer, a stream that ends without [DONE] or an error
 
     \b
-    Caches that grow up to a limit must be full after the warm-up: give them small limits, as in the second example.
+    Caches that grow up to a limit must be full after the warm-up: give them small limits, as in the
+    second example.
 
     \b
     Examples:
       python -m tests.soak --minutes 5 --html soak.html
-      python -m tests.soak --cmd "vllm-cli serve --kv-cache-memory-bytes 256M --max-num-queued-reqs 48" --json soak.json
+      python -m tests.soak --cmd "vllm-cli serve --kv-cache-memory-bytes 256M" --json soak.json
       make test-soak ARGS="--minutes 60"
 
     Exit codes: 0 passed; 1 failed, or the server exited; 2 usage; 3 the server did not start.

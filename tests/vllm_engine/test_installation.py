@@ -11,7 +11,7 @@ _SOURCES = ("vllm_cli", "startup", "server", "envs", "pyproject.toml", "README.m
 
 
 def test_vllms_packages_stay_as_they_are(tmp_path: Path) -> None:
-    """The environment is a new one that sees all of vLLM's packages, so that the peer itself stays untouched."""
+    """Uses a new environment that sees all of vLLM's packages, so that the peer stays unchanged."""
     python = _environment_on_top_of_vllm(tmp_path / "venv")
     before = _freeze(python)
     assert any(line.startswith("vllm") for line in before)

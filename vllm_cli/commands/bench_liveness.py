@@ -80,8 +80,8 @@ def liveness(**options: Any) -> int:
     \b
     Examples:
       vllm-cli bench liveness --url http://127.0.0.1:8000 --kind tokenize-chat --kind chat --turns 30
-      vllm-cli bench liveness --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html liveness.html
-      vllm-cli bench liveness --url http://127.0.0.1:8000 --kind prompt_embeds --embed-hidden 4096 --accept-status 400
+      vllm-cli bench liveness --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html out.html
+      vllm-cli bench liveness --url http://127.0.0.1:8000 --kind prompt_embeds --embed-hidden 4096
 
     Exit codes: 0 fine; 1 worse than --fail-over allows, or requests failed; 2 usage; 3 a server did not
     start.

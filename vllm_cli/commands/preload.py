@@ -14,7 +14,8 @@ def preload() -> None:
     """Show or delete the lists of modules that `serve --engine vllm` imports before vLLM needs them.
 
     Every start records which modules vLLM's processes had imported when they were ready. The next start of
-    the same kind (version, model architecture, flags that matter) preloads these modules once for all processes.
+    the same kind (version, model architecture, flags that matter) preloads these modules once for all
+    processes.
     """
 
 

@@ -26,8 +26,8 @@ _CHART_FILE = click.Path(dir_okay=False, writable=True, path_type=Path)
 def timeline(file: Path, other: Path | None, html_path: Path | None, is_json: bool) -> None:
     """Show the phases of a start: FILE is the output of `serve --startup-report FILE`, - is standard input.
 
-    At each moment the start waits for one phase, so the phases add up to the whole. With OTHER, the two starts
-    are compared phase by phase; the change is OTHER minus FILE.
+    At each moment the start waits for one phase, so the phases add up to the whole. With OTHER, the two
+    starts are compared phase by phase; the change is OTHER minus FILE.
 
     \b
     Examples:

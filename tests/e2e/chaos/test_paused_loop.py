@@ -1,6 +1,7 @@
 """A process is stopped within a callback: afterwards timers are due before the sockets are polled.
 
-The event loop runs timers first. Clients must not be disconnected although they have sent or read data meanwhile.
+The event loop runs timers first. Clients must not be disconnected although they have sent or read data
+meanwhile.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """SIGSTOP of each process, as by a debugger, a cgroup freezer or a paused machine.
 
-Requests continue afterwards; after a time-out they fail and the process is replaced. The server's exit never waits
-for a stopped process.
+Requests continue afterwards; after a time-out they fail and the process is replaced. The server's exit never
+waits for a stopped process.
 """
 
 import http.client

@@ -44,7 +44,7 @@ def error_of(response: httpx.Response, status: int) -> str:
     ],
 )
 def test_a_request_above_a_limit_is_a_400(serve, engine, wait_until, limits, path, body, message):
-    """One limit of each layer that checks them; see serving/test_request_limits.py and protocol/test_nesting.py."""
+    """One limit per layer; the others: serving/test_request_limits.py, protocol/test_nesting.py."""
     server = serve(limits=LimitsConfig(**limits))
     assert message in error_of(server.post(path, body), 400)
     assert not engine.requests

@@ -1,4 +1,4 @@
-"""Values that are checked after decoding: against the limits, the model's vocabulary and its context length."""
+"""Values that are checked after decoding: against limits, vocabulary and context length."""
 
 from typing import Any
 

@@ -55,7 +55,7 @@ def test_every_architecture_generates_the_tokens_of_transformers(tmp_path: Path)
         expected.append(output[0, 40:].tolist())
     *tokens, _, _ = _run(models)
     equal = {path.name: t == e for path, t, e in zip(models, tokens, expected, strict=True)}
-    # min_new_tokens suppresses the end token in `generate`; a model that would generate it differs from there on.
+    # min_new_tokens suppresses the end token in `generate`; a model that generates it differs afterwards.
     ends_early = {path.name for path, t in zip(models, tokens, strict=True) if 2 in t}
     assert {name for name, same in equal.items() if not same} <= ends_early
 
