@@ -40,13 +40,13 @@ def resolve_chat_template(
 ) -> str:
     """The template's text: `given`, or else the tokenizer's own for these tools.
 
+    `given` may be the name of one of the tokenizer's own templates.
+
     Raises:
         RequestError: there is no template.
     """
-    if given is not None:
-        return given
     try:
-        template: str = tokenizer.get_chat_template(None, tools)
+        template: str = tokenizer.get_chat_template(given, tools)
     except ValueError as err:
         raise RequestError(
             "this model has no chat template: use /v1/completions, or start the server with --chat-template",

@@ -35,7 +35,7 @@ class HfRenderer(TemplateRenderer):
     def render_messages(self, messages: list[dict[str, Any]], options: ChatOptions) -> str:
         tokenizer = self._hf.for_this_thread
         template = resolve_chat_template(tokenizer, self._given_template(options), options.tools or None)
-        is_own = options.chat_template is None or template in _names_of(tokenizer.chat_template)
+        is_own = options.chat_template is None or options.chat_template in _names_of(tokenizer.chat_template)
         applies = tokenizer if is_own else self._request_template(template, dict(tokenizer.special_tokens_map))
         return self._apply(applies, template, messages, options)
 

@@ -178,6 +178,21 @@ def test_tools_select_the_named_template(model_path: Path, build_inline: Callabl
     assert renderer.render_chat([USER], ChatOptions(tools=[TOOL])).text == "tools"
 
 
+def test_a_request_that_names_one_of_the_models_templates_gets_that_templates_content_format_and_roles(
+    model_path: Path, build_inline: Callable[..., HfRenderer]
+) -> None:
+    renderer = build_inline(model_path, trust_request_chat_template=True)
+    renderer._hf.loaded.chat_template = {
+        "default": "{{ messages[0].content }}",
+        "parts": "{% for m in messages %}{% for c in m.content %}[{{ c.text }}]{% endfor %}{% endfor %}",
+        "roles": "{% if messages[0].role == 'developer' %}yes{% endif %}",
+    }
+    messages = [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
+    assert renderer.render_chat(messages, ChatOptions()).text == "a\nb"
+    assert renderer.render_chat(messages, ChatOptions(chat_template="parts")).text == "[a][b]"
+    assert renderer.render_chat(messages, ChatOptions(chat_template="roles")).text == "yes"
+
+
 def test_a_developer_message_becomes_a_system_message_if_the_template_has_no_developer_role(
     renderers: dict[str, HfRenderer], model_path: Path, build_inline: Callable[..., HfRenderer]
 ) -> None:
