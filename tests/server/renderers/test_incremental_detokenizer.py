@@ -143,7 +143,7 @@ def random_tokens(renderer: HfRenderer, rng: random.Random, *, length: int) -> l
     encode = renderer._hf.loaded.encode
     named = {renderer.token_bytes(token_id): token_id for token_id in range(3, 3 + 256)}
     has_fallback = (
-        all(bytes([byte]) in named for byte in range(256)) and "ByteFallback" in renderer._hf._bytes_of._steps
+        all(bytes([byte]) in named for byte in range(256)) and "ByteFallback" in renderer._hf._token_bytes._steps
     )
     token_ids: list[int] = []
     while len(token_ids) < length:
