@@ -37,20 +37,26 @@ class Environment:
     """The variables; the attribute's name is the variable's name."""
 
     VCLI_LEAN_IMPORTS = boolean(True, "Skip imports of torch and transformers that serving never uses.")
-    VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines.")
+    VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
-    VCLI_ENGINE = choice("auto", ENGINES, "Engine if --engine is not given.")
+    VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
-    VCLI_API_PROCESS = optional_integer("Process whose end ends the forkserver; set by the launcher.", minimum=1)
+    VCLI_API_PROCESS = optional_integer(
+        "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
+    )
     XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
     VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.", is_secret=True)
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
-    VLLM_LOGGING_LEVEL = choice_in_capitals("INFO", LOGGING_LEVELS, "Least severe level that is logged.")
-    VLLM_LOGGING_CONFIG_PATH = text("JSON file with a configuration of Python's logging.")
+    VLLM_LOGGING_LEVEL = choice_in_capitals(
+        "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
+    )
+    VLLM_LOGGING_CONFIG_PATH = text(
+        "JSON file with a configuration of Python's logging if --log-config-file is not given."
+    )
     VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two log lines with statistics.", above=0)
     VLLM_MAX_N_SEQUENCES = integer(128, "Largest `n` of a request.", minimum=1)
     VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
@@ -69,7 +75,7 @@ class Environment:
     HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; the hub itself if unset.")
 
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
-    OPENAI_API_KEY = text("Key that `chat` and `complete` send if --api-key is not given.", is_secret=True)
+    OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.", is_secret=True)
     OMP_NUM_THREADS = optional_integer(
         "Threads of the forward pass on a CPU; all usable processors if unset.", minimum=1
     )
@@ -77,7 +83,7 @@ class Environment:
     GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 3000 if unset.")
     ONEDNN_PRIMITIVE_CACHE_CAPACITY = text("Compiled kernels that oneDNN keeps on a CPU; 128 if unset.")
     DNNL_PRIMITIVE_CACHE_CAPACITY = text("Former name of ONEDNN_PRIMITIVE_CACHE_CAPACITY.")
-    LRU_CACHE_CAPACITY = text("The same for ideep, through which torch uses oneDNN; 128 if unset.")
+    LRU_CACHE_CAPACITY = text("Compiled kernels that ideep, torch's layer above oneDNN, keeps on a CPU; 128 if unset.")
     CUDA_VISIBLE_DEVICES = text("GPUs that may be used, by number or id; empty or -1 is none.")
     PYTORCH_NVML_BASED_CUDA_CHECK = text("How torch detects a GPU; 1, without initializing CUDA, if unset.")
     TMPDIR = text("Folder for temporary files.")
@@ -87,9 +93,9 @@ class Environment:
     WATCHDOG_USEC = optional_integer("Longest pause between watchdog notifications in µs; set by systemd.", minimum=1)
     WATCHDOG_PID = optional_integer("Process that sends the watchdog notifications; set by systemd.", minimum=1)
     LISTEN_FDS = optional_integer("Number of sockets passed from descriptor 3 on; set by systemd.", minimum=0)
-    LISTEN_PID = optional_integer("Process that gets these sockets; set by systemd.", minimum=1)
-    LISTEN_FDNAMES = text("Names of these sockets; set by systemd.")
-    NO_COLOR = presence("Disables colours in the output, whatever the value.")
+    LISTEN_PID = optional_integer("Process that gets the sockets of LISTEN_FDS; set by systemd.", minimum=1)
+    LISTEN_FDNAMES = text("Names of the sockets of LISTEN_FDS; set by systemd.")
+    NO_COLOR = presence("Disable colours in the output, whatever the value.")
 
 
 env: Final[Environment] = Environment()

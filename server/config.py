@@ -143,7 +143,9 @@ class RendererConfig:
     )
     """The template's text."""
     chat_template_content_format: Literal["auto", "string", "openai"] = setting(
-        "auto", "--chat-template-content-format", "Whether a template gets a message's content as text or as parts."
+        "auto",
+        "--chat-template-content-format",
+        "Whether the template gets a message's content as text or as parts; auto decides by the template.",
     )
     default_chat_template_kwargs: dict[str, Any] = setting(
         {}, "--default-chat-template-kwargs", "Template variables that a request may override."
@@ -158,13 +160,16 @@ class RendererConfig:
         "Accept `prompt_embeds` in completions: a prompt's embeddings, computed by the client.",
     )
     limit_mm_per_prompt: dict[str, Any] = setting(
-        {}, "--limit-mm-per-prompt", 'Most images in one prompt, such as {"image": 4}.', group="Images"
+        {},
+        "--limit-mm-per-prompt",
+        'Most images in one prompt, such as {"image": 4}; 999 if not given.',
+        group="Images",
     )
     """By kind of input: `{"image": 4}` or `{"image": {"count": 4}}`."""
     allowed_media_domains: tuple[str, ...] = setting(
         (),
         "--allowed-media-domains",
-        "Hosts that images are fetched from; none if not given. Only an address, or localhost, may be private.",
+        "Hosts that images are fetched from; none if not given. A private one must be an IP address or localhost.",
         group="Images",
         metavar="HOST...",
     )
@@ -182,7 +187,7 @@ class RendererConfig:
     mm_processor_cache_gb: float = setting(
         4.0,
         "--mm-processor-cache-gb",
-        "Memory for images that are ready for the model, in GiB; at most a quarter of what is free.",
+        "Memory for processed images, in GiB; at most a quarter of free memory.",
         group="Images",
         minimum=0,
     )
@@ -235,7 +240,7 @@ class ServerConfig:
     enable_flash_late_interaction: bool = setting(
         True,
         "--enable-flash-late-interaction",
-        "Compute late-interaction scores in the engine process (default) instead of in the API process.",
+        "Compute late-interaction scores in the engine process instead of in the API process.",
         group="Requests and answers",
     )
     """The engine then keeps the query's token embeddings."""
@@ -253,7 +258,7 @@ class ServerConfig:
     override_generation_config: dict[str, Any] = setting(
         {},
         "--override-generation-config",
-        "Sampling defaults that take precedence over those.",
+        "Sampling defaults that take precedence over those of --generation-config.",
         group="Requests and answers",
     )
     max_logprobs: int = setting(
@@ -286,13 +291,13 @@ class ServerConfig:
             help="Names that requests may use; responses contain the first. MODEL if not given.",
         )
     )
-    host: str | None = setting(None, "--host", "Address to listen on; every one if not given.")
+    host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
     port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)
     uds: str | None = setting(None, "--uds", "Unix socket to listen on, instead of host and port.", metavar="PATH")
     api_keys: tuple[str, ...] = setting(
         (),
         "--api-key",
-        "Keys of which a request must contain one; other users cannot read a file or the variable.",
+        "Keys of which a request must contain one. Other users cannot read the variable or --api-key-file.",
         variable=env.VLLM_API_KEY,
         metavar="KEY...",
     )
@@ -300,7 +305,9 @@ class ServerConfig:
         None, "--api-key-file", "Further keys, one per line; changes take effect within two seconds.", metavar="FILE"
     )
     api_key_everywhere: bool = setting(
-        False, "--api-key-everywhere", "Require a key at /metrics, /status.json and all other routes but probes, too."
+        False,
+        "--api-key-everywhere",
+        "Also require a key for /metrics, /status.json and all other routes except probes.",
     )
     root_path: str = setting("", "--root-path", "Path under which a proxy exposes the server.")
     allowed_origins: tuple[str, ...] = setting((), "--allowed-origins", "Origins allowed by CORS.", syntax="JSON list")
@@ -340,21 +347,21 @@ class ServerConfig:
     drain_grace_s: float = setting(
         0.0,
         "--drain-grace",
-        "After SIGTERM, keep the port open at least so long, for load balancers; requests get 503.",
+        "After SIGTERM, keep the port open for at least this time, for load balancers; requests get 503.",
         minimum=0,
         below=inf,
     )
     engine_restarts: int = setting(
         0,
         "--engine-restarts",
-        "Restart a dead engine behind the same port, N times; 0 ends the server.",
+        "Restart a dead engine up to N times behind the same port; after that, the server exits.",
         metavar="N",
         minimum=0,
     )
     engine_watchdog_timeout_s: float = setting(
         300.0,
         "--engine-watchdog-timeout",
-        "Declare the engine dead when its loop is silent for so long; 0 disables the watchdog.",
+        "Declare the engine dead when its loop is silent for this time; 0 disables the watchdog.",
         minimum=0,
         below=inf,
     )
@@ -387,7 +394,7 @@ class ServerConfig:
     otlp_traces_endpoint: str | None = setting(
         None,
         "--otlp-traces-endpoint",
-        "Send OpenTelemetry traces there, such as http://collector:4318/v1/traces; needs the extra `otel`.",
+        "Send OpenTelemetry traces to this URL, such as http://collector:4318/v1/traces; needs the extra `otel`.",
         group="Logging",
         metavar="URL",
     )

@@ -17,7 +17,7 @@ class LimitsConfig:
     max_queued_requests: int | None = setting(
         4096,
         "--max-num-queued-reqs",
-        "Most requests that wait or run; n and several prompts count. More get 503 and Retry-After.",
+        "Most requests that wait or run, counting every prompt n times; more get 503 and Retry-After.",
         syntax="count",
         minimum=0,
     )
@@ -42,7 +42,7 @@ class LimitsConfig:
     max_connections: int = setting(
         16_384,
         "--http-max-connections",
-        "Most connections, as far as the process may open files; then idle ones are closed, else 503.",
+        "Most connections, within the limit of open files. Then an idle one is closed, or a new one gets 503.",
         syntax="count",
         minimum=1,
     )
@@ -79,7 +79,7 @@ class LimitsConfig:
     send_buffer_bytes: int = setting(
         65_536,
         "--http-send-buffer-size",
-        "Bytes buffered for a client that reads slowly, before its request waits.",
+        "Bytes buffered for a slow client; then its response waits until the client reads.",
         syntax="size",
         minimum=1,
     )
@@ -102,7 +102,7 @@ class LimitsConfig:
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts of a request, times n; also inputs and documents.",
+        "Most prompts of a request, times n; also inputs and documents; else 400.",
         syntax="count",
         minimum=1,
     )

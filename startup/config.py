@@ -20,10 +20,14 @@ class ModelConfig:
 
     model: str | None = setting(None, "--model", "The same as MODEL, which takes precedence.")
     """A folder or a hub id; None is the default model, SmolLM2-135M-Instruct."""
-    tokenizer: str | None = setting(None, "--tokenizer", "Folder or hub id of another tokenizer.")
+    tokenizer: str | None = setting(
+        None, "--tokenizer", "Folder or hub id of the tokenizer; the model's own if not given."
+    )
     """None takes the model's."""
-    revision: str | None = setting(None, "--revision", "Branch, tag or commit on the hub.")
-    download_dir: str | None = setting(None, "--download-dir", "Cache folder for models from the hub.")
+    revision: str | None = setting(None, "--revision", "Branch, tag or commit of the model on the hub.")
+    download_dir: str | None = setting(
+        None, "--download-dir", "Cache folder for models from the hub; HF_HUB_CACHE if not given."
+    )
     hf_token: str | None = from_variable(
         env.HF_TOKEN,
         "--hf-token",
@@ -52,7 +56,7 @@ class StartupConfig:
     log_format: LogFormat = setting(
         "text",
         "--log-format",
-        "json makes every line of every process a JSON object.",
+        "Format of log lines; json makes every line of every process a JSON object.",
         group="Logging",
         variable=env.VCLI_LOG_FORMAT,
     )
@@ -75,11 +79,14 @@ class StartupConfig:
     startup_report: Path | None = setting(
         None,
         "--startup-report",
-        "Write the start's timeline as JSON; `vllm-cli timeline FILE` draws it.",
+        "Write the start's timeline as JSON to this file; `vllm-cli timeline FILE` shows it.",
         metavar="FILE",
     )
     startup_trace: Path | None = setting(
-        None, "--startup-trace", "Write the start's timeline for Perfetto or chrome://tracing.", metavar="FILE"
+        None,
+        "--startup-trace",
+        "Write the start's timeline to this file, for Perfetto or chrome://tracing.",
+        metavar="FILE",
     )
     model: ModelConfig
     engine: EngineConfig

@@ -61,7 +61,7 @@ def build_flags_page() -> str:
     sections += [
         "## Only with --engine vllm",
         "",
-        "The embedded engine rejects these, unless they ask for vLLM's default.",
+        "The embedded engine rejects these unless their value changes nothing, such as vLLM's default.",
         "",
     ]
     sections += [*_table(("Feature", "Flags"), _reason_rows(REJECTED))]
@@ -150,15 +150,21 @@ def _option_rows(command: click.Command) -> Iterator[tuple[str, ...]]:
             default = extra.get("default", "")
             yield (
                 f"`{record[0].replace(' RANGE', '')}`",
-                f"`{default}`" if default else "",
-                f"{option.help or ''}{limits}",
+                _default_cell(default),
+                f"{option.help}{limits}",
             )
 
 
+def _default_cell(default: str) -> str:
+    """A default as code, or as text if click shows a description of it, in parentheses."""
+    if default.startswith("("):
+        return default.strip("()")
+    return f"`{default}`" if default else ""
+
+
 def _flag_row(flag: SupportedFlag) -> tuple[str, ...]:
-    default = spell_default(flag)
     variable = f"`{flag.variable.name}`" if flag.variable else ""
-    return f"`{spell(flag)}`", f"`{default}`" if default else "", variable, flag.help
+    return f"`{spell(flag)}`", _default_cell(spell_default(flag)), variable, flag.help
 
 
 def _reason_rows(reasons: dict[str, tuple[Flag, ...]]) -> Iterator[tuple[str, ...]]:
@@ -169,7 +175,7 @@ def _reason_rows(reasons: dict[str, tuple[Flag, ...]]) -> Iterator[tuple[str, ..
 def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     kind = ", ".join(variable.choices) if variable.kind == "choice" else variable.kind
     default = variable.show(variable.default).replace(str(home_folder()), "~")
-    return f"`{variable.name}`", kind, f"`{default}`" if default else "", variable.description
+    return f"`{variable.name}`", kind, _default_cell(default), variable.description
 
 
 if __name__ == "__main__":

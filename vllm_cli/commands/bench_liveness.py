@@ -28,22 +28,37 @@ _REFUSAL = click.IntRange(400, 599)
 @click.command("liveness", context_settings={"max_content_width": 110, "show_default": True})
 @side_options
 @click.option(
-    "--kind", "kinds", multiple=True, type=click.Choice(_KINDS), default=("tokenize-chat",), help="Kind of load."
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(_KINDS),
+    default=("tokenize-chat",),
+    help="Kind of requests; may be repeated.",
 )
-@click.option("--concurrency", type=COUNT, help="Requests in flight.  [default: 300; prompt_embeds 16; mixed 100]")
-@click.option("--requests", "num_requests", type=COUNT, help="Per round.  [default: 2 for each in flight, at least 8]")
-@click.option("--duration", "duration_s", type=SECONDS, metavar="SECONDS", help="Repeat the requests for this time.")
+@click.option("--concurrency", type=COUNT, show_default="300; prompt_embeds 16; mixed 100", help="Requests in flight.")
+@click.option(
+    "--requests",
+    "num_requests",
+    type=COUNT,
+    show_default="2 for each in flight, at least 8",
+    help="Requests per round.",
+)
+@click.option(
+    "--duration", "duration_s", type=SECONDS, metavar="SECONDS", help="Repeat the requests of a round for this time."
+)
 @click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds of each kind.")
-@click.option("--turns", type=COUNT, default=60, help="Messages of a conversation.")
+@click.option("--turns", type=COUNT, default=60, help="Messages in a conversation.")
 @click.option("--turn-chars", type=COUNT, default=200, help="Characters of a message, or of a text to embed.")
 @click.option("--image-px", type=COUNT, default=512, help="Width and height of an image.")
 @click.option("--embed-rows", type=COUNT, default=8192, help="Tokens in a prompt_embeds tensor.")
-@click.option("--embed-hidden", type=COUNT, default=576, help="The model's hidden size, for prompt_embeds.")
-@click.option("--embed-dtype", type=click.Choice(_DTYPES), default="bfloat16", help="For prompt_embeds.")
+@click.option(
+    "--embed-hidden", type=COUNT, default=576, help="Width of a prompt_embeds tensor: the model's hidden size."
+)
+@click.option("--embed-dtype", type=click.Choice(_DTYPES), default="bfloat16", help="Type of a prompt_embeds tensor.")
 @click.option("--batch", type=COUNT, default=8, help="Texts to embed in one request.")
 @click.option("--max-tokens", type=COUNT, default=1, help="Tokens to generate.")
 @click.option(
-    "--accept-status", "accepted_statuses", multiple=True, type=_REFUSAL, help="Error statuses that count as served."
+    "--accept-status", "accepted_statuses", multiple=True, type=_REFUSAL, help="Error status that counts as served."
 )
 @load_options
 @file_options

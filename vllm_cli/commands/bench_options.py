@@ -20,6 +20,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COMMAND, URL = ShellWords(), ServerAddress()
 SECONDS, COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
+ready_timeout_option = click.option(
+    "--ready-timeout",
+    "ready_timeout_s",
+    type=SECONDS,
+    default=600,
+    metavar="SECONDS",
+    help="Longest wait for a server to become ready.",
+)
+endpoint_option = click.option(
+    "--endpoint",
+    type=click.Choice(["completions", "chat"]),
+    default="completions",
+    help="Route of the requests: /v1/completions or /v1/chat/completions.",
+)
 _BASELINE_FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -29,11 +43,21 @@ def side_options(command: F) -> F:
         command,
         click.option("--cmd", "commands", multiple=True, type=COMMAND, help="Command that starts a server to measure."),
         click.option("--url", "urls", multiple=True, type=URL, help="Address of a running server to measure."),
-        click.option("--vs", "other_commands", multiple=True, type=COMMAND, help="Command of one to compare with."),
-        click.option("--vs-url", "other_urls", multiple=True, type=URL, help="Address of one to compare with."),
-        click.option("--name", "names", multiple=True, help="Name of a side, in this order.  [default: A, B, ...]"),
-        click.option("--model", help="Model to request.  [default: the first that the server lists]"),
-        click.option("--vs-model", help="Model to request from the servers to compare with.  [default: --model]"),
+        click.option(
+            "--vs", "other_commands", multiple=True, type=COMMAND, help="Command that starts a server to compare with."
+        ),
+        click.option(
+            "--vs-url", "other_urls", multiple=True, type=URL, help="Address of a running server to compare with."
+        ),
+        click.option(
+            "--name",
+            "names",
+            multiple=True,
+            show_default="A, B, ...",
+            help="Name of a server in the report, in the order --cmd, --url, --vs, --vs-url.",
+        ),
+        click.option("--model", show_default="the first that the server lists", help="Model to request."),
+        click.option("--vs-model", show_default="--model", help="Model to request from the servers to compare with."),
     )
 
 
@@ -41,11 +65,23 @@ def load_options(command: F) -> F:
     """Options for idle servers, the seed, the key and time-outs."""
     return _add(
         command,
-        click.option("--idle", type=click.Choice(["pause", "run", "stop"]), default="pause", help="See above."),
+        click.option(
+            "--idle",
+            type=click.Choice(["pause", "run", "stop"]),
+            default="pause",
+            help="Freeze started servers while another one is measured, leave them running, or stop them.",
+        ),
         click.option("--seed", type=int, default=0, help="Seed of the requests."),
-        click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]"),
-        click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
-        click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS"),
+        click.option("--api-key", type=Secret(), show_default="OPENAI_API_KEY", help="Key to send."),
+        ready_timeout_option,
+        click.option(
+            "--request-timeout",
+            "request_timeout_s",
+            type=SECONDS,
+            default=600,
+            metavar="SECONDS",
+            help="Longest time for one response; then the request has failed.",
+        ),
     )
 
 
@@ -53,11 +89,25 @@ def file_options(command: F) -> F:
     """Options for result files and for the judgement."""
     return _add(
         command,
-        click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout."),
-        click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with a chart."),
-        click.option("--baseline", "baseline_path", type=_BASELINE_FILE, help="Earlier --json file to compare with."),
         click.option(
-            "--fail-over", "tolerance", type=Percentage(), help="Fail if a figure is worse by more.  [default: 5%]"
+            "--json",
+            "json_path",
+            type=OutputFile(allow_dash=True),
+            help="Write the result as JSON; - is standard output.",
+        ),
+        click.option("--html", "html_path", type=OutputFile(), help="Write the result as a web page with a chart."),
+        click.option(
+            "--baseline",
+            "baseline_path",
+            type=_BASELINE_FILE,
+            help="The --json file of an earlier run, to compare with.",
+        ),
+        click.option(
+            "--fail-over",
+            "tolerance",
+            type=Percentage(),
+            show_default="5% with --baseline",
+            help="Exit with code 1 if a judged figure is worse by more than this share.",
         ),
     )
 

@@ -7,6 +7,7 @@ import click
 from vllm_cli.commands.bench_options import (
     COUNT,
     choose_api_key,
+    endpoint_option,
     file_options,
     load_options,
     side_options,
@@ -23,13 +24,25 @@ if TYPE_CHECKING:
 @click.command("serve", context_settings={"max_content_width": 110, "show_default": True})
 @side_options
 @click.option("--concurrency", "levels", type=Levels(), default="1,8,32", help="Requests in flight.")
-@click.option("--requests", "num_requests", type=COUNT, help="Per round.  [default: 4 for each in flight, at least 8]")
-@click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds per level.")
-@click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
+@click.option(
+    "--requests",
+    "num_requests",
+    type=COUNT,
+    show_default="4 for each in flight, at least 8",
+    help="Requests per round.",
+)
+@click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds of each --concurrency.")
+@endpoint_option
 @click.option("--prompt-tokens", type=COUNT, default=64, help="Approximate length of the prompts.")
 @click.option("--max-tokens", type=COUNT, default=64, help="Tokens to generate.")
-@click.option("--ignore-eos/--no-ignore-eos", default=True, help="Generate --max-tokens always, if the server can.")
-@click.option("--stream/--no-stream", default=True, help="Time to first token needs streams.")
+@click.option(
+    "--ignore-eos/--no-ignore-eos",
+    default=True,
+    help="Generate --max-tokens tokens, also after an end token, if the server accepts `ignore_eos`.",
+)
+@click.option(
+    "--stream/--no-stream", default=True, help="Stream the answers; otherwise there is no time to first token."
+)
 @load_options
 @file_options
 def serve(**options: Any) -> int:

@@ -9,11 +9,12 @@ from startup.config import ModelConfig
 from vllm_cli.commands.bench_options import (
     COMMAND,
     COUNT,
-    SECONDS,
     choose_api_key,
     complete_names,
+    endpoint_option,
     file_options,
     own_command,
+    ready_timeout_option,
     take_files,
 )
 from vllm_cli.commands.bench_types import OutputFile
@@ -29,14 +30,32 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command("startup", context_settings={"max_content_width": 110, "show_default": True})
-@click.option("--cmd", "command", type=COMMAND, help="Command that starts the server.  [default: vllm-cli serve]")
-@click.option("--model", help="Model of the default command, of --floor and of eviction: a folder or a hub id.")
-@click.option("--vs", "other_commands", multiple=True, type=COMMAND, help="Command of a server to compare with.")
-@click.option("--floor", "has_floor", is_flag=True, help="Also compare with a bare script's first token.")
-@click.option("--name", "names", multiple=True, help="Name of a server, in this order.  [default: A, B, ...]")
-@click.option("--request-model", help="Model to request.  [default: the first that the server lists]")
-@click.option("--vs-request-model", help="Model to request from the servers to compare with.  [default: as above]")
-@click.option("--rounds", "num_rounds", type=COUNT, default=5, help="Starts of each side from each state.")
+@click.option(
+    "--cmd", "command", type=COMMAND, show_default="vllm-cli serve", help="Command that starts a server to measure."
+)
+@click.option(
+    "--model", help="Folder or hub id of the model of the default command and of --floor; its files are evicted."
+)
+@click.option(
+    "--vs", "other_commands", multiple=True, type=COMMAND, help="Command that starts a server to compare with."
+)
+@click.option(
+    "--floor", "has_floor", is_flag=True, help="Also time a bare script that computes the first token without a server."
+)
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    show_default="A, B, ...",
+    help="Name of a server in the report, in the order --cmd, --vs.",
+)
+@click.option("--request-model", show_default="the first that the server lists", help="Model to request.")
+@click.option(
+    "--vs-request-model",
+    show_default="--request-model",
+    help="Model to request from the servers to compare with.",
+)
+@click.option("--rounds", "num_rounds", type=COUNT, default=5, help="Measured starts of each server from each state.")
 @click.option(
     "--state",
     "states",
@@ -50,15 +69,24 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
     "evict_paths",
     multiple=True,
     type=_EXISTING,
-    help="File or folder to evict.  [default: the models' files]",
+    show_default="the models' files",
+    help="File or folder to evict from the page cache, for cold-pages and cold.",
 )
-@click.option("--evict-libraries", is_flag=True, help="Also evict the shared libraries of the commands' environments.")
-@click.option("--compile-cache", type=_FOLDER, help="Folder to rename for cold-compile and cold.")
-@click.option("--endpoint", type=click.Choice(["completions", "chat"]), default="completions")
-@click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
-@click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
-@click.option("--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Between two starts.")
-@click.option("--svg", "svg_path", type=OutputFile(), help="First-token times as an SVG chart, for a README.")
+@click.option(
+    "--evict-libraries", is_flag=True, help="Also evict the shared libraries of the commands' Python environments."
+)
+@click.option(
+    "--compile-cache",
+    type=_FOLDER,
+    help="Folder of the compile cache, renamed during starts from cold-compile and cold.",
+)
+@endpoint_option
+@click.option("--api-key", type=Secret(), show_default="OPENAI_API_KEY", help="Key to send.")
+@ready_timeout_option
+@click.option(
+    "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
+)
+@click.option("--svg", "svg_path", type=OutputFile(), help="Write the first-token times as an SVG chart.")
 @file_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.

@@ -41,8 +41,10 @@ Examples:
 
 @click.command("prefetch", help=_HELP)
 @click.argument("model", required=False, shell_complete=complete_model)
-@click.option("--revision", help="Branch, tag or commit on the hub.")
-@click.option("--download-dir", metavar="FOLDER", help="Cache folder for models from the hub.")
+@click.option("--revision", help="Branch, tag or commit of the model on the hub.")
+@click.option(
+    "--download-dir", metavar="FOLDER", help="Cache folder for models from the hub; HF_HUB_CACHE if not given."
+)
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),

@@ -15,22 +15,22 @@ _GRACE_S: Final = 45
 
 @click.command("probes")
 @click.argument("model", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="As given to the server.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the server.")
 @click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
-@click.option("--uds", metavar="PATH", help="As given to the server; the probes are then commands in the container.")
+@click.option("--uds", metavar="PATH", help="UNIX domain socket of the server; the probes then run `vllm-cli wait`.")
 @click.option(
     "--engine",
     type=click.Choice(("embedded", "vllm")),
     default="embedded",
     show_default=True,
-    help="As given to the server; vLLM has no /livez and /readyz.",
+    help="Engine of the server; vLLM has no /livez and /readyz.",
 )
 @click.option(
     "--factor",
     type=click.FloatRange(1),
-    default=4.0,
+    default=4,
     show_default=True,
-    help="Allowed time of a start as a multiple of the slowest recorded one; a minute at least.",
+    help="Allowed time of a start as a multiple of the slowest recorded one; at least a minute.",
 )
 @click.option(
     "--format", "form", type=click.Choice(("yaml", "json")), default="yaml", show_default=True, help="Output format."

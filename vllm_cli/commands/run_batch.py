@@ -26,8 +26,8 @@ answer is a line of OUTPUT with the same custom_id. Without --url, the command s
 socket and accepts every flag of `vllm-cli serve` (`--help=all`). With --url, it sends the requests to a running
 server, of this program or another one with the OpenAI API.
 
-Each answer is written to disk at once. The same command, run again, continues where the last run ended, for
-whatever reason it ended, and repeats no request. At the end the answers are in the order of the requests.
+Each answer is written to disk at once. The same command, run again, continues where the last run ended or was
+killed, and repeats no request. At the end the answers are in the order of the requests.
 
 \b
 Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings,
@@ -48,12 +48,16 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
 
 @click.command("run-batch", cls=RunBatchCommand, help=_HELP)
 @click.option("-i", "--input-file", required=True, metavar="INPUT", help="File or URL of the requests, - for stdin.")
-@click.option("-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL for a PUT.")
-@click.option("--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers before the upload to a URL.")
+@click.option(
+    "-o", "--output-file", required=True, metavar="OUTPUT", help="File for the answers, or URL to PUT them to."
+)
+@click.option(
+    "--output-tmp-dir", type=_FOLDER, metavar="FOLDER", help="Folder for answers until they are uploaded to a URL."
+)
 @click.option(
     "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
 )
-@click.option("--url", help="Address of a running server: http(s)://… or unix:/path.")
+@click.option("--url", help="Address of a running server: http(s)://… or unix:/path; one is started if not given.")
 @click.option("--api-key", type=Secret(), help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
 @click.option(
     "--max-concurrency", type=click.IntRange(1), help="Most requests at once; 256, with --url 32, if not given."
@@ -62,17 +66,17 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--retry-timeout",
     "retry_timeout_s",
     type=click.FloatRange(0),
-    default=600.0,
+    default=600,
     show_default=True,
     metavar="SECONDS",
-    help="How long a request is repeated after 429, 502, 503, 504 or a lost connection.",
+    help="How long a request is repeated after 408, 425, 429, 502, 503, 504 or a lost connection.",
 )
 @click.option(
     "--request-timeout",
     "request_timeout_s",
     type=_SECONDS,
     metavar="SECONDS",
-    help="How long one answer may take; then the request has failed.",
+    help="How long one answer may take; then the request has failed. Unlimited if not given.",
 )
 @click.option("--retry-failed", "retries_failed", is_flag=True, help="Repeat requests that OUTPUT lists as failed.")
 @click.option(

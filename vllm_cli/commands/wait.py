@@ -23,14 +23,12 @@ _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("wait", context_settings={"max_content_width": 110})
 @click.argument("url", required=False)
-@click.option("--host", show_default="localhost", help="As given to the server.")
-@click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="As given to the server.")
-@click.option("--uds", metavar="PATH", help="UNIX domain socket, as given to the server.")
+@click.option("--host", show_default="localhost", help="Host of the server, as given to `serve`.")
+@click.option("--port", type=click.IntRange(1, 65535), show_default="8000", help="Port of the server.")
+@click.option("--uds", metavar="PATH", help="UNIX domain socket of the server.")
 @click.option("--ssl", "is_tls", is_flag=True, help="The server speaks HTTPS.")
-@click.option(
-    "--ssl-certfile", type=_CERTIFICATE, help="As given to the server: HTTPS, and this certificate is trusted."
-)
-@click.option("--insecure", is_flag=True, help="HTTPS with any certificate.")
+@click.option("--ssl-certfile", type=_CERTIFICATE, help="Use HTTPS and trust this certificate, as given to `serve`.")
+@click.option("--insecure", is_flag=True, help="Use HTTPS and accept any certificate.")
 @click.option("--path", default="/health", show_default=True, help="Path to poll; 200 means ready.")
 @click.option(
     *("--timeout", "timeout_s"), type=_SECONDS, default=600, show_default=True, metavar="SECONDS", help="Longest wait."
@@ -44,7 +42,7 @@ _CERTIFICATE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
     metavar="SECONDS",
     help="Pause between two polls.",
 )
-@click.option("--pid", type=click.IntRange(1), help="The server's process; its end ends the wait.")
+@click.option("--pid", type=click.IntRange(1), help="Process id of the server; the wait ends when this process exits.")
 @click.option("--json", "is_json", is_flag=True, help="Print the outcome as JSON.")
 @click.option("-q", "--quiet", "is_quiet", is_flag=True, help="Print nothing; only the exit code counts.")
 def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
@@ -59,7 +57,7 @@ def wait(*, is_json: bool, is_quiet: bool, **options: Any) -> int:
       vllm-cli wait http://10.0.0.7:8000 --timeout 120
       vllm-cli serve --port 8001 & vllm-cli wait --port 8001 --pid $!
 
-    Exit codes: 0 ready; 1 failed, by its own report or its end, or never to be ready; 2 usage; 4 timed out.
+    Exit codes: 0 ready; 1 the server failed, exited or does not report readiness; 2 usage; 4 timed out.
     """
     settings = _build_options(options)
     reporter = _Reporter(settings.address, is_quiet=is_quiet)

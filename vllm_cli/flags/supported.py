@@ -54,12 +54,13 @@ ENGINE: Final = SupportedFlag(
     "--engine",
     type=click.Choice(ENGINES),
     variable=env.VCLI_ENGINE,
+    default=env.VCLI_ENGINE.default,
     help="vllm: the installed vLLM, with all its flags; embedded: this package's engine; auto: vLLM if installed.",
 )
 CONFIG: Final = SupportedFlag(
     "--config",
     metavar="FILE",
-    help="YAML file of settings, named as the flags are; flags and variables take precedence.",
+    help="YAML file of settings, named like the flags; flags and variables take precedence.",
 )
 _WITHOUT_FIELD: Final = (
     ENGINE,

@@ -86,7 +86,7 @@ def _meaning(flag: SupportedFlag) -> str:
 def spell_default(flag: SupportedFlag) -> str:
     """The default in the syntax of the flag; empty without one, and for a switch that is off."""
     default = flag.default
-    if default in (None, False, "", ()):
+    if default is None or default is False or default in ("", ()):
         return ""
     if flag.shape is Shape.SWITCH:
         return "on"

@@ -102,7 +102,7 @@ def test_defaults_are_those_of_the_fields(help_of) -> None:
     assert "--[no-]enable-prefix-caching" in text
     flags = {flag.name: flag for flag in SUPPORTED}
     assert flags["--renderer-num-workers"].default == 1
-    assert flags["--engine"].default is None
+    assert flags["--engine"].default == "auto"
 
 
 def test_defaults_are_written_with_their_units(help_of) -> None:
