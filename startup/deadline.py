@@ -44,7 +44,7 @@ class StartDeadline:
         self.cancel()
 
     def cancel(self) -> None:
-        """The start has finished in time."""
+        """Stops the timer: the start has finished in time."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -60,7 +60,8 @@ class StartDeadline:
 
 
 def _stacks() -> str:
-    """Of all threads; written by C code, which takes no lock that a thread may hold, but needs a file."""
+    """The stacks of all threads, written by C code, which takes no lock that a thread may hold."""
+    # faulthandler writes only to a file with a descriptor.
     with os.fdopen(os.memfd_create("stacks"), "w+", encoding="utf-8", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -1,8 +1,8 @@
 """Imports heavy modules one after the other, on the main thread, with the garbage collector paused.
 
 A second thread is unsafe: vLLM imported transformers in one to save time and got half-initialised modules
-(vllm-project/vllm #40331, #40442, reverted by #40438). Without the collector, which would run again and again
-while millions of long-lived objects are created, imports take a quarter less time (docs/architecture.md).
+(vllm-project/vllm #40331, #40442, reverted by #40438). The garbage collector would run
+again and again while millions of long-lived objects are created; without it imports take a quarter less time.
 """
 
 import gc
@@ -17,12 +17,12 @@ from envs.registry import env
 if TYPE_CHECKING:
     from startup.lean.stand_ins import LeftOut
 
-HEAVY_MODULES = ("torch", "transformers")
-VISION_MODULES = ("transformers", "server.renderers.vision")
-ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
+_HEAVY_MODULES = ("torch", "transformers")
+_VISION_MODULES = ("transformers", "server.renderers.vision")
+_ENGINE_MODULES = ("transformers", "server.engine.build", "server.engine.process")
 
 
-def import_serially(modules: Iterable[str] = HEAVY_MODULES) -> None:
+def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
     """Imports the modules in order, then excludes all existing objects from garbage collection (`gc.freeze`).
 
     Raises:
@@ -43,8 +43,8 @@ def import_engine() -> "LeftOut":
 
     with _collector_paused():
         if env.VCLI_LEAN_IMPORTS.get():
-            return import_lean(ENGINE_MODULES)
-        for module in ("torch", *ENGINE_MODULES):
+            return import_lean(_ENGINE_MODULES)
+        for module in ("torch", *_ENGINE_MODULES):
             importlib.import_module(module)
         return LeftOut()
 
@@ -59,8 +59,8 @@ def import_vision() -> None:
 
     with _collector_paused():
         if env.VCLI_LEAN_IMPORTS.get():
-            import_lean(VISION_MODULES).end()
-        for module in VISION_MODULES:
+            import_lean(_VISION_MODULES).end()
+        for module in _VISION_MODULES:
             importlib.import_module(module)
 
 

@@ -20,8 +20,8 @@ _MAX_BYTES: Final = 107 - len("/pymp-12345678/listener-12345678")
 def ensure_temp_folder() -> None:
     """Sets TMPDIR if no usual folder is writable (then to /dev/shm), or if its path is too long for a socket.
 
-    To be called before any child process exists. The folders are those of `tempfile`, whose import takes 10
-    ms.
+    To be called before any child process exists. The folders are those of `tempfile`, which takes 10 ms to
+    import.
 
     Raises:
         StartupError: there is no writable folder, or none whose path is short enough.

@@ -32,7 +32,7 @@ class EngineHandle(Protocol):
     def kill(self) -> None:
         """Ends the process at once; does nothing if it has ended."""
 
-    def is_ending(self) -> bool:
+    def is_exiting(self) -> bool:
         """Whether the process has begun to end, possibly long before its socket is closed; does not block."""
 
     def describe_end(self) -> str | None:
@@ -98,7 +98,7 @@ class EngineMonitor:
 
         During a restart the handle belongs to another thread.
         """
-        if self._lifecycle.state in _POLLED_STATES and not self._is_restarting and self._handle.is_ending():
+        if self._lifecycle.state in _POLLED_STATES and not self._is_restarting and self._handle.is_exiting():
             self._lifecycle.engine_ended("its process is ending")
 
     async def _wait_dead(self) -> None:

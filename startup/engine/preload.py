@@ -26,7 +26,7 @@ PID = os.getpid()
 
 
 def _follow_forkserver() -> None:
-    """Runs first in a child: nothing else ends it with the forkserver until it has unpickled its target."""
+    """Runs first in a child, so that it ends with the forkserver even before it has unpickled its target."""
     if os.getppid() == PID:
         death_pipe.follow_parent(PID)
 
@@ -37,11 +37,11 @@ if env.VCLI_LOG_FORMAT.get() == "json":
     _OPTIONS = LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format="json")
     configure_logging(_OPTIONS, role="forkserver", phase=lambda: "preload_imports")
 LEFT_OUT = import_engine()
+"""The engine process ends these stand-ins once the model is built."""
 importlib.import_module("startup.engine.process")  # has the child's main function
 if (model_class := env.VCLI_PRELOAD_MODULE.get()) is not None:
     with suppress(Exception):  # loading the model reports a faulty module
         importlib.import_module(model_class)
-"""For the engine process to end."""
 
 SPANS = [
     ("forkserver:interpreter", process_start_ns(), _BEGIN_NS),

@@ -61,7 +61,7 @@ class EngineProcess:
     def exitcode(self) -> int | None:
         return self._process.exitcode
 
-    def is_ending(self) -> bool:
+    def is_exiting(self) -> bool:
         """Whether the process is exiting, though its socket may not be closed yet."""
         return self._end_watch.is_exiting()
 
@@ -77,14 +77,14 @@ class EngineProcess:
 
     def kill(self) -> None:
         """Kills the process unless it is exiting already: then its pid may soon belong to another process."""
-        if not self.is_ending():
+        if not self.is_exiting():
             self._process.kill()
 
     def close(self) -> None:
         """Closes the socket, waits for the process to exit, and kills it after a timeout."""
         self.connection.close()
         self._process.join(_KILL_AFTER_S)
-        if self._process.is_alive() and not self.is_ending():
+        if self._process.is_alive() and not self.is_exiting():
             logger.warning("the engine process %s did not end in %g s and is killed", self.pid, _KILL_AFTER_S)
             self._process.kill()
             self._process.join(_KILL_AFTER_S)

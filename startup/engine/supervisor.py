@@ -30,8 +30,8 @@ class EngineSupervisor:
     def kill(self) -> None:
         self._process.kill()
 
-    def is_ending(self) -> bool:
-        return self._process.is_ending()
+    def is_exiting(self) -> bool:
+        return self._process.is_exiting()
 
     def describe_end(self) -> str | None:
         return self._process.describe_end()

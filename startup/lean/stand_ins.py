@@ -17,7 +17,7 @@ from startup.lean import plain_shapes
 from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.lean.scan_cache import cached_scans
 
-LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
+_LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
 """Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
 
 LEFT_OUT = (
@@ -71,7 +71,7 @@ class LeftOut:
             return False
         self.end()
         self._stand_ins.clear()
-        _import_all(LEFT_OUT_OF_TORCH)
+        _import_all(_LEFT_OUT_OF_TORCH)
         return True
 
 
@@ -80,7 +80,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
 
     Another version of transformers may use a left out module in a way that its stand-in does not support.
     """
-    from_torch, stand_ins = StandIns(LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
+    from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
     from_torch.install()
     importlib.import_module("torch")
     before = set(sys.modules)

@@ -15,7 +15,7 @@ _CHOICES: Final = (
 )
 """File names of weights with the index that lists them, in order of preference."""
 
-_MOST_SHARDS: Final = 10_000
+_MAX_SHARDS: Final = 10_000
 _NUMBERED: Final = re.compile(r"(.+-)(\d+)-of-(\d+)(\.\w+)")
 
 
@@ -64,7 +64,7 @@ def _read_index(path: Path) -> dict[str, str]:
 def _siblings(name: str) -> set[str]:
     """All shards of a numbered shard's set; for any other file only the file itself."""
     match = _NUMBERED.fullmatch(name)
-    if not match or int(match[3]) > _MOST_SHARDS:
+    if not match or int(match[3]) > _MAX_SHARDS:
         return {name}
     stem, number, total, suffix = match.groups()
     return {f"{stem}{i:0{len(number)}}-of-{total}{suffix}" for i in range(1, int(total) + 1)}

@@ -7,7 +7,7 @@ from startup.prefetch.job import Job
 from startup.prefetch.survey import Survey
 
 _RESIDENT_ENOUGH = 0.99
-_LEAST_BYTES = 64 << 20
+_MIN_BYTES = 64 << 20
 _SHARE_THAT_HELPS = 0.5
 
 
@@ -35,7 +35,7 @@ def decide(survey: Survey, job: Job) -> Decision:
         f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit"
     )
-    least = _LEAST_BYTES if job.is_forced else max(due * _SHARE_THAT_HELPS, _LEAST_BYTES)
+    least = _MIN_BYTES if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
     limited = survey.limited_to(room)
     return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
 

@@ -38,7 +38,7 @@ class PrefetchOptions:
     reserve_bytes: int = 1 << 30
     """Memory that is left to the imports and the engine."""
     memory_bytes: int | None = None
-    """Memory taken to be available; None asks the kernel and the cgroup."""
+    """Memory taken to be available; None reads it from the kernel and the cgroup."""
     progress_interval_s: float | None = None
     """Interval of progress reports; None sends none."""
 

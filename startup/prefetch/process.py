@@ -162,7 +162,7 @@ class _Helper:
         return message
 
     def close(self) -> None:
-        """Sends a byte to stop the helper: a forked process may hold the pipe's end open."""
+        """Stops the helper with a byte, since a forked process may hold the pipe's write end open."""
         with suppress(OSError):
             os.write(self._control_fd, b"x")
         os.close(self._control_fd)

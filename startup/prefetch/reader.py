@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Iterable
 
-from startup.prefetch.report import MOST_PROBLEMS
+from startup.prefetch.report import MAX_PROBLEMS
 from startup.prefetch.residency import ResidencyProbe
 from startup.prefetch.survey import Block
 
@@ -84,7 +84,7 @@ class BlockReader:
 
     def _record_problem(self, block: Block, err: OSError) -> None:
         with self._lock:
-            if block.path not in self._unreadable and len(self.problems) < MOST_PROBLEMS:
+            if block.path not in self._unreadable and len(self.problems) < MAX_PROBLEMS:
                 self.problems.append(f"{block.path}: {err.strerror}")
             self._unreadable.add(block.path)
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
-MOST_PROBLEMS = 8
+MAX_PROBLEMS = 8
 """The most problems in a report, which must fit into the pipe."""
 
 PrefetchState = Literal["done", "off", "stopped", "failed"]

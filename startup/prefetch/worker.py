@@ -17,7 +17,7 @@ from pathlib import Path
 from startup.prefetch.budget import available_bytes, decide
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.reader import BlockReader
-from startup.prefetch.report import MOST_PROBLEMS, PrefetchProgress, PrefetchReport
+from startup.prefetch.report import MAX_PROBLEMS, PrefetchProgress, PrefetchReport
 from startup.prefetch.survey import Survey, survey_files
 from startup.processes import death_pipe, group_signals
 
@@ -60,7 +60,7 @@ class _Prefetch:
             survey.num_files,
             survey.total_bytes,
             survey.resident_bytes,
-            problems=survey.problems[:MOST_PROBLEMS],
+            problems=survey.problems[:MAX_PROBLEMS],
             spans=tuple(self._spans),
         )
         return report if decision.is_off else self._read(decision.survey, report)
@@ -75,7 +75,7 @@ class _Prefetch:
             reason=reason or report.reason,
             read_bytes=reader.read_bytes,
             read_s=(end_ns - begin_ns) / 1e9,
-            problems=(*report.problems, *reader.problems)[:MOST_PROBLEMS],
+            problems=(*report.problems, *reader.problems)[:MAX_PROBLEMS],
             spans=(*report.spans, ("prefetch_read", begin_ns, end_ns)),
         )
 

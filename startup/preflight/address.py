@@ -1,7 +1,6 @@
 """Checks the address to listen on, and names the process that uses it."""
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -10,9 +9,9 @@ from server.config import ServerConfig
 from startup.errors import PortInUseError, StartupError
 from startup.preflight.report import Finding, error, info, warning
 from startup.preflight.socket_holders import bound_holders, tcp_holders, unix_holders
-from startup.probes.listener import listen
+from startup.probes.listener import is_listened_on, listen
 
-_MOST_PATH_BYTES: Final = 107
+_MAX_PATH_BYTES: Final = 107
 """Longest path of a UNIX socket (unix(7))."""
 
 
@@ -53,8 +52,8 @@ def _with_port_advice(message: str, port: int) -> str:
 
 
 def _check_uds(path: Path) -> Iterator[Finding]:
-    if len(bytes(path)) > _MOST_PATH_BYTES:
-        yield error("uds", f"--uds {path} has {len(bytes(path))} bytes, at most {_MOST_PATH_BYTES} are possible")
+    if len(bytes(path)) > _MAX_PATH_BYTES:
+        yield error("uds", f"--uds {path} has {len(bytes(path))} bytes, at most {_MAX_PATH_BYTES} are possible")
     elif not path.parent.is_dir():
         yield error("uds", f"--uds {path}: there is no folder {path.parent}")
     elif not os.access(path.parent, os.W_OK | os.X_OK):
@@ -63,21 +62,8 @@ def _check_uds(path: Path) -> Iterator[Finding]:
         return
     elif not path.is_socket():
         yield error("uds", f"--uds {path} exists and is not a socket: remove it or choose another path")
-    elif (holders := unix_holders(path)) or _is_listening(path):
+    elif (holders := unix_holders(path)) or is_listened_on(path):
         who = ", ".join(map(str, holders)) or "a process that is not visible from here"
         yield error("uds", f"{path} is in use by {who}: stop it or choose another --uds")
     else:
         yield info("uds", f"{path} was left behind by a server that has ended: it is replaced")
-
-
-def _is_listening(path: Path) -> bool:
-    """Whether a process listens on the socket; it does too if its queue is full."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.setblocking(False)
-        try:
-            client.connect(str(path))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-    return True

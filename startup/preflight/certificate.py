@@ -12,7 +12,7 @@ from server.security.tls import TlsError, create_tls_context
 from startup.preflight.report import Finding, error, info, warning
 
 _SOON_DAYS: Final = 7
-_MOST_ROUNDS: Final = 8
+_MAX_ROUNDS: Final = 8
 
 
 def certificate_findings(config: ServerConfig) -> Iterator[Finding]:
@@ -58,7 +58,7 @@ def _handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> dict[str, Any]
         client.wrap_bio(to_client, to_server, server_hostname="localhost"),
         server.wrap_bio(to_server, to_client, server_side=True),
     )
-    for end in ends * _MOST_ROUNDS:
+    for end in ends * _MAX_ROUNDS:
         with suppress(ssl.SSLWantReadError):
             end.do_handshake()
     return dict(ends[0].getpeercert() or {})

@@ -12,27 +12,27 @@ from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning
 
-_LEAST_BYTES: Final = 1 << 30
+_MIN_BYTES: Final = 1 << 30
 """Free space to require if the size of a download is unknown."""
 
 
 def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     """Checks the cache folder before a download."""
-    folder = nearest_existing(cache_dir)
+    folder = _nearest_existing(cache_dir)
     if not os.access(folder, os.W_OK | os.X_OK):
         yield error("disk", f"{place.name} is to be downloaded, but {folder} cannot be written to: give --download-dir")
         return
-    remaining = remaining_bytes(place.folder) if place.folder else None
-    if problem := disk_problem(folder, remaining):
+    remaining = _remaining_bytes(place.folder) if place.folder else None
+    if problem := _disk_problem(folder, remaining):
         yield error("disk", f"{place.name} is to be downloaded: {problem}")
-    elif remaining is None and (free := _free_bytes(folder)) < _LEAST_BYTES:
+    elif remaining is None and (free := _free_bytes(folder)) < _MIN_BYTES:
         yield warning("disk", f"{place.name} is to be downloaded: {folder} has only {format_bytes(free)} free")
 
 
 def check_cache_folder() -> Iterator[Finding]:
     """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
     folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli"
-    place = nearest_existing(folder)
+    place = _nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
         yield warning(
             "cache",
@@ -41,9 +41,9 @@ def check_cache_folder() -> Iterator[Finding]:
         )
 
 
-def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
+def _disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
     """Why this many bytes do not fit on the folder's disk; None if they do, or if the number is unknown."""
-    folder = nearest_existing(folder)
+    folder = _nearest_existing(folder)
     free = _free_bytes(folder)
     if needed_bytes is None or needed_bytes <= free:
         return None
@@ -54,7 +54,7 @@ def disk_problem(folder: Path, needed_bytes: int | None) -> str | None:
     )
 
 
-def remaining_bytes(snapshot: Path) -> int | None:
+def _remaining_bytes(snapshot: Path) -> int | None:
     """Bytes of the weights that are still to be downloaded, by the index; None if there is no index yet."""
     weights = find_weight_files(snapshot)
     if weights.index_path is None:
@@ -72,6 +72,6 @@ def _free_bytes(folder: Path) -> int:
     return state.f_bavail * state.f_frsize
 
 
-def nearest_existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-_MOST_PARSED_BYTES: Final = 16_000_000
+_MAX_PARSED_BYTES: Final = 16_000_000
 """Parsing takes about 7 ms per MB; of a longer file only both ends are checked."""
 
 _LFS_MAGIC: Final = b"version https://git-lfs.github.com/spec/"
@@ -25,9 +25,9 @@ def read_json_object(path: Path) -> JsonFile:
         raw = path.read_bytes()
     except OSError as err:
         return JsonFile({}, f"{path} cannot be read: {err.strerror}")
-    if pointer := lfs_pointer_problem(path, raw[:_LFS_MAX_BYTES]):
+    if pointer := _lfs_pointer_problem(path, raw[:_LFS_MAX_BYTES]):
         return JsonFile({}, pointer)
-    if len(raw) > _MOST_PARSED_BYTES:
+    if len(raw) > _MAX_PARSED_BYTES:
         is_whole = raw.lstrip()[:1] == b"{" and raw.rstrip()[-1:] == b"}"
         return JsonFile({}, None if is_whole else f"{path} is truncated: its {len(raw)} bytes are not a JSON object")
     try:
@@ -41,7 +41,7 @@ def read_json_object(path: Path) -> JsonFile:
     return JsonFile(content)
 
 
-def lfs_pointer_problem(path: Path, head: bytes) -> str | None:
+def _lfs_pointer_problem(path: Path, head: bytes) -> str | None:
     """The fault of a file that begins like a Git LFS pointer, a placeholder for the real file."""
     if not head.startswith(_LFS_MAGIC):
         return None
@@ -53,6 +53,6 @@ def unread_lfs_problem(path: Path) -> str | None:
     """The same check for a file whose content is not read here."""
     try:
         with path.open("rb") as file:
-            return lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))
+            return _lfs_pointer_problem(path, file.read(_LFS_MAX_BYTES))
     except OSError:
         return None

@@ -21,10 +21,10 @@ _LIBRARY_BYTES: Final = 1 << 30
 """Address space of an engine process with torch and transformers: 730 MB measured, plus thread stacks."""
 _ANONYMOUS_BYTES: Final = 640 << 20
 """The part that counts for RLIMIT_DATA: 310 MB after the imports, plus 8 MiB for each thread's stack."""
-_NUM_FILES_LEAST: Final = 96
+_MIN_NUM_FILES: Final = 96
 """Libraries, sockets between processes, the event loop and a few shards: a start opens about 40 files."""
-_NUM_FILES_GOOD: Final = 1024
-_SHM_LEAST_BYTES: Final = 16 << 20
+_GOOD_NUM_FILES: Final = 1024
+_MIN_SHM_BYTES: Final = 16 << 20
 """More than multiprocessing's semaphores and OpenMP's registrations need."""
 
 
@@ -48,26 +48,26 @@ def check_shared_memory(folder: Path = SHM) -> Iterator[Finding]:
     free = state.f_bavail * state.f_frsize
     if not os.access(folder, os.W_OK):
         yield error("shm", f"{folder} cannot be written to: mount it writable")
-    elif free < _SHM_LEAST_BYTES:
+    elif free < _MIN_SHM_BYTES:
         yield warning(
             "shm",
-            f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_SHM_LEAST_BYTES)}: empty it, or "
+            f"{folder} has {format_bytes(free)} free, it should have {format_bytes(_MIN_SHM_BYTES)}: empty it, or "
             "give the container --shm-size=1g (Kubernetes: an emptyDir with medium: Memory)",
         )
 
 
 def _check_num_files() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= _NUM_FILES_GOOD:
+    if soft == resource.RLIM_INFINITY or soft >= _GOOD_NUM_FILES:
         return
-    advice = f"raise it with `ulimit -n {_NUM_FILES_GOOD}`"
-    if hard != resource.RLIM_INFINITY and hard < _NUM_FILES_GOOD:
+    advice = f"raise it with `ulimit -n {_GOOD_NUM_FILES}`"
+    if hard != resource.RLIM_INFINITY and hard < _GOOD_NUM_FILES:
         advice = (
             f"`ulimit -n` goes up to {hard} here; raise that with LimitNOFILE= of the service, --ulimit nofile= of the "
             "container, or limits.conf"
         )
-    if soft < _NUM_FILES_LEAST:
-        yield error("nofile", f"{soft} open files are allowed, a start needs {_NUM_FILES_LEAST}: {advice}")
+    if soft < _MIN_NUM_FILES:
+        yield error("nofile", f"{soft} open files are allowed, a start needs {_MIN_NUM_FILES}: {advice}")
     else:
         yield warning("nofile", f"{soft} open files are allowed, and every client needs one: {advice}")
 

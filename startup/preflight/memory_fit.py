@@ -10,7 +10,7 @@ from startup.engine.cuda import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning
 
-PROGRAM_BYTES: Final = 500 << 20
+_PROGRAM_BYTES: Final = 500 << 20
 """Anonymous memory of all processes with torch and transformers imported: 260 MB measured in the engine."""
 
 
@@ -48,7 +48,7 @@ def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Findi
 def _check_fit(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> Iterator[Finding]:
     tokens = shape.sequence_tokens(config.max_model_len)
     kv_bytes = tokens * shape.kv_bytes_per_token
-    fixed = shape.weight_bytes + PROGRAM_BYTES
+    fixed = shape.weight_bytes + _PROGRAM_BYTES
     if fixed + kv_bytes <= memory.available_bytes:
         yield from _check_wanted_cache(fixed, config, memory)
         return
@@ -75,14 +75,14 @@ def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> st
     parts = [f"{format_bytes(shape.weight_bytes)} for the weights in {shape.dtype}"]
     if kv_bytes:
         parts.append(f"{format_bytes(kv_bytes)} for the KV cache of one sequence of {tokens} tokens")
-    parts.append(f"{format_bytes(PROGRAM_BYTES)} for the program")
-    total = format_bytes(shape.weight_bytes + kv_bytes + PROGRAM_BYTES)
+    parts.append(f"{format_bytes(_PROGRAM_BYTES)} for the program")
+    total = format_bytes(shape.weight_bytes + kv_bytes + _PROGRAM_BYTES)
     available = f"{format_bytes(memory.available_bytes)} of {_source(memory)}'s {format_bytes(memory.total_bytes)}"
     return f"{total} are needed ({', '.join(parts)}), {available} are available: {_advice(shape, config, memory)}"
 
 
 def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
-    room = memory.available_bytes - shape.weight_bytes - PROGRAM_BYTES
+    room = memory.available_bytes - shape.weight_bytes - _PROGRAM_BYTES
     steps = []
     if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
         most = room // shape.kv_bytes_per_token

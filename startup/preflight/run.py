@@ -37,7 +37,7 @@ from startup.preflight.tracing import check_tracing
 if TYPE_CHECKING:
     from startup.preflight.hub import HubCheck
 
-HUB_TIMEOUT_S = 2.0
+_HUB_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class PreflightOptions:
     memory: MemoryState | None = None
     """None reads it from the kernel."""
     shm: Path = SHM
-    hub_timeout_s: float = HUB_TIMEOUT_S
+    hub_timeout_s: float = _HUB_TIMEOUT_S
 
 
 def run_preflight(

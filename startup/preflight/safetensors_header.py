@@ -12,7 +12,7 @@ _LENGTH_BYTES: Final = 8
 _MAX_HEADER_BYTES: Final = 100_000_000
 """The longest header that the safetensors library accepts."""
 
-DTYPE_BITS: Final = {
+_DTYPE_BITS: Final = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
@@ -105,7 +105,7 @@ def _tensor_problems(tensors: dict[str, TensorEntry]) -> list[str]:
     problems = []
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
-        bits = DTYPE_BITS.get(tensor.dtype)
+        bits = _DTYPE_BITS.get(tensor.dtype)
         if bits is None:
             problems.append(f"has tensor {name!r} of the unknown type {tensor.dtype!r}")
         elif tensor.num_elements * bits != tensor.num_bytes * 8:

@@ -11,7 +11,7 @@ from startup.preflight.bound_sockets import bound_socket_inodes
 
 _LISTENING_TCP: Final = "0A"
 _LISTENING_UNIX: Final = 0x10000
-_MOST_CHARACTERS: Final = 120
+_MAX_CHARACTERS: Final = 120
 _SECRET: Final = re.compile(r"(?i)(key|token|secret|password)")
 
 
@@ -94,7 +94,7 @@ def _command(process: Path) -> str:
     except OSError:
         words = []
     text = " ".join(_without_secrets(words)) or "command unknown"
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
 
 
 def _without_secrets(words: list[str]) -> Iterator[str]:

@@ -45,7 +45,7 @@ def describe(listener: socket.socket, *, is_tls: bool = False) -> str:
 def _listen_unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.is_socket() and not _answers(path):
+        if path.is_socket() and not is_listened_on(path):
             path.unlink(missing_ok=True)  # its owner may remove it at this moment, too
         listener.bind(str(path))
         listener.listen(_BACKLOG)
@@ -55,8 +55,8 @@ def _listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _answers(path: Path) -> bool:
-    """Whether a process listens on the socket file, even with a full queue (EAGAIN)."""
+def is_listened_on(path: Path) -> bool:
+    """Whether a process listens on the UNIX socket, even with a full queue (EAGAIN)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         return probe.connect_ex(str(path)) in (0, errno.EAGAIN)

@@ -41,7 +41,7 @@ def run_process(
     answers: Answers,
     prepare_channels: Callable[[], OpenChannel],
 ) -> NoReturn:
-    """The whole life of the forked process; the kernel kills it when the API process exits.
+    """Runs the forked process until it exits; the kernel kills it when the API process exits.
 
     Args:
         death_pipe_fd: read end of its death pipe.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 _BAR_WIDTH: Final = 24
-_LEAST_SHARE: Final = 0.01
+_MIN_SHARE: Final = 0.01
 """Spans beside the critical path with a smaller share of the total are left out."""
 _HEADER: Final = "     at s   took s  share  process     phase"
 
@@ -69,7 +69,7 @@ def format_phases(path: Sequence[Stretch], spans: Iterable[Stretch] = ()) -> str
 
 
 def _format_phase(phase: PhaseTotal) -> str:
-    bar = "#" * (max(1, round(phase.share * _BAR_WIDTH)) if phase.share >= _LEAST_SHARE else 0)
+    bar = "#" * (max(1, round(phase.share * _BAR_WIDTH)) if phase.share >= _MIN_SHARE else 0)
     figures = f"{phase.begin_s:9.3f}{phase.took_s:9.3f}{phase.share:7.1%}"
     return f"{figures}  {phase.process:<10}  {phase.name:<24}  {bar}".rstrip()
 
@@ -77,6 +77,6 @@ def _format_phase(phase: PhaseTotal) -> str:
 def _find_hidden(phases: list[PhaseTotal], spans: Iterable[Stretch]) -> list[Stretch]:
     """Spans of which more than half ran while the start waited for something else."""
     shown_s = {phase.key: phase.took_s for phase in phases}
-    least_s = _LEAST_SHARE * sum(shown_s.values())
+    least_s = _MIN_SHARE * sum(shown_s.values())
     hidden = [span for span in spans if span.took_s - 2 * shown_s.get(span.key, 0.0) >= least_s]
     return sorted(hidden, key=lambda span: span.begin_s)

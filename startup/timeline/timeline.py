@@ -63,7 +63,7 @@ class PhaseTimeline:
             self.spans.append(PhaseSpan(owner or process, phase, begin_ns, end_ns))
         self.on_change()
 
-    def take(self, spans: Iterable[PhaseSpan]) -> None:
+    def add_spans(self, spans: Iterable[PhaseSpan]) -> None:
         """Adds finished spans of any processes."""
         self.spans.extend(spans)
         self.on_change()

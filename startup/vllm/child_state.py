@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from envs import foreign
 
-STREAMS: Final = (1, 2)
+_STREAMS: Final = (1, 2)
 _LIMITS: Final = tuple(
     getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
@@ -60,7 +60,7 @@ class ChildState:
         assert context.get_spawning_popen() is not None, "only while a process object is pickled"
         return cls(
             environment=foreign.snapshot(),
-            streams=tuple(DupFd(fd) if _is_open(fd) else None for fd in STREAMS),
+            streams=tuple(DupFd(fd) if _is_open(fd) else None for fd in _STREAMS),
             affinity=tuple(sorted(os.sched_getaffinity(0))),
             limits=tuple(resource.getrlimit(limit) for limit in _LIMITS),
             umask=_umask(),
@@ -69,7 +69,7 @@ class ChildState:
 
     def apply(self) -> dict[str, str]:
         """Sets this process's state; returns the variables that differ from the forkserver's."""
-        for fd, stream in zip(STREAMS, self.streams, strict=True):
+        for fd, stream in zip(_STREAMS, self.streams, strict=True):
             if stream is not None:
                 _replace_stream(fd, stream.detach())
         changed = _apply_environment(self.environment)

@@ -22,7 +22,6 @@ _SWITCHES_OFF_LISTENING: Final = (
 )
 """With these flags the launcher has no port, or the port uses a protocol that the responder does not have."""
 
-_RANK: Final = ("--data-parallel-rank", "-dpn", "--node-rank", "-r")
 _DEFAULT_PORT: Final = 8000
 
 
@@ -84,11 +83,6 @@ class CommandLine:
     def served_name(self) -> str:
         """The model's name in the history of starts."""
         return self.values.get("--served-model-name") or self.model or "vLLM's default model"
-
-    @property
-    def is_one_of_several_nodes(self) -> bool:
-        """Whether other machines are part of the deployment."""
-        return self.has(*_RANK)
 
 
 def _flags(words: Sequence[str]) -> Iterator[tuple[str, str]]:

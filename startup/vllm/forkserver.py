@@ -1,4 +1,4 @@
-"""Forks the processes that vLLM wants to `spawn` from a forkserver that has imported vLLM already.
+"""Forks the processes that vLLM starts with `spawn` from a forkserver that has imported vLLM already.
 
 vLLM's CPU platform requires `spawn`, and vLLM rejects `forkserver` as a setting. So `spawn` is replaced in
 the processes of this start by multiprocessing's forkserver, with four differences: children get their
@@ -158,7 +158,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:
-    """Wraps `ensure_running`, which would start another forkserver in a child, as that is not the parent."""
+    """Wraps `ensure_running`, which would start another forkserver in a child: a child is not its parent."""
 
     def leave_running() -> None:
         if server._forkserver_alive_fd is None or server._forkserver_address is None:
@@ -176,7 +176,7 @@ def _death_pipe() -> int:
 
 
 def _close_inherited_pipe() -> None:
-    """Runs in a forked child, which would otherwise keep its parent's other children alive."""
+    """Runs in a forked child: its copy of the write end would keep the parent's other children running."""
     if _start.death_pipe is not None and _start.death_pipe[0] != os.getpid():
         for fd in _start.death_pipe[1:]:
             with suppress(OSError):

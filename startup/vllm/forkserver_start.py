@@ -24,7 +24,7 @@ from startup.vllm.serving_events import ChildPipes
 logger = logging.getLogger(__name__)
 
 PRELOAD_MODULE: Final = "startup.vllm.preload"
-_PRELOAD: Final = "LD_PRELOAD"
+_LD_PRELOAD: Final = "LD_PRELOAD"
 
 
 def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mapping[str, str], pipes: ChildPipes) -> None:
@@ -57,14 +57,14 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
     learned = {
-        name: value for name, value in profile.environment.items() if not foreign.is_set(name) or name == _PRELOAD
+        name: value for name, value in profile.environment.items() if not foreign.is_set(name) or name == _LD_PRELOAD
     }
     return environment | learned
 
 
 def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
     """LD_PRELOAD with torch's OpenMP and vLLM's allocator, in the order of vLLM's CPU platform."""
-    given = foreign.text_of(_PRELOAD)
+    given = foreign.text_of(_LD_PRELOAD)
     words = [given] if given else []
     if not any(name in given for name in ("libomp", "libgomp", "libiomp")):
         site = vllm.folder.parent
@@ -74,4 +74,4 @@ def _preloaded_libraries(vllm: InstalledVllm) -> dict[str, str]:
         patterns = ("libtcmalloc_minimal*.so*", "libtcmalloc.so*")
         found = [path for pattern in patterns for path in (vllm.folder / "libs").glob(pattern)]
         words = [str(path) for path in found[:1]] + words
-    return {_PRELOAD: ":".join(words)} if words else {}
+    return {_LD_PRELOAD: ":".join(words)} if words else {}

@@ -11,8 +11,8 @@ from startup.errors import StartupError
 OLDEST: Final = (0, 28)
 """The first release whose processes are started in the way that this package supports."""
 
-NEWEST_TRIED: Final = (0, 32)
-"""An error in the start of a newer release may be this package's fault."""
+_NEWEST_TESTED: Final = (0, 32)
+"""An error in the start of a newer release may be caused by this package."""
 
 _PROCESS_IN_RECORDS: Final = (0, 32)
 
@@ -31,9 +31,9 @@ class InstalledVllm(NamedTuple):
         return self._release >= OLDEST
 
     @property
-    def is_tried(self) -> bool:
+    def is_tested(self) -> bool:
         """Whether this package was tested with the release or a newer one."""
-        return self._release <= NEWEST_TRIED
+        return self._release <= _NEWEST_TESTED
 
     @property
     def puts_process_into_records(self) -> bool:

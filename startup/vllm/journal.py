@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from startup.timeline.phase_span import API, PhaseSpan
 
-LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
+_LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
 """Prefixes of variables that libraries read when they are loaded; none of them holds a secret."""
 
 
@@ -59,7 +59,7 @@ class Journal:
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
         """Records changed variables that libraries read when they are loaded; none of them holds a secret."""
-        self.write(environment={name: value for name, value in changed.items() if name.startswith(LOAD_VARIABLES)})
+        self.write(environment={name: value for name, value in changed.items() if name.startswith(_LOAD_VARIABLES)})
 
     def write(self, **fields: Any) -> None:
         """Appends a line."""

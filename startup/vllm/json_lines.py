@@ -53,7 +53,7 @@ def log_as_json(vllm: InstalledVllm, line: CommandLine, folder: Path) -> str | N
     Returns:
         A warning for the user; None if vLLM logs JSON.
     """
-    if (reason := _why_not(vllm, line)) is not None:
+    if (reason := _obstacle_to_json(vllm, line)) is not None:
         return f"--log-format json applies only to vllm-cli's own lines: {reason}"
     path = folder / _FILE
     path.write_text(json.dumps(_configuration(line)))
@@ -67,7 +67,8 @@ def undo_log_as_json(folder: Path) -> None:
         os.environ.pop(env.VLLM_LOGGING_CONFIG_PATH.name, None)
 
 
-def _why_not(vllm: InstalledVllm, line: CommandLine) -> str | None:
+def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
+    """Why vLLM cannot log JSON; None if it can."""
     if env.VLLM_LOGGING_CONFIG_PATH.raw or any(name.startswith(_OWN_SETTINGS) for name in line.values):
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):

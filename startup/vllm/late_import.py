@@ -11,31 +11,30 @@ from types import ModuleType
 from startup.vllm.import_hooks import after_import
 
 
-def delay_import(name: str, *, not_for: str, then: str) -> None:
-    """Blocks imports of `name` while `not_for` is imported; a later import of `name` calls `then`.
+def delay_import(name: str, *, patched_by: str, function: str) -> None:
+    """Blocks imports of `name` while `patched_by` is imported; a later import of `name` calls `function`.
 
-    For a patching function that ignores the ImportError of the module it patches, and can be called again.
-    Does nothing if `not_for` has no such function.
+    The function must ignore the ImportError of the module that it patches, and must be callable again.
+    Does nothing if `patched_by` has no such function.
 
     Args:
         name: the module to import late.
-        not_for: the module that patches it.
-        then: the patching function in `not_for`.
+        patched_by: the module that patches it.
+        function: the patching function in `patched_by`.
     """
-    if name in sys.modules or not_for in sys.modules or not _has_function(not_for, then):
+    if name in sys.modules or patched_by in sys.modules or not _has_function(patched_by, function):
         return
     blocker = _ImportBlocker(name)
     sys.meta_path.insert(0, blocker)
 
     def patch(_: ModuleType) -> None:
-        function = getattr(importlib.import_module(not_for), then)
-        function()
+        getattr(importlib.import_module(patched_by), function)()
 
     def unblock(_: ModuleType) -> None:
         sys.meta_path.remove(blocker)
         after_import(name, patch)
 
-    after_import(not_for, unblock)
+    after_import(patched_by, unblock)
 
 
 class _ImportBlocker(MetaPathFinder):

@@ -15,8 +15,8 @@ from startup.vllm.installed import OLDEST, InstalledVllm
 
 logger = logging.getLogger(__name__)
 
-_ELASTIC: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
-"""Variables of launchers (torchrun, mpirun) that start one process per rank themselves."""
+_RANK_LAUNCHERS: Final = ("TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_RANK")
+"""Variables that torchrun and mpirun set; they start one process per rank themselves."""
 _NUMA: Final = ("--numa-bind",)
 """vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 
@@ -28,7 +28,7 @@ class PlainReason(str):
 
     @property
     def is_worth_a_warning(self) -> bool:
-        """Whether the user did not ask for it."""
+        """Whether the user has not requested it."""
         return not self.startswith("asked")
 
 
@@ -40,7 +40,7 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason("asked for help, not for a start")
     if not vllm.is_new_enough:
         return PlainReason(f"it is older than {'.'.join(map(str, OLDEST))}")
-    if (launcher := next((name for name in _ELASTIC if foreign.is_set(name)), None)) is not None:
+    if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
         return PlainReason(f"asked by a launcher of one process per rank ({launcher} is set)")
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")

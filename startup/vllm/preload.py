@@ -52,7 +52,7 @@ def _preload(plan: PreloadPlan) -> None:
         if plan.compiler == "deferred":
             stack.enter_context(deferred_compiler())
         elif plan.compiler == "late":
-            delay_import(COMPILER, not_for="vllm.env_override", then="_patch_inductor_fallback_allow_list")
+            delay_import(COMPILER, patched_by="vllm.env_override", function="_patch_inductor_fallback_allow_list")
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(_model_modules(Path(plan.model)))

@@ -51,8 +51,9 @@ class ServingEvents:
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
-        hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping)
-        group_signals.start_thread(threading.Thread(target=self._follow_children, name="vllm-notices", daemon=True))
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping)
+        thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
+        group_signals.start_thread(thread)
 
     def _follow_children(self) -> None:
         """Reads events until a child is ready; no end of file, as this process holds the write end too."""
@@ -80,10 +81,12 @@ def report_serving(pipes: ChildPipes) -> None:
         poll.register(pipes.released_fd, 0)
         poll.poll(_HAND_OVER_S * 1000)
 
-    hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
+    _hook_uvicorn(take_port, lambda: send(_READY), lambda: None)
 
 
-def hook_uvicorn(on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]) -> None:
+def _hook_uvicorn(
+    on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
+) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
 
     If uvicorn's server has no `startup`, the first two are called when uvicorn is imported: a responder that

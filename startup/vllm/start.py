@@ -120,7 +120,7 @@ class _VllmStart:
             return self._run_vllm()
 
     def _listen(self) -> None:
-        """Opens the port that vLLM will bind, and has vLLM get this socket then."""
+        """Listens on the port that vLLM will bind; vLLM then gets this socket."""
         line = self._line
         if line.listens:
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
@@ -185,7 +185,7 @@ class _VllmStart:
 
     def _finish(self) -> None:
         recordings = self._learn()
-        self._session.timeline.take(recordings.spans)
+        self._session.timeline.add_spans(recordings.spans)
         self._session.finish()
         if (caches := compile_cache.describe(recordings.compile_cache)) is not None:
             logger.info("%s", caches)
@@ -200,7 +200,7 @@ class _VllmStart:
 
     def _may_be_caused_by_preloading(self, err: Exception) -> bool:
         """Errors of a vLLM version tested with this package are vLLM's own, unless our code raised them."""
-        return not self._vllm.is_tried or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
+        return not self._vllm.is_tested or (self._may_defer_compiler and is_raised_in(err, _OWN_CODE))
 
     def _start_without_preloading(self, err: Exception) -> NoReturn:
         reason = f"an earlier start with preloading failed ({type(err).__name__}: {err})"

@@ -182,5 +182,5 @@ def test_start_uses_another_folder_if_those_for_temporary_files_are_full(
     settings = {"TMPDIR": str(folder)}
     with ServerProcess([str(model_path)], launcher=launcher, environment=settings) as server:
         assert "no temporary file can be created in" in server.log
-        assert "taking /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
+        assert "using /dev/shm; mount a tmpfs on /tmp, or set TMPDIR" in server.log
         assert server.complete(max_tokens=4) == 200

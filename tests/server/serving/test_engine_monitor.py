@@ -51,7 +51,7 @@ class FakeProcess:
         self.num_kills = 0
         self.num_starts = 1
 
-    def is_ending(self) -> bool:
+    def is_exiting(self) -> bool:
         return self.has_begun_to_end
 
     def describe_end(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Downloads report progress, survive an interrupted connection, and resume."""
+"""Downloads report progress, continue after an interrupted connection, and resume in the next start."""
 
 import logging
 from pathlib import Path

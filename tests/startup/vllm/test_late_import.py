@@ -28,7 +28,7 @@ def packages(toys: ToyPackages) -> ToyPackages:
 
 
 def test_a_late_import_is_patched(packages: ToyPackages) -> None:
-    delay_import("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", patched_by="light.override", function="patch")
     importlib.import_module("light.override")
     assert "heavy.part" not in sys.modules
     assert importlib.import_module("heavy.part").is_patched
@@ -50,7 +50,7 @@ def test_without_the_delay_the_module_is_imported_at_once(packages: ToyPackages)
 )
 def test_a_module_that_patches_in_another_way_is_not_delayed(packages: ToyPackages, source: str) -> None:
     packages.write("light.override", source)
-    delay_import("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", patched_by="light.override", function="patch")
     importlib.import_module("light.override")
     assert sys.modules["heavy.part"].is_patched
 
@@ -59,12 +59,12 @@ def test_a_module_that_patches_in_another_way_is_not_delayed(packages: ToyPackag
 def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages: ToyPackages, first: str) -> None:
     importlib.import_module(first)
     finders = list(sys.meta_path)
-    delay_import("heavy.part", not_for="light.override", then="patch")
+    delay_import("heavy.part", patched_by="light.override", function="patch")
     assert sys.meta_path == finders
 
 
 def test_nothing_is_delayed_without_the_patching_module(packages: ToyPackages) -> None:
     finders = list(sys.meta_path)
-    delay_import("heavy.part", not_for="not_there.override", then="patch")
-    delay_import("heavy.part", not_for="light.not_there", then="patch")
+    delay_import("heavy.part", patched_by="not_there.override", function="patch")
+    delay_import("heavy.part", patched_by="light.not_there", function="patch")
     assert sys.meta_path == finders

@@ -86,11 +86,3 @@ def test_an_invalid_config_file_is_left_to_vllm(content: str, tmp_path: Path) ->
     path.write_text(content)
     assert _line(f"m --config {path}").port == 8000
     assert _line(f"m --config {tmp_path}/missing.yaml").port == 8000
-
-
-@pytest.mark.parametrize(
-    ("words", "is_one"),
-    [("m --node-rank 1", True), ("m --data-parallel-rank 0", True), ("m", False)],
-)
-def test_a_start_on_several_machines_is_detected(words: str, is_one: bool) -> None:
-    assert _line(words).is_one_of_several_nodes is is_one
