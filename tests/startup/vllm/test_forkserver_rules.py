@@ -1,4 +1,4 @@
-"""The forkserver's children behave like spawned ones: rules from the faults of another forkserver."""
+"""The forkserver's children behave like spawned processes: they have their parent's current state."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""After a process is killed, no needless process is left, and no needed process ends."""
+"""After a process is killed, its descendants exit, and all processes that do not depend on it go on."""
 
 import signal
 from pathlib import Path
