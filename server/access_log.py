@@ -11,7 +11,7 @@ ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
 _SECRET: Final = re.compile(r"([?&][^=&]*(?:key|token|secret|passw|auth|sig)[^=&]*=)[^&]+", re.IGNORECASE)
-"""A query parameter whose name suggests a secret. The server reads none, but clients send them."""
+"""A query parameter whose name suggests a secret. The server uses none, but clients send them."""
 
 
 class PathFilter(logging.Filter):

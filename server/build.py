@@ -54,7 +54,7 @@ _DISTRIBUTION = "vllm-cli-server"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What the launcher hands over."""
+    """The launcher's objects and callbacks for the server."""
 
     listener: socket.socket
     """Bound and listening."""
@@ -75,7 +75,7 @@ class RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the event loop runs."""
+    """The objects that `server.run` starts, uses and closes."""
 
     http: GracefulServer
     access: Access
@@ -89,7 +89,7 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class AppParts:
-    """What the HTTP application is built from; tests replace some of it by fakes."""
+    """The parts of the HTTP application; tests replace some of them by fakes."""
 
     config: ServerConfig
     renderer: BaseRenderer

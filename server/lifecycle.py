@@ -17,7 +17,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 
 
 class IllegalTransitionError(RuntimeError):
-    """An event that the present state does not allow: a defect of the caller."""
+    """An event that the current state does not allow: a defect of the caller."""
 
 
 class Lifecycle:
@@ -44,7 +44,7 @@ class Lifecycle:
         self._subscribers.append(callback)
 
     def engine_ready(self) -> None:
-        """An engine has generated a token. A server that drains meanwhile goes on draining."""
+        """An engine has generated a token. A server that is draining stays in that state."""
         if self.state == "draining":
             self.has_engine = True
             return
@@ -54,7 +54,7 @@ class Lifecycle:
         self._enter("ready")
 
     def engine_ended(self, reason: str) -> None:
-        """The engine ended, hangs or did not start: the server restarts it if it may, otherwise it is dead.
+        """The engine ended, hangs or did not start: the server is restarting if it may, otherwise dead.
 
         May be called again while the state stays the same, with a better reason.
         """
@@ -66,9 +66,11 @@ class Lifecycle:
             self._enter(state)
 
     def begin_restart(self) -> None:
-        """Another engine is being started; it is one of those that are left."""
+        """Another engine is being started; it uses one of the restarts that are left."""
         if self.state != "restarting" or not self.num_restarts_left:
-            raise IllegalTransitionError(f"a {self.state} server with {self.num_restarts_left} restarts left: restart")
+            raise IllegalTransitionError(
+                f"a {self.state} server with {self.num_restarts_left} restarts left cannot restart"
+            )
         self.num_restarts_left -= 1
         self._restart_begin_s = time.monotonic()
 

@@ -102,7 +102,7 @@ class _Run:
         lifecycle = self._lifecycle
         try:
             info = await self._server.readiness.wait(self._options.span)
-            if lifecycle.state == "dead":  # its process is ending, though the token came
+            if lifecycle.state == "dead":  # its process is ending, although it sent the token
                 raise EngineStartError(lifecycle.reason)
         except EngineStartError as err:
             if lifecycle.state != "dead":

@@ -9,7 +9,7 @@ _FINE_BUCKETS = (
 
 
 class HttpMetrics:
-    """Counts, sizes and durations; lives on the event loop."""
+    """Counts, sizes and durations of requests; used on the event loop only."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(

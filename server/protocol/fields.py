@@ -25,6 +25,8 @@ TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 NumChoices = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
 """The operator's limit is checked later (`server.serving.request_limits`)."""
 NumLogprobs = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+Truncation = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+"""The number of prompt tokens to keep; -1 keeps as many as the model accepts."""
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]

@@ -22,6 +22,7 @@ from server.protocol.fields import (
     TokenId,
     TopK,
     TopP,
+    Truncation,
     Unsupported,
     check_unsupported,
 )
@@ -110,7 +111,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     allowed_token_ids: list[TokenId] | None = None
     bad_words: BadWords | None = None
 
-    truncate_prompt_tokens: NumLogprobs | None = None
+    truncate_prompt_tokens: Truncation | None = None
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     prompt_logprobs: NumLogprobs | None = None

@@ -22,7 +22,7 @@ _OPENING = frozenset(b"[{")
 
 
 class NestingCheck:
-    """Checks bodies against the limits; one instance serves all requests."""
+    """Checks bodies against the limits; one instance serves all requests of a route."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._max_depth = limits.max_json_depth

@@ -7,14 +7,14 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import check_generation_prompt
-from server.protocol.fields import Hint, NumLogprobs, RequestId, TokenId, Unsupported, check_unsupported
+from server.protocol.fields import Hint, RequestId, TokenId, Truncation, Unsupported, check_unsupported
 from server.protocol.usage import Usage
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
 EmbedDType = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
 Endianness = Literal["native", "big", "little"]
 Message = dict[str, Any]
-Messages = list[Message]
+Conversation = list[Message]
 Dimensions = Annotated[int, Meta(ge=1)]
 
 
@@ -22,8 +22,7 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Base of every request whose prompts are pooled."""
 
     model: str | None = None
-    truncate_prompt_tokens: NumLogprobs | None = None
-    """Keep this many tokens; -1 keeps as many as the model accepts."""
+    truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
     request_id: RequestId | None = None
@@ -49,7 +48,7 @@ class InputFields(PoolingFields, kw_only=True):
     """
 
     input: str | list[TokenId | str | list[TokenId | Message] | Message] | None = None
-    messages: Annotated[list[Message | Annotated[Messages, Meta(min_length=1)]], Meta(min_length=1)] | None = None
+    messages: Annotated[list[Message | Annotated[Conversation, Meta(min_length=1)]], Meta(min_length=1)] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False
     add_special_tokens: bool | None = None
@@ -78,8 +77,8 @@ class InputFields(PoolingFields, kw_only=True):
         return self.input  # type: ignore[return-value]
 
     @property
-    def conversations(self) -> list[Messages]:
-        """The messages of one or several conversations, from `messages` or `input`."""
+    def conversations(self) -> list[Conversation]:
+        """The conversations in `messages` or `input`; empty if the inputs are texts or token ids."""
         given = self.input if self.messages is None else self.messages
         if not isinstance(given, list) or not given:
             return []

@@ -46,7 +46,7 @@ class BaseRenderer(ABC):
     mm_cache: ProcessorCache | None = None
     """The processed images; None if the model accepts no images."""
     embeds_limits: EmbedsLimits | None = None
-    """What `prompt_embeds` must fit; set by `configure` if the server accepts them."""
+    """Shape and type that `prompt_embeds` must have; set by `configure` if the server accepts them."""
 
     def __init__(
         self, files: ModelFiles, config: RendererConfig, tokenizer: Tokenizer, *, executor: Executor | None = None
@@ -216,7 +216,7 @@ class BaseRenderer(ABC):
             self.embeds_limits = EmbedsLimits(info.max_model_len, info.embeds_width, info.dtype)
 
     def warm_up(self) -> None:
-        """Does in advance what would delay the first requests; it may hold the GIL for 0.1 s."""
+        """Runs the one-time work that would delay the first requests; may hold the GIL for 0.1 s."""
         self.tokenizer.warm_up()
         if "text" in self.pools:
             self.pools["text"].run_in_each_thread(self.tokenizer.warm_up)

@@ -1,7 +1,7 @@
 """Caches processed images, so that the same image is not decoded and resized again."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from server.types import TensorData
@@ -50,10 +50,9 @@ class ProcessorCache:
         """Stores the images, unless they are larger than the whole cache."""
         if key in self._entries or images.num_bytes > self._max_bytes:
             return
-        for oldest in self._oldest():
-            if self.num_bytes + images.num_bytes <= self._max_bytes:
-                break
-            self._drop(oldest)
+        while self.num_bytes + images.num_bytes > self._max_bytes:
+            _, oldest = self._entries.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
         self._entries[key] = images
         self.num_bytes += images.num_bytes
 
@@ -61,9 +60,3 @@ class ProcessorCache:
         """Drops all entries; requests keep the ones they hold."""
         self._entries.clear()
         self.num_bytes = 0
-
-    def _oldest(self) -> Iterator[Hashable]:
-        return iter(list(self._entries))
-
-    def _drop(self, key: Hashable) -> None:
-        self.num_bytes -= self._entries.pop(key).num_bytes

@@ -36,7 +36,7 @@ class TemplateProcess:
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, conversation: list[Message], options: dict[str, Any]) -> str:
@@ -49,12 +49,12 @@ class TemplateProcess:
 
     def close(self) -> None:
         """Kills the process."""
-        with self._turn:
+        with self._lock:
             self._end()
 
     def _ask(self, request: dict[str, Any]) -> str:
         data = json.dumps(request).encode()
-        with self._turn:
+        with self._lock:
             if self._process is None:
                 self._process = _start()
             try:

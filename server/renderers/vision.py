@@ -78,9 +78,9 @@ class VisionRenderer(HfRenderer):
                 f"{len(parts)} images: no text may contain {self._token}, and tool messages may hold text only",
                 param="messages",
             )
-        async with self._budget.hold(self._max_image_bytes(parts)) as share:
+        async with self._budget.hold(self._max_image_bytes(parts)) as lease:
             files = await self._load(parts)
-            share.shrink_to(sum(len(file.data) for file in files))
+            lease.shrink_to(sum(len(file.data) for file in files))
             images = await make_async(self._images.process, self._mm_executor)(files, settings)
         return await self.run_in_pool(self._expand_images, text, images, options)
 

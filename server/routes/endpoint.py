@@ -61,12 +61,12 @@ class LongField(NamedTuple):
 
     name: str
     max_bytes: Callable[[], int]
-    """What it may add to the size of a body; called for each request."""
+    """Returns how many bytes it may add to a body; called for each request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intake:
-    """What every POST route uses to accept, decode and count requests; one per server."""
+    """The objects with which every POST route accepts, decodes and counts requests; one per server."""
 
     availability: Availability
     admission: Admission

@@ -8,7 +8,7 @@ _REQUESTS_PER_TURN = 4
 
 
 class LoopTurns:
-    """First come, first served; lives on the event loop. A turn is one iteration of the loop.
+    """In the order of arrival; used on the event loop. A turn is one iteration of the loop.
 
     A request that exceeds the number per turn waits for a later one. The loop polls its sockets in between: a
     probe that arrives amid three hundred requests is answered after four of them.

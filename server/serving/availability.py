@@ -6,7 +6,7 @@ from server.serving.start_view import StartView
 
 
 class Availability:
-    """Whether requests are accepted; asked by every probe and request."""
+    """Whether requests are accepted; read by every probe and request."""
 
     def __init__(self, lifecycle: Lifecycle, start: StartView) -> None:
         self._lifecycle = lifecycle

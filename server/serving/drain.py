@@ -17,13 +17,13 @@ ERROR_DELIVERY_S = 2
 _HURRIED_DELIVERY_S = 0.25
 """The same after a second signal, and for requests that have to be cancelled."""
 _QUIET_S = 0.25
-"""The port closes once no request has come for so long: one that waits to be accepted then would be lost."""
+"""The port closes once no request has arrived for this long: a connection not yet accepted would be lost."""
 _LONGEST_WAIT_FOR_QUIET_S = 5.0
 _POLL_S = 0.02
 
 
 class Drain:
-    """Lives on the event loop; `run` is called once, `hurry` may be called meanwhile."""
+    """Used on the event loop; `run` is called once, `hurry` may be called meanwhile."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Drain:
         config: ServerConfig,
         announce_close: Callable[[], None],
     ) -> None:
-        """`announce_close` makes every connection end with its next or present response."""
+        """`announce_close` makes every connection end with its next or current response."""
         self._lifecycle = lifecycle
         self._running = running
         self._engine = engine

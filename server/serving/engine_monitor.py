@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 _CHECKS_PER_TIMEOUT = 10
 _LONGEST_CHECK_S = 5.0
 _END_S = 1.0
-"""How long the kernel may take to report how a process ended whose socket is closed."""
+"""How long after its socket closed the kernel may take to report how a process ended."""
 _POLL_S = 0.01
 _POLLED_STATES: Final[frozenset[State]] = frozenset({"starting", "ready", "draining"})
-"""States in which an engine runs whose end is not known yet."""
+"""States with an engine whose end has not been detected."""
 
 
 class EngineHandle(Protocol):
@@ -42,17 +42,17 @@ class EngineHandle(Protocol):
         """Waits for a process that is dead or killed; blocks."""
 
     def begin_restart(self) -> None:
-        """Starts another process, as far as that must be done on the main thread.
+        """Starts another process: the part that must run on the main thread.
 
         Raises:
             EngineStartError: it could not be started.
         """
 
     def end_restart(self) -> None:
-        """Does the rest of the restart; blocks, and raises the same."""
+        """The rest of the restart; blocks, and raises the same error."""
 
     def abandon_restart(self) -> None:
-        """Makes an `end_restart` that blocks another thread fail."""
+        """Makes a running `end_restart` fail, which blocks another thread."""
 
 
 class EngineMonitor:
@@ -102,7 +102,7 @@ class EngineMonitor:
             self._lifecycle.engine_ended("its process is ending")
 
     async def _wait_dead(self) -> None:
-        """Returns when the connection to the engine is closed, or when the watchdog gives the engine up."""
+        """Returns once the engine's connection has closed, or the watchdog has declared it dead."""
         if not self._watchdog_timeout_s:
             await self._engine.dead.wait()
             return

@@ -1,4 +1,4 @@
-"""A request in the engine's terms, and what the engine returns for it."""
+"""A request in the engine's terms, and the output that the engine returns for it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What every handler that runs prompts through the model uses."""
+"""The objects that every handler needs to run prompts through the model."""
 
 from dataclasses import dataclass
 

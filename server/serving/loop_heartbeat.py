@@ -1,4 +1,4 @@
-"""Measures the loop lag: how late a timer of the event loop fires that is due every 20 ms."""
+"""Measures the loop lag: how late a timer fires that is due every 20 ms on the event loop."""
 
 import asyncio
 from collections import deque
@@ -18,7 +18,7 @@ class LoopLag(NamedTuple):
 
 
 class LoopHeartbeat:
-    """Lives on the event loop that it measures; `start` it there, `close` it before the loop ends."""
+    """Runs on the event loop that it measures; `start` it there, `close` it before the loop ends."""
 
     def __init__(self, on_beat: Callable[[float], None]) -> None:
         """`on_beat` is called with the lateness in seconds."""

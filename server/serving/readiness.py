@@ -19,7 +19,7 @@ def _no_span(*args: Any, **options: Any) -> AbstractContextManager[None]:
 
 
 class EngineReadiness:
-    """Makes the first engine, and each one after a restart, ready for requests; lives on the event loop."""
+    """Makes the first engine, and each one after a restart, ready for requests; used on the event loop."""
 
     def __init__(
         self, engine: EngineClient, renderer: BaseRenderer, metrics: ServerMetrics, *, timeout_s: float

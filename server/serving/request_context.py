@@ -1,4 +1,4 @@
-"""A request apart from its body: its id, its arrival, its times, its lease and its trace."""
+"""What the server records about a request besides its body: id, arrival, times, lease and trace."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +60,7 @@ class RequestTimes:
 
 @dataclass
 class RequestContext:
-    """One request on its way through the routes and the serving layer; lives on the event loop."""
+    """One request, passed through the routes and the serving layer; used on the event loop only."""
 
     header_id: str | None = None
     """The client's X-Request-Id."""

@@ -26,7 +26,7 @@ def num_sequences(request: Any) -> int:
 
 
 class RequestLimiter:
-    """One per server; has no state."""
+    """Checks requests of any kind; one per route, without state of its own."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits

@@ -1,4 +1,4 @@
-"""What the HTTP server reads about the start; the launcher hands over the object."""
+"""The HTTP server's view of the start; the launcher implements it."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

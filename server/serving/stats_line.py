@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class StatsLine:
-    """Lives on the event loop; `start` it there, `close` it before the loop ends."""
+    """Runs on the event loop; `start` it there, `close` it before the loop ends."""
 
     def __init__(self, engine: EngineClient, metrics: ServerMetrics, interval_s: float) -> None:
         self._engine = engine
@@ -31,7 +31,7 @@ class StatsLine:
         self._wait()
 
     def close(self) -> None:
-        """Logs no more lines."""
+        """Stops logging."""
         if self._handle is not None:
             self._handle.cancel()
 

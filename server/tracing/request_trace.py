@@ -29,7 +29,7 @@ class SequenceTrace:
 
 @dataclass
 class RequestTrace:
-    """Filled in by each layer that handles the request; lives on the event loop."""
+    """Filled in by each layer that handles the request; used on the event loop only."""
 
     headers: Mapping[str, str]
     """The request's trace context."""

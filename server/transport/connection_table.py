@@ -30,8 +30,8 @@ class Evictable(Protocol):
 class ConnectionTable:
     """One per server; used on the event loop only."""
 
-    def __init__(self, most: int) -> None:
-        self.max_connections = most
+    def __init__(self, max_connections: int) -> None:
+        self.max_connections = max_connections
         self._open: set[Evictable] = set()
         self._idle: dict[Evictable, None] = {}
         """The open connections without a running request, longest idle first."""

@@ -56,7 +56,7 @@ def safe_load_prompt_embeds(
     Args:
         embeds: base64 of a `torch.save` file, or of a safetensors file with one tensor or one named
             `prompt_embeds`.
-        limits: what the model accepts.
+        limits: the shape and type that the model accepts.
         truncate_to: most rows to keep.
 
     Raises:

@@ -20,17 +20,17 @@ class LoadBudget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def hold(self, num_bytes: int) -> AsyncIterator["LoadShare"]:
+    async def hold(self, num_bytes: int) -> AsyncIterator["LoadLease"]:
         """Reserves room for a prompt whose images have at most `num_bytes`; waits until there is room."""
         if self._waiting or not self._has_room(num_bytes):
             await self._wait(num_bytes)
         else:
             self._num_held_bytes += num_bytes
-        share = LoadShare(self, num_bytes)
+        lease = LoadLease(self, num_bytes)
         try:
-            yield share
+            yield lease
         finally:
-            share.shrink_to(0)
+            lease.shrink_to(0)
 
     def release(self, num_bytes: int) -> None:
         """Frees room and admits the prompts that wait for it."""
@@ -55,7 +55,7 @@ class LoadBudget:
         return not self._num_held_bytes or self._num_held_bytes + num_bytes <= self._max_bytes
 
 
-class LoadShare:
+class LoadLease:
     """One prompt's reserved part of the budget."""
 
     def __init__(self, budget: LoadBudget, num_bytes: int) -> None:

@@ -39,8 +39,8 @@ class PoolingServingBase(ABC, Generic[T]):
         self._renderer = inference.renderer
         self._engine = inference.engine
         self._metrics = inference.metrics
-        self._preprocessing_async = make_async(self._preprocessing, self._renderer.executor)
-        self._postprocessing_async = make_async(self._postprocessing, self._renderer.executor)
+        self._fill_prompts_async = make_async(self._fill_prompts, self._renderer.executor)
+        self._build_response_async = make_async(self._build_response, self._renderer.executor)
 
     async def create(self, request: T, context: RequestContext) -> bytes | BinaryAnswer:
         """The whole response, encoded.
@@ -51,10 +51,10 @@ class PoolingServingBase(ABC, Generic[T]):
         """
         ctx = self._create_context(request, context)
         with context.times.rendering():
-            await self._preprocessing_async(ctx)
+            await self._fill_prompts_async(ctx)
         context.lease.queue_tokens(sum(len(prompt.token_ids) for prompt in ctx.prompts))
         await self._run_engine(ctx)
-        return await self._postprocessing_async(ctx)
+        return await self._build_response_async(ctx)
 
     @abstractmethod
     def _pooling_params(self, request: T, info: PoolingInfo) -> PoolingParams:
@@ -64,8 +64,8 @@ class PoolingServingBase(ABC, Generic[T]):
     def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
         """The response, encoded; runs in the pool."""
 
-    def _preprocessing(self, ctx: PoolingServeContext[T]) -> None:
-        """Fills in the prompts; runs in the pool."""
+    def _fill_prompts(self, ctx: PoolingServeContext[T]) -> None:
+        """Tokenizes the prompts; runs in the pool."""
         options = ReadOptions.from_request(ctx.request, self._engine.info)
         self._read_prompts(ctx, PromptReader(self._renderer, options))
 
@@ -73,24 +73,14 @@ class PoolingServingBase(ABC, Generic[T]):
         request = ctx.request
         assert isinstance(request, InputFields)
         if request.conversations:
-            self._preprocess_chat_online(ctx, reader, request)
+            ctx.prompts = [reader.read_conversation(messages, request) for messages in request.conversations]
         else:
-            self._preprocess_cmpl_online(ctx, reader, request)
-
-    def _preprocess_cmpl_online(self, ctx: PoolingServeContext[T], reader: PromptReader, request: InputFields) -> None:
-        ctx.prompts = [reader.read(prompt) for prompt in request.prompts]
-
-    def _preprocess_chat_online(self, ctx: PoolingServeContext[T], reader: PromptReader, request: InputFields) -> None:
-        ctx.prompts = [reader.read_conversation(messages, request) for messages in request.conversations]
+            ctx.prompts = [reader.read(prompt) for prompt in request.prompts]
 
     async def _run_engine(self, ctx: PoolingServeContext[T]) -> None:
         """Fills in the engine's outputs."""
         ids = self._new_ids(ctx, len(ctx.prompts))
         ctx.outputs = await self._pool(ctx, ctx.prompts, ids, [ctx.pooling_params] * len(ids))
-
-    def _postprocessing(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
-        """Builds the response; runs in the pool."""
-        return self._build_response(ctx)
 
     def _create_context(self, request: T, context: RequestContext) -> PoolingServeContext[T]:
         self._models.check(request.model)

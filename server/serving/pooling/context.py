@@ -1,4 +1,4 @@
-"""The state of one pooling request in preprocessing, engine and postprocessing."""
+"""The state of one pooling request: its prompts, then the engine's outputs."""
 
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
@@ -33,7 +33,7 @@ class PoolingServeContext(Generic[T]):
     info: PoolingInfo
     timing: RequestContext
     prompts: list[PooledPrompt] = field(default_factory=list)
-    """Filled in by preprocessing."""
+    """Filled in by the first step."""
     outputs: list[EngineOutput] = field(default_factory=list)
     """The engine's outputs, in the order of the prompts."""
     num_queries: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 from server.errors import RequestError
 from server.protocol.pooling import InputFields, Message, PoolingFields
 from server.renderers.base import BaseRenderer
-from server.renderers.pair_encoding import Cut, EncodedPair, Side
+from server.renderers.pair_encoding import Cut, Side
 from server.renderers.prompts import ChatOptions
 from server.renderers.tokenizer import PairTokenizer
 from server.serving.pooling.context import PooledPrompt
@@ -28,7 +28,7 @@ class ReadOptions:
     limit: int | None
     """How many tokens are kept; None keeps all."""
     side: Side
-    """The side at which the others are cut off."""
+    """The side on which the others are cut off."""
 
     @classmethod
     def from_request(cls, request: PoolingFields, info: EngineInfo) -> "ReadOptions":
@@ -90,8 +90,10 @@ class PromptReader:
     def read_pair(self, first: str, second: str, *, param: str) -> PooledPrompt:
         """Reads a pair with the tokenizer's special tokens between the two texts."""
         self._check_text(first + second, param)
-        encoded = self._pairs(param).encode_pair(*self._as_cased(first, second), add_special_tokens=True, cut=self._cut)
-        return self._checked(_prompt(encoded), param)
+        encoded = self._pair_tokenizer(param).encode_pair(
+            *self._as_cased(first, second), add_special_tokens=True, cut=self._cut
+        )
+        return self._checked(PooledPrompt(encoded.token_ids, encoded.token_type_ids), param)
 
     def cut_text(self, text: str, num_tokens: int, *, param: str) -> str:
         """The first `num_tokens` tokens of a text; 0 returns it unchanged."""
@@ -101,7 +103,7 @@ class PromptReader:
             most = self._options.max_model_len
             raise RequestError(f"{param} ({num_tokens}) must be less than max_model_len ({most}).", param=param)
         self._check_unicode(text, param)
-        return self._pairs(param).cut_text(text, num_tokens)
+        return self._pair_tokenizer(param).cut_text(text, num_tokens)
 
     def _read_messages(
         self, messages: list[Message], options: ChatOptions, *, add_special_tokens: bool
@@ -120,7 +122,7 @@ class PromptReader:
         token_ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return self._checked(PooledPrompt(self._sliced(token_ids)), param)
 
-    def _pairs(self, param: str) -> PairTokenizer:
+    def _pair_tokenizer(self, param: str) -> PairTokenizer:
         if not isinstance(self._tokenizer, PairTokenizer):
             raise RequestError("this model's tokenizer does not support pairs of texts", param=param)
         return self._tokenizer
@@ -163,7 +165,3 @@ class PromptReader:
         if not num_tokens:
             raise RequestError(f"`{param}` has no tokens", param=param)
         return prompt
-
-
-def _prompt(encoded: EncodedPair) -> PooledPrompt:
-    return PooledPrompt(encoded.token_ids, encoded.token_type_ids)

@@ -1,7 +1,7 @@
 """Answers /score and /rerank: the relevance of texts to a query, by three kinds of model.
 
 A cross-encoder reads both texts at once. A bi-encoder makes one vector per text. Late interaction makes one
-vector per token; they are compared in the engine, which keeps those of the query, or else here.
+vector per token. The engine, which keeps the query's vectors, compares them, or else this module does.
 """
 
 from typing import ClassVar, TypeVar
@@ -69,14 +69,14 @@ class ScoringServingBase(PoolingServingBase[S]):
 
     async def _run_engine(self, ctx: PoolingServeContext[S]) -> None:
         if self._scores_in_engine(ctx):
-            await self._flash_late_interaction(ctx)
+            await self._run_late_interaction(ctx)
         else:
             await super()._run_engine(ctx)
 
     def _scores_in_engine(self, ctx: PoolingServeContext[S]) -> bool:
         return ctx.pooling_params.task == "token_embed" and self._config.enable_flash_late_interaction
 
-    async def _flash_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
+    async def _run_late_interaction(self, ctx: PoolingServeContext[S]) -> None:
         """Runs the queries, which the engine keeps, then the documents, for which it returns the scores."""
         ids = self._new_ids(ctx, len(ctx.prompts))
         num_queries, query_ids = ctx.num_queries, ids[: ctx.num_queries]

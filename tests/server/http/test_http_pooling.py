@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.renderers.hf import HfRenderer
-from server.serving.pooling.base import PoolingServingBase
 from server.serving.pooling.context import PoolingServeContext
+from server.serving.pooling.embedding import EmbeddingServing
 from tests.server.engine.small_pooling import hidden_states, logits, unit
 from tests.server.engine.tiny_poolers import (
     MAX_LEN,
@@ -467,10 +467,8 @@ def test_a_bi_encoder_scores_by_cosine_similarity(embedder: LiveServer, bert: Pr
 
 @pytest.mark.parametrize("in_engine", [True, False], ids=["in the engine", "in the pool"])
 @pytest.mark.parametrize("path", ["/score", "/rerank"])
-def test_late_interaction_ends_in_postprocessing_with_scores(
-    serve: Serve, tmp_path: Path, path: str, in_engine: bool
-) -> None:
-    """vLLM's path through the engine once ended in preprocessing, with an empty response (vllm#39763)."""
+def test_late_interaction_returns_scores(serve: Serve, tmp_path: Path, path: str, in_engine: bool) -> None:
+    """vLLM's scoring in the engine once skipped the last step and returned an empty response (vllm#39763)."""
     model, linear = save_colbert(tmp_path)
     server = serve(tmp_path, enable_flash_late_interaction=in_engine)
     names = ("text_1", "text_2") if path == "/score" else ("query", "documents")
@@ -519,18 +517,18 @@ def test_a_query_is_dropped_when_a_document_fails(serve: Serve, tmp_path: Path) 
 
 def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: dict[str, str] = {}
-    for name in ("_read_prompts", "_postprocessing"):
-        work = getattr(PoolingServingBase, name)
+    for name in ("_read_prompts", "_build_response"):
+        work = getattr(EmbeddingServing, name)
 
         def recording(self: Any, *args: Any, _name: str = name, _work: Any = work) -> Any:
             threads[_name] = threading.current_thread().name
             return _work(self, *args)
 
-        monkeypatch.setattr(PoolingServingBase, name, recording)
+        monkeypatch.setattr(EmbeddingServing, name, recording)
     with _serve(embedder.parts.renderer.files.path) as server:
         assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
     assert threads["_read_prompts"].startswith("renderer")
-    assert threads["_postprocessing"].startswith("renderer")
+    assert threads["_build_response"].startswith("renderer")
 
 
 def test_a_pooling_context_has_no_default_parameters() -> None:

@@ -8,7 +8,7 @@ from server.renderers.media.load_budget import LoadBudget
 
 
 class Prompt:
-    """Holds its share until `release`."""
+    """Holds its lease until `release`."""
 
     def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
         self.is_in = False
@@ -17,11 +17,11 @@ class Prompt:
         self.task = asyncio.create_task(self._run(budget, num_bytes))
 
     async def _run(self, budget: LoadBudget, num_bytes: int) -> None:
-        async with budget.hold(num_bytes) as share:
+        async with budget.hold(num_bytes) as lease:
             self.is_in = True
             await self.may_go.wait()
             if self.shrinks_to is not None:
-                share.shrink_to(self.shrinks_to)
+                lease.shrink_to(self.shrinks_to)
                 self.may_go.clear()
                 await self.may_go.wait()
 
