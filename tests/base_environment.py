@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
@@ -34,7 +35,9 @@ class BaseEnvironment:
 
 
 def _base_requirements() -> list[str]:
-    return [word for word in distribution("vllm-cli-server").requires or () if "extra ==" not in word]
+    """As pyproject.toml has them now; the installed metadata may be older."""
+    requirements: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return requirements
 
 
 def _closure(requirements: Iterable[str]) -> dict[str, Distribution]:
