@@ -184,7 +184,7 @@ class StartSession:
     def _publish(self) -> None:
         """Sends each change of the timeline to the responder, and the phase to the service manager."""
         if self._responder is not None:
-            self._responder.update(self.state.snapshot())
+            self._responder.update(self.state.to_message())
         if self._manager is not None and not self._is_ready and (running := self.timeline.running) is not None:
             self._manager.notify_status(running.name.replace("_", " "))
 

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from envs.registry import env
-from startup.timeline.whole_file import write_whole
+from startup.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""

@@ -33,5 +33,5 @@ class Answers(Protocol):
     def answer(self, path: str) -> Answer:
         """The current answer to a path."""
 
-    def follow(self, snapshot: bytes) -> None:
-        """Updates the copy to the state of the API process."""
+    def follow(self, message: bytes) -> None:
+        """Updates the copy to the state in the API process's message."""

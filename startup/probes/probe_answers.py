@@ -17,9 +17,9 @@ class ProbeAnswers:
         self._state = state
         self._is_private = is_private
 
-    def follow(self, snapshot: bytes) -> None:
+    def follow(self, message: bytes) -> None:
         """Updates the copy of the state."""
-        self._state.follow(snapshot)
+        self._state.follow(message)
 
     def answer(self, path: str) -> Answer:
         """200 for /livez and the public paths, 503 with the progress for all others."""

@@ -75,12 +75,12 @@ class StartupResponder:
         self._ours.setblocking(False)
         self._pid = pid
 
-    def update(self, snapshot: bytes) -> None:
+    def update(self, message: bytes) -> None:
         """Sends the current state; dropped if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
             return
         try:
-            self._ours.send(snapshot)
+            self._ours.send(message)
         except BlockingIOError:
             pass
         except OSError:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 CONNECTION_S = 10.0
 """A connection is closed after this time, whatever its state."""
 HAND_OVER = b"hand over"
-"""Message of the API process: accept no more. Every other message is a snapshot of the state."""
+"""Message of the API process: accept no more. Every other message contains the state of the start."""
 GIVEN_UP = b"given up"
 """The reply to it."""
 

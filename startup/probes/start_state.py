@@ -18,7 +18,7 @@ from startup.timeline.timeline import PhaseTimeline
 class StartState:
     """Implements `server.serving.start_view.StartView`; changed by the main thread, read from any thread.
 
-    The responder's process has a copy, which is updated from this one's `snapshot`s.
+    The responder's process has a copy, which follows this one by its messages (`to_message`).
     """
 
     def __init__(self, subject: StartSubject, timeline: PhaseTimeline) -> None:
@@ -71,7 +71,7 @@ class StartState:
         """The server rejects new requests from now on."""
         self._is_draining = True
 
-    def snapshot(self) -> bytes:
+    def to_message(self) -> bytes:
         """Everything that a copy in another process needs to `follow` this state."""
         facts = {"versions": self.facts.versions, "outcome": self.facts.outcome, "error": self.facts.error}
         content = {
@@ -82,9 +82,9 @@ class StartState:
         }
         return json.dumps(content).encode()
 
-    def follow(self, snapshot: bytes) -> None:
-        """Makes this a copy of the state that the snapshot was taken of."""
-        content = json.loads(snapshot)
+    def follow(self, message: bytes) -> None:
+        """Makes this a copy of the state that sent the message."""
+        content = json.loads(message)
         self._timeline.copy_from(content["timeline"])
         self.facts = replace(self.facts, **content["facts"])
         self.meter.detail = content["detail"]

@@ -15,7 +15,7 @@ from typing import Final
 
 from envs.registry import env
 from startup.timeline.record import SpanTimes, StartRecord
-from startup.timeline.whole_file import write_whole
+from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

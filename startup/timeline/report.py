@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 from startup.timeline.phase_span import UNEXPLAINED
 from startup.timeline.phase_table import PhaseTotal, Stretch, format_phases, sum_phases
 from startup.timeline.timeline import PhaseTimeline
-from startup.timeline.whole_file import write_whole
+from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from startup.timeline.phase_table import Stretch
 from startup.timeline.report import StartReport
-from startup.timeline.whole_file import write_whole
+from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.registry import env
-from startup.timeline.whole_file import write_whole
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
+from startup.whole_file import write_whole
 
 _FORMAT: Final = 1
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")

@@ -27,7 +27,7 @@ def starting() -> Iterator[Any]:
         listen(host="127.0.0.1", port=0, uds=None) as listener,
         StartupResponder(listener, ProbeAnswers(state)) as responder,
     ):
-        timeline.on_change = lambda: responder.update(state.snapshot())
+        timeline.on_change = lambda: responder.update(state.to_message())
         port = listener.getsockname()[1]
 
         def get(path: str) -> Any:

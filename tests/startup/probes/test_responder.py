@@ -25,7 +25,7 @@ from tests.waiting import is_gone, wait_until
 
 
 class _Answers:
-    """Answers with the last snapshot."""
+    """Answers with the last message."""
 
     def __init__(self) -> None:
         self._body = b'{"status":"starting"}'
@@ -33,8 +33,8 @@ class _Answers:
     def answer(self, path: str) -> Answer:
         return Answer(200) if path == "/livez" else Answer(503, self._body, retry_after_s=1)
 
-    def follow(self, snapshot: bytes) -> None:
-        self._body = snapshot
+    def follow(self, message: bytes) -> None:
+        self._body = message
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_no_client_is_accepted_after_the_hand_over_has_returned(
             assert not _is_listening(process, listener.getsockname()[1])
 
 
-def test_the_latest_snapshot_is_answered(listener: socket.socket) -> None:
+def test_an_answer_contains_the_latest_state(listener: socket.socket) -> None:
     with StartupResponder(listener, _Answers()) as responder:
         responder.update(b"{}")
         responder.update(b'{"status":"failed"}')

@@ -27,7 +27,7 @@ class _Answers:
     def answer(self, path: str) -> Answer:
         return Answer(200) if path == "/livez" else Answer(503, BODY, retry_after_s=1)
 
-    def follow(self, snapshot: bytes) -> None:
+    def follow(self, message: bytes) -> None:
         pass
 
 
