@@ -40,13 +40,11 @@ class OverloadedError(RequestError):
     Args:
         message: which limit is reached, its value and its flag.
         reason: the limit's name, for the metrics.
-        retry_after_s: seconds after which the client may retry.
     """
 
-    def __init__(self, message: str, *, reason: str, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message, status=503, type="ServiceUnavailableError")
         self.reason = reason
-        self.retry_after_s = retry_after_s
 
 
 class EngineError(ServerError):

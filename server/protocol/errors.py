@@ -18,7 +18,7 @@ class ErrorInfo(msgspec.Struct, kw_only=True):
 
 
 class ErrorResponse(msgspec.Struct):
-    """The body of every error but 503."""
+    """The body of every error, except the 503 of a server that is not ready."""
 
     error: ErrorInfo
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from server.errors import OverloadedError, RequestError
+from server.errors import RequestError
 from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
@@ -28,8 +28,8 @@ from server.routes.messages import (
     send_json,
 )
 from server.serving.admission import Admission
-from server.serving.answers import BinaryAnswer
 from server.serving.availability import Availability
+from server.serving.binary_response import BinaryResponse
 from server.serving.failures import describe_failure
 from server.serving.request_context import RequestContext
 from server.serving.request_limits import RequestLimiter, num_sequences
@@ -41,13 +41,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Answer = msgspec.Struct | bytes | BinaryAnswer | AsyncGenerator[bytes, None]
+ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, None]
 """A body to encode, encoded JSON, bytes, or events."""
-Handler = Callable[[T, RequestContext], Awaitable[Answer]]
+Handler = Callable[[T, RequestContext], Awaitable[ResponseBody]]
 
+_RETRY_AFTER: Headers = ((b"retry-after", b"1"),)
 _HEADERS_OF_STATUS: dict[int, Headers] = {
     413: ((b"connection", b"close"),),
     415: ((b"accept-encoding", b"identity"),),
+    503: _RETRY_AFTER,
     504: ((b"x-should-retry", b"false"),),
 }
 """413: the body is not read. 504: OpenAI's clients would repeat a request that takes too long."""
@@ -120,7 +122,7 @@ class JsonEndpoint(Generic[T]):
             set_request_id(context.header_id)
         body = await read_body(receive, context.lease, announced_bytes=announced_bytes, max_bytes=self.max_body_bytes)
         try:
-            await _run_while_connected(self._answer(body, context, send), receive)
+            await _run_while_connected(self._respond(body, context, send), receive)
         finally:
             self._end_trace(context)
 
@@ -129,35 +131,35 @@ class JsonEndpoint(Generic[T]):
         problem = self._intake.availability.problem
         if problem is None or not self._intake.running.is_cancelled:
             raise asyncio.CancelledError
-        if not context.has_answer:
+        if not context.has_response:
             await send_unavailable(send, problem)
 
-    async def _answer(self, body: list[bytes], context: RequestContext, send: Send) -> None:
+    async def _respond(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
-            context.has_answer = True
+            context.has_response = True
             timing = context.times.server_timing
             return ((b"server-timing", timing.encode()),) if timing else ()
 
         deadline = Deadline(self._limits.request_timeout_s)
         try:
             async with deadline.bound():
-                answer = await self._find_answer(body, context)
+                response = await self._handle_body(body, context)
         except Exception as err:  # noqa: BLE001
             await send_failure(send, err)
             return
         finally:
             self._intake.loop_metrics.record_render(context.times.render_s)
-        if isinstance(answer, msgspec.Struct | bytes):
-            await send_json(send, answer, headers=headers())
-        elif isinstance(answer, BinaryAnswer):
-            await send_binary(send, answer.body, headers=(*answer.headers, *headers()))
+        if isinstance(response, msgspec.Struct | bytes):
+            await send_json(send, response, headers=headers())
+        elif isinstance(response, BinaryResponse):
+            await send_binary(send, response.body, headers=(*response.headers, *headers()))
         else:
             try:
-                await send_events(send, answer, headers, deadline)
+                await send_events(send, response, headers, deadline)
             except RequestError as err:
                 await send_failure(send, err)
 
-    async def _find_answer(self, body: list[bytes], context: RequestContext) -> Answer:
+    async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
         request = await self._decode(body)
         context.lease.widen(num_sequences(request))
         return await self._handle(request, context)
@@ -188,18 +190,13 @@ class JsonEndpoint(Generic[T]):
 async def send_failure(send: Send, error: Exception) -> None:
     """Sends the error body of a request that failed before its response began."""
     body = describe_failure(error)
-    headers: Headers = ()
-    if isinstance(error, OverloadedError):
-        headers = ((b"retry-after", b"%d" % error.retry_after_s),)
-    elif body.error.code in _HEADERS_OF_STATUS:
-        headers = _HEADERS_OF_STATUS[body.error.code]
-    await send_json(send, body, status=body.error.code, headers=headers)
+    status = body.error.code
+    await send_json(send, body, status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
 
 
 async def send_unavailable(send: Send, body: UnavailableResponse) -> None:
     """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
-    headers = () if body.status == "dead" else ((b"retry-after", b"1"),)
-    await send_json(send, body, status=503, headers=headers)
+    await send_json(send, body, status=503, headers=() if body.status == "dead" else _RETRY_AFTER)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

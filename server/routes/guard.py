@@ -47,7 +47,7 @@ class ApiKeyMiddleware:
 
 
 class RequestIdMiddleware:
-    """Adds X-Request-Id to responses: the client's valid one, or a new one, which the routes see as well."""
+    """Adds X-Request-Id to responses: the client's valid one, or a new one, then set in the request too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -83,11 +83,11 @@ def _load_certificate(context: ssl.SSLContext, config: ServerConfig) -> None:
     if any(mark in _check_pem(option, key_file, _KEY, "private key") for mark in _ENCRYPTED):
         raise _encrypted(option, key_file)
 
-    def refuse() -> str:
+    def reject_password() -> str:
         raise _encrypted(option, key_file)
 
     try:
-        context.load_cert_chain(certificate, key, password=refuse)
+        context.load_cert_chain(certificate, key, password=reject_password)
     except ssl.SSLError as err:
         if err.reason == "KEY_VALUES_MISMATCH":
             message = (

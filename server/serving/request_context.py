@@ -67,7 +67,7 @@ class RequestContext:
     arrival_s: float = field(default_factory=perf_counter)
     """When its headers had arrived, by `perf_counter`."""
     times: RequestTimes = field(default_factory=RequestTimes)
-    has_answer: bool = False
+    has_response: bool = False
     """Whether the response has begun."""
     lease: Lease = field(default_factory=unbounded_lease)
     """Its share of the admission limits."""

@@ -101,26 +101,26 @@
     const lanes = new Map([["waited for", [report.critical_path]], ...arrange(report.spans)]);
     const rows = [...lanes.values()].reduce((sum, lane) => sum + lane.length, 0);
     const bottom = TOP + rows * ROW + lanes.size * GAP;
-    const picture = shape("svg", { viewBox: `0 0 ${WIDTH} ${bottom + 18}`, role: "img", "aria-label": "Timeline of the start" });
+    const chart = shape("svg", { viewBox: `0 0 ${WIDTH} ${bottom + 18}`, role: "img", "aria-label": "Timeline of the start" });
     const step = tickStep(end);
     for (let time = 0; time <= end; time += step) {
-      picture.append(shape("line", { class: "grid", x1: x(time), x2: x(time), y1: TOP, y2: bottom }));
-      picture.append(shape("text", { x: x(time), y: bottom + 13, "text-anchor": "middle" }, `${+time.toPrecision(3)} s`));
+      chart.append(shape("line", { class: "grid", x1: x(time), x2: x(time), y1: TOP, y2: bottom }));
+      chart.append(shape("text", { x: x(time), y: bottom + 13, "text-anchor": "middle" }, `${+time.toPrecision(3)} s`));
     }
     let top = TOP;
     for (const [name, lane] of lanes) {
-      picture.append(shape("text", { x: LEFT - 8, y: top + 14, "text-anchor": "end" }, name));
+      chart.append(shape("text", { x: LEFT - 8, y: top + 14, "text-anchor": "end" }, name));
       for (const row of lane) {
-        for (const span of row) picture.append(bar(span, x, top));
+        for (const span of row) chart.append(bar(span, x, top));
         top += ROW;
       }
       top += GAP;
     }
     for (const [name, time] of Object.entries(report.marks)) {
-      picture.append(shape("line", { class: "mark", x1: x(time), x2: x(time), y1: TOP - 6, y2: bottom }));
-      picture.append(shape("text", { x: x(time) + 3, y: TOP - 8 }, name));
+      chart.append(shape("line", { class: "mark", x1: x(time), x2: x(time), y1: TOP - 6, y2: bottom }));
+      chart.append(shape("text", { x: x(time) + 3, y: TOP - 8 }, name));
     }
-    $("timeline").replaceChildren(picture);
+    $("timeline").replaceChildren(chart);
     showPhases(report.phases);
   }
 

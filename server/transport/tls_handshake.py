@@ -14,7 +14,7 @@ from server.transport.connection_table import ConnectionTable
 class TlsHandshake(asyncio.Protocol):
     """Represents a connection in uvicorn until its handshake ends; runs on the event loop.
 
-    With uvloop's own TLS listener, the server would see a connection only after its handshake. Connections
+    With uvloop's own TLS listener, a connection would reach the server only after its handshake. Connections
     that never complete it could then not be counted, closed to make room, or closed at shutdown.
     """
 

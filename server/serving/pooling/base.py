@@ -11,7 +11,7 @@ from server.errors import RequestError
 from server.protocol.pooling import InputFields
 from server.renderers.make_async import make_async
 from server.request_ids import set_request_id
-from server.serving.answers import BinaryAnswer
+from server.serving.binary_response import BinaryResponse
 from server.serving.inference import Inference
 from server.serving.models import unix_time, unsupported
 from server.serving.pooling.context import PooledPrompt, PoolingServeContext, T
@@ -42,7 +42,7 @@ class PoolingServingBase(ABC, Generic[T]):
         self._fill_prompts_async = make_async(self._fill_prompts, self._renderer.executor)
         self._build_response_async = make_async(self._build_response, self._renderer.executor)
 
-    async def create(self, request: T, context: RequestContext) -> bytes | BinaryAnswer:
+    async def create(self, request: T, context: RequestContext) -> bytes | BinaryResponse:
         """The whole response, encoded.
 
         Raises:
@@ -61,7 +61,7 @@ class PoolingServingBase(ABC, Generic[T]):
         """The pooling parameters of the prompts; raises RequestError if the model does not support them."""
 
     @abstractmethod
-    def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryAnswer:
+    def _build_response(self, ctx: PoolingServeContext[T]) -> bytes | BinaryResponse:
         """The response, encoded; runs in the pool."""
 
     def _fill_prompts(self, ctx: PoolingServeContext[T]) -> None:

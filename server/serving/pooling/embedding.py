@@ -3,10 +3,10 @@
 import msgspec
 
 from server.protocol.embeddings import EmbeddingData, EmbeddingRequest, EmbeddingResponse
-from server.serving.answers import BinaryAnswer
+from server.serving.binary_response import BinaryResponse
 from server.serving.pooling.base import PoolingServingBase, check_dimensions
 from server.serving.pooling.context import PoolingServeContext
-from server.serving.pooling.vectors import binary_answer, check_encoding, to_json
+from server.serving.pooling.vectors import binary_response, check_encoding, to_json
 from server.types import PoolingInfo, PoolingParams
 
 
@@ -24,8 +24,8 @@ class EmbeddingServing(PoolingServingBase[EmbeddingRequest]):
         check_dimensions(request.dimensions, info, self._models.default_name)
         return PoolingParams(task="embed", use_activation=request.use_activation, dimensions=request.dimensions)
 
-    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes | BinaryAnswer:
-        if (binary := binary_answer(ctx)) is not None:
+    def _build_response(self, ctx: PoolingServeContext[EmbeddingRequest]) -> bytes | BinaryResponse:
+        if (binary := binary_response(ctx)) is not None:
             return binary
         return msgspec.json.encode(
             EmbeddingResponse(

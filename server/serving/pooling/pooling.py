@@ -4,10 +4,10 @@ import msgspec
 
 from server.errors import RequestError
 from server.protocol.pooling import PoolingData, PoolingRequest, PoolingResponse
-from server.serving.answers import BinaryAnswer
+from server.serving.binary_response import BinaryResponse
 from server.serving.pooling.base import PoolingServingBase
 from server.serving.pooling.context import PoolingServeContext
-from server.serving.pooling.vectors import binary_answer, check_encoding, to_json
+from server.serving.pooling.vectors import binary_response, check_encoding, to_json
 from server.types import PoolingInfo, PoolingParams
 
 _REMOVED = {
@@ -34,8 +34,8 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
             raise RequestError(f"Unsupported task: {request.task!r} Supported tasks: {supported}", param="task")
         return PoolingParams(task=task, use_activation=request.use_activation)
 
-    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryAnswer:
-        if (binary := binary_answer(ctx)) is not None:
+    def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryResponse:
+        if (binary := binary_response(ctx)) is not None:
             return binary
         return msgspec.json.encode(
             PoolingResponse(

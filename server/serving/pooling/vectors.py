@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from server.errors import RequestError
 from server.protocol.pooling import EmbedDType, Endianness, VectorFields
-from server.serving.answers import BinaryAnswer
+from server.serving.binary_response import BinaryResponse
 from server.serving.pooling.context import PoolingServeContext
 from server.types import EngineOutput, TensorData
 
@@ -60,7 +60,7 @@ def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) ->
     return values.astype(f"{order}f4").tobytes()
 
 
-def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
+def binary_response(ctx: PoolingServeContext[V]) -> BinaryResponse | None:
     """All vectors in one body; a header has the position of each, except with `bytes_only`.
 
     None if the request asks for JSON.
@@ -70,7 +70,7 @@ def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
         return None
     parts = [to_bytes(output, request.embed_dtype, request.endianness) for output in outputs]
     if request.encoding_format == "bytes_only":
-        return BinaryAnswer(b"".join(parts))
+        return BinaryResponse(b"".join(parts))
     ends = np.cumsum([len(part) for part in parts]).tolist()
     items = [
         {
@@ -86,7 +86,7 @@ def binary_answer(ctx: PoolingServeContext[V]) -> BinaryAnswer | None:
     usage = {"prompt_tokens": ctx.usage.prompt_tokens, "total_tokens": ctx.usage.total_tokens}
     head = {"id": ctx.request_id, "created": ctx.created, "model": ctx.model_name, "usage": usage}
     metadata = json.dumps({**head, "data": items})
-    return BinaryAnswer(b"".join(parts), ((b"metadata", metadata.encode("ascii")),))
+    return BinaryResponse(b"".join(parts), ((b"metadata", metadata.encode("ascii")),))
 
 
 def cosine(first: EngineOutput, second: EngineOutput) -> float:

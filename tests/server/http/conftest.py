@@ -33,7 +33,7 @@ EOS = 2
 VOCAB_SIZE = 49152
 MAX_MODEL_LEN = 512
 PATIENT_S = 120.0
-_LOOK_S = 0.005
+_POLL_S = 0.005
 _CLIENT: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": PATIENT_S}
 _HTTP: dict[str, Any] = {"trust_env": False, "verify": False, "timeout": PATIENT_S}
 """Without `verify=False` every request loads the CA certificates first, which takes 17 ms."""
@@ -97,7 +97,7 @@ class ScriptedEngine:
             for output in self._outputs(request_id, prompt_token_ids, params):
                 await asyncio.sleep(self.step_s)
                 while self.holds_after is not None and self._sent(request_id) >= self.holds_after:
-                    await asyncio.sleep(_LOOK_S)
+                    await asyncio.sleep(_POLL_S)
                 if self.dies_after is not None and self._sent(request_id) >= self.dies_after:
                     raise EngineDeadError("the engine process ended unexpectedly")
                 finished = output.finish_reason is not None

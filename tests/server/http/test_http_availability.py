@@ -1,4 +1,4 @@
-"""What probes and requests receive in each state of the lifecycle."""
+"""Responses to probes and requests in each state of the lifecycle."""
 
 import asyncio
 import json
@@ -53,7 +53,7 @@ def test_starting_server_rejects_requests(starting_server, path):
 
 
 @pytest.mark.parametrize("path", ["/version", "/load", "/metrics", "/openapi.json"])
-def test_starting_server_describes_itself(starting_server, path):
+def test_starting_server_answers_the_routes_about_itself(starting_server, path):
     assert starting_server.get(path).status_code == 200
 
 

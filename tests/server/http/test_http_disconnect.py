@@ -1,4 +1,4 @@
-"""A client that disconnects frees its place in the engine at once."""
+"""When a client disconnects, its sequences are aborted in the engine at once."""
 
 import socket
 from urllib.parse import urlsplit

@@ -15,26 +15,26 @@ def client(server):
         yield client
 
 
-def test_completion(client):
+def test_client_reads_a_completion(client):
     answer = client.completions.create(model="smol", prompt="The capital of France is", n=2, logprobs=1)
     assert [choice.text for choice in answer.choices] == [TEXT, TEXT]
     assert answer.usage.total_tokens == 5 + 2 * 8
     assert answer.choices[0].logprobs.tokens[0] == " Paris"
 
 
-def test_completion_stream(client):
+def test_client_reads_a_completion_stream(client):
     stream = client.completions.create(model="smol", prompt="a", stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == TEXT
 
 
-def test_chat(client):
+def test_client_reads_a_chat_completion(client):
     answer = client.chat.completions.create(model="smol", messages=MESSAGES, logprobs=True, top_logprobs=2)
     assert answer.choices[0].message.content == TEXT
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].logprobs.content[0].top_logprobs[1].token == " Paris"
 
 
-def test_chat_stream_with_usage(client):
+def test_client_reads_a_chat_stream_with_usage(client):
     stream = client.chat.completions.create(
         model="smol", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
     )
@@ -44,12 +44,12 @@ def test_chat_stream_with_usage(client):
     assert chunks[-1].usage.completion_tokens == 8
 
 
-def test_chat_stream_helper_assembles_the_message(client):
+def test_clients_stream_helper_assembles_the_message(client):
     with client.chat.completions.stream(model="smol", messages=MESSAGES) as stream:
         assert stream.get_final_completion().choices[0].message.content == TEXT
 
 
-def test_tool_calls(client, engine, encode):
+def test_client_reads_tool_calls(client, engine, encode):
     engine.reply = encode('[{"name": "f", "parameters": {"a": 1}}]')
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}]
     answer = client.chat.completions.create(model="smol", messages=MESSAGES, tools=tools, tool_choice="required")
@@ -58,13 +58,13 @@ def test_tool_calls(client, engine, encode):
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
-def test_extra_parameters_of_vllm(client, engine):
+def test_client_sends_extra_parameters_of_vllm(client, engine):
     client.chat.completions.create(model="smol", messages=MESSAGES, extra_body={"top_k": 5, "min_p": 0.1})
     ((_, params),) = engine.requests.values()
     assert (params.top_k, params.min_p) == (5, 0.1)
 
 
-def test_models(client):
+def test_client_lists_and_retrieves_models(client):
     assert [model.id for model in client.models.list()] == ["smol"]
     assert client.models.retrieve("smol").id == "smol"
 
@@ -78,7 +78,7 @@ def test_models(client):
     ],
     ids=str,
 )
-def test_errors_have_their_own_classes(client, fields, error):
+def test_client_raises_the_class_of_each_error(client, fields, error):
     with pytest.raises(error) as caught:
         client.chat.completions.create(messages=MESSAGES, **fields)
     assert caught.value.body["message"]
@@ -98,7 +98,7 @@ def test_error_in_mid_stream_is_raised(client, engine):
         list(client.chat.completions.create(model="smol", messages=MESSAGES, stream=True))
 
 
-async def test_many_streams_at_once(server, engine):
+async def test_client_reads_many_streams_at_once(server, engine):
     engine.step_s = 0.002
     async with server.async_client() as client:
 

@@ -12,8 +12,8 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 
 @pytest.fixture
-def hops(renderer):
-    """A list that grows by one with each work item that a thread of the pool begins."""
+def pool_waits(renderer):
+    """The waiting time of each work item that a thread of the pool has begun."""
     waits: list[float] = []
     renderer.pools["text"].subscribe_waits(waits.append)
     yield waits
@@ -37,15 +37,15 @@ def busy_pool(renderer, server, wait_until):
     wait_until(lambda: server.parts.running.num_running == renderer.pools["text"].num_waiting == 0)
 
 
-def test_a_small_request_does_not_use_the_pool(server, hops):
+def test_a_small_request_does_not_use_the_pool(server, pool_waits):
     assert server.chat().status_code == server.complete().status_code == 200
-    assert hops == []
+    assert pool_waits == []
 
 
-def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, hops):
+def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, pool_waits):
     response = server.complete(prompt=LARGE, truncate_prompt_tokens=8)
     assert response.json()["usage"]["prompt_tokens"] == 8
-    assert len(hops) == 2
+    assert len(pool_waits) == 2
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,11 @@ def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, hops):
         ({"messages": [{"role": "user", "content": LARGE * 10}]}, "messages"),
     ],
 )
-def test_an_error_in_the_pool_reaches_the_client(server, engine, hops, fields, param):
+def test_an_error_in_the_pool_reaches_the_client(server, engine, pool_waits, fields, param):
     body = {"messages": [{"role": "user", "content": LARGE}]} | fields
     response = server.post("/v1/chat/completions", body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
-    assert hops
+    assert pool_waits
     assert not engine.requests
 
 

@@ -12,7 +12,7 @@ from server.telemetry import Telemetry
 INTERVAL_S = 0.01
 
 
-async def _run(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
+async def _log_lines(parts, caplog, num_lines: int) -> list[logging.LogRecord]:
     line = StatsLine(parts.engine, parts.metrics, INTERVAL_S)
     line.start()
     parts.metrics.engine.count_prompt(30, num_cached=10)
@@ -34,7 +34,7 @@ async def test_figures_are_logged_until_the_server_is_idle(serve, caplog) -> Non
     caplog.set_level(logging.DEBUG, logger="server.serving.stats_line")
     parts = serve().parts
     begin_s = monotonic()
-    first, second, third, *_ = await _run(parts, caplog, 4)
+    first, second, third, *_ = await _log_lines(parts, caplog, 4)
     prompt, generation, *_ = first.args
     assert 20 / (monotonic() - begin_s) < prompt < 2 * 20 / INTERVAL_S
     assert prompt / generation == pytest.approx(20 / 7), "what was cached was not computed"

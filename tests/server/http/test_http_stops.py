@@ -1,4 +1,4 @@
-"""What ends an output, and which reason is reported."""
+"""Ends of an output and the reasons that are reported for them."""
 
 import json
 

@@ -38,7 +38,7 @@ async def test_single_requests_do_not_wait():
         await asyncio.sleep(0)
 
 
-async def test_a_cancelled_request_takes_no_place():
+async def test_a_cancelled_request_uses_up_no_turn():
     turns = LoopTurns()
     tasks = [asyncio.create_task(turns.wait()) for _ in range(50)]
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Which X-Request-Id of a client the server takes."""
+"""A client's X-Request-Id is used only if it fits headers and logs."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The engine's end in every state of the lifecycle, with a fake client and process; one test per corner."""
+"""The engine's end in every state of the lifecycle, with a fake client and process; one test per case."""
 
 import asyncio
 from collections.abc import Callable
@@ -177,7 +177,7 @@ async def test_engine_that_dies_in_a_drain_is_not_restarted() -> None:
 
 
 @pytest.mark.parametrize("failures", [[], ["no memory"]], ids=["restart succeeds", "restart fails"])
-async def test_drain_during_a_restart_ends_with_what_becomes_of_it(failures: list[str]) -> None:
+async def test_server_that_drains_during_a_restart_is_dead_only_if_the_restart_fails(failures: list[str]) -> None:
     one = Monitored(num_restarts=2)
     one.readiness.failures = list(failures)
     one.readiness.may_return.clear()
@@ -211,7 +211,7 @@ async def test_drain_during_a_restart_ends_with_what_becomes_of_it(failures: lis
         ("draining", 1, "dead"),
     ],
 )
-async def test_process_that_is_ending_is_seen_by_the_next_poll(
+async def test_process_that_is_ending_is_detected_by_the_next_poll(
     state: State, num_restarts: int, following: State
 ) -> None:
     one = Monitored(num_restarts=num_restarts)

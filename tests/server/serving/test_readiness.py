@@ -1,4 +1,4 @@
-"""What happens between the loaded model and the first request."""
+"""The steps between the loaded model and readiness."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """A closed connection leaves nothing in memory; on real sockets.
 
-OpenSSL holds 60 kB for each connection, which Python's garbage collector does not count: it runs when there
-are many objects, and these are few. Hundreds of megabytes would accumulate before it ran.
+OpenSSL holds 60 kB for each connection. Python's garbage collector counts objects, not bytes, so hundreds of
+megabytes would accumulate before it ran.
 """
 
 import asyncio

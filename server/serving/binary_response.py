@@ -1,9 +1,9 @@
-"""Responses whose body is not JSON."""
+"""A response whose body is not JSON."""
 
 from typing import NamedTuple
 
 
-class BinaryAnswer(NamedTuple):
+class BinaryResponse(NamedTuple):
     """A body of bytes, and the headers that describe it."""
 
     body: bytes
