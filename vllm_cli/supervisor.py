@@ -19,7 +19,7 @@ import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.2
-NOTICE_S = 3 * _POLL_S
+EXIT_DELAY_S = 3 * _POLL_S
 """Time from the server's exit to the supervisor's, unless the machine is very busy."""
 CANNOT_RUN = 127
 """Exit status when the command cannot be executed; the same as a shell's."""

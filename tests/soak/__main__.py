@@ -16,7 +16,7 @@ from vllm_cli.bench.config import Files, TargetSpec
 from vllm_cli.bench.interruption import Interrupted
 from vllm_cli.bench.progress import StreamProgress
 from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
-from vllm_cli.commands.bench_types import OutputFile, Percentage
+from vllm_cli.commands.bench_types import Percentage, ResultFile
 from vllm_cli.flags.param_types import Secret
 
 _MINUTES = click.FloatRange(0, min_open=True)
@@ -39,8 +39,8 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
-@click.option("--json", "json_path", type=OutputFile(allow_dash=True), help="Result as JSON; - is stdout.")
-@click.option("--html", "html_path", type=OutputFile(), help="Result as a web page with charts.")
+@click.option("--json", "json_path", type=ResultFile(allow_dash=True), help="Result as JSON; - is stdout.")
+@click.option("--html", "html_path", type=ResultFile(), help="Result as a web page with charts.")
 def soak(
     *, command: str | None, model: str | None, json_path: Path | None, html_path: Path | None, **options: Any
 ) -> None:

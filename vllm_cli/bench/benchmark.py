@@ -19,13 +19,13 @@ R = TypeVar("R", bound=msgspec.Struct)
 R_contra = TypeVar("R_contra", contravariant=True)
 
 
-class FindSlower(Protocol[R_contra]):
+class FindWorse(Protocol[R_contra]):
     """One line for each figure of side A that is worse than another side's by more than the tolerance."""
 
     def __call__(self, result: R_contra, /, *, tolerance: float) -> list[str]: ...
 
 
-class FindSlowerThanBaseline(Protocol[R_contra]):
+class FindWorseThanBaseline(Protocol[R_contra]):
     """One line for each figure of side A that is worse than the baseline's by more than the tolerance."""
 
     def __call__(self, result: R_contra, baseline: R_contra, /, *, tolerance: float) -> list[str]: ...
@@ -43,8 +43,8 @@ class Benchmark(Generic[C, R]):
     draw_svg: Callable[[R], str] | None = None
     """The result as an SVG file, for benchmarks with an option `--svg`."""
     read_baseline: Callable[[Path, C], R]
-    find_slower_than_baseline: FindSlowerThanBaseline[R]
-    find_slower_than_others: FindSlower[R]
+    find_worse_than_baseline: FindWorseThanBaseline[R]
+    find_worse_than_others: FindWorse[R]
     has_failed: Callable[[R], bool] = lambda _: False
 
     def measure(self, config: C, files: Files) -> int:
@@ -58,17 +58,17 @@ class Benchmark(Generic[C, R]):
         publish_result(result, files, write_report=self.write_report, draw=self.draw)
         if files.svg_path and self.draw_svg:
             files.svg_path.write_text(self.draw_svg(result), encoding="utf-8")
-        slower = self._find_slower(result, baseline, files.tolerance)
-        for line in slower:
+        worse = self._find_worse(result, baseline, files.tolerance)
+        for line in worse:
             click.echo(f"Slower: {line}", err=True)
-        return 1 if slower or self.has_failed(result) else 0
+        return 1 if worse or self.has_failed(result) else 0
 
-    def _find_slower(self, result: R, baseline: R | None, tolerance: float | None) -> list[str]:
+    def _find_worse(self, result: R, baseline: R | None, tolerance: float | None) -> list[str]:
         """With a baseline, only the baseline decides: the other sides may be there for comparison."""
         if baseline is not None:
             limit = DEFAULT_TOLERANCE if tolerance is None else tolerance
-            return self.find_slower_than_baseline(result, baseline, tolerance=limit)
-        return [] if tolerance is None else self.find_slower_than_others(result, tolerance=tolerance)
+            return self.find_worse_than_baseline(result, baseline, tolerance=limit)
+        return [] if tolerance is None else self.find_worse_than_others(result, tolerance=tolerance)
 
 
 def publish_result(

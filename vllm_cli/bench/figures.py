@@ -46,7 +46,7 @@ def summarize_rounds(metrics: Iterable[Metric], rounds: Sequence[object]) -> dic
 
 
 def compare_rounds(metrics: Iterable[Metric], ours: Sequence[object], theirs: Sequence[object]) -> dict[str, Spread]:
-    """Our figures divided by theirs, round by round, then the median of those ratios."""
+    """The ratios of one side's figures to another side's, round by round: median and spread."""
     ratios = {}
     for metric in metrics:
         pairs = zip(_values(ours, metric), _values(theirs, metric), strict=True)

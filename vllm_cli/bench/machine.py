@@ -2,29 +2,22 @@
 
 import os
 import platform
-from pathlib import Path
 
 import psutil
 
 from vllm_cli.bench.results import Machine
+from vllm_cli.machine import cpu_model
 
 
 def describe_machine() -> Machine:
     """The properties of this machine that influence figures."""
     return Machine(
         system=platform.platform(terse=True),
-        processor=_processor_name(),
+        processor=cpu_model(),
         num_cpus=_num_cpus(),
         memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
         python=platform.python_version(),
     )
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _num_cpus() -> int:

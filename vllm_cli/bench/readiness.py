@@ -39,7 +39,7 @@ class ReadyServer:
 
     request_format: RequestFormat
     ready_after_s: float
-    """Seconds from the begin of the wait to the first completion."""
+    """Seconds from the beginning of the wait to the first completion."""
     version: str | None
     """From the server's `/version`; None if it has no such route."""
 
@@ -69,7 +69,7 @@ async def wait_for(target: Target, check: Callable[[aiohttp.ClientSession], Awai
                 return await check(session)
             except NotReadyError as error:
                 waited_s = perf_counter() - start_s
-                _raise_if_hopeless(target, error, waited_s=waited_s, limit_s=config.ready_timeout_s)
+                _raise_if_final(target, error, waited_s=waited_s, limit_s=config.ready_timeout_s)
             await asyncio.sleep(_POLL_S)
 
 
@@ -127,7 +127,7 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def _raise_if_hopeless(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
+def _raise_if_final(target: Target, error: NotReadyError, *, waited_s: float, limit_s: float) -> None:
     try:
         target.ensure_alive()
     except TargetDiedError as died:

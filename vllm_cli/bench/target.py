@@ -1,4 +1,4 @@
-"""The measured servers: one that is running already, or one that the benchmark starts, freezes and stops."""
+"""A measured server: running already, or started, frozen and stopped by the benchmark."""
 
 import contextlib
 import re
@@ -29,22 +29,22 @@ class Target(Protocol):
     """True if the benchmark starts and stops it."""
 
     def start(self) -> None:
-        """Starts a server of our own unless it runs; returns before it is ready."""
+        """Starts the server unless it runs; returns before it is ready."""
 
     def close(self) -> None:
-        """Stops a server of our own, with everything that it started."""
+        """Stops a started server with all its descendants."""
 
     def pause(self) -> None:
-        """Freezes a server of our own, so that it uses no processor time."""
+        """Freezes a started server, so that it uses no processor time."""
 
     def resume(self) -> None:
         """Resumes a frozen server."""
 
     def ensure_alive(self) -> None:
-        """Raises `TargetDiedError` if a server of our own is known to have exited."""
+        """Raises `TargetDiedError` if a started server is known to have exited."""
 
     def poll(self) -> None:
-        """Checks now whether a server of our own has exited; otherwise that may take `NOTICE_S` and more."""
+        """Checks now whether a started server has exited; otherwise that takes `EXIT_DELAY_S` or more."""
 
 
 class RunningTarget:
@@ -63,7 +63,7 @@ class RunningTarget:
 
 
 class CommandTarget:
-    """A server that the benchmark starts from shell words, below a supervisor that outlives it."""
+    """A server that the benchmark starts from shell words, as the child of a supervisor process."""
 
     is_own = True
 

@@ -11,7 +11,7 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.schedule import Rounds, ScheduledRound
 from vllm_cli.bench.target import Target, build_target
-from vllm_cli.supervisor import NOTICE_S
+from vllm_cli.supervisor import EXIT_DELAY_S
 
 
 class ReadyTarget(Protocol):
@@ -79,7 +79,7 @@ class TargetPool(Generic[S]):
             target = self.targets[scheduled.side]
             figures = await measure(scheduled, await self._resume(target))
             if figures.num_errors:
-                await asyncio.sleep(NOTICE_S)
+                await asyncio.sleep(EXIT_DELAY_S)
                 target.poll()
             target.ensure_alive()
             rounds[scheduled.side, scheduled.condition].append(figures)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from envs.registry import env
-from vllm_cli.commands.bench_types import OutputFile, Percentage, ServerAddress, ShellWords
+from vllm_cli.commands.bench_types import Percentage, ResultFile, ServerUrl, ShellWords
 from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-COMMAND, URL = ShellWords(), ServerAddress()
+COMMAND, URL = ShellWords(), ServerUrl()
 SECONDS, COUNT = click.FloatRange(0, min_open=True), click.IntRange(1)
 ready_timeout_option = click.option(
     "--ready-timeout",
@@ -92,10 +92,10 @@ def file_options(command: F) -> F:
         click.option(
             "--json",
             "json_path",
-            type=OutputFile(allow_dash=True),
+            type=ResultFile(allow_dash=True),
             help="Write the result as JSON; - is standard output.",
         ),
-        click.option("--html", "html_path", type=OutputFile(), help="Write the result as a web page with a chart."),
+        click.option("--html", "html_path", type=ResultFile(), help="Write the result as a web page with a chart."),
         click.option(
             "--baseline",
             "baseline_path",

@@ -17,7 +17,7 @@ from vllm_cli.commands.bench_options import (
     ready_timeout_option,
     take_files,
 )
-from vllm_cli.commands.bench_types import OutputFile
+from vllm_cli.commands.bench_types import ResultFile
 from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."
 )
-@click.option("--svg", "svg_path", type=OutputFile(), help="Write the first-token times as an SVG chart.")
+@click.option("--svg", "svg_path", type=ResultFile(), help="Write the first-token times as an SVG chart.")
 @file_options
 def startup(**options: Any) -> int:
     """Time the start of a server, from the exec of its command to the first token at a client.

@@ -55,7 +55,7 @@ class ShellWords(click.ParamType):
         return str(value)
 
 
-class ServerAddress(click.ParamType):
+class ServerUrl(click.ParamType):
     """The address of a running server."""
 
     name = "url"
@@ -68,7 +68,7 @@ class ServerAddress(click.ParamType):
         return address
 
 
-class OutputFile(click.Path):
+class ResultFile(click.Path):
     """A file that is written at the end of the run; checked before the run."""
 
     def __init__(self, *, allow_dash: bool = False) -> None:

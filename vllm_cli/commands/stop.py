@@ -110,15 +110,15 @@ class _StoppingServer:
 
         self.name = f"{server.model} on {server.address or f'process {server.pid}'}"
         self.code = STOPPED
-        self._family: list[Any] = []
+        self._processes: list[Any] = []
         for pid in server.pids:
             try:
-                self._family.append(psutil.Process(pid))
+                self._processes.append(psutil.Process(pid))
             except psutil.NoSuchProcess:
                 continue
         try:
-            if self._family and self._family[0].pid == server.pid:
-                self._family[0].terminate()
+            if self._processes and self._processes[0].pid == server.pid:
+                self._processes[0].terminate()
         except psutil.NoSuchProcess:
             pass
         except psutil.AccessDenied:
@@ -152,7 +152,7 @@ class _StoppingServer:
                 return f"{self.name} did not stop in time and was killed"
 
     def _alive(self) -> list[Any]:
-        return [process for process in self._family if _is_alive(process)]
+        return [process for process in self._processes if _is_alive(process)]
 
 
 def _is_alive(process: Any) -> bool:

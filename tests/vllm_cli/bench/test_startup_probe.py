@@ -43,7 +43,7 @@ def serving(answer: Callable[[socket.socket], None]) -> Iterator[int]:
 
 def probe(port: int, is_enough: Callable[[], object]) -> StartProbeSamples:
     with StartProbe() as prober:
-        prober.begin("127.0.0.1", port)
+        prober.start("127.0.0.1", port)
         wait_until(is_enough)
         return prober.finish()
 
@@ -115,7 +115,7 @@ def test_the_probe_ends_when_its_parent_is_killed() -> None:
         "import time\n"
         "from vllm_cli.bench.startup.probe import StartProbe\n"
         "prober = StartProbe()\n"
-        "prober.begin('127.0.0.1', 9)\n"
+        "prober.start('127.0.0.1', 9)\n"
         "print(prober._process.pid, flush=True)\n"
         "time.sleep(600)"
     )

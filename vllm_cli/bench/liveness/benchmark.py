@@ -15,7 +15,7 @@ LIVENESS = Benchmark(
     read_baseline=read_liveness_baseline,
     write_report=write_liveness_report,
     draw=draw_liveness_page,
-    find_slower_than_baseline=find_worse_than_baseline,
-    find_slower_than_others=find_worse_than_others,
+    find_worse_than_baseline=find_worse_than_baseline,
+    find_worse_than_others=find_worse_than_others,
     has_failed=lambda result: result.num_errors > 0,
 )

@@ -94,7 +94,7 @@ def summarize_kind(kind: Kind, rounds: list[LivenessFigures]) -> KindResult:
 
 
 def compare_kinds(ours: KindResult, theirs: KindResult, *, against: str) -> KindRatio:
-    """Our figures divided by theirs, under one kind of load."""
+    """The ratios of one side's figures to another side's, under one kind of load."""
     return KindRatio(against=against, kind=ours.kind, ratios=compare_rounds(_COMPARED, ours.rounds, theirs.rounds))
 
 

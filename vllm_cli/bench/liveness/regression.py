@@ -9,9 +9,9 @@ from vllm_cli.bench.liveness.figures import LIVENESS_METRICS
 from vllm_cli.bench.liveness.results import LIVENESS_SCHEMA_VERSION, LivenessResult
 from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
-CHECKED = ("requests_per_s", "health_p99_ms")
+_JUDGED_NAMES = ("requests_per_s", "health_p99_ms")
 """The figures that are judged: without requests/s, a server that does nothing would pass."""
-_JUDGED = [metric for metric in LIVENESS_METRICS if metric.name in CHECKED]
+_JUDGED = [metric for metric in LIVENESS_METRICS if metric.name in _JUDGED_NAMES]
 _SAME_SETTINGS = ("shape", "duration_s")
 
 

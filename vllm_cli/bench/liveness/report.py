@@ -18,7 +18,7 @@ _LATE_PROBE_SHARE: Final = 0.5
 
 
 def write_liveness_report(result: LivenessResult, stream: TextIO) -> None:
-    """Writes the whole report, as a terminal or as a pipe needs it."""
+    """Writes the whole report: drawn tables on a terminal, aligned text on a pipe."""
     write_sections(
         describe_liveness_run(result), build_liveness_tables(result), describe_liveness_problems(result), stream
     )

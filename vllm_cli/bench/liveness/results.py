@@ -83,7 +83,7 @@ class LivenessSideResult(SideResult, frozen=True, kw_only=True):
     """One server's results."""
 
     ready_after_s: float | None
-    """From starting the command to its first 200 at `/health`; null for a server that was running before."""
+    """From starting the command to its first 200 at `/health`; null for a server given by its URL."""
     kinds: list[KindResult]
 
 

@@ -20,7 +20,7 @@ class HealthyServer:
 
     destination: Destination
     ready_after_s: float
-    """Seconds from the begin of the wait to that answer."""
+    """Seconds from the beginning of the wait to that answer."""
     version: str | None
     """From the server's `/version`; None if it has no such route."""
     accepted_kinds: tuple[PlainKind, ...]
@@ -28,7 +28,7 @@ class HealthyServer:
 
 
 async def wait_until_healthy(target: Target, config: LivenessConfig) -> HealthyServer:
-    """Polls `/health` and not completions, because an embedding model gives none."""
+    """Polls `/health` instead of requesting completions, which an embedding model rejects."""
     start_s = perf_counter()
 
     async def check(session: aiohttp.ClientSession) -> HealthyServer:

@@ -62,6 +62,6 @@ def summarize_level(concurrency: int, rounds: list[RoundFigures]) -> LevelResult
 
 
 def compare_levels(ours: LevelResult, theirs: LevelResult, *, against: str) -> LevelRatio:
-    """Our figures divided by theirs, at one level."""
+    """The ratios of one side's figures to another side's, at one level."""
     ratios = compare_rounds(SERVE_METRICS, ours.rounds, theirs.rounds)
     return LevelRatio(against=against, concurrency=ours.concurrency, ratios=ratios)

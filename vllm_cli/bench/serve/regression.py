@@ -9,9 +9,9 @@ from vllm_cli.bench.serve.figures import SERVE_METRICS
 from vllm_cli.bench.serve.results import SERVE_SCHEMA_VERSION, ServeResult
 from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
-CHECKED = ("output_tokens_per_s", "ttft_p50_ms")
+_JUDGED_NAMES = ("output_tokens_per_s", "ttft_p50_ms")
 """The figures that are judged: the others follow from these or are too noisy to fail a build."""
-_JUDGED = [metric for metric in SERVE_METRICS if metric.name in CHECKED]
+_JUDGED = [metric for metric in SERVE_METRICS if metric.name in _JUDGED_NAMES]
 _SAME_SETTINGS = ("endpoint", "stream", "max_tokens", "prompt_tokens", "ignore_eos")
 
 
@@ -28,7 +28,7 @@ def read_serve_baseline(path: Path, config: ServeBenchConfig) -> ServeResult:
     return baseline
 
 
-def find_slower_than_baseline(result: ServeResult, baseline: ServeResult, *, tolerance: float) -> list[str]:
+def find_worse_than_baseline(result: ServeResult, baseline: ServeResult, *, tolerance: float) -> list[str]:
     """One line for each median of side A that is worse than the baseline's by more than the tolerance."""
     then = {level.concurrency: level.summary for level in baseline.sides[0].levels}
     medians = [
@@ -38,7 +38,7 @@ def find_slower_than_baseline(result: ServeResult, baseline: ServeResult, *, tol
     return find_worse(_JUDGED, medians, tolerance=tolerance)
 
 
-def find_slower_than_others(result: ServeResult, *, tolerance: float) -> list[str]:
+def find_worse_than_others(result: ServeResult, *, tolerance: float) -> list[str]:
     """One line for each figure in which side A is worse than another side by more than the tolerance."""
     medians = [
         MedianRatios(_name(ratio.concurrency), ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios

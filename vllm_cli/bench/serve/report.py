@@ -15,7 +15,7 @@ IDLE = {
 
 
 def write_serve_report(result: ServeResult, stream: TextIO) -> None:
-    """Writes the whole report, as a terminal or as a pipe needs it."""
+    """Writes the whole report: drawn tables on a terminal, aligned text on a pipe."""
     write_sections(describe_run(result), build_tables(result), describe_problems(result), stream)
 
 

@@ -51,7 +51,7 @@ class ServeSideResult(SideResult, frozen=True, kw_only=True):
     """One server's results."""
 
     ready_after_s: float | None
-    """From starting the command to its first completion; null for a server that was running before."""
+    """From starting the command to its first completion; null for a server given by its URL."""
     token_source: TokenSource
     """`usage`: the server's own counts; `chunks`: pieces of text, where the server sends no usage."""
     has_ignore_eos: bool

@@ -3,8 +3,8 @@
 from vllm_cli.bench.benchmark import Benchmark
 from vllm_cli.bench.startup.chart import draw_startup_page
 from vllm_cli.bench.startup.regression import (
-    find_slower_starts_than_baseline,
-    find_slower_starts_than_others,
+    find_worse_than_baseline,
+    find_worse_than_others,
     read_startup_baseline,
 )
 from vllm_cli.bench.startup.report import write_startup_report
@@ -17,6 +17,6 @@ STARTUP = Benchmark(
     write_report=write_startup_report,
     draw=draw_startup_page,
     draw_svg=draw_startup_svg,
-    find_slower_than_baseline=find_slower_starts_than_baseline,
-    find_slower_than_others=find_slower_starts_than_others,
+    find_worse_than_baseline=find_worse_than_baseline,
+    find_worse_than_others=find_worse_than_others,
 )

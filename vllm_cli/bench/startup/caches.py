@@ -1,4 +1,4 @@
-"""Sets page cache and compile cache to the wanted state for a start, and restores the latter."""
+"""Sets page cache and compile cache to a state for one start, then restores the compile cache."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vllm_cli.bench.errors import BenchError
@@ -33,13 +33,13 @@ class StartupCaches:
 
     @contextmanager
     def in_state(self, state: CacheState) -> Iterator[Residency | None]:
-        """Sets the state for the block; yields what stayed in memory after an eviction, else None.
+        """Sets the state for the block; yields what stayed in memory after an eviction; None without one.
 
         Raises:
             CacheError: something cannot be evicted or moved.
         """
         aside = self._compile_cache if state in ("cold-compile", "cold") else None
-        with _moved_aside(aside) if aside else _nothing_moved():
+        with _moved_aside(aside) if aside else nullcontext():
             yield self._evict() if state in ("cold-pages", "cold") else None
 
     def _evict(self) -> Residency:
@@ -71,11 +71,6 @@ def _list_libraries(config: StartupBenchConfig) -> list[Path]:
     if config.floor_model:
         commands.append(shlex.quote(sys.executable))
     return [file for command in commands for file in find_libraries(command)]
-
-
-@contextmanager
-def _nothing_moved() -> Iterator[None]:
-    yield
 
 
 @contextmanager

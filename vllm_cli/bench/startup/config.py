@@ -2,15 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from server.errors import ConfigError
 from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_counts
 
 CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]
 """The caches before a start: all warm; weights (and libraries) evicted; no compile cache; both."""
-
-CACHE_STATES: tuple[CacheState, ...] = get_args(CacheState)
 
 PROMPT = "The capital of France is"
 MAX_TOKENS = 4

@@ -55,6 +55,6 @@ def summarize_state(state: CacheState, rounds: list[StartFigures]) -> StateResul
 
 
 def compare_states(ours: StateResult, theirs: StateResult, *, against: str) -> StateRatio:
-    """Our figures divided by theirs, from one state."""
+    """The ratios of one side's figures to another side's, from one state."""
     ratios = compare_rounds(_COMPARED, ours.rounds, theirs.rounds)
     return StateRatio(against=against, state=ours.state, ratios=ratios)

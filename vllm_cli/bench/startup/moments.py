@@ -1,4 +1,4 @@
-"""The moments of a start that a client sees, in monotonic nanoseconds; polls are cheap for the server."""
+"""Polls for the moments of a start that a client can observe; returns monotonic nanoseconds."""
 
 import asyncio
 import socket

@@ -34,7 +34,7 @@ class StartProbeSamples:
 
 
 class StartProbe:
-    """Probes a server from `begin` to `finish`; a context manager that kills the process at its end."""
+    """Probes a server from `start` to `finish`; a context manager that kills the process at its end."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -53,8 +53,8 @@ class StartProbe:
         with self._process:
             self._process.kill()
 
-    def begin(self, host: str, port: int) -> None:
-        """Starts probing, at once."""
+    def start(self, host: str, port: int) -> None:
+        """Starts probing at once."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"host": host, "port": port, "interval_s": INTERVAL_S}).encode() + b"\n")
         self._process.stdin.flush()

@@ -9,7 +9,7 @@ from vllm_cli.bench.startup.config import StartupBenchConfig
 from vllm_cli.bench.startup.results import STARTUP_SCHEMA_VERSION, StartupResult
 from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, take_medians
 
-JUDGED = Metric("first_token_s", "the time to the first token")
+_JUDGED = Metric("first_token_s", "the time to the first token")
 """The figure that is judged: it contains the others."""
 
 
@@ -22,19 +22,19 @@ def read_startup_baseline(path: Path, config: StartupBenchConfig) -> StartupResu
     return baseline
 
 
-def find_slower_starts_than_baseline(result: StartupResult, baseline: StartupResult, *, tolerance: float) -> list[str]:
+def find_worse_than_baseline(result: StartupResult, baseline: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which A's median exceeds the baseline's by more than the tolerance."""
     then = {state.state: state.summary for state in baseline.sides[0].states}
     medians = [
         MedianRatios(f"from {state.state}", "the baseline", divide_medians(state.summary, then[state.state]))
         for state in result.sides[0].states
     ]
-    return find_worse([JUDGED], medians, tolerance=tolerance)
+    return find_worse([_JUDGED], medians, tolerance=tolerance)
 
 
-def find_slower_starts_than_others(result: StartupResult, *, tolerance: float) -> list[str]:
+def find_worse_than_others(result: StartupResult, *, tolerance: float) -> list[str]:
     """One line for each state from which side A is slower than another side by more than the tolerance."""
     medians = [
         MedianRatios(f"from {ratio.state}", ratio.against, take_medians(ratio.ratios)) for ratio in result.ratios
     ]
-    return find_worse([JUDGED], medians, tolerance=tolerance)
+    return find_worse([_JUDGED], medians, tolerance=tolerance)

@@ -12,7 +12,7 @@ _COLD_ENOUGH = 0.01
 
 
 def write_startup_report(result: StartupResult, stream: TextIO) -> None:
-    """Writes the whole report, as a terminal or as a pipe needs it."""
+    """Writes the whole report: drawn tables on a terminal, aligned text on a pipe."""
     write_sections(
         describe_startup_run(result), build_startup_tables(result), describe_startup_problems(result), stream
     )

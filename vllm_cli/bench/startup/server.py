@@ -77,7 +77,7 @@ class ServerSide:
         target.start()
         host, port = _address(target)
         exec_ns = await stamp.wait(target.ensure_alive)
-        probe.begin(host, port)
+        probe.start(host, port)
         listening_ns = await wait_listening(host, port, target.ensure_alive)
         healthy_ns = await wait_healthy(host, port, target.ensure_alive)
         current = replace(request_format, base_url=target.base_url)
