@@ -1,4 +1,4 @@
-"""Variables of other programs, read by name: those that vLLM's launcher passes on or checks.
+"""Variables of other programs, read by name, which the launcher of vLLM passes on or checks.
 
 Variables that this program itself uses are declared in `registry`.
 """

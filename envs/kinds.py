@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from envs.suggestion import did_you_mean
 from envs.variable import EnvVar, InvalidValueError
+
+N = TypeVar("N", int, float)
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -23,7 +26,7 @@ def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
 
 def boolean(default: bool, description: str) -> EnvVar[bool]:
     """`1/true/yes/on` or `0/false/no/off`."""
-    return EnvVar("boolean", parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
+    return EnvVar("boolean", _parse_boolean, lambda: default, description, choices=_TRUE + _FALSE)
 
 
 def presence(description: str) -> EnvVar[bool]:
@@ -57,8 +60,7 @@ def choice_in_capitals(default: str, choices: tuple[str, ...], description: str)
     return EnvVar("choice", lambda raw: parse(raw.upper()), lambda: default, description, choices=choices)
 
 
-def parse_boolean(raw: str) -> bool:
-    """The only parser of booleans."""
+def _parse_boolean(raw: str) -> bool:
     word = raw.strip().lower()
     if word not in _TRUE + _FALSE:
         raise InvalidValueError("one of " + ", ".join(_TRUE + _FALSE))
@@ -66,27 +68,20 @@ def parse_boolean(raw: str) -> bool:
 
 
 def _integer_parser(minimum: int) -> Callable[[str], int]:
-    def parse(raw: str) -> int:
-        expected = f"a whole number, {minimum} or more"
-        try:
-            value = int(raw)
-        except ValueError as err:
-            raise InvalidValueError(expected) from err
-        if value < minimum:
-            raise InvalidValueError(expected)
-        return value
-
-    return parse
+    return _parser(int, lambda value: value >= minimum, f"a whole number, {minimum} or more")
 
 
 def _number_parser(above: float) -> Callable[[str], float]:
-    def parse(raw: str) -> float:
-        expected = f"a number above {above:g}"
+    return _parser(float, lambda value: above < value < math.inf, f"a number above {above:g}")
+
+
+def _parser(convert: Callable[[str], N], is_in_range: Callable[[N], bool], expected: str) -> Callable[[str], N]:
+    def parse(raw: str) -> N:
         try:
-            value = float(raw)
+            value = convert(raw)
         except ValueError as err:
             raise InvalidValueError(expected) from err
-        if not above < value < math.inf:
+        if not is_in_range(value):
             raise InvalidValueError(expected)
         return value
 

@@ -11,7 +11,7 @@ from envs.suggestion import closest
 from envs.variable import EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
-"""The start methods of the engine process; every branch uses this list."""
+"""The start methods of the engine process."""
 
 ENGINES: Final = ("auto", "embedded", "vllm")
 """The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
@@ -19,7 +19,6 @@ ENGINES: Final = ("auto", "embedded", "vllm")
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 LOG_FORMATS: Final = ("text", "json")
-"""The formats of log lines."""
 
 OWN_PREFIX: Final = "VCLI_"
 """Prefix of this program's own variables, since vLLM warns about unknown `VLLM_*` names."""

@@ -1,4 +1,4 @@
-"""The part of the environment that a process without access to secrets may have."""
+"""The environment of a helper process that must not have secrets."""
 
 import os
 from typing import Final
@@ -8,5 +8,5 @@ _NAMES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_P
 
 
 def restricted_environment() -> dict[str, str]:
-    """Those of the variables that are set."""
+    """The variables of `_NAMES` that are set."""
     return {name: os.environ[name] for name in _NAMES if name in os.environ}

@@ -53,7 +53,7 @@ class EnvVar(Generic[T]):
         return os.environ.get(self.name) or None
 
     @property
-    def is_set_to_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether the variable exists and is empty, for variables where that differs from unset."""
         return os.environ.get(self.name) == ""
 

@@ -1,4 +1,4 @@
-"""Makes this program's packages win over a user's modules of the same names.
+"""Imports this program's packages instead of a user's modules of the same names.
 
 `server`, `startup` and `envs` are common names: with `PYTHONPATH=.` and a `server.py` in that folder, Python
 would import the user's file. Every new Python process of this program therefore imports this module before
@@ -27,8 +27,7 @@ class OwnPackagesFinder:
 
 
 def describe_conflict() -> str | None:
-    """A warning if the unrelated distribution `vllm-cli`, which has a package `vllm_cli`, is in this
-    folder."""
+    """A warning if the unrelated distribution `vllm-cli` is installed into the same folder."""
     for folder in sorted(Path(_ROOT).glob("vllm_cli-*.dist-info")):
         name = folder.name.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (

@@ -33,7 +33,7 @@ def expects_gpu() -> bool:
     if not has_gpu():
         return False
     visible = env.CUDA_VISIBLE_DEVICES
-    return not visible.is_set_to_nothing and visible.raw != _NONE and _is_torch_built_for_gpus()
+    return not visible.is_empty and visible.raw != _NONE and _is_torch_built_for_gpus()
 
 
 def _is_torch_built_for_gpus() -> bool:

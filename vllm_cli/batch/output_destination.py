@@ -18,7 +18,7 @@ _TIMEOUT_S: Final = 1000
 _PAUSES_S: Final = (1, 2, 4, 8)
 
 
-class OutputPlace:
+class OutputDestination:
     """The destination; results are appended to the file `path`."""
 
     def __init__(self, path: Path, url: str | None = None, stack: ExitStack | None = None) -> None:
@@ -27,7 +27,7 @@ class OutputPlace:
         self._stack = stack or ExitStack()
 
     @classmethod
-    def of(cls, config: BatchConfig) -> "OutputPlace":
+    def of(cls, config: BatchConfig) -> "OutputDestination":
         """For a URL, the file is in --output-tmp-dir (for a second run), or in a temporary folder."""
         if not config.output_file.startswith(_URLS):
             path = Path(config.output_file)

@@ -58,19 +58,19 @@ def lost(place: LinePlace, code: str, message: str) -> Result:
 
 
 def parse(line: bytes) -> RecordedResult | None:
-    """The parsed line; None if it is not a result."""
+    """Reads a line of an output file; None if it is not a result."""
     try:
         fields = json.loads(line)
         is_failed = fields["error"] is not None
-        known = RecordedResult(fields["custom_id"], fields["id"], is_failed)
+        recorded = RecordedResult(fields["custom_id"], fields["id"], is_failed)
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return known if isinstance(known.custom_id, str) and isinstance(known.id, str) else None
+    return recorded if isinstance(recorded.custom_id, str) and isinstance(recorded.id, str) else None
 
 
 def _failed(place: LinePlace, response: str, error: str) -> Result:
-    known = RecordedResult(place.custom_id, place.id, is_failed=True)
-    return Result(known, _line(place, response, error), {})
+    recorded = RecordedResult(place.custom_id, place.id, is_failed=True)
+    return Result(recorded, _line(place, response, error), {})
 
 
 def _response(place: LinePlace, status: int, body: str) -> str:

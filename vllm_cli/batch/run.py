@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 from vllm_cli.batch.config import BatchConfig
 from vllm_cli.batch.dispatch import Dispatch
 from vllm_cli.batch.input_file import InputFile, LinePlace, open_input
+from vllm_cli.batch.output_destination import OutputDestination
 from vllm_cli.batch.output_file import OutputFile, check_same_batch
-from vllm_cli.batch.output_place import OutputPlace
 from vllm_cli.batch.own_server import OwnServer, ServerStartError, start_own_server
 from vllm_cli.batch.progress import BatchProgress
 from vllm_cli.batch.tally import Ending, Tally
@@ -33,31 +33,33 @@ def run_batch(config: BatchConfig) -> BatchOutcome:
     """Sends every request of the input that has no result in the output."""
     with ExitStack() as stack:
         batch = stack.enter_context(open_input(config.input_file))
-        place = stack.enter_context(closing(OutputPlace.of(config)))
-        output = stack.enter_context(OutputFile(place.path, is_overwriting=config.is_overwriting))
-        return _Run(config, batch, output, place).run()
+        destination = stack.enter_context(closing(OutputDestination.of(config)))
+        output = stack.enter_context(OutputFile(destination.path, is_overwriting=config.is_overwriting))
+        return _Run(config, batch, output, destination).run()
 
 
 class _Run:
     """One run; on the main thread."""
 
-    def __init__(self, config: BatchConfig, batch: InputFile, output: OutputFile, place: OutputPlace) -> None:
+    def __init__(
+        self, config: BatchConfig, batch: InputFile, output: OutputFile, destination: OutputDestination
+    ) -> None:
         self._config = config
         self._batch = batch
         self._output = output
-        self._place = place
+        self._destination = destination
 
     def run(self) -> BatchOutcome:
         places = self._plan()
-        known = self._output.recorded
+        recorded = self._output.recorded
         self._tally = Tally(
             num_total=len(self._batch.places),
-            num_skipped=len(known),
-            num_failed_before=sum(result.is_failed for result in known.values()),
+            num_skipped=len(recorded),
+            num_failed_before=sum(result.is_failed for result in recorded.values()),
         )
         self._progress = BatchProgress(self._tally, is_quiet=self._config.is_quiet)
-        if known:
-            self._progress.report(f"{len(known)} of {len(self._batch.places)} requests are done already")
+        if recorded:
+            self._progress.report(f"{len(recorded)} of {len(self._batch.places)} requests are done already")
         with closing(self._progress):
             try:
                 signal_number = self._serve_and_dispatch(places) if places else None
@@ -80,8 +82,8 @@ class _Run:
         check_same_batch(self._output.path, self._output.recorded, ids)
         if self._config.retries_failed:
             self._output.keep([c for c, result in self._output.recorded.items() if not result.is_failed])
-        known = self._output.recorded
-        return [place for place in self._batch.places if place.custom_id not in known]
+        recorded = self._output.recorded
+        return [place for place in self._batch.places if place.custom_id not in recorded]
 
     def _serve_and_dispatch(self, places: list[LinePlace]) -> int | None:
         address = self._config.address
@@ -111,7 +113,7 @@ class _Run:
     def _finish(self) -> None:
         """Sorts the results in the order of the requests, as vLLM does, and uploads them."""
         self._output.keep(place.custom_id for place in self._batch.places)
-        self._place.deliver()
+        self._destination.deliver()
 
     def _end(self, ending: Ending, exit_code: int) -> BatchOutcome:
         tally = self._tally

@@ -22,13 +22,13 @@ _CONNECT_TIMEOUT_S: Final = 30.0
 
 
 class Sender:
-    """One server; a pause that it demands for one request delays all requests."""
+    """Sends to one server; a pause before the retry of one request delays all requests."""
 
     def __init__(self, address: ServerAddress, config: BatchConfig) -> None:
         self.num_retries = 0
         self._address = address
         self._config = config
-        self._open_at_s = 0.0
+        self._resume_at_s = 0.0
         headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         self._session = aiohttp.ClientSession(
             connector=_connector(address, config.num_in_flight),
@@ -54,7 +54,7 @@ class Sender:
             return rejected(place, request.rejection)
         tries = _Tries(time.monotonic() + self._config.retry_timeout_s)
         while True:
-            await self._wait_until_open()
+            await self._wait_for_pause()
             result = await self._try(request, place, tries)
             if result is not None:
                 return result
@@ -78,7 +78,7 @@ class Sender:
             return lost(place, "connection_error", f"The connection was lost during the answer ({type(err).__name__}).")
         if response.status == HTTPStatus.UNAUTHORIZED:
             raise ConnectionFailedError(f"The server at {self._address} answers 401: give a valid --api-key.")
-        if tries.is_worth_another(response.status) and self._may_try_again(tries, response.headers.get("Retry-After")):
+        if tries.should_retry(response.status) and self._may_try_again(tries, response.headers.get("Retry-After")):
             return None
         return answered(place, response.status, content)
 
@@ -86,10 +86,10 @@ class Sender:
         """Whether the retry deadline allows another attempt; if so, delays all requests by the pause."""
         duration_s = pause_s(tries.num_failed, retry_after)
         tries.num_failed += 1
-        open_at_s = time.monotonic() + duration_s
-        if open_at_s > tries.deadline_s:
+        resume_at_s = time.monotonic() + duration_s
+        if resume_at_s > tries.deadline_s:
             return False
-        self._open_at_s = max(self._open_at_s, open_at_s)
+        self._resume_at_s = max(self._resume_at_s, resume_at_s)
         return True
 
     def _post(self, request: BatchRequest, place: LinePlace) -> "aiohttp.client._RequestContextManager":
@@ -100,8 +100,8 @@ class Sender:
         headers = {"X-Request-Id": request_id(place)}
         return self._session.post(url, data=json.dumps(body).encode(), headers=headers, allow_redirects=False)
 
-    async def _wait_until_open(self) -> None:
-        while (left_s := self._open_at_s - time.monotonic()) > 0:
+    async def _wait_for_pause(self) -> None:
+        while (left_s := self._resume_at_s - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
 
 
@@ -113,7 +113,7 @@ class _Tries:
     num_failed: int = 0
     num_server_errors: int = 0
 
-    def is_worth_another(self, status: int) -> bool:
+    def should_retry(self, status: int) -> bool:
         """Whether the cause of the status may be something other than the request."""
         if status != HTTPStatus.INTERNAL_SERVER_ERROR:
             return status in RETRIED

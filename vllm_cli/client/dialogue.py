@@ -74,7 +74,7 @@ class Dialogue:
             click.echo(answer.stats(), err=True)
 
     def ask_interruptibly(self, path: str, body: dict[str, Any]) -> Answer | None:
-        """The same, but Ctrl-C only ends the answer, and an error is printed and returns None."""
+        """Like `ask`, but Ctrl-C only ends the answer, and an error is printed; then returns None."""
         answer = Answer()
         try:
             self.ask(path, body, answer)

@@ -89,9 +89,9 @@ def _program(process: Any, words: list[str]) -> Path:
 
 def _describe(process: Any, with_state: bool) -> RunningServer:
     arguments = _parse(_serve_words(process) or [])
-    family = [process, *process.children(recursive=True)]
+    processes = [process, *process.children(recursive=True)]
     is_elsewhere = has_own_network(process)
-    listening = None if is_elsewhere else find_socket(family, arguments)
+    listening = None if is_elsewhere else find_socket(processes, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
     address = address_of(listening, is_tls=is_tls) if listening else None
     return RunningServer(
@@ -99,11 +99,11 @@ def _describe(process: Any, with_state: bool) -> RunningServer:
         port=listening[1] if isinstance(listening, tuple) else None,
         address=str(address) if address else None,
         model=_model(arguments),
-        engine=_engine(family, arguments),
+        engine=_engine(processes, arguments),
         state=("elsewhere" if is_elsewhere else _poll_state(address)) if with_state else "",
         uptime_s=process_age_s(process.pid) or 0.0,
-        memory_bytes=sum(map(_memory_bytes, family)) if with_state else 0,
-        pids=tuple(p.pid for p in family),
+        memory_bytes=sum(map(_memory_bytes, processes)) if with_state else 0,
+        pids=tuple(p.pid for p in processes),
     )
 
 
@@ -129,14 +129,14 @@ def _model(arguments: Arguments) -> str:
     return named or model or DEFAULT_MODEL_ID
 
 
-def _engine(family: list[Any], arguments: Arguments) -> str:
+def _engine(processes: list[Any], arguments: Arguments) -> str:
     """As given by --engine, else by the module that the forkserver's command line names."""
     import psutil
 
     named = arguments.last_value("--engine") or "auto"
     if named != "auto":
         return named
-    for process in family[1:]:
+    for process in processes[1:]:
         with contextlib.suppress(psutil.Error, OSError):
             words = " ".join(process.cmdline())
             for preload, engine in _PRELOADS.items():

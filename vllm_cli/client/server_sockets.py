@@ -20,15 +20,15 @@ def has_own_network(process: Any) -> bool:
     return False
 
 
-def find_socket(family: list[Any], arguments: Arguments) -> Socket | None:
+def find_socket(processes: list[Any], arguments: Arguments) -> Socket | None:
     """Where a server and its children listen; for other users' servers, where their flags say."""
     import psutil
 
     uds = arguments.last_value("--uds")
     try:
-        found = _listening(family)
+        found = _listening(processes)
         if uds is not None and found:
-            return str((Path(family[0].cwd()) / uds).resolve())
+            return str((Path(processes[0].cwd()) / uds).resolve())
         return found[0] if found else None
     except psutil.AccessDenied:
         port = arguments.last_value("--port") or "8000"
@@ -47,13 +47,13 @@ def address_of(listening: Socket, *, is_tls: bool) -> ServerAddress:
     return ServerAddress(host=reachable_host(listening[0]), port=listening[1], tls=context)
 
 
-def _listening(family: Iterable[Any]) -> list[Socket]:
+def _listening(processes: Iterable[Any]) -> list[Socket]:
     """Where the processes listen: addresses first, then UNIX sockets with a file."""
     import psutil
 
     ports: list[tuple[str, int]] = []
     files: list[str] = []
-    for process in family:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             connections = process.net_connections("tcp")
             ports += [tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN]

@@ -27,12 +27,12 @@ class WaitOptions:
     interval_s: float
     """Pause between a response and the next request."""
     pid: int | None = None
-    """The server's process; its end ends the waiting."""
+    """The server's process; the waiting ends when it exits."""
 
 
 @dataclass(frozen=True)
 class WaitResult:
-    """Outcome of the waiting."""
+    """How the waiting ended."""
 
     ending: Ending
     waited_s: float
@@ -55,15 +55,15 @@ def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], 
     """Polls until the server is ready; `on_poll` gets every result and the seconds since the beginning."""
     begin_s = time.monotonic()
     num_requests = 0
-    known: Readiness | None = None
+    last: Readiness | None = None
     while True:
         # Checked before the poll, since the process may exit after its last response.
         is_gone = options.pid is not None and not _is_alive(options.pid)
         left_s = max(begin_s + options.timeout_s - time.monotonic(), _LEAST_TIMEOUT_S)
         result = poll_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
-        if result.is_late and left_s < _ANSWER_TIMEOUT_S and known is not None:
-            result = known  # a request that the end of the waiting cuts short proves nothing about the server
-        known = result
+        if result.is_late and left_s < _ANSWER_TIMEOUT_S and last is not None:
+            result = last  # the deadline cut this request short, so that its result says nothing about the server
+        last = result
         num_requests += 1
         waited_s = time.monotonic() - begin_s
         if result.state in ("ready", "failed"):
@@ -82,13 +82,13 @@ def _is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except FileNotFoundError:
-        return not Path("/proc/self").exists() and _takes_signals(pid)
+        return not Path("/proc/self").exists() and _exists(pid)
     except (OSError, IndexError):
-        return _takes_signals(pid)
+        return _exists(pid)
     return state not in ("Z", "X")
 
 
-def _takes_signals(pid: int) -> bool:
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""Hides keys and tokens that were written on the command line from other users of the machine."""
+"""Masks keys and tokens of the command line, which other users of the machine can see."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -22,7 +22,7 @@ def hide_secrets(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
 
 
 def hide_secrets_of_vllm(words: Sequence[str]) -> Iterator[str]:
-    """The same for a command line of vLLM, which has no file of keys; vLLM still gets its words."""
+    """The same for a command line of vLLM, which has no --api-key-file; vLLM gets the unmasked words."""
     values: dict[SupportedFlag, list[str]] = {}
     for index, word in enumerate(words):
         name, is_attached, value = word.partition("=")
@@ -43,7 +43,7 @@ def _secret_flag(name: str) -> SupportedFlag | None:
 
 
 def _mask(values: Mapping[SupportedFlag, Sequence[str]]) -> Iterator[tuple[SupportedFlag, str]]:
-    """The flags that have a value, each with who could read it."""
+    """Masks the values; yields each flag that has one, with a text about its visibility in `ps`."""
     flags = [flag for flag, given in values.items() if any(given)]
     if not flags:
         return
@@ -52,8 +52,8 @@ def _mask(values: Mapping[SupportedFlag, Sequence[str]]) -> Iterator[tuple[Suppo
         yield flag, "was visible to every user until now" if is_masked else "is visible to every user"
 
 
-def secret_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty key, such as a script's unset variable leaves: requests would then need no key."""
+def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
+    """A line for an empty --api-key, as an unset variable of a script gives: requests then need no key."""
     for g in given_flags:
         if g.flag.parameter == "api_key" and not any(g.values):
             yield f"{g.flag.name} is empty: requests need no key, unless a file or the variable contains one."

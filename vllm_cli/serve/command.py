@@ -14,7 +14,7 @@ from vllm_cli.flags.config_file import read_config_file
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.model_completion import complete_model
 from vllm_cli.flags.option import FlagOption
-from vllm_cli.flags.secret_flags import hide_secrets, hide_secrets_of_vllm, secret_notices
+from vllm_cli.flags.secret_flags import empty_key_notices, hide_secrets, hide_secrets_of_vllm
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED
 from vllm_cli.serve.engine_choice import choose_engine, vllm_options
 from vllm_cli.serve.help import write_groups, write_topic
@@ -119,7 +119,7 @@ def _screen(given: Arguments, in_file: Arguments) -> None:
     flags = (in_file.flags | given.flags).values()
     reject_unsupported(flags)
     log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
-    lines = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *secret_notices(flags))
+    lines = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *empty_key_notices(flags))
     show_notices(lines, log_format or env.VCLI_LOG_FORMAT.get())
 
 
