@@ -8,7 +8,10 @@ class StartView(Protocol):
     """The progress and the timeline of the start; every method is cheap and may be called at any time."""
 
     def progress(self) -> dict[str, Any]:
-        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown."""
+        """Members of a 503 body: `phase`, `progress` (0 to 1), `elapsed_s`, `eta_s`; None if unknown.
+
+        There is no `detail`: only a download has one, and it ends before this server starts.
+        """
 
     def report(self) -> bytes:
         """The timeline so far as JSON: the body of /startupz."""

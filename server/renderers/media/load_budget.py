@@ -56,7 +56,7 @@ class LoadBudget:
 
 
 class LoadLease:
-    """One prompt's reserved part of the budget."""
+    """One prompt's share of the budget."""
 
     def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
         self._budget = budget

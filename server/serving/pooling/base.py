@@ -98,7 +98,7 @@ class PoolingServingBase(ABC, Generic[T]):
             created=unix_time(),
             pooling_params=self._pooling_params(request, info),
             info=info,
-            timing=context,
+            request_context=context,
         )
 
     def _is_supported(self, info: PoolingInfo) -> bool:
@@ -119,7 +119,7 @@ class PoolingServingBase(ABC, Generic[T]):
     ) -> list[EngineOutput]:
         """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
         self._log(ctx, prompts, params)
-        works = [self._pool_one(ctx.timing, *work) for work in zip(ids, prompts, params, strict=True)]
+        works = [self._pool_one(ctx.request_context, *work) for work in zip(ids, prompts, params, strict=True)]
         if len(works) == 1:
             return [await works[0]]
         tasks = [asyncio.create_task(work) for work in works]

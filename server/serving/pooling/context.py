@@ -31,7 +31,7 @@ class PoolingServeContext(Generic[T]):
     pooling_params: PoolingParams
     """The same for all prompts, unless a step derives others from it."""
     info: PoolingInfo
-    timing: RequestContext
+    request_context: RequestContext
     prompts: list[PooledPrompt] = field(default_factory=list)
     """Filled in by the first step."""
     outputs: list[EngineOutput] = field(default_factory=list)
