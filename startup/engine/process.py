@@ -94,12 +94,12 @@ class EngineProcess:
         self._end_watch.close()
 
 
-def prepare(context: BaseContext, files: ModelFiles | None = None) -> None:
+def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     """Starts the imports before the engine: in the forkserver with `forkserver`, in this process with `fork`.
 
     Args:
         context: the start method.
-        files: the model, if it is on disk already; a forkserver then imports its class too.
+        files: the model, whose class a forkserver imports too; None if it is not on disk yet.
     """
     limit_spinning()
     limit_kernel_caches()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.errors import EnvError
-from server.config import ModelFiles
 from server.machine.memory import MemoryState, read_memory
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
@@ -52,20 +51,17 @@ class PreflightOptions:
     hub_timeout_s: float = _HUB_TIMEOUT_S
 
 
-def run_preflight(
-    config: StartupConfig, files: ModelFiles | None = None, *, options: PreflightOptions | None = None
-) -> PreflightReport:
+def run_preflight(config: StartupConfig, *, options: PreflightOptions | None = None) -> PreflightReport:
     """Reports every fault at once; never raises for a fault.
 
     Args:
         config: the start's configuration.
-        files: the model's files, if they are resolved already; None locates them by the configuration.
         options: what to assume about the machine.
     """
     begin = time.perf_counter()
     findings: list[Finding] = []
     timings: list[tuple[str, float]] = []
-    for name, check in _Preflight(config, files, options or PreflightOptions()).checks():
+    for name, check in _Preflight(config, options or PreflightOptions()).checks():
         check_begin = time.perf_counter()
         findings += _run(name, check)
         timings.append((name, time.perf_counter() - check_begin))
@@ -85,9 +81,8 @@ def _run(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
 class _Preflight:
     """One run; caches what several checks need."""
 
-    def __init__(self, config: StartupConfig, files: ModelFiles | None, options: PreflightOptions) -> None:
+    def __init__(self, config: StartupConfig, options: PreflightOptions) -> None:
         self._config = config
-        self._files = files
         self._options = options
         self._hub_checks: list[HubCheck] = []
 
@@ -114,15 +109,10 @@ class _Preflight:
 
     @cached_property
     def _model(self) -> ModelPlace:
-        if self._files is not None:
-            return ModelPlace(PlaceKind.FOLDER, str(self._files.path), self._files.path)
         return locate_model(self._config.model)
 
     @cached_property
     def _tokenizer(self) -> ModelPlace:
-        if self._files is not None:
-            folder = self._files.tokenizer_path
-            return ModelPlace(PlaceKind.FOLDER, str(folder), folder, is_tokenizer=True)
         return locate_tokenizer(self._config.model) or self._model
 
     @cached_property
@@ -158,7 +148,7 @@ class _Preflight:
             yield from self._checkpoint.findings
         else:  # missing files will be downloaded, but a broken file will not be downloaded again
             yield from (finding for finding in self._checkpoint.findings if finding.check in CONTENT_CHECKS)
-        if self._files is None and self._model.kind is not PlaceKind.FOLDER:
+        if self._model.kind is not PlaceKind.FOLDER:
             yield from snapshot_findings(self._checkpoint.folder, will_download=not self._model.is_local)
 
     def _check_tokenizer(self) -> Iterator[Finding]:

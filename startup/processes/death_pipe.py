@@ -12,8 +12,8 @@ import signal
 _PR_SET_PDEATHSIG = 1
 
 
-def arm(fd: int, signum: int = signal.SIGKILL) -> None:
-    """Makes the kernel send `signum` to this process once a pipe's last write end is or gets closed.
+def arm(fd: int) -> None:
+    """Makes the kernel kill this process once a pipe's last write end is or gets closed.
 
     Only the logical parent holds the write end: the kernel closes it however that process ends. The parent
     need not be the process that forked this one.
@@ -21,30 +21,28 @@ def arm(fd: int, signum: int = signal.SIGKILL) -> None:
     Args:
         fd: the pipe's read end; may be shared with other processes, each of which arms it for itself. Nothing
             may ever be written to the pipe: a byte triggers the signal too.
-        signum: the signal; only SIGKILL works in every state of this process.
     """
     own_fd = _reopen(fd)  # stays open for as long as the process lives
     fcntl.fcntl(own_fd, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(own_fd, fcntl.F_SETSIG, signum)
+    fcntl.fcntl(own_fd, fcntl.F_SETSIG, signal.SIGKILL)  # the only signal that works in every state
     fcntl.fcntl(own_fd, fcntl.F_SETFL, fcntl.fcntl(own_fd, fcntl.F_GETFL) | os.O_ASYNC)
     if _has_hung_up(own_fd):  # the write end was closed before the signal was armed
-        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def follow_parent(parent_pid: int, signum: int = signal.SIGKILL) -> None:
-    """Makes the kernel send `signum` when the process that forked this one ends, or at once if it has ended.
+def follow_parent(parent_pid: int) -> None:
+    """Makes the kernel kill this process when the one that forked it ends, or at once if that has ended.
 
-    The kernel sends it when the *thread* ends that forked (prctl(2)), so parents fork on their main thread.
+    The kernel does so when the *thread* ends that forked (prctl(2)), so parents fork on their main thread.
 
     Args:
         parent_pid: the process that forked this one; if the parent is another process by now, it has ended.
-        signum: the signal.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signum)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _reopen(fd: int) -> int:

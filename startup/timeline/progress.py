@@ -54,9 +54,9 @@ class StartProgress:
 class ProgressMeter:
     """Computes the progress from the timeline; may be read on any thread and in a forked process."""
 
-    def __init__(self, timeline: PhaseTimeline, earlier: EarlierStarts | None = None) -> None:
+    def __init__(self, timeline: PhaseTimeline) -> None:
         self._timeline = timeline
-        self._earlier = earlier
+        self._earlier: EarlierStarts | None = None
         self.detail = ""
         """Progress of the current phase as text; the code that sets it also clears it."""
         self._highest = _HighestShare()

@@ -12,7 +12,6 @@ from startup.config import StartupConfig
 from startup.model.source import resolve_model
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
-from startup.preflight.run import run_preflight
 
 Preflight = Callable[..., PreflightReport]
 MakeConfig = Callable[..., StartupConfig]
@@ -110,9 +109,9 @@ def test_a_file_instead_of_a_folder_is_an_error(model_path: Path, preflight: Pre
     assert "is a file: give the folder" in finding.message
 
 
-def test_a_resolved_folder_is_checked(folder, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_a_model_and_a_tokenizer_in_two_folders_are_both_checked(folder, preflight: Preflight, tmp_path: Path) -> None:
     folder.shards[0].unlink()
     words = tmp_path / "words"
     words.mkdir()
-    report = run_preflight(make_config("elsewhere/model"), ModelFiles(folder.path, words))
+    report = preflight(folder.path, tokenizer=str(words))
     assert {f.check for f in report.errors} >= {"shards", "tokenizer"}

@@ -75,19 +75,6 @@ def test_a_parent_that_has_exited_before_ends_the_process_at_once(pipe: tuple[in
         assert process.returncode == -signal.SIGKILL
 
 
-def test_another_signal_may_be_chosen(pipe: tuple[int, int]) -> None:
-    code = (
-        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
-        f"death_pipe.arm({pipe[0]}, signal.SIGUSR1)\nprint('armed', flush=True)\n"
-        "signal.sigwait({signal.SIGUSR1})\nprint('signalled')"
-    )
-    with _start(code, pipe[0]) as process:
-        assert _line(process) == "armed"
-        os.close(pipe[1])
-        assert _line(process) == "signalled"
-        assert process.wait(_SOON_S) == 0
-
-
 def test_a_process_ends_with_the_one_that_forked_it() -> None:
     code = (
         f"parent = os.getpid()\nif os.fork() == 0:\n    death_pipe.follow_parent(parent)\n    {_STUCK}\nsignal.pause()"

@@ -18,7 +18,7 @@ NOW_NS = 5_000 * NS
 
 
 class Clock:
-    """Estimates depend on the current time, which therefore stands still."""
+    """A clock that only tests advance, since estimates depend on the current time."""
 
     now_ns = NOW_NS
 
@@ -43,6 +43,13 @@ def earlier_starts() -> EarlierStarts:
     return EarlierStarts((StartRecord.from_report(report_of(), "k"),))
 
 
+def meter_of(timeline: PhaseTimeline) -> ProgressMeter:
+    """A meter that estimates from earlier starts."""
+    meter = ProgressMeter(timeline)
+    meter.expect(earlier_starts())
+    return meter
+
+
 def timeline_at(elapsed_s: float) -> PhaseTimeline:
     return PhaseTimeline(NOW_NS - round(elapsed_s * NS))
 
@@ -63,7 +70,7 @@ def test_between_two_phases_the_phase_is_starting() -> None:
 def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clock: Clock) -> None:
     timeline = timeline_at(0.3)
     with clock.span(timeline, "import_server", since_s=0.2):
-        current = ProgressMeter(timeline, earlier_starts()).read()
+        current = meter_of(timeline).read()
     assert current.eta_s == pytest.approx(0.2 + 1.2)
     assert current.progress == pytest.approx(0.3 / 1.7)
 
@@ -71,26 +78,26 @@ def test_remaining_time_is_the_rest_of_the_phase_and_the_usual_time_after_it(clo
 def test_a_phase_that_begins_late_moves_the_end(clock: Clock) -> None:
     timeline = timeline_at(3.0)
     with clock.span(timeline, "import_server", since_s=2.9):
-        current = ProgressMeter(timeline, earlier_starts()).read()
+        current = meter_of(timeline).read()
     assert current.eta_s == pytest.approx(0.2 + 1.2)
 
 
 def test_a_phase_that_exceeds_its_usual_time_leaves_the_time_after_it(clock: Clock) -> None:
     timeline = timeline_at(8.0)
     with clock.span(timeline, "import_server", since_s=0.2):
-        assert ProgressMeter(timeline, earlier_starts()).read().eta_s == pytest.approx(1.2)
+        assert meter_of(timeline).read().eta_s == pytest.approx(1.2)
 
 
 def test_an_unknown_phase_is_estimated_from_the_total() -> None:
     timeline = timeline_at(0.7)
     with timeline.span("never_seen"):
-        current = ProgressMeter(timeline, earlier_starts()).read()
+        current = meter_of(timeline).read()
     assert current.eta_s == pytest.approx(1.0)
 
 
 def test_progress_never_falls_and_stays_below_one_until_ready(clock: Clock) -> None:
     timeline = timeline_at(1.6)
-    meter = ProgressMeter(timeline, earlier_starts())
+    meter = meter_of(timeline)
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
         high = meter.read().progress
     with clock.span(timeline, "import_server", since_s=1.6):
@@ -98,13 +105,13 @@ def test_progress_never_falls_and_stays_below_one_until_ready(clock: Clock) -> N
     assert high is not None
     assert low is not None
     assert 0.8 < high <= low < 1
-    assert ProgressMeter(timeline_at(900), earlier_starts()).read().progress == 0.99
+    assert meter_of(timeline_at(900)).read().progress == 0.99
 
 
 def test_progress_never_falls_below_the_value_that_the_responder_reported(clock: Clock) -> None:
     """Its clients become clients of the HTTP server."""
     timeline = timeline_at(1.6)
-    meter = ProgressMeter(timeline, earlier_starts())
+    meter = meter_of(timeline)
     read_fd, write_fd = os.pipe()
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
         if (pid := os.fork()) == 0:
@@ -123,14 +130,14 @@ def test_progress_never_falls_below_the_value_that_the_responder_reported(clock:
 def test_a_finished_start_is_ready() -> None:
     timeline = timeline_at(1.0)
     timeline.finish()
-    current = ProgressMeter(timeline, earlier_starts()).read()
+    current = meter_of(timeline).read()
     assert (current.phase, current.progress, current.eta_s) == ("ready", 1.0, 0.0)
 
 
 def test_the_line_for_a_terminal_has_phase_bar_and_time_left(clock: Clock) -> None:
     timeline = timeline_at(0.5)
     with clock.span(timeline, "wait_for_engine", since_s=0.5):
-        line = str(ProgressMeter(timeline, earlier_starts()).read())
+        line = str(meter_of(timeline).read())
     assert "wait for engine" in line
     assert "[######" in line
     assert "about 1.2 s left" in line

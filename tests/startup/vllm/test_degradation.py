@@ -39,7 +39,7 @@ def _module(name: str) -> str:
     ],
     ids=["too-old", "no-version", "numa-bind", "torchrun", "asked-for"],
 )
-def test_plain_start(
+def test_a_start_that_cannot_or_must_not_preload_is_plain(
     version: str, variables: dict[str, str], words: tuple[str, ...], warning: str | None, folder: Path
 ) -> None:
     fake = variant(folder, _version=f'__version__ = "{version}"\n')
