@@ -40,7 +40,7 @@ class Setting(TypedDict, total=False):
     after: str
     """The flag that precedes this one in the help; without it, the order of the fields counts."""
     filled_by: str
-    """The flag of another field, whose value this field gets, too."""
+    """The flag of another field; this field gets the same value."""
     variable: EnvVar[Any]
     metavar: str
     choices: tuple[str, ...]
@@ -51,7 +51,7 @@ class Setting(TypedDict, total=False):
     maximum: float
     below: float
     expected: str
-    """Replaces the text that is made of the range, as in `--x must be <expected>, got 0`."""
+    """Replaces the description of the range in the message `--x must be <expected>, got 0`."""
 
 
 _COMPARISONS: Final[dict[str, Callable[[Any, Any], bool]]] = {"minimum": ge, "above": gt, "maximum": le, "below": lt}
@@ -84,7 +84,7 @@ def check_ranges(config: Any) -> None:
 
 
 def option_name(declared: Field[Any]) -> str:
-    """What sets the field: its flag, else its environment variable."""
+    """The flag that sets the field, else its environment variable."""
     return str(declared.metadata.get("flag") or declared.metadata["variable"].name)
 
 

@@ -65,7 +65,7 @@ Examples:
 )
 @click.version_option(VERSION, "-v", "--version", message="%(prog)s %(version)s", prog_name="vllm-cli")
 def cli() -> None:
-    """Only the group of commands."""
+    """The group of commands; has no options of its own beyond --help and --version."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

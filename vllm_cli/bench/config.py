@@ -73,4 +73,4 @@ class Files:
     """Only `bench startup` draws one."""
     baseline_path: Path | None = None
     tolerance: float | None = None
-    """How much worse is accepted; None: 5 % against a baseline, and no judgement against the other sides."""
+    """The accepted loss as a share; None: 5 % against a baseline, no judgement against the other sides."""

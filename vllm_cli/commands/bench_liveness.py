@@ -89,8 +89,8 @@ def liveness(**options: Any) -> int:
     is not measured. Servers started here are frozen while another one is measured; --idle run leaves them
     running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of
-    this run. Requests per second and the p99 of /health are judged.
+    With --baseline, the first server is judged against an earlier run; with --fail-over alone, against the
+    other servers of this run. Requests per second and the p99 of /health are judged.
 
     \b
     Examples:

@@ -57,8 +57,8 @@ def serve(**options: Any) -> int:
     uses processor time, so servers started here are frozen while another one is measured; --idle run leaves
     them running, --idle stop stops them and starts them again for each round.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other servers of
-    this run. Throughput and median time to first token are judged.
+    With --baseline, the first server is judged against an earlier run; with --fail-over alone, against the
+    other servers of this run. Throughput and median time to first token are judged.
 
     \b
     Examples:

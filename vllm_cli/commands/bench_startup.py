@@ -96,14 +96,14 @@ def startup(**options: Any) -> int:
     it; and the latency and refusals of probes that a separate process sends 20 times a second.
 
     Each command is started on a free port ({port} in the command, else --port is appended) and always stopped
-    with all its processes. One start of each side is not measured. Then rounds alternate, every other round
-    in the opposite order of sides.
+    with all its processes. The first start of each server is not measured. Then rounds alternate, every other
+    round in the opposite order.
 
     States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
     what stayed; cold-compile, where --compile-cache is renamed for the start; cold, both.
 
-    With --baseline, A is judged against an earlier run; with --fail-over alone, against the other sides. The
-    time to the first token is judged.
+    With --baseline, the server of --cmd is judged against an earlier run; with --fail-over alone, against the
+    other servers and the bare script. The time to the first token is judged.
 
     \b
     Examples:

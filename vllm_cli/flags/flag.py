@@ -42,7 +42,7 @@ class Flag:
 
 @dataclass(frozen=True, eq=False)
 class SupportedFlag(Flag):
-    """A flag that the embedded engine or the launcher obeys."""
+    """A flag that has an effect in the embedded engine or the launcher."""
 
     _: KW_ONLY
     help: str

@@ -10,11 +10,11 @@ from vllm_cli.flags.model_completion import complete_model
 
 _MODELS: Final = ("--model", "--tokenizer")
 _KINDS: Final = {"FILE": "file", "PATH": "file", "FOLDER": "dir"}
-"""What a shell completes, by the metavar of a flag."""
+"""Metavar of a flag -> what a shell completes."""
 
 
 class FlagOption(click.Option):
-    """Option over variable over file over default; the variable is read by `envs`, not by click."""
+    """Precedence: option, variable, file, default. `envs` reads the variable, not click."""
 
     def __init__(self, flag: SupportedFlag) -> None:
         name = flag.name.removeprefix("--")

@@ -1,3 +1,5 @@
+"""The figures of `bench serve`, computed from samples."""
+
 import pytest
 
 from vllm_cli.bench.figures import percentile

@@ -1,3 +1,5 @@
+"""The figures and the default amounts of `bench liveness`."""
+
 import pytest
 
 from server.errors import ConfigError

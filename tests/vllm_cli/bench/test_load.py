@@ -1,3 +1,5 @@
+"""The load generator, against a real server."""
+
 import asyncio
 
 from vllm_cli.bench.config import CompletionConfig, TargetSpec

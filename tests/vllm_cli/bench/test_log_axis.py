@@ -1,3 +1,5 @@
+"""The logarithmic axis of a chart."""
+
 import pytest
 
 from vllm_cli.bench.log_axis import LogAxis

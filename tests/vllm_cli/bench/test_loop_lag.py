@@ -1,3 +1,5 @@
+"""The delays of the event loop, read from a server's metrics."""
+
 from math import inf
 
 import aiohttp

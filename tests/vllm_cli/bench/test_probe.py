@@ -1,3 +1,5 @@
+"""The probe process of `bench serve` and `bench liveness`, against real servers."""
+
 import itertools
 import os
 import signal

@@ -1,3 +1,5 @@
+"""The reproducible prompts of the benchmarks."""
+
 import pytest
 from tokenizers import Tokenizer
 

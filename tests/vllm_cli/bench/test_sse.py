@@ -1,3 +1,5 @@
+"""Reading of a stream of completion chunks."""
+
 import msgspec
 import pytest
 

@@ -1,3 +1,5 @@
+"""Measured servers: start, stop, freeze, and the report of an exit."""
+
 import os
 import signal
 import subprocess

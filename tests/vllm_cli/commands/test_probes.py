@@ -18,7 +18,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
 
 
-def _remember(model: str, *seconds: float) -> None:
+def _record_starts(model: str, *seconds: float) -> None:
     for total_s in seconds:
         record_start(StartRecord(key=model, model=model, total_s=total_s, phases={}, spans={}, resident_share=None))
 
@@ -47,15 +47,15 @@ def test_without_starts_ten_minutes_are_allowed(capsys: pytest.CaptureFixture[st
 def test_a_start_may_take_a_multiple_of_the_slowest(
     seconds: tuple[float, ...], words: tuple[str, ...], period_s: int, allowed_s: int, capsys
 ) -> None:
-    _remember("llama", *seconds)
+    _record_starts("llama", *seconds)
     probe = _probes(capsys, *words)["startupProbe"]
     assert probe["periodSeconds"] == period_s
     assert probe["periodSeconds"] * probe["failureThreshold"] == allowed_s
 
 
 def test_probes_may_follow_from_the_starts_of_one_model(capsys: pytest.CaptureFixture[str]) -> None:
-    _remember("small", 3.0)
-    _remember("large", 100.0)
+    _record_starts("small", 3.0)
+    _record_starts("large", 100.0)
     assert _probes(capsys, "small")["startupProbe"]["failureThreshold"] == 60
     assert _probes(capsys, "large")["startupProbe"]["failureThreshold"] == 40
     assert _probes(capsys) == _probes(capsys) != _probes(capsys, "small")
@@ -70,7 +70,7 @@ def test_the_probes_have_the_address_of_the_server(capsys: pytest.CaptureFixture
 
 def test_a_probe_command_exits_before_the_kubelet_kills_it_and_keeps_the_allowed_time(capsys) -> None:
     """For a server that is not ready, a probe takes the whole timeout of `wait`."""
-    _remember("llama", 20.0)
+    _record_starts("llama", 20.0)
     for probe in _probes(capsys, "--uds", "/run/vllm.sock").values():
         words = probe["exec"]["command"][1:]
         assert wait.make_context("wait", words[1:]).params["timeout_s"] < probe["timeoutSeconds"]
@@ -84,7 +84,7 @@ def test_probes_of_vllm_use_its_health_route(capsys: pytest.CaptureFixture[str])
 
 
 def test_yaml_names_the_starts_behind_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    _remember("llama", 10.0, 20.0)
+    _record_starts("llama", 10.0, 20.0)
     assert main(["probes", "llama"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("# 2 starts of llama took 15.0 s (median), 20.0 s at most: 80 s are allowed.\n")

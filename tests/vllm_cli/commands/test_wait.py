@@ -162,7 +162,7 @@ def test_the_wait_continues_after_responses_without_readiness(answer, serve, run
 def test_the_wait_continues_while_the_port_does_not_speak_http(run_cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def babble() -> None:
+        def send_garbage() -> None:
             while True:
                 try:
                     connection, _ = listener.accept()
@@ -171,7 +171,7 @@ def test_the_wait_continues_while_the_port_does_not_speak_http(run_cli) -> None:
                 with closing(connection), suppress(OSError):  # the client may have closed the connection
                     connection.sendall(b"220 mail.example ESMTP\r\n")
 
-        thread = threading.Thread(target=babble)
+        thread = threading.Thread(target=send_garbage)
         thread.start()
         done = run_cli("wait", "--port", str(listener.getsockname()[1]), "--timeout", "3")
         listener.shutdown(socket.SHUT_RDWR)
