@@ -9,7 +9,6 @@ import pytest
 
 from server.lifecycle import Lifecycle
 from server.types import EngineStats
-from startup.probes.answer import Answer
 
 
 def _policy(headers) -> dict[str, str]:
@@ -89,7 +88,3 @@ def test_the_page_works_below_a_root_path(serve) -> None:
     server = serve(root_path="/llm")
     assert server.get("/llm/status.json").json()["status"] == "ready"
     assert 'fetch("status.json"' in server.get("/llm/").text
-
-
-def test_the_responders_answers_have_headers() -> None:
-    assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()

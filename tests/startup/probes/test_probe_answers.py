@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.status_page.page import read_page
+from startup.probes.answer import Answer
 from startup.probes.listener import listen
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
@@ -86,3 +87,7 @@ def test_a_private_start_answers_only_what_probes_need() -> None:
     assert set(statuses.values()) == {503}
     assert b"smol" not in b"".join(answers.answer(path).body for path in statuses)
     assert answers.answer("/livez").status == 200
+
+
+def test_an_answer_is_encoded_with_its_headers() -> None:
+    assert b"\r\nX-One: 1\r\n" in Answer(200, b"{}", headers=(("X-One", "1"),)).encode()
