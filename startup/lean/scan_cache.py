@@ -30,7 +30,7 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 @contextmanager
 def cached_scans() -> Iterator[None]:
-    """While open, importing transformers reads both from the cache; missing entries are added."""
+    """While open, importing transformers reads the results of both from the cache, and adds missing ones."""
     cache = _Cache()
     finder = _ScanFinder(cache)
     find_distributions = importlib.metadata.packages_distributions

@@ -56,7 +56,7 @@ class DownloadProgress:
 
     @property
     def bar_class(self) -> type[Any]:
-        """For the argument `tqdm_class` of the hub's functions: bars that count and print nothing."""
+        """Bars that count and print nothing, for the argument `tqdm_class` of the hub's functions."""
         from tqdm import tqdm  # noqa: PLC0415 - needed only for downloads
 
         bars = self._bars

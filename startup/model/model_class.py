@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def modeling_module(folder: Path) -> str | None:
-    """For example `transformers.models.llama.modeling_llama`; None if the file has no usable model type.
+    """The name, such as `transformers.models.llama.modeling_llama`; None without a usable model type.
 
     Nearly all modules of transformers are named after the model type. For the others the returned module does
     not exist, so callers must expect that its import fails.

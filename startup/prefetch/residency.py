@@ -100,7 +100,7 @@ def _is_resident(fd: int, offset: int) -> bool:
 
 
 def _is_mincore_correct(fd: int) -> bool:
-    """Since Linux 5.2 only for users who own the file or may write to it."""
+    """Whether mincore works: since Linux 5.2 only for users who own the file or may write to it."""
     return os.fstat(fd).st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK, effective_ids=True)
 
 

@@ -15,7 +15,7 @@ GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def blocked() -> Iterator[None]:
-    """Around the start of a process: it starts with these signals blocked, until it calls `ignore`."""
+    """Blocks the signals; a process started meanwhile has them blocked until it calls `ignore`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
     try:
         yield

@@ -128,7 +128,7 @@ def _recorded(child: str) -> AbstractContextManager[None]:
 
 
 def _read_exit_code(status_fd: int, pid: int) -> int:
-    """From the forkserver; if that has exited, from the kernel for an inherited child, else 255."""
+    """The code from the forkserver; if that has exited, from the kernel for an inherited child, else 255."""
     if wait([status_fd], timeout=_STATUS_S):
         with suppress(OSError, EOFError):
             return int(forkserver.read_signed(status_fd))

@@ -81,7 +81,7 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
 
 
 def _configuration(line: CommandLine) -> dict[str, Any]:
-    """For `logging.config.dictConfig`, with the levels and streams of vLLM's and uvicorn's own."""
+    """The argument of `logging.config.dictConfig`; levels and streams are those of vLLM and uvicorn."""
     stream = foreign.text_of("VLLM_LOGGING_STREAM") or _STDOUT
     errors = {"()": f"{__name__}.create_error_handler", "formatter": "json"}
     access = {"class": "logging.StreamHandler", "formatter": "json", "stream": _STDOUT}

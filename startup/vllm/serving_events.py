@@ -69,7 +69,7 @@ class ServingEvents:
 
 
 def report_serving(pipes: ChildPipes) -> None:
-    """In a child: uvicorn, if it runs here, notifies the launcher, and accepts once the port is released."""
+    """Makes uvicorn, if this child runs it, notify the launcher, and accept once the port is released."""
 
     def send(event: bytes) -> None:
         with suppress(OSError):

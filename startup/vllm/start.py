@@ -156,7 +156,7 @@ class _VllmStart:
         return run_preflight(self._line, self._files, is_listening=True)
 
     def _import_api_server(self) -> None:
-        """On the main thread, while the forkserver imports on another core."""
+        """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal)
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"):
@@ -226,7 +226,7 @@ class _VllmStart:
 
     @property
     def _may_defer_compiler(self) -> bool:
-        """Only where no model runs in this process or in a fork of it."""
+        """Whether lean imports are on, and no model runs in this process or in a fork of it."""
         runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or self._is_headless
         return env.VCLI_LEAN_IMPORTS.get() and not runs_here and self._start_method != "fork"
 
