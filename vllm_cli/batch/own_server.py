@@ -1,4 +1,4 @@
-"""The server that `run-batch` starts on a private socket; it stops with the batch, even if that is killed."""
+"""The server that `run-batch` starts on a private socket; it stops with the batch, also after a SIGKILL."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ _MAX_PATH_BYTES: Final = 100
 _PREFIX: Final = "vllm-cli-batch-"
 _SOCKET: Final = "server.sock"
 _READY_TIMEOUT_S: Final = 7 * 24 * 3600.0
-"""Practically none: the server has its own start-up timeout."""
+"""A week, in effect no limit: the server has its own start-up timeout."""
 _SERVE: Final = ("-m", "vllm_cli", "serve")
 _EMBEDDED: Final = "embedded"
 _DEFAULTS: Final = (
@@ -78,7 +78,7 @@ class OwnServer:
 def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
     """Starts a server; stops it at the end of the block."""
     parent = _socket_folder()
-    _remove_left_sockets(Path(parent))
+    _remove_stale_sockets(Path(parent))
     with (
         TemporaryDirectory(prefix=_PREFIX, dir=parent) as folder,
         contextlib.closing(OwnServer(serve_words, Path(folder, _SOCKET))) as server,
@@ -88,8 +88,8 @@ def start_own_server(serve_words: tuple[str, ...]) -> Iterator[OwnServer]:
 
 def _engine_flags(serve_words: tuple[str, ...]) -> tuple[str, ...]:
     """Flags of the embedded engine, with fewer log lines; none if the user chose another engine."""
-    asked = [*serve_words, ""]
-    given = [asked[i + 1] for i, word in enumerate(serve_words) if word == "--engine"]
+    padded = [*serve_words, ""]
+    given = [padded[i + 1] for i, word in enumerate(serve_words) if word == "--engine"]
     given += [word.removeprefix("--engine=") for word in serve_words if word.startswith("--engine=")]
     engine = given[-1] if given else env.VCLI_ENGINE.raw
     return _DEFAULTS if engine in (None, _EMBEDDED) else ()
@@ -102,7 +102,7 @@ def _socket_folder() -> str:
     raise InputError(f"The path of TMPDIR, {gettempdir()}, is too long for a socket in it.")
 
 
-def _remove_left_sockets(parent: Path) -> None:
+def _remove_stale_sockets(parent: Path) -> None:
     """Removes the sockets of killed batches, on which no process listens."""
     for path in parent.glob(f"{_PREFIX}*/{_SOCKET}"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:

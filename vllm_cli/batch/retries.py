@@ -19,7 +19,7 @@ RETRIED: Final = frozenset(
 """Statuses whose cause is not the request."""
 
 MAX_SERVER_ERRORS: Final = 3
-"""A request fails after so many 500s: it may be the cause, or the server is about to exit."""
+"""A request fails after this many 500s: it may be their cause, or the server is about to exit."""
 
 _FIRST_S: Final = 0.5
 _MIN_S: Final = 0.05

@@ -138,4 +138,4 @@ def _check_reachable(address: ServerAddress) -> None:
 
 
 def _ignore(_: Readiness, __: float) -> None:
-    """The starting server shows its own progress."""
+    """Shows nothing: the starting server shows its own progress."""

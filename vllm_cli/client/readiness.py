@@ -16,7 +16,7 @@ _MAX_BODY_BYTES: Final = 1 << 16
 _FAILED: Final = ("failed", "dead")
 """Values of `status` of a server that will never be ready."""
 _NOT_YET: Final = (408, 425, 429)
-"""HTTP statuses below 500 that ask for a later retry."""
+"""HTTP statuses below 500 that mean a retry may succeed."""
 
 
 @dataclass(frozen=True)

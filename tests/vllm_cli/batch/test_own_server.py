@@ -8,7 +8,7 @@ import pytest
 
 from envs.registry import env
 from tests.startup.vllm.fake_start import short_folder
-from vllm_cli.batch.own_server import _engine_flags, _remove_left_sockets
+from vllm_cli.batch.own_server import _engine_flags, _remove_stale_sockets
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def test_flags_of_the_embedded_engine_are_not_passed_to_another_engine(
 
 
 def test_sockets_of_killed_batches_are_removed_and_no_others(short_path: Path) -> None:
-    left, alive, starting = (short_path / f"vllm-cli-batch-{name}" for name in ("left", "alive", "starting"))
-    for folder in (left, alive, starting):
+    stale, alive, starting = (short_path / f"vllm-cli-batch-{name}" for name in ("stale", "alive", "starting"))
+    for folder in (stale, alive, starting):
         folder.mkdir()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(left / "server.sock"))
+        dead.bind(str(stale / "server.sock"))
         dead.close()
         listener.bind(str(alive / "server.sock"))
         listener.listen()
-        _remove_left_sockets(short_path)
+        _remove_stale_sockets(short_path)
     assert sorted(short_path.iterdir()) == [alive, starting]

@@ -7,20 +7,21 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from typing import get_args
 
 import msgspec
 import pytest
 from PIL import Image
 
 from tests.waiting import is_gone
-from vllm_cli.bench.liveness.config import EMBED_DTYPES, KINDS, LivenessConfig, PayloadShape
+from vllm_cli.bench.liveness.config import PLAIN_KINDS, EmbedDtype, Kind, LivenessConfig, PayloadShape
 from vllm_cli.bench.liveness.results import LivenessResult
 from vllm_cli.commands import bench_liveness
 
 pytestmark = pytest.mark.thorough
 
 QUICK = ("--concurrency", "2", "--requests", "4", "--rounds", "1", "--turns", "3", "--turn-chars", "40")
-EVERY_KIND = [word for kind in KINDS if kind != "mixed" for word in ("--kind", kind)]
+EVERY_KIND = [word for kind in PLAIN_KINDS for word in ("--kind", kind)]
 
 
 def read_result(text: str) -> LivenessResult:
@@ -280,8 +281,8 @@ def test_help_and_usage_errors_import_nothing_heavy(words):
 
 def test_the_options_match_the_fields_of_the_configuration():
     options = {option.name: option for option in bench_liveness.liveness.params}
-    assert tuple(options["kinds"].type.choices) == KINDS
-    assert tuple(options["embed_dtype"].type.choices) == EMBED_DTYPES
+    assert tuple(options["kinds"].type.choices) == get_args(Kind)
+    assert tuple(options["embed_dtype"].type.choices) == get_args(EmbedDtype)
     shape = PayloadShape()
     for name in PayloadShape.__dataclass_fields__:
         assert options[name].default == getattr(shape, name), name

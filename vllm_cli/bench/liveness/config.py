@@ -12,8 +12,6 @@ Kind = Literal[PlainKind, "mixed"]
 EmbedDtype = Literal["bfloat16", "float16", "float32"]
 
 PLAIN_KINDS: Final[tuple[PlainKind, ...]] = get_args(PlainKind)
-KINDS: Final[tuple[Kind, ...]] = (*PLAIN_KINDS, "mixed")
-EMBED_DTYPES: Final[tuple[EmbedDtype, ...]] = get_args(EmbedDtype)
 
 _CONCURRENCY: Final[dict[Kind, int]] = {"prompt_embeds": 16, "mixed": 100}
 _DEFAULT_CONCURRENCY: Final = 300
