@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple
 
 from envs import foreign
 from envs.registry import env
@@ -21,27 +21,24 @@ _NUMA: Final = ("--numa-bind",)
 """vLLM binds processes to NUMA nodes by replacing the program that `spawn` runs."""
 
 
-class PlainReason(str):
+class PlainReason(NamedTuple):
     """Why vLLM starts without preloading."""
 
-    __slots__ = ()
-
-    @property
-    def is_worth_a_warning(self) -> bool:
-        """Whether the user has not requested it."""
-        return not self.startswith("asked")
+    text: str
+    is_requested: bool = False
+    """Whether the user or another launcher has requested it, so that no warning is needed."""
 
 
 def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | None:
     """Why vLLM must start without preloading; None if it can preload."""
     if env.VCLI_PLAIN_VLLM.get():
-        return PlainReason(f"asked by {env.VCLI_PLAIN_VLLM.name}")
+        return PlainReason(f"{env.VCLI_PLAIN_VLLM.name} is set", is_requested=True)
     if line.is_for_help:
-        return PlainReason("asked for help, not for a start")
+        return PlainReason("only help is requested", is_requested=True)
     if not vllm.is_new_enough:
         return PlainReason(f"it is older than {'.'.join(map(str, OLDEST))}")
     if (launcher := next((name for name in _RANK_LAUNCHERS if foreign.is_set(name)), None)) is not None:
-        return PlainReason(f"asked by a launcher of one process per rank ({launcher} is set)")
+        return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
     return None

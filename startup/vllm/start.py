@@ -64,8 +64,8 @@ def start_vllm(vllm: InstalledVllm, options: VllmOptions) -> int:
         reason = start.disabled_reason
         if reason is None:
             return start.run()
-    if reason.is_worth_a_warning:
-        logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason)
+    if not reason.is_requested:
+        logger.warning("vLLM %s starts without preloading: %s", vllm.version, reason.text)
     if line.is_for_help and env.VCLI_LEAN_IMPORTS.get():
         import_api_server()
     gc.enable()
