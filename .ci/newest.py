@@ -74,9 +74,11 @@ def _read_packages(newest: dict[str, str]) -> Iterable[Package]:
     groups = (project["dependencies"], *project["optional-dependencies"].values())
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     pins = {canonicalize_name(name): pin for name, pin in pins.items()}
-    named = {canonicalize_name(Requirement(text).name) for group in groups for text in group}
+    own = [Requirement(text) for group in groups for text in group]
+    named = {canonicalize_name(requirement.name) for requirement in own}
     installed = {canonicalize_name(one.name): one for one in distributions()}
     wanted = {name: [Requirement(text) for text in one.requires or ()] for name, one in installed.items()}
+    wanted[canonicalize_name(project["name"])] = own  # with those of the extras, which carry markers elsewhere
     for name in sorted(named & installed.keys()):
         tried = Version(installed[name].version).public  # 2.13.0 of 2.13.0+cpu
         release = Version(newest.get(name, tried)).public
