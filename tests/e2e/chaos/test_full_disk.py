@@ -103,7 +103,7 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
         done = subprocess.run([*_CLI, "env"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=_ENDS_S)
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: the output cannot be written: No space left on device. Make room, or write it elsewhere.\n"
+        "Error: the output cannot be written: No space left on device. Free space, or write it elsewhere.\n"
     )
 
 
