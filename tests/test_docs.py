@@ -1,0 +1,60 @@
+"""The rules of the documentation: lengths of pages and lines, links, one value for each figure."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+_MAX_CHARS = 110
+
+
+def _prose(path: Path) -> list[str]:
+    """The lines outside of code blocks and tables."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for line in text.splitlines() if not line.startswith("|")]
+
+
+def test_readme_is_short() -> None:
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > _MAX_CHARS] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_short(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= 200
+    assert [line for line in _prose(page) if len(line) > _MAX_CHARS] == []
+
+
+@pytest.mark.parametrize("page", [README, *PAGES, ROOT / "tests" / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in _anchors(target), link
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = README.read_text()
+    assert [page.name for page in PAGES if f"docs/{page.name}" not in text] == []
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks_page() -> None:
+    table = README.read_text().partition("## Figures")[2].partition("## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    figures = {cell for row in rows[2:] for cell in row[1:] if re.search(r"\d", cell)}
+    assert len(figures) > 5
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert [figure for figure in figures if figure not in benchmarks] == []
