@@ -14,7 +14,6 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from envs import foreign
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
 from startup.engine.cuda import detect_gpus_without_cuda
@@ -24,14 +23,9 @@ from startup.imports import import_engine, import_serially
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.model_class import modeling_module
-from startup.processes import death_pipe, group_signals
+from startup.processes import death_pipe, group_signals, new_program
 from startup.processes.end_watch import EndWatch
-from startup.processes.new_program import (
-    OWN_PACKAGES_MODULE,
-    WITHOUT_WORKING_FOLDER,
-    without_group_signals,
-    without_main_module,
-)
+from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
 from startup.processes.oom_watch import OomWatch
 from startup.timeline.process_age import process_start_ns
 
@@ -108,17 +102,15 @@ def prepare(context: BaseContext, files: ModelFiles | None) -> None:
     if method == "forkserver":
         if files is not None and (module := modeling_module(files.path)):
             os.environ.setdefault(env.VCLI_PRELOAD_MODULE.name, module)
-        context.set_forkserver_preload([OWN_PACKAGES_MODULE, PRELOAD_MODULE])
         ensure_forkserver()
     elif method == "fork":
         import_serially()
 
 
 def ensure_forkserver() -> None:
-    """Starts the forkserver if it does not run; on the main thread, since it ends with its thread."""
+    """Starts the forkserver with the engine's imports, unless it runs; on the main thread."""
     os.environ[env.VCLI_API_PROCESS.name] = str(os.getpid())
-    with without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
-        forkserver.ensure_running()
+    new_program.ensure_forkserver(PRELOAD_MODULE)
 
 
 def kill_forkserver(reason: str) -> None:

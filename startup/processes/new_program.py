@@ -4,16 +4,27 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, Final
 
+from envs import foreign
 from startup.processes import group_signals
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Imported first in every new program, so that a user's `server.py` does not replace this one's."""
 
-WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
+_WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 """Variables for the forkserver: it runs with `python -c`, which puts the working folder on the path."""
+
+
+def ensure_forkserver(preload_module: str) -> None:
+    """Starts a forkserver that imports the module, unless one runs.
+
+    Called on the main thread, since the forkserver ends with its thread.
+    """
+    forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, preload_module])
+    with without_main_module(), without_group_signals(), foreign.overlaid(_WITHOUT_WORKING_FOLDER):
+        forkserver.ensure_running()
 
 
 @contextmanager

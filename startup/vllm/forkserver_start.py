@@ -8,12 +8,7 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import env
-from startup.processes.new_program import (
-    OWN_PACKAGES_MODULE,
-    WITHOUT_WORKING_FOLDER,
-    without_group_signals,
-    without_main_module,
-)
+from startup.processes.new_program import ensure_forkserver
 from startup.vllm.forkserver import redirect_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
@@ -36,12 +31,10 @@ def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mappin
         environment: the forkserver's variables beyond this process's.
         pipes: connect serving children to the launcher.
     """
-    forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, PRELOAD_MODULE])
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
-        with without_main_module(), without_group_signals(), foreign.overlaid(WITHOUT_WORKING_FOLDER):
-            forkserver.ensure_running()
+        ensure_forkserver(PRELOAD_MODULE)
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)
 
