@@ -54,7 +54,8 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
         EngineMemoryError: the device has no room for it.
     """
     if device.type != "cuda":
-        return model.to(device)
+        is_there = all(tensor.device == device for tensor in (*model.parameters(), *model.buffers()))
+        return model if is_there else model.to(device)
     needed = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     free, total = torch.cuda.mem_get_info(device)
     if needed > free:

@@ -25,11 +25,13 @@ class LinearPacker:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._todo = list(_groups(model)) if _can_pack(model) else []
-        self._todo.reverse()
+        self._model = model
+        self._todo: list[list[torch.nn.Linear]] | None = None
 
     def pack_next(self) -> bool:
         """Packs one layer with its siblings; False when none is left."""
+        if self._todo is None:  # not in the constructor, which delays the first token
+            self._todo = list(_groups(self._model))[::-1] if _can_pack(self._model) else []
         if not self._todo:
             return False
         _PackedGroup(self._todo.pop()).replace_forwards()

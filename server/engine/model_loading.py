@@ -1,6 +1,7 @@
 """Loads a causal LM of transformers from a folder, strictly: missing or corrupt weights are an error."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from server.config import EngineConfig
 from server.engine.device import choose_device, move_model
+from server.engine.tensor_overhead import without_tensor_overhead
 from server.errors import EngineStartError
 from server.model_files.vision_models import VISION_MODEL_TYPES
 
@@ -41,6 +43,10 @@ _NOT_GENERATIVE = (
     "ForTokenClassification",
 )
 _MAX_MESSAGE = 400
+
+
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+_HEAD_BYTES = 1 << 20
 
 
 class _AddedToken(msgspec.Struct):
@@ -83,7 +89,8 @@ def load_weights(
     device = choose_device()
     try:
         # No tensor may be missing, so that none needs random values; initialising them would import sympy.
-        with _quiet_transformers(), no_init_weights():
+        copies_tensors = dtype != "auto" or device.type != "cpu"
+        with _quiet_transformers(), no_init_weights(), without_tensor_overhead(copies_tensors=copies_tensors):
             model, info = auto_class.from_pretrained(
                 path,
                 config=model_config,
@@ -97,7 +104,8 @@ def load_weights(
     except Exception as err:
         raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err
     _check_complete(info, path)
-    return move_model(model, device).eval()
+    model = move_model(model, device)
+    return model.eval() if model.training else model
 
 
 def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
@@ -163,11 +171,25 @@ def _load_generation_config(path: Path) -> GenerationConfig:
 def _tokenizer_eos(path: Path) -> int | None:
     try:
         token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-        file = msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_TokenizerFile)
+        added_tokens = _read_added_tokens(path / "tokenizer.json")
     except (OSError, ValueError, AttributeError):
         return None
     content = token.get("content") if isinstance(token, dict) else token
-    return next((t.id for t in file.added_tokens if t.content == content), None)
+    return next((t.id for t in added_tokens if t.content == content), None)
+
+
+def _read_added_tokens(path: Path) -> list[_AddedToken]:
+    """From the head of the file if they are there, else from all of it; raises OSError or ValueError."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode(errors="ignore")
+    try:
+        if (found := _ADDED_TOKENS.search(head)) is not None:
+            json.loads(head[: found.start()] + '"":0}')  # an entry of the file's object itself
+            tokens, _ = json.JSONDecoder().raw_decode(head, found.end())
+            return msgspec.convert(tokens, list[_AddedToken])
+    except ValueError:  # cut off
+        pass
+    return msgspec.json.decode(path.read_bytes(), type=_TokenizerFile).added_tokens
 
 
 def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:

@@ -6,6 +6,7 @@ top-k and top-p per request and repeats keys for grouped heads; docs/decisions.m
 
 import inspect
 from collections.abc import Sequence as Seq
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from server.engine.attention import PackedAttention, UnsupportedAttentionError
 from server.engine.batch import Chunk, pack
 from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.light_forward import LightForward
 from server.engine.linear import LinearPacker
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
@@ -37,7 +39,7 @@ class PackedRunner:
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
     def probe(self) -> dict[int, LayerShape]:
-        """Runs one token through the model and returns its layers' shapes.
+        """Passes one token through the model and returns its layers' shapes.
 
         Raises:
             UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
@@ -55,7 +57,9 @@ class PackedRunner:
         attending.set_attn_implementation(_ATTENTION_NAME)
         try:
             zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-            self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
+            # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
+            with LightForward() if model.device.type == "cpu" else nullcontext():
+                self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
             if len(self._attention.shapes) != config.num_hidden_layers:
                 raise UnsupportedAttentionError(
                     f"{len(self._attention.shapes)} of {config.num_hidden_layers} layers attend"

@@ -155,11 +155,13 @@ class _EngineLoop:
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
         has_idle_work = True
+        is_idle = False  # the first request, the API process's own, comes at once: idle work would delay it
         while True:
-            for message in self._messages(wait=not core.has_work and not has_idle_work):
+            for message in self._messages(wait=not core.has_work and not (has_idle_work and is_idle)):
                 if message is None:
                     return 0
                 self._handle(message, core)
+            is_idle = True
             if core.has_work:
                 outputs = core.step()
                 self._send(Step(outputs, core.stats))

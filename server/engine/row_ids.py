@@ -1,6 +1,7 @@
 """Ids of embedding rows, by which the prefix cache compares prompts without token ids."""
 
 import secrets
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,6 @@ class RowHasher:
     """
 
     def __init__(self) -> None:
-        self._random = np.random.Generator(np.random.PCG64(secrets.randbits(128)))
         self._keys: dict[int, npt.NDArray[np.uint64]] = {}
 
     def identify(self, embeds: torch.Tensor, positions: torch.Tensor | None) -> RowIds:
@@ -39,6 +39,11 @@ class RowHasher:
         high, low = sums[:, 0] >> _HIGH, sums[:, 1] >> _HIGH
         ids: RowIds = (((high & _LOW_31) << _HIGH) | low).view(np.int64) | _IS_ROW
         return ids
+
+    @cached_property
+    def _random(self) -> "np.random.Generator":
+        """Created on first use: importing numpy's generators takes 5 ms of the start."""
+        return np.random.Generator(np.random.PCG64(secrets.randbits(128)))
 
     def _keys_of(self, num_words: int) -> npt.NDArray[np.uint64]:
         if num_words not in self._keys:

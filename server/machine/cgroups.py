@@ -17,6 +17,31 @@ class Cgroup(NamedTuple):
     folder: Path
 
 
+class Mount(NamedTuple):
+    """A mounted hierarchy of cgroups, or a part of one."""
+
+    version: Literal[1, 2]
+    options: frozenset[str]
+    """Of version 1: the controllers among others."""
+    root: str
+    """The cgroup that is mounted."""
+    point: Path
+
+    def is_of(self, controllers: str) -> bool:
+        """Whether this is the hierarchy with this field in /proc/self/cgroup: empty for version 2."""
+        return self.options.issuperset(controllers.split(",")) if controllers else self.version == 2
+
+    def folder_of(self, path: str) -> Path | None:
+        """The folder of a cgroup; None if only a part of the hierarchy without it is mounted."""
+        if self.root == "/":
+            below = path.lstrip("/")
+        elif path == self.root or path.startswith(f"{self.root}/"):
+            below = path[len(self.root) :].lstrip("/")
+        else:
+            return None
+        return self.point / below
+
+
 def own_cgroups(controller: str, proc: Path = PROC) -> Iterator[Cgroup]:
     """This process's cgroup of a controller such as `memory`, then each of its ancestors."""
     for version, mount_point, folder in _memberships(controller, proc):
@@ -35,28 +60,29 @@ def read_lines(path: Path) -> list[str]:
         return []
 
 
+def mounts(proc: Path = PROC) -> Iterator[Mount]:
+    """The mounted cgroup file systems."""
+    for mount, file_system in _split_lines(proc / "self" / "mountinfo", " - ", parts=2):
+        kind, _, options = file_system.split(" ", 2)
+        root, point = mount.split(" ")[3:5]
+        if kind == "cgroup2":
+            yield Mount(2, frozenset(), root, Path(point))
+        elif kind == "cgroup":
+            yield Mount(1, frozenset(options.split(",")), root, Path(point))
+
+
 def _memberships(controller: str, proc: Path) -> Iterator[tuple[Literal[1, 2], Path, Path]]:
     """Each hierarchy of the controller with its mount point and this process's folder below it."""
     paths = {controllers: path for _, controllers, path in _split_lines(proc / "self" / "cgroup", ":", parts=3)}
-    for mount, file_system in _split_lines(proc / "self" / "mountinfo", " - ", parts=2):
-        kind, _, options = file_system.split(" ", 2)
-        version: Literal[1, 2]
-        if kind == "cgroup2":
-            version, path = 2, paths.get("")
-        elif kind == "cgroup" and controller in options.split(","):
-            version, path = 1, next((p for names, p in paths.items() if controller in names.split(",")), None)
+    for mount in mounts(proc):
+        if mount.version == 2:
+            path = paths.get("")
+        elif controller in mount.options:
+            path = next((p for names, p in paths.items() if controller in names.split(",")), None)
         else:
             continue
-        root, mount_point = mount.split(" ")[3:5]
         if path is not None:
-            yield version, Path(mount_point), Path(mount_point) / _below(path, root)
-
-
-def _below(path: str, root: str) -> str:
-    """The part of a cgroup's path below the mounted root; empty for a path outside of it."""
-    if root == "/":
-        return path.lstrip("/")
-    return path[len(root) :].lstrip("/") if path == root or path.startswith(f"{root}/") else ""
+            yield mount.version, mount.point, mount.folder_of(path) or mount.point
 
 
 def _split_lines(path: Path, separator: str, *, parts: int) -> list[list[str]]:

@@ -10,6 +10,7 @@ from server.renderers.pair_encoding import Cut, EncodedPair, cut_text, encode_pa
 from server.renderers.thread_tokenizers import ThreadTokenizers
 from server.renderers.token_bytes import TokenBytes
 from server.renderers.tokenizer_loading import load_tokenizer
+from server.renderers.vocabulary import measure_vocabulary
 
 
 class HfTokenizer:
@@ -18,10 +19,8 @@ class HfTokenizer:
     def __init__(self, loaded: PreTrainedTokenizerBase) -> None:
         self.loaded = loaded
         self.added_tokens = {token_id: str(token) for token_id, token in loaded.added_tokens_decoder.items()}
-        vocab: dict[str, int] = loaded.get_vocab()
-        self.vocab_size: int = max([*vocab.values(), *self.added_tokens]) + 1
+        self.vocab_size, self.max_token_chars = measure_vocabulary(loaded)
         self.eos_token_id: int | None = loaded.eos_token_id
-        self.max_token_chars = max(map(len, vocab))
         self._token_bytes = TokenBytes(loaded, self.loop_decoder(skip_special_tokens=False), self.added_tokens)
         self._thread_tokenizers = ThreadTokenizers(loaded)
 

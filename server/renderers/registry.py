@@ -19,6 +19,20 @@ def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
     return _renderer_class(mode, files, config)(files, config)
 
 
+def keep_tokenizer_of(files: ModelFiles) -> None:
+    """Loads the tokenizer for a later `build_renderer`, in this process or a fork of it; starts no thread.
+
+    Does nothing for kinds that load fast enough (Mistral, Grok-2).
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    if find_tokenizer_mode(files) in ("hf", "deepseek_v32"):
+        from server.renderers.tokenizer_loading import keep_tokenizer
+
+        keep_tokenizer(files.tokenizer_path)
+
+
 def find_tokenizer_mode(files: ModelFiles) -> TokenizerMode:
     """The mode that `--tokenizer-mode auto` selects for these files; reads file names and JSON only."""
     if is_mistral_format(files.tokenizer_path):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ServerError
+from server.renderers import loaded_tokenizers
+from server.renderers.vocabulary import measure_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,11 +89,13 @@ def needs_torch(path: Path) -> bool:
 
 
 def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """Loads the tokenizer in the folder `path`; call it on the main thread, since it may import torch.
+    """Loads the tokenizer in the folder, unless it was kept; call it on the main thread: it may import torch.
 
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
+    if not trust_remote_code and (kept := loaded_tokenizers.take(path)) is not None:
+        return kept
     if not path.is_dir():
         raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
     class_name = _light_class(path)
@@ -104,6 +108,18 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTo
     except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
         reason = " ".join(str(err).split()) or type(err).__name__
         raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
+
+
+def keep_tokenizer(path: Path) -> None:
+    """Loads the tokenizer for a later `load_tokenizer`, in this process or a fork of it; starts no thread.
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    stamps = loaded_tokenizers.read_stamps(path)
+    tokenizer = load_tokenizer(path)
+    measure_vocabulary(tokenizer)
+    loaded_tokenizers.keep(path, stamps, tokenizer)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -128,10 +144,14 @@ def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
         # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
         # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
         # but its decoder identifies them.
-        generic = _class(_GENERIC).from_pretrained(path)
+        generic = _load_generic(path)
         if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
             return generic
-    return _class(class_name).from_pretrained(path)
+    return _load_generic(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
+
+
+def _load_generic(path: Path) -> Any:
+    return importlib.import_module("server.renderers.generic_tokenizer").load_generic_tokenizer(path)
 
 
 def _class(name: str) -> type["PreTrainedTokenizerBase"]:

@@ -2,10 +2,12 @@
 
 import copy
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from server.engine import packed_runner as packed_runner_module
 from server.engine.batch import Chunk
 from server.engine.packed_runner import PackedRunner
 from server.engine.sequence import Sequence
@@ -96,6 +98,14 @@ def test_probe_returns_the_shapes_of_grouped_heads() -> None:
         1: (2, 16, 16),
         2: (2, 16, 16),
     }
+
+
+@pytest.mark.parametrize("architecture", PACKED)
+def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    shapes = PackedRunner(model).probe()
+    monkeypatch.setattr(packed_runner_module, "LightForward", nullcontext)
+    assert PackedRunner(model).probe() == shapes
 
 
 def _greedy_by_runner(runner: PackedRunner, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:

@@ -12,6 +12,7 @@ from transformers.models.auto.tokenization_auto import (
     MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
     TOKENIZER_MAPPING_NAMES,
 )
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers import tokenizer_loading
@@ -51,6 +52,9 @@ def assert_same_tokenizer(path: Path) -> None:
     assert ours.decode(token_ids) == reference.decode(token_ids)
     assert ours.special_tokens_map == reference.special_tokens_map
     assert ours.chat_template == reference.chat_template
+    assert ours.added_tokens_decoder == reference.added_tokens_decoder
+    if isinstance(ours, TokenizersBackend):
+        assert ours.backend_tokenizer.to_str() == reference.backend_tokenizer.to_str()
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
