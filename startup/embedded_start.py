@@ -1,14 +1,15 @@
 """The order of a start of the embedded engine.
 
 The port listens first and is answered from then on. The forkserver comes next: it imports torch and
-transformers on its main thread while this process runs the preflight, finds the model and imports the HTTP
-server. No heavy module is imported in a second thread.
+transformers on its main thread while this process runs the preflight, finds the model, requests the engine,
+imports the HTTP server and loads the tokenizer. No heavy module is imported in a second thread.
 """
 
 import os
+from contextlib import nullcontext
 from multiprocessing.context import BaseContext
 from socket import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from envs.registry import env
 from server.config import ModelFiles
@@ -20,19 +21,24 @@ from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.supervisor import EngineSupervisor
 from startup.errors import EngineBootError, PortInUseError
-from startup.imports import import_vision
+from startup.imports import import_engine, import_vision
 from startup.logs.setup import configure_logging
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
 from startup.probes.channel import OpenChannel, open_plain
+from startup.processes.dormant_forkserver import discard_dormant
+from startup.processes.library_state import update_hub
 from startup.session import ListenAddress, StartSession
 from startup.start_key import subject_of
 from startup.start_method import use_start_method
 from startup.temp_folder import ensure_temp_folder
+from startup.timeline import start_origin
 from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
     from server.renderers.base import BaseRenderer
+
+_ENGINE_SPAN: Final = "start_engine_process"
 
 
 def start_embedded(config: StartupConfig) -> int:
@@ -67,18 +73,22 @@ class _EmbeddedStart:
         with self._span("locate_model"):
             located = locate_files(self._config.model)
         context = self._prepare_start_method(located)
+        is_warm = start_origin.warm is not None  # the forkserver forks at once, during the next steps
+        engine = self._begin_engine(context, located) if located is not None and is_warm else None
         session.prefetch(located, self._config.prefetch)
         session.check(self._run_preflight)
         files = self._resolve_model()
         if files != located:
             session.prefetch(files, self._config.prefetch)
-        must_wait = engine_process.blocks_on_imports(context)
-        engine = None if must_wait else self._start_engine(context, files)
+        if engine is None:
+            engine = self._begin_engine(context, files)
         self._import_server(files)
         renderer = self._load_renderer(files)
-        engine = engine or self._start_engine(context, files)
         with self._span("warm_up_renderer"):
             renderer.warm_up()
+        if engine_process.blocks_on_imports(context):
+            with self._span(_ENGINE_SPAN, waits_for="forkserver"):
+                engine.wait_started()
         return self._serve(listening, renderer, engine)
 
     def _listen(self) -> socket:
@@ -105,8 +115,11 @@ class _EmbeddedStart:
             ensure_temp_folder()
             os.environ[env.VCLI_LOG_FORMAT.name] = self._config.log_format  # for the forkserver
             context = use_start_method(self._config.start_method)
+            if context.get_start_method() != "forkserver":
+                discard_dormant()
             if located is not None:  # the hub client reads the variable when it is imported
                 os.environ[env.HF_HUB_OFFLINE.name] = "1"
+                update_hub({env.HF_HUB_OFFLINE.name: "1"})  # a process forked from a standby has imported it
             if self._config.engine.trust_remote_code:  # a model's own code may use any module
                 os.environ[env.VCLI_LEAN_IMPORTS.name] = "0"
             engine_process.prepare(context, located)
@@ -124,9 +137,9 @@ class _EmbeddedStart:
 
             return resolve_model(self._config.model, self._session.state.set_detail)
 
-    def _start_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
-        waits_for = "forkserver" if engine_process.blocks_on_imports(context) else None
-        with self._span("start_engine_process", waits_for=waits_for):
+    def _begin_engine(self, context: BaseContext, files: ModelFiles) -> EngineSupervisor:
+        """Starts the engine process; a forkserver starts it once it has finished its imports."""
+        with nullcontext() if engine_process.blocks_on_imports(context) else self._span(_ENGINE_SPAN):
             engine = EngineSupervisor(context, files, self._config.engine, self._config.logs)
         self._session.stack.callback(engine.close)
         return engine
@@ -135,6 +148,8 @@ class _EmbeddedStart:
         with self._span("import_server"):
             import server.renderers.registry
             import server.run  # noqa: F401 - used by the steps that follow
+        if start_origin.warm is not None:
+            import_engine().end()  # only the engine process needs the stand-ins
         if self._config.renderer.max_images and accepts_images(files.path):
             with self._span("import_vision"):
                 import_vision()

@@ -83,7 +83,7 @@ class EngineProcess:
             self._process.kill()
             self._process.join(_KILL_AFTER_S)
         if self._process.is_alive():  # its parent, the forkserver, should have reported the exit
-            kill_forkserver("it does not report the engine's exit")
+            warn_and_kill_forkserver("it does not report the engine's exit")
             self._process.join()
         self._end_watch.close()
 
@@ -113,21 +113,31 @@ def ensure_forkserver() -> None:
     new_program.ensure_forkserver(PRELOAD_MODULE)
 
 
-def kill_forkserver(reason: str) -> None:
+def warn_and_kill_forkserver(reason: str) -> None:
+    """Logs the reason and kills the forkserver, if there is one."""
+    if (pid := _forkserver_pid()) is not None:
+        logger.warning("the forkserver %d is killed: %s", pid, reason)
+    kill_forkserver()
+
+
+def kill_forkserver() -> None:
     """Kills the forkserver, even a stopped one, which ends all waits for its answer."""
-    pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid is None:
+    if (pid := _forkserver_pid()) is None:
         return
-    logger.warning("the forkserver %d is killed: %s", pid, reason)
     with suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # multiprocessing reaps it on its next check
 
 
+def _forkserver_pid() -> int | None:
+    pid: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    return pid
+
+
 def blocks_on_imports(context: BaseContext) -> bool:
     """Whether `start_engine` waits for imports: a forkserver forks only after them (CPython #157216).
 
-    This process should then do its own imports first, so that both import at the same time.
+    It should then be called in a thread, so that this process does its own imports at the same time.
     """
     return context.get_start_method() == "forkserver"
 
@@ -153,9 +163,12 @@ def start_engine(
         daemon=True,
     )
     main_module = OWN_PACKAGES_MODULE if method == "spawn" else None
-    with without_main_module(instead=main_module), group_signals.blocked() if is_fork else without_group_signals():
+    with (
+        theirs,
+        without_main_module(instead=main_module),
+        group_signals.blocked() if is_fork else without_group_signals(),
+    ):
         process.start()
-    theirs.close()
     return EngineProcess(process, ours)
 
 

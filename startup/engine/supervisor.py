@@ -8,6 +8,8 @@ from multiprocessing.context import BaseContext
 from server.config import EngineConfig, ModelFiles
 from server.errors import EngineStartError
 from startup.engine import process as engine_process
+from startup.engine.background_start import BackgroundStart
+from startup.engine.process import EngineProcess
 from startup.logs.options import LogOptions
 
 logger = logging.getLogger(__name__)
@@ -17,11 +19,32 @@ class EngineSupervisor:
     """Implements `server.serving.engine_monitor.EngineHandle`; lives on the API process's main thread."""
 
     def __init__(self, context: BaseContext, files: ModelFiles, config: EngineConfig, logs: LogOptions) -> None:
+        """Begins the first start; `wait_started` must return before any other method but `close` is called.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
         self._context = context
         self._files = files
         self._config = config
         self._logs = logs
-        self._process = self._start()
+        self._starting: BackgroundStart | None = None
+        self._started: EngineProcess | None = None
+        if engine_process.blocks_on_imports(context):
+            engine_process.ensure_forkserver()
+            self._starting = BackgroundStart(self._start)
+        else:
+            self._started = self._start()
+
+    def wait_started(self) -> None:
+        """Waits until the forkserver, if there is one, has finished its imports and forked the process.
+
+        Raises:
+            EngineStartError: the process could not be started.
+        """
+        if self._starting is not None:
+            self._started = self._starting.wait()
+            self._starting = None
 
     @property
     def connection(self) -> socket.socket:
@@ -46,25 +69,34 @@ class EngineSupervisor:
         if engine_process.blocks_on_imports(self._context):
             engine_process.ensure_forkserver()
         else:
-            self._process = self._start()
+            self._started = self._start()
 
     def end_restart(self) -> None:
         if engine_process.blocks_on_imports(self._context):
-            self._process = self._start()
+            self._started = self._start()
 
     def abandon_restart(self) -> None:
         """Kills a forkserver that does not answer; `end_restart` waits only for that, and then fails."""
         if engine_process.blocks_on_imports(self._context):
-            engine_process.kill_forkserver("it has not started an engine in time")
+            engine_process.warn_and_kill_forkserver("it has not started an engine in time")
 
     def close(self) -> None:
-        """Stops the process; no restart may be running in another thread."""
-        self._process.close()
+        """Stops the process, even one that has not been started yet; no restart may run in another thread."""
+        if self._starting is not None:
+            self._started = self._starting.abandon()
+            self._starting = None
+        if self._started is not None:
+            self._started.close()
 
-    def _start(self) -> engine_process.EngineProcess:
+    @property
+    def _process(self) -> EngineProcess:
+        assert self._started is not None
+        return self._started
+
+    def _start(self) -> EngineProcess:
         try:
             return engine_process.start_engine(self._context, self._files, self._config, logs=self._logs)
-        except EOFError as err:
+        except (EOFError, ConnectionError) as err:
             raise EngineStartError("the engine process could not be started: the forkserver was killed") from err
         except OSError as err:
             raise EngineStartError(f"the engine process could not be started: {err}") from err

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from startup.model.weight_files import WeightFiles, find_weight_files
-from startup.preflight.json_file import read_json_object, unread_lfs_problem
+from startup.preflight.json_file import json_problem, read_json_object, unread_lfs_problem
 from startup.preflight.report import Finding, error, listed
 from startup.preflight.safetensors_header import SafetensorsFile, TensorEntry, read_safetensors
 from startup.preflight.torch_file import torch_file_problem
@@ -65,7 +65,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def small_file_findings(folder: Path) -> Iterator[Finding]:
     """Checks the small files that tokenizer and generation read."""
     for name in _JSON_FILES:
-        if (folder / name).exists() and (problem := read_json_object(folder / name).problem):
+        if (folder / name).exists() and (problem := json_problem(folder / name)):
             yield error("json", problem)
     for name in _BINARY_TOKENIZERS:
         if pointer := unread_lfs_problem(folder / name):

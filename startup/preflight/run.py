@@ -1,7 +1,7 @@
 """Runs all checks, so that all faults of a start are reported at once, before heavy imports.
 
-Imports only the standard library, jinja2 to compile a chat template, and the hub's client before a download.
-Uses the network only for files that are not on disk.
+Imports only the standard library, msgspec, jinja2 to compile a chat template, and the hub's client before a
+download. Uses the network only for files that are not on disk.
 """
 
 import time

@@ -22,9 +22,6 @@ _FORWARDED = (
 )
 _WATCHED = (*_FORWARDED, signal.SIGCHLD)
 
-_PID_VARIABLES = ("LISTEN_PID", "WATCHDOG_PID")
-"""A service manager addresses a process with these (sd_listen_fds(3), sd_watchdog_enabled(3))."""
-
 
 def become_init() -> None:
     """Forks, and returns only in the child, which runs the program; this process becomes its init."""
@@ -33,7 +30,7 @@ def become_init() -> None:
     pid = os.fork()
     if pid == 0:
         _take_terminal()
-        _replace_pid(init_pid)
+        foreign.readdress(init_pid, os.getpid())
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
     os._exit(_supervise(pid))
@@ -64,13 +61,6 @@ def _reap_all(program_pid: int) -> int | None:
             if pid == program_pid:
                 found = status
     return found
-
-
-def _replace_pid(init_pid: int) -> None:
-    """Makes the service manager's variables for process 1 refer to the program."""
-    for name in _PID_VARIABLES:
-        if foreign.text_of(name) == str(init_pid):
-            os.environ[name] = str(os.getpid())
 
 
 def _take_terminal() -> None:

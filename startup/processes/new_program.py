@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.machinery import ModuleSpec
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, Final
 
 from envs import foreign
 from startup.processes import group_signals
+from startup.processes.dormant_forkserver import instead_of_a_new_program
 
 OWN_PACKAGES_MODULE: Final = "vllm_cli.own_packages"
 """Imported first in every new program, so that a user's `server.py` does not replace this one's."""
@@ -20,10 +21,15 @@ _WITHOUT_WORKING_FOLDER: Final = {"PYTHONSAFEPATH": "1"}
 def ensure_forkserver(preload_module: str) -> None:
     """Starts a forkserver that imports the module, unless one runs.
 
-    Called on the main thread, since the forkserver ends with its thread.
+    In a warm start it is a fork that has imported everything already (`dormant_forkserver`). Called on the
+    main thread, since the forkserver ends with its thread.
     """
     forkserver.set_forkserver_preload([OWN_PACKAGES_MODULE, preload_module])
-    with without_main_module(), without_group_signals(), foreign.overlaid(_WITHOUT_WORKING_FOLDER):
+    with ExitStack() as stack:
+        stack.enter_context(without_main_module())
+        stack.enter_context(without_group_signals())
+        stack.enter_context(foreign.overlaid(_WITHOUT_WORKING_FOLDER))
+        stack.enter_context(instead_of_a_new_program())
         forkserver.ensure_running()
 
 

@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from startup.timeline.phase_span import API, BACKGROUND, UNEXPLAINED, PhaseSpan
+from startup.timeline.phase_span import API, BACKGROUND, FORKSERVER, UNEXPLAINED, PhaseSpan
 
 _SHORT_GAP_NS: Final = 200_000
 """A shorter gap is the time between ending one span and beginning the next; it belongs to the former."""
+
+_START_TIME_NS: Final = 20_000_000
+"""The kernel counts the start of a process in ticks of 10 ms, from which its first span begins."""
 
 
 def find_critical_path(spans: Iterable[PhaseSpan], *, begin_ns: int, end_ns: int) -> list[PhaseSpan]:
@@ -80,9 +83,24 @@ class _Walk:
             self._follow(segment)
 
     def _leave_first_span(self) -> None:
-        """Before its first span a process did not exist: the path continues in its parent (API)."""
+        """Before its first span a process did not exist: the path continues in its parent (API).
+
+        A process that API requested early, while it went on working, began once the forkserver had finished.
+        """
+        if self._process != FORKSERVER and (before := self._forked_after()) is not None:
+            if before.end_ns < self.time_ns:
+                self._explain(before.span.name, FORKSERVER, before.end_ns)
+            if self._change_to(FORKSERVER):
+                return
         if not self._change_to(API):
             self._explain(UNEXPLAINED, API, self._begin_ns)
+
+    def _forked_after(self) -> _Segment | None:
+        """The forkserver's work just before this time, unless API waited then and explains the time."""
+        api = self._busy_after(API, self.time_ns - 1)
+        if api is None or api.span.waits_for is not None:
+            return None
+        return self._busy_after(FORKSERVER, self.time_ns - _START_TIME_NS)
 
     def _follow(self, segment: _Segment) -> None:
         target = segment.span.waits_for

@@ -6,6 +6,9 @@ from typing import Final
 API: Final = "api"
 """The process that the user started; all others are its children."""
 
+FORKSERVER: Final = "forkserver"
+"""The process that forks engine and workers after it has imported their modules."""
+
 BACKGROUND: Final = frozenset({"prefetch"})
 """Processes that no other process waits for."""
 

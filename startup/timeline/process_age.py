@@ -8,14 +8,14 @@ _NS = 1_000_000_000
 _READINGS = 5
 
 
-def process_start_ns() -> int:
-    """When the kernel started this process (proc(5)), in monotonic nanoseconds; now, if /proc cannot be read.
+def process_start_ns(pid: int | str = "self") -> int:
+    """When the kernel started a process (proc(5)), in monotonic nanoseconds; now, if /proc cannot be read.
 
     The kernel counts in ticks of 10 ms, so the result may be one tick early.
     """
     now = time.monotonic_ns()
     try:
-        return min(now, int(_started_s("self") * _NS) - _suspended_ns())
+        return min(now, int(_started_s(pid) * _NS) - _suspended_ns())
     except (OSError, ValueError, AttributeError, IndexError):
         return now
 

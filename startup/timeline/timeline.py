@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from typing import Any
 
+from startup.timeline import start_origin
 from startup.timeline.critical_path import find_critical_path
 from startup.timeline.phase_span import API, PhaseSpan
 from startup.timeline.phase_table import Stretch
@@ -33,9 +34,17 @@ class PhaseTimeline:
 
     @classmethod
     def from_process_start(cls) -> "PhaseTimeline":
-        """A timeline from the kernel's start of this process on: it includes the start of the interpreter."""
-        timeline = cls(process_start_ns())
-        timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, time.monotonic_ns())])
+        """A timeline from the start of the process that the user started: it includes the interpreter's."""
+        now = time.monotonic_ns()
+        warm = start_origin.warm
+        if warm is None:
+            timeline = cls(process_start_ns())
+            timeline.add(API, [("interpreter_and_cli", timeline.origin_ns, now)])
+            return timeline
+        timeline = cls(warm.client_begin_ns)
+        interpreter = ("interpreter", warm.client_begin_ns, warm.request_ns)
+        fork = ("fork_from_standby", warm.request_ns, warm.forked_ns)
+        timeline.add(API, [interpreter, fork, ("cli", warm.forked_ns, now)])
         return timeline
 
     @contextmanager

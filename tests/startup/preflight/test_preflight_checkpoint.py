@@ -176,6 +176,26 @@ def test_broken_json_is_reported_with_its_line(folder, preflight: Preflight, nam
     assert "line 3" in message
 
 
+@pytest.mark.parametrize("content", [b'{"a": NaN}', "{}".encode("utf-16"), b' {"a": 1}', '{"a": "é🙂"}'.encode()])
+def test_unusual_json_is_no_fault(folder, preflight: Preflight, content: bytes) -> None:
+    (folder.path / "tokenizer_config.json").write_bytes(content)
+    assert messages(preflight(folder.path), "json") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'{"a": "' + b"x" * 70_000 + b'\xff"}', "is not text"),
+        (b'{"a": "x"', "line 1"),
+        (b'[{"a": 1}]', "is not a JSON object"),
+        (b'{"a": {"b": tru}}', "line 1"),
+    ],
+)
+def test_faults_of_json_files(folder, preflight: Preflight, content: bytes, fault: str) -> None:
+    (folder.path / "tokenizer.json").write_bytes(content)
+    assert fault in messages(preflight(folder.path), "json")[0]
+
+
 def test_a_truncated_tokenizer_too_long_to_be_parsed_is_reported(folder, preflight: Preflight) -> None:
     (folder.path / "tokenizer.json").write_bytes(b'{"model": "' + b"x" * 17_000_000)
     assert "tokenizer.json is truncated" in messages(preflight(folder.path), "json")[0]

@@ -1,6 +1,7 @@
 """A service manager's end of NOTIFY_SOCKET: a real datagram socket."""
 
 import socket
+import struct
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,10 @@ class NotifySocket:
     def __init__(self, address: str) -> None:
         self.address = address
         self.messages: list[str] = []
+        self.senders: set[int] = set()
+        """The processes that have sent messages; a manager accepts those of the main process only."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._socket.bind(f"\0{address[1:]}" if address.startswith("@") else address)
         self._thread = threading.Thread(target=self._listen, name="notify-socket")
 
@@ -36,5 +40,9 @@ class NotifySocket:
             Path(self.address).unlink()
 
     def _listen(self) -> None:
-        while message := self._socket.recv(1 << 16):
+        while True:
+            message, [(_, _, credentials)], *_ = self._socket.recvmsg(1 << 16, socket.CMSG_SPACE(12))
+            if not message:
+                break
+            self.senders.add(struct.unpack("3i", credentials)[0])
             self.messages.append(message.decode())

@@ -81,6 +81,36 @@ def test_a_chain_of_three_processes_is_followed_to_its_beginning() -> None:
     ]
 
 
+def test_an_engine_requested_early_waited_for_the_imports_of_the_forkserver() -> None:
+    spans = (
+        span("api", "boot", 0, 10),
+        span("api", "import_server", 10, 105),
+        span("api", "wait", 105, 120, "engine"),
+        span("forkserver", "preload", 10, 90),
+        span("engine", "load", 95, 120),
+    )
+    assert path_of(*spans, end_ms=120) == [
+        ("api:boot", 0, 10),
+        ("forkserver:preload", 10, 95),
+        ("engine:load", 95, 120),
+    ]
+
+
+def test_an_engine_requested_after_the_imports_waited_for_the_api_process() -> None:
+    spans = (
+        span("api", "boot", 0, 10),
+        span("api", "download", 10, 95),
+        span("api", "wait", 95, 120, "engine"),
+        span("forkserver", "preload", 10, 50),
+        span("engine", "load", 95, 120),
+    )
+    assert path_of(*spans, end_ms=120) == [
+        ("api:boot", 0, 10),
+        ("api:download", 10, 95),
+        ("engine:load", 95, 120),
+    ]
+
+
 def test_an_idle_engine_waited_for_the_work_that_the_api_process_finished_then() -> None:
     spans = (
         span("api", "build_renderer", 0, 29),

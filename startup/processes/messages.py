@@ -1,0 +1,116 @@
+"""Messages between processes of this program: sections of byte strings, and file descriptors.
+
+A message is a version, a length and its sections; a section is a length and byte strings that each end with
+NUL, which neither arguments nor variables can contain. Reading one executes no code (as unpickling does). A
+warm start waits for the import of this module.
+"""
+
+import os
+import socket
+
+VERSION = 1
+MAX_FDS = 250
+"""The kernel passes at most 253 file descriptors with one message (unix(7), SCM_MAX_FD)."""
+
+_MAX_BYTES = 16 << 20
+"""More than `exec` accepts as arguments and environment: a quarter of the stack's limit, at most 6 MiB."""
+_MAX_SECTIONS = 16
+_LENGTH_BYTES = 4
+
+
+class MessageError(Exception):
+    """The message is malformed, too long, incomplete, or of another version."""
+
+
+def send(connection: socket.socket, *sections: list[bytes], fds: list[int] | None = None) -> None:
+    """Sends a message with file descriptors; raises OSError if the other side has gone or does not read."""
+    message = encode(*sections)
+    num_sent = socket.send_fds(connection, [message], fds) if fds else 0
+    if num_sent < len(message):  # an empty one fails if the other side has closed after reading the message
+        connection.sendall(message[num_sent:])
+
+
+def encode(*sections: list[bytes]) -> bytes:
+    """A message without descriptors."""
+    bodies = [b"".join(item + b"\0" for item in section) for section in sections]
+    content = b"".join(_number(len(body)) + body for body in bodies)
+    return _number(VERSION) + _number(len(content)) + content
+
+
+def receive(connection: socket.socket) -> tuple[list[list[bytes]], list[int]]:
+    """The sections and file descriptors of one message.
+
+    Raises:
+        MessageError: see the class; received descriptors are closed.
+        OSError: the connection is broken or the timeout has passed.
+    """
+    head_bytes = 2 * _LENGTH_BYTES
+    head, fds, flags, _ = socket.recv_fds(connection, head_bytes, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    try:
+        if flags & socket.MSG_CTRUNC:
+            raise MessageError("more than the allowed number of file descriptors")
+        head += _receive_exactly(connection, head_bytes - len(head)) if head else b""
+        if not head:
+            raise MessageError("the other side has closed the connection")
+        version, length = _to_number(head[:_LENGTH_BYTES]), _to_number(head[_LENGTH_BYTES:])
+        if version != VERSION:
+            raise MessageError(f"version {version} instead of {VERSION}")
+        if length > _MAX_BYTES:
+            raise MessageError(f"a message of {length} bytes")
+        return _split(_receive_exactly(connection, length)), fds
+    except (MessageError, OSError):
+        close_all(fds)
+        raise
+
+
+def close_all(fds: list[int]) -> None:
+    """Closes file descriptors that a message contained."""
+    for fd in fds:
+        os.close(fd)
+
+
+def pairs(items: dict[str, str]) -> list[bytes]:
+    """A dictionary of text as a section."""
+    return [f"{name}={value}".encode(errors="surrogateescape") for name, value in items.items()]
+
+
+def dictionary(section: list[bytes]) -> dict[str, str]:
+    """The dictionary that `pairs` made a section of; raises MessageError for an item without `=`."""
+    items = {}
+    for item in section:
+        name, separator, value = item.decode(errors="surrogateescape").partition("=")
+        if not separator:
+            raise MessageError("an item without a value")
+        items[name] = value
+    return items
+
+
+def _split(content: bytes) -> list[list[bytes]]:
+    sections: list[list[bytes]] = []
+    position = 0
+    while position < len(content):
+        begin = position + _LENGTH_BYTES
+        position = begin + _to_number(content[begin - _LENGTH_BYTES : begin])
+        body = content[begin:position]
+        if position > len(content) or (body and body[-1]) or len(sections) >= _MAX_SECTIONS:
+            raise MessageError("a malformed section")
+        sections.append(body.split(b"\0")[:-1])
+    return sections
+
+
+def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < num_bytes:
+        part = connection.recv(min(num_bytes - len(parts), 1 << 20))
+        if not part:
+            raise MessageError("an incomplete message")
+        parts += part
+    return bytes(parts)
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(_LENGTH_BYTES, "big")
+
+
+def _to_number(data: bytes) -> int:
+    return int.from_bytes(data, "big")

@@ -1,0 +1,76 @@
+"""Sends a forked server's messages to the service manager in the name of the process that it started.
+
+A manager accepts messages of its unit's main process only (systemd.service(5), NotifyAccess=). A warm start
+waits for the import of this module.
+"""
+
+import socket
+import struct
+from contextlib import suppress
+
+_CREDENTIALS_BYTES = struct.calcsize("3i")
+_MAX_BYTES = 1 << 16
+_URGENT = (b"READY=1", b"STOPPING=1")
+_URGENT_TIMEOUT_S = 5.0
+"""How long a message that must arrive waits for a busy manager; other messages are dropped."""
+
+
+class NotifyRelay:
+    """A socket of this process for the messages; used on its main thread."""
+
+    def __init__(self, manager: str) -> None:
+        """
+        Args:
+            manager: the address in NOTIFY_SOCKET.
+
+        Raises:
+            OSError: nobody listens there.
+        """
+        self._manager = f"\0{manager[1:]}" if manager.startswith("@") else manager
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+                probe.connect(self._manager)
+            self._receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._receiver.bind("")  # the kernel chooses an abstract address (unix(7), autobind)
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """For the server's NOTIFY_SOCKET."""
+        name: bytes = self._receiver.getsockname()
+        return f"@{name[1:].decode()}"
+
+    def fileno(self) -> int:
+        """Readable when there are messages."""
+        return self._receiver.fileno()
+
+    def forward(self, server_pid: int) -> None:
+        """Sends on all messages that the server has sent; those of other processes are dropped."""
+        while True:
+            try:
+                message, ancillary, *_ = self._receiver.recvmsg(
+                    _MAX_BYTES, socket.CMSG_SPACE(_CREDENTIALS_BYTES), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            if any(_sender_pid(data) == server_pid for _, kind, data in ancillary if kind == socket.SCM_CREDENTIALS):
+                self._send(message)
+
+    def close(self) -> None:
+        """No message is sent on any more."""
+        self._sender.close()
+        self._receiver.close()
+
+    def _send(self, message: bytes) -> None:
+        self._sender.settimeout(_URGENT_TIMEOUT_S if any(word in message for word in _URGENT) else 0)
+        with suppress(OSError):  # the manager is busy or has ended
+            self._sender.sendto(message, self._manager)
+
+
+def _sender_pid(credentials: bytes) -> int:
+    pid: int = struct.unpack("3i", credentials[:_CREDENTIALS_BYTES])[0]
+    return pid

@@ -1,0 +1,28 @@
+"""How this process began: executed (a cold start) or forked from a template process (a warm start)."""
+
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+
+class WarmOrigin(NamedTuple):
+    """A warm start; times in monotonic nanoseconds."""
+
+    client_begin_ns: int
+    """When the kernel started the process that the user started."""
+    request_ns: int
+    """When it asked for the fork."""
+    forked_ns: int
+    """When the forked process had taken over the client's state."""
+    saved_s: float
+    """How long the imports took that the template process has done before."""
+    template_pid: int
+
+
+warm: WarmOrigin | None = None
+"""None for a cold start."""
+
+cold_reason = ""
+"""Why a start that might have been warm is cold; empty if no warm start was wanted."""
+
+start_again: Callable[[str, str], NoReturn] | None = None
+"""In a warm start: ends this process and has the client start the server cold, with a variable set."""

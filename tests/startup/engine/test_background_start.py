@@ -1,0 +1,27 @@
+"""A start in a thread gets the interpreter lock quickly and restores the setting."""
+
+import sys
+
+import pytest
+
+from startup.engine.background_start import BackgroundStart
+from startup.engine.process import EngineProcess
+
+
+def _fail() -> EngineProcess:
+    raise OSError("no process")
+
+
+def test_the_switch_interval_is_restored_after_a_start() -> None:
+    before = sys.getswitchinterval()
+    start = BackgroundStart(_fail)
+    assert sys.getswitchinterval() < before
+    with pytest.raises(OSError, match="no process"):
+        start.wait()
+    assert sys.getswitchinterval() == before
+
+
+def test_the_switch_interval_is_restored_after_an_abandoned_start() -> None:
+    before = sys.getswitchinterval()
+    assert BackgroundStart(_fail).abandon() is None
+    assert sys.getswitchinterval() == before
