@@ -23,6 +23,25 @@ def is_set(name: str) -> bool:
     return name in os.environ
 
 
+def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
+    """Replaces the whole environment; returns the changed variables, removed ones with an empty value."""
+    before = snapshot()
+    for name in before.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if before.get(name) != value:
+            os.environ[name] = value
+    names = sorted(name for name in before.keys() | wanted.keys() if before.get(name) != wanted.get(name))
+    return {name: wanted.get(name, "") for name in names}
+
+
+def readdress(old_pid: int, new_pid: int) -> None:
+    """Makes a service manager's variables that address one process address another one."""
+    for name in ("LISTEN_PID", "WATCHDOG_PID"):  # sd_listen_fds(3), sd_watchdog_enabled(3)
+        if os.environ.get(name) == str(old_pid):
+            os.environ[name] = str(new_pid)
+
+
 @contextmanager
 def overlaid(extra: Mapping[str, str]) -> Iterator[None]:
     """Sets variables for a block and the processes started in it, then restores the former values."""

@@ -16,6 +16,9 @@ START_METHODS: Final = ("spawn", "fork", "forkserver")
 ENGINES: Final = ("auto", "embedded", "vllm")
 """The engines: this package's own, or an installed vLLM; `auto` prefers vLLM."""
 
+STANDBY_MODES: Final = ("auto", "off", "require")
+"""Whether a start is forked from a standby process."""
+
 LOGGING_LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 LOG_FORMATS: Final = ("text", "json")
@@ -39,11 +42,14 @@ class Environment:
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
+    VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_API_PROCESS = optional_integer(
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
     )
+    VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
+    XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs; vLLM's cache folder if unset.")
     XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")

@@ -1,12 +1,14 @@
-"""Masks secrets in this process's command line as `ps` and /proc/PID/cmdline show it."""
+"""This process's command line as `ps` and /proc/PID/cmdline show it: masks secrets, or replaces it."""
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
-_SELF = Path("/proc/self")
 _ARG_START = 48
 """Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
+
+_on_masked: list[Callable[[], None]] = []
 
 
 def mask_in_command_line(secrets: Iterable[str]) -> bool:
@@ -17,14 +19,75 @@ def mask_in_command_line(secrets: Iterable[str]) -> bool:
     """
     hidden = {os.fsencode(secret) for secret in secrets if secret}
     try:
-        begin = int((_SELF / "stat").read_text().rpartition(")")[2].split()[_ARG_START - 3])
-        words = (_SELF / "cmdline").read_bytes().split(b"\0")
-        with (_SELF / "mem").open("r+b", buffering=0) as memory:
-            for word in words:
-                secret = next((s for s in hidden if word == s or word.endswith(b"=" + s)), b"")
-                memory.seek(begin + len(word) - len(secret))
-                memory.write(b"*" * len(secret))
-                begin += len(word) + 1
+        words = read_command_line().split(b"\0")
+        for index, word in enumerate(words):
+            secret = next((s for s in hidden if word == s or word.endswith(b"=" + s)), b"")
+            words[index] = word[: len(word) - len(secret)] + b"*" * len(secret)
+        overwrite_command_line(b"\0".join(words))
     except (OSError, ValueError, IndexError):
         return False
+    for notify in _on_masked:
+        notify()
     return True
+
+
+def notify_of_masks(callback: Callable[[], None]) -> None:
+    """From now on, calls `callback` after secrets have been masked."""
+    _on_masked.append(callback)
+
+
+def read_command_line(pid: int | str = "self") -> bytes:
+    """The words of a process, each followed by NUL."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - a client's start waits for pathlib
+        return file.read()
+
+
+def overwrite_command_line(content: bytes) -> None:
+    """Overwrites the beginning of this process's words, which must be at least as long; raises OSError."""
+    with open("/proc/self/stat") as file:  # noqa: PTH123
+        begin = int(file.read().rpartition(")")[2].split()[_ARG_START - 3])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
+        memory.seek(begin)
+        memory.write(content)
+
+
+def replace_command_line(content: bytes) -> None:
+    """Makes `content`, of any length, this process's words.
+
+    They are in memory of their own, to which the kernel is referred (prctl(2), PR_SET_MM_MAP). Without that
+    call (CONFIG_CHECKPOINT_RESTORE) the old words stay.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        _refer_kernel_to(content)
+
+
+def _refer_kernel_to(content: bytes) -> None:
+    import ctypes  # noqa: PLC0415 - slow to import for a client
+    import mmap  # noqa: PLC0415
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.sbrk.restype = ctypes.c_void_p
+    with open("/proc/self/stat") as file:  # noqa: PTH123
+        number = [0, 0, 0, 0, *map(int, file.read().rpartition(")")[2].split()[1:])]
+    with open("/proc/self/auxv", "rb") as file:  # noqa: PTH123
+        vector = file.read()
+    area = mmap.mmap(-1, max(len(content), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area.write(content)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    auxiliary = ctypes.create_string_buffer(vector, len(vector))
+    # struct prctl_mm_map: code, data, brk, stack, arguments, environment, auxiliary vector, executable
+    layout = struct.pack(
+        "=11QQIi",
+        number[26], number[27], number[45], number[46], number[47], libc.sbrk(0),
+        number[28], begin, begin + len(content), number[50], number[51],
+        ctypes.addressof(auxiliary), len(vector), -1,
+    )  # fmt: skip
+    if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout), 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP) failed")
+    _kept.append(area)
+
+
+_PR_SET_MM = 35
+_PR_SET_MM_MAP = 14
+_kept: list[object] = []
+"""The memory that contains the words."""

@@ -11,13 +11,21 @@ import psutil
 import pytest
 
 from tests.machine_lock import machine_lock
+from tests.standby_process import OFF, StandbyProcess
 
 _SETTLE_S = 60.0
 _SHARED_PROCESSES = ("resource_tracker", "forkserver")
 
 
 def pytest_configure() -> None:
-    """Restores Ctrl-C, which a shell disables for background commands and the processes they start."""
+    """Starts are cold unless a test asks for a standby.
+
+    Restores Ctrl-C, which a shell disables for background commands and the processes they start, and the
+    signals that the shell or `nohup` disables with it.
+    """
+    os.environ.update(OFF)
+    for number in (signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -40,6 +48,33 @@ def model_path() -> Path:
     from startup.model.source import resolve_model
 
     return resolve_model(ModelConfig()).path
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights that loads at once."""
+    from tests.llamas import save_tiny_llama
+
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="module")
+def standby() -> Iterator[StandbyProcess]:
+    """A standby for the embedded engine, for starts with `standby.environment`.
+
+    It is shared by a module's tests: one that kills it or changes installed files starts a `StandbyProcess`.
+    """
+    with StandbyProcess() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=["cold", "warm"])
+def cold_or_warm(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Variables for starts: all tests with it run twice, the second time with warm starts."""
+    if request.param == "cold":
+        return dict(OFF)
+    running: StandbyProcess = request.getfixturevalue("standby")
+    return running.environment
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,17 @@ def main() -> int:
         from startup.processes.init_process import become_init
 
         become_init()
+    if sys.argv[1:2] == ["serve"]:
+        from startup.standby.client import serve_warm
+
+        if (exit_code := serve_warm(sys.argv[2:])) is not None:
+            return exit_code
+    if sys.argv[1:2] == ["standby-template"] and len(sys.argv) > 3:  # started by a standby only
+        return _run_template(*sys.argv[2:])
+    return _run()
+
+
+def _run() -> int:
     from vllm_cli.main import main as run_command
 
     if (conflict := describe_conflict()) is not None:
@@ -27,6 +38,20 @@ def main() -> int:
         return run_command()
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def _run_template(kind: str, standby_fd: str, *models: str) -> int:
+    """Runs a template process, which the standby starts; returns only in the servers forked from it."""
+    import vllm_cli.commands.serve  # noqa: F401 - what every server imports
+    from startup.logs.setup import configure_logging, log_options_of_environment
+    from startup.standby.template import wait_for_client
+    from vllm_cli.serve.engine_choice import split_words
+
+    configure_logging(log_options_of_environment(), role="template")
+    link = wait_for_client(kind, models, int(standby_fd), lambda words: split_words(words).others)
+    exit_code = _run()
+    link.report_exit(exit_code)
+    return exit_code
 
 
 def _end_at_sigint_without_traceback() -> None:

@@ -24,7 +24,10 @@ os.execv(sys.executable, [sys.executable, "-m", "vllm_cli", "serve", *sys.argv[2
 """
 
 
-def test_a_service_takes_its_socket_and_notifies_its_state(model_path: Path, tmp_path: Path) -> None:
+def test_a_service_takes_its_socket_and_notifies_its_state(
+    model_path: Path, tmp_path: Path, cold_or_warm: dict[str, str]
+) -> None:
+    environment = cold_or_warm | {"WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"}
     with (
         short_folder() as folder,
         NotifySocket(str(folder / "notify")) as notified,
@@ -33,7 +36,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(model_path: Path, tmp
     ):
         process = subprocess.Popen(
             _service(listener.fileno(), str(model_path), "--port", "1", "--max-model-len", "256"),
-            env=os.environ | {"NOTIFY_SOCKET": notified.address, "WATCHDOG_USEC": "200000", "LISTEN_FDS": "1"},
+            env=os.environ | environment | {"NOTIFY_SOCKET": notified.address},
             pass_fds=[listener.fileno()],
             stderr=log,
         )
@@ -53,6 +56,7 @@ def test_a_service_takes_its_socket_and_notifies_its_state(model_path: Path, tmp
             process.kill()
             process.wait()
         wait_until(lambda: "STOPPING=1" in notified.lines)  # it was sent, but may not be read yet
+        assert notified.senders == {process.pid}
         assert notified.lines.index("READY=1") < notified.lines.index("STOPPING=1")
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from startup.standby.memory import pss_bytes
 from startup.timeline.process_age import process_age_s
+from vllm_cli.client.forked_servers import find_forked_servers
+from vllm_cli.client.process_words import command_words
 from vllm_cli.client.readiness import poll_readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.server_sockets import address_of, find_socket, has_own_network
@@ -20,7 +23,7 @@ _STATES: Final = {"ready": "ready", "starting": "not ready", "absent": "silent",
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """One server: the process tree of `vllm-cli serve`."""
+    """One server: the process tree of `vllm-cli serve`, in a warm start with that of the forked server."""
 
     pid: int
     port: int | None
@@ -35,11 +38,19 @@ class RunningServer:
     memory_bytes: int
     """Of all its processes: PSS, which divides shared pages among the processes."""
     pids: tuple[int, ...]
-    """The launcher first."""
+    """The process that the user started first."""
+
+    forked_pid: int | None
+    """In a warm start, the forked server."""
+
+    @property
+    def entry_pids(self) -> tuple[int, ...]:
+        """The processes by which a user may name this server."""
+        return (self.pid,) if self.forked_pid is None else (self.pid, self.forked_pid)
 
     def to_dict(self) -> dict[str, Any]:
         """The output of `--json`."""
-        return vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
+        return {"kind": "server"} | vars(self) | {"uptime_s": round(self.uptime_s, 1), "pids": list(self.pids)}
 
 
 def find_servers(*, with_state: bool = True) -> list[RunningServer]:
@@ -50,46 +61,26 @@ def find_servers(*, with_state: bool = True) -> list[RunningServer]:
     """
     import psutil
 
-    mains = {p.pid: p for p in psutil.process_iter() if _serve_words(p) is not None}
+    mains = {p.pid: p for p in psutil.process_iter() if command_words(p, "serve") is not None}
+    forked = find_forked_servers(mains.values())
     found = []
     for process in mains.values():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if not any(parent.pid in mains for parent in process.parents()):
-                found.append((process.create_time(), _describe(process, with_state)))
+            if process.pid not in forked and not any(parent.pid in mains for parent in process.parents()):
+                trees = [process, *(mains[pid] for pid, client_pid in forked.items() if client_pid == process.pid)]
+                found.append((process.create_time(), _describe(trees, with_state)))
     return [server for _, server in sorted(found, key=lambda pair: pair[0])]
 
 
-def _serve_words(process: Any) -> list[str] | None:
-    """The words after `serve` if the process is a server, else None."""
-    import psutil
-
-    try:
-        words = process.cmdline()
-    except (psutil.Error, OSError):
-        return None
-    if not words or not _program(process, words).name.startswith("python"):
-        return None
-    for index, word in enumerate(words[1:-1], start=1):
-        is_ours = Path(word).name == "vllm-cli" or (word == "vllm_cli" and words[index - 1] == "-m")
-        if is_ours:
-            return words[index + 2 :] if words[index + 1] == "serve" else None
-        if word == "-c" or not (word.startswith("-") or words[index - 1] in ("-X", "-W")):
-            return None
-    return None
-
-
-def _program(process: Any, words: list[str]) -> Path:
-    """The executable; for other users' processes, the first word of their command line."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error, OSError):
-        return Path(process.exe() or words[0])
-    return Path(words[0])
-
-
-def _describe(process: Any, with_state: bool) -> RunningServer:
-    arguments = _parse(_serve_words(process) or [])
-    processes = [process, *process.children(recursive=True)]
+def _describe(trees: list[Any], with_state: bool) -> RunningServer:
+    """
+    Args:
+        trees: the process that the user started and, in a warm start, the server that was forked for it.
+        with_state: see `find_servers`.
+    """
+    process = trees[0]
+    arguments = _parse(command_words(process, "serve") or [])
+    processes = [member for root in trees for member in (root, *root.children(recursive=True))]
     is_elsewhere = has_own_network(process)
     listening = None if is_elsewhere else find_socket(processes, arguments)
     is_tls = arguments.last_value("--ssl-certfile") is not None
@@ -102,8 +93,9 @@ def _describe(process: Any, with_state: bool) -> RunningServer:
         engine=_engine(processes, arguments),
         state=("elsewhere" if is_elsewhere else _poll_state(address)) if with_state else "",
         uptime_s=process_age_s(process.pid) or 0.0,
-        memory_bytes=sum(map(_memory_bytes, processes)) if with_state else 0,
+        memory_bytes=sum(pss_bytes(p.pid) for p in processes) if with_state else 0,
         pids=tuple(p.pid for p in processes),
+        forked_pid=trees[1].pid if len(trees) > 1 else None,
     )
 
 
@@ -111,8 +103,8 @@ def _parse(words: list[str]) -> Arguments:
     """Empty if the words are not valid here: the server may be another version with other rules."""
     try:
         given = Arguments.parse(words)
-        path = given.last_value("--config")
-        in_file = read_config_file(Path(path)) if path else Arguments()
+        path = Path(given.last_value("--config") or "")
+        in_file = read_config_file(path) if path.is_file() else Arguments()  # opening a pipe would wait for a writer
     except InputError:
         return Arguments()
     in_file.flags.update(given.flags)
@@ -150,13 +142,3 @@ def _poll_state(address: ServerAddress | None) -> str:
         return "not listening"
     readiness = poll_readiness(address, "/health", timeout_s=_ANSWER_TIMEOUT_S)
     return readiness.status or _STATES[readiness.state]
-
-
-def _memory_bytes(process: Any) -> int:
-    """0 for processes whose memory this user may not read."""
-    import psutil
-
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.Error, OSError):
-        return 0

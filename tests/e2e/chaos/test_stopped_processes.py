@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.e2e.process_tree import Role, wait_process
+from tests.e2e.server_process import ServerProcess
 from tests.e2e.stop_point import API_READS_TOKENIZER, ENGINE_LOADS, FORKSERVER_IMPORTS, StopPoint
 from tests.e2e.stream_reader import StreamReader
 from tests.waiting import wait_until
@@ -188,6 +189,34 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
         assert server.terminate() in (0, -signal.SIGTERM)
         _assert_gone(family)
         assert "Traceback" not in server.log
+
+
+def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_server: Any, tmp_path: Path) -> None:
+    importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
+    with start_server(wait=False, environment=importing.environment) as server:
+        importing.wait_stopped()
+        wait_until(lambda: server.phase() == "start_engine_process")
+        family = server.family()
+        assert server.terminate(signal.SIGINT) == 130
+        _assert_gone(family)
+        assert "Traceback" not in server.log
+
+
+def test_start_fails_with_its_error_although_the_forkserver_is_stopped(tmp_path: Path, model_path: Path) -> None:
+    model, hook = tmp_path / "model", tmp_path / "hook"
+    model.mkdir()
+    hook.mkdir()
+    for file in model_path.iterdir():
+        (model / file.name).symlink_to(file)
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer.json").write_text('{"version": "none"}')
+    importing = StopPoint(hook, "import", "torch._C")
+    with ServerProcess([str(model)], wait=False, environment=importing.environment) as server:
+        family = [importing.wait_stopped(), *server.family()]
+        assert server.process.wait(_GONE_S) == 3
+        _assert_gone(family)
+        assert f"Error: cannot load the tokenizer in {model}" in server.log
+        assert "forkserver" not in server.log
 
 
 @pytest.mark.slow

@@ -1,0 +1,187 @@
+"""The side of `serve`: asks a template process to fork the server; if there is none, the start is cold.
+
+The start waits for this module, so it imports only what is needed to connect.
+"""
+
+import os
+import socket
+import struct
+import sys
+import time
+
+from envs import foreign
+from startup.processes import messages
+from startup.standby import places
+from startup.standby.kinds import kind_of, option
+
+TYPE_CHECKING = False  # the import of `typing` would delay the start
+if TYPE_CHECKING:
+    from startup.systemd.notify_relay import NotifyRelay
+
+_ACK_S = 0.04
+"""How long a standby may take to answer at all; a running one takes a millisecond."""
+_VERDICT_S = 3.0
+"""How long the forked process may take after that; its exit ends the wait at once."""
+_REQUIRED_S = 10.0
+"""Instead of `_ACK_S` with `--standby require`."""
+_EXIT_START_FAILED = 3
+
+
+class ColdStartError(Exception):
+    """The start cannot be warm; the message is the reason."""
+
+
+def serve_warm(words: list[str]) -> int | None:
+    """Has the server forked and supervises it until it ends; None for a cold start in this process.
+
+    Args:
+        words: the words after `serve`.
+
+    Returns:
+        The exit code of the server; a server that was killed by a signal ends this process by that signal.
+    """
+    mode = option(words, "--standby") or foreign.text_of("VCLI_STANDBY") or "auto"
+    kind = kind_of(words) if mode in ("auto", "require") else None
+    if kind is None:
+        return None
+    try:
+        connection = _connect(kind, timeout_s=_REQUIRED_S if mode == "require" else _ACK_S)
+        with connection:
+            relay = _notify_relay()
+            variables = {} if relay is None else {"NOTIFY_SOCKET": relay.address}
+            server_pid, server_fd, life_fd = _request(connection, variables)
+            from startup.standby.supervise import supervise  # noqa: PLC0415 - slow to import for a cold start
+
+            return supervise(connection, server_pid, server_fd, life_fd, relay)
+    except ColdStartError as err:
+        reason = str(err)
+    except FileNotFoundError:
+        reason = f"no standby runs for this kind of start ({kind})"
+    if mode == "require":
+        sys.stderr.write(f"Error: --standby require: {reason}. Start one with `vllm-cli standby`.\n")
+        return _EXIT_START_FAILED
+    from startup.timeline import start_origin  # noqa: PLC0415 - slow to import for a warm start
+
+    start_origin.cold_reason = reason
+    return None
+
+
+def _connect(kind: str, *, timeout_s: float) -> socket.socket:
+    """A connection that the template has accepted; it does not read from it.
+
+    Raises:
+        FileNotFoundError: there is no standby.
+        ColdStartError: it does not answer, or is not this user's.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        folder_fd = places.open_folder()
+        try:
+            connection.settimeout(timeout_s)
+            connection.connect(places.socket_path(folder_fd, kind))
+        finally:
+            os.close(folder_fd)
+        _check_owner(connection)
+        if connection.recv(1) != places.ACK:
+            raise ColdStartError("the standby has no free template process")
+        connection.settimeout(max(timeout_s, _VERDICT_S))
+        return connection
+    except FileNotFoundError:
+        connection.close()
+        raise
+    except (OSError, places.UnsafeFolderError) as err:
+        connection.close()
+        reason = f"it does not answer in {timeout_s * 1000:g} ms" if isinstance(err, TimeoutError) else str(err)
+        raise ColdStartError(f"the standby cannot be used: {reason}") from err
+    except ColdStartError:
+        connection.close()
+        raise
+
+
+def _check_owner(connection: socket.socket) -> None:
+    if peer_of(connection)[1] != os.geteuid():
+        raise ColdStartError("the standby belongs to another user")
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end when it connected or began to listen (unix(7), SO_PEERCRED)."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
+def _notify_relay() -> "NotifyRelay | None":
+    """For the server's messages to the service manager, if there is one."""
+    address = foreign.text_of("NOTIFY_SOCKET")
+    if address[:1] not in ("/", "@"):
+        return None
+    from startup.systemd.notify_relay import NotifyRelay  # noqa: PLC0415 - without a manager nobody needs it
+
+    try:
+        return NotifyRelay(address)
+    except OSError:  # the server reports it
+        return None
+
+
+def _request(connection: socket.socket, variables: dict[str, str]) -> tuple[int, int, int]:
+    """Sends what the server needs; returns its pid, its pidfd and the pipe whose closing ends it.
+
+    Args:
+        connection: to the template, then to the server.
+        variables: with other values than in this process's environment.
+
+    Raises:
+        ColdStartError: with the forked process's reason.
+    """
+    from startup.standby.process_state import capture  # noqa: PLC0415 - slow to import for a cold start
+
+    begin_ns = time.monotonic_ns()
+    life_read_fd, life_fd = os.pipe()
+    folder_fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    open_fds = _inherited_fds()
+    state = capture()
+    try:
+        if len(open_fds) + 2 > messages.MAX_FDS:
+            raise ColdStartError(f"{len(open_fds)} open file descriptors are inherited")
+        messages.send(
+            connection,
+            [os.fsencode(word) for word in sys.argv],
+            [os.fsencode(word) for word in sys.orig_argv],
+            [os.fsencode(path) for path in sys.path],
+            messages.pairs(foreign.snapshot() | variables),
+            messages.pairs(state.facts),
+            messages.pairs(state.settings),
+            [str(number).encode() for number in (begin_ns, *open_fds)],
+            fds=[life_read_fd, folder_fd, *open_fds],
+        )
+        answer, fds = messages.receive(connection)
+        (verdict, detail), *_ = answer
+        if verdict != b"ready":
+            messages.close_all(fds)
+            reason = detail.decode(errors="replace")
+            raise ColdStartError(f"the forked process has ended: {reason}" if verdict == b"status" else reason)
+        (server_fd,) = fds
+        connection.settimeout(None)
+        messages.send(connection, [b"go"])
+    except (OSError, ValueError, messages.MessageError) as err:
+        os.close(life_fd)
+        raise ColdStartError(f"the standby has not forked a server: {err}") from err
+    except ColdStartError:
+        os.close(life_fd)
+        raise
+    finally:
+        os.close(life_read_fd)
+        os.close(folder_fd)
+    return int(detail), server_fd, life_fd
+
+
+def _inherited_fds() -> list[int]:
+    """The standard streams and all others that `exec` would keep."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        fd = int(name)
+        try:
+            if os.get_inheritable(fd):
+                found.append(fd)
+        except OSError:  # the folder's own descriptor, closed by now
+            continue
+    return sorted(found)

@@ -1,0 +1,23 @@
+"""Gives descriptors of the template and of its forks high numbers, so that the client's can have theirs."""
+
+import fcntl
+import os
+import resource
+import socket
+from typing import Final
+
+_LOWEST: Final = 500
+
+
+def move_up(fd: int) -> int:
+    """The new number; the old one is closed."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = _LOWEST if soft == resource.RLIM_INFINITY else min(_LOWEST, soft // 2)
+    moved: int = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    os.close(fd)
+    return moved
+
+
+def move_socket_up(connection: socket.socket) -> socket.socket:
+    """The same socket; the given object is closed."""
+    return socket.socket(fileno=move_up(connection.detach()))

@@ -1,0 +1,69 @@
+"""The standby's sockets: in a folder that only this user can enter, one name per interpreter and kind.
+
+Imported by the client, whose start waits for it: no imports beyond those of the interpreter's own start.
+"""
+
+import os
+import stat
+import sys
+import zlib
+from contextlib import suppress
+
+from envs import foreign
+from startup.processes import messages
+
+CONTROL = "standby"
+"""Name of the socket on which the standby itself answers; templates have the names of their kinds."""
+
+
+ACK = b"\x06"
+"""A template process's first byte on a connection; the process that it forks sends the rest."""
+
+
+class UnsafeFolderError(Exception):
+    """Another user owns the sockets' folder, or may enter it."""
+
+
+def socket_folder() -> str:
+    """`$XDG_RUNTIME_DIR/vllm-cli`; without that variable, a folder in vLLM's cache folder."""
+    runtime = foreign.text_of("XDG_RUNTIME_DIR")
+    if runtime:
+        return f"{runtime}/vllm-cli"
+    home = foreign.text_of("HOME") or os.path.expanduser("~")  # noqa: PTH111 - pathlib takes 5 ms to import
+    cache = foreign.text_of("XDG_CACHE_HOME") or f"{home}/.cache"
+    return f"{foreign.text_of('VLLM_CACHE_ROOT') or f'{cache}/vllm'}/vllm_cli/standby"
+
+
+def open_folder() -> int:
+    """A descriptor of the folder, for `socket_path`.
+
+    Raises:
+        OSError: it does not exist, or is no folder.
+        UnsafeFolderError: see the class.
+    """
+    fd = os.open(socket_folder(), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    status = os.fstat(fd)
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        os.close(fd)
+        raise UnsafeFolderError(f"{socket_folder()} must belong to this user and have mode 0700")
+    return fd
+
+
+def create_folder() -> int:
+    """The same after creating the folder; raises the same errors."""
+    folder = socket_folder()
+    os.makedirs(os.path.dirname(folder), exist_ok=True)  # noqa: PTH103, PTH120
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700)  # noqa: PTH102
+    return open_folder()
+
+
+def socket_path(folder_fd: int, name: str) -> str:
+    """A path for bind(2) and connect(2), short enough for a socket's address however long the folder's is."""
+    return f"/proc/self/fd/{folder_fd}/{file_name(name)}"
+
+
+def file_name(name: str) -> str:
+    """One name per protocol version, interpreter and prefix: standbys of several environments coexist."""
+    identity = f"{messages.VERSION} {sys.version} {sys.prefix}"
+    return f"{zlib.crc32(identity.encode()):08x}-{name}.sock"

@@ -1,0 +1,208 @@
+"""The standby process: starts template processes, replaces them, and answers `standby status` and `stop`."""
+
+import fcntl
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Final
+
+from startup.errors import StartupError
+from startup.standby import places
+from startup.standby.client import peer_of
+from startup.standby.memory import pss_bytes
+from startup.standby.model_pages import ModelPages
+from startup.standby.status import STATUS, STOP, StandbyStatus
+from startup.standby.template_process import TemplateProcess
+
+logger = logging.getLogger(__name__)
+
+_TICK_S: Final = 1.0
+_MEMORY_CHECK_S: Final = 10.0
+_MAX_REQUEST_BYTES: Final = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandbyOptions:
+    """The settings of a standby."""
+
+    kinds: tuple[str, ...]
+    """Kinds of template processes (`startup.standby.kinds`)."""
+    models: tuple[str, ...] = ()
+    """Folders or hub ids: class imported, tokenizer loaded, weights kept in the page cache."""
+    idle_exit_s: float | None = None
+    """Ends the standby when no server was forked for this long; None for never."""
+    max_memory_bytes: int | None = None
+    """The most PSS that standby and template processes may have together; None for no limit."""
+
+
+def run_standby(options: StandbyOptions) -> int:
+    """Runs until a signal, `standby stop` or the idle limit; returns the exit code.
+
+    Raises:
+        StartupError: another standby runs, or its sockets cannot be created.
+    """
+    with ExitStack() as stack:
+        try:
+            folder_fd = places.create_folder()
+        except (OSError, places.UnsafeFolderError) as err:
+            raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
+        stack.callback(os.close, folder_fd)
+        lock_fd = _lock(folder_fd)
+        stack.callback(os.close, lock_fd)
+        return _Standby(options, folder_fd, stack).run()
+
+
+class _Standby:
+    """One run."""
+
+    def __init__(self, options: StandbyOptions, folder_fd: int, stack: ExitStack) -> None:
+        self._options = options
+        self._folder_fd = folder_fd
+        self._begin_s = self._used_s = time.monotonic()
+        self._memory_checked_s = 0.0
+        self._is_stopping = False
+        self._selector = stack.enter_context(selectors.DefaultSelector())
+        self._control = stack.enter_context(self._open_control())
+        stack.callback(_remove, folder_fd, places.CONTROL)
+        self._pages = stack.enter_context(ModelPages(options.models))
+        self._templates = [TemplateProcess(kind, options.models) for kind in options.kinds]
+        for template in self._templates:
+            stack.callback(_remove, folder_fd, template.kind)
+            stack.callback(template.close)
+
+    def run(self) -> int:
+        from startup.systemd.service_manager import ServiceManager
+
+        self._selector.register(self._control, selectors.EVENT_READ)
+        self._selector.register(self._watch_signals(), selectors.EVENT_READ)
+        kinds = ", ".join(template.kind for template in self._templates)
+        logger.info("the standby keeps imports for: %s", kinds)
+        manager = ServiceManager.from_environment()
+        manager.notify_status(f"importing: {kinds}")
+        is_ready = False
+        while not self._is_stopping:
+            self._tend()
+            if not is_ready and any(template.is_ready for template in self._templates) and self._is_settled:
+                is_ready = True
+                manager.notify_ready(f"ready: {kinds}")
+            for key, _ in self._selector.select(_TICK_S):
+                if isinstance(key.data, TemplateProcess):
+                    self._follow(key.data)
+                elif key.fileobj is self._control:
+                    self._answer()
+                else:
+                    self._is_stopping = True
+        manager.notify_stopping("stopping")
+        manager.close()
+        return 0
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether no template process is still importing."""
+        return not any(template.is_importing for template in self._templates)
+
+    def status(self) -> StandbyStatus:
+        """The answer to `standby status`."""
+        templates = tuple(template.status() for template in self._templates)
+        return StandbyStatus(
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._begin_s, 1),
+            memory_bytes=pss_bytes(os.getpid()) + sum(t.memory_bytes for t in templates),
+            models=self._options.models,
+            templates=templates,
+        )
+
+    def _open_control(self) -> socket.socket:
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _remove(self._folder_fd, places.CONTROL)
+        path = places.socket_path(self._folder_fd, places.CONTROL)
+        control.bind(path)
+        os.chmod(path, 0o600)  # noqa: PTH101
+        control.listen()
+        control.setblocking(False)
+        return control
+
+    def _watch_signals(self) -> int:
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
+        signal.set_wakeup_fd(write_fd)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        return read_fd
+
+    def _tend(self) -> None:
+        """Starts template processes that are missing, and keeps limits and the page cache."""
+        now = time.monotonic()
+        for template in self._templates:
+            if (channel := template.start_if_due()) is not None:
+                self._selector.register(channel, selectors.EVENT_READ, template)
+        self._pages.keep()
+        idle_exit_s = self._options.idle_exit_s
+        if idle_exit_s is not None and now - self._used_s >= idle_exit_s:
+            logger.info("no server was started for %g s: the standby ends", idle_exit_s)
+            self._is_stopping = True
+        if self._options.max_memory_bytes is not None and now - self._memory_checked_s >= _MEMORY_CHECK_S:
+            self._memory_checked_s = now
+            self._limit_memory(self._options.max_memory_bytes)
+
+    def _limit_memory(self, limit_bytes: int) -> None:
+        """Ends the template process that was not used for the longest time."""
+        status = self.status()
+        running = [template for template in self._templates if template.is_running]
+        if status.memory_bytes > limit_bytes and running:
+            oldest = min(running, key=lambda template: template.used_s)
+            logger.warning(
+                "the standby uses %d MiB of %d MiB (--max-memory): the imports for %s are dropped",
+                status.memory_bytes >> 20,
+                limit_bytes >> 20,
+                oldest.kind,
+            )
+            self._selector.unregister(oldest.channel)
+            oldest.give_up("over the memory limit")
+
+    def _follow(self, template: TemplateProcess) -> None:
+        channel = template.channel
+        num_starts = template.num_starts
+        template.read_messages()
+        if template.num_starts > num_starts:
+            self._used_s = time.monotonic()
+        if not template.is_running:
+            self._selector.unregister(channel)
+
+    def _answer(self) -> None:
+        with suppress(OSError):
+            connection, _ = self._control.accept()
+            with connection:
+                connection.settimeout(_TICK_S)
+                if peer_of(connection)[1] != os.geteuid():
+                    return
+                request = connection.recv(_MAX_REQUEST_BYTES)
+                if request not in (STATUS, STOP):
+                    return
+                connection.send(self.status().to_json().encode())
+                self._is_stopping = self._is_stopping or request == STOP
+
+
+def _lock(folder_fd: int) -> int:
+    """Held as long as the standby runs; released by the kernel however it ends."""
+    path = places.socket_path(folder_fd, places.CONTROL).removesuffix(".sock") + ".lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as err:
+        os.close(fd)
+        raise StartupError(
+            "a standby runs already: `vllm-cli standby status` shows it, `standby stop` ends it"
+        ) from err
+    return fd
+
+
+def _remove(folder_fd: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(places.socket_path(folder_fd, name))  # noqa: PTH108

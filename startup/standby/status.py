@@ -1,0 +1,93 @@
+"""What a standby reports about itself, and how another process asks for it."""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from startup.standby import places
+from startup.standby.client import peer_of
+
+STATUS: Final = b"status"
+STOP: Final = b"stop"
+"""Requests on the control socket; the answer is JSON."""
+
+_TIMEOUT_S: Final = 5.0
+_MAX_BYTES: Final = 1 << 18
+
+TemplateState = Literal["importing", "ready", "failed", "over the memory limit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateStatus:
+    """One template process."""
+
+    kind: str
+    state: TemplateState
+    pid: int | None
+    import_s: float | None
+    """How long the imports took, which each warm start saves; None until they are done."""
+    num_starts: int
+    """Servers forked from processes of this kind."""
+    memory_bytes: int
+    """PSS: pages shared with servers count in part."""
+    error: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandbyStatus:
+    """A running standby."""
+
+    pid: int
+    uptime_s: float
+    memory_bytes: int
+    """PSS of the standby and its template processes."""
+    models: tuple[str, ...]
+    templates: tuple[TemplateStatus, ...]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no template process is still importing."""
+        return all(template.state != "importing" for template in self.templates)
+
+    def to_json(self) -> str:
+        """The content of the answer, and of `standby status --json`."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "StandbyStatus":
+        """The inverse of `to_json`; raises ValueError, TypeError or KeyError for other content."""
+        content: dict[str, Any] = json.loads(text)
+        templates = tuple(TemplateStatus(**template) for template in content.pop("templates"))
+        return cls(templates=templates, models=tuple(content.pop("models")), **content)
+
+
+class NoStandbyError(Exception):
+    """No standby of this user and Python environment answers."""
+
+
+def ask(request: bytes) -> StandbyStatus:
+    """The status of the running standby, which ends after answering STOP.
+
+    Raises:
+        NoStandbyError: none runs, or it does not answer.
+    """
+    try:
+        folder_fd = places.open_folder()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(_TIMEOUT_S)
+                connection.connect(places.socket_path(folder_fd, places.CONTROL))
+                if peer_of(connection)[1] != os.geteuid():
+                    raise NoStandbyError("the standby belongs to another user")
+                connection.send(request)
+                return StandbyStatus.from_json(connection.recv(_MAX_BYTES))
+        finally:
+            os.close(folder_fd)
+    except TimeoutError as err:
+        raise NoStandbyError(f"the standby does not answer in {_TIMEOUT_S:g} s") from err
+    except (FileNotFoundError, ConnectionRefusedError) as err:
+        raise NoStandbyError("no standby runs for this user and Python environment") from err
+    except (OSError, ValueError, TypeError, KeyError, places.UnsafeFolderError) as err:
+        raise NoStandbyError(f"the standby cannot be asked: {err}") from err

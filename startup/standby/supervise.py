@@ -1,0 +1,165 @@
+"""The process that the user started, once its server is forked: forwards signals and ends as the server does.
+
+The server has a session of its own, because a process cannot join another one's. What the terminal or a
+service manager does to this process is done to the server.
+"""
+
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from startup.command_line import overwrite_command_line, read_command_line
+from startup.processes import messages
+
+TYPE_CHECKING = False  # the import of `typing` would delay the start
+if TYPE_CHECKING:
+    from startup.systemd.notify_relay import NotifyRelay
+
+_TO_MAIN = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+    signal.SIGALRM,
+    signal.SIGIO,
+)
+"""Forwarded to the server's main process, as a service manager would send them."""
+_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+"""Job control: all of the server's processes are stopped, then this one."""
+_STATUS_S = 1.0
+"""How long the template process may take to report how the server ended."""
+_KILLED = 128 + signal.SIGKILL
+
+
+def supervise(
+    connection: socket.socket, server_pid: int, server_fd: int, life_fd: int, relay: "NotifyRelay | None"
+) -> int:
+    """Waits for the server's end.
+
+    Args:
+        connection: to the server's process and to the template process.
+        server_pid: leads the server's process group.
+        server_fd: its pidfd.
+        life_fd: kept open; the kernel closes it with this process, which kills the server.
+        relay: receives the server's messages to the service manager.
+
+    Returns:
+        The server's exit code. A server that was killed by a signal ends this process by the same signal.
+    """
+    wakeup_fd, signals_fd = os.pipe()
+    os.set_blocking(signals_fd, False)
+    signal.set_wakeup_fd(signals_fd, warn_on_full_buffer=False)
+    for number in (*_TO_MAIN, *_STOPS, signal.SIGCONT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    status = _Server(connection, server_pid, server_fd, relay).wait(wakeup_fd)
+    os.close(life_fd)
+    return _end_like(status)
+
+
+class _Server:
+    """The forked server as its supervisor sees it."""
+
+    def __init__(self, connection: socket.socket, pid: int, pidfd: int, relay: "NotifyRelay | None") -> None:
+        self._connection = connection
+        self._pid = pid
+        self._pidfd = pidfd
+        self._relay = relay
+        self._code: int | None = None
+        """The exit code that the server itself has announced."""
+        self._status: int | None = None
+        """How it ended, as its parent, the template process, reports it."""
+        self._again: tuple[str, str] | None = None
+        """A variable with which the server asks to be started again, cold."""
+
+    def wait(self, wakeup_fd: int) -> int:
+        """The exit code; -N after signal N."""
+        poll = select.poll()
+        for fd in (wakeup_fd, self._pidfd, self._connection.fileno()):
+            poll.register(fd, select.POLLIN)
+        if self._relay is not None:
+            poll.register(self._relay.fileno(), select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if wakeup_fd in ready:
+                numbers = os.read(wakeup_fd, 256)
+                for index, number in enumerate(numbers):
+                    if number not in _STOPS or signal.SIGCONT not in numbers[index:]:  # it cancels a stop
+                        self._forward(number)
+            if self._connection.fileno() in ready and not self._read_message():
+                poll.unregister(self._connection.fileno())
+            if self._relay is not None:
+                self._relay.forward(self._pid)
+            if self._pidfd in ready:
+                return self._ended()
+
+    def _ended(self) -> int:
+        self._connection.settimeout(_STATUS_S)
+        while self._status is None and self._read_message():
+            pass
+        if self._again is not None:
+            os.environ.update([self._again, ("VCLI_STANDBY", "off")])
+            os.execv(sys.executable, sys.orig_argv)
+        if self._status is not None:
+            return self._status
+        return _KILLED if self._code is None else self._code
+
+    def _read_message(self) -> bool:
+        """False once nothing more comes."""
+        try:
+            sections, fds = messages.receive(self._connection)
+        except (OSError, messages.MessageError):
+            return False
+        messages.close_all(fds)
+        match sections:
+            case [[b"exit", code]]:
+                self._code = int(code)
+            case [[b"status", code]]:
+                self._status = int(code)
+            case [[b"masked"]]:
+                self._copy_command_line()
+            case [[b"again", name, value]]:
+                self._again = os.fsdecode(name), os.fsdecode(value)
+        return True
+
+    def _forward(self, number: int) -> None:
+        if number in _STOPS:
+            self._signal_group(signal.SIGSTOP)
+            handler = signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)  # returns once this process is continued, or at once without job control
+            signal.signal(number, handler)
+            self._signal_group(signal.SIGCONT)
+        elif number == signal.SIGCONT:
+            self._signal_group(signal.SIGCONT)
+        elif number in _TO_MAIN:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def _signal_group(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, number)
+
+    def _copy_command_line(self) -> None:
+        """The server has masked secrets in its command line, which is a copy of this process's."""
+        with suppress(OSError):
+            overwrite_command_line(read_command_line(self._pid))
+
+
+def _end_like(status: int) -> int:
+    """Returns the exit code, or ends this process by the signal -N without a core dump."""
+    if status >= 0:
+        return status
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with suppress(OSError, ValueError):  # SIGKILL and SIGSTOP have no handler
+        signal.signal(-status, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [-status])
+    os.kill(os.getpid(), -status)
+    return 128 - status

@@ -1,0 +1,227 @@
+"""A template process: imports what a kind of server needs, then forks a process for each client.
+
+It stays single-threaded, so that its forks are complete copies, and reads nothing from a client.
+"""
+
+import gc
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from envs import foreign
+from startup.errors import StartupError
+from startup.processes import death_pipe, messages
+from startup.processes.openmp_state import record_openmp
+from startup.standby import places
+from startup.standby.client import peer_of
+from startup.standby.environment_reads import EnvironmentReads
+from startup.standby.environment_recorder import record_environment_reads
+from startup.standby.forked_server import ClientLink, TemplateFacts, take_over
+from startup.standby.freshness import InstalledFiles
+from startup.standby.given_environment import given_environment
+from startup.standby.high_descriptors import move_socket_up, move_up
+from startup.standby.huge_pages import use_huge_pages
+from startup.standby.preloads import TemplateImports, choose_imports
+
+logger = logging.getLogger(__name__)
+
+READY: Final = b"ready"
+STALE: Final = b"stale"
+INCOMPLETE: Final = b"incomplete"
+STARTED: Final = b"started"
+ENDED: Final = b"ended"
+"""Messages to the standby: the imports are done, out of date, incomplete; a server was forked, has ended."""
+
+_BACKLOG: Final = 128
+
+
+def wait_for_client(
+    kind: str, models: Sequence[str], standby_fd: int, engine_words: Callable[[Sequence[str]], Sequence[str]]
+) -> ClientLink:
+    """Runs the template process; returns in each process that it forks, which is a client's server.
+
+    Args:
+        kind: what to import.
+        models: folders or hub ids; their classes and tokenizers are loaded too.
+        standby_fd: a SEQPACKET socket to the standby process.
+        engine_words: takes the launcher's own flags out of the words after `serve`.
+
+    Raises:
+        StartupError: this process cannot fork servers.
+    """
+    death_pipe.follow_parent(os.getppid())
+    imports = choose_imports(kind, models, engine_words)
+    environment = given_environment(imports.variables)
+    files = InstalledFiles()
+    record_openmp()
+    begin_s = time.monotonic()
+    with record_environment_reads() as accesses:
+        imports.run()
+    import_s = time.monotonic() - begin_s
+    files.record_loaded()
+    _check_can_fork()
+    death_pipe.follow_no_parent()  # from now on, the end of the standby is an end of file
+    gc.collect()
+    gc.freeze()
+    use_huge_pages()
+    facts = TemplateFacts(
+        pid=os.getpid(),
+        at_import=foreign.snapshot(),
+        reads=EnvironmentReads(environment, accesses),
+        why_cold=imports.why_cold,
+        files=files,
+        import_s=import_s,
+    )
+    with socket.socket(fileno=move_up(standby_fd)) as standby, move_socket_up(_listen(kind)) as listener:
+        standby.send(READY + b" %.3f" % import_s)
+        return _Template(listener, standby, facts, imports).run()
+
+
+class _Template:
+    """The loop of the process."""
+
+    def __init__(
+        self, listener: socket.socket, standby: socket.socket, facts: TemplateFacts, imports: TemplateImports
+    ) -> None:
+        self._listener = listener
+        self._standby = standby
+        self._facts = facts
+        self._imports = imports
+        self._clients: dict[int, socket.socket] = {}
+        """The connections of the forked processes' clients, by process."""
+        self._signal_fds: tuple[int, ...] = ()
+        """Read and write end of the pipe that a SIGCHLD writes to."""
+        self._is_retired = False
+        """No longer listens; only reports how its servers end."""
+
+    def run(self) -> ClientLink:
+        """Forks until the standby ends or replaces this process; then waits for the servers' ends."""
+        child_ended_fd = self._watch_children()
+        poll = select.poll()
+        for fd in (child_ended_fd, self._listener.fileno(), self._standby.fileno()):
+            poll.register(fd, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll()}
+            if child_ended_fd in ready:
+                with suppress(BlockingIOError):
+                    os.read(child_ended_fd, 4096)
+                self._reap()
+            if self._standby.fileno() in ready:  # end of file
+                poll.unregister(self._standby.fileno())
+                poll.unregister(self._listener.fileno())
+                self._listener.close()
+                self._is_retired = True
+            if self._is_retired and not self._clients:
+                os._exit(0)  # the end of the interpreter would free all modules, and some libraries report leaks
+            if self._listener.fileno() in ready and (link := self._fork_for(self._accept_all())) is not None:
+                return link
+
+    def _watch_children(self) -> int:
+        """A descriptor that is readable once a forked process has ended."""
+        self._signal_fds = tuple(map(move_up, os.pipe()))
+        for fd in self._signal_fds:
+            os.set_blocking(fd, False)
+        read_fd, write_fd = self._signal_fds
+        signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        return read_fd
+
+    def _fork_for(self, clients: list[socket.socket]) -> ClientLink | None:
+        """Forks a process for each client; returns a link only in a forked process."""
+        while clients:
+            connection = clients.pop(0)
+            client_pid, _ = peer_of(connection)
+            try:
+                pid = os.fork()
+            except OSError as err:  # the client starts cold
+                logger.warning("no process can be forked for a client: %s", err)
+                connection.close()
+                continue
+            if pid == 0:
+                return self._become_server(connection, client_pid, clients)
+            self._clients[pid] = connection
+        return None
+
+    def _accept_all(self) -> list[socket.socket]:
+        """All waiting clients of this user; each is told at once that this process works."""
+        accepted: list[socket.socket] = []
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return accepted
+            if peer_of(connection)[1] != os.geteuid():
+                connection.close()
+                continue
+            with suppress(OSError):
+                connection.send(places.ACK, socket.MSG_DONTWAIT)
+            accepted.append(connection)
+
+    def _become_server(self, connection: socket.socket, client_pid: int, others: Sequence[socket.socket]) -> ClientLink:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in self._signal_fds:
+            os.close(fd)
+        self._listener.close()
+        for other in (*self._clients.values(), *others):
+            other.close()
+        self._clients.clear()
+        link = take_over(connection, client_pid, self._facts, self._report_stale)
+        self._report(STARTED + b" %d" % os.getpid())
+        self._standby.close()
+        return link
+
+    def _report_stale(self, reason: str) -> None:
+        self._report(STALE + b" " + os.fsencode(reason[:1000]))
+
+    def _report(self, message: bytes) -> None:
+        with suppress(OSError):
+            self._standby.send(message, socket.MSG_DONTWAIT)
+
+    def _reap(self) -> None:
+        """Reports to each client how its server has ended."""
+        for pid, connection in list(self._clients.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                with suppress(OSError):
+                    connection.send(messages.encode([b"status", str(code).encode()]), socket.MSG_DONTWAIT)
+                connection.close()
+                del self._clients[pid]
+                self._report(ENDED + b" %d" % pid)
+                if (reason := self._imports.why_renew()) is not None:
+                    self._report(INCOMPLETE + b" " + os.fsencode(reason))
+
+
+def _listen(kind: str) -> socket.socket:
+    """The template's socket; it replaces that of an earlier template in one step."""
+    folder_fd = places.create_folder()
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        temporary = places.socket_path(folder_fd, f"{kind}.{os.getpid()}")
+        listener.bind(temporary)
+        os.chmod(temporary, 0o600)  # noqa: PTH101 - as the other calls of os here
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        os.rename(temporary, places.socket_path(folder_fd, kind))  # noqa: PTH104
+    finally:
+        os.close(folder_fd)
+    return listener
+
+
+def _check_can_fork() -> None:
+    """Raises StartupError if forks of this process could not become servers."""
+    num_threads = len(list(Path("/proc/self/task").iterdir()))
+    if num_threads > 1:
+        logger.debug("the template process has %d threads, of which forks have only one", num_threads)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise StartupError("an import has initialised CUDA, which forked servers could not use")

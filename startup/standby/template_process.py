@@ -1,0 +1,164 @@
+"""The standby's handle of a template process."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import Final
+
+from startup.standby.launcher_folder import module_folder
+from startup.standby.memory import pss_bytes
+from startup.standby.status import TemplateState, TemplateStatus
+from startup.standby.template import ENDED, INCOMPLETE, READY, STALE, STARTED
+
+logger = logging.getLogger(__name__)
+
+_FIRST_DELAY_S: Final = 1.0
+_LONGEST_DELAY_S: Final = 60.0
+_END_S: Final = 5.0
+_MAX_MESSAGE_BYTES: Final = 4096
+
+
+class TemplateProcess:
+    """One kind of template: its process is started again when it ends or is stale."""
+
+    def __init__(self, kind: str, models: tuple[str, ...]) -> None:
+        self.kind = kind
+        self.num_starts = 0
+        self._servers: set[int] = set()
+        """Servers that were forked from the current process and run."""
+        self.used_s = time.monotonic()
+        """When a server was forked last, in monotonic seconds."""
+        self.channel = socket.socket()
+        self._models = models
+        self._process: subprocess.Popen[bytes] | None = None
+        self._predecessor: tuple[subprocess.Popen[bytes], socket.socket] | None = None
+        """A process whose imports are incomplete, with its channel; it forks until this one is ready."""
+        self._retired: list[subprocess.Popen[bytes]] = []
+        """Replaced processes that report how their servers end."""
+        self._state: TemplateState = "importing"
+        self._import_s: float | None = None
+        self._error: str | None = None
+        self._due_s = 0.0
+        self._delay_s = _FIRST_DELAY_S
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process."""
+        return self._process is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether servers can be forked."""
+        return self._state == "ready"
+
+    @property
+    def is_importing(self) -> bool:
+        """Whether the process is not ready yet."""
+        return self._state == "importing"
+
+    def start_if_due(self) -> socket.socket | None:
+        """Starts the process if there should be one; returns its channel, readable when it has a message."""
+        self._retired = [process for process in self._retired if process.poll() is None]
+        if self._process is not None or self._state == "over the memory limit" or time.monotonic() < self._due_s:
+            return None
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        words = ["-m", "vllm_cli", "standby-template", self.kind, str(theirs.fileno()), *self._models]
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, *subprocess._args_from_interpreter_flags(), *words],  # type: ignore[attr-defined]
+                cwd=module_folder(),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._state, self._import_s, self._error = "importing", None, None
+        self.channel.setblocking(False)
+        return self.channel
+
+    def read_messages(self) -> None:
+        """Reads what the process has sent; a process that ends or must be replaced is started again later."""
+        while self._process is not None:
+            try:
+                message = self.channel.recv(_MAX_MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            word, _, detail = message.partition(b" ")
+            if word == READY:
+                self._state, self._import_s, self._delay_s = "ready", float(detail), _FIRST_DELAY_S
+                logger.info("%s: imported in %.1f s", self.kind, self._import_s)
+                self._retire_predecessor()
+            elif word == STARTED:
+                self.num_starts += 1
+                self.used_s = time.monotonic()
+                self._servers.add(int(detail))
+            elif word == ENDED:
+                self._servers.discard(int(detail))
+            elif word == STALE:
+                self._end()
+                self._import_again(os.fsdecode(detail))
+            elif word == INCOMPLETE:
+                self._retire_predecessor()
+                self._predecessor, self._process = (self._process, self.channel), None
+                self._servers.clear()
+                self._import_again(os.fsdecode(detail))
+            else:
+                self._process_ended()
+
+    def give_up(self, state: TemplateState) -> None:
+        """Ends the process; it is not started again."""
+        self._end()
+        self._state = state
+
+    def close(self) -> None:
+        """Ends the process; servers that were forked from it go on."""
+        self._end()
+
+    def status(self) -> TemplateStatus:
+        """For `standby status`."""
+        pid = self._process.pid if self._process is not None else None
+        return TemplateStatus(
+            kind=self.kind,
+            state=self._state,
+            pid=pid,
+            import_s=self._import_s,
+            num_starts=self.num_starts,
+            memory_bytes=pss_bytes(pid) if pid is not None else 0,
+            error=self._error,
+        )
+
+    def _import_again(self, reason: str) -> None:
+        logger.info("%s: imported again, because %s", self.kind, reason)
+        self._state, self._due_s = "importing", 0.0
+
+    def _process_ended(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        self.channel.close()
+        code = process.wait(_END_S)
+        self._state, self._error = "failed", f"its process ended with exit code {code}"
+        self._due_s = time.monotonic() + self._delay_s
+        logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, self._delay_s)
+        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+
+    def _end(self) -> None:
+        """Ends the process; while servers run that it has to report on, it only stops to fork."""
+        self._retire_predecessor()
+        self.channel.close()
+        if self._process is not None and self._servers:
+            self._retired.append(self._process)
+        elif self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+        self._servers.clear()
+
+    def _retire_predecessor(self) -> None:
+        """It ends once its servers have ended, of which it reports how."""
+        if self._predecessor is not None:
+            process, channel = self._predecessor
+            channel.close()
+            self._retired.append(process)
+            self._predecessor = None

@@ -1,0 +1,238 @@
+"""Each process of a warm start is killed in each phase: the others end or go on, and nothing stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+from tests.e2e.stop_point import ENGINE_LOADS, StopPoint
+from tests.http_answer import ask
+from tests.ports import free_port
+from tests.standby_process import StandbyProcess
+from tests.waiting import is_gone, wait_until
+
+FORK_TAKES_OVER: Final = ("os.chdir", "", None)
+"""The forked process has told the client that it works, and has read the request."""
+
+_STOP_BEFORE_GO: Final = """
+import os, signal, sys
+from startup.processes import messages
+send = messages.send
+def stop_at_go(connection, *sections, **options):
+    if sections == ([b"go"],):
+        os.kill(os.getpid(), signal.SIGSTOP)
+    send(connection, *sections, **options)
+messages.send = stop_at_go
+from vllm_cli.__main__ import main
+sys.exit(main())
+"""
+
+
+class _Start(NamedTuple):
+    """A start in some phase, and its processes."""
+
+    standby: StandbyProcess
+    environment: Mapping[str, str]
+    client: "subprocess.Popen[bytes]"
+    port: int
+    server: psutil.Process
+    stopped: psutil.Process | None
+    """The process that stopped itself, which is why the start is still in this phase."""
+
+    def victim(self, role: str) -> psutil.Process:
+        match role:
+            case "client":
+                return psutil.Process(self.client.pid)
+            case "server":
+                return self.server
+            case "engine":
+                return self.standby.wait_engine()
+            case "forkserver":
+                parent = self.standby.wait_engine().parent()
+                assert parent is not None
+                return parent
+            case "template":
+                return self.standby.template()
+            case _:
+                return psutil.Process(self.standby.process.pid)
+
+    def resume(self) -> None:
+        if self.stopped is not None:
+            with suppress(psutil.NoSuchProcess):
+                self.stopped.resume()
+
+
+@contextmanager
+def _start(model: Path, folder: Path, phase: str) -> Iterator[_Start]:
+    """A start that has reached the phase."""
+    point = {"take-over": FORK_TAKES_OVER, "load": ENGINE_LOADS}.get(phase)
+    stop = StopPoint(folder, *point) if point else None
+    environment = dict(stop.environment) if stop else {}
+    with StandbyProcess(environment=environment) as standby:
+        environment |= standby.environment
+        server = ServerProcess([str(model)], wait=phase == "ready", environment=environment)
+        with _left_running(server):
+            stopped = stop.wait_stopped() if stop else None
+            wait_until(lambda: len(standby.servers()) == 1)
+            (forked,) = standby.servers()
+            yield _Start(standby, environment, server.process, server.port, forked, stopped)
+
+
+@contextmanager
+def _left_running(server: ServerProcess) -> Iterator[None]:
+    """The server, which the test has ended on return."""
+    server.__enter__()
+    try:
+        yield
+    finally:
+        server.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("phase", "role"),
+    [
+        ("ready", "client"),
+        ("ready", "server"),
+        *(
+            pytest.param(phase, role, marks=pytest.mark.thorough)
+            for phase, role in (
+                ("ready", "engine"),
+                ("load", "client"),
+                ("load", "server"),
+                ("load", "engine"),
+                ("load", "forkserver"),
+                ("take-over", "client"),
+                ("take-over", "server"),
+            )
+        ),
+    ],
+)
+def test_the_start_ends_with_a_process_of_it(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
+    with _start(tiny_llama, tmp_path, phase) as start:
+        template = start.standby.template()
+        family = [psutil.Process(start.client.pid), start.server, *start.server.children(recursive=True)]
+        start.victim(role).kill()
+        start.resume()
+        code = start.client.wait(60)
+        wait_until(lambda: all(is_gone(process.pid) for process in family))
+        start.standby.wait_no_server()
+        assert start.standby.template().pid == template.pid
+        if role in ("client", "server") and phase != "take-over":
+            assert code == -signal.SIGKILL
+        else:
+            assert code in ({1, 3} if role != "client" else {-signal.SIGKILL})
+        _assert_next_start_is_warm(start.environment, tiny_llama)
+
+
+@pytest.mark.parametrize(
+    ("phase", "role"),
+    [
+        ("ready", "standby"),
+        *(
+            pytest.param(phase, role, marks=pytest.mark.thorough)
+            for phase, role in (
+                ("ready", "template"),
+                ("ready", "forkserver"),
+                ("load", "template"),
+                ("load", "standby"),
+                ("take-over", "template"),
+                ("take-over", "standby"),
+            )
+        ),
+    ],
+)
+def test_a_server_outlives_what_it_was_forked_from(phase: str, role: str, tiny_llama: Path, tmp_path: Path) -> None:
+    with _start(tiny_llama, tmp_path, phase) as start:
+        template = start.standby.template()
+        family = [psutil.Process(start.client.pid), start.server, *start.server.children(recursive=True)]
+        start.victim(role).kill()
+        start.resume()
+        wait_until(lambda: _is_healthy(start.port) or start.client.poll() is not None)
+        assert start.client.poll() is None
+        family += start.server.children(recursive=True)
+        start.client.send_signal(signal.SIGTERM)
+        assert start.client.wait(60) == 0
+        wait_until(lambda: all(is_gone(process.pid) for process in family))
+        if role == "standby":
+            wait_until(lambda: is_gone(template.pid))
+            with StandbyProcess() as other:  # the next standby works, whatever the killed one has left
+                _assert_next_start_is_warm(other.environment, tiny_llama)
+        else:
+            start.standby.wait_ready(after_kill=True)
+            assert (start.standby.template().pid == template.pid) == (role == "forkserver")
+            _assert_next_start_is_warm(start.environment, tiny_llama)
+
+
+def _is_healthy(port: int) -> bool:
+    return ask(f"http://127.0.0.1:{port}/health").status == 200
+
+
+def _assert_next_start_is_warm(environment: Mapping[str, str], model: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(model), "--preflight-only", "--port", str(free_port())],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.thorough
+def test_a_client_that_is_killed_before_the_template_accepts_it(standby: StandbyProcess, tiny_llama: Path) -> None:
+    template = standby.template()
+    num_fds = template.num_fds()
+    template.suspend()
+    try:
+        with ServerProcess([str(tiny_llama)], wait=False, environment=standby.environment) as server:
+            wait_until(lambda: _is_connected(server.process.pid))
+            server.process.kill()
+            server.process.wait()
+    finally:
+        template.resume()
+    standby.wait_no_server()
+    _assert_next_start_is_warm(standby.environment, tiny_llama)
+    standby.wait_no_server()
+    wait_until(lambda: template.num_fds() == num_fds)
+
+
+def _is_connected(pid: int) -> bool:
+    sockets = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if str(entry.readlink()).startswith("socket:")]
+    return bool(sockets) and psutil.Process(pid).status() == psutil.STATUS_SLEEPING
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("role", ["client", "server", "template", "standby"])
+def test_a_kill_before_the_client_agrees(role: str, tiny_llama: Path) -> None:
+    """The forked process is ready to be the server, and does nothing that others could see until it may."""
+    port = free_port()
+    with StandbyProcess() as standby:
+        words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(tiny_llama), "--port", str(port)]
+        with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as client:
+            stopped = psutil.Process(client.pid)
+            wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
+            template = standby.template()
+            (forked,) = standby.servers()
+            start = _Start(standby, standby.environment, client, port, forked, stopped)
+            start.victim(role).kill()
+            start.resume()
+            if role in ("client", "server"):
+                client.wait(60)
+                wait_until(lambda: is_gone(forked.pid))
+                assert client.returncode == -signal.SIGKILL
+                standby.wait_no_server()
+                _assert_next_start_is_warm(standby.environment, tiny_llama)
+            else:
+                wait_until(lambda: _is_healthy(port))
+                client.terminate()
+                assert client.wait(60) == 0
+                wait_until(lambda: is_gone(forked.pid))
+                wait_until(lambda: is_gone(template.pid))

@@ -1,0 +1,129 @@
+"""`vllm-cli ps` and `vllm-cli stop` with servers that were forked from a standby."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import StartServer
+from tests.e2e.server_process import ServerProcess
+from tests.hardened import as_user
+from tests.standby_process import StandbyProcess
+from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_GONE_S = 60.0
+
+
+def _cli(*words: str, standby: StandbyProcess | None = None, launcher: tuple[str, ...] = ()) -> Any:
+    environment = os.environ | (standby.environment if standby else {})
+    command = [*launcher, sys.executable, "-m", "vllm_cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def _entries(**options: Any) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(_cli("ps", "--json", **options).stdout)
+    return entries
+
+
+def _entry(server: ServerProcess, **options: Any) -> dict[str, Any]:
+    """The only entry that has one of the server's processes."""
+    forked = {process.pid for process in server.family()}
+    (entry,) = [e for e in _entries(**options) if forked & set(e["pids"])]
+    return entry
+
+
+def test_a_forked_server_is_one_server_of_the_process_that_the_user_started(
+    start_server: StartServer, standby: StandbyProcess
+) -> None:
+    with start_server(environment=standby.environment) as server:
+        entry = _entry(server)
+        assert (entry["pid"], entry["kind"], entry["engine"]) == (server.process.pid, "server", "embedded")
+        assert (entry["port"], entry["state"], entry["model"]) == (server.port, "ready", "smol")
+        assert psutil.Process(entry["forked_pid"]).parent() == standby.template()
+        family = {process.pid for process in psutil.Process(entry["forked_pid"]).children(recursive=True)}
+        assert {entry["pid"], entry["forked_pid"]} | family == set(entry["pids"])
+        assert not {standby.process.pid, standby.template().pid} & set(entry["pids"])
+        assert entry["memory_bytes"] > 50 << 20
+
+
+@pytest.mark.parametrize("which", ["port", "pid", "forked_pid"])
+def test_a_forked_server_is_stopped_by_port_and_by_both_processes(
+    which: str, start_server: StartServer, standby: StandbyProcess
+) -> None:
+    with start_server(environment=standby.environment) as server:
+        entry = _entry(server)
+        done = _cli("stop", str(entry[which]))
+        assert (done.returncode, done.stdout) == (0, f"smol on {server.url} has stopped\n")
+        assert server.process.wait(_GONE_S) == 0
+        wait_until(lambda: all(map(is_gone, entry["pids"])))
+    assert standby.process.poll() is None
+
+
+@pytest.mark.parametrize("which", ["pid", "forked_pid"])
+def test_a_stopped_process_of_a_forked_server_is_killed_with_all_others(
+    which: str, start_server: StartServer, standby: StandbyProcess
+) -> None:
+    with start_server(environment=standby.environment) as server:
+        entry = _entry(server)
+        os.kill(entry[which], signal.SIGSTOP)
+        done = _cli("stop", str(entry[which]), "--timeout", "0.5")
+        assert done.returncode == 4
+        assert server.process.wait(_GONE_S) == -signal.SIGKILL
+        wait_until(lambda: all(map(is_gone, entry["pids"])))
+
+
+def test_the_standby_is_listed_after_the_servers_and_stop_all_leaves_it(
+    start_server: StartServer, standby: StandbyProcess
+) -> None:
+    with start_server(environment=standby.environment):
+        kinds = [entry["kind"] for entry in _entries()]
+        assert kinds == sorted(kinds)
+    (entry,) = [e for e in _entries(standby=standby) if e["pid"] == standby.process.pid]
+    template_pid = standby.template().pid
+    assert (entry["kind"], entry["state"], entry["pids"]) == ("standby", "ready", [entry["pid"], template_pid])
+    assert entry["memory_bytes"] > 50 << 20
+    assert {name for name, value in entry.items() if value is None} == {
+        "port", "address", "model", "engine", "forked_pid",
+    }  # fmt: skip
+    (line,) = [line for line in _cli("ps").stdout.splitlines() if line.startswith(f"{entry['pid']} ")]
+    assert line.split()[-2:] == ["standby", "-"]
+    for pid in entry["pids"]:
+        done = _cli("stop", str(pid))
+        assert (done.returncode, "`vllm-cli standby stop`" in done.stderr) == (1, True)
+    assert standby.process.poll() is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to change the user")
+def test_a_forked_server_of_another_user_is_shown_as_one(
+    start_server: StartServer, standby: StandbyProcess, model_path: Path
+) -> None:
+    user = as_user(12345, 12345, Path(sys.executable), model_path / "model.safetensors")
+    if user is None:
+        pytest.skip("another user cannot read the interpreter here")
+    with start_server(environment=standby.environment) as server:
+        entry = _entry(server, launcher=user)
+        assert (entry["pid"], entry["port"], entry["model"]) == (server.process.pid, server.port, "smol")
+        assert _cli("stop", str(entry["forked_pid"]), launcher=user).returncode == 1
+        assert server.health() == 200
+
+
+@pytest.mark.parametrize("method", ["forkserver", "fork", "spawn"])
+def test_a_key_on_the_command_line_is_masked_in_all_processes(
+    method: str, start_server: StartServer, standby: StandbyProcess
+) -> None:
+    environment = standby.environment | {"VLLM_WORKER_MULTIPROC_METHOD": method}
+    with start_server("--api-key", "s3cret-key", environment=environment) as server:
+        entry = _entry(server)
+        words = [" ".join(psutil.Process(pid).cmdline()) for pid in entry["pids"] if not is_gone(pid)]
+        assert words[:2] == [words[0]] * 2
+        assert "**********" in words[0]
+        assert [line for line in words if "s3cret" in line] == []
+        assert [line for line in words if "dormant" in line] == []

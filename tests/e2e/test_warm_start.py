@@ -1,0 +1,387 @@
+"""Starts that fork their server from a standby: the same commands, outputs and ends as cold ones."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psutil
+import pytest
+
+from tests.certificates import make_certificate, needs_openssl
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.ports import free_port
+from tests.standby_process import OFF, StandbyProcess
+from tests.waiting import is_gone, wait_listening, wait_until
+
+_VARYING: Final = (
+    (re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d"), "TIME"),
+    (re.compile(r"\d+(\.\d+)? m?s\b"), "N s"),
+    (re.compile(r"process \[?\d+\]?"), "process N"),
+    (re.compile(r"in phase \w+"), "in phase P"),
+)
+_ONLY_WARM: Final = "warm start: forked from the standby's process"
+_BY_SPEED: Final = ("prefetch ", "uvicorn.access", "slower than your median")
+"""How much was resident varies, and which process answers a probe: only the API process logs it."""
+
+
+class _Done(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def _run(words: tuple[str, ...], environment: Mapping[str, str], **options: Any) -> _Done:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+    return _Done(done.returncode, _without_varying(done.stdout), _without_varying(done.stderr))
+
+
+def _without_varying(text: str) -> str:
+    """The output without times and process ids, and without the table of phases, which is indented."""
+    lines = [line for line in text.splitlines() if not any(word in line for word in (_ONLY_WARM, *_BY_SPEED))]
+    text = "\n".join(line for line in lines if not line.startswith("  "))
+    for pattern, replacement in _VARYING:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _serve(model: Path, standby: StandbyProcess, *words: str, **options: Any) -> ServerProcess:
+    return ServerProcess([str(model), *words], environment=standby.environment, **options)
+
+
+def _forked(standby: StandbyProcess) -> psutil.Process:
+    (server,) = standby.servers()
+    return server
+
+
+def _chat(server: ServerProcess, content: Any = "Hi") -> str:
+    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 8}
+    answer = ask(f"{server.url}/v1/chat/completions", body)
+    assert answer.status == 200, answer
+    return str(answer.json["choices"][0]["message"]["content"])
+
+
+def test_a_warm_server_is_forked_from_the_template_and_answers(tiny_llama: Path, standby: StandbyProcess) -> None:
+    num_starts = standby.num_starts()
+    with _serve(tiny_llama, standby) as server:
+        assert server.complete(max_tokens=3) == 200
+        assert standby.num_starts() == num_starts + 1
+        forked = _forked(standby)
+        assert forked.cmdline() == psutil.Process(server.process.pid).cmdline()
+        assert _ONLY_WARM in server.log
+    assert is_gone(forked.pid)
+    standby.wait_no_server()
+
+
+@pytest.mark.thorough
+def test_cold_starts_are_not_compared_with_warm_ones(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
+    """The history of starts gives the remaining time, and reports a start that was much slower."""
+    cache = {"VLLM_CACHE_ROOT": str(tmp_path)}
+    for environment in (standby.environment, standby.environment, standby.environment, OFF):
+        with ServerProcess([str(tiny_llama)], environment={**environment, **cache}):
+            pass
+    keys = [json.loads(line)["key"] for line in (tmp_path / "vllm_cli" / "history.jsonl").read_text().splitlines()]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+def test_report_trace_timeline_and_startupz_show_the_fork(
+    tiny_llama: Path, standby: StandbyProcess, tmp_path: Path
+) -> None:
+    report, trace = tmp_path / "report.json", tmp_path / "trace.json"
+    with _serve(tiny_llama, standby, "--startup-report", str(report), "--startup-trace", str(trace)) as server:
+        answered = ask(f"{server.url}/startupz").json
+    written = json.loads(report.read_text())
+    for phases in (answered["phases"], written["phases"]):
+        assert [phase["name"] for phase in phases][:2] == ["interpreter", "fork_from_standby"]
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert "fork_from_standby" in {event["name"] for event in events}
+    shown = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "timeline", str(report)], capture_output=True, text=True, timeout=60
+    )
+    assert re.search(r"api +fork_from_standby", shown.stdout)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("--port", "99999"), id="usage"),
+        pytest.param(("--preflight-only",), id="preflight-only"),
+        pytest.param(("--preflight-only", "--json"), id="preflight-json"),
+        pytest.param(("--max-model-len", "1000000"), id="preflight-fails"),
+        pytest.param(("--startup-timeout", "0.001"), id="startup-timeout", marks=pytest.mark.thorough),
+        pytest.param(("--nonsense",), id="unknown-flag", marks=pytest.mark.thorough),
+        pytest.param(("--config", "missing.yaml"), id="missing-config", marks=pytest.mark.thorough),
+        pytest.param(("--uds", "/no/such/folder/socket"), id="uds", marks=pytest.mark.thorough),
+        pytest.param(("--ssl-certfile", "/no/such/file"), id="no-certificate", marks=pytest.mark.thorough),
+        pytest.param(("--host", "192.0.2.1"), id="foreign-address", marks=pytest.mark.thorough),
+        pytest.param(("--engine", "vllm"), id="no-vllm", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_start_that_ends_by_itself_ends_as_a_cold_one(
+    words: tuple[str, ...], tiny_llama: Path, standby: StandbyProcess
+) -> None:
+    port = () if "--port" in words else ("--port", str(free_port()))
+    everything = (str(tiny_llama), *port, *words)
+    environment = {**standby.environment, "VCLI_STANDBY": "auto" if "vllm" in words else "require"}
+    assert _run(everything, environment) == _run(everything, OFF)
+    standby.wait_no_server()
+
+
+@pytest.mark.thorough
+def test_a_missing_model_ends_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
+    (tmp_path / "config.json").write_text("{")
+    words = (str(tmp_path), "--port", str(free_port()))
+    warm, cold = _run(words, standby.environment), _run(words, OFF)
+    assert warm == cold
+    assert warm.code == 3
+
+
+def test_a_taken_port_ends_with_3_and_names_its_owner(tiny_llama: Path, standby: StandbyProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = (str(tiny_llama), "--host", "127.0.0.1", "--port", str(taken.getsockname()[1]))
+        warm, cold = _run(words, standby.environment), _run(words, OFF)
+    assert warm == cold
+    assert warm.code == 3
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGQUIT, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.thorough),
+    ],
+    ids=lambda number: signal.Signals(number).name,
+)
+def test_a_signal_ends_a_ready_server_as_a_cold_one(number: int, tiny_llama: Path, standby: StandbyProcess) -> None:
+    ends = []
+    for environment in (standby.environment, OFF):
+        with ServerProcess([str(tiny_llama)], environment=environment) as server:
+            code = server.terminate(number)
+            ends.append((code, _without_varying(server.log).replace(str(server.port), "PORT").splitlines()))
+            wait_until(lambda url=server.url: ask(f"{url}/health").status == 0)
+    standby.wait_no_server()
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_a_signal_in_any_phase_ends_the_start(
+    number: int, delay_s: float, tiny_llama: Path, standby: StandbyProcess
+) -> None:
+    with _serve(tiny_llama, standby, wait=False) as server:
+        wait_listening(server.port)
+        time.sleep(delay_s)
+        assert server.terminate(number) in (0, 128 + number, -number, 3)
+        assert "Traceback" not in server.log or "runpy" not in server.log, server.log
+    standby.wait_no_server()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
+@pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03])
+def test_a_signal_while_the_fork_takes_over_leaves_nothing(
+    number: int, delay_s: float, tiny_llama: Path, standby: StandbyProcess
+) -> None:
+    """The client or the forked process receives it before the server listens."""
+    with _serve(tiny_llama, standby, wait=False) as server:
+        wait_until(standby.servers)
+        time.sleep(delay_s)
+        assert server.terminate(number) in (0, 3, 130, -number)
+        assert "Traceback" not in server.log, server.log
+    standby.wait_no_server()
+
+
+def test_wait_follows_a_warm_start(tiny_llama: Path, standby: StandbyProcess) -> None:
+    with _serve(tiny_llama, standby, wait=False) as server:
+        words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(server.port), "--json"]
+        waited = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        assert waited.returncode == 0, waited
+        assert server.health() == 200
+
+
+@pytest.mark.thorough
+def test_wait_by_process_id_ends_with_a_failed_start(tiny_llama: Path, standby: StandbyProcess) -> None:
+    with _serve(tiny_llama, standby, "--max-model-len", "1000000", wait=False) as server:
+        words = [sys.executable, "-m", "vllm_cli", "wait", "--port", str(server.port), "--pid", str(server.process.pid)]
+        assert subprocess.run(words, capture_output=True, timeout=120).returncode == 1
+        assert server.process.wait(60) == 3
+
+
+@pytest.mark.thorough
+@needs_openssl
+def test_tls(tiny_llama: Path, standby: StandbyProcess, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path, "server")
+    with _serve(tiny_llama, standby, *certificate.flags, wait=False) as server:
+        context = certificate.client_context()
+
+        def is_ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"https://127.0.0.1:{server.port}/health", context=context) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                assert server.process.poll() is None, server.log
+                return False
+
+        wait_until(is_ready)
+
+
+@pytest.mark.thorough
+def test_a_unix_socket_relative_to_the_working_folder(tiny_llama: Path, standby: StandbyProcess) -> None:
+    folder = standby.runtime_folder
+    words = [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--uds", "relative.sock"]
+    with subprocess.Popen(words, env={**os.environ, **standby.environment}, cwd=folder) as server:
+        try:
+            waited = subprocess.run(
+                [sys.executable, "-m", "vllm_cli", "wait", "--uds", "relative.sock"], cwd=folder, timeout=120
+            )
+            assert waited.returncode == 0
+            assert len(standby.servers()) == 1
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+
+
+@pytest.mark.thorough
+def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: StandbyProcess) -> None:
+    with _serve(tiny_llama, standby, "--engine-restarts", "1") as server:
+        engine = standby.wait_engine()
+        engine.kill()
+        wait_until(lambda: is_gone(engine.pid))
+        wait_until(lambda: server.complete(max_tokens=2) == 200)
+        second = standby.wait_engine()
+        second.kill()
+        assert server.process.wait(60) == 1
+    standby.wait_no_server()
+
+
+@pytest.mark.thorough
+def test_an_image_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
+    from tests.server.engine.tiny_vlm import save_vlm
+    from tests.server.engine.vlm_reference import image_messages, image_url
+
+    model = save_vlm(tmp_path, "smolvlm")
+    content = image_messages(image_url(1))[0]["content"]
+    texts = []
+    for environment in (standby.environment, OFF):
+        with ServerProcess([str(model), "--dtype", "float32"], environment=environment) as server:
+            texts.append(_chat(server, content))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.thorough
+def test_a_pooling_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
+    from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path)
+    vectors = []
+    for environment in (standby.environment, OFF):
+        with ServerProcess([str(tmp_path), "--runner", "pooling"], environment=environment) as server:
+            answer = ask(f"{server.url}/v1/embeddings", {"input": "hello world"})
+            vectors.append(answer.json["data"][0]["embedding"])
+    assert vectors[0] == vectors[1]
+
+
+@pytest.mark.thorough
+def test_the_real_model_answers_as_in_a_cold_start(model_path: Path, standby: StandbyProcess) -> None:
+    texts = []
+    for environment in (standby.environment, OFF):
+        with ServerProcess([str(model_path)], environment=environment) as server:
+            texts.append(_chat(server, "What is the capital of France?"))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_each_start_method_works(method: str, tiny_llama: Path, standby: StandbyProcess) -> None:
+    environment = {**standby.environment, "VLLM_WORKER_MULTIPROC_METHOD": method}
+    with ServerProcess([str(tiny_llama)], environment=environment) as server:
+        assert server.complete(max_tokens=2) == 200
+        assert _ONLY_WARM in server.log
+    standby.wait_no_server()
+
+
+@pytest.mark.thorough
+def test_twenty_concurrent_starts_all_answer(tiny_llama: Path, standby: StandbyProcess) -> None:
+    num_starts = standby.num_starts()
+    servers = [_serve(tiny_llama, standby, wait=False) for _ in range(20)]
+    try:
+        for server in servers:
+            server.__enter__()
+        for server in servers:
+            server.wait_ready()
+            assert server.complete(max_tokens=2) == 200
+        assert standby.num_starts() == num_starts + 20
+    finally:
+        for server in servers:
+            server.process.terminate()
+        for server in servers:
+            server.__exit__(None, None, None)
+    standby.wait_no_server()
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "num_starts",
+    [pytest.param(20, marks=pytest.mark.thorough), pytest.param(200, marks=pytest.mark.slow)],
+)
+def test_many_starts_leave_nothing_behind(num_starts: int, tiny_llama: Path, standby: StandbyProcess) -> None:
+    template = standby.template()
+    words = (str(tiny_llama), "--preflight-only", "--port", str(free_port()))
+
+    def start(number: int) -> None:
+        if number % 10:
+            assert _run(words, standby.environment).code == 0
+        else:
+            with _serve(tiny_llama, standby) as server:
+                assert server.complete(max_tokens=1) == 200
+
+    start(0)
+    standby.wait_no_server()
+    before = _residue(standby)
+    for number in range(num_starts):
+        start(number)
+    standby.wait_no_server()
+    wait_until(lambda: not template.children())
+    after = _residue(standby)
+    assert all(now <= then for now, then in zip(after.descriptors, before.descriptors, strict=True))
+    assert after.files == before.files
+    assert after.memory_bytes < before.memory_bytes + (4 << 20)
+    assert standby.template().pid == template.pid
+
+
+class _Residue(NamedTuple):
+    descriptors: list[int]
+    files: list[str]
+    memory_bytes: int
+
+
+def _residue(standby: StandbyProcess) -> _Residue:
+    """What grows if something is left behind: open files, files, private memory."""
+    processes = [standby.template(), psutil.Process(standby.process.pid)]
+    return _Residue(
+        descriptors=[process.num_fds() for process in processes],
+        files=sorted(str(path) for path in standby.runtime_folder.rglob("*")),
+        memory_bytes=sum(process.memory_full_info().uss for process in processes),
+    )

@@ -1,0 +1,262 @@
+"""Terminals, shells and job control: what a user does to a cold start has the same effect on a warm one."""
+
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import pytest
+
+from tests.e2e.shell import INTERRUPT, QUIT, SUSPEND, Shell, serve_command
+from tests.http_answer import ask
+from tests.ports import free_port
+from tests.standby_process import StandbyProcess
+from tests.waiting import is_gone, wait_until
+from vllm_cli.client.running_servers import RunningServer, find_servers
+
+pytestmark = pytest.mark.thorough
+
+_READY = "ready after"
+_GONE_S = 60.0
+
+
+class _Job:
+    """The server that a shell starts."""
+
+    def __init__(self, model: Path) -> None:
+        self.port = free_port()
+        self.command = serve_command(str(model), "--served-model-name", "smol", "--port", str(self.port))
+
+    def find(self) -> RunningServer:
+        """The running server."""
+        (server,) = [s for s in find_servers(with_state=False) if s.port == self.port]
+        return server
+
+    def health(self) -> int:
+        return ask(f"http://127.0.0.1:{self.port}/health").status
+
+    def states(self, pids: tuple[int, ...]) -> set[str]:
+        return {psutil.Process(pid).status() for pid in pids}
+
+
+@pytest.fixture
+def job(model_path: Path) -> _Job:
+    return _Job(model_path)
+
+
+@pytest.fixture
+def warm(standby: StandbyProcess) -> dict[str, str]:
+    """Variables of a warm start, where the effect on a cold one is the kernel's or the shell's doing."""
+    return standby.environment
+
+
+class _SlowStart:
+    """A start waits at its beginning, since nobody writes its configuration file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "config.yaml"
+        self.flag = f"--config {self._path}"
+        self._fd = -1
+        os.mkfifo(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def wait_reading(self) -> None:
+        """Waits until the start reads the file; only then it can be opened for writing."""
+        wait_until(self._open)
+
+    def _open(self) -> bool:
+        with suppress(OSError):
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
+        return self._fd >= 0
+
+
+def test_ctrl_z_stops_all_processes_and_fg_and_bg_continue_them(cold_or_warm: dict[str, str], job: _Job) -> None:
+    with Shell(cold_or_warm) as shell:
+        shell.type(f"{job.command}\n")
+        shell.wait_for(_READY)
+        pids = job.find().pids
+        shell.watch(list(pids))
+        for resume in ("bg", "fg"):
+            shell.type(SUSPEND)
+            shell.wait_for("Stopped")
+            wait_until(lambda: job.states(pids) == {psutil.STATUS_STOPPED})
+            shell.type(f"{resume}\n")
+            wait_until(lambda: psutil.STATUS_STOPPED not in job.states(pids))
+            assert job.health() == 200
+            if resume == "bg":
+                assert shell.exit_code() == 0
+                shell.type("fg\n")
+                wait_until(lambda: os.tcgetpgrp(shell.terminal_fd) == os.getpgid(pids[0]))
+        shell.type(INTERRUPT)
+        assert shell.exit_code() == 0
+        wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_ctrl_c_ends_a_ready_server_with_exit_code_0(cold_or_warm: dict[str, str], job: _Job) -> None:
+    with Shell(cold_or_warm) as shell:
+        shell.type(f"{job.command}\n")
+        shell.wait_for(_READY)
+        pids = job.find().pids
+        shell.watch(list(pids))
+        shell.type(INTERRUPT)
+        assert shell.exit_code() == 0
+        wait_until(lambda: all(map(is_gone, pids)))
+        assert "Traceback" not in shell.text
+
+
+@pytest.mark.parametrize(("key", "code"), [(INTERRUPT, 130), (QUIT, 131)], ids=["interrupt", "quit"])
+def test_keys_end_a_start(key: str, code: int, cold_or_warm: dict[str, str], job: _Job, tmp_path: Path) -> None:
+    with _SlowStart(tmp_path) as start, Shell(cold_or_warm) as shell:
+        shell.type(f"ulimit -c 0; {job.command} {start.flag}\n")
+        start.wait_reading()
+        shell.type(key)
+        assert shell.exit_code() == code
+        assert "Traceback" not in shell.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
+def test_a_signal_ends_a_start_as_a_shell_reports_it(
+    number: signal.Signals, cold_or_warm: dict[str, str], job: _Job, tmp_path: Path
+) -> None:
+    """For the parent, the process that it started has ended by the signal, or with the code for Ctrl-C."""
+    with _SlowStart(tmp_path) as start:
+        process = subprocess.Popen(
+            f"{job.command} {start.flag}".split(),
+            env=os.environ | cold_or_warm, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        start.wait_reading()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=_GONE_S)
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
+        assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_server_that_is_killed_ends_its_supervisor_by_the_same_signal(
+    number: signal.Signals, cold_or_warm: dict[str, str], job: _Job
+) -> None:
+    process = subprocess.Popen(
+        job.command.split(), env=os.environ | cold_or_warm, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: job.health() == 200, 240)
+    server = job.find()
+    os.kill(server.entry_pids[-1], number)
+    assert process.wait(_GONE_S) == -number
+    wait_until(lambda: all(map(is_gone, server.pids)))
+
+
+def test_a_closed_terminal_ends_the_server(warm: dict[str, str], job: _Job) -> None:
+    with Shell(warm) as shell:
+        shell.type(f"{job.command}\n")
+        shell.wait_for(_READY)
+        pids = job.find().pids
+        shell.watch(list(pids))
+        shell.close_terminal()
+        wait_until(lambda: all(map(is_gone, pids)))
+
+
+@pytest.mark.parametrize("launcher", ["nohup", "setsid"])
+def test_a_detached_server_survives_its_terminal(
+    launcher: str, warm: dict[str, str], job: _Job, tmp_path: Path
+) -> None:
+    with Shell(warm) as shell:
+        shell.type(f"{launcher} {job.command} > {tmp_path}/log 2>&1 < /dev/null &\n")
+        wait_until(lambda: job.health() == 200, 240)
+        server = job.find()
+        shell.watch(list(server.pids))
+        shell.close_terminal()
+        shell.process.wait(_GONE_S)
+        assert job.health() == 200
+        os.kill(server.pid, signal.SIGTERM)
+        wait_until(lambda: all(map(is_gone, server.pids)))
+
+
+def test_a_stop_signal_without_job_control_changes_nothing(warm: dict[str, str], job: _Job) -> None:
+    """The kernel ignores it for processes whose session has no shell that could continue them."""
+    process = subprocess.Popen(
+        job.command.split(),
+        env=os.environ | warm, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    wait_until(lambda: job.health() == 200, 240)
+    for number in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        os.kill(process.pid, number)
+    wait_until(lambda: job.health() == 200)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(_GONE_S) == 0
+
+
+def test_timeout_ends_the_server_with_its_own_code(warm: dict[str, str], job: _Job) -> None:
+    with Shell(warm) as shell:
+        shell.type(f"timeout 600 {job.command}\n")
+        shell.wait_for(_READY)
+        server = job.find()
+        shell.watch(list(server.pids))
+        (launcher,) = [p for p in psutil.Process(shell.process.pid).children() if p.name() == "timeout"]
+        os.kill(launcher.pid, signal.SIGALRM)  # its time is over
+        assert shell.exit_code() == 124
+        wait_until(lambda: all(map(is_gone, server.pids)))
+
+
+def test_a_pipe_ends_with_the_server(warm: dict[str, str], job: _Job, tmp_path: Path) -> None:
+    with Shell(warm) as shell:
+        shell.type(f"{job.command} 2>&1 | tee {tmp_path}/log; (exit ${{PIPESTATUS[0]}})\n")
+        shell.wait_for(_READY)
+        server = job.find()
+        shell.watch(list(server.pids))
+        os.kill(server.pid, signal.SIGTERM)
+        assert shell.exit_code() == 0
+    assert _READY in (tmp_path / "log").read_text()
+    assert "\x1b[" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("redirection", ["<&-", ">&-", "<&- >&-"], ids=["stdin", "stdout", "both"])
+def test_a_server_runs_with_closed_streams(redirection: str, warm: dict[str, str], job: _Job) -> None:
+    process = subprocess.Popen(["sh", "-c", f"exec {job.command} {redirection}"], env=os.environ | warm)
+    wait_until(lambda: job.health() == 200 or process.poll() is not None, 240)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(_GONE_S) == 0
+
+
+def test_ctrl_c_does_not_reach_a_background_command_of_a_script(warm: dict[str, str], job: _Job) -> None:
+    """A shell without job control starts background commands with SIGINT ignored."""
+    script = f"{job.command} & echo $!; wait"
+    shell = subprocess.Popen(
+        ["sh", "-c", script],
+        env=os.environ | warm, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert shell.stdout is not None
+    pid = int(shell.stdout.readline())
+    wait_until(lambda: job.health() == 200, 240)
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGINT)
+    assert job.health() == 200
+    os.kill(pid, signal.SIGTERM)
+    shell.communicate(timeout=_GONE_S)
+    assert shell.returncode == 0
+
+
+def test_the_terminal_shows_progress_in_its_width(cold_or_warm: dict[str, str], job: _Job) -> None:
+    with Shell(cold_or_warm, num_columns=60) as shell:
+        shell.type(f"{job.command}\n")
+        shell.wait_for(_READY)
+        server = job.find()
+        shell.watch(list(server.pids))
+        shell.type(INTERRUPT)
+        assert shell.exit_code() == 0
+        lines = [line for line in re.findall(r"\r\x1b\[K([^\r\n\x1b]+)", shell.output) if " s  " in line]
+        assert lines
+        assert max(map(len, lines)) < 60

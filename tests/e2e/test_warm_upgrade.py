@@ -1,0 +1,149 @@
+"""Installed files change while a standby runs: the next start is cold, and later ones run the new code."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ports import free_port
+from tests.standby_process import StandbyProcess
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("vllm_cli", "startup", "server", "envs")
+
+
+def _start(
+    standby: StandbyProcess,
+    model: Path,
+    environment: dict[str, str],
+    mode: str = "require",
+    folder: Path | None = None,
+) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(model), "--preflight-only", "--port", str(free_port())],
+        env={**os.environ, **standby.environment, **environment, "VCLI_STANDBY": mode},
+        capture_output=True, text=True, timeout=120, cwd=folder or standby.runtime_folder,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def _install(folder: Path, version: str) -> None:
+    """A distribution of one module, which writes down who has imported which version."""
+    for old in folder.glob("tiny_thing-*.dist-info"):
+        shutil.rmtree(old)
+    module = f"import os\nopen({str(folder)!r} + '/imported', 'a').write(f'{{os.getpid()}} {version}\\n')\n"
+    (folder / "tiny_thing.py.new").write_text(module)
+    (folder / "tiny_thing.py.new").rename(folder / "tiny_thing.py")
+    info = folder / f"tiny_thing-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tiny-thing\nVersion: {version}\n")
+
+
+def _renewed(standby: StandbyProcess, old_pid: int) -> int:
+    wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, old_pid))
+    standby.wait_ready()
+    return standby.template().pid
+
+
+def test_an_upgraded_package_is_imported_again(tiny_llama: Path, tmp_path: Path) -> None:
+    _install(tmp_path, "1.0")
+    (tmp_path / "sitecustomize.py").write_text("import tiny_thing\n")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with StandbyProcess(environment=environment) as standby:
+        template = standby.template()
+        assert _start(standby, tiny_llama, environment)[0] == 0
+        _install(tmp_path, "2.0")
+        code, error = _start(standby, tiny_llama, environment)
+        assert code == 3
+        assert "out of date" in error
+        assert "tiny_thing" in error
+        new_pid = _renewed(standby, template.pid)
+        assert _start(standby, tiny_llama, environment)[0] == 0
+        assert f"{new_pid} 2.0" in (tmp_path / "imported").read_text().splitlines()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("change", ["edit", "replace", "delete-and-restore", "new-module"])
+def test_an_edited_source_of_the_launcher_is_imported_again(change: str, tiny_llama: Path, tmp_path: Path) -> None:
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {"PYTHONPATH": str(tmp_path)}
+    source = tmp_path / "startup" / "outcome.py"
+    with StandbyProcess(environment=environment) as standby:
+        template = standby.template()
+        code, error = _start(standby, tiny_llama, environment)
+        assert code == 0, error
+        match change:
+            case "edit":
+                with source.open("a") as file:
+                    file.write("# changed\n")
+            case "replace":
+                (tmp_path / "new").write_text(source.read_text())
+                (tmp_path / "new").rename(source)
+            case "delete-and-restore":
+                text = source.read_text()
+                source.unlink()
+                source.write_text(text)
+            case _:
+                (tmp_path / "startup" / "more.py").write_text("")
+        code, error = _start(standby, tiny_llama, environment)
+        assert code == 3, "a warm start with old code"
+        assert "out of date" in error
+        _renewed(standby, template.pid)
+        code, error = _start(standby, tiny_llama, environment)
+        assert code == 0, error
+
+
+@pytest.mark.thorough
+def test_a_launcher_in_another_folder_does_not_use_the_standby(tiny_llama: Path, tmp_path: Path) -> None:
+    """`python -m` in a folder with a source tree takes the modules from there."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with StandbyProcess(environment=environment) as standby:
+        code, error = _start(standby, tiny_llama, environment, folder=ROOT)
+        assert code == 3
+        assert "the launcher's folder differs" in error
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_detached", [False, True], ids=["foreground", "detached"])
+def test_a_standby_started_in_a_source_tree_runs_the_installed_program(
+    is_detached: bool, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Its template processes start with `python -m`, which would prefer the tree."""
+    (tmp_path / "vllm_cli").mkdir()
+    (tmp_path / "vllm_cli" / "__init__.py").write_text("raise RuntimeError('the tree was imported')")
+    (tmp_path / "model").symlink_to(tiny_llama)
+    script = Path(sys.executable).with_name("vllm-cli")
+    if not script.exists():
+        pytest.skip("the console script is not installed")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path), "VCLI_STANDBY": "require"}
+    words = [str(script), "standby", "--for", "embedded", "--model", "model"]
+    start = [str(script), "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port())]
+
+    def is_warm() -> bool:
+        return subprocess.run(start, env=environment, capture_output=True, timeout=120, cwd="/").returncode == 0
+
+    with subprocess.Popen([*words, *(["--detach"] if is_detached else [])], env=environment, cwd=tmp_path) as process:
+        try:
+            wait_until(is_warm)
+        finally:
+            subprocess.run([str(script), "standby", "stop"], env=environment, capture_output=True, timeout=60)
+            assert process.wait(60) == 0
+
+
+@pytest.mark.thorough
+def test_a_stale_start_is_cold_and_right(tiny_llama: Path, tmp_path: Path) -> None:
+    _install(tmp_path, "1.0")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with StandbyProcess(environment=environment) as standby:
+        template = standby.template()
+        _install(tmp_path, "2.0")
+        code, error = _start(standby, tiny_llama, environment, "auto")
+        assert (code, error) == (0, "")
+        _renewed(standby, template.pid)

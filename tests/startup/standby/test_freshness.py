@@ -1,0 +1,270 @@
+"""Real interpreters with folders, wheels and virtual environments that change while they run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[3]
+_TEMPLATE = """
+import sys
+sys.path.append({root!r})
+import importlib
+from startup.standby.freshness import InstalledFiles
+files = InstalledFiles()
+for name in {modules!r}:
+    importlib.import_module(name)
+files.record_loaded()
+print("ready", files.num_files, flush=True)
+for line in sys.stdin:
+    print(files.find_change() or "none", flush=True)
+"""
+
+
+class Template:
+    """A process that has imported modules and tells what has changed since."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def find_change(self) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        return self._process.stdout.readline().strip()
+
+
+@contextmanager
+def running(*modules: str, path: Path | None = None, python: Path | str = sys.executable) -> Iterator[Template]:
+    code = _TEMPLATE.format(root=str(_ROOT), modules=modules)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    with subprocess.Popen(
+        [python, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready")
+        yield Template(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder on the path with a package and a module, older than any template."""
+    folder = tmp_path / "sources"
+    (folder / "pack" / "inner").mkdir(parents=True)
+    for name in ("pack/__init__.py", "pack/inner/__init__.py", "pack/inner/part.py", "single.py"):
+        (folder / name).write_text("VALUE = 1\n")
+    return folder
+
+
+def wheel(folder: Path, version: str) -> Path:
+    """A wheel of the distribution `smallpack`."""
+    path = folder / f"smallpack-{version}-py3-none-any.whl"
+    info = f"smallpack-{version}.dist-info"
+    files = {
+        "smallpack/__init__.py": "import smallpack.rest\n",
+        "smallpack/rest.py": f"VERSION = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: smallpack\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def pip(python: Path, *words: str) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Path:
+    """The interpreter of a virtual environment that has `smallpack` 1.0."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    pip(python, "install", "--no-index", "--no-deps", str(wheel(tmp_path, "1.0")))
+    return python
+
+
+def test_nothing_has_changed(folder: Path) -> None:
+    with running("pack.inner.part", "single", "json", "ssl", path=folder) as template:
+        assert template.find_change() == "none"
+        assert template.find_change() == "none"
+
+
+def test_an_edited_source_is_a_change(folder: Path) -> None:
+    with running("pack.inner.part", "single", path=folder) as template:
+        source = folder / "pack" / "inner" / "part.py"
+        source.write_text("VALUE = 2\n")
+        assert template.find_change() == f"{source} was changed"
+
+
+def test_a_removed_source_is_a_change(folder: Path) -> None:
+    with running("single", path=folder) as template:
+        (folder / "single.py").unlink()
+        assert "single.py" in template.find_change()
+
+
+def test_a_source_edited_during_the_imports_is_a_change(folder: Path) -> None:
+    (folder / "edits.py").write_text(
+        "import pathlib, pack.inner.part as part\npathlib.Path(part.__file__).write_text('VALUE = 2\\n')\n"
+    )
+    with running("edits", path=folder) as template:
+        assert "part.py was changed" in template.find_change()
+
+
+def test_a_module_that_the_imports_generate_is_no_change(folder: Path, tmp_path: Path) -> None:
+    """As transformers does with a model's own code: otherwise each new template would be stale at once."""
+    (folder / "generates.py").write_text(
+        "import pathlib, sys\n"
+        f"cache = pathlib.Path({str(tmp_path / 'modules')!r})\n"
+        "cache.mkdir()\n"
+        "(cache / 'generated.py').touch()\n"
+        "sys.path.append(str(cache))\n"
+        "import generated\n"
+    )
+    with running("generates", path=folder) as template:
+        assert template.find_change() == "none"
+        (tmp_path / "modules" / "generated.py").write_text("VALUE = 1\n")
+        assert "generated.py was changed" in template.find_change()
+
+
+def test_a_module_added_to_a_loaded_package_is_a_change(folder: Path) -> None:
+    with running("pack.inner.part", path=folder) as template:
+        (folder / "pack" / "inner" / "new.py").touch()
+        assert template.find_change() == f"new.py was added to {folder}/pack/inner"
+
+
+def test_a_module_added_to_sources_in_development_is_a_change(folder: Path) -> None:
+    (folder / "pack.egg-info").mkdir()
+    (folder / "pack.egg-info" / "PKG-INFO").touch()
+    with running("pack.inner.part", path=folder) as template:
+        assert template.find_change() == "none"
+        (folder / "pack" / "new.py").touch()
+        assert template.find_change() == f"new.py was added to {folder}/pack"
+
+
+def test_bytecode_is_no_change(folder: Path) -> None:
+    with running("pack.inner.part", path=folder) as template:
+        for package in (folder, folder / "pack", folder / "pack" / "inner"):
+            shutil.rmtree(package / "__pycache__", ignore_errors=True)
+        assert template.find_change() == "none"
+        subprocess.run([sys.executable, "-m", "compileall", "-q", folder], check=True)
+        assert template.find_change() == "none"
+
+
+def test_a_replaced_library_is_a_change(folder: Path) -> None:
+    import _json
+
+    library = folder / Path(_json.__file__).name.replace("_json", "_copied")
+    shutil.copy2(_json.__file__, library)
+    (folder / "loads.py").write_text(f"import ctypes\nctypes.CDLL({str(library)!r})\n")
+    with running("loads", path=folder) as template:
+        assert template.find_change() == "none"
+        replaced = library.with_suffix(".new")
+        shutil.copy2(library, replaced)
+        replaced.rename(library)
+        assert template.find_change() == f"{library} was changed"
+
+
+def test_a_library_replaced_during_the_imports_is_a_change(folder: Path) -> None:
+    import _json
+
+    library = folder / Path(_json.__file__).name.replace("_json", "_copied")
+    shutil.copy2(_json.__file__, library)
+    (folder / "loads.py").write_text(
+        "import ctypes, os, shutil\n"
+        f"path = {str(library)!r}\n"
+        "ctypes.CDLL(path)\n"
+        "shutil.copy2(path, path + '.new')\n"
+        "os.rename(path + '.new', path)\n"
+    )
+    with running("loads", path=folder) as template:
+        assert template.find_change() == f"{library} (deleted) was changed"
+
+
+def test_a_package_whose_folder_only_a_finder_knows_is_checked(folder: Path, tmp_path: Path) -> None:
+    """As the finders that editable installations add."""
+    package = tmp_path / "elsewhere" / "editable"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (folder / "finds.py").write_text(
+        "import importlib.util, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'editable':\n"
+        f"            return importlib.util.spec_from_file_location(name, {str(package / '__init__.py')!r})\n"
+        "sys.meta_path.append(Finder)\n"
+        "import editable\n"
+    )
+    with running("finds", path=folder) as template:
+        assert template.find_change() == "none"
+        (package / "new.py").touch()
+        assert template.find_change() == f"new.py was added to {package}"
+        (package / "new.py").unlink()
+        (package / "__init__.py").write_text("VALUE = 1\n")
+        assert template.find_change() == f"{package}/__init__.py was changed"
+
+
+def test_a_module_that_hides_a_loaded_one_is_a_change(folder: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
+    with running("single", path=Path(f"{first}{os.pathsep}{folder}")) as template:
+        (first / "notes").mkdir()
+        (first / "notes.txt").touch()
+        assert template.find_change() == "none"
+        (first / "single").mkdir()
+        assert template.find_change() == f"single was added to {first}"
+
+
+def test_an_upgrade_is_a_change_even_of_a_distribution_that_is_not_loaded(python: Path, tmp_path: Path) -> None:
+    with running(python=python) as template:
+        assert template.find_change() == "none"
+        pip(python, "install", "--no-index", "--no-deps", str(wheel(tmp_path, "1.1")))
+        assert template.find_change().startswith("smallpack 1.")
+
+
+def test_a_reinstalled_version_is_a_change(python: Path, tmp_path: Path) -> None:
+    with running("smallpack", python=python) as template:
+        pip(python, "install", "--no-index", "--no-deps", "--force-reinstall", str(wheel(tmp_path, "1.0")))
+        assert template.find_change().startswith("smallpack 1.0 was")
+
+
+def test_a_removed_distribution_is_a_change(python: Path) -> None:
+    with running("smallpack", python=python) as template:
+        pip(python, "uninstall", "--yes", "smallpack")
+        assert template.find_change().startswith("smallpack 1.0 was")
+
+
+def test_the_first_file_that_an_upgrade_writes_is_a_change(python: Path) -> None:
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    with running("smallpack", python=python) as template:
+        (site / "smallpack" / "rest.py").write_text("VERSION = '1.1'\n")
+        assert template.find_change() == f"smallpack 1.0 was changed: {site}/smallpack/rest.py"
+
+
+def test_another_interpreter_is_a_change(python: Path, tmp_path: Path) -> None:
+    with running(python=python) as template:
+        copy = tmp_path / "copied-python"
+        shutil.copy2(python.resolve(), copy)
+        python.unlink()
+        python.symlink_to(copy)
+        assert "python was changed" in template.find_change()
+
+
+def test_a_path_file_is_a_change(python: Path, tmp_path: Path) -> None:
+    site = next(python.parents[1].glob("lib/python*/site-packages"))
+    with running(python=python) as template:
+        (site / "__editable__.other-1.0.pth").write_text(str(tmp_path))
+        assert template.find_change() == f"__editable__.other-1.0.pth was added to {site}"

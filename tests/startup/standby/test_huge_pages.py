@@ -1,0 +1,47 @@
+"""A template's memory is in huge pages; what it contains, and what forks of it do, stays the same."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.standby import huge_pages
+
+SCRIPT = """
+import os, sys
+from startup.standby.huge_pages import use_huge_pages
+
+blocks = [bytes([n % 251]) * 500_000 for n in range(100)]
+num_pages = use_huge_pages()
+pid = os.fork()
+if pid == 0:
+    blocks[0] = b"x" * 500_000
+    os._exit(not all(block == bytes([n % 251]) * 500_000 for n, block in enumerate(blocks) if n))
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+assert all(block == bytes([n % 251]) * 500_000 for n, block in enumerate(blocks))
+huge = next(line for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages"))
+flags = {flag for line in open("/proc/self/smaps") if line.startswith("VmFlags") for flag in line.split()[1:]}
+print(status, num_pages, int(huge.split()[1]) // 2048, "hg" in flags)
+"""
+
+
+def test_memory_moves_and_keeps_its_content_here_and_in_forks() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, timeout=60)
+    status, num_pages, num_huge, is_marked = done.stdout.split()
+    assert status == "0"
+    assert int(num_huge) >= int(num_pages) // 2  # the fork may have split some
+    assert is_marked == "False"  # later memory of these ranges is as in an executed process
+    if int(num_pages) == 0:
+        pytest.skip("this kernel has no MADV_COLLAPSE, or huge pages are switched off")
+
+
+@pytest.mark.parametrize("setting", ["always madvise [never]\n", None])
+def test_the_administrators_setting_is_obeyed(
+    tmp_path: Path, setting: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "enabled"
+    if setting is not None:
+        path.write_text(setting)
+    monkeypatch.setattr(huge_pages, "_SETTING", path)
+    assert huge_pages.use_huge_pages() == 0

@@ -1,0 +1,200 @@
+"""Random requests: the template survives all of them, its forks exit, and no descriptor stays open."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+
+from startup.processes import messages
+from tests.ports import free_port
+from tests.standby_process import StandbyProcess
+from tests.waiting import wait_until
+
+_MANY = [pytest.param(40, id="some"), pytest.param(1000, id="many", marks=pytest.mark.thorough)]
+
+
+@cache
+def _captured_state() -> tuple[dict[str, str], dict[str, str]]:
+    """Of another process: pytest has replaced the standard streams of this one."""
+    code = (
+        "import json; from startup.standby.process_state import capture\n"
+        "state = capture(); print(json.dumps([state.facts, state.settings]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
+    facts, settings = json.loads(done.stdout)
+    settings["the I/O priority"] = str(os.getpid())  # that of a process which runs
+    return facts, settings
+
+
+def _right_request() -> list[list[bytes]]:
+    facts, settings = _captured_state()
+    return [
+        [b"vllm-cli", b"serve", b"--preflight-only"],
+        [sys.executable.encode(), b"-m", b"vllm_cli", b"serve"],
+        [os.fsencode(path) for path in sys.path],
+        [name + b"=" + value for name, value in os.environb.items()],
+        messages.pairs(facts),
+        messages.pairs(settings),
+        [b"1", b"0", b"1", b"2"],
+    ]
+
+
+def _request(rng: random.Random) -> list[list[bytes]]:
+    """A client's request, in which some parts are wrong."""
+    sections = _right_request()
+    for _ in range(rng.randrange(4)):
+        section = rng.choice(sections)
+        match rng.randrange(6):
+            case 0:
+                section.clear()
+            case 1:
+                section.append(rng.randbytes(rng.randrange(40)).replace(b"\0", b"x"))
+            case 2:
+                section.extend([b"%d" % rng.choice([-1, 3, 499, 501, 1 << 40])] * rng.randrange(1, 300))
+            case 3:
+                sections.append([b"more"])
+            case 4:
+                sections.remove(section)
+            case _:
+                rng.shuffle(section)
+        if not sections:
+            sections.append([])
+    return sections
+
+
+def _answer_without_facts(standby: StandbyProcess) -> bytes:
+    request = _right_request()
+    request[4].clear()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(60)
+        connection.connect(str(standby.socket_path()))
+        assert connection.recv(1) == b"\x06"
+        folder_fd = os.open("/", os.O_PATH)
+        messages.send(connection, *request, fds=[folder_fd, folder_fd, 0, 1, 2])
+        os.close(folder_fd)
+        return connection.recv(4096)
+
+
+def _send_random(connection: socket.socket, rng: random.Random) -> None:
+    message = messages.encode(*_request(rng))
+    match rng.randrange(6):
+        case 0:
+            message = rng.randbytes(rng.randrange(1, 2000))
+        case 1:
+            message = message[: rng.randrange(len(message))]
+        case 2:
+            changed = bytearray(message)
+            for _ in range(rng.randrange(1, 20)):
+                changed[rng.randrange(len(changed))] = rng.randrange(256)
+            message = bytes(changed)
+        case 3:
+            message = message[:4] + rng.randbytes(4) + message[8:]
+    read_fd, write_fd = os.pipe()
+    folder_fd = os.open("/", os.O_PATH)
+    try:
+        right = [read_fd, folder_fd, 0, 1, 2]
+        fds = rng.choice([right, right, right, right[: rng.randrange(5)], right * rng.randrange(40)])
+        if fds and message:
+            sent = socket.send_fds(connection, [message], fds)
+            connection.sendall(message[sent:])
+        else:
+            connection.sendall(message)
+    finally:
+        for fd in (read_fd, write_fd, folder_fd):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("num_requests", _MANY)
+def test_a_template_survives_any_request(num_requests: int, standby: StandbyProcess, tiny_llama: Path) -> None:
+    template = standby.template()
+    num_fds = template.num_fds()
+    answers = b""
+    for seed in range(num_requests):
+        rng = random.Random(seed)
+        with socket.socket(socket.AF_UNIX) as connection, suppress(OSError):
+            connection.settimeout(60)
+            connection.connect(str(standby.socket_path()))
+            if rng.random() < 0.9:
+                assert connection.recv(1) == b"\x06", seed
+            _send_random(connection, rng)
+            if rng.random() < 0.5:
+                connection.shutdown(socket.SHUT_WR)
+                answers += connection.recv(4096)
+    assert b"cold" in _answer_without_facts(standby)
+    wait_until(lambda: not template.children())
+    wait_until(lambda: template.num_fds() == num_fds)
+    assert standby.template().pid == template.pid
+    assert template.num_threads() == 1
+    assert b"ready" in answers, "no request was nearly right"
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--preflight-only", "--port", str(free_port())],
+        env={**os.environ, **standby.environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_control_socket_survives_any_request(standby: StandbyProcess) -> None:
+    rng = random.Random(0)
+    num_fds = psutil.Process(standby.process.pid).num_fds()
+    for number in range(200):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection, suppress(OSError):
+            connection.settimeout(60)
+            connection.connect(str(standby.socket_path("standby")))
+            if number % 3:
+                connection.send(rng.choice([b"", b"statu", b"status ", b"STOP", rng.randbytes(rng.randrange(5000))]))
+                if number % 2:
+                    assert connection.recv(100) == b""
+            else:
+                socket.send_fds(connection, [b"x"], [0, 1, 2])
+    assert standby.status()["pid"] == standby.process.pid
+    wait_until(lambda: psutil.Process(standby.process.pid).num_fds() == num_fds)
+
+
+def test_reading_a_message_raises_only_its_own_errors_and_closes_descriptors() -> None:
+    num_fds = len(list(Path("/proc/self/fd").iterdir()))
+    for seed in range(2000):
+        rng = random.Random(seed)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.settimeout(60)
+            ours.setblocking(False)  # what does not fit into the buffer is left out
+            with suppress(OSError):
+                _send_random(ours, rng)
+            ours.shutdown(socket.SHUT_WR)
+            try:
+                sections, fds = messages.receive(theirs)
+            except (messages.MessageError, OSError):
+                continue
+            messages.close_all(fds)
+            for section in sections:
+                with suppress(messages.MessageError):
+                    messages.dictionary(section)
+    assert len(list(Path("/proc/self/fd").iterdir())) == num_fds
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [[], [[]], [[b""]], [[b"", b""], [b"a"]], [[b"\xff" * 1000] * 1000], [[b"x"]] * 16],
+    ids=["none", "empty", "one-empty", "empties", "long", "most"],
+)
+def test_a_message_arrives_as_it_was_sent(sections: list[list[bytes]]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        pid = os.fork()
+        if pid == 0:
+            messages.send(ours, *sections, fds=[0])
+            os._exit(0)
+        received, fds = messages.receive(theirs)
+        os.waitpid(pid, 0)
+        assert received == sections
+        assert len(fds) == 1
+        messages.close_all(fds)

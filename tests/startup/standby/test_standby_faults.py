@@ -1,0 +1,413 @@
+"""A standby that is stopped, dead, foreign or of another version costs a start little, and the start is cold.
+
+A start's extra time is in the output of `pytest -s`; the aim is 50 ms. No time is asserted.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import psutil
+import pytest
+
+from startup.processes import messages
+from tests.ports import free_port
+from tests.standby_process import StandbyProcess
+from tests.waiting import wait_until
+
+NOBODY: Final = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
+
+_ASK: Final = """
+import sys, time
+from startup.standby import client
+begin = time.perf_counter()
+sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
+exit_code = client.serve_warm(sys.argv[2:])
+took_ms = (time.perf_counter() - begin) * 1000
+from startup.timeline import start_origin
+print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
+"""
+"""What `serve` does before its imports; a warm start runs here to its end."""
+
+
+class _Asked(NamedTuple):
+    """How a start would go on."""
+
+    exit_code: int | None
+    """Of a warm start; None: the start is cold."""
+    took_ms: int
+    reason: str
+
+
+def _ask(standby: StandbyProcess, *words: str, launcher: tuple[str, ...] = (), **options: Any) -> _Asked:
+    environment = {**os.environ, **standby.environment, "VCLI_STANDBY": "auto", **options.pop("extra", {})}
+    words = (*words, "--preflight-only", "--port", str(free_port()))
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", _ASK, *words],
+        env=environment, capture_output=True, text=True, timeout=120, cwd=options.pop("cwd", None), **options,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    _, code, took, reason = done.stdout.splitlines()[-1].split("|", 3)
+    asked = _Asked(None if code == "None" else int(code), int(took), reason)
+    sys.stdout.write(f"{asked.took_ms} ms: {asked.reason or 'warm'}\n")
+    return asked
+
+
+@pytest.fixture
+def own_standby() -> Iterator[StandbyProcess]:
+    """A standby that the test may damage."""
+    with StandbyProcess() as running:
+        yield running
+
+
+@contextmanager
+def _stopped(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+def test_a_start_with_a_working_standby_is_warm(standby: StandbyProcess, tiny_llama: Path) -> None:
+    assert _ask(standby, str(tiny_llama)).exit_code == 0
+
+
+def test_a_stopped_template_leads_to_a_cold_start(standby: StandbyProcess, tiny_llama: Path) -> None:
+    with _stopped(standby.template()):
+        asked = _ask(standby, str(tiny_llama))
+    assert asked.exit_code is None
+    assert "does not answer in 40 ms" in asked.reason
+    assert _ask(standby, str(tiny_llama)).exit_code == 0
+    standby.wait_no_server()
+
+
+def test_a_stopped_standby_does_not_matter_to_its_template(standby: StandbyProcess, tiny_llama: Path) -> None:
+    with _stopped(psutil.Process(standby.process.pid)):
+        assert _ask(standby, str(tiny_llama)).exit_code == 0
+
+
+@pytest.mark.thorough
+def test_a_template_that_imports_is_not_waited_for(tiny_llama: Path) -> None:
+    with StandbyProcess(is_awaited=False) as starting:
+        asked = _ask(starting, str(tiny_llama))
+        if asked.exit_code is None:
+            assert asked.reason.startswith("no standby runs for this kind of start")
+        starting.wait_ready()
+        assert _ask(starting, str(tiny_llama)).exit_code == 0
+
+
+@pytest.mark.thorough
+def test_leftover_sockets_of_a_killed_standby(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+    template = own_standby.template()
+    own_standby.process.kill()
+    template.kill()
+    own_standby.process.wait()
+    assert own_standby.socket_path().exists()
+    asked = _ask(own_standby, str(tiny_llama))
+    assert asked.exit_code is None
+    assert "refused" in asked.reason
+
+
+def test_no_standby_at_all(tmp_path: Path, standby: StandbyProcess) -> None:
+    asked = _ask(standby, extra={"XDG_RUNTIME_DIR": str(tmp_path)})
+    assert asked.exit_code is None
+    assert asked.reason.startswith("no standby runs")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o701], ids=oct)
+def test_a_folder_that_others_may_enter_is_not_used(mode: int, standby: StandbyProcess, tiny_llama: Path) -> None:
+    standby.folder.chmod(mode)
+    asked = _ask(standby, str(tiny_llama))
+    standby.folder.chmod(0o700)
+    assert asked.exit_code is None
+    assert "mode 0700" in asked.reason
+
+
+def test_a_link_to_a_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "vllm-cli").symlink_to(standby.folder)
+    assert _ask(standby, str(tiny_llama), extra={"XDG_RUNTIME_DIR": str(tmp_path)}).exit_code is None
+
+
+@needs_root
+def test_another_users_folder_is_not_used(standby: StandbyProcess, tiny_llama: Path) -> None:
+    os.chown(standby.folder, NOBODY, NOBODY)
+    asked = _ask(standby, str(tiny_llama))
+    os.chown(standby.folder, 0, 0)
+    assert asked.exit_code is None
+    assert "must belong to this user" in asked.reason
+
+
+@pytest.mark.thorough
+@needs_root
+def test_another_users_socket_in_the_folder_is_not_used(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+    """SO_PEERCRED of a listening socket names the process that called listen(2)."""
+    path = own_standby.socket_path()
+    path.unlink()
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.umask(0)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        os.setuid(NOBODY)
+        listener.listen()
+        os.write(write_fd, b"x")
+        connection, _ = listener.accept()
+        try:
+            connection.send(b"\x06")
+            os._exit(0 if connection.recv(1) == b"" else 1)
+        except OSError:  # the client has closed the connection
+            os._exit(0)
+    os.read(read_fd, 1)
+    asked = _ask(own_standby, str(tiny_llama))
+    assert asked.exit_code is None
+    assert "another user" in asked.reason
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "a request was sent to another user"
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+@pytest.mark.thorough
+@needs_root
+def test_another_user_gets_no_fork(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+    """Even if the files' modes let the user in."""
+    own_standby.runtime_folder.chmod(0o755)
+    own_standby.folder.chmod(0o755)
+    own_standby.socket_path().chmod(0o666)
+    own_standby.socket_path("standby").chmod(0o666)
+    code = (
+        "import os, socket, sys\n"
+        f"os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+        "for kind, path in zip((socket.SOCK_STREAM, socket.SOCK_SEQPACKET), sys.argv[1:]):\n"
+        "    connection = socket.socket(socket.AF_UNIX, kind); connection.settimeout(60); connection.connect(path)\n"
+        "    kind == socket.SOCK_SEQPACKET and connection.send(b'status')\n"
+        "    try: print(repr(connection.recv(100)))\n"
+        "    except ConnectionResetError: print(repr(b''))\n"
+    )
+    paths = [str(own_standby.socket_path()), str(own_standby.socket_path("standby"))]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["b''", "b''"], done
+    own_standby.folder.chmod(0o700)
+    assert own_standby.num_starts() == 0
+    assert _ask(own_standby, str(tiny_llama)).exit_code == 0
+
+
+Answer = Callable[[socket.socket], object]
+
+
+@contextmanager
+def _impostor(standby: StandbyProcess, answer: Answer, *, backlog: int = 8) -> Iterator[None]:
+    """Listens instead of the template; answers one connection, and reads it to its end.
+
+    What it does not read keeps the client's standard output open, which is among the sent descriptors.
+    """
+    path = standby.socket_path()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(backlog)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                answer(connection)
+                while connection.recv(1 << 16):
+                    pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+
+def _after_request(*sections: list[bytes]) -> Answer:
+    def answer(connection: socket.socket) -> None:
+        connection.send(b"\x06")
+        _, fds = messages.receive(connection)
+        messages.close_all(fds)
+        messages.send(connection, *sections)
+
+    return answer
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(lambda _: None, id="hung"),
+        pytest.param(lambda connection: connection.send(b"\x07"), id="wrong-byte"),
+        pytest.param(lambda connection: connection.shutdown(socket.SHUT_RDWR), id="closed"),
+        pytest.param(lambda connection: connection.send(b"\x06" + b"\0\0\0\x02" + bytes(4)), id="version-2"),
+        pytest.param(lambda connection: connection.send(b"\x06" + os.urandom(1000)), id="garbage"),
+        pytest.param(lambda connection: connection.send(b"\x06\0\0\0\x01" + b"\xff" * 8), id="too-long"),
+        pytest.param(
+            lambda connection: (connection.send(b"\x06"), connection.shutdown(socket.SHUT_RDWR)), id="closed-after-ack"
+        ),
+        pytest.param(_after_request([b"status", b"-9"]), id="process-killed"),
+        pytest.param(_after_request([b"cold", b"no reason"]), id="cold"),
+        pytest.param(_after_request([b"ready", b"x"]), id="no-descriptor"),
+        pytest.param(_after_request([b"ready"]), id="no-pid"),
+        pytest.param(_after_request([]), id="empty"),
+        pytest.param(_after_request(), id="nothing"),
+    ],
+)
+def test_wrong_answers_lead_to_a_cold_start(
+    answer: Answer, own_standby_of_module: StandbyProcess, tiny_llama: Path
+) -> None:
+    with _impostor(own_standby_of_module, answer):
+        asked = _ask(own_standby_of_module, str(tiny_llama))
+    assert asked.exit_code is None
+    assert asked.reason
+
+
+@pytest.fixture(scope="module")
+def own_standby_of_module() -> Iterator[StandbyProcess]:
+    """Its template is replaced by impostors."""
+    with StandbyProcess() as running:
+        yield running
+
+
+@pytest.mark.thorough
+def test_a_template_with_too_many_waiting_clients_is_not_waited_for(
+    own_standby: StandbyProcess, tiny_llama: Path
+) -> None:
+    with _stopped(own_standby.template()):
+        waiting = []
+        try:
+            while True:
+                connection = socket.socket(socket.AF_UNIX)
+                connection.setblocking(False)
+                connection.connect(str(own_standby.socket_path()))
+                waiting.append(connection)
+        except BlockingIOError:
+            connection.close()
+        asked = _ask(own_standby, str(tiny_llama))
+        assert asked.exit_code is None
+        for connection in waiting:
+            connection.close()
+    wait_until(lambda: _ask(own_standby, str(tiny_llama)).exit_code == 0)
+
+
+def test_a_start_that_must_be_warm_fails_with_the_reason(standby: StandbyProcess, tiny_llama: Path) -> None:
+    standby.folder.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_cli", "serve", str(tiny_llama), "--standby", "require"],
+        env={**os.environ, **standby.environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    standby.folder.chmod(0o700)
+    assert done.returncode == 3
+    assert "--standby require: the standby cannot be used" in done.stderr
+
+
+@pytest.mark.thorough
+def test_a_second_standby_is_an_error_and_leaves_the_first_alone(standby: StandbyProcess, tiny_llama: Path) -> None:
+    words = [sys.executable, "-m", "vllm_cli", "standby", "--for", "embedded"]
+    done = subprocess.run(words, env={**os.environ, **standby.environment}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3
+    assert "a standby runs already" in done.stderr
+    assert _ask(standby, str(tiny_llama)).exit_code == 0
+
+
+@pytest.mark.thorough
+def test_a_killed_template_is_replaced(own_standby: StandbyProcess, tiny_llama: Path) -> None:
+    template = own_standby.template()
+    template.kill()
+    wait_until(lambda: own_standby.status()["templates"][0]["pid"] not in (None, template.pid))
+    own_standby.wait_ready(after_kill=True)
+    assert _ask(own_standby, str(tiny_llama)).exit_code == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: signal.Signals(n).name)
+def test_a_signal_ends_the_standby_and_removes_its_sockets(number: int) -> None:
+    with StandbyProcess() as standby:
+        template = standby.template()
+        standby.process.send_signal(number)
+        assert standby.process.wait(60) == 0
+        wait_until(lambda: not template.is_running())
+        assert not list(standby.folder.glob("*.sock"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "reason"),
+    [
+        (("env", "LD_PRELOAD=libm.so.6"), "LD_PRELOAD differs"),
+        (("env", "OPENBLAS_NUM_THREADS=1"), "OPENBLAS_NUM_THREADS differs"),
+        (("env", "PYTHONHASHSEED=0"), "differs"),
+        (("prlimit", "--as=100000000000:"), "RLIMIT_AS"),
+        (("setpriv", "--no-new-privs"), "no_new_privs"),
+        (("unshare", "--uts"), "the host name namespace"),
+    ],
+    ids=["preload", "blas", "hash-seed", "address-space", "privileges", "namespace"],
+)
+def test_what_a_fork_cannot_take_over_leads_to_a_cold_start(
+    launcher: tuple[str, ...], reason: str, standby: StandbyProcess, tiny_llama: Path
+) -> None:
+    if subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
+        pytest.skip(f"{launcher[0]} does not work here")
+    asked = _ask(standby, str(tiny_llama), launcher=launcher)
+    assert asked.exit_code is None
+    assert reason in asked.reason
+
+
+@needs_root
+def test_another_group_leads_to_a_cold_start(standby: StandbyProcess, tiny_llama: Path) -> None:
+    asked = _ask(standby, str(tiny_llama), launcher=("setpriv", f"--regid={NOBODY}", "--clear-groups"))
+    assert asked.exit_code is None
+    assert "the group differs" in asked.reason
+
+
+@needs_root
+def test_another_user_starts_cold(standby: StandbyProcess) -> None:
+    asked = _ask(standby, launcher=("setpriv", f"--reuid={NOBODY}"))
+    assert asked.exit_code is None
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("nice", "-n", "3"),
+        ("prlimit", "--nofile=500:"),
+        ("prlimit", "--core=0:0"),
+        ("taskset", "-c", "0"),
+        ("setsid", "--wait"),
+        ("nohup",),
+        ("env", "VLLM_API_KEY=secret", "HF_HUB_OFFLINE=1", "OMP_NUM_THREADS=1"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_fork_takes_over_stays_warm(
+    launcher: tuple[str, ...], standby: StandbyProcess, tiny_llama: Path
+) -> None:
+    asked = _ask(standby, str(tiny_llama), launcher=launcher)
+    assert asked.exit_code == 0, asked
+
+
+@pytest.mark.thorough
+def test_a_deleted_working_folder(standby: StandbyProcess, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    script = f'cd {folder} && rmdir {folder} && exec "$@"'
+    asked = _ask(standby, str(tiny_llama), launcher=("sh", "-c", script, "sh"))
+    assert asked.exit_code in (0, None)
+
+
+@pytest.mark.thorough
+def test_closed_standard_streams(standby: StandbyProcess, tiny_llama: Path) -> None:
+    asked = _ask(standby, str(tiny_llama), launcher=("sh", "-c", 'exec "$@" <&-', "sh"))
+    assert asked.exit_code == 0

@@ -1,0 +1,65 @@
+"""Finds which server a warm start has forked for which process that a user started."""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from vllm_cli.client.process_words import command_words
+
+TEMPLATE_COMMAND: Final = "standby-template"
+"""The first word of a template process, which is the parent of the servers that it forks."""
+
+
+def find_forked_servers(mains: Iterable[Any]) -> dict[int, int]:
+    """The process ids of forked servers, each with that of the process which the user started.
+
+    That process holds a pidfd of its server. For other users' processes, whose descriptors are not visible:
+    the last one with the server's command line that was started before it.
+
+    Args:
+        mains: the processes of `vllm-cli serve`.
+    """
+    processes = {process.pid: process for process in mains}
+    forked: dict[int, int] = {}
+    for process in processes.values():
+        forked |= {pid: process.pid for pid in _pidfds(process.pid) if pid in processes}
+    for process in processes.values():
+        if process.pid not in forked and _has_template_as_parent(process):
+            client_pid = _likely_client(process, [p for p in processes.values() if p.pid not in forked])
+            if client_pid is not None:
+                forked[process.pid] = client_pid
+    return forked
+
+
+def _pidfds(pid: int) -> set[int]:
+    """The processes to which a process holds pidfds (proc(5), fdinfo); empty if it may not be read."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                lines = path.read_text().splitlines()
+                found |= {int(line.partition(":")[2]) for line in lines if line.startswith("Pid:")}
+    return found - {pid}
+
+
+def _has_template_as_parent(process: Any) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        parent = process.parent()
+        return parent is not None and command_words(parent, TEMPLATE_COMMAND) is not None
+    return False
+
+
+def _likely_client(server: Any, candidates: list[Any]) -> int | None:
+    import psutil
+
+    found = []
+    for candidate in candidates:
+        with contextlib.suppress(psutil.Error, OSError):
+            begin = candidate.create_time()
+            is_alike = candidate.cmdline() == server.cmdline() and candidate.uids().real == server.uids().real
+            if candidate.pid != server.pid and is_alike and begin <= server.create_time():
+                found.append((begin, candidate.pid))
+    return max(found)[1] if found else None

@@ -1,0 +1,185 @@
+"""`vllm-cli standby`: keeps imports in memory for later starts; shows and stops the process that does."""
+
+import os
+import subprocess
+import sys
+import time
+from typing import Final
+
+import click
+
+from startup.errors import StartupError
+from startup.logs.setup import configure_logging, log_options_of_environment
+from startup.standby import places
+from startup.standby.kinds import EMBEDDED, KINDS, VLLM_COMPILED, VLLM_EAGER, is_vllm_installed
+from startup.standby.launcher_folder import module_folder
+from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, ask
+from startup.timeline.live_line import LiveLine
+from vllm_cli.errors import InputError
+from vllm_cli.flags.byte_size import ByteSize
+
+NOT_RUNNING: Final = 1
+
+_GROUPS: Final = {"vllm": (VLLM_EAGER, VLLM_COMPILED), **{kind: (kind,) for kind in KINDS}}
+_POLL_S: Final = 0.1
+
+
+@click.group("standby", invoke_without_command=True, context_settings={"max_content_width": 110})
+@click.option(
+    "--for",
+    "wanted",
+    metavar="ENGINES",
+    show_default="vllm if it is installed, else embedded",
+    help=f"What to keep imported, separated by commas: {', '.join(_GROUPS)}.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="MODEL",
+    help="Also keep this model's class imported, its tokenizer loaded and its weights in the page cache; repeatable.",
+)
+@click.option(
+    "--idle-exit", "idle_exit_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="End when no server was started for this long.",
+)  # fmt: skip
+@click.option(
+    "--max-memory", "max_memory_bytes", type=ByteSize(), metavar="SIZE",
+    help="Drop the imports used longest ago when the standby's memory (PSS) exceeds this; 2G, 900M.",
+)  # fmt: skip
+@click.option("--detach", "is_detached", is_flag=True, help="Run in the background; return once the imports are done.")
+@click.pass_context
+def standby(  # noqa: PLR0913 - one argument per option
+    ctx: click.Context,
+    *,
+    wanted: str | None,
+    models: tuple[str, ...],
+    idle_exit_s: float | None,
+    max_memory_bytes: int | None,
+    is_detached: bool,
+) -> int | None:
+    """Keep imports in memory, so that later starts are warm: `serve` forks its server from them.
+
+    `serve` finds the standby of this user and Python environment by itself (see its --standby). Servers that
+    run go on when the standby ends.
+
+    \b
+    Examples:
+      vllm-cli standby --detach
+      vllm-cli standby --for embedded --model HuggingFaceTB/SmolLM2-135M-Instruct
+      vllm-cli standby status
+      vllm-cli standby stop
+
+    Exit codes: 0 it has ended or, with --detach, runs; 2 usage; 3 it could not start.
+    """
+    if ctx.invoked_subcommand is not None:
+        return None
+    kinds = _parse_kinds(wanted)
+    models = tuple(os.path.abspath(model) if os.path.isdir(model) else model for model in models)  # noqa: PTH100, PTH112
+    if is_detached:
+        limits = (("--idle-exit", idle_exit_s), ("--max-memory", max_memory_bytes))
+        given = [("--for", wanted), *(("--model", model) for model in models), *limits]
+        return _detach([word for name, value in given if value is not None for word in (name, str(value))])
+    from startup.standby.standby import StandbyOptions, run_standby  # noqa: PLC0415 - slow to import for --help
+
+    configure_logging(log_options_of_environment(), role="standby")
+    options = StandbyOptions(kinds=kinds, models=models, idle_exit_s=idle_exit_s, max_memory_bytes=max_memory_bytes)
+    return run_standby(options)
+
+
+@standby.command("status")
+@click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+def status(*, is_json: bool) -> int:
+    """Show the running standby: its template processes, with state, starts and memory.
+
+    Exit codes: 0 it runs, 1 it does not.
+    """
+    found = _ask(STATUS)
+    if found is None:
+        return NOT_RUNNING
+    click.echo(found.to_json() if is_json else "\n".join(_table(found)))
+    return 0
+
+
+@standby.command("stop")
+def stop() -> int:
+    """Stop the running standby; servers that were started from it go on.
+
+    Exit codes: 0 it has stopped, 1 none was running.
+    """
+    found = _ask(STOP)
+    if found is None:
+        return NOT_RUNNING
+    while True:
+        try:
+            ask(STATUS)
+        except NoStandbyError:
+            break
+        time.sleep(_POLL_S)
+    click.echo(f"The standby {found.pid} has stopped.")
+    return 0
+
+
+def _parse_kinds(wanted: str | None) -> tuple[str, ...]:
+    names = (wanted or ("vllm" if is_vllm_installed() else EMBEDDED)).split(",")
+    unknown = [name for name in names if name not in _GROUPS]
+    if unknown:
+        raise InputError(f"--for {unknown[0]!r} is not one of {', '.join(_GROUPS)}.")
+    return tuple(dict.fromkeys(kind for name in names for kind in _GROUPS[name]))
+
+
+def _detach(words: list[str]) -> int:
+    """Starts the same command in the background and waits until its imports are done."""
+    try:
+        os.close(places.create_folder())
+    except (OSError, places.UnsafeFolderError) as err:
+        raise StartupError(f"the standby's folder {places.socket_folder()} cannot be used: {err}") from err
+    path = f"{places.socket_folder()}/standby.log"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as log:  # noqa: PTH123
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_cli", "standby", *words],
+            cwd=module_folder(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    live = LiveLine(sys.stderr)
+    begin_s = time.monotonic()
+    try:
+        while process.poll() is None:
+            try:
+                found = ask(STATUS)
+            except NoStandbyError:
+                found = None
+            if found is not None and found.pid == process.pid and found.is_settled:
+                break
+            if live.is_on:
+                live.show(f"{time.monotonic() - begin_s:5.1f} s  importing")
+            time.sleep(_POLL_S)
+    finally:
+        live.close()
+    if process.returncode is not None:
+        raise StartupError(f"the standby has ended with exit code {process.returncode}; its log is {path}")
+    for template in found.templates if found is not None else ():
+        if template.state == "failed":
+            click.echo(f"Warning: {template.kind}: {template.error}; see {path}", err=True)
+    click.echo(f"The standby {process.pid} is ready; its log is {path}")
+    return 0
+
+
+def _ask(request: bytes) -> StandbyStatus | None:
+    try:
+        return ask(request)
+    except NoStandbyError as err:
+        reason = str(err)
+        click.echo(f"{reason[:1].upper()}{reason[1:]}.", err=True)
+        return None
+
+
+def _table(found: StandbyStatus) -> list[str]:
+    rows = [("KIND", "STATE", "PID", "IMPORTS", "STARTS", "MEMORY")]
+    for entry in found.templates:
+        imports = "-" if entry.import_s is None else f"{entry.import_s:.1f} s"
+        state = f"{entry.state}: {entry.error}" if entry.error else entry.state
+        memory = f"{entry.memory_bytes / (1 << 30):.2f} GiB"
+        rows.append((entry.kind, state, str(entry.pid or "-"), imports, str(entry.num_starts), memory))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"standby {found.pid}, {found.memory_bytes / (1 << 30):.2f} GiB", *lines]
