@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,22 +18,20 @@ from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
 from envs import foreign
+from startup.processes.library_state import refresh_libraries
+from startup.processes.openmp_state import record_openmp, update_openmp
 
 _STREAMS: Final = (1, 2)
 _LIMITS: Final = tuple(
     getattr(resource, name) for name in sorted(vars(resource)) if name.startswith("RLIMIT_") and name != "RLIMIT_OFILE"
 )
-_AFFINITY: Final = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES")
-"""CPUs for OpenMP's threads. OpenMP reads these variables only when it is loaded."""
-
-_SEPARATORS: Final = str.maketrans("{},", "   ")
-
 _at_exec: dict[str, str] = {}
 
 
 def record_environment_at_exec() -> None:
     """Called when a forkserver starts: records the environment that its libraries read on import."""
     _at_exec.update(foreign.snapshot())
+    record_openmp()
 
 
 def environment_at_exec() -> Mapping[str, str]:
@@ -81,7 +78,8 @@ class ChildState:
             os.umask(self.umask)
         signal.pthread_sigmask(signal.SIG_SETMASK, self.blocked_signals)
         os.sched_setaffinity(0, self.affinity)
-        _update_libraries(changed)
+        refresh_libraries(changed)
+        update_openmp()
         return changed
 
 
@@ -94,71 +92,6 @@ def _apply_environment(wanted: Mapping[str, str]) -> dict[str, str]:
             os.environ[name] = value
     names = {name for name in {*wanted, *_at_exec} if wanted.get(name) != _at_exec.get(name)}
     return {name: wanted.get(name, "") for name in sorted(names)}
-
-
-def _update_libraries(changed: Mapping[str, str]) -> None:
-    """Repeats what libraries derive from variables on import: the forkserver imported them too early."""
-    if "TZ" in changed:
-        time.tzset()
-    if "numpy" in sys.modules:  # the `random` module reseeds itself after a fork
-        sys.modules["numpy"].random.seed()
-    _update_openmp(changed)
-    _update_inductor(changed)
-    _update_hub(changed)
-    _update_prometheus(changed)
-
-
-def _update_openmp(changed: Mapping[str, str]) -> None:
-    """OpenMP's threads do not exist yet: they inherit this affinity, and torch sets their number."""
-    cpus = next((cpus for name in _AFFINITY if (cpus := parse_cpus(changed.get(name, "")))), None)
-    if cpus is not None:
-        with suppress(OSError):  # a CPU that does not exist or is not allowed for this process
-            os.sched_setaffinity(0, cpus)
-    num_threads = changed.get("OMP_NUM_THREADS", "")
-    torch = sys.modules.get("torch")
-    if torch is not None and num_threads.isdigit():
-        torch.set_num_threads(int(num_threads))
-
-
-def _update_inductor(changed: Mapping[str, str]) -> None:
-    config: Any = sys.modules.get("torch._inductor.config")
-    if config is None:
-        return
-    threads = changed.get("TORCHINDUCTOR_COMPILE_THREADS", "")
-    if threads.isdigit():
-        config.compile_threads = int(threads)
-    if "TORCHINDUCTOR_CPP_DYNAMIC_THREADS" in changed:
-        config.cpp.dynamic_threads = changed["TORCHINDUCTOR_CPP_DYNAMIC_THREADS"] == "1"
-
-
-def _update_hub(changed: Mapping[str, str]) -> None:
-    """The hub's client reads offline mode and token once, on import."""
-    constants: Any = sys.modules.get("huggingface_hub.constants")
-    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    if constants is not None and any(name in changed for name in names):
-        constants.HF_HUB_OFFLINE = any(foreign.text_of(name).upper() in ("1", "ON", "YES", "TRUE") for name in names)
-    if constants is not None and "HF_TOKEN" in changed and hasattr(constants, "HF_TOKEN"):
-        constants.HF_TOKEN = changed["HF_TOKEN"] or None
-
-
-def _update_prometheus(changed: Mapping[str, str]) -> None:
-    """Several API servers share their metrics through files; the client reads the folder's name on import."""
-    values: Any = sys.modules.get("prometheus_client.values")
-    if values is not None and "PROMETHEUS_MULTIPROC_DIR" in changed:
-        values.ValueClass = values.get_value_class()
-
-
-def parse_cpus(text: str) -> set[int]:
-    """The CPUs in an OpenMP variable: `0 2-5`, `{0},{1}` or `...proclist=[0,1]`; empty if there are none."""
-    _, found, listed = text.partition("proclist=[")
-    words = (listed.partition("]")[0] if found else text).translate(_SEPARATORS).split()
-    cpus: set[int] = set()
-    for word in words:
-        first, _, last = word.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            return set()
-        cpus.update(range(int(first), int(last or first) + 1))
-    return cpus
 
 
 def _is_open(fd: int) -> bool:

@@ -5,12 +5,17 @@ import sys
 import traceback
 from typing import NoReturn
 
+from startup.timeline import start_origin
+
 
 def exec_again(variable: str, value: str) -> NoReturn:
     """Executes the same command in this process with a variable set, which discards all of its state.
 
-    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked.
+    The words are `sys.orig_argv`: those in /proc/self/cmdline may have been masked. A process forked from a
+    standby's would not be its client's any more: there the client executes the command.
     """
+    if start_origin.start_again is not None:
+        start_origin.start_again(variable, value)
     os.environ[variable] = value
     sys.stdout.flush()
     sys.stderr.flush()

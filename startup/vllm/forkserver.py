@@ -28,7 +28,7 @@ from startup.vllm.serving_events import ChildPipes, report_serving
 
 logger = logging.getLogger(__name__)
 
-_READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
+READ_AT_EXEC: Final = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC", "MALLOC_ARENA_MAX")
 """Variables that are read only when a program starts, so that a forked child cannot apply them."""
 _STATUS_S: Final = 1.0
 """Timeout for the exit code of an ended child, which the forkserver sends."""
@@ -141,7 +141,7 @@ def _read_exit_code(status_fd: int, pid: int) -> int:
 def _why_not_forked() -> str | None:
     if _start.server_pid is None or not _is_alive(_start.server_pid):
         return "the forkserver has exited"
-    for name in _READ_AT_EXEC:
+    for name in READ_AT_EXEC:
         wanted = foreign.text_of(name)
         if not set(wanted.split(":")) <= {"", *_start.environment.get(name, "").split(":")}:
             return f"{name} is {wanted!r}, which only a new program can apply"

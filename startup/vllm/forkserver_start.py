@@ -2,14 +2,15 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing import forkserver
 from typing import Final
 
 from envs import foreign
-from envs.registry import env
+from envs.registry import OWN_PREFIX, env
+from startup.processes import dormant_forkserver
 from startup.processes.new_program import ensure_forkserver
-from startup.vllm.forkserver import redirect_spawn
+from startup.vllm.forkserver import READ_AT_EXEC, redirect_spawn
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal
 from startup.vllm.preload_plan import PreloadPlan
@@ -34,9 +35,19 @@ def start_forkserver(plan: PreloadPlan, journal: Journal, *, environment: Mappin
     ours = {env.VCLI_PRELOAD_PLAN.name: str(plan.write()), env.VCLI_API_PROCESS.name: str(os.getpid())}
     with foreign.overlaid({**environment, **ours}):
         at_exec = foreign.snapshot()
+        _discard_unsuitable_dormant({*environment, *READ_AT_EXEC})
         ensure_forkserver(PRELOAD_MODULE)
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     redirect_spawn(journal, server_pid=pid, environment=at_exec, pipes=pipes)
+
+
+def _discard_unsuitable_dormant(names: Iterable[str]) -> None:
+    """A dormant forkserver has the libraries that its template's variables have loaded."""
+    loaded = (name for name in names if not name.startswith(OWN_PREFIX))
+    differing = dormant_forkserver.differing_variable(loaded)
+    if differing is not None:
+        logger.debug("the forkserver is a new program: %s differs from the standby's", differing)
+        dormant_forkserver.discard_dormant()
 
 
 def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
 
 import importlib
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
@@ -28,6 +29,9 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
     Returns:
         The API server's own modules that could not be imported, with the error.
     """
+    more = tuple(more)
+    if all(name in sys.modules for name in (*_MODULES, *more)):  # in a fork of a template process
+        return {}
     stub_unused_commands()
     if is_lean:
         make_compile_lazy()

@@ -7,18 +7,22 @@ start that may compile nothing.
 import functools
 from collections.abc import Callable
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 from startup.vllm.import_hooks import after_import
 
+_MARK: Final = "_vllm_cli_is_lazy"
+
 
 def make_compile_lazy() -> None:
-    """Replaces `torch.compile`: from now on it compiles a function on its first call."""
+    """From now on `torch.compile` compiles a function on its first call; a second call does nothing."""
     after_import("torch", _replace_compile)
 
 
 def _replace_compile(torch: Any) -> None:
     compile_now = torch.compile
+    if hasattr(compile_now, _MARK):
+        return
 
     @functools.wraps(compile_now)
     def compile_lazily(model: Any = None, **options: Any) -> Any:
@@ -28,6 +32,7 @@ def _replace_compile(torch: Any) -> None:
             return compile_now(model, **options)
         return _LazilyCompiled(lambda: compile_now(model, **options), model)
 
+    setattr(compile_lazily, _MARK, True)
     torch.compile = compile_lazily
 
 

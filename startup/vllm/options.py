@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from startup.config import StandbyMode
 from startup.logs.options import LogFormat
 from startup.prefetch.options import PrefetchOptions
 
@@ -15,6 +16,7 @@ class VllmOptions:
     """The command line for `vllm serve`, unchanged and in order."""
     start_method: str | None = None
     """The value of VLLM_WORKER_MULTIPROC_METHOD; None if it is not set."""
+    standby: StandbyMode = "auto"
     prefetch: PrefetchOptions = field(default_factory=PrefetchOptions)
     startup_timeout_s: float | None = None
     """The longest time that the start may take; None for no limit."""

@@ -5,8 +5,6 @@ forkserver accepts only names of modules to import, and its children inherit onl
 """
 
 import gc
-import importlib
-import json
 import logging
 import os
 import threading
@@ -34,6 +32,7 @@ from startup.vllm.late_import import delay_import  # noqa: E402
 from startup.vllm.lazy_compile import make_compile_lazy  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
 from startup.vllm.model_inspection import inspect_models_in_forks  # noqa: E402
+from startup.vllm.model_modules import model_modules  # noqa: E402
 from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
 from startup.vllm.spans import record_spans  # noqa: E402
 
@@ -55,23 +54,13 @@ def _preload(plan: PreloadPlan) -> None:
             delay_import(COMPILER, patched_by="vllm.env_override", function="_patch_inductor_fallback_allow_list")
         failed = import_leniently(plan.modules)
         if plan.model is not None:
-            failed |= import_leniently(_model_modules(Path(plan.model)))
+            failed |= import_leniently(model_modules(Path(plan.model)))
     gc.freeze()
     gc.enable()
     redirect_spawn(journal, server_pid=os.getpid(), environment=environment_at_exec())
     journal.write(failed=failed, num_threads=threading.active_count())
     journal.write(process=FORKSERVER, span="interpreter", begin_ns=process_start_ns(), end_ns=_BEGIN_NS)
     journal.write(process=FORKSERVER, span="preload_imports", begin_ns=_BEGIN_NS, end_ns=time.monotonic_ns())
-
-
-def _model_modules(model: Path) -> list[str]:
-    """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
-        config = json.loads((model / "config.json").read_bytes())
-        registry = importlib.import_module("vllm.model_executor.models.registry")
-        known = registry.ModelRegistry.models
-        return [known[name].module_name for name in config["architectures"] if name in known]
-    return []
 
 
 def _read_plan() -> PreloadPlan | None:

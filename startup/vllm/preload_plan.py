@@ -1,7 +1,7 @@
 """The forkserver's imports before it forks, decided and written by the launcher."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -55,22 +55,30 @@ def plan_preload(
 ) -> PreloadPlan:
     """The platform's modules and then the profile's; without a profile, the model's class too."""
     several_api_servers = any(word.replace("_", "-").startswith(_SEVERAL_API_SERVERS) for word in words)
-    roots = (
-        *_ENGINE,
-        *(_ON_CPU if vllm.is_for_cpu else _ON_GPU),
-        *(_API_SERVER if several_api_servers else ()),
-    )
+    roots = (*platform_modules(vllm), *(_API_SERVER if several_api_servers else ()))
     known = profile.engine_modules
+    is_known = bool(known) and profile.is_complete
     return PreloadPlan(
         folder=str(folder),
         modules=tuple(dict.fromkeys((*roots, *known))),
-        model=None if known or model is None else str(model),
-        compiler=_compiler_time(vllm, words, known),
+        model=None if is_known or model is None else str(model),
+        compiler=compiler_time(vllm, words, known),
     )
 
 
-def _compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:
-    """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there."""
+def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
+    """The modules of engine and worker that every start imports."""
+    return (*_ENGINE, *(_ON_CPU if vllm.is_for_cpu else _ON_GPU))
+
+
+def compiler_time(vllm: InstalledVllm, words: Iterable[str], known: Sequence[str]) -> CompilerTime:
+    """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there.
+
+    Args:
+        vllm: the installed vLLM.
+        words: the command line, or the relevant flags in a profile's kind.
+        known: engine modules of the start's profile.
+    """
     is_eager = any(word.replace("_", "-") in _EAGER_FLAGS for word in words)
     if not is_eager or COMPILER in known:
         return "now"

@@ -75,10 +75,14 @@ class PreloadProfile:
     compile_cache: Mapping[str, Any] = field(default_factory=dict)
     """Use of torch.compile's caches in the last start."""
     num_starts: int = 0
+    model: str | None = None
+    """The folder of the model that was started last; None for a model that was not on disk."""
+    is_complete: bool = True
+    """Whether the lists are whole: a warm start records only what its template had not imported."""
     disabled_reason: str | None = None
     """Why starts of this kind run vLLM without preloading: an earlier one failed in code of this package."""
 
-    def updated_with(self, recordings: StartRecordings) -> "PreloadProfile":
+    def updated_with(self, recordings: StartRecordings, *, is_warm: bool = False) -> "PreloadProfile":
         """The profile after one more start; its new modules come after the known ones."""
         engine = list(self.engine_modules)
         api = list(self.api_modules)
@@ -94,6 +98,7 @@ class PreloadProfile:
             failed=failed,
             compile_cache=recordings.compile_cache,
             num_starts=self.num_starts + 1,
+            is_complete=not is_warm or (self.is_complete and self.num_starts > 0),
         )
 
     def to_fields(self) -> dict[str, Any]:
@@ -117,9 +122,9 @@ def load_profile(kind: StartKind) -> PreloadProfile:
 
 
 def load_all_profiles() -> list[PreloadProfile]:
-    """The profiles of all kinds of start."""
+    """The profiles of all kinds of start, the one saved last first."""
     profiles = []
-    for path in sorted(profiles_folder().glob("*.json")):
+    for path in sorted(profiles_folder().glob("*.json"), key=_saved_ns, reverse=True):
         with suppress(OSError, ValueError, TypeError, KeyError):
             profiles.append(_read(path))
     return profiles
@@ -136,6 +141,12 @@ def delete_all_profiles() -> int:
 def profiles_folder() -> Path:
     """The folder of the profiles' files."""
     return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "preload"
+
+
+def _saved_ns(path: Path) -> int:
+    with suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _path(kind: StartKind) -> Path:

@@ -11,6 +11,13 @@ from startup.vllm.import_hooks import after_import
 from startup.vllm.journal import Journal
 
 
+class _Recorder:
+    """The journal of this process and of those forked from it later; there is none in a template process."""
+
+    journal: Journal | None = None
+    is_prepared = False
+
+
 def record_spans(journal: Journal, *, level: int = logging.WARNING) -> None:
     """Makes vLLM's marked functions record their times until the journal is closed.
 
@@ -18,6 +25,12 @@ def record_spans(journal: Journal, *, level: int = logging.WARNING) -> None:
         journal: takes the records.
         level: log level of an error with vLLM's `instrument`.
     """
+    _Recorder.journal = journal
+    prepare_spans(level=level)
+
+
+def prepare_spans(*, level: int = logging.WARNING) -> None:
+    """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
 
     def hook(tracing: Any) -> None:
         instrument = tracing.instrument
@@ -26,20 +39,23 @@ def record_spans(journal: Journal, *, level: int = logging.WARNING) -> None:
         def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
             if obj is None:
                 return functools.partial(instrument_and_time, **options)
-            return _timed(instrument(obj, **options), _phase_name(options.get("span_name") or obj.__name__), journal)
+            return _timed(instrument(obj, **options), _phase_name(options.get("span_name") or obj.__name__))
 
         tracing.instrument = instrument_and_time
 
-    after_import("vllm.tracing", hook, level=level)
+    if not _Recorder.is_prepared:
+        _Recorder.is_prepared = True
+        after_import("vllm.tracing", hook, level=level)
 
 
-def _timed(function: Callable[..., Any], name: str, journal: Journal) -> Callable[..., Any]:
+def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(function):
         return function
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
-        if not journal.is_open:
+        journal = _Recorder.journal
+        if journal is None or not journal.is_open:
             return function(*args, **kwargs)
         with journal.span(name):
             result = function(*args, **kwargs)

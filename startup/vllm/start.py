@@ -16,11 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
 
-from envs import foreign
 from envs.registry import env
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
+from startup.processes.dormant_forkserver import discard_dormant
 from startup.session import ListenAddress, StartSession
+from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm import compile_cache, port
@@ -41,6 +42,7 @@ from startup.vllm.preload_plan import plan_preload
 from startup.vllm.preload_profile import StartKind, load_profile
 from startup.vllm.serving_events import ServingEvents
 from startup.vllm.spans import record_spans
+from startup.vllm.start_method import may_defer_compiler
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,8 @@ class _VllmStart:
                 logger.warning("%s", notice)
             if self._start_method == "forkserver":
                 self._start_forkserver(events)
+            else:
+                discard_dormant()
             session.prefetch(self._files, self._options.prefetch)
             session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
             self._import_api_server()
@@ -195,7 +199,8 @@ class _VllmStart:
         self._journal.record_modules()
         self._journal.is_open = False
         recordings = StartRecordings.read(self._journal.folder)
-        self._profile.updated_with(recordings).save()
+        profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
+        replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
         return recordings
 
     def _may_be_caused_by_preloading(self, err: Exception) -> bool:
@@ -226,9 +231,7 @@ class _VllmStart:
 
     @property
     def _may_defer_compiler(self) -> bool:
-        """Whether lean imports are on, and no model runs in this process or in a fork of it."""
-        runs_here = foreign.text_of("VLLM_ENABLE_V1_MULTIPROCESSING") not in ("", "1") or self._is_headless
-        return env.VCLI_LEAN_IMPORTS.get() and not runs_here and self._start_method != "fork"
+        return may_defer_compiler(self._line, self._start_method)
 
     def _subject(self) -> StartSubject:
         return StartSubject(

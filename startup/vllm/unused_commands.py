@@ -25,8 +25,9 @@ _UNUSED: Final = {
 
 
 def stub_unused_commands() -> None:
-    """From now on, importing the module of another subcommand gives a stub with the commands' names."""
-    sys.meta_path.insert(0, _StubFinder())
+    """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
+    if not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _StubFinder())
 
 
 class _StubFinder(MetaPathFinder, Loader):

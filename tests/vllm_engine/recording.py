@@ -39,7 +39,8 @@ def record(server: VllmServer, questions: Questions, *, observed: Path, end: int
     """Sends the requests, records the processes' settings and stops the server with a signal."""
     server.wait_ready()
     recording = Recording(answers=questions(server))
-    serving = [p for p in server.family() if p.pid == server.process.pid or title_of(p).startswith(_OWN_NAMES)]
+    main = server.main_process()
+    serving = [main, *(p for p in server.family() if p != main and title_of(p).startswith(_OWN_NAMES))]
     recording.titles = {title_of(process) for process in serving[1:]}
     for process in serving:
         process.send_signal(signal.SIGUSR2)

@@ -32,8 +32,11 @@ _OF_EACH_START = (
     "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME",
     "VLLM_DIST_IDENT",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    "PYTEST_CURRENT_TEST",
+    "VCLI_STANDBY",
+    "XDG_RUNTIME_DIR",
 )
-"""Variables with another value in each start: random names, an address."""
+"""Variables with another value in each start: random names, an address, the standby."""
 _TIMED_LINES = ("loggers.py", "shm_broadcast.py")
 """Sources of lines that depend on timing."""
 
@@ -43,17 +46,19 @@ def plain(start_vllm: StartVllm, tmp_path_factory: pytest.TempPathFactory) -> Re
     return _record(start_vllm, "plain", tmp_path_factory.mktemp("plain") / "observed")
 
 
-@pytest.fixture(scope="module")
-def ours(start_vllm: StartVllm, plain: Recording, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+@pytest.fixture(scope="module", params=["ours", "warm"])
+def ours(
+    start_vllm: StartVllm, plain: Recording, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Recording:
     """Started after `plain`, whose start fills vLLM's cache of model inspections."""
-    return _record(start_vllm, "ours", tmp_path_factory.mktemp("ours") / "observed")
+    return _record(start_vllm, request.param, tmp_path_factory.mktemp("ours") / "observed")
 
 
 def _record(start_vllm: StartVllm, launcher: str, observed: Path) -> Recording:
     arguments = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "8", "--shutdown-timeout", "20")
     environment = observing(observed) | {"VLLM_LOGGING_LEVEL": "INFO", "USER_OWN": "kept"}
     with start_vllm(launcher, *arguments, model=PEER_MODEL, environment=environment) as server:
-        while_starting = first_status(server, "/health") if launcher == "ours" else None
+        while_starting = first_status(server, "/health") if launcher != "plain" else None
         recording = record(server, _ask, observed=observed, end=signal.SIGTERM)
     recording.answers["while starting"] = while_starting
     return recording

@@ -1,4 +1,4 @@
-"""A server process of real vLLM, started by `vllm serve` or by `vllm-cli serve --engine vllm`."""
+"""A server process of real vLLM: `vllm serve`, or `vllm-cli serve --engine vllm`, cold or warm."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from tests.http_answer import ask
 from tests.peer_vllm import BIN, PYTHON, ROOT
 from tests.ports import free_port
 from tests.process_end import end_server
+from tests.standby_process import StandbyProcess
 from tests.waiting import is_gone
 
 _READY_S = 1200.0
@@ -24,10 +25,9 @@ _GONE_S = 120.0
 _POLL_S = 0.2
 """Long, so that polling takes little CPU time from the start."""
 
-LAUNCHERS: Final = {
-    "plain": (str(BIN / "vllm"), "serve"),
-    "ours": (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm"),
-}
+_OURS: Final = (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm")
+LAUNCHERS: Final = {"plain": (str(BIN / "vllm"), "serve"), "ours": _OURS, "warm": _OURS}
+"""`warm` is `ours` with a standby of its own, from which it must fork its server."""
 
 
 class VllmServer:
@@ -59,9 +59,15 @@ class VllmServer:
         self._folder = folder
         self._path = folder / f"{launcher}-{self.port}.log"
         self._family: set[psutil.Process] = set()
+        self._standby: StandbyProcess | None = None
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
+        if self.name == "warm":
+            kind = "vllm-eager" if "--enforce-eager" in self._command else "vllm-compiled"
+            self._standby = StandbyProcess("--for", kind, environment=self._environment, python=PYTHON)
+            self._standby.__enter__()
+            self._environment |= self._standby.environment
         with self._path.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command,
@@ -76,7 +82,11 @@ class VllmServer:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = self._end()
+        try:
+            left = self._end()
+        finally:
+            if self._standby is not None:
+                self._standby.__exit__(None, None, None)
         assert not left or self.name == "plain", f"left behind: {left}"
 
     @property
@@ -102,14 +112,26 @@ class VllmServer:
             time.sleep(_POLL_S)
 
     def family(self) -> list[psutil.Process]:
-        """The server's process tree, recorded for the end, when some processes may have other parents."""
+        """The server's process tree, recorded for the end, when some processes may have other parents.
+
+        In a warm start it begins with the supervisor; the server is forked from the standby's template.
+        """
         try:
             root = psutil.Process(self.process.pid)
             family = [root, *root.children(recursive=True)]
+            if self._standby is not None:
+                family += [p for template in self._standby.templates() for p in template.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
         self._family.update(family)
         return family
+
+    def main_process(self) -> psutil.Process:
+        """vLLM's main process."""
+        if self._standby is not None:
+            (process,) = [process for template in self._standby.templates() for process in template.children()]
+            return process
+        return psutil.Process(self.process.pid)
 
     def titled(self, title: str) -> list[psutil.Process]:
         """Its processes whose title begins with this text, in order."""

@@ -1,0 +1,26 @@
+"""Makes the titles that vLLM gives its processes visible in processes whose command line was replaced.
+
+`setproctitle` writes into the memory that held the words of `exec`; in forks of a standby's template process
+the kernel reads the words elsewhere (`startup.command_line`).
+"""
+
+import os
+from typing import Any
+
+from startup.command_line import replace_command_line
+from startup.vllm.import_hooks import after_import
+
+
+def show_titles() -> None:
+    """From now on, a title that this process or a fork of it sets also replaces its command line."""
+    after_import("setproctitle", _replace_setter)
+
+
+def _replace_setter(module: Any) -> None:
+    set_title = module.setproctitle
+
+    def set_and_show(title: str) -> None:
+        set_title(title)
+        replace_command_line(os.fsencode(title) + b"\0")
+
+    module.setproctitle = set_and_show

@@ -1,0 +1,155 @@
+"""Starts of the fake vLLM that fork their server from a standby's template process."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from startup.standby.kinds import VLLM_EAGER, kind_of
+from tests.standby_process import StandbyProcess
+from tests.startup.vllm.fake_start import FakeStart, environment, run_fake
+from tests.waiting import wait_until
+
+
+class WarmStart(FakeStart):
+    """A start whose server is a child of the template process."""
+
+    def __init__(self, standby: StandbyProcess, folder: Path, *words: str, **variables: str) -> None:
+        super().__init__(folder, *words, env={**_environment(folder, standby), **variables})
+        self._standby = standby
+
+    @property
+    def servers(self) -> list[psutil.Process]:
+        """The forked main processes of vLLM."""
+        return [server for template in self._standby.templates() for server in template.children()]
+
+    def record_tree(self) -> list[psutil.Process]:
+        tree = super().record_tree()
+        for server in self.servers:
+            tree += [server, *server.children(recursive=True)]
+        self._seen.update(tree)
+        return tree
+
+
+@pytest.fixture
+def standby(folder: Path) -> Iterator[StandbyProcess]:
+    with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as running:
+        yield running
+
+
+def _variables(folder: Path) -> dict[str, str]:
+    """Variables of the standby beyond this process's."""
+    return {name: environment(folder)[name] for name in ("PYTHONPATH", "VLLM_CACHE_ROOT", "TMPDIR")}
+
+
+def _environment(folder: Path, standby: StandbyProcess) -> dict[str, str]:
+    """Variables of a start, with the flags of the standby's interpreter."""
+    flags = {name: value for name, value in os.environ.items() if name == "PYTHONDONTWRITEBYTECODE"}
+    return {**environment(folder), **flags, **standby.environment}
+
+
+def test_a_warm_server_its_engine_and_its_workers_have_the_templates_imports(
+    standby: StandbyProcess, folder: Path
+) -> None:
+    with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
+        state = start.wait_until_ready().state()
+        template = standby.template("vllm-eager").pid
+        everyone = [state["server"], state["engine"], *state["workers"]]
+        for process in everyone:
+            assert process["imported_in"]["vllm"] == template
+            assert process["imported_in"]["vllm.v1.worker.cpu_worker"] == template
+        assert state["server"]["ppid"] == template
+        assert {start.kind_of(process["pid"]) for process in everyone[1:]} == {"forkserver"}
+        assert len({process["ppid"] for process in everyone[1:]}) == 1
+        assert start.complete("A text") == "A text was read by worker 0"
+        assert start.end() == 0
+
+
+def test_phases_of_all_processes_are_recorded(standby: StandbyProcess, folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    with WarmStart(standby, folder, "--enforce-eager", "--startup-report", str(report)) as start:
+        start.wait_until_ready()
+        wait_until(report.exists)
+        names = {span["name"] for span in json.loads(report.read_text())["spans"]}
+    assert {"fork_from_standby", "asyncmpclient_init", "executor_init", "take_over"} <= names
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("victim", ["client", "server", "template"])
+def test_a_killed_process_leaves_no_process_of_the_start(victim: str, standby: StandbyProcess, folder: Path) -> None:
+    with WarmStart(standby, folder, "--enforce-eager", "--tensor-parallel-size", "2") as start:
+        (server,) = start.wait_until_ready().servers
+        if victim == "template":
+            standby.template("vllm-eager").kill()
+            assert start.complete("A text") == "A text was read by worker 0"
+            assert start.end() == 0
+        else:
+            (start.launcher if victim == "client" else server).kill()
+            assert start.process.wait(60) == -signal.SIGKILL
+        start.wait_until_tree_is_gone()
+
+
+@pytest.mark.thorough
+def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby: StandbyProcess, folder: Path) -> None:
+    with FakeStart(folder, "--enforce-eager") as cold:
+        code = cold.wait_until_ready().end(signal.SIGINT)
+    with WarmStart(standby, folder, "--enforce-eager") as start:
+        assert start.wait_until_ready().end(signal.SIGINT) == code
+
+
+def test_without_a_forkserver_no_process_waits_for_one(standby: StandbyProcess, folder: Path) -> None:
+    with WarmStart(standby, folder, "--enforce-eager", VLLM_WORKER_MULTIPROC_METHOD="spawn") as start:
+        state = start.wait_until_ready().state()
+        assert start.kind_of(state["engine"]["pid"]) == "spawn"
+        words = start.servers[0].cmdline()
+        assert [process.pid for process in start.servers[0].children() if process.cmdline() == words] == []
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("words", "variables", "reason"),
+    [
+        ((), {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}, "the start method fork"),
+        ((), {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, "needs the compiler"),
+        ((), {"VCLI_LEAN_IMPORTS": "0"}, "needs the compiler"),
+        ((), {"TORCHELASTIC_RUN_ID": "1"}, "without preloading: a launcher starts one process per rank"),
+        ((), {"VCLI_PLAIN_VLLM": "1"}, "without preloading: VCLI_PLAIN_VLLM is set"),
+        (("--headless",), {}, "needs the compiler"),
+        (("--numa-bind",), {}, "--numa-bind needs new programs"),
+        ((), {"VLLM_WORKER_MULTIPROC_METHOD": "unknown"}, "the settings are not understood"),
+    ],
+    ids=["fork", "one-process", "whole-imports", "torchrun", "plain", "headless", "numa", "unknown-method"],
+)
+def test_starts_that_need_other_imports_are_cold(
+    words: tuple[str, ...], variables: dict[str, str], reason: str, standby: StandbyProcess, folder: Path
+) -> None:
+    env = {**_environment(folder, standby), **variables}
+    done = run_fake(folder, "--enforce-eager", *words, env=env)
+    assert done.returncode == 3
+    assert reason in done.stderr
+
+
+def test_a_warm_start_without_a_profile_saves_no_complete_one(folder: Path) -> None:
+    words = ("--enforce-eager", "--worker-imports", "vllm.lazy")
+    with StandbyProcess("--for", "vllm-eager", environment=_variables(folder)) as standby:
+        with WarmStart(standby, folder, *words) as start:
+            start.wait_until_ready().wait_for_line("ready after")
+            wait_until(lambda: list((folder / "cache").rglob("preload/*.json")))
+        (profile,) = (folder / "cache").rglob("preload/*.json")
+        assert json.loads(profile.read_text())["is_complete"] is False
+    with FakeStart(folder, *words) as start:
+        start.wait_until_ready()
+        wait_until(lambda: json.loads(profile.read_text())["num_starts"] == 2)
+    content = json.loads(profile.read_text())
+    assert content["is_complete"] is True
+    assert "vllm.lazy" in content["engine_modules"]
+
+
+@pytest.mark.parametrize("word", ["--preflight-only", "--preflight_only", "--help", "--version"])
+def test_commands_that_do_not_start_vllm_need_no_template(word: str) -> None:
+    assert kind_of(["--engine", "vllm", "--enforce-eager", word]) is None
+    assert kind_of(["--engine", "vllm", "--enforce-eager"]) == VLLM_EAGER
