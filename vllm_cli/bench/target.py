@@ -1,22 +1,13 @@
 """A measured server: running already, or started, frozen and stopped by the benchmark."""
 
-import contextlib
 import re
 import shlex
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Protocol
 
-from vllm_cli import supervisor
 from vllm_cli.bench.config import TargetSpec
-from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.ports import find_free_port, list_server_ports
-
-STOP_GRACE_S = 20.0
-"""Time that a server has to exit after SIGTERM; then it is killed."""
-_NUM_LOG_LINES = 20
+from vllm_cli.bench.supervised_command import SupervisedCommand
 
 
 class Target(Protocol):
@@ -62,97 +53,33 @@ class RunningTarget:
     close = pause = resume = ensure_alive = poll = start
 
 
-class CommandTarget:
-    """A server that the benchmark starts from shell words, as the child of a supervisor process."""
+class CommandTarget(SupervisedCommand):
+    """A server that the benchmark starts from shell words."""
 
     is_own = True
 
-    def __init__(self, spec: TargetSpec, command: str) -> None:
+    def __init__(self, spec: TargetSpec, command: str, environment: Mapping[str, str] | None = None) -> None:
+        """`environment`: variables to set in addition to those of this process."""
+        super().__init__(environment)
         self.spec = spec
         self.base_url = ""
         self._command = command
-        self._words: list[str] = []
-        self._supervisor: subprocess.Popen[bytes] | None = None
-        self._log_path: Path | None = None
 
     def start(self) -> None:
         """Starts the command unless it runs; every start has a port of its own."""
-        if self._supervisor is not None:
-            return
-        port = find_free_port(list_server_ports())
-        self.base_url = f"http://127.0.0.1:{port}"
-        self._words = _server_words(self._command, port)
-        with tempfile.NamedTemporaryFile(prefix="vllm-cli-bench-", suffix=".log", delete=False) as log:
-            self._log_path = Path(log.name)
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, str(STOP_GRACE_S), *self._words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def close(self) -> None:
-        """Stops the server and waits until it and all its descendants have exited."""
         if self._supervisor is None:
-            return
-        process, self._supervisor = self._supervisor, None
-        with contextlib.suppress(BrokenPipeError):
-            process.communicate()
-        if self._log_path is not None:
-            self._log_path.unlink(missing_ok=True)
+            port = find_free_port(list_server_ports())
+            self.base_url = f"http://127.0.0.1:{port}"
+            self.run(_server_words(self._command, port))
 
     def pause(self) -> None:
-        self._send(b"pause\n")
+        self.send(b"pause\n")
 
     def resume(self) -> None:
-        self._send(b"resume\n")
+        self.send(b"resume\n")
 
     def poll(self) -> None:
-        self._send(b"poll\n")
-
-    def ensure_alive(self) -> None:
-        if self._supervisor is not None and self._supervisor.poll() is not None:
-            raise TargetDiedError(f"{self.describe_end()}\n{self.log_tail}".rstrip())
-
-    def describe_end(self) -> str:
-        """One line with the command and its exit status."""
-        status = self._supervisor.returncode if self._supervisor else None
-        words = shlex.join(self._words)
-        if status == supervisor.CANNOT_RUN:
-            return f"Cannot run: {words}"
-        return f"The server ended with exit status {status}: {words}"
-
-    @property
-    def log_tail(self) -> str:
-        """The last lines that the server wrote."""
-        if self._log_path is None or not self._log_path.exists():
-            return ""
-        lines = self._log_path.read_text(errors="replace").splitlines()
-        return "\n".join(f"  {line}" for line in lines[-_NUM_LOG_LINES:])
-
-    @property
-    def root_pid(self) -> int:
-        """The supervisor: all processes of the server are its descendants.
-
-        Raises:
-            TargetDiedError: the server was not started, or has been stopped.
-        """
-        if self._supervisor is None:
-            raise TargetDiedError("The server does not run.")
-        return self._supervisor.pid
-
-    def _send(self, command: bytes) -> None:
-        """Sends a command to the supervisor and waits until it is done or the server has exited."""
-        process = self._supervisor
-        if process is None or process.stdin is None or process.stdout is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(command)
-            process.stdin.flush()
-            if process.stdout.readline():
-                return
-        process.wait()  # without an echo the server has exited, and the supervisor exits after it
+        self.send(b"poll\n")
 
 
 def build_target(spec: TargetSpec) -> Target:

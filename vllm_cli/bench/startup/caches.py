@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vllm_cli.bench.errors import BenchError
-from vllm_cli.bench.startup.config import CacheState, StartupBenchConfig
+from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.page_cache import Residency, evict_files, list_files
 
 _ASIDE_SUFFIX = ".aside-by-bench"
@@ -32,7 +32,7 @@ class StartupCaches:
             _restore(self._compile_cache)
 
     @contextmanager
-    def in_state(self, state: CacheState) -> Iterator[Residency | None]:
+    def in_state(self, state: StartState) -> Iterator[Residency | None]:
         """Sets the state for the block; yields what stayed in memory after an eviction; None without one.
 
         Raises:
@@ -88,7 +88,7 @@ def _moved_aside(folder: Path) -> Iterator[None]:
 
 
 def _restore(folder: Path) -> None:
-    """Moves the folder back, also after a killed run; deletes what a cold start has compiled."""
+    """Moves the folder back, also after a killed run; deletes what a start with cold caches has compiled."""
     aside = _aside(folder)
     if aside.exists():
         shutil.rmtree(folder, ignore_errors=True)

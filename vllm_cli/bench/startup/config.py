@@ -7,8 +7,9 @@ from typing import Literal
 from server.errors import ConfigError
 from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_counts
 
-CacheState = Literal["warm", "cold-pages", "cold-compile", "cold"]
-"""The caches before a start: all warm; weights (and libraries) evicted; no compile cache; both."""
+StartState = Literal["warm", "cold-pages", "cold-compile", "cold", "standby"]
+"""Before a start: warm caches; weights (and libraries) evicted; no compile cache; both; warm caches and a
+standby that has the imports."""
 
 PROMPT = "The capital of France is"
 MAX_TOKENS = 4
@@ -22,12 +23,14 @@ class StartupBenchConfig:
     """Commands; the first is side A, the others are compared with it."""
     floor_model: Path | None = None
     """The model folder of the bare script, an additional side; None leaves it out."""
-    states: tuple[CacheState, ...] = ("warm",)
+    states: tuple[StartState, ...] = ("warm",)
     num_rounds: int = 5
     evict_paths: tuple[Path, ...] = ()
     """Files and folders whose pages are evicted for a cold page cache."""
     evict_libraries: bool = False
     """Whether the shared libraries of the commands' Python environments are evicted too."""
+    standby_model: str | None = None
+    """The model that the standby keeps too (its --model)."""
     compile_cache: Path | None = None
     """The folder that is renamed for a cold compile cache."""
     endpoint: Endpoint = "completions"
@@ -44,6 +47,12 @@ class StartupBenchConfig:
             raise ConfigError("--evict", None, "given for a cold page cache: the model's folder")
         if self.needs_cold_compile and self.compile_cache is None:
             raise ConfigError("--compile-cache", None, "given for a cold compile cache: its folder")
+        if self.has_standby and self.needs_cold_pages and self.evict_libraries:
+            raise ConfigError("--evict-libraries", True, "left out with --state standby: a standby maps the libraries")
+
+    @property
+    def has_standby(self) -> bool:
+        return "standby" in self.states
 
     @property
     def needs_cold_pages(self) -> bool:

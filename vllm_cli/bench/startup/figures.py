@@ -3,7 +3,7 @@
 from msgspec import structs
 
 from vllm_cli.bench.figures import Metric, compare_rounds, percentile_ms, spread_of, summarize_rounds
-from vllm_cli.bench.startup.config import CacheState
+from vllm_cli.bench.startup.config import StartState
 from vllm_cli.bench.startup.page_cache import Residency
 from vllm_cli.bench.startup.probe import StartProbeSamples
 from vllm_cli.bench.startup.results import StartFigures, StateRatio, StateResult
@@ -41,7 +41,7 @@ def add_residency(figures: StartFigures, residency: Residency | None) -> StartFi
     return structs.replace(figures, evicted_bytes=residency.total_bytes, resident_bytes=residency.resident_bytes)
 
 
-def summarize_state(state: CacheState, rounds: list[StartFigures]) -> StateResult:
+def summarize_state(state: StartState, rounds: list[StartFigures]) -> StateResult:
     """Median and spread of every figure and phase over the rounds."""
     names = dict.fromkeys(name for figures in rounds for name in figures.phases)
     reported = [figures.phases for figures in rounds if figures.phases]

@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 
 from vllm_cli.bench.errors import TargetStartError
-from vllm_cli.bench.startup.config import PROMPT
+from vllm_cli.bench.startup.config import PROMPT, StartState
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
-from vllm_cli.bench.startup.results import StartFigures
+from vllm_cli.bench.startup.results import StandbyFigures, StartFigures
 
 _SCRIPT = Path(__file__).with_name("bare_script.py")
 
@@ -28,6 +28,7 @@ class FloorSide:
 
     name = "bare script"
     version: str | None = None
+    standby: StandbyFigures | None = None
 
     def __init__(self, model: Path, *, timeout_s: float) -> None:
         self.model = str(model)
@@ -37,10 +38,10 @@ class FloorSide:
 
     async def prepare(self) -> None:
         """One run that is not measured."""
-        await self.measure()
+        await self.measure("warm")
 
-    async def measure(self) -> StartFigures:
-        """One measured run."""
+    async def measure(self, state: StartState) -> StartFigures:
+        """One measured run; the same with and without a standby."""
         with ExecStamp() as stamp:
             words = [*stamp.stamp_words, sys.executable, "-P", str(_SCRIPT), self.model, PROMPT]
             process = await asyncio.create_subprocess_exec(
@@ -53,6 +54,12 @@ class FloorSide:
             exec_ns = await stamp.wait(lambda: None)
         self.first_text = token.text
         return StartFigures(listening_ms=None, healthy_s=None, first_token_s=(token.token_ns - exec_ns) / 1e9)
+
+    async def finish(self) -> None:
+        """Nothing is measured after the rounds."""
+
+    def close(self) -> None:
+        """Nothing runs between the rounds."""
 
     async def _read_token(self, process: Process) -> _Token:
         try:

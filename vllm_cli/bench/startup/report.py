@@ -5,6 +5,7 @@ from typing import TextIO
 
 from vllm_cli.bench.startup.figures import STARTUP_METRICS
 from vllm_cli.bench.startup.results import StartupResult, StartupSideResult, StateResult
+from vllm_cli.bench.startup.standby import FORK_PHASE
 from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_sections
 
 _COLD_ENOUGH = 0.01
@@ -29,6 +30,10 @@ def describe_startup_run(result: StartupResult) -> Iterator[str]:
     order = "Rounds alternate. " if len(result.sides) > 1 else ""
     yield f"{order}Times count from exec. {settings.num_rounds} rounds; medians (min-max), ratios round by round."
     yield from _describe_evictions(result)
+    for side in result.sides:
+        if (standby := side.standby) is not None:
+            size = f"{standby.memory_bytes / 1e6:.0f} MB (PSS)"
+            yield f"{side.name} from standby: {size}, imported in {standby.import_s:.1f} s, before the starts."
 
 
 def build_startup_tables(result: StartupResult) -> list[FigureTable]:
@@ -54,6 +59,7 @@ def describe_startup_problems(result: StartupResult) -> Iterator[str]:
     for side in result.sides:
         for state in side.states:
             yield from _state_problems(side, state)
+            yield from _standby_problems(side, state)
 
 
 def _build_figures(result: StartupResult, index: int, state: str) -> FigureTable:
@@ -84,3 +90,14 @@ def _state_problems(side: StartupSideResult, state: StateResult) -> Iterator[str
         yield f"{where}: {stayed:.1%} of what was evicted stayed in memory, so it was not cold; does a process map it?"
     if num_lost := sum(figures.num_lost for figures in state.rounds):
         yield f"{where}: {num_lost} probes got no response after an earlier one had a response"
+
+
+def _standby_problems(side: StartupSideResult, state: StateResult) -> Iterator[str]:
+    """Cold starts with a standby, warm ones without; a side's first fork is not among the rounds."""
+    num_rounds = len(state.rounds)
+    if state.state == "standby":
+        if side.standby is not None and side.standby.num_starts < num_rounds + 1:
+            num_warm = max(side.standby.num_starts - 1, 0)
+            yield f"{side.name} from standby: only {num_warm} of {num_rounds} servers were forked from the standby"
+    elif num_warm := sum(any(name.endswith(f":{FORK_PHASE}") for name in figures.phases) for figures in state.rounds):
+        yield f"{side.name} from {state.state}: {num_warm} of {num_rounds} servers were forked from a standby"

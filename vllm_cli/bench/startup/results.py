@@ -2,7 +2,7 @@
 
 from vllm_cli.bench.config import Endpoint
 from vllm_cli.bench.results import Ratio, ResultPart, RunResult, SideResult, Spread
-from vllm_cli.bench.startup.config import CacheState
+from vllm_cli.bench.startup.config import StartState
 
 STARTUP_SCHEMA_VERSION = 1
 
@@ -34,10 +34,21 @@ class StartFigures(ResultPart, frozen=True, kw_only=True):
     """Bytes of them that stayed in memory."""
 
 
-class StateResult(ResultPart, frozen=True, kw_only=True):
-    """One side's starts from one state of the caches."""
+class StandbyFigures(ResultPart, frozen=True, kw_only=True):
+    """The standby that a side's servers were forked from."""
 
-    state: CacheState
+    memory_bytes: int
+    """PSS of the standby and its template process, while no server runs."""
+    import_s: float
+    """How long its imports took."""
+    num_starts: int
+    """Servers forked, with the start that is not measured."""
+
+
+class StateResult(ResultPart, frozen=True, kw_only=True):
+    """One side's starts from one state."""
+
+    state: StartState
     summary: dict[str, Spread]
     """By figure, over the rounds that have it."""
     phases: dict[str, Spread]
@@ -50,19 +61,21 @@ class StartupSideResult(SideResult, frozen=True, kw_only=True):
     first_text: str | None
     """The text of the greedy first token, to check that sides do the same work; null if unknown."""
     states: list[StateResult]
+    standby: StandbyFigures | None = None
+    """Null without the state `standby`, and for other programs than vllm-cli."""
 
 
 class StateRatio(Ratio, frozen=True, kw_only=True):
     """The ratios of starts from one state."""
 
-    state: CacheState
+    state: StartState
 
 
 class StartupSettings(ResultPart, frozen=True, kw_only=True):
     """The settings, the same for every side."""
 
     endpoint: Endpoint
-    states: list[CacheState]
+    states: list[StartState]
     num_rounds: int
     evict_libraries: bool
     max_tokens: int

@@ -1,4 +1,4 @@
-"""Runs `bench startup`: alternating starts of all sides from all cache states; returns the result."""
+"""Runs `bench startup`: alternating starts of all sides from all states; returns the result."""
 
 import asyncio
 from collections import defaultdict
@@ -10,11 +10,12 @@ from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.results import format_now
 from vllm_cli.bench.schedule import ScheduledRound
 from vllm_cli.bench.startup.caches import StartupCaches
-from vllm_cli.bench.startup.config import MAX_TOKENS, CacheState, StartupBenchConfig
+from vllm_cli.bench.startup.config import MAX_TOKENS, StartState, StartupBenchConfig
 from vllm_cli.bench.startup.figures import add_residency, compare_states, summarize_state
 from vllm_cli.bench.startup.floor import FloorSide
 from vllm_cli.bench.startup.results import (
     STARTUP_SCHEMA_VERSION,
+    StandbyFigures,
     StartFigures,
     StartupResult,
     StartupSettings,
@@ -32,12 +33,20 @@ class Side(Protocol):
     version: str | None
     first_text: str | None
     """The text of its first token; set by `prepare`."""
+    standby: StandbyFigures | None
+    """What its starts from the state `standby` were forked from; set by `finish`."""
 
     async def prepare(self) -> None:
-        """One start that is not measured."""
+        """Starts that are not measured, and what must run before the rounds."""
 
-    async def measure(self) -> StartFigures:
+    async def measure(self, state: StartState) -> StartFigures:
         """One measured start; all its processes have exited on return."""
+
+    async def finish(self) -> None:
+        """Called after the rounds."""
+
+    def close(self) -> None:
+        """Stops what runs between the starts."""
 
 
 def run_startup_bench(config: StartupBenchConfig, progress: Progress) -> StartupResult:
@@ -54,9 +63,16 @@ class _StartupBench:
         self._sides: list[Side] = [ServerSide(spec, config) for spec in config.targets]
         if config.floor_model:
             self._sides.append(FloorSide(config.floor_model, timeout_s=config.ready_timeout_s))
-        self._rounds: defaultdict[tuple[int, CacheState], list[StartFigures]] = defaultdict(list)
+        self._rounds: defaultdict[tuple[int, StartState], list[StartFigures]] = defaultdict(list)
 
     async def run(self) -> StartupResult:
+        try:
+            return await self._run()
+        finally:
+            for side in self._sides:
+                side.close()
+
+    async def _run(self) -> StartupResult:
         created_at = format_now()
         caches = StartupCaches(self._config)
         for side in self._sides:
@@ -68,11 +84,13 @@ class _StartupBench:
             await asyncio.sleep(self._config.pause_s)
             self._progress.step(self._describe(start))
             with caches.in_state(start.condition) as residency:
-                figures = await self._sides[start.side].measure()
+                figures = await self._sides[start.side].measure(start.condition)
             self._rounds[start.side, start.condition].append(add_residency(figures, residency))
+        for side in self._sides:
+            await side.finish()
         return self._assemble(created_at)
 
-    def _describe(self, start: ScheduledRound[CacheState]) -> str:
+    def _describe(self, start: ScheduledRound[StartState]) -> str:
         name, number = self._sides[start.side].name, start.round_number + 1
         return f"{name}: {start.condition}, round {number} of {self._config.num_rounds}"
 
@@ -107,10 +125,11 @@ class _StartupBench:
             version=side.version,
             first_text=side.first_text,
             states=[summarize_state(state, self._rounds[index, state]) for state in self._config.states],
+            standby=side.standby,
         )
 
 
-def _schedule_starts(config: StartupBenchConfig, num_sides: int) -> list[ScheduledRound[CacheState]]:
+def _schedule_starts(config: StartupBenchConfig, num_sides: int) -> list[ScheduledRound[StartState]]:
     """Sides alternate; every other round reverses them, so that no side always follows the same one."""
     sides = list(range(num_sides))
     return [

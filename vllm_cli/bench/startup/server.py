@@ -11,7 +11,7 @@ from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStar
 from vllm_cli.bench.readiness import wait_until_ready
 from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request_format import RequestFormat
-from vllm_cli.bench.startup.config import StartupBenchConfig
+from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
 from vllm_cli.bench.startup.figures import add_probes
 from vllm_cli.bench.startup.moments import (
@@ -23,7 +23,8 @@ from vllm_cli.bench.startup.moments import (
     wait_listening,
 )
 from vllm_cli.bench.startup.probe import StartProbe
-from vllm_cli.bench.startup.results import StartFigures
+from vllm_cli.bench.startup.results import StandbyFigures, StartFigures
+from vllm_cli.bench.startup.standby import NO_STANDBY, BenchStandby, OwnCommand
 from vllm_cli.bench.target import CommandTarget
 
 
@@ -39,10 +40,25 @@ class ServerSide:
         self._spec = spec
         self._config = config
         self._request_format: RequestFormat | None = None
+        self._running: BenchStandby | None = None
+        self.standby: StandbyFigures | None = None
 
     async def prepare(self) -> None:
-        """One start that is not measured: checks the command, warms caches, finds the request format."""
-        with ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
+        """One start that is not measured: checks the command, warms caches, finds the request format.
+
+        A standby is started after it, because a first start records what a template process imports; then
+        its first fork is not measured either.
+        """
+        await self._prepare_start("warm")
+        if self._config.has_standby and (command := await OwnCommand.find(self._spec.command or "")) is not None:
+            self._running = BenchStandby(
+                command, model=self._config.standby_model, timeout_s=self._config.ready_timeout_s
+            )
+            await self._running.start()
+            await self._prepare_start("standby")
+
+    async def _prepare_start(self, state: StartState) -> None:
+        with ExecStamp() as stamp, closing(self._build_target(stamp, state)) as target:
             target.start()
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
@@ -59,10 +75,10 @@ class ServerSide:
             )
             self.first_text = await ask_first_text(ready.request_format)
 
-    async def measure(self) -> StartFigures:
+    async def measure(self, state: StartState) -> StartFigures:
         """One measured start."""
         assert self._request_format is not None
-        with StartProbe() as probe, ExecStamp() as stamp, closing(self._build_target(stamp)) as target:
+        with StartProbe() as probe, ExecStamp() as stamp, closing(self._build_target(stamp, state)) as target:
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     return await self._time_start(target, stamp, probe, self._request_format)
@@ -70,6 +86,16 @@ class ServerSide:
                 raise self._not_ready(target, stamp) from None
             except TargetDiedError as error:
                 raise TargetStartError(self._explain(error.message, target, stamp)) from error
+
+    async def finish(self) -> None:
+        """Measures the standby."""
+        if self._running is not None:
+            self.standby = await self._running.measure()
+
+    def close(self) -> None:
+        """Stops the standby."""
+        if self._running is not None:
+            self._running.close()
 
     async def _time_start(
         self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, request_format: RequestFormat
@@ -108,8 +134,10 @@ class ServerSide:
         reason = f"{self.name} was not ready after {self._config.ready_timeout_s:g} s"
         return TargetStartError(self._explain(reason, target, stamp))
 
-    def _build_target(self, stamp: ExecStamp) -> CommandTarget:
-        return CommandTarget(self._spec, f"{_join(stamp)} {self._spec.command}")
+    def _build_target(self, stamp: ExecStamp, state: StartState) -> CommandTarget:
+        standby = self._running if state == "standby" else None
+        environment = standby.environment if standby is not None else NO_STANDBY
+        return CommandTarget(self._spec, f"{_join(stamp)} {self._spec.command}", environment)
 
     def _explain(self, message: str, target: CommandTarget, stamp: ExecStamp) -> str:
         """The message without the stamp script's words, and with the end of the server's log."""

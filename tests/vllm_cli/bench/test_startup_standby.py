@@ -1,0 +1,177 @@
+"""`bench startup --state standby` as a process: warm starts of `vllm-cli serve`, normal ones of others."""
+
+import asyncio
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from tests.llamas import save_tiny_llama
+from tests.waiting import is_gone, wait_until
+from vllm_cli.bench.startup.results import StartupResult
+from vllm_cli.bench.startup.standby import OwnCommand
+
+SLOW_SERVER = Path(__file__).parent / "slow_server.py"
+OTHER = shlex.join([sys.executable, str(SLOW_SERVER)])
+QUICK = ("--state", "standby", "--rounds", "1", "--pause", "0")
+SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
+
+
+@pytest.fixture(scope="module")
+def own_command(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`vllm-cli serve` with a model that loads at once."""
+    model = save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+    return f"{SERVE} {model} --served-model-name tiny --engine embedded"
+
+
+@pytest.fixture
+def run_startup() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    def run(*words: object) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "vllm_cli", "bench", "startup", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+    return run
+
+
+def test_warm_starts_beside_cold_ones_and_beside_another_program(own_command, run_startup) -> None:
+    done = run_startup("--cmd", own_command, "--vs", OTHER, *QUICK, "--state", "warm", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = msgspec.json.decode(done.stdout, type=StartupResult)
+    ours, theirs = result.sides
+    warm, cold = ours.states
+    assert (warm.state, cold.state) == ("standby", "warm")
+    assert "api:fork_from_standby" in warm.phases
+    assert "api:fork_from_standby" not in cold.phases
+    assert ours.standby is not None
+    assert ours.standby.num_starts == 2
+    assert ours.standby.memory_bytes > 10_000_000
+    assert theirs.standby is None
+    assert {ratio.state for ratio in result.ratios} == {"standby", "warm"}
+    assert "A from standby: " in done.stderr
+    assert "were forked from" not in done.stderr
+
+
+@pytest.mark.thorough
+def test_variables_of_the_command_are_the_standbys_too(own_command, run_startup) -> None:
+    """Otherwise the starts would be cold: OpenBLAS reads this one when it is loaded."""
+    done = run_startup("--cmd", f"OPENBLAS_NUM_THREADS=1 {own_command}", *QUICK, "--standby-model", "/no/such/model")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.thorough
+def test_a_command_that_is_never_warm_is_reported(own_command, run_startup) -> None:
+    done = run_startup("--cmd", f"{own_command} --standby off", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "A from standby: only 0 of 1 servers were forked from the standby" in done.stdout
+
+
+@pytest.mark.thorough
+def test_a_start_that_cannot_be_warm_exits_with_3_and_the_reason(own_command, run_startup, tmp_path) -> None:
+    flag = tmp_path / "flag"
+    script = f'[ $1 = serve ] && export OMP_DYNAMIC=true; exec {sys.executable} -m vllm_cli "$@"'
+    wrapper = tmp_path / "vllm-cli"
+    wrapper.write_text(f"#!/bin/sh\n{script}\n")
+    wrapper.chmod(0o755)
+    done = run_startup("--cmd", own_command.replace(f"{sys.executable} -m vllm_cli", str(wrapper)), *QUICK)
+    assert done.returncode == 3, (done.stdout, flag)
+    assert "OMP_DYNAMIC differs" in done.stderr
+
+
+@pytest.mark.thorough
+def test_a_standby_that_cannot_start_exits_with_3_and_its_output(own_command, run_startup, tmp_path) -> None:
+    script = f"[ $1 = standby ] && [ $2 = --for ] && echo no imports today && exit 3; exec {sys.executable} -m vllm_cli"
+    wrapper = tmp_path / "vllm-cli"
+    wrapper.write_text(f'#!/bin/sh\n{script} "$@"\n')
+    wrapper.chmod(0o755)
+    done = run_startup("--cmd", own_command.replace(f"{sys.executable} -m vllm_cli", str(wrapper)), *QUICK)
+    assert done.returncode == 3
+    assert "The standby has ended" in done.stderr
+    assert "no imports today" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.thorough),
+    ],
+    ids=["ctrl-c", "term", "kill"],
+)
+def test_an_interrupted_run_stops_the_standby_and_its_servers(number: int, own_command: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vllm_cli", "bench", "startup", "--cmd", own_command, *QUICK, "--rounds", "1000"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment) as bench:
+        started: list[psutil.Process] = []
+
+        def has_forked() -> bool:
+            started[:] = psutil.Process(bench.pid).children(recursive=True)
+            return any(_is_forked(process) for process in started)
+
+        wait_until(has_forked)
+        bench.send_signal(number)
+        code = bench.wait(120)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    wait_until(lambda: all(is_gone(process.pid) for process in started))
+    if number != signal.SIGKILL:
+        assert not list(tmp_path.iterdir())
+
+
+def _is_forked(process: psutil.Process) -> bool:
+    try:
+        parent = process.parent()
+        return "serve" in process.cmdline() and parent is not None and "standby-template" in parent.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("command", "prefix"),
+    [
+        ("vllm serve DIR", None),
+        ("transformers serve", None),
+        ("vllm-cli wait serve", None),
+        ("no-such-folder/vllm-cli serve", None),
+        (f"{SERVE} DIR", [sys.executable, "-m", "vllm_cli"]),
+        (f"A=1 {SERVE}", ["env", "A=1", sys.executable, "-m", "vllm_cli"]),
+        (f"nice {sys.executable} -P -m vllm_cli serve", ["nice", sys.executable, "-P", "-m", "vllm_cli"]),
+    ],
+    ids=["vllm", "transformers", "wait", "missing", "module", "variable", "nice"],
+)  # fmt: skip
+def test_commands_of_this_program_are_recognised(command: str, prefix: list[str] | None) -> None:
+    found = asyncio.run(OwnCommand.find(command))
+    assert (None if found is None else found.prefix) == prefix
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (SERVE, "embedded"),
+        (f"{SERVE} --engine vllm", "vllm-compiled"),
+        (f"{SERVE} --engine=vllm --enforce-eager", "vllm-eager"),
+        (f"VCLI_ENGINE=vllm {SERVE}", "vllm-compiled"),
+        (f"VCLI_ENGINE=vllm {SERVE} --engine embedded", "embedded"),
+    ],
+    ids=["default", "option", "eager", "variable", "both"],
+)
+def test_the_template_is_that_of_the_command(command: str, kind: str) -> None:
+    async def find_kind() -> str:
+        found = await OwnCommand.find(command)
+        assert found is not None
+        return await found.find_kind()
+
+    assert asyncio.run(find_kind()) == kind
+
+
+@pytest.mark.thorough
+def test_evicted_libraries_and_a_standby_that_maps_them_are_a_usage_error(run_startup) -> None:
+    done = run_startup("--cmd", OTHER, *QUICK, "--state", "cold", "--evict-libraries", "--compile-cache", "/tmp/none")
+    assert done.returncode == 2
+    assert "--evict-libraries must be left out with --state standby" in done.stderr
