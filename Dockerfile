@@ -47,6 +47,7 @@ RUN mkdir -p /cache && chgrp 0 /cache && chmod 2775 /cache
 ENV PATH=/opt/vllm-cli/bin:$PATH \
     HOME=/cache \
     XDG_CACHE_HOME=/cache \
+    XDG_RUNTIME_DIR=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \

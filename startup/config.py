@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from envs.registry import LOGGING_LEVELS, env
+from envs.registry import LOGGING_LEVELS, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig, ServerConfig
 from server.limits import LimitsConfig
 from server.setting import Group, check_ranges, from_variable, setting
 from startup.logs.options import LogFormat, LogOptions
 from startup.prefetch.options import PrefetchOptions
+
+StandbyMode = Literal["auto", "off", "require"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,14 @@ class StartupConfig:
         metavar="FILE",
     )
     """Argument of `logging.config.dictConfig`."""
+    standby: StandbyMode = setting(
+        "auto",
+        "--standby",
+        "Warm starts, forked from a running `vllm-cli standby`: if possible, never, or else fail with the reason.",
+        choices=STANDBY_MODES,
+        variable=env.VCLI_STANDBY,
+    )
+    """Used before the command line is parsed (`startup.standby.client`)."""
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",

@@ -5,6 +5,7 @@ A second thread is unsafe: vLLM imported transformers in one to save time and go
 again and again while millions of long-lived objects are created; without it imports take a quarter less time.
 """
 
+import functools
 import gc
 import importlib
 import threading
@@ -33,8 +34,11 @@ def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
             importlib.import_module(module)
 
 
+@functools.cache
 def import_engine() -> "LeftOut":
     """Imports torch, transformers and the engine, with stand-ins for modules that serving never uses.
+
+    A second call, as in a fork, returns the first one's result.
 
     Raises:
         RuntimeError: called on a thread other than the main one.

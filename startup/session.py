@@ -26,6 +26,7 @@ from startup.probes.channel import OpenChannel, open_plain
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
+from startup.timeline import start_origin
 from startup.timeline.live_progress import LiveProgress
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
@@ -68,6 +69,7 @@ class StartSession:
         self._is_ready = False
 
     def __enter__(self) -> Self:
+        _log_origin()
         self._manager = self._connect_manager()
         self.timeline.on_change = self._publish
         return self
@@ -193,6 +195,15 @@ class StartSession:
         save_failed_start(self.state)
         if self._manager is not None:
             self._manager.notify_failure(reason)
+
+
+def _log_origin() -> None:
+    """One line about a warm start; at debug level, why a start is cold."""
+    if (warm := start_origin.warm) is not None:
+        text = "warm start: forked from the standby's process %d, which saves %.1f s of imports"
+        logger.info(text, warm.template_pid, warm.saved_s)
+    elif start_origin.cold_reason:
+        logger.debug("cold start: %s", start_origin.cold_reason)
 
 
 def _take_socket() -> socket.socket | None:

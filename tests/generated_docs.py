@@ -35,12 +35,13 @@ def build_cli_page() -> str:
     """Every command with its options."""
     commands = {entry: load_command(entry) for entry in COMMANDS}
     small = {entry: command for entry, command in commands.items() if _is_small(command)}
-    sections = [line for entry in COMMANDS if entry not in small for line in _describe_command(entry)]
+    others = [entry for entry in COMMANDS if entry not in small and entry.name != "serve"]
+    sections = [line for entry in others for line in _describe_command(entry)]
     sections += ["## Further commands", ""]
     sections += _table(_COMMAND_TABLE, _command_rows({entry.name: command for entry, command in small.items()}))
     introduction = (
-        "Every command has `--help`. The flags of `serve` are listed in [flags](flags.md), and the variables\n"
-        "in [environment](environment.md). A cell without a default means that nothing is preset."
+        "Every command has `--help`; the flags of `vllm-cli serve [MODEL]` are listed in [flags](flags.md), the\n"
+        "variables in [environment](environment.md). A cell without a default means that nothing is preset."
     )
     return _page("Commands", introduction, sections)
 
@@ -112,9 +113,7 @@ def _is_small(command: click.Command) -> bool:
 def _describe_command(entry: CommandEntry) -> Iterator[str]:
     command = load_command(entry)
     yield from (f"## vllm-cli {entry.name} {_arguments(command)}", "", entry.help, "")
-    if entry.name == "serve":
-        yield "Its flags are in [flags](flags.md)."
-    elif isinstance(command, click.Group):
+    if isinstance(command, click.Group):
         context = click.Context(command)
         members = {name: command.get_command(context, name) for name in command.list_commands(context)}
         yield from _table(_COMMAND_TABLE, _command_rows(members))

@@ -35,6 +35,9 @@ COMMANDS: Final = (
     CommandEntry("wait", "vllm_cli.commands.wait:wait", "Wait until a server is ready, and show its phase."),
     CommandEntry("ps", "vllm_cli.commands.ps:ps", "Show the servers that run on this machine."),
     CommandEntry("stop", "vllm_cli.commands.stop:stop", "Stop a server, as a service manager does."),
+    CommandEntry(
+        "standby", "vllm_cli.commands.standby:standby", "Keep imports in memory, so that later starts are warm."
+    ),
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or delete recorded preload profiles."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),

@@ -6,15 +6,14 @@ any other package of it: the console script, `python -m vllm_cli`, the forkserve
 inherit it.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from types import ModuleType
-from typing import Final
 
-_PACKAGES: Final = frozenset({"vllm_cli", "startup", "server", "envs"})
-_ROOT: Final = str(Path(__file__).parents[1])
+_PACKAGES = frozenset({"vllm_cli", "startup", "server", "envs"})
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib takes 7 ms
 
 
 class OwnPackagesFinder:
@@ -28,8 +27,10 @@ class OwnPackagesFinder:
 
 def describe_conflict() -> str | None:
     """A warning if the unrelated distribution `vllm-cli` is installed into the same folder."""
-    for folder in sorted(Path(_ROOT).glob("vllm_cli-*.dist-info")):
-        name = folder.name.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
+    for folder in sorted(os.listdir(_ROOT)):  # noqa: PTH208
+        if not (folder.startswith("vllm_cli-") and folder.endswith(".dist-info")):
+            continue
+        name = folder.removesuffix(".dist-info").replace("vllm_cli-", "vllm-cli ")
         return (
             f"the unrelated distribution {name} has installed a package vllm_cli into the same folder. Remove it: "
             "pip uninstall vllm-cli && pip install --force-reinstall --no-deps vllm-cli-server"

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable
+from typing import cast
 
+from envs.registry import env
 from startup.logs.formatters import RoleFormatter, TextFormatter, real_stderr
-from startup.logs.options import PACKAGES, LogOptions
+from startup.logs.options import PACKAGES, LogFormat, LogOptions
 from startup.logs.steady_handler import SteadyHandler
 
 
@@ -36,6 +38,11 @@ def configure_logging(options: LogOptions, *, role: str, phase: Callable[[], str
         log_everything_as_json()
     else:
         handler.setFormatter(TextFormatter(role))
+
+
+def log_options_of_environment() -> LogOptions:
+    """The options of a process that has no flags for them."""
+    return LogOptions(level=env.VLLM_LOGGING_LEVEL.get(), format=cast("LogFormat", env.VCLI_LOG_FORMAT.get()))
 
 
 def rename_process(role: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from startup.prefetch.report import PrefetchReport
+from startup.timeline import start_origin
 from startup.timeline.history import EarlierStarts, read_history
 from startup.timeline.package_versions import installed_versions
 from startup.timeline.progress import ProgressMeter
@@ -47,7 +48,8 @@ class StartState:
         """Reads earlier starts, from which the remaining time is estimated."""
         versions = installed_versions(self.subject.packages)
         self.facts = replace(self.facts, versions=versions)
-        self._read_history(self.subject.key(versions))
+        key = self.subject.key(versions)
+        self._read_history(key if start_origin.warm is None else f"{key}-warm")  # not comparable with cold ones
         self._timeline.on_change()
 
     def set_detail(self, detail: str) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from server.config import ServerConfig
 from tests.deploy.dockerfile import ROOT, last, read_stages
+from vllm_cli.commands.standby import standby
 from vllm_cli.commands.wait import wait
 from vllm_cli.flags.arguments import Arguments
 from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
@@ -24,6 +25,7 @@ from vllm_cli.kubernetes_probes import ProbeTarget, StartTimes, build_probes
 MANIFEST = ROOT / "deploy" / "kubernetes" / "deployment.yaml"
 SERVICE = ROOT / "deploy" / "systemd" / "vllm-cli.service"
 FILES = (ROOT / "Dockerfile", ROOT / "compose.yaml", ROOT / ".dockerignore", *(ROOT / "deploy").rglob("*.*"))
+STANDBY = ROOT / "deploy" / "systemd" / "vllm-cli-standby.service"
 DRAIN_S = ServerConfig(served_model_names=("m",)).shutdown_timeout_s
 
 
@@ -36,10 +38,10 @@ def _pod() -> dict[str, Any]:
     return dict(_manifest("Deployment")["spec"]["template"]["spec"])
 
 
-def _service() -> configparser.SectionProxy:
+def _service(path: Path = SERVICE) -> configparser.SectionProxy:
     unit = configparser.RawConfigParser(strict=False, delimiters=("=",))
     unit.optionxform = str  # type: ignore[assignment,method-assign]
-    unit.read_string(SERVICE.read_text())
+    unit.read_string(path.read_text())
     return unit["Service"]
 
 
@@ -135,6 +137,16 @@ def test_the_unit_waits_for_readiness_and_for_the_drain() -> None:
     assert service["CacheDirectory"] == "vllm-cli"
 
 
+def test_the_unit_of_the_standby_leaves_servers_alone_and_waits_for_the_imports() -> None:
+    service = _service(STANDBY)
+    program, command, *words = shlex.split(service["ExecStart"])
+    assert (Path(program).name, command) == ("vllm-cli", "standby")
+    assert standby.make_context("standby", words).params["is_detached"] is False
+    assert (service["Type"], service["KillMode"], service["Restart"]) == ("notify", "process", "on-failure")
+    assert "DynamicUser" not in service  # it serves the user's own starts, in the user's namespaces
+    assert set(service["RestartPreventExitStatus"].split()) == {"2", "3"}
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     program = tmp_path / "vllm-cli"
@@ -142,7 +154,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     for unit in SERVICE.parent.iterdir():
         text = unit.read_text().replace("/opt/vllm-cli/bin/vllm-cli", str(program))
         (tmp_path / unit.name).write_text(text)
-    units = [str(tmp_path / f"vllm-cli.{kind}") for kind in ("service", "socket")]
+    units = [str(tmp_path / name) for name in ("vllm-cli.service", "vllm-cli.socket", STANDBY.name)]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=200
     )

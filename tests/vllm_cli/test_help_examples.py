@@ -19,6 +19,8 @@ _HELP = ("-h", "--help")
 def test_the_help_has_examples_with_flags_that_exist(entry) -> None:
     command = load_command(entry)
     commands = command.commands.values() if isinstance(command, click.Group) and command.commands else [command]
+    if isinstance(command, click.Group) and command.invoke_without_command:
+        commands = [command, *commands]
     examples = [example for one in commands for example in _examples(one)]
     assert examples, f"{entry.name} --help has no example"
     for words in map(_own_words, examples):
@@ -42,7 +44,7 @@ def _check(words: list[str]) -> None:
     command: click.Command = cli
     names = []
     with click.Context(cli) as ctx:
-        while isinstance(command, click.Group):
+        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
             names.append(rest.pop(0))
             found = command.get_command(ctx, names[-1])
             assert found is not None, names

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
     from vllm_cli.bench.startup.config import StartupBenchConfig
 
-_STATES: Final = ("warm", "cold-pages", "cold-compile", "cold")
+_STATES: Final = ("warm", "cold-pages", "cold-compile", "cold", "standby")
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
 _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 
@@ -62,8 +62,9 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
     multiple=True,
     type=click.Choice(_STATES),
     default=("warm",),
-    help="State of the caches before a start.",
+    help="State of the caches before a start, or a standby that has the imports.",
 )
+@click.option("--standby-model", metavar="MODEL", help="Model that the standby keeps too: its --model.")
 @click.option(
     "--evict",
     "evict_paths",
@@ -100,7 +101,10 @@ def startup(**options: Any) -> int:
     round in the opposite order.
 
     States: warm; cold-pages, where the model's files are evicted from the page cache and the report shows
-    what stayed; cold-compile, where --compile-cache is renamed for the start; cold, both.
+    what stayed; cold-compile, where --compile-cache is renamed for the start; cold, both; standby, with warm
+    caches and a `vllm-cli standby` that the benchmark starts after the first start, with the command's
+    variables and Python environment, and stops at its end. A start that cannot be forked from it ends the
+    run with exit code 3. Commands of other programs start as from warm. All other states use no standby.
 
     With --baseline, the server of --cmd is judged against an earlier run; with --fail-over alone, against the
     other servers and the bare script. The time to the first token is judged.
@@ -110,6 +114,7 @@ def startup(**options: Any) -> int:
       vllm-cli bench startup --floor
       vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7 --html starts.html
       vllm-cli bench startup --model DIR --state warm --state cold-pages --evict-libraries
+      vllm-cli bench startup --state warm --state standby --floor
       vllm-cli bench startup --baseline main.json --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.

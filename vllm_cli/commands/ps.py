@@ -1,4 +1,4 @@
-"""`vllm-cli ps`: the servers that run on this machine, with address, state and memory."""
+"""`vllm-cli ps`: the servers and standbys that run on this machine, with address, state and memory."""
 
 import json
 
@@ -6,53 +6,69 @@ import click
 
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import RunningServer, find_servers
+from vllm_cli.client.running_standbys import RunningStandby, find_standbys
 
 
 @click.command("ps")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def ps(*, is_json: bool) -> int:
-    """Show the servers that run on this machine, oldest first.
+    """Show the servers that run on this machine, oldest first, then the standbys.
 
     MEMORY is that of all processes of a server; shared memory counts once. STATE is what the server reports.
+    A server that was forked from a standby has the process id of the process that was started.
 
     \b
     Examples:
       vllm-cli ps
-      vllm-cli ps --json | jq -r '.[].port'
+      vllm-cli ps --json | jq -r '.[] | select(.kind == "server") | .port'
 
     Exit codes: 0 at least one server runs, 1 no server runs.
     """
-    servers = find_servers()
+    servers, standbys = find_servers(), find_standbys()
     if is_json:
-        click.echo(json.dumps([server.to_dict() for server in servers], indent=2))
+        entries = [*(server.to_dict() for server in servers), *(standby.to_dict() for standby in standbys)]
+        click.echo(json.dumps(entries, indent=2))
     else:
-        click.echo("\n".join(_table(servers)))
+        click.echo("\n".join(_table(servers, standbys)))
     return 0 if servers else 1
 
 
-def _table(servers: list[RunningServer]) -> list[str]:
-    if not servers:
-        return ["No server runs."]
-    rows = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL"), *map(_safe_row, servers)]
+def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list[str]:
+    nothing = [] if servers else ["No server runs."]
+    if not servers and not standbys:
+        return nothing
+    rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL")]
+    rows += [_escaped(_server_row(server)) for server in servers]
+    rows += [_escaped(_standby_row(standby)) for standby in standbys]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*nothing, *lines]
 
 
-def _safe_row(server: RunningServer) -> tuple[str, ...]:
+def _escaped(row: tuple[str, ...]) -> tuple[str, ...]:
     """Escapes control characters: command lines and responses of other users' servers are not trusted."""
-    return tuple(escape_controls(cell).replace("\n", "\\n") for cell in _row(server))
+    return tuple(escape_controls(cell).replace("\n", "\\n") for cell in row)
 
 
-def _row(server: RunningServer) -> tuple[str, ...]:
+def _server_row(server: RunningServer) -> tuple[str, ...]:
     return (
         str(server.pid),
         server.address or "-",
         server.state,
         _duration(server.uptime_s),
-        f"{server.memory_bytes / (1 << 30):.2f} GiB",
+        _size(server.memory_bytes),
         server.engine,
         server.model,
     )
+
+
+def _standby_row(standby: RunningStandby) -> tuple[str, ...]:
+    memory = _size(standby.memory_bytes)
+    return (str(standby.pid), "-", standby.state, _duration(standby.uptime_s), memory, "standby", "-")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.2f} GiB"
 
 
 def _duration(seconds: float) -> str:

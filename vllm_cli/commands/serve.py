@@ -2,9 +2,12 @@
 
 import click
 
-from startup.config import StartupConfig
+from envs.registry import env
+from startup.config import StandbyMode, StartupConfig
 from startup.engine.installed import require_embedded_engine
+from startup.errors import StartupError
 from startup.preflight.report import PreflightReport
+from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
 from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
 from vllm_cli.serve.config import build_startup_config
@@ -31,15 +34,28 @@ Exit codes: 0 stopped by a signal; 1 the engine died and no restart was left; 2 
 def serve(ctx: click.Context, /, **_: object) -> int:
     """Returns the exit code of the server; imports nothing heavy before all settings are checked."""
     if (options := ctx.meta.get(VLLM)) is not None:
+        _obey_standby_mode(options.standby)
         return _serve_with_vllm(options)
     require_embedded_engine()
     settings = given_settings(ctx)
     config = build_startup_config(settings)
+    _obey_standby_mode("off" if config.engine.trust_remote_code else config.standby)
     if settings.get("preflight_only"):
         return _check(config, as_json=bool(settings.get("json")))
     from startup.embedded_start import start_embedded
 
     return start_embedded(config)
+
+
+def _obey_standby_mode(mode: StandbyMode) -> None:
+    """Of a `--config` file, which is read later than the standby is asked (`startup.standby.client`).
+
+    A model's own code may use any module, so it cannot run after lean imports (`startup.lean`).
+    """
+    if mode == "off" and start_origin.start_again is not None:
+        start_origin.start_again(env.VCLI_STANDBY.name, mode)
+    if mode == "require" and start_origin.warm is None:
+        raise StartupError(f"--standby require: {start_origin.cold_reason or 'this process was not forked'}")
 
 
 def _serve_with_vllm(options: VllmOptions) -> int:

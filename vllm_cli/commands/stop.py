@@ -8,6 +8,7 @@ import click
 
 from startup.timeline.live_line import LiveLine
 from vllm_cli.client.running_servers import RunningServer, find_servers
+from vllm_cli.client.running_standbys import find_standbys
 from vllm_cli.errors import InputError
 
 STOPPED: Final = 0
@@ -20,7 +21,12 @@ _AFTER_KILL_S: Final = 10.0
 
 @click.command("stop")
 @click.argument("which", metavar="[PORT|PID]", type=click.IntRange(1), required=False)
-@click.option("--all", "is_all", is_flag=True, help="Stop every server on this machine that this user may stop.")
+@click.option(
+    "--all",
+    "is_all",
+    is_flag=True,
+    help="Stop every server on this machine that this user may stop. Standbys stay.",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -49,7 +55,7 @@ def stop(*, which: int | None, is_all: bool, timeout_s: float, is_quiet: bool) -
     known = find_servers(with_state=False)
     servers = known if is_all else _choose(known, which)
     if not servers:
-        click.echo("No server runs." if which is None else f"No server has port or process {which}.", err=True)
+        click.echo(_describe_absence(which), err=True)
         return NOT_STOPPED
     stopping = [_StoppingServer(server) for server in servers]
     if is_all:
@@ -76,11 +82,19 @@ def _choose(servers: list[RunningServer], which: int | None) -> list[RunningServ
         if len(by_port) > 1:
             names = ", ".join(f"{s.pid} ({s.model} on {s.address})" for s in by_port)
             raise InputError(f"{len(by_port)} servers have port {which}: {names}. Name one by its process.")
-        return by_port or [s for s in servers if s.pid == which]
+        return by_port or [s for s in servers if which in s.entry_pids]
     if len(servers) > 1:
         names = ", ".join(f"{s.port or s.pid} ({s.model})" for s in servers)
         raise InputError(f"{len(servers)} servers run: {names}. Name one, or give --all.")
     return servers
+
+
+def _describe_absence(which: int | None) -> str:
+    if which is None:
+        return "No server runs."
+    if any(which in standby.pids for standby in find_standbys()):
+        return f"Process {which} belongs to a standby, which `vllm-cli standby stop` stops."
+    return f"No server has port or process {which}."
 
 
 def _find_successors(known: list[RunningServer], models: set[str]) -> list[RunningServer]:

@@ -1,0 +1,224 @@
+"""`vllm-cli standby` and its commands, with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from startup.standby.status import StandbyStatus, TemplateStatus
+from tests.conftest import OFF
+from tests.standby_process import StandbyProcess
+from tests.startup.systemd.notify_socket import NotifySocket
+from tests.startup.vllm.fake_start import short_folder
+from tests.waiting import is_gone, wait_until
+from vllm_cli.commands.standby import _parse_kinds, _table
+from vllm_cli.errors import InputError
+
+_MIB = 1 << 20
+
+
+@pytest.fixture
+def runtime_folder() -> Iterator[Path]:
+    """A folder for sockets, whose paths must be short; a standby that a test leaves in it is stopped."""
+    with tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path:
+        yield Path(path)
+        _cli(Path(path), "standby", "stop")
+
+
+def _cli(runtime_folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_cli", *words],
+        env=os.environ | OFF | {"XDG_RUNTIME_DIR": str(runtime_folder)},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def _status(runtime_folder: Path) -> dict[str, Any]:
+    return dict(json.loads(_cli(runtime_folder, "standby", "status", "--json").stdout))
+
+
+def test_the_table_shows_each_template() -> None:
+    templates = (
+        TemplateStatus(
+            kind="embedded", state="ready", pid=12, import_s=2.04, num_starts=3, memory_bytes=256 * _MIB, error=None
+        ),
+        TemplateStatus(
+            kind="vllm-eager", state="failed", pid=None, import_s=None, num_starts=0, memory_bytes=0, error="no torch"
+        ),
+    )
+    found = StandbyStatus(pid=11, uptime_s=5.0, memory_bytes=512 * _MIB, models=(), templates=templates)
+    assert _table(found) == [
+        "standby 11, 0.50 GiB",
+        "KIND        STATE             PID  IMPORTS  STARTS  MEMORY",
+        "embedded    ready             12   2.0 s    3       0.25 GiB",
+        "vllm-eager  failed: no torch  -    -        0       0.00 GiB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kinds"),
+    [
+        ("embedded", ("embedded",)),
+        ("vllm", ("vllm-eager", "vllm-compiled")),
+        ("vllm-eager,embedded,vllm-eager", ("vllm-eager", "embedded")),
+    ],
+)
+def test_engines_are_kinds_of_templates(wanted: str, kinds: tuple[str, ...]) -> None:
+    assert _parse_kinds(wanted) == kinds
+
+
+@pytest.mark.parametrize("wanted", ["nonsense", "embedded,", "embedded,tgi"])
+def test_an_unknown_engine_is_a_usage_error(wanted: str) -> None:
+    with pytest.raises(InputError, match="is not one of vllm, embedded, vllm-eager, vllm-compiled"):
+        _parse_kinds(wanted)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--for", "nonsense"), ("--idle-exit", "0"), ("--idle-exit", "soon"), ("--max-memory", "much"), ("nonsense",)],
+    ids=" ".join,
+)
+def test_wrong_words_are_exit_code_2(words: tuple[str, ...], runtime_folder: Path) -> None:
+    done = _cli(runtime_folder, "standby", *words)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_without_a_standby_the_exit_code_is_1(command: str, runtime_folder: Path) -> None:
+    done = _cli(runtime_folder, "standby", command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "No standby runs for this user and Python environment.\n"
+
+
+def test_a_folder_that_others_may_enter_is_not_used(runtime_folder: Path) -> None:
+    (runtime_folder / "vllm-cli").mkdir()
+    (runtime_folder / "vllm-cli").chmod(0o755)
+    for words in ((), ("--detach",)):
+        done = _cli(runtime_folder, "standby", "--for", "embedded", *words)
+        assert done.returncode == 3
+        assert "must belong to this user and have mode 0700" in done.stderr
+    assert "must belong to this user" in _cli(runtime_folder, "standby", "status").stderr
+
+
+@pytest.mark.thorough
+def test_a_detached_standby_is_ready_refuses_a_second_one_and_stops(runtime_folder: Path) -> None:
+    done = _cli(runtime_folder, "standby", "--for", "embedded", "--detach")
+    assert done.returncode == 0, done.stderr
+    found = _status(runtime_folder)
+    assert done.stdout == f"The standby {found['pid']} is ready; its log is {runtime_folder}/vllm-cli/standby.log\n"
+    (template,) = found["templates"]
+    assert (template["kind"], template["state"], template["num_starts"]) == ("embedded", "ready", 0)
+    assert template["import_s"] > 0
+    assert found["memory_bytes"] >= template["memory_bytes"] > 50 * _MIB
+    assert os.getsid(found["pid"]) == found["pid"]
+    table = _cli(runtime_folder, "standby", "status")
+    assert table.returncode == 0
+    assert table.stdout.startswith(f"standby {found['pid']}, ")
+
+    for words in ((), ("--detach",)):
+        second = _cli(runtime_folder, "standby", "--for", "embedded", *words)
+        assert second.returncode == 3
+    assert _status(runtime_folder)["pid"] == found["pid"]
+
+    stopped = _cli(runtime_folder, "standby", "stop")
+    assert (stopped.returncode, stopped.stdout) == (0, f"The standby {found['pid']} has stopped.\n")
+    wait_until(lambda: is_gone(found["pid"]) and is_gone(template["pid"]))
+    assert [path.name for path in (runtime_folder / "vllm-cli").glob("*.sock")] == []
+
+
+@pytest.mark.thorough
+def test_a_second_standby_names_the_commands_for_the_first(standby: StandbyProcess) -> None:
+    done = _cli(standby.runtime_folder, "standby", "--for", "embedded")
+    assert done.returncode == 3
+    assert "a standby runs already: `vllm-cli standby status` shows it" in done.stderr
+
+
+@pytest.mark.thorough
+def test_a_template_that_is_killed_is_started_again() -> None:
+    with StandbyProcess() as standby:
+        before = standby.template()
+        before.kill()
+        wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, before.pid))
+        standby.wait_ready()
+        assert "its process ended with exit code -9" in standby.log
+        assert standby.process.poll() is None
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_standby_with_exit_code_0(number: signal.Signals) -> None:
+    with StandbyProcess(is_awaited=False) as standby:
+        wait_until(lambda: list(standby.folder.glob("*-standby.sock")))
+        wait_until(lambda: standby.status()["templates"][0]["pid"])
+        template = standby.template()
+        standby.process.send_signal(number)
+        assert standby.process.wait(60) == 0
+        wait_until(lambda: is_gone(template.pid))
+
+
+@pytest.mark.thorough
+def test_the_templates_end_with_a_killed_standby() -> None:
+    with StandbyProcess() as standby:
+        template = standby.template()
+        standby.process.kill()
+        standby.process.wait()
+        wait_until(lambda: is_gone(template.pid))
+
+
+@pytest.mark.thorough
+def test_an_idle_standby_ends() -> None:
+    with StandbyProcess("--idle-exit", "0.5", is_awaited=False) as standby:
+        assert standby.process.wait(120) == 0
+        assert "no server was started for 0.5 s" in standby.log
+
+
+@pytest.mark.thorough
+def test_imports_that_exceed_the_memory_limit_are_dropped() -> None:
+    with StandbyProcess("--max-memory", "1M", is_awaited=False) as standby:
+        wait_until(lambda: list(standby.folder.glob("*-standby.sock")))
+        wait_until(lambda: standby.status()["templates"][0]["state"] == "over the memory limit", 120)
+        assert standby.status()["templates"][0]["pid"] is None
+        assert "(--max-memory): the imports for embedded are dropped" in standby.log
+
+
+@pytest.mark.thorough
+def test_the_service_manager_is_notified_once_the_imports_are_done() -> None:
+    with short_folder() as folder, NotifySocket(str(folder / "notify")) as notified:
+        with StandbyProcess(environment={"NOTIFY_SOCKET": notified.address}) as standby:
+            wait_until(lambda: "READY=1" in notified.lines)
+            assert notified.lines == ["STATUS=importing: embedded", "READY=1", "STATUS=ready: embedded"]
+            standby.process.terminate()
+            assert standby.process.wait(60) == 0
+        wait_until(lambda: "STOPPING=1" in notified.lines)
+        assert notified.senders == {standby.process.pid}
+
+
+@pytest.mark.thorough
+def test_imports_that_are_out_of_date_are_not_used_and_are_made_again(tmp_path: Path) -> None:
+    module = tmp_path / "sitecustomize.py"
+    module.write_text("version = 1")
+    variables = {"PYTHONPATH": str(tmp_path)}
+    with StandbyProcess(environment=variables) as standby:
+        command = [sys.executable, "-m", "vllm_cli", "serve", str(tmp_path / "missing"), "--port", "0"]
+        environment = os.environ | variables | standby.environment
+        before = standby.template()
+        module.write_text("version = 20")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 3
+        assert f"the standby's imports are out of date: {module} was changed" in done.stderr
+        wait_until(lambda: standby.status()["templates"][0]["pid"] not in (None, before.pid))
+        standby.wait_ready()
+        assert is_gone(before.pid)
+        assert f"embedded: imported again, because {module} was changed" in standby.log
+        assert standby.num_starts() == 0
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert "is neither a folder nor a name on the Hugging Face hub" in done.stderr
+        assert standby.num_starts() == 1
