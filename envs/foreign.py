@@ -31,8 +31,13 @@ def replace_all(wanted: Mapping[str, str]) -> dict[str, str]:
     for name, value in wanted.items():
         if before.get(name) != value:
             os.environ[name] = value
-    names = sorted(name for name in before.keys() | wanted.keys() if before.get(name) != wanted.get(name))
-    return {name: wanted.get(name, "") for name in names}
+    return changes(before, wanted)
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str]:
+    """The variables that differ, with their later values; removed ones are empty."""
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return {name: after.get(name, "") for name in names}
 
 
 def readdress(old_pid: int, new_pid: int) -> None:

@@ -3,32 +3,16 @@
 Standard library only.
 """
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from server.machine.file_stamps import Stamps, read_stamps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class FileStamp(NamedTuple):
-    """What changes when a file is written or replaced."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    inode: int
-    device: int
-
-
-Stamps = frozenset[FileStamp]
-
 _kept: dict[Path, tuple[Stamps, "PreTrainedTokenizerBase"]] = {}
-
-
-def read_stamps(folder: Path) -> Stamps:
-    """The stamps of all files in a folder and its subfolders, since any of them may influence a tokenizer."""
-    return frozenset(_stamp(Path(parent, name)) for parent, _, names in os.walk(folder.resolve()) for name in names)
 
 
 def keep(folder: Path, stamps: Stamps, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -36,7 +20,7 @@ def keep(folder: Path, stamps: Stamps, tokenizer: "PreTrainedTokenizerBase") -> 
 
     Args:
         folder: where it was loaded from.
-        stamps: the folder's, read before the tokenizer was loaded.
+        stamps: the folder's, read before the tokenizer was loaded: any of its files may influence one.
         tokenizer: one that was loaded without a model's own code.
     """
     _kept[folder.resolve()] = (stamps, tokenizer)
@@ -48,11 +32,3 @@ def take(folder: Path) -> "PreTrainedTokenizerBase | None":
         return None
     kept = _kept.pop(folder.resolve(), None)
     return kept[1] if kept is not None and kept[0] == read_stamps(folder) else None
-
-
-def _stamp(path: Path) -> FileStamp:
-    try:
-        found = path.stat()
-    except OSError:  # a broken link
-        return FileStamp(str(path), -1, 0, 0, 0)
-    return FileStamp(str(path), found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ServerError
+from server.machine.file_stamps import read_stamps
 from server.renderers import loaded_tokenizers
 from server.renderers.vocabulary import measure_vocabulary
 
@@ -116,7 +117,7 @@ def keep_tokenizer(path: Path) -> None:
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
-    stamps = loaded_tokenizers.read_stamps(path)
+    stamps = read_stamps(path)
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)
     loaded_tokenizers.keep(path, stamps, tokenizer)

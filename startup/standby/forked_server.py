@@ -16,13 +16,13 @@ from typing import Final, NamedTuple, NoReturn
 from envs import foreign
 from startup import command_line
 from startup.processes import death_pipe, dormant_forkserver, messages
+from startup.processes.descriptors import is_open, move_socket_up, move_up
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError
 from startup.processes.openmp_state import update_openmp
 from startup.standby import process_state, state_change
 from startup.standby.environment_reads import EnvironmentReads
 from startup.standby.freshness import InstalledFiles
-from startup.standby.high_descriptors import move_socket_up, move_up
 from startup.timeline import start_origin
 from startup.timeline.process_age import process_start_ns
 
@@ -193,7 +193,7 @@ def _take_descriptors(open_fds: Mapping[int, int]) -> None:
         if number not in open_fds:
             os.close(number)
     for number, fd in open_fds.items():
-        if number not in _STANDARD and _is_open(number):
+        if number not in _STANDARD and is_open(number):
             raise _ColdStartError(f"file descriptor {number} is in use by a library")
         os.dup2(fd, number)
         os.close(fd)
@@ -206,11 +206,3 @@ def _agree(connection: socket.socket) -> None:
     if messages.receive(connection)[0] != [[b"go"]]:
         raise MessageError("the client has not agreed")
     connection.settimeout(None)
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True

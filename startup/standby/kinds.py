@@ -6,14 +6,13 @@ Imported by the client, whose start waits for it: no imports beyond those of the
 import sys
 
 from envs import foreign
+from startup.eager_flags import is_eager
 
 EMBEDDED = "embedded"
 VLLM_EAGER = "vllm-eager"
 VLLM_COMPILED = "vllm-compiled"
 KINDS = (EMBEDDED, VLLM_EAGER, VLLM_COMPILED)
 
-_EAGER = ("--enforce-eager", "-O0", "-O.mode=0")
-"""Flags of vLLM that switch torch's compiler off; only this decides which modules a start must not import."""
 _HELP = ("-h", "--help", "-v", "--version")
 _PREFLIGHT = "--preflight-only"
 """With vLLM it imports nothing; what vLLM's libraries write when a process ends is not part of its output."""
@@ -28,7 +27,7 @@ def kind_of(words: list[str]) -> str | None:
         return EMBEDDED
     if _PREFLIGHT in [word.replace("_", "-") for word in words]:
         return None
-    return VLLM_EAGER if is_eager(words) else VLLM_COMPILED
+    return VLLM_EAGER if is_eager(words) else VLLM_COMPILED  # only the compiler must not be imported needlessly
 
 
 def find_engine(words: list[str]) -> str:
@@ -37,11 +36,6 @@ def find_engine(words: list[str]) -> str:
     if wanted in _ENGINES:
         return wanted
     return "vllm" if "--renderer-inline" not in words and is_vllm_installed() else "embedded"
-
-
-def is_eager(words: list[str]) -> bool:
-    """Whether vLLM's words switch its compiler off."""
-    return any(word.replace("_", "-") in _EAGER for word in words)
 
 
 def is_vllm_installed() -> bool:

@@ -19,6 +19,7 @@ from typing import Final
 from envs import foreign
 from startup.errors import StartupError
 from startup.processes import death_pipe, messages
+from startup.processes.descriptors import move_socket_up, move_up
 from startup.processes.openmp_state import record_openmp
 from startup.standby import places
 from startup.standby.client import peer_of
@@ -27,7 +28,6 @@ from startup.standby.environment_recorder import record_environment_reads
 from startup.standby.forked_server import ClientLink, TemplateFacts, take_over
 from startup.standby.freshness import InstalledFiles
 from startup.standby.given_environment import given_environment
-from startup.standby.high_descriptors import move_socket_up, move_up
 from startup.standby.huge_pages import use_huge_pages
 from startup.standby.preloads import TemplateImports, choose_imports
 

@@ -18,6 +18,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
 from envs import foreign
+from startup.processes.descriptors import is_open
 from startup.processes.library_state import refresh_libraries
 from startup.processes.openmp_state import record_openmp, update_openmp
 
@@ -57,7 +58,7 @@ class ChildState:
         assert context.get_spawning_popen() is not None, "only while a process object is pickled"
         return cls(
             environment=foreign.snapshot(),
-            streams=tuple(DupFd(fd) if _is_open(fd) else None for fd in _STREAMS),
+            streams=tuple(DupFd(fd) if is_open(fd) else None for fd in _STREAMS),
             affinity=tuple(sorted(os.sched_getaffinity(0))),
             limits=tuple(resource.getrlimit(limit) for limit in _LIMITS),
             umask=_umask(),
@@ -85,21 +86,8 @@ class ChildState:
 
 def _apply_environment(wanted: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that changed since the forkserver's start; a removed variable is empty."""
-    for name in set(foreign.snapshot()) - set(wanted):
-        os.environ.pop(name)
-    for name, value in wanted.items():
-        if not foreign.is_set(name) or foreign.text_of(name) != value:
-            os.environ[name] = value
-    names = {name for name in {*wanted, *_at_exec} if wanted.get(name) != _at_exec.get(name)}
-    return {name: wanted.get(name, "") for name in sorted(names)}
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
+    foreign.replace_all(wanted)
+    return foreign.changes(_at_exec, wanted)
 
 
 def _replace_stream(fd: int, new_fd: int) -> None:

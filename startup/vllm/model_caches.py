@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from server.machine.file_stamps import Stamps, read_stamps
 from startup.vllm.tokenizer_pool import PreparedPool
 
 logger = logging.getLogger(__name__)
@@ -38,14 +39,14 @@ class ModelCaches:
 
     def __init__(self) -> None:
         self.models: list[Path] = []
-        self._stamps: dict[Path, _Stamps] = {}
+        self._stamps: dict[Path, Stamps] = {}
         self._pools: list[PreparedPool] = []
 
     def fill(self, models: Sequence[Path]) -> None:
         """Loads the tokenizers of models in absolute folders; one that cannot be loaded is left out."""
         with _offline():
             for model in models:
-                stamps = _stamps_of(model)
+                stamps = read_stamps(model)
                 try:
                     tokenizer = _load_tokenizer(model)
                     if not any(model.glob("*processor_config.json")):  # a model with images copies otherwise
@@ -62,7 +63,7 @@ class ModelCaches:
 
     def drop_changed(self) -> None:
         """Empties vLLM's caches if a file has changed."""
-        if any(_stamps_of(model) != stamps for model, stamps in self._stamps.items()):
+        if any(read_stamps(model) != stamps for model, stamps in self._stamps.items()):
             self._stamps.clear()
             for module, name in _CACHES:
                 cache: Any = getattr(sys.modules.get(module), name, None)
@@ -76,19 +77,6 @@ def fill_compiler_keys() -> None:
     for module, function in _COMPILER_KEYS:
         with suppress(Exception):  # another version of torch has other functions
             getattr(importlib.import_module(module), function)()
-
-
-_Stamps = dict[str, tuple[int, int, int]]
-
-
-def _stamps_of(model: Path) -> _Stamps:
-    """Time, size and number of each of the folder's files."""
-    stamps = {}
-    with suppress(OSError):
-        for path in model.iterdir():
-            now = path.stat()
-            stamps[path.name] = (now.st_mtime_ns, now.st_size, now.st_ino)
-    return stamps
 
 
 def _load_tokenizer(model: Path) -> Any:

@@ -1,11 +1,12 @@
 """The forkserver's imports before it forks, decided and written by the launcher."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from startup.eager_flags import is_eager
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preload_profile import PreloadProfile
 
@@ -18,7 +19,6 @@ _ON_GPU: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner"
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 _SEVERAL_API_SERVERS: Final = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
 """Flags that start API servers as separate processes; by default there is one per data parallel rank."""
-_EAGER_FLAGS: Final = ("--enforce-eager", "-O0", "-O.mode=0")
 
 
 CompilerTime = Literal["now", "late", "deferred"]
@@ -71,7 +71,7 @@ def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     return (*_ENGINE, *(_ON_CPU if vllm.is_for_cpu else _ON_GPU))
 
 
-def compiler_time(vllm: InstalledVllm, words: Iterable[str], known: Sequence[str]) -> CompilerTime:
+def compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:
     """A start that compiles nothing needs no compiler; `deferred` is untested on GPUs, hence `late` there.
 
     Args:
@@ -79,7 +79,6 @@ def compiler_time(vllm: InstalledVllm, words: Iterable[str], known: Sequence[str
         words: the command line, or the relevant flags in a profile's kind.
         known: engine modules of the start's profile.
     """
-    is_eager = any(word.replace("_", "-") in _EAGER_FLAGS for word in words)
-    if not is_eager or COMPILER in known:
+    if not is_eager(words) or COMPILER in known:
         return "now"
     return "deferred" if vllm.is_for_cpu else "late"

@@ -127,7 +127,10 @@ def test_echo_scores_the_prompt(client: OpenAI) -> None:
 def test_json_schema_is_followed(client: OpenAI) -> None:
     schema = {
         "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "population": {"type": "integer"}},
+        "properties": {
+            "city": {"type": "string", "maxLength": 20},
+            "population": {"type": "integer", "minimum": 0, "maximum": 99_999_999},
+        },
         "required": ["city", "population"],
         "additionalProperties": False,
     }

@@ -11,6 +11,7 @@ from rich.table import Table as DrawnTable
 from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.results import Spread
 from vllm_cli.html_page import draw_table
+from vllm_cli.text_table import align
 
 _MISSING = "-"
 
@@ -103,10 +104,5 @@ def _draw(table: FigureTable) -> DrawnTable:
 
 
 def _align(table: FigureTable) -> Iterator[str]:
-    cells = [table.header, *table.rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     yield table.title
-    for row in cells:
-        first, *rest = row
-        aligned = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-        yield "  ".join(aligned).rstrip()
+    yield from align([table.header, *table.rows], are_figures=True)

@@ -7,6 +7,7 @@ import click
 from startup.logs.formatters import escape_controls
 from vllm_cli.client.running_servers import RunningServer, find_servers
 from vllm_cli.client.running_standbys import RunningStandby, find_standbys
+from vllm_cli.text_table import align
 
 
 @click.command("ps")
@@ -40,9 +41,7 @@ def _table(servers: list[RunningServer], standbys: list[RunningStandby]) -> list
     rows: list[tuple[str, ...]] = [("PID", "ADDRESS", "STATE", "UP", "MEMORY", "ENGINE", "MODEL")]
     rows += [_escaped(_server_row(server)) for server in servers]
     rows += [_escaped(_standby_row(standby)) for standby in standbys]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*nothing, *lines]
+    return [*nothing, *align(rows)]
 
 
 def _escaped(row: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from startup.standby.status import STATUS, STOP, NoStandbyError, StandbyStatus, 
 from startup.timeline.live_line import LiveLine
 from vllm_cli.errors import InputError
 from vllm_cli.flags.byte_size import ByteSize
+from vllm_cli.text_table import align
 
 NOT_RUNNING: Final = 1
 
@@ -180,6 +181,4 @@ def _table(found: StandbyStatus) -> list[str]:
         state = f"{entry.state}: {entry.error}" if entry.error else entry.state
         memory = f"{entry.memory_bytes / (1 << 30):.2f} GiB"
         rows.append((entry.kind, state, str(entry.pid or "-"), imports, str(entry.num_starts), memory))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"standby {found.pid}, {found.memory_bytes / (1 << 30):.2f} GiB", *lines]
+    return [f"standby {found.pid}, {found.memory_bytes / (1 << 30):.2f} GiB", *align(rows)]

@@ -1,7 +1,6 @@
 """Chooses the engine for a command line; for vLLM, separates the launcher's flags from vLLM's words."""
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 import click
@@ -9,6 +8,7 @@ import click
 from envs.registry import ENGINES, env
 from envs.suggestion import did_you_mean
 from startup.prefetch.options import PrefetchOptions
+from startup.standby.kinds import is_vllm_installed
 from startup.vllm.options import VllmOptions
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Shape, SupportedFlag
@@ -35,7 +35,7 @@ def choose_engine(words: Sequence[str]) -> str:
         raise InputError(f"--engine {wanted!r} is not one of {', '.join(ENGINES)}{did_you_mean(wanted, ENGINES)}.")
     if wanted != "auto":
         return wanted
-    return "vllm" if "--renderer-inline" not in split.others and _is_vllm_installed() else "embedded"
+    return "vllm" if "--renderer-inline" not in split.others and is_vllm_installed() else "embedded"
 
 
 def split_words(words: Sequence[str]) -> SplitWords:
@@ -87,8 +87,3 @@ def _convert(flag: SupportedFlag, value: str, ctx: click.Context) -> Any:
         return flag.type.convert(value, None, ctx)
     except click.BadParameter as err:
         raise InputError(f"{flag.name}: {err.message}") from err
-
-
-def _is_vllm_installed() -> bool:
-    """Checks only whether the package exists, since the embedded engine's start waits for this."""
-    return find_spec("vllm") is not None

@@ -213,7 +213,7 @@ def test_signals_of_the_c_library_do_not_count(tmp_path: Path) -> None:
 
 def test_the_first_session_of_a_machine_equals_one_with_the_default_nice_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before any setsid, as under some init processes, the kernel shows an empty line."""
-    facts = process_state.capture().facts
+    facts = process_state._facts(process_state._status())
     shown = process_state._text
     monkeypatch.setattr(process_state, "_text", lambda name: "" if name == "autogroup" else shown(name))
     assert process_state.why_not_equal(facts) is None

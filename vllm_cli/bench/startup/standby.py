@@ -13,7 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from envs import foreign
-from startup.standby.kinds import EMBEDDED, VLLM_COMPILED, VLLM_EAGER, is_eager, option
+from startup.eager_flags import is_eager
+from startup.standby.kinds import EMBEDDED, VLLM_COMPILED, VLLM_EAGER, option
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.startup.results import StandbyFigures
 from vllm_cli.bench.supervised_command import SupervisedCommand

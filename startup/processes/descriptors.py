@@ -1,4 +1,4 @@
-"""Gives descriptors of the template and of its forks high numbers, so that the client's can have theirs."""
+"""Open files by their numbers: a forked process gives its own high ones, so that another process's fit."""
 
 import fcntl
 import os
@@ -7,6 +7,15 @@ import socket
 from typing import Final
 
 _LOWEST: Final = 500
+
+
+def is_open(fd: int) -> bool:
+    """Whether this process has an open file of this number."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def move_up(fd: int) -> int:
