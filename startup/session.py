@@ -81,6 +81,11 @@ class StartSession:
             if isinstance(err, StartupError):
                 self._fail(str(err))
 
+    @property
+    def responder(self) -> StartupResponder | None:
+        """The responder; None before `listen`."""
+        return self._responder
+
     def phase(self) -> str:
         """The current phase, for log lines; may be called on any thread."""
         return self.state.phase

@@ -1,5 +1,7 @@
 """Answers probes on the server's own socket from the start's first moment until the HTTP server accepts.
 
+It may stay longer and accept for the HTTP server (`keep`).
+
 The responder is a process of standard-library code, forked before anything is imported: imports and
 tokenizers hold the interpreter lock of the API process for 60 ms and more at a time, and would delay the
 answers of a thread as long.
@@ -14,12 +16,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from startup.probes import responder_process
 from startup.probes.answer import Answers
 from startup.probes.channel import OpenChannel, open_plain
 from startup.probes.responder_process import GIVEN_UP, HAND_OVER, run_process
+from startup.probes.serving_messages import ServingSettings
 from startup.processes import group_signals
 
 logger = logging.getLogger(__name__)
@@ -75,6 +78,11 @@ class StartupResponder:
         self._ours.setblocking(False)
         self._pid = pid
 
+    @property
+    def address(self) -> Any:
+        """The listener's address."""
+        return self._listener.getsockname()
+
     def update(self, message: bytes) -> None:
         """Sends the current state; dropped if the process has exited or its queue is full."""
         if self._is_handed_over or self._is_lost:
@@ -98,6 +106,19 @@ class StartupResponder:
         group_signals.start_thread(threading.Thread(target=self._end, name="startup-responder-end", daemon=True))
         self._has_given_up.wait(_GIVE_UP_S)
 
+    def keep(self, settings: ServingSettings) -> socket.socket | None:
+        """Has the process accept for the HTTP server from now on, instead of `hand_over`.
+
+        Returns the connection to it, on which `Report`s arrive, or None if it has exited. The process ends
+        when it gets `HAND_OVER`, or with `kill`.
+        """
+        self._is_handed_over = True
+        try:
+            self._ours.send(settings.encode())
+        except OSError:
+            return None
+        return self._ours
+
     def close(self) -> None:
         """Ends the process and cuts connections that have not been answered."""
         self._ours.close()
@@ -117,9 +138,10 @@ class StartupResponder:
         self._has_given_up.set()
         if not self._wait(responder_process.CONNECTION_S + _END_S if is_confirmed else _END_S):
             logger.warning("the responder process %s does not release the socket and is killed", self._pid)
-            self._kill()
+            self.kill()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """Ends the process at once, or reaps it if it has exited."""
         with self._waiting:
             if self._pid is not None:
                 os.kill(self._pid, signal.SIGKILL)

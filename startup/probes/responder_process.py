@@ -1,6 +1,7 @@
 """The responder's process: accepts, reads and answers all connections in one thread, without blocking.
 
-A slow client therefore delays no other one.
+A slow client therefore delays no other one. Once the HTTP server serves, `startup.probes.acceptor` may go on
+in this process.
 """
 
 import logging
@@ -15,8 +16,10 @@ from typing import NoReturn
 
 from server.errors import ServerError
 from startup.logs.setup import rename_process
+from startup.probes.acceptor import Acceptor
 from startup.probes.answer import Answer, Answers
 from startup.probes.channel import Channel, OpenChannel
+from startup.probes.serving_messages import SERVE, ServingSettings
 from startup.processes import death_pipe, group_signals
 
 logger = logging.getLogger(__name__)
@@ -94,10 +97,17 @@ class _Loop:
                     message = self._api_process.recv(_MAX_MESSAGE_BYTES)
                     if not message:
                         return
+                    if message.startswith(SERVE):
+                        self._accept_for_server(ServingSettings.decode(message), connections)
+                        return
                     self._process(message)
                 else:
                     key.data.advance()
             connections = [c for c in connections if not c.is_done_by(time.monotonic())]
+
+    def _accept_for_server(self, settings: ServingSettings, connections: "list[_Connection]") -> None:
+        acceptor = Acceptor(self._listener, self._api_process, self._selector, settings)
+        acceptor.run(connections, HAND_OVER)
 
     def _process(self, message: bytes) -> None:
         if message != HAND_OVER:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 from startup.vllm.import_hooks import after_import
 
@@ -40,18 +41,25 @@ class ServingEvents:
     """
 
     def __init__(
-        self, *, on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
+        self,
+        *,
+        on_serving: Callable[[], None],
+        on_ready: Callable[[], None],
+        on_stopping: Callable[[], None],
+        responder: StartupResponder | None,
     ) -> None:
+        """With a `responder`, it goes on if it can instead of `on_serving`, and answers vLLM's probes."""
         self._on_serving = _once(on_serving)
         self._on_ready = _once(on_ready)
         self._on_stopping = _once(on_stopping)
+        self._responder = responder
         self._read_fd, event_fd = os.pipe()
         released_fd, self._held_fd = os.pipe()
         self.child_pipes = ChildPipes(event_fd, released_fd)
 
     def watch(self) -> None:
         """Begins to watch; starts a thread, so it is called after vLLM's imports."""
-        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping)
+        _hook_uvicorn(self._on_serving, self._on_ready, self._on_stopping, self._responder)
         thread = threading.Thread(target=self._follow_children, name="vllm-serving-events", daemon=True)
         group_signals.start_thread(thread)
 
@@ -85,7 +93,10 @@ def report_serving(pipes: ChildPipes) -> None:
 
 
 def _hook_uvicorn(
-    on_serving: Callable[[], None], on_ready: Callable[[], None], on_stopping: Callable[[], None]
+    on_serving: Callable[[], None],
+    on_ready: Callable[[], None],
+    on_stopping: Callable[[], None],
+    responder: StartupResponder | None = None,
 ) -> None:
     """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
 
@@ -100,11 +111,16 @@ def _hook_uvicorn(
             on_serving()
             on_ready()
             return
+        from startup.vllm.serving_probes import ServingProbes  # imports asyncio
 
         @functools.wraps(startup)
-        async def startup_and_notify(self: Any, *args: Any, **kwargs: Any) -> None:
-            on_serving()
-            await startup(self, *args, **kwargs)
+        async def startup_and_notify(self: Any, sockets: Any = None) -> None:
+            probes = ServingProbes(responder) if responder is not None else None
+            if probes is not None and probes.can_serve(self, sockets):
+                await probes.start(self, lambda: startup(self, sockets), on_serving)
+            else:
+                on_serving()
+                await startup(self, sockets)
             if self.started:
                 on_ready()
 

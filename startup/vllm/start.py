@@ -104,7 +104,12 @@ class _VllmStart:
             session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
             log_as("launcher", self._options.log_format, session.phase)
             self._open_journal()
-            events = ServingEvents(on_serving=session.hand_over, on_ready=self._on_ready, on_stopping=session.drain)
+            events = ServingEvents(
+                on_serving=session.hand_over,
+                on_ready=self._on_ready,
+                on_stopping=session.drain,
+                responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
+            )
             self._configure_vllm_logs()
             if (notice := keep_bytecode(self._vllm.folder)) is not None:
                 logger.warning("%s", notice)

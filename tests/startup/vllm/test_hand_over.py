@@ -88,9 +88,9 @@ def test_probes_get_the_phase_until_vllm_serves(folder: Path) -> None:
         assert start.get("/livez")[0] == 404  # only vLLM's own routes are left
 
 
-def test_the_responder_exits_when_vllm_serves(folder: Path) -> None:
+def test_the_responder_exits_when_vllm_serves_and_answers_its_probes_itself(folder: Path) -> None:
     gate = folder / "gate"
-    with FakeStart(folder, "--gate", str(gate)) as start:
+    with FakeStart(folder, "--gate", str(gate), env=environment(folder, VCLI_PROBE_PROCESS="0")) as start:
         start.wait_for_line("EngineCore prints a line")
         (responder,) = start.responders()
         gate.touch()

@@ -102,7 +102,8 @@ def test_ctrl_c_ends_a_warm_start_like_a_cold_one(standby: StandbyProcess, folde
 
 
 def test_without_a_forkserver_no_process_waits_for_one(standby: StandbyProcess, folder: Path) -> None:
-    with WarmStart(standby, folder, "--enforce-eager", VLLM_WORKER_MULTIPROC_METHOD="spawn") as start:
+    changes = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VCLI_PROBE_PROCESS": "0"}
+    with WarmStart(standby, folder, "--enforce-eager", **changes) as start:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
         words = start.servers[0].cmdline()

@@ -1,0 +1,303 @@
+"""Accepts for the HTTP server, in the responder's process: answers `GET /health`, passes on all else.
+
+The HTTP server's event loop may be held for a second by one request. Its answer to `/health` is sent here, as
+long as the loop runs.
+
+The bytes of a connection are looked at, not read: only the bytes of an answered probe are consumed, and the
+HTTP server reads all others itself. Every connection that waits here is held by the API process too, so that
+none is lost when this process is killed.
+"""
+
+import errno
+import json
+import resource
+import selectors
+import socket
+import struct
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+from startup.probes.answer import Answer
+from startup.probes.probe_request import MAX_HEAD_BYTES, ProbeRequest, parse_probe
+from startup.probes.serving_messages import BEAT, AnsweredProbe, HealthAnswer, Kind, Report, ServingSettings
+
+STALE_S: Final = 2.0
+"""After this time without a heartbeat, the answer is 503."""
+_SILENT_S: Final = 0.05
+"""How long a new connection may send nothing before it is passed on."""
+_TURN_S: Final = 0.5
+_MAX_ACCEPTS_PER_TURN: Final = 64
+_MAX_UNSENT: Final = 1024
+"""Connections accepted while the API process receives none; more wait in the listener's queue."""
+_MAX_MESSAGE_BYTES: Final = 1 << 16
+
+
+class Leftover(Protocol):
+    """A connection accepted before the HTTP server served; registered with the selector."""
+
+    def advance(self) -> None: ...
+    def is_done_by(self, now: float) -> bool: ...
+
+
+class Acceptor:
+    """Owns the listener until the API process takes it back."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        api_process: socket.socket,
+        selector: selectors.BaseSelector,
+        settings: ServingSettings,
+    ) -> None:
+        """Listener and connection to the API process are registered with the selector."""
+        self._listener = listener
+        self._api_process = api_process
+        self._selector = selector
+        self._settings = settings
+        self._heartbeat = _Heartbeat()
+        self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
+        self._is_accepting = True
+        self._silent: OrderedDict[int, _Client] = OrderedDict()
+        """Clients that have sent nothing yet, oldest first."""
+        self._answered: OrderedDict[int, _Client] = OrderedDict()
+        """Clients whose last probe was answered, oldest answer first."""
+        self._num_accepted = 0
+        api_process.setblocking(False)
+        _raise_file_limit()
+
+    def run(self, leftovers: Sequence[Leftover], hand_over: bytes) -> None:
+        """Returns once the API process has sent `hand_over` and has got all connections, or has exited."""
+        while True:
+            timeout_s = _SILENT_S if self._silent or leftovers else _TURN_S
+            ready = self._selector.select(timeout_s)
+            self._heartbeat.turn(time.monotonic())
+            for key, events in ready:
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._api_process:
+                    if events & selectors.EVENT_WRITE:
+                        self._send_unsent()
+                    if events & selectors.EVENT_READ and not self._receive(hand_over):
+                        return
+                elif isinstance(key.data, _Client):
+                    self._look(key.data)
+                else:
+                    key.data.advance()
+            now = time.monotonic()
+            self._pass_silent_on(now)
+            self._close_idle(now)
+            leftovers = [connection for connection in leftovers if not connection.is_done_by(now)]
+
+    def _receive(self, hand_over: bytes) -> bool:
+        """Processes a message; False if there will be no more."""
+        message = self._api_process.recv(_MAX_MESSAGE_BYTES)
+        if message.startswith(BEAT):
+            self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
+            self._send(Report(Kind.ECHO))
+        elif message == hand_over:
+            self._give_all_back()
+            return False
+        return bool(message)
+
+    def _give_all_back(self) -> None:
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        for clients in (self._silent, self._answered):
+            for client in list(clients.values()):
+                self._pass_on(client)
+        self._api_process.setblocking(True)
+        with suppress(OSError):  # the API process has exited
+            self._send_unsent()
+
+    def _accept(self) -> None:
+        for _ in range(_MAX_ACCEPTS_PER_TURN):
+            try:
+                connection, address = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:  # no free descriptor, or the client has reset the connection
+                self._pass_silent_on(now=float("inf"))
+                return
+            self._num_accepted += 1
+            client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
+            self._look(_Client(self._num_accepted, connection, client))
+
+    def _look(self, client: "_Client") -> None:
+        """Answers a probe; keeps a connection without bytes; passes any other one on."""
+        try:
+            received = client.connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if not client.is_waiting:
+                self._hold(client, self._silent, time.monotonic() + _SILENT_S)
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._close(client)
+            return
+        probe = parse_probe(received)
+        answer = self._answer(probe) if probe is not None else None
+        if probe is None or answer is None or not self._send_answer(client, probe, *answer):
+            self._pass_on(client)
+
+    def _answer(self, probe: ProbeRequest) -> tuple[int, bytes] | None:
+        """Status and bytes; None if the HTTP server has to answer."""
+        if (age_s := self._heartbeat.age_s(time.monotonic())) > STALE_S:
+            return 503, _stale_answer(age_s).encode()
+        answer = self._heartbeat.answer
+        return None if answer is None else (answer.status, answer.response(keeps_alive=probe.keeps_alive))
+
+    def _send_answer(self, client: "_Client", probe: ProbeRequest, status: int, answer: bytes) -> bool:
+        """False if the client does not read. The probe is consumed last: until then it could be passed on."""
+        try:
+            num_sent = client.connection.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            client.connection.recv(probe.num_bytes, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            num_sent = 0
+        if self._settings.reports_probes and num_sent:
+            self._send(Report(Kind.ANSWERED, probe=AnsweredProbe(client.address, probe.http_version, status)))
+        if num_sent < len(answer) or not probe.keeps_alive or b"\r\nConnection: close\r\n" in answer:
+            self._close(client)
+        else:
+            self._hold(client, self._answered, time.monotonic() + self._settings.keep_alive_s)
+        return True
+
+    def _hold(self, client: "_Client", clients: "OrderedDict[int, _Client]", deadline_s: float) -> None:
+        """Waits for the client's next bytes."""
+        if not client.is_waiting:
+            client.is_waiting = True
+            self._selector.register(client.connection, selectors.EVENT_READ, client)
+            client.is_held = not self._unsent and self._try_send(Report(Kind.HOLD, client.id), client.connection)
+        client.deadline_s = deadline_s
+        self._silent.pop(client.id, None)
+        clients[client.id] = client
+        clients.move_to_end(client.id)
+
+    def _pass_on(self, client: "_Client") -> None:
+        """The HTTP server serves the connection from now on."""
+        self._stop_waiting(client)
+        if client.is_held:
+            client.connection.close()
+            self._send(Report(Kind.TAKE, client.id))
+        else:
+            self._send(Report(Kind.TAKE, client.id), client.connection)
+
+    def _close(self, client: "_Client") -> None:
+        self._stop_waiting(client)
+        if client.is_held:
+            with suppress(OSError):  # the API process's duplicate would keep it open
+                client.connection.shutdown(socket.SHUT_RDWR)
+            self._send(Report(Kind.DROP, client.id))
+        client.connection.close()
+
+    def _stop_waiting(self, client: "_Client") -> None:
+        if client.is_waiting:
+            self._selector.unregister(client.connection)
+            self._silent.pop(client.id, None)
+            self._answered.pop(client.id, None)
+
+    def _pass_silent_on(self, now: float) -> None:
+        while self._silent and (client := next(iter(self._silent.values()))).deadline_s <= now:
+            self._pass_on(client)
+
+    def _close_idle(self, now: float) -> None:
+        while self._answered and (client := next(iter(self._answered.values()))).deadline_s <= now:
+            self._close(client)
+
+    def _send(self, report: Report, connection: socket.socket | None = None) -> None:
+        """Sends at once or, if the API process receives nothing, later; closes the connection then."""
+        if self._unsent or not self._try_send(report, connection):
+            self._unsent.append((report, connection))
+            self._follow_queue()
+        elif connection is not None:
+            connection.close()
+
+    def _send_unsent(self) -> None:
+        while self._unsent and self._try_send(*self._unsent[0]):
+            _, connection = self._unsent.popleft()
+            if connection is not None:
+                connection.close()
+        self._follow_queue()
+
+    def _try_send(self, report: Report, connection: socket.socket | None) -> bool:
+        rights = struct.pack("i", connection.fileno()) if connection is not None else b""
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)] if rights else []
+        try:
+            self._api_process.sendmsg([report.encode()], ancillary)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as err:
+            if err.errno == errno.ETOOMANYREFS:  # more descriptors are on their way than the limit allows
+                return False
+            raise
+        return True
+
+    def _follow_queue(self) -> None:
+        """Waits until the API process receives again; accepts no more if too much waits."""
+        wants_write = selectors.EVENT_WRITE if self._unsent else 0
+        self._selector.modify(self._api_process, selectors.EVENT_READ | wants_write)
+        may_accept = len(self._unsent) < _MAX_UNSENT
+        if may_accept and not self._is_accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif not may_accept and self._is_accepting:
+            self._selector.unregister(self._listener)
+        self._is_accepting = may_accept
+
+
+class _Client:
+    """A connection on which no request has begun that the HTTP server must answer."""
+
+    __slots__ = ("address", "connection", "deadline_s", "id", "is_held", "is_waiting")
+
+    def __init__(self, connection_id: int, connection: socket.socket, address: str) -> None:
+        self.id = connection_id
+        self.connection = connection
+        self.address = address
+        self.deadline_s = 0.0
+        self.is_waiting = False
+        """Whether it is registered with the selector."""
+        self.is_held = False
+        """Whether the API process has a duplicate."""
+
+
+class _Heartbeat:
+    """The API process's last heartbeat.
+
+    While this process itself is stopped (a frozen container), no time passes here.
+    """
+
+    def __init__(self) -> None:
+        self.answer: HealthAnswer | None = None
+        self._received_s = self._turned_s = time.monotonic()
+
+    def receive(self, answer: HealthAnswer | None, now: float) -> None:
+        self.answer = answer
+        self._received_s = now
+
+    def age_s(self, now: float) -> float:
+        return now - self._received_s
+
+    def turn(self, now: float) -> None:
+        """Called at least every `_TURN_S`."""
+        pause_s = now - self._turned_s - _TURN_S
+        if pause_s > _TURN_S:
+            self._received_s = min(now, self._received_s + pause_s)
+        self._turned_s = now
+
+
+def _stale_answer(age_s: float) -> Answer:
+    message = f"vLLM's event loop has not run for {age_s:.1f} s: it is blocked, or its own /health does not return"
+    error = {"code": 503, "message": message, "type": "unavailable_error"}
+    return Answer(503, json.dumps({"error": error}).encode())
+
+
+def _raise_file_limit() -> None:
+    """vLLM raises its own limit after this process was forked."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,101 @@
+"""Messages between the API process and the responder's process while the HTTP server serves.
+
+Each is one packet of their SOCK_SEQPACKET pair. Both processes run the same program.
+"""
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Final, NamedTuple, Self
+
+SERVE: Final = b"serve "
+"""From the API process, with `ServingSettings`: from now on the responder accepts for the HTTP server."""
+BEAT: Final = b"beat "
+"""From the API process, with `HealthAnswer`: the event loop runs. The responder replies `Kind.ECHO`."""
+
+_REPORT: Final = struct.Struct("=BQ")
+
+
+@dataclass(frozen=True)
+class ServingSettings:
+    """What the responder's process needs to know about the HTTP server."""
+
+    keep_alive_s: float
+    """How long a connection stays open after an answer."""
+    reports_probes: bool
+    """Whether the API process writes an access log."""
+
+    def encode(self) -> bytes:
+        return SERVE + json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        return cls(**json.loads(message.removeprefix(SERVE)))
+
+
+@dataclass(frozen=True)
+class HealthAnswer:
+    """The HTTP server's own answer to `GET /health`."""
+
+    status: int
+    head: bytes
+    """Status line and headers, without the empty line."""
+    body: bytes
+
+    def response(self, *, keeps_alive: bool) -> bytes:
+        """All bytes of the response, as uvicorn writes them."""
+        return self.head + (b"\r\n" if keeps_alive else b"connection: close\r\n\r\n") + self.body
+
+    def encode(self) -> bytes:
+        return BEAT + b"%d %d " % (self.status, len(self.head)) + self.head + self.body
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self | None:
+        """None if the HTTP server has to answer each probe itself."""
+        content = message.removeprefix(BEAT)
+        if not content:
+            return None
+        status, num_bytes, text = content.split(b" ", 2)
+        return cls(int(status), text[: int(num_bytes)], text[int(num_bytes) :])
+
+
+class Kind(IntEnum):
+    """What the responder's process reports about a connection, or about itself."""
+
+    HOLD = 1
+    """A duplicate of a connection on which no request has begun: kept, in case the responder is killed."""
+    TAKE = 2
+    """The HTTP server must serve the connection: the message has it, or it was held."""
+    DROP = 3
+    """A connection that was held is closed."""
+    ECHO = 4
+    """The reply to a `BEAT`."""
+    ANSWERED = 5
+    """A probe was answered; the message has an `AnsweredProbe`."""
+
+
+class AnsweredProbe(NamedTuple):
+    """What the access log says about a probe."""
+
+    client: str
+    """Address and port; empty for a UNIX socket."""
+    http_version: str
+    status: int
+
+
+class Report(NamedTuple):
+    """A message of the responder's process."""
+
+    kind: Kind
+    connection_id: int = 0
+    probe: AnsweredProbe | None = None
+
+    def encode(self) -> bytes:
+        return _REPORT.pack(self.kind, self.connection_id) + (json.dumps(self.probe).encode() if self.probe else b"")
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        kind, connection_id = _REPORT.unpack_from(message)
+        content = message[_REPORT.size :]
+        return cls(Kind(kind), connection_id, AnsweredProbe(*json.loads(content)) if content else None)

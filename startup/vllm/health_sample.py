@@ -1,0 +1,131 @@
+"""The answer of vLLM's own `/health`, obtained from its application without a connection."""
+
+import asyncio
+import logging
+import time
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+from startup.probes.probe_request import PATH
+from startup.probes.serving_messages import HealthAnswer
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE_S: Final = 1.0
+"""The application is asked so often; at once when the engine fails."""
+
+
+class Sample(NamedTuple):
+    """What the application answered."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+
+class HealthSampler:
+    """Asks one uvicorn server's application for `/health`; all methods run on its event loop."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._config = server.config
+        self.path = f"{self._config.root_path}{PATH}"
+        """The path that uvicorn logs."""
+        self._sample: Sample | None = None
+        """None if the application's answers differ from one to the next."""
+        self._asked_s = float("-inf")
+        self._had_failed = False
+        self._has_told = False
+
+    async def current(self) -> HealthAnswer | None:
+        """The answer that uvicorn would send; None if it has to answer each probe itself."""
+        has_failed = self._has_engine_failed()
+        if has_failed != self._had_failed or time.monotonic() - self._asked_s >= _SAMPLE_S:
+            self._had_failed = has_failed
+            self._sample = await self._ask_until_steady()
+            self._asked_s = time.monotonic()
+        fixed_headers = self._server.server_state.default_headers
+        if self._sample is None or (not fixed_headers and self._config.server_header):  # not set yet
+            return None
+        return _as_answer(self._sample, fixed_headers)
+
+    def _has_engine_failed(self) -> bool:
+        """vLLM's `EngineClient.errored`."""
+        state = getattr(self._config.app, "state", None)
+        return bool(getattr(getattr(state, "engine_client", None), "errored", False))
+
+    async def _ask_until_steady(self) -> Sample | None:
+        previous, sample = self._sample, await self._ask()
+        if sample != previous:
+            previous, sample = sample, await self._ask()
+        if sample == previous:
+            return sample
+        if not self._has_told:
+            self._has_told = True
+            logger.info("answers of /health differ from one to the next: vLLM answers each probe itself")
+        return None
+
+    async def _ask(self) -> Sample | None:
+        """None if the application fails, which uvicorn would log for a real request."""
+        scope = {
+            "type": "http",
+            "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "root_path": self._config.root_path,
+            "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", self._config.port),
+            "state": self._server.lifespan.state.copy(),
+        }
+        exchange = _Exchange()
+        try:
+            await self._config.loaded_app(scope, exchange.receive, exchange.send)
+        except Exception as err:  # noqa: BLE001 - the application's error
+            logger.debug("/health failed: %r", err)
+            return None
+        return exchange.sample()
+
+
+class _Exchange:
+    """One request without a body, and its answer."""
+
+    def __init__(self) -> None:
+        self._start: dict[str, Any] = {}
+        self._body = b""
+        self._is_requested = False
+        self._is_complete = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        if not self._is_requested:
+            self._is_requested = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._is_complete.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                self._is_complete.set()
+
+    def sample(self) -> Sample | None:
+        """None for an answer without a fixed length, or one that ends the connection."""
+        headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
+        names = {name for name, _ in headers}
+        if b"content-length" not in names or b"connection" in names or not self._is_complete.is_set():
+            return None
+        return Sample(self._start["status"], headers, self._body)
+
+
+def _as_answer(sample: Sample, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
+    phrase = HTTPStatus(sample.status).phrase
+    lines = [f"HTTP/1.1 {sample.status} {phrase}".encode()]
+    lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
+    return HealthAnswer(sample.status, b"\r\n".join([*lines, b""]), sample.body)

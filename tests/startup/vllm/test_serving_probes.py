@@ -1,0 +1,270 @@
+"""While vLLM serves, the responder's process answers `/health` and passes all other connections to vLLM."""
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.startup.vllm.fake_start import FakeStart, environment, exchange, get
+from tests.waiting import is_gone, wait_until
+
+_PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
+_LAST_PROBE = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+_OLD_PROBE = b"GET /health HTTP/1.0\r\n\r\n"
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[FakeStart]:
+    """A start whose responder answers probes."""
+    with FakeStart(folder) as start:
+        start.wait_until_ready()
+        _wait_until_probes_are_answered(start)
+        yield start
+
+
+def _wait_until_probes_are_answered(start: FakeStart) -> None:
+    """The first heartbeats after readiness have no answer yet."""
+    wait_until(lambda: start.responders())
+    with _stopped(start):
+        pass
+    time.sleep(1.2)
+
+
+@contextmanager
+def _stopped(start: FakeStart) -> Iterator[None]:
+    """vLLM's event loop does not run."""
+    start.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        start.process.send_signal(signal.SIGCONT)
+
+
+def _connect(start: FakeStart) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", start.port), timeout=60)
+
+
+def _ask(client: socket.socket, request: bytes) -> bytes:
+    """The head of the answer to a request; `/health` has no body."""
+    client.sendall(request)
+    return _read_head(client)
+
+
+def _read_head(client: socket.socket) -> bytes:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        if not (chunk := client.recv(1)):
+            return received
+        received += chunk
+    return received
+
+
+def _undated(head: bytes) -> bytes:
+    return re.sub(rb"date: [^\r]*", b"date: D", head)
+
+
+def _post(prompt: str) -> bytes:
+    body = json.dumps({"prompt": prompt}).encode()
+    return b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_probes_are_answered_while_the_event_loop_is_held(start: FakeStart) -> None:
+    with _connect(start) as kept, _stopped(start):
+        assert _ask(kept, _PROBE).startswith(b"HTTP/1.1 200 ")
+        assert start.get("/health") == (200, b"")
+
+
+def test_an_event_loop_held_for_two_seconds_is_503_until_it_runs_again(start: FakeStart) -> None:
+    with _stopped(start):
+        wait_until(lambda: start.get("/health")[0] == 503)
+        assert "has not run for" in json.loads(start.get("/health")[1])["error"]["message"]
+    wait_until(lambda: start.get("/health")[0] == 200)
+
+
+def test_no_time_passes_while_all_processes_are_frozen(start: FakeStart) -> None:
+    (responder,) = start.responders()
+    with _connect(start) as client:
+        for pid in (responder.pid, start.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(3)
+        client.sendall(_PROBE)
+        os.kill(responder.pid, signal.SIGCONT)
+        assert _read_head(client).startswith(b"HTTP/1.1 200 ")
+        start.process.send_signal(signal.SIGCONT)
+    assert responder.is_running()
+
+
+@pytest.mark.parametrize("request_bytes", [_PROBE, _LAST_PROBE, _OLD_PROBE], ids=["keep-alive", "close", "http-1.0"])
+def test_answers_have_the_bytes_of_uvicorns_own(request_bytes: bytes, start: FakeStart, folder: Path) -> None:
+    with FakeStart(folder, env=environment(folder, VCLI_PROBE_PROCESS="0")) as other:
+        other.wait_until_ready()
+        with _connect(other) as client:
+            expected = _ask(client, request_bytes)
+    with _connect(start) as client, _stopped(start):
+        answer = _ask(client, request_bytes)
+        if request_bytes != _PROBE:
+            assert client.recv(1) == b""
+    assert _undated(answer) == _undated(expected)
+    assert b"date: " in answer
+
+
+def test_requests_after_a_probe_on_one_connection_reach_vllm(start: FakeStart) -> None:
+    with _connect(start) as client:
+        assert _ask(client, _PROBE + _PROBE).startswith(b"HTTP/1.1 200 ")
+        assert _read_head(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(_PROBE + _post("A text") + _LAST_PROBE)
+        answers = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert b"A text was read by worker 0" in answers
+
+
+def test_slow_and_unusual_clients_reach_vllm(start: FakeStart) -> None:
+    with _connect(start) as silent, _connect(start) as slow, _connect(start) as early:
+        slow.sendall(b"GET /hea")
+        time.sleep(0.5)
+        slow.sendall(b"lth HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert _read_head(slow).startswith(b"HTTP/1.1 200 ")
+        silent.sendall(_post("A text"))
+        assert _read_head(silent).startswith(b"HTTP/1.1 200 ")
+        early.close()
+        assert exchange(_connect(start), "/nothing")[0] == 404
+        with _connect(start) as head:
+            assert _ask(head, b"HEAD /health HTTP/1.1\r\nHost: a\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+        with _connect(start) as nonsense:
+            assert _ask(nonsense, b"\x16\x03\x01nonsense\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_large_body_arrives_whole(start: FakeStart) -> None:
+    text = "x" * (8 << 20)
+    assert start.complete(text) == f"{text} was read by worker 0"
+
+
+def test_idle_connections_neither_block_nor_are_lost(start: FakeStart) -> None:
+    idle = [_connect(start) for _ in range(400)]
+    try:
+        assert start.get("/health")[0] == 200
+        for client in idle[::20]:
+            client.sendall(_post("A text"))
+        for client in idle[::20]:
+            assert _read_head(client).startswith(b"HTTP/1.1 200 ")
+    finally:
+        for client in idle:
+            client.close()
+
+
+def test_every_probe_is_in_the_access_log(start: FakeStart) -> None:
+    with _connect(start) as client:
+        address = "{}:{}".format(*client.getsockname())
+        _ask(client, _PROBE)
+        _ask(client, _LAST_PROBE)
+    wait_until(lambda: start.text.count(f'{address} - "GET /health HTTP/1.1" 200') == 2)
+
+
+def test_a_kept_connection_is_closed_after_the_keep_alive_time(start: FakeStart) -> None:
+    with _connect(start) as client:
+        _ask(client, _PROBE)
+        assert client.recv(1) == b""  # uvicorn's default: 5 s
+
+
+class _ShortConnections:
+    """Clients that open a connection per request; half of them probe."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._has_ended = threading.Event()
+        self.answers: Counter[int] = Counter()
+        self.lost: list[str] = []
+        self._threads = [threading.Thread(target=self._run, args=[path]) for path in ("/health", "/nothing") * 4]
+
+    def __enter__(self) -> "_ShortConnections":
+        for thread in self._threads:
+            thread.start()
+        self.wait_for_more()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._has_ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, number: int = 300) -> None:
+        before = self.answers.copy()
+        wait_until(lambda: all(self.answers[status] >= before[status] + number for status in (200, 404)))
+
+    def _run(self, path: str) -> None:
+        while not self._has_ended.is_set():
+            try:
+                self.answers[get(self._port, path)[0]] += 1
+            except ConnectionRefusedError:
+                self.answers[0] += 1
+            except OSError as err:
+                self.lost.append(repr(err))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_vllm_accepts_itself_within_a_second_without_the_responder(number: int, start: FakeStart) -> None:
+    (responder,) = start.responders()
+    with _connect(start) as kept, _connect(start), _ShortConnections(start.port) as clients:
+        _ask(kept, _PROBE)
+        responder.send_signal(number)
+        clients.wait_for_more()
+        assert _ask(kept, _PROBE).startswith(b"HTTP/1.1 200 ")
+        wait_until(lambda: is_gone(responder.pid))
+        clients.wait_for_more()
+    assert len(clients.lost) <= 1  # the one that was between accept() and sendmsg()
+    assert set(clients.answers) == {200, 404}
+    assert start.lines_with("vLLM answers /health itself")
+    assert start.end() == 0
+
+
+def test_no_connection_is_reset_before_vllm_stops_accepting(start: FakeStart) -> None:
+    with _ShortConnections(start.port) as clients:
+        start.record_tree()
+        start.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "Shutting down" in start.text)
+        lost = [*clients.lost]
+        start.process.wait(60)
+    assert not lost
+    assert start.process.returncode == 0
+    assert not start.lines_with("responder process")
+
+
+def test_the_responder_ends_with_a_killed_server(start: FakeStart) -> None:
+    start.record_tree()
+    start.process.kill()
+    start.wait_until_tree_is_gone()
+
+
+def test_a_unix_socket_is_served_the_same_way(folder: Path) -> None:
+    path = folder / "socket"
+
+    def connect() -> socket.socket:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+        return client
+
+    with FakeStart(folder, "--uds", str(path), host=None) as start:
+        start.wait_for_line("ready after")
+        time.sleep(1.2)
+        with connect() as client, _stopped(start):
+            assert _ask(client, _PROBE).startswith(b"HTTP/1.1 200 ")
+        with connect() as client:
+            assert exchange(client, "/nothing")[0] == 404
+        start.record_tree()
+
+
+def test_there_is_no_responder_with_several_api_servers(folder: Path) -> None:
+    with FakeStart(folder, "--api-server-count", "2") as start:
+        start.wait_until_ready()
+        wait_until(lambda: not start.responders())
+        assert psutil.pid_exists(start.process.pid)
