@@ -50,6 +50,7 @@ class Environment:
         "Process id of the API process: the forkserver exits with it; set by the launcher.", minimum=1
     )
     VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
+    VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs; vLLM's cache folder if unset.")
     XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
 

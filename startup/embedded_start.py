@@ -17,6 +17,7 @@ from server.errors import ServerError
 from server.lifecycle import Lifecycle, State
 from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
+from startup.caches.bytecode import use_baked_bytecode
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.supervisor import EngineSupervisor
@@ -48,6 +49,7 @@ def start_embedded(config: StartupConfig) -> int:
         StartupError: the server cannot start; no process, socket or file of this start is left.
     """
     timeline = PhaseTimeline.from_process_start()
+    use_baked_bytecode()
     session = StartSession(subject_of(config), timeline, is_private=config.server.api_key_everywhere)
     configure_logging(config.logs, role="api", phase=session.phase)
     with session:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from envs.registry import env
 from server.config import ModelFiles
 from server.types import EngineInfo
+from startup.caches.baked import find_baked
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
 from startup.model.prefetch_plan import plan_files, plan_libraries
@@ -70,6 +71,8 @@ class StartSession:
 
     def __enter__(self) -> Self:
         _log_origin()
+        if (problem := find_baked().problem) is not None:
+            logger.warning("%s", problem)
         self._manager = self._connect_manager()
         self.timeline.on_change = self._publish
         return self

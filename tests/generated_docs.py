@@ -107,7 +107,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 
 def _is_small(command: click.Command) -> bool:
-    return not isinstance(command, click.Group) and sum(isinstance(p, click.Option) for p in command.params) <= 3
+    return not isinstance(command, click.Group) and sum(isinstance(p, click.Option) for p in command.params) <= 5
 
 
 def _describe_command(entry: CommandEntry) -> Iterator[str]:

@@ -41,6 +41,7 @@ COMMANDS: Final = (
     CommandEntry("timeline", "vllm_cli.commands.timeline:timeline", "Show the phases of a start."),
     CommandEntry("preload", "vllm_cli.commands.preload:preload", "Show or delete recorded preload profiles."),
     CommandEntry("prefetch", "vllm_cli.commands.prefetch:prefetch", "Read a model into the page cache."),
+    CommandEntry("bake", "vllm_cli.commands.bake:bake", "Keep in an image what makes its first start fast."),
     CommandEntry("bench", "vllm_cli.commands.bench:bench", "Measure servers and their starts."),
     CommandEntry("env", "vllm_cli.commands.env:env_command", "Show the environment variables and their values."),
     CommandEntry("probes", "vllm_cli.commands.probes:probes", "Print Kubernetes probes for this machine."),

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from envs.registry import env
+from startup.caches.folders import layers
 from startup.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
@@ -75,8 +75,9 @@ class _Cache:
         """Writes new entries to the file; does nothing if the folder cannot be written to."""
         if self._is_changed:
             with suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self._path, json.dumps({"key": self._key, "entries": self._entries}))
+                path = self._paths[0]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps({"key": self._key, "entries": self._entries}))
 
     def _add(self, name: str, value: object) -> None:
         self._entries[name] = value
@@ -84,22 +85,31 @@ class _Cache:
 
     @cached_property
     def _entries(self) -> dict[str, Any]:
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            content = json.loads(self._path.read_bytes())
-            if content["key"] == self._key:
-                return dict(content["entries"])
+        for path in self._paths:
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                content = json.loads(path.read_bytes())
+                if content["key"] == self._key:
+                    return dict(content["entries"])
         return {}
 
     @cached_property
     def _key(self) -> list[object]:
-        """Installing, upgrading or removing a package changes the modification time of its folder."""
-        folders = [path for path in map(Path, sys.path) if path.name in _SITE_FOLDERS and path.is_dir()]
-        return [sys.version, *([str(folder), folder.stat().st_mtime_ns] for folder in folders)]
+        return scan_key()
 
     @cached_property
-    def _path(self) -> Path:
+    def _paths(self) -> tuple[Path, ...]:
+        """Where the file may be; it is written to the first place."""
         name = sha256(sys.prefix.encode()).hexdigest()[:16]
-        return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "imports" / f"{name}.json"
+        return layers(f"imports/{name}.json")
+
+
+def scan_key() -> list[object]:
+    """Installing, upgrading or removing a package changes the modification time of its folder.
+
+    Whole seconds, because the layers of a container image keep no fractions.
+    """
+    folders = [path for path in map(Path, sys.path) if path.name in _SITE_FOLDERS and path.is_dir()]
+    return [sys.version, *([str(folder), int(folder.stat().st_mtime)] for folder in folders)]
 
 
 class _ScanFinder(MetaPathFinder):

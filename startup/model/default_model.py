@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from envs.registry import env
+from startup.caches.folders import cache_folder
 from startup.errors import ModelNotFoundError
 from startup.model.checkpoint_folder import model_problem
 from startup.model.download_progress import Show
@@ -63,7 +64,7 @@ def resolve_default_model(cache_dir: Path, show: Show = lambda _: None) -> Path:
 
 def prepared_folder() -> Path:
     """The folder of the converted model."""
-    return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "models" / DEFAULT_MODEL_ID.rpartition("/")[2]
+    return cache_folder() / "models" / DEFAULT_MODEL_ID.rpartition("/")[2]
 
 
 def _prepare(target: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Final
 
 from envs.registry import env
 from startup.byte_count import format_bytes
+from startup.caches.folders import cache_folder
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning
@@ -31,7 +32,7 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
 
 def check_cache_folder() -> Iterator[Finding]:
     """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
-    folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli"
+    folder = cache_folder()
     place = _nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
         yield warning(

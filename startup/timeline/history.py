@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from envs.registry import env
+from startup.caches.folders import cache_folder, layers
 from startup.timeline.record import SpanTimes, StartRecord
 from startup.whole_file import write_whole
 
@@ -25,9 +25,12 @@ _MAX_FILE_BYTES: Final = 4 << 20
 """A larger file was not written by this module, and is ignored."""
 
 
+_FILE: Final = "history.jsonl"
+
+
 def history_path() -> Path:
     """The history file."""
-    return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "history.jsonl"
+    return cache_folder() / _FILE
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,22 @@ class EarlierStarts:
 
 
 def read_history(key: str, path: Path | None = None) -> EarlierStarts | None:
-    """The earlier starts with this key; None if there are none, or none that can be read."""
-    lines = [line for line in _read(path or history_path()).splitlines() if key.encode() in line]
-    records = tuple(record for record in _parse(lines) if record.key == key)
-    return EarlierStarts(records[-MAX_PER_KEY:]) if records else None
+    """The earlier starts with this key; None if there are none, or none that can be read.
+
+    Without a path, the starts of an image's build count until there is one of the user's own.
+    """
+    for place in (path,) if path else layers(_FILE):
+        lines = [line for line in _read(place).splitlines() if key.encode() in line]
+        records = tuple(record for record in _parse(lines) if record.key == key)
+        if records:
+            return EarlierStarts(records[-MAX_PER_KEY:])
+    return None
 
 
 def read_starts(model: str | None = None, path: Path | None = None) -> list[StartRecord]:
-    """All recorded starts, or those of a model, by its first served name."""
-    records = _parse(_read(path or history_path()).splitlines())
+    """All recorded starts, or those of a model, by its first served name; an image's build comes last."""
+    places = (path,) if path else layers(_FILE)
+    records = [record for place in places for record in _parse(_read(place).splitlines())]
     return [record for record in records if model in (None, record.model)]
 
 

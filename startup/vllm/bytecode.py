@@ -11,9 +11,9 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
 
-from envs.registry import env
+from startup.caches.bytecode import PREFIX
+from startup.caches.folders import cache_folder
 
-_PREFIX: Final = "PYTHONPYCACHEPREFIX"
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 
 
@@ -35,8 +35,8 @@ def keep_bytecode(package: Path) -> str | None:
         )
     if os.access(package, os.W_OK):
         return None
-    folder = env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "bytecode"
-    sys.pycache_prefix = os.environ[_PREFIX] = str(folder)
+    folder = cache_folder() / "bytecode"
+    sys.pycache_prefix = os.environ[PREFIX] = str(folder)
     return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
 
 

@@ -13,12 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from envs.registry import env
+from startup.caches.folders import cache_folder, layers
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
 from startup.whole_file import write_whole
 
 _FORMAT: Final = 1
+_FOLDER: Final = "preload"
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")
 _RELEVANT_FLAGS: Final = frozenset(
     {
@@ -111,27 +112,30 @@ class PreloadProfile:
         """Writes the profile's file; does nothing if the folder cannot be written to."""
         with suppress(OSError):
             profiles_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(_path(self.kind), json.dumps(self.to_fields(), indent=1))
+            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(self.to_fields(), indent=1))
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
     """The profile of this kind of start; an empty one if there is no readable file."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        return _read(_path(kind))
+    for path in layers(f"{_FOLDER}/{_file_name(kind)}"):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return _read(path)
     return PreloadProfile(kind)
 
 
 def load_all_profiles() -> list[PreloadProfile]:
-    """The profiles of all kinds of start, the one saved last first."""
-    profiles = []
-    for path in sorted(profiles_folder().glob("*.json"), key=_saved_ns, reverse=True):
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            profiles.append(_read(path))
-    return profiles
+    """The profiles of all kinds of start, the one saved last first, then baked ones."""
+    profiles: dict[StartKind, PreloadProfile] = {}
+    for folder in layers(_FOLDER):
+        for path in sorted(folder.glob("*.json"), key=_saved_ns, reverse=True):
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                profile = _read(path)
+                profiles.setdefault(profile.kind, profile)
+    return list(profiles.values())
 
 
 def delete_all_profiles() -> int:
-    """Removes all profiles; returns their number."""
+    """Removes all profiles but baked ones; returns their number."""
     paths = list(profiles_folder().glob("*.json"))
     for path in paths:
         path.unlink(missing_ok=True)
@@ -139,8 +143,8 @@ def delete_all_profiles() -> int:
 
 
 def profiles_folder() -> Path:
-    """The folder of the profiles' files."""
-    return env.VLLM_CACHE_ROOT.get() / "vllm_cli" / "preload"
+    """The folder to which profiles are written."""
+    return cache_folder() / _FOLDER
 
 
 def _saved_ns(path: Path) -> int:
@@ -149,8 +153,8 @@ def _saved_ns(path: Path) -> int:
     return 0
 
 
-def _path(kind: StartKind) -> Path:
-    return profiles_folder() / f"{kind.key}.json"
+def _file_name(kind: StartKind) -> str:
+    return f"{kind.key}.json"
 
 
 def _read(path: Path) -> PreloadProfile:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from envs.registry import env
+from startup.caches.bytecode import use_baked_bytecode
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
@@ -25,6 +26,7 @@ from startup.timeline import start_origin
 from startup.timeline.subject import StartSubject
 from startup.timeline.timeline import PhaseTimeline
 from startup.vllm import compile_cache, port
+from startup.vllm.baked_caches import lay_baked_caches
 from startup.vllm.bytecode import keep_bytecode
 from startup.vllm.command_line import CommandLine
 from startup.vllm.fallback import exec_again, is_raised_in
@@ -111,6 +113,7 @@ class _VllmStart:
                 responder=session.responder if env.VCLI_PROBE_PROCESS.get() else None,
             )
             self._configure_vllm_logs()
+            use_baked_bytecode()
             if (notice := keep_bytecode(self._vllm.folder)) is not None:
                 logger.warning("%s", notice)
             if self._start_method == "forkserver":
@@ -119,6 +122,7 @@ class _VllmStart:
                 discard_dormant()
             session.prefetch(self._files, self._options.prefetch)
             session.check(self._run_preflight, errors_are_fatal=False)  # vLLM itself fails on them, minutes later
+            self._lay_baked_caches()
             self._import_api_server()
             events.watch()
             gc.freeze()
@@ -160,6 +164,11 @@ class _VllmStart:
             except OSError as err:
                 logger.warning("the forkserver cannot be started (%s): vLLM spawns its processes", err)
             os.environ[env.VLLM_WORKER_MULTIPROC_METHOD.name] = "spawn"
+
+    def _lay_baked_caches(self) -> None:
+        with self._span("lay_baked_caches"):
+            if (notice := lay_baked_caches(self._journal.folder)) is not None:
+                logger.warning("%s", notice)
 
     def _run_preflight(self) -> PreflightReport:
         return run_preflight(self._line, self._files, is_listening=True)

@@ -11,7 +11,7 @@ from vllm_cli.flags.table import is_flag
 from vllm_cli.lazy_group import load_command
 from vllm_cli.main import COMMANDS, cli
 
-_TAKE_SERVE_FLAGS = ("serve", "run-batch")
+_TAKE_SERVE_FLAGS = ("serve", "run-batch", "bake")
 _HELP = ("-h", "--help")
 
 

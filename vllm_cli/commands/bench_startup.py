@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
     from vllm_cli.bench.startup.config import StartupBenchConfig
 
-_STATES: Final = ("warm", "cold-pages", "cold-compile", "cold", "standby")
+_STATES: Final = (
+    "warm", "cold-pages", "cold-compile", "cold", "standby", "tenth-root", "fresh-root", "fresh-root-cold",
+)  # fmt: skip
 _EXISTING: Final = click.Path(exists=True, path_type=Path)
 _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
 
@@ -106,6 +108,11 @@ def startup(**options: Any) -> int:
     variables and Python environment, and stops at its end. A start that cannot be forked from it ends the
     run with exit code 3. Commands of other programs start as from warm. All other states use no standby.
 
+    tenth-root, fresh-root and fresh-root-cold start in a root file system of their own, as in a container:
+    this machine's files are the image, changes are kept in memory. tenth-root keeps its changes, and begins
+    after nine starts; fresh-root has none; fresh-root-cold also has the Python environment and the weights
+    evicted from the page cache. They need the rights of root.
+
     With --baseline, the server of --cmd is judged against an earlier run; with --fail-over alone, against the
     other servers and the bare script. The time to the first token is judged.
 
@@ -115,6 +122,7 @@ def startup(**options: Any) -> int:
       vllm-cli bench startup --model DIR --vs "vllm serve DIR --enforce-eager" --rounds 7 --html starts.html
       vllm-cli bench startup --model DIR --state warm --state cold-pages --evict-libraries
       vllm-cli bench startup --state warm --state standby --floor
+      vllm-cli bench startup --state tenth-root --state fresh-root --state fresh-root-cold
       vllm-cli bench startup --baseline main.json --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows; 2 usage; 3 a command did not become ready.
@@ -134,7 +142,7 @@ def _build_config(options: dict[str, Any]) -> "StartupBenchConfig":
     model, has_floor = options.pop("model"), options.pop("has_floor")
     targets = _build_targets(options, model)
     states = tuple(dict.fromkeys(options.pop("states")))
-    needs_files = any(state in ("cold-pages", "cold") for state in states)
+    needs_files = any(state in ("cold-pages", "cold", "fresh-root-cold") for state in states)
     if needs_files and not options["evict_paths"]:
         options["evict_paths"] = tuple(_find_model_folders(model, targets))
     options["api_key"] = choose_api_key(options["api_key"])

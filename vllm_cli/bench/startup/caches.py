@@ -28,6 +28,8 @@ class StartupCaches:
     def __init__(self, config: StartupBenchConfig) -> None:
         self._compile_cache = config.compile_cache
         self._evicted = list_files([*config.evict_paths, *(_list_libraries(config) if config.evict_libraries else [])])
+        if "fresh-root-cold" in config.states:
+            self._evicted = list_files([*self._evicted, *_list_environments(config)])
         if config.needs_cold_compile and self._compile_cache:
             _restore(self._compile_cache)
 
@@ -40,7 +42,7 @@ class StartupCaches:
         """
         aside = self._compile_cache if state in ("cold-compile", "cold") else None
         with _moved_aside(aside) if aside else nullcontext():
-            yield self._evict() if state in ("cold-pages", "cold") else None
+            yield self._evict() if state in ("cold-pages", "cold", "fresh-root-cold") else None
 
     def _evict(self) -> Residency:
         try:
@@ -53,12 +55,23 @@ class StartupCaches:
 
 def find_libraries(command: str) -> list[Path]:
     """The shared libraries of the Python environment of a command's program; none outside of one."""
+    return [path for folder in _find_packages(command) for path in sorted(folder.glob("**/*.so*"))]
+
+
+def _find_packages(command: str) -> list[Path]:
+    """The folders of installed packages of the Python environment of a command's program."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Za-z_]\w*=", word)]
     program = shutil.which(words[0]) if words else None
     if program is None:
         return []
-    environment = Path(program).absolute().parent.parent
-    return sorted(environment.glob("lib/python3*/site-packages/**/*.so*"))
+    return sorted(Path(program).absolute().parent.parent.glob("lib/python3*/site-packages"))
+
+
+def _list_environments(config: StartupBenchConfig) -> list[Path]:
+    """The packages of the commands' Python environments, and the libraries of their Python."""
+    packages = [folder for spec in config.targets for folder in _find_packages(spec.command or "")]
+    pythons = {(folder.parents[2] / "bin" / "python").resolve() for folder in packages}
+    return [*packages, *(lib for python in sorted(pythons) for lib in python.parents[1].glob("lib/python3.*"))]
 
 
 def find_models(command: str) -> list[Path]:

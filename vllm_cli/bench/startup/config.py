@@ -7,9 +7,12 @@ from typing import Literal
 from server.errors import ConfigError
 from vllm_cli.bench.config import CompletionConfig, Endpoint, TargetSpec, check_counts
 
-StartState = Literal["warm", "cold-pages", "cold-compile", "cold", "standby"]
+StartState = Literal[
+    "warm", "cold-pages", "cold-compile", "cold", "standby", "tenth-root", "fresh-root", "fresh-root-cold"
+]
 """Before a start: warm caches; weights (and libraries) evicted; no compile cache; both; warm caches and a
-standby that has the imports."""
+standby that has the imports; the tenth or a later start in a root file system, the first in a new one, and
+the first with the Python environment and the weights evicted."""
 
 PROMPT = "The capital of France is"
 MAX_TOKENS = 4
@@ -51,12 +54,16 @@ class StartupBenchConfig:
             raise ConfigError("--evict-libraries", True, "left out with --state standby: a standby maps the libraries")
 
     @property
+    def has_roots(self) -> bool:
+        return any("root" in state for state in self.states)
+
+    @property
     def has_standby(self) -> bool:
         return "standby" in self.states
 
     @property
     def needs_cold_pages(self) -> bool:
-        return any(state in ("cold-pages", "cold") for state in self.states)
+        return any(state in ("cold-pages", "cold", "fresh-root-cold") for state in self.states)
 
     @property
     def needs_cold_compile(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TextIO
 
-from vllm_cli.bench.startup.figures import STARTUP_METRICS
+from vllm_cli.bench.startup.figures import STARTUP_METRICS, compare_states
 from vllm_cli.bench.startup.results import StartupResult, StartupSideResult, StateResult
 from vllm_cli.bench.startup.standby import FORK_PHASE
 from vllm_cli.bench.tables import Comparison, FigureTable, format_spread, write_sections
@@ -30,6 +30,7 @@ def describe_startup_run(result: StartupResult) -> Iterator[str]:
     order = "Rounds alternate. " if len(result.sides) > 1 else ""
     yield f"{order}Times count from exec. {settings.num_rounds} rounds; medians (min-max), ratios round by round."
     yield from _describe_evictions(result)
+    yield from _compare_roots(result)
     for side in result.sides:
         if (standby := side.standby) is not None:
             size = f"{standby.memory_bytes / 1e6:.0f} MB (PSS)"
@@ -73,6 +74,17 @@ def _build_figures(result: StartupResult, index: int, state: str) -> FigureTable
 
 def _phase_rows(state: StateResult) -> list[list[str]]:
     return [[name, format_spread(spread)] for name, spread in state.phases.items()]
+
+
+def _compare_roots(result: StartupResult) -> Iterator[str]:
+    """First starts in a new root, divided by the tenth and later ones."""
+    for side in result.sides:
+        by_state = {state.state: state for state in side.states}
+        tenth = by_state.pop("tenth-root", None)
+        for name, state in by_state.items():
+            if tenth is not None and "root" in name:
+                ratio = compare_states(state, tenth, against="tenth-root").ratios["first_token_s"]
+                yield f"{side.name}: first token from {name} ÷ from tenth-root: {format_spread(ratio)}"
 
 
 def _describe_evictions(result: StartupResult) -> Iterator[str]:

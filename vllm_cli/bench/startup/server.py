@@ -2,8 +2,10 @@
 
 import asyncio
 import shlex
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from typing import Final
 from urllib.parse import urlsplit
 
 from vllm_cli.bench.config import TargetSpec
@@ -24,8 +26,12 @@ from vllm_cli.bench.startup.moments import (
 )
 from vllm_cli.bench.startup.probe import StartProbe
 from vllm_cli.bench.startup.results import StandbyFigures, StartFigures
+from vllm_cli.bench.startup.roots import OverlayRoot
 from vllm_cli.bench.startup.standby import NO_STANDBY, BenchStandby, OwnCommand
 from vllm_cli.bench.target import CommandTarget
+
+_NUM_EARLIER_STARTS: Final = 9
+"""Before the first start from `tenth-root`."""
 
 
 class ServerSide:
@@ -41,6 +47,7 @@ class ServerSide:
         self._config = config
         self._request_format: RequestFormat | None = None
         self._running: BenchStandby | None = None
+        self._used_root: OverlayRoot | None = None
         self.standby: StandbyFigures | None = None
 
     async def prepare(self) -> None:
@@ -49,7 +56,12 @@ class ServerSide:
         A standby is started after it, because a first start records what a template process imports; then
         its first fork is not measured either.
         """
-        await self._prepare_start("warm")
+        if "tenth-root" in self._config.states:
+            self._used_root = OverlayRoot()
+            for _ in range(_NUM_EARLIER_STARTS):
+                await self._prepare_start("tenth-root")
+        else:
+            await self._prepare_start("fresh-root" if self._config.has_roots else "warm")
         if self._config.has_standby and (command := await OwnCommand.find(self._spec.command or "")) is not None:
             self._running = BenchStandby(
                 command, model=self._config.standby_model, timeout_s=self._config.ready_timeout_s
@@ -58,7 +70,7 @@ class ServerSide:
             await self._prepare_start("standby")
 
     async def _prepare_start(self, state: StartState) -> None:
-        with ExecStamp() as stamp, closing(self._build_target(stamp, state)) as target:
+        with ExecStamp() as stamp, self._target(stamp, state) as target:
             target.start()
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
@@ -78,7 +90,7 @@ class ServerSide:
     async def measure(self, state: StartState) -> StartFigures:
         """One measured start."""
         assert self._request_format is not None
-        with StartProbe() as probe, ExecStamp() as stamp, closing(self._build_target(stamp, state)) as target:
+        with StartProbe() as probe, ExecStamp() as stamp, self._target(stamp, state) as target:
             try:
                 async with asyncio.timeout(self._config.ready_timeout_s):
                     return await self._time_start(target, stamp, probe, self._request_format)
@@ -93,9 +105,11 @@ class ServerSide:
             self.standby = await self._running.measure()
 
     def close(self) -> None:
-        """Stops the standby."""
+        """Stops the standby and discards the root."""
         if self._running is not None:
             self._running.close()
+        if self._used_root is not None:
+            self._used_root.close()
 
     async def _time_start(
         self, target: CommandTarget, stamp: ExecStamp, probe: StartProbe, request_format: RequestFormat
@@ -134,10 +148,18 @@ class ServerSide:
         reason = f"{self.name} was not ready after {self._config.ready_timeout_s:g} s"
         return TargetStartError(self._explain(reason, target, stamp))
 
-    def _build_target(self, stamp: ExecStamp, state: StartState) -> CommandTarget:
+    @contextmanager
+    def _target(self, stamp: ExecStamp, state: StartState) -> Iterator[CommandTarget]:
+        """The server of one start; stopped at the end of the block."""
         standby = self._running if state == "standby" else None
         environment = standby.environment if standby is not None else NO_STANDBY
-        return CommandTarget(self._spec, f"{_join(stamp)} {self._spec.command}", environment)
+        with ExitStack() as stack:
+            root = self._used_root if state == "tenth-root" else None
+            if state in ("fresh-root", "fresh-root-cold"):
+                root = stack.enter_context(closing(OverlayRoot()))
+            words = shlex.join(root.words) if root is not None else ""
+            command = f"{_join(stamp)} {words} {self._spec.command}"
+            yield stack.enter_context(closing(CommandTarget(self._spec, command, environment)))
 
     def _explain(self, message: str, target: CommandTarget, stamp: ExecStamp) -> str:
         """The message without the stamp script's words, and with the end of the server's log."""

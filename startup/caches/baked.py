@@ -1,0 +1,82 @@
+"""Finds the folder that `vllm-cli bake` has written, and decides whether it can be trusted.
+
+It holds bytecode and pickles, so that whoever can write to it can run code as the user of a start.
+"""
+
+import functools
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from envs.registry import env
+
+FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
+OFF: Final = "off"
+
+MANIFEST: Final = "manifest.json"
+CACHE: Final = "cache"
+"""A cache folder as VLLM_CACHE_ROOT names it, with this program's folder inside."""
+BYTECODE: Final = "bytecode"
+"""A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
+PAGES: Final = "pages.json"
+"""Which parts of which files the start has read."""
+
+_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
+
+
+class BakedFolder(NamedTuple):
+    """The result of the search."""
+
+    folder: Path | None = None
+    problem: str | None = None
+    """Why a folder that exists, or that the user has named, is not used."""
+
+
+def find_baked() -> BakedFolder:
+    """The folder that VCLI_BAKED names, or the one at the fixed path."""
+    named = env.VCLI_BAKED.get()
+    if named == OFF:
+        return BakedFolder()
+    return _examine(Path(named).expanduser() if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
+
+
+@functools.cache
+def _examine(folder: Path, user: int, *, is_named: bool) -> BakedFolder:
+    if not (folder / MANIFEST).is_file():
+        missing = f"{env.VCLI_BAKED.name}: {folder} has no {MANIFEST}, so it was not written by `vllm-cli bake`"
+        return BakedFolder(problem=missing if is_named else None)
+    folder = folder.resolve()
+    problem = why_not_trusted(folder, user)
+    return BakedFolder(folder) if problem is None else BakedFolder(problem=f"{problem}, so {folder} is not used")
+
+
+def why_not_trusted(folder: Path, user: int) -> str | None:
+    """Why others could change what is in the folder; None if only root and this user can.
+
+    Looks at the folder, its parts and its parents; `untrusted_file` looks at everything.
+    """
+    for path in (folder, folder / MANIFEST, folder / CACHE, folder / BYTECODE, *folder.parents):
+        if (problem := _why_changeable(path, user, allows_sticky=path in folder.parents)) is not None:
+            return problem
+    return None
+
+
+def untrusted_file(folder: Path, user: int) -> str | None:
+    """The first file or folder in it that others could change, with the reason."""
+    paths = (path for path in folder.rglob("*") if not path.is_symlink())
+    return next((problem for path in paths if (problem := _why_changeable(path, user)) is not None), None)
+
+
+def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> str | None:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as err:
+        return f"{path} cannot be examined ({err.strerror})"
+    if found.st_uid not in (0, user):
+        return f"{path} belongs to another user ({found.st_uid})"
+    if found.st_mode & _WRITABLE_BY_OTHERS and not (allows_sticky and found.st_mode & stat.S_ISVTX):
+        return f"other users can write to {path} (mode {stat.S_IMODE(found.st_mode):04o})"
+    return None

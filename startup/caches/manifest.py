@@ -1,0 +1,93 @@
+"""What `vllm-cli bake` records about a baked folder: for which program, model and hardware it was written."""
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self
+
+from startup.caches.baked import MANIFEST
+from startup.caches.hardware import cpu_features, gpu_kinds
+
+FORMAT: Final = 1
+
+Stamp = tuple[int, int]
+"""Size and time of a file, in whole seconds, because the layers of a container image keep no fractions."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python that bytecode and profiles belong to."""
+
+    version: str
+    prefix: str
+
+    @classmethod
+    def running(cls) -> Self:
+        """The one of this process."""
+        return cls(f"{platform.python_implementation()} {platform.python_version()}", sys.prefix)
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What compiled code depends on."""
+
+    cpu: str
+    gpus: tuple[str, ...]
+
+    @classmethod
+    def present(cls) -> Self:
+        """The hardware of this machine."""
+        return cls(cpu_features(), gpu_kinds())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of the file."""
+
+    bake_id: str
+    created_at: str
+    engine: str
+    words: tuple[str, ...]
+    """The command line after `serve`, without addresses and keys."""
+    model: str
+    """The model's folder; empty if it was not on disk."""
+    model_files: Mapping[str, Stamp]
+    interpreter: Interpreter
+    hardware: Hardware
+    packages: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Parts that this folder lacks, and why."""
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        """Writes it into the folder."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Raises OSError or ValueError for a file that cannot be read, or of another format."""
+        content: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+        try:
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']}, this version reads {FORMAT}")
+            hardware = content.pop("hardware")
+            return cls(
+                **{
+                    **content,
+                    "words": tuple(content["words"]),
+                    "model_files": {name: (size, time) for name, (size, time) in content["model_files"].items()},
+                    "interpreter": Interpreter(**content["interpreter"]),
+                    "hardware": Hardware(hardware["cpu"], tuple(hardware["gpus"])),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as err:
+            raise ValueError(f"{MANIFEST} is not complete: {err}") from err
+
+
+def stamps_of(folder: Path) -> dict[str, Stamp]:
+    """The stamps of the files in a model's folder."""
+    found = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: (state.st_size, int(state.st_mtime)) for name, state in found.items()}

@@ -1,0 +1,133 @@
+"""Lays the caches that vLLM itself has written during `vllm-cli bake` below the user's cache folder.
+
+vLLM knows one folder, and writes to it. So each baked file that the user's folder lacks gets an entry there:
+a copy of a small file, because vLLM rewrites those in place, and a link to a large one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from envs.registry import env
+from startup.caches.baked import CACHE, find_baked
+from startup.caches.folders import cache_folder
+from startup.caches.manifest import Hardware, Manifest
+
+COPIED_BYTES: Final = 64 << 10
+"""Files up to this size are copied."""
+
+_RECORD: Final = "baked.json"
+"""In this program's cache folder: which baked folder was laid, and the links to it."""
+
+FOR_ANY_HARDWARE: Final = ("modelinfos",)
+"""vLLM's caches that do not depend on the hardware; compiled code does."""
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """What an earlier start has laid."""
+
+    source: str = ""
+    links: tuple[str, ...] = ()
+
+
+def lay_baked_caches(session_folder: Path) -> str | None:
+    """Adds what vLLM's cache folder lacks; returns a warning for the user, if there is a reason for one.
+
+    A second start finds its own record and does nothing else. Nothing that exists is replaced.
+
+    Args:
+        session_folder: becomes vLLM's cache folder for this start if its own cannot be written to.
+    """
+    baked = find_baked().folder
+    root = env.VLLM_CACHE_ROOT.get()
+    laid = _read_record()
+    if baked is None and not laid.links:
+        return None
+    try:
+        manifest = Manifest.read(baked) if baked is not None else None
+    except (OSError, ValueError) as err:
+        return f"vLLM's caches in {baked} are not used: {err}"
+    source = f"{baked} {manifest.bake_id} {Hardware.present()}" if manifest is not None else ""
+    if source == laid.source:
+        return None
+    if baked is not None and not _is_writable(root):
+        root = session_folder / "cache"
+        os.environ[env.VLLM_CACHE_ROOT.name] = str(root)
+    _remove_dead_links(laid.links)
+    if baked is None or manifest is None:
+        _write_record(_Laid())
+        return None
+    is_same = manifest.hardware == Hardware.present()
+    links = tuple(_lay(baked / CACHE, root, with_compiled=is_same))
+    _write_record(_Laid(source, links))
+    return None if is_same else _describe_difference(manifest.hardware, baked / CACHE)
+
+
+def _lay(baked: Path, root: Path, *, with_compiled: bool) -> Iterator[str]:
+    """Yields the links that were made."""
+    own = cache_folder().name
+    for folder, names, files in os.walk(baked):
+        if folder == str(baked):
+            names[:] = [name for name in names if name in FOR_ANY_HARDWARE or (with_compiled and name != own)]
+        target = root / Path(folder).relative_to(baked)
+        with suppress(OSError):
+            target.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                if _add(Path(folder, name), target / name):
+                    yield str(target / name)
+
+
+def _add(source: Path, target: Path) -> bool:
+    """Adds one file unless there is one; returns whether it is a link."""
+    if os.path.lexists(target):
+        return False
+    if source.stat().st_size > COPIED_BYTES:
+        target.symlink_to(source)
+        return True
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, beside)  # not the permissions: baked files may be read-only
+    with suppress(FileExistsError):  # of another start, which was faster
+        os.link(beside, target)
+    beside.unlink()
+    return False
+
+
+def _remove_dead_links(links: tuple[str, ...]) -> None:
+    """vLLM cannot write to a link whose target is gone."""
+    for link in map(Path, links):
+        with suppress(OSError):
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+
+
+def _is_writable(root: Path) -> bool:
+    nearest = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _read_record() -> _Laid:
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((cache_folder() / _RECORD).read_bytes())
+        return _Laid(str(content["source"]), tuple(map(str, content["links"])))
+    return _Laid()
+
+
+def _write_record(laid: _Laid) -> None:
+    with suppress(OSError):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        (cache_folder() / _RECORD).write_text(json.dumps({"source": laid.source, "links": laid.links}))
+
+
+def _describe_difference(baked: Hardware, cache: Path) -> str | None:
+    """None if nothing was compiled."""
+    if not {path.name for path in cache.iterdir()} - {*FOR_ANY_HARDWARE, cache_folder().name}:
+        return None
+    here = Hardware.present()
+    what = "processor" if baked.cpu != here.cpu else "GPU"
+    return f"the baked compile caches are not used: they were made on another {what}"

@@ -1,0 +1,42 @@
+"""A baked folder as `vllm-cli bake` writes it, and a cache folder on top."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from startup.caches.baked import CACHE, _examine
+from startup.caches.folders import OWN
+from startup.caches.manifest import Hardware, Interpreter, Manifest
+
+
+def write_manifest(folder: Path, hardware: Hardware | None = None, bake_id: str = "first") -> Manifest:
+    """Writes a manifest for this machine into the folder."""
+    manifest = Manifest(
+        bake_id=bake_id,
+        created_at="2026-01-01T00:00:00+00:00",
+        engine="vllm",
+        words=("model", "--enforce-eager"),
+        model="",
+        model_files={},
+        interpreter=Interpreter.running(),
+        hardware=hardware or Hardware.present(),
+        packages={},
+        left_out={"bytecode": "not needed"},
+    )
+    manifest.save(folder)
+    return manifest
+
+
+@pytest.fixture
+def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty baked folder, which VCLI_BAKED names; the cache folder is `cache` beside it."""
+    tmp_path.chmod(0o755)
+    folder = tmp_path / "baked"
+    (folder / CACHE / OWN).mkdir(parents=True)
+    write_manifest(folder)
+    monkeypatch.setenv("VCLI_BAKED", str(folder))
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    _examine.cache_clear()
+    yield folder
+    _examine.cache_clear()

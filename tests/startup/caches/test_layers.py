@@ -1,0 +1,97 @@
+"""Look-ups see the cache folder first, then the baked one; only the cache folder is written to."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from startup.caches.baked import BYTECODE, CACHE
+from startup.caches.bytecode import use_baked_bytecode
+from startup.caches.folders import OWN, cache_folder, layers
+from startup.lean.scan_cache import _Cache
+from startup.timeline.history import history_path, read_history, read_starts, record_start
+from startup.timeline.record import StartRecord
+from startup.vllm.preload_profile import PreloadProfile, StartKind, load_all_profiles, load_profile
+
+_KIND = StartKind("0.32.0", "LlamaForCausalLM", ("--enforce-eager",))
+
+
+def _record(total_s: float) -> StartRecord:
+    return StartRecord(key="k", model="m", total_s=total_s, phases={}, spans={}, resident_share=None)
+
+
+def _write_in_baked(baked: Path, write: object, *arguments: object) -> None:
+    """Calls a function whose cache folder is the baked one."""
+    root = os.environ["VLLM_CACHE_ROOT"]
+    os.environ["VLLM_CACHE_ROOT"] = str(baked / CACHE)
+    try:
+        write(*arguments)  # type: ignore[operator]
+    finally:
+        os.environ["VLLM_CACHE_ROOT"] = root
+
+
+def _snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_cache_folder_comes_first(baked: Path) -> None:
+    assert layers("x") == (cache_folder() / "x", baked / CACHE / OWN / "x")
+
+
+def test_without_a_baked_folder_there_is_one_layer(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_BAKED", "off")
+    assert layers("x") == (cache_folder() / "x",)
+
+
+def test_a_baked_profile_is_used_until_the_user_has_one(baked: Path) -> None:
+    _write_in_baked(baked, PreloadProfile(_KIND, engine_modules=("a",)).save)
+    before = _snapshot(baked)
+    assert load_profile(_KIND).engine_modules == ("a",)
+    PreloadProfile(_KIND, engine_modules=("b",)).save()
+    assert load_profile(_KIND).engine_modules == ("b",)
+    assert [profile.engine_modules for profile in load_all_profiles()] == [("b",)]
+    assert _snapshot(baked) == before
+
+
+def test_baked_starts_are_the_history_until_the_user_has_started(baked: Path) -> None:
+    _write_in_baked(baked, lambda: record_start(_record(9.0)))
+    before = _snapshot(baked)
+    assert read_history("k").total_s == 9.0  # type: ignore[union-attr]
+    record_start(_record(3.0))
+    assert read_history("k").total_s == 3.0  # type: ignore[union-attr]
+    assert [record.total_s for record in read_starts("m")] == [3.0, 9.0]
+    assert history_path().exists()
+    assert _snapshot(baked) == before
+
+
+def test_a_baked_package_scan_is_used(baked: Path) -> None:
+    def scan() -> None:
+        cache = _Cache()
+        cache.distributions(lambda: {"torch": ["torch"]})
+        cache.save()
+
+    _write_in_baked(baked, scan)
+    assert _Cache().distributions(pytest.fail) == {"torch": ["torch"]}
+    (file,) = (baked / CACHE / OWN / "imports").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), "key": ["other packages"]}))
+    assert _Cache().distributions(dict) == {}
+
+
+def test_baked_bytecode_is_read_and_nothing_is_written(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    assert not use_baked_bytecode()
+    (baked / BYTECODE).mkdir()
+    assert use_baked_bytecode()
+    assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(baked / BYTECODE)
+    assert sys.dont_write_bytecode
+    assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
+
+
+def test_a_bytecode_cache_of_the_users_own_stays(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (baked / BYTECODE).mkdir()
+    monkeypatch.setattr(sys, "pycache_prefix", "/own")
+    assert not use_baked_bytecode()

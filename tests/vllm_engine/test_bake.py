@@ -1,0 +1,44 @@
+"""`vllm-cli bake` with real vLLM, then first starts on top of the read-only folder."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from startup.caches.baked import CACHE
+from tests.peer_vllm import PYTHON, ROOT
+from tests.vllm_engine.conftest import SMALL
+from tests.vllm_engine.vllm_server import VllmServer
+
+
+@pytest.fixture(scope="module")
+def baked(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("image") / "baked"
+    words = ("-m", "vllm_cli", "bake", small_model, "--engine", "vllm", *SMALL, "--output", folder)
+    variables = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        [str(PYTHON), *map(str, words)], env={**os.environ, **variables}, cwd=folder.parent,
+        capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_first_start_has_what_the_build_has_learned(
+    baked: Path, small_model: Path, expected_text: str, tmp_path: Path
+) -> None:
+    before = _times(baked)
+    with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment={"VCLI_BAKED": str(baked)}) as server:
+        server.wait_ready()
+        assert server.generate() == expected_text
+    assert _times(baked) == before
+    name = "vllm-model_executor-models-llama-LlamaForCausalLM.json"
+    laid = tmp_path / "cache" / "modelinfos" / name
+    assert laid.read_bytes() == (baked / CACHE / "modelinfos" / name).read_bytes()
+    (profile,) = (tmp_path / "cache" / "vllm_cli" / "preload").iterdir()
+    assert '"num_starts": 2' in profile.read_text()  # continues the profile of the build

@@ -1,0 +1,49 @@
+"""The parts of a baked folder: where each one lies, and how large it is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from startup.caches.baked import BYTECODE, CACHE, PAGES
+from startup.caches.folders import OWN
+
+HISTORY: Final = "start history"
+PROFILES: Final = "preload profile"
+SCANS: Final = "package scan"
+INSPECTIONS: Final = "model inspection"
+COMPILED: Final = "compile caches"
+BYTECODES: Final = "bytecode"
+READ_PAGES: Final = "pages to prefetch"
+
+_OWN_PARTS: Final = {HISTORY: "history.jsonl", PROFILES: "preload", SCANS: "imports"}
+_INSPECTIONS: Final = "modelinfos"
+
+
+class Part(NamedTuple):
+    """One part of a baked folder."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files; none if it is missing."""
+        found = (file for path in self.paths for file in ((path,) if path.is_file() else sorted(path.rglob("*"))))
+        return [file for file in found if file.is_file()]
+
+    @property
+    def num_bytes(self) -> int:
+        """The files' sizes."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def parts_of(folder: Path) -> Iterator[Part]:
+    """All parts, also those that are missing."""
+    cache = folder / CACHE
+    for name, place in _OWN_PARTS.items():
+        yield Part(name, (cache / OWN / place,))
+    yield Part(INSPECTIONS, (cache / _INSPECTIONS,))
+    others = cache.iterdir() if cache.is_dir() else ()
+    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, _INSPECTIONS))))
+    yield Part(BYTECODES, (folder / BYTECODE,))
+    yield Part(READ_PAGES, (folder / PAGES,))

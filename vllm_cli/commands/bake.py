@@ -1,0 +1,118 @@
+"""`vllm-cli bake`: one start while an image is built, so that the image's first start is its tenth."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from envs.registry import env
+from startup.byte_count import format_bytes
+from startup.caches.baked import FIXED_PATH, OFF
+from vllm_cli.errors import InputError
+from vllm_cli.flags.model_completion import complete_model
+
+if TYPE_CHECKING:
+    from vllm_cli.bake.check import BakeCheck
+    from vllm_cli.bake.run import BakeResult
+
+_DIFFERS: Final = 1
+
+
+@click.command(
+    "bake",
+    context_settings={"ignore_unknown_options": True, "max_content_width": 110},
+    options_metavar="[OPTIONS] [SERVE FLAGS]",
+)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[MODEL]", shell_complete=complete_model)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    show_default=f"{env.VCLI_BAKED.name}, else {FIXED_PATH}",
+    help="Folder to write; an earlier one is replaced.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1800,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the start may take.",
+)
+@click.option("--check", "is_check", is_flag=True, help="Only report which parts of the folder still apply.")
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
+def bake(*, words: tuple[str, ...], output: Path | None, timeout_s: float, is_check: bool, is_json: bool) -> int:
+    """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.
+
+    Accepts every flag of `vllm-cli serve`: give those of the later starts. The server gets a private socket,
+    answers one request and is stopped. `serve` finds the folder by itself and never writes to it. The user's
+    cache folder lies on top.
+
+    \b
+    Examples:
+      vllm-cli bake Qwen/Qwen3-0.6B --max-model-len 8k
+      vllm-cli bake /models/llama --engine vllm --output /opt/baked
+      vllm-cli bake --check
+
+    Exit codes: 0 written, or all parts apply; 1 with --check: a part does not apply; 2 usage, or no baked
+    folder; 3 the start failed, and nothing was written.
+    """
+    folder = (output or _default_folder()).absolute()
+    if is_check:
+        if words:
+            raise InputError(f"{' '.join(words)}: --check takes no flags of `serve`.")
+        return _check(folder, is_json=is_json)
+    from vllm_cli.bake.run import BakeConfig, run_bake
+
+    result = run_bake(BakeConfig(words=words, output=folder, timeout_s=timeout_s))
+    click.echo(_to_json(result, folder) if is_json else "\n".join(_summary(result, folder)))
+    return 0
+
+
+def _default_folder() -> Path:
+    named = env.VCLI_BAKED.get()
+    if named == OFF:
+        raise InputError(f"{env.VCLI_BAKED.name} is {OFF}: give --output.")
+    return Path(named).expanduser() if named else FIXED_PATH
+
+
+def _check(folder: Path, *, is_json: bool) -> int:
+    from vllm_cli.bake.check import check_baked
+
+    try:
+        result = check_baked(folder)
+    except OSError as err:
+        raise InputError(f"{folder} has no readable manifest of `vllm-cli bake`: {err.strerror}.") from err
+    except ValueError as err:
+        raise InputError(f"{folder} cannot be used: {err}.") from err
+    click.echo(result.to_json() if is_json else "\n".join(_check_lines(result)))
+    return 0 if result.is_whole else _DIFFERS
+
+
+def _check_lines(result: "BakeCheck") -> list[str]:
+    manifest = result.manifest
+    words = " ".join(manifest.words)
+    lines = [f"{result.folder}: baked for engine {manifest.engine} on {manifest.created_at} with {words or 'no flags'}"]
+    for part in result.parts:
+        size = f"{part.num_files} files, {format_bytes(part.num_bytes)}" if part.num_files else ""
+        lines.append(f"  {part.name:<18} {'applies' if part.applies else f'does not apply: {part.reason}':<10} {size}")
+    return [line.rstrip() for line in [*lines, *_left_out_lines(manifest.left_out)]]
+
+
+def _summary(result: "BakeResult", folder: Path) -> list[str]:
+    total = format_bytes(sum(part.num_bytes for part in result.parts))
+    lines = [f"Baked {folder}: {total}, from one start of {result.start_s:.1f} s"]
+    lines += [f"  {part.name:<18} {len(part.files):>6} files  {format_bytes(part.num_bytes)}" for part in result.parts]
+    return [*lines, *_left_out_lines(result.manifest.left_out)]
+
+
+def _left_out_lines(left_out: Any) -> list[str]:
+    return [f"  {name:<18} left out: {reason}" for name, reason in left_out.items()]
+
+
+def _to_json(result: "BakeResult", folder: Path) -> str:
+    parts = [{"name": part.name, "num_files": len(part.files), "num_bytes": part.num_bytes} for part in result.parts]
+    fields = {"folder": str(folder), "start_s": round(result.start_s, 3), "parts": parts}
+    return json.dumps({**fields, "left_out": result.manifest.left_out}, indent=2)
