@@ -1,0 +1,35 @@
+"""What identifies the installed distributions, so that a frozen import file is used with these only."""
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
+
+_METADATA: Final = ".dist-info"
+_RECORD: Final = "RECORD"
+_PATH_FILE: Final = ".pth"
+
+
+def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
+    """Each distribution's list of files, and each `.pth` file: path, time in seconds, size.
+
+    Whole seconds, because layers of images store no more.
+    """
+    return tuple(sorted(_stamps()))
+
+
+def _stamps() -> Iterator[tuple[str, int, int]]:
+    for folder in dict.fromkeys(sys.path):
+        try:
+            names = os.listdir(folder or os.curdir)  # noqa: PTH208
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((_METADATA, _PATH_FILE)):
+                path = f"{folder}/{name}/{_RECORD}" if name.endswith(_METADATA) else f"{folder}/{name}"
+                try:
+                    status = os.stat(path)  # noqa: PTH116
+                except OSError:  # an installer that writes no list
+                    yield path, 0, 0
+                else:
+                    yield path, int(status.st_mtime), status.st_size

@@ -1,0 +1,135 @@
+"""Writes an import file from the bytecode that Python has stored beside the sources."""
+
+import marshal
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import MAGIC_NUMBER, cache_from_source
+from typing import BinaryIO, Final
+
+from startup.import_file.distributions import distribution_stamps
+from startup.import_file.layout import (
+    HEAD_BYTES,
+    Index,
+    ModuleEntry,
+    checksum,
+    modified_ns,
+    pack_head,
+    pack_index,
+    this_interpreter,
+)
+
+_PYC_HEAD_BYTES: Final = 16
+_BY_TIME: Final = bytes(4)
+"""The flags of bytecode that is valid for a source's time and size."""
+_SETTLED_NS: Final = 2_000_000_000
+"""Age from which a source's time tells whether it was changed after its bytecode was made."""
+_ABANDONED_S: Final = 600
+_MODE: Final = 0o644
+
+
+def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool = False) -> None:
+    """Writes the modules' bytecode, in this order; replaces the file at once or not at all.
+
+    Modules that Python's own path finder does not find as sources are left out. None is imported.
+
+    Args:
+        path: the file; nothing is done while another process writes it.
+        names: the modules.
+        is_frozen: whether sources count as unchanged while the installed distributions are the same.
+
+    Raises:
+        OSError: the file could not be written; an old one is unchanged.
+    """
+    path = os.fspath(path)
+    beside = f"{path}.new"
+    _remove_abandoned(beside)
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    except FileExistsError:
+        return
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123
+            os.fchmod(fd, _MODE)  # whatever the umask: others may read a file in an image, but not write it
+            _write(file, names, is_frozen=is_frozen)
+            file.flush()
+            os.fsync(fd)
+        os.replace(beside, path)  # noqa: PTH105
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)  # noqa: PTH108
+        raise
+
+
+def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
+    specs = _Specs()
+    folders: dict[str, int] = {}
+    modules: dict[str, tuple[object, ...]] = {}
+    refused: dict[str, int | None] = {}
+    offset = HEAD_BYTES
+    file.seek(offset)
+    for name in dict.fromkeys(names):
+        spec = specs.find(name)
+        if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
+            refused[name] = None
+            continue
+        status = os.stat(spec.origin)  # noqa: PTH116
+        is_settled = is_frozen or time.time_ns() - status.st_mtime_ns > _SETTLED_NS
+        code = _bytecode(name, spec.origin, status) if is_settled else None
+        if code is None:
+            refused[name] = status.st_mtime_ns
+            continue
+        folder = os.path.dirname(spec.origin)  # noqa: PTH120
+        folders.setdefault(folder, modified_ns(folder))
+        is_package = spec.submodule_search_locations is not None
+        stamps = (status.st_mtime_ns, status.st_size)
+        modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))
+        offset += file.write(code)
+    stamps_of_all = distribution_stamps() if is_frozen else ()
+    index = pack_index(Index(this_interpreter(), is_frozen, stamps_of_all, folders, modules, refused))
+    file.write(index)
+    file.seek(0)
+    file.write(pack_head(offset, index))
+
+
+class _Specs:
+    """Finds modules as Python's path finder does, without importing their packages."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ModuleSpec | None] = {}
+
+    def find(self, name: str) -> ModuleSpec | None:
+        """None for what the path finder does not find, and for a module of such a package."""
+        if name not in self._found:
+            self._found[name] = self._search(name)
+        return self._found[name]
+
+    def _search(self, name: str) -> ModuleSpec | None:
+        parent, _, _ = name.rpartition(".")
+        if not parent:
+            return PathFinder.find_spec(name)
+        package = self.find(parent)
+        locations = package.submodule_search_locations if package is not None else None
+        return PathFinder.find_spec(name, locations) if locations is not None else None
+
+
+def _bytecode(name: str, origin: str, status: os.stat_result) -> bytes | None:
+    """The module's marshalled code; None if it cannot be compiled."""
+    with suppress(OSError), open(cache_from_source(origin), "rb") as file:  # noqa: PTH123
+        data = file.read()
+        times = (int(status.st_mtime), status.st_size)
+        stamps = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in times)
+        if data[:_PYC_HEAD_BYTES] == MAGIC_NUMBER + _BY_TIME + stamps:
+            return data[_PYC_HEAD_BYTES:]
+    with suppress(Exception):  # a faulty source; importing it reports the error
+        return marshal.dumps(SourceFileLoader(name, origin).get_code(name))
+    return None
+
+
+def _remove_abandoned(path: str) -> None:
+    """Removes what a killed process has left."""
+    with suppress(OSError):
+        if time.time() - os.stat(path).st_mtime > _ABANDONED_S:  # noqa: PTH116
+            os.unlink(path)  # noqa: PTH108
