@@ -1,5 +1,6 @@
 """Imports modules of vLLM one after the other on the main thread, without those that serving does not use."""
 
+import gc
 import importlib
 import sys
 import threading
@@ -9,12 +10,14 @@ from typing import Final
 
 from startup.lean.scan_cache import cached_scans
 from startup.processes import group_signals
+from startup.vllm.cheap_calls import make_calls_cheap
 from startup.vllm.deferred_compiler import deferred_compiler
+from startup.vllm.late_names import import_late_names, late_imports
 from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.unused_commands import stub_unused_commands
 
 LATER_MODULES: Final = ("vllm.kernels",)
-"""vLLM imports these once the engine is ready. Here they are imported while the forkserver still imports."""
+"""vLLM imports these once the engine is ready. Here they are imported while the engine loads its model."""
 
 _MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
@@ -24,7 +27,8 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
 
     Args:
         more: further modules, in order of import; failures among them are ignored.
-        is_lean: whether torch's compiler is deferred; only valid if no model runs in this process.
+        is_lean: whether torch's compiler and what the engine's start does not need are left out, until
+            `import_rest`; only valid if no model runs in this process.
 
     Returns:
         The API server's own modules that could not be imported, with the error.
@@ -33,11 +37,24 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
     if all(name in sys.modules for name in (*_MODULES, *more)):  # in a fork of a template process
         return {}
     stub_unused_commands()
+    make_calls_cheap()
     if is_lean:
         make_compile_lazy()
-    with deferred_compiler() if is_lean else nullcontext():
+    with deferred_compiler() if is_lean else nullcontext(), late_imports() if is_lean else nullcontext():
         failed = import_leniently((*_MODULES, *more))
     return {name: reason for name, reason in failed.items() if name in _MODULES}
+
+
+def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
+    """Imports what `import_api_server` left out and further modules; if it is lean, without the compiler."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    with deferred_compiler() if is_lean else nullcontext():
+        import_late_names()
+        import_leniently(modules)
+    gc.freeze()
+    if was_enabled:
+        gc.enable()
 
 
 def import_leniently(modules: Iterable[str]) -> dict[str, str]:

@@ -23,16 +23,20 @@ from envs.registry import env  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.timeline.process_age import process_start_ns  # noqa: E402
+from startup.vllm.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.vllm.compile_cache import record_compile_cache  # noqa: E402
 from startup.vllm.deferred_compiler import deferred_compiler  # noqa: E402
 from startup.vllm.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.late_import import delay_import  # noqa: E402
+from startup.vllm.late_names import late_imports  # noqa: E402
+from startup.vllm.late_tokenizer import load_tokenizer_late  # noqa: E402
 from startup.vllm.lazy_compile import make_compile_lazy  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
 from startup.vllm.model_inspection import inspect_models_in_forks  # noqa: E402
 from startup.vllm.model_modules import model_modules  # noqa: E402
+from startup.vllm.named_spans import record_named_spans  # noqa: E402
 from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
 from startup.vllm.spans import record_spans  # noqa: E402
 
@@ -43,9 +47,14 @@ def _preload(plan: PreloadPlan) -> None:
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
     journal = Journal(Path(plan.folder))
     record_spans(journal, level=logging.DEBUG)  # the launcher logs the same as a warning
+    record_named_spans()
     record_compile_cache(journal)
     inspect_models_in_forks()
+    make_calls_cheap()
     with ExitStack() as stack:
+        if env.VCLI_LEAN_IMPORTS.get():
+            load_tokenizer_late()
+            stack.enter_context(late_imports())
         if plan.compiler != "now":
             make_compile_lazy()
         if plan.compiler == "deferred":

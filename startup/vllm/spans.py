@@ -39,7 +39,10 @@ def prepare_spans(*, level: int = logging.WARNING) -> None:
         def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
             if obj is None:
                 return functools.partial(instrument_and_time, **options)
-            return _timed(instrument(obj, **options), _phase_name(options.get("span_name") or obj.__name__))
+            instrumented = instrument(obj, **options)
+            if inspect.iscoroutinefunction(obj):  # some run as long as the server
+                return instrumented
+            return timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
 
         tracing.instrument = instrument_and_time
 
@@ -48,9 +51,10 @@ def prepare_spans(*, level: int = logging.WARNING) -> None:
         after_import("vllm.tracing", hook, level=level)
 
 
-def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, which records its time as a span; a coroutine function's is that of its coroutine."""
     if inspect.iscoroutinefunction(function):
-        return function
+        return _timed_coroutine(function, name)
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
@@ -64,6 +68,18 @@ def _timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         return result
 
     return timed
+
+
+def _timed_coroutine(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    async def timed_coroutine(*args: Any, **kwargs: Any) -> Any:
+        journal = _Recorder.journal
+        if journal is None or not journal.is_open:
+            return await function(*args, **kwargs)
+        with journal.span(name):
+            return await function(*args, **kwargs)
+
+    return timed_coroutine
 
 
 def _phase_name(span_name: str) -> str:

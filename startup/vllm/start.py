@@ -6,6 +6,7 @@ No module is imported twice, and a start takes a third of the time. Where that i
 without preloading.
 """
 
+import functools
 import gc
 import logging
 import os
@@ -29,14 +30,17 @@ from startup.vllm import compile_cache, port
 from startup.vllm.baked_caches import lay_baked_caches
 from startup.vllm.bytecode import keep_bytecode
 from startup.vllm.command_line import CommandLine
+from startup.vllm.early_engine import start_engine_early
+from startup.vllm.engine_wait import EngineWait
 from startup.vllm.fallback import exec_again, is_raised_in
 from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.imports import LATER_MODULES, import_api_server
+from startup.vllm.imports import LATER_MODULES, import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.json_lines import log_as_json, undo_log_as_json
 from startup.vllm.logs import log_as
 from startup.vllm.model_inspection import inspect_models_in_forks
+from startup.vllm.named_spans import record_named_spans
 from startup.vllm.options import VllmOptions
 from startup.vllm.plain_start import PlainReason, plain_start_reason, report_plain_start, run_vllm
 from startup.vllm.preflight import run_preflight
@@ -176,13 +180,23 @@ class _VllmStart:
     def _import_api_server(self) -> None:
         """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal)
+        record_named_spans()
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"):
-            failed = import_api_server((*LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
+            failed = import_api_server(is_lean=is_lean)
         if is_lean and failed:
             logger.warning("vLLM could not be imported without its compiler: %s; it is started again with it", failed)
             self._start_anew(env.VCLI_LEAN_IMPORTS.name, "0")
         self._journal.mark_loaded_modules()
+        wait = EngineWait()
+        wait.add(functools.partial(self._import_rest, is_lean=is_lean))
+        wait.hook()
+        start_engine_early(wait)
+
+    def _import_rest(self, *, is_lean: bool) -> None:
+        """What the engine's start does not need is imported while the engine loads its model."""
+        with self._journal.span("import_api_server"):
+            import_rest((*LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
 
     def _run_vllm(self) -> int:
         try:

@@ -15,6 +15,10 @@ from tests.signal_state import disturbing
 from tests.startup.vllm.fake_start import FAKE, ROOT, FakeStart, environment, run_fake, variant
 from tests.waiting import wait_until
 
+_WAITS = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
+_INTERRUPTED_VLLM = 130
+"""vLLM's exit code for both signals while it starts its engine."""
+
 
 def _run_plain(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """vLLM's own command."""
@@ -99,9 +103,10 @@ def test_signal_while_the_engine_starts_interrupts_vllm(folder: Path) -> None:
     ("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
 def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, folder: Path) -> None:
-    waits = "import time\nprint('is imported', flush=True)\nwhile True:\n    time.sleep(0.01)\n"
-    env = environment(folder, variant(folder, kernels=waits))
-    with FakeStart(folder, env=env) as start:
+    fake = variant(folder)
+    module = fake / "vllm/entrypoints/launcher.py"
+    module.write_text(f"{_WAITS}{module.read_text()}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_for_line("is imported")
         assert start.get("/health")[0] == 503
         wait_until(start.forkservers)
@@ -109,9 +114,20 @@ def test_signal_while_vllm_is_imported_ends_the_start(number: int, code: int, fo
         start.wait_until_tree_is_gone()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_signal_during_the_work_beside_the_engines_start_ends_both(number: int, folder: Path) -> None:
+    with FakeStart(folder, env=environment(folder, variant(folder, kernels=_WAITS))) as start:
+        start.wait_for_line("is imported")
+        assert start.end(number) == _INTERRUPTED_VLLM
+        start.wait_until_tree_is_gone()
+
+
 def test_ctrl_c_that_an_imported_module_catches_ends_the_start(folder: Path) -> None:
     catches = "import time\ntry:\n    print('is imported', flush=True)\n    time.sleep(60)\nexcept:\n    pass\n"
-    with FakeStart(folder, env=environment(folder, variant(folder, kernels=catches))) as start:
+    fake = variant(folder)
+    module = fake / "vllm/entrypoints/launcher.py"
+    module.write_text(f"{catches}{module.read_text()}")
+    with FakeStart(folder, env=environment(folder, fake)) as start:
         start.wait_for_line("is imported")
         assert start.end(signal.SIGINT) == 130
         start.wait_until_tree_is_gone()

@@ -19,7 +19,7 @@ from vllm import process_state
 from vllm.config import create_engine_config
 from vllm.logger import read_config, set_process_name
 from vllm.tracing import instrument
-from vllm.v1.engine.async_llm import AsyncLLM, EngineManager
+from vllm.v1.engine.async_llm import AsyncLLM
 
 IMPORTED_IN = os.getpid()
 ENGINE_DIED = 7
@@ -53,11 +53,11 @@ async def run_server(args: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     sock = setup_server(args, reuse_port=False)
-    manager = EngineManager(create_engine_config(args))
+    client = AsyncLLM(create_engine_config(args))
     try:
-        has_engine_died = await serve_http(AsyncLLM(manager.address), sock, args, manager)
+        has_engine_died = await serve_http(client, sock, args)
     finally:
-        manager.shutdown()
+        client.engine_core.shutdown()
         sock.close()
     if has_engine_died:
         print("EngineCore died", flush=True)
@@ -66,12 +66,10 @@ async def run_server(args: argparse.Namespace) -> None:
 
 def run_api_server(sock: socket.socket, engine_address: str) -> None:
     """Runs in a separate process."""
-    asyncio.run(serve_http(AsyncLLM(engine_address), sock))
+    asyncio.run(serve_http(AsyncLLM(None, client_addresses={"engine": engine_address}), sock))
 
 
-async def serve_http(
-    client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None, manager: EngineManager | None = None
-) -> bool:
+async def serve_http(client: AsyncLLM, sock: socket.socket, args: argparse.Namespace | None = None) -> bool:
     """Returns whether the engine has died."""
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
     set_process_name("APIServer")
@@ -92,7 +90,7 @@ async def serve_http(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    if manager is not None:
+    if (manager := client.engine_core.manager) is not None:
         manager.watch(lambda: loop.call_soon_threadsafe(stop_without_engine) if loop.is_running() else None)
     await server.serve(sockets=[sock])
     return died.is_set()

@@ -11,7 +11,8 @@ import uvloop
 
 from vllm.config import create_engine_config
 from vllm.entrypoints.launcher import run_server, setup_server
-from vllm.v1.engine.async_llm import EngineManager
+from vllm.v1.engine import async_llm  # noqa: F401
+from vllm.v1.engine.utils import launch_engine
 from vllm.v1.utils import APIServerProcessManager
 
 IMPORTED_IN = os.getpid()
@@ -77,7 +78,7 @@ def cmd_init() -> list[ServeSubcommand]:
 
 def _run_headless(args: argparse.Namespace) -> None:
     _exit_at_signals()
-    manager = EngineManager(create_engine_config(args))
+    manager = launch_engine(create_engine_config(args))
     print(f"headless engine {manager.process.pid}", flush=True)
     try:
         wait([manager.process.sentinel])
@@ -88,7 +89,7 @@ def _run_headless(args: argparse.Namespace) -> None:
 def _run_multi_api_server(args: argparse.Namespace) -> None:
     _exit_at_signals()
     sock = setup_server(args, reuse_port=True)
-    engine = EngineManager(create_engine_config(args))
+    engine = launch_engine(create_engine_config(args))
     servers = APIServerProcessManager(sock, args.api_server_count, engine.address)
     try:
         wait([engine.process.sentinel, *(process.sentinel for process in servers.processes)])

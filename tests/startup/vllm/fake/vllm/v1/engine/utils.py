@@ -1,0 +1,60 @@
+"""Starts the engine's process and waits for it."""
+
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+
+from vllm.config import EngineConfig
+from vllm.system_utils import get_mp_context
+
+
+class EngineManager:
+    """Starts the engine's process, after importing the module of its main function."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        from vllm.v1.engine.core import EngineCoreProc
+
+        context = get_mp_context()
+        self.ready, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=EngineCoreProc.run_engine_core, args=(config, theirs), name="EngineCore")
+        self.process.start()
+        theirs.close()
+        self.address = ""
+
+    def watch(self, on_death: Callable[[], None]) -> None:
+        def wait_for_it() -> None:
+            wait([self.process.sentinel])
+            on_death()
+
+        threading.Thread(target=wait_for_it, daemon=True).start()
+
+    def shutdown(self) -> None:
+        self.process.terminate()
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+class EngineLaunch:
+    """A started engine."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.engine_manager = EngineManager(config)
+
+
+def launch_engine(config: EngineConfig) -> EngineManager:
+    launch = EngineLaunch(config)
+    try:
+        wait_for_engine_startup(launch.engine_manager.ready, launch)
+    except BaseException:
+        launch.engine_manager.shutdown()
+        raise
+    return launch.engine_manager
+
+
+def wait_for_engine_startup(ready: Connection, launch: EngineLaunch) -> None:
+    wait([ready, launch.engine_manager.process.sentinel])
+    try:
+        launch.engine_manager.address = ready.recv()
+    except EOFError as err:
+        raise RuntimeError("Engine core initialization failed") from err
