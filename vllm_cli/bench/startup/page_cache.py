@@ -20,20 +20,19 @@ class Residency(NamedTuple):
 
 
 def evict_files(files: Sequence[Path]) -> Residency:
-    """Writes back and drops the files' pages; returns what stayed in memory.
+    """Drops the files' pages, and writes back those that are changed; returns what stayed in memory.
 
-    Pages that another process has mapped stay, and so do files on tmpfs.
+    Pages that another process has mapped stay, and so do files on tmpfs. Writing back takes a millisecond per
+    file, whether or not it is changed.
 
     Raises:
         OSError: a file cannot be opened, or the system cannot do it.
     """
     for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+        _drop(file)
+    for file in files:
+        if measure_residency([file]).resident_bytes:
+            _drop(file, writes_back=True)
     return measure_residency(files)
 
 
@@ -45,6 +44,16 @@ def measure_residency(files: Iterable[Path]) -> Residency:
             total_bytes += file.stat().st_size
             resident_bytes += probe.resident_bytes()
     return Residency(total_bytes, resident_bytes)
+
+
+def _drop(file: Path, *, writes_back: bool = False) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if writes_back:
+            os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
 
 
 def list_files(paths: Iterable[Path]) -> list[Path]:
