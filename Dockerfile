@@ -4,6 +4,7 @@
 #   docker build -t vllm-cli:cpu --build-arg PIP_EXTRA_INDEX_URL=... .    PyTorch's CPU builds: some gigabytes less
 #   docker run -p 8000:8000 -v vllm-cli-cache:/cache vllm-cli MODEL
 #
+# With a model, and a first start that is as fast as the tenth: deploy/docker/baked.Dockerfile.
 # docs/containers.md has the rest: GPUs, Kubernetes, systemd.
 
 ARG PYTHON_VERSION=3.12

@@ -84,6 +84,17 @@ def test_the_image_runs_as_an_unprivileged_user_and_has_a_health_check() -> None
     assert limit and timeout_s < int(limit[1])
 
 
+def test_the_baked_image_serves_with_the_flags_that_it_was_baked_with() -> None:
+    [stage] = read_stages(ROOT / "deploy" / "docker" / "baked.Dockerfile")
+    program, command, *baked = last(stage, "RUN").words
+    assert (program, command) == ("vllm-cli", "bake")
+    served = last(stage, "CMD").words
+    assert baked == served
+    assert served[0] == last(stage, "COPY").words[-1]
+    assert Arguments.parse(served).last_value("--max-model-len") == "8192"
+    assert last(stage, "USER").value == last(read_stages()[-1], "USER").value
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_file_names_a_registry(path: Path) -> None:
     assert "://" not in path.read_text()

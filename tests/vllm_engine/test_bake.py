@@ -12,16 +12,19 @@ from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
 
 
+def _bake(model: Path, *words: object) -> None:
+    command = (PYTHON, "-m", "vllm_cli", "bake", model, "--engine", "vllm", *SMALL, *words)
+    variables = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    done = subprocess.run(
+        list(map(str, command)), env={**os.environ, **variables}, cwd="/", capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def baked(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
-    words = ("-m", "vllm_cli", "bake", small_model, "--engine", "vllm", *SMALL, "--output", folder)
-    variables = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(
-        [str(PYTHON), *map(str, words)], env={**os.environ, **variables}, cwd=folder.parent,
-        capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    _bake(small_model, "--output", folder)
     return folder
 
 
@@ -42,3 +45,10 @@ def test_the_first_start_has_what_the_build_has_learned(
     assert laid.read_bytes() == (baked / CACHE / "modelinfos" / name).read_bytes()
     (profile,) = (tmp_path / "cache" / "vllm_cli" / "preload").iterdir()
     assert '"num_starts": 2' in profile.read_text()  # continues the profile of the build
+
+
+def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "baked"
+    _bake(small_model, "--no-start", "--output", output)
+    assert list((output / CACHE / "modelinfos").glob("*LlamaForCausalLM.json"))
+    assert list((output / CACHE / "vllm_cli" / "imports").iterdir())

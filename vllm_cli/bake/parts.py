@@ -14,6 +14,7 @@ INSPECTIONS: Final = "model inspection"
 COMPILED: Final = "compile caches"
 BYTECODES: Final = "bytecode"
 READ_PAGES: Final = "pages to prefetch"
+NO_START: Final = "a start with a request"
 
 _OWN_PARTS: Final = {HISTORY: "history.jsonl", PROFILES: "preload", SCANS: "imports"}
 _INSPECTIONS: Final = "modelinfos"

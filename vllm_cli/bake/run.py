@@ -17,8 +17,9 @@ from startup.caches.bytecode import PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.timeline.package_versions import installed_versions
+from vllm_cli.bake.no_start import bake_imports, why_no_start
 from vllm_cli.bake.own_bytecode import has_own_bytecode
-from vllm_cli.bake.parts import COMPILED, Part, parts_of
+from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
 from vllm_cli.bake.progress import BakeProgress
 from vllm_cli.bake.start import build_start
 from vllm_cli.bake.subject import Subject, subject_of
@@ -38,6 +39,8 @@ class BakeConfig:
     """The words after `serve`."""
     output: Path
     timeout_s: float
+    no_start: bool = False
+    """Whether vLLM is only imported."""
 
 
 class BakeResult(NamedTuple):
@@ -45,8 +48,7 @@ class BakeResult(NamedTuple):
 
     manifest: Manifest
     parts: tuple[Part, ...]
-    start_s: float
-    """From the start of the command to its readiness."""
+    duration_s: float
 
 
 def run_bake(config: BakeConfig) -> BakeResult:
@@ -54,25 +56,34 @@ def run_bake(config: BakeConfig) -> BakeResult:
     words = without_addresses(config.words)
     subject = subject_of(words)
     _check_output(config.output)
+    begin_s = time.monotonic()
     with _new_folder(config.output) as folder, BakeProgress() as progress:
-        begin_s = time.monotonic()
         left_out = {}
         if has_own_bytecode(subject.packages):
-            left_out["bytecode"] = "the installed packages have their own"
+            left_out[BYTECODES] = "the installed packages have their own"
         else:
             (folder / BYTECODE).mkdir()
-        with build_start(words, _environment(folder)) as server:
-            server.wait_ready(config.timeout_s, progress.show)
-            start_s = time.monotonic() - begin_s
-            progress.step(f"{server.ask()} answers; saving")
-            server.wait_for(folder / CACHE / OWN / "history.jsonl", _SAVED_TIMEOUT_S)
+        if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
+            progress.step(f"{reason}: vLLM is only imported")
+            bake_imports(words, _environment(folder))
+            left_out[NO_START] = reason
+        else:
+            _start(words, folder, config.timeout_s, progress)
         _clean(folder / CACHE / OWN)
-        subject = subject_of(words)  # the start may have downloaded the model
         if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
+        subject = subject_of(words)  # the start may have downloaded the model
         manifest = _describe(words, subject, left_out)
         manifest.save(folder)
-    return BakeResult(manifest, tuple(part for part in parts_of(config.output) if part.files), start_s)
+    parts = tuple(part for part in parts_of(config.output) if part.files)
+    return BakeResult(manifest, parts, time.monotonic() - begin_s)
+
+
+def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeProgress) -> None:
+    with build_start(words, _environment(folder)) as server:
+        server.wait_ready(timeout_s, progress.show)
+        progress.step(f"{server.ask()} answers; saving")
+        server.wait_for(folder / CACHE / OWN / "history.jsonl", _SAVED_TIMEOUT_S)
 
 
 def _environment(folder: Path) -> dict[str, str]:

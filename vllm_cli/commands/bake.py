@@ -41,14 +41,15 @@ _DIFFERS: Final = 1
     metavar="SECONDS",
     help="How long the start may take.",
 )
+@click.option("--no-start", is_flag=True, help="Run no model: only import, as for a GPU that is not there.")
 @click.option("--check", "is_check", is_flag=True, help="Only report which parts of the folder still apply.")
 @click.option("--json", "is_json", is_flag=True, help="Print a JSON object.")
-def bake(*, words: tuple[str, ...], output: Path | None, timeout_s: float, is_check: bool, is_json: bool) -> int:
+def bake(*, words: tuple[str, ...], output: Path | None, is_check: bool, is_json: bool, **options: Any) -> int:
     """Start MODEL once while an image is built, and keep in one folder what makes later starts fast.
 
     Accepts every flag of `vllm-cli serve`: give those of the later starts. The server gets a private socket,
-    answers one request and is stopped. `serve` finds the folder by itself and never writes to it. The user's
-    cache folder lies on top.
+    answers one request and is stopped. Where vLLM is built for a GPU that is not there, it is only imported.
+    `serve` finds the folder by itself and never writes to it. The user's cache folder lies on top.
 
     \b
     Examples:
@@ -66,7 +67,7 @@ def bake(*, words: tuple[str, ...], output: Path | None, timeout_s: float, is_ch
         return _check(folder, is_json=is_json)
     from vllm_cli.bake.run import BakeConfig, run_bake
 
-    result = run_bake(BakeConfig(words=words, output=folder, timeout_s=timeout_s))
+    result = run_bake(BakeConfig(words=words, output=folder, **options))
     click.echo(_to_json(result, folder) if is_json else "\n".join(_summary(result, folder)))
     return 0
 
@@ -103,7 +104,7 @@ def _check_lines(result: "BakeCheck") -> list[str]:
 
 def _summary(result: "BakeResult", folder: Path) -> list[str]:
     total = format_bytes(sum(part.num_bytes for part in result.parts))
-    lines = [f"Baked {folder}: {total}, from one start of {result.start_s:.1f} s"]
+    lines = [f"Baked {folder}: {total}, in {result.duration_s:.1f} s"]
     lines += [f"  {part.name:<18} {len(part.files):>6} files  {format_bytes(part.num_bytes)}" for part in result.parts]
     return [*lines, *_left_out_lines(result.manifest.left_out)]
 
@@ -114,5 +115,5 @@ def _left_out_lines(left_out: Any) -> list[str]:
 
 def _to_json(result: "BakeResult", folder: Path) -> str:
     parts = [{"name": part.name, "num_files": len(part.files), "num_bytes": part.num_bytes} for part in result.parts]
-    fields = {"folder": str(folder), "start_s": round(result.start_s, 3), "parts": parts}
+    fields = {"folder": str(folder), "duration_s": round(result.duration_s, 3), "parts": parts}
     return json.dumps({**fields, "left_out": result.manifest.left_out}, indent=2)

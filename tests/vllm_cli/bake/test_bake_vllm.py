@@ -1,0 +1,30 @@
+"""`vllm-cli bake --engine vllm` with the fake vLLM, whose engine cannot be started like this."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.startup.vllm.fake_start import environment
+
+
+def _bake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = (sys.executable, "-m", "vllm_cli", "bake", *words, "--engine", "vllm", "--output", str(folder / "baked"))
+    return subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=120)
+
+
+def test_without_a_start_vllm_is_imported_and_the_report_says_so(tmp_path: Path) -> None:
+    done = _bake(tmp_path, "--no-start", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["left_out"]["a start with a request"] == "--no-start"
+    assert (tmp_path / "baked" / "manifest.json").exists()
+
+
+def test_a_failed_start_keeps_the_earlier_folder(tmp_path: Path) -> None:
+    assert _bake(tmp_path, "--no-start").returncode == 0
+    before = (tmp_path / "baked" / "manifest.json").read_bytes()
+    done = _bake(tmp_path, "no-such-model")
+    assert done.returncode == 3
+    assert "the start failed" in done.stderr
+    assert (tmp_path / "baked" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if "baked" in path.name] == ["baked"]
