@@ -100,6 +100,9 @@ def build_app(client: AsyncLLM) -> Starlette:
     async def health(request: Request) -> Response:
         return Response()
 
+    async def models(request: Request) -> Response:
+        return JSONResponse({"data": [{"id": "fake"}]})
+
     async def complete(request: Request) -> Response:
         prompt = (await request.json())["prompt"]
         text = await asyncio.to_thread(client.ask, {"what": "completion", "prompt": prompt})
@@ -111,6 +114,7 @@ def build_app(client: AsyncLLM) -> Starlette:
 
     routes = [
         Route("/health", health),
+        Route("/v1/models", models),
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/state", state),
     ]
