@@ -1,10 +1,11 @@
-"""Runs vLLM's own code in the virtual environment .peers/vllm.
+"""Runs vLLM's own code in the virtual environment .peers/vllm, or another one of .peers that PEER_VLLM names.
 
 Its interpreter runs the scripts named `vllm_*.py` beside the tests: `SCRIPT QUESTION ANSWER WORDS...`, where
 QUESTION and ANSWER are JSON files.
 """
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +13,11 @@ from typing import Any, Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[1]
-BIN: Final = ROOT / ".peers" / "vllm" / "bin"
+ENVIRONMENT: Final = ROOT / ".peers" / os.environ.get("PEER_VLLM", "vllm")
+BIN: Final = ENVIRONMENT / "bin"
 PYTHON: Final = BIN / "python"
 
-needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason="vLLM is not installed in .peers/vllm")
+needs_vllm: Final = pytest.mark.skipif(not PYTHON.exists(), reason=f"vLLM is not installed in {ENVIRONMENT}")
 
 
 def ask_vllm(script: Path, question: Any, folder: Path, *words: object, timeout_s: float = 280) -> Any:

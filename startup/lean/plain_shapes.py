@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
-INSTEAD_OF = "torch.fx.experimental.symbolic_shapes"
+from startup.hooks.of_libraries import SHAPES_MODULE
+
+INSTEAD_OF = SHAPES_MODULE
 
 
 def _itself(value: int) -> int:

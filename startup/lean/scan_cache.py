@@ -18,13 +18,13 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from startup.caches.folders import layers
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import CACHED_SCANS, SCAN
 from startup.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""
 
-_SCANNING_MODULE = "transformers.utils.import_utils"
-_SCAN = "define_import_structure"
 _SITE_FOLDERS = ("site-packages", "dist-packages")
 
 
@@ -119,7 +119,7 @@ class _ScanFinder(MetaPathFinder):
         self._cache = cache
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _SCANNING_MODULE:
+        if fullname != SCAN.module or not applies(CACHED_SCANS):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         # Sources outside such a folder, as of an editable install, change without a change of the key.
@@ -138,7 +138,7 @@ class _ScanLoader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        scan = getattr(module, _SCAN, None)
+        scan = getattr(module, SCAN.path, None)
         if scan is None:
             return
         models = Path(module.__file__ or "").parents[1] / "models"
@@ -152,4 +152,4 @@ class _ScanLoader(SourceFileLoader):
                 return structure
             return {b: {f"{prefix}.{name}": v for name, v in modules.items()} for b, modules in structure.items()}
 
-        setattr(module, _SCAN, cached_scan)
+        SCAN.replace(module, cached_scan)

@@ -13,20 +13,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from startup.hooks.of_libraries import LEFT_OUT, LEFT_OUT_OF_TORCH
 from startup.lean import plain_shapes
 from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.lean.scan_cache import cached_scans
-
-_LEFT_OUT_OF_TORCH = ("torch._meta_registrations",)
-"""Python rules for tensors without data; creating a model on the meta device needs only the rules in C++."""
-
-LEFT_OUT = (
-    "sympy",
-    "torch._dynamo",
-    "torch.distributed.tensor",
-    plain_shapes.INSTEAD_OF,
-    "transformers.modeling_gguf_pytorch_utils",
-)
 
 
 class StandIns:
@@ -71,7 +61,7 @@ class LeftOut:
             return False
         self.end()
         self._stand_ins.clear()
-        _import_all(_LEFT_OUT_OF_TORCH)
+        _import_all(LEFT_OUT_OF_TORCH)
         return True
 
 
@@ -80,7 +70,7 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
 
     Another version of transformers may use a left out module in a way that its stand-in does not support.
     """
-    from_torch, stand_ins = StandIns(_LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
+    from_torch, stand_ins = StandIns(LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
     from_torch.install()
     importlib.import_module("torch")
     before = set(sys.modules)

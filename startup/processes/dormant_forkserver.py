@@ -18,12 +18,10 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from envs import foreign
 from startup.command_line import replace_command_line
+from startup.hooks.of_libraries import FORKSERVER_CODE, START_PROGRAM
 from startup.processes import death_pipe, group_signals
 from startup.processes.library_state import refresh_libraries
 from startup.processes.messages import MessageError, dictionary, receive, send
-
-_CODE_PREFIX: Final = "from multiprocessing.forkserver import main"
-"""What multiprocessing's `ForkServer.ensure_running` executes in a new interpreter."""
 
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
 """Until it is woken; the server's own words may contain keys that are not masked yet."""
@@ -82,13 +80,12 @@ def differing_variable(names: Iterable[str]) -> str | None:
 @contextmanager
 def instead_of_a_new_program() -> Iterator[None]:
     """While open, a forkserver that multiprocessing starts is the waiting process, if there is one."""
-    replaceable: Any = util
-    original = replaceable.spawnv_passfds
+    original = START_PROGRAM.get(util)
 
     def start(path: Any, words: Any, fds: Any) -> Any:
         global _dormant
         code = os.fsdecode(words[-1])
-        if _dormant is None or not code.startswith(_CODE_PREFIX):
+        if _dormant is None or not code.startswith(FORKSERVER_CODE):
             return original(path, words, fds)
         process, _dormant = _dormant, None
         with process.connection as connection:
@@ -97,11 +94,11 @@ def instead_of_a_new_program() -> Iterator[None]:
             send(connection, [os.fsencode(word) for word in words], variables, numbers, fds=list(fds))
         return process.pid
 
-    replaceable.spawnv_passfds = start
+    START_PROGRAM.replace(util, start)
     try:
         yield
     finally:
-        replaceable.spawnv_passfds = original
+        START_PROGRAM.replace(util, original)
 
 
 def _wait_for_task(connection: socket.socket) -> NoReturn:

@@ -15,10 +15,11 @@ from types import ModuleType
 from typing import Any, Final
 
 from envs import foreign
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import AOT_LOADING, DECORATORS, LOAD_COMPILED
 from startup.vllm.import_hooks import after_import
 from startup.vllm.journal import Journal
 
-_DECORATORS: Final = "vllm.compilation.decorators"
 _SWITCH: Final = "VLLM_USE_AOT_COMPILE"
 _OUTCOMES: Final = {
     "Directly load AOT compilation": "hit",
@@ -30,8 +31,9 @@ _OUTCOMES: Final = {
 
 def record_compile_cache(journal: Journal) -> None:
     """Records the caches' use in this process and its forks, and repairs the loading of AOT files."""
-    logging.getLogger(_DECORATORS).addFilter(functools.partial(_record_outcome, journal))
-    after_import(_DECORATORS, _add_finalize_loading)
+    logging.getLogger(DECORATORS).addFilter(functools.partial(_record_outcome, journal))
+    if applies(AOT_LOADING):
+        after_import(DECORATORS, _add_finalize_loading)
 
 
 def disable_failed_cache(outcome: Mapping[str, Any]) -> str | None:
@@ -83,7 +85,7 @@ def _record_outcome(journal: Journal, record: logging.LogRecord) -> bool:
 def _add_finalize_loading(decorators: ModuleType) -> None:
     """Adds an empty `finalize_loading` to Inductor's functions, which are complete once they are loaded."""
     compiler = decorators.torch.compiler
-    load = compiler.load_compiled_function
+    load = LOAD_COMPILED.get(compiler)
 
     @functools.wraps(load)
     def load_and_complete(*args: Any, **kwargs: Any) -> Any:
@@ -94,4 +96,4 @@ def _add_finalize_loading(decorators: ModuleType) -> None:
                 compiled.finalize_loading = lambda config: None
         return loaded
 
-    compiler.load_compiled_function = load_and_complete
+    LOAD_COMPILED.replace(compiler, load_and_complete)

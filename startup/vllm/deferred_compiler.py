@@ -12,28 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import DEFERRED_COMPILER, DEFERRED_MODULES, INNER_KERNELS
 from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.vllm.import_hooks import after_import
-
-DEFERRED: Final = (
-    "functorch.compile",
-    "sympy",
-    "torch._dynamo",
-    "torch._functorch.aot_autograd",
-    "torch._inductor",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "torch.fx.experimental.symbolic_shapes",
-    "torch.utils._sympy",
-)
 
 
 @contextmanager
 def deferred_compiler() -> Iterator[None]:
     """While open, importing the compiler gives stand-ins; no effect on modules that are loaded already."""
-    finder = _DeferringFinder(tuple(name for name in DEFERRED if name not in sys.modules))
+    if not applies(DEFERRED_COMPILER):
+        yield
+        return
+    finder = _DeferringFinder(tuple(name for name in DEFERRED_MODULES if name not in sys.modules))
     sys.meta_path.insert(0, finder)
     try:
         with _without_inner_kernels():
@@ -51,11 +44,11 @@ def _without_inner_kernels() -> Iterator[None]:
     def hook(triton: Any) -> None:
         if has_ended:
             return
-        find = triton.get_inner_triton_kernels
-        undo.append(lambda: setattr(triton, "get_inner_triton_kernels", find))
-        triton.get_inner_triton_kernels = lambda function: []
+        find = INNER_KERNELS.get(triton)
+        undo.append(lambda: INNER_KERNELS.replace(triton, find))
+        INNER_KERNELS.replace(triton, lambda function: [])
 
-    after_import("torch._library.triton", hook)
+    after_import(INNER_KERNELS.module, hook)
     try:
         yield
     finally:

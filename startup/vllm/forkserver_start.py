@@ -8,6 +8,8 @@ from typing import Final
 
 from envs import foreign
 from envs.registry import OWN_PREFIX, env
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import CHILD_VARIABLES
 from startup.processes import dormant_forkserver
 from startup.processes.new_program import ensure_forkserver
 from startup.vllm.forkserver import READ_AT_EXEC, redirect_spawn
@@ -57,7 +59,7 @@ def forkserver_environment(vllm: InstalledVllm, profile: PreloadProfile) -> dict
     check for a GPU may initialise CUDA, which does not work in a forked child.
     """
     environment = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    if vllm.is_for_cpu:
+    if vllm.is_for_cpu and applies(CHILD_VARIABLES):
         environment |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1"}
         environment |= _preloaded_libraries(vllm)
     learned = {

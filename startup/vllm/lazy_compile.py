@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import COMPILE, LAZY_COMPILE
 from startup.vllm.import_hooks import after_import
 
 _MARK: Final = "_vllm_cli_is_lazy"
@@ -16,11 +18,12 @@ _MARK: Final = "_vllm_cli_is_lazy"
 
 def make_compile_lazy() -> None:
     """From now on `torch.compile` compiles a function on its first call; a second call does nothing."""
-    after_import("torch", _replace_compile)
+    if applies(LAZY_COMPILE):
+        after_import(COMPILE.module, _replace_compile)
 
 
 def _replace_compile(torch: Any) -> None:
-    compile_now = torch.compile
+    compile_now = COMPILE.get(torch)
     if hasattr(compile_now, _MARK):
         return
 
@@ -33,7 +36,7 @@ def _replace_compile(torch: Any) -> None:
         return _LazilyCompiled(lambda: compile_now(model, **options), model)
 
     setattr(compile_lazily, _MARK, True)
-    torch.compile = compile_lazily
+    COMPILE.replace(torch, compile_lazily)
 
 
 class _LazilyCompiled:

@@ -11,27 +11,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any
 
 from server.machine.file_stamps import Stamps, read_stamps
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import COMPILER_KEYS, KEPT_COMPILER_KEYS
+from startup.hooks.of_vllm import (
+    CACHED_TOKENIZER,
+    CHAT_TEMPLATE,
+    CONFIG_OF_TOKENIZER,
+    MODEL_CACHES,
+    TOKENIZER_CACHES,
+    TOKENIZER_POOL,
+)
 from startup.vllm.tokenizer_pool import PreparedPool
 
 logger = logging.getLogger(__name__)
-
-_CACHES: Final = (
-    ("vllm.tokenizers.registry", "cached_get_tokenizer"),
-    ("vllm.tokenizers.registry", "cached_resolve_tokenizer_args"),
-    ("vllm.transformers_utils.processor", "cached_get_processor"),
-    ("vllm.renderers.hf", "_PROCESSOR_CHAT_TEMPLATES"),
-)
-"""Modules and their caches: functions of `functools`, and a dictionary."""
-
-_COMPILER_KEYS: Final = (
-    ("torch._inductor.codecache", "torch_key"),
-    ("torch._inductor.codecache", "triton_key"),
-    ("torch._inductor.cpu_vec_isa", "valid_vec_isa_list"),
-)
-"""Modules and their functions whose results torch keeps."""
 
 
 class ModelCaches:
@@ -45,11 +40,12 @@ class ModelCaches:
     def fill(self, models: Sequence[Path]) -> None:
         """Loads the tokenizers of models in absolute folders; one that cannot be loaded is left out."""
         with _offline():
-            for model in models:
+            for model in models if applies(MODEL_CACHES) else ():
                 stamps = read_stamps(model)
                 try:
                     tokenizer = _load_tokenizer(model)
-                    if not any(model.glob("*processor_config.json")):  # a model with images copies otherwise
+                    has_images = any(model.glob("*processor_config.json"))  # its renderer copies in another way
+                    if applies(TOKENIZER_POOL) and not has_images:
                         self._pools.append(PreparedPool(tokenizer))
                 except Exception as err:  # noqa: BLE001 - a start reports faults of its model
                     logger.debug("the tokenizer of %s is not kept: %s", model, err)
@@ -65,8 +61,8 @@ class ModelCaches:
         """Empties vLLM's caches if a file has changed."""
         if any(read_stamps(model) != stamps for model, stamps in self._stamps.items()):
             self._stamps.clear()
-            for module, name in _CACHES:
-                cache: Any = getattr(sys.modules.get(module), name, None)
+            for name in TOKENIZER_CACHES:
+                cache: Any = getattr(sys.modules.get(name.module), name.path, None)
                 clear = getattr(cache, "cache_clear", None) or getattr(cache, "clear", None)
                 if clear is not None:
                     clear()
@@ -74,27 +70,26 @@ class ModelCaches:
 
 def fill_compiler_keys() -> None:
     """Computes the hashes of the compiler's installed sources, and which vector instructions it can use."""
-    for module, function in _COMPILER_KEYS:
-        with suppress(Exception):  # another version of torch has other functions
-            getattr(importlib.import_module(module), function)()
+    for key in COMPILER_KEYS if applies(KEPT_COMPILER_KEYS) else ():
+        with suppress(Exception):  # an optimisation: Triton may not be installed
+            key.get(importlib.import_module(key.module))()
 
 
 def _load_tokenizer(model: Path) -> Any:
     """With the arguments that vLLM derives from a command line without flags for the tokenizer."""
-    registry = importlib.import_module("vllm.tokenizers.registry")
-    config = SimpleNamespace(
-        skip_tokenizer_init=False,
-        hf_config=None,
-        tokenizer=str(model),
-        runner_type="generate",
-        tokenizer_mode="auto",
-        tokenizer_revision=None,
-        trust_remote_code=False,
-    )
-    tokenizer = registry.cached_tokenizer_from_config(config)
-    hf: Any = sys.modules.get("vllm.renderers.hf")
-    if hf is not None:
-        hf._try_get_processor_chat_template(tokenizer, revision=None, code_revision=None, trust_remote_code=False)
+    given = {
+        "skip_tokenizer_init": False,
+        "tokenizer": str(model),
+        "model": str(model),
+        "runner_type": "generate",
+        "tokenizer_mode": "auto",
+        "trust_remote_code": False,
+    }
+    config = SimpleNamespace(**{**dict.fromkeys(CONFIG_OF_TOKENIZER.attributes), **given})
+    tokenizer = CACHED_TOKENIZER.get(importlib.import_module(CACHED_TOKENIZER.module))(config)
+    renderer = sys.modules.get(CHAT_TEMPLATE.module)
+    if renderer is not None:
+        CHAT_TEMPLATE.get(renderer)(tokenizer, revision=None, code_revision=None, trust_remote_code=False)
     return tokenizer
 
 

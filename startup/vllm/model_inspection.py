@@ -4,12 +4,15 @@ vLLM inspects each model once per version, in a process of its own in order not 
 caller. In a new program that takes some seconds of the first start.
 """
 
+import importlib
 import multiprocessing
 import pickle
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import LOAD_PLUGINS, MODEL_INSPECTION, RUN_IN_SUBPROCESS
 from startup.vllm.import_hooks import after_import
 
 _TIMEOUT_S: Final = 120.0
@@ -19,7 +22,7 @@ def inspect_models_in_forks() -> None:
     """From now on vLLM's model registry runs its inspections in processes forked from the forkserver."""
 
     def hook(registry: Any) -> None:
-        in_new_program = registry._run_in_subprocess
+        in_new_program = RUN_IN_SUBPROCESS.get(registry)
 
         def run(function: Callable[[], Any]) -> Any:
             if multiprocessing.current_process().daemon:  # as workers are; daemons cannot start processes
@@ -29,9 +32,10 @@ def inspect_models_in_forks() -> None:
             except (OSError, EOFError, ValueError, TypeError, AttributeError, ImportError):
                 return in_new_program(function)
 
-        registry._run_in_subprocess = run
+        RUN_IN_SUBPROCESS.replace(registry, run)
 
-    after_import("vllm.model_executor.models.registry", hook)
+    if applies(MODEL_INSPECTION):
+        after_import(RUN_IN_SUBPROCESS.module, hook)
 
 
 def _run_forked(function: Callable[[], Any]) -> Any:
@@ -58,9 +62,7 @@ def _run_forked(function: Callable[[], Any]) -> Any:
 
 
 def _inspect(connection: Connection, function: bytes) -> None:
-    from vllm.plugins import load_general_plugins  # type: ignore[import-not-found,unused-ignore]
-
-    load_general_plugins()
+    LOAD_PLUGINS.get(importlib.import_module(LOAD_PLUGINS.module))()
     try:
         answer = (True, pickle.loads(function)())
         connection.send_bytes(pickle.dumps(answer))

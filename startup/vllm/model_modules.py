@@ -5,12 +5,13 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from startup.hooks.of_vllm import MODEL_REGISTRY
+
 
 def model_modules(model: Path) -> list[str]:
     """vLLM's modules for the architectures in the model's config.json; empty for an unknown model."""
     with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError):
         config = json.loads((model / "config.json").read_bytes())
-        registry = importlib.import_module("vllm.model_executor.models.registry")
-        known = registry.ModelRegistry.models
+        known = MODEL_REGISTRY.get(importlib.import_module(MODEL_REGISTRY.module)).models
         return [known[name].module_name for name in config["architectures"] if name in known]
     return []

@@ -4,13 +4,17 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import entry_points
 from typing import Final, NamedTuple
 
 from envs import foreign
 from envs.registry import env
+from startup.hooks.of_vllm import MAIN
 from startup.systemd.service_manager import ServiceManager
 from startup.vllm.command_line import CommandLine
+from startup.vllm.hook_check import check_installed, find_obstacle
 from startup.vllm.installed import OLDEST, InstalledVllm
 
 logger = logging.getLogger(__name__)
@@ -41,6 +45,8 @@ def plain_start_reason(vllm: InstalledVllm, line: CommandLine) -> PlainReason | 
         return PlainReason(f"a launcher starts one process per rank ({launcher} is set)", is_requested=True)
     if line.has(*_NUMA):
         return PlainReason("--numa-bind needs new programs for its processes")
+    if (obstacle := find_obstacle(check_installed(vllm))) is not None:
+        return PlainReason(obstacle)
     return None
 
 
@@ -55,10 +61,23 @@ def report_plain_start(log_format: str) -> None:
 def run_vllm(line: CommandLine) -> int:
     """Runs `vllm serve` with these words until it returns or raises SystemExit or an error of vLLM's."""
     sys.argv = [os.path.join(os.path.dirname(sys.executable), "vllm"), "serve", *line.words]  # noqa: PTH118, PTH120
-    main = importlib.import_module("vllm.entrypoints.cli.main")
+    main = _find_main()
     try:
-        main.main()
+        main()
     except (EOFError, BrokenPipeError) as err:  # from a pipe of vLLM's; click would attribute it to the terminal
         sys.excepthook(type(err), err, err.__traceback__)
         raise SystemExit(1) from err
     return 0
+
+
+def _find_main() -> Callable[[], object]:
+    """The function that vLLM's script calls; a version without the known one may have another script."""
+    try:
+        main: Callable[[], object] = MAIN.get(importlib.import_module(MAIN.module))
+        return main
+    except (ModuleNotFoundError, AttributeError):
+        script = next(iter(entry_points(group="console_scripts", name="vllm")), None)
+        if script is None:
+            raise
+        other: Callable[[], object] = script.load()
+        return other

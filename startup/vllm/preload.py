@@ -5,7 +5,6 @@ forkserver accepts only names of modules to import, and its children inherit onl
 """
 
 import gc
-import logging
 import os
 import threading
 import time
@@ -20,6 +19,8 @@ record_environment_at_exec()
 from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
+from startup.hooks.left_out import applies, leave_out  # noqa: E402
+from startup.hooks.of_vllm import LATE_COMPILER, PATCH_COMPILER  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
 from startup.timeline.process_age import process_start_ns  # noqa: E402
@@ -39,16 +40,19 @@ from startup.vllm.model_modules import model_modules  # noqa: E402
 from startup.vllm.named_spans import record_named_spans  # noqa: E402
 from startup.vllm.preload_plan import COMPILER, PreloadPlan  # noqa: E402
 from startup.vllm.spans import record_spans  # noqa: E402
+from startup.vllm.stream_prefixes import omit_prefixes_in_json  # noqa: E402
 
 
 def _preload(plan: PreloadPlan) -> None:
     if (launcher := env.VCLI_API_PROCESS.get()) is not None:
         follow_parent(launcher)
     log_as("forkserver", env.VCLI_LOG_FORMAT.get(), lambda: "preload_imports")
+    leave_out(plan.left_out)
     journal = Journal(Path(plan.folder))
-    record_spans(journal, level=logging.DEBUG)  # the launcher logs the same as a warning
+    record_spans(journal)
     record_named_spans()
     record_compile_cache(journal)
+    omit_prefixes_in_json()
     inspect_models_in_forks()
     make_calls_cheap()
     with ExitStack() as stack:
@@ -59,8 +63,8 @@ def _preload(plan: PreloadPlan) -> None:
             make_compile_lazy()
         if plan.compiler == "deferred":
             stack.enter_context(deferred_compiler())
-        elif plan.compiler == "late":
-            delay_import(COMPILER, patched_by="vllm.env_override", function="_patch_inductor_fallback_allow_list")
+        elif plan.compiler == "late" and applies(LATE_COMPILER):
+            delay_import(COMPILER, patched_by=PATCH_COMPILER)
         failed = import_leniently(plan.modules)
         if plan.model is not None:
             failed |= import_leniently(model_modules(Path(plan.model)))

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Final, Literal
 
 from startup.eager_flags import is_eager
+from startup.hooks.left_out import left_out
+from startup.hooks.of_vllm import CPU_MODULES, ENGINE_MODULES, GPU_MODULES
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.preload_profile import PreloadProfile
 
 COMPILER: Final = "torch._inductor.lowering"
 """vLLM imports this (0.6 s) to patch it and to decorate helpers, even if nothing will be compiled."""
 
-_ENGINE: Final = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
-_ON_CPU: Final = ("vllm.v1.worker.cpu_worker",)
-_ON_GPU: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner")
 _API_SERVER: Final = ("vllm.entrypoints.cli.serve",)
 _SEVERAL_API_SERVERS: Final = ("--api-server-count", "-asc", "--data-parallel-size", "-dp")
 """Flags that start API servers as separate processes; by default there is one per data parallel rank."""
@@ -36,6 +35,8 @@ class PreloadPlan:
     """The folder of a model whose class is imported too; None if the profile has a list of modules."""
     compiler: CompilerTime
     """When torch's compiler is imported."""
+    left_out: tuple[str, ...] = ()
+    """Names of the hooks that do not fit."""
 
     def write(self) -> Path:
         """Writes the plan into its folder; returns the file."""
@@ -47,7 +48,7 @@ class PreloadPlan:
     def read(cls, path: Path) -> "PreloadPlan":
         """Reads a plan that `write` has written."""
         content = json.loads(path.read_bytes())
-        return cls(**{**content, "modules": tuple(content["modules"])})
+        return cls(**{**content, "modules": tuple(content["modules"]), "left_out": tuple(content["left_out"])})
 
 
 def plan_preload(
@@ -63,12 +64,13 @@ def plan_preload(
         modules=tuple(dict.fromkeys((*roots, *known))),
         model=None if is_known or model is None else str(model),
         compiler=compiler_time(vllm, words, known),
+        left_out=left_out(),
     )
 
 
 def platform_modules(vllm: InstalledVllm) -> tuple[str, ...]:
     """The modules of engine and worker that every start imports."""
-    return (*_ENGINE, *(_ON_CPU if vllm.is_for_cpu else _ON_GPU))
+    return (*ENGINE_MODULES, *(CPU_MODULES if vllm.is_for_cpu else GPU_MODULES))
 
 
 def compiler_time(vllm: InstalledVllm, words: Sequence[str], known: Sequence[str]) -> CompilerTime:

@@ -8,19 +8,22 @@ import os
 from typing import Any
 
 from startup.command_line import replace_command_line
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import PROCESS_TITLES, SET_TITLE
 from startup.vllm.import_hooks import after_import
 
 
 def show_titles() -> None:
     """From now on, a title that this process or a fork of it sets also replaces its command line."""
-    after_import("setproctitle", _replace_setter)
+    if applies(PROCESS_TITLES):
+        after_import(SET_TITLE.module, _replace_setter)
 
 
 def _replace_setter(module: Any) -> None:
-    set_title = module.setproctitle
+    set_title = SET_TITLE.get(module)
 
     def set_and_show(title: str) -> None:
         set_title(title)
         replace_command_line(os.fsencode(title) + b"\0")
 
-    module.setproctitle = set_and_show
+    SET_TITLE.replace(module, set_and_show)

@@ -13,6 +13,8 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import SERVING_PROBES, SHUTDOWN, STARTUP
 from startup.probes.responder import StartupResponder
 from startup.processes import group_signals
 from startup.vllm.import_hooks import after_import
@@ -98,24 +100,15 @@ def _hook_uvicorn(
     on_stopping: Callable[[], None],
     responder: StartupResponder | None = None,
 ) -> None:
-    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops.
-
-    If uvicorn's server has no `startup`, the first two are called when uvicorn is imported: a responder that
-    keeps accepting would take requests away from it.
-    """
+    """Makes this process's uvicorn call these before it accepts, once it accepts, and before it stops."""
 
     def hook(uvicorn: ModuleType) -> None:
-        server = getattr(uvicorn, "Server", None)
-        startup, shutdown = getattr(server, "startup", None), getattr(server, "shutdown", None)
-        if startup is None:
-            on_serving()
-            on_ready()
-            return
+        startup, shutdown = STARTUP.get(uvicorn), SHUTDOWN.get(uvicorn)
         from startup.vllm.serving_probes import ServingProbes  # imports asyncio
 
         @functools.wraps(startup)
         async def startup_and_notify(self: Any, sockets: Any = None) -> None:
-            probes = ServingProbes(responder) if responder is not None else None
+            probes = ServingProbes(responder) if responder is not None and applies(SERVING_PROBES) else None
             if probes is not None and probes.can_serve(self, sockets):
                 await probes.start(self, lambda: startup(self, sockets), on_serving)
             else:
@@ -124,18 +117,16 @@ def _hook_uvicorn(
             if self.started:
                 on_ready()
 
-        uvicorn.Server.startup = startup_and_notify
-        if shutdown is None:
-            return
+        STARTUP.replace(uvicorn, startup_and_notify)
 
         @functools.wraps(shutdown)
         async def notify_and_shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
             on_stopping()
             await shutdown(self, *args, **kwargs)
 
-        uvicorn.Server.shutdown = notify_and_shutdown
+        SHUTDOWN.replace(uvicorn, notify_and_shutdown)
 
-    after_import("uvicorn.server", hook)
+    after_import(STARTUP.module, hook)
 
 
 def _once(function: Callable[[], None]) -> Callable[[], None]:

@@ -14,11 +14,14 @@ from typing import Final, NamedTuple
 
 from startup.config import ModelConfig
 from startup.errors import StartupError
+from startup.hooks.left_out import applies, leave_out
+from startup.hooks.of_vllm import LATE_COMPILER, LATER_MODULES, PATCH_COMPILER
 from startup.preflight.model_place import locate_files
 from startup.vllm.command_line import CommandLine
 from startup.vllm.deferred_compiler import deferred_compiler
 from startup.vllm.forkserver_start import forkserver_environment
-from startup.vllm.imports import LATER_MODULES, import_api_server, import_leniently
+from startup.vllm.hook_check import check_installed, hooks_to_leave_out
+from startup.vllm.imports import import_api_server, import_leniently
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.late_import import delay_import
 from startup.vllm.lazy_compile import make_compile_lazy
@@ -30,6 +33,7 @@ from startup.vllm.preload_profile import PreloadProfile, StartKind, load_all_pro
 from startup.vllm.process_titles import show_titles
 from startup.vllm.spans import prepare_spans
 from startup.vllm.start_method import may_defer_compiler, wanted_start_method
+from startup.vllm.stream_prefixes import omit_prefixes_in_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +90,17 @@ class SharedImports:
         """
         was_enabled = gc.isenabled()
         gc.disable()
+        leave_out(hooks_to_leave_out(check_installed(self._vllm)))
         prepare_spans()
+        omit_prefixes_in_json()
         show_titles()
         with ExitStack() as stack:
             if self._compiler != "now":
                 make_compile_lazy()
             if self._compiler == "deferred":
                 stack.enter_context(deferred_compiler())
-            elif self._compiler == "late":
-                delay_import(COMPILER, patched_by="vllm.env_override", function="_patch_inductor_fallback_allow_list")
+            elif self._compiler == "late" and applies(LATE_COMPILER):
+                delay_import(COMPILER, patched_by=PATCH_COMPILER)
             api_modules, engine_modules = _modules_of(self._profiles)
             failed = import_api_server((*LATER_MODULES, *api_modules, *_LAUNCHER), is_lean=False)
             if failed:

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import INSTRUMENT, SPANS
 from startup.vllm.compile_cache import count_inductor
 from startup.vllm.import_hooks import after_import
 from startup.vllm.journal import Journal
@@ -18,22 +19,17 @@ class _Recorder:
     is_prepared = False
 
 
-def record_spans(journal: Journal, *, level: int = logging.WARNING) -> None:
-    """Makes vLLM's marked functions record their times until the journal is closed.
-
-    Args:
-        journal: takes the records.
-        level: log level of an error with vLLM's `instrument`.
-    """
+def record_spans(journal: Journal) -> None:
+    """Makes vLLM's marked functions record their times until the journal is closed."""
     _Recorder.journal = journal
-    prepare_spans(level=level)
+    prepare_spans()
 
 
-def prepare_spans(*, level: int = logging.WARNING) -> None:
+def prepare_spans() -> None:
     """Prepares the functions that are imported from now on for `record_spans`; a second call does nothing."""
 
     def hook(tracing: Any) -> None:
-        instrument = tracing.instrument
+        instrument = INSTRUMENT.get(tracing)
 
         @functools.wraps(instrument)
         def instrument_and_time(obj: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -44,11 +40,11 @@ def prepare_spans(*, level: int = logging.WARNING) -> None:
                 return instrumented
             return timed(instrumented, _phase_name(options.get("span_name") or obj.__name__))
 
-        tracing.instrument = instrument_and_time
+        INSTRUMENT.replace(tracing, instrument_and_time)
 
-    if not _Recorder.is_prepared:
+    if applies(SPANS) and not _Recorder.is_prepared:
         _Recorder.is_prepared = True
-        after_import("vllm.tracing", hook, level=level)
+        after_import(INSTRUMENT.module, hook)
 
 
 def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -19,6 +19,8 @@ from typing import Final, NoReturn
 
 from envs.registry import env
 from startup.caches.bytecode import use_baked_bytecode
+from startup.hooks.left_out import leave_out
+from startup.hooks.of_vllm import LATER_MODULES
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
@@ -34,7 +36,8 @@ from startup.vllm.early_engine import start_engine_early
 from startup.vllm.engine_wait import EngineWait
 from startup.vllm.fallback import exec_again, is_raised_in
 from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.imports import LATER_MODULES, import_api_server, import_rest
+from startup.vllm.hook_check import check_installed, describe_unfit, hooks_to_leave_out
+from startup.vllm.imports import import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
 from startup.vllm.json_lines import log_as_json, undo_log_as_json
@@ -49,6 +52,7 @@ from startup.vllm.preload_profile import StartKind, load_profile
 from startup.vllm.serving_events import ServingEvents
 from startup.vllm.spans import record_spans
 from startup.vllm.start_method import may_defer_compiler
+from startup.vllm.stream_prefixes import omit_prefixes_in_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +113,7 @@ class _VllmStart:
             self._listen()
             session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
             log_as("launcher", self._options.log_format, session.phase)
+            self._leave_out_unfit_hooks()
             self._open_journal()
             events = ServingEvents(
                 on_serving=session.hand_over,
@@ -143,6 +148,13 @@ class _VllmStart:
             address = ListenAddress(line.host, line.port or 0, line.uds, is_tls=line.has("--ssl-certfile"))
             listening = self._session.listen(address)
             self._session.stack.enter_context(port.reuse_listener(listening))
+
+    def _leave_out_unfit_hooks(self) -> None:
+        """Says in one line which speed-ups this version of vLLM does not get."""
+        findings = check_installed(self._vllm)
+        leave_out(hooks_to_leave_out(findings))
+        if (notice := describe_unfit(findings)) is not None:
+            logger.warning("vLLM %s %s", self._vllm.version, notice)
 
     def _open_journal(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))
@@ -181,6 +193,7 @@ class _VllmStart:
         """Imports it on the main thread, while the forkserver imports on another core."""
         record_spans(self._journal)
         record_named_spans()
+        omit_prefixes_in_json()
         is_lean = self._may_defer_compiler
         with self._span("import_vllm"):
             failed = import_api_server(is_lean=is_lean)

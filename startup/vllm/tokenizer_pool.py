@@ -8,9 +8,10 @@ import copy
 import sys
 from typing import Any, Final
 
+from startup.hooks.of_vllm import MAKE_POOL, RENDERER
+
 _NUM_COPIES: Final = 2
 """vLLM's default: one per renderer thread and one more."""
-_RENDERER: Final = "vllm.renderers.hf"
 _COPY: Final = "__copy__"
 
 
@@ -18,11 +19,10 @@ class PreparedPool:
     """The prepared copy of one tokenizer, whose class is vLLM's own for this object."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Raises AttributeError if another version of vLLM has other functions."""
         self._class = type(tokenizer)
-        make_pool = sys.modules["vllm.tokenizers.hf"].maybe_make_thread_pool
+        make_pool = MAKE_POOL.get(sys.modules[MAKE_POOL.module])
         pooled = make_pool(copy.copy(tokenizer), _NUM_COPIES)
-        if self._class.__module__ == "vllm.tokenizers.hf" and not hasattr(self._class, _COPY):
+        if self._class.__module__ == MAKE_POOL.module and not hasattr(self._class, _COPY):
             setattr(self._class, _COPY, self._copier(tokenizer, pooled))
 
     def drop(self) -> None:
@@ -33,7 +33,7 @@ class PreparedPool:
     def _copier(self, tokenizer: Any, pooled: Any) -> Any:
         def copy_for_renderer(original: Any) -> Any:
             caller = sys._getframe(2).f_globals.get("__name__")  # frame 1 is `copy.copy`
-            if original is tokenizer and caller == _RENDERER:
+            if original is tokenizer and caller == RENDERER:
                 self.drop()
                 return pooled
             return copy._reconstruct(original, None, *original.__reduce_ex__(4))  # type: ignore[attr-defined]

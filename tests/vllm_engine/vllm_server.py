@@ -26,7 +26,7 @@ _POLL_S = 0.2
 """Long, so that polling takes little CPU time from the start."""
 
 _OURS: Final = (str(PYTHON), "-m", "vllm_cli", "serve", "--engine", "vllm")
-LAUNCHERS: Final = {"plain": (str(BIN / "vllm"), "serve"), "ours": _OURS, "warm": _OURS}
+LAUNCHERS: Final = {"plain": (str(PYTHON), str(BIN / "vllm"), "serve"), "ours": _OURS, "warm": _OURS}
 """`warm` is `ours` with a standby of its own, from which it must fork its server."""
 
 

@@ -1,9 +1,13 @@
-"""`vllm-cli preload`: the preload profiles that starts of vLLM have recorded."""
+"""`vllm-cli preload`: the profiles that starts of vLLM have recorded, and the hooks that they place."""
 
 import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from startup.errors import StartupError
 
 if TYPE_CHECKING:
     from startup.vllm.preload_profile import PreloadProfile
@@ -11,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group("preload")
 def preload() -> None:
-    """Show or delete the lists of modules that `serve --engine vllm` imports before vLLM needs them.
+    """Show or delete the lists of modules that `serve --engine vllm` imports in advance; check its hooks.
 
     Every start records which modules vLLM's processes had imported when they were ready. The next start of
     the same kind (version, model architecture, flags that matter) preloads these modules once for all
@@ -53,6 +57,38 @@ def reset() -> None:
     from startup.vllm.preload_profile import delete_all_profiles
 
     click.echo(f"Deleted {delete_all_profiles()} profiles.")
+
+
+@preload.command("check")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: the version, and all hooks.")
+@click.option(
+    "--vllm",
+    "path",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder that contains vLLM, such as an unpacked wheel or site-packages.",
+    show_default="the installed vLLM",
+)
+def check(*, as_json: bool, path: "Path | None") -> None:
+    """Check which hooks fit a version of vLLM, and of the libraries beside it, by their sources.
+
+    A hook is a place where the launcher changes or uses another program's internals (docs/vllm-hooks.md).
+    Nothing is imported from vLLM. Exit codes: 0 if all hooks fit, 1 if one does not, 2 without a vLLM.
+
+    \b
+    Examples:
+      vllm-cli preload check
+      pip download --no-deps vllm && unzip -q 'vllm-*.whl' -d new && vllm-cli preload check --vllm new
+    """
+    from startup.vllm.hook_report import describe_report, report_hooks
+    from startup.vllm.installed import require_vllm, vllm_in
+
+    try:
+        vllm = require_vllm() if path is None else vllm_in(path)
+    except StartupError as err:
+        raise click.UsageError(str(err)) from err
+    report = report_hooks(vllm, is_installed=path is None)
+    click.echo(json.dumps(report.to_fields(), indent=2) if as_json else describe_report(report))
+    sys.exit(0 if report.all_fit else 1)
 
 
 def _fields(profile: "PreloadProfile") -> dict[str, Any]:

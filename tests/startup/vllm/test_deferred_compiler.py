@@ -55,7 +55,7 @@ def takes(value: Thing | None, other: None | Thing = None) -> int | Thing:
 @pytest.fixture
 def user(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A module that was imported while the names of another module were deferred."""
-    monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
+    monkeypatch.setattr(deferred_compiler_module, "DEFERRED_MODULES", ("heavy.part",))
     toys.write("heavy.part.deeper", "value = 8\n")
     toys.write("heavy.part.__init__", _HEAVY)
     toys.write("user", _USER)
@@ -93,7 +93,7 @@ def test_nothing_is_an_instance_before_the_module_is_imported(user: Any) -> None
 
 
 def test_submodules_are_deferred_too(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
+    monkeypatch.setattr(deferred_compiler_module, "DEFERRED_MODULES", ("heavy.part",))
     toys.write("heavy.part.deeper", "raise RuntimeError('imported')\n")
     toys.write("user", "from heavy.part.deeper import Deep\nimport heavy.part.deeper as deeper\n")
     with deferred_compiler():
@@ -106,7 +106,7 @@ def test_submodules_are_deferred_too(toys: ToyPackages, monkeypatch: pytest.Monk
 
 
 def test_a_loaded_module_is_not_deferred(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
+    monkeypatch.setattr(deferred_compiler_module, "DEFERRED_MODULES", ("heavy.part",))
     toys.write("heavy.part", _HEAVY)
     real = importlib.import_module("heavy.part")
     with deferred_compiler():
@@ -115,7 +115,7 @@ def test_a_loaded_module_is_not_deferred(toys: ToyPackages, monkeypatch: pytest.
 
 
 def test_finder_is_removed_if_the_imports_fail(toys: ToyPackages, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deferred_compiler_module, "DEFERRED", ("heavy.part",))
+    monkeypatch.setattr(deferred_compiler_module, "DEFERRED_MODULES", ("heavy.part",))
     toys.write("heavy.part", _HEAVY)
     with pytest.raises(ValueError, match="broken"), deferred_compiler():
         import_module = importlib.import_module("heavy.part")

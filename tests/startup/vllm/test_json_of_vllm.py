@@ -74,7 +74,7 @@ def test_the_error_of_an_engine_is_one_line(folder: Path) -> None:
             "VLLM_CONFIGURE_LOGGING disables the configuration of vLLM's log",
         ),
         (("--distributed-executor-backend", "ray"), {}, "0.32.0+cpu", "Ray starts processes"),
-        ((), {}, "0.31.0+cpu", "vLLM 0.31.0+cpu writes the process before each line"),
+        ((), {}, "0.30.0+cpu", "vLLM 0.30.0+cpu writes the process before each line"),
         ((), {"VCLI_PLAIN_VLLM": "1"}, "0.32.0+cpu", "vLLM starts without preloading"),
     ],
     ids=["own-file", "left-alone", "ray", "older", "plain"],

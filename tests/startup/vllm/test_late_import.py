@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
+from startup.hooks.hook import Name
 from startup.vllm.late_import import delay_import
 from tests.startup.vllm.toy_package import ToyPackages
 
+PATCH = Name("light.override", "patch")
 _PATCHES = """
 def patch():
     try:
@@ -28,7 +30,7 @@ def packages(toys: ToyPackages) -> ToyPackages:
 
 
 def test_a_late_import_is_patched(packages: ToyPackages) -> None:
-    delay_import("heavy.part", patched_by="light.override", function="patch")
+    delay_import("heavy.part", patched_by=PATCH)
     importlib.import_module("light.override")
     assert "heavy.part" not in sys.modules
     assert importlib.import_module("heavy.part").is_patched
@@ -39,32 +41,9 @@ def test_without_the_delay_the_module_is_imported_at_once(packages: ToyPackages)
     assert sys.modules["heavy.part"].is_patched
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import heavy.part\nheavy.part.is_patched = True\n",
-        _PATCHES.replace("def patch", "def other").replace("\npatch()", "\nother()"),
-        _PATCHES.replace("except ImportError", "except ZeroDivisionError"),
-    ],
-    ids=["no-function", "another-name", "does-not-expect-it"],
-)
-def test_a_module_that_patches_in_another_way_is_not_delayed(packages: ToyPackages, source: str) -> None:
-    packages.write("light.override", source)
-    delay_import("heavy.part", patched_by="light.override", function="patch")
-    importlib.import_module("light.override")
-    assert sys.modules["heavy.part"].is_patched
-
-
 @pytest.mark.parametrize("first", ["heavy.part", "light.override"])
 def test_nothing_is_delayed_if_one_of_the_modules_is_loaded(packages: ToyPackages, first: str) -> None:
     importlib.import_module(first)
     finders = list(sys.meta_path)
-    delay_import("heavy.part", patched_by="light.override", function="patch")
-    assert sys.meta_path == finders
-
-
-def test_nothing_is_delayed_without_the_patching_module(packages: ToyPackages) -> None:
-    finders = list(sys.meta_path)
-    delay_import("heavy.part", patched_by="not_there.override", function="patch")
-    delay_import("heavy.part", patched_by="light.not_there", function="patch")
+    delay_import("heavy.part", patched_by=PATCH)
     assert sys.meta_path == finders

@@ -2,6 +2,12 @@
 
 import os
 
+VARIABLES = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_LOGGING_CONFIG_PATH", "VLLM_USE_AOT_COMPILE")
+
+
+def VLLM_LOGGING_CONFIG_PATH() -> str | None:
+    return os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+
 
 def multiproc_method() -> str:
     method = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD", "fork")

@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vllm import envs
+
 IMPORTED_IN = os.getpid()
 _names: dict[int, str] = {}
 
 
 def read_config() -> dict[str, Any] | None:
-    path = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+    path = envs.VLLM_LOGGING_CONFIG_PATH()
     return json.loads(Path(path).read_text()) if path else None
 
 

@@ -19,12 +19,12 @@ class Inspected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Registered:
+class _LazyRegisteredModel:
     module_name: str
 
 
-class _Registry:
-    models = {"FakeForCausalLM": _Registered("vllm.model_executor.models.fake_llama")}
+class _ModelRegistry:
+    models = {"FakeForCausalLM": _LazyRegisteredModel("vllm.model_executor.models.fake_llama")}
 
     def inspect(self, architecture: str) -> Inspected:
         return _run_in_subprocess(_Inspection(self.models[architecture].module_name))
@@ -38,13 +38,13 @@ class _Inspection:
         return Inspected(self.module, os.getpid(), os.getppid())
 
 
-def _run_in_subprocess(function: Callable[[], Any]) -> Any:
+def _run_in_subprocess(fn: Callable[[], Any]) -> Any:
     command = [sys.executable, "-m", "vllm.model_executor.models.registry"]
-    done = subprocess.run(command, input=pickle.dumps(function), capture_output=True, check=True)
+    done = subprocess.run(command, input=pickle.dumps(fn), capture_output=True, check=True)
     return pickle.loads(done.stdout)
 
 
-ModelRegistry = _Registry()
+ModelRegistry = _ModelRegistry()
 
 if __name__ == "__main__":
     answer = pickle.loads(sys.stdin.buffer.read())()

@@ -14,7 +14,7 @@ from vllm import process_state
 from vllm.config import EngineConfig
 from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
-from vllm.system_utils import set_process_title
+from vllm.utils.system_utils import set_process_title
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 IMPORTED_IN = os.getpid()

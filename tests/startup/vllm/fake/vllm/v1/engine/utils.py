@@ -5,7 +5,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 
 from vllm.config import EngineConfig
-from vllm.system_utils import get_mp_context
+from vllm.utils.system_utils import get_mp_context
 
 
 class EngineManager:

@@ -9,8 +9,8 @@ from multiprocessing.connection import wait
 
 from vllm import platforms
 from vllm.config import EngineConfig
-from vllm.system_utils import get_mp_context
 from vllm.tracing import instrument
+from vllm.utils.system_utils import get_mp_context
 
 IMPORTED_IN = os.getpid()
 

@@ -15,8 +15,8 @@ from vllm import process_state
 from vllm.config import EngineConfig
 from vllm.logger import set_process_name
 from vllm.model_executor.models.registry import Inspected, ModelRegistry
-from vllm.system_utils import set_process_title
 from vllm.tracing import instrument
+from vllm.utils.system_utils import set_process_title
 
 if "FAKE_VLLM_TORCH" in os.environ:
     import torch  # noqa: F401

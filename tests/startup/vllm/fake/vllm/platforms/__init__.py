@@ -3,6 +3,7 @@
 import os
 
 from vllm._version import __version__
+from vllm.platforms import cpu
 
 IMPORTED_IN = os.getpid()
 
@@ -16,7 +17,5 @@ def worker_module() -> str:
 
 
 def prepare_environment() -> None:
-    """The CPU platform sets `spawn`, and makes torch compile in the worker's own process."""
     if is_cpu():
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        cpu.prepare_environment()

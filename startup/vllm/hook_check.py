@@ -1,0 +1,77 @@
+"""Checks once per installation which hooks fit the installed vLLM; later starts read the result from a file.
+
+The check parses some sources of vLLM and its libraries. Its result is valid while these files are the same.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from startup.caches.folders import layers
+from startup.hooks.check import Finding, check_hooks
+from startup.hooks.sources import Sources, installed_package
+from startup.hooks.table import HOOKS
+from startup.vllm.installed import InstalledVllm
+from startup.whole_file import write_whole
+
+_Stamp: TypeAlias = list[int] | None
+"""Time in seconds, as images keep it, and size; None for a missing file."""
+
+_ESSENTIAL: Final = frozenset(hook.name for hook in HOOKS if hook.is_essential)
+_COMMAND: Final = "`vllm-cli preload check` shows all"
+
+
+@cache
+def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
+    """One finding per hook."""
+    paths = layers(f"hooks/{_key(vllm)}.json")
+    for path in paths:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(path.read_bytes())
+            if all(_stamp(Path(name)) == stamp for name, stamp in content["files"].items()):
+                return tuple(Finding(hook, state, tuple(reasons)) for hook, state, reasons in content["findings"])
+    sources = Sources(installed_package)
+    findings = tuple(check_hooks(HOOKS, sources, vllm.release))
+    files = {str(file): _stamp(file) for file in sources.looked_at}
+    with suppress(OSError):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        write_whole(paths[0], json.dumps({"files": files, "findings": findings}))
+    return findings
+
+
+def hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
+    """The names of the hooks that must not be placed."""
+    return [finding.hook for finding in findings if finding.state in ("does not fit", "not needed")]
+
+
+def find_obstacle(findings: Iterable[Finding]) -> str | None:
+    """Why vLLM must start without preloading, as a text; None if all essential hooks fit."""
+    for finding in findings:
+        if finding.state == "does not fit" and finding.hook in _ESSENTIAL:
+            return f"the hook {finding.hook!r} does not fit this version ({finding.reasons[0]}); {_COMMAND}"
+    return None
+
+
+def describe_unfit(findings: Sequence[Finding]) -> str | None:
+    """One line about the hooks that do not fit, to be continued after vLLM's version; None if all fit."""
+    names = [repr(finding.hook) for finding in findings if finding.state == "does not fit"]
+    if not names:
+        return None
+    return f"starts without some speed-ups, since these hooks do not fit: {', '.join(names)}; {_COMMAND}"
+
+
+def _key(vllm: InstalledVllm) -> str:
+    """The name of the file for this installation and table of hooks."""
+    return sha256(repr((sys.version, str(vllm.folder), vllm.version, HOOKS)).encode()).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> _Stamp:
+    with suppress(OSError):
+        status = path.stat()
+        return [int(status.st_mtime), status.st_size]
+    return None

@@ -1,0 +1,5 @@
+"""What the HTTP server knows of an engine."""
+
+
+class EngineClient:
+    errored = False
