@@ -5,7 +5,7 @@
 #   make test-all | test-thorough          all tests that are not slow; those of them that `make test` leaves out
 #   make test-slow | test-cuda             tests that need vLLM, a browser or minutes; tests that need a GPU
 #   make lint | bench   [ARGS="..."]
-#   make docs                              writes the generated pages docs/{cli,flags,environment}.md
+#   make docs                              writes the generated pages docs/{cli,flags,environment,vllm-hooks}.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/

@@ -1,6 +1,6 @@
-"""Generates docs/cli.md, docs/flags.md and docs/environment.md for `make docs`; a test compares them.
+"""Generates docs/{cli,flags,environment,vllm-hooks}.md for `make docs`; a test compares them.
 
-The sources are the click commands, the flags of `serve` and the declared environment variables.
+The sources are the click commands, the flags of `serve`, the declared environment variables and hooks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +12,8 @@ import click
 
 from envs.registry import OWN_PREFIX, home_folder, variables
 from envs.variable import EnvVar
+from startup.hooks.hook import Hook
+from startup.hooks.table import HOOKS
 from vllm_cli.flags.flag import Flag, SupportedFlag
 from vllm_cli.flags.ignored import IGNORED
 from vllm_cli.flags.rejected import REJECTED
@@ -89,10 +91,23 @@ def build_environment_page() -> str:
     return _page("Environment variables", introduction, sections)
 
 
+def build_hooks_page() -> str:
+    """Every hook that the launcher places in other programs."""
+    introduction = (
+        "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run; no\n"
+        "file is changed. `vllm-cli preload check` compares this table with the sources of an installed or unpacked\n"
+        "vLLM, and so does each start, which leaves out what does not fit and says so in one line. If a hook in\n"
+        "**bold** does not fit, vLLM starts without preloading, as `vllm serve` does."
+    )
+    head = ("Hook", "What it does", "Relies on", "vLLM", "Without it")
+    return _page("Hooks in vLLM and its libraries", introduction, _table(head, map(_hook_row, HOOKS)))
+
+
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
     "environment.md": build_environment_page,
+    "vllm-hooks.md": build_hooks_page,
 }
 
 
@@ -175,6 +190,18 @@ def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     kind = ", ".join(variable.choices) if variable.kind == "choice" else variable.kind
     default = variable.show(variable.default).replace(str(home_folder()), "~")
     return f"`{variable.name}`", kind, _default_cell(default), variable.description
+
+
+def _hook_row(hook: Hook) -> tuple[str, ...]:
+    name = f"**{hook.name}**" if hook.is_essential else hook.name
+    return name, hook.does, ", ".join(f"`{need}`" for need in hook.needs), _releases(hook), hook.without
+
+
+def _releases(hook: Hook) -> str:
+    since, until = (release and ".".join(map(str, release)) for release in (hook.since, hook.until))
+    if since or until:
+        return f"{since} and newer" if since else f"until {until}"
+    return "all"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,10 @@ class Sources:
         return None
 
     def _parse_statements_with(self, name: str, text: str) -> ast.Module:
-        """The top-level statements that contain a name: parsing whole files of torch takes a second."""
+        """The top-level statements that contain a name: parsing whole files of torch takes a second.
+
+        A definition at the left margin of a text in quotes is taken for one of the module.
+        """
         parts = filter(re.compile(rf"\b{name}\b").search, self._split(text))
         return ast.Module(body=[statement for part in parts for statement in self._parse(part).body], type_ignores=[])
 

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from startup.errors import StartupError
+from vllm_cli.text_table import align
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from startup.vllm.hook_report import HookReport
     from startup.vllm.preload_profile import PreloadProfile
 
 
@@ -79,7 +83,7 @@ def check(*, as_json: bool, path: "Path | None") -> None:
       vllm-cli preload check
       pip download --no-deps vllm && unzip -q 'vllm-*.whl' -d new && vllm-cli preload check --vllm new
     """
-    from startup.vllm.hook_report import describe_report, report_hooks
+    from startup.vllm.hook_report import report_hooks
     from startup.vllm.installed import require_vllm, vllm_in
 
     try:
@@ -87,8 +91,31 @@ def check(*, as_json: bool, path: "Path | None") -> None:
     except StartupError as err:
         raise click.UsageError(str(err)) from err
     report = report_hooks(vllm, is_installed=path is None)
-    click.echo(json.dumps(report.to_fields(), indent=2) if as_json else describe_report(report))
+    click.echo(json.dumps(report.to_fields(), indent=2) if as_json else "\n".join(_describe_check(report)))
     sys.exit(0 if report.all_fit else 1)
+
+
+def _describe_check(report: "HookReport") -> "Iterator[str]":
+    """What is wrong with each hook, and what follows from it."""
+    from startup.vllm.hook_report import hook_of
+
+    yield from (f"vLLM {report.vllm.version} in {report.vllm.folder}", "")
+    rows = [
+        (finding.hook if index == 0 else "", finding.state if index == 0 else "", reason)
+        for finding in report.findings
+        for index, reason in enumerate(finding.reasons or ("",))
+    ]
+    yield from (*align(rows), "")
+    unfit = [hook_of(finding) for finding in report.findings if finding.state == "does not fit"]
+    if essential := [hook.name for hook in unfit if hook.is_essential]:
+        yield f"This version starts without preloading, as `vllm serve` does, because of: {', '.join(essential)}."
+    elif unfit:
+        yield "This version starts with preloading. What it lacks:"
+        yield from (f"- {hook.name}: {hook.without}" for hook in unfit)
+    elif any(finding.state == "not checked" for finding in report.findings):
+        yield "All hooks that could be checked fit this version."
+    else:
+        yield "All hooks fit this version."
 
 
 def _fields(profile: "PreloadProfile") -> dict[str, Any]:

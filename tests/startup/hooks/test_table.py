@@ -1,0 +1,59 @@
+"""The table of hooks is whole, and agrees with the code that places them."""
+
+import ast
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+from startup.hooks.check import check_hooks
+from startup.hooks.hook import Name
+from startup.hooks.of_libraries import FORKSERVER, SHAPE_FUNCTIONS
+from startup.hooks.sources import Sources, installed_package
+from startup.hooks.table import HOOKS
+from startup.lean.plain_shapes import FUNCTIONS
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_names_are_unique_and_every_hook_is_described() -> None:
+    assert [name for name, number in Counter(hook.name for hook in HOOKS).items() if number > 1] == []
+    assert [hook.name for hook in HOOKS if not (hook.does and hook.without and hook.needs)] == []
+
+
+def test_the_installed_libraries_fit() -> None:
+    """Of those that this environment has; vLLM is not among them."""
+    others = [
+        hook for hook in HOOKS if all(isinstance(n, Name) and not n.module.startswith("vllm") for n in hook.needs)
+    ]
+    findings = check_hooks(others, Sources(installed_package), (0, 32))
+    assert len(findings) > 5
+    assert [finding for finding in findings if finding.state == "does not fit"] == []
+
+
+def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared() -> None:
+    declared = {part for need in FORKSERVER.needs if isinstance(need, Name) for part in need.path.split(".")}
+    tree = ast.parse((ROOT / "startup" / "vllm" / "forkserver.py").read_text())
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("context", "forkserver", "popen_forkserver", "popen_spawn_posix", "server", "util")
+    }
+    assert used - declared == set()
+
+
+def test_every_stand_in_of_a_function_is_declared() -> None:
+    assert set(FUNCTIONS) == set(SHAPE_FUNCTIONS)
+
+
+def test_hooks_are_declared_without_importing_what_they_are_about() -> None:
+    assert find_spec("torch") is not None
+    imported = {
+        alias.name.partition(".")[0]
+        for path in (ROOT / "startup" / "hooks").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert imported <= {"ast", "re", "sys"}
