@@ -38,8 +38,8 @@ def test_children_are_started_with_the_configured_method(
 
 def test_a_variable_that_only_a_new_program_can_apply_starts_one(folder: Path) -> None:
     changes = "\n_prepare = prepare_environment\n\n\ndef prepare_environment():\n    _prepare()\n"
-    platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms.py").read_text()
-    fake = variant(folder, platforms=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
+    platforms = (Path(__file__).with_name("fake") / "vllm" / "platforms" / "cpu.py").read_text()
+    fake = variant(folder, platforms__cpu=f"{platforms}{changes}    os.environ['PYTHONHASHSEED'] = '7'\n")
     with FakeStart(folder, env=environment(folder, fake)) as start:
         state = start.wait_until_ready().state()
         assert start.kind_of(state["engine"]["pid"]) == "spawn"
