@@ -122,7 +122,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 
 def _is_small(command: click.Command) -> bool:
-    return not isinstance(command, click.Group) and sum(isinstance(p, click.Option) for p in command.params) <= 5
+    return not isinstance(command, click.Group) and sum(isinstance(p, click.Option) for p in command.params) <= 6
 
 
 def _describe_command(entry: CommandEntry) -> Iterator[str]:
