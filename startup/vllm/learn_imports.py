@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
-from startup.vllm.imports import LATER_MODULES, import_api_server
+from startup.hooks.of_vllm import LATER_MODULES
+from startup.vllm.imports import import_api_server
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.model_modules import model_modules
 from startup.vllm.preload_plan import plan_preload
