@@ -4,8 +4,8 @@ The HTTP server's event loop may be held for a second by one request. Its answer
 long as the loop runs.
 
 The bytes of a connection are looked at, not read: only the bytes of an answered probe are consumed, and the
-HTTP server reads all others itself. Every connection that waits here is held by the API process too, so that
-none is lost when this process is killed.
+HTTP server reads all others itself. Every connection that waits here is held by the API process too, and
+nothing is accepted that cannot be passed on: at most one connection is lost if this process is killed.
 """
 
 import errno
@@ -30,8 +30,10 @@ _SILENT_S: Final = 0.05
 """How long a new connection may send nothing before it is passed on."""
 _TURN_S: Final = 0.5
 _MAX_ACCEPTS_PER_TURN: Final = 64
-_MAX_UNSENT: Final = 1024
-"""Connections accepted while the API process receives none; more wait in the listener's queue."""
+_SEND_BUFFER_BYTES: Final = 1 << 20
+"""The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
+_MAX_UNLOGGED: Final = 8192
+"""Answered probes kept for the access log meanwhile."""
 _MAX_MESSAGE_BYTES: Final = 1 << 16
 
 
@@ -59,6 +61,7 @@ class Acceptor:
         self._settings = settings
         self._heartbeat = _Heartbeat()
         self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
+        self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
         self._is_accepting = True
         self._silent: OrderedDict[int, _Client] = OrderedDict()
         """Clients that have sent nothing yet, oldest first."""
@@ -66,6 +69,7 @@ class Acceptor:
         """Clients whose last probe was answered, oldest answer first."""
         self._num_accepted = 0
         api_process.setblocking(False)
+        api_process.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         _raise_file_limit()
 
     def run(self, leftovers: Sequence[Leftover], hand_over: bytes) -> None:
@@ -83,12 +87,14 @@ class Acceptor:
                     if events & selectors.EVENT_READ and not self._receive(hand_over):
                         return
                 elif isinstance(key.data, _Client):
-                    self._look(key.data)
+                    if key.data.is_waiting:  # not passed on by an earlier event of this turn
+                        self._look(key.data)
                 else:
                     key.data.advance()
             now = time.monotonic()
             self._pass_silent_on(now)
             self._close_idle(now)
+            self._report_probes()
             leftovers = [connection for connection in leftovers if not connection.is_done_by(now)]
 
     def _receive(self, hand_over: bytes) -> bool:
@@ -103,17 +109,18 @@ class Acceptor:
         return bool(message)
 
     def _give_all_back(self) -> None:
-        self._selector.unregister(self._listener)
         self._listener.close()
-        for clients in (self._silent, self._answered):
-            for client in list(clients.values()):
-                self._pass_on(client)
         self._api_process.setblocking(True)
         with suppress(OSError):  # the API process has exited
-            self._send_unsent()
+            while self._unsent:
+                self._try_send(*self._unsent.popleft())
+            for client in (*self._silent.values(), *self._answered.values()):
+                self._pass_on(client)
 
     def _accept(self) -> None:
         for _ in range(_MAX_ACCEPTS_PER_TURN):
+            if self._unsent:
+                return
             try:
                 connection, address = self._listener.accept()
             except BlockingIOError:
@@ -131,7 +138,7 @@ class Acceptor:
             received = client.connection.recv(MAX_HEAD_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             if not client.is_waiting:
-                self._hold(client, self._silent, time.monotonic() + _SILENT_S)
+                self._wait(client, self._silent, _SILENT_S)
             return
         except OSError:
             received = b""
@@ -160,46 +167,48 @@ class Acceptor:
         except OSError:
             num_sent = 0
         if self._settings.reports_probes and num_sent:
-            self._send(Report(Kind.ANSWERED, probe=AnsweredProbe(client.address, probe.http_version, status)))
+            self._unlogged.append(AnsweredProbe(client.address, probe.http_version, status))
         if num_sent < len(answer) or not probe.keeps_alive or b"\r\nConnection: close\r\n" in answer:
             self._close(client)
         else:
-            self._hold(client, self._answered, time.monotonic() + self._settings.keep_alive_s)
+            self._wait(client, self._answered, self._settings.keep_alive_s)
         return True
 
-    def _hold(self, client: "_Client", clients: "OrderedDict[int, _Client]", deadline_s: float) -> None:
-        """Waits for the client's next bytes."""
+    def _wait(self, client: "_Client", clients: "OrderedDict[int, _Client]", timeout_s: float) -> None:
+        """Waits for the client's next bytes, unless the API process cannot hold the connection meanwhile."""
         if not client.is_waiting:
+            if self._unsent or not self._try_send(Report(Kind.HOLD, client.id), client.connection):
+                self._pass_on(client)
+                return
             client.is_waiting = True
             self._selector.register(client.connection, selectors.EVENT_READ, client)
-            client.is_held = not self._unsent and self._try_send(Report(Kind.HOLD, client.id), client.connection)
-        client.deadline_s = deadline_s
+        client.deadline_s = time.monotonic() + timeout_s
         self._silent.pop(client.id, None)
         clients[client.id] = client
         clients.move_to_end(client.id)
 
     def _pass_on(self, client: "_Client") -> None:
         """The HTTP server serves the connection from now on."""
-        self._stop_waiting(client)
-        if client.is_held:
+        if client.is_waiting:
+            self._stop_waiting(client)
             client.connection.close()
             self._send(Report(Kind.TAKE, client.id))
         else:
             self._send(Report(Kind.TAKE, client.id), client.connection)
 
     def _close(self, client: "_Client") -> None:
-        self._stop_waiting(client)
-        if client.is_held:
+        if client.is_waiting:
+            self._stop_waiting(client)
             with suppress(OSError):  # the API process's duplicate would keep it open
                 client.connection.shutdown(socket.SHUT_RDWR)
             self._send(Report(Kind.DROP, client.id))
         client.connection.close()
 
     def _stop_waiting(self, client: "_Client") -> None:
-        if client.is_waiting:
-            self._selector.unregister(client.connection)
-            self._silent.pop(client.id, None)
-            self._answered.pop(client.id, None)
+        client.is_waiting = False
+        self._selector.unregister(client.connection)
+        self._silent.pop(client.id, None)
+        self._answered.pop(client.id, None)
 
     def _pass_silent_on(self, now: float) -> None:
         while self._silent and (client := next(iter(self._silent.values()))).deadline_s <= now:
@@ -237,11 +246,18 @@ class Acceptor:
             raise
         return True
 
+    def _report_probes(self) -> None:
+        """Tells the API process what it has to log; later, if it receives nothing."""
+        while self._unlogged and not self._unsent:
+            if not self._try_send(Report(Kind.ANSWERED, probe=self._unlogged[0]), None):
+                return
+            self._unlogged.popleft()
+
     def _follow_queue(self) -> None:
-        """Waits until the API process receives again; accepts no more if too much waits."""
+        """Accepts nothing until the API process has received what waits."""
         wants_write = selectors.EVENT_WRITE if self._unsent else 0
         self._selector.modify(self._api_process, selectors.EVENT_READ | wants_write)
-        may_accept = len(self._unsent) < _MAX_UNSENT
+        may_accept = not self._unsent
         if may_accept and not self._is_accepting:
             self._selector.register(self._listener, selectors.EVENT_READ)
         elif not may_accept and self._is_accepting:
@@ -252,7 +268,7 @@ class Acceptor:
 class _Client:
     """A connection on which no request has begun that the HTTP server must answer."""
 
-    __slots__ = ("address", "connection", "deadline_s", "id", "is_held", "is_waiting")
+    __slots__ = ("address", "connection", "deadline_s", "id", "is_waiting")
 
     def __init__(self, connection_id: int, connection: socket.socket, address: str) -> None:
         self.id = connection_id
@@ -260,9 +276,7 @@ class _Client:
         self.address = address
         self.deadline_s = 0.0
         self.is_waiting = False
-        """Whether it is registered with the selector."""
-        self.is_held = False
-        """Whether the API process has a duplicate."""
+        """Whether it is registered with the selector, and the API process holds a duplicate."""
 
 
 class _Heartbeat:

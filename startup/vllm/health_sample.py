@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, Final, NamedTuple
 
 from startup.probes.probe_request import PATH
@@ -125,7 +125,6 @@ class _Exchange:
 
 
 def _as_answer(sample: Sample, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:
-    phrase = HTTPStatus(sample.status).phrase
-    lines = [f"HTTP/1.1 {sample.status} {phrase}".encode()]
+    lines = [f"HTTP/1.1 {sample.status} {responses.get(sample.status, '')}".encode()]
     lines += (name + b": " + value for name, value in (*fixed_headers, *sample.headers))
     return HealthAnswer(sample.status, b"\r\n".join([*lines, b""]), sample.body)

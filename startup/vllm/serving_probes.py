@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import HAND_OVER
-from startup.probes.serving_messages import BEAT, AnsweredProbe, Kind, Report, ServingSettings
+from startup.probes.serving_messages import BEAT, AnsweredProbe, HealthAnswer, Kind, Report, ServingSettings
 from startup.processes import group_signals
 from startup.vllm.health_sample import HealthSampler
 
@@ -130,13 +130,20 @@ class ServingProbes:
     async def _beat(self) -> None:
         """Sends heartbeats for ever. While `/health` itself does not return, there is none."""
         while True:
-            answer = await self._sampler.current()
+            answer = await self._sample()
             with suppress(OSError):  # its queue is full, or it has exited
                 self._link.send(answer.encode() if answer is not None else BEAT)
             self._num_unanswered += 1
             if self._num_unanswered == _MAX_UNANSWERED:
                 self._kill()
             await asyncio.sleep(_BEAT_S)
+
+    async def _sample(self) -> HealthAnswer | None:
+        try:
+            return await self._sampler.current()
+        except Exception:  # the loop runs: without a heartbeat it would count as blocked
+            logger.exception("the answer of /health is not known: vLLM answers each probe itself")
+            return None
 
     def _receive(self) -> None:
         """Processes the responder's reports."""
@@ -167,7 +174,8 @@ class ServingProbes:
                 if connection is not None:
                     self._adopt(connection)
             case Kind.DROP:
-                self._held.pop(report.connection_id).close()
+                if (connection := self._held.pop(report.connection_id, None)) is not None:
+                    connection.close()
             case Kind.ANSWERED if report.probe is not None:
                 self._log(report.probe)
 
@@ -196,7 +204,11 @@ class ServingProbes:
         if not self._is_ending:
             logger.warning("the responder process does not reply and is killed: vLLM answers /health itself")
         self._is_ending = True
-        group_signals.start_thread(threading.Thread(target=self._responder.kill, name="responder-end", daemon=True))
+        self._reap()
+
+    def _reap(self) -> None:
+        thread = threading.Thread(target=self._responder.kill, name="responder-end", daemon=True)
+        group_signals.start_thread(thread)
 
     def _accept_self(self) -> None:
         """The responder has exited: uvicorn serves the connections that waited there, and accepts."""
@@ -204,6 +216,7 @@ class ServingProbes:
             logger.warning("the responder process was killed: vLLM answers /health itself")
         asyncio.get_running_loop().remove_reader(self._link.fileno())
         self._heartbeat.cancel()
+        self._reap()
         for connection in self._held.values():
             self._adopt(connection)
         self._held.clear()

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -179,6 +179,29 @@ def test_idle_connections_neither_block_nor_are_lost(start: FakeStart) -> None:
             client.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_burst_that_the_event_loop_has_not_received_is_not_lost(number: int, start: FakeStart) -> None:
+    (responder,) = start.responders()
+    with ExitStack() as stack:
+        with _stopped(start):
+            burst = [stack.enter_context(_connect(start)) for _ in range(900)]
+            for client in burst[::2]:
+                client.sendall(_post("A text"))
+            responder.send_signal(number)
+        for client in burst[1::2]:
+            client.sendall(_post("A text"))
+        answers = Counter(_read_head(client)[:12] for client in burst)
+    assert answers[b"HTTP/1.1 200"] >= len(burst) - 1  # one was perhaps between accept() and sendmsg()
+
+
+def test_probes_are_answered_however_many_are_not_logged_yet(start: FakeStart) -> None:
+    _ask_held(start, _PROBE, is_new=True)
+    with _stopped(start):
+        for _ in range(1500):
+            assert start.get("/health")[0] in (200, 503)
+    assert start.complete("A text") == "A text was read by worker 0"
+
+
 def test_every_probe_is_in_the_access_log(start: FakeStart) -> None:
     with _connect(start) as client:
         address = "{}:{}".format(*client.getsockname())
@@ -224,7 +247,7 @@ class _ShortConnections:
                 self.answers[get(self._port, path)[0]] += 1
             except ConnectionRefusedError:
                 self.answers[0] += 1
-            except OSError as err:
+            except OSError as err:  # reset, or closed without an answer
                 self.lost.append(repr(err))
 
 
