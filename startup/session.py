@@ -8,13 +8,14 @@ import logging
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from envs.registry import env
 from server.config import ModelFiles
 from server.types import EngineInfo
-from startup.caches.baked import find_baked
+from startup.caches.baked import PAGES, find_baked
 from startup.deadline import StartDeadline
 from startup.errors import StartupError
 from startup.model.prefetch_plan import plan_files, plan_libraries
@@ -130,9 +131,13 @@ class StartSession:
         self._live = self.stack.enter_context(LiveProgress(self.state.meter))
 
     def prefetch(self, files: ModelFiles | None, options: PrefetchOptions) -> None:
-        """Reads torch's libraries and then the model's files into the page cache, in a helper process."""
-        paths = (*plan_libraries(), *(plan_files(files) if files else ()))
-        self._prefetch = self.stack.enter_context(start_prefetch(paths, options))
+        """Reads torch's libraries and then the model's files into the page cache, in a helper process.
+
+        An image that was baked has a record of what a start reads of the libraries.
+        """
+        pages = _baked_pages()
+        paths = (*(() if pages else plan_libraries()), *(plan_files(files) if files else ()))
+        self._prefetch = self.stack.enter_context(start_prefetch(paths, options, pages))
 
     def check(self, run_preflight: Callable[[], PreflightReport], *, errors_are_fatal: bool = True) -> None:
         """Reads the history, runs the preflight and logs its warnings.
@@ -203,6 +208,11 @@ class StartSession:
         save_failed_start(self.state)
         if self._manager is not None:
             self._manager.notify_failure(reason)
+
+
+def _baked_pages() -> Path | None:
+    folder = find_baked().folder
+    return folder / PAGES if folder is not None and (folder / PAGES).exists() else None
 
 
 def _log_origin() -> None:

@@ -20,6 +20,8 @@ class Job(NamedTuple):
     parent_pid: int
     begin_ns: int
     """When the launcher began to start the helper, in monotonic nanoseconds."""
+    pages: str | None = None
+    """A record of what earlier starts have read, which is read before the files."""
 
     def to_argument(self) -> str:
         """The settings as one command-line argument."""

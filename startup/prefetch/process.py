@@ -82,33 +82,42 @@ class PrefetchHandle:
             self.close()
 
 
-def start_prefetch(files: Sequence[Path], options: PrefetchOptions | None = None) -> PrefetchHandle:
+def start_prefetch(
+    files: Sequence[Path], options: PrefetchOptions | None = None, pages: Path | None = None
+) -> PrefetchHandle:
     """Reads files into the page cache in a helper process, while the launcher imports.
 
-    Returns within a millisecond or two, and never raises, since a start works without a prefetch.
+    Returns within a few milliseconds, and never raises, since a start works without a prefetch.
+
+    Args:
+        files: read as a whole, in this order.
+        options: how.
+        pages: a record of parts of files (`startup.prefetch.pages`), which are read first.
     """
     options = options or PrefetchOptions()
     if options.mode == "off":
         return PrefetchHandle(None, PrefetchReport("off", "it is switched off"))
-    if not files:
+    if not files and pages is None:
         return PrefetchHandle(None, PrefetchReport("off", "there are no files"))
     try:
-        if options.mode == "auto" and (report := _report_nothing_to_read(files, options)):
+        if options.mode == "auto" and (report := _report_nothing_to_read(files, options, pages)):
             return PrefetchHandle(None, report)
-        return PrefetchHandle(_Helper(files, options))
+        return PrefetchHandle(_Helper(files, options, pages))
     except OSError as err:
         report = PrefetchReport("failed", f"the helper process cannot be started: {err.strerror}")
         _warn(report)
         return PrefetchHandle(None, report)
 
 
-def _report_nothing_to_read(files: Sequence[Path], options: PrefetchOptions) -> PrefetchReport | None:
+def _report_nothing_to_read(
+    files: Sequence[Path], options: PrefetchOptions, pages: Path | None
+) -> PrefetchReport | None:
     """A report without a helper, which takes 50 ms, if a cheap survey finds nothing to read."""
     paths = [str(path) for path in files]
     with suppress(OSError):
-        if not is_cheap(paths[0]):
+        if not is_cheap(paths[0] if paths else str(pages)):
             return None
-    survey = survey_files(paths, options.block_bytes)
+    survey = survey_files(paths, options.block_bytes, _text(pages))
     reason = reason_to_skip(survey, is_forced=False)
     if reason is None or survey.problems:
         return None
@@ -118,7 +127,7 @@ def _report_nothing_to_read(files: Sequence[Path], options: PrefetchOptions) -> 
 class _Helper:
     """The process and the three pipes to it."""
 
-    def __init__(self, files: Sequence[Path], options: PrefetchOptions) -> None:
+    def __init__(self, files: Sequence[Path], options: PrefetchOptions, pages: Path | None) -> None:
         begin_ns = time.monotonic_ns()
         job = Job(
             options.num_threads,
@@ -129,6 +138,7 @@ class _Helper:
             options.progress_interval_s,
             os.getpid(),
             begin_ns,
+            _text(pages),
         )
         control_fd, self._control_fd = os.pipe()
         self._report_fd, report_fd = os.pipe()
@@ -193,6 +203,10 @@ def _spawn(arguments: list[str], control_fd: int, report_fd: int, life_fd: int) 
     command = [sys.executable, "-I", "-S", "-c", _CODE, str(_ROOT), *arguments]
     mask = group_signals.GROUP_SIGNALS  # blocked until the process ignores them
     return os.posix_spawn(sys.executable, command, os.environ, file_actions=actions, setsigmask=mask)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _warn(report: PrefetchReport) -> None:

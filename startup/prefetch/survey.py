@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from startup.prefetch.memory_file_systems import memory_devices
+from startup.prefetch.pages import FileRanges, read_pages, whole_file
 from startup.prefetch.residency import ResidencyProbe
 
 
@@ -47,34 +48,41 @@ class Survey(NamedTuple):
         return self._replace(blocks=tuple(kept))
 
 
-def survey_files(paths: Sequence[str], block_bytes: int) -> Survey:
-    """Surveys the files; never raises: an unreadable file is recorded as a problem."""
+def survey_files(paths: Sequence[str], block_bytes: int, pages: str | None = None) -> Survey:
+    """Surveys the parts that the record `pages` names, then the files as a whole.
+
+    Never raises: an unreadable file is recorded as a problem.
+    """
     devices = memory_devices()
     num_files = total = resident = in_memory = 0
     blocks: list[Block] = []
     problems: list[str] = []
-    for path in paths:
+    recorded: list[FileRanges | str] = [*read_pages(pages)] if pages is not None else []
+    for file in (*recorded, *paths):
         try:
-            state = Path(path).stat()
-            found = [] if state.st_dev in devices else list(_missing_blocks(path, state.st_size, block_bytes))
-            _check_readable(path)
+            wanted = whole_file(file) if isinstance(file, str) else file
+            state = Path(wanted.path).stat()
+            found = [] if state.st_dev in devices else list(_missing_blocks(wanted, block_bytes))
+            _check_readable(wanted.path)
         except OSError as err:
-            problems.append(f"{path}: {err.strerror}")
+            problems.append(f"{file if isinstance(file, str) else file.path}: {err.strerror}")
             continue
+        num_bytes = sum(length for _, length in wanted.ranges)
         num_files += 1
-        total += state.st_size
-        resident += state.st_size - sum(block.missing_bytes for block in found)
-        in_memory += state.st_size if state.st_dev in devices else 0
+        total += num_bytes
+        resident += num_bytes - sum(block.missing_bytes for block in found)
+        in_memory += num_bytes if state.st_dev in devices else 0
         blocks += found
     return Survey(num_files, total, resident, in_memory, tuple(blocks), tuple(problems))
 
 
-def _missing_blocks(path: str, size: int, block_bytes: int) -> Iterator[Block]:
-    with ResidencyProbe(path) as probe:
-        for offset in range(0, size, block_bytes):
-            length = min(block_bytes, size - offset)
-            if missing := length - probe.resident_bytes(offset, length):
-                yield Block(path, offset, length, missing)
+def _missing_blocks(wanted: FileRanges, block_bytes: int) -> Iterator[Block]:
+    with ResidencyProbe(wanted.path) as probe:
+        for begin, num_bytes in wanted.ranges:
+            for offset in range(begin, begin + num_bytes, block_bytes):
+                length = min(block_bytes, begin + num_bytes - offset)
+                if missing := length - probe.resident_bytes(offset, length):
+                    yield Block(wanted.path, offset, length, missing)
 
 
 def _check_readable(path: str) -> None:

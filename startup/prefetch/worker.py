@@ -51,7 +51,7 @@ class _Prefetch:
 
     def run(self, paths: Sequence[str]) -> PrefetchReport:
         begin_ns = time.monotonic_ns()
-        survey = survey_files(paths, self._job.block_bytes)
+        survey = survey_files(paths, self._job.block_bytes, self._job.pages)
         decision = decide(survey, self._job)
         self._spans.append(("prefetch_survey", begin_ns, time.monotonic_ns()))
         report = PrefetchReport(

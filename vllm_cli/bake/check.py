@@ -11,6 +11,7 @@ from typing import Any, Final
 from startup.caches.baked import untrusted_file, why_not_trusted
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.lean.scan_cache import scan_key
+from startup.prefetch.pages import read_pages
 from startup.timeline.package_versions import installed_versions
 from vllm_cli.bake.parts import (
     BYTECODES,
@@ -85,7 +86,7 @@ class _Here:
             INSPECTIONS: lambda part: self._packages,
             COMPILED: lambda part: self._packages or self._hardware,
             BYTECODES: self._check_bytecode,
-            READ_PAGES: lambda part: self._packages,
+            READ_PAGES: self._check_pages,
         }
 
     def why_not(self, part: Part) -> str:
@@ -130,6 +131,11 @@ class _Here:
             if json.loads(path.read_bytes())["key"] != scan_key():
                 return "a package was installed or removed since"
         return ""
+
+    def _check_pages(self, part: Part) -> str:
+        (record,) = part.paths
+        num_all, num_same = len(json.loads(record.read_bytes())), len(read_pages(str(record)))
+        return f"{num_all - num_same} of {num_all} files are gone or have other sizes" if num_same < num_all else ""
 
     def _check_bytecode(self, part: Part) -> str:
         (root,) = part.paths

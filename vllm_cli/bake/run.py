@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.registry import env
-from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF
+from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
+from startup.prefetch.pages import FileRanges, write_pages
 from startup.timeline.package_versions import installed_versions
+from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
 from vllm_cli.bake.own_bytecode import has_own_bytecode
 from vllm_cli.bake.parts import BYTECODES, COMPILED, NO_START, Part, parts_of
@@ -68,22 +70,26 @@ def run_bake(config: BakeConfig) -> BakeResult:
             bake_imports(words, _environment(folder))
             left_out[NO_START] = reason
         else:
-            _start(words, folder, config.timeout_s, progress)
+            pages = _start(words, folder, config.timeout_s, progress)
+            write_pages(str(folder / PAGES), pages)
         _clean(folder / CACHE / OWN)
         if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
-        subject = subject_of(words)  # the start may have downloaded the model
-        manifest = _describe(words, subject, left_out)
+        manifest = _describe(words, subject_of(words), left_out)
         manifest.save(folder)
     parts = tuple(part for part in parts_of(config.output) if part.files)
     return BakeResult(manifest, parts, time.monotonic() - begin_s)
 
 
-def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeProgress) -> None:
+def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeProgress) -> list[FileRanges]:
+    """Returns what the server has used of its libraries."""
     with build_start(words, _environment(folder)) as server:
         server.wait_ready(timeout_s, progress.show)
         progress.step(f"{server.ask()} answers; saving")
         server.wait_for(folder / CACHE / OWN / "history.jsonl", _SAVED_TIMEOUT_S)
+        model = subject_of(words).model  # the start may have downloaded it; its files are read as a whole
+        weights = [path.resolve() for path in model.iterdir()] if model is not None else []
+        return used_pages(server.pid, but=(folder, *weights))
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -39,6 +39,11 @@ class BuildStart:
         self._command = command
         self._address = address
 
+    @property
+    def pid(self) -> int:
+        """A process whose descendants are all processes of the server."""
+        return self._command.root_pid
+
     def wait_ready(self, timeout_s: float, on_poll: Callable[[Readiness, float], None]) -> None:
         """Raises StartupError with the end of the server's log if it does not become ready."""
         options = WaitOptions(

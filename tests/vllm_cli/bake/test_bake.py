@@ -37,13 +37,13 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _bake(model, "--engine", "embedded", "--port", 8000, "--output", folder, "--json")
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
-    assert parts == {"start history", "package scan"}
+    assert parts == {"start history", "package scan", "pages to prefetch"}
     return folder
 
 
 def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked: Path) -> None:
     assert sorted(path.name for path in baked.parent.iterdir()) == ["baked"]
-    assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json"]
+    assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
     assert _modes(baked) == {0o755, 0o644}
     assert _bake("--check", "--output", baked).returncode == 0
 

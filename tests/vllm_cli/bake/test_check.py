@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.baked import BYTECODE, CACHE
+from startup.caches.baked import BYTECODE, CACHE, PAGES
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.lean.scan_cache import scan_key
+from startup.prefetch.pages import whole_file, write_pages
 from startup.timeline.package_versions import installed_versions
 from tests.startup.caches.conftest import baked, write_manifest  # noqa: F401 - a fixture
 from vllm_cli.bake.check import check_baked
@@ -34,6 +35,7 @@ def whole(baked: Path, tmp_path: Path) -> Path:  # noqa: F811
     source.write_text("x = 1")
     compiled = Path(f"{baked / BYTECODE}{cache_from_source(str(source)).replace('__pycache__/', '')}")
     py_compile.compile(str(source), str(compiled))
+    write_pages(str(baked / PAGES), [whole_file(str(source))])
     manifest = write_manifest(baked)
     versions = installed_versions(("torch", "transformers"))
     replace(manifest, model=str(model), model_files=stamps_of(model), packages=versions).save(baked)
@@ -53,7 +55,7 @@ def test_an_unchanged_machine_uses_every_part(whole: Path) -> None:
     assert result.is_whole
     assert [part.name for part in result.parts] == [
         "permissions", "model", "start history", "preload profile", "package scan", "model inspection",
-        "compile caches", "bytecode",
+        "compile caches", "bytecode", "pages to prefetch",
     ]  # fmt: skip
 
 
@@ -94,6 +96,7 @@ def test_changed_sources_and_packages_are_named(whole: Path, tmp_path: Path) -> 
     (scans,) = (whole / CACHE / OWN / "imports").iterdir()
     scans.write_text(json.dumps({"key": [], "entries": {}}))
     assert _reasons(whole) == {
+        "pages to prefetch": "1 of 1 files are gone or have other sizes",
         "package scan": "a package was installed or removed since",
         "bytecode": "1 of 1 modules have changed, such as module.cpython-" + os.sys.version[:4].replace(".", ""),  # type: ignore[attr-defined]
     }
