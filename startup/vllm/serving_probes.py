@@ -154,8 +154,8 @@ class ServingProbes:
                 )
             except BlockingIOError:
                 return
-            except OSError:
-                message, fds = b"", []
+            except ConnectionResetError:  # it was killed before it read everything; its last reports come next
+                continue
             if not message:
                 self._accept_self()
                 return
