@@ -7,6 +7,7 @@
 #   make lint | bench   [ARGS="..."]
 #   make docs                              writes the generated pages docs/{cli,flags,environment,vllm-hooks}.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
+#   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -36,7 +37,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-soak test-faults lint docs bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-soak test-faults lint docs bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -72,6 +73,9 @@ test-newest:
 	$(NEWEST_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --upgrade uvicorn
 	$(NEWEST_VENV)/bin/python -m startup.model.default_model
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
+
+test-vllm-versions: $(INSTALLED_DEV)
+	$(BIN)/python -m tests.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(if $(ARGS),-- $(ARGS))
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
 SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48

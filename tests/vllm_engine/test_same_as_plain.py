@@ -11,6 +11,8 @@ from tests.vllm_engine.conftest import PEER_MODEL, StartVllm
 from tests.vllm_engine.recording import Recording, first_status, observing, record
 from tests.vllm_engine.vllm_server import VllmServer
 
+pytestmark = pytest.mark.versions
+
 PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):",

@@ -24,6 +24,7 @@ def _is_forked(process: psutil.Process, server: VllmServer) -> bool:
     return process.ppid() == forkserver.pid
 
 
+@pytest.mark.versions
 def test_tensor_parallel_ranks_end_with_a_killed_launcher(
     start_vllm: StartVllm, two_ranks: dict[str, str], expected_text: str
 ) -> None:
@@ -50,6 +51,7 @@ def test_pipeline_stages_start_and_end(start_vllm: StartVllm, two_ranks: dict[st
         assert server.end_with(signal.SIGTERM) == 0
 
 
+@pytest.mark.versions
 def test_a_killed_worker_stops_the_server_as_in_vllm(start_vllm: StartVllm, two_ranks: dict[str, str]) -> None:
     with start_vllm("ours", "--tensor-parallel-size", "2", environment=two_ranks) as server:
         server.wait_ready()
