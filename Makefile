@@ -75,7 +75,7 @@ test-newest:
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
 
 test-vllm-versions: $(INSTALLED_DEV)
-	$(BIN)/python -m tests.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(if $(ARGS),-- $(ARGS))
+	$(BIN)/python -m tests.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
 SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48

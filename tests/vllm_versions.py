@@ -1,4 +1,4 @@
-"""Runs the tests marked `versions` with several versions of vLLM, and prints one table; `make test-vllm-versions`.
+"""Runs the tests marked `versions` with several versions of vLLM, and prints one table.
 
 A version that is not installed under .peers is skipped, with the command that installs it. Before the tests,
 the hooks of each version are checked from its sources, as `vllm-cli preload check` does.
@@ -55,15 +55,15 @@ class Run:
     exit_code: int = 0
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the results to a file.")
-@click.argument("versions", nargs=-1)
-@click.argument("pytest_words", nargs=-1, type=click.UNPROCESSED)
-def main(*, report: Path | None, versions: tuple[str, ...], pytest_words: tuple[str, ...]) -> None:
-    """Run the tests with each of the VERSIONS; options of pytest follow after `--`."""
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def main(*, report: Path | None, words: tuple[str, ...]) -> None:
+    """Run the tests with each version among WORDS; the others are options of pytest."""
+    versions = [word for word in words if word[0].isdigit()]
     runs = []
     for version in versions or VERSIONS:
-        runs.append(run_version(version, pytest_words))
+        runs.append(run_version(version, [word for word in words if word not in versions]))
         if report is not None:
             report.parent.mkdir(exist_ok=True)
             report.write_text(json.dumps([asdict(run) for run in runs], indent=1))

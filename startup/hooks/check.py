@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias
 from startup.hooks.hook import Hook, Name, Need, Reads, Release, Text
 from startup.hooks.sources import Sources, attributes_read, has_pattern
 
-HookState: TypeAlias = Literal["applies", "does not fit", "not needed", "not checked"]
-"""`not needed`: by this release of vLLM. `not checked`: packages are missing."""
+HookState: TypeAlias = Literal["applies", "does not apply", "does not fit", "not needed", "not checked"]
+"""`does not apply`: this is known of the release of vLLM. `not checked`: packages are missing."""
 
 
 class Finding(NamedTuple):
@@ -28,6 +28,8 @@ def check_hooks(hooks: Iterable[Hook], sources: Sources, release: Release) -> li
 def _check(hook: Hook, sources: Sources, release: Release) -> Finding:
     if not hook.is_for(release):
         return Finding(hook.name, "not needed")
+    if release in hook.not_in:
+        return Finding(hook.name, "does not apply", (hook.not_in[release],))
     absent = {root for need in hook.needs if sources.find_package(root := _root(need)) is None}
     present = [need for need in hook.needs if _root(need) not in absent]
     reasons = tuple(reason for need in present for reason in _reasons(need, sources))
@@ -71,8 +73,8 @@ def _differences(name: Name, function: ast.FunctionDef | ast.AsyncFunctionDef) -
     """Parameters that the hook passes and the function does not take, or needs and does not get."""
     signature = function.args
     positional = [*signature.posonlyargs, *signature.args]
-    if "." in name.path and positional:
-        positional = positional[1:]  # self
+    if "." in name.path and positional and positional[0].arg in ("self", "cls"):
+        positional = positional[1:]
     optional = {arg.arg for arg in positional[len(positional) - len(signature.defaults) :]}
     optional |= {arg.arg for arg, value in zip(signature.kwonlyargs, signature.kw_defaults, strict=True) if value}
     taken = [arg.arg for arg in (*positional, *signature.kwonlyargs)]

@@ -4,7 +4,8 @@ All hooks are declared in `startup.hooks.of_vllm` and `startup.hooks.of_librarie
 them take the names from there, so that `vllm-cli preload check` checks what the hooks really use.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -84,6 +85,8 @@ class Hook:
     """The first vLLM release that needs the hook; None if all supported ones do."""
     until: Release | None = None
     """The last vLLM release that needs the hook; None if the newest does."""
+    not_in: Mapping[Release, str] = field(default_factory=dict)
+    """Releases of vLLM that the hook is known not to fit, with the reason."""
 
     def is_for(self, release: Release) -> bool:
         """Whether this release of vLLM needs the hook."""

@@ -103,6 +103,68 @@ SERVING_PROBES: Final = Hook(
     ),
 )  # fmt: skip
 
+ASYNC_LLM: Final = "vllm.v1.engine.async_llm"
+CLIENT_PARAMETERS: Final = ("vllm_config", "executor_class", "client_addresses", "client_count", "client_index")
+"""Parameters of `AsyncLLM` that it passes on to its client of the engine."""
+RENDERER_FACTORY: Final = Name(ASYNC_LLM, "renderer_from_config", ("config",))
+INPUT_PROCESSOR: Final = Name(ASYNC_LLM, "InputProcessor")
+ENGINE_CLIENT: Final = Name(ASYNC_LLM, "EngineCoreClient")
+EARLY_ENGINE: Final = Hook(
+    "early engine",
+    does="starts the engine before the API server loads its tokenizers",
+    without="the engine starts after the tokenizers are loaded",
+    needs=(
+        Name(ASYNC_LLM, "AsyncLLM.__init__", (*CLIENT_PARAMETERS, "log_stats")),
+        RENDERER_FACTORY,
+        INPUT_PROCESSOR,
+        ENGINE_CLIENT,
+        Name("vllm.v1.engine.core_client", "EngineCoreClient.make_async_mp_client", (*CLIENT_PARAMETERS, "log_stats")),
+        Text((ASYNC_LLM,), r"renderer_from_config\(self\.vllm_config\)", "the call of renderer_from_config"),
+        Text(
+            (ASYNC_LLM,), r"InputProcessor\(self\.vllm_config, renderer\)", "InputProcessor(self.vllm_config, renderer)"
+        ),
+    ),
+)
+
+WAIT_FOR_ENGINE: Final = Name("vllm.v1.engine.utils", "wait_for_engine_startup")
+ENGINE_WAIT: Final = Hook(
+    "wait for the engine",
+    does="imports the rest of the API server while vLLM waits for its engine",
+    without="it is imported before or after the wait",
+    needs=(WAIT_FOR_ENGINE,),
+)
+
+_OUTPUT: Final = "vllm.v1.structured_output"
+OUTPUT_TOKENIZER: Final = Name(_OUTPUT, "cached_tokenizer_from_config")
+OUTPUT_MANAGER: Final = Name(_OUTPUT, "StructuredOutputManager")
+LATE_TOKENIZER: Final = Hook(
+    "late tokenizer of the engine",
+    does="loads the tokenizer for structured output when a request needs it",
+    without="the engine loads a tokenizer before it is ready",
+    needs=(
+        OUTPUT_TOKENIZER,
+        OUTPUT_MANAGER,
+        Text(
+            (OUTPUT_MANAGER.module,),
+            r"self\.tokenizer = cached_tokenizer_from_config\(",
+            "its assignment to self.tokenizer",
+        ),
+    ),
+    not_in={(0, 29): "vLLM 0.29 wraps this tokenizer at once"},
+)
+
+LATE_NAMES: Final = Hook(
+    "late imports",
+    does="delays imports whose names are used only in calls and annotations (`startup.vllm.late_names`)",
+    without="every process imports what few requests use",
+    needs=(
+        Text(("vllm.connections",), r"^import aiohttp\b", "import aiohttp"),
+        Text(
+            ("vllm.v1.structured_output",), r"^from vllm\.v1\.structured_output\.backend_xgrammar import", "an import"
+        ),
+    ),
+)
+
 INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
     "spans",
@@ -277,6 +339,10 @@ OF_VLLM: Final = (
     PORT,
     SERVING,
     SERVING_PROBES,
+    EARLY_ENGINE,
+    ENGINE_WAIT,
+    LATE_TOKENIZER,
+    LATE_NAMES,
     SPANS,
     MODEL_INSPECTION,
     MODEL_MODULES,

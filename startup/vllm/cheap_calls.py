@@ -8,25 +8,28 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import CHEAP_CALLS, GET_SOURCE
 from startup.vllm.import_hooks import after_import
 
 
 def make_calls_cheap() -> None:
     """From now on; a second call does nothing."""
-    after_import("torch._library.utils", _replace_get_source)
+    if not applies(CHEAP_CALLS):
+        return
+    after_import(GET_SOURCE.module, _replace_get_source)
     if not hasattr(logging.config.dictConfig, "__wrapped__"):
         logging.config.dictConfig = _with_one_clearing(logging.config.dictConfig)
 
 
 def _replace_get_source(utils: Any) -> None:
     """torch notes the file and line of each operator: `inspect` resolves the paths of all modules for it."""
-    utils.get_source  # noqa: B018 - raises AttributeError
 
     def get_source(stacklevel: int) -> str:
         frame = sys._getframe(stacklevel)
         return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
-    utils.get_source = get_source
+    GET_SOURCE.replace(utils, get_source)
 
 
 def _with_one_clearing(configure: Any) -> Any:

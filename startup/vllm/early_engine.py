@@ -10,37 +10,38 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import (
+    ASYNC_LLM,
+    CLIENT_PARAMETERS,
+    EARLY_ENGINE,
+    ENGINE_CLIENT,
+    INPUT_PROCESSOR,
+    RENDERER_FACTORY,
+)
 from startup.vllm.engine_wait import EngineWait
 from startup.vllm.import_hooks import after_import
 
-_MODULE: Final = "vllm.v1.engine.async_llm"
-_PASSED_ON: Final = ("vllm_config", "executor_class", "client_addresses", "client_count", "client_index")
-"""Parameters of `AsyncLLM` that it passes on to its client of the engine."""
-
-_RENDERER: Final = "renderer_from_config"
-_PROCESSOR: Final = "InputProcessor"
-_CLIENT: Final = "EngineCoreClient"
+_RENDERER: Final = RENDERER_FACTORY.path
+_PROCESSOR: Final = INPUT_PROCESSOR.path
+_CLIENT: Final = ENGINE_CLIENT.path
 
 
 def start_engine_early(wait: EngineWait) -> None:
     """From now on, vLLM's asynchronous client starts its engine first."""
-    after_import(_MODULE, functools.partial(_replace_init, wait))
+    if applies(EARLY_ENGINE):
+        after_import(ASYNC_LLM, functools.partial(_replace_init, wait))
 
 
 def _replace_init(wait: EngineWait, module: Any) -> None:
     init = module.AsyncLLM.__init__
     signature = inspect.signature(init)
-    of_client = inspect.signature(getattr(module, _CLIENT).make_async_mp_client).parameters
-    for name in (_RENDERER, _PROCESSOR):
-        getattr(module, name)
-    if missing := [name for name in _PASSED_ON if name not in signature.parameters or name not in of_client]:
-        raise AttributeError(f"no parameter {', '.join(missing)} of AsyncLLM or of its client")
 
     @functools.wraps(init)
     def init_with_early_engine(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
-        start = _EarlyStart(module, self, {name: bound.arguments[name] for name in _PASSED_ON}, wait)
+        start = _EarlyStart(module, self, {name: bound.arguments[name] for name in CLIENT_PARAMETERS}, wait)
         replaced = {name: getattr(module, name) for name in (_RENDERER, _PROCESSOR, _CLIENT)}
         vars(module).update({_RENDERER: start.renderer, _PROCESSOR: start.processor, _CLIENT: start})
         try:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import ENGINE_WAIT, WAIT_FOR_ENGINE
 from startup.processes import group_signals
 from startup.vllm.import_hooks import after_import
 
-_MODULE: Final = "vllm.v1.engine.utils"
 _END_S: Final = 30.0
 """How long a wait may take to end after its engine was stopped."""
 
@@ -39,7 +40,7 @@ class EngineWait:
         """From now on, the work is done during vLLM's wait."""
 
         def replace_wait(utils: Any) -> None:
-            wait = utils.wait_for_engine_startup
+            wait = WAIT_FOR_ENGINE.get(utils)
 
             @functools.wraps(wait)
             def wait_and_work(*args: Any, **kwargs: Any) -> None:
@@ -55,9 +56,10 @@ class EngineWait:
                     waiting.end((*args, *kwargs.values()))
                     raise
 
-            utils.wait_for_engine_startup = wait_and_work
+            WAIT_FOR_ENGINE.replace(utils, wait_and_work)
 
-        after_import(_MODULE, replace_wait)
+        if applies(ENGINE_WAIT):
+            after_import(WAIT_FOR_ENGINE.module, replace_wait)
 
 
 class _Waiting:

@@ -31,7 +31,7 @@ def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
     """One finding per hook."""
     paths = layers(f"hooks/{_key(vllm)}.json")
     for path in paths:
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = json.loads(path.read_bytes())
             if all(_stamp(Path(name)) == stamp for name, stamp in content["files"].items()):
                 return tuple(Finding(hook, state, tuple(reasons)) for hook, state, reasons in content["findings"])
@@ -46,7 +46,7 @@ def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
 
 def hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
     """The names of the hooks that must not be placed."""
-    return [finding.hook for finding in findings if finding.state in ("does not fit", "not needed")]
+    return [finding.hook for finding in findings if finding.state in ("does not fit", "does not apply", "not needed")]
 
 
 def find_obstacle(findings: Iterable[Finding]) -> str | None:
@@ -63,6 +63,12 @@ def describe_unfit(findings: Sequence[Finding]) -> str | None:
     if not names:
         return None
     return f"starts without some speed-ups, since these hooks do not fit: {', '.join(names)}; {_COMMAND}"
+
+
+def describe_known(findings: Iterable[Finding]) -> str | None:
+    """One line about the hooks that are known not to apply, as `describe_unfit`."""
+    known = [f"{finding.hook!r} ({finding.reasons[0]})" for finding in findings if finding.state == "does not apply"]
+    return f"starts without some speed-ups: {', '.join(known)}" if known else None
 
 
 def _key(vllm: InstalledVllm) -> str:

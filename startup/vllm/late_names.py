@@ -16,6 +16,9 @@ from importlib.util import find_spec, resolve_name
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import LATE_NAMES
+
 
 class LateImport(NamedTuple):
     """An import statement whose names are not used while its module is imported."""
@@ -55,6 +58,9 @@ _late_names: list["LateName"] = []
 @contextmanager
 def late_imports(late: Sequence[LateImport] = LATE_IMPORTS) -> Iterator[None]:
     """While open, the listed import statements give stand-ins, unless their module is loaded already."""
+    if not applies(LATE_NAMES):
+        yield
+        return
     requirements = {(entry.importer, entry.module): entry.requires for entry in late}
     import_now = builtins.__import__
 

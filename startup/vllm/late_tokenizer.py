@@ -4,24 +4,25 @@ import functools
 from collections.abc import Callable
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import LATE_TOKENIZER, OUTPUT_MANAGER, OUTPUT_TOKENIZER
 from startup.vllm.import_hooks import after_import
 
-_MODULE: Final = "vllm.v1.structured_output"
-_LOAD: Final = "cached_tokenizer_from_config"
 _ATTRIBUTE: Final = "tokenizer"
 
 
 def load_tokenizer_late() -> None:
     """From now on, the engine's manager of structured output loads its tokenizer when it is used."""
-    after_import(_MODULE, _replace_tokenizer)
+    if applies(LATE_TOKENIZER):
+        after_import(OUTPUT_MANAGER.module, _replace_tokenizer)
 
 
 def _replace_tokenizer(module: Any) -> None:
-    load = getattr(module, _LOAD)
-    manager = module.StructuredOutputManager
+    load = OUTPUT_TOKENIZER.get(module)
+    manager = OUTPUT_MANAGER.get(module)
     if hasattr(manager, _ATTRIBUTE):
         raise AttributeError(f"{manager.__name__} has an attribute {_ATTRIBUTE} of its own")
-    setattr(module, _LOAD, functools.wraps(load)(functools.partial(_Loading, load)))
+    OUTPUT_TOKENIZER.replace(module, functools.wraps(load)(functools.partial(_Loading, load)))
     setattr(manager, _ATTRIBUTE, _LateAttribute())
 
 

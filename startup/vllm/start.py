@@ -36,7 +36,7 @@ from startup.vllm.early_engine import start_engine_early
 from startup.vllm.engine_wait import EngineWait
 from startup.vllm.fallback import exec_again, is_raised_in
 from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.hook_check import check_installed, describe_unfit, hooks_to_leave_out
+from startup.vllm.hook_check import check_installed, describe_known, describe_unfit, hooks_to_leave_out
 from startup.vllm.imports import import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
@@ -155,6 +155,8 @@ class _VllmStart:
         leave_out(hooks_to_leave_out(findings))
         if (notice := describe_unfit(findings)) is not None:
             logger.warning("vLLM %s %s", self._vllm.version, notice)
+        if (notice := describe_known(findings)) is not None:
+            logger.info("vLLM %s %s", self._vllm.version, notice)
 
     def _open_journal(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))

@@ -86,3 +86,10 @@ def test_a_release_that_does_not_need_the_hook_is_not_checked(
     limits: dict[str, tuple[int, int]], tmp_path: Path
 ) -> None:
     assert _check(Name("package.absent"), tmp_path, **limits) == Finding("planted", "not needed")
+
+
+def test_what_is_known_not_to_apply_has_its_reason(tmp_path: Path) -> None:
+    hook = Hook("planted", does="it", without="nothing", needs=(Name("package"),), not_in={(0, 32): "a reason"})
+    sources = Sources(packages_beside(tmp_path))
+    assert check_hooks([hook], sources, (0, 32)) == [Finding("planted", "does not apply", ("a reason",))]
+    assert check_hooks([hook], sources, (0, 33))[0].state == "not checked"

@@ -103,13 +103,3 @@ def test_an_error_of_the_renderer_is_raised_from_the_wait(vllm: Any) -> None:
     with pytest.raises(ValueError, match="no tokenizer"):
         vllm.AsyncLLM("invalid", object, False)
     assert "ready" not in vllm.steps
-
-
-def test_another_vllm_is_left_as_it_is(toys: ToyPackages, caplog: pytest.LogCaptureFixture) -> None:
-    toys.write("vllm.v1.engine.async_llm", _ASYNC_LLM.replace("client_count", "num_clients"))
-    toys.write("vllm.v1.engine.utils", _UTILS)
-    start_engine_early(EngineWait())
-    module: Any = importlib.import_module("vllm.v1.engine.async_llm")
-    module.AsyncLLM("config", object, False)
-    assert module.steps == ["renderer", "processor", "engine", "ready"]
-    assert "client_count" in caplog.text

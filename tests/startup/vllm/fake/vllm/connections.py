@@ -1,0 +1,3 @@
+"""Downloads; the fake vLLM has none."""
+
+import aiohttp  # noqa: F401

@@ -1,0 +1,5 @@
+"""A backend."""
+
+
+class XgrammarBackend:
+    """Does nothing."""
