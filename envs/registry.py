@@ -39,6 +39,7 @@ class Environment:
     """The variables; the attribute's name is the variable's name."""
 
     VCLI_LEAN_IMPORTS = boolean(True, "Skip imports of torch and transformers that serving never uses.")
+    VCLI_IMPORT_FILE = boolean(True, "Import modules from one file that earlier starts have written.")
     VCLI_LOG_FORMAT = choice("text", LOG_FORMATS, "Format of log lines if --log-format is not given.")
     VCLI_PRELOAD_MODULE = text("Module of the model's class, imported by the forkserver; set by the launcher.")
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")

@@ -6,6 +6,7 @@ imports the HTTP server and loads the tokenizer. No heavy module is imported in 
 """
 
 import os
+import threading
 from contextlib import nullcontext
 from multiprocessing.context import BaseContext
 from socket import socket
@@ -18,6 +19,7 @@ from server.lifecycle import Lifecycle, State
 from server.model_files.vision_models import accepts_images
 from server.types import EngineInfo
 from startup.caches.bytecode import use_baked_bytecode
+from startup.caches.learned_imports import learn, learned_imports
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
 from startup.engine.supervisor import EngineSupervisor
@@ -27,6 +29,7 @@ from startup.logs.setup import configure_logging
 from startup.preflight.model_place import locate_files
 from startup.preflight.report import PreflightReport
 from startup.probes.channel import OpenChannel, open_plain
+from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
 from startup.processes.library_state import update_hub
 from startup.session import ListenAddress, StartSession
@@ -84,10 +87,11 @@ class _EmbeddedStart:
             session.prefetch(files, self._config.prefetch)
         if engine is None:
             engine = self._begin_engine(context, files)
-        self._import_server(files)
-        renderer = self._load_renderer(files)
-        with self._span("warm_up_renderer"):
-            renderer.warm_up()
+        with learned_imports() if start_origin.warm is None else nullcontext():
+            self._import_server(files)
+            renderer = self._load_renderer(files)
+            with self._span("warm_up_renderer"):
+                renderer.warm_up()
         if engine_process.blocks_on_imports(context):
             with self._span(_ENGINE_SPAN, waits_for="forkserver"):
                 engine.wait_started()
@@ -191,3 +195,4 @@ class _EmbeddedStart:
         self._session.timeline.add("engine", info.spans)
         self._session.finish(info)
         self._session.notify_ready()
+        group_signals.start_thread(threading.Thread(target=learn, name="learn-imports", daemon=True))

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from envs.registry import env
+from startup.caches.learned_imports import learned_imports
+from startup.lean.frame_modules import quick_frame_modules
 
 if TYPE_CHECKING:
     from startup.lean.stand_ins import LeftOut
@@ -29,7 +31,7 @@ def import_serially(modules: Iterable[str] = _HEAVY_MODULES) -> None:
     Raises:
         RuntimeError: called on a thread other than the main one.
     """
-    with _collector_paused():
+    with _importing():
         for module in modules:
             importlib.import_module(module)
 
@@ -45,7 +47,7 @@ def import_engine() -> "LeftOut":
     """
     from startup.lean.stand_ins import LeftOut, import_lean
 
-    with _collector_paused():
+    with _importing():
         if env.VCLI_LEAN_IMPORTS.get():
             return import_lean(_ENGINE_MODULES)
         for module in ("torch", *_ENGINE_MODULES):
@@ -61,7 +63,7 @@ def import_vision() -> None:
     """
     from startup.lean.stand_ins import import_lean
 
-    with _collector_paused():
+    with _importing():
         if env.VCLI_LEAN_IMPORTS.get():
             import_lean(_VISION_MODULES).end()
         for module in _VISION_MODULES:
@@ -69,13 +71,15 @@ def import_vision() -> None:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def _importing() -> Iterator[None]:
+    """Pauses the collector, and takes modules from the import file."""
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("heavy modules are imported on the main thread only")
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with learned_imports(), quick_frame_modules():
+            yield
     finally:
         if was_enabled:
             gc.enable()

@@ -45,6 +45,8 @@ class ImportFileFinder:
         self._num_path_hooks = len(sys.path_hooks)
         self.served: set[str] = set()
         """The modules whose code came from the file."""
+        self.outdated: set[str] = set()
+        """The modules whose source or folder has changed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -56,7 +58,10 @@ class ImportFileFinder:
         entry = ModuleEntry(*fields)  # type: ignore[arg-type]
         folder, _, file = entry.origin.rpartition("/")
         searched = folder.rpartition("/")[0] if entry.is_package else folder
-        if not self._is_searched_first(fullname, searched, path) or not self.is_current(entry):
+        if not self._is_searched_first(fullname, searched, path):
+            return None
+        if not self.is_current(entry):
+            self.outdated.add(fullname)
             return None
         loader = SourceFileLoader(fullname, entry.origin)
         setattr(loader, "get_code", lambda name: self._load(name, loader, entry))  # noqa: B010 - removed by _load
@@ -152,17 +157,19 @@ def install(path: str | os.PathLike[str]) -> int:
     return len(finder.index.modules)
 
 
-def uninstall() -> None:
-    """Closes all files; imported modules stay. Called before forks, which would inherit the descriptors."""
+def uninstall() -> list[str]:
+    """Ends the use of all files, whose descriptors forks would inherit.
+
+    Returns:
+        The modules that this process has imported and that the files lack or have in an old version.
+    """
+    missing = _missing_modules()
     for finder in _finders:
         finder.close()
         if finder in sys.meta_path:
             sys.meta_path.remove(finder)
-
-
-def missing_modules() -> list[str]:
-    """Modules that this process has imported and that the installed files lack or have in an old version."""
-    return [name for name, origin in _imported_sources() if not any(_has(finder, name, origin) for finder in _finders)]
+    _finders.clear()
+    return missing
 
 
 def why_not(path: str | os.PathLike[str]) -> str | None:
@@ -193,21 +200,15 @@ def _applicable_index(fd: int) -> Index:
     return index
 
 
-def _imported_sources() -> list[tuple[str, str]]:
-    """Names and files of modules that Python's own loader has imported."""
-    found = []
-    for name, module in list(sys.modules.items()):
-        spec: ModuleSpec | None = getattr(module, "__dict__", {}).get("__spec__")
-        if spec is None or getattr(spec, "name", None) != name:  # imported under two names
-            continue
-        if type(spec.loader) is SourceFileLoader and spec.origin is not None:
-            found.append((name, spec.origin))
-    return found
+def _missing_modules() -> list[str]:
+    known: set[str] = set()
+    for finder in _finders:
+        known.update(finder.index.modules, finder.index.refused)
+    known.difference_update(*(finder.outdated for finder in _finders))
+    return [name for name, module in list(sys.modules.items()) if name not in known and _is_from_source(name, module)]
 
 
-def _has(finder: ImportFileFinder, name: str, origin: str) -> bool:
-    refused = finder.index.refused
-    if name in finder.served or (name in refused and refused[name] in (None, modified_ns(origin))):
-        return True
-    fields = finder.index.modules.get(name)
-    return fields is not None and finder.is_current(ModuleEntry(*fields))  # type: ignore[arg-type]
+def _is_from_source(name: str, module: ModuleType) -> bool:
+    """Whether Python's own loader has imported it, under this name."""
+    spec: ModuleSpec | None = getattr(module, "__dict__", {}).get("__spec__")
+    return spec is not None and getattr(spec, "name", None) == name and type(spec.loader) is SourceFileLoader

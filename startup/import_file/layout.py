@@ -49,8 +49,8 @@ class Index(NamedTuple):
     """The folders of the sources, with their modification times."""
     modules: dict[str, tuple[object, ...]]
     """Fields of a `ModuleEntry` by name of the module, in order of import."""
-    refused: dict[str, int | None]
-    """Modules that the writer left out, with the modification time of the source; None: whatever it is."""
+    refused: tuple[str, ...]
+    """Modules that cannot be in a file: the path finder finds something else, or the source is faulty."""
 
 
 class UnusableFileError(Exception):

@@ -67,19 +67,20 @@ def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
     specs = _Specs()
     folders: dict[str, int] = {}
     modules: dict[str, tuple[object, ...]] = {}
-    refused: dict[str, int | None] = {}
+    refused: list[str] = []
     offset = HEAD_BYTES
     file.seek(offset)
     for name in dict.fromkeys(names):
         spec = specs.find(name)
         if spec is None or spec.origin is None or type(spec.loader) is not SourceFileLoader:
-            refused[name] = None
+            refused.append(name)
             continue
         status = os.stat(spec.origin)  # noqa: PTH116
-        is_settled = is_frozen or time.time_ns() - status.st_mtime_ns > _SETTLED_NS
-        code = _bytecode(name, spec.origin, status) if is_settled else None
+        if not is_frozen and time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
+            continue
+        code = _bytecode(name, spec.origin, status)
         if code is None:
-            refused[name] = status.st_mtime_ns
+            refused.append(name)
             continue
         folder = os.path.dirname(spec.origin)  # noqa: PTH120
         folders.setdefault(folder, modified_ns(folder))
@@ -88,7 +89,7 @@ def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
         modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))
         offset += file.write(code)
     stamps_of_all = distribution_stamps() if is_frozen else ()
-    index = pack_index(Index(this_interpreter(), is_frozen, stamps_of_all, folders, modules, refused))
+    index = pack_index(Index(this_interpreter(), is_frozen, stamps_of_all, folders, modules, tuple(refused)))
     file.write(index)
     file.seek(0)
     file.write(pack_head(offset, index))

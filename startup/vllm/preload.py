@@ -19,6 +19,7 @@ record_environment_at_exec()
 from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
+from startup.caches.learned_imports import learned_imports  # noqa: E402
 from startup.hooks.left_out import applies, leave_out  # noqa: E402
 from startup.hooks.of_vllm import LATE_COMPILER, PATCH_COMPILER  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
@@ -56,6 +57,7 @@ def _preload(plan: PreloadPlan) -> None:
     inspect_models_in_forks()
     make_calls_cheap()
     with ExitStack() as stack:
+        stack.enter_context(learned_imports())
         if env.VCLI_LEAN_IMPORTS.get():
             load_tokenizer_late()
             stack.enter_context(late_imports())

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from startup.caches.learned_imports import learned_imports
 from startup.config import ModelConfig
 from startup.errors import StartupError
 from startup.hooks.left_out import applies, leave_out
@@ -95,6 +96,7 @@ class SharedImports:
         omit_prefixes_in_json()
         show_titles()
         with ExitStack() as stack:
+            stack.enter_context(learned_imports())
             if self._compiler != "now":
                 make_compile_lazy()
             if self._compiler == "deferred":

@@ -19,6 +19,7 @@ from typing import Final, NoReturn
 
 from envs.registry import env
 from startup.caches.bytecode import use_baked_bytecode
+from startup.caches.learned_imports import learn, learned_imports
 from startup.hooks.left_out import leave_out
 from startup.hooks.of_vllm import LATER_MODULES
 from startup.preflight.report import PreflightReport
@@ -197,7 +198,7 @@ class _VllmStart:
         record_named_spans()
         omit_prefixes_in_json()
         is_lean = self._may_defer_compiler
-        with self._span("import_vllm"):
+        with self._span("import_vllm"), learned_imports():
             failed = import_api_server(is_lean=is_lean)
         if is_lean and failed:
             logger.warning("vLLM could not be imported without its compiler: %s; it is started again with it", failed)
@@ -210,7 +211,7 @@ class _VllmStart:
 
     def _import_rest(self, *, is_lean: bool) -> None:
         """What the engine's start does not need is imported while the engine loads its model."""
-        with self._journal.span("import_api_server"):
+        with self._journal.span("import_api_server"), learned_imports():
             import_rest((*LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
 
     def _run_vllm(self) -> int:
@@ -244,6 +245,8 @@ class _VllmStart:
         recordings = StartRecordings.read(self._journal.folder)
         profile = self._profile.updated_with(recordings, is_warm=start_origin.warm is not None)
         replace(profile, model=str(self._model) if self._model is not None else profile.model).save()
+        if start_origin.warm is None:  # otherwise the template has imported
+            learn(name for names in recordings.modules.values() for name in names)
         return recordings
 
     def _may_be_caused_by_preloading(self, err: Exception) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from startup.caches.learned_imports import delete_learned, read_learned
 from startup.errors import StartupError
 from vllm_cli.text_table import align
 
@@ -23,7 +24,7 @@ def preload() -> None:
 
     Every start records which modules vLLM's processes had imported when they were ready. The next start of
     the same kind (version, model architecture, flags that matter) preloads these modules once for all
-    processes.
+    processes. The import file has the bytecode of all modules that starts of this Python environment import.
     """
 
 
@@ -48,11 +49,13 @@ def show(*, as_json: bool) -> None:
         click.echo("\n\n".join(map(_paragraph, profiles)))
     else:
         click.echo(f"No profile is recorded in {profiles_folder()} yet; the first start uses the built-in list.")
+    if not as_json and (learned := read_learned()) is not None:
+        click.echo(f"\n{learned.path}: bytecode of {learned.num_modules} modules, {learned.num_bytes / 2**20:.0f} MiB")
 
 
 @preload.command("reset")
 def reset() -> None:
-    """Delete all profiles; the next start uses the built-in list and records a new profile.
+    """Delete all profiles and the import file; the next start uses the built-in list and writes new ones.
 
     \b
     Example:
@@ -60,7 +63,8 @@ def reset() -> None:
     """
     from startup.vllm.preload_profile import delete_all_profiles
 
-    click.echo(f"Deleted {delete_all_profiles()} profiles.")
+    import_file = " and the import file" if delete_learned() else ""
+    click.echo(f"Deleted {delete_all_profiles()} profiles{import_file}.")
 
 
 @preload.command("check")

@@ -49,7 +49,7 @@ def test_the_second_start_preloads_what_the_first_imported_late(folder: Path) ->
     assert "vLLM 0.32.0+cpu" in _preload(folder, "show")
     (shown,) = json.loads(_preload(folder, "show", "--json"))
     assert shown["engine_modules"] == _profile(folder)["engine_modules"]
-    assert _preload(folder, "reset") == "Deleted 1 profiles.\n"
+    assert _preload(folder, "reset") == "Deleted 1 profiles and the import file.\n"
     assert _profiles(folder) == []
     assert "No profile is recorded" in _preload(folder, "show")
 
