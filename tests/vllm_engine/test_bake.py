@@ -1,12 +1,18 @@
 """`vllm-cli bake` with real vLLM, then first starts on top of the read-only folder."""
 
 import os
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from startup.caches.baked import CACHE
+from tests.hardened import as_user
+from tests.overlay_root import overlay_root
+from tests.page_cache import evict
 from tests.peer_vllm import PYTHON, ROOT
 from tests.vllm_engine.conftest import SMALL
 from tests.vllm_engine.vllm_server import VllmServer
@@ -28,6 +34,14 @@ def baked(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def image(baked: Path) -> Iterator[Path]:
+    """A copy that every user can reach."""
+    with tempfile.TemporaryDirectory(prefix="vllm-cli-image-", dir="/var/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(shutil.copytree(baked, Path(folder, "baked")))
+
+
 def _times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
@@ -45,6 +59,33 @@ def test_the_first_start_has_what_the_build_has_learned(
     assert laid.read_bytes() == (baked / CACHE / "modelinfos" / name).read_bytes()
     (profile,) = (tmp_path / "cache" / "vllm_cli" / "preload").iterdir()
     assert '"num_starts": 2' in profile.read_text()  # continues the profile of the build
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+@pytest.mark.parametrize("user", [0, 12345], ids=["root", "user"])
+def test_a_fresh_root_starts_from_a_read_only_folder(
+    user: int, image: Path, small_model: Path, expected_text: str, tmp_path: Path
+) -> None:
+    """With evicted weights; everything that is written is in the new root."""
+    with tempfile.TemporaryDirectory(prefix="vllm-cli-root-", dir="/dev/shm") as memory:
+        Path(memory).chmod(0o755)
+        root = overlay_root(Path(memory), read_only=image)
+        as_someone = as_user(user, user, PYTHON, small_model / "model.safetensors") if user else ()
+        if root is None or as_someone is None:
+            pytest.skip("no overlay can be mounted here, or another user cannot read the model")
+        home = Path(memory, "upper", "fresh")
+        home.mkdir()
+        os.chown(home, user, user)
+        evict(small_model / "model.safetensors")
+        variables = {"HOME": "/fresh", "TMPDIR": "/fresh", "VLLM_CACHE_ROOT": "/fresh/cache", "VCLI_BAKED": str(image)}
+        prefix = (*root, *as_someone)
+        with VllmServer("ours", small_model, *SMALL, folder=tmp_path, environment=variables, prefix=prefix) as server:
+            server.wait_ready()
+            assert server.generate() == expected_text
+            server.wait_logged("ready after")
+        assert "baked" not in server.log
+        assert list((home / "cache" / "modelinfos").iterdir())
+        assert not list((home / "cache" / "vllm_cli" / "imports").glob("*.json"))  # the build's scan is used
 
 
 def test_without_a_start_the_model_is_inspected_and_packages_are_scanned(small_model: Path, tmp_path: Path) -> None:

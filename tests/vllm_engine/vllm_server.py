@@ -37,14 +37,20 @@ class VllmServer:
     MAX_TOKENS: Final = 4
 
     def __init__(
-        self, launcher: str, model: Path, *arguments: str, folder: Path, environment: dict[str, str] | None = None
+        self,
+        launcher: str,
+        model: Path,
+        *arguments: str,
+        folder: Path,
+        environment: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
-        """The folder contains the log and the caches of vLLM and the launcher."""
+        """The folder contains the log and the caches; `prefix` executes the words that follow it."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.name = launcher
         words = (str(model), "--host", "127.0.0.1", "--port", str(self.port), "--served-model-name", "model")
-        self._command = [*LAUNCHERS[launcher], *words, *arguments]
+        self._command = [*prefix, *LAUNCHERS[launcher], *words, *arguments]
         extra = environment or {}
         self._environment = {
             **os.environ,
