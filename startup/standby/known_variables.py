@@ -103,6 +103,7 @@ WITHOUT_EFFECT: Final = {
     # read again at each use
     "PATH": "commands are looked up at each use",
     "TORCHINDUCTOR_CACHE_DIR": "read at each use",
+    "VCLI_BAKED": "read at each use",
     "VLLM_CACHE_ROOT": "read at each use",
     "VLLM_LOGGING_COLOR": "vLLM configures its log after the fork",
     "VLLM_LOGGING_LEVEL": "vLLM configures its log after the fork",
