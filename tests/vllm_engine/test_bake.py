@@ -83,7 +83,7 @@ def test_a_fresh_root_starts_from_a_read_only_folder(
             server.wait_ready()
             assert server.generate() == expected_text
             server.wait_logged("ready after")
-        assert "baked" not in server.log
+        assert "not used" not in server.log
         assert list((home / "cache" / "modelinfos").iterdir())
         assert not list((home / "cache" / "vllm_cli" / "imports").glob("*.json"))  # the build's scan is used
 
