@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
+from startup.caches.learned_imports import learn, learned_imports
 from startup.hooks.of_vllm import LATER_MODULES
 from startup.vllm.imports import import_api_server
 from startup.vllm.installed import InstalledVllm
@@ -51,8 +52,12 @@ def _main(role: str, model: str) -> None:
         importlib.import_module("startup.vllm.preload")  # does the work
         if model:
             _inspect(model_modules(Path(model)))
-    elif failed := import_api_server(LATER_MODULES):
-        sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+    else:
+        with learned_imports():
+            failed = import_api_server(LATER_MODULES)
+        if failed:
+            sys.exit("\n".join(f"{name}: {reason}" for name, reason in failed.items()))
+        learn()
 
 
 def _inspect(modules: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from startup.caches.baked import untrusted_file, why_not_trusted
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
+from startup.import_file.finder import why_not
 from startup.lean.scan_cache import scan_key
 from startup.prefetch.pages import read_pages
 from startup.timeline.package_versions import installed_versions
@@ -17,6 +18,7 @@ from vllm_cli.bake.parts import (
     BYTECODES,
     COMPILED,
     HISTORY,
+    IMPORTS,
     INSPECTIONS,
     PROFILES,
     READ_PAGES,
@@ -83,6 +85,7 @@ class _Here:
             HISTORY: lambda part: self._packages,
             PROFILES: lambda part: self._packages,
             SCANS: self._check_scans,
+            IMPORTS: self._check_import_file,
             INSPECTIONS: lambda part: self._packages,
             COMPILED: lambda part: self._packages or self._hardware,
             BYTECODES: self._check_bytecode,
@@ -131,6 +134,9 @@ class _Here:
             if json.loads(path.read_bytes())["key"] != scan_key():
                 return "a package was installed or removed since"
         return ""
+
+    def _check_import_file(self, part: Part) -> str:
+        return next(filter(None, map(why_not, part.files)), "")
 
     def _check_pages(self, part: Part) -> str:
         (record,) = part.paths

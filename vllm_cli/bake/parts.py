@@ -10,13 +10,20 @@ from startup.caches.folders import OWN
 HISTORY: Final = "start history"
 PROFILES: Final = "preload profile"
 SCANS: Final = "package scan"
+IMPORTS: Final = "import file"
 INSPECTIONS: Final = "model inspection"
 COMPILED: Final = "compile caches"
 BYTECODES: Final = "bytecode"
 READ_PAGES: Final = "pages to prefetch"
 NO_START: Final = "a start with a request"
 
-_OWN_PARTS: Final = {HISTORY: "history.jsonl", PROFILES: "preload", SCANS: "imports"}
+_OWN_PARTS: Final = {
+    HISTORY: "history.jsonl",
+    PROFILES: "preload/*.json",
+    SCANS: "imports/*.json",
+    IMPORTS: "imports/*.code",
+}
+"""Patterns of files."""
 _INSPECTIONS: Final = "modelinfos"
 
 
@@ -41,8 +48,8 @@ class Part(NamedTuple):
 def parts_of(folder: Path) -> Iterator[Part]:
     """All parts, also those that are missing."""
     cache = folder / CACHE
-    for name, place in _OWN_PARTS.items():
-        yield Part(name, (cache / OWN / place,))
+    for name, pattern in _OWN_PARTS.items():
+        yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
     yield Part(INSPECTIONS, (cache / _INSPECTIONS,))
     others = cache.iterdir() if cache.is_dir() else ()
     yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, _INSPECTIONS))))

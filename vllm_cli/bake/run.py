@@ -11,12 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from startup.caches.learned_imports import freeze
+
 from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import OWN
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
-from startup.prefetch.pages import FileRanges, write_pages
+from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.package_versions import installed_versions
 from vllm_cli.bake.mapped_pages import used_pages
 from vllm_cli.bake.no_start import bake_imports, why_no_start
@@ -30,7 +32,8 @@ from vllm_cli.errors import InputError
 
 _SAVED_TIMEOUT_S: Final = 60.0
 """Time from readiness until a server has saved what it has recorded."""
-_TEMPORARY: Final = ("*.lock", "standby", "baked.json")
+_TEMPORARY: Final = ("*.lock", "standby", "baked.json", "imports/*.missed")
+_IMPORT_FILES: Final = "imports/*.code"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ def run_bake(config: BakeConfig) -> BakeResult:
     begin_s = time.monotonic()
     with _new_folder(config.output) as folder, BakeProgress() as progress:
         left_out = {}
+        pages: list[FileRanges] = []
         if has_own_bytecode(subject.packages):
             left_out[BYTECODES] = "the installed packages have their own"
         else:
@@ -71,8 +75,11 @@ def run_bake(config: BakeConfig) -> BakeResult:
             left_out[NO_START] = reason
         else:
             pages = _start(words, folder, config.timeout_s, progress)
-            write_pages(str(folder / PAGES), pages)
         _clean(folder / CACHE / OWN)
+        import_files = list((folder / CACHE / OWN).glob(_IMPORT_FILES))
+        for path in import_files:
+            freeze(path)
+        write_pages(str(folder / PAGES), [*(whole_file(str(path)) for path in import_files), *pages])
         if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
         manifest = _describe(words, subject_of(words), left_out)
@@ -86,7 +93,10 @@ def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeP
     with build_start(words, _environment(folder)) as server:
         server.wait_ready(timeout_s, progress.show)
         progress.step(f"{server.ask()} answers; saving")
-        server.wait_for(folder / CACHE / OWN / "history.jsonl", _SAVED_TIMEOUT_S)
+        cache = folder / CACHE / OWN
+        server.wait_for(lambda: (cache / "history.jsonl").exists(), _SAVED_TIMEOUT_S)
+        if env.VCLI_IMPORT_FILE.get():
+            server.wait_for(lambda: any(cache.glob(_IMPORT_FILES)), _SAVED_TIMEOUT_S)
         model = subject_of(words).model  # the start may have downloaded it; its files are read as a whole
         weights = [path.resolve() for path in model.iterdir()] if model is not None else []
         return used_pages(server.pid, but=(folder, *weights))

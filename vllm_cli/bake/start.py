@@ -72,10 +72,10 @@ class BuildStart:
             raise StartupError(f"the server does not answer ({err})\n{self._command.log_tail}") from err
         raise StartupError("no endpoint answers:\n" + "\n".join(refusals))
 
-    def wait_for(self, file: Path, timeout_s: float) -> None:
-        """Waits for a file that the server writes after it has become ready."""
+    def wait_for(self, is_saved: Callable[[], bool], timeout_s: float) -> None:
+        """Waits for what the server saves after it has become ready."""
         deadline = time.monotonic() + timeout_s
-        while not file.exists() and time.monotonic() < deadline:
+        while not is_saved() and time.monotonic() < deadline:
             try:
                 self._command.ensure_alive()
             except TargetDiedError as err:
