@@ -11,12 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from startup.caches.learned_imports import freeze
-
 from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import OWN
+from startup.caches.learned_imports import freeze
 from startup.caches.manifest import Hardware, Interpreter, Manifest, stamps_of
 from startup.prefetch.pages import FileRanges, whole_file, write_pages
 from startup.timeline.package_versions import installed_versions

@@ -37,7 +37,7 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _bake(model, "--engine", "embedded", "--port", 8000, "--output", folder, "--json")
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
-    assert parts == {"start history", "package scan", "pages to prefetch"}
+    assert parts == {"start history", "package scan", "import file", "pages to prefetch"}
     return folder
 
 
