@@ -46,7 +46,7 @@ class ImportFileFinder:
         self.served: set[str] = set()
         """The modules whose code came from the file."""
         self.outdated: set[str] = set()
-        """The modules whose source or folder has changed."""
+        """The modules whose source, folder or part of the file has changed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -96,14 +96,16 @@ class ImportFileFinder:
         vars(loader).pop("get_code", None)
         try:
             data = os.pread(self._fd, entry.length, entry.offset)
-            if checksum(data) == entry.checksum:
-                code: CodeType = marshal.loads(data)
-                _imp._fix_co_filename(code, entry.origin)  # type: ignore[attr-defined]
-                self.served.add(name)
-                return code
-        except (OSError, ValueError, EOFError, TypeError) as err:  # closed, or damaged
+            if checksum(data) != entry.checksum:
+                raise ValueError("its part of the file is damaged")
+            code: CodeType = marshal.loads(data)
+        except (OSError, ValueError, EOFError, TypeError) as err:  # closed meanwhile, or damaged
             logger.debug("%s is not imported from %s: %s", name, self.path, err)
-        return loader.get_code(name)
+            self.outdated.add(name)
+            return loader.get_code(name)
+        _imp._fix_co_filename(code, entry.origin)  # type: ignore[attr-defined]
+        self.served.add(name)
+        return code
 
     def _is_searched_first(self, name: str, folder: str, path: Sequence[str] | None) -> bool:
         """Whether no folder that offers another module of this name is searched before this one."""

@@ -1,5 +1,6 @@
 """Writes an import file from the bytecode that Python has stored beside the sources."""
 
+import fcntl
 import marshal
 import os
 import time
@@ -26,7 +27,6 @@ _BY_TIME: Final = bytes(4)
 """The flags of bytecode that is valid for a source's time and size."""
 _SETTLED_NS: Final = 2_000_000_000
 """Age from which a source's time tells whether it was changed after its bytecode was made."""
-_ABANDONED_S: Final = 600
 _MODE: Final = 0o644
 
 
@@ -45,22 +45,37 @@ def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool
     """
     path = os.fspath(path)
     beside = f"{path}.new"
-    _remove_abandoned(beside)
-    try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
-    except FileExistsError:
+    fd = _lock(beside)
+    if fd is None:
         return
     try:
         with open(fd, "wb") as file:  # noqa: PTH123
             os.fchmod(fd, _MODE)  # whatever the umask: others may read a file in an image, but not write it
+            file.truncate()
             _write(file, names, is_frozen=is_frozen)
             file.flush()
             os.fsync(fd)
-        os.replace(beside, path)  # noqa: PTH105
+            os.replace(beside, path)  # noqa: PTH105
     except BaseException:
         with suppress(OSError):
             os.unlink(beside)  # noqa: PTH108
         raise
+
+
+def _lock(path: str) -> int | None:
+    """Opens the file to write, also one that a killed process has left; None while another process writes it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.stat(path)):  # noqa: PTH116 - else another process has just finished
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
 
 
 def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
@@ -127,10 +142,3 @@ def _bytecode(name: str, origin: str, status: os.stat_result) -> bytes | None:
     with suppress(Exception):  # a faulty source; importing it reports the error
         return marshal.dumps(SourceFileLoader(name, origin).get_code(name))
     return None
-
-
-def _remove_abandoned(path: str) -> None:
-    """Removes what a killed process has left."""
-    with suppress(OSError):
-        if time.time() - os.stat(path).st_mtime > _ABANDONED_S:  # noqa: PTH116
-            os.unlink(path)  # noqa: PTH108

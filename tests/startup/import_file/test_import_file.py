@@ -263,6 +263,23 @@ def test_of_two_writers_one_writes(folder: Path) -> None:
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
 
 
+def test_what_a_killed_writer_left_is_written_over(folder: Path) -> None:
+    (folder.parent / "imports.code.new").write_bytes(b"x" * 1_000_000)
+    path = written(folder)
+    assert why_not(path) is None
+    assert install(path) == len(NAMES)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["imports.code", "site"]
+
+
+def test_a_link_in_the_place_of_the_new_file_is_not_followed(folder: Path) -> None:
+    target = folder.parent / "target"
+    target.write_text("untouched")
+    (folder.parent / "imports.code.new").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        written(folder)
+    assert target.read_text() == "untouched"
+
+
 def test_a_folder_that_cannot_be_written_keeps_the_old_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(folder)
     before = path.read_bytes()
