@@ -128,7 +128,12 @@ class _Specs:
             return PathFinder.find_spec(name)
         package = self.find(parent)
         locations = package.submodule_search_locations if package is not None else None
-        return PathFinder.find_spec(name, locations) if locations is not None else None
+        if locations is None:
+            return None
+        try:
+            return PathFinder.find_spec(name, locations)
+        except KeyError:  # a namespace package within a package that this process has not imported
+            return None
 
 
 def _bytecode(name: str, origin: str, status: os.stat_result) -> bytes | None:

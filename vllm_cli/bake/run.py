@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -75,13 +75,11 @@ def run_bake(config: BakeConfig) -> BakeResult:
         else:
             pages = _start(words, folder, config.timeout_s, progress)
         _clean(folder / CACHE / OWN)
-        import_files = list((folder / CACHE / OWN).glob(_IMPORT_FILES))
-        for path in import_files:
-            freeze(path)
-        write_pages(str(folder / PAGES), [*(whole_file(str(path)) for path in import_files), *pages])
+        subject = _located(subject, words)
+        _finish_reads(folder, pages, subject.model)
         if not any(part.files for part in parts_of(folder) if part.name == COMPILED):
             left_out[COMPILED] = "nothing was compiled"
-        manifest = _describe(words, subject_of(words), left_out)
+        manifest = _describe(words, subject, left_out)
         manifest.save(folder)
     parts = tuple(part for part in parts_of(config.output) if part.files)
     return BakeResult(manifest, parts, time.monotonic() - begin_s)
@@ -96,9 +94,25 @@ def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeP
         server.wait_for(lambda: (cache / "history.jsonl").exists(), _SAVED_TIMEOUT_S)
         if env.VCLI_IMPORT_FILE.get():
             server.wait_for(lambda: any(cache.glob(_IMPORT_FILES)), _SAVED_TIMEOUT_S)
-        model = subject_of(words).model  # the start may have downloaded it; its files are read as a whole
-        weights = [path.resolve() for path in model.iterdir()] if model is not None else []
-        return used_pages(server.pid, but=(folder, *weights))
+        return used_pages(server.pid, but=(folder,))
+
+
+def _finish_reads(folder: Path, pages: Iterable[FileRanges], model: Path | None) -> None:
+    """Freezes the import file and records what is read: the file first, then parts of libraries.
+
+    Files that are gone were shared memory; those of the model are read as a whole.
+    """
+    weights = {str(path.resolve()) for path in model.iterdir()} if model is not None else set()
+    libraries = (file for file in pages if file.path not in weights and Path(file.path).exists())
+    import_files = list((folder / CACHE / OWN).glob(_IMPORT_FILES))
+    for path in import_files:
+        freeze(path)
+    write_pages(str(folder / PAGES), (*(whole_file(str(path)) for path in import_files), *libraries))
+
+
+def _located(subject: Subject, words: Sequence[str]) -> Subject:
+    """With the model's folder, once the start has downloaded it."""
+    return subject if subject.model is not None else subject_of(words)
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -324,3 +324,11 @@ def test_missing_modules_are_those_that_a_new_file_would_add(folder: Path) -> No
     importlib.import_module("parcel.late")
     importlib.import_module("parcel.sub.leaf")
     assert [name for name in uninstall() if name.startswith("parcel")] == ["parcel.late"]
+
+
+def test_a_module_in_nested_namespace_packages_is_left_out_where_these_are_not_imported(folder: Path) -> None:
+    (folder / "parcel_space" / "inner").mkdir(parents=True)
+    put(folder / "parcel_space" / "inner" / "leaf.py", "VALUE = 1\n")
+    path = folder.parent / "imports.code"
+    write(path, ("parcel_space.inner.leaf", "lone"))
+    assert set(ImportFileFinder(str(path)).index.modules) == {"lone"}
