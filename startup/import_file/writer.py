@@ -63,7 +63,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool
 
 
 def _lock(path: str) -> int | None:
-    """Opens the file to write, also one that a killed process has left; None while another process writes it."""
+    """Opens the file to write, also one that a killed process left; None while another process writes it."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
