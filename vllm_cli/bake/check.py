@@ -116,7 +116,7 @@ class _Here:
     @property
     def _packages(self) -> str:
         baked = self._manifest.packages
-        here = installed_versions({*baked, "vllm", "torch", "transformers"} if baked else ())
+        here = installed_versions(baked)
         changed = (name for name in baked if here.get(name) != baked[name])
         return next((f"{name} was {baked[name]}, is {here.get(name, 'not installed')}" for name in changed), "")
 

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from startup.caches.baked import BYTECODE, CACHE, PAGES
 from startup.caches.folders import OWN
+from startup.vllm.baked_caches import FOR_ANY_HARDWARE
 
 HISTORY: Final = "start history"
 PROFILES: Final = "preload profile"
@@ -24,7 +25,6 @@ _OWN_PARTS: Final = {
     IMPORTS: "imports/*.code",
 }
 """Patterns of files."""
-_INSPECTIONS: Final = "modelinfos"
 
 
 class Part(NamedTuple):
@@ -50,8 +50,8 @@ def parts_of(folder: Path) -> Iterator[Part]:
     cache = folder / CACHE
     for name, pattern in _OWN_PARTS.items():
         yield Part(name, tuple(sorted((cache / OWN).glob(pattern))))
-    yield Part(INSPECTIONS, (cache / _INSPECTIONS,))
+    yield Part(INSPECTIONS, tuple(cache / name for name in FOR_ANY_HARDWARE))
     others = cache.iterdir() if cache.is_dir() else ()
-    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, _INSPECTIONS))))
+    yield Part(COMPILED, tuple(sorted(path for path in others if path.name not in (OWN, *FOR_ANY_HARDWARE))))
     yield Part(BYTECODES, (folder / BYTECODE,))
     yield Part(READ_PAGES, (folder / PAGES,))

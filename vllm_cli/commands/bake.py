@@ -13,6 +13,8 @@ from vllm_cli.errors import InputError
 from vllm_cli.flags.model_completion import complete_model
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vllm_cli.bake.check import BakeCheck
     from vllm_cli.bake.run import BakeResult
 
@@ -97,19 +99,23 @@ def _check_lines(result: "BakeCheck") -> list[str]:
     words = " ".join(manifest.words)
     lines = [f"{result.folder}: baked for engine {manifest.engine} on {manifest.created_at} with {words or 'no flags'}"]
     for part in result.parts:
-        size = f"{part.num_files} files, {format_bytes(part.num_bytes)}" if part.num_files else ""
-        lines.append(f"  {part.name:<18} {'applies' if part.applies else f'does not apply: {part.reason}':<10} {size}")
-    return [line.rstrip() for line in [*lines, *_left_out_lines(manifest.left_out)]]
+        verdict = "applies" if part.applies else f"does not apply: {part.reason}"
+        lines.append(_line(part.name, part.num_files, part.num_bytes, verdict))
+    return [*lines, *_left_out_lines(manifest.left_out)]
 
 
 def _summary(result: "BakeResult", folder: Path) -> list[str]:
     total = format_bytes(sum(part.num_bytes for part in result.parts))
-    lines = [f"Baked {folder}: {total}, in {result.duration_s:.1f} s"]
-    lines += [f"  {part.name:<18} {len(part.files):>6} files  {format_bytes(part.num_bytes)}" for part in result.parts]
-    return [*lines, *_left_out_lines(result.manifest.left_out)]
+    lines = [_line(part.name, len(part.files), part.num_bytes) for part in result.parts]
+    return [f"Baked {folder}: {total} in {result.duration_s:.1f} s", *lines, *_left_out_lines(result.manifest.left_out)]
 
 
-def _left_out_lines(left_out: Any) -> list[str]:
+def _line(name: str, num_files: int, num_bytes: int, verdict: str = "") -> str:
+    size = f"{num_files:>6} files {format_bytes(num_bytes):>10}" if num_files else ""
+    return f"  {name:<18} {size:<23}  {verdict}".rstrip()
+
+
+def _left_out_lines(left_out: "Mapping[str, str]") -> list[str]:
     return [f"  {name:<18} left out: {reason}" for name, reason in left_out.items()]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import shlex
 import signal
@@ -228,6 +229,18 @@ def test_a_cold_compile_cache_is_empty_during_the_start_and_restored(slow_comman
     _, *found = [json.loads(line)["cache"] for line in log.read_text().splitlines()]
     assert found == [[], ["made-by-server", "precious"]] * 2
     assert sorted(path.name for path in cache.iterdir()) == ["made-by-server", "precious"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_first_starts_in_new_roots_are_compared_with_the_tenth(slow_command, run_startup, tmp_path) -> None:
+    log = tmp_path / "log"
+    states = ("--state", "tenth-root", "--state", "fresh-root")
+    done = run_startup("--cmd", slow_command("--log-file", log), *QUICK, *states, "--json", tmp_path / "result")
+    assert done.returncode == 0, done.stderr
+    assert "A: first token from fresh-root ÷ from tenth-root: " in done.stdout
+    states = read_result((tmp_path / "result").read_text()).sides[0].states
+    assert [(state.state, len(state.rounds)) for state in states] == [("tenth-root", 2), ("fresh-root", 2)]
+    assert not log.exists()  # what a server writes stays in its root
 
 
 def test_the_bare_script_is_a_side_and_a_different_token_is_reported(slow_command, run_startup, model_path) -> None:
