@@ -69,7 +69,6 @@ class ServingProbes:
             and not config.is_ssl
             and config.limit_concurrency is None
             and getattr(server, "peer_loads", None) is None
-            and hasattr(server, "main_loop")
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:
