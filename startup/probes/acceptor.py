@@ -22,6 +22,7 @@ from typing import Final, Protocol
 
 from startup.probes.answer import Answer
 from startup.probes.probe_request import MAX_HEAD_BYTES, ProbeRequest, parse_probe
+from startup.probes.realtime import RealtimePriority
 from startup.probes.serving_messages import BEAT, AnsweredProbe, HealthAnswer, Kind, Report, ServingSettings
 
 STALE_S: Final = 2.0
@@ -60,6 +61,7 @@ class Acceptor:
         self._selector = selector
         self._settings = settings
         self._heartbeat = _Heartbeat()
+        self._priority = RealtimePriority(is_wanted=settings.wants_realtime)
         self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
         self._is_accepting = True
@@ -77,7 +79,9 @@ class Acceptor:
         while True:
             timeout_s = _SILENT_S if self._silent or leftovers else _TURN_S
             ready = self._selector.select(timeout_s)
-            self._heartbeat.turn(time.monotonic())
+            now = time.monotonic()
+            self._heartbeat.turn(now)
+            self._priority.turn(now)
             for key, events in ready:
                 if key.fileobj is self._listener:
                     self._accept()
@@ -116,6 +120,7 @@ class Acceptor:
                 self._try_send(*self._unsent.popleft())
             for client in (*self._silent.values(), *self._answered.values()):
                 self._pass_on(client)
+            self._report_probes()
 
     def _accept(self) -> None:
         for _ in range(_MAX_ACCEPTS_PER_TURN):

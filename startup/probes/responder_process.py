@@ -61,7 +61,7 @@ def run_process(
     except ServerError as err:  # the preflight reports it at a higher level
         logger.debug("probes are not answered until the HTTP server accepts: %s", err)
     except Exception:
-        logger.exception("probes are not answered until the HTTP server accepts")
+        logger.exception("the responder has failed: the HTTP server answers probes once it accepts")
     finally:
         os._exit(0)
 

@@ -25,6 +25,8 @@ class ServingSettings:
     """How long a connection stays open after an answer."""
     reports_probes: bool
     """Whether the API process writes an access log."""
+    wants_realtime: bool
+    """Whether the process asks for real-time priority."""
 
     def encode(self) -> bytes:
         return SERVE + json.dumps(asdict(self)).encode()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
+from envs.registry import env
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import HAND_OVER
 from startup.probes.serving_messages import BEAT, AnsweredProbe, HealthAnswer, Kind, Report, ServingSettings
@@ -88,7 +89,11 @@ class ServingProbes:
             return
         self._created = created[0]
         self._sampler = HealthSampler(server)
-        settings = ServingSettings(server.config.timeout_keep_alive, _has_access_log())
+        settings = ServingSettings(
+            keep_alive_s=server.config.timeout_keep_alive,
+            reports_probes=_has_access_log(),
+            wants_realtime=env.VCLI_PROBE_REALTIME.get(),
+        )
         link = self._responder.keep(settings)
         if link is None:
             accept_without()

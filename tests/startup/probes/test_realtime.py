@@ -1,0 +1,41 @@
+"""Real-time priority ends while the process needs much CPU time."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import os, time
+from startup.probes.realtime import RealtimePriority
+priority = RealtimePriority(is_wanted={is_wanted})
+policies = [os.sched_getscheduler(0)]
+while time.process_time() < 1:
+    pass
+priority.turn(time.monotonic() + 1)
+policies.append(os.sched_getscheduler(0))
+priority.turn(time.monotonic() + 60)
+policies.append(os.sched_getscheduler(0))
+print(policies)
+"""
+
+
+def _policies(*, is_wanted: bool) -> str:
+    command = [sys.executable, "-c", _PROGRAM.format(is_wanted=is_wanted)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def _may_have_priority() -> bool:
+    set_priority = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))"
+    return subprocess.run([sys.executable, "-c", set_priority], capture_output=True, check=False).returncode == 0
+
+
+def test_a_process_that_needs_little_has_priority_again() -> None:
+    if not _may_have_priority():
+        pytest.skip("needs CAP_SYS_NICE")
+    assert _policies(is_wanted=True) == str([os.SCHED_FIFO, os.SCHED_OTHER, os.SCHED_FIFO])
+
+
+def test_priority_is_not_taken_unless_wanted() -> None:
+    assert _policies(is_wanted=False) == str([os.SCHED_OTHER] * 3)
