@@ -18,14 +18,8 @@ def cache_folder() -> Path:
     return env.VLLM_CACHE_ROOT.get() / OWN
 
 
-def baked_cache_folder() -> Path | None:
-    """The same folder as `bake` has filled it; None without a usable baked folder."""
-    folder = find_baked().folder
-    return None if folder is None else folder / CACHE / OWN
-
-
 def layers(name: str) -> tuple[Path, ...]:
     """The places of a file or folder of the cache: the user's, then the baked one, if there is one."""
-    baked = baked_cache_folder()
     own = cache_folder() / name
-    return (own,) if baked is None else (own, baked / name)
+    baked = find_baked().folder
+    return (own,) if baked is None else (own, baked / CACHE / OWN / name)
