@@ -42,6 +42,8 @@ CPU_MODULES: Final = ("vllm.v1.worker.cpu_worker",)
 GPU_MODULES: Final = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner")
 LATER_MODULES: Final = ("vllm.kernels",)
 """vLLM imports these once the engine is ready; the launcher, while the engine loads its model."""
+SERVING_MODULES: Final = ("vllm.entrypoints.launchers.app", "vllm.entrypoints.launchers.api_server.app_state")
+"""The launcher imports these, too, while the engine loads its model; new in 0.31 and 0.32."""
 WORKER: Final = Hook(
     "workers' modules",
     does="imports them in the forkserver and `vllm.kernels` in the API server",
@@ -285,6 +287,14 @@ CONFIG_OF_TOKENIZER: Final = Reads(
         "code_revision", "trust_remote_code",
     ),
 )  # fmt: skip
+PROCESSOR_LOADER: Final = Name("transformers.models.auto.processing_auto", "AutoTokenizer")
+PROCESSOR_LOOKUP: Final = Hook(
+    "search for a processor",
+    does="gives it the tokenizer that is loaded",
+    without="the tokenizer of a model without a processor is loaded once more",
+    needs=(CHAT_TEMPLATE, PROCESSOR_LOADER),
+)
+
 MODEL_CACHES: Final = Hook(
     "kept tokenizers",
     does="loads a model's tokenizer and template once in a standby, into vLLM's own caches",
@@ -353,6 +363,7 @@ OF_VLLM: Final = (
     STREAM_PREFIXES,
     JSON_LOGS,
     PROCESS_NAMES,
+    PROCESSOR_LOOKUP,
     MODEL_CACHES,
     TOKENIZER_POOL,
     PROCESS_TITLES,

@@ -12,7 +12,7 @@ from startup.lean.scan_cache import cached_scans
 from startup.processes import group_signals
 from startup.vllm.cheap_calls import make_calls_cheap
 from startup.vllm.deferred_compiler import deferred_compiler
-from startup.vllm.late_names import import_late_names, late_imports
+from startup.vllm.late_names import API_SERVER, late_imports
 from startup.vllm.lazy_compile import make_compile_lazy
 from startup.vllm.unused_commands import stub_unused_commands
 
@@ -22,8 +22,8 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
 
     Args:
         more: further modules, in order of import; failures among them are ignored.
-        is_lean: whether torch's compiler and what the engine's start does not need are left out, until
-            `import_rest`; only valid if no model runs in this process.
+        is_lean: whether torch's compiler and what the engine's start does not need are left out; only valid
+            if no model runs in this process.
 
     Returns:
         The API server's own modules that could not be imported, with the error.
@@ -35,17 +35,16 @@ def import_api_server(more: Iterable[str] = (), *, is_lean: bool = True) -> Mapp
     make_calls_cheap()
     if is_lean:
         make_compile_lazy()
-    with deferred_compiler() if is_lean else nullcontext(), late_imports() if is_lean else nullcontext():
+    with deferred_compiler() if is_lean else nullcontext(), late_imports(API_SERVER) if is_lean else nullcontext():
         failed = import_leniently((*API_MODULES, *more))
     return {name: reason for name, reason in failed.items() if name in API_MODULES}
 
 
 def import_rest(modules: Iterable[str], *, is_lean: bool = True) -> None:
-    """Imports what `import_api_server` left out and further modules; if it is lean, without the compiler."""
+    """Imports further modules once the engine is requested; if it is lean, without torch's compiler."""
     was_enabled = gc.isenabled()
     gc.disable()
     with deferred_compiler() if is_lean else nullcontext():
-        import_late_names()
         import_leniently(modules)
     gc.freeze()
     if was_enabled:

@@ -10,7 +10,7 @@ import builtins
 import functools
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec, resolve_name
 from types import SimpleNamespace
@@ -27,6 +27,8 @@ class LateImport(NamedTuple):
     module: str
     requires: str | None = None
     """For a statement in a `try`: a package without which it is executed, and raises ImportError."""
+    is_for_engine: bool = False
+    """Not in the API server, which needs the module, and whose schemas depend on the order of imports."""
 
 
 _OTEL: Final = "vllm.tracing.otel"
@@ -34,10 +36,14 @@ _EXPORTER: Final = "opentelemetry.exporter.otlp.proto"
 
 LATE_IMPORTS: Final = (
     LateImport("vllm.connections", "aiohttp"),
+    LateImport("vllm.connections", "requests"),
     LateImport("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.launchers.api_server.app_state"),
     LateImport("vllm.entrypoints.launchers.api_server.entry", "vllm.entrypoints.launchers.app"),
     LateImport("vllm.distributed.device_communicators.pynccl_allocator", "torch.utils.cpp_extension"),
-    LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server"),
+    LateImport("vllm.multimodal.media.connector", "aiohttp"),
+    LateImport("vllm.multimodal.media.connector", "requests"),
+    LateImport("vllm.multimodal.video", "cv2", requires="cv2"),
+    LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server", is_for_engine=True),
     LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
     LateImport("vllm.usage.usage_lib", "cpuinfo"),
     LateImport("vllm.v1.structured_output", "vllm.parser.engine.adapters"),
@@ -52,12 +58,12 @@ LATE_IMPORTS: Final = (
 )
 """As in vLLM 0.28 to 0.32; a statement that a version does not have has no effect."""
 
-_late_names: list["LateName"] = []
+API_SERVER: Final = tuple(entry for entry in LATE_IMPORTS if not entry.is_for_engine)
 
 
 @contextmanager
-def late_imports(late: Sequence[LateImport] = LATE_IMPORTS) -> Iterator[None]:
-    """While open, the listed import statements give stand-ins, unless their module is loaded already."""
+def late_imports(late: Iterable[LateImport]) -> Iterator[None]:
+    """While open, these import statements give stand-ins, unless their module is loaded already."""
     if not applies(LATE_NAMES):
         yield
         return
@@ -72,20 +78,14 @@ def late_imports(late: Sequence[LateImport] = LATE_IMPORTS) -> Iterator[None]:
         if key not in requirements or wanted in sys.modules or not _is_installed(requirements[key]):
             return import_now(name, globals, locals, fromlist, level)
         if not fromlist:
-            return _create(wanted, None, globals)
-        return SimpleNamespace(**{name: _create(wanted, name, globals) for name in fromlist})
+            return LateName(wanted, None, globals)
+        return SimpleNamespace(**{name: LateName(wanted, name, globals) for name in fromlist})
 
     builtins.__import__ = import_late
     try:
         yield
     finally:
         builtins.__import__ = import_now
-
-
-def import_late_names() -> None:
-    """Replaces all stand-ins of this process by the real objects."""
-    while _late_names:
-        _late_names.pop().real()
 
 
 class LateName:
@@ -111,7 +111,7 @@ class LateName:
     def __getattr__(self, name: str) -> Any:
         module, own_name, importer = self.__late
         if own_name is None and importer["__spec__"]._initializing:  # an annotation in the importing module
-            return _create(module, name, importer)
+            return LateName(module, name, importer)
         return getattr(self.real(), name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,12 +134,6 @@ class LateName:
         return Any
 
     __ror__ = __or__
-
-
-def _create(module: str, name: str | None, importer: dict[str, Any]) -> LateName:
-    late = LateName(module, name, importer)
-    _late_names.append(late)
-    return late
 
 
 def _real_object(module: str, name: str | None) -> Any:

@@ -32,7 +32,7 @@ from startup.vllm.forkserver import redirect_spawn  # noqa: E402
 from startup.vllm.imports import import_leniently  # noqa: E402
 from startup.vllm.journal import FORKSERVER, Journal  # noqa: E402
 from startup.vllm.late_import import delay_import  # noqa: E402
-from startup.vllm.late_names import late_imports  # noqa: E402
+from startup.vllm.late_names import LATE_IMPORTS, late_imports  # noqa: E402
 from startup.vllm.late_tokenizer import load_tokenizer_late  # noqa: E402
 from startup.vllm.lazy_compile import make_compile_lazy  # noqa: E402
 from startup.vllm.logs import log_as  # noqa: E402
@@ -60,7 +60,7 @@ def _preload(plan: PreloadPlan) -> None:
         stack.enter_context(learned_imports())
         if env.VCLI_LEAN_IMPORTS.get():
             load_tokenizer_late()
-            stack.enter_context(late_imports())
+            stack.enter_context(late_imports(LATE_IMPORTS))
         if plan.compiler != "now":
             make_compile_lazy()
         if plan.compiler == "deferred":

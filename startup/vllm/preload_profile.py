@@ -18,7 +18,7 @@ from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
 from startup.whole_file import write_whole
 
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _FOLDER: Final = "preload"
 _API_PROCESSES: Final = ("MainProcess", "ApiServer")
 _RELEVANT_FLAGS: Final = frozenset(

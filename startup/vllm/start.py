@@ -21,7 +21,7 @@ from envs.registry import env
 from startup.caches.bytecode import use_baked_bytecode
 from startup.caches.learned_imports import learn, learned_imports
 from startup.hooks.left_out import leave_out
-from startup.hooks.of_vllm import LATER_MODULES
+from startup.hooks.of_vllm import LATER_MODULES, SERVING_MODULES
 from startup.preflight.report import PreflightReport
 from startup.processes import group_signals
 from startup.processes.dormant_forkserver import discard_dormant
@@ -50,6 +50,7 @@ from startup.vllm.plain_start import PlainReason, plain_start_reason, report_pla
 from startup.vllm.preflight import run_preflight
 from startup.vllm.preload_plan import plan_preload
 from startup.vllm.preload_profile import StartKind, load_profile
+from startup.vllm.processor_lookup import reuse_tokenizer
 from startup.vllm.serving_events import ServingEvents
 from startup.vllm.spans import record_spans
 from startup.vllm.start_method import may_defer_compiler
@@ -208,11 +209,12 @@ class _VllmStart:
         wait.add(functools.partial(self._import_rest, is_lean=is_lean))
         wait.hook()
         start_engine_early(wait)
+        reuse_tokenizer()
 
     def _import_rest(self, *, is_lean: bool) -> None:
         """What the engine's start does not need is imported while the engine loads its model."""
         with self._journal.span("import_api_server"), learned_imports():
-            import_rest((*LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
+            import_rest((*SERVING_MODULES, *LATER_MODULES, *self._profile.api_modules), is_lean=is_lean)
 
     def _run_vllm(self) -> int:
         try:

@@ -3,13 +3,11 @@
 import importlib
 import pickle
 import sys
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
-from startup.vllm import late_names
-from startup.vllm.late_names import LateImport, import_late_names, late_imports
+from startup.vllm.late_names import API_SERVER, LATE_IMPORTS, LateImport, late_imports
 from tests.startup.vllm.toy_package import ToyPackages
 
 _HEAVY = """
@@ -34,11 +32,10 @@ _LATE = (LateImport("light", "heavy.part"),)
 
 
 @pytest.fixture
-def packages(toys: ToyPackages) -> Iterator[ToyPackages]:
+def packages(toys: ToyPackages) -> ToyPackages:
     toys.write("heavy.part", _HEAVY)
     toys.write("light.__init__", _IMPORTER.replace("import heavy.part\n", "").replace("heavy.part.Tool", "Tool"))
-    yield toys
-    late_names._late_names.clear()
+    return toys
 
 
 def _import_light() -> ModuleType:
@@ -95,20 +92,13 @@ def test_other_modules_import_the_real_object(packages: ToyPackages) -> None:
         light, other = importlib.import_module("light"), importlib.import_module("other")
     assert other.Tool is sys.modules["heavy.part"].Tool
     assert light.Tool is not other.Tool
-    import_late_names()
+    assert light.Tool.size == 3
     assert light.Tool is other.Tool
 
 
 def test_a_loaded_module_is_not_replaced(packages: ToyPackages) -> None:
     importlib.import_module("heavy.part")
     assert _import_light().Tool is sys.modules["heavy.part"].Tool
-
-
-def test_all_stand_ins_are_replaced_at_once(packages: ToyPackages) -> None:
-    light = _import_light()
-    import_late_names()
-    heavy = sys.modules["heavy.part"]
-    assert (light.Tool, light.build) == (heavy.Tool, heavy.make)
 
 
 def test_a_whole_module_can_stand_in_annotations(packages: ToyPackages) -> None:
@@ -135,3 +125,9 @@ def test_a_relative_import_is_found(packages: ToyPackages) -> None:
         light = importlib.import_module("light")
     assert "light.part" not in sys.modules
     assert light.Tool.size == 3
+
+
+def test_the_api_servers_schemas_are_imported_in_vllms_order() -> None:
+    assert {entry.module for entry in LATE_IMPORTS} - {entry.module for entry in API_SERVER} == {
+        "vllm.entrypoints.mcp.tool_server"
+    }
