@@ -42,7 +42,6 @@ LATE_IMPORTS: Final = (
     LateImport("vllm.distributed.device_communicators.pynccl_allocator", "torch.utils.cpp_extension"),
     LateImport("vllm.multimodal.media.connector", "aiohttp"),
     LateImport("vllm.multimodal.media.connector", "requests"),
-    LateImport("vllm.multimodal.video", "cv2", requires="cv2"),
     LateImport("vllm.reasoning.abs_reasoning_parsers", "vllm.entrypoints.mcp.tool_server", is_for_engine=True),
     LateImport("vllm.transformers_utils.config", "transformers.models.auto.image_processing_auto"),
     LateImport("vllm.usage.usage_lib", "cpuinfo"),
