@@ -53,7 +53,7 @@ def starts(start_vllm: StartVllm, small_model: Path, tmp_path_factory: pytest.Te
 def test_the_second_start_preloads_what_the_first_has_recorded(starts: Starts) -> None:
     first, second = starts.profiles
     assert (first["num_starts"], second["num_starts"]) == (1, 2)
-    assert any(name.startswith("vllm.model_executor.models.llama") for name in first["engine_modules"])
+    assert len(first["engine_modules"]) > 20
     assert len(second["engine_modules"]) - len(first["engine_modules"]) < 20
 
 
