@@ -38,6 +38,14 @@ DORMANT_FORKSERVER: Final = Hook(
     needs=(START_PROGRAM, Text((_FORKSERVER,), FORKSERVER_CODE, "the code of its program")),
 )
 
+GET_MODULE: Final = Name("inspect", "getmodule", ("object", "_filename"))
+FRAME_MODULES: Final = Hook(
+    "modules of frames",
+    does="finds the module of a frame by its name, while modules are imported",
+    without="torch's registrations resolve the paths of all modules",
+    needs=(GET_MODULE,),
+)
+
 COMPILE: Final = Name("torch", "compile", ("model",))
 LAZY_COMPILE: Final = Hook(
     "lazy torch.compile",
@@ -146,6 +154,7 @@ FORKED_LIBRARIES: Final = Hook(
 OF_LIBRARIES: Final = (
     FORKSERVER,
     DORMANT_FORKSERVER,
+    FRAME_MODULES,
     LAZY_COMPILE,
     CHEAP_CALLS,
     DEFERRED_COMPILER,

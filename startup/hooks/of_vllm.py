@@ -167,6 +167,16 @@ LATE_NAMES: Final = Hook(
     ),
 )
 
+NAMED_SPANS: Final = Hook(
+    "spans by name",
+    does="times further functions of vLLM (`startup.vllm.named_spans`)",
+    without="the report of the start has fewer phases",
+    needs=(
+        Name("vllm.engine.arg_utils", "EngineArgs.create_engine_config"),
+        Name("vllm.v1.engine.input_processor", "InputProcessor.__init__"),
+    ),
+)
+
 INSTRUMENT: Final = Name("vllm.tracing", "instrument", ("obj", "span_name"))
 SPANS: Final = Hook(
     "spans",
@@ -354,6 +364,7 @@ OF_VLLM: Final = (
     LATE_TOKENIZER,
     LATE_NAMES,
     SPANS,
+    NAMED_SPANS,
     MODEL_INSPECTION,
     MODEL_MODULES,
     UNUSED_COMMANDS,

@@ -6,28 +6,34 @@ every loaded module's file, again for all modules loaded since: 5 % of the time 
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any
+
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import FRAME_MODULES, GET_MODULE
 
 
 @contextmanager
 def quick_frame_modules() -> Iterator[None]:
     """While open, `inspect.getmodule` finds the module of an ordinary frame by its name."""
-    search = inspect.getmodule
+    if not applies(FRAME_MODULES):
+        yield
+        return
+    search: Callable[..., ModuleType | None] = GET_MODULE.get(inspect)
 
     def getmodule(object: Any, _filename: str | None = None) -> ModuleType | None:
         if isinstance(object, FrameType) and (module := _module_of(object)) is not None:
             return module
         return search(object, _filename)
 
-    inspect.getmodule = getmodule
+    GET_MODULE.replace(inspect, getmodule)
     try:
         yield
     finally:
         if inspect.getmodule is getmodule:
-            inspect.getmodule = search
+            GET_MODULE.replace(inspect, search)
 
 
 def _module_of(frame: FrameType) -> ModuleType | None:

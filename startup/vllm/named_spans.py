@@ -4,6 +4,8 @@ import functools
 import inspect
 from typing import Any, Final, NamedTuple
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import NAMED_SPANS as NAMED_SPANS_HOOK
 from startup.vllm.import_hooks import after_import
 from startup.vllm.spans import timed
 
@@ -35,7 +37,7 @@ NAMED_SPANS: Final = (
 
 def record_named_spans() -> None:
     """From now on, the functions record their times."""
-    for entry in NAMED_SPANS:
+    for entry in NAMED_SPANS if applies(NAMED_SPANS_HOOK) else ():
         after_import(entry.module, functools.partial(_time, entry))
 
 

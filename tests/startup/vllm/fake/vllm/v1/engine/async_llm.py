@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.config import EngineConfig
 from vllm.v1.engine.core_client import EngineCoreClient
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 IMPORTED_IN = os.getpid()
@@ -14,11 +15,6 @@ IMPORTED_IN = os.getpid()
 
 def renderer_from_config(config: EngineConfig | None) -> str:
     return f"the renderer of {config.model if config else None}"
-
-
-class InputProcessor:
-    def __init__(self, config: EngineConfig | None, renderer: str) -> None:
-        self.renderer = renderer
 
 
 class AsyncLLM:
