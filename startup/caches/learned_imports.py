@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from envs.registry import env
 from startup.caches.folders import layers
+from startup.import_file.distributions import installed_folders
 from startup.import_file.finder import ImportFileFinder, install, uninstall
-from startup.import_file.layout import Index, UnusableFileError
+from startup.import_file.layout import Index, ModuleEntry, UnusableFileError
 from startup.import_file.writer import write
 
 logger = logging.getLogger(__name__)
@@ -87,13 +88,17 @@ def learn(more: Iterable[str] = ()) -> None:
 def freeze(path: Path) -> None:
     """Rewrites an import file so that its sources count as unchanged while the distributions are the same.
 
+    Modules of other folders, as of an editable installation, are left out: their sources change any time.
+
     Raises:
         OSError: it cannot be read or written, or belongs to another interpreter.
     """
     index = _read(path)
     if index is None:
         raise OSError(f"{path} is not an import file of this interpreter")
-    write(path, index.modules, is_frozen=True)
+    folders = installed_folders()
+    modules = {name: ModuleEntry(*fields) for name, fields in index.modules.items()}  # type: ignore[arg-type]
+    write(path, (name for name, entry in modules.items() if entry.origin.startswith(folders)), is_frozen=True)
 
 
 def read_learned() -> LearnedImports | None:

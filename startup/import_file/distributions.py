@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from typing import Final
 
@@ -16,6 +17,19 @@ def distribution_stamps() -> tuple[tuple[str, int, int], ...]:
     Whole seconds, because layers of images store no more.
     """
     return tuple(sorted(_stamps()))
+
+
+def installed_folders() -> tuple[str, ...]:
+    """The folders, with a slash, whose files only installers write: distributions and Python itself."""
+    own = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+    return tuple(f"{folder}/" for folder in dict.fromkeys((*own, *filter(_has_distributions, sys.path))))
+
+
+def _has_distributions(folder: str) -> bool:
+    try:
+        return any(name.endswith(_METADATA) for name in os.listdir(folder))  # noqa: PTH208
+    except OSError:
+        return False
 
 
 def _stamps() -> Iterator[tuple[str, int, int]]:

@@ -130,6 +130,7 @@ def test_many_first_starts_at_once_leave_one_whole_file(folder: Path) -> None:
 
 def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tmp_path.chmod(0o755)
+    (folder.parent / "parcel-1.0.dist-info").mkdir()
     start("parcel", "parcel.inner")
     run("from startup.caches.learned_imports import *; freeze(import_file_paths()[0])")
     (tmp_path / "cache").rename(tmp_path / "baked-cache")
@@ -143,6 +144,12 @@ def test_a_baked_file_serves_below_the_users(folder: Path, tmp_path: Path, monke
     assert learned is not None
     assert learned.path == tmp_path / "cache" / "vllm_cli" / "imports" / learned.path.name
     assert start(*MODULES) == sorted(MODULES)
+
+
+def test_modules_that_no_installer_has_written_are_not_frozen(folder: Path) -> None:
+    start(*MODULES)
+    run("from startup.caches.learned_imports import *; freeze(import_file_paths()[0])")
+    assert start("parcel") == []
 
 
 def test_reset_removes_file_and_notes(folder: Path) -> None:

@@ -56,8 +56,9 @@ def test_a_later_start_uses_it_and_writes_only_to_the_cache_folder(
     variables = {"VCLI_BAKED": str(baked), "VLLM_CACHE_ROOT": str(tmp_path / "cache")}
     with ServerProcess([str(model), "--engine", "embedded"], environment=variables):
         pass  # it was ready
-    written = sorted(path.name for path in (tmp_path / "cache" / "vllm_cli").iterdir())
-    assert written == ["history.jsonl", "history.lock"]  # the package scan is the baked one
+    cache = tmp_path / "cache" / "vllm_cli"
+    assert (cache / "history.jsonl").exists()
+    assert not list(cache.glob("imports/*.json"))  # the package scan is the baked one
     assert {path: path.stat().st_mtime_ns for path in baked.rglob("*")} == before
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
