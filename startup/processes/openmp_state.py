@@ -69,16 +69,22 @@ def _set_num_threads(torch: Any, cpus: set[int]) -> None:
 def num_threads_at_import(cpus: Collection[int], *, has_mkl: bool) -> int:
     """What torch would use if it were imported now.
 
-    MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence.
-    Builds without it use one thread per CPU, and OpenMP's variable has precedence.
+    MKL uses at most one thread per core unless MKL_DYNAMIC is false, and its own variable has precedence. A
+    number in a variable may exceed the cores that the process may use, but not those of the machine. Builds
+    without MKL use one thread per CPU, and OpenMP's variable has precedence.
     """
     numbers = [_first_number(foreign.text_of(name)) for name in (_NUMBERS if has_mkl else reversed(_NUMBERS))]
     wanted = next(filter(None, numbers), None)
     if not has_mkl:
         return wanted or len(cpus)
-    num_cores = len({_siblings(cpu) for cpu in cpus})
+    if wanted is None:
+        return _num_cores(cpus)
     is_limited = foreign.text_of(_DYNAMIC).lower() not in _FALSE
-    return min(wanted or num_cores, num_cores) if is_limited else wanted or num_cores
+    return min(wanted, _num_cores(range(os.cpu_count() or wanted))) if is_limited else wanted
+
+
+def _num_cores(cpus: Collection[int]) -> int:
+    return len({_siblings(cpu) for cpu in cpus})
 
 
 def _first_number(text: str) -> int | None:

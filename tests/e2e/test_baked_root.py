@@ -14,7 +14,11 @@ from tests.hardened import as_user
 from tests.overlay_root import overlay_root
 from tests.page_cache import evict
 
-pytestmark = [pytest.mark.thorough, pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")]
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.alone,  # evicts the model, which other tests map
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount"),
+]
 
 _FRESH = {"HOME": "/fresh", "VLLM_CACHE_ROOT": "/fresh/cache", "VCLI_LOG_FORMAT": "text"}
 _USER = 12345

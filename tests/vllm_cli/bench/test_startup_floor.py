@@ -38,7 +38,7 @@ def test_the_bare_script_gives_the_token_that_the_model_gives(model_path) -> Non
 def test_the_time_counts_from_exec_to_the_token(model_path) -> None:
     side = FloorSide(model_path, timeout_s=240)
     begin_s = time.monotonic()
-    figures = asyncio.run(side.measure())
+    figures = asyncio.run(side.measure("warm"))
     assert 0 < figures.first_token_s < time.monotonic() - begin_s
     assert (figures.listening_ms, figures.healthy_s) == (None, None)
     assert side.first_text == " Paris"
@@ -49,9 +49,9 @@ def test_a_model_of_another_type_is_rejected_with_the_type(model_path, tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
     shutil.copy(model_path / "tokenizer.json", tmp_path)
     with pytest.raises(TargetStartError, match="is of type 'mamba'"):
-        asyncio.run(FloorSide(tmp_path, timeout_s=240).measure())
+        asyncio.run(FloorSide(tmp_path, timeout_s=240).measure("warm"))
 
 
 def test_a_script_beyond_its_time_out_is_killed(model_path) -> None:
     with pytest.raises(TargetStartError, match=r"no token within 0\.05 s"):
-        asyncio.run(FloorSide(model_path, timeout_s=0.05).measure())
+        asyncio.run(FloorSide(model_path, timeout_s=0.05).measure("warm"))
