@@ -49,7 +49,6 @@ LATE_IMPORTS: Final = (
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_guidance"),
     LateImport("vllm.v1.structured_output", "vllm.v1.structured_output.backend_xgrammar"),
     LateImport("vllm.v1.worker.gpu.eplb_utils", "vllm.models.deepseek_v4.common.eplb_util"),
-    LateImport("vllm.v1.worker.gpu_worker", "vllm.model_executor.warmup.kernel_warmup"),
     LateImport(_OTEL, f"{_EXPORTER}.grpc.trace_exporter", requires=f"{_EXPORTER}.grpc"),
     LateImport(_OTEL, f"{_EXPORTER}.http.trace_exporter", requires=f"{_EXPORTER}.http"),
     LateImport(_OTEL, "opentelemetry.sdk.trace", requires="opentelemetry.sdk"),

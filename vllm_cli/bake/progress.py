@@ -19,7 +19,7 @@ class BakeProgress:
 
     def show(self, readiness: Readiness, waited_s: float) -> None:
         """The state of the start."""
-        phase = (readiness.phase or readiness.reason).replace("_", " ")
+        phase = (readiness.phase or "starting").replace("_", " ")
         if self._live.is_on:
             self._live.show(f"{waited_s:6.1f} s  {phase}")
         else:
