@@ -1,6 +1,7 @@
 """First starts in a root file system of its own, with a baked folder that is read-only and root's."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from tests.page_cache import evict
 
 pytestmark = [
     pytest.mark.thorough,
-    pytest.mark.alone,  # evicts the model, which other tests map
+    pytest.mark.alone,  # evicts files, which takes long while others read
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount"),
 ]
 
@@ -25,15 +26,26 @@ _USER = 12345
 
 
 @pytest.fixture(scope="module")
-def baked(model_path: Path) -> Iterator[Path]:
-    """On disk, so that it can be part of the image."""
+def image() -> Iterator[Path]:
+    """A folder on disk, whose files can be part of an image."""
     with tempfile.TemporaryDirectory(prefix="vllm-cli-image-", dir="/var/tmp") as folder:
         Path(folder).chmod(0o755)
-        output = Path(folder, "baked")
-        words = ("bake", model_path, "--engine", "embedded", "--max-model-len", 256, "--output", output)
-        done = subprocess.run([sys.executable, "-m", "vllm_cli", *map(str, words)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        yield output
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def own_model(image: Path, model_path: Path) -> Path:
+    """A copy, since a file that servers of other tests map cannot be evicted."""
+    return Path(shutil.copytree(model_path, image / model_path.name))
+
+
+@pytest.fixture(scope="module")
+def baked(image: Path, own_model: Path) -> Path:
+    output = image / "baked"
+    words = ("bake", own_model, "--engine", "embedded", "--max-model-len", 256, "--output", output)
+    done = subprocess.run([sys.executable, "-m", "vllm_cli", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return output
 
 
 @pytest.fixture
@@ -46,20 +58,20 @@ def memory() -> Iterator[Path]:
 
 @pytest.mark.parametrize("is_root", [True, False], ids=["root", "user"])
 def test_a_first_start_uses_the_baked_folder_and_writes_only_to_its_cache(
-    is_root: bool, baked: Path, memory: Path, model_path: Path
+    is_root: bool, baked: Path, memory: Path, own_model: Path
 ) -> None:
     root = overlay_root(memory, read_only=baked)
     if root is None:
         pytest.skip("no overlay can be mounted here")
-    user = () if is_root else as_user(_USER, _USER, Path(sys.executable), model_path / "model.safetensors")
+    user = () if is_root else as_user(_USER, _USER, Path(sys.executable), own_model / "model.safetensors")
     if user is None:
         pytest.skip("another user cannot read the interpreter or the model here")
     home = memory / "upper" / "fresh"
     home.mkdir()
     if not is_root:
         os.chown(home, _USER, _USER)
-    evict(model_path / "model.safetensors")
-    words = [str(model_path), "--engine", "embedded", "--max-model-len", "256"]
+    evict(own_model / "model.safetensors")
+    words = [str(own_model), "--engine", "embedded", "--max-model-len", "256"]
     with ServerProcess(words, environment={**_FRESH, "VCLI_BAKED": str(baked)}, launcher=(*root, *user)) as server:
         assert "is not used" not in server.log
     cache = home / "cache" / "vllm_cli"

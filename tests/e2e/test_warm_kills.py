@@ -205,7 +205,10 @@ def test_a_client_that_is_killed_before_the_template_accepts_it(standby: Standby
 
 
 def _is_connected(pid: int) -> bool:
-    sockets = [entry for entry in Path(f"/proc/{pid}/fd").iterdir() if str(entry.readlink()).startswith("socket:")]
+    sockets = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            sockets += [target for target in [str(entry.readlink())] if target.startswith("socket:")]
     return bool(sockets) and psutil.Process(pid).status() == psutil.STATUS_SLEEPING
 
 

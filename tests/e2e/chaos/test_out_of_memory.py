@@ -128,7 +128,11 @@ def test_engine_whose_allocation_fails_reports_the_reason(start_server: Any, num
         requests = _LargeRequests(server.url)
         requests.finish()
         assert set(requests.statuses) <= {200, 500, 503}  # freed memory is enough for some of them
-        assert any("the engine ran out of memory (" in body for body in requests.bodies)
+        assert any("the engine ran out of memory (" in body for body in requests.bodies), (
+            requests.statuses,
+            requests.bodies[-1:],
+            server.log[-2000:],
+        )
         if num_restarts:
             server.wait_ready()
             assert server.complete(max_tokens=4) == 200
