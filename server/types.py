@@ -22,6 +22,37 @@ class GuidedDecoding(msgspec.Struct, frozen=True):
     """The JSON schema, the regular expression, the JSON list of choices or the Lark grammar."""
 
 
+class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
+    """A text in the output that begins or ends the model's reasoning."""
+
+    text: str
+    token_id: int | None = None
+    """The token that stands for it; None if it consists of ordinary tokens."""
+
+
+class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the engine follows the reasoning before an answer, for a grammar that waits or a budget."""
+
+    starts: tuple[ReasoningMarker, ...] = ()
+    ends: tuple[ReasoningMarker, ...] = ()
+    """Any of them ends the reasoning."""
+    delays_grammar: bool = False
+    """Whether the grammar begins only after the reasoning's end."""
+    is_open: bool = False
+    """Whether the prompt ends within reasoning, as far as the budget is concerned."""
+    budget: int | None = None
+    """Most tokens of reasoning."""
+    num_spent_tokens: int = 0
+    """Tokens of reasoning at the prompt's end, which count as well."""
+    forced_end: tuple[int, ...] = ()
+    """The tokens that end the reasoning once the budget is used up."""
+
+    @property
+    def has_text_markers(self) -> bool:
+        """Whether a marker has to be found by the text of ordinary tokens."""
+        return any(marker.token_id is None for marker in self.starts + self.ends)
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one sequence is sampled. Stop strings are not included: the engine handles no text.
 
@@ -55,6 +86,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first."""
     guided: GuidedDecoding | None = None
+    reasoning: ReasoningRules | None = None
+    """Only if a grammar waits for the end of the reasoning, or the reasoning is limited."""
     cache_salt: str | None = None
     """With a salt, the sequence does not use the prefix cache: its prompt is neither looked up nor stored."""
 

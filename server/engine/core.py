@@ -101,7 +101,7 @@ class EngineCore:
                 return _failed(sequence, str(err))
         if sequence.num_unknown_tokens and params.prompt_logprobs is not None:
             return _failed(sequence, "a prompt of embeddings has no tokens whose log-probabilities could be reported")
-        if params.guided is not None:
+        if params.guided is not None or params.reasoning is not None:
             try:
                 self._guided.start(sequence)
             except GuidedDecodingError as err:
@@ -211,7 +211,7 @@ class EngineCore:
             return "stop", token_id, None
         if token_id in params.stop_token_ids:
             return "stop", token_id, None
-        if params.guided is not None:
+        if params.guided is not None or params.reasoning is not None:
             try:
                 if self._guided.accept(sequence, token_id):
                     return "stop", None, None

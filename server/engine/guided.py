@@ -1,4 +1,4 @@
-"""Tracks each constrained sequence's state in its grammar and masks the tokens that may not follow."""
+"""Tracks each constrained sequence's state in its grammar and its reasoning, and masks the other tokens."""
 
 from pathlib import Path
 
@@ -7,6 +7,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar import build_grammar
+from server.engine.reasoning import ReasoningState
 from server.engine.sequence import Sequence
 
 
@@ -25,21 +26,29 @@ class GuidedStates:
         self._matchers: dict[str, LLMatcher] = {}
 
     def start(self, sequence: Sequence) -> None:
-        """Compiles the sequence's grammar.
+        """Compiles the sequence's grammar and starts to follow its reasoning, where it has them.
 
         Raises:
             GuidedDecodingError: the grammar does not compile, or the model has no tokenizer.json.
         """
-        assert sequence.params.guided is not None
+        params = sequence.params
         try:
-            matcher = LLMatcher(self._load_tokenizer(), build_grammar(sequence.params.guided))
+            if params.reasoning is not None:
+                sequence.reasoning = ReasoningState(params.reasoning, self._token_bytes)
+                if params.reasoning.has_text_markers:
+                    self._load_tokenizer()
+            if params.guided is not None:
+                matcher = LLMatcher(self._load_tokenizer(), build_grammar(params.guided))
+                self._check(matcher)
+                self._matchers[sequence.request_id] = matcher
         except (ValueError, OSError) as err:
-            raise GuidedDecodingError(f"the grammar cannot be used: {err}") from err
-        self._check(matcher)
-        self._matchers[sequence.request_id] = matcher
+            subject = "thinking budget" if params.guided is None else "grammar"
+            raise GuidedDecodingError(f"the {subject} cannot be used: {err}") from err
 
     def mask(self, sequence: Sequence, row: torch.Tensor) -> None:
-        """Sets the logits of tokens that the grammar excludes to minus infinity, in place."""
+        """Sets the logits of tokens that may not follow to minus infinity, in place."""
+        if self._waits(sequence):
+            return
         matcher = self._matchers[sequence.request_id]
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         self._check(matcher)
@@ -48,8 +57,16 @@ class GuidedStates:
         row[allowed.shape[0] :] = float("-inf")
 
     def accept(self, sequence: Sequence, token_id: int) -> bool:
-        """Advances the state by one token; True if no token can follow."""
-        matcher = self._matchers[sequence.request_id]
+        """Advances reasoning and grammar by one token; True if no token can follow."""
+        waits, begin = self._waits(sequence), b""
+        if sequence.reasoning is not None:
+            begin = sequence.reasoning.advance(token_id) or b""
+        matcher = self._matchers.get(sequence.request_id)
+        if matcher is None:
+            return False
+        if waits:
+            self._consume_if_valid(matcher, begin)
+            return False
         matcher.consume_token(token_id)
         self._check(matcher)
         return bool(matcher.is_stopped())
@@ -57,6 +74,22 @@ class GuidedStates:
     def drop(self, sequence: Sequence) -> None:
         """Drops the state of an ended sequence."""
         self._matchers.pop(sequence.request_id, None)
+
+    def _waits(self, sequence: Sequence) -> bool:
+        return sequence.reasoning is not None and sequence.reasoning.delays_grammar
+
+    def _consume_if_valid(self, matcher: LLMatcher, begin: bytes) -> None:
+        """Consumes the answer's first bytes, which came in one token with the end of the reasoning.
+
+        Other bytes, such as line breaks, precede the grammar's text.
+        """
+        if begin:
+            token_ids = self._load_tokenizer().tokenize_bytes(begin)
+            if matcher.validate_tokens(token_ids) == len(token_ids):
+                matcher.consume_tokens(token_ids)
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        return bytes(self._load_tokenizer().decode_bytes([token_id]))
 
     def _load_tokenizer(self) -> LLTokenizer:
         if self._tokenizer is None:

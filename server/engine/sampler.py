@@ -1,7 +1,8 @@
 """Samples the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
 
-Reads the raw log-probabilities first, then applies grammar, token bans, logit bias and penalties, which also
-affect a greedy choice. `server.engine.drawing` applies temperature, min-p, top-k and top-p.
+Reads the raw log-probabilities first, then applies grammar, token bans, logit bias, penalties and the
+thinking budget, which also affect a greedy choice. Temperature, min-p, top-k and top-p are in
+`server.engine.drawing`.
 """
 
 from collections.abc import Iterable
@@ -65,6 +66,7 @@ class Sampler:
         logits = logits.float()
         errors = self._restrict(sequences, logits)
         self._penalties.apply(sequences, logits)
+        _force(sequences, logits)
         token_ids = self._pick(sequences, logits, errors)
         logprobs: dict[int, TokenLogprob] = {}
         if raw is not None:
@@ -125,6 +127,14 @@ class Sampler:
                     sequence.generator = new_generator(self._device, sequence.params.seed)
                 uniform[i : i + 1].uniform_(generator=sequence.generator)
         return uniform
+
+
+def _force(sequences: list[Sequence], logits: torch.Tensor) -> None:
+    """Leaves only the end of the reasoning to sequences whose budget is used up."""
+    for i, sequence in enumerate(sequences):
+        if sequence.reasoning is not None and sequence.reasoning.forced_token_id is not None:
+            logits[i].fill_(float("-inf"))
+            logits[i, sequence.reasoning.forced_token_id] = 0.0
 
 
 def _allow_only(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from server.engine.prompt_features import PromptFeatures
+    from server.engine.reasoning import ReasoningState
 
 
 class SequenceState(Enum):
@@ -49,6 +50,8 @@ class Sequence:
         self.admitted_s = 0.0
         """When it was admitted for the first time, on the monotonic clock."""
         self.generator: torch.Generator | None = None
+        self.reasoning: ReasoningState | None = None
+        """Only if its parameters have rules for reasoning."""
 
     @property
     def num_tokens(self) -> int:
