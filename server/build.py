@@ -26,11 +26,13 @@ from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
 from server.serving.availability import Availability
 from server.serving.chat import ChatServing
+from server.serving.chat_run import ChatRunner
 from server.serving.completions import CompletionServing
 from server.serving.drain import ERROR_DELIVERY_S, Drain
 from server.serving.engine_monitor import EngineHandle, EngineMonitor
 from server.serving.inference import Inference
 from server.serving.models import ServedModels
+from server.serving.output_parsing import OutputParsing
 from server.serving.pooling.classification import ClassificationServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
@@ -187,7 +189,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     builder = GenerationBuilder(inference)
     return Handlers(
         completions=CompletionServing(inference, builder),
-        chat=ChatServing(inference, builder),
+        chat=ChatServing(inference, ChatRunner(inference, builder, OutputParsing(config))),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         pooling=PoolingServing(inference),

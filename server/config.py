@@ -282,6 +282,25 @@ class ServerConfig:
     enable_force_include_usage: bool = setting(
         False, "--enable-force-include-usage", "Send `usage` with every stream.", group="Requests and answers"
     )
+    enable_auto_tool_choice: bool = setting(
+        False,
+        "--enable-auto-tool-choice",
+        "Let the model choose tools; needs --tool-call-parser.",
+        group="Requests and answers",
+    )
+    tool_call_parser: str | None = setting(
+        None,
+        "--tool-call-parser",
+        "Format in which the model writes tool calls, by vLLM's name.",
+        group="Requests and answers",
+        metavar="NAME",
+    )
+    exclude_tools_when_tool_choice_none: bool = setting(
+        False,
+        "--exclude-tools-when-tool-choice-none",
+        'Leave tools out of the prompt when `tool_choice` is "none".',
+        group="Requests and answers",
+    )
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",
@@ -404,6 +423,16 @@ class ServerConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         self._check_access()
+        self._check_parsers()
+
+    def _check_parsers(self) -> None:
+        if self.enable_auto_tool_choice and self.tool_call_parser is None:
+            raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
+        if self.tool_call_parser is not None:
+            from server.parsers.registry import TOOL_PARSERS
+
+            if self.tool_call_parser not in TOOL_PARSERS:
+                raise ConfigError("--tool-call-parser", self.tool_call_parser, f"one of {', '.join(TOOL_PARSERS)}")
 
     def _check_access(self) -> None:
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):

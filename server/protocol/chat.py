@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from msgspec import UNSET, UnsetType
+
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
 from server.protocol.fields import Hint, NumLogprobs, TokenCount, Unsupported
@@ -21,7 +23,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
     top_logprobs: NumLogprobs | None = 0
 
     tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoice | None | UnsetType = UNSET
+    """Never unset after `__post_init__`: `auto` with tools, else `none`. With null the model chooses, too."""
     parallel_tool_calls: bool | None = True
 
     echo: bool = False
@@ -54,6 +57,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
         self._check_tools()
 
     def _check_tools(self) -> None:
+        if self.tool_choice is UNSET:
+            self.tool_choice = "auto" if self.tools else "none"
         if self.tools == []:
             raise RequestError("`tools` must not be an empty array; leave it out instead.", param="tools")
         if self.tool_choice not in (None, "none") and not self.tools:
@@ -68,6 +73,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
     def named_function(self) -> str | None:
         """The name of the function that `tool_choice` requires."""
         return self.tool_choice.function.name if isinstance(self.tool_choice, NamedToolChoice) else None
+
+    @property
+    def forces_call(self) -> bool:
+        """Whether the model has to call a tool."""
+        return self.tool_choice == "required" or self.named_function is not None
 
     @property
     def output_limit(self) -> int | None:

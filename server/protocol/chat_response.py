@@ -55,6 +55,7 @@ class ChatDelta(msgspec.Struct, kw_only=True):
     """The part that a chunk adds to one message."""
 
     role: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
     tool_calls: list[DeltaToolCall] | UnsetType = UNSET
 

@@ -4,17 +4,19 @@ from typing import Any
 
 import msgspec
 
+from server.config import ServerConfig
 from server.protocol.chat import ChatRequest
 from server.protocol.tokenize import TokenizeRequest
 from server.renderers.prompts import ChatOptions
 
 
-def chat_options(request: ChatRequest) -> ChatOptions:
+def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
     """Options for a chat completion."""
+    is_without_tools = config.exclude_tools_when_tool_choice_none and request.tool_choice == "none"
     return ChatOptions(
         add_generation_prompt=adds_generation_prompt(request),
         continue_final_message=request.continue_final_message,
-        tools=_tools(request),
+        tools=None if is_without_tools else _tools(request),
         documents=request.documents,
         chat_template=request.chat_template,
         chat_template_kwargs=_reasoning_kwargs(request) | (request.chat_template_kwargs or {}),

@@ -54,7 +54,7 @@ class CompletionServing:
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.drop_bytes()
-        generation = await self._builder.build(request, prompts, context)
+        generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
         response = _CompletionResponse(self._inference, generation, echoes)
         return end_with_done(response.stream()) if request.stream else await response.complete()

@@ -27,9 +27,14 @@ class GenerationBuilder:
         self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
 
     async def build(
-        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], context: RequestContext
+        self,
+        request: CompletionRequest | ChatRequest,
+        prompts: Sequence[RenderedPrompt],
+        context: RequestContext,
+        *,
+        id_prefix: str,
     ) -> Generation:
-        """The generation of a request.
+        """The generation of a request; the prefix of its id tells which API it came from.
 
         Raises:
             RequestError: the request does not fit the model, or its constraint does not compile.
@@ -45,10 +50,9 @@ class GenerationBuilder:
             sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints)
             for prompt in prompts
         ]
-        prefix = "chatcmpl" if isinstance(request, ChatRequest) else "cmpl"
         generation = Generation(
             request=request,
-            request_id=f"{prefix}-{context.header_id or request.request_id or uuid4().hex}",
+            request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
             prompts=prompts,
             params=params,
             context=context,

@@ -86,9 +86,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         values("--kv-cache-dtype-skip-layers"),
     ),
     "parsers of tool calls or of reasoning": (
-        switch("--enable-auto-tool-choice"),
-        switch("--exclude-tools-when-tool-choice-none"),
-        value("--tool-call-parser"),
         value("--tool-parser-plugin"),
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),

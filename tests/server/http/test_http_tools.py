@@ -164,9 +164,63 @@ def test_tools_reach_the_template_as_vllm_writes_them(server, renderer, monkeypa
     assert seen == [[{"type": "function", "function": {"name": "get_time", "description": None, "parameters": None}}]]
 
 
-def test_a_tool_choice_that_cannot_be_forced_is_a_400(server, engine):
-    """See tests/server/serving/test_tools.py for all of them."""
-    response = server.chat(tools=[WEATHER], tool_choice="auto")
+@pytest.mark.parametrize("fields", [{}, {"tool_choice": "auto"}], ids=["default", "auto"])
+def test_tool_choice_auto_needs_a_parser(server, engine, fields):
+    """See tests/server/serving/test_tools.py for other tool choices that are rejected."""
+    response = server.chat(tools=[WEATHER], **fields)
     assert response.status_code == 400
     assert "requires --enable-auto-tool-choice and --tool-call-parser" in response.json()["error"]["message"]
     assert not engine.requests
+
+
+HERMES = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+AUTO_CALLS = (
+    'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": ' + ARGUMENTS + "}\n</tool_call>\n"
+    '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+)
+
+
+def test_the_model_chooses_tools(serve, engine, encode):
+    engine.reply = encode(AUTO_CALLS)
+    choice = serve(**HERMES).chat(tools=[WEATHER, TIME]).json()["choices"][0]
+    calls = [call["function"] for call in choice["message"]["tool_calls"]]
+    assert calls == [{"name": "get_weather", "arguments": ARGUMENTS}, {"name": "get_time", "arguments": "{}"}]
+    assert choice["message"]["content"] == "Let me look.\n"
+    assert choice["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 3, 1000])
+def test_chosen_tools_are_streamed_after_the_content(serve, engine, encode, tokens_per_step):
+    engine.reply = encode(AUTO_CALLS)
+    engine.tokens_per_step = tokens_per_step
+    calls, chunks = streamed_calls(serve(**HERMES), tools=[WEATHER, TIME], tool_choice="auto")
+    assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS), ("get_time", "{}")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Let me look.\n"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_only_the_first_call_is_sent_without_parallel_calls(serve, engine, encode):
+    engine.reply = encode(AUTO_CALLS)
+    server = serve(**HERMES)
+    (call,) = server.chat(tools=[WEATHER], parallel_tool_calls=False).json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    calls, _ = streamed_calls(server, tools=[WEATHER], parallel_tool_calls=False)
+    assert [call["name"] for call in calls] == ["get_weather"]
+
+
+def test_special_tokens_reach_the_parser(serve, engine, encode, renderer):
+    """SmolLM's tokenizer has <|im_start|>, and no markers of calls, among its special tokens."""
+    engine.reply = renderer.tokenizer.encode("<|im_start|>", add_special_tokens=False)
+    server = serve(**HERMES)
+    assert server.chat(tools=[TIME]).json()["choices"][0]["message"]["content"] == "<|im_start|>"
+    assert server.chat().json()["choices"][0]["message"]["content"] == ""
+
+
+def test_tools_can_be_left_out_of_the_prompt(serve, renderer, monkeypatch):
+    seen = []
+    render = renderer.render_chat_async
+    monkeypatch.setattr(
+        renderer, "render_chat_async", lambda messages, options: seen.append(options.tools) or render(messages, options)
+    )
+    serve(exclude_tools_when_tool_choice_none=True).chat(tools=[TIME], tool_choice="none")
+    assert seen == [None]

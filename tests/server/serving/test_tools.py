@@ -18,8 +18,6 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"tools": [WEATHER]}, "requires --enable-auto-tool-choice and --tool-call-parser"),
-        ({"tools": [WEATHER], "tool_choice": "auto"}, "requires --enable-auto-tool-choice and --tool-call-parser"),
         ({"tools": []}, "must not be an empty array"),
         ({"tool_choice": "required"}, "`tools` must be set"),
         ({"tool_choice": NAMED}, "`tools` must be set"),

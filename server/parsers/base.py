@@ -1,0 +1,42 @@
+"""The interface of parsers of a model's output.
+
+A parser reads the text of one choice as it is generated. It holds back only text that the next piece may turn
+into a marker, its cost per piece does not grow with the text, and text that is not a call, malformed calls
+included, becomes `Content`: nothing is lost and nothing raises.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+from server.parsers.events import Event
+
+
+class FunctionDefinition(Protocol):
+    """A function of the request's `tools`; `server.protocol.tools.FunctionDefinition` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def parameters(self) -> dict[str, Any] | None:
+        """The JSON schema of the arguments."""
+
+
+class OutputParser(Protocol):
+    """Parses one choice; used on the event loop."""
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
+        """The events that the next piece of text completes; `token_ids` are the tokens that it came with."""
+
+    def finish(self) -> list[Event]:
+        """The events of the text that was held back; called once, after the last piece."""
+
+
+class ToolParser(OutputParser, Protocol):
+    """Finds the tool calls of one format; one class per format in `server.parsers.tools`."""
+
+    needs_special_tokens: ClassVar[bool]
+    """Whether the format's markers may be special tokens, which the detokenizer then must not skip."""
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        """`functions` are those of the request's `tools`, never empty."""

@@ -1,0 +1,199 @@
+"""Reads tool calls that are written as JSON objects, as they arrive."""
+
+import json
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.json_value import JsonValueEnd
+
+_State = Literal["open", "key", "colon", "value", "done"]
+
+ARGUMENTS: Final = ("arguments",)
+
+
+class CallObject:
+    """One `{"name": …, "arguments": …}`, with keys in any order and further keys ignored.
+
+    The call starts once its name is known and its arguments begin; until then its text can become content.
+    """
+
+    def __init__(self, argument_keys: Sequence[str] = ARGUMENTS) -> None:
+        self._argument_keys = argument_keys
+        self._state: _State = "open"
+        self._raw: list[str] = []
+        self._key = ""
+        self._value: JsonValueEnd | None = None
+        self._pieces: list[str] = []
+        self._name: str | None = None
+        self._arguments: str | None = None
+        self._is_streaming = False
+        self._events: list[Event] = []
+        self.has_started = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the object is complete, or no object that a call could be."""
+        return self._state == "done"
+
+    def feed(self, text: str) -> str:
+        """Reads the object's next piece; returns the text behind the object once it is done."""
+        while text and self._state != "done":
+            rest = self._step(text)
+            if not self.has_started:
+                self._raw.append(text[: len(text) - len(rest)])
+            text = rest
+        return text
+
+    def take_events(self) -> list[Event]:
+        """The events since the last call of this method."""
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def raw_text(self) -> str:
+        """The text of a call that has not started."""
+        return "".join(self._raw)
+
+    def _step(self, text: str) -> str:
+        if self._state == "value":
+            return self._read_value(text)
+        bare = text.lstrip()
+        if not bare:
+            return ""
+        char, rest = bare[0], bare[1:]
+        if self._state == "open" and char == "{":
+            self._state = "key"
+        elif self._state == "key" and char == '"':
+            return self._begin_value(bare, key="")
+        elif self._state == "key" and char == ",":
+            pass
+        elif self._state == "key" and char == "}":
+            self._state = "done"
+        elif self._state == "colon" and char == ":":
+            return self._begin_value(rest, key=self._key)
+        else:
+            self._state = "done"
+            return bare
+        return rest
+
+    def _begin_value(self, text: str, *, key: str) -> str:
+        """The next text is the value of this key; the empty key stands for a key itself."""
+        self._state, self._key = "value", key
+        self._value, self._pieces = JsonValueEnd(), []
+        if self._is_argument:
+            self._start_call()
+        return text
+
+    @property
+    def _is_argument(self) -> bool:
+        return self._key in self._argument_keys and self._arguments is None
+
+    def _start_call(self) -> None:
+        if self._name is not None:
+            self.has_started = True
+            self._events.append(CallStart(self._name))
+
+    def _read_value(self, text: str) -> str:
+        assert self._value is not None
+        end = self._value.find(text)
+        piece, rest = (text, "") if end is None else (text[:end], text[end:])
+        if self.has_started and self._is_argument:
+            self._stream(piece)
+        else:
+            self._pieces.append(piece)
+        if end is not None:
+            self._end_value("".join(self._pieces))
+        return rest
+
+    def _stream(self, piece: str) -> None:
+        """Passes arguments on without the blanks before their value."""
+        if not self._is_streaming:
+            piece = piece.lstrip()
+        if piece:
+            self._is_streaming = True
+            self._events.append(CallArguments(piece))
+
+    def _end_value(self, value: str) -> None:
+        key = self._key
+        self._state = "key"
+        if key == "":
+            self._key, self._state = _text(value) or "?", "colon"
+        elif self._is_argument:
+            self._arguments = value.strip()
+        elif key == "name" and self._name is None:
+            self._name = _text(value)
+            if not self._name:
+                self._state = "done"
+            elif self._arguments is not None:
+                self._start_call()
+                self._events.append(CallArguments(self._arguments))
+
+
+class CallArray:
+    """Objects of `CallObject` between `[` and `]`; text that is no call becomes content."""
+
+    def __init__(self, argument_keys: Sequence[str] = ARGUMENTS) -> None:
+        self._argument_keys = argument_keys
+        self._call: CallObject | None = None
+        self._raw = ""
+        self._is_open = False
+        self._events: list[Event] = []
+        self.is_done = False
+        self.has_started = False
+
+    def feed(self, text: str) -> str:
+        """Reads the array's next piece; returns the text behind the array once it is done."""
+        while text and not self.is_done:
+            text = self._read_between(text) if self._call is None else self._read_call(text, self._call)
+        return text
+
+    def take_events(self) -> list[Event]:
+        """The events since the last call of this method."""
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def raw_text(self) -> str:
+        """The text since the last call that has started; none while a call is open."""
+        if self._call is None:
+            return "" if self.has_started else self._raw
+        return "" if self._call.has_started else self._raw + self._call.raw_text
+
+    def _read_between(self, text: str) -> str:
+        bare = text.lstrip()
+        self._raw += text[: len(text) - len(bare)]
+        if not bare:
+            return ""
+        expected = "{,]" if self._is_open else "["
+        if bare[0] not in expected:
+            self.is_done = True
+            return bare
+        if bare[0] == "{":
+            self._call = CallObject(self._argument_keys)
+            return bare
+        self._is_open = True
+        self.is_done = bare[0] == "]"
+        self._raw += bare[0]
+        return bare[1:]
+
+    def _read_call(self, text: str, call: CallObject) -> str:
+        rest = call.feed(text)
+        self._events += call.take_events()
+        if call.has_started:
+            self.has_started, self._raw = True, ""
+        if call.is_done:
+            if not call.has_started:
+                self._events.append(Content(self.raw_text))
+                self._raw = ""
+            self._call = None
+        return rest
+
+
+def _text(value: str) -> str | None:
+    """The text of a JSON string; None for other values."""
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return None
+    return text if isinstance(text, str) else None

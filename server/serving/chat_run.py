@@ -1,0 +1,209 @@
+"""A chat request in the engine, and its output as typed deltas: the base of all APIs that chat.
+
+    run = await runner.start(request, context)             # raises every fault of the request
+    async with aclosing(run.stream()) as deltas:            # as the tokens arrive …
+        async for delta in deltas:
+            for part in delta.parts: …                      # Reasoning, Content and ToolCallPart, in order
+    choices = await run.collect()                           # … or each whole choice as one delta
+    run.meter.total()                                       # the usage so far
+
+An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
+"""
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Literal, NamedTuple
+from uuid import uuid4
+
+import msgspec
+
+from server.parsers.base import OutputParser
+from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.protocol.chat import ChatRequest
+from server.renderers.prompts import RenderedPrompt
+from server.serving.chat_options import chat_options
+from server.serving.generation import Generation, SequenceDelta
+from server.serving.inference import Inference
+from server.serving.output_parsing import OutputParsing
+from server.serving.preparation import GenerationBuilder
+from server.serving.request_context import RequestContext
+from server.serving.streams import collect, generate
+from server.serving.usage import UsageMeter
+
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ToolCallPart(NamedTuple):
+    """A part of a tool call; the whole call in the deltas of `ChatRun.collect`."""
+
+    position: int
+    """Index among the choice's calls."""
+    id: str | None
+    """Set in a call's first part only, as is the name."""
+    name: str | None
+    arguments: str
+    """JSON text that continues that of the call's earlier parts."""
+
+
+Part = Reasoning | Content | ToolCallPart
+
+
+class ChoiceDelta(NamedTuple):
+    """What some tokens add to a choice."""
+
+    choice: int
+    parts: list[Part]
+    """In the order of the text; empty if the tokens are only markers, or held back."""
+    finish_reason: ChatFinishReason | None
+    """Set in a choice's last delta."""
+    sequence: SequenceDelta
+    """The tokens with their ids, log-probabilities and `stop_reason`; its text is not parsed."""
+
+    @property
+    def reasoning(self) -> str:
+        """The text of all parts of reasoning."""
+        return "".join(part.text for part in self.parts if isinstance(part, Reasoning))
+
+    @property
+    def content(self) -> str:
+        """The text of all parts of content."""
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
+
+    @property
+    def tool_calls(self) -> list[ToolCallPart]:
+        """The parts of tool calls."""
+        return [part for part in self.parts if isinstance(part, ToolCallPart)]
+
+
+class ChatRunner:
+    """Starts chat requests; one per server."""
+
+    def __init__(self, inference: Inference, builder: GenerationBuilder, parsing: OutputParsing) -> None:
+        self._inference = inference
+        self._builder = builder
+        self._parsing = parsing
+
+    async def start(self, request: ChatRequest, context: RequestContext, *, id_prefix: str = "chatcmpl") -> "ChatRun":
+        """Renders and prepares the request; the engine receives it with the first use of the run.
+
+        Raises:
+            RequestError: the request is invalid.
+        """
+        self._inference.models.check(request.model)
+        self._parsing.check(request)
+        with context.times.rendering():
+            options = chat_options(request, self._inference.config)
+            prompt = await self._inference.renderer.render_chat_async(request.messages, options)
+        if self._parsing.keeps_special_tokens(request):
+            request = msgspec.structs.replace(request, skip_special_tokens=False)
+        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix)
+        parsers = [self._parsing.create_parser(request) for _ in range(generation.num_choices)]
+        return ChatRun(self._inference, generation, parsers)
+
+
+class ChatRun:
+    """One chat request; use either `stream` or `collect`, once, on the event loop."""
+
+    def __init__(self, inference: Inference, generation: Generation, parsers: Iterable[OutputParser | None]) -> None:
+        request = generation.request
+        assert isinstance(request, ChatRequest)
+        self.request = request
+        self.generation = generation
+        self.meter = UsageMeter(generation, has_prompt_details=inference.config.enable_prompt_tokens_details)
+        self._inference = inference
+        self._readers = [_ChoiceReader(request, parser) for parser in parsers]
+
+    @property
+    def id(self) -> str:
+        """The request's id in the response."""
+        return self.generation.request_id
+
+    @property
+    def prompt(self) -> RenderedPrompt:
+        """The rendered conversation."""
+        return self.generation.prompts[0]
+
+    @property
+    def num_choices(self) -> int:
+        """Number of choices."""
+        return self.generation.num_choices
+
+    async def stream(self) -> AsyncGenerator[ChoiceDelta, None]:
+        """Yields the deltas of all choices as they arrive; closing the generator aborts the request.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        async with aclosing(generate(self._inference, self.generation)) as deltas:
+            async for delta in deltas:
+                yield self._read(delta)
+
+    async def collect(self) -> list[ChoiceDelta]:
+        """Runs the request to its end; returns one delta per choice, with adjacent parts of a kind joined.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        deltas = [self._read(delta) for delta in await collect(self._inference, self.generation)]
+        return [delta._replace(parts=_join(delta.parts)) for delta in deltas]
+
+    def _read(self, delta: SequenceDelta) -> ChoiceDelta:
+        self.meter.add(delta)
+        return self._readers[delta.choice].read(delta)
+
+
+class _ChoiceReader:
+    """Parses one choice and numbers its calls."""
+
+    def __init__(self, request: ChatRequest, parser: OutputParser | None) -> None:
+        self._parser = parser
+        self._is_named = request.named_function is not None
+        self._is_single = request.parallel_tool_calls is False
+        self._num_calls = 0
+
+    def read(self, delta: SequenceDelta) -> ChoiceDelta:
+        is_last = delta.finish_reason is not None
+        if self._parser is None:
+            parts: list[Part] = [Content(delta.text)]
+        else:
+            events = self._parser.feed(delta.text, delta.token_ids)
+            parts = self._number([*events, *self._parser.finish()] if is_last else events)
+        return ChoiceDelta(delta.choice, parts, self._finish_reason(delta), delta)
+
+    def _number(self, events: list[Event]) -> list[Part]:
+        """Gives calls their index and id; drops all but the first if the request forbids parallel calls."""
+        parts: list[Part] = []
+        for event in events:
+            if isinstance(event, CallStart):
+                call_id = event.id or f"chatcmpl-tool-{uuid4().hex}"
+                parts.append(ToolCallPart(self._num_calls, call_id, event.name, ""))
+                self._num_calls += 1
+            elif isinstance(event, CallArguments):
+                parts.append(ToolCallPart(self._num_calls - 1, None, None, event.text))
+            else:
+                parts.append(event)
+        if self._is_single:
+            return [part for part in parts if not isinstance(part, ToolCallPart) or part.position == 0]
+        return parts
+
+    def _finish_reason(self, delta: SequenceDelta) -> ChatFinishReason | None:
+        """As OpenAI: `tool_calls` if the model chose the tool, `stop` if the request named it."""
+        if delta.finish_reason == "stop" and self._num_calls and not self._is_named:
+            return "tool_calls"
+        assert delta.finish_reason in ("stop", "length", None)  # others are raised as errors
+        return delta.finish_reason
+
+
+def _join(parts: list[Part]) -> list[Part]:
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, ToolCallPart):
+            if isinstance(last, ToolCallPart) and last.position == part.position:
+                joined[-1] = last._replace(arguments=last.arguments + part.arguments)
+                continue
+        elif type(last) is type(part):
+            joined[-1] = part._replace(text=last.text + part.text)
+            continue
+        joined.append(part)
+    return joined
