@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from server.parsers.events import CallArguments, CallStart, Event
-from server.parsers.json_calls import CallArray
+from server.parsers.json_calls import CallArray, CallStyle
 
 
 class NamedCallParser:
@@ -29,7 +29,7 @@ class RequiredCallsParser:
     """The text is an array of `{"name": …, "parameters": …}`."""
 
     def __init__(self) -> None:
-        self._array = CallArray(("parameters",))
+        self._array = CallArray(CallStyle(argument_keys=("parameters",)))
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         self._array.feed(text)

@@ -1,15 +1,21 @@
 """Reads tool calls that are written as JSON objects, as they arrive."""
 
 import json
-from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Literal, NamedTuple
 
 from server.parsers.events import CallArguments, CallStart, Content, Event
 from server.parsers.json_value import JsonValueEnd
 
 _State = Literal["open", "key", "colon", "value", "done"]
 
-ARGUMENTS: Final = ("arguments",)
+
+class CallStyle(NamedTuple):
+    """How a format writes the object of a call."""
+
+    argument_keys: tuple[str, ...] = ("arguments",)
+    unwraps_text: bool = False
+    """Whether arguments that are a JSON string contain the JSON of the arguments."""
+    may_omit_arguments: bool = False
 
 
 class CallObject:
@@ -18,8 +24,8 @@ class CallObject:
     The call starts once its name is known and its arguments begin; until then its text can become content.
     """
 
-    def __init__(self, argument_keys: Sequence[str] = ARGUMENTS) -> None:
-        self._argument_keys = argument_keys
+    def __init__(self, style: CallStyle) -> None:
+        self._style = style
         self._state: _State = "open"
         self._raw: list[str] = []
         self._key = ""
@@ -52,8 +58,8 @@ class CallObject:
 
     @property
     def raw_text(self) -> str:
-        """The text of a call that has not started."""
-        return "".join(self._raw)
+        """The text so far; none once the call has started."""
+        return "" if self.has_started else "".join(self._raw)
 
     def _step(self, text: str) -> str:
         if self._state == "value":
@@ -69,7 +75,7 @@ class CallObject:
         elif self._state == "key" and char == ",":
             pass
         elif self._state == "key" and char == "}":
-            self._state = "done"
+            self._end_object()
         elif self._state == "colon" and char == ":":
             return self._begin_value(rest, key=self._key)
         else:
@@ -87,12 +93,18 @@ class CallObject:
 
     @property
     def _is_argument(self) -> bool:
-        return self._key in self._argument_keys and self._arguments is None
+        return self._key in self._style.argument_keys and self._arguments is None
 
     def _start_call(self) -> None:
         if self._name is not None:
             self.has_started = True
             self._events.append(CallStart(self._name))
+
+    def _end_object(self) -> None:
+        self._state = "done"
+        if not self.has_started and self._name is not None and self._style.may_omit_arguments:
+            self._start_call()
+            self._events.append(CallArguments("{}"))
 
     def _read_value(self, text: str) -> str:
         assert self._value is not None
@@ -108,11 +120,15 @@ class CallObject:
 
     def _stream(self, piece: str) -> None:
         """Passes arguments on without the blanks before their value."""
-        if not self._is_streaming:
+        if not self._is_streaming and not self._pieces:
             piece = piece.lstrip()
-        if piece:
-            self._is_streaming = True
+            if not piece:
+                return
+            self._is_streaming = not (piece[0] == '"' and self._style.unwraps_text)
+        if self._is_streaming:
             self._events.append(CallArguments(piece))
+        else:
+            self._pieces.append(piece)
 
     def _end_value(self, value: str) -> None:
         key = self._key
@@ -120,7 +136,7 @@ class CallObject:
         if key == "":
             self._key, self._state = _text(value) or "?", "colon"
         elif self._is_argument:
-            self._arguments = value.strip()
+            self._end_arguments(value.strip())
         elif key == "name" and self._name is None:
             self._name = _text(value)
             if not self._name:
@@ -129,12 +145,19 @@ class CallObject:
                 self._start_call()
                 self._events.append(CallArguments(self._arguments))
 
+    def _end_arguments(self, value: str) -> None:
+        """Keeps arguments that have not been passed on yet."""
+        text = _text(value) if self._style.unwraps_text else None
+        self._arguments = value if text is None else text
+        if self.has_started and not self._is_streaming:
+            self._events.append(CallArguments(self._arguments))
+
 
 class CallArray:
     """Objects of `CallObject` between `[` and `]`; text that is no call becomes content."""
 
-    def __init__(self, argument_keys: Sequence[str] = ARGUMENTS) -> None:
-        self._argument_keys = argument_keys
+    def __init__(self, style: CallStyle) -> None:
+        self._style = style
         self._call: CallObject | None = None
         self._raw = ""
         self._is_open = False
@@ -170,7 +193,7 @@ class CallArray:
             self.is_done = True
             return bare
         if bare[0] == "{":
-            self._call = CallObject(self._argument_keys)
+            self._call = CallObject(self._style)
             return bare
         self._is_open = True
         self.is_done = bare[0] == "]"

@@ -15,12 +15,25 @@ class ParserPath(NamedTuple):
     name: str
 
 
-_HERMES: Final = ParserPath("tools.hermes", "HermesParser")
+"""Values of `--tool-call-parser`."""
+
 
 TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
-    "hermes": _HERMES,
+    "deepseek_v3": ParserPath("tools.deepseek", "DeepseekV3Parser"),
+    "deepseek_v31": ParserPath("tools.deepseek", "DeepseekV31Parser"),
+    "granite": ParserPath("tools.granite", "GraniteParser"),
+    "granite-20b-fc": ParserPath("tools.granite", "Granite20bParser"),
+    "granite4": ParserPath("tools.hermes", "Granite4Parser"),
+    "hermes": ParserPath("tools.hermes", "HermesParser"),
+    "internlm": ParserPath("tools.internlm", "InternlmParser"),
+    "jamba": ParserPath("tools.jamba", "JambaParser"),
+    "llama3_json": ParserPath("tools.llama_json", "LlamaJsonParser"),
+    "llama4_json": ParserPath("tools.llama_json", "LlamaJsonParser"),
     "longcat": ParserPath("tools.hermes", "LongcatParser"),
-    "qwen3_json": _HERMES,
+    "mistral": ParserPath("tools.mistral", "MistralParser"),
+    "phi4_mini_json": ParserPath("tools.phi4_mini", "Phi4MiniParser"),
+    "qwen3_json": ParserPath("tools.hermes", "HermesParser"),
+    "xlam": ParserPath("tools.xlam", "XlamParser"),
 }
 """Values of `--tool-call-parser`."""
 

@@ -1,17 +1,23 @@
 """`<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen2.5, Qwen3, SmolLM and others."""
 
-from server.parsers.tagged_calls import TaggedCalls
+from server.parsers.json_calls import CallStyle
+from server.parsers.marked_calls import MarkedObjects
 
 
-class HermesParser(TaggedCalls):
-    """Reads the format with which most models with ChatML templates are trained."""
+class HermesParser(MarkedObjects):
+    """The format of most models with ChatML templates."""
 
-    start = "<tool_call>"
-    end = "</tool_call>"
+    markers = {"<tool_call>": "</tool_call>"}
 
 
-class LongcatParser(TaggedCalls):
+class LongcatParser(MarkedObjects):
     """The same with longer markers."""
 
-    start = "<longcat_tool_call>"
-    end = "</longcat_tool_call>"
+    markers = {"<longcat_tool_call>": "</longcat_tool_call>"}
+
+
+class Granite4Parser(MarkedObjects):
+    """The same, with arguments that may be a JSON text of JSON."""
+
+    markers = HermesParser.markers
+    style = CallStyle(unwraps_text=True)

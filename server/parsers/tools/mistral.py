@@ -1,0 +1,106 @@
+"""`[TOOL_CALLS]NAME[ARGS]{…}` (tokenizers from v11 on) and `[TOOL_CALLS][{"name": …, "arguments": …}, …]`."""
+
+import re
+from secrets import choice
+from string import ascii_letters, digits
+from typing import Final
+
+from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.json_calls import CallArray, CallObject, CallStyle
+from server.parsers.json_value import JsonValueEnd
+from server.parsers.marked_calls import CallBody, MarkedCalls
+
+_ID_CHARS: Final = ascii_letters + digits
+_ID_LENGTH: Final = 9
+_STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
+_BEFORE_ARGUMENTS: Final = re.compile(r"(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\]|(?=\{))")
+
+
+class MistralParser(MarkedCalls):
+    """The text behind the marker tells which of the two formats it is."""
+
+    markers = {"[TOOL_CALLS]": ""}
+
+    def create_body(self) -> CallBody:
+        return _MistralCalls()
+
+
+class _MistralCalls:
+    """Gives each call an id with which mistral-common accepts it in a later request."""
+
+    def __init__(self) -> None:
+        self._raw = ""
+        self._calls: CallArray | CallObject | _NamedCall | None = None
+
+    @property
+    def has_started(self) -> bool:
+        return self._calls is not None and self._calls.has_started
+
+    @property
+    def is_done(self) -> bool:
+        return self._calls is not None and self._calls.is_done
+
+    @property
+    def raw_text(self) -> str:
+        raw = self._raw if self._calls is None or not self._calls.has_started else ""
+        return raw if self._calls is None else raw + self._calls.raw_text
+
+    def feed(self, text: str) -> str:
+        if self._calls is None:
+            bare = text.lstrip()
+            self._raw += text[: len(text) - len(bare)]
+            if not bare:
+                return ""
+            text = bare
+            self._calls = _reader_of(bare[0])
+        return self._calls.feed(text)
+
+    def take_events(self) -> list[Event]:
+        events = [] if self._calls is None else self._calls.take_events()
+        return [
+            event._replace(id=event.id or _make_id()) if isinstance(event, CallStart) else event for event in events
+        ]
+
+
+class _NamedCall:
+    """`NAME[ARGS]{…}`; without `[ARGS]`, the first brace ends the name."""
+
+    def __init__(self) -> None:
+        self._head = ""
+        self._value = JsonValueEnd()
+        self._events: list[Event] = []
+        self.has_started = False
+        self.is_done = False
+
+    @property
+    def raw_text(self) -> str:
+        return "" if self.has_started else self._head
+
+    def feed(self, text: str) -> str:
+        if not self.has_started:
+            self._head += text
+            found = _BEFORE_ARGUMENTS.search(self._head)
+            if found is None:
+                return ""
+            name, text = self._head[: found.start()].strip(), self._head[found.end() :]
+            self.has_started = True
+            self._events.append(CallStart(name, found["id"]))
+        end = self._value.find(text)
+        self.is_done = end is not None
+        if text[:end]:
+            self._events.append(CallArguments(text[:end]))
+        return "" if end is None else text[end:]
+
+    def take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+def _reader_of(first: str) -> CallArray | CallObject | _NamedCall:
+    if first == "[":
+        return CallArray(_STYLE)
+    return CallObject(_STYLE) if first == "{" else _NamedCall()
+
+
+def _make_id() -> str:
+    return "".join(choice(_ID_CHARS) for _ in range(_ID_LENGTH))
