@@ -3,6 +3,7 @@
 import json
 import resource
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.thorough
 _GONE_S = 120.0
 _ANSWER_S = 200.0
 _NUM_CLIENTS = 24
+_REST_S = 1.0
 _MARGIN_BYTES = 24 << 20
 _PROMPT = " once" * 900
 
@@ -122,17 +124,14 @@ def test_start_in_a_container_that_is_too_small_names_the_needed_memory(model_pa
 def test_engine_whose_allocation_fails_reports_the_reason(start_server: Any, num_restarts: int) -> None:
     with start_server("--engine-restarts", str(num_restarts), "--engine-watchdog-timeout", "60") as server:
         engine = wait_process(server, "engine")
+        _wait_idle(engine)
         used = next(line for line in Path(f"/proc/{engine.pid}/status").read_text().splitlines() if "VmData" in line)
         most = (int(used.split()[1]) << 10) + (1 << 20)
         resource.prlimit(engine.pid, resource.RLIMIT_DATA, (most, most))
         requests = _LargeRequests(server.url)
         requests.finish()
         assert set(requests.statuses) <= {200, 500, 503}  # freed memory is enough for some of them
-        assert any("the engine ran out of memory (" in body for body in requests.bodies), (
-            requests.statuses,
-            requests.bodies[-1:],
-            server.log[-2000:],
-        )
+        assert any("the engine ran out of memory (" in body for body in requests.bodies), server.log
         if num_restarts:
             server.wait_ready()
             assert server.complete(max_tokens=4) == 200
@@ -142,3 +141,14 @@ def test_engine_whose_allocation_fails_reports_the_reason(start_server: Any, num
         (line,) = [line for line in server.log.splitlines() if "the engine died" in line]
         assert "the engine ran out of memory (" in line
         assert "lower --max-num-seqs or --max-model-len, or give it more memory" in line
+
+
+def _wait_idle(engine: psutil.Process) -> None:
+    """Waits until the engine has done the imports of its idle time; without memory they fail in many ways."""
+
+    def has_rested() -> bool:
+        before = engine.cpu_times().user
+        time.sleep(_REST_S)
+        return engine.cpu_times().user == before
+
+    wait_until(has_rested)
