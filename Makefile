@@ -8,6 +8,7 @@
 #   make docs                              writes the generated pages docs/{cli,flags,environment,vllm-hooks}.md
 #   make test-newest [TORCH=torch] [ARGS="..."]   tests with the newest releases of all dependencies but torch
 #   make test-vllm-versions [VERSIONS="0.28.0 0.31.0"]   the launcher's real tests with several versions of vLLM
+#   make test-vllm-suite VLLM_SOURCE=PATH [ARGS="files"]   vLLM's own tests of its entrypoints; see docs/vllm-suite.md
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
@@ -37,7 +38,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 DEFAULT_MODEL := $(VENV)/.default-model
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-soak test-faults lint docs bench audit install install-dev clean
+.PHONY: help serve test test-all test-thorough test-slow test-cuda test-newest test-vllm-versions test-vllm-suite test-soak test-faults lint docs bench audit install install-dev clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -76,6 +77,10 @@ test-newest:
 
 test-vllm-versions: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)
+
+test-vllm-suite: $(INSTALLED_DEV)
+	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/vllm-suite.md" >&2; exit 2; }
+	@exec $(BIN)/python -m tests.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
 SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48

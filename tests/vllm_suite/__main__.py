@@ -1,0 +1,122 @@
+"""Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import click
+import yaml
+
+from tests.vllm_suite.file_run import SuiteResult, run_file
+from tests.vllm_suite.report import Reasons, describe, judge
+from tests.vllm_suite.workspace import HERE, Workspace, prepare_workspace
+
+_ENTRYPOINTS: Final = "tests/entrypoints"
+_VLLM_RESULTS: Final = HERE / "vllm-0.32-cpu.json"
+_SERVER_WORDS: Final = ("Remote", '"vllm"', "schemathesis")
+"""A file without these, and without them in the conftest.py above it, starts no server."""
+
+
+@click.command()
+@click.option("--server", type=click.Choice(["ours", "vllm"]), default="ours", help="Which program the tests start.")
+@click.option("--json", "report", type=click.Path(path_type=Path), help="Write the results to a file.")
+@click.option("--jobs", default=1, show_default=True, help="Files that run at once.")
+@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds for one file.")
+@click.argument("vllm_source", type=click.Path(path_type=Path, exists=True))
+@click.argument("files", nargs=-1)
+def main(
+    *, server: str, report: Path | None, jobs: int, timeout_s: float, vllm_source: Path, files: Sequence[str]
+) -> None:
+    """Run the tests below tests/entrypoints of VLLM_SOURCE, or FILES of them (such as `pooling/embed`).
+
+    With `--server vllm`, plain vLLM is tested instead, and its results are kept in the repository: tests that
+    it does not pass do not count against this program.
+    """
+    workspace = prepare_workspace(vllm_source.resolve())
+    reasons = _read_reasons()
+    results: list[SuiteResult] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        chosen = choose_files(workspace.source, files)
+        runs = {
+            pool.submit(_results_of, workspace, file, reasons, server=server, timeout_s=timeout_s): file
+            for file in chosen
+        }
+        for number, run in enumerate(as_completed(runs), 1):
+            results += run.result()
+            _show_progress(f"{number}/{len(chosen)} {runs[run]}", run.result())
+            if server == "vllm":
+                _keep_vllm_results(run.result())
+    results.sort(key=lambda result: chosen.index(result.test.partition("::")[0]))
+    on_vllm: Mapping[str, str] = {} if server == "vllm" else _read_vllm_results()
+    judged = judge(results, reasons, on_vllm)
+    click.echo("\n".join(describe(judged)))
+    if report is not None:
+        report.parent.mkdir(exist_ok=True)
+        rows = [asdict(one.result) | {"verdict": one.verdict, "reason": one.reason} for one in judged]
+        report.write_text(json.dumps(rows, indent=1))
+    sys.exit(server == "ours" and any(one.verdict == "failed" for one in judged))
+
+
+def choose_files(source: Path, beginnings: Sequence[str]) -> list[str]:
+    """All test files, or those whose path begins so, named from the source's root."""
+    names = [str(path.relative_to(source)) for path in sorted((source / _ENTRYPOINTS).rglob("test_*.py"))]
+    wanted = tuple(f"{_ENTRYPOINTS}/{word.removeprefix(f'{_ENTRYPOINTS}/')}" for word in beginnings)
+    return [name for name in names if name.startswith(wanted or _ENTRYPOINTS)]
+
+
+def _results_of(
+    workspace: Workspace, file: str, reasons: Reasons, *, server: str, timeout_s: float
+) -> list[SuiteResult]:
+    """The results of a file, which is not run if its name alone says that it is not applicable."""
+    if why := reasons.why_not(file):
+        return _without_run(workspace, file, why)
+    if not _may_start_server(workspace.source / file, workspace.source):
+        return _without_run(workspace, file, "starts no server: tests vLLM's own modules in its process")
+    return run_file(workspace, file, server=server, timeout_s=timeout_s)
+
+
+def _may_start_server(path: Path, source: Path) -> bool:
+    """Looks at the file, and at each conftest.py from there up to the folder of entrypoints."""
+    folders = [folder for folder in path.parents if folder.is_relative_to(source / _ENTRYPOINTS)]
+    files = [path, *(folder / "conftest.py" for folder in folders)]
+    return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
+
+
+def _without_run(workspace: Workspace, file: str, why: str) -> list[SuiteResult]:
+    lines = (workspace.source / file).read_text().splitlines()
+    names = [line.split("def ")[1].split("(")[0] for line in lines if "def test_" in line.split("(")[0]]
+    return [SuiteResult(f"{file}::{name}", "not applicable", why) for name in dict.fromkeys(names)]
+
+
+def _show_progress(name: str, results: Sequence[SuiteResult]) -> None:
+    outcomes = [result.outcome for result in results]
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in dict.fromkeys(outcomes))
+    click.echo(f"{name}: {counts}")
+
+
+def _read_reasons() -> Reasons:
+    lists = yaml.safe_load((HERE / "not_applicable.yaml").read_text())
+    return Reasons(_by_pattern(lists["not_applicable"]), _by_pattern(lists["known_failures"]))
+
+
+def _by_pattern(groups: Mapping[str, Sequence[str]] | None) -> dict[str, str]:
+    return {pattern: reason for reason, patterns in (groups or {}).items() for pattern in patterns}
+
+
+def _read_vllm_results() -> dict[str, str]:
+    return json.loads(_VLLM_RESULTS.read_text()) if _VLLM_RESULTS.exists() else {}
+
+
+def _keep_vllm_results(results: Sequence[SuiteResult]) -> None:
+    """Replaces the results of the file's tests."""
+    new = {result.test: result.outcome for result in results if result.outcome != "not applicable"}
+    kept = _read_vllm_results() | {test: outcome for test, outcome in new.items() if "::" in test}
+    _VLLM_RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    main()
