@@ -67,7 +67,7 @@ class Environment:
         "JSON file with a configuration of Python's logging if --log-config-file is not given."
     )
     VLLM_LOG_STATS_INTERVAL = number(10.0, "Seconds between two log lines with statistics.", above=0)
-    VLLM_MAX_N_SEQUENCES = integer(128, "Largest `n` of a request.", minimum=1)
+    VLLM_MAX_N_SEQUENCES = integer(16384, "Largest `n` of a request, and most prompts times n.", minimum=1)
     VLLM_MAX_COMPLETION_PROMPTS = integer(2048, "Most prompts of a request without --http-max-prompts.", minimum=1)
     VLLM_MAX_STOP_STRINGS = integer(64, "Most stop strings of a request without --http-max-stop-strings.", minimum=1)
     VLLM_IMAGE_FETCH_TIMEOUT = integer(5, "Seconds that fetching an image may take, redirects included.", minimum=1)

@@ -15,6 +15,7 @@ from server.engine.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
+from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.routes.endpoint import Intake
 from server.routes.health import HealthEndpoint
@@ -171,6 +172,7 @@ def build_app(parts: AppParts) -> ServerApp:
         running=parts.running,
         renderer=parts.renderer,
         loop_metrics=metrics.loop,
+        unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
         tracer=parts.tracer,
     )
     return ServerApp(

@@ -301,6 +301,12 @@ class ServerConfig:
         'Leave tools out of the prompt when `tool_choice` is "none".',
         group="Requests and answers",
     )
+    reject_unknown_fields: bool = setting(
+        False,
+        "--reject-unknown-fields",
+        "Answer 400 to a request with a field that is unknown or without effect, instead of logging it once.",
+        group="Requests and answers",
+    )
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

@@ -98,11 +98,11 @@ class LimitsConfig:
         minimum=1,
     )
     max_choices: int = from_variable(env.VLLM_MAX_N_SEQUENCES, minimum=1)
-    """`n` and `best_of`."""
+    """`n`, and prompts times `n`."""
     max_prompts: int = from_variable(
         env.VLLM_MAX_COMPLETION_PROMPTS,
         "--http-max-prompts",
-        "Most prompts of a request, times n; also inputs and documents; else 400.",
+        "Most prompts, inputs or documents of a request; else 400.",
         syntax="count",
         minimum=1,
     )

@@ -1,12 +1,12 @@
 """Bodies of /v1/chat/completions: the request."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, UnsetType
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
-from server.protocol.fields import Hint, NumLogprobs, TokenCount, Unsupported
+from server.protocol.fields import INEFFECTIVE, Hint, NumLogprobs, TokenCount
 from server.protocol.generation import GenerationRequest
 from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
 
@@ -39,21 +39,20 @@ class ChatRequest(GenerationRequest, kw_only=True):
     mm_processor_kwargs: dict[str, Any] | None = None
 
     include_reasoning: Hint = True
-    modalities: list[str] | None = None
-    audio: Unsupported = None
-    functions: Unsupported = None
-    function_call: Unsupported = "none"
-    prediction: Unsupported = None
-    verbosity: Unsupported = "medium"
-    web_search_options: Unsupported = None
+
+    modalities: Hint = None
+    audio: Annotated[Any, INEFFECTIVE] = None
+    functions: Annotated[Any, INEFFECTIVE] = None
+    function_call: Annotated[Any, INEFFECTIVE] = "none"
+    prediction: Annotated[Any, INEFFECTIVE] = None
+    verbosity: Annotated[Any, INEFFECTIVE] = "medium"
+    web_search_options: Annotated[Any, INEFFECTIVE] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_generation_prompt(self.add_generation_prompt, self.continue_final_message)
         if self.top_logprobs and not self.logprobs:
             raise RequestError("when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
-        if self.modalities not in (None, [], ["text"]):
-            raise RequestError(f'`modalities` must be ["text"], got {self.modalities}.', param="modalities")
         self._check_tools()
 
     def _check_tools(self) -> None:

@@ -38,13 +38,18 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         super().__post_init__()
         has_embeds = self.prompt_embeds is not None and self.prompt_embeds != []
         if not self.prompt and not has_embeds:
-            raise RequestError("`prompt` or `prompt_embeds` must be given and must not be empty.", param="prompt")
+            raise RequestError("Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
         if has_embeds and self.echo:
             raise RequestError("`echo` cannot be combined with `prompt_embeds`: they have no text.", param="echo")
         if has_embeds and self.prompt_logprobs is not None:
             raise RequestError(
                 "`prompt_logprobs` cannot be combined with `prompt_embeds`: they have no tokens.",
                 param="prompt_logprobs",
+            )
+        if self.logprob_token_ids and self.is_echo_only:
+            raise RequestError(
+                "`logprob_token_ids` cannot be combined with `echo` and `max_tokens=0`: no tokens are generated.",
+                param="logprob_token_ids",
             )
         if isinstance(self.prompt, list) and len({type(member) for member in self.prompt}) > 1:
             raise RequestError(

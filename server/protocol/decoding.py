@@ -9,6 +9,7 @@ from server.errors import RequestError
 from server.limits import LimitsConfig
 from server.protocol.long_texts import shorten
 from server.protocol.nesting import NestingCheck
+from server.protocol.unused_fields import UnusedFields
 
 T = TypeVar("T")
 
@@ -30,10 +31,18 @@ class RequestDecoder(Generic[T]):
         nesting: limits of a body's shape, checked without its long texts.
         long_field: a field whose texts may be tens of megabytes; these are decoded as memoryviews of the
             body.
+        unused: what to do with fields without effect.
     """
 
-    def __init__(self, model: type[T], long_field: str | None = None, nesting: NestingCheck | None = None) -> None:
+    def __init__(
+        self,
+        model: type[T],
+        long_field: str | None = None,
+        nesting: NestingCheck | None = None,
+        unused: UnusedFields | None = None,
+    ) -> None:
         self.model = model
+        self._unused = unused or UnusedFields()
         self._long_field = long_field
         self._nesting = nesting or NestingCheck(LimitsConfig())
         self._decoder = msgspec.json.Decoder(model)
@@ -42,8 +51,8 @@ class RequestDecoder(Generic[T]):
         """Decodes a body.
 
         Raises:
-            RequestError: the body is not JSON, or a field is unknown, missing, of another type or out of
-                range.
+            RequestError: the body is not JSON, or a field is missing, of another type, out of range, or
+                without effect where such fields are rejected.
         """
         if self._long_field is None or len(body) < _LARGE_BYTES:
             return self._decode(body)
@@ -56,13 +65,24 @@ class RequestDecoder(Generic[T]):
     def _decode(self, body: bytes) -> T:
         self._nesting.check(body)
         try:
-            return self._decoder.decode(body)
+            request = self._decode_known(body)
         except msgspec.ValidationError as err:
             raise self._explain(str(err), body) from err
         except (msgspec.DecodeError, UnicodeDecodeError) as err:
             raise RequestError(f"The request body is not valid JSON: {err}") from err
         except RecursionError as err:
             raise RequestError("The request body is nested too deeply.") from err
+        self._unused.check(request)
+        return request
+
+    def _decode_known(self, body: bytes) -> T:
+        """Decodes a body; again without its unknown fields if it has any."""
+        try:
+            return self._decoder.decode(body)
+        except msgspec.ValidationError as err:
+            if self._unused.is_rejecting or "unknown field" not in str(err):
+                raise
+        return self._decoder.decode(self._unused.drop_unknown(body, self.model))
 
     def _explain(self, error: str, body: bytes) -> RequestError:
         located = _LOCATED.fullmatch(error)

@@ -17,8 +17,12 @@ MAX_BAD_WORD_CHARS = 1024
 Hint = Annotated[Any, Meta(extra={"support": "hint"})]
 """A field that is only a hint (routing, billing, caching): any value is accepted and has no effect."""
 
+INEFFECTIVE = Meta(extra={"support": "ineffective"})
+"""Marks a field that vLLM has and this server does not implement: a value is logged once, or rejected with
+`--reject-unknown-fields`."""
+
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
-"""A field that this server does not support: any value except null, empty or the default is a 400."""
+"""A field without which the answer would be wrong: any value except null, empty or the default is a 400."""
 
 TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
 TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
@@ -33,7 +37,9 @@ TopK = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]
-LogitBias = Annotated[float, Meta(ge=-100, le=100)]
+LogitBias = float
+"""Limited to -100 to 100 when it is used, as in vLLM."""
+Priority = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1)]
 Stop = Text | list[Text]
@@ -50,6 +56,11 @@ def check_unsupported(request: msgspec.Struct) -> None:
         value = getattr(request, name)
         if value is not None and value != default and value not in _EMPTY:
             raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
+
+
+def is_ineffective(kind: Any) -> bool:
+    """Whether a field's type is marked with INEFFECTIVE."""
+    return INEFFECTIVE in getattr(kind, "__metadata__", ())
 
 
 @cache

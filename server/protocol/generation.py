@@ -1,11 +1,13 @@
 """Fields that completions and chat completions share, with vLLM's names, ranges and defaults."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.fields import (
+    INEFFECTIVE,
     BadWords,
     Hint,
     LogitBias,
@@ -13,6 +15,7 @@ from server.protocol.fields import (
     NumChoices,
     NumLogprobs,
     Penalty,
+    Priority,
     RepetitionPenalty,
     RequestId,
     Seed,
@@ -26,6 +29,8 @@ from server.protocol.fields import (
     Unsupported,
     check_unsupported,
 )
+
+MAX_LOGPROB_TOKEN_IDS = 128
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +84,14 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         check_unsupported(self)
+
+
+class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """When repeated tokens end the output."""
+
+    max_pattern_size: TokenCount = 0
+    min_pattern_size: TokenCount = 0
+    min_count: TokenCount = 0
 
 
 class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -140,24 +153,27 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     mm_payload: Hint = None
     return_mm_kwargs: Hint = None
 
-    best_of: NumChoices | None = None
+    logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
+    """Tokens whose log-probabilities are reported instead of the most likely ones."""
+    truncation_side: Literal["left", "right"] | None = None
+    """The side on which tokens are cut off; `left`, the default here, keeps the last ones."""
+    kv_transfer_params: dict[str, Any] | None = None
+    """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
+
+    best_of: Annotated[Any, INEFFECTIVE] = None
     use_beam_search: Unsupported = False
-    length_penalty: Unsupported = 1.0
-    early_stopping: Unsupported = False
-    logits_processors: Unsupported = None
-    logprob_token_ids: Unsupported = None
-    watermarking: Unsupported = False
-    truncation_side: Unsupported = "left"
-    priority: Unsupported = 0
-    kv_transfer_params: Unsupported = None
-    ec_transfer_params: Unsupported = None
-    vllm_xargs: Unsupported = None
-    repetition_detection: Unsupported = None
-    thinking_token_budget: Unsupported = -1
-    stream_interval: Unsupported = 1
-    routed_experts_prompt_start: Unsupported = 0
+    length_penalty: Annotated[float, INEFFECTIVE] = 1.0
+    """Concerns beam search only."""
+    watermarking: Annotated[bool | None, INEFFECTIVE] = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    """Sequences are scheduled in the order of their arrival."""
     media_io_kwargs: Unsupported = None
-    mm_processor_kwargs: Unsupported = None
+    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
+    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
+    repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
+    thinking_token_budget: Annotated[int | None, INEFFECTIVE] = -1
+    stream_interval: Annotated[Annotated[int, Meta(ge=1)] | None, INEFFECTIVE] = None
+    routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 
     def __post_init__(self) -> None:
         check_unsupported(self)
@@ -165,10 +181,15 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
             raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
-        if self.best_of is not None and self.best_of != self.num_choices:
+        if self.logprob_token_ids and self.num_logprobs is None:
             raise RequestError(
-                f"`best_of` must equal `n`: got best_of={self.best_of}, n={self.num_choices}.", param="best_of"
+                "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"
             )
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """Candidates to report per generated token."""
+        raise NotImplementedError
 
     @property
     def num_choices(self) -> int:

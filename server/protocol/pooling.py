@@ -7,7 +7,16 @@ from msgspec import Meta
 
 from server.errors import RequestError
 from server.protocol.conversation import check_generation_prompt
-from server.protocol.fields import Hint, RequestId, TokenId, Truncation, Unsupported, check_unsupported
+from server.protocol.fields import (
+    INEFFECTIVE,
+    Hint,
+    Priority,
+    RequestId,
+    TokenId,
+    Truncation,
+    Unsupported,
+    check_unsupported,
+)
 from server.protocol.usage import Usage
 
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]
@@ -29,7 +38,7 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: Hint = None
     cache_salt: Hint = None
     padding: Literal["max_length", "do_not_pad"] | None = None
-    priority: Unsupported = 0
+    priority: Annotated[Priority, INEFFECTIVE] = 0
     mm_processor_kwargs: Unsupported = None
     normalize: Any = None
 

@@ -15,8 +15,15 @@ from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
 from server.renderers.processor_cache import ProcessorCache
-from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_last, resolve_token_limit
-from server.renderers.prompts import ChatOptions, EmbedsPrompt, Prompt, RenderedPrompt, TextOptions
+from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_tokens, resolve_token_limit
+from server.renderers.prompts import (
+    ChatOptions,
+    EmbedsPrompt,
+    Prompt,
+    RenderedPrompt,
+    TextOptions,
+    TruncationSide,
+)
 from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizer import Tokenizer
 from server.types import EngineInfo, PromptInputs
@@ -64,6 +71,7 @@ class BaseRenderer(ABC):
         self._mm_executor = executor or self.pools["mm"]
         self._loop_share = LoopShare()
         self.detokenize_async = make_async(self.detokenize, self._executor)
+        self.token_pieces_async = make_async(tokenizer.pieces, self._executor)
         self.encode_words_async = make_async(self.encode_words, self._executor)
         self.clear_mm_cache_async = make_async(self.clear_mm_cache, self._mm_executor)
         self._safe_load_prompt_embeds_async = make_async(safe_load_prompt_embeds, self._executor)
@@ -106,7 +114,7 @@ class BaseRenderer(ABC):
                 param="prompt_embeds",
             )
         rows = await self._safe_load_prompt_embeds_async(
-            prompt.embeds, self.embeds_limits, truncate_to=self._token_limit(options)
+            prompt.embeds, self.embeds_limits, truncate_to=self._token_limit(options), side=options.truncation_side
         )
         return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 
@@ -128,7 +136,7 @@ class BaseRenderer(ABC):
         rendered = self.render_messages(messages, options)
         if isinstance(rendered, str):
             return self._tokenized(rendered, options, param="messages")
-        return RenderedPrompt(keep_last(rendered, self._token_limit(options), param="messages"), text=None)
+        return RenderedPrompt(self._keep_tokens(rendered, options, param="messages"), text=None)
 
     def render_text(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """Tokenizes a plain text, or checks token ids against the vocabulary.
@@ -139,7 +147,7 @@ class BaseRenderer(ABC):
         if isinstance(prompt, str):
             return self._tokenized(prompt, options, param="prompt")
         check_token_ids(prompt, vocab_size=self.vocab_size, param="prompt")
-        return RenderedPrompt(keep_last(prompt, self._token_limit(options), param="prompt"), text=None)
+        return RenderedPrompt(self._keep_tokens(prompt, options, param="prompt"), text=None)
 
     def detokenize(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of a whole sequence.
@@ -248,14 +256,27 @@ class BaseRenderer(ABC):
             )
 
     def _tokenized(self, text: str, options: ChatOptions | TextOptions, *, param: str) -> RenderedPrompt:
-        limit = self._token_limit(options)
+        limit, side = self._token_limit(options), options.truncation_side
         if limit is None:
             self._check_length(text, param)
+        encoded = text if limit is None or side is None else self._cut_text(text, side)
         try:
-            token_ids = self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens, limit=limit)
+            token_ids = self.tokenizer.encode(
+                encoded, add_special_tokens=options.add_special_tokens, limit=limit if side is None else None
+            )
         except UnicodeEncodeError as err:
             raise RequestError(f"{param} is not valid Unicode: it holds a lone surrogate", param=param) from err
-        return RenderedPrompt(keep_last(token_ids, limit, param=param), text)
+        return RenderedPrompt(keep_tokens(token_ids, limit, side, param=param), text)
+
+    def _keep_tokens(self, token_ids: list[int], options: ChatOptions | TextOptions, *, param: str) -> list[int]:
+        return keep_tokens(token_ids, self._token_limit(options), options.truncation_side, param=param)
+
+    def _cut_text(self, text: str, side: TruncationSide) -> str:
+        """The characters that the kept tokens can come from, so that a huge text is not tokenized."""
+        if self.max_model_len is None:
+            return text
+        num_chars = self.max_model_len * self.tokenizer.max_token_chars
+        return text[:num_chars] if side == "right" else text[-num_chars:]
 
     def _token_limit(self, options: ChatOptions | TextOptions) -> int | None:
         return resolve_token_limit(options.truncate_prompt_tokens, self.max_model_len)

@@ -89,6 +89,10 @@ class Grok2Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes_of.get(token_id, b"")
 
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """Grok-2's vocabulary holds bytes, which are written as text."""
+        return [self.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]
+
     def warm_up(self) -> None:
         """No effect: threads need no copy."""
 

@@ -61,5 +61,10 @@ class HfTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._token_bytes[token_id]
 
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """Ids without a token, which a model's last layer may have, are empty texts."""
+        pieces = self.for_this_thread.convert_ids_to_tokens(token_ids)
+        return ["" if piece is None else piece for piece in pieces]
+
     def warm_up(self) -> None:
         self._thread_tokenizers.get()

@@ -22,6 +22,18 @@ TEXT_KEYS = {
 }
 """Part type -> the key that holds its text."""
 
+_PART_FIELDS = frozenset(
+    {
+        *("type", "text", "refusal", "thinking", "closed", "data", "file", "name", "uuid", "prompt_cache_breakpoint"),
+        *(f"{kind}_{form}" for kind in ("image", "audio", "video") for form in ("url", "embeds")),
+        *("image_pil", "input_audio"),
+    }
+)
+"""Fields that OpenAI's and vLLM's content parts have."""
+
+_MAY_BE_NULL = ("assistant", "function")
+"""Roles whose content may be null: such messages call a tool."""
+
 
 def to_conversation(
     messages: list[Message], content_format: "ContentFormat", image_token: str | None = None
@@ -64,6 +76,8 @@ def _to_message(message: Message, content_format: "ContentFormat", image_token: 
     role = message.get("role")
     if not isinstance(role, str):
         raise RequestError(f"each message needs a role, got {role!r}", param="messages")
+    if message.get("content", "") is None and role not in _MAY_BE_NULL:
+        raise RequestError(f"the content of a message of role {role!r} must not be null", param="messages")
     content = _to_content(message.get("content"), content_format, image_token)
     result: Message = {"role": role, "content": _joined(content) if role == "tool" else content}
     if role == "assistant":
@@ -88,11 +102,10 @@ def _to_content(content: Any, content_format: "ContentFormat", image_token: str 
     texts = [None if is_image else _text_of(part, image_token) for part, is_image in zip(content, images, strict=True)]
     if content_format == "string":
         return "\n".join([(image_token or "")] * sum(images) + [text for text in texts if text])
-    parts: list[Message] = [
-        {"type": "image"} if is_image else {"type": "text", "text": text}
-        for text, is_image in zip(texts, images, strict=True)
+    return [
+        ({"type": "image"} if is_image else {"type": "text", "text": text}) | _extra_fields(part)
+        for part, text, is_image in zip(content, texts, images, strict=True)
     ]
-    return [part for part in parts if part["type"] == "image" or part["text"] is not None]
 
 
 def is_image(part: Any) -> bool:
@@ -100,11 +113,18 @@ def is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image_url", "input_image")
 
 
+def _extra_fields(part: Any) -> Message:
+    """Fields of a part that only the model's template knows, such as a language code."""
+    if not isinstance(part, dict) or part.keys() <= _PART_FIELDS:
+        return {}
+    return {name: value for name, value in part.items() if name not in _PART_FIELDS}
+
+
 def _parts(texts: list[str]) -> list[Message]:
     return [{"type": "text", "text": text} for text in texts]
 
 
-def _text_of(part: Any, image_token: str | None) -> str | None:
+def _text_of(part: Any, image_token: str | None) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
@@ -116,7 +136,7 @@ def _text_of(part: Any, image_token: str | None) -> str | None:
             param="messages",
         )
     text = part.get(key)
-    if text is not None and not isinstance(text, str):
+    if not isinstance(text, str):
         raise RequestError(f"the {key!r} of a content part must be text, got {text!r}", param="messages")
     return text
 

@@ -41,16 +41,20 @@ def check_token_ids(token_ids: list[int], *, vocab_size: int, param: str) -> Non
     """Raises RequestError if an id is outside the vocabulary."""
     if token_ids and (min(token_ids) < 0 or max(token_ids) >= vocab_size):
         bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise RequestError(f"token ids must be from 0 to {vocab_size - 1}, got {bad}", param=param)
+        raise RequestError(
+            f"token ids must be from 0 to {vocab_size - 1}, got {bad}, which is out of vocabulary", param=param
+        )
 
 
-def keep_last(token_ids: list[int], limit: int | None, *, param: str) -> list[int]:
-    """The last `limit` tokens.
+def keep_tokens(token_ids: list[int], limit: int | None, side: str | None, *, param: str) -> list[int]:
+    """The first `limit` tokens if they are cut on the `right` side, otherwise the last ones.
 
     Raises:
         RequestError: no token remains.
     """
-    kept = token_ids if limit is None else token_ids[max(0, len(token_ids) - limit) :]
+    kept = token_ids
+    if limit is not None:
+        kept = token_ids[:limit] if side == "right" else token_ids[max(0, len(token_ids) - limit) :]
     if not kept:
         raise RequestError(f"{param} has no tokens", param=param)
     return kept

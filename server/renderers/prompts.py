@@ -1,7 +1,7 @@
 """Prompts and options that a renderer accepts, and the rendered prompt that it returns."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from server.errors import RequestError
 from server.types import PromptInputs
@@ -14,6 +14,12 @@ class EmbedsPrompt:
     embeds: str | bytes | memoryview
     """Base64 of a tensor file (`server.renderers.embeds.prompt_embeds`)."""
 
+
+TruncationSide = Literal["left", "right"]
+"""Where a prompt is cut: `right` keeps its first tokens, `left` the last ones.
+
+None keeps the last ones too, and the special tokens at the beginning.
+"""
 
 Prompt = str | list[int] | EmbedsPrompt
 """A completion's prompt: text, token ids or embeddings."""
@@ -50,6 +56,7 @@ class ChatOptions:
     add_special_tokens: bool = False
     """Chat templates write the special tokens themselves."""
     truncate_prompt_tokens: int | None = None
+    truncation_side: TruncationSide | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     """Only accepted with `--trust-request-mm-kwargs`."""
 
@@ -66,4 +73,5 @@ class TextOptions:
 
     add_special_tokens: bool = True
     truncate_prompt_tokens: int | None = None
-    """Keep this many of the last tokens; -1 keeps as many as leave room for one output token."""
+    """Keep this many tokens; -1 keeps as many as leave room for one output token."""
+    truncation_side: TruncationSide | None = None

@@ -46,6 +46,9 @@ class Tokenizer(Protocol):
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that one token adds to a text; called on the event loop."""
 
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """The tokens as the vocabulary writes them, such as `Ġworld`; the caller has checked the ids."""
+
     def warm_up(self) -> None:
         """Makes the calling thread's copy, which may hold the GIL for 0.1 s."""
 

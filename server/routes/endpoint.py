@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -13,6 +13,7 @@ from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
 from server.protocol.errors import UnavailableResponse
 from server.protocol.nesting import NestingCheck
+from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
 from server.routes.deadline import Deadline
@@ -75,6 +76,7 @@ class Intake:
     running: RunningRequests
     renderer: BaseRenderer
     loop_metrics: LoopMetrics
+    unused_fields: UnusedFields = field(default_factory=UnusedFields)
     tracer: "Tracer | None" = None
     """None without `--otlp-traces-endpoint`."""
 
@@ -88,7 +90,9 @@ class JsonEndpoint(Generic[T]):
         self.model = model
         self._intake = intake
         self._limits = intake.admission.limits
-        self._decoder = RequestDecoder(model, long_field.name if long_field else None, NestingCheck(self._limits))
+        self._decoder = RequestDecoder(
+            model, long_field.name if long_field else None, NestingCheck(self._limits), intake.unused_fields
+        )
         self._limiter = RequestLimiter(self._limits)
         self._handle = handle
         self._long_field = long_field

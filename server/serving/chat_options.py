@@ -22,6 +22,7 @@ def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
         chat_template_kwargs=_reasoning_kwargs(request) | (request.chat_template_kwargs or {}),
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
+        truncation_side=request.truncation_side,
         mm_processor_kwargs=request.mm_processor_kwargs,
     )
 

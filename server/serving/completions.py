@@ -47,7 +47,9 @@ class CompletionServing:
         self._inference.models.check_generative("Completions")
         self._inference.models.check(request.model)
         options = TextOptions(
-            add_special_tokens=request.add_special_tokens, truncate_prompt_tokens=request.truncate_prompt_tokens
+            add_special_tokens=request.add_special_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            truncation_side=request.truncation_side,
         )
         with context.times.rendering():
             prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)

@@ -53,12 +53,14 @@ class RequestLimiter:
         self._check_count("stop", request.stop_strings, "max_stop_strings")
 
     def _check_completion(self, request: CompletionRequest) -> None:
-        most, num_prompts = self._limits.max_prompts, len(request.prompts)
-        if num_prompts * request.num_choices > most:
+        prompts = request.prompts
+        self._check_count("prompt", prompts, "max_prompts")
+        most = self._limits.max_choices
+        if len(prompts) * request.num_choices > most:
             raise RequestError(
                 f"`prompt` and `n` may ask for at most {most} completions at once, "
-                f"got {num_prompts} prompts and n={request.num_choices} ({flag_of('max_prompts')}).",
-                param="prompt",
+                f"got {len(prompts)} prompts and n={request.num_choices} ({flag_of('max_choices')}).",
+                param="n",
             )
 
     def _check_inputs(self, request: InputFields) -> None:

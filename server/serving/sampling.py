@@ -98,10 +98,11 @@ class SamplingBuilder:
             seed=None if request.seed == -1 else request.seed,
             stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
             ignore_eos=request.ignore_eos,
-            logit_bias=request.logit_bias or {},
+            logit_bias={token: min(100.0, max(-100.0, bias)) for token, bias in (request.logit_bias or {}).items()},
             bad_words_ids=tuple(map(tuple, constraints.bad_words_ids)),
             allowed_token_ids=tuple(request.allowed_token_ids or ()),
-            logprobs=self._num_logprobs(request.num_logprobs, "logprobs"),
+            logprobs=0 if request.logprob_token_ids else self._num_logprobs(request.num_logprobs, "logprobs"),
+            logprob_token_ids=tuple(request.logprob_token_ids or ()),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
             guided=constraints.guided,
             cache_salt=request.cache_salt,
@@ -187,7 +188,7 @@ def _min_tokens(request: AnyRequest, max_tokens: int) -> int:
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:
     if request.allowed_token_ids == []:
         raise RequestError("allowed_token_ids must not be empty; leave it out instead.", param="allowed_token_ids")
-    for param in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+    for param in ("stop_token_ids", "logit_bias", "allowed_token_ids", "logprob_token_ids"):
         outside = [token_id for token_id in getattr(request, param) or () if not 0 <= token_id < vocab_size]
         if outside:
             raise RequestError(

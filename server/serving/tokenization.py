@@ -26,12 +26,12 @@ class TokenizationServing:
         self._models.check(request.model)
         with context.times.rendering():
             token_ids = (await self._render(request)).token_ids
-        token_text = self._renderer.token_text
+            pieces = await self._renderer.token_pieces_async(token_ids) if request.return_token_strs else None
         return TokenizeResponse(
             count=len(token_ids),
             max_model_len=self._engine.info.max_model_len,
             tokens=token_ids,
-            token_strs=list(map(token_text, token_ids)) if request.return_token_strs else None,
+            token_strs=pieces,
         )
 
     async def detokenize(self, request: DetokenizeRequest, context: RequestContext) -> DetokenizeResponse:

@@ -49,22 +49,27 @@ class EmbedsLimits:
 
 
 def safe_load_prompt_embeds(
-    embeds: str | bytes | memoryview, limits: EmbedsLimits, *, truncate_to: int | None = None
+    embeds: str | bytes | memoryview,
+    limits: EmbedsLimits,
+    *,
+    truncate_to: int | None = None,
+    side: str | None = None,
 ) -> TensorData:
-    """The rows in the model's dtype; if there are more than `truncate_to`, the last ones.
+    """The rows in the model's dtype; if there are more than `truncate_to`, the last or the first ones.
 
     Args:
         embeds: base64 of a `torch.save` file, or of a safetensors file with one tensor or one named
             `prompt_embeds`.
         limits: the shape and type that the model accepts.
         truncate_to: most rows to keep.
+        side: where surplus rows are cut off: `right` keeps the first ones.
 
     Raises:
         RequestError: `embeds` is not a matrix of finite numbers that fits the model.
     """
     try:
         tensor = _read(memoryview(_decode(embeds, limits)))
-        dense = _select_rows(tensor, limits, truncate_to)
+        dense = _select_rows(tensor, limits, truncate_to, side)
         rows = convert_rows(dense, limits.dtype)
     except TensorFileError as err:
         raise _reject(str(err)) from err
@@ -101,7 +106,7 @@ def _read(payload: memoryview) -> StoredTensor:
     )
 
 
-def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None) -> DenseTensor:
+def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | None, side: str | None) -> DenseTensor:
     """The rows to use; checks the shape before a sparse tensor is expanded."""
     shape = tensor.shape
     if tensor.dtype not in FLOAT_TYPES:
@@ -120,7 +125,8 @@ def _select_rows(tensor: StoredTensor, limits: EmbedsLimits, truncate_to: int | 
             "(--max-model-len) and one is needed for the output"
         )
     dense = tensor.to_dense()
-    return DenseTensor(dense.dtype, dense.array.reshape(matrix)[matrix[0] - num_kept :])
+    rows = dense.array.reshape(matrix)
+    return DenseTensor(dense.dtype, rows[:num_kept] if side == "right" else rows[matrix[0] - num_kept :])
 
 
 def _reject(what: str) -> RequestError:

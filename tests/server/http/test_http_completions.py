@@ -181,6 +181,16 @@ def test_output_cut_within_a_character_ends_with_a_replacement(server, engine, e
 
 
 def test_too_many_completions_at_once_are_rejected(server):
-    response = server.complete(prompt=["a"] * 1025, n=2)
+    response = server.complete(prompt=["a"] * 1025, n=16)
     assert response.status_code == 400
-    assert "2048 completions at once" in response.json()["error"]["message"]
+    assert "16384 completions at once" in response.json()["error"]["message"]
+
+
+def test_more_choices_than_the_server_admits_at_once_are_rejected(server):
+    response = server.complete(n=4097)
+    assert response.status_code == 400
+    assert "at most 4096 at once (--max-num-queued-reqs)" in response.json()["error"]["message"]
+
+
+def test_many_choices_are_answered(server):
+    assert len(server.complete(n=256, max_tokens=1).json()["choices"]) == 256

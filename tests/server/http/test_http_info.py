@@ -55,7 +55,7 @@ def test_text_is_tokenized(server, encode):
         "count": 2,
         "max_model_len": 512,
         "tokens": encode("Hello world"),
-        "token_strs": ["Hello", " world"],
+        "token_strs": ["Hello", "Ġworld"],
     }
 
 
@@ -80,7 +80,7 @@ def test_tokens_are_detokenized(server, encode):
         ("/detokenize", {"tokens": "text"}),
         ("/detokenize", {}),
         ("/tokenize", {}),
-        ("/tokenize", {"prompt": "a", "other": 1}),
+        ("/tokenize", {"prompt": "a", "return_token_strs": 7}),
         ("/tokenize", {"messages": [{"role": "user", "content": 3}]}),
         ("/tokenize", {"messages": [{}], "continue_final_message": True, "add_generation_prompt": True}),
     ],

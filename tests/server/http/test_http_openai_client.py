@@ -74,7 +74,7 @@ def test_client_lists_and_retrieves_models(client):
     [
         ({"model": "other"}, openai.NotFoundError),
         ({"model": "smol", "temperature": 9}, openai.BadRequestError),
-        ({"model": "smol", "extra_body": {"foo": 1}}, openai.BadRequestError),
+        ({"model": "smol", "extra_body": {"top_k": -2}}, openai.BadRequestError),
     ],
     ids=str,
 )

@@ -19,17 +19,19 @@ HINTS = {
     "guided_decoding_backend": "xgrammar",
 }
 
-DEFAULTS_OF_REFUSED = {
+IGNORED = {
     "use_beam_search": False,
-    "length_penalty": 1.0,
-    "early_stopping": False,
+    "length_penalty": 1.5,
+    "early_stopping": True,
     "logits_processors": None,
-    "priority": 0,
-    "vllm_xargs": {},
-    "kv_transfer_params": None,
+    "priority": 3,
+    "vllm_xargs": {"a": [1, "b"]},
+    "data_parallel_rank": 0,
+    "enable_thinking": True,
+    "kv_transfer_params": {"do_remote_prefill": True},
     "thinking_token_budget": -1,
     "truncation_side": "left",
-    "best_of": 1,
+    "best_of": 5,
 }
 
 
@@ -46,8 +48,8 @@ def assert_rejects(response, param):
     "fields",
     [
         pytest.param({"temperature": 2.1}, id="range of the field"),
-        pytest.param({"priority": 1}, id="field without support"),
-        pytest.param({"n": 129}, id="limit of the server"),
+        pytest.param({"use_beam_search": True}, id="field without support"),
+        pytest.param({"n": 16_385}, id="limit of the server"),
         pytest.param({"stop_token_ids": [49152]}, id="vocabulary of the model"),
         pytest.param({"guided_regex": "("}, id="grammar"),
     ],
@@ -87,9 +89,14 @@ def test_constraint_reaches_the_engine(server, engine):
     assert [params.guided for _, params in engine.requests.values()] == [GuidedDecoding("regex", "a+")] * 2
 
 
-def test_hints_and_defaults_change_nothing(server, engine):
-    assert server.complete(**HINTS, **DEFAULTS_OF_REFUSED).json()["choices"][0]["text"] == " Paris, the city of light."
-    assert server.chat(**HINTS, **DEFAULTS_OF_REFUSED, modalities=["text"]).status_code == 200
+def test_hints_and_fields_without_effect_change_nothing(server, engine):
+    assert server.complete(**HINTS, **IGNORED).json()["choices"][0]["text"] == " Paris, the city of light."
+    assert (
+        server.chat(
+            **HINTS, **IGNORED, modalities=["audio"], verbosity="low", functions=[{"name": "f"}], function_call="auto"
+        ).status_code
+        == 200
+    )
     for _, params in engine.requests.values():
         assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
 

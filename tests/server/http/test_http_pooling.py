@@ -259,8 +259,7 @@ def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None
         ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
         ({"input": "a", "padding": "max_length"}, "padding", "not supported"),
-        ({"input": "a", "priority": 3}, "priority", "not supported"),
-        ({"input": "a", "surprise": 3}, "surprise", "Unrecognized"),
+        ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "not supported"),
         ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
     ],
 )  # fmt: skip
@@ -343,7 +342,6 @@ def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder: LiveServer, be
         ({"task": "score"}, "task", "use `classify` instead"),
         ({"task": "classify"}, "task", "Supported tasks: embed, token_embed"),
         ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
-        ({"data": {}}, "data", "Unrecognized"),
     ],
 )
 def test_pooling_rejects_unsupported_tasks(

@@ -133,8 +133,8 @@ def test_the_last_rows_are_kept_on_request(accepting, engine):
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"prompt_embeds": []}, "prompt", "`prompt` or `prompt_embeds` must be given"),
-        ({"prompt_embeds": None}, "prompt", "`prompt` or `prompt_embeds` must be given"),
+        ({"prompt_embeds": []}, "prompt", "Either prompt or prompt_embeds must be provided"),
+        ({"prompt_embeds": None}, "prompt", "Either prompt or prompt_embeds must be provided"),
         ({"prompt_embeds": ""}, "prompt_embeds", "is empty"),
         ({"prompt_embeds": "?"}, "prompt_embeds", "not valid base64"),
         ({"prompt_embeds": [torch_payload(rows(2)), "AAAA"]}, "prompt_embeds", "neither a safetensors file"),
@@ -144,7 +144,7 @@ def test_the_last_rows_are_kept_on_request(accepting, engine):
         ({"prompt_embeds": [5]}, "prompt_embeds", "got `int` 5"),
         ({"prompt_embeds": torch_payload(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
         ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": 0}, "prompt_logprobs", "`prompt_embeds`"),
-        ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "2049 prompts"),
+        ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "got 2049"),
         ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
     ],
 )

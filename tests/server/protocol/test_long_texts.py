@@ -153,5 +153,9 @@ def test_errors_in_a_body_with_a_long_text_are_unchanged() -> None:
     assert caught.value.param == "temperature"
     with pytest.raises(RequestError, match="`prompt_embeds\\[1\\]`: expected `str`, got `int` 1"):
         decode({FIELD: [BIG, 1]})
-    with pytest.raises(RequestError, match="Unrecognized request argument supplied: x"):
-        decode({FIELD: BIG, "x": 1})
+    with pytest.raises(RequestError, match="got 5"):
+        decode({FIELD: BIG, "x": 1, "temperature": 5})
+
+
+def test_an_unknown_field_beside_a_long_text_is_ignored() -> None:
+    assert bytes(decode({FIELD: BIG, "x": 1}).prompts[0].embeds).decode() == BIG

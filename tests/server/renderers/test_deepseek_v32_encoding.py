@@ -229,7 +229,7 @@ def test_a_developer_message_before_a_question_is_written_as_a_separate_question
     ("developer", "reason"),
     [
         ({"content": ""}, "must not be empty"),
-        ({"content": None}, "must not be empty"),
+        ({"content": None}, "must not be null"),
         ({"content": "x", "tools": [{"name": "f"}]}, "must hold a function"),
         ({"content": "x", "tools": ["f"]}, "must hold a function"),
     ],

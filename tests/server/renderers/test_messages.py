@@ -23,12 +23,31 @@ def test_text_parts_are_joined_for_string_templates() -> None:
 def test_text_becomes_a_part_for_openai_templates() -> None:
     one, two = {"type": "text", "text": "one"}, {"type": "text", "text": "two"}
     assert converted({"role": "user", "content": "one"}, "openai")["content"] == [one]
-    assert converted({"role": "user", "content": TWO_PARTS}, "openai")["content"] == [one, two]
+    assert converted({"role": "user", "content": TWO_PARTS}, "openai")["content"] == [one, two | {"cache_control": {}}]
 
 
 def test_refusals_and_bare_strings_are_text() -> None:
-    content = [{"type": "refusal", "refusal": "no"}, "never", {"type": "text", "text": None}]
+    content = [{"type": "refusal", "refusal": "no"}, "never"]
     assert converted({"role": "assistant", "content": content})["content"] == "no\nnever"
+
+
+def test_fields_that_only_a_template_knows_are_kept() -> None:
+    part = {"type": "text", "text": "Hi", "source_lang_code": "en", "uuid": "u"}
+    kept = {"type": "text", "text": "Hi", "source_lang_code": "en"}
+    assert converted({"role": "user", "content": [part]}, "openai")["content"] == [kept]
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool", "developer", "narrator"])
+def test_null_content_is_rejected(role: str) -> None:
+    with pytest.raises(RequestError, match=f"role '{role}' must not be null") as raised:
+        converted({"role": role, "content": None})
+    assert raised.value.param == "messages"
+
+
+@pytest.mark.parametrize("part", [{"type": "text"}, {"type": "text", "text": None}, {"type": "refusal", "text": "x"}])
+def test_a_text_part_without_text_is_rejected(part: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="must be text, got None"):
+        converted({"role": "user", "content": [part]})
 
 
 def test_missing_content_is_empty() -> None:

@@ -74,6 +74,16 @@ def test_truncation_keeps_the_last_tokens(renderer: HfRenderer) -> None:
     assert renderer.render_text("the quick brown fox", TextOptions(add_special_tokens=False)).token_ids == whole
 
 
+def test_the_side_of_the_truncation_can_be_chosen(renderer: HfRenderer) -> None:
+    text = "the quick brown fox"
+    whole = renderer.render_text(text, TextOptions()).token_ids
+    for prompt in (text, whole):
+        first = TextOptions(truncate_prompt_tokens=2, truncation_side="right")
+        assert renderer.render_text(prompt, first).token_ids == whole[:2]
+        last = TextOptions(truncate_prompt_tokens=2, truncation_side="left")
+        assert renderer.render_text(prompt, last).token_ids == whole[-2:]
+
+
 def test_truncation_keeps_the_begin_of_text_token(renderers: dict[str, HfRenderer]) -> None:
     whole = renderers["llama"].render_text("the quick brown fox", TextOptions()).token_ids
     truncated = renderers["llama"].render_text("the quick brown fox", TextOptions(truncate_prompt_tokens=4)).token_ids

@@ -23,7 +23,8 @@ TOOL = {"type": "function", "function": {"name": "f"}}
     ("limit", "model", "body", "message"),
     [
         ("max_choices", CompletionRequest, {"prompt": "a", "n": 3}, "at most 2, got 3 (VLLM_MAX_N_SEQUENCES)"),
-        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "2 prompts and n=2 (--http-max-prompts)"),
+        ("max_choices", CompletionRequest, {"prompt": ["a"] * 2, "n": 2}, "2 prompts and n=2 (VLLM_MAX_N_SEQUENCES)"),
+        ("max_prompts", CompletionRequest, {"prompt": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", EmbeddingRequest, {"input": ["a"] * 3}, "most 2 members, got 3 (--http-max-prompts)"),
         ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
         ("max_messages", ChatRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),

@@ -46,7 +46,7 @@ def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, 
     return builder.build(request, num_prompt_tokens=num_prompt_tokens, constraints=Constraints())
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", 129), ("stop", ["a"] * 65)], ids=["n", "stop"])
+@pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
 def test_request_above_the_limits_is_rejected(model: Model, name: str, value: Any) -> None:
     with pytest.raises(RequestError) as caught:
         RequestLimiter(LimitsConfig()).check(create(model, **{name: value}))

@@ -1,0 +1,139 @@
+"""Request fields without effect: unknown names, and known ones that this server does not implement.
+
+vLLM ignores both. Here each name is logged once per process, so that a typing error can be found; with
+`--reject-unknown-fields` both are errors. Clients may invent names: only so many are remembered and logged.
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+import msgspec
+from msgspec import inspect
+
+from server.errors import RequestError
+from server.protocol.fields import is_ineffective
+
+logger = logging.getLogger(__name__)
+
+_MAX_NAMES = 256
+_MAX_NAME_CHARS = 64
+
+
+class UnusedFields:
+    """What to do with fields without effect; one per server, used by all threads."""
+
+    def __init__(self, *, is_rejecting: bool = False) -> None:
+        self.is_rejecting = is_rejecting
+        self._logged: set[str] = set()
+
+    def check(self, request: Any) -> None:
+        """Logs the known fields without effect that a request sets.
+
+        Raises:
+            RequestError: there is one, and they are rejected.
+        """
+        model: type[msgspec.Struct] = type(request)
+        fields = _ineffective_fields(model)
+        if fields is None or fields.get_values(request) == fields.defaults:
+            return
+        for name, default in zip(fields.names, fields.defaults, strict=True):
+            value = getattr(request, name)
+            if not value or value == default:
+                continue
+            if self.is_rejecting:
+                raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
+            self._log(name, "is not supported by this server")
+
+    def drop_unknown(self, body: bytes, model: type) -> bytes:
+        """A body without the fields that its struct does not have; logs their names.
+
+        Raises:
+            msgspec.DecodeError: the body is not valid JSON.
+        """
+        unknown: set[str] = set()
+        kept = _prune(body, _schema(model), "", unknown)
+        for name in sorted(unknown):
+            self._log(name, "is unknown")
+        return bytes(kept)
+
+    def _log(self, name: str, problem: str) -> None:
+        shown = name[:_MAX_NAME_CHARS]
+        if shown in self._logged or len(self._logged) > _MAX_NAMES:
+            return
+        self._logged.add(shown)
+        if len(self._logged) > _MAX_NAMES:
+            logger.warning("more than %d request fields had no effect; further ones are not logged", _MAX_NAMES)
+            return
+        logger.warning("the request field %r %s and is ignored; this is logged once", shown, problem)
+
+
+class _IneffectiveFields:
+    """The fields of a struct that have no effect."""
+
+    def __init__(self, fields: list[msgspec.structs.FieldInfo]) -> None:
+        self.names = [field.name for field in fields]
+        self.defaults = tuple(field.default for field in fields)
+        get = attrgetter(*self.names)
+        self.get_values = get if len(fields) > 1 else lambda request: (get(request),)
+
+
+@cache
+def _ineffective_fields(model: type[msgspec.Struct]) -> _IneffectiveFields | None:
+    fields = [field for field in msgspec.structs.fields(model) if is_ineffective(field.type)]
+    return _IneffectiveFields(fields) if fields else None
+
+
+@cache
+def _schema(model: type) -> inspect.Type:
+    return inspect.type_info(model)
+
+
+def _prune(value: bytes | msgspec.Raw, kind: inspect.Type, path: str, unknown: set[str]) -> bytes | msgspec.Raw:
+    """The JSON value without unknown fields, whose names are added to `unknown`; may be unchanged."""
+    target = _struct_or_list(kind)
+    try:
+        if isinstance(target, inspect.StructType):
+            return _prune_object(value, target, path, unknown)
+        if isinstance(target, inspect.ListType):
+            members = msgspec.json.decode(value, type=list[msgspec.Raw])
+            pruned = [_prune(member, target.item_type, path + "[]", unknown) for member in members]
+            return msgspec.json.encode([msgspec.Raw(member) for member in pruned])
+    except msgspec.ValidationError:
+        pass  # a value of another type, which the request's decoder describes
+    return value
+
+
+def _prune_object(value: bytes | msgspec.Raw, struct: inspect.StructType, path: str, unknown: set[str]) -> bytes:
+    members = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+    types = {field.encode_name: field.type for field in struct.fields}
+    kept = {}
+    for name, member in members.items():
+        place = f"{path}.{name}" if path else name
+        if name in types:
+            kept[name] = msgspec.Raw(_prune(member, types[name], place, unknown))
+        elif len(unknown) <= _MAX_NAMES:
+            unknown.add(place)
+    return msgspec.json.encode(kept)
+
+
+def _struct_or_list(kind: inspect.Type) -> inspect.StructType | inspect.ListType | None:
+    """The struct, or the list with structs, among a field's types; None if its values have no fields."""
+    for part in _parts(kind):
+        if isinstance(part, inspect.StructType):
+            return part
+        if isinstance(part, inspect.ListType) and _struct_or_list(part.item_type) is not None:
+            return part
+    return None
+
+
+def _parts(kind: inspect.Type) -> Iterator[inspect.Type]:
+    if isinstance(kind, inspect.Metadata):
+        yield from _parts(kind.type)
+    elif isinstance(kind, inspect.UnionType):
+        for member in kind.types:
+            yield from _parts(member)
+    else:
+        yield kind
