@@ -191,7 +191,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     builder = GenerationBuilder(inference)
     return Handlers(
         completions=CompletionServing(inference, builder),
-        chat=ChatServing(inference, ChatRunner(inference, builder, OutputParsing(config))),
+        chat=ChatServing(inference, ChatRunner(inference, builder, OutputParsing(config, parts.renderer))),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         pooling=PoolingServing(inference),

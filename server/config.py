@@ -291,9 +291,16 @@ class ServerConfig:
     tool_call_parser: str | None = setting(
         None,
         "--tool-call-parser",
-        "Format in which the model writes tool calls, by vLLM's name.",
+        "Format in which the model writes tool calls, by vLLM's name; auto tells it from the model's files.",
         group="Requests and answers",
         metavar="NAME",
+    )
+    tool_parser_plugin: str | None = setting(
+        None,
+        "--tool-parser-plugin",
+        "Python file whose TOOL_PARSERS maps further names for --tool-call-parser to classes.",
+        group="Requests and answers",
+        metavar="FILE",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
         False,
@@ -434,11 +441,14 @@ class ServerConfig:
     def _check_parsers(self) -> None:
         if self.enable_auto_tool_choice and self.tool_call_parser is None:
             raise ConfigError("--enable-auto-tool-choice", True, "used with --tool-call-parser")
-        if self.tool_call_parser is not None:
-            from server.parsers.registry import TOOL_PARSERS
+        if self.tool_parser_plugin is not None and not Path(self.tool_parser_plugin).is_file():
+            raise ConfigError("--tool-parser-plugin", self.tool_parser_plugin, "a Python file")
+        if self.tool_call_parser is not None and self.tool_parser_plugin is None:
+            from server.parsers.registry import AUTO, TOOL_PARSERS
 
-            if self.tool_call_parser not in TOOL_PARSERS:
-                raise ConfigError("--tool-call-parser", self.tool_call_parser, f"one of {', '.join(TOOL_PARSERS)}")
+            if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
+                expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}, or a name of --tool-parser-plugin"
+                raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
 
     def _check_access(self) -> None:
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):

@@ -44,6 +44,12 @@ class HfRenderer(TemplateRenderer):
         own = self._hf.loaded.chat_template
         return self.config.chat_template or (own.get("default") if isinstance(own, dict) else own)
 
+    @property
+    def tool_template(self) -> str | None:
+        own = self._hf.loaded.chat_template
+        named = own.get("tool_use") if isinstance(own, dict) else None
+        return self.config.chat_template or named or self.chat_template
+
 
 def _names_of(templates: Any) -> set[str]:
     """The names of the model's own templates, if there are several; a request may choose one by name."""

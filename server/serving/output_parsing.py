@@ -1,20 +1,29 @@
 """Which parsers read the output of a chat request."""
 
+import logging
+
 from server.config import ServerConfig
 from server.errors import RequestError
 from server.parsers.base import OutputParser, ToolParser
+from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.forced import NamedCallParser, RequiredCallsParser
-from server.parsers.registry import load_tool_parser
+from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin, load_tool_parser
 from server.protocol.chat import ChatRequest
+from server.renderers.base import BaseRenderer
+from server.renderers.template_renderer import TemplateRenderer
+from server.renderers.tokenizer_loading import read_json_object
+
+logger = logging.getLogger(__name__)
 
 
 class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
+        """Raises PluginError if the parser's name or plugin cannot be used."""
         self._tool_parser: type[ToolParser] | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
-            self._tool_parser = load_tool_parser(config.tool_call_parser)
+            self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools and no parser reads its calls."""
@@ -41,3 +50,28 @@ class OutputParsing:
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
         """The parser of the model's own format, if the model chooses tools."""
         return self._tool_parser if request.tools and request.tool_choice in ("auto", None) else None
+
+
+def _find_tool_parser(name: str, plugin: str | None, renderer: BaseRenderer) -> type[ToolParser]:
+    parsers = {} if plugin is None else load_plugin(plugin)
+    if name in parsers:
+        return parsers[name]
+    if name == AUTO:
+        name = _detect(renderer)
+    elif name not in TOOL_PARSERS:
+        names = ", ".join((AUTO, *parsers, *TOOL_PARSERS))
+        raise PluginError(f"--tool-call-parser must be one of {names}, got '{name}'")
+    return load_tool_parser(name)
+
+
+def _detect(renderer: BaseRenderer) -> str:
+    found = detect_tool_format(
+        template=renderer.tool_template if isinstance(renderer, TemplateRenderer) else None,
+        model_type=read_json_object(renderer.files.path / "config.json").get("model_type"),
+        tokens=set(renderer.tokenizer.added_tokens.values()),
+    )
+    if found is None:
+        logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
+        return FALLBACK
+    logger.info("--tool-call-parser auto: %s, by the model's %s", found.name, found.source)
+    return found.name

@@ -1,5 +1,7 @@
 """Settings that `ServerConfig` rejects."""
 
+from typing import Any
+
 import pytest
 
 from server.config import ServerConfig
@@ -17,3 +19,16 @@ def test_requiring_client_certificates_needs_a_ca_file() -> None:
         ServerConfig(served_model_names=("m",), ssl_cert_reqs=2)
     with pytest.raises(ConfigError, match="0 .none., 1 .optional. or 2 .required."):
         ServerConfig(served_model_names=("m",), ssl_cert_reqs=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"enable_auto_tool_choice": True}, "used with --tool-call-parser"),
+        ({"tool_call_parser": "hermess"}, "--tool-call-parser must be one of auto, .*hermes.*, got 'hermess'"),
+        ({"tool_parser_plugin": "/nowhere/plugin.py"}, "--tool-parser-plugin must be a Python file"),
+    ],
+)
+def test_parsers_are_known_and_complete(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(served_model_names=("m",), **options)

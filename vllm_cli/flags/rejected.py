@@ -86,7 +86,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         values("--kv-cache-dtype-skip-layers"),
     ),
     "parsers of tool calls or of reasoning": (
-        value("--tool-parser-plugin"),
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),
         value("--reasoning-parser"),

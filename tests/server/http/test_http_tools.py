@@ -7,6 +7,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar import build_grammar
+from server.parsers.registry import PluginError
+from server.renderers.hf import HfRenderer
 
 WEATHER = {
     "type": "function",
@@ -224,3 +226,60 @@ def test_tools_can_be_left_out_of_the_prompt(serve, renderer, monkeypatch):
     )
     serve(exclude_tools_when_tool_choice_none=True).chat(tools=[TIME], tool_choice="none")
     assert seen == [None]
+
+
+PLUGIN = """
+from server.parsers.events import CallArguments, CallStart
+
+class Shouting:
+    needs_special_tokens = False
+
+    def __init__(self, functions):
+        self._name = functions[0].name
+
+    def feed(self, text, token_ids):
+        return []
+
+    def finish(self):
+        return [CallStart(self._name), CallArguments("{}")]
+
+TOOL_PARSERS = {"shouting": Shouting}
+"""
+
+
+def test_a_plugin_adds_formats(serve, engine, encode, tmp_path):
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    options = {"tool_call_parser": "shouting", "tool_parser_plugin": str(tmp_path / "plugin.py")}
+    choice = serve(enable_auto_tool_choice=True, **options).chat(tools=[TIME]).json()["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "part"),
+    [
+        (PLUGIN, "whispering", "must be one of auto, shouting, deepseek_v3"),
+        ("import nothing_of_this_name", "shouting", "ModuleNotFoundError"),
+        ("PARSERS = {}", "shouting", "TOOL_PARSERS"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_ends_the_start(serve, tmp_path, text, name, part):
+    (tmp_path / "plugin.py").write_text(text)
+    with pytest.raises(PluginError, match=part):
+        serve(enable_auto_tool_choice=True, tool_call_parser=name, tool_parser_plugin=str(tmp_path / "plugin.py"))
+
+
+def test_the_format_is_told_from_the_model(serve, engine, encode, renderer, monkeypatch, caplog):
+    engine.reply = encode('[TOOL_CALLS]get_time[ARGS]{"zone": "UTC"}')
+    monkeypatch.setattr(HfRenderer, "tool_template", "[TOOL_CALLS]")
+    with caplog.at_level("INFO"):
+        server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
+    assert "--tool-call-parser auto: mistral, by the model's chat template" in caplog.text
+    (call,) = server.chat(tools=[TIME]).json()["choices"][0]["message"]["tool_calls"]
+    assert call["function"] == {"name": "get_time", "arguments": '{"zone": "UTC"}'}
+
+
+def test_a_model_without_a_format_is_served_with_a_warning(serve, engine, encode, caplog):
+    engine.reply = encode('<tool_call>{"name": "get_time", "arguments": {}}</tool_call>')
+    server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
+    assert "the model's files name no format, so hermes is used" in caplog.text
+    assert server.chat(tools=[TIME]).json()["choices"][0]["finish_reason"] == "tool_calls"

@@ -54,7 +54,7 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) ->
         ("--lora-modules a=b c=d", "--lora-modules a=b c=d requests LoRA adapters"),
         ("-q awq", "--quantization awq requests quantized weights"),
         ("-sc.model x", "requests speculative"),
-        ("--enable-auto-tool-choice", "--enable-auto-tool-choice requests parsers of tool calls"),
+        ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),
         ("--load-format dummy", "--load-format dummy requests another way of loading"),
     ],
 )

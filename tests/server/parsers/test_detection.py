@@ -1,0 +1,33 @@
+"""Formats of tool calls, told from templates, model types and tokens."""
+
+import pytest
+
+from server.parsers.detection import Detected, detect_tool_format
+
+
+def detect(template=None, model_type="llama", tokens=()):
+    return detect_tool_format(template=template, model_type=model_type, tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("<|im_start|>… <tool_call>\n{{ call | tojson }}\n</tool_call>", "hermes"),
+        ("<|im_start|>… <tool_call>\n<function={{ call.name }}>", "qwen3_xml"),
+        ("<tool_call>{{ call.name }}<arg_key>{{ key }}</arg_key>", "glm45"),
+        ("<|start_of_role|>assistant<|end_of_role|><|tool_call|>", "granite"),
+        ("<|start_of_role|>assistant<|end_of_role|><tool_call>", "granite4"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n", "deepseek_v3"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>", "deepseek_v31"),
+        ("[TOOL_CALLS]{{ calls | tojson }}", "mistral"),
+        ('<|start_header_id|> Respond as {"name": name, "parameters": dictionary}', "llama3_json"),
+    ],
+)
+def test_the_template_tells_the_format(template, name):
+    assert detect(template, tokens=["<|python_tag|>"]) == Detected(name, "chat template")
+
+
+def test_the_type_or_a_token_tells_the_format_that_the_template_does_not():
+    assert detect("{{ messages }}", "gpt_oss") == Detected("openai", "model_type")
+    assert detect(None, tokens=["</s>", "[TOOL_CALLS]"]) == Detected("mistral", "token [TOOL_CALLS]")
+    assert detect("{{ messages }}", tokens=["</s>"]) is None
