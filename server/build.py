@@ -25,6 +25,7 @@ from server.routes.table import Handlers, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
+from server.serving.anthropic import MessagesServing
 from server.serving.availability import Availability
 from server.serving.chat import ChatServing
 from server.serving.chat_run import ChatRunner
@@ -189,9 +190,11 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     models = ServedModels(config.served_model_names, engine)
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
     builder = GenerationBuilder(inference)
+    runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer))
     return Handlers(
         completions=CompletionServing(inference, builder),
-        chat=ChatServing(inference, ChatRunner(inference, builder, OutputParsing(config, parts.renderer))),
+        chat=ChatServing(inference, runner),
+        messages=MessagesServing(inference, runner),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         pooling=PoolingServing(inference),

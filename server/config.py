@@ -17,6 +17,7 @@ TokenizerMode = Literal["auto", "hf", "mistral", "deepseek_v32", "grok2"]
 DTypeName = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 RunnerName = Literal["auto", "generate", "pooling"]
 ConvertName = Literal["auto", "none", "embed", "classify"]
+DisabledThinkingEffort = Literal["auto", "none", "low", "medium", "high", "xhigh", "max"]
 
 _MAX_ITEMS = 999
 _ROOT_PATH = re.compile(r"/[!-~]*")
@@ -281,6 +282,12 @@ class ServerConfig:
     )
     enable_force_include_usage: bool = setting(
         False, "--enable-force-include-usage", "Send `usage` with every stream.", group="Requests and answers"
+    )
+    anthropic_disabled_thinking_effort: DisabledThinkingEffort = setting(
+        "auto",
+        "--anthropic-disabled-thinking-effort",
+        "reasoning_effort for disabled thinking in /v1/messages; auto is none, or low if the template ignores none.",
+        group="Requests and answers",
     )
     enable_auto_tool_choice: bool = setting(
         False,

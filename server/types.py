@@ -247,6 +247,8 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """The engine's start-up phases: name, begin and end in monotonic nanoseconds."""
     embeds_width: int | None = None
     """Width of prompt embeds; None if prompts must be token ids."""
+    has_prefix_cache: bool = False
+    """Whether prompts remain in the KV cache for others that begin alike."""
     pooling: PoolingInfo | None = None
     """The capabilities of a pooling model; None if the model generates text."""
     pid: int | None = None

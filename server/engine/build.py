@@ -86,6 +86,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         eos_token_ids=eos_token_ids,
         spans=phases.spans,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
+        has_prefix_cache=cache.has_prefixes,
     )
     return core, info
 

@@ -31,7 +31,7 @@ from server.routes.messages import (
 from server.serving.admission import Admission
 from server.serving.availability import Availability
 from server.serving.binary_response import BinaryResponse
-from server.serving.failures import describe_failure
+from server.serving.failures import OPENAI, FailureFormat, describe_failure
 from server.serving.request_context import RequestContext
 from server.serving.request_limits import RequestLimiter, num_sequences
 from server.serving.running_requests import RunningRequests
@@ -85,7 +85,13 @@ class JsonEndpoint(Generic[T]):
     """An ASGI application for one route; it avoids the cost of Starlette's Request and Response."""
 
     def __init__(
-        self, intake: Intake, model: type[T], handle: Handler[T], *, long_field: LongField | None = None
+        self,
+        intake: Intake,
+        model: type[T],
+        handle: Handler[T],
+        *,
+        long_field: LongField | None = None,
+        failures: FailureFormat = OPENAI,
     ) -> None:
         self.model = model
         self._intake = intake
@@ -96,6 +102,7 @@ class JsonEndpoint(Generic[T]):
         self._limiter = RequestLimiter(self._limits)
         self._handle = handle
         self._long_field = long_field
+        self._failures = failures
 
     @property
     def max_body_bytes(self) -> int:
@@ -119,7 +126,7 @@ class JsonEndpoint(Generic[T]):
         except ClientGoneError:
             return
         except RequestError as err:
-            await send_failure(send, err)
+            await send_failure(send, err, self._failures)
 
     async def _serve(self, context: RequestContext, receive: Receive, send: Send, *, announced_bytes: int) -> None:
         if context.header_id is not None:
@@ -149,7 +156,7 @@ class JsonEndpoint(Generic[T]):
             async with deadline.bound():
                 response = await self._handle_body(body, context)
         except Exception as err:  # noqa: BLE001
-            await send_failure(send, err)
+            await send_failure(send, err, self._failures)
             return
         finally:
             self._intake.loop_metrics.record_render(context.times.render_s)
@@ -159,9 +166,9 @@ class JsonEndpoint(Generic[T]):
             await send_binary(send, response.body, headers=(*response.headers, *headers()))
         else:
             try:
-                await send_events(send, response, headers, deadline)
+                await send_events(send, response, headers, deadline, self._failures)
             except RequestError as err:
-                await send_failure(send, err)
+                await send_failure(send, err, self._failures)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
         request = await self._decode(body)
@@ -191,11 +198,11 @@ class JsonEndpoint(Generic[T]):
         return request
 
 
-async def send_failure(send: Send, error: Exception) -> None:
+async def send_failure(send: Send, error: Exception, failures: FailureFormat = OPENAI) -> None:
     """Sends the error body of a request that failed before its response began."""
-    body = describe_failure(error)
-    status = body.error.code
-    await send_json(send, body, status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
+    described = describe_failure(error)
+    status = described.error.code
+    await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
 
 
 async def send_unavailable(send: Send, body: UnavailableResponse) -> None:

@@ -13,7 +13,7 @@ from server.errors import RequestError
 from server.limits import flag_of
 from server.routes.deadline import Deadline, RequestTimeoutError
 from server.serving.admission import Lease
-from server.serving.failures import describe_failure
+from server.serving.failures import FailureFormat
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
@@ -106,7 +106,11 @@ async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
 
 
 async def send_events(
-    send: Send, events: AsyncGenerator[bytes, None], headers: Callable[[], Headers], deadline: Deadline
+    send: Send,
+    events: AsyncGenerator[bytes, None],
+    headers: Callable[[], Headers],
+    deadline: Deadline,
+    failures: FailureFormat,
 ) -> None:
     """Sends a stream of server-sent events; closing the stream early closes the generator.
 
@@ -126,7 +130,7 @@ async def send_events(
     except RequestTimeoutError as err:
         if not has_begun:
             raise
-        last = sse.encode_event(describe_failure(err)) + sse.DONE
+        last = failures.event(err) + failures.end
         await send({"type": "http.response.body", "body": last, "more_body": True})
     await send(_END)
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from server.protocol.anthropic import CountTokensRequest, MessagesRequest
+from server.protocol.anthropic_response import CountTokensResponse, MessagesResponse, StreamEvent
 from server.protocol.chat import ChatRequest
 from server.protocol.chat_response import ChatChunk, ChatResponse
 from server.protocol.classification import ClassificationRequest, ClassificationResponse
@@ -15,9 +17,15 @@ from server.protocol.pooling import PoolingRequest, PoolingResponse
 from server.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
-_POSTS: dict[str, tuple[type, type, type | None]] = {
+Model = Any
+"""A struct, or a union of structs."""
+Schemas = dict[Model, dict[str, Any]]
+
+_POSTS: dict[str, tuple[Model, Model, Model | None]] = {
     "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
     "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
+    "/v1/messages": (MessagesRequest, MessagesResponse, StreamEvent),
+    "/v1/messages/count_tokens": (CountTokensRequest, CountTokensResponse, None),
     "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),
     "/pooling": (PoolingRequest, PoolingResponse, None),
     "/classify": (ClassificationRequest, ClassificationResponse, None),
@@ -31,7 +39,7 @@ _POSTS: dict[str, tuple[type, type, type | None]] = {
 }
 """Path -> models of request, response and stream event."""
 
-_GETS: dict[str, type | None] = {
+_GETS: dict[str, Model | None] = {
     "/v1/models": ModelList,
     "/v1/models/{model}": ModelCard,
     "/health": None,
@@ -44,51 +52,46 @@ _GETS: dict[str, type | None] = {
 
 def build_openapi(version: str) -> dict[str, Any]:
     """The whole document."""
-    models: list[type] = [ErrorResponse, UnavailableResponse]
-    for request, answer, event in _POSTS.values():
-        models += [model for model in (request, answer, event) if model is not None]
-    models += [model for model in _GETS.values() if model is not None]
-    _, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    used = [ErrorResponse, UnavailableResponse, *_GETS.values(), *(model for post in _POSTS.values() for model in post)]
+    models = [model for model in used if model is not None]
+    found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
+    schemas = dict(zip(models, found, strict=True))
     return {
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
-        "paths": {path: {"post": _post(*models)} for path, models in _POSTS.items()}
-        | {path: {"get": _get(path, answer)} for path, answer in _GETS.items()},
+        "paths": {path: {"post": _post(schemas, *models)} for path, models in _POSTS.items()}
+        | {path: {"get": _get(schemas, path, answer)} for path, answer in _GETS.items()},
         "components": {"schemas": components},
     }
 
 
-def _post(request: type, answer: type, event: type | None) -> dict[str, Any]:
-    content = {"application/json": {"schema": _reference(answer)}}
+def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) -> dict[str, Any]:
+    content = {"application/json": {"schema": schemas[answer]}}
     if event is not None:
-        content["text/event-stream"] = {"schema": _reference(event)}
+        content["text/event-stream"] = {"schema": schemas[event]}
+
+    def failure(description: str, model: Model = ErrorResponse) -> dict[str, Any]:
+        return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
+
     return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _reference(request)}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[request]}}},
         "responses": {
             "200": {"description": "The response", "content": content},
-            "400": _failure("The request is invalid", ErrorResponse),
-            "404": _failure("The model is not served here, or does not support this endpoint", ErrorResponse),
-            "413": _failure("The body is too large", ErrorResponse),
-            "415": _failure("The body is compressed", ErrorResponse),
-            "504": _failure("The response took too long", ErrorResponse),
-            "503": _failure("No requests are accepted at the moment", UnavailableResponse),
+            "400": failure("The request is invalid"),
+            "404": failure("The model is not served here, or does not support this endpoint"),
+            "413": failure("The body is too large"),
+            "415": failure("The body is compressed"),
+            "504": failure("The response took too long"),
+            "503": failure("No requests are accepted at the moment", UnavailableResponse),
         },
     }
 
 
-def _get(path: str, answer: type | None) -> dict[str, Any]:
+def _get(schemas: Schemas, path: str, answer: Model | None) -> dict[str, Any]:
     found: dict[str, Any] = {"description": "The response"}
     if answer is not None:
-        found["content"] = {"application/json": {"schema": _reference(answer)}}
+        found["content"] = {"application/json": {"schema": schemas[answer]}}
     operation: dict[str, Any] = {"responses": {"200": found}}
     if "{model}" in path:
         operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     return operation
-
-
-def _failure(description: str, model: type) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": _reference(model)}}}
-
-
-def _reference(model: type) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}

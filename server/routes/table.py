@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from starlette.routing import Route
 
+from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
@@ -15,8 +16,10 @@ from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
 from server.routes.status import StatusEndpoints
+from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
+from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
 from server.serving.pooling.classification import ClassificationServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
@@ -31,6 +34,7 @@ class Handlers:
 
     completions: CompletionServing
     chat: ChatServing
+    messages: MessagesServing
     tokenization: TokenizationServing
     embeddings: EmbeddingServing
     pooling: PoolingServing
@@ -52,8 +56,15 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         limits = intake.renderer.embeds_limits
         return limits.max_base64_chars if limits is not None else 0
 
-    def post(path: str, model: type[T], handle: Handler[T], long_field: LongField | None = None) -> Route:
-        return Route(path, JsonEndpoint(intake, model, handle, long_field=long_field), methods=["POST"])
+    def post(
+        path: str,
+        model: type[T],
+        handle: Handler[T],
+        long_field: LongField | None = None,
+        failures: FailureFormat = OPENAI,
+    ) -> Route:
+        endpoint = JsonEndpoint(intake, model, handle, long_field=long_field, failures=failures)
+        return Route(path, endpoint, methods=["POST"])
 
     return [
         post(
@@ -63,6 +74,8 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
             LongField("prompt_embeds", max_embeds_bytes),
         ),
         post("/v1/chat/completions", ChatRequest, handlers.chat.create),
+        post("/v1/messages", MessagesRequest, handlers.messages.create, failures=ANTHROPIC),
+        post("/v1/messages/count_tokens", CountTokensRequest, handlers.messages.count_tokens, failures=ANTHROPIC),
         post("/v1/embeddings", EmbeddingRequest, handlers.embeddings.create),
         post("/pooling", PoolingRequest, handlers.pooling.create),
         post("/classify", ClassificationRequest, handlers.classification.create),

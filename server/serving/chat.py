@@ -13,7 +13,7 @@ from server.protocol.logprobs import ChatLogprobs
 from server.protocol.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
 from server.serving.chat_options import adds_generation_prompt
 from server.serving.chat_run import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
-from server.serving.failures import end_with_done
+from server.serving.failures import end_stream
 from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
 from server.serving.models import unix_time
@@ -37,7 +37,7 @@ class ChatServing:
         """
         self._inference.models.check_generative("Chat Completions")
         response = _ChatResponse(self._inference, await self._runner.start(request, context))
-        return end_with_done(response.stream()) if request.stream else await response.complete()
+        return end_stream(response.stream()) if request.stream else await response.complete()
 
 
 class _ChatResponse:

@@ -17,7 +17,7 @@ from server.protocol.completions import (
 )
 from server.protocol.logprobs import CompletionLogprobs
 from server.renderers.prompts import RenderedPrompt, TextOptions
-from server.serving.failures import end_with_done
+from server.serving.failures import end_stream
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
@@ -59,7 +59,7 @@ class CompletionServing:
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
         response = _CompletionResponse(self._inference, generation, echoes)
-        return end_with_done(response.stream()) if request.stream else await response.complete()
+        return end_stream(response.stream()) if request.stream else await response.complete()
 
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
         """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""

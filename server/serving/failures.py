@@ -1,14 +1,38 @@
-"""The error body of a failed request, before its response has begun or as an event of a stream."""
+"""The error of a failed request, as a body before its response has begun, or as an event of a stream."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
 
 from server import sse
 from server.errors import EngineError, RequestError
+from server.protocol.anthropic_response import MessagesError
 from server.protocol.errors import ErrorResponse, error_response
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FailureFormat:
+    """How an API writes errors."""
+
+    to_body: Callable[[ErrorResponse], msgspec.Struct]
+    encode_event: Callable[[msgspec.Struct], bytes]
+    end: bytes
+    """The last event of every stream, failed or not."""
+
+    def event(self, error: Exception) -> bytes:
+        """An exception as an event of a stream."""
+        return self.encode_event(self.to_body(describe_failure(error)))
+
+
+OPENAI = FailureFormat(to_body=lambda response: response, encode_event=sse.encode_event, end=sse.DONE)
+ANTHROPIC = FailureFormat(
+    to_body=lambda response: MessagesError(response.error), encode_event=sse.encode_named_event, end=b""
+)
 
 
 def describe_failure(error: Exception) -> ErrorResponse:
@@ -21,12 +45,15 @@ def describe_failure(error: Exception) -> ErrorResponse:
     return error_response("Internal server error", type="InternalServerError", code=500)
 
 
-async def end_with_done(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The stream followed by [DONE]; an exception becomes an error event before it."""
+async def end_stream(
+    events: AsyncGenerator[bytes, None], failures: FailureFormat = OPENAI
+) -> AsyncGenerator[bytes, None]:
+    """The stream followed by its end, if its API has one; an exception becomes an error event before it."""
     try:
         async with aclosing(events):
             async for event in events:
                 yield event
     except Exception as err:  # noqa: BLE001
-        yield sse.encode_event(describe_failure(err))
-    yield sse.DONE
+        yield failures.event(err)
+    if failures.end:
+        yield failures.end

@@ -4,6 +4,7 @@ from typing import Any
 
 from server.errors import RequestError
 from server.limits import LimitsConfig, flag_of
+from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import GenerationRequest
@@ -35,7 +36,9 @@ class RequestLimiter:
         """Raises RequestError if the request exceeds a limit."""
         if isinstance(request, GenerationRequest):
             self._check_generation(request)
-        if isinstance(request, ChatRequest | TokenizeRequest):
+        if isinstance(request, MessagesRequest):
+            self._check_count("stop_sequences", request.stop_sequences, "max_stop_strings")
+        if isinstance(request, ChatRequest | TokenizeRequest | CountTokensRequest):
             self._check_count("messages", request.messages, "max_messages")
             self._check_count("tools", request.tools, "max_tools")
         elif isinstance(request, CompletionRequest):

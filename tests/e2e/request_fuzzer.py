@@ -4,6 +4,8 @@ import json
 import random
 from typing import Any, NamedTuple
 
+MODEL = "tiny"
+"""The name that the servers give their model."""
 _TEXTS = ("", "a", "\x00", "\ud800", "\udfff\ud800", "💥é", "a\n" * 50, "x" * 5000, "<end>", "{{ 1/0 }}", "json", "-1")
 _NUMBERS = (0, 1, -1, 2, 2**31 - 1, 2**31, 2**63, -(2**63) - 1, 2**64, 10**400, 0.5, 1e308, -0.0, 5e-324, 1e-9)
 _CONSTANTS = (None, True, False, float("nan"), float("inf"), -float("inf"))
@@ -75,18 +77,25 @@ class _BodyGenerator:
         self._field_share = rng.choice((0.01, 0.05, 0.1, 0.3))
 
     def body(self, schema: dict[str, Any]) -> bytes:
+        schema = self._resolved(schema)
         value = self._value(schema, 0)
         if isinstance(value, dict) and self._rng.random() < 0.98:
-            value = self._bounded(value)
+            value = self._bounded(value, schema)
         return json.dumps(value, ensure_ascii=True).encode()
 
-    def _bounded(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
+        return self._schemas[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+
+    def _bounded(self, body: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         for name, most in _SMALL.items():
             if isinstance(body.get(name), int | float) and body[name] > most:
                 body[name] = self._rng.randint(1, most)
         if self._rng.random() < 0.9:
             body.pop("model", None)
-        if body.get("messages") == [{}] or "messages" in body and self._rng.random() < 0.7:
+            if "model" in schema.get("required", ()):
+                body["model"] = MODEL
+        is_described = "$ref" in schema.get("properties", {}).get("messages", {}).get("items", {})
+        if body.get("messages") == [{}] or "messages" in body and not is_described and self._rng.random() < 0.7:
             body["messages"] = [self._message() for _ in range(self._rng.randint(1, 3))]
         return body
 
@@ -107,7 +116,7 @@ class _BodyGenerator:
         if rng.random() < self._junk_share:
             return self._junk(depth)
         if "$ref" in schema:
-            return self._value(self._schemas[schema["$ref"].rpartition("/")[2]], depth)
+            return self._value(self._resolved(schema), depth)
         if "anyOf" in schema:
             return self._value(rng.choice(schema["anyOf"]), depth)
         if "enum" in schema:
@@ -146,7 +155,7 @@ class _BodyGenerator:
     def _number(self, schema: dict[str, Any], *, is_whole: bool) -> Any:
         rng = self._rng
         low = schema.get("minimum", schema.get("exclusiveMinimum", -5))
-        high = min(schema.get("maximum", schema.get("exclusiveMaximum", 300)), low + 300)
+        high = min(schema.get("maximum", schema.get("exclusiveMaximum", low + 300)), low + 300)
         return rng.randint(int(low), int(high)) if is_whole else round(rng.uniform(low, high), 3)
 
     def _text(self) -> str:

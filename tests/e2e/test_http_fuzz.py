@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.fuzz_client import FuzzCounts, send_all
 from tests.e2e.process_tree import wait_process
 from tests.e2e.raw_client import RawClient
-from tests.e2e.request_fuzzer import RequestFuzzer
+from tests.e2e.request_fuzzer import MODEL, RequestFuzzer
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
 from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
@@ -21,10 +21,13 @@ from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
-TEXT_ROUTES = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")
+TEXT_ROUTES = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),
+    *("/tokenize", "/detokenize"),
+)
 POOLING_ROUTES = ("/v1/embeddings", "/pooling", "/classify", "/score", "/rerank", "/tokenize")
 SETTINGS = (
-    *("--served-model-name", "tiny", "--max-model-len", "128", "--override-generation-config.max_new_tokens", "4"),
+    *("--served-model-name", MODEL, "--max-model-len", "128", "--override-generation-config.max_new_tokens", "4"),
     *("--disable-uvicorn-access-log", "--enable-prompt-embeds"),
 )
 NUM_TEXT_REQUESTS, NUM_POOLING_REQUESTS = 100_000, 20_000
@@ -42,7 +45,7 @@ def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
     folder: Path = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
     save_sentence_files(folder)
-    arguments = [str(folder), "--served-model-name", "tiny", "--runner", "pooling", "--disable-uvicorn-access-log"]
+    arguments = [str(folder), "--served-model-name", MODEL, "--runner", "pooling", "--disable-uvicorn-access-log"]
     with ServerProcess(arguments) as server:
         yield server
 

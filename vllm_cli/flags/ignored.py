@@ -104,7 +104,6 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--enable-offline-docs"),
         switch("--cohere-is-reasoning-model", neutral=True),
         value("--cohere-format", neutral=("cmd4",)),
-        value("--anthropic-disabled-thinking-effort", neutral=("auto",)),
     ),
     "the embedded server accepts text and images, and always processes images the same way": (
         switch("--language-model-only"),

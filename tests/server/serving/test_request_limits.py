@@ -7,6 +7,7 @@ import pytest
 
 from server.errors import RequestError
 from server.limits import LimitsConfig
+from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.decoding import RequestDecoder
@@ -16,6 +17,7 @@ from server.protocol.tokenize import TokenizeRequest
 from server.serving.request_limits import RequestLimiter
 
 MESSAGE = {"role": "user", "content": "a"}
+MESSAGES = {"model": "a", "max_tokens": 1, "messages": [MESSAGE]}
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -29,6 +31,8 @@ TOOL = {"type": "function", "function": {"name": "f"}}
         ("max_prompts", RerankRequest, {"query": "a", "documents": ["a"] * 3}, "got 3 (--http-max-prompts)"),
         ("max_messages", ChatRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
         ("max_messages", TokenizeRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_messages", CountTokensRequest, {"model": "a", "messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
+        ("max_stop_strings", MessagesRequest, MESSAGES | {"stop_sequences": ["a"] * 3}, "`stop_sequences` may have"),
         ("max_messages", EmbeddingRequest, {"messages": [MESSAGE] * 3}, "got 3 (--http-max-messages)"),
         ("max_tools", TokenizeRequest, {"messages": [MESSAGE], "tools": [TOOL] * 3}, "got 3 (--http-max-tools)"),
         ("max_stop_strings", CompletionRequest, {"prompt": "a", "stop": ["a", "b", "c"]}, "(--http-max-stop-strings)"),

@@ -1,0 +1,306 @@
+"""/v1/messages and /v1/messages/count_tokens through the Anthropic SDK: bodies, events, stops and errors."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anthropic
+import msgspec
+import pytest
+
+from server.config import ModelFiles, RendererConfig
+from server.limits import LimitsConfig
+from server.renderers.hf import HfRenderer
+from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
+
+REPLY = " Paris, the city of light."
+USER = {"role": "user", "content": "What is the capital of France?"}
+WEATHER = {
+    "name": "get_weather",
+    "description": "Tells the weather",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+TIME = {"name": "get_time", "input_schema": {}}
+CALLS = (
+    'Let me look.<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+)
+HERMES: dict[str, Any] = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+
+
+def connect(server: LiveServer, **options: Any) -> anthropic.Anthropic:
+    return anthropic.Anthropic(
+        **{"base_url": server.url, "api_key": "none", "max_retries": 0, "timeout": PATIENT_S} | options
+    )
+
+
+def create(client: anthropic.Anthropic, **fields: Any) -> Any:
+    return client.messages.create(**{"model": MODEL, "max_tokens": 100, "messages": [USER]} | fields)
+
+
+def stream_events(server: LiveServer, **fields: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The names and data of a stream's events."""
+    body = {"model": MODEL, "max_tokens": 100, "messages": [USER], "stream": True} | fields
+    text = server.post("/v1/messages", body).text
+    events = [event.split("\n") for event in text.removesuffix("\n\n").split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in events]
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[anthropic.Anthropic]:
+    with connect(server) as client:
+        yield client
+
+
+def test_a_message(client: anthropic.Anthropic, encode: Callable[[str], list[int]]) -> None:
+    message = create(client)
+    assert message.id.startswith("chatcmpl-")
+    assert (message.type, message.role, message.model) == ("message", "assistant", MODEL)
+    (block,) = message.content
+    assert (block.type, block.text) == ("text", REPLY)
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert message.usage.output_tokens == len(encode(REPLY)) + 1
+    assert message.usage.cache_read_input_tokens is None
+
+
+def test_a_streams_events_are_those_of_vllm(server: LiveServer, engine: ScriptedEngine) -> None:
+    engine.tokens_per_step = 4
+    events = stream_events(server)
+    assert all(name == data["type"] for name, data in events)
+    start, stop = events[0][1], events[-2][1]
+    message = start["message"]
+    assert list(start) == ["type", "message"]
+    assert message == {
+        "id": message["id"],
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": MODEL,
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": {"input_tokens": message["usage"]["input_tokens"], "output_tokens": 0},
+    }
+    assert message["usage"]["input_tokens"] > 5
+    assert events[1][1] == {"type": "content_block_start", "content_block": {"type": "text", "text": ""}, "index": 0}
+    texts = [data["delta"]["text"] for name, data in events if name == "content_block_delta"]
+    assert len(texts) > 1
+    assert "".join(texts) == REPLY
+    assert events[-3][1] == {"type": "content_block_stop", "index": 0}
+    assert stop["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert stop["usage"] == {"input_tokens": message["usage"]["input_tokens"], "output_tokens": 8}
+    assert events[-1][1] == {"type": "message_stop"}
+
+
+def test_the_sdk_joins_a_stream_to_the_message(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER]) as stream:
+        assert "".join(stream.text_stream) == REPLY
+        message = stream.get_final_message()
+    assert message.model_dump(exclude={"id"}) == create(client).model_dump(exclude={"id"})
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("fields", "text", "stop"),
+    [
+        ({"max_tokens": 2}, " Paris,", ("max_tokens", None)),
+        ({"stop_sequences": ["city"]}, " Paris, the ", ("stop_sequence", "city")),
+    ],
+    ids=["limit", "sequence"],
+)
+def test_why_a_message_stops(
+    client: anthropic.Anthropic, fields: dict[str, Any], text: str, stop: tuple[str, Any], streams: bool
+) -> None:
+    if streams:
+        with client.messages.stream(**{"model": MODEL, "max_tokens": 100, "messages": [USER]} | fields) as stream:
+            message = stream.get_final_message()
+    else:
+        message = create(client, **fields)
+    assert message.content[0].text == text
+    assert (message.stop_reason, message.stop_sequence) == stop
+
+
+def test_an_empty_answer_is_an_empty_text(client: anthropic.Anthropic, engine: ScriptedEngine) -> None:
+    engine.reply = []
+    assert [block.text for block in create(client).content] == [""]
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 1000])
+def test_tools_that_the_model_chooses(
+    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int
+) -> None:
+    engine.reply, engine.tokens_per_step = encode(CALLS), tokens_per_step
+    with connect(serve(**HERMES)) as client:
+        whole = create(client, tools=[WEATHER, TIME])
+        with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER], tools=[WEATHER, TIME]) as stream:
+            streamed = stream.get_final_message()
+    for message in (whole, streamed):
+        text, weather, time = message.content
+        assert text.text == "Let me look."
+        assert (weather.type, weather.name, weather.input) == ("tool_use", "get_weather", {"city": "Paris"})
+        assert (time.name, time.input) == ("get_time", {})
+        assert weather.id != time.id
+        assert message.stop_reason == "tool_use"
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
+def test_tools_that_the_request_forces(
+    client: anthropic.Anthropic, engine: ScriptedEngine, encode: Callable[[str], list[int]], choice: dict[str, str]
+) -> None:
+    arguments = '{"city": "Paris"}'
+    is_named = choice["type"] == "tool"
+    engine.reply = encode(arguments if is_named else f'[{{"name": "get_weather", "parameters": {arguments}}}]')
+    message = create(client, tools=[WEATHER], tool_choice=choice)
+    (call,) = message.content
+    assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Paris"})
+    assert message.stop_reason == "tool_use"
+
+
+def test_a_call_that_the_limit_cuts_has_no_input(
+    client: anthropic.Anthropic, engine: ScriptedEngine, encode: Callable[[str], list[int]]
+) -> None:
+    engine.reply = encode('{"city": "Paris"}')
+    choice = {"type": "tool", "name": "get_weather"}
+    message = create(client, tools=[WEATHER], tool_choice=choice, max_tokens=3)
+    assert message.content[0].input == {}
+    assert message.stop_reason == "max_tokens"
+
+
+def test_the_model_needs_a_parser_to_choose_tools(client: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="--tool-call-parser"):
+        create(client, tools=[WEATHER])
+
+
+def test_a_schema_constrains_the_answer(client: anthropic.Anthropic, engine: ScriptedEngine) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    create(client, output_config={"format": {"type": "json_schema", "schema": schema}})
+    ((_, params),) = engine.requests.values()
+    assert params.guided is not None
+
+
+def test_counting_gives_the_tokens_of_the_message(client: anthropic.Anthropic) -> None:
+    conversation: dict[str, Any] = {"system": "Be short.", "messages": [USER], "tools": [TIME]}
+    counted = client.messages.count_tokens(model=MODEL, **conversation)
+    message = create(client, **conversation, tool_choice={"type": "none"})
+    assert counted.input_tokens == message.usage.input_tokens
+    assert counted.model_extra == {"context_management": {"original_input_tokens": counted.input_tokens}}
+
+
+@pytest.mark.parametrize("has_prefix_cache", [False, True])
+def test_tokens_of_the_cache_are_counted_apart(serve: Any, engine: ScriptedEngine, has_prefix_cache: bool) -> None:
+    engine.num_cached_tokens = 4
+    engine.info = msgspec.structs.replace(engine.info, has_prefix_cache=has_prefix_cache)
+    with connect(serve(enable_prompt_tokens_details=True)) as client:
+        usage = create(client).usage
+        num_tokens = client.messages.count_tokens(model=MODEL, messages=[USER]).input_tokens
+    created = num_tokens - 4 if has_prefix_cache else 0
+    assert usage.cache_read_input_tokens == 4
+    assert usage.cache_creation_input_tokens == created
+    assert usage.input_tokens == num_tokens - 4 - created
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"model": "other"}, anthropic.NotFoundError, "model"),
+        ({"max_tokens": 0}, anthropic.BadRequestError, "max_tokens"),
+        ({"messages": []}, anthropic.BadRequestError, "messages"),
+        ({"max_tokens": 4096}, anthropic.BadRequestError, "max_tokens"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_an_error_names_the_field(
+    client: anthropic.Anthropic, fields: dict[str, Any], error: type[anthropic.APIStatusError], param: str
+) -> None:
+    with pytest.raises(error) as caught:
+        create(client, **fields)
+    body: Any = caught.value.body
+    assert body["type"] == "error"
+    assert body["error"]["param"] == param
+    assert body["error"]["type"] == ("NotFoundError" if error is anthropic.NotFoundError else "BadRequestError")
+
+
+def test_a_failure_ends_the_stream_with_an_error_event(server: LiveServer, engine: ScriptedEngine) -> None:
+    engine.fails_after = 3
+    events = stream_events(server)
+    name, data = events[-1]
+    assert (name, data["type"]) == ("error", "error")
+    assert data["error"]["message"] == "the grammar became too large"
+    assert [name for name, _ in events if name.startswith("message")] == ["message_start"]
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(serve: Any, engine: ScriptedEngine) -> None:
+    engine.holds_after = 3
+    events = stream_events(serve(limits=LimitsConfig(request_timeout_s=0.5)))
+    assert events[-1][0] == "error"
+    assert "--http-request-timeout" in events[-1][1]["error"]["message"]
+
+
+@pytest.mark.parametrize(("header", "status"), [("authorization", 200), ("x-api-key", 401)])
+def test_a_key_is_accepted_where_vllm_accepts_it(serve: Any, header: str, status: int) -> None:
+    """The SDK sends its key as a bearer token."""
+    value = "Bearer secret" if header == "authorization" else "secret"
+    body = {"model": MODEL, "max_tokens": 1, "messages": [USER]}
+    assert serve(api_keys=("secret",)).post("/v1/messages", body, headers={header: value}).status_code == status
+
+
+class TestSystemMessagesWithinTheConversation:
+    CONVERSATION = (USER, {"role": "system", "content": "Be short."})
+
+    def prompt(self, server: LiveServer, engine: ScriptedEngine) -> str:
+        with connect(server) as client:
+            create(client, messages=self.CONVERSATION, system="You help. ")
+        ((token_ids, _),) = engine.requests.values()
+        return str(server.parts.renderer.detokenize(token_ids))
+
+    def test_they_stay_if_the_template_accepts_them(self, server: LiveServer, engine: ScriptedEngine) -> None:
+        assert self.prompt(server, engine).count("<|im_start|>system\n") == 2
+
+    def test_they_move_to_the_start_if_not(
+        self, server: LiveServer, engine: ScriptedEngine, model_path: Any, serve: Any
+    ) -> None:
+        template = (model_path / "chat_template.jinja").read_text()
+        guard = "{% if message.role == 'system' and not loop.first %}{{ raise_exception('first') }}{% endif %}"
+        strict = template.replace("{% for message in messages %}", "{% for message in messages %}" + guard)
+        assert strict != template
+        files = ModelFiles(model_path, model_path)
+        with HfRenderer(files, RendererConfig(chat_template=strict)) as renderer:
+            prompt = self.prompt(serve(renderer=renderer), engine)
+        assert prompt.startswith("<|im_start|>system\nYou help. Be short.<|im_end|>\n<|im_start|>user")
+
+
+def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:
+    """The fields, headers and query that Claude Code sends."""
+    cached = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    body = {
+        "model": MODEL,
+        "max_tokens": 100,
+        "stream": True,
+        "system": [
+            {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=d1d48;"},
+            {"type": "text", "text": "You are an agent."} | cached,
+        ],
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "List the files."} | cached]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "I use bash.", "signature": "abc"},
+                    {"type": "tool_use", "id": "toolu_1", "name": "bash", "input": {"command": "ls"}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "a.py", "is_error": False}],
+            },
+        ],
+        "tools": [{"name": "bash", "description": "Runs", "input_schema": {"type": "object"}} | cached],
+        "metadata": {"user_id": "user_1"},
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    }
+    headers = {"anthropic-beta": "claude-code-20250219", "anthropic-version": "2023-06-01", "x-api-key": "none"}
+    response = serve(**HERMES).post("/v1/messages?beta=true", body, headers=headers)
+    assert response.status_code == 200
+    assert response.text.startswith("event: message_start\n")
+    assert response.text.rstrip().endswith('data: {"type":"message_stop"}')
