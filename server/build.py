@@ -41,6 +41,7 @@ from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.readiness import EngineReadiness
+from server.serving.reasoning import ModelReasoning
 from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
 from server.serving.tokenization import TokenizationServing
@@ -189,8 +190,9 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     lifecycle, start = parts.lifecycle, parts.start
     models = ServedModels(config.served_model_names, engine)
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
-    builder = GenerationBuilder(inference)
-    runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer))
+    reasoning = ModelReasoning(config, parts.renderer)
+    builder = GenerationBuilder(inference, reasoning)
+    runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer, reasoning))
     return Handlers(
         completions=CompletionServing(inference, builder),
         chat=ChatServing(inference, runner),

@@ -309,6 +309,19 @@ class ServerConfig:
         group="Requests and answers",
         metavar="FILE",
     )
+    reasoning_parser: str | None = setting(
+        None,
+        "--reasoning-parser",
+        "Format in which the model writes its reasoning, by vLLM's name.",
+        group="Requests and answers",
+        metavar="NAME",
+    )
+    reasoning_config: dict[str, Any] = setting(
+        {},
+        "--reasoning-config",
+        "`reasoning_end_str`: the text that ends the reasoning once a request's `thinking_token_budget` is used up.",
+        group="Requests and answers",
+    )
     exclude_tools_when_tool_choice_none: bool = setting(
         False,
         "--exclude-tools-when-tool-choice-none",
@@ -456,6 +469,21 @@ class ServerConfig:
             if self.tool_call_parser not in (AUTO, *TOOL_PARSERS):
                 expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}, or a name of --tool-parser-plugin"
                 raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
+        if self.reasoning_parser is not None:
+            from server.parsers.registry import REASONING_FORMATS
+
+            if self.reasoning_parser not in REASONING_FORMATS:
+                raise ConfigError("--reasoning-parser", self.reasoning_parser, f"one of {', '.join(REASONING_FORMATS)}")
+        self._check_reasoning_config()
+
+    def _check_reasoning_config(self) -> None:
+        if not self.reasoning_config:
+            return
+        end = self.reasoning_config.get("reasoning_end_str")
+        if set(self.reasoning_config) != {"reasoning_end_str"} or not isinstance(end, str) or not end:
+            raise ConfigError("--reasoning-config", self.reasoning_config, 'such as {"reasoning_end_str": "</think>"}')
+        if self.reasoning_parser is None:
+            raise ConfigError("--reasoning-config", self.reasoning_config, "used with --reasoning-parser")
 
     def _check_access(self) -> None:
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):

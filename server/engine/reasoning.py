@@ -16,8 +16,8 @@ class ReasoningState:
     def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes) -> None:
         """`token_bytes` is called only if a marker consists of ordinary tokens."""
         self._rules = rules
-        self._starts = _Matcher(rules.starts, token_bytes)
-        self._ends = _Matcher(rules.ends, token_bytes)
+        self._starts = MarkerMatcher(rules.starts, token_bytes)
+        self._ends = MarkerMatcher(rules.ends, token_bytes)
         self._is_open = rules.is_open
         self._num_spent = rules.num_spent_tokens
         self._num_forced: int | None = None
@@ -57,7 +57,7 @@ class ReasoningState:
             self._num_forced = 0
 
 
-class _Matcher:
+class MarkerMatcher:
     """Finds markers in the output: a marker's own token by its id, ordinary tokens by their text."""
 
     def __init__(self, markers: tuple[ReasoningMarker, ...], token_bytes: TokenBytes) -> None:

@@ -5,7 +5,8 @@ into a marker, its cost per piece does not grow with the text, and text that is 
 included, becomes `Content`: nothing is lost and nothing raises.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any, ClassVar, Protocol
 
 from server.parsers.events import Event
@@ -40,3 +41,40 @@ class ToolParser(OutputParser, Protocol):
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         """`functions` are those of the request's `tools`, never empty."""
+
+
+class PromptEnd(Enum):
+    """What a prompt says about the reasoning of the output that follows it."""
+
+    OPEN = "open"
+    """The prompt ends within reasoning."""
+    ENDED = "ended"
+    """The prompt ends after reasoning: the output is the answer."""
+    SILENT = "silent"
+    """Neither: the output begins as the format's outputs do."""
+
+
+class ReasoningFormat(Protocol):
+    """How a kind of model marks its reasoning; one object per format in `server.parsers.reasoning`."""
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """The texts that begin the reasoning, the usual one first."""
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The texts that end it, the usual one first."""
+
+    @property
+    def answer_starts(self) -> tuple[str, ...]:
+        """Texts that end the reasoning and belong to the answer, such as the tag of a tool call."""
+
+    @property
+    def is_open_at_start(self) -> bool:
+        """Whether the output begins with reasoning where neither prompt nor output have a start."""
+
+    def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
+        """Whether the model reasons with these variables of its chat template."""
+
+    def create_parser(self, prompt_end: PromptEnd) -> OutputParser:
+        """The parser of one choice."""

@@ -1,4 +1,4 @@
-"""The names of output formats, as in vLLM, and the classes that parse them, imported when asked for."""
+"""The names of output formats, as in vLLM, and what parses them, imported when asked for."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -6,11 +6,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, Final, NamedTuple, cast
 
 from server.errors import ServerError
-from server.parsers.base import ToolParser
+from server.parsers.base import ReasoningFormat, ToolParser
 
 
 class ParserPath(NamedTuple):
-    """Where a parser's class is."""
+    """Where a parser's class, or a format of reasoning, is."""
 
     module: str
     """Below `server.parsers`."""
@@ -35,6 +35,34 @@ TOOL_PARSERS: Final[Mapping[str, ParserPath]] = {
     "xlam": ParserPath("tools.xlam", "XlamParser"),
 }
 """Values of `--tool-call-parser`, besides those of a plugin."""
+
+REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
+    "deepseek_r1": ParserPath("reasoning.formats", "DEEPSEEK_R1"),
+    "deepseek_v3": ParserPath("reasoning.formats", "DEEPSEEK_V3"),
+    "deepseek_v4": ParserPath("reasoning.formats", "DEEPSEEK_V4"),
+    "deepseek_v41": ParserPath("reasoning.formats", "DEEPSEEK_V41"),
+    "ernie45": ParserPath("reasoning.formats", "ERNIE45"),
+    "glm45": ParserPath("reasoning.formats", "GLM45"),
+    "glm47": ParserPath("reasoning.formats", "GLM45"),
+    "granite": ParserPath("reasoning.formats", "GRANITE"),
+    "granite_thinking_parser": ParserPath("reasoning.formats", "GRANITE_THINKING"),
+    "holo2": ParserPath("reasoning.formats", "HOLO2"),
+    "hunyuan_a13b": ParserPath("reasoning.formats", "HUNYUAN_A13B"),
+    "hy_v3": ParserPath("reasoning.formats", "HY_V3"),
+    "kimi_k2": ParserPath("reasoning.formats", "KIMI_K2"),
+    "ling3": ParserPath("reasoning.formats", "GLM45"),
+    "mimo": ParserPath("reasoning.formats", "QWEN3"),
+    "minimax_m2": ParserPath("reasoning.formats", "MINIMAX_M2"),
+    "mistral": ParserPath("reasoning.formats", "MISTRAL"),
+    "nemotron_v3": ParserPath("reasoning.formats", "NEMOTRON_V3"),
+    "olmo3": ParserPath("reasoning.formats", "OLMO3"),
+    "poolside_v1": ParserPath("reasoning.formats", "DEEPSEEK_V3"),
+    "qwen3": ParserPath("reasoning.formats", "QWEN3"),
+    "seed_oss": ParserPath("reasoning.formats", "SEED_OSS"),
+    "step3": ParserPath("reasoning.formats", "STEP3"),
+    "step3p5": ParserPath("reasoning.formats", "STEP3P5"),
+}
+"""Values of `--reasoning-parser`."""
 
 AUTO: Final = "auto"
 """The value that stands for the format of the model's files."""
@@ -63,6 +91,11 @@ def load_plugin(file: str) -> Mapping[str, type[ToolParser]]:
         return dict(module.TOOL_PARSERS)
     except Exception as err:
         raise PluginError(f"the plugin {file} cannot be used: {type(err).__name__}: {err}") from err
+
+
+def load_reasoning_format(name: str) -> ReasoningFormat:
+    """Imports the format of a name in `REASONING_FORMATS`."""
+    return cast("ReasoningFormat", _load(REASONING_FORMATS[name]))
 
 
 def _load(path: ParserPath) -> Any:

@@ -35,10 +35,9 @@ class ChatRequest(GenerationRequest, kw_only=True):
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
     return_prompt_text: bool | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
-
-    include_reasoning: Hint = True
 
     modalities: Hint = None
     audio: Annotated[Any, INEFFECTIVE] = None

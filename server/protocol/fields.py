@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from server.errors import RequestError
 
-_INT32_MAX = 2**31 - 1
+INT32_MAX = 2**31 - 1
 _EMPTY: tuple[Any, ...] = ([], {})
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_CHARS = 1024
@@ -24,16 +24,16 @@ INEFFECTIVE = Meta(extra={"support": "ineffective"})
 Unsupported = Annotated[Any, Meta(extra={"support": "unsupported"})]
 """A field without which the answer would be wrong: any value except null, empty or the default is a 400."""
 
-TokenId = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
-TokenCount = Annotated[int, Meta(ge=0, le=_INT32_MAX)]
-NumChoices = Annotated[int, Meta(ge=1, le=_INT32_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+TokenCount = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+NumChoices = Annotated[int, Meta(ge=1, le=INT32_MAX)]
 """The operator's limit is checked later (`server.serving.request_limits`)."""
-NumLogprobs = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
-Truncation = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+NumLogprobs = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
+Truncation = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 """The number of prompt tokens to keep; -1 keeps as many as the model accepts."""
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 TopP = Annotated[float, Meta(gt=0, le=1)]
-TopK = Annotated[int, Meta(ge=-1, le=_INT32_MAX)]
+TopK = Annotated[int, Meta(ge=-1, le=INT32_MAX)]
 MinP = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 RepetitionPenalty = Annotated[float, Meta(gt=0)]

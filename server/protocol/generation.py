@@ -8,6 +8,7 @@ from msgspec import Meta
 from server.errors import RequestError
 from server.protocol.fields import (
     INEFFECTIVE,
+    INT32_MAX,
     BadWords,
     Hint,
     LogitBias,
@@ -131,6 +132,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
 
+    thinking_token_budget: Any = None
+    """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
     cache_salt: str | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -171,12 +174,12 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
     vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
     repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
-    thinking_token_budget: Annotated[int | None, INEFFECTIVE] = -1
     stream_interval: Annotated[Annotated[int, Meta(ge=1)] | None, INEFFECTIVE] = None
     routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 
     def __post_init__(self) -> None:
         check_unsupported(self)
+        self._check_thinking_budget()
         if self.stream_options is not None and not self.stream:
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
@@ -185,6 +188,20 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             raise RequestError(
                 "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"
             )
+
+    def _check_thinking_budget(self) -> None:
+        budget = self.thinking_token_budget
+        if budget is not None and (type(budget) is not int or budget < -1):
+            raise RequestError(
+                "`thinking_token_budget` must be a non-negative integer or -1 for unlimited.",
+                param="thinking_token_budget",
+            )
+
+    @property
+    def thinking_budget(self) -> int | None:
+        """Most tokens of reasoning; None without a limit."""
+        budget: int | None = self.thinking_token_budget
+        return None if budget is None or budget < 0 else min(budget, INT32_MAX)
 
     @property
     def num_logprobs(self) -> int | None:

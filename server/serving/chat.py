@@ -51,6 +51,8 @@ class _ChatResponse:
         self._run = run
         self._created = unix_time()
         self._role = inference.config.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
+        self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
+        self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
         self._logprobs = LogprobFormatter.from_request(inference, request)
 
     async def complete(self) -> ChatResponse:
@@ -110,7 +112,7 @@ class _ChatResponse:
     async def _event(self, delta: ChoiceDelta, *, in_chunks: bool) -> bytes:
         """One chunk; empty when the tokens are only markers, or held back."""
         is_silent = not delta.parts and delta.finish_reason is None
-        if is_silent and not self._request.logprobs and not self._request.return_token_ids:
+        if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
         choice = ChatChunkChoice(
             index=delta.choice,
@@ -120,7 +122,7 @@ class _ChatResponse:
         )
         if delta.finish_reason is not None:
             choice.stop_reason = delta.sequence.stop_reason
-        if self._request.return_token_ids:
+        if self._shows_token_ids:
             choice.token_ids = delta.sequence.token_ids
         chunk = self._chunk([choice])
         if in_chunks:
@@ -134,7 +136,7 @@ class _ChatResponse:
             logprobs=await self._show_logprobs(choice),
             finish_reason=choice.finish_reason,
             stop_reason=choice.sequence.stop_reason,
-            token_ids=choice.sequence.token_ids if self._request.return_token_ids else None,
+            token_ids=choice.sequence.token_ids if self._shows_token_ids else None,
         )
 
     def _message(self, choice: ChoiceDelta) -> ChatMessage:
@@ -143,14 +145,16 @@ class _ChatResponse:
             ToolCall(id=str(call.id), function=FunctionCall(str(call.name), call.arguments))
             for call in choice.tool_calls
         ]
-        if calls and not self._request.forces_call and not str(content).strip():
+        has_reasoning = self._run.generation.reasoning_of(choice.choice) is not None
+        is_empty = not str(content).strip() if calls else has_reasoning and not content
+        if is_empty and not self._request.forces_call:
             content = None
         return ChatMessage(
             role=self._role, content=content, tool_calls=calls or UNSET, reasoning=choice.reasoning or None
         )
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
-        return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._request.logprobs else None
+        return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
 
     def _echo(self) -> str:
         """The text of the last message if `echo` repeats it before its continuation."""

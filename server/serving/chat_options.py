@@ -19,7 +19,7 @@ def chat_options(request: ChatRequest, config: ServerConfig) -> ChatOptions:
         tools=None if is_without_tools else _tools(request),
         documents=request.documents,
         chat_template=request.chat_template,
-        chat_template_kwargs=_reasoning_kwargs(request) | (request.chat_template_kwargs or {}),
+        chat_template_kwargs=template_kwargs(request),
         add_special_tokens=request.add_special_tokens,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
         truncation_side=request.truncation_side,
@@ -40,6 +40,15 @@ def tokenize_options(request: TokenizeRequest) -> ChatOptions:
     )
 
 
+def template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    """The template's variables; `reasoning_effort` also sets the variable of templates without levels."""
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        kwargs.setdefault("enable_thinking", request.reasoning_effort != "none")
+        kwargs["reasoning_effort"] = request.reasoning_effort
+    return kwargs
+
+
 def adds_generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
     """Whether the template opens a new message; by default only if no message is continued."""
     if request.add_generation_prompt is None:
@@ -49,10 +58,3 @@ def adds_generation_prompt(request: ChatRequest | TokenizeRequest) -> bool:
 
 def _tools(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | None:
     return [msgspec.to_builtins(tool) for tool in request.tools] if request.tools else None
-
-
-def _reasoning_kwargs(request: ChatRequest) -> dict[str, Any]:
-    """Templates use at most one of the two names."""
-    if request.reasoning_effort is None:
-        return {}
-    return {"reasoning_effort": request.reasoning_effort, "enable_thinking": request.reasoning_effort != "none"}

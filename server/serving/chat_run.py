@@ -97,19 +97,33 @@ class ChatRunner:
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
         generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix)
-        parsers = [self._parsing.create_parser(request) for _ in range(generation.num_choices)]
-        return ChatRun(self._inference, generation, parsers)
+        [reasoning] = generation.reasoning
+        parsers = [self._parsing.create_parser(request, reasoning) for _ in range(generation.num_choices)]
+        return ChatRun(self._inference, generation, parsers, hides_tokens=self._parsing.hides_tokens(request))
 
 
 class ChatRun:
     """One chat request; use either `stream` or `collect`, once, on the event loop."""
 
-    def __init__(self, inference: Inference, generation: Generation, parsers: Iterable[OutputParser | None]) -> None:
+    def __init__(
+        self,
+        inference: Inference,
+        generation: Generation,
+        parsers: Iterable[OutputParser | None],
+        *,
+        hides_tokens: bool,
+    ) -> None:
         request = generation.request
         assert isinstance(request, ChatRequest)
         self.request = request
         self.generation = generation
-        self.meter = UsageMeter(generation, has_prompt_details=inference.config.enable_prompt_tokens_details)
+        self.hides_tokens = hides_tokens
+        """Whether ids and log-probabilities must not be shown."""
+        self.meter = UsageMeter(
+            generation,
+            has_prompt_details=inference.config.enable_prompt_tokens_details,
+            has_reasoning_details=inference.config.reasoning_parser is not None,
+        )
         self._inference = inference
         self._readers = [_ChoiceReader(request, parser) for parser in parsers]
 
@@ -158,6 +172,7 @@ class _ChoiceReader:
     def __init__(self, request: ChatRequest, parser: OutputParser | None) -> None:
         self._parser = parser
         self._is_named = request.named_function is not None
+        self._hides_reasoning = not request.include_reasoning
         self._is_single = request.parallel_tool_calls is False
         self._num_calls = 0
 
@@ -178,6 +193,8 @@ class _ChoiceReader:
                 call_id = event.id or f"chatcmpl-tool-{uuid4().hex}"
                 parts.append(ToolCallPart(self._num_calls, call_id, event.name, ""))
                 self._num_calls += 1
+            elif isinstance(event, Reasoning) and self._hides_reasoning:
+                continue
             elif isinstance(event, CallArguments):
                 parts.append(ToolCallPart(self._num_calls - 1, None, None, event.text))
             else:

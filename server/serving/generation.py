@@ -9,6 +9,7 @@ import msgspec
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
+from server.serving.reasoning import PromptReasoning
 from server.serving.request_context import RequestContext
 from server.types import FinishReason, SamplingParams, TokenLogprob
 
@@ -39,6 +40,8 @@ class Generation:
     prompts: Sequence[RenderedPrompt]
     params: Sequence[SamplingParams]
     """One per prompt."""
+    reasoning: Sequence[PromptReasoning | None]
+    """One per prompt; None if the model does not reason."""
     context: RequestContext
 
     @property
@@ -54,6 +57,10 @@ class Generation:
     def prompt_of(self, index: int) -> RenderedPrompt:
         """The prompt that a choice continues."""
         return self.prompts[index // self.request.num_choices]
+
+    def reasoning_of(self, index: int) -> PromptReasoning | None:
+        """The reasoning of a choice."""
+        return self.reasoning[index // self.request.num_choices]
 
     def params_of(self, index: int) -> SamplingParams:
         """The sampling parameters of a choice; choices of one prompt differ only in the seed."""

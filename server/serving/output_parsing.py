@@ -5,6 +5,7 @@ import logging
 from server.config import ServerConfig
 from server.errors import RequestError
 from server.parsers.base import OutputParser, ToolParser
+from server.parsers.chain import ParserChain
 from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.forced import NamedCallParser, RequiredCallsParser
 from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin, load_tool_parser
@@ -12,6 +13,7 @@ from server.protocol.chat import ChatRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizer_loading import read_json_object
+from server.serving.reasoning import ModelReasoning, PromptReasoning
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +21,9 @@ logger = logging.getLogger(__name__)
 class OutputParsing:
     """One per server; imports the parsers that its flags name."""
 
-    def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
+    def __init__(self, config: ServerConfig, renderer: BaseRenderer, reasoning: ModelReasoning) -> None:
         """Raises PluginError if the parser's name or plugin cannot be used."""
+        self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
@@ -36,10 +39,21 @@ class OutputParsing:
     def keeps_special_tokens(self, request: ChatRequest) -> bool:
         """Whether the parsers need the text of special tokens."""
         parser = self._auto_parser(request)
-        return parser is not None and parser.needs_special_tokens
+        return self._reasoning.keeps_special_tokens or (parser is not None and parser.needs_special_tokens)
 
-    def create_parser(self, request: ChatRequest) -> OutputParser | None:
+    def hides_tokens(self, request: ChatRequest) -> bool:
+        """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
+        return not request.include_reasoning and (self._reasoning.is_configured or self._tool_parser is not None)
+
+    def create_parser(self, request: ChatRequest, reasoning: PromptReasoning | None) -> OutputParser | None:
         """The parser of one choice; None if its text is the content."""
+        tools = self._create_tool_parser(request)
+        if reasoning is None:
+            return tools
+        parser = reasoning.create_parser()
+        return parser if tools is None else ParserChain(parser, tools)
+
+    def _create_tool_parser(self, request: ChatRequest) -> OutputParser | None:
         if request.named_function is not None:
             return NamedCallParser(request.named_function)
         if request.tool_choice == "required":

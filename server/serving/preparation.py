@@ -11,6 +11,7 @@ from server.request_ids import set_request_id
 from server.serving.generation import Generation
 from server.serving.guided import check_constraint, find_constraint
 from server.serving.inference import Inference
+from server.serving.reasoning import ModelReasoning
 from server.serving.request_context import RequestContext
 from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
 
@@ -20,10 +21,11 @@ logger = logging.getLogger(__name__)
 class GenerationBuilder:
     """One per server; shared by chat and completions."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, reasoning: ModelReasoning) -> None:
         self._config = inference.config
         self._renderer = inference.renderer
         self._engine = inference.engine
+        self._reasoning = reasoning
         self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
 
     async def build(
@@ -46,15 +48,17 @@ class GenerationBuilder:
             info=self._engine.info,
             max_logprobs=self._config.max_logprobs,
         )
+        reasoning = [self._reasoning.of_prompt(request, prompt) for prompt in prompts]
         params = [
-            sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints)
-            for prompt in prompts
+            sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints, reasoning=found)
+            for prompt, found in zip(prompts, reasoning, strict=True)
         ]
         generation = Generation(
             request=request,
             request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
             prompts=prompts,
             params=params,
+            reasoning=reasoning,
             context=context,
         )
         set_request_id(generation.request_id)

@@ -14,6 +14,7 @@ from server.errors import ConfigError, RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.fields import MinP, Penalty, RepetitionPenalty, Temperature, TokenCount, TopK, TopP
+from server.serving.reasoning import PromptReasoning
 from server.types import EngineInfo, GuidedDecoding, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,14 @@ class SamplingBuilder:
     info: EngineInfo
     max_logprobs: int
 
-    def build(self, request: AnyRequest, *, num_prompt_tokens: int, constraints: Constraints) -> SamplingParams:
+    def build(
+        self,
+        request: AnyRequest,
+        *,
+        num_prompt_tokens: int,
+        constraints: Constraints,
+        reasoning: PromptReasoning | None = None,
+    ) -> SamplingParams:
         """The sampling parameters of each choice of a request.
 
         Raises:
@@ -105,6 +113,9 @@ class SamplingBuilder:
             logprob_token_ids=tuple(request.logprob_token_ids or ()),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
             guided=constraints.guided,
+            reasoning=None
+            if reasoning is None
+            else reasoning.rules(request, has_grammar=constraints.guided is not None),
             cache_salt=request.cache_salt,
             **_effective(request, self.defaults.values),
         )

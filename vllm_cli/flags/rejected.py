@@ -88,9 +88,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "parsers of tool calls or of reasoning": (
         value("--tool-strict-level", neutral=("auto",)),
         value("--tool-server"),
-        value("--reasoning-parser"),
         value("--reasoning-parser-plugin"),
-        value("--reasoning-config"),
     ),
     "offloaded or transferred weights and caches": (
         value("--kv-transfer-config"),

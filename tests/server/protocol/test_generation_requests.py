@@ -64,6 +64,10 @@ BAD_VALUES = [
     ("vllm_xargs", {"a": {}}),
     ("kv_transfer_params", 1),
     ("repetition_detection", 3),
+    ("thinking_token_budget", -2),
+    ("thinking_token_budget", 1.0),
+    ("thinking_token_budget", True),
+    ("thinking_token_budget", "10"),
 ]
 
 WITHOUT_EFFECT = [

@@ -1,0 +1,79 @@
+"""The formats of reasoning that are two tags; names, tags and rules are those of vLLM 0.32."""
+
+from typing import Final
+
+from server.parsers.reasoning.tags import TagFormat, TemplateKwargs
+
+
+def _is_enabled(kwargs: TemplateKwargs) -> bool:
+    return bool(kwargs.get("enable_thinking", True))
+
+
+def _is_asked_for(kwargs: TemplateKwargs) -> bool:
+    return bool(kwargs.get("thinking")) or bool(kwargs.get("enable_thinking"))
+
+
+def _is_not_refused(kwargs: TemplateKwargs) -> bool:
+    is_silent = kwargs.get("thinking") is None and kwargs.get("enable_thinking") is None
+    return is_silent or _is_asked_for(kwargs)
+
+
+def _is_deepseek_v4_thinking(kwargs: TemplateKwargs) -> bool:
+    is_silent = "thinking" not in kwargs and "enable_thinking" not in kwargs
+    return (is_silent or _is_asked_for(kwargs)) and kwargs.get("reasoning_effort") != "none"
+
+
+def _has_effort(kwargs: TemplateKwargs) -> bool:
+    return (kwargs.get("reasoning_effort") or "no_think") != "no_think"
+
+
+_TOOL_CALL: Final = ("<tool_call>",)
+
+DEEPSEEK_R1: Final = TagFormat()
+DEEPSEEK_V3: Final = TagFormat(switch=_is_asked_for)
+DEEPSEEK_V4: Final = TagFormat(
+    answer_starts=("<｜DSML｜tool_calls>", "<｜DSML｜toolcalls>", "<｜DSML｜tool>"),
+    strips_reasoning=True,
+    switch=_is_deepseek_v4_thinking,
+)
+DEEPSEEK_V41: Final = TagFormat(
+    answer_starts=("<｜DSML｜ calls>",), strips_reasoning=True, switch=_is_deepseek_v4_thinking
+)
+ERNIE45: Final = TagFormat(strips_answer=True, answer_tags=("<response>", "</response>"))
+GLM45: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, switch=_is_not_refused)
+GRANITE: Final = TagFormat(
+    starts=("Here is my thought process:", "Here's my thought process:"),
+    ends=("Here is my response:", "Here's my response:"),
+    is_open_at_start=False,
+    must_begin_output=True,
+)
+GRANITE_THINKING: Final = TagFormat(
+    answer_starts=_TOOL_CALL, strips_reasoning=True, strips_answer=True, switch=_is_enabled
+)
+HOLO2: Final = TagFormat(switch=_is_not_refused)
+HUNYUAN_A13B: Final = TagFormat(
+    starts=("<think>\n",),
+    ends=("\n</think>\n<answer>\n",),
+    is_open_at_start=False,
+    answer_tags=("", "\n</answer>"),
+)
+HY_V3: Final = TagFormat(switch=_has_effort)
+KIMI_K2: Final = TagFormat(
+    answer_starts=("<|tool_calls_section_begin|>",), strips_reasoning=True, switch=_is_not_refused
+)
+MINIMAX_M2: Final = TagFormat(answer_starts=("<minimax:tool_call>",), strips_reasoning=True)
+MISTRAL: Final = TagFormat(
+    starts=("[THINK]",),
+    ends=("[/THINK]",),
+    answer_starts=("[TOOL_CALLS]",),
+    is_open_at_start=False,
+    strips_reasoning=True,
+)
+NEMOTRON_V3: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, switch=_is_enabled)
+OLMO3: Final = TagFormat()
+QWEN3: Final = TagFormat(answer_starts=_TOOL_CALL, switch=_is_enabled)
+SEED_OSS: Final = TagFormat(
+    starts=("<seed:think>",), ends=("</seed:think>",), answer_starts=("<seed:tool_call>",), switch=_is_enabled
+)
+STEP3: Final = TagFormat()
+STEP3P5: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True)

@@ -1,0 +1,213 @@
+"""The model's reasoning: its markers as tokens, what a prompt says about it, and the rules for the engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from server.config import ServerConfig
+from server.engine.reasoning import MarkerMatcher
+from server.errors import RequestError
+from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
+from server.parsers.registry import load_reasoning_format
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.renderers.base import BaseRenderer
+from server.renderers.prompts import RenderedPrompt
+from server.serving.chat_options import template_kwargs
+from server.types import ReasoningMarker, ReasoningRules
+
+_TURN_BOUNDARIES = (
+    *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<assistant>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>"),
+    *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
+)
+"""Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""
+
+_TAIL_TOKENS = 512
+"""The end of a prompt without text in which markers of ordinary tokens are searched."""
+
+
+class ModelReasoning:
+    """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
+
+    def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
+        self._format = None if config.reasoning_parser is None else load_reasoning_format(config.reasoning_parser)
+        self._forced_text: str | None = config.reasoning_config.get("reasoning_end_str")
+        self._renderer = renderer
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether the server has a format of reasoning."""
+        return self._format is not None
+
+    @cached_property
+    def keeps_special_tokens(self) -> bool:
+        """Whether a marker is a special token, which the detokenizer must not skip."""
+        if self._format is None:
+            return False
+        decode = self._renderer.tokenizer.decode
+        return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
+
+    def of_prompt(self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt) -> "PromptReasoning | None":
+        """The reasoning of a prompt's outputs; None if the model does not reason.
+
+        Raises:
+            RequestError: the request limits the reasoning, but the server has no format for it.
+        """
+        if self._format is None:
+            if request.thinking_budget is not None:
+                raise RequestError(
+                    "`thinking_token_budget` is set, but the server has no --reasoning-parser.",
+                    param="thinking_token_budget",
+                )
+            return None
+        kwargs = self._renderer.config.default_chat_template_kwargs
+        if isinstance(request, ChatRequest):
+            kwargs = kwargs | template_kwargs(request)
+        if not self._format.is_used(kwargs):
+            return None
+        end, num_spent = self._look_at(prompt)
+        return PromptReasoning(self._format, self._markers, end, num_spent, self._renderer)
+
+    @cached_property
+    def _markers(self) -> "_Markers":
+        assert self._format is not None
+        ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
+        starts, ends, answers = (
+            tuple(ReasoningMarker(text, ids.get(text)) for text in texts)
+            for texts in (self._format.starts, self._format.ends, self._format.answer_starts)
+        )
+        return _Markers(
+            starts=starts,
+            ends=ends,
+            answer_starts=answers,
+            forced_end=tuple(self._encode(self._forced_text or self._format.ends[0])),
+            num_extra_tokens={
+                marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
+            },
+        )
+
+    @cached_property
+    def _ends_of_prompt(self) -> dict[int, PromptEnd]:
+        """What the last of these tokens in a prompt says; without boundaries, which say nothing."""
+        found = {m.token_id: PromptEnd.ENDED for m in self._markers.ends}
+        found |= {m.token_id: PromptEnd.OPEN for m in self._markers.starts}
+        return {token_id: end for token_id, end in found.items() if token_id is not None}
+
+    @cached_property
+    def _boundary_ids(self) -> frozenset[int]:
+        added = self._renderer.tokenizer.added_tokens.items()
+        return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
+
+    def _look_at(self, prompt: RenderedPrompt) -> tuple[PromptEnd, int]:
+        """What the prompt's end says, and how many tokens of reasoning it has."""
+        if any(marker.token_id is None for marker in self._markers.starts + self._markers.ends):
+            return self._look_at_text(prompt)
+        ends, boundaries = self._ends_of_prompt, self._boundary_ids
+        for num_after, token_id in enumerate(reversed(prompt.known_token_ids)):
+            if token_id in ends:
+                return ends[token_id], num_after
+            if token_id in boundaries:
+                break
+        return PromptEnd.SILENT, 0
+
+    def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, int]:
+        text = prompt.text
+        if text is None:
+            tail = prompt.known_token_ids[-_TAIL_TOKENS:]
+            text = self._renderer.tokenizer.decode(tail, skip_special_tokens=False)
+        last = {PromptEnd.SILENT: max(text.rfind(boundary) for boundary in _TURN_BOUNDARIES)}
+        for end, markers in ((PromptEnd.OPEN, self._markers.starts), (PromptEnd.ENDED, self._markers.ends)):
+            last[end] = max(
+                text.rfind(marker.text) + len(marker.text) if marker.text in text else -1 for marker in markers
+            )
+        end = max(last, key=lambda key: last[key])
+        return end, len(self._encode(text[last[end] :])) if end is PromptEnd.OPEN else 0
+
+    def _encode(self, text: str) -> list[int]:
+        return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Markers:
+    """A format's markers as tokens."""
+
+    starts: tuple[ReasoningMarker, ...]
+    ends: tuple[ReasoningMarker, ...]
+    answer_starts: tuple[ReasoningMarker, ...]
+    forced_end: tuple[int, ...]
+    num_extra_tokens: dict[ReasoningMarker, int]
+
+
+@dataclass(frozen=True)
+class PromptReasoning:
+    """The reasoning of the outputs of one prompt."""
+
+    format: ReasoningFormat
+    markers: _Markers
+    prompt_end: PromptEnd
+    num_spent_tokens: int
+    """Tokens of reasoning at the end of the prompt."""
+    renderer: BaseRenderer
+
+    def create_parser(self) -> OutputParser:
+        """The parser of one choice."""
+        return self.format.create_parser(self.prompt_end)
+
+    def create_counter(self) -> "ReasoningCounter":
+        """The counter of one choice."""
+        return ReasoningCounter(self)
+
+    def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
+        """The engine's rules; None if it need not follow the reasoning.
+
+        As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
+        """
+        is_shown = not isinstance(request, ChatRequest) or request.include_reasoning
+        delays_grammar = has_grammar and is_shown and self.prompt_end is not PromptEnd.ENDED
+        budget = None if has_grammar and not delays_grammar else request.thinking_budget
+        if budget is None and not delays_grammar:
+            return None
+        return ReasoningRules(
+            starts=self.markers.starts,
+            ends=self.markers.ends + self.markers.answer_starts,
+            delays_grammar=delays_grammar,
+            is_open=self.prompt_end is PromptEnd.OPEN,
+            budget=budget,
+            num_spent_tokens=self.num_spent_tokens if self.prompt_end is PromptEnd.OPEN else 0,
+            forced_end=self.markers.forced_end,
+        )
+
+
+class ReasoningCounter:
+    """Counts the tokens of reasoning of one choice, without the markers."""
+
+    def __init__(self, reasoning: PromptReasoning) -> None:
+        markers = reasoning.markers
+        end = reasoning.prompt_end
+        self._starts = MarkerMatcher(markers.starts, reasoning.renderer.token_bytes)
+        self._ends = MarkerMatcher(markers.ends + markers.answer_starts, reasoning.renderer.token_bytes)
+        self._num_extra_tokens = max(markers.num_extra_tokens.values(), default=0)
+        self._has_ended = end is PromptEnd.ENDED
+        self._is_open = end is PromptEnd.OPEN or (end is PromptEnd.SILENT and reasoning.format.is_open_at_start)
+        self.num_tokens = 0
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        """Counts the output's next tokens."""
+        for token_id in token_ids:
+            if self._has_ended:
+                return
+            if self._starts.add(token_id) is not None:
+                self._drop_marker()
+                self._is_open = True
+            elif self._ends.add(token_id) is not None:
+                self._drop_marker()
+                self._has_ended = self._is_open
+            elif self._is_open:
+                self.num_tokens += 1
+
+    def _drop_marker(self) -> None:
+        """Subtracts the tokens before the last one of a marker of ordinary tokens, which were counted."""
+        if self._is_open:
+            self.num_tokens = max(0, self.num_tokens - self._num_extra_tokens)
