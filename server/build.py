@@ -42,6 +42,9 @@ from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.readiness import EngineReadiness
 from server.serving.reasoning import ModelReasoning
+from server.serving.responses.archive import ResponseArchive
+from server.serving.responses.serving import ResponsesServing
+from server.serving.responses.store import ResponseStore, build_response_store
 from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
 from server.serving.tokenization import TokenizationServing
@@ -90,6 +93,7 @@ class Server:
     drain: Drain
     telemetry: Telemetry
     tracer: "Tracer | None"
+    response_store: ResponseStore | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ class AppParts:
     admission: Admission
     running: RunningRequests = field(default_factory=RunningRequests)
     api_keys: ApiKeys
+    response_store: ResponseStore | None = None
     tracer: "Tracer | None" = None
     version: str
 
@@ -125,6 +130,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         metrics=metrics,
         admission=Admission(options.limits),
         api_keys=ApiKeys.from_config(config),
+        response_store=build_response_store(config, options.limits),
         tracer=build_tracer(config, server_version),
         version=server_version,
     )
@@ -149,6 +155,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         drain=drain,
         telemetry=Telemetry(config, engine, metrics, monitor.poll),
         tracer=parts.tracer,
+        response_store=parts.response_store,
     )
 
 
@@ -193,10 +200,12 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     reasoning = ModelReasoning(config, parts.renderer)
     builder = GenerationBuilder(inference, reasoning)
     runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer, reasoning))
+    archive = ResponseArchive(parts.response_store, parts.renderer)
     return Handlers(
         completions=CompletionServing(inference, builder),
         chat=ChatServing(inference, runner),
         messages=MessagesServing(inference, runner),
+        responses=ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         pooling=PoolingServing(inference),

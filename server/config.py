@@ -334,6 +334,14 @@ class ServerConfig:
         "Answer 400 to a request with a field that is unknown or without effect, instead of logging it once.",
         group="Requests and answers",
     )
+    enable_responses_store: bool = from_variable(env.VLLM_ENABLE_RESPONSES_API_STORE)
+    responses_store_file: str | None = setting(
+        None,
+        "--responses-store-file",
+        "SQLite file that keeps responses of /v1/responses across restarts; kept in memory if not given.",
+        group="Requests and answers",
+        metavar="FILE",
+    )
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

@@ -118,6 +118,21 @@ class LimitsConfig:
         minimum=1,
     )
 
+    max_stored_responses: int = setting(
+        1024,
+        "--http-max-stored-responses",
+        "Most responses of /v1/responses that are kept; then the oldest is dropped. 0 keeps none.",
+        syntax="count",
+        minimum=0,
+    )
+    max_stored_bytes: int = setting(
+        64 << 20,
+        "--http-max-stored-size",
+        "Most bytes of kept responses and their conversations; then the oldest is dropped. 0 keeps none.",
+        syntax="size",
+        minimum=0,
+    )
+
     def __post_init__(self) -> None:
         check_ranges(self)
 

@@ -39,6 +39,8 @@ def run_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions
     finally:
         if server.tracer is not None:
             server.tracer.close()
+        if server.response_store is not None:
+            server.response_store.close()
 
 
 class _Run:

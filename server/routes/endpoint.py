@@ -16,7 +16,6 @@ from server.protocol.nesting import NestingCheck
 from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
-from server.routes.deadline import Deadline
 from server.routes.messages import (
     ClientGoneError,
     Headers,
@@ -31,6 +30,7 @@ from server.routes.messages import (
 from server.serving.admission import Admission
 from server.serving.availability import Availability
 from server.serving.binary_response import BinaryResponse
+from server.serving.deadline import Deadline
 from server.serving.failures import OPENAI, FailureFormat, describe_failure
 from server.serving.request_context import RequestContext
 from server.serving.request_limits import RequestLimiter, num_sequences

@@ -11,8 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 from server import sse
 from server.errors import RequestError
 from server.limits import flag_of
-from server.routes.deadline import Deadline, RequestTimeoutError
 from server.serving.admission import Lease
+from server.serving.deadline import Deadline, RequestTimeoutError
 from server.serving.failures import FailureFormat
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")

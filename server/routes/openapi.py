@@ -1,5 +1,6 @@
 """The OpenAPI description, generated from the request and response models."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ from server.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from server.protocol.errors import ErrorResponse, UnavailableResponse
 from server.protocol.models import ModelCard, ModelList
 from server.protocol.pooling import PoolingRequest, PoolingResponse
+from server.protocol.responses.events import ResponseStreamEvent
+from server.protocol.responses.request import ResponsesRequest
+from server.protocol.responses.response import Response
 from server.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
@@ -24,6 +28,7 @@ Schemas = dict[Model, dict[str, Any]]
 _POSTS: dict[str, tuple[Model, Model, Model | None]] = {
     "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
     "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
+    "/v1/responses": (ResponsesRequest, Response, ResponseStreamEvent),
     "/v1/messages": (MessagesRequest, MessagesResponse, StreamEvent),
     "/v1/messages/count_tokens": (CountTokensRequest, CountTokensResponse, None),
     "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),
@@ -39,9 +44,12 @@ _POSTS: dict[str, tuple[Model, Model, Model | None]] = {
 }
 """Path -> models of request, response and stream event."""
 
+_PATH_PARAMETER = re.compile(r"{(\w+)}")
+
 _GETS: dict[str, Model | None] = {
     "/v1/models": ModelList,
     "/v1/models/{model}": ModelCard,
+    "/v1/responses/{response_id}": Response,
     "/health": None,
     "/ping": None,
     "/version": None,
@@ -50,9 +58,17 @@ _GETS: dict[str, Model | None] = {
 }
 
 
+_QUERIES = {"/v1/responses/{response_id}": {"stream": "boolean", "starting_after": "integer"}}
+"""Path -> type of each query parameter."""
+
+_ACTIONS: dict[str, type] = {"/v1/responses/{response_id}/cancel": Response}
+"""Path of a POST without a body -> model of the response."""
+
+
 def build_openapi(version: str) -> dict[str, Any]:
     """The whole document."""
-    used = [ErrorResponse, UnavailableResponse, *_GETS.values(), *(model for post in _POSTS.values() for model in post)]
+    used = [ErrorResponse, UnavailableResponse, *_GETS.values(), *_ACTIONS.values()]
+    used += (model for post in _POSTS.values() for model in post)
     models = [model for model in used if model is not None]
     found, components = msgspec.json.schema_components(models, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(models, found, strict=True))
@@ -60,7 +76,8 @@ def build_openapi(version: str) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "vllm-cli", "version": version},
         "paths": {path: {"post": _post(schemas, *models)} for path, models in _POSTS.items()}
-        | {path: {"get": _get(schemas, path, answer)} for path, answer in _GETS.items()},
+        | {path: {"get": _without_body(schemas, path, answer)} for path, answer in _GETS.items()}
+        | {path: {"post": _without_body(schemas, path, answer)} for path, answer in _ACTIONS.items()},
         "components": {"schemas": components},
     }
 
@@ -87,11 +104,16 @@ def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) 
     }
 
 
-def _get(schemas: Schemas, path: str, answer: Model | None) -> dict[str, Any]:
+def _without_body(schemas: Schemas, path: str, answer: Model | None) -> dict[str, Any]:
     found: dict[str, Any] = {"description": "The response"}
     if answer is not None:
         found["content"] = {"application/json": {"schema": schemas[answer]}}
     operation: dict[str, Any] = {"responses": {"200": found}}
-    if "{model}" in path:
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
-    return operation
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PATH_PARAMETER.findall(path)
+    ]
+    parameters += [
+        {"name": name, "in": "query", "schema": {"type": kind}} for name, kind in _QUERIES.get(path, {}).items()
+    ]
+    return operation | ({"parameters": parameters} if parameters else {})

@@ -10,11 +10,13 @@ from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.pooling import PoolingRequest
+from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
 from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
@@ -24,6 +26,7 @@ from server.serving.pooling.classification import ClassificationServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
+from server.serving.responses.serving import ResponsesServing
 from server.serving.tokenization import TokenizationServing
 from server.status_page.page import DATA_PATH
 
@@ -35,6 +38,7 @@ class Handlers:
     completions: CompletionServing
     chat: ChatServing
     messages: MessagesServing
+    responses: ResponsesServing
     tokenization: TokenizationServing
     embeddings: EmbeddingServing
     pooling: PoolingServing
@@ -50,6 +54,7 @@ class Handlers:
 def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
     """All routes."""
     health, info, models = handlers.health, handlers.info, handlers.models
+    stored = ResponseEndpoints(handlers.responses)
     score, rerank = handlers.score.create, handlers.rerank.create
 
     def max_embeds_bytes() -> int:
@@ -76,6 +81,9 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         post("/v1/chat/completions", ChatRequest, handlers.chat.create),
         post("/v1/messages", MessagesRequest, handlers.messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, handlers.messages.count_tokens, failures=ANTHROPIC),
+        post("/v1/responses", ResponsesRequest, handlers.responses.create),
+        Route("/v1/responses/{response_id}", stored.retrieve, methods=["GET"]),
+        Route("/v1/responses/{response_id}/cancel", stored.cancel, methods=["POST"]),
         post("/v1/embeddings", EmbeddingRequest, handlers.embeddings.create),
         post("/pooling", PoolingRequest, handlers.pooling.create),
         post("/classify", ClassificationRequest, handlers.classification.create),

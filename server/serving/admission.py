@@ -129,6 +129,13 @@ class Lease:
         self._admission.num_queued_tokens -= done
         self._num_tokens -= done
 
+    def hand_over(self) -> "Lease":
+        """A new lease with this one's share, for work that outlives the request; this one becomes empty."""
+        heir = Lease(self._admission)
+        heir.num_sequences, heir.num_bytes, heir._num_tokens = self.num_sequences, self.num_bytes, self._num_tokens
+        self.num_sequences = self.num_bytes = self._num_tokens = 0
+        return heir
+
     def release(self) -> None:
         """Returns the whole share; called when the request has ended."""
         self.drop_bytes()

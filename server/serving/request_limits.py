@@ -9,6 +9,7 @@ from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import GenerationRequest
 from server.protocol.pooling import InputFields
+from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import TokenizeRequest
 
@@ -40,6 +41,9 @@ class RequestLimiter:
             self._check_count("stop_sequences", request.stop_sequences, "max_stop_strings")
         if isinstance(request, ChatRequest | TokenizeRequest | CountTokensRequest):
             self._check_count("messages", request.messages, "max_messages")
+            self._check_count("tools", request.tools, "max_tools")
+        elif isinstance(request, ResponsesRequest):
+            self._check_count("input", request.items, "max_messages")
             self._check_count("tools", request.tools, "max_tools")
         elif isinstance(request, CompletionRequest):
             self._check_completion(request)

@@ -23,6 +23,7 @@ from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
+from server.serving.responses.store import build_response_store
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
 from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
@@ -294,6 +295,7 @@ def run_app(
         metrics=metrics,
         admission=Admission(limits or LimitsConfig()),
         api_keys=ApiKeys.from_config(config),
+        response_store=build_response_store(config, limits or LimitsConfig()),
         tracer=tracer,
         version="1.2.3",
     )
@@ -311,6 +313,8 @@ def run_app(
         thread.join(PATIENT_S)
         assert not thread.is_alive()
         listener.close()
+        if parts.response_store is not None:
+            parts.response_store.close()
 
 
 @pytest.fixture

@@ -1,0 +1,65 @@
+"""Keeps responses that have ended, and the conversations that later requests continue."""
+
+from typing import Final
+
+import msgspec
+
+from server.errors import RequestError
+from server.renderers.base import BaseRenderer
+from server.serving.responses.conversation import Message, extend_conversation
+from server.serving.responses.run import ResponseRun
+from server.serving.responses.store import ResponseStore, StoredResponse
+
+_LARGE_BYTES: Final = 32 << 10
+"""Encoding or decoding this much JSON takes about as long as handing it to a thread."""
+
+
+class ResponseArchive:
+    """One per server, used on the event loop; large conversations are encoded in the renderer pool."""
+
+    def __init__(self, store: ResponseStore | None, renderer: BaseRenderer) -> None:
+        """Without a store nothing is kept."""
+        self._store = store
+        self._renderer = renderer
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether responses are kept."""
+        return self._store is not None
+
+    async def keep(self, run: ResponseRun, events: tuple[bytes, ...] | None = None) -> None:
+        """Keeps a response if its request wants it, with its events if it ran in the background."""
+        if self._store is None or not run.request.store:
+            return
+        if run.num_message_bytes < _LARGE_BYTES:
+            stored = _encode(run, events)
+        else:
+            stored = await self._renderer.run_in_pool(_encode, run, events)
+        await self._store.put(run.response.id, stored)
+
+    async def find(self, response_id: str) -> StoredResponse:
+        """A response; raises RequestError (404) if it is not kept, or not any more."""
+        stored = None if self._store is None else await self._store.get(response_id)
+        if stored is None:
+            raise invalid_response(f"Response with id '{response_id}' not found.", "response_id", status=404)
+        return stored
+
+    async def decode_history(self, stored: StoredResponse) -> list[Message]:
+        """The conversation up to and including a response."""
+        if len(stored.history) < _LARGE_BYTES:
+            return _decode(stored.history)
+        return await self._renderer.run_in_pool(_decode, stored.history)
+
+
+def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
+    """An error with vLLM's type for responses that are not there, or not in the right state."""
+    return RequestError(message, param=param, status=status, type="invalid_request_error")
+
+
+def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:
+    history = extend_conversation(run.messages, run.response.output)
+    return StoredResponse(msgspec.json.encode(run.response), msgspec.json.encode(history), events)
+
+
+def _decode(history: bytes) -> list[Message]:
+    return msgspec.json.decode(history, type=list[Message])

@@ -1,0 +1,112 @@
+"""Responses that are generated without a waiting client: followed, retrieved and cancelled by id."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from server import sse
+from server.protocol.responses.events import ResponseEvent
+from server.serving.admission import Lease
+from server.serving.deadline import Deadline
+from server.serving.responses.run import ResponseRun
+from server.serving.running_requests import RunningRequests
+
+Keep = Callable[[ResponseRun, tuple[bytes, ...] | None], Awaitable[None]]
+"""Stores a response that has ended, with its events if there are any."""
+
+
+class BackgroundResponse:
+    """One response; its task runs until the response is stored."""
+
+    def __init__(self, run: ResponseRun, *, keeps_events: bool) -> None:
+        self.run = run
+        self.events: list[bytes] | None = [] if keeps_events else None
+        """The encoded events so far; the position is the sequence number."""
+        self.has_ended = False
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
+        """Returns once the task runs: a task that is cancelled earlier would not execute at all."""
+        self._task = asyncio.create_task(generate(self), name="background-response")
+        await asyncio.sleep(0)
+
+    def publish(self, event: ResponseEvent) -> None:
+        """Adds an event for those who follow the response."""
+        if self.events is not None:
+            self.events.append(sse.encode_named_event(event))
+        self._wake()
+
+    def end(self) -> None:
+        """No event follows."""
+        self.has_ended = True
+        self._wake()
+
+    async def follow(self, first: int) -> AsyncGenerator[bytes, None]:
+        """Yields the events from a position on, as they come."""
+        assert self.events is not None
+        while True:
+            news = self._news
+            for event in self.events[first:]:
+                yield event
+                first += 1
+            if self.has_ended and first >= len(self.events):
+                return
+            await news.wait()
+
+    async def cancel(self) -> None:
+        """Ends the generation; returns when the response is stored."""
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
+
+
+class BackgroundResponses:
+    """The responses in the background that have not ended; one per server, used on the event loop."""
+
+    def __init__(self, running: RunningRequests, keep: Keep, *, timeout_s: float) -> None:
+        """The drain waits for those in `running`; `timeout_s` is the limit of one response, 0 none."""
+        self._running = running
+        self._keep = keep
+        self._timeout_s = timeout_s
+        self._responses: dict[str, BackgroundResponse] = {}
+
+    def find(self, response_id: str) -> BackgroundResponse | None:
+        """The response with this id, unless it has ended."""
+        return self._responses.get(response_id)
+
+    async def start(self, run: ResponseRun, lease: Lease, *, keeps_events: bool) -> BackgroundResponse:
+        """Begins to generate a response; the lease is released when it ends."""
+
+        async def generate(response: BackgroundResponse) -> None:
+            with self._running.hold():
+                try:
+                    await self._generate(response)
+                finally:
+                    lease.release()
+                    if self._responses.get(run.response.id) is response:
+                        del self._responses[run.response.id]
+
+        response = BackgroundResponse(run, keeps_events=keeps_events)
+        self._responses[run.response.id] = response
+        await response.start(generate)
+        return response
+
+    async def _generate(self, response: BackgroundResponse) -> None:
+        run = response.run
+        try:
+            async with Deadline(self._timeout_s).bound(), aclosing(run.events()) as events:
+                async for event in events:
+                    response.publish(event)
+        except asyncio.CancelledError:
+            run.set_status("cancelled")
+        except Exception as err:  # noqa: BLE001
+            run.fail(err)
+        response.publish(run.last_event())
+        await self._keep(run, None if response.events is None else tuple(response.events))
+        response.end()

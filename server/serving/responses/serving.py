@@ -1,0 +1,157 @@
+"""Answers /v1/responses."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import msgspec
+
+from server import sse
+from server.limits import LimitsConfig
+from server.protocol.responses.request import ResponsesRequest
+from server.protocol.responses.response import Response
+from server.serving.admission import Lease
+from server.serving.chat_run import ChatRunner
+from server.serving.inference import Inference
+from server.serving.request_context import RequestContext
+from server.serving.request_limits import RequestLimiter
+from server.serving.responses.archive import ResponseArchive, invalid_response
+from server.serving.responses.background import BackgroundResponses
+from server.serving.responses.chat_request import own_field_names, to_chat_request
+from server.serving.responses.conversation import Message, build_conversation
+from server.serving.responses.run import ResponseRun
+from server.serving.responses.tools import ResponseTools
+from server.serving.running_requests import RunningRequests
+
+
+class ResponsesServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(
+        self,
+        inference: Inference,
+        runner: ChatRunner,
+        archive: ResponseArchive,
+        running: RunningRequests,
+        limits: LimitsConfig,
+    ) -> None:
+        self._inference = inference
+        self._runner = runner
+        self._archive = archive
+        self._limiter = RequestLimiter(limits)
+        self._background = BackgroundResponses(running, archive.keep, timeout_s=limits.request_timeout_s)
+
+    async def create(
+        self, request: ResponsesRequest, context: RequestContext
+    ) -> Response | AsyncGenerator[bytes, None]:
+        """The response, or its events. Every fault of the request is found before the first event.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed; in streams and in the background this is a response that failed.
+        """
+        self._inference.models.check_generative("Responses")
+        if request.background:
+            return await self._create_in_background(request, context)
+        run = await self._prepare(request, context)
+        if request.stream:
+            return self._stream(run)
+        await run.complete()
+        await self._archive.keep(run)
+        return run.response
+
+    async def retrieve(self, response_id: str) -> bytes:
+        """A response as JSON, which may still be generated.
+
+        Raises:
+            RequestError: there is no such response.
+        """
+        current = self._background.find(response_id)
+        if current is not None:
+            return msgspec.json.encode(current.run.response)
+        return (await self._archive.find(response_id)).body
+
+    async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
+        """The events of a response in the background after one of them, as they come.
+
+        Raises:
+            RequestError: there is no such response, or it was created without `stream`.
+        """
+        first = 0 if starting_after is None else max(starting_after + 1, 0)
+        current = self._background.find(response_id)
+        if current is not None:
+            has_events, events = current.events is not None, current.follow(first)
+        else:
+            stored = await self._archive.find(response_id)
+            has_events, events = stored.events is not None, _replay(stored.events or (), first)
+        if not has_events:
+            raise invalid_response(
+                f"The response '{response_id}' has no stream: it was not created with `background` and `stream`.",
+                "response_id",
+            )
+        return events
+
+    async def cancel(self, response_id: str) -> bytes:
+        """Ends a response in the background; returns it as JSON.
+
+        Raises:
+            RequestError: there is no such response, or it has ended.
+        """
+        current = self._background.find(response_id)
+        if current is None:
+            await self._archive.find(response_id)
+        if current is None or current.run.response.status not in ("queued", "in_progress"):
+            raise invalid_response("Cannot cancel a synchronous response.", "response_id")
+        await current.cancel()
+        return msgspec.json.encode(current.run.response)
+
+    async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
+        history = await self._history(request.previous_response_id, context.lease)
+        tools = ResponseTools(request)
+        messages = build_conversation(request.instructions, history, request.items)
+        chat_request = to_chat_request(request, messages, tools)
+        with own_field_names():
+            self._limiter.check(chat_request)
+            chat = await self._runner.start(chat_request, context, id_prefix="resp")
+        return ResponseRun(request, chat, tools, self._inference, num_message_bytes=context.lease.num_bytes)
+
+    async def _history(self, previous_id: str | None, lease: Lease) -> list[Message]:
+        """The conversation up to the previous response, whose bytes the request holds from now on."""
+        if previous_id is None:
+            return []
+        if self._background.find(previous_id) is not None:
+            raise invalid_response(f"The response '{previous_id}' is not complete yet.", "previous_response_id")
+        stored = await self._archive.find(previous_id)
+        lease.add_bytes(len(stored.history))
+        return await self._archive.decode_history(stored)
+
+    async def _create_in_background(
+        self, request: ResponsesRequest, context: RequestContext
+    ) -> Response | AsyncGenerator[bytes, None]:
+        if not self._archive.is_enabled:
+            raise invalid_response(
+                "This server does not support `store=True` and therefore does not support the background mode.",
+                "background",
+            )
+        own_context = replace(context, trace=None)  # the request's trace ends with its HTTP response
+        run = await self._prepare(request, own_context)
+        own_context.lease = context.lease.hand_over()
+        queued = run.response
+        response = await self._background.start(run, own_context.lease, keeps_events=bool(request.stream))
+        return response.follow(0) if request.stream else queued
+
+    async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
+        try:
+            async with aclosing(run.events()) as events:
+                async for event in events:
+                    yield sse.encode_named_event(event)
+            await self._archive.keep(run)
+        except Exception as err:  # noqa: BLE001
+            run.fail(err)
+        last = run.last_event()
+        yield sse.encode_named_event(last)
+
+
+async def _replay(events: tuple[bytes, ...], first: int) -> AsyncGenerator[bytes, None]:
+    for event in events[first:]:
+        yield event

@@ -1,0 +1,90 @@
+"""The responses that may be retrieved and continued, within bounds; the oldest are dropped first."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from server.config import ServerConfig
+from server.limits import LimitsConfig
+
+
+class StoredResponse(msgspec.Struct, frozen=True):
+    """A response that has ended."""
+
+    body: bytes
+    """The response as JSON."""
+    history: bytes
+    """The conversation up to and including the response, as JSON; instructions are not part of it."""
+    events: tuple[bytes, ...] | None = None
+    """The events of a response in the background that was streamed."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all parts."""
+        return len(self.body) + len(self.history) + sum(map(len, self.events or ()))
+
+
+def build_response_store(config: ServerConfig, limits: LimitsConfig) -> "ResponseStore | None":
+    """The store that the settings ask for; None keeps nothing.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    bounds = StoreBounds(limits.max_stored_responses, limits.max_stored_bytes)
+    if not (config.enable_responses_store and all(bounds)):
+        return None
+    if config.responses_store_file is None:
+        return MemoryStore(bounds)
+    from server.serving.responses.store_file import FileStore  # noqa: PLC0415 - SQLite is seldom needed
+
+    return FileStore(Path(config.responses_store_file), bounds)
+
+
+class StoreBounds(NamedTuple):
+    """Beyond these, the oldest responses are dropped."""
+
+    max_responses: int
+    max_bytes: int
+
+
+class ResponseStore(Protocol):
+    """Keeps responses by id."""
+
+    async def put(self, response_id: str, response: StoredResponse) -> None:
+        """Keeps a response; drops the oldest ones if there are too many, or too many bytes."""
+
+    async def get(self, response_id: str) -> StoredResponse | None:
+        """A response; None if it is unknown or has been dropped."""
+
+    def close(self) -> None:
+        """Releases files and threads."""
+
+
+class MemoryStore:
+    """Keeps responses as long as this process lives; used on the event loop only."""
+
+    def __init__(self, bounds: StoreBounds) -> None:
+        self._bounds = bounds
+        self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self.num_bytes = 0
+        """Size of all responses."""
+
+    async def put(self, response_id: str, response: StoredResponse) -> None:
+        self._drop(response_id)
+        self._responses[response_id] = response
+        self.num_bytes += response.num_bytes
+        while len(self._responses) > self._bounds.max_responses or self.num_bytes > self._bounds.max_bytes:
+            self._drop(next(iter(self._responses)))
+
+    async def get(self, response_id: str) -> StoredResponse | None:
+        return self._responses.get(response_id)
+
+    def close(self) -> None:
+        pass
+
+    def _drop(self, response_id: str) -> None:
+        dropped = self._responses.pop(response_id, None)
+        if dropped is not None:
+            self.num_bytes -= dropped.num_bytes
