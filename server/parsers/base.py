@@ -7,7 +7,7 @@ included, becomes `Content`: nothing is lost and nothing raises.
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from server.parsers.events import Event
 
@@ -33,11 +33,23 @@ class OutputParser(Protocol):
         """The events of the text that was held back; called once, after the last piece."""
 
 
+class CallFormat(NamedTuple):
+    """How a format writes a call around the JSON of its arguments, for grammars."""
+
+    trigger: str
+    """The text with which every call begins, and nothing else."""
+    begins: tuple[str, ...]
+    """Texts that may follow the trigger; `NAME` stands for the function's name."""
+    ends: tuple[str, ...]
+
+
 class ToolParser(OutputParser, Protocol):
     """Finds the tool calls of one format; one class per format in `server.parsers.tools`."""
 
     needs_special_tokens: ClassVar[bool]
     """Whether the format's markers may be special tokens, which the detokenizer then must not skip."""
+    call_format: ClassVar[CallFormat | None]
+    """None if no grammar can force the arguments of a call to follow their schema."""
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         """`functions` are those of the request's `tools`, never empty."""

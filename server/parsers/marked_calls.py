@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
-from server.parsers.base import FunctionDefinition
+from server.parsers.base import CallFormat, FunctionDefinition
 from server.parsers.events import Content, Event
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.markers import partial_length
@@ -47,6 +47,7 @@ class MarkedCalls:
     """
 
     needs_special_tokens: ClassVar[bool] = True
+    call_format: ClassVar[CallFormat | None] = None
     markers: ClassVar[Mapping[str, str]]
     """Start marker -> end marker, empty if there is none. Of two that begin alike the longer comes first."""
     bare_starts: ClassVar[str] = ""

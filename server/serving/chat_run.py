@@ -10,8 +10,9 @@
 An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Literal, NamedTuple
 from uuid import uuid4
 
@@ -96,28 +97,20 @@ class ChatRunner:
             prompt = await self._inference.renderer.render_chat_async(request.messages, options)
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
-        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix)
-        [reasoning] = generation.reasoning
-        parsers = [self._parsing.create_parser(request, reasoning) for _ in range(generation.num_choices)]
-        return ChatRun(self._inference, generation, parsers, hides_tokens=self._parsing.hides_tokens(request))
+        strict = self._parsing.find_constraint(request)
+        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix, strict_tools=strict)
+        return ChatRun(self._inference, generation, self._parsing)
 
 
 class ChatRun:
     """One chat request; use either `stream` or `collect`, once, on the event loop."""
 
-    def __init__(
-        self,
-        inference: Inference,
-        generation: Generation,
-        parsers: Iterable[OutputParser | None],
-        *,
-        hides_tokens: bool,
-    ) -> None:
+    def __init__(self, inference: Inference, generation: Generation, parsing: OutputParsing) -> None:
         request = generation.request
         assert isinstance(request, ChatRequest)
         self.request = request
         self.generation = generation
-        self.hides_tokens = hides_tokens
+        self.hides_tokens = parsing.hides_tokens(request)
         """Whether ids and log-probabilities must not be shown."""
         self.meter = UsageMeter(
             generation,
@@ -125,7 +118,7 @@ class ChatRun:
             has_reasoning_details=inference.config.reasoning_parser is not None,
         )
         self._inference = inference
-        self._readers = [_ChoiceReader(request, parser) for parser in parsers]
+        self._parsing = parsing
 
     @property
     def id(self) -> str:
@@ -148,9 +141,10 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
+        readers = self._create_readers(is_whole=False)
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
-                yield self._read(delta)
+                yield self._read(delta, readers)
 
     async def collect(self) -> list[ChoiceDelta]:
         """Runs the request to its end; returns one delta per choice, with adjacent parts of a kind joined.
@@ -158,12 +152,20 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        deltas = [self._read(delta) for delta in await collect(self._inference, self.generation)]
+        readers = self._create_readers(is_whole=True)
+        deltas = [self._read(delta, readers) for delta in await collect(self._inference, self.generation)]
         return [delta._replace(parts=_join(delta.parts)) for delta in deltas]
 
-    def _read(self, delta: SequenceDelta) -> ChoiceDelta:
+    def _create_readers(self, *, is_whole: bool) -> "list[_ChoiceReader]":
+        """One reader per choice."""
+        [reasoning] = self.generation.reasoning
+        create = partial(self._parsing.create_parser, self.request, reasoning, is_whole=is_whole)
+        parsers = [create() for _ in range(self.num_choices)]
+        return [_ChoiceReader(self.request, parser) for parser in parsers]
+
+    def _read(self, delta: SequenceDelta, readers: "list[_ChoiceReader]") -> ChoiceDelta:
         self.meter.add(delta)
-        return self._readers[delta.choice].read(delta)
+        return readers[delta.choice].read(delta)
 
 
 class _ChoiceReader:

@@ -1,14 +1,16 @@
 """Finds the constraint of a request's text, and compiles it once before the engine receives it."""
 
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from server.errors import RequestError
+from server.parsers.base import CallFormat
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import StructuredOutputs
-from server.serving.tools import tool_schema
+from server.serving.tools import forced_schema, strict_grammar
 from server.types import GuidedDecoding
 
 _MAX_SCHEMA_NESTING = 64
@@ -25,7 +27,7 @@ class Constraint(NamedTuple):
 
 
 def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | None:
-    """The constraint of a request, not yet compiled; None without one.
+    """The constraint of a request, not yet compiled; None without one. A forced tool takes precedence.
 
     Raises:
         RequestError: there is more than one, or it is malformed.
@@ -34,15 +36,38 @@ def find_constraint(request: CompletionRequest | ChatRequest) -> Constraint | No
         *_from_response_format(request),
         *_from_structured_outputs(request.structured_outputs or StructuredOutputs()),
         *_from_guided_fields(request),
-        *_from_tools(request),
     ]
     if len(found) > 1:
         raise RequestError(
-            "You can only use one kind of constraint: one of `response_format`, `structured_outputs`, `guided_*` "
-            f"and a forced `tool_choice`, got {len(found)}.",
+            "You can only use one kind of constraint: one of `response_format`, `structured_outputs` and `guided_*`, "
+            f"got {len(found)}.",
             param="structured_outputs",
         )
-    return found[0] if found else None
+    constraint = found[0] if found else None
+    if not isinstance(request, ChatRequest) or not request.forces_call:
+        return constraint
+    if constraint is not None and constraint.param == "structured_outputs" and request.named_function is not None:
+        raise RequestError(
+            "You can only either use constraints for structured outputs or tools, not both.", param="tool_choice"
+        )
+    return Constraint("tools", _json_schema(forced_schema(request), "tools"))
+
+
+def find_strict_constraint(
+    request: ChatRequest, call_format: CallFormat, *, trigger_id: int | None
+) -> Constraint | None:
+    """The grammar of calls that the model chooses; None if no tool is strict. See `strict_grammar`."""
+    functions = [tool.function for tool in request.tools or ()]
+    if not any(function.strict is True for function in functions):
+        return None
+    return Constraint("tools", GuidedDecoding("grammar", strict_grammar(functions, call_format, trigger_id)))
+
+
+def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
+    """The schema of each tool by itself, to find out which one does not compile."""
+    for index, tool in enumerate(request.tools or ()):
+        param = f"tools[{index}].function.parameters"
+        yield Constraint(param, _json_schema(tool.function.parameters or {}, param))
 
 
 @lru_cache(maxsize=256)
@@ -92,13 +117,6 @@ def _from_guided_fields(request: CompletionRequest | ChatRequest) -> list[Constr
         Constraint(f"guided_{guided.kind.removesuffix('_schema')}", _with_options(guided, whitespace))
         for guided in found
     ]
-
-
-def _from_tools(request: CompletionRequest | ChatRequest) -> list[Constraint]:
-    if not isinstance(request, ChatRequest):
-        return []
-    schema = tool_schema(request)
-    return [] if schema is None else [Constraint("tools", _json_schema(schema, "tools"))]
 
 
 def _constraints(

@@ -4,15 +4,18 @@ import logging
 
 from server.config import ServerConfig
 from server.errors import RequestError
-from server.parsers.base import OutputParser, ToolParser
+from server.parsers.base import CallFormat, OutputParser, ToolParser
 from server.parsers.chain import ParserChain
 from server.parsers.detection import FALLBACK, detect_tool_format
 from server.parsers.forced import NamedCallParser, RequiredCallsParser
 from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin, load_tool_parser
+from server.parsers.whole_calls import WholeCalls
 from server.protocol.chat import ChatRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.template_renderer import TemplateRenderer
+from server.renderers.tokenizer import Tokenizer
 from server.renderers.tokenizer_loading import read_json_object
+from server.serving.guided import Constraint, find_strict_constraint
 from server.serving.reasoning import ModelReasoning, PromptReasoning
 
 logger = logging.getLogger(__name__)
@@ -25,8 +28,13 @@ class OutputParsing:
         """Raises PluginError if the parser's name or plugin cannot be used."""
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
+        self._call_format: CallFormat | None = None
+        self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
+            self._call_format = getattr(self._tool_parser, "call_format", None)
+        if self._call_format is not None:
+            self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
 
     def check(self, request: ChatRequest) -> None:
         """Raises RequestError if the model may choose tools and no parser reads its calls."""
@@ -45,21 +53,35 @@ class OutputParsing:
         """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""
         return not request.include_reasoning and (self._reasoning.is_configured or self._tool_parser is not None)
 
-    def create_parser(self, request: ChatRequest, reasoning: PromptReasoning | None) -> OutputParser | None:
-        """The parser of one choice; None if its text is the content."""
-        tools = self._create_tool_parser(request)
+    def find_constraint(self, request: ChatRequest) -> Constraint | None:
+        """The grammar of calls that the model chooses, if a tool is strict and the format allows it."""
+        if self._auto_parser(request) is None or self._call_format is None:
+            return None
+        return find_strict_constraint(request, self._call_format, trigger_id=self._trigger_id)
+
+    def create_parser(
+        self, request: ChatRequest, reasoning: PromptReasoning | None, *, is_whole: bool
+    ) -> OutputParser | None:
+        """The parser of one choice; None if its text is the content.
+
+        With `is_whole`, calls are checked before anything is sent: malformed ones are content.
+        """
+        tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None:
             return tools
         parser = reasoning.create_parser()
         return parser if tools is None else ParserChain(parser, tools)
 
-    def _create_tool_parser(self, request: ChatRequest) -> OutputParser | None:
+    def _create_tool_parser(self, request: ChatRequest, *, is_whole: bool) -> OutputParser | None:
         if request.named_function is not None:
             return NamedCallParser(request.named_function)
         if request.tool_choice == "required":
             return RequiredCallsParser()
-        parser = self._auto_parser(request)
-        return None if parser is None else parser([tool.function for tool in request.tools or ()])
+        create = self._auto_parser(request)
+        if create is None:
+            return None
+        parser = create([tool.function for tool in request.tools or ()])
+        return WholeCalls(parser) if is_whole else parser
 
     def _auto_parser(self, request: ChatRequest) -> type[ToolParser] | None:
         """The parser of the model's own format, if the model chooses tools."""
@@ -89,3 +111,10 @@ def _detect(renderer: BaseRenderer) -> str:
         return FALLBACK
     logger.info("--tool-call-parser auto: %s, by the model's %s", found.name, found.source)
     return found.name
+
+
+def _find_special_token(text: str, tokenizer: Tokenizer) -> int | None:
+    """The special token with this text; None if a grammar has to match the text itself."""
+    token_ids = [token_id for token_id, token in tokenizer.added_tokens.items() if token == text]
+    is_special = bool(token_ids) and not tokenizer.decode(token_ids[:1], skip_special_tokens=True)
+    return token_ids[0] if is_special else None

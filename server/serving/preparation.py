@@ -4,12 +4,13 @@ import logging
 from collections.abc import Sequence
 from uuid import uuid4
 
+from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
 from server.request_ids import set_request_id
 from server.serving.generation import Generation
-from server.serving.guided import check_constraint, find_constraint
+from server.serving.guided import Constraint, check_constraint, find_constraint, tool_constraints
 from server.serving.inference import Inference
 from server.serving.reasoning import ModelReasoning
 from server.serving.request_context import RequestContext
@@ -35,14 +36,17 @@ class GenerationBuilder:
         context: RequestContext,
         *,
         id_prefix: str,
+        strict_tools: Constraint | None = None,
     ) -> Generation:
         """The generation of a request; the prefix of its id tells which API it came from.
+
+        `strict_tools` applies unless the request has a constraint of its own.
 
         Raises:
             RequestError: the request does not fit the model, or its constraint does not compile.
             OverloadedError: other requests hold too many bytes already.
         """
-        constraints = await self._find_constraints(request)
+        constraints = await self._find_constraints(request, strict_tools)
         sampling = SamplingBuilder(
             defaults=self._defaults,
             info=self._engine.info,
@@ -70,10 +74,12 @@ class GenerationBuilder:
         self._log(generation)
         return generation
 
-    async def _find_constraints(self, request: CompletionRequest | ChatRequest) -> Constraints:
-        constraint = find_constraint(request)
+    async def _find_constraints(
+        self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None
+    ) -> Constraints:
+        constraint = find_constraint(request) or strict_tools
         if constraint is not None:
-            await self._renderer.run_in_pool(check_constraint, constraint)
+            await self._renderer.run_in_pool(_check, constraint, request)
         words = request.bad_words
         return Constraints(
             guided=None if constraint is None else constraint.guided,
@@ -94,3 +100,14 @@ def _admit(generation: Generation) -> None:
     if num_bytes:
         lease.add_bytes(num_bytes)
     lease.queue_tokens(generation.num_prompt_tokens * generation.request.num_choices)
+
+
+def _check(constraint: Constraint, request: CompletionRequest | ChatRequest) -> None:
+    """Compiles the constraint; an error in a tool's schema names the tool."""
+    try:
+        check_constraint(constraint)
+    except RequestError:
+        if isinstance(request, ChatRequest) and constraint.param == "tools":
+            for each in tool_constraints(request):
+                check_constraint(each)
+        raise

@@ -1,31 +1,55 @@
-"""Forced tool calls: the JSON schema that constrains the text, which `server.parsers.forced` reads.
+"""What constrains the text of tool calls: a JSON schema of forced calls, a grammar of chosen ones.
 
 The text of a named tool is its arguments; with `required` the text is an array of
-`{"name": …, "parameters": …}`.
+`{"name": …, "parameters": …}`. `server.parsers.forced` reads both.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from server.errors import RequestError
+from server.parsers.base import CallFormat
 from server.protocol.chat import ChatRequest
 from server.protocol.tools import FunctionDefinition
 
 _COMPACT = {"x-guidance": {"whitespace_pattern": " "}}
 """At most one blank in a row: small models otherwise fill their output with line breaks."""
 
+_ANY_OBJECT: dict[str, Any] = {"type": "object"}
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def tool_schema(request: ChatRequest) -> dict[str, Any] | None:
-    """The schema of the text; None unless `tool_choice` forces a call."""
-    choice = request.tool_choice
+def forced_schema(request: ChatRequest) -> dict[str, Any]:
+    """The schema of the text of a request that forces a call."""
     functions = [tool.function for tool in request.tools or ()]
-    if choice in ("none", "auto", None):
-        return None
-    if choice == "required":
+    if request.tool_choice == "required":
         return _array_schema(functions, is_single=request.parallel_tool_calls is False)
     named = next(function for function in functions if function.name == request.named_function)
     return _parameters(named) | _COMPACT
+
+
+def strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFormat, trigger_id: int | None) -> str:
+    """The Lark grammar of a text in which calls name a known function, and strict ones follow its schema.
+
+    A call begins with the format's trigger, which is the special token `trigger_id`, or else ordinary text.
+    """
+    trigger = json.dumps(call_format.trigger)
+    rules = [
+        "%llguidance {}",
+        "start: call* TEXT",
+        "TEXT: /(.|\\n)*/",
+        f"head[lazy]: TEXT {trigger}" if trigger_id is None else f"head: TEXT <[{trigger_id}]>",
+        f"call: head ({' | '.join(f'call_{index}' for index in range(len(functions)))})",
+    ]
+    for index, function in enumerate(functions):
+        begin, end = (
+            " | ".join(json.dumps(text.replace("NAME", function.name)) for text in texts)
+            for texts in (call_format.begins, call_format.ends)
+        )
+        schema = _parameters(function) if function.strict is True else _ANY_OBJECT
+        rules.append(f"call_{index}: ({begin}) %json {json.dumps(schema | _COMPACT)} ({end})")
+    return "\n".join(rules)
 
 
 def _array_schema(functions: list[FunctionDefinition], *, is_single: bool) -> dict[str, Any]:

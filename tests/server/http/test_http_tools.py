@@ -228,6 +228,60 @@ def test_tools_can_be_left_out_of_the_prompt(serve, renderer, monkeypatch):
     assert seen == [None]
 
 
+@pytest.mark.parametrize("text", ['{"a": }', '{"a": [1}', "{'a': 1}"], ids=["no value", "bracket", "quotes"])
+def test_malformed_calls_of_a_whole_response_are_content(serve, engine, encode, text):
+    call = f'<tool_call>{{"name": "get_time", "arguments": {text}}}</tool_call>'
+    engine.reply = encode(call)
+    choice = serve(**HERMES).chat(tools=[TIME]).json()["choices"][0]
+    assert choice["message"]["content"] == call
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+
+
+def strict(tool):
+    return tool | {"function": tool["function"] | {"strict": True}}
+
+
+def test_chosen_calls_of_strict_tools_follow_their_schema(serve, engine, model_path):
+    serve(**HERMES).chat(tools=[strict(WEATHER), TIME])
+    guided = guided_of(engine)
+
+    def calls(name, arguments):
+        text = f'Wait <b>. <tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+        return accepts(guided, text, model_path)
+
+    assert accepts(guided, "No call <tool", model_path)
+    assert calls("get_weather", '{"city": "Rome"}')
+    assert calls("get_time", '{"zone": 1}')
+    assert not calls("get_weather", '{"days": 1}')
+    assert not calls("other", "{}")
+
+
+def test_calls_are_free_without_strict_tools_and_in_formats_without_grammar(serve, engine):
+    serve(**HERMES).chat(tools=[WEATHER])
+    serve(enable_auto_tool_choice=True, tool_call_parser="phi4_mini_json").chat(tools=[strict(WEATHER)])
+    assert [params.guided for _, params in engine.requests.values()] == [None, None]
+
+
+def test_a_constraint_of_the_request_takes_the_place_of_strict_tools(serve, engine, model_path):
+    serve(**HERMES).chat(tools=[strict(TIME)], structured_outputs={"regex": "ab"})
+    assert accepts(guided_of(engine), "ab", model_path)
+
+
+def test_a_forced_tool_takes_the_place_of_the_response_format(server, engine, model_path):
+    server.chat(tools=[TIME], tool_choice="required", response_format={"type": "json_object"})
+    assert accepts(guided_of(engine), '[{"name": "get_time", "parameters": {}}]', model_path)
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_a_schema_that_does_not_compile_names_its_tool(serve, engine, choice):
+    broken = strict({"function": {"name": "f", "parameters": {"properties": {"a": {"type": "nothing"}}}}})
+    response = serve(**HERMES).chat(tools=[TIME, broken], tool_choice=choice)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools[1].function.parameters"
+    assert not engine.requests
+
+
 PLUGIN = """
 from server.parsers.events import CallArguments, CallStart
 

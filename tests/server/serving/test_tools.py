@@ -26,8 +26,8 @@ NAMED = {"type": "function", "function": {"name": "get_weather"}}
         ({"tools": [TIME], "tool_choice": {"type": "function"}}, "Missing required parameter"),
         ({"tools": [{"type": "web"}], "tool_choice": "none"}, "expected one of 'function'"),
         (
-            {"tools": [TIME], "tool_choice": "required", "response_format": {"type": "json_object"}},
-            "only use one kind of constraint",
+            {"tools": [WEATHER], "tool_choice": NAMED, "structured_outputs": {"regex": "a"}},
+            "either use constraints for structured outputs or tools, not both",
         ),
         (
             {
