@@ -1,0 +1,72 @@
+"""A model of random weights, whose template opens the reasoning, through the `openai` client."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+from tests.e2e.server_process import ServerProcess
+from tests.llamas import save_tiny_llama
+
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: <think>"
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+BUDGET = 12
+QUESTION: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [{"role": "user", "content": "Where?"}],
+    "temperature": 1,
+    "max_tokens": 200,
+    "extra_body": {"thinking_token_budget": BUDGET},
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+    folder = save_tiny_llama(tmp_path_factory.mktemp("models"))
+    words = [str(folder), "--served-model-name", "tiny", "--chat-template", TEMPLATE]
+    with (
+        ServerProcess([*words, "--reasoning-parser", "deepseek_r1"]) as running,
+        OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as openai,
+    ):
+        yield openai
+
+
+def test_a_budget_ends_the_reasoning_and_the_answer_follows_its_schema(client: OpenAI) -> None:
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
+    answer = client.chat.completions.create(**QUESTION, n=4, seed=3, response_format=schema)
+    messages = [choice.message for choice in answer.choices]
+    assert len({getattr(message, "reasoning", "") for message in messages}) == 4
+    for message in messages:
+        assert json.loads(message.content or "")["city"] in ("Rome", "Oslo")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 4 * BUDGET
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}], ids=["any", "named"])
+def test_a_forced_tool_call_is_streamed_after_the_reasoning(client: OpenAI, choice: Any) -> None:
+    fields: Any = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False, "stream": True}
+    stream = client.chat.completions.create(**QUESTION, **fields, seed=5)
+    kinds, arguments = [], ""
+    for delta in (chunk.choices[0].delta for chunk in stream if chunk.choices):
+        kinds += ["reasoning"] if getattr(delta, "reasoning", None) else []
+        for call in delta.tool_calls or []:
+            kinds.append("call")
+            arguments += (call.function and call.function.arguments) or ""
+    assert kinds == sorted(kinds, reverse=True)
+    assert {*kinds} == {"reasoning", "call"}
+    assert json.loads(arguments)["city"] in ("Rome", "Oslo")
+
+
+def test_a_wrong_budget_is_refused(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="non-negative integer or -1"):
+        client.chat.completions.create(**QUESTION | {"extra_body": {"thinking_token_budget": -2}})
