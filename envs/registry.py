@@ -77,6 +77,9 @@ class Environment:
     VLLM_ENABLE_RESPONSES_API_STORE = boolean(
         True, "Keep responses of /v1/responses, in bounded memory; 0 ignores `store`, as vLLM does by default."
     )
+    VLLM_ALLOW_RUNTIME_LORA_UPDATING = boolean(
+        False, "Offer /v1/load_lora_adapter and /v1/unload_lora_adapter, with which clients change the adapters."
+    )
     VLLM_CACHE_ROOT = path(lambda: env.XDG_CACHE_HOME.get() / "vllm", "Folder for files kept between starts.")
 
     HF_HUB_OFFLINE = boolean(False, "Never contact the Hugging Face hub; take models from the cache only.")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from envs.registry import env
 from server.errors import ConfigError
+from server.lora_config import LoraConfig, LoraModule
 from server.machine.cpus import usable_count
 from server.pooler_config import PoolerConfig
 from server.setting import Group, Setting, check_ranges, from_variable, setting
@@ -101,6 +102,7 @@ class EngineConfig:
         ),
     )
     seed: int = setting(0, "--seed", "Seed of all random numbers.", group="Model")
+    lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
     """Threads of the forward pass; None takes the processors this process may use."""
@@ -351,6 +353,21 @@ class ServerConfig:
             help="Names that requests may use; responses contain the first. MODEL if not given.",
         )
     )
+    lora_modules: tuple[LoraModule, ...] = setting(
+        (),
+        "--lora-modules",
+        "Adapters to load at the start: NAME=FOLDER, or a JSON object with name, path and base_model_name.",
+        group="LoRA adapters",
+        metavar="NAME=FOLDER...",
+    )
+    lora_adapter_root: str | None = setting(
+        None,
+        "--lora-adapter-root",
+        "Folder below which the adapters of /v1/load_lora_adapter must be; any folder if not given.",
+        group="LoRA adapters",
+        metavar="FOLDER",
+    )
+    allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
     port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)
     uds: str | None = setting(None, "--uds", "Unix socket to listen on, instead of host and port.", metavar="PATH")

@@ -16,6 +16,7 @@ T = TypeVar("T")
 Group = Literal[
     "Start",
     "Model",
+    "LoRA adapters",
     "Memory and scheduling",
     "Requests and answers",
     "Images",

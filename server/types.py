@@ -90,6 +90,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     guided: GuidedDecoding | None = None
     reasoning: ReasoningRules | None = None
     """Only if a grammar waits for the end of the reasoning, or the reasoning is limited."""
+    adapter_id: int = 0
+    """The LoRA adapter; 0 is the base model."""
     cache_salt: str | None = None
     """With a salt, the sequence does not use the prefix cache: its prompt is neither looked up nor stored."""
 
@@ -202,6 +204,9 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """Tokens the step computed (prompt chunks and decoded tokens)."""
     num_preemptions: int = 0
     """Preemptions since start-up."""
+    running_adapters: tuple[str, ...] = ()
+    """Names of the LoRA adapters of running requests."""
+    waiting_adapters: tuple[str, ...] = ()
 
 
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
 from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.lora.adapters import Adapters
+from server.engine.lora.layers import AdaptedLayers
 from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.packed_runner import PackedRunner
 from server.engine.phases import Phases
@@ -61,7 +63,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
     core = EngineCore(
         runner,
         cache=cache,
-        scheduler=Scheduler(cache, max_num_batched_tokens=batched),
+        scheduler=Scheduler(cache, max_num_batched_tokens=batched, max_loras=config.lora.max_loras),
         max_model_len=size.slot_len,
         vocab_size=vocab_size,
         eos_token_ids=eos_token_ids,
@@ -72,6 +74,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
             image_encoder(model) if isinstance(runner, PackedRunner) else None,
             has_prefix_cache=cache.has_prefixes,
         ),
+        adapters=_build_adapters(runner, model, config) if config.lora.enable_lora else None,
     )
     info = EngineInfo(
         model_type=model.config.model_type,
@@ -99,6 +102,12 @@ def _choose_runner(model: PreTrainedModel) -> tuple[Runner, dict[int, LayerShape
     except UnsupportedAttentionError as err:
         logger.warning("running one sequence at a time: %s", err)
     return SequentialRunner(model), _guess_shapes(model)
+
+
+def _build_adapters(runner: Runner, model: PreTrainedModel, config: EngineConfig) -> Adapters:
+    layers = AdaptedLayers(model)
+    runner.use_adapters(layers)
+    return Adapters(model, layers, config.lora)
 
 
 def _build_cache(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
@@ -9,11 +10,14 @@ from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.guided import GuidedDecodingError, GuidedStates
 from server.engine.logprobs import describe
+from server.engine.lora.adapter_config import AdapterError, AdapterMissingError
+from server.engine.lora.adapters import Adapters
+from server.engine.messages import AdapterReport, LoadAdapter
 from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
+from server.engine.sequence import Sequence, SequenceState
 from server.types import (
     EngineOutput,
     EngineStats,
@@ -48,7 +52,9 @@ class EngineCore:
         sampler: Sampler,
         guided: GuidedStates,
         features: FeatureBuilder,
+        adapters: Adapters | None = None,
     ) -> None:
+        """`adapters` is None without `--enable-lora`."""
         self._runner = runner
         self._cache = cache
         self._scheduler = scheduler
@@ -58,6 +64,7 @@ class EngineCore:
         self._sampler = sampler
         self._guided = guided
         self._features = features
+        self._adapters = adapters
         self._pending: dict[str, _PendingMultimodal] = {}
         """In order of arrival."""
         self._num_iteration_tokens = 0
@@ -77,6 +84,8 @@ class EngineCore:
             prefix_cache_hits=self._cache.num_hit_tokens,
             num_iteration_tokens=self._num_iteration_tokens,
             num_preemptions=self._scheduler.num_preemptions,
+            running_adapters=self._adapter_names(self._scheduler.running_adapters),
+            waiting_adapters=self._adapter_names(self._scheduler.waiting_adapters),
         )
 
     def add(
@@ -94,6 +103,8 @@ class EngineCore:
             )
         if max(prompt_token_ids) >= self._vocab_size:
             return _failed(sequence, f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens")
+        if params.adapter_id and (self._adapters is None or not self._adapters.accepts(params.adapter_id)):
+            return _failed(sequence, "its LoRA adapter has been unloaded")
         if inputs is not None and inputs.mm is None:
             try:
                 sequence.features = self._features.build(prompt_token_ids, inputs)
@@ -112,6 +123,23 @@ class EngineCore:
             self._scheduler.add(sequence)
         return None
 
+    def load_adapter(self, message: LoadAdapter) -> AdapterReport:
+        """Reads an adapter; blocks until it is in memory."""
+        if self._adapters is None:
+            return AdapterReport(message.adapter_id, "LoRA is not enabled: start with --enable-lora")
+        try:
+            in_use = self._scheduler.running_adapters
+            self._adapters.add(message.adapter_id, message.name, Path(message.path), in_use)
+        except AdapterError as err:
+            return AdapterReport(message.adapter_id, str(err), is_missing=isinstance(err, AdapterMissingError))
+        return AdapterReport(message.adapter_id)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Accepts no further requests for the adapter and frees it after the last one."""
+        if self._adapters is not None:
+            self._adapters.unload(adapter_id)
+            self._drop_unloaded_adapters()
+
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams
     ) -> EngineOutput | None:
@@ -124,6 +152,7 @@ class EngineCore:
             pending = self._pending.pop(request_id, None)
             if pending is not None:
                 self._guided.drop(pending.sequence)
+                self._drop_unloaded_adapters()
             sequence = self._scheduler.find(request_id)
             if sequence is not None:
                 self._end(sequence)
@@ -132,8 +161,20 @@ class EngineCore:
         """Encodes one prompt's images, computes one batch and returns the outputs."""
         rejected = self._encode_next_images()
         chunks = self._scheduler.schedule()
+        if self._adapters is not None:
+            rejected += self._require_adapters(chunks)
+            chunks = [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
         return rejected + (self._compute(chunks) if chunks else [])
+
+    def _require_adapters(self, chunks: list[Chunk]) -> list[EngineOutput]:
+        """Brings the step's adapters into memory; ends the sequences of those that cannot be read any more."""
+        assert self._adapters is not None
+        errors = self._adapters.require(self._scheduler.running_adapters)
+        failed = [c.sequence for c in chunks if c.sequence.adapter_id in errors]
+        for sequence in failed:
+            self._end(sequence)
+        return [_failed(sequence, errors[sequence.adapter_id]) for sequence in failed]
 
     def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
         result = self._runner.step(chunks)
@@ -176,6 +217,7 @@ class EngineCore:
             except PromptFeaturesError as err:
                 self._guided.drop(sequence)
                 rejected.append(_failed(sequence, str(err)))
+                self._drop_unloaded_adapters()
         return rejected
 
     def _advance(self, sampled: Sampled) -> EngineOutput:
@@ -224,6 +266,17 @@ class EngineCore:
     def _end(self, sequence: Sequence) -> None:
         self._scheduler.finish(sequence)
         self._guided.drop(sequence)
+        self._drop_unloaded_adapters()
+
+    def _drop_unloaded_adapters(self) -> None:
+        if self._adapters is not None and self._adapters.has_unloaded:
+            pending = {p.sequence.adapter_id for p in self._pending.values()}
+            self._adapters.drop_unloaded(
+                self._scheduler.running_adapters | self._scheduler.waiting_adapters | pending
+            )
+
+    def _adapter_names(self, adapter_ids: set[int]) -> tuple[str, ...]:
+        return tuple(sorted(self._adapters.name_of(i) for i in adapter_ids)) if self._adapters is not None else ()
 
     def _collect_prompt_logprobs(self, result: StepLogits) -> None:
         """Adds log-probabilities of the prompt tokens after the computed ones; the first token has none."""

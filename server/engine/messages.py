@@ -82,6 +82,30 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     stats: EngineStats
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="load_adapter"):
+    """To the engine: read a LoRA adapter; answered by an `AdapterReport`."""
+
+    adapter_id: int
+    name: str
+    path: str
+    """The absolute path of a PEFT folder."""
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, array_like=True, tag="unload_adapter"):
+    """To the engine: accept no further requests for the adapter, and free it after the last one."""
+
+    adapter_id: int
+
+
+class AdapterReport(msgspec.Struct, frozen=True, array_like=True, tag="adapter_report"):
+    """From the engine: whether an adapter was loaded."""
+
+    adapter_id: int
+    error: str | None = None
+    is_missing: bool = False
+    """Whether the error is that there is no adapter at the path."""
+
+
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
     """To the engine: asks for a pong from its loop."""
 
@@ -90,6 +114,6 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Request = Generate | Pool | Abort | Ping
+Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Ping
 ToEngine = Request | Upload | Piece | DropUpload
-FromEngine = Ready | Failed | Step | Pong
+FromEngine = Ready | Failed | Step | AdapterReport | Pong

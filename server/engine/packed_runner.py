@@ -17,6 +17,7 @@ from server.engine.batch import Chunk, pack
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.light_forward import LightForward
 from server.engine.linear import LinearPacker
+from server.engine.lora.layers import AdaptedLayers
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
 from server.engine.vision import language_model
@@ -35,6 +36,7 @@ class PackedRunner:
         self._model = model
         self._attention = PackedAttention()
         self._packer: LinearPacker | None = None
+        self._adapted: AdaptedLayers | None = None
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         AttentionInterface.register(_ATTENTION_NAME, self._attention)
 
@@ -74,6 +76,10 @@ class PackedRunner:
         self._attention.cache = cache
         self._packer = LinearPacker(self._model)
 
+    def use_adapters(self, adapted: AdaptedLayers) -> None:
+        """Sets the layers that adapters change."""
+        self._adapted = adapted
+
     @property
     def cache(self) -> KVCache:
         """The cache set by `use_cache`."""
@@ -90,9 +96,12 @@ class PackedRunner:
             rows.append(slice(len(keep), len(keep) + span.stop - first))
             keep.extend(range(first, span.stop))
         self._attention.batch = batch
+        head_rows = rows if self._keeps_logits else batch.chunk_rows
+        applied = self._adapted.applied(batch.chunks, batch.chunk_rows, head_rows) if self._adapted else nullcontext()
         try:
             kept = torch.tensor(keep, dtype=torch.long, device=self._model.device)
-            logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
+            with applied:
+                logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
         finally:
             self._attention.batch = None
         return StepLogits(batch.chunks, logits, rows)

@@ -25,6 +25,7 @@ from server.engine.messages import (
     Failed,
     FromEngine,
     Generate,
+    LoadAdapter,
     Piece,
     Ping,
     Pong,
@@ -33,6 +34,7 @@ from server.engine.messages import (
     Request,
     Step,
     ToEngine,
+    UnloadAdapter,
     Upload,
 )
 from server.engine.phases import Phases
@@ -180,6 +182,10 @@ class _EngineLoop:
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
+            case LoadAdapter():
+                self._send(core.load_adapter(message))
+            case UnloadAdapter(adapter_id):
+                core.unload_adapter(adapter_id)
             case Ping():
                 self._send(Pong())
         if rejection is not None:

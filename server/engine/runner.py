@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from server.engine.batch import Chunk
+from server.engine.lora.layers import AdaptedLayers
 
 
 class StepLogits(NamedTuple):
@@ -22,6 +23,9 @@ class Runner(Protocol):
     name: str
     can_split_prompts: bool
     """Whether a prompt may be computed in several chunks."""
+
+    def use_adapters(self, adapted: AdaptedLayers) -> None:
+        """Sets the layers that LoRA adapters change; without them, sequences must not name an adapter."""
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Logits of each chunk's last token; of all its tokens for prompt log-probabilities."""

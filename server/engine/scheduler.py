@@ -15,10 +15,11 @@ from server.engine.sequence import Sequence, SequenceState
 class Scheduler:
     """Owns the queue; every method runs on the engine's thread."""
 
-    def __init__(self, cache: CacheManager, *, max_num_batched_tokens: int) -> None:
-        """`max_num_batched_tokens` limits a step."""
+    def __init__(self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1) -> None:
+        """Both limit a step; `max_loras` is the number of different adapters."""
         self._cache = cache
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_loras = max_loras
         self._waiting: deque[Sequence] = deque()
         self._by_id: dict[str, Sequence] = {}
         self.num_preemptions = 0
@@ -34,6 +35,16 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def running_adapters(self) -> set[int]:
+        """The adapters of running sequences."""
+        return {s.adapter_id for s in self._running if s.adapter_id}
+
+    @property
+    def waiting_adapters(self) -> set[int]:
+        """The adapters of waiting sequences."""
+        return {s.adapter_id for s in self._waiting if s.adapter_id}
 
     def add(self, sequence: Sequence) -> None:
         """Appends a new sequence to the queue."""
@@ -71,15 +82,20 @@ class Scheduler:
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
-        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
+        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later. A sequence
+        whose adapter would be one too many lets others pass.
         """
         held_back: list[Sequence] = []
+        adapters = self.running_adapters
         while self._waiting and budget > 0 and self._cache.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
-            if self._cache.is_computing_prompt_of(sequence):
+            has_adapter = not sequence.adapter_id or sequence.adapter_id in adapters or len(adapters) < self._max_loras
+            if not has_adapter or self._cache.is_computing_prompt_of(sequence):
                 held_back.append(sequence)
                 continue
             self._start(sequence)
+            if sequence.adapter_id:
+                adapters.add(sequence.adapter_id)
             num_tokens = _add_chunk(chunks, sequence, budget)
             if num_tokens == 0:
                 break

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from server.engine.reasoning import ReasoningState
 
 
+_ADAPTER_BIT = 40
+"""Token ids are smaller than 2**40, so that the key of a token has room for an adapter."""
+
+
 class SequenceState(Enum):
     """A sequence's state in the scheduler."""
 
@@ -54,6 +58,10 @@ class Sequence:
         """Only if its parameters have rules for reasoning."""
 
     @property
+    def adapter_id(self) -> int:
+        return self.params.adapter_id
+
+    @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
@@ -89,14 +97,21 @@ class Sequence:
         self.prompt_logprobs = None
 
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
-        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows in their places."""
-        if self.features is None or self.features.row_ids is None:
-            return np.asarray(self.token_ids[:end], dtype=np.int64)
-        rows = self.features.row_ids[:end]
-        return np.concatenate((rows, np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
+        """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows in their places.
+
+        The keys of each adapter are different, because it changes the tokens' keys and values.
+        """
+        rows = None if self.features is None else self.features.row_ids
+        if rows is None:
+            ids = np.asarray(self.token_ids[:end], dtype=np.int64)
+        else:
+            ids = np.concatenate((rows[:end], np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
+        return ids ^ (self.adapter_id << _ADAPTER_BIT) if self.adapter_id else ids
 
     def has_prompt_of(self, other: "Sequence") -> bool:
-        """Whether both compute the same tokens from the same features."""
+        """Whether both compute the same tokens from the same features, with the same adapter."""
+        if self.adapter_id != other.adapter_id:
+            return False
         if self.features is other.features:
             return self.token_ids == other.token_ids
         if self.features is None or other.features is None or self.features.row_ids is None:

@@ -6,6 +6,7 @@ from server.engine.phases import Phases
 from server.engine.pooling.core import PoolingCore
 from server.engine.pooling.loading import load_pooling_model
 from server.engine.pooling.sequence import BatchLimits
+from server.errors import EngineStartError
 from server.model_files.kind import ModelKind
 from server.types import EngineInfo
 
@@ -20,6 +21,8 @@ def build_pooling_core(
     Raises:
         EngineStartError: the model cannot be loaded or does not support the configuration.
     """
+    if config.lora.enable_lora:
+        raise EngineStartError("--enable-lora needs a model that generates text; this one pools")
     with phases.span("load_weights"):
         pooling = load_pooling_model(files, config, kind)
     model = pooling.encoder.model

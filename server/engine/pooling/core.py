@@ -7,6 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from server.engine.linear import LinearPacker
+from server.engine.messages import AdapterReport, LoadAdapter
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
@@ -61,6 +62,13 @@ class PoolingCore:
     ) -> EngineOutput:
         """Rejects the request: the model does not generate."""
         return _failed(request_id, "this model does not generate text")
+
+    def load_adapter(self, message: LoadAdapter) -> AdapterReport:
+        """Rejects the adapter."""
+        return AdapterReport(message.adapter_id, "LoRA adapters need a model that generates text")
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Does nothing: there is no adapter."""
 
     def pool(
         self, request_id: str, prompt_token_ids: list[int], token_type_ids: list[int] | None, params: PoolingParams

@@ -13,6 +13,9 @@ from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
 from server.engine.kv_cache import KVCache
+from server.engine.lora.adapters import Adapters
+from server.engine.lora.layers import AdaptedLayers
+from server.engine.messages import LoadAdapter
 from server.engine.packed_runner import PackedRunner
 from server.engine.prefix_cache import PrefixCache
 from server.engine.prompt_features import FeatureBuilder
@@ -21,6 +24,7 @@ from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.vision import image_encoder
+from server.lora_config import LoraConfig
 from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ class SmallEngine:
         eos_token_ids: tuple[int, ...] = (),
         tokenizer_path: Path = Path("nowhere"),
         sequential: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         self.prefixes = PrefixCache(max_tokens=prefix_tokens) if prefix_tokens else None
         self.num_slots = num_slots
@@ -89,8 +94,12 @@ class SmallEngine:
             kv_cache=kv_cache,
             prefixes=self.prefixes,
         )
+        self.adapted = AdaptedLayers(model)
+        self.adapters = Adapters(model, self.adapted, lora) if lora is not None else None
+        self.runner.use_adapters(self.adapted)
         self.scheduler = Scheduler(
             self.cache,
+            max_loras=lora.max_loras if lora is not None else 1,
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
         )
         self.core = EngineCore(
@@ -103,6 +112,7 @@ class SmallEngine:
             sampler=Sampler(eos_token_ids=eos_token_ids, seed=0, device=model.device, guided=guided),
             guided=guided,
             features=FeatureBuilder(model, image_encoder(model)),
+            adapters=self.adapters,
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []
@@ -122,6 +132,10 @@ class SmallEngine:
         if rejection is not None:
             completion.take(rejection)
         return completion
+
+    def load_adapter(self, adapter_id: int, folder: Path) -> str | None:
+        """Loads an adapter; returns the error, if any."""
+        return self.core.load_adapter(LoadAdapter(adapter_id, f"adapter-{adapter_id}", str(folder))).error
 
     def step(self) -> list[EngineOutput]:
         outputs = self.core.step()

@@ -1,0 +1,172 @@
+"""The weights of one adapter, read from a PEFT folder and checked against the model."""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from server.engine.lora.adapter_config import AdapterConfig, AdapterError
+from server.engine.vision import image_encoder
+from server.lora_config import LoraConfig
+
+logger = logging.getLogger(__name__)
+
+_SAFETENSORS: Final = "adapter_model.safetensors"
+_TORCH_FILES: Final = ("adapter_model.bin", "adapter_model.pt")
+_PREFIX: Final = "base_model.model."
+_NAME: Final = re.compile(r"(?P<module>.+)\.lora_(?:embedding_)?(?P<part>[AB])(?:\.weight)?")
+_MOST_NAMES: Final = 3
+_DTYPES: Final = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class LowRank(NamedTuple):
+    """The update of one layer: `x @ down.T @ up`, or `down[ids] @ up` of an embedding."""
+
+    down: torch.Tensor
+    """Shape [rank, inputs]; [vocabulary, rank] of an embedding."""
+    up: torch.Tensor
+    """Shape [rank, outputs], with the scaling."""
+
+
+class _LayerSize(NamedTuple):
+    num_inputs: int
+    num_outputs: int
+
+
+def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> dict[str, LowRank]:
+    """The updates by the names of the model's modules.
+
+    Raises:
+        AdapterMissingError: the folder or its configuration does not exist.
+        AdapterError: the adapter is broken, of another model, or uses what is not supported.
+    """
+    config = AdapterConfig.read(folder, limits)
+    pairs = _pair(_read_tensors(folder), folder)
+    found = {name: _find_module(model, name) for name in pairs}
+    _check_modules(found, folder, model)
+    updates: dict[str, LowRank] = {}
+    for name, (a, b) in pairs.items():
+        path = found[name]
+        assert path is not None
+        module = model.get_submodule(path)
+        if not isinstance(module, nn.Embedding):
+            a, b = a, b.T
+        else:
+            a, b = a.T, b.T
+        _check_shapes(name, LowRank(a, b), module, config.rank_of(name), folder)
+        scaling = config.scaling_of(name)
+        if (embed_scale := getattr(module, "embed_scale", None)) is not None:
+            scaling *= float(embed_scale)
+        updates[path] = LowRank(_place(a, model, limits), _place(b.float() * scaling, model, limits))
+    return updates
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / _SAFETENSORS
+    try:
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        for path in (folder / name for name in _TORCH_FILES):
+            if path.is_file():
+                return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, EOFError) as err:
+        raise AdapterError(f"{path} is broken: {' '.join(str(err).split())}") from err
+    except Exception as err:  # noqa: BLE001 - torch.load raises errors of pickle and of zip files
+        raise AdapterError(f"{path} cannot be loaded: {type(err).__name__}") from err
+    raise AdapterError(f"{folder} contains no {_SAFETENSORS}")
+
+
+def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Both matrices of each module; skips the base weights that PEFT saves beside an adapted embedding."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    unknown: list[str] = []
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(name.removeprefix(_PREFIX))
+        if match is not None:
+            parts.setdefault(match["module"], {})[match["part"]] = tensor
+        elif not name.endswith(".base_layer.weight"):
+            unknown.append(name)
+    incomplete = [module for module, both in parts.items() if len(both) != 2]
+    if unknown or incomplete:
+        raise AdapterError(f"the weights in {folder} are not those of a LoRA adapter: {_shorten(unknown + incomplete)}")
+    if not parts:
+        raise AdapterError(f"the weights in {folder} are empty")
+    return {module: (both["A"], both["B"]) for module, both in parts.items()}
+
+
+def _find_module(model: PreTrainedModel, name: str) -> str | None:
+    """The module's path in the model; an adapter that was trained without the model's head lacks its prefix."""
+    for path in (name, f"{model.base_model_prefix}.{name}"):
+        try:
+            model.get_submodule(path)
+        except AttributeError:
+            continue
+        return path
+    return None
+
+
+def _check_modules(found: dict[str, str | None], folder: Path, model: PreTrainedModel) -> None:
+    missing = [name for name, path in found.items() if path is None]
+    if missing:
+        raise AdapterError(
+            f"the adapter in {folder} is not for {type(model).__name__}, which has no {_shorten(missing)}"
+        )
+    unsupported = [path for path in found.values() if path is not None and not _is_supported(model, path)]
+    if unsupported:
+        raise AdapterError(
+            f"the adapter in {folder} changes modules of {type(model).__name__} that adapters cannot change here: "
+            f"{_shorten(unsupported)}"
+        )
+
+
+def _is_supported(model: PreTrainedModel, path: str) -> bool:
+    """Linear layers and embeddings that see all tokens of the batch: no experts, no image encoder."""
+    module = model.get_submodule(path)
+    if "experts" in path.split(".") or not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
+        return False
+    if image_encoder(model) is None:
+        return True
+    names = path.split(".")
+    return not isinstance(module, nn.Embedding) and ("language_model" in names or module is model.get_output_embeddings())
+
+
+def _check_shapes(name: str, update: LowRank, module: nn.Module, rank: int, folder: Path) -> None:
+    size = _size_of(module)
+    if isinstance(module, nn.Embedding):
+        wanted = ([size.num_inputs, rank], [rank, size.num_outputs])
+    else:
+        wanted = ([rank, size.num_inputs], [rank, size.num_outputs])
+    shapes = (list(update.down.shape), list(update.up.shape))
+    if shapes != wanted:
+        raise AdapterError(
+            f"the adapter in {folder} does not fit the model: {name} has a rank of {rank}, {size.num_inputs} inputs and "
+            f"{size.num_outputs} outputs, but the adapter's matrices are {shapes[0]} and {shapes[1]}"
+        )
+
+
+def _size_of(module: nn.Module) -> _LayerSize:
+    if isinstance(module, nn.Linear):
+        return _LayerSize(module.in_features, module.out_features)
+    if isinstance(module, nn.Embedding):
+        return _LayerSize(module.num_embeddings, module.embedding_dim)
+    assert isinstance(module, Conv1D)
+    return _LayerSize(*module.weight.shape)
+
+
+def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> torch.Tensor:
+    """On the model's device, rounded to the adapters' type and computed in the model's."""
+    rounded = tensor.to(_DTYPES.get(limits.lora_dtype, model.dtype))
+    return rounded.to(dtype=model.dtype, device=model.device).contiguous()
+
+
+def _shorten(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
