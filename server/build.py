@@ -33,6 +33,7 @@ from server.serving.completions import CompletionServing
 from server.serving.drain import ERROR_DELIVERY_S, Drain
 from server.serving.engine_monitor import EngineHandle, EngineMonitor
 from server.serving.inference import Inference
+from server.serving.lora import LoraAdapters
 from server.serving.models import ServedModels
 from server.serving.output_parsing import OutputParsing
 from server.serving.pooling.classification import ClassificationServing
@@ -107,6 +108,7 @@ class AppParts:
     start: StartView
     metrics: ServerMetrics
     admission: Admission
+    adapters: LoraAdapters
     running: RunningRequests = field(default_factory=RunningRequests)
     api_keys: ApiKeys
     response_store: ResponseStore | None = None
@@ -121,6 +123,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     metrics = build_metrics(config, renderer, options.start)
     metrics.lifecycle.read_up_from(lambda: lifecycle.has_engine)
     engine = EngineClient(options.engine.connection, on_death=lifecycle.engine_ended)
+    adapters = LoraAdapters(config, engine)
     parts = AppParts(
         config=config,
         renderer=renderer,
@@ -129,6 +132,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         start=options.start,
         metrics=metrics,
         admission=Admission(options.limits),
+        adapters=adapters,
         api_keys=ApiKeys.from_config(config),
         response_store=build_response_store(config, options.limits),
         tracer=build_tracer(config, server_version),
@@ -136,7 +140,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     )
     access = Access(config, parts.api_keys)
     http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, access))
-    readiness = EngineReadiness(engine, renderer, metrics, timeout_s=options.engine_ready_timeout_s)
+    readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(
         engine,
         options.engine,
@@ -195,7 +199,7 @@ def build_app(parts: AppParts) -> ServerApp:
 def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     config, engine, metrics = parts.config, parts.engine, parts.metrics
     lifecycle, start = parts.lifecycle, parts.start
-    models = ServedModels(config.served_model_names, engine)
+    models = ServedModels(config.served_model_names, engine, parts.adapters)
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
     reasoning = ModelReasoning(config, parts.renderer)
     builder = GenerationBuilder(inference, reasoning)
@@ -215,6 +219,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         health=HealthEndpoint(availability),
         info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
         models=ModelEndpoints(availability, models),
+        adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         status=StatusEndpoints(lifecycle, start, engine, metrics, version=parts.version),
     )
 

@@ -481,6 +481,7 @@ class ServerConfig:
     def __post_init__(self) -> None:
         check_ranges(self)
         self._check_access()
+        self._check_adapters()
         self._check_parsers()
 
     def _check_parsers(self) -> None:
@@ -509,6 +510,16 @@ class ServerConfig:
             raise ConfigError("--reasoning-config", self.reasoning_config, 'such as {"reasoning_end_str": "</think>"}')
         if self.reasoning_parser is None:
             raise ConfigError("--reasoning-config", self.reasoning_config, "used with --reasoning-parser")
+
+    def _check_adapters(self) -> None:
+        taken = set(self.served_model_names)
+        for module in self.lora_modules:
+            if module.name in taken:
+                raise ConfigError("--lora-modules", module.name, "a name that no other model or adapter has")
+            taken.add(module.name)
+        root = self.lora_adapter_root
+        if root is not None and not Path(root).is_dir():
+            raise ConfigError("--lora-adapter-root", root, "a folder that exists")
 
     def _check_access(self) -> None:
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):

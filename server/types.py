@@ -256,5 +256,7 @@ class EngineInfo(msgspec.Struct, frozen=True):
     """Whether prompts remain in the KV cache for others that begin alike."""
     pooling: PoolingInfo | None = None
     """The capabilities of a pooling model; None if the model generates text."""
+    max_loras: int | None = None
+    """Most LoRA adapters in one batch; None without `--enable-lora`."""
     pid: int | None = None
     """Process id of the engine."""

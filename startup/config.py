@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from envs.registry import LOGGING_LEVELS, STANDBY_MODES, env
 from server.config import EngineConfig, RendererConfig, ServerConfig
+from server.errors import ConfigError
 from server.limits import LimitsConfig
 from server.setting import Group, check_ranges, from_variable, setting
 from startup.logs.options import LogFormat, LogOptions
@@ -112,3 +113,5 @@ class StartupConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.server.lora_modules and not self.engine.lora.enable_lora:
+            raise ConfigError("--lora-modules", self.server.lora_modules[0].name, "given with --enable-lora")

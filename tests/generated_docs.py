@@ -1,4 +1,4 @@
-"""Generates docs/{cli,flags,environment,vllm-hooks}.md for `make docs`; a test compares them.
+"""Generates docs/{cli,flags,other-flags,environment,vllm-hooks}.md for `make docs`; a test compares them.
 
 The sources are the click commands, the flags of `serve`, the declared environment variables and hooks.
 """
@@ -49,17 +49,24 @@ def build_cli_page() -> str:
 
 
 def build_flags_page() -> str:
-    """The flags of `serve`: supported by group, ignored and rejected by reason."""
+    """The flags of `serve` that have an effect, by group."""
     introduction = (
         "`vllm-cli serve [MODEL] [FLAG]...` accepts every flag of `vllm serve` 0.32 and further ones.\n"
         "Precedence: flag, variable, `--config` file, default. `_` and `-` are the same in a flag's name, and\n"
         "`--help=WORD` shows the flags that contain WORD. With `--engine vllm`, vLLM gets all flags but those of the\n"
-        "group Start (without `--config`) and `--log-format`."
+        "group Start (without `--config`) and `--log-format`. Flags of vLLM that are not listed here:\n"
+        "[other flags](other-flags.md)."
     )
     sections: list[str] = []
     for title, flags in GROUPS.items():
         sections += [f"## {title}", "", *_table(("Flag", "Default", "Variable", "Meaning"), map(_flag_row, flags)), ""]
-    sections += ["## Accepted without effect", "", "The embedded engine accepts these with a notice.", ""]
+    return _page("Flags of serve", introduction, sections)
+
+
+def build_other_flags_page() -> str:
+    """The flags of vLLM that the embedded engine ignores or rejects, by reason."""
+    introduction = "Flags of `vllm serve` 0.32 beyond those of [flags](flags.md)."
+    sections = ["## Accepted without effect", "", "The embedded engine accepts these with a notice.", ""]
     sections += [*_table(("Reason", "Flags"), _reason_rows(IGNORED)), ""]
     sections += [
         "## Only with --engine vllm",
@@ -68,7 +75,7 @@ def build_flags_page() -> str:
         "",
     ]
     sections += [*_table(("Feature", "Flags"), _reason_rows(REJECTED))]
-    return _page("Flags of serve", introduction, sections)
+    return _page("Other flags of vLLM", introduction, sections)
 
 
 def build_environment_page() -> str:
@@ -106,6 +113,7 @@ def build_hooks_page() -> str:
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "cli.md": build_cli_page,
     "flags.md": build_flags_page,
+    "other-flags.md": build_other_flags_page,
     "environment.md": build_environment_page,
     "vllm-hooks.md": build_hooks_page,
 }

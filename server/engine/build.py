@@ -88,6 +88,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         runner=runner.name,
         eos_token_ids=eos_token_ids,
         spans=phases.spans,
+        max_loras=config.lora.max_loras if config.lora.enable_lora else None,
         embeds_width=embeds_width(model) if config.enable_prompt_embeds else None,
         has_prefix_cache=cache.has_prefixes,
     )

@@ -10,7 +10,21 @@ from functools import partial
 import msgspec
 
 from server.engine.channel import HEADER_BYTES, frame, read_length
-from server.engine.messages import Abort, Failed, FromEngine, Generate, Ping, Pong, Pool, Ready, Step, ToEngine
+from server.engine.messages import (
+    Abort,
+    AdapterReport,
+    Failed,
+    FromEngine,
+    Generate,
+    LoadAdapter,
+    Ping,
+    Pong,
+    Pool,
+    Ready,
+    Step,
+    ToEngine,
+    UnloadAdapter,
+)
 from server.engine.uploads import Uploader
 from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams
@@ -33,6 +47,8 @@ class EngineClient:
         self._uploader = Uploader(self._send, self._drain)
         self._info: EngineInfo | None = None
         self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
+        self._adapters: dict[int, asyncio.Future[AdapterReport]] = {}
+        """Adapters that the engine is loading."""
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -137,6 +153,26 @@ class EngineClient:
             raise EngineError(output.error or "The engine aborted the request.")
         return output
 
+    async def load_adapter(self, adapter_id: int, name: str, path: str) -> AdapterReport:
+        """Loads a LoRA adapter; the report contains the error if that fails.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        loading: asyncio.Future[AdapterReport] = asyncio.get_running_loop().create_future()
+        self._adapters[adapter_id] = loading
+        try:
+            self._send(LoadAdapter(adapter_id, name, path))
+            return await loading
+        finally:
+            del self._adapters[adapter_id]
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Frees an adapter once the last request that uses it has ended."""
+        self._send(UnloadAdapter(adapter_id))
+
     def drop_queries(self, request_ids: Iterable[str]) -> None:
         """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
         self._send(Abort(list(request_ids)))
@@ -219,7 +255,12 @@ class EngineClient:
             self.ended_silently = reason is None
             self._die(reason or "the engine process ended unexpectedly")
 
-    def _take(self, message: Ready | Step) -> None:
+    def _take(self, message: Ready | Step | AdapterReport) -> None:
+        if isinstance(message, AdapterReport):
+            loading = self._adapters.get(message.adapter_id)
+            if loading is not None and not loading.done():
+                loading.set_result(message)
+            return
         if isinstance(message, Ready):
             assert self._loaded is not None
             self._info = message.info
@@ -241,5 +282,8 @@ class EngineClient:
             self._loaded.set_exception(EngineStartError(reason))
         for stream in self._streams.values():
             stream.put_nowait(None)
+        for loading in self._adapters.values():
+            if not loading.done():
+                loading.set_exception(EngineDeadError(reason))
         self.dead.set()
         self._on_death(reason)

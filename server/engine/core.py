@@ -168,7 +168,7 @@ class EngineCore:
         return rejected + (self._compute(chunks) if chunks else [])
 
     def _require_adapters(self, chunks: list[Chunk]) -> list[EngineOutput]:
-        """Brings the step's adapters into memory; ends the sequences of those that cannot be read any more."""
+        """Brings the step's adapters into memory; ends the sequences of those that cannot be read again."""
         assert self._adapters is not None
         errors = self._adapters.require(self._scheduler.running_adapters)
         failed = [c.sequence for c in chunks if c.sequence.adapter_id in errors]
@@ -271,9 +271,7 @@ class EngineCore:
     def _drop_unloaded_adapters(self) -> None:
         if self._adapters is not None and self._adapters.has_unloaded:
             pending = {p.sequence.adapter_id for p in self._pending.values()}
-            self._adapters.drop_unloaded(
-                self._scheduler.running_adapters | self._scheduler.waiting_adapters | pending
-            )
+            self._adapters.drop_unloaded(self._scheduler.running_adapters | self._scheduler.waiting_adapters | pending)
 
     def _adapter_names(self, adapter_ids: set[int]) -> tuple[str, ...]:
         return tuple(sorted(self._adapters.name_of(i) for i in adapter_ids)) if self._adapters is not None else ()

@@ -82,8 +82,8 @@ class Scheduler:
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
-        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later. A sequence
-        whose adapter would be one too many lets others pass.
+        With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
+        A sequence whose adapter would be one too many lets others pass.
         """
         held_back: list[Sequence] = []
         adapters = self.running_adapters

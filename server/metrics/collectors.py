@@ -1,6 +1,7 @@
 """Metric families whose values other objects hold: read when /metrics is scraped, on any thread."""
 
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -138,6 +139,22 @@ class EngineStateCollector:
         for source in _CACHE_SOURCES:
             counter.add_metric((*self._labels, source), num_hits if source == "device" else 0)
         return counter
+
+
+class AdapterCollector:
+    """The LoRA adapters of running and of waiting requests; the value is the time, as in vLLM."""
+
+    def __init__(self, max_loras: int, read_stats: Callable[[], EngineStats]) -> None:
+        self._max_loras = str(max_loras)
+        self._read_stats = read_stats
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._read_stats()
+        labels = ("max_lora", "waiting_lora_adapters", "running_lora_adapters")
+        info = GaugeMetricFamily("vllm:lora_requests_info", "Running stats on lora requests.", labels=labels)
+        adapters = (",".join(stats.waiting_adapters), ",".join(stats.running_adapters))
+        info.add_metric((self._max_loras, *adapters), datetime.now(UTC).timestamp())
+        yield info
 
 
 class ConstantCollector:

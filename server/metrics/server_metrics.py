@@ -22,6 +22,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from server.metrics.collectors import (
     ENGINE,
     LABELS,
+    AdapterCollector,
     ConstantCollector,
     EngineStateCollector,
     ImageCacheCollector,
@@ -105,6 +106,8 @@ class ServerMetrics:
         if self._engine is None:
             self._engine = EngineMetrics(self.registry, self.model_name, info)
             self.registry.register(EngineStateCollector(self.model_name, read_stats))
+            if info.max_loras is not None:
+                self.registry.register(AdapterCollector(info.max_loras, read_stats))
             self.registry.register(ConstantCollector(self.model_name, has_image_cache=self._has_image_cache))
 
     @property

@@ -29,7 +29,8 @@ class ModelCard(msgspec.Struct, kw_only=True):
     owned_by: str = "vllm"
     root: str
     parent: str | None = None
-    max_model_len: int
+    max_model_len: int | None
+    """None for LoRA adapters, as in vLLM."""
     permission: list[ModelPermission]
 
 

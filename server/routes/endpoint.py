@@ -163,7 +163,9 @@ class JsonEndpoint(Generic[T]):
         if isinstance(response, msgspec.Struct | bytes):
             await send_json(send, response, headers=headers())
         elif isinstance(response, BinaryResponse):
-            await send_binary(send, response.body, headers=(*response.headers, *headers()))
+            await send_binary(
+                send, response.body, content_type=response.content_type, headers=(*response.headers, *headers())
+            )
         else:
             try:
                 await send_events(send, response, headers, deadline, self._failures)

@@ -98,9 +98,9 @@ async def send_json(send: Send, body: Any, *, status: int = 200, headers: Header
     await send({"type": "http.response.body", "body": payload})
 
 
-async def send_binary(send: Send, payload: bytes, *, headers: Headers) -> None:
+async def send_binary(send: Send, payload: bytes, *, content_type: bytes, headers: Headers) -> None:
     """Sends a whole response that is not JSON."""
-    fixed = ((b"content-type", b"application/octet-stream"), (b"content-length", str(len(payload)).encode()))
+    fixed = ((b"content-type", content_type), (b"content-length", str(len(payload)).encode()))
     await send({"type": "http.response.start", "status": 200, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": payload})
 

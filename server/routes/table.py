@@ -9,6 +9,7 @@ from server.protocol.chat import ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
+from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.protocol.pooling import PoolingRequest
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
@@ -22,6 +23,7 @@ from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
 from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
+from server.serving.lora import LoraAdapters
 from server.serving.pooling.classification import ClassificationServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
@@ -49,6 +51,8 @@ class Handlers:
     info: InfoEndpoints
     models: ModelEndpoints
     status: StatusEndpoints
+    adapters: LoraAdapters | None
+    """None unless clients may change the adapters."""
 
 
 def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
@@ -71,7 +75,17 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         endpoint = JsonEndpoint(intake, model, handle, long_field=long_field, failures=failures)
         return Route(path, endpoint, methods=["POST"])
 
+    adapters = handlers.adapters
+    adapter_routes = (
+        []
+        if adapters is None
+        else [
+            post("/v1/load_lora_adapter", LoadLoraAdapterRequest, adapters.load),
+            post("/v1/unload_lora_adapter", UnloadLoraAdapterRequest, adapters.unload),
+        ]
+    )
     return [
+        *adapter_routes,
         post(
             "/v1/completions",
             CompletionRequest,

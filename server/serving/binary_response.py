@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 
 class BinaryResponse(NamedTuple):
-    """A body of bytes, and the headers that describe it."""
+    """A body of bytes, its type, and further headers that describe it."""
 
     body: bytes
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/octet-stream"

@@ -46,7 +46,7 @@ class _ChatResponse:
     def __init__(self, inference: Inference, run: ChatRun) -> None:
         request = run.request
         self._inference = inference
-        self._model = inference.models.default_name
+        self._model = inference.models.response_name(request.model)
         self._request = request
         self._run = run
         self._created = unix_time()

@@ -87,7 +87,7 @@ class _CompletionResponse:
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
-        self._model = inference.models.default_name
+        self._model = inference.models.response_name(request.model)
         self._request = request
         self._generation = generation
         self._echoes = echoes

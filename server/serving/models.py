@@ -7,19 +7,31 @@ from uuid import uuid4
 from server.engine.client import EngineClient
 from server.errors import RequestError
 from server.protocol.models import ModelCard, ModelList, ModelPermission
+from server.serving.lora import LoraAdapters
 
 
 class ServedModels:
     """Answers /v1/models and checks the `model` of every request."""
 
-    def __init__(self, names: Sequence[str], engine: EngineClient) -> None:
+    def __init__(self, names: Sequence[str], engine: EngineClient, adapters: LoraAdapters) -> None:
         self._names = names
         self._engine = engine
+        self._adapters = adapters
 
     @property
     def default_name(self) -> str:
-        """The name in responses."""
+        """The base model's name in responses."""
         return self._names[0]
+
+    def response_name(self, name: str | None) -> str:
+        """The name in the response to a request with this `model`."""
+        adapter = self._adapters.find(name)
+        return self.default_name if adapter is None else adapter.name
+
+    def adapter_id(self, name: str | None) -> int:
+        """The LoRA adapter that a request's `model` names; 0 for the base model."""
+        adapter = self._adapters.find(name)
+        return 0 if adapter is None else adapter.adapter_id
 
     def check(self, name: str | None) -> None:
         """Raises RequestError (404) if a request names another model; no name means the served one."""
@@ -32,8 +44,8 @@ class ServedModels:
             raise unsupported(api_name)
 
     def list(self) -> ModelList:
-        """The cards of all names."""
-        return ModelList(data=[self._card(name) for name in self._names])
+        """The cards of all names, the base model's first."""
+        return ModelList(data=[self._card(name) for name in (*self._names, *(a.name for a in self._adapters.served))])
 
     def get(self, name: str) -> ModelCard:
         """The card of one name; raises RequestError (404) if it is not served."""
@@ -41,7 +53,7 @@ class ServedModels:
         return self._card(name)
 
     def _find(self, name: str) -> None:
-        if name not in self._names:
+        if name not in self._names and self._adapters.find(name) is None:
             raise RequestError(
                 f"The model `{name}` does not exist; served here: {', '.join(self._names)}.",
                 param="model",
@@ -51,11 +63,13 @@ class ServedModels:
 
     def _card(self, name: str) -> ModelCard:
         created = unix_time()
+        adapter = self._adapters.find(name)
         return ModelCard(
             id=name,
             created=created,
-            root=self.default_name,
-            max_model_len=self._engine.info.max_model_len,
+            root=self.default_name if adapter is None else adapter.path,
+            parent=None if adapter is None else adapter.parent,
+            max_model_len=self._engine.info.max_model_len if adapter is None else None,
             permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],
         )
 

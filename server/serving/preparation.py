@@ -4,6 +4,8 @@ import logging
 from collections.abc import Sequence
 from uuid import uuid4
 
+import msgspec
+
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
@@ -27,6 +29,7 @@ class GenerationBuilder:
         self._renderer = inference.renderer
         self._engine = inference.engine
         self._reasoning = reasoning
+        self._models = inference.models
         self._defaults = SamplingDefaults.from_config(inference.config, inference.renderer.files)
 
     async def build(
@@ -57,6 +60,8 @@ class GenerationBuilder:
             sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints, reasoning=found)
             for prompt, found in zip(prompts, reasoning, strict=True)
         ]
+        if adapter_id := self._models.adapter_id(request.model):
+            params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
         generation = Generation(
             request=request,
             request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",

@@ -9,6 +9,7 @@ from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import TextOptions
+from server.serving.lora import LoraAdapters
 from server.types import EngineInfo, PoolingParams, SamplingParams
 
 _REQUEST_ID = "warm-up"
@@ -22,11 +23,18 @@ class EngineReadiness:
     """Makes the first engine, and each one after a restart, ready for requests; used on the event loop."""
 
     def __init__(
-        self, engine: EngineClient, renderer: BaseRenderer, metrics: ServerMetrics, *, timeout_s: float
+        self,
+        engine: EngineClient,
+        renderer: BaseRenderer,
+        metrics: ServerMetrics,
+        adapters: LoraAdapters,
+        *,
+        timeout_s: float,
     ) -> None:
         self._engine = engine
         self._renderer = renderer
         self._metrics = metrics
+        self._adapters = adapters
         self.timeout_s = timeout_s
 
     async def wait(self, span: Callable[..., AbstractContextManager[None]] = _no_span) -> EngineInfo:
@@ -44,9 +52,19 @@ class EngineReadiness:
         self._metrics.register_engine(info, lambda: self._engine.stats)
         with span("first_token"):
             await warm_up(self._engine, self._renderer)
+        await self._load_adapters(span)
         if self._engine.error is not None:  # it died right after its token
             raise EngineStartError(self._engine.error)
         return info
+
+    async def _load_adapters(self, span: Callable[..., AbstractContextManager[None]]) -> None:
+        if self._engine.info.max_loras is None:
+            return
+        try:
+            with span("load_adapters"):
+                await self._adapters.prepare_engine()
+        except EngineDeadError as err:
+            raise EngineStartError(str(err)) from err
 
 
 async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:

@@ -7,11 +7,13 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 import click
 
+from server.lora_config import LoraModule
 from server.pooler_config import PoolerConfig
 from server.setting import Syntax
 from vllm_cli.flags.byte_size import ByteSize
 from vllm_cli.flags.flag import Shape
 from vllm_cli.flags.log_config_file import LogConfigFile
+from vllm_cli.flags.lora_module import LoraModuleType
 from vllm_cli.flags.param_types import ChatTemplate, CommaList, HumanInt, JsonObject, JsonStrings, TokenLimit
 from vllm_cli.flags.pooler_options import PoolerOptions
 
@@ -29,7 +31,7 @@ _BY_SYNTAX: Final[dict[Syntax, click.ParamType | None]] = {
 _BY_PYTHON_TYPE: Final[dict[Any, click.ParamType | None]] = {
     bool: None,
     str: None,
-    tuple: None,
+    LoraModule: LoraModuleType(),
     int: click.INT,
     float: click.FLOAT,
     dict: JsonObject(),
@@ -48,6 +50,8 @@ def click_type(field: Field[Any]) -> click.ParamType | None:
     python_type = _python_type(field)
     if get_origin(python_type) is Literal:
         return click.Choice(get_args(python_type))
+    if get_origin(python_type) is tuple:
+        return _BY_PYTHON_TYPE[get_args(python_type)[0]]
     return _BY_PYTHON_TYPE[get_origin(python_type) or python_type]
 
 

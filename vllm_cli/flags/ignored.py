@@ -33,6 +33,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--enable-cumem-allocator"),
         value("--performance-mode", neutral=("balanced",)),
         switch("--use-fp64-gumbel"),
+        switch("--specialize-active-lora"),
         value("--jit-monitor-mode", neutral=("warn",)),
         switch("--jit-monitor-verbose"),
     ),
@@ -74,6 +75,7 @@ IGNORED: Final[dict[str, tuple[Flag, ...]]] = {
     "there is one server process and one engine process": (
         value("--api-server-count", "-asc", neutral=("1",)),
         switch("--aggregate-engine-logging"),
+        switch("--fully-sharded-loras"),
         switch("--numa-bind"),
         values("--numa-bind-nodes"),
         values("--numa-bind-cpus"),

@@ -13,6 +13,7 @@ EVERYTHING: Final = "all"
 SECTIONS: Final = {
     "modelconfig": ("Model",),
     "frontend": ("Requests and answers", "HTTP server"),
+    "loraconfig": ("LoRA adapters",),
     "cacheconfig": ("Memory and scheduling",),
     "schedulerconfig": ("Memory and scheduling",),
     "multimodalconfig": ("Images",),

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from server.engine.lora.adapter_config import AdapterConfig, AdapterError
-from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
+from server.model_files.vision_models import VISION_MODEL_TYPES
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +56,12 @@ def read_adapter(folder: Path, model: PreTrainedModel, limits: LoraConfig) -> di
         path = found[name]
         assert path is not None
         module = model.get_submodule(path)
-        if not isinstance(module, nn.Embedding):
-            a, b = a, b.T
-        else:
-            a, b = a.T, b.T
-        _check_shapes(name, LowRank(a, b), module, config.rank_of(name), folder)
+        update = LowRank(a.T if isinstance(module, nn.Embedding) else a, b.T)
+        _check_shapes(name, update, module, config.rank_of(name), folder)
         scaling = config.scaling_of(name)
         if (embed_scale := getattr(module, "embed_scale", None)) is not None:
             scaling *= float(embed_scale)
-        updates[path] = LowRank(_place(a, model, limits), _place(b.float() * scaling, model, limits))
+        updates[path] = LowRank(_place(update.down, model, limits), _place(update.up.float() * scaling, model, limits))
     return updates
 
 
@@ -79,7 +76,7 @@ def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
                 return dict(torch.load(path, map_location="cpu", weights_only=True))
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, EOFError) as err:
         raise AdapterError(f"{path} is broken: {' '.join(str(err).split())}") from err
-    except Exception as err:  # noqa: BLE001 - torch.load raises errors of pickle and of zip files
+    except Exception as err:
         raise AdapterError(f"{path} cannot be loaded: {type(err).__name__}") from err
     raise AdapterError(f"{folder} contains no {_SAFETENSORS}")
 
@@ -103,7 +100,7 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
 
 
 def _find_module(model: PreTrainedModel, name: str) -> str | None:
-    """The module's path in the model; an adapter that was trained without the model's head lacks its prefix."""
+    """The module's path in the model. Adapters that were trained without the model's head lack its prefix."""
     for path in (name, f"{model.base_model_prefix}.{name}"):
         try:
             model.get_submodule(path)
@@ -132,10 +129,12 @@ def _is_supported(model: PreTrainedModel, path: str) -> bool:
     module = model.get_submodule(path)
     if "experts" in path.split(".") or not isinstance(module, nn.Linear | nn.Embedding | Conv1D):
         return False
-    if image_encoder(model) is None:
+    if model.config.model_type not in VISION_MODEL_TYPES:
         return True
     names = path.split(".")
-    return not isinstance(module, nn.Embedding) and ("language_model" in names or module is model.get_output_embeddings())
+    return not isinstance(module, nn.Embedding) and (
+        "language_model" in names or module is model.get_output_embeddings()
+    )
 
 
 def _check_shapes(name: str, update: LowRank, module: nn.Module, rank: int, folder: Path) -> None:
@@ -147,8 +146,8 @@ def _check_shapes(name: str, update: LowRank, module: nn.Module, rank: int, fold
     shapes = (list(update.down.shape), list(update.up.shape))
     if shapes != wanted:
         raise AdapterError(
-            f"the adapter in {folder} does not fit the model: {name} has a rank of {rank}, {size.num_inputs} inputs and "
-            f"{size.num_outputs} outputs, but the adapter's matrices are {shapes[0]} and {shapes[1]}"
+            f"the adapter in {folder} does not fit the model: {name} has a rank of {rank}, {size.num_inputs} inputs "
+            f"and {size.num_outputs} outputs, but the adapter's matrices are {shapes[0]} and {shapes[1]}"
         )
 
 
@@ -169,4 +168,6 @@ def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> 
 
 def _shorten(names: Iterable[str]) -> str:
     names = sorted(names)
-    return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+    return ", ".join(names[:_MOST_NAMES]) + (
+        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    )

@@ -44,7 +44,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, folder: Path, limits: LoraConfig) -> "AdapterConfig":
-        """Raises AdapterError if the file is missing or broken, or describes more than plain LoRA within `limits`."""
+        """Raises AdapterError if the file is missing or broken, or exceeds plain LoRA within `limits`."""
         try:
             config = msgspec.json.decode((folder / CONFIG_FILE).read_bytes(), type=cls)
         except (FileNotFoundError, NotADirectoryError) as err:

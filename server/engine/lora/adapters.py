@@ -25,7 +25,7 @@ class _Registered:
 
 
 class Adapters:
-    """Used on the engine's thread. Adapters beyond `--max-cpu-loras` are read again when a request needs them."""
+    """Used on the engine's thread. Adapters beyond `--max-cpu-loras` are read again when they are needed."""
 
     def __init__(self, model: PreTrainedModel, layers: AdaptedLayers, config: LoraConfig) -> None:
         self._model = model
@@ -61,7 +61,7 @@ class Adapters:
         return self._registered[adapter_id].name
 
     def require(self, adapter_ids: Collection[int]) -> dict[int, str]:
-        """Brings the adapters of a step into memory; returns an error for each that cannot be read any more."""
+        """Brings the adapters of a step into memory; returns an error for each that cannot be read again."""
         errors: dict[int, str] = {}
         for adapter_id in adapter_ids:
             if adapter_id in self._loaded:

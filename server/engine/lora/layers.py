@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from server.engine.batch import Chunk
 from server.engine.lora.adapter import LowRank
 
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
 Rows = slice | torch.Tensor
-_ALL_ROWS = slice(None)
 
 
 class AdaptedLayers:
@@ -79,7 +80,9 @@ class AdaptedLayers:
     def _place_hooks(self) -> None:
         for path, updates in self._updates.items():
             module = self._model.get_submodule(path)
-            hook = self._create_hook(updates, is_head=module is self._head, is_embedding=isinstance(module, nn.Embedding))
+            hook = self._create_hook(
+                updates, is_head=module is self._head, is_embedding=isinstance(module, nn.Embedding)
+            )
             self._handles.append(module.register_forward_hook(hook))
 
     def _remove_hooks(self) -> None:

@@ -53,7 +53,7 @@ class ResponseRun:
         """The conversation that the response continues."""
         self.num_message_bytes = num_message_bytes
         """About the size of the messages as JSON."""
-        self.response = _empty_response(request, chat, inference.models.default_name)
+        self.response = _empty_response(request, chat, inference.models.response_name(chat.request.model))
         """The response so far."""
         self._chat = chat
         self._writer = OutputWriter(tools)

@@ -13,7 +13,7 @@ from tests.server.engine.tiny_models import greedy_outputs
 
 
 def save_adapter(model: PreTrainedModel, folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """An adapter for the model as peft saves it: of rank 4, for all linear layers, unless `config` says otherwise."""
+    """An adapter as peft saves it: of rank 4 and for all linear layers unless `config` says otherwise."""
     settings = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | config
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

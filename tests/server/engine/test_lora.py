@@ -1,4 +1,4 @@
-"""LoRA adapters in the engine: equal to peft token for token, in batches of several adapters and the base model."""
+"""LoRA adapters in the engine: equal to peft token for token, alone and in mixed batches."""
 
 import copy
 import json

@@ -23,6 +23,7 @@ from server.renderers.base import BaseRenderer
 from server.renderers.hf import HfRenderer
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
+from server.serving.lora import LoraAdapters
 from server.serving.responses.store import build_response_store
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
@@ -294,6 +295,7 @@ def run_app(
         start=FinishedStart(),
         metrics=metrics,
         admission=Admission(limits or LimitsConfig()),
+        adapters=LoraAdapters(config, engine),
         api_keys=ApiKeys.from_config(config),
         response_store=build_response_store(config, limits or LimitsConfig()),
         tracer=tracer,

@@ -11,7 +11,7 @@ NEUTRAL = [
     "-pp=1",
     "--cpu-offload-gb 0.0",
     "--distributed-executor-backend mp",
-    "--no-enable-lora",
+    "--no-enable-tower-connector-lora",
     "--load-format safetensors",
     "--kv-cache-dtype auto",
     "--hf-overrides {}",
@@ -51,7 +51,7 @@ def test_an_ignored_flag_is_accepted_with_one_notice(words: str, notice: str) ->
     ("words", "message"),
     [
         ("--tensor-parallel-size 2", "--tensor-parallel-size 2 requests several devices"),
-        ("--lora-modules a=b c=d", "--lora-modules a=b c=d requests LoRA adapters"),
+        ("--lora-target-modules a b", "--lora-target-modules a b requests LoRA adapters"),
         ("-q awq", "--quantization awq requests quantized weights"),
         ("-sc.model x", "requests speculative"),
         ("--tool-server demo", "--tool-server demo requests parsers of tool calls"),
@@ -68,8 +68,8 @@ def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(wor
 
 
 def test_all_rejected_flags_are_named_in_one_error() -> None:
-    with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --enable-lora "):
-        reject_unsupported(Arguments.parse(["-tp", "4", "--enable-lora"]).flags.values())
+    with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --enable-sleep-mode "):
+        reject_unsupported(Arguments.parse(["-tp", "4", "--enable-sleep-mode"]).flags.values())
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])

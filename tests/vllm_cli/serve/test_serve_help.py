@@ -45,7 +45,12 @@ def test_help_with_a_word_shows_the_flags_that_contain_it(help_of) -> None:
 @pytest.mark.parametrize(
     ("topic", "title"),
     [("Memory and scheduling", "Memory and scheduling"), ("memory", "Memory and scheduling"), ("MODEL", "Model")]
-    + [("SchedulerConfig", "Memory and scheduling"), ("ModelConfig", "Model"), ("http", "HTTP server")],
+    + [
+        ("SchedulerConfig", "Memory and scheduling"),
+        ("LoRAConfig", "LoRA adapters"),
+        ("ModelConfig", "Model"),
+        ("http", "HTTP server"),
+    ],
 )
 def test_help_with_a_group_shows_only_its_flags(help_of, topic: str, title: str) -> None:
     text = help_of(f"--help={topic}")
@@ -63,7 +68,6 @@ def test_each_section_of_vllm_maps_to_groups() -> None:
         ("AttentionConfig", "--attention-config"),
         ("CompilationConfig", "--compilation-config"),
         ("KernelConfig", "--kernel-config"),
-        ("LoRAConfig", "--max-lora-rank"),
         ("LoggingConfig", "--log-level"),
         ("MambaConfig", "--mamba-cache-dtype"),
         ("OffloadConfig", "--cpu-offload-gb"),
