@@ -18,17 +18,33 @@ from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, Request
 from server.routes.health import PROBE_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.turns import LoopTurns
+from server.routes.user_middleware import load_middleware
 from server.security.api_keys import ApiKeys
 
 
 class ServerApp(Starlette):
-    """Answers probes before any middleware; all other requests go through middleware and routes."""
+    """Answers probes before all other requests, which go through middleware and routes."""
 
     def __init__(
-        self, health: HealthEndpoint, routes: list[Route], middleware: list[Middleware], *, root_path: str
+        self,
+        health: HealthEndpoint,
+        routes: list[Route],
+        middleware: list[Middleware],
+        *,
+        root_path: str,
+        is_probe_seen: bool = False,
     ) -> None:
-        """`root_path` is the prefix under which a proxy publishes the server; empty without one."""
+        """Wires the routes.
+
+        Args:
+            health: answers probes.
+            routes: all other routes.
+            middleware: outermost first.
+            root_path: the prefix under which a proxy publishes the server; empty without one.
+            is_probe_seen: whether probes go through the middleware, too.
+        """
         self._health = health
+        self._is_probe_seen = is_probe_seen
         self._root_path = root_path.rstrip("/")
         self._turns = LoopTurns()
         self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in PROBE_PATHS}
@@ -40,18 +56,24 @@ class ServerApp(Starlette):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if scope["path"] in self._probe_paths and scope["method"] == "GET" and not _is_cross_origin(scope):
+            is_probe = scope["path"] in self._probe_paths and scope["method"] == "GET"
+            if is_probe and not self._is_probe_seen and not _is_cross_origin(scope):
                 await self._health(scope, receive, send)
                 return
-            await self._turns.wait()
+            if not is_probe:
+                await self._turns.wait()
             if self._root_path:
                 scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)
 
 
 def build_middleware(config: ServerConfig, api_keys: ApiKeys, metrics: HttpMetrics) -> list[Middleware]:
-    """The middleware, outermost first."""
-    middleware = [Middleware(HttpMetricsMiddleware, metrics)]
+    """The middleware, outermost first.
+
+    Raises:
+        ConfigError: the operator's own middleware cannot be loaded.
+    """
+    middleware = [*load_middleware(config.middleware), Middleware(HttpMetricsMiddleware, metrics)]
     if config.enable_request_id_headers:
         middleware.append(Middleware(RequestIdMiddleware))
     if config.allowed_origins:

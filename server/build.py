@@ -20,6 +20,7 @@ from server.renderers.base import BaseRenderer
 from server.routes.endpoint import Intake
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.load_report import LoadReport
 from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
 from server.security.access import Access
@@ -175,7 +176,9 @@ def build_metrics(config: ServerConfig, renderer: BaseRenderer, start: StartView
 def build_app(parts: AppParts) -> ServerApp:
     """The HTTP application; it answers from now on, by the lifecycle's state."""
     config, engine, metrics = parts.config, parts.engine, parts.metrics
+    load_report = LoadReport()
     engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
+    engine.subscribe_stats(load_report.record)
     metrics.register_rejections(parts.admission.num_rejected)
     availability = Availability(parts.lifecycle, parts.start)
     handlers = _build_handlers(parts, availability)
@@ -185,6 +188,8 @@ def build_app(parts: AppParts) -> ServerApp:
         running=parts.running,
         renderer=parts.renderer,
         loop_metrics=metrics.loop,
+        engine=engine,
+        load_report=load_report,
         unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
         tracer=parts.tracer,
     )
@@ -193,6 +198,7 @@ def build_app(parts: AppParts) -> ServerApp:
         build_routes(handlers, intake),
         build_middleware(config, parts.api_keys, metrics.http),
         root_path=config.root_path,
+        is_probe_seen=bool(config.middleware) or config.enable_request_id_headers,
     )
 
 

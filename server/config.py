@@ -417,6 +417,12 @@ class ServerConfig:
     enable_request_id_headers: bool = setting(
         False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
+    middleware: tuple[str, ...] = setting(
+        (),
+        "--middleware",
+        "Import path of an ASGI class or of a coroutine function, as in vLLM; the last one is outermost.",
+        metavar="MODULE.NAME...",
+    )
     timeout_keep_alive_s: int = from_variable(env.VLLM_HTTP_TIMEOUT_KEEP_ALIVE)
     shutdown_timeout_s: float = setting(
         30.0, "--shutdown-timeout", "How long running requests may take to finish after SIGTERM.", minimum=0

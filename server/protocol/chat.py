@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from server.errors import RequestError
 from server.protocol.conversation import Messages, check_generation_prompt
@@ -13,10 +13,9 @@ from server.protocol.tools import NamedToolChoice, Tool, ToolChoice
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-class ChatRequest(GenerationRequest, kw_only=True):
-    """A conversation to continue."""
+class ChatFields(GenerationRequest, kw_only=True):
+    """Fields that one conversation and a batch of them share."""
 
-    messages: Messages
     max_tokens: TokenCount | None = None
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = False
@@ -96,3 +95,32 @@ class ChatRequest(GenerationRequest, kw_only=True):
     def num_prompt_logprobs(self) -> int | None:
         """Candidates to report per prompt token."""
         return self.prompt_logprobs
+
+
+class ChatRequest(ChatFields, kw_only=True):
+    """A conversation to continue."""
+
+    messages: Messages
+
+
+class BatchChatRequest(ChatFields, kw_only=True):
+    """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
+
+    messages: Annotated[list[Messages], Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"
+        super().__post_init__()
+        if self.num_choices > 1:
+            raise RequestError("Batch chat completions do not support `n` > 1.", param="n")
+        if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:
+            raise RequestError(
+                "Batch chat completions do not support `kv_transfer_params.prompt_token_ids`: one prompt cannot serve "
+                "several conversations.",
+                param="kv_transfer_params.prompt_token_ids",
+            )
+
+    def split(self) -> list[ChatRequest]:
+        """One request per conversation."""
+        shared = {name: getattr(self, name) for name in ChatFields.__struct_fields__}
+        return [ChatRequest(messages=messages, **shared) for messages in self.messages]

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from server.engine.client import EngineClient
 from server.errors import RequestError
 from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
@@ -16,6 +17,7 @@ from server.protocol.nesting import NestingCheck
 from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.request_ids import set_request_id
+from server.routes.load_report import FORMAT_HEADER, LoadReport
 from server.routes.messages import (
     ClientGoneError,
     Headers,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from server.tracing.tracer import Tracer
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 ResponseBody = msgspec.Struct | bytes | BinaryResponse | AsyncGenerator[bytes, None]
 """A body to encode, encoded JSON, bytes, or events."""
@@ -67,6 +70,13 @@ class LongField(NamedTuple):
     """Returns how many bytes it may add to a body; called for each request."""
 
 
+class Decoder(Protocol[T_co]):
+    """Turns a body into a request."""
+
+    def decode(self, body: bytes) -> T_co:
+        """Raises RequestError for an invalid body."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Intake:
     """The objects with which every POST route accepts, decodes and counts requests; one per server."""
@@ -76,9 +86,15 @@ class Intake:
     running: RunningRequests
     renderer: BaseRenderer
     loop_metrics: LoopMetrics
+    engine: EngineClient
+    load_report: LoadReport
     unused_fields: UnusedFields = field(default_factory=UnusedFields)
     tracer: "Tracer | None" = None
     """None without `--otlp-traces-endpoint`."""
+
+    def decoder(self, model: type[T], long_field: str | None = None) -> RequestDecoder[T]:
+        """The decoder of one kind of request."""
+        return RequestDecoder(model, long_field, NestingCheck(self.admission.limits), self.unused_fields)
 
 
 class JsonEndpoint(Generic[T]):
@@ -87,18 +103,15 @@ class JsonEndpoint(Generic[T]):
     def __init__(
         self,
         intake: Intake,
-        model: type[T],
+        decoder: Decoder[T],
         handle: Handler[T],
         *,
         long_field: LongField | None = None,
         failures: FailureFormat = OPENAI,
     ) -> None:
-        self.model = model
         self._intake = intake
         self._limits = intake.admission.limits
-        self._decoder = RequestDecoder(
-            model, long_field.name if long_field else None, NestingCheck(self._limits), intake.unused_fields
-        )
+        self._decoder = decoder
         self._limiter = RequestLimiter(self._limits)
         self._handle = handle
         self._long_field = long_field
@@ -118,7 +131,12 @@ class JsonEndpoint(Generic[T]):
         try:
             announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
             with self._intake.admission.hold(announced) as lease, self._intake.running.hold():
-                context = RequestContext(header_id=read_request_id(scope), lease=lease, trace=self._begin_trace(scope))
+                context = RequestContext(
+                    header_id=read_request_id(scope),
+                    lease=lease,
+                    trace=self._begin_trace(scope),
+                    load_format=read_header(scope, FORMAT_HEADER),
+                )
                 try:
                     await self._serve(context, receive, send, announced_bytes=announced)
                 except asyncio.CancelledError:
@@ -161,7 +179,9 @@ class JsonEndpoint(Generic[T]):
         finally:
             self._intake.loop_metrics.record_render(context.times.render_s)
         if isinstance(response, msgspec.Struct | bytes):
-            await send_json(send, response, headers=headers())
+            await send_json(
+                send, response, headers=(*headers(), *self._intake.load_report.headers(context.load_format))
+            )
         elif isinstance(response, BinaryResponse):
             await send_binary(
                 send, response.body, content_type=response.content_type, headers=(*response.headers, *headers())

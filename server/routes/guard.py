@@ -1,4 +1,7 @@
-"""The middleware: API keys, request ids and HTTP metrics. GET probes bypass it."""
+"""The middleware: API keys, request ids and HTTP metrics.
+
+GET probes bypass it, unless --middleware or --enable-request-id-headers is given.
+"""
 
 from collections.abc import Iterable
 from time import perf_counter

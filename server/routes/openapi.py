@@ -7,7 +7,7 @@ import msgspec
 
 from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.anthropic_response import CountTokensResponse, MessagesResponse, StreamEvent
-from server.protocol.chat import ChatRequest
+from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.chat_response import ChatChunk, ChatResponse
 from server.protocol.classification import ClassificationRequest, ClassificationResponse
 from server.protocol.completions import CompletionChunk, CompletionRequest, CompletionResponse
@@ -29,6 +29,7 @@ _POSTS: dict[str, tuple[Model, Model, Model | None]] = {
     "/v1/completions": (CompletionRequest, CompletionResponse, CompletionChunk),
     "/v1/chat/completions": (ChatRequest, ChatResponse, ChatChunk),
     "/v1/responses": (ResponsesRequest, Response, ResponseStreamEvent),
+    "/v1/chat/completions/batch": (BatchChatRequest, ChatResponse, None),
     "/v1/messages": (MessagesRequest, MessagesResponse, StreamEvent),
     "/v1/messages/count_tokens": (CountTokensRequest, CountTokensResponse, None),
     "/v1/embeddings": (EmbeddingRequest, EmbeddingResponse, None),

@@ -1,11 +1,12 @@
 """The table of routes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.routing import Route
 
 from server.protocol.anthropic import CountTokensRequest, MessagesRequest
-from server.protocol.chat import ChatRequest
+from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
@@ -17,6 +18,7 @@ from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.invocations import InvocationDecoder, dispatch
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
 from server.serving.anthropic import MessagesServing
@@ -72,7 +74,8 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         long_field: LongField | None = None,
         failures: FailureFormat = OPENAI,
     ) -> Route:
-        endpoint = JsonEndpoint(intake, model, handle, long_field=long_field, failures=failures)
+        decoder = intake.decoder(model, long_field.name if long_field else None)
+        endpoint = JsonEndpoint(intake, decoder, handle, long_field=long_field, failures=failures)
         return Route(path, endpoint, methods=["POST"])
 
     adapters = handlers.adapters
@@ -93,6 +96,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
             LongField("prompt_embeds", max_embeds_bytes),
         ),
         post("/v1/chat/completions", ChatRequest, handlers.chat.create),
+        post("/v1/chat/completions/batch", BatchChatRequest, handlers.chat.create_batch),
         post("/v1/messages", MessagesRequest, handlers.messages.create, failures=ANTHROPIC),
         post("/v1/messages/count_tokens", CountTokensRequest, handlers.messages.count_tokens, failures=ANTHROPIC),
         post("/v1/responses", ResponsesRequest, handlers.responses.create),
@@ -105,6 +109,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         *(post(f"{prefix}/rerank", RerankRequest, rerank) for prefix in ("", "/v1", "/v2")),
         post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
         post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
+        Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
         Route("/health", health, methods=["GET"]),
@@ -119,3 +124,18 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         Route("/", handlers.status.page),
         Route(DATA_PATH, handlers.status.data),
     ]
+
+
+def _invocations(handlers: Handlers, intake: Intake) -> JsonEndpoint[Any]:
+    handle = dispatch(
+        {
+            ChatRequest: handlers.chat.create,
+            CompletionRequest: handlers.completions.create,
+            EmbeddingRequest: handlers.embeddings.create,
+            ClassificationRequest: handlers.classification.create,
+            PoolingRequest: handlers.pooling.create,
+            ScoreRequest: handlers.score.create,
+            RerankRequest: handlers.rerank.create,
+        }
+    )
+    return JsonEndpoint(intake, InvocationDecoder(intake), handle)

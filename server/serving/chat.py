@@ -1,13 +1,14 @@
 """Answers /v1/chat/completions: the bodies of a `ChatRun`."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 from msgspec import UNSET
 
 from server import sse
 from server.parsers.events import Reasoning
-from server.protocol.chat import ChatRequest
+from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.chat_response import ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse
 from server.protocol.logprobs import ChatLogprobs
 from server.protocol.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
@@ -36,23 +37,40 @@ class ChatServing:
             EngineError: the engine failed; in streams this is an event.
         """
         self._inference.models.check_generative("Chat Completions")
-        response = _ChatResponse(self._inference, await self._runner.start(request, context))
+        run = await self._runner.start(request, context)
+        response = _ChatResponse(self._inference, run, [request])
         return end_stream(response.stream()) if request.stream else await response.complete()
+
+    async def create_batch(self, request: BatchChatRequest, context: RequestContext) -> ChatResponse:
+        """The response of /v1/chat/completions/batch: one choice per conversation.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+            EngineError: the engine failed.
+        """
+        self._inference.models.check_generative("Chat Completions")
+        requests = request.split()
+        run = await self._runner.start_batch(requests, context)
+        response = await _ChatResponse(self._inference, run, requests).complete()
+        response.prompt_token_ids = response.prompt_text = response.prompt_logprobs = None  # of the first one only
+        return response
 
 
 class _ChatResponse:
     """The bodies of one request's response."""
 
-    def __init__(self, inference: Inference, run: ChatRun) -> None:
+    def __init__(self, inference: Inference, run: ChatRun, requests: Sequence[ChatRequest]) -> None:
+        """`requests` has one member per conversation."""
         request = run.request
         self._inference = inference
         self._model = inference.models.response_name(request.model)
         self._request = request
         self._run = run
         self._created = unix_time()
-        self._role = inference.config.response_role if adds_generation_prompt(request) else request.messages[-1]["role"]
         self._shows_logprobs = bool(request.logprobs) and not run.hides_tokens
         self._shows_token_ids = bool(request.return_token_ids) and not run.hides_tokens
+        self._num_choices = request.num_choices
+        self._last_messages = [each.messages[-1] for each in requests]
         self._logprobs = LogprobFormatter.from_request(inference, request)
 
     async def complete(self) -> ChatResponse:
@@ -90,10 +108,11 @@ class _ChatResponse:
     def _opening(self, *, in_chunks: bool) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
         events = []
-        for content in filter(None, ("role", self._echo())):
+        role, echo = self._role(0), self._echo(0)
+        for content in filter(None, ("role", echo)):
             for index in range(self._run.num_choices):
                 is_role = content == "role"
-                delta = ChatDelta(role=self._role, content="") if is_role else ChatDelta(content=content)
+                delta = ChatDelta(role=role, content="") if is_role else ChatDelta(content=content)
                 chunk = self._chunk([ChatChunkChoice(index=index, delta=delta)])
                 if is_role:
                     self._add_prompt(chunk)
@@ -140,7 +159,7 @@ class _ChatResponse:
         )
 
     def _message(self, choice: ChoiceDelta) -> ChatMessage:
-        content: str | None = self._echo() + choice.content
+        content: str | None = self._echo(choice.choice) + choice.content
         calls = [
             ToolCall(id=str(call.id), function=FunctionCall(str(call.name), call.arguments))
             for call in choice.tool_calls
@@ -150,16 +169,27 @@ class _ChatResponse:
         if is_empty and not self._request.forces_call:
             content = None
         return ChatMessage(
-            role=self._role, content=content, tool_calls=calls or UNSET, reasoning=choice.reasoning or None
+            role=self._role(choice.choice),
+            content=content,
+            tool_calls=calls or UNSET,
+            reasoning=choice.reasoning or None,
         )
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> ChatLogprobs | None:
         return await self._logprobs.chat(delta.sequence.logprobs or ()) if self._shows_logprobs else None
 
-    def _echo(self) -> str:
+    def _role(self, choice: int) -> str:
+        if adds_generation_prompt(self._request):
+            return self._inference.config.response_role
+        return str(self._last_message(choice)["role"])
+
+    def _last_message(self, choice: int) -> dict[str, Any]:
+        return self._last_messages[choice // self._num_choices]
+
+    def _echo(self, choice: int) -> str:
         """The text of the last message if `echo` repeats it before its continuation."""
-        last = self._request.messages[-1]
-        if not self._request.echo or last.get("role") != self._role:
+        last = self._last_message(choice)
+        if not self._request.echo or last.get("role") != self._role(choice):
             return ""
         content = last.get("content") or ""
         if isinstance(content, str):

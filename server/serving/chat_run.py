@@ -10,7 +10,8 @@
 An API with other bodies converts its request into a `ChatRequest` and consumes the deltas.
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Literal, NamedTuple
@@ -22,7 +23,7 @@ from server.parsers.base import OutputParser
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.protocol.chat import ChatRequest
 from server.renderers.prompts import RenderedPrompt
-from server.serving.chat_options import chat_options
+from server.serving.chat_prompt import render_chat_request
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.output_parsing import OutputParsing
@@ -90,15 +91,27 @@ class ChatRunner:
         Raises:
             RequestError: the request is invalid.
         """
+        return await self.start_batch([request], context, id_prefix=id_prefix)
+
+    async def start_batch(
+        self, requests: Sequence[ChatRequest], context: RequestContext, *, id_prefix: str = "chatcmpl"
+    ) -> "ChatRun":
+        """Starts several conversations, which differ in their messages only, as one run.
+
+        The choices of the first conversation come first.
+
+        Raises:
+            RequestError: a request is invalid.
+        """
+        request = requests[0]
         self._inference.models.check(request.model)
         self._parsing.check(request)
         with context.times.rendering():
-            options = chat_options(request, self._inference.config)
-            prompt = await self._inference.renderer.render_chat_async(request.messages, options)
+            prompts = await asyncio.gather(*(render_chat_request(self._inference, each) for each in requests))
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
         strict = self._parsing.find_constraint(request)
-        generation = await self._builder.build(request, [prompt], context, id_prefix=id_prefix, strict_tools=strict)
+        generation = await self._builder.build(request, prompts, context, id_prefix=id_prefix, strict_tools=strict)
         return ChatRun(self._inference, generation, self._parsing)
 
 
@@ -127,7 +140,7 @@ class ChatRun:
 
     @property
     def prompt(self) -> RenderedPrompt:
-        """The rendered conversation."""
+        """The rendered conversation, of a batch the first one."""
         return self.generation.prompts[0]
 
     @property
@@ -158,9 +171,8 @@ class ChatRun:
 
     def _create_readers(self, *, is_whole: bool) -> "list[_ChoiceReader]":
         """One reader per choice."""
-        [reasoning] = self.generation.reasoning
-        create = partial(self._parsing.create_parser, self.request, reasoning, is_whole=is_whole)
-        parsers = [create() for _ in range(self.num_choices)]
+        create = partial(self._parsing.create_parser, self.request, is_whole=is_whole)
+        parsers = [create(self.generation.reasoning_of(index)) for index in range(self.num_choices)]
         return [_ChoiceReader(self.request, parser) for parser in parsers]
 
     def _read(self, delta: SequenceDelta, readers: "list[_ChoiceReader]") -> ChoiceDelta:

@@ -71,5 +71,7 @@ class RequestContext:
     """Whether the response has begun."""
     lease: Lease = field(default_factory=unbounded_lease)
     """Its share of the admission limits."""
+    load_format: str | None = None
+    """The format in which the client wants the server's load (`server.routes.load_report`)."""
     trace: "RequestTrace | None" = None
     """None without `--otlp-traces-endpoint`."""

@@ -5,7 +5,7 @@ from typing import Any
 from server.errors import RequestError
 from server.limits import LimitsConfig, flag_of
 from server.protocol.anthropic import CountTokensRequest, MessagesRequest
-from server.protocol.chat import ChatRequest
+from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import GenerationRequest
 from server.protocol.pooling import InputFields
@@ -18,6 +18,8 @@ def num_sequences(request: Any) -> int:
     """How many sequences the engine runs for a request; at least 1."""
     if isinstance(request, CompletionRequest):
         return len(request.prompts) * request.num_choices
+    if isinstance(request, BatchChatRequest):
+        return len(request.messages)
     if isinstance(request, GenerationRequest):
         return request.num_choices
     if isinstance(request, InputFields):
@@ -45,6 +47,8 @@ class RequestLimiter:
         elif isinstance(request, ResponsesRequest):
             self._check_count("input", request.items, "max_messages")
             self._check_count("tools", request.tools, "max_tools")
+        elif isinstance(request, BatchChatRequest):
+            self._check_conversations("messages", request.messages)
         elif isinstance(request, CompletionRequest):
             self._check_completion(request)
         elif isinstance(request, InputFields):
@@ -73,7 +77,13 @@ class RequestLimiter:
     def _check_inputs(self, request: InputFields) -> None:
         name = "input" if request.messages is None else "messages"
         conversations = request.conversations
-        self._check_count(name, conversations or request.prompts, "max_prompts")
+        if conversations:
+            self._check_conversations(name, conversations)
+        else:
+            self._check_count(name, request.prompts, "max_prompts")
+
+    def _check_conversations(self, name: str, conversations: list[Any]) -> None:
+        self._check_count(name, conversations, "max_prompts")
         for messages in conversations:
             self._check_count(name, messages, "max_messages")
 

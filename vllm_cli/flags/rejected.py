@@ -107,7 +107,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "another protocol or endpoint": (
         switch("--grpc"),
         value("--grpc-port"),
-        value("--middleware"),
         switch("--tokens-only"),
         switch("--enable-scale-out"),
         value("--sse-keep-alive-interval", neutral=("0",)),

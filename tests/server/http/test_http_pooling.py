@@ -529,6 +529,28 @@ def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypa
     assert threads["_build_response"].startswith("renderer")
 
 
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"input": "a"}, "/v1/embeddings"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "/v1/embeddings"),
+        ({"text_1": "a", "text_2": ["b", "c"]}, "/score"),
+        ({"query": "a", "documents": ["b", "c"]}, "/rerank"),
+    ],
+    ids=str,
+)
+def test_invocations_are_dispatched_by_their_fields(embedder: LiveServer, body: dict[str, Any], path: str) -> None:
+    invoked, direct = (embedder.post(route, body).json() for route in ("/invocations", path))
+    assert [invoked[key] for key in ("data", "results", "usage") if key in direct] == [
+        direct[key] for key in ("data", "results", "usage") if key in direct
+    ]
+
+
+def test_invocations_of_a_classifier_are_classified(cross_encoder: tuple[LiveServer, PreTrainedModel]) -> None:
+    body = cross_encoder[0].post("/invocations", {"input": "a"}).json()
+    assert body["data"][0]["num_classes"] == 1
+
+
 def test_a_pooling_context_has_no_default_parameters() -> None:
     fields = [field for field in dataclasses.fields(PoolingServeContext) if field.name == "pooling_params"]
     assert [(field.default, field.default_factory) for field in fields] == [(dataclasses.MISSING,) * 2]

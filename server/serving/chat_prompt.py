@@ -1,0 +1,43 @@
+"""Renders the conversation of a chat request, or takes the prompt that an earlier stage has rendered."""
+
+from server.errors import RequestError
+from server.protocol.chat import ChatRequest
+from server.renderers.messages import TEXT_KEYS
+from server.renderers.prompt_limits import check_token_ids
+from server.renderers.prompts import RenderedPrompt
+from server.serving.chat_options import chat_options
+from server.serving.inference import Inference
+
+_FORWARDED = "kv_transfer_params.prompt_token_ids"
+
+
+async def render_chat_request(inference: Inference, request: ChatRequest) -> RenderedPrompt:
+    """The prompt of a request.
+
+    Raises:
+        RequestError: the conversation or the forwarded token ids are invalid.
+    """
+    forwarded = _forwarded_token_ids(request)
+    if forwarded is not None:
+        check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
+        return RenderedPrompt(forwarded, text=None)
+    options = chat_options(request, inference.config)
+    return await inference.renderer.render_chat_async(request.messages, options)
+
+
+def _forwarded_token_ids(request: ChatRequest) -> list[int] | None:
+    """The prompt that a prefill stage has rendered; ignored, as in vLLM, where the messages are needed."""
+    token_ids = (request.kv_transfer_params or {}).get("prompt_token_ids")
+    if token_ids is None or request.echo or _has_other_parts(request):
+        return None
+    # a bool is an int, too
+    if not isinstance(token_ids, list) or not token_ids or any(type(i) is not int or i < 0 for i in token_ids):
+        raise RequestError(f"`{_FORWARDED}` must be a non-empty list of non-negative integers.", param=_FORWARDED)
+    return token_ids
+
+
+def _has_other_parts(request: ChatRequest) -> bool:
+    """Whether a message has a part that is not text."""
+    contents = [message.get("content") for message in request.messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and part.get("type") not in TEXT_KEYS for part in parts)
