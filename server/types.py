@@ -28,6 +28,8 @@ class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):
     text: str
     token_id: int | None = None
     """The token that stands for it; None if it consists of ordinary tokens."""
+    begins_answer: bool = False
+    """Whether a marker that ends the reasoning belongs to the answer, as the tag of a tool call does."""
 
 
 class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -38,6 +40,8 @@ class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Any of them ends the reasoning."""
     delays_grammar: bool = False
     """Whether the grammar begins only after the reasoning's end."""
+    is_optional: bool = False
+    """Whether the output may begin with a start marker, which then delays the grammar, or with the answer."""
     is_open: bool = False
     """Whether the prompt ends within reasoning, as far as the budget is concerned."""
     budget: int | None = None

@@ -7,7 +7,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar import build_grammar
-from server.engine.reasoning import ReasoningState
+from server.engine.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 
 
@@ -52,20 +52,25 @@ class GuidedStates:
         matcher = self._matchers[sequence.request_id]
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         self._check(matcher)
+        starts = [] if sequence.reasoning is None else sequence.reasoning.optional_starts
+        kept = row[starts] if starts else None
         allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: row.shape[-1]]).to(row.device)
         row[: allowed.shape[0]].masked_fill_(allowed == 0, float("-inf"))
         row[allowed.shape[0] :] = float("-inf")
+        if kept is not None:
+            row[starts] = kept
 
     def accept(self, sequence: Sequence, token_id: int) -> bool:
         """Advances reasoning and grammar by one token; True if no token can follow."""
-        waits, begin = self._waits(sequence), b""
+        did_wait, end = self._waits(sequence), None
         if sequence.reasoning is not None:
-            begin = sequence.reasoning.advance(token_id) or b""
+            end = sequence.reasoning.advance(token_id)
         matcher = self._matchers.get(sequence.request_id)
         if matcher is None:
             return False
-        if waits:
-            self._consume_if_valid(matcher, begin)
+        if did_wait or self._waits(sequence):
+            if end is not None:
+                self._begin(matcher, end)
             return False
         matcher.consume_token(token_id)
         self._check(matcher)
@@ -78,15 +83,18 @@ class GuidedStates:
     def _waits(self, sequence: Sequence) -> bool:
         return sequence.reasoning is not None and sequence.reasoning.delays_grammar
 
-    def _consume_if_valid(self, matcher: LLMatcher, begin: bytes) -> None:
-        """Consumes the answer's first bytes, which came in one token with the end of the reasoning.
+    def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
+        """Consumes the beginning of the answer that came with the end of the reasoning.
 
-        Other bytes, such as line breaks, precede the grammar's text.
+        What the grammar does not allow, such as line breaks, precedes the grammar's text.
         """
-        if begin:
-            token_ids = self._load_tokenizer().tokenize_bytes(begin)
-            if matcher.validate_tokens(token_ids) == len(token_ids):
-                matcher.consume_tokens(token_ids)
+        if end.marker.begins_answer and end.marker.token_id is not None:
+            token_ids = [end.marker.token_id]
+        else:
+            begin = end.marker.text.encode() if end.marker.begins_answer else b""
+            token_ids = self._load_tokenizer().tokenize_bytes(begin + end.rest)
+        if token_ids and matcher.validate_tokens(token_ids) == len(token_ids):
+            matcher.consume_tokens(token_ids)
 
     def _token_bytes(self, token_id: int) -> bytes:
         return bytes(self._load_tokenizer().decode_bytes([token_id]))

@@ -1,10 +1,19 @@
 """Follows a sequence's reasoning: when its grammar begins, and which tokens a used-up budget forces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from server.types import ReasoningMarker, ReasoningRules
 
 TokenBytes = Callable[[int], bytes]
+
+
+class FoundMarker(NamedTuple):
+    """A marker that a token of the output completes."""
+
+    marker: ReasoningMarker
+    rest: bytes
+    """The token's bytes after the marker: tokenizers have tokens such as `>{`."""
 
 
 class ReasoningState:
@@ -16,14 +25,15 @@ class ReasoningState:
     def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes) -> None:
         """`token_bytes` is called only if a marker consists of ordinary tokens."""
         self._rules = rules
-        self._starts = MarkerMatcher(rules.starts, token_bytes)
-        self._ends = MarkerMatcher(rules.ends, token_bytes)
+        self._starts = MarkerFinder(rules.starts, token_bytes)
+        self._ends = MarkerFinder(rules.ends, token_bytes)
         self._is_open = rules.is_open
         self._num_spent = rules.num_spent_tokens
         self._num_forced: int | None = None
         """How many tokens of the forced end the output has; None while nothing is forced."""
         self.delays_grammar = rules.delays_grammar
         """Whether the grammar does not apply to the next token."""
+        self._is_undecided = rules.is_optional
         self._check_budget()
 
     @property
@@ -31,25 +41,33 @@ class ReasoningState:
         """The only token that may follow; None if the choice is free."""
         return None if self._num_forced is None else self._rules.forced_end[self._num_forced]
 
-    def advance(self, token_id: int) -> bytes | None:
-        """Adds the output's next token.
+    @property
+    def optional_starts(self) -> list[int]:
+        """The tokens that may follow although the grammar excludes them, because they begin reasoning."""
+        if not self._is_undecided:
+            return []
+        return [marker.token_id for marker in self._rules.starts if marker.token_id is not None]
 
-        Returns:
-            The token's bytes that belong to the answer, if this token ended the reasoning.
-        """
-        rest, begin = self._ends.add(token_id), self._starts.add(token_id)
-        if rest is not None:
+    def advance(self, token_id: int) -> FoundMarker | None:
+        """Adds the output's next token; returns the marker if it ends the reasoning."""
+        end, start = self._ends.add(token_id), self._starts.add(token_id)
+        if end is not None:
             self._is_open = self.delays_grammar = False
-        elif begin is not None:
+        elif start is not None and not self._is_open:
             self._is_open, self._num_spent = True, 0
+            self.delays_grammar |= self._is_undecided
         elif self._is_open:
             self._num_spent += 1
+        self._is_undecided = False
+        self._advance_forced_end()
+        self._check_budget()
+        return end
+
+    def _advance_forced_end(self) -> None:
         if self._num_forced is not None:
             self._num_forced += 1
             if self._num_forced == len(self._rules.forced_end):
                 self._num_forced, self._is_open = None, False
-        self._check_budget()
-        return rest
 
     def _check_budget(self) -> None:
         budget = self._rules.budget
@@ -57,28 +75,28 @@ class ReasoningState:
             self._num_forced = 0
 
 
-class MarkerMatcher:
+class MarkerFinder:
     """Finds markers in the output: a marker's own token by its id, ordinary tokens by their text."""
 
-    def __init__(self, markers: tuple[ReasoningMarker, ...], token_bytes: TokenBytes) -> None:
+    def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes) -> None:
         self._token_bytes = token_bytes
-        self._token_ids = {m.token_id for m in markers}
-        self._texts = [m.text.encode() for m in markers if m.token_id is None]
-        self._num_kept = max((len(text) - 1 for text in self._texts), default=0)
+        self._by_id = {marker.token_id: marker for marker in markers if marker.token_id is not None}
+        self._by_text = {marker.text.encode(): marker for marker in markers if marker.token_id is None}
+        self._num_kept = max((len(text) - 1 for text in self._by_text), default=0)
         self._tail = b""
 
-    def add(self, token_id: int) -> bytes | None:
-        """The bytes after a marker that this token completes, or None."""
-        if token_id in self._token_ids:
+    def add(self, token_id: int) -> FoundMarker | None:
+        """The marker that this token completes."""
+        if token_id in self._by_id:
             self._tail = b""
-            return b""
-        if not self._texts:
+            return FoundMarker(self._by_id[token_id], b"")
+        if not self._by_text:
             return None
         seen = self._tail + self._token_bytes(token_id)
-        for text in self._texts:
-            _, marker, rest = seen.partition(text)
-            if marker:
+        for text, marker in self._by_text.items():
+            _, found, rest = seen.partition(text)
+            if found:
                 self._tail = b""
-                return rest
+                return FoundMarker(marker, rest)
         self._tail = seen[-self._num_kept :] if self._num_kept else b""
         return None

@@ -88,5 +88,5 @@ class ReasoningFormat(Protocol):
     def is_used(self, template_kwargs: Mapping[str, Any]) -> bool:
         """Whether the model reasons with these variables of its chat template."""
 
-    def create_parser(self, prompt_end: PromptEnd) -> OutputParser:
-        """The parser of one choice."""
+    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
+        """The parser of one choice; `drops_answer_starts` if the answer is in the server's own format."""

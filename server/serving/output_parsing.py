@@ -69,7 +69,7 @@ class OutputParsing:
         tools = self._create_tool_parser(request, is_whole=is_whole)
         if reasoning is None:
             return tools
-        parser = reasoning.create_parser()
+        parser = reasoning.create_parser(is_call_forced=request.forces_call)
         return parser if tools is None else ParserChain(parser, tools)
 
     def _create_tool_parser(self, request: ChatRequest, *, is_whole: bool) -> OutputParser | None:

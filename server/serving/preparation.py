@@ -55,7 +55,8 @@ class GenerationBuilder:
             info=self._engine.info,
             max_logprobs=self._config.max_logprobs,
         )
-        reasoning = [self._reasoning.of_prompt(request, prompt) for prompt in prompts]
+        has_grammar = constraints.guided is not None
+        reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
         params = [
             sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints, reasoning=found)
             for prompt, found in zip(prompts, reasoning, strict=True)

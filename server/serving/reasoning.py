@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.config import ServerConfig
-from server.engine.reasoning import MarkerMatcher
+from server.engine.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.registry import load_reasoning_format
@@ -49,8 +49,12 @@ class ModelReasoning:
         decode = self._renderer.tokenizer.decode
         return any(not decode([token_id], skip_special_tokens=True) for token_id in self._ends_of_prompt)
 
-    def of_prompt(self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt) -> "PromptReasoning | None":
+    def of_prompt(
+        self, request: CompletionRequest | ChatRequest, prompt: RenderedPrompt, *, has_grammar: bool
+    ) -> "PromptReasoning | None":
         """The reasoning of a prompt's outputs; None if the model does not reason.
+
+        As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
 
         Raises:
             RequestError: the request limits the reasoning, but the server has no format for it.
@@ -64,6 +68,8 @@ class ModelReasoning:
             return None
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
+            if has_grammar and not request.include_reasoning:
+                return None
             kwargs = kwargs | template_kwargs(request)
         if not self._format.is_used(kwargs):
             return None
@@ -74,14 +80,14 @@ class ModelReasoning:
     def _markers(self) -> "_Markers":
         assert self._format is not None
         ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
-        starts, ends, answers = (
+        starts, ends = (
             tuple(ReasoningMarker(text, ids.get(text)) for text in texts)
-            for texts in (self._format.starts, self._format.ends, self._format.answer_starts)
+            for texts in (self._format.starts, self._format.ends)
         )
         return _Markers(
             starts=starts,
             ends=ends,
-            answer_starts=answers,
+            answer_starts=tuple(ReasoningMarker(text, ids.get(text), True) for text in self._format.answer_starts),
             forced_end=tuple(self._encode(self._forced_text or self._format.ends[0])),
             num_extra_tokens={
                 marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
@@ -151,28 +157,27 @@ class PromptReasoning:
     """Tokens of reasoning at the end of the prompt."""
     renderer: BaseRenderer
 
-    def create_parser(self) -> OutputParser:
-        """The parser of one choice."""
-        return self.format.create_parser(self.prompt_end)
+    def create_parser(self, *, is_call_forced: bool) -> OutputParser:
+        """The parser of one choice. The tag of a tool call is not a part of forced calls."""
+        return self.format.create_parser(self.prompt_end, drops_answer_starts=is_call_forced)
 
     def create_counter(self) -> "ReasoningCounter":
         """The counter of one choice."""
         return ReasoningCounter(self)
 
     def rules(self, request: CompletionRequest | ChatRequest, *, has_grammar: bool) -> ReasoningRules | None:
-        """The engine's rules; None if it need not follow the reasoning.
-
-        As in vLLM, a grammar applies from the first token on if the response does not include the reasoning.
-        """
-        is_shown = not isinstance(request, ChatRequest) or request.include_reasoning
-        delays_grammar = has_grammar and is_shown and self.prompt_end is not PromptEnd.ENDED
-        budget = None if has_grammar and not delays_grammar else request.thinking_budget
-        if budget is None and not delays_grammar:
+        """The engine's rules; None if it need not follow the reasoning."""
+        waits = has_grammar and self.prompt_end is not PromptEnd.ENDED
+        budget = None if has_grammar and not waits else request.thinking_budget
+        if budget is None and not waits:
             return None
+        is_silent = self.prompt_end is PromptEnd.SILENT and not self.format.is_open_at_start
+        is_optional = waits and is_silent and all(marker.token_id is not None for marker in self.markers.starts)
         return ReasoningRules(
             starts=self.markers.starts,
             ends=self.markers.ends + self.markers.answer_starts,
-            delays_grammar=delays_grammar,
+            delays_grammar=waits and not is_optional,
+            is_optional=is_optional,
             is_open=self.prompt_end is PromptEnd.OPEN,
             budget=budget,
             num_spent_tokens=self.num_spent_tokens if self.prompt_end is PromptEnd.OPEN else 0,
@@ -186,8 +191,8 @@ class ReasoningCounter:
     def __init__(self, reasoning: PromptReasoning) -> None:
         markers = reasoning.markers
         end = reasoning.prompt_end
-        self._starts = MarkerMatcher(markers.starts, reasoning.renderer.token_bytes)
-        self._ends = MarkerMatcher(markers.ends + markers.answer_starts, reasoning.renderer.token_bytes)
+        self._starts = MarkerFinder(markers.starts, reasoning.renderer.token_bytes)
+        self._ends = MarkerFinder(markers.ends + markers.answer_starts, reasoning.renderer.token_bytes)
         self._num_extra_tokens = max(markers.num_extra_tokens.values(), default=0)
         self._has_ended = end is PromptEnd.ENDED
         self._is_open = end is PromptEnd.OPEN or (end is PromptEnd.SILENT and reasoning.format.is_open_at_start)

@@ -43,9 +43,8 @@ class TagFormat:
     def is_used(self, template_kwargs: TemplateKwargs) -> bool:
         return self.switch(template_kwargs)
 
-    def create_parser(self, prompt_end: PromptEnd) -> "TagParser":
-        """The parser of one choice."""
-        return TagParser(self, prompt_end)
+    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> "TagParser":
+        return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
 
     @cached_property
     def all_tags(self) -> tuple[str, ...]:
@@ -61,8 +60,9 @@ class TagFormat:
 class TagParser:
     """Splits one output into reasoning and answer."""
 
-    def __init__(self, tags: TagFormat, prompt_end: PromptEnd) -> None:
+    def __init__(self, tags: TagFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
         self._tags = tags
+        self._drops_answer_starts = drops_answer_starts
         self._events: list[Event] = []
         self._held = ""
         """Text that the next piece may turn into a tag."""
@@ -124,7 +124,7 @@ class TagParser:
             return False
         self._add_reasoning(held[: match.start()])
         if match[0] in tags.answer_starts:
-            self._held = held[match.start() :]
+            self._held = held[match.end() if self._drops_answer_starts else match.start() :]
             self._read = self._read_answer
         else:
             self._held = held[match.end() :]

@@ -175,10 +175,46 @@ def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
     state = ReasoningState(ReasoningRules(ends=ends, delays_grammar=True), texts.__getitem__)
     assert state.advance(1) is None
     assert state.delays_grammar
-    assert state.advance(2) == b'{"'
+    assert state.advance(2) == (ends[0], b'{"')
     assert not state.delays_grammar
     other = ReasoningState(ReasoningRules(ends=ends), texts.__getitem__)
-    assert [other.advance(token) for token in (1, 1, 4, 3)] == [None, None, b"\n\n", b""]
+    found = [other.advance(token) for token in (1, 1, 4, 3)]
+    assert found == [None, None, (ends[0], b"\n\n"), (ends[0], b"")]
+
+
+@pytest.mark.parametrize(
+    ("marker", "symbol", "forced"),
+    [
+        pytest.param(ReasoningMarker("<other>", END, begins_answer=True), "<[257]>", (END,), id="token"),
+        pytest.param(ReasoningMarker("<call>", None, begins_answer=True), '"<call>"', tuple(b"<call>"), id="text"),
+    ],
+)
+def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(
+    engine: SmallEngine, marker: ReasoningMarker, symbol: str, forced: tuple[int, ...]
+) -> None:
+    guided = GuidedDecoding("grammar", f"start: {symbol} /[0-9]{{3}}/")
+    rules = ReasoningRules(ends=(marker,), is_open=True, delays_grammar=True, budget=4, forced_end=forced)
+    completion = engine.add("a", [40], guided=guided, reasoning=rules, max_tokens=40)
+    engine.run()
+    assert tuple(completion.token_ids[4:][: len(forced)]) == forced
+    assert re.fullmatch(b"[0-9]{3}", bytes(completion.token_ids[4 + len(forced) :]))
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("reasons", [True, False])
+def test_optional_reasoning_is_decided_by_the_first_token(engine: SmallEngine, reasons: bool) -> None:
+    start = ReasoningMarker("<other>", END)
+    rules = ReasoningRules(
+        starts=(start,), ends=(ReasoningMarker("</t>"),), is_optional=True, budget=3, forced_end=tuple(END_TEXT)
+    )
+    completion = engine.add(
+        "a", [40], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
+    )
+    engine.run()
+    answer = bytes(completion.token_ids[-3:])
+    assert re.fullmatch(b"[0-9]{3}", answer)
+    assert len(completion.token_ids) == (1 + 3 + len(END_TEXT) + 3 if reasons else 3)
+    assert completion.finish_reason == "stop"
 
 
 def test_the_budget_begins_with_the_start_marker_in_the_output() -> None:

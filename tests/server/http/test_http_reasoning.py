@@ -111,17 +111,35 @@ def test_a_tool_call_ends_the_reasoning(ask):
     assert (message["reasoning"], len(message["tool_calls"])) == ("Hm\n", 1)
 
 
-@pytest.mark.parametrize(
+FORCED = pytest.mark.parametrize(
     ("tool_choice", "output"),
     [("required", '[{"name": "get_weather", "parameters": {"city": "Rome"}}]'), (NAMED, '{"city": "Rome"}')],
     ids=["required", "named"],
 )
+
+
+@FORCED
 def test_reasoning_precedes_forced_tool_calls(ask, rules_of, tool_choice, output):
     message = ask(f"<think>{THOUGHTS}</think>{output}", tools=[TOOL], tool_choice=tool_choice)["message"]
     (call,) = message["tool_calls"]
     assert message["reasoning"] == THOUGHTS
     assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
     assert rules_of(tools=[TOOL], tool_choice=tool_choice).delays_grammar
+
+
+@FORCED
+def test_the_tag_of_a_tool_call_is_not_part_of_a_forced_call(ask, tool_choice, output):
+    message = ask(f"Hm<tool_call>{output}", tools=[TOOL], tool_choice=tool_choice)["message"]
+    (call,) = message["tool_calls"]
+    assert (message["reasoning"], message["content"]) == ("Hm", "")
+    assert json.loads(call["function"]["arguments"]) == {"city": "Rome"}
+
+
+def test_an_answer_without_reasoning_follows_its_grammar_from_the_first_token(ask, rules_of):
+    """As in vLLM, without `include_reasoning` the model does not reason before a constrained answer."""
+    fields = {"response_format": SCHEMA, "include_reasoning": False}
+    assert rules_of(**fields) is None
+    assert ask('{"a": 1}', **fields)["message"]["content"] == '{"a": 1}'
 
 
 def test_the_prompt_may_have_opened_or_ended_the_reasoning(serve, engine, encode, model_path):
@@ -161,11 +179,10 @@ def test_the_template_can_switch_reasoning_off(ask, rules_of):
 def test_only_requests_that_need_it_are_followed_by_the_engine(rules_of):
     assert rules_of() is None
     assert rules_of(thinking_token_budget=-1) is None
-    assert rules_of(response_format=SCHEMA, include_reasoning=False) is None
     rules = rules_of(response_format=SCHEMA)
     assert rules.delays_grammar
     assert not rules.is_open
-    assert rules.ends == (ReasoningMarker("</think>"), ReasoningMarker("<tool_call>"))
+    assert rules.ends == (ReasoningMarker("</think>"), ReasoningMarker("<tool_call>", begins_answer=True))
 
 
 def test_completions_have_a_budget_too_and_delay_their_grammars(reasoner, engine):
