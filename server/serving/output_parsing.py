@@ -12,6 +12,7 @@ from server.parsers.registry import AUTO, TOOL_PARSERS, PluginError, load_plugin
 from server.parsers.whole_calls import WholeCalls
 from server.protocol.chat import ChatRequest
 from server.renderers.base import BaseRenderer
+from server.renderers.registry import find_tokenizer_mode
 from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizer import Tokenizer
 from server.renderers.tokenizer_loading import read_json_object
@@ -35,10 +36,14 @@ class OutputParsing:
             self._call_format = getattr(self._tool_parser, "call_format", None)
         if self._call_format is not None:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
+        self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
 
     def check(self, request: ChatRequest) -> None:
-        """Raises RequestError if the model may choose tools and no parser reads its calls."""
-        if request.tool_choice == "auto" and self._tool_parser is None:
+        """Raises RequestError if the model may choose tools and no parser reads its calls.
+
+        As in vLLM, models whose library writes the prompt are exempt: their calls are then content.
+        """
+        if request.tool_choice == "auto" and not self._accepts_auto:
             raise RequestError(
                 '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
                 param="tool_choice",
@@ -100,10 +105,19 @@ def _find_tool_parser(name: str, plugin: str | None, renderer: BaseRenderer) -> 
     return load_tool_parser(name)
 
 
+def _has_own_tool_format(renderer: BaseRenderer) -> bool:
+    """Whether mistral-common or openai-harmony defines the model's format of tools."""
+    return find_tokenizer_mode(renderer.files) == "mistral" or _model_type(renderer) == "gpt_oss"
+
+
+def _model_type(renderer: BaseRenderer) -> str | None:
+    return read_json_object(renderer.files.path / "config.json").get("model_type")
+
+
 def _detect(renderer: BaseRenderer) -> str:
     found = detect_tool_format(
         template=renderer.tool_template if isinstance(renderer, TemplateRenderer) else None,
-        model_type=read_json_object(renderer.files.path / "config.json").get("model_type"),
+        model_type=_model_type(renderer),
         tokens=set(renderer.tokenizer.added_tokens.values()),
     )
     if found is None:

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
+from server.config import ModelFiles
 from server.engine.grammar import build_grammar
 from server.parsers.registry import PluginError
 from server.renderers.hf import HfRenderer
@@ -173,6 +174,13 @@ def test_tool_choice_auto_needs_a_parser(server, engine, fields):
     assert response.status_code == 400
     assert "requires --enable-auto-tool-choice and --tool-call-parser" in response.json()["error"]["message"]
     assert not engine.requests
+
+
+def test_a_model_with_a_format_of_its_own_needs_no_parser(serve, renderer, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
+    monkeypatch.setattr(renderer, "files", ModelFiles(tmp_path, tmp_path))
+    choice = serve(generation_config="vllm").chat(tools=[TIME], tool_choice="auto").json()["choices"][0]
+    assert choice["message"]["content"] == " Paris, the city of light."
 
 
 HERMES = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
