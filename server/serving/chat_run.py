@@ -55,7 +55,8 @@ class ChoiceDelta(NamedTuple):
 
     choice: int
     parts: list[Part]
-    """In the order of the text; empty if the tokens are only markers, or held back."""
+    """In the order of the text, adjacent ones of a kind joined; empty if the tokens are only markers, or held
+    back."""
     finish_reason: ChatFinishReason | None
     """Set in a choice's last delta."""
     sequence: SequenceDelta
@@ -160,14 +161,13 @@ class ChatRun:
                 yield self._read(delta, readers)
 
     async def collect(self) -> list[ChoiceDelta]:
-        """Runs the request to its end; returns one delta per choice, with adjacent parts of a kind joined.
+        """Runs the request to its end; returns one delta per choice.
 
         Raises:
             EngineError: the engine failed.
         """
         readers = self._create_readers(is_whole=True)
-        deltas = [self._read(delta, readers) for delta in await collect(self._inference, self.generation)]
-        return [delta._replace(parts=_join(delta.parts)) for delta in deltas]
+        return [self._read(delta, readers) for delta in await collect(self._inference, self.generation)]
 
     def _create_readers(self, *, is_whole: bool) -> "list[_ChoiceReader]":
         """One reader per choice."""
@@ -196,7 +196,7 @@ class _ChoiceReader:
             parts: list[Part] = [Content(delta.text)]
         else:
             events = self._parser.feed(delta.text, delta.token_ids)
-            parts = self._number([*events, *self._parser.finish()] if is_last else events)
+            parts = _join(self._number([*events, *self._parser.finish()] if is_last else events))
         return ChoiceDelta(delta.choice, parts, self._finish_reason(delta), delta)
 
     def _number(self, events: list[Event]) -> list[Part]:
@@ -226,6 +226,7 @@ class _ChoiceReader:
 
 
 def _join(parts: list[Part]) -> list[Part]:
+    """Joins adjacent parts of a kind: some clients read only the first part of a call in a chunk."""
     joined: list[Part] = []
     for part in parts:
         last = joined[-1] if joined else None

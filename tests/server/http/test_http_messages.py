@@ -142,6 +142,25 @@ def test_tools_that_the_model_chooses(
         assert message.stop_reason == "tool_use"
 
 
+@pytest.mark.parametrize("tokens_per_step", [1, 1000])
+def test_thinking_is_a_block_of_its_own_before_text_and_calls(
+    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], tokens_per_step: int
+) -> None:
+    engine.reply, engine.tokens_per_step = encode(f"<think>\nHmm.</think>\n\n{CALLS}"), tokens_per_step
+    server = serve(**HERMES, reasoning_parser="deepseek_r1")
+    with connect(server) as client:
+        whole = create(client, tools=[WEATHER, TIME])
+        with client.messages.stream(model=MODEL, max_tokens=100, messages=[USER], tools=[WEATHER, TIME]) as stream:
+            streamed = stream.get_final_message()
+    for message in (whole, streamed):
+        assert [block.type for block in message.content] == ["thinking", "text", "tool_use", "tool_use"]
+        thinking = message.content[0]
+        assert thinking.thinking.strip() == "Hmm."
+        assert len(thinking.signature) == 32
+        assert message.content[1].text.strip() == "Let me look."
+    assert whole.content[0].thinking == streamed.content[0].thinking
+
+
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "get_weather"}], ids=["any", "tool"])
 def test_tools_that_the_request_forces(
     client: anthropic.Anthropic, engine: ScriptedEngine, encode: Callable[[str], list[int]], choice: dict[str, str]
@@ -304,3 +323,32 @@ def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:
     assert response.status_code == 200
     assert response.text.startswith("event: message_start\n")
     assert response.text.rstrip().endswith('data: {"type":"message_stop"}')
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("effort {{ reasoning_effort }}", "effort none"),
+        ("{% if enable_thinking %}think{% else %}do not think{% endif %}", "do not think"),
+        ("{% if reasoning_effort == 'low' %}low{% else %}max{% endif %}", "low"),
+        ("{{ {'low': 'little', 'high': 'much'}[reasoning_effort] + '.' }}", "little."),
+    ],
+    ids=["known", "switch", "ignored", "rejected"],
+)
+def test_disabled_thinking_is_the_least_effort_that_the_template_knows(
+    serve: Any, engine: ScriptedEngine, model_path: Any, template: str, prompt: str
+) -> None:
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig(chat_template=template)) as renderer:
+        with connect(serve(renderer=renderer)) as client:
+            create(client, thinking={"type": "disabled"})
+        ((token_ids, _),) = engine.requests.values()
+        assert renderer.detokenize(token_ids) == prompt
+
+
+def test_the_effort_of_disabled_thinking_can_be_set(serve: Any, engine: ScriptedEngine, model_path: Any) -> None:
+    config = RendererConfig(chat_template="effort {{ reasoning_effort }}")
+    with HfRenderer(ModelFiles(model_path, model_path), config) as renderer:
+        with connect(serve(renderer=renderer, anthropic_disabled_thinking_effort="medium")) as client:
+            create(client, thinking={"type": "disabled"})
+        ((token_ids, _),) = engine.requests.values()
+        assert renderer.detokenize(token_ids) == "effort medium"

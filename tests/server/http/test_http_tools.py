@@ -205,6 +205,9 @@ def test_chosen_tools_are_streamed_after_the_content(serve, engine, encode, toke
     engine.tokens_per_step = tokens_per_step
     calls, chunks = streamed_calls(serve(**HERMES), tools=[WEATHER, TIME], tool_choice="auto")
     assert [(call["name"], call["arguments"]) for call in calls] == [("get_weather", ARGUMENTS), ("get_time", "{}")]
+    for chunk in chunks:  # instructor and the client's stream helper expect it
+        indices = [part["index"] for part in chunk["choices"][0]["delta"].get("tool_calls", ())]
+        assert len(indices) == len(set(indices))
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "Let me look.\n"
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 

@@ -197,16 +197,18 @@ def test_a_call_cannot_be_required_without_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "effort"),
+    ("fields", "effort", "budget"),
     [
-        ({}, None),
-        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "max"}}, "none"),
-        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, "low"),
+        ({}, None, None),
+        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "max"}}, "none", None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}}, None, 1024),
+        ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, "low", None),
     ],
-    ids=["absent", "disabled", "adaptive"],
+    ids=["absent", "disabled", "enabled", "adaptive"],
 )
-def test_thinking(fields: dict[str, Any], effort: str | None) -> None:
-    assert convert(**fields).reasoning_effort == effort
+def test_thinking(fields: dict[str, Any], effort: str | None, budget: int | None) -> None:
+    request = convert(**fields)
+    assert (request.reasoning_effort, request.thinking_token_budget) == (effort, budget)
 
 
 def test_a_schema_of_the_answer() -> None:
