@@ -120,7 +120,10 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """
 
     embeds: TensorData | None = None
-    """Rows that replace the prompt tokens' embeddings, shape [num_prompt_tokens, width]."""
+    """Rows that replace the prompt tokens' embeddings, shape [num_prompt_tokens, width].
+
+    A row that begins with NaN replaces nothing: its token has its own embedding.
+    """
     mm: dict[str, TensorData] | None = None
     """The HF processor's outputs except `input_ids`."""
 

@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer
+from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
@@ -26,7 +27,7 @@ from server.renderers.prompts import (
 )
 from server.renderers.stop_strings import StopScanner
 from server.renderers.tokenizer import Tokenizer
-from server.types import EngineInfo, PromptInputs
+from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,6 +89,8 @@ class BaseRenderer(ABC):
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """`render_chat` off the loop."""
         self._check_mm_settings(options)
+        if has_embeds(messages):
+            return await self._render_chat_with_embeds(mark(messages), options)
         return await self._run(partial(self.render_chat, messages, options), is_small=_is_small(messages, options))
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
@@ -105,16 +108,46 @@ class BaseRenderer(ABC):
         """`render_text` off the loop."""
         return await self._run(partial(self.render_text, prompt, options), is_small=len(prompt) <= SMALL_CHARS)
 
-    async def _render_prompt_async(self, prompt: Prompt, options: TextOptions) -> RenderedPrompt:
-        if not isinstance(prompt, EmbedsPrompt):
-            return await self.render_text_async(prompt, options)
+    async def _render_chat_with_embeds(self, chat: MarkedConversation, options: ChatOptions) -> RenderedPrompt:
+        limits = self._require_embeds()
+        if options.truncate_prompt_tokens is not None:
+            message = "truncate_prompt_tokens cannot be combined with prompt_embeds"
+            raise RequestError(message, param="truncate_prompt_tokens")
+        rendered = await self.run_in_pool(self.render_messages, chat.messages, options)
+        texts = rendered.split(chat.marker) if isinstance(rendered, str) else []
+        if len(texts) != len(chat.payloads) + 1:
+            raise RequestError("the model's chat template does not support prompt_embeds here", param="messages")
+        tensors: list[TensorData] = []
+        num_rows = 0
+        for payload in chat.payloads:
+            tensors.append(await self._safe_load_prompt_embeds_async(payload, limits))
+            num_rows += tensors[-1].shape[0]
+            if num_rows >= limits.max_model_len:
+                raise RequestError(
+                    f"the prompt_embeds have {num_rows} rows or more, but the model's maximum context length is "
+                    f"{limits.max_model_len} tokens (--max-model-len)",
+                    param="messages",
+                )
+
+        def encode(index: int, text: str) -> list[int]:
+            self._check_length(text, "messages")
+            return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens and index == 0)
+
+        return await self.run_in_pool(join, texts, tensors, encode)
+
+    def _require_embeds(self) -> EmbedsLimits:
         if self.embeds_limits is None:
             raise RequestError(
                 "`prompt_embeds` are only accepted when the server runs with --enable-prompt-embeds",
                 param="prompt_embeds",
             )
+        return self.embeds_limits
+
+    async def _render_prompt_async(self, prompt: Prompt, options: TextOptions) -> RenderedPrompt:
+        if not isinstance(prompt, EmbedsPrompt):
+            return await self.render_text_async(prompt, options)
         rows = await self._safe_load_prompt_embeds_async(
-            prompt.embeds, self.embeds_limits, truncate_to=self._token_limit(options), side=options.truncation_side
+            prompt.embeds, self._require_embeds(), truncate_to=self._token_limit(options), side=options.truncation_side
         )
         return RenderedPrompt([0] * rows.shape[0], text=None, inputs=PromptInputs(embeds=rows))
 

@@ -22,7 +22,12 @@ async def render_chat_request(inference: Inference, request: ChatRequest) -> Ren
         check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
         return RenderedPrompt(forwarded, text=None)
     options = chat_options(request, inference.config)
-    return await inference.renderer.render_chat_async(request.messages, options)
+    prompt = await inference.renderer.render_chat_async(request.messages, options)
+    if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
+        raise RequestError(
+            "`prompt_logprobs` cannot be combined with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
+        )
+    return prompt
 
 
 def _forwarded_token_ids(request: ChatRequest) -> list[int] | None:

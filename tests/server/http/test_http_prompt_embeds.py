@@ -188,3 +188,58 @@ def test_other_requests_are_answered_while_rows_are_read(accepting, engine, monk
         finally:
             may_go_on.set()
         assert answer.result().json()["choices"][0]["text"] == TEXT
+
+
+def chat_with(*parts: object, **fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": list(parts)}], **fields}
+
+
+def embeds_part(tensor: torch.Tensor) -> dict[str, str]:
+    return {"type": "prompt_embeds", "data": torch_payload(tensor)}
+
+
+def test_chat_places_rows_between_its_texts(accepting, engine, renderer):
+    one, two = rows(2), rows(3, seed=1)
+    texts = [{"type": "text", "text": text} for text in ("Before", "after")]
+    body = chat_with(texts[0], embeds_part(one), texts[1], embeds_part(two))
+    response = accepting.post("/v1/chat/completions", body)
+    assert response.json()["choices"][0]["message"]["content"] == TEXT
+    (received,) = embeds_of(engine).values()
+    ((prompt, _),) = engine.requests.values()
+    is_row = ~received.isnan().any(dim=-1)
+    assert torch.equal(received[is_row], torch.cat([one, two]).bfloat16())
+    assert len(prompt) == len(received) == response.json()["usage"]["prompt_tokens"]
+    ids = [token_id for token_id, row in zip(prompt, is_row.tolist(), strict=True) if not row]
+    text = renderer.detokenize(ids)
+    assert "user\nBefore\n\nafter\n<|im_end|>" in text
+    first = is_row.tolist().index(True)
+    assert renderer.detokenize(prompt[:first]).endswith("user\nBefore\n")
+
+
+def test_chat_streams_with_rows(accepting):
+    assert accepting.stream_lines("/v1/chat/completions", chat_with(embeds_part(rows(2))))[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (chat_with({"type": "prompt_embeds"}), "messages"),
+        (chat_with({"type": "prompt_embeds", "data": 3}), "messages"),
+        (chat_with({"type": "prompt_embeds", "data": "not_valid_base64!!"}), "prompt_embeds"),
+        (chat_with(embeds_part(rows(2, width=WIDTH + 1))), "prompt_embeds"),
+        (chat_with(*[embeds_part(rows(MAX_MODEL_LEN // 2))] * 2), "messages"),
+        (chat_with(embeds_part(rows(2)), prompt_logprobs=1), "prompt_logprobs"),
+        (chat_with(embeds_part(rows(2)), truncate_prompt_tokens=3), "truncate_prompt_tokens"),
+    ],
+    ids=["no data", "number", "no base64", "width", "too many rows", "prompt_logprobs", "truncation"],
+)
+def test_bad_parts_with_rows_are_rejected(accepting, engine, body, param):
+    response = accepting.post("/v1/chat/completions", body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert not engine.requests
+
+
+def test_without_the_flag_chat_rejects_rows(server):
+    assert_rejected(
+        server.post("/v1/chat/completions", chat_with(embeds_part(rows(2)))), "prompt_embeds", "--enable-prompt-embeds"
+    )
