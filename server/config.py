@@ -314,7 +314,7 @@ class ServerConfig:
     reasoning_parser: str | None = setting(
         None,
         "--reasoning-parser",
-        "Format in which the model writes its reasoning, by vLLM's name.",
+        "Format in which the model writes its reasoning, by vLLM's name; auto tells it from the model's files.",
         group="Requests and answers",
         metavar="NAME",
     )
@@ -502,10 +502,11 @@ class ServerConfig:
                 expected = f"one of {', '.join((AUTO, *TOOL_PARSERS))}, or a name of --tool-parser-plugin"
                 raise ConfigError("--tool-call-parser", self.tool_call_parser, expected)
         if self.reasoning_parser is not None:
-            from server.parsers.registry import REASONING_FORMATS
+            from server.parsers.registry import AUTO, REASONING_FORMATS
 
-            if self.reasoning_parser not in REASONING_FORMATS:
-                raise ConfigError("--reasoning-parser", self.reasoning_parser, f"one of {', '.join(REASONING_FORMATS)}")
+            if self.reasoning_parser not in (AUTO, *REASONING_FORMATS):
+                expected = f"one of {', '.join((AUTO, *REASONING_FORMATS))}"
+                raise ConfigError("--reasoning-parser", self.reasoning_parser, expected)
         self._check_reasoning_config()
 
     def _check_reasoning_config(self) -> None:

@@ -1,12 +1,15 @@
-"""Tells the format of tool calls from a model's files, for `--tool-call-parser auto`."""
+"""Tells formats from a model's files, for `--tool-call-parser auto` and `--reasoning-parser auto`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 FALLBACK: Final = "hermes"
 """The most common format, of which any model can be told in a prompt."""
 
-_TEMPLATE_MARKS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
+_Marks = tuple[tuple[str, tuple[str, ...]], ...]
+"""Format -> texts that are all in the template of its models; the first match applies."""
+
+_TOOL_MARKS: Final[_Marks] = (
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("openai", ("<|channel|>", "<|constrain|>")),
     ("deepseek_v32", ("｜DSML｜",)),
@@ -31,11 +34,28 @@ _TEMPLATE_MARKS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("pythonic", ("[func_name",)),
     ("hermes", ("<tool_call>",)),
 )
-"""Format -> texts that are all in the template of its models; the first match applies."""
 
-_MODEL_TYPES: Final = {"gpt_oss": "openai", "deepseek_v32": "deepseek_v32"}
+_REASONING_MARKS: Final[_Marks] = (
+    ("seed_oss", ("<seed:think>",)),
+    ("minimax_m2", ("<minimax:tool_call>", "<think>")),
+    ("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
+    ("glm45", ("<arg_key>", "<think>")),
+    ("hunyuan_a13b", ("<|extra_0|>", "<think>")),
+    ("ernie45", ("<think>", "<response>")),
+    ("mistral", ("[THINK]",)),
+    ("granite", ("Here is my thought process",)),
+    ("deepseek_v3", ("<｜Assistant｜>", "</think>", "thinking")),
+    ("deepseek_r1", ("<｜Assistant｜>", "</think>")),
+    ("qwen3", ("<think>", "enable_thinking")),
+    ("deepseek_r1", ("<think>",)),
+    ("deepseek_r1", ("</think>",)),
+)
 
-_TOKENS: Final = {
+_TOOL_TYPES: Final = {"gpt_oss": "openai", "deepseek_v32": "deepseek_v32"}
+
+_REASONING_TYPES: Final = {"deepseek_v32": "deepseek_v3"}
+
+_TOOL_TOKENS: Final = {
     "[TOOL_CALLS]": "mistral",
     "<|tool_calls_section_begin|>": "kimi_k2",
     "<|action_start|>": "internlm",
@@ -46,6 +66,18 @@ _TOKENS: Final = {
 }
 """Token of a vocabulary -> format of models that have it."""
 
+_REASONING_TOKENS: Final = {"[THINK]": "mistral", "<seed:think>": "seed_oss"}
+
+
+class ModelFacts(NamedTuple):
+    """What tells a model's formats."""
+
+    template: str | None
+    """The template for conversations, with tools if it has one for them."""
+    model_type: str | None
+    tokens: Collection[str]
+    """The vocabulary's added tokens."""
+
 
 class Detected(NamedTuple):
     """A format, and what told it."""
@@ -54,11 +86,20 @@ class Detected(NamedTuple):
     source: str
 
 
-def detect_tool_format(*, template: str | None, model_type: str | None, tokens: Collection[str]) -> Detected | None:
-    """The format, by the template for conversations with tools, the model's type, or its added tokens."""
-    for name, marks in _TEMPLATE_MARKS:
-        if all(mark in (template or "") for mark in marks):
+def detect_tool_format(facts: ModelFacts) -> Detected | None:
+    """The format of tool calls, by the template, the model's type, or a token."""
+    return _detect(facts, _TOOL_MARKS, _TOOL_TYPES, _TOOL_TOKENS)
+
+
+def detect_reasoning_format(facts: ModelFacts) -> Detected | None:
+    """The format of reasoning, by the same; None if nothing tells that the model reasons."""
+    return _detect(facts, _REASONING_MARKS, _REASONING_TYPES, _REASONING_TOKENS)
+
+
+def _detect(facts: ModelFacts, marks: _Marks, types: Mapping[str, str], tokens: Mapping[str, str]) -> Detected | None:
+    for name, texts in marks:
+        if all(text in (facts.template or "") for text in texts):
             return Detected(name, "chat template")
-    if model_type in _MODEL_TYPES:
-        return Detected(_MODEL_TYPES[model_type], "model_type")
-    return next((Detected(name, f"token {token}") for token, name in _TOKENS.items() if token in tokens), None)
+    if facts.model_type is not None and facts.model_type in types:
+        return Detected(types[facts.model_type], "model_type")
+    return next((Detected(name, f"token {token}") for token, name in tokens.items() if token in facts.tokens), None)

@@ -13,10 +13,9 @@ from server.parsers.whole_calls import WholeCalls
 from server.protocol.chat import ChatRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.registry import find_tokenizer_mode
-from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizer import Tokenizer
-from server.renderers.tokenizer_loading import read_json_object
 from server.serving.guided import Constraint, find_strict_constraint
+from server.serving.model_facts import read_model_facts, read_model_type
 from server.serving.reasoning import ModelReasoning, PromptReasoning
 
 logger = logging.getLogger(__name__)
@@ -107,19 +106,11 @@ def _find_tool_parser(name: str, plugin: str | None, renderer: BaseRenderer) -> 
 
 def _has_own_tool_format(renderer: BaseRenderer) -> bool:
     """Whether mistral-common or openai-harmony defines the model's format of tools."""
-    return find_tokenizer_mode(renderer.files) == "mistral" or _model_type(renderer) == "gpt_oss"
-
-
-def _model_type(renderer: BaseRenderer) -> str | None:
-    return read_json_object(renderer.files.path / "config.json").get("model_type")
+    return find_tokenizer_mode(renderer.files) == "mistral" or read_model_type(renderer) == "gpt_oss"
 
 
 def _detect(renderer: BaseRenderer) -> str:
-    found = detect_tool_format(
-        template=renderer.tool_template if isinstance(renderer, TemplateRenderer) else None,
-        model_type=_model_type(renderer),
-        tokens=set(renderer.tokenizer.added_tokens.values()),
-    )
+    found = detect_tool_format(read_model_facts(renderer))
     if found is None:
         logger.warning("--tool-call-parser auto: the model's files name no format, so %s is used", FALLBACK)
         return FALLBACK

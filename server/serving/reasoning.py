@@ -1,5 +1,6 @@
 """The model's reasoning: its markers as tokens, what a prompt says about it, and the rules for the engine."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,13 +9,17 @@ from server.config import ServerConfig
 from server.engine.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
-from server.parsers.registry import load_reasoning_format
+from server.parsers.detection import detect_reasoning_format
+from server.parsers.registry import AUTO, load_reasoning_format
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt
 from server.serving.chat_options import template_kwargs
+from server.serving.model_facts import read_model_facts
 from server.types import ReasoningMarker, ReasoningRules
+
+logger = logging.getLogger(__name__)
 
 _TURN_BOUNDARIES = (
     *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
@@ -32,7 +37,8 @@ class ModelReasoning:
     """The format of `--reasoning-parser` in terms of the model's tokenizer; one per server."""
 
     def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
-        self._format = None if config.reasoning_parser is None else load_reasoning_format(config.reasoning_parser)
+        name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
+        self._format = None if name is None else load_reasoning_format(name)
         self._forced_text: str | None = config.reasoning_config.get("reasoning_end_str")
         self._renderer = renderer
 
@@ -133,6 +139,15 @@ class ModelReasoning:
 
     def _encode(self, text: str) -> list[int]:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []
+
+
+def _detect(renderer: BaseRenderer) -> str | None:
+    found = detect_reasoning_format(read_model_facts(renderer))
+    if found is None:
+        logger.warning("--reasoning-parser auto: the model's files name no format, so all output is content")
+        return None
+    logger.info("--reasoning-parser auto: %s, by the model's %s", found.name, found.source)
+    return found.name
 
 
 @dataclass(frozen=True, kw_only=True)

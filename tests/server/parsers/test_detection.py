@@ -2,11 +2,11 @@
 
 import pytest
 
-from server.parsers.detection import Detected, detect_tool_format
+from server.parsers.detection import Detected, ModelFacts, detect_reasoning_format, detect_tool_format
 
 
 def detect(template=None, model_type="llama", tokens=()):
-    return detect_tool_format(template=template, model_type=model_type, tokens=tokens)
+    return detect_tool_format(ModelFacts(template, model_type, tokens))
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_the_type_or_a_token_tells_the_format_that_the_template_does_not():
     assert detect("{{ messages }}", "gpt_oss") == Detected("openai", "model_type")
     assert detect(None, tokens=["</s>", "[TOOL_CALLS]"]) == Detected("mistral", "token [TOOL_CALLS]")
     assert detect("{{ messages }}", tokens=["</s>"]) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{% if enable_thinking is false %}<think>\n\n</think>{% endif %}<tool_call>", "qwen3"),
+        ("<arg_key>{{ key }}</arg_key>{% if enable_thinking %}<think>", "glm45"),
+        ("{% if not thinking %}<｜Assistant｜></think>{% else %}<｜Assistant｜><think>{% endif %}", "deepseek_v3"),
+        ("{{ content.split('</think>')[-1] }}<｜Assistant｜>", "deepseek_r1"),
+        ("<|im_start|>assistant\n<think>", "deepseek_r1"),
+        ("[THINK]{{ reasoning }}[/THINK]", "mistral"),
+    ],
+)
+def test_the_template_tells_the_format_of_reasoning(template, name):
+    assert detect_reasoning_format(ModelFacts(template, "llama", ())) == Detected(name, "chat template")
+
+
+def test_a_model_that_does_not_reason_has_no_format():
+    assert detect_reasoning_format(ModelFacts("{{ messages }}", "llama", ["</s>"])) is None
+    assert detect_reasoning_format(ModelFacts(None, None, ["[THINK]"])) == Detected("mistral", "token [THINK]")

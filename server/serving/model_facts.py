@@ -1,0 +1,20 @@
+"""Reads what tells the formats of a model's output from its files."""
+
+from server.parsers.detection import ModelFacts
+from server.renderers.base import BaseRenderer
+from server.renderers.template_renderer import TemplateRenderer
+from server.renderers.tokenizer_loading import read_json_object
+
+
+def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
+    """The facts of the model that a renderer renders for."""
+    return ModelFacts(
+        template=renderer.tool_template if isinstance(renderer, TemplateRenderer) else None,
+        model_type=read_model_type(renderer),
+        tokens=set(renderer.tokenizer.added_tokens.values()),
+    )
+
+
+def read_model_type(renderer: BaseRenderer) -> str | None:
+    """The kind of model, such as `llama`, as config.json names it."""
+    return read_json_object(renderer.files.path / "config.json").get("model_type")
