@@ -19,7 +19,7 @@ from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
 from server.routes.endpoint import Intake
 from server.routes.health import HealthEndpoint
-from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
 from server.routes.load_report import LoadReport
 from server.routes.status import StatusEndpoints
 from server.routes.table import Handlers, build_routes
@@ -225,6 +225,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         health=HealthEndpoint(availability),
         info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
         models=ModelEndpoints(availability, models),
+        tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         status=StatusEndpoints(lifecycle, start, engine, metrics, version=parts.version),
     )

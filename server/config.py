@@ -417,6 +417,9 @@ class ServerConfig:
     enable_request_id_headers: bool = setting(
         False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
+    enable_tokenizer_info_endpoint: bool = setting(
+        False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
+    )
     middleware: tuple[str, ...] = setting(
         (),
         "--middleware",

@@ -107,6 +107,8 @@ class BatchChatRequest(ChatFields, kw_only=True):
     """Conversations to continue, each on its own; one choice per conversation. Cannot stream or use tools."""
 
     messages: Annotated[list[Messages], Meta(min_length=1)]
+    early_stopping: Annotated[bool, INEFFECTIVE] = False
+    """Concerns beam search only."""
 
     def __post_init__(self) -> None:
         self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"

@@ -13,6 +13,8 @@ class FunctionDefinition(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None | UnsetType = UNSET
+    defer_loading: bool | None | UnsetType = UNSET
+    """For templates that show a tool only once it is referred to."""
 
 
 class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -20,6 +22,11 @@ class Tool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     type: Literal["function"] = "function"
     function: FunctionDefinition
+    defer_loading: bool | None | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.function.defer_loading in (None, UNSET):
+            self.function.defer_loading = self.defer_loading
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):

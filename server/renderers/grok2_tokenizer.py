@@ -89,6 +89,9 @@ class Grok2Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes_of.get(token_id, b"")
 
+    def describe(self) -> dict[str, Any]:
+        return {"tokenizer_class": type(self).__name__, "chat_template": self.chat_template}
+
     def pieces(self, token_ids: list[int]) -> list[str]:
         """Grok-2's vocabulary holds bytes, which are written as text."""
         return [self.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -11,6 +12,9 @@ from server.renderers.thread_tokenizers import ThreadTokenizers
 from server.renderers.token_bytes import TokenBytes
 from server.renderers.tokenizer_loading import load_tokenizer
 from server.renderers.vocabulary import measure_vocabulary
+
+_FILES = ("vocab_file", "merges_file", "tokenizer_file", "name_or_path")
+"""Settings that would show the server's folders."""
 
 
 class HfTokenizer:
@@ -61,6 +65,10 @@ class HfTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._token_bytes[token_id]
 
+    def describe(self) -> dict[str, Any]:
+        settings = {name: value for name, value in self.loaded.init_kwargs.items() if name not in _FILES}
+        return {**_to_json(settings), "tokenizer_class": type(self.loaded).__name__}
+
     def pieces(self, token_ids: list[int]) -> list[str]:
         """Ids without a token, which a model's last layer may have, are empty texts."""
         pieces = self.for_this_thread.convert_ids_to_tokens(token_ids)
@@ -68,3 +76,12 @@ class HfTokenizer:
 
     def warm_up(self) -> None:
         self._thread_tokenizers.get()
+
+
+def _to_json(value: Any) -> Any:
+    """Settings as JSON: tokens as their text, other objects as Python shows them."""
+    if isinstance(value, dict):
+        return {str(name): _to_json(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(member) for member in value]
+    return value if value is None or isinstance(value, str | int | float) else getattr(value, "content", str(value))

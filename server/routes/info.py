@@ -6,11 +6,13 @@ from functools import cached_property
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from server.errors import RequestError
 from server.lifecycle import Lifecycle
 from server.metrics.server_metrics import ServerMetrics
 from server.protocol.errors import UnavailableResponse
+from server.renderers.base import BaseRenderer
 from server.routes.openapi import build_openapi
 from server.routes.own_thread import run_in_own_thread
 from server.serving.availability import Availability
@@ -92,6 +94,19 @@ class ModelEndpoints:
             return json_response(self._models.get(request.path_params["model"]))
         except RequestError as err:
             return json_response(describe_failure(err), status=err.status)
+
+
+class TokenizerEndpoint:
+    """GET /tokenizer_info, with `--enable-tokenizer-info-endpoint`."""
+
+    def __init__(self, renderer: BaseRenderer) -> None:
+        self._renderer = renderer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        info = self._renderer.tokenizer.describe()
+        if self._renderer.config.chat_template is not None:
+            info["chat_template"] = self._renderer.config.chat_template
+        await json_response(info)(scope, receive, send)
 
 
 def json_response(body: object, *, status: int = 200) -> Response:

@@ -17,7 +17,7 @@ from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
-from server.routes.info import InfoEndpoints, ModelEndpoints
+from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
 from server.routes.invocations import InvocationDecoder, dispatch
 from server.routes.responses import ResponseEndpoints
 from server.routes.status import StatusEndpoints
@@ -52,6 +52,8 @@ class Handlers:
     health: HealthEndpoint
     info: InfoEndpoints
     models: ModelEndpoints
+    tokenizer: TokenizerEndpoint | None
+    """None without `--enable-tokenizer-info-endpoint`."""
     status: StatusEndpoints
     adapters: LoraAdapters | None
     """None unless clients may change the adapters."""
@@ -109,6 +111,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         *(post(f"{prefix}/rerank", RerankRequest, rerank) for prefix in ("", "/v1", "/v2")),
         post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
         post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
+        *([Route("/tokenizer_info", handlers.tokenizer, methods=["GET"])] if handlers.tokenizer else []),
         Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),

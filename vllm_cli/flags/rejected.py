@@ -111,7 +111,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--enable-scale-out"),
         value("--sse-keep-alive-interval", neutral=("0",)),
         switch("--enable-per-request-metrics"),
-        switch("--enable-tokenizer-info-endpoint"),
     ),
     "another way of loading or running a model": (
         value("--tokenizer-revision"),

@@ -116,3 +116,12 @@ def test_openapi_names_the_routes_that_exist(server):
     for path, operations in document["paths"].items():
         response = server.get(path.replace("{model}", "smol").replace("{response_id}", kept["id"]))
         assert response.status_code == (405 if "post" in operations else 200), path
+
+
+def test_tokenizer_is_described_on_request_only(serve, server, model_path):
+    assert server.get("/tokenizer_info").status_code == 404
+    info = serve(enable_tokenizer_info_endpoint=True).get("/tokenizer_info").json()
+    assert info["eos_token"] == "<|im_end|>"
+    assert info["tokenizer_class"]
+    assert info["chat_template"].startswith("{%")
+    assert str(model_path) not in str(info)

@@ -1,0 +1,61 @@
+"""Our requests have every field of the installed vLLM's, so that a field of a new vLLM is noticed."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from server.protocol.chat import BatchChatRequest, ChatRequest
+from server.protocol.classification import ClassificationRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.embeddings import EmbeddingRequest
+from server.protocol.generation import JsonSchemaFormat, ResponseFormat, StreamOptions
+from server.protocol.pooling import PoolingRequest
+from server.protocol.responses.request import ResponsesRequest
+from server.protocol.scoring import RerankRequest, ScoreRequest
+from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from server.protocol.tools import FunctionDefinition, Tool
+from tests.peer_vllm import ask_vllm, needs_vllm
+
+SCRIPT = Path(__file__).with_name("vllm_fields.py")
+CHAT = "vllm.entrypoints.openai.chat_completion.protocol"
+BASE = "vllm.entrypoints.generate.base.protocol"
+POOLING = "vllm.entrypoints.pooling"
+TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
+
+PAIRS = {
+    (CHAT, "ChatCompletionRequest"): ChatRequest,
+    (CHAT, "BatchChatCompletionRequest"): BatchChatRequest,
+    (CHAT, "ChatCompletionToolsParam"): Tool,
+    (BASE, "StreamOptions"): StreamOptions,
+    (BASE, "FunctionDefinition"): FunctionDefinition,
+    (BASE, "AnyResponseFormat"): ResponseFormat,
+    (BASE, "JsonSchemaResponseFormat"): JsonSchemaFormat,
+    ("vllm.entrypoints.openai.completion.protocol", "CompletionRequest"): CompletionRequest,
+    ("vllm.entrypoints.openai.responses.protocol", "ResponsesRequest"): ResponsesRequest,
+    (f"{POOLING}.embed.protocol", "EmbeddingRequest"): EmbeddingRequest,
+    (f"{POOLING}.pooling.protocol", "PoolingRequest"): PoolingRequest,
+    (f"{POOLING}.classify.protocol", "ClassificationRequest"): ClassificationRequest,
+    (f"{POOLING}.scoring.protocol", "ScoreRequest"): ScoreRequest,
+    (f"{POOLING}.scoring.protocol", "RerankRequest"): RerankRequest,
+    (TOKENIZE, "TokenizeRequest"): TokenizeRequest,
+    (TOKENIZE, "DetokenizeRequest"): DetokenizeRequest,
+}
+
+WITHOUT = {
+    "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
+}
+"""Fields that are ignored as unknown ones, and why."""
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_every_field_of_vllm_s_requests_is_declared(tmp_path: Path) -> None:
+    theirs = ask_vllm(SCRIPT, list(PAIRS), tmp_path)
+    missing = {}
+    for (_, name), ours in PAIRS.items():
+        declared = {field.encode_name for field in msgspec.structs.fields(ours)} | WITHOUT.get(name, {}).keys()
+        assert len(theirs[name]) > 0
+        if lacking := set(theirs[name]) - declared:
+            missing[name] = lacking
+    assert missing == {}
