@@ -1,0 +1,68 @@
+"""Writes the JSON object of a call's arguments while their values arrive as text."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from server.parsers.base import FunctionDefinition
+from server.parsers.schema_values import fit_value, schema_types
+
+ONLY_TEXT: Final = frozenset(("string",))
+
+
+def argument_schemas(functions: Sequence[FunctionDefinition], name: str) -> Mapping[str, Any]:
+    """The schemas of a function's arguments by name; empty for functions that are not known."""
+    parameters = next((function.parameters for function in functions if function.name == name), None)
+    properties = (parameters or {}).get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+class ArgumentsWriter:
+    """Strings are written as they arrive, values of other types when they are complete."""
+
+    def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any]) -> None:
+        self._write = write
+        self._schemas = schemas
+        self._separator = "{"
+        self._schema: Any = None
+        self._is_text = True
+        self._parts: list[str] = []
+        """Of a value that is written when it is complete."""
+
+    def open_text(self, name: str) -> None:
+        """Begins a value that arrives as text."""
+        self._schema = self._schemas.get(name)
+        self._is_text = not isinstance(self._schema, dict) or schema_types(self._schema) == ONLY_TEXT
+        self._parts = []
+        self._write_name(name)
+        if self._is_text:
+            self._write('"')
+
+    def add_text(self, text: str) -> None:
+        """Adds to the open value."""
+        if self._is_text:
+            self._write(_json(text)[1:-1])
+        else:
+            self._parts.append(text)
+
+    def close_text(self) -> None:
+        """Ends the open value."""
+        self._write('"' if self._is_text else _json(fit_value("".join(self._parts), self._schema)))
+
+    def add_value(self, name: str, value: Any) -> None:
+        """A value that the format wrote with a type; the schema's type applies."""
+        schema = self._schemas.get(name)
+        self._write_name(name)
+        self._write(_json(fit_value(value, schema) if isinstance(schema, dict) else value))
+
+    def close(self) -> None:
+        """Ends the object."""
+        self._write("{}" if self._separator == "{" else "}")
+
+    def _write_name(self, name: str) -> None:
+        self._write(f"{self._separator}{_json(name)}: ")
+        self._separator = ", "
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,87 @@
+"""The base of parsers that read a format's text from front to back."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from server.parsers.base import CallFormat
+from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.incoming_text import IncomingText, Waiting
+
+
+class TextParser:
+    """A format implements `read`, which reads `self.text` and reports events to the other methods."""
+
+    needs_special_tokens: ClassVar[bool] = True
+    call_format: ClassVar[CallFormat | None] = None
+
+    def __init__(self) -> None:
+        self.text = IncomingText()
+        self.num_calls = 0
+        self._events: list[Event] = []
+        self._blanks: str | None = ""
+        """White space that began the content; None after other content."""
+        self._reading = self.read()
+        next(self._reading)
+
+    def read(self) -> Waiting[None]:
+        """Consumes the whole text."""
+        raise NotImplementedError
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
+        """The events that the next piece of text completes."""
+        self.text.add(text)
+        next(self._reading)
+        events, self._events = self._events, []
+        return events
+
+    def finish(self) -> list[Event]:
+        """The events of the text that was held back."""
+        self.text.is_complete = True
+        next(self._reading, None)
+        if self._blanks:
+            self._add(Content(self._blanks))
+        return self._events
+
+    def add_content(self, text: str) -> None:
+        """Text for the user. White space alone is no content if there are calls."""
+        if self._blanks is not None:
+            text = text.lstrip() if self.num_calls else self._blanks + text
+            if not text or text.isspace():
+                self._blanks = text
+                return
+            self._blanks = None
+        self._add(Content(text))
+
+    def start_call(self, name: str, call_id: str | None = None) -> None:
+        """A call begins."""
+        self.num_calls += 1
+        if self._blanks:
+            self._blanks = ""
+        self._events.append(CallStart(name, call_id))
+
+    def add_arguments(self, text: str) -> None:
+        """JSON text of the latest call."""
+        self._add(CallArguments(text))
+
+    def _add(self, event: Content | CallArguments) -> None:
+        """Joins what is adjacent and of one kind."""
+        last = self._events[-1] if self._events else None
+        if type(last) is type(event):
+            self._events[-1] = type(event)(last.text + event.text)
+        else:
+            self._events.append(event)
+
+
+class StrayText:
+    """Receives text where the format has only white space; other text becomes content."""
+
+    def __init__(self, parser: TextParser) -> None:
+        self._parser = parser
+        self._is_blank = True
+
+    def __call__(self, text: str) -> None:
+        if self._is_blank:
+            text = text.lstrip()
+            self._is_blank = not text
+        if text:
+            self._parser.add_content(text)

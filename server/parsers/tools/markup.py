@@ -1,0 +1,152 @@
+"""Formats that write each argument between markers of its own, as in XML."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+import regex
+
+from server.parsers.arguments import ArgumentsWriter, argument_schemas
+from server.parsers.base import FunctionDefinition
+from server.parsers.incoming_text import Found, Waiting
+from server.parsers.text_parser import StrayText, TextParser
+
+_LINE_BREAK: Final = regex.compile(r"\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markup:
+    """The markers as regular expressions, each of bounded length and with a fixed last character."""
+
+    call: str
+    """Begins a call; its group `name` is the function."""
+    argument: str
+    """Begins an argument; its group `key` is the name. A group `string` other than `true`: JSON."""
+    argument_end: str
+    call_end: str
+    block: str | None = None
+    """Begins a group of calls."""
+    block_end: str | None = None
+    trims_line_breaks: bool = False
+    """Values are on lines of their own."""
+    has_only_known_functions: bool = False
+    """A call of a function that is not in the request's `tools` is content."""
+    ends_turn: bool = False
+    """The end of the group also ends an open value, and text after a call is dropped."""
+
+    @cached_property
+    def opening(self) -> regex.Pattern[str]:
+        """The first marker in the content."""
+        return _any_of(self.call, self.block)
+
+    @cached_property
+    def first_call(self) -> regex.Pattern[str]:
+        """After the beginning of a group."""
+        return regex.compile(rf"\s{{0,64}}(?:{self.call})")
+
+    @cached_property
+    def following(self) -> regex.Pattern[str]:
+        """After a call of a group."""
+        return regex.compile(rf"\s{{0,64}}(?:{_any_of(self.call, self.block_end).pattern})")
+
+    @cached_property
+    def group_end(self) -> regex.Pattern[str]:
+        """After the last call of a group."""
+        return regex.compile(rf"\s{{0,64}}{self.block_end}")
+
+    @cached_property
+    def argument_or_end(self) -> regex.Pattern[str]:
+        """Between arguments."""
+        return _any_of(self.argument, self.call_end, self.block_end)
+
+    @cached_property
+    def value_end(self) -> regex.Pattern[str]:
+        """After a value; markers of what follows end a value that is not closed, and are left to be read."""
+        line_break = r"\n?" if self.trims_line_breaks else ""
+        following = _any_of(self.argument, self.call_end, self.block_end if self.ends_turn else None)
+        return regex.compile(rf"{line_break}(?:{self.argument_end}|(?={following.pattern}))")
+
+
+def _any_of(*patterns: str | None) -> regex.Pattern[str]:
+    return regex.compile("|".join(pattern for pattern in patterns if pattern))
+
+
+class MarkupParser(TextParser):
+    """Subclasses name their markup."""
+
+    markup: ClassVar[Markup]
+
+    def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        self._functions = functions
+        self._names = frozenset(function.name for function in functions)
+        super().__init__()
+
+    def read(self) -> Waiting[None]:
+        """Content, until a marker begins calls."""
+        while opening := (yield from self.text.find(self.markup.opening, self._add_text)):
+            marker = opening[0]
+            call: Found | None = opening
+            if opening["name"] is None:
+                call = yield from self.text.expect(self.markup.first_call)
+                marker += call[0] if call else ""
+            if call and self._is_callable(call):
+                yield from self._read_calls(call)
+            else:
+                self._add_text(marker)
+
+    def _add_text(self, text: str) -> None:
+        if not (self.markup.ends_turn and self.num_calls):
+            self.add_content(text)
+
+    def _is_callable(self, call: Found) -> bool:
+        return call["name"] in self._names if self.markup.has_only_known_functions else bool(call["name"])
+
+    def _read_calls(self, call: Found) -> Waiting[None]:
+        while True:
+            yield from self._read_call(call["name"])
+            if self.markup.block is None:
+                return None
+            following = yield from self.text.expect(self.markup.following)
+            if following is None:
+                return self.text.drop_incomplete(self.markup.group_end)
+            if following["name"] is None:
+                return None
+            if not self._is_callable(following):
+                return self._add_text(following[0])
+            call = following
+
+    def _read_call(self, name: str) -> Waiting[None]:
+        self.start_call(name.strip())
+        arguments = ArgumentsWriter(self.add_arguments, argument_schemas(self._functions, name.strip()))
+        while True:
+            found = yield from self.text.find(self.markup.argument_or_end, StrayText(self), keeps_incomplete=False)
+            if found is None or found["key"] is None:
+                return arguments.close()
+            if not (yield from self._read_value(found, arguments)):
+                return None
+
+    def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
+        """None if the text ends in the value: the arguments then remain incomplete."""
+        if opening.groupdict().get("string", "true") != "true":
+            return (yield from self._read_json_value(opening["key"], arguments))
+        arguments.open_text(opening["key"])
+        if self.markup.trims_line_breaks:
+            yield from self.text.expect(_LINE_BREAK)
+        if end := (yield from self.text.find(self.markup.value_end, arguments.add_text)):
+            arguments.close_text()
+        return end
+
+    def _read_json_value(self, key: str, arguments: ArgumentsWriter) -> Waiting[Found | None]:
+        parts: list[str] = []
+        if end := (yield from self.text.find(self.markup.value_end, parts.append)):
+            arguments.add_value(key, _json_or_text("".join(parts)))
+        return end
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,112 @@
+"""Why a result may differ from vLLM's: in each case vLLM 0.32 loses text, or makes something else of it.
+
+All of these are truncated or damaged outputs, and text around calls in the formats that `formats.py` names.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from tests.server.parsers.parsed import Parsed, ParsedCall
+
+
+class Difference(NamedTuple):
+    """A kind of difference; the first that holds is the reason."""
+
+    reason: str
+    holds: Callable[[Parsed, Parsed], bool]
+    """For our result and one of vLLM's, for the whole text or streamed."""
+    formats: Sequence[str] = ()
+    """All if empty."""
+
+
+def reason_of_difference(name: str, ours: Parsed, vllm: Sequence[Parsed]) -> str | None:
+    """None if no kind of difference explains this one."""
+    for difference in DIFFERENCES:
+        applies = not difference.formats or name in difference.formats
+        if applies and any(difference.holds(ours, theirs) for theirs in vllm):
+            return difference.reason
+    return None
+
+
+def _loses_text(ours: Parsed, theirs: Parsed) -> bool:
+    return _meanings(ours) == _meanings(theirs) and _has_all_text(ours, theirs)
+
+
+def _loses_arguments(ours: Parsed, theirs: Parsed) -> bool:
+    return (
+        _has_all_text(ours, theirs)
+        and len(ours.calls) == len(theirs.calls)
+        and all(_has_all_arguments(call, other) for call, other in zip(ours.calls, theirs.calls, strict=True))
+    )
+
+
+def _makes_call_of_incomplete_header(ours: Parsed, theirs: Parsed) -> bool:
+    more = theirs.calls[len(ours.calls) :]
+    return bool(more) and _meanings(ours) == _meanings(theirs)[: len(ours.calls)] and more[0].arguments in ("", "{}")
+
+
+def _loses_calls(ours: Parsed, theirs: Parsed) -> bool:
+    return len(ours.calls) > len(theirs.calls) and _is_subsequence(_meanings(theirs), _meanings(ours))
+
+
+def _takes_markers_for_values(ours: Parsed, theirs: Parsed) -> bool:
+    return len(ours.calls) == len(theirs.calls) and any("<arg_" in call.arguments for call in theirs.calls)
+
+
+def _joins_calls(ours: Parsed, theirs: Parsed) -> bool:
+    return _is_subsequence([call.name for call in theirs.calls], [call.name for call in ours.calls])
+
+
+LOSES_TEXT: Final = "vLLM drops text that is neither a call nor a marker"
+
+DIFFERENCES: Final = (
+    Difference(LOSES_TEXT, _loses_text),
+    Difference(
+        "vLLM drops an argument without its end marker, or leaves the JSON text open after it", _loses_arguments
+    ),
+    Difference(
+        "vLLM makes a call without arguments of a call whose beginning is incomplete", _makes_call_of_incomplete_header
+    ),
+    Difference("vLLM drops complete calls before or after the damage", _loses_calls),
+    Difference(
+        "vLLM adds the arguments of the next call to a call without its end marker",
+        _joins_calls,
+        ("qwen3_xml", "mimo", "step3p5", "seed_oss"),
+    ),
+    Difference(
+        "vLLM takes the markers of the next argument for text of a value without end marker",
+        _takes_markers_for_values,
+        ("glm45",),
+    ),
+)
+
+
+def _meanings(parsed: Parsed) -> list[tuple[str, str]]:
+    return [call.meaning for call in parsed.calls]
+
+
+def _has_all_text(ours: Parsed, theirs: Parsed) -> bool:
+    return ours.reasoning.startswith(theirs.reasoning) and _is_subsequence(
+        "".join(theirs.content.split()), ours.content
+    )
+
+
+def _has_all_arguments(ours: ParsedCall, theirs: ParsedCall) -> bool:
+    if ours.name != theirs.name:
+        return False
+    try:
+        return _is_subsequence(_members(theirs.arguments or "{}"), _members(ours.arguments))
+    except ValueError:
+        return ours.arguments.startswith(theirs.arguments.rstrip("}")) or theirs.arguments.startswith(ours.arguments)
+
+
+def _members(arguments: str) -> list[tuple[str, object]]:
+    """Those of the object, also a name that is there twice."""
+    return list(json.loads(arguments, object_pairs_hook=lambda pairs: pairs))
+
+
+def _is_subsequence(parts: Iterable[object], whole: Iterable[object]) -> bool:
+    """Whether the parts are in the whole, in this order."""
+    rest = iter(whole)
+    return all(part in rest for part in parts)

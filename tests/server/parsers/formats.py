@@ -1,0 +1,178 @@
+"""How the models of each format write their calls."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final
+
+from tests.server.parsers.raw_texts import Call, Format, json_text, plain_text
+
+_DSML: Final = "｜DSML｜"
+
+
+def _qwen3(calls: Sequence[Call], choose: random.Random, start: str = "<tool_call>", end: str = "</tool_call>") -> str:
+    line = choose.choice(("\n", "\n", "\n", ""))
+    blocks = []
+    for call in calls:
+        arguments = "".join(
+            f"<parameter={name}>{line}{plain_text(value)}{line}</parameter>{line}"
+            for name, value in call.arguments.items()
+        )
+        blocks.append(f"{start}{line}<function={call.name}>{line}{arguments}</function>{line}{end}")
+    return line.join(blocks)
+
+
+def _seed_oss(calls: Sequence[Call], choose: random.Random) -> str:
+    return _qwen3(calls, choose, "<seed:tool_call>", "</seed:tool_call>")
+
+
+def _glm(calls: Sequence[Call], choose: random.Random) -> str:
+    line = choose.choice(("\n", ""))
+    blocks = []
+    for call in calls:
+        arguments = "".join(
+            f"<arg_key>{name}</arg_key>{line}<arg_value>{plain_text(value)}</arg_value>{line}"
+            for name, value in call.arguments.items()
+        )
+        blocks.append(f"<tool_call>{call.name}{line}{arguments}</tool_call>")
+    return line.join(blocks)
+
+
+def _minimax_m2(calls: Sequence[Call], choose: random.Random) -> str:
+    quote = choose.choice(('"', '"', "'", ""))
+    invocations = ""
+    for call in calls:
+        arguments = "".join(
+            f"<parameter name={quote}{name}{quote}>{plain_text(value)}</parameter>\n"
+            for name, value in call.arguments.items()
+        )
+        invocations += f"<invoke name={quote}{call.name}{quote}>\n{arguments}</invoke>\n"
+    return f"<minimax:tool_call>\n{invocations}</minimax:tool_call>"
+
+
+def _dsml(group: str) -> Callable[[Sequence[Call], random.Random], str]:
+    def write(calls: Sequence[Call], choose: random.Random) -> str:
+        has_attribute = choose.random() < 0.9
+        invocations = ""
+        for call in calls:
+            arguments = ""
+            for name, value in call.arguments.items():
+                kind = f' string="{str(isinstance(value, str)).lower()}"' if has_attribute else ""
+                arguments += f'<{_DSML}parameter name="{name}"{kind}>{plain_text(value)}</{_DSML}parameter>\n'
+            invocations += f'<{_DSML}invoke name="{call.name}">\n{arguments}</{_DSML}invoke>\n'
+        return f"<{_DSML}{group}>\n{invocations}</{_DSML}{group}>"
+
+    return write
+
+
+def _kimi_k2(calls: Sequence[Call], choose: random.Random) -> str:
+    line = choose.choice(("", "", "\n"))
+    written = "".join(
+        f"<|tool_call_begin|>functions.{call.name}:{index}{line}<|tool_call_argument_begin|>{line}"
+        f"{_any_json(call.arguments, choose)}{line}<|tool_call_end|>{line}"
+        for index, call in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{line}{written}<|tool_calls_section_end|>"
+
+
+def _pythonic(calls: Sequence[Call], choose: random.Random) -> str:
+    return f"[{', '.join(_python_call(call, choose) for call in calls)}]"
+
+
+def _llama4_pythonic(calls: Sequence[Call], choose: random.Random) -> str:
+    written = _pythonic(calls, choose)
+    return choose.choice((written, f"<|python_start|>{written}<|python_end|>"))
+
+
+def _olmo3(calls: Sequence[Call], choose: random.Random) -> str:
+    lines = "\n".join(_python_call(call, choose) for call in calls)
+    line = choose.choice(("", "\n"))
+    return f"<function_calls>{line}{lines}{line}</function_calls>"
+
+
+def _python_call(call: Call, choose: random.Random) -> str:
+    write: Callable[[Any], str] = choose.choice((repr, repr, json_text))
+    separator = choose.choice((", ", ",", ", ", ",\t"))
+    return f"{call.name}({separator.join(f'{name}={write(value)}' for name, value in call.arguments.items())})"
+
+
+def _harmony(calls: Sequence[Call], choose: random.Random) -> str:
+    written = "<|channel|>analysis<|message|>I need a tool.<|end|>"
+    for call in calls:
+        written += (
+            f"<|start|>assistant<|channel|>commentary to=functions.{call.name} <|constrain|>json<|message|>"
+            f"{_any_json(call.arguments, choose)}<|call|>"
+        )
+    return written
+
+
+def _harmony_messages(before: str, calls: str, after: str) -> str:
+    """Text is in messages of its own; the first begins without `<|start|>`."""
+    messages = []
+    if before:
+        messages.append(f"<|channel|>commentary<|message|>{before}<|end|>")
+    if calls:
+        messages.append(calls)
+    if after:
+        messages.append(f"<|channel|>final<|message|>{after}<|return|>")
+    return "<|start|>assistant".join(messages)
+
+
+def _harmony_tokens(text: str) -> list[int]:
+    return _harmony_encoding().encode(text, allowed_special="all")
+
+
+@cache
+def _harmony_encoding() -> Any:
+    import openai_harmony
+
+    return openai_harmony.load_harmony_encoding(openai_harmony.HarmonyEncodingName.HARMONY_GPT_OSS)
+
+
+def _any_json(value: Any, choose: random.Random) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=choose.random() < 0.3,
+        indent=choose.choice((None, None, None, 2)),
+        separators=choose.choice((None, None, (",", ":"))),
+    )
+
+
+_XML: Final = ("<tool_call>", "</tool_call>")
+
+FORMATS: Final = (
+    Format(name="qwen3_xml", write=_qwen3, markers=_XML),
+    Format(name="mimo", write=_qwen3, markers=_XML),
+    Format(name="step3p5", write=_qwen3, markers=_XML),
+    Format(name="seed_oss", write=_seed_oss, markers=("<seed:tool_call>", "</seed:tool_call>")),
+    Format(name="glm45", write=_glm, markers=_XML),
+    Format(name="minimax_m2", write=_minimax_m2, markers=("<minimax:tool_call>", "</minimax:tool_call>")),
+    Format(name="deepseek_v32", write=_dsml("function_calls"), drops_text_after_calls=True),
+    Format(name="deepseek_v4", write=_dsml("tool_calls"), drops_text_after_calls=True),
+    Format(
+        name="kimi_k2",
+        write=_kimi_k2,
+        drops_text_after_calls=True,
+        markers=(
+            "<|tool_calls_section_begin|>",
+            "<|tool_calls_section_end|>",
+            "<|tool_call_begin|>",
+            "<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+        ),
+    ),
+    Format(name="pythonic", write=_pythonic, begins_with_calls=True),
+    Format(
+        name="llama4_pythonic",
+        write=_llama4_pythonic,
+        markers=("<|python_start|>", "<|python_end|>"),
+        begins_with_calls=True,
+    ),
+    Format(name="olmo3", write=_olmo3),
+    Format(name="openai", write=_harmony, around=_harmony_messages, tokenize=_harmony_tokens),
+)
+"""Names that mean the same parser are tested once."""
+
+LOSING_FORMATS: Final = ("pythonic", "llama4_pythonic", "olmo3")
+"""vLLM drops the text around calls; in other formats, it does so in truncated and damaged outputs only."""

@@ -1,0 +1,58 @@
+"""However a text is cut, its calls and content are the same; nothing of it is lost or invented."""
+
+import random
+
+import pytest
+
+from server.parsers.registry import load_tool_parser
+from tests.server.parsers.formats import FORMATS
+from tests.server.parsers.parsed import DEFINITIONS, parse
+from tests.server.parsers.pieces import parse_at_all_splits
+from tests.server.parsers.raw_texts import raw_texts
+
+TEXT_FORMATS = [form for form in FORMATS if form.name != "openai"]
+"""openai is read from tokens."""
+
+every_format = pytest.mark.parametrize("form", TEXT_FORMATS, ids=lambda form: form.name)
+
+
+@pytest.mark.thorough
+@every_format
+def test_every_cut(form):
+    texts = [raw.text for raw in raw_texts(form)]
+    for text in texts:
+        parse_at_all_splits(lambda: load_tool_parser(form.name)(DEFINITIONS), text)
+    print(f"\n{form.name}: {len(texts)} texts, {sum(len(text) + 8 for text in texts)} cuts")
+
+
+@every_format
+def test_some_texts_at_every_cut(form):
+    for raw in random.Random(0).sample(raw_texts(form), 8):
+        parse_at_all_splits(lambda: load_tool_parser(form.name)(DEFINITIONS), raw.text)
+
+
+@every_format
+def test_nothing_is_invented(form):
+    for raw in raw_texts(form):
+        rest = iter(raw.text)
+        assert all(character in rest for character in parse(form, [raw.text]).content), raw
+
+
+@every_format
+def test_a_text_without_calls_is_content(form):
+    for raw in raw_texts(form):
+        parsed = parse(form, [raw.text])
+        if not parsed.calls:
+            assert parsed.content == raw.text
+
+
+@every_format
+def test_damage_loses_no_word(form):
+    """A word that is put anywhere is in the content, a name, or the arguments."""
+    choose = random.Random(form.name)
+    texts = [raw.text for raw in raw_texts(form) if raw.kind == "calls"]
+    for text in texts:
+        cut = choose.randrange(len(text) + 1)
+        parsed = parse(form, [f"{text[:cut]} vanadium {text[cut:]}"])
+        is_after_turn = form.drops_text_after_calls and parsed.calls
+        assert is_after_turn or "vanadium" in repr(parsed), text

@@ -1,0 +1,94 @@
+"""Formats with a marker for each part of a call, and calls as in Python, in texts that are cut everywhere."""
+
+import json
+
+import pytest
+
+from server.parsers.events import CallArguments, CallStart, Content
+from server.parsers.registry import load_tool_parser
+from tests.server.parsers.formats import FORMATS
+from tests.server.parsers.parsed import DEFINITIONS, join, parse
+from tests.server.parsers.pieces import parse_at_all_splits
+
+DSML = "｜DSML｜"
+QWEN = (
+    '<tool_call>\n<function=get_weather>\n<parameter=city>\nParis "1"\n</parameter>\n'
+    "<parameter=days>\n2\n</parameter>\n"
+)
+PARIS = ("get_weather", {"city": 'Paris "1"', "days": 2})
+NOW = ("now", {})
+
+TEXTS = [
+    ("qwen3_xml", f"a\n{QWEN}</function>\n</tool_call>\n<tool_call><function=now></function></tool_call>",
+        "a\n\n", [PARIS, NOW]),
+    ("qwen3_xml", f"{QWEN}</tool_call> b", "b", [PARIS]),
+    ("qwen3_xml", "<tool_call>\nno call</tool_call>", "<tool_call>\nno call</tool_call>", []),
+    ("qwen3_xml", "<tool_call>\n<function=", "<tool_call>\n<function=", []),
+    ("mimo", "<function=run_code><parameter=code>\nx\n</parameter></function>", "", [("run_code", {"code": "\nx\n"})]),
+    ("glm45", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>\"é</arg_value></tool_call>", "",
+        [("get_weather", {"city": '"é'})]),
+    ("glm47", "<tool_call>unknown</tool_call>", "<tool_call>unknown</tool_call>", []),
+    ("minimax_m2", "<minimax:tool_call><invoke name='search'><parameter name=limit>null</parameter></invoke>"
+        "</minimax:tool_call>b", "b", [("search", {"limit": None})]),
+    ("deepseek_v32", f'a<{DSML}function_calls>\n<{DSML}invoke name="search">\n'
+        f'<{DSML}parameter name="filters" string="false">'
+        f'{{"year": "7"}}</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}function_calls>dropped', "a",
+        [("search", {"filters": {"year": 7}})]),
+    ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3"
+        "<|tool_call_argument_begin|><|tool_call_end|>", "", [NOW]),
+    ("pythonic", "[get_weather(city='Paris \"1\"', days=+2), now()] b", "b", [PARIS, NOW]),
+    ("pythonic", "[now(), [1, 2]]", "[1, 2]]", [NOW]),
+    ("pythonic", "[now(1)]", "[now(1)]", []),
+    ("pythonic", "a [now()]", "a [now()]", []),
+    ("llama4_pythonic", "<|python_start|>[now()]<|python_end|>", "", [NOW]),
+    ("olmo3", "a\n<function_calls>\nnow()\nsearch(limit=null,\n tags=['\\'é)'])\n</function_calls>b", "a\nb",
+        [NOW, ("search", {"limit": None, "tags": ["'é)"]})]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "text", "content", "calls"), TEXTS)
+def test_calls(name, text, content, calls):
+    parsed = join(parse_at_all_splits(lambda: load_tool_parser(name)(DEFINITIONS), text))
+    assert parsed.content.rstrip() == content.rstrip()
+    assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == calls
+
+
+def test_strings_are_reported_as_they_arrive():
+    parser = load_tool_parser("qwen3_xml")(DEFINITIONS)
+    parser.feed("<tool_call><function=run_code>", ())
+    parser.feed("<parameter=code>ab", ())
+    assert parser.feed("cd", ()) == [CallArguments("cd")]
+    assert parser.feed('e"</para', ()) == [CallArguments('e\\"')]
+    assert parser.finish() == [CallArguments("</para")]
+
+
+def test_other_values_are_reported_when_complete():
+    parser = load_tool_parser("glm45")(DEFINITIONS)
+    begin = parser.feed("<tool_call>get_weather<arg_key>days</arg_key><arg_value>1", ())
+    assert begin == [CallStart("get_weather"), CallArguments('{"days": ')]
+    assert parser.feed("0</arg_value>", ()) == [CallArguments("10")]
+
+
+@pytest.mark.parametrize("name", ["qwen3_xml", "glm45", "minimax_m2", "deepseek_v32", "kimi_k2", "olmo3"])
+def test_little_text_is_held_back(name):
+    """What is held back, and so the cost of a piece, does not grow with the text."""
+    parser = load_tool_parser(name)(DEFINITIONS)
+    reported = 0
+    for index in range(3000):
+        reported += sum(len(event.text) for event in parser.feed(" < {[('\"", ()) if isinstance(event, Content))
+        assert reported >= index * 8
+
+
+def test_kimi_k2_has_ids():
+    form = next(form for form in FORMATS if form.name == "kimi_k2")
+    text = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    )
+    assert parse(form, [text]).calls[0].id == "functions.now:0"
+
+
+def test_deeply_nested_values_are_text():
+    nested = "[" * 200_000
+    form = next(form for form in FORMATS if form.name == "glm45")
+    text = f"<tool_call>search<arg_key>tags</arg_key><arg_value>{nested}</arg_value></tool_call>"
+    assert json.loads(parse(form, [text]).calls[0].arguments) == {"tags": nested}
