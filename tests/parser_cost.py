@@ -1,7 +1,7 @@
 """Measures what parsers of tool calls cost per token: `python -m tests.parser_cost [FORMAT …]`.
 
 An output has about 2000 tokens of four characters: a third text, a third calls, a third one long argument.
-The last column is for eight times as many tokens: the cost must not grow with the length. Medians of 9 rounds.
+The last column is for eight times as many tokens: the cost must not grow with the length. Medians of 9.
 """
 
 import random

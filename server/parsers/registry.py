@@ -89,8 +89,15 @@ class PluginError(ServerError):
 
 
 def load_tool_parser(name: str) -> type[ToolParser]:
-    """Imports the class of a name in `TOOL_PARSERS`."""
-    return cast("type[ToolParser]", _load(TOOL_PARSERS[name]))
+    """Imports the class of a name in `TOOL_PARSERS`.
+
+    Raises:
+        PluginError: the library of this format is not installed.
+    """
+    try:
+        return cast("type[ToolParser]", _load(TOOL_PARSERS[name]))
+    except ModuleNotFoundError as err:
+        raise PluginError(f"the tool parser {name} needs the package {err.name}, which is not installed") from err
 
 
 def load_plugin(file: str) -> Mapping[str, type[ToolParser]]:

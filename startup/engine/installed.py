@@ -21,8 +21,9 @@ MODULES: Final = (
     "pydantic",
     "tiktoken",
     "jinja2",
+    "regex",
 )
-"""Top-level modules of the extra `embedded` (pyproject.toml)."""
+"""Top-level modules of the extra `embedded` (pyproject.toml), but for oss-harmony of one tool format."""
 
 INSTALL_COMMAND: Final = "pip install 'vllm-cli-server[embedded]'"
 

@@ -8,6 +8,8 @@ from tests.server.parsers.formats import FORMATS
 from tests.server.parsers.parsed import DEFINITIONS, join
 from tests.server.parsers.raw_texts import raw_texts
 
+pytest.importorskip("openai_harmony")
+
 FORM = next(form for form in FORMATS if form.name == "openai")
 CALL = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{}<|call|>"
 
