@@ -33,11 +33,13 @@ from server.serving.chat_run import ChatRunner
 from server.serving.completions import CompletionServing
 from server.serving.drain import ERROR_DELIVERY_S, Drain
 from server.serving.engine_monitor import EngineHandle, EngineMonitor
+from server.serving.generative_scoring import GenerativeScoringServing
 from server.serving.inference import Inference
 from server.serving.lora import LoraAdapters
 from server.serving.models import ServedModels
 from server.serving.output_parsing import OutputParsing
 from server.serving.pooling.classification import ClassificationServing
+from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
@@ -213,11 +215,13 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     archive = ResponseArchive(parts.response_store, parts.renderer)
     return Handlers(
         completions=CompletionServing(inference, builder),
+        generative_scoring=GenerativeScoringServing(inference, builder),
         chat=ChatServing(inference, runner),
         messages=MessagesServing(inference, runner),
         responses=ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
+        cohere_embeddings=CohereEmbeddingServing(inference),
         pooling=PoolingServing(inference),
         classification=ClassificationServing(inference),
         score=ScoreServing(inference),

@@ -40,6 +40,9 @@ class EngineConfig:
 
     help_group: ClassVar[Group] = "Memory and scheduling"
 
+    hf_overrides: dict[str, Any] = setting(
+        {}, "--hf-overrides", "Entries that replace those of the model's config.json.", group="Model"
+    )
     trust_remote_code: bool = setting(
         False, "--trust-remote-code", "Run Python code that comes with the model.", group="Model"
     )

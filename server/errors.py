@@ -34,6 +34,13 @@ class RequestError(ServerError):
         self.type = type
 
 
+class UnsupportedApiError(RequestError):
+    """The endpoint does not fit the model; becomes the 404 of a route that does not exist, as in vLLM."""
+
+    def __init__(self, api_name: str) -> None:
+        super().__init__(f"The model does not support {api_name} API", status=404, type="NotFoundError")
+
+
 class OverloadedError(RequestError):
     """The server has no room for the request at the moment; becomes a 503 with Retry-After.
 

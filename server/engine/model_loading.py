@@ -109,13 +109,13 @@ def load_weights(
 
 
 def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
-    """The model's configuration.
+    """The model's configuration, with the entries of `--hf-overrides`.
 
     Raises:
         EngineStartError: config.json is unreadable or names an unknown architecture.
     """
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
+        loaded = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
     except Exception as err:
         if "trust_remote_code" in str(err):
             raise EngineStartError(
@@ -123,6 +123,20 @@ def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
                 "start with --trust-remote-code if you trust it"
             ) from err
         raise EngineStartError(f"cannot read the model's configuration in {path}: {_one_line(err)}") from err
+    _override(loaded, config.hf_overrides)
+    return loaded
+
+
+def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
+    """Replaces entries; those of an inner configuration or of a dictionary one by one."""
+    for key, value in entries.items():
+        current = getattr(model_config, key, None)
+        if isinstance(value, dict) and isinstance(current, PreTrainedConfig):
+            _override(current, value)
+        elif isinstance(value, dict) and isinstance(current, dict):
+            setattr(model_config, key, current | value)
+        else:
+            setattr(model_config, key, value)
 
 
 def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> int:

@@ -50,7 +50,7 @@ def read_model_kind(folder: Path, config: EngineConfig) -> ModelKind:
 
     Never raises: other code reports a folder that cannot be read.
     """
-    architectures = _architectures(folder)
+    architectures = _architectures(folder, config.hf_overrides)
     runner = config.runner if config.runner != "auto" else _own_runner(folder, architectures, config)
     if runner == "generate":
         return ModelKind("generate", "none")
@@ -80,10 +80,10 @@ def _defaults(architecture: str) -> tuple[Runner, Head]:
     )
 
 
-def _architectures(folder: Path) -> list[str]:
+def _architectures(folder: Path, overrides: dict[str, Any]) -> list[str]:
     try:
         config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    names = config.get("architectures") if isinstance(config, dict) else None
+    names = (config | overrides).get("architectures") if isinstance(config, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []

@@ -21,6 +21,8 @@ class ErrorResponse(msgspec.Struct):
     """The body of every error, except the 503 of a server that is not ready."""
 
     error: ErrorInfo
+    detail: str | UnsetType = UNSET
+    """`Not Found`, as FastAPI answers, if the endpoint does not fit the model."""
 
 
 class UnavailableInfo(msgspec.Struct, kw_only=True):

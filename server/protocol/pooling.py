@@ -12,7 +12,6 @@ from server.protocol.fields import (
     Hint,
     Priority,
     RequestId,
-    TokenId,
     Truncation,
     Unsupported,
     check_unsupported,
@@ -25,19 +24,27 @@ Endianness = Literal["native", "big", "little"]
 Message = dict[str, Any]
 Conversation = list[Message]
 Dimensions = Annotated[int, Meta(ge=1)]
+AnyTokenId = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""Compared with the model's vocabulary later."""
 
 
-class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Base of every request whose prompts are pooled."""
+class Truncatable(msgspec.Struct, kw_only=True):
+    """What the base of pooling needs of every request."""
 
     model: str | None = None
     truncate_prompt_tokens: Truncation | None = None
     truncation_side: Literal["left", "right"] | None = None
     """The side on which tokens are cut off; `right`, the default here, keeps the first ones."""
+    padding: Literal["max_length", "do_not_pad"] | None = None
+    """`max_length` appends padding tokens, which count as the model's other tokens do."""
     request_id: RequestId | None = None
+
+
+class PoolingFields(Truncatable, kw_only=True, forbid_unknown_fields=True):
+    """Base of every request with vLLM's fields whose prompts are pooled."""
+
     user: Hint = None
     cache_salt: Hint = None
-    padding: Literal["max_length", "do_not_pad"] | None = None
     priority: Annotated[Priority, INEFFECTIVE] = 0
     mm_processor_kwargs: Unsupported = None
     normalize: Any = None
@@ -46,8 +53,6 @@ class PoolingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         check_unsupported(self)
         if self.normalize is not None:
             raise RequestError("Parameter `normalize` was removed; use `use_activation` instead.", param="normalize")
-        if self.padding == "max_length":
-            raise RequestError("`padding` to the longest input is not supported by this server.", param="padding")
 
 
 class InputFields(PoolingFields, kw_only=True):
@@ -56,7 +61,7 @@ class InputFields(PoolingFields, kw_only=True):
     The fields below `messages` apply to these only.
     """
 
-    input: str | list[TokenId | str | list[TokenId | Message] | Message] | None = None
+    input: str | list[AnyTokenId | str | list[AnyTokenId | Message] | Message] | None = None
     messages: Annotated[list[Message | Annotated[Conversation, Meta(min_length=1)]], Meta(min_length=1)] | None = None
     add_generation_prompt: bool = False
     continue_final_message: bool = False

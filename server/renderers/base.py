@@ -246,6 +246,11 @@ class BaseRenderer(ABC):
         return self.tokenizer.vocab_size
 
     @property
+    def chat_template(self) -> str | None:
+        """The template that writes conversations as text; None if there is none."""
+        return None
+
+    @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence token."""
         return self.tokenizer.eos_token_id

@@ -8,8 +8,10 @@ from starlette.routing import Route
 from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
+from server.protocol.cohere_embed import CohereEmbedRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
+from server.protocol.generative_scoring import GenerativeScoringRequest
 from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.protocol.pooling import PoolingRequest
 from server.protocol.responses.request import ResponsesRequest
@@ -25,8 +27,10 @@ from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
 from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
+from server.serving.generative_scoring import GenerativeScoringServing
 from server.serving.lora import LoraAdapters
 from server.serving.pooling.classification import ClassificationServing
+from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
@@ -40,11 +44,13 @@ class Handlers:
     """The objects that answer the routes."""
 
     completions: CompletionServing
+    generative_scoring: GenerativeScoringServing
     chat: ChatServing
     messages: MessagesServing
     responses: ResponsesServing
     tokenization: TokenizationServing
     embeddings: EmbeddingServing
+    cohere_embeddings: CohereEmbeddingServing
     pooling: PoolingServing
     classification: ClassificationServing
     score: ScoreServing
@@ -97,6 +103,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
             handlers.completions.create,
             LongField("prompt_embeds", max_embeds_bytes),
         ),
+        post("/generative_scoring", GenerativeScoringRequest, handlers.generative_scoring.create),
         post("/v1/chat/completions", ChatRequest, handlers.chat.create),
         post("/v1/chat/completions/batch", BatchChatRequest, handlers.chat.create_batch),
         post("/v1/messages", MessagesRequest, handlers.messages.create, failures=ANTHROPIC),
@@ -105,6 +112,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         Route("/v1/responses/{response_id}", stored.retrieve, methods=["GET"]),
         Route("/v1/responses/{response_id}/cancel", stored.cancel, methods=["POST"]),
         post("/v1/embeddings", EmbeddingRequest, handlers.embeddings.create),
+        post("/v2/embed", CohereEmbedRequest, handlers.cohere_embeddings.create),
         post("/pooling", PoolingRequest, handlers.pooling.create),
         post("/classify", ClassificationRequest, handlers.classification.create),
         *(post(f"{prefix}/score", ScoreRequest, score) for prefix in ("", "/v1")),

@@ -6,9 +6,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
+from msgspec import structs
 
 from server import sse
-from server.errors import EngineError, RequestError
+from server.errors import EngineError, RequestError, UnsupportedApiError
 from server.protocol.anthropic_response import MessagesError
 from server.protocol.errors import ErrorResponse, error_response
 
@@ -37,6 +38,9 @@ ANTHROPIC = FailureFormat(
 
 def describe_failure(error: Exception) -> ErrorResponse:
     """The error body of any exception; an unexpected one is logged, and its body gives no details."""
+    if isinstance(error, UnsupportedApiError):
+        body = error_response(error.message, type=error.type, code=error.status)
+        return structs.replace(body, detail="Not Found")
     if isinstance(error, RequestError):
         return error_response(error.message, type=error.type, code=error.status, param=error.param)
     if isinstance(error, EngineError):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from server.engine.client import EngineClient
-from server.errors import RequestError
+from server.errors import RequestError, UnsupportedApiError
 from server.protocol.models import ModelCard, ModelList, ModelPermission
 from server.serving.lora import LoraAdapters
 
@@ -76,7 +76,7 @@ class ServedModels:
 
 def unsupported(api_name: str) -> RequestError:
     """The 404 of an endpoint that does not fit the model."""
-    return RequestError(f"The model does not support {api_name} API", status=404, type="NotFoundError")
+    return UnsupportedApiError(api_name)
 
 
 def unix_time() -> int:

@@ -1,13 +1,16 @@
 """The limits of one decoded request; every rejection names limit, value and flag."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from server.errors import RequestError
 from server.limits import LimitsConfig, flag_of
 from server.protocol.anthropic import CountTokensRequest, MessagesRequest
 from server.protocol.chat import BatchChatRequest, ChatRequest
+from server.protocol.cohere_embed import CohereEmbedRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import GenerationRequest
+from server.protocol.generative_scoring import GenerativeScoringRequest
 from server.protocol.pooling import InputFields
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
@@ -24,6 +27,10 @@ def num_sequences(request: Any) -> int:
         return request.num_choices
     if isinstance(request, InputFields):
         return len(request.prompts) or len(request.conversations) or 1
+    if isinstance(request, CohereEmbedRequest):
+        return len(request.given)
+    if isinstance(request, GenerativeScoringRequest):
+        return len(request.items)
     if isinstance(request, ScoreRequest | RerankRequest):
         return len(request.first) + len(request.second)
     return 1
@@ -53,9 +60,8 @@ class RequestLimiter:
             self._check_completion(request)
         elif isinstance(request, InputFields):
             self._check_inputs(request)
-        elif isinstance(request, ScoreRequest | RerankRequest):
-            for name, texts in zip(request.names, (request.first, request.second), strict=True):
-                self._check_count(name, texts, "max_prompts")
+        for name, prompts in _other_prompts(request):
+            self._check_count(name, prompts, "max_prompts")
 
     def _check_generation(self, request: GenerationRequest) -> None:
         if request.num_choices > self._limits.max_choices:
@@ -92,3 +98,13 @@ class RequestLimiter:
         if members is not None and len(members) > most:
             message = f"`{name}` may have at most {most} members, got {len(members)} ({flag_of(field)})."
             raise RequestError(message, param=name)
+
+
+def _other_prompts(request: Any) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The fields with prompts of the requests that have no check of their own."""
+    if isinstance(request, CohereEmbedRequest):
+        yield "texts", request.given
+    elif isinstance(request, GenerativeScoringRequest):
+        yield "items", request.items
+    elif isinstance(request, ScoreRequest | RerankRequest):
+        yield from zip(request.names, (request.first, request.second), strict=True)

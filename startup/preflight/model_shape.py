@@ -38,7 +38,7 @@ class ModelShape(NamedTuple):
 
 def read_model_shape(checkpoint: Checkpoint, config: EngineConfig) -> ModelShape:
     """The sizes for the checks of memory; weights and KV cache depend on `config.dtype`."""
-    text = _text_config(checkpoint.config)
+    text = _text_config({**checkpoint.config, **config.hf_overrides})
     dtype = config.dtype if config.dtype != "auto" else _own_dtype(checkpoint, text)
     item_bytes = _ITEM_BYTES.get(dtype, 2)
     is_pooling = read_model_kind(checkpoint.folder, config).is_pooling

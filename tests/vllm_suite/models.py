@@ -28,7 +28,13 @@ Build = Callable[[Path, Path], None]
 
 
 def prepare_models(hub: Path, smollm: Path) -> None:
-    """Writes the models that are missing in the hub's cache."""
+    """Writes the models that are missing in the hub's cache; all of them if this file has changed."""
+    stamp = hub / "written-by"
+    source = Path(__file__).read_text()
+    if not stamp.exists() or stamp.read_text() != source:
+        shutil.rmtree(hub, ignore_errors=True)
+        hub.mkdir(parents=True)
+        stamp.write_text(source)
     for name, build in MODELS.items():
         repository = hub / f"models--{name.replace('/', '--')}"
         snapshot = repository / "snapshots" / _REVISION
@@ -118,17 +124,23 @@ def _encoder(
     return build
 
 
+_LLAMA_SHAPE: Final[dict[str, Any]] = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+}
+"""vLLM's attention for CPU has no kernel for heads of less than 32 numbers."""
+
+
 def _classifier(folder: Path, smollm: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
     options = {
         "vocab_size": 151936,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
+        **_LLAMA_SHAPE,
         "pad_token_id": 2,
         "initializer_range": 0.1,
         "id2label": {0: "Default", 1: "Spoiled"},
@@ -255,21 +267,13 @@ def _save_sentence_files(folder: Path, pooling: str, hidden_size: int, max_seq_l
 
 
 _QWEN3: Final = "Qwen/Qwen3-0.6B"
-_LLAMA_SHAPE: Final[dict[str, Any]] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 8192,
-}
 _OPT_SHAPE: Final[dict[str, Any]] = {
-    "hidden_size": 64,
-    "ffn_dim": 96,
+    "hidden_size": 128,
+    "ffn_dim": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": 2048,
-    "word_embed_proj_dim": 64,
+    "word_embed_proj_dim": 128,
 }
 
 MODELS: Final[dict[str, Build]] = {
@@ -296,27 +300,27 @@ MODELS: Final[dict[str, Build]] = {
     "JackFram/llama-68m": _causal("llama", **_LLAMA_SHAPE),
     "TitanML/tiny-mixtral": _causal("mixtral", **_LLAMA_SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "facebook/opt-125m": _causal("opt", **_OPT_SHAPE),
-    "openai-community/gpt2": _causal("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=1024),
-    "distilbert/distilgpt2": _causal("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=1024),
+    "openai-community/gpt2": _causal("gpt2", n_embd=128, n_layer=2, n_head=4, n_positions=1024),
+    "distilbert/distilgpt2": _causal("gpt2", n_embd=128, n_layer=2, n_head=4, n_positions=1024),
     "intfloat/multilingual-e5-small": _encoder("xlm-roberta", 250037, 384, pooling="mean_tokens"),
     "intfloat/e5-small": _encoder("bert", 49152, 384, pooling="mean_tokens"),
     "sentence-transformers/all-MiniLM-L12-v2": _encoder("bert", 49152, 384, pooling="mean_tokens", max_seq_length=128),
     "Snowflake/snowflake-arctic-embed-m-v1.5": _encoder("bert", 49152, 768, pooling="cls_token"),
     "BAAI/bge-base-en-v1.5": _encoder("bert", 49152, 768, pooling="cls_token"),
-    "BAAI/bge-reranker-base": _encoder("xlm-roberta", 250002, 64, num_labels=1),
-    "cross-encoder/ms-marco-MiniLM-L-6-v2": _encoder("bert", 49152, 64, num_labels=1),
+    "BAAI/bge-reranker-base": _encoder("xlm-roberta", 250002, 128, num_labels=1),
+    "cross-encoder/ms-marco-MiniLM-L-6-v2": _encoder("bert", 49152, 128, num_labels=1),
     "jason9693/Qwen2.5-1.5B-apeach": _classifier,
     "answerdotai/answerai-colbert-small-v1": _colbert,
-    "HuggingFaceTB/SmolVLM-256M-Instruct": _vision("smolvlm"),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _vision("qwen2_5_vl"),
-    "Qwen/Qwen2-VL-2B-Instruct": _vision("qwen2_vl"),
-    "llava-hf/llava-1.5-7b-hf": _vision("llava"),
+    "HuggingFaceTB/SmolVLM-256M-Instruct": _vision("smolvlm", width=128),
+    "Qwen/Qwen2.5-VL-3B-Instruct": _vision("qwen2_5_vl", width=128),
+    "Qwen/Qwen2-VL-2B-Instruct": _vision("qwen2_vl", width=128),
+    "llava-hf/llava-1.5-7b-hf": _vision("llava", width=128),
     "typeof/zephyr-7b-beta-lora": _lora("HuggingFaceH4/zephyr-7b-beta"),
     "Jackmin108/Qwen3-0.6B-Meow-LoRA": _lora(_QWEN3),
     "Jackmin108/Qwen3-0.6B-Woof-LoRA": _lora(_QWEN3),
     "charent/self_cognition_Alice": _lora(_QWEN3),
     "minpeter/LoRA-Llama-3.2-1B-tool-vllm-ci": _lora("meta-llama/Llama-3.2-1B-Instruct"),
     "jekunz/smollm-135m-lora-fineweb-faroese": _lora("HuggingFaceTB/SmolLM2-135M-Instruct", rank=256),
-    "peft-internal-testing/opt-125m-dummy-lora": _lora("facebook/opt-125m", hidden=64, keys=64, layers=2),
+    "peft-internal-testing/opt-125m-dummy-lora": _lora("facebook/opt-125m", hidden=128, keys=128, layers=2),
 }
 """Names of the hub with how their models are built."""

@@ -10,8 +10,6 @@ from server.pooler_config import PoolerConfig
 from vllm_cli.flags.param_types import JsonObject
 
 _NEUTRAL: Final[dict[str, Any]] = {
-    "enable_chunked_processing": False,
-    "max_embed_len": None,
     "step_tag_id": None,
     "returned_token_ids": None,
 }

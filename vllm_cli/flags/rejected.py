@@ -118,7 +118,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--skip-tokenizer-init"),
         value("--hf-config-path"),
         value("--config-format", neutral=("auto", "hf")),
-        value("--hf-overrides", neutral=("{}",)),
         value("--model-class-overrides", neutral=("{}",)),
         value("--model-impl", neutral=("auto", "transformers")),
         value("--load-format", neutral=("auto", "safetensors")),

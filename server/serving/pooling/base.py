@@ -10,6 +10,7 @@ from uuid import uuid4
 from server.errors import RequestError
 from server.protocol.pooling import InputFields
 from server.renderers.make_async import make_async
+from server.renderers.prompts import ChatOptions
 from server.request_ids import set_request_id
 from server.serving.binary_response import BinaryResponse
 from server.serving.inference import Inference
@@ -66,14 +67,19 @@ class PoolingServingBase(ABC, Generic[T]):
 
     def _fill_prompts(self, ctx: PoolingServeContext[T]) -> None:
         """Tokenizes the prompts; runs in the pool."""
-        options = ReadOptions.from_request(ctx.request, self._engine.info)
+        options = ReadOptions.from_request(ctx.request, self._engine.info, max_input_len=self._max_input_len(ctx.info))
         self._read_prompts(ctx, PromptReader(self._renderer, options))
+
+    def _max_input_len(self, info: PoolingInfo) -> int | None:
+        """Most tokens of a prompt, if that is not the model's context."""
+        return None
 
     def _read_prompts(self, ctx: PoolingServeContext[T], reader: PromptReader) -> None:
         request = ctx.request
         assert isinstance(request, InputFields)
         if request.conversations:
-            ctx.prompts = [reader.read_conversation(messages, request) for messages in request.conversations]
+            options = _chat_options(request)
+            ctx.prompts = [reader.read_conversation(messages, options) for messages in request.conversations]
         else:
             ctx.prompts = [reader.read(prompt) for prompt in request.prompts]
 
@@ -145,6 +151,15 @@ class PoolingServingBase(ABC, Generic[T]):
         if self._config.enable_log_requests:
             for prompt, pooling in zip(prompts, params, strict=True):
                 logger.info("request %s: %d prompt tokens, %s", ctx.request_id, len(prompt.token_ids), pooling)
+
+
+def _chat_options(request: InputFields) -> ChatOptions:
+    return ChatOptions(
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.chat_template_kwargs or {},
+    )
 
 
 def check_dimensions(dimensions: int | None, info: PoolingInfo, model_name: str) -> None:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
-from server.protocol.pooling import PoolingFields
+from server.protocol.pooling import Truncatable
 from server.protocol.usage import Usage
 from server.serving.request_context import RequestContext
 from server.types import EngineOutput, PoolingInfo, PoolingParams
 
-T = TypeVar("T", bound=PoolingFields)
+T = TypeVar("T", bound=Truncatable)
 
 
 class PooledPrompt(NamedTuple):

@@ -7,7 +7,7 @@ from server.protocol.pooling import PoolingData, PoolingRequest, PoolingResponse
 from server.serving.binary_response import BinaryResponse
 from server.serving.pooling.base import PoolingServingBase
 from server.serving.pooling.context import PoolingServeContext
-from server.serving.pooling.vectors import binary_response, check_encoding, to_json
+from server.serving.pooling.vectors import binary_response, to_json
 from server.types import PoolingInfo, PoolingParams
 
 _REMOVED = {
@@ -23,16 +23,13 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
     api_name = "Pooling"
 
     def _pooling_params(self, request: PoolingRequest, info: PoolingInfo) -> PoolingParams:
-        check_encoding(request)
         if request.dimensions is not None:
             raise RequestError("dimensions is currently not supported", param="dimensions")
         if request.task in _REMOVED:
             raise RequestError(_REMOVED[request.task], param="task")
-        task = next((task for task in info.supported_tasks if task == (request.task or info.task)), None)
-        if task is None:
-            supported = ", ".join(info.supported_tasks)
-            raise RequestError(f"Unsupported task: {request.task!r} Supported tasks: {supported}", param="task")
-        return PoolingParams(task=task, use_activation=request.use_activation)
+        if request.task not in (None, info.task):
+            raise RequestError(_why_not(request.task, info), param="task")
+        return PoolingParams(task=info.task, use_activation=request.use_activation)
 
     def _build_response(self, ctx: PoolingServeContext[PoolingRequest]) -> bytes | BinaryResponse:
         if (binary := binary_response(ctx)) is not None:
@@ -49,3 +46,12 @@ class PoolingServing(PoolingServingBase[PoolingRequest]):
                 usage=ctx.usage,
             )
         )
+
+
+def _why_not(task: str | None, info: PoolingInfo) -> str:
+    """Why a task is not the one that the model was started for."""
+    if task == "plugin":
+        return "No IOProcessor plugin installed. This engine has none; use `--engine vllm`."
+    if task in info.supported_tasks:
+        return f"Try switching the model's pooling_task via --pooler-config.task {task}."
+    return f"Unsupported task: {task!r} Supported tasks: {', '.join(info.supported_tasks)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import RequestError
-from server.protocol.pooling import InputFields, Message, PoolingFields
+from server.protocol.pooling import InputFields, Message, Truncatable
 from server.renderers.base import BaseRenderer
 from server.renderers.pair_encoding import Cut, Side
 from server.renderers.prompts import ChatOptions
@@ -29,15 +29,25 @@ class ReadOptions:
     """How many tokens are kept; None keeps all."""
     side: Side
     """The side on which the others are cut off."""
+    pad_to: int = 0
+    """Shorter prompts are padded to this length."""
 
     @classmethod
-    def from_request(cls, request: PoolingFields, info: EngineInfo) -> "ReadOptions":
-        """Raises RequestError if `truncate_prompt_tokens` exceeds the model's context."""
-        limit, most = request.truncate_prompt_tokens, info.max_model_len
+    def from_request(cls, request: Truncatable, info: EngineInfo, *, max_input_len: int | None = None) -> "ReadOptions":
+        """How the request wants its prompts.
+
+        Args:
+            request: the request.
+            info: the properties of the engine's model.
+            max_input_len: most tokens of a prompt, if that is not the model's context.
+
+        Raises:
+            RequestError: `truncate_prompt_tokens` exceeds what the model accepts.
+        """
+        limit, most = request.truncate_prompt_tokens, max_input_len or info.max_model_len
         if limit is not None and limit > most:
             raise RequestError(
-                f"truncate_prompt_tokens value is greater than max_model_len: {limit} of {most}. "
-                "Please request a smaller truncation size.",
+                "truncate_prompt_tokens value is greater than max_model_len. Please request a smaller truncation size.",
                 param="truncate_prompt_tokens",
             )
         return cls(
@@ -47,6 +57,7 @@ class ReadOptions:
             add_special_tokens=request.add_special_tokens if isinstance(request, InputFields) else None,
             limit=most if limit == -1 else limit,
             side=request.truncation_side or "right",
+            pad_to=min(most, info.max_model_len) if request.padding == "max_length" else 0,
         )
 
 
@@ -68,17 +79,13 @@ class PromptReader:
         most = min(self._renderer.vocab_size, self._options.vocab_size)
         for token_id in prompt:
             if not 0 <= token_id < most:
-                raise RequestError(f"token ids must be from 0 to {most - 1}, got {token_id}", param=param)
+                raise RequestError(
+                    f"Token id {token_id} is out of vocabulary: ids are from 0 to {most - 1}", param=param
+                )
         return self._checked(PooledPrompt(self._sliced(prompt)), param)
 
-    def read_conversation(self, messages: list[Message], request: InputFields) -> PooledPrompt:
+    def read_conversation(self, messages: list[Message], options: ChatOptions) -> PooledPrompt:
         """Reads messages by the model's chat template."""
-        options = ChatOptions(
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            chat_template=request.chat_template,
-            chat_template_kwargs=request.chat_template_kwargs or {},
-        )
         return self._read_messages(messages, options, add_special_tokens=self._options.add_special_tokens is True)
 
     def read_by_template(self, first: str, second: str, template_kwargs: dict[str, Any]) -> PooledPrompt:
@@ -164,4 +171,14 @@ class PromptReader:
             )
         if not num_tokens:
             raise RequestError(f"`{param}` has no tokens", param=param)
-        return prompt
+        return prompt if num_tokens >= self._options.pad_to else self._padded(prompt)
+
+    def _padded(self, prompt: PooledPrompt) -> PooledPrompt:
+        missing = self._options.pad_to - len(prompt.token_ids)
+        pad_token_id = self._pair_tokenizer("padding").pad_token_id
+        if pad_token_id is None:
+            raise RequestError("`padding` needs a tokenizer with a padding token", param="padding")
+        types = prompt.token_type_ids
+        return PooledPrompt(
+            [*prompt.token_ids, *[pad_token_id] * missing], None if types is None else [*types, *[0] * missing]
+        )

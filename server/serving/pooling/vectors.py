@@ -9,23 +9,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from server.errors import RequestError
 from server.protocol.pooling import EmbedDType, Endianness, VectorFields
 from server.serving.binary_response import BinaryResponse
 from server.serving.pooling.context import PoolingServeContext
+from server.serving.pooling.small_floats import to_bfloat16, to_fp8
 from server.types import EngineOutput, TensorData
 
 V = TypeVar("V", bound=VectorFields)
 
 _BYTE_ORDERS = {"native": "=", "little": "<", "big": ">"}
-
-
-def check_encoding(request: VectorFields) -> None:
-    """Raises RequestError for a data type that is not supported."""
-    if request.embed_dtype.startswith("fp8"):
-        raise RequestError(
-            "`embed_dtype` must be 'float32', 'float16' or 'bfloat16': this server makes no fp8.", param="embed_dtype"
-        )
 
 
 def values_of(output: EngineOutput) -> npt.NDArray[np.float32]:
@@ -56,7 +48,9 @@ def to_bytes(output: EngineOutput, dtype: EmbedDType, endianness: Endianness) ->
     if dtype == "float16":
         return values.astype(f"{order}f2").tobytes()
     if dtype == "bfloat16":
-        return _to_bfloat16(values).astype(f"{order}u2").tobytes()
+        return to_bfloat16(values).astype(f"{order}u2").tobytes()
+    if dtype in ("fp8_e4m3", "fp8_e5m2"):
+        return to_fp8(values, dtype).tobytes()
     return values.astype(f"{order}f4").tobytes()
 
 
@@ -99,10 +93,3 @@ def cosine(first: EngineOutput, second: EngineOutput) -> float:
 def max_similarity(query: EngineOutput, document: EngineOutput) -> float:
     """The sum over the query's tokens of the highest similarity with a token of the document."""
     return float((values_of(query) @ values_of(document).T).max(axis=-1).sum())
-
-
-def _to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The upper 16 bits of each number, rounded to even."""
-    bits = values.astype("=f4").view("=u4")
-    rounded: npt.NDArray[np.uint32] = bits + 0x7FFF + ((bits >> 16) & 1)
-    return (rounded >> 16).astype(np.uint16)

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.pooler_config import PoolerConfig
 from server.renderers.hf import HfRenderer
 from server.serving.pooling.context import PoolingServeContext
 from server.serving.pooling.embedding import EmbeddingServing
@@ -43,8 +44,8 @@ Serve = Callable[..., LiveServer]
 
 
 @contextmanager
-def _serve(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
-    engine_options = {key: options.pop(key) for key in ("runner", "convert", "pooler") if key in options}
+def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
+    engine_options = {key: options.pop(key) for key in ("runner", "convert", "pooler", "hf_overrides") if key in options}
     engine = PooledEngine(folder, **engine_options)
     config = ServerConfig(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
@@ -58,7 +59,7 @@ def _serve(folder: Path, *, renderer: dict[str, Any] | None = None, **options: A
 def serve() -> Iterator[Serve]:
     """Starts a server for one test over a folder."""
     with ExitStack() as stack:
-        yield lambda folder, **options: stack.enter_context(_serve(folder, **options))
+        yield lambda folder, **options: stack.enter_context(serve_folder(folder, **options))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def bert(bert_folder: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def embedder(bert_folder: Path, bert: PreTrainedModel) -> Iterator[LiveServer]:
     """An embedding server with Matryoshka dimensions 8 and 16 and a chat template."""
-    with _serve(bert_folder, renderer={"chat_template": TEMPLATE}) as server:
+    with serve_folder(bert_folder, renderer={"chat_template": TEMPLATE}) as server:
         yield server
 
 
@@ -248,17 +249,17 @@ def test_minus_one_truncates_to_the_context_length(embedder: LiveServer) -> None
         ({"input": []}, "input", "at least one prompt"),
         ({"input": "a", "messages": [{"role": "user", "content": "b"}]}, "input", "either"),
         ({"input": ["a", 1]}, "input", "not a mix"),
-        ({"input": [1, 10**6]}, "input", "token ids must be from 0 to"),
+        ({"input": [1, 10**6]}, "input", "Token id 1000000 is out of vocabulary"),
+        ({"input": [-1]}, "input", "Token id -1 is out of vocabulary"),
         ({"input": "cat " * 100}, "input", "maximum context length is 64 tokens"),
         ({"input": "", "add_special_tokens": False}, "input", "no tokens"),
         ({"input": "a", "dimensions": 9}, "dimensions", r"only supports Matryoshka dimensions [8, 16], got 9"),
         ({"input": "a", "dimensions": 33}, "dimensions", "in range [1, 32], got 33"),
         ({"input": "a", "dimensions": 0}, "dimensions", ">= 1"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format", "'base64'"),
-        ({"input": "a", "embed_dtype": "fp8_e4m3"}, "embed_dtype", "fp8"),
         ({"input": "a", "normalize": True}, "normalize", "use `use_activation` instead"),
         ({"input": "a", "truncate_prompt_tokens": 65}, "truncate_prompt_tokens", "greater than max_model_len"),
-        ({"input": "a", "padding": "max_length"}, "padding", "not supported"),
+        ({"input": "a", "padding": "longest"}, "padding", "max_length"),
         ({"input": "a", "mm_processor_kwargs": {"a": 1}}, "mm_processor_kwargs", "not supported"),
         ({"messages": [{"role": "user", "content": "b"}], "chat_template": "{{ x }}"}, "chat_template", "--trust"),
     ],
@@ -272,11 +273,50 @@ def test_bad_requests_name_the_field(embedder: LiveServer, body: dict[str, Any],
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp8_e4m3", torch.float8_e4m3fn), ("fp8_e5m2", torch.float8_e5m2)], ids=["e4m3", "e5m2"]
+)
+def test_vectors_in_fp8_are_rounded_as_by_torch(embedder: LiveServer, name: str, dtype: torch.dtype) -> None:
+    exact = embedder.post("/v1/embeddings", {"input": TEXTS}).json()
+    body = {"input": TEXTS, "encoding_format": "bytes_only", "embed_dtype": name}
+    expected = torch.tensor([item["embedding"] for item in exact["data"]]).to(dtype)
+    assert embedder.post("/v1/embeddings", body).content == bytes(expected.view(torch.uint8).flatten().tolist())
+
+
+def test_padding_fills_the_context(embedder: LiveServer) -> None:
+    sizes = {}
+    for padding in ("max_length", "do_not_pad"):
+        answer = embedder.post("/v1/embeddings", {"input": "hello world", "padding": padding}).json()
+        sizes[padding] = answer["usage"]["prompt_tokens"]
+    assert sizes == {"max_length": MAX_LEN, "do_not_pad": 4}
+
+
+def test_long_texts_are_embedded_in_chunks(serve: Serve, bert_folder: Path, bert: PreTrainedModel) -> None:
+    server = serve(bert_folder, pooler=PoolerConfig(enable_chunked_processing=True, max_embed_len=200))
+    long, short = "cat " * 100, "hello world"
+    answer = server.post("/v1/embeddings", {"input": [long, short]}).json()
+    ids = _encode(server, long)["input_ids"]
+    parts = [ids[:MAX_LEN], ids[MAX_LEN:]]
+    vectors = [unit(hidden_states(bert, part)[0]) for part in parts]
+    expected = unit(sum(vector * len(part) for vector, part in zip(vectors, parts, strict=True)))
+    _assert_close(answer["data"][0]["embedding"], expected)
+    _assert_close(answer["data"][1]["embedding"], _embedding(server, bert, short))
+    assert answer["usage"]["prompt_tokens"] == len(ids) + 4
+    assert "maximum context length is 200" in server.post("/v1/embeddings", {"input": "cat " * 300}).text
+
+
 def test_dimensions_are_rejected_without_matryoshka(serve: Serve, tmp_path: Path) -> None:
     save_pooler(tmp_path, "bert")
     error = serve(tmp_path).post("/v1/embeddings", {"input": "a", "dimensions": 8}).json()["error"]
     assert "does not support Matryoshka" in error["message"]
     assert error["param"] == "dimensions"
+
+
+def test_hf_overrides_replace_entries_of_the_configuration(serve: Serve, tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    server = serve(tmp_path, hf_overrides={"matryoshka_dimensions": [4]})
+    answer = server.post("/v1/embeddings", {"input": "a", "dimensions": 4}).json()
+    assert len(answer["data"][0]["embedding"]) == 4
 
 
 def test_another_model_is_a_404(embedder: LiveServer) -> None:
@@ -325,15 +365,19 @@ def test_sentence_transformers_length_limit_applies(serve: Serve, tmp_path: Path
     assert server.get("/v1/models").json()["data"][0]["max_model_len"] == 8
 
 
-def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder: LiveServer, bert: PreTrainedModel) -> None:
+def test_pooling_returns_vectors_of_texts_and_of_tokens(
+    embedder: LiveServer, bert_folder: Path, bert: PreTrainedModel, serve: Serve
+) -> None:
     whole = embedder.post("/pooling", {"input": TEXTS}).json()
     assert whole["id"].startswith("pooling-")
     assert whole["data"][0]["object"] == "pooling"
     for text, item in zip(TEXTS, whole["data"], strict=True):
         _assert_close(item["data"], _embedding(embedder, bert, text))
-    tokens = embedder.post("/pooling", {"input": TEXTS, "task": "token_embed"}).json()
+    assert embedder.post("/pooling", {"input": "a", "task": "token_embed"}).status_code == 400
+    server = serve(bert_folder, pooler=PoolerConfig(task="token_embed"))
+    tokens = server.post("/pooling", {"input": TEXTS, "task": "token_embed"}).json()
     for text, item in zip(TEXTS, tokens["data"], strict=True):
-        _assert_close(item["data"], unit(hidden_states(bert, _encode(embedder, text)["input_ids"])))
+        _assert_close(item["data"], unit(hidden_states(bert, _encode(server, text)["input_ids"])))
 
 
 @pytest.mark.parametrize(
@@ -341,6 +385,8 @@ def test_pooling_returns_vectors_of_texts_and_of_tokens(embedder: LiveServer, be
     [
         ({"task": "score"}, "task", "use `classify` instead"),
         ({"task": "classify"}, "task", "Supported tasks: embed, token_embed"),
+        ({"task": "token_embed"}, "task", "Try switching the model's pooling_task via --pooler-config.task"),
+        ({"task": "plugin"}, "task", "No IOProcessor plugin installed."),
         ({"dimensions": 8}, "dimensions", "dimensions is currently not supported"),
     ],
 )
@@ -366,7 +412,8 @@ def test_classes_have_labels_and_probabilities(serve: Serve, tmp_path: Path) -> 
         assert item["label"] == labels[int(expected.argmax())]
         assert item["num_classes"] == 3
         _assert_close(item["probs"], expected)
-    assert server.post("/score", {"text_1": "a", "text_2": "b"}).status_code == 404
+    missing = server.post("/score", {"text_1": "a", "text_2": "b"})
+    assert (missing.status_code, missing.json()["detail"]) == (404, "Not Found")
 
 
 def _cross_score(server: LiveServer, model: PreTrainedModel, first: str, second: str) -> float:
@@ -378,7 +425,7 @@ def _cross_score(server: LiveServer, model: PreTrainedModel, first: str, second:
 def cross_encoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LiveServer, PreTrainedModel]]:
     folder = tmp_path_factory.mktemp("cross")
     model = save_pooler(folder, "bert", "classify", num_labels=1)
-    with _serve(folder) as server:
+    with serve_folder(folder) as server:
         yield server, model
 
 
@@ -523,7 +570,7 @@ def test_blocking_steps_run_in_the_renderers_pool(embedder: LiveServer, monkeypa
             return _work(self, *args)
 
         monkeypatch.setattr(EmbeddingServing, name, recording)
-    with _serve(embedder.parts.renderer.files.path) as server:
+    with serve_folder(embedder.parts.renderer.files.path) as server:
         assert server.post("/v1/embeddings", {"input": TEXTS}).status_code == 200
     assert threads["_read_prompts"].startswith("renderer")
     assert threads["_build_response"].startswith("renderer")

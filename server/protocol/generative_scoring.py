@@ -1,0 +1,49 @@
+"""Bodies of /generative_scoring: how likely a language model finds a token after each of several prompts."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from server.protocol.fields import INEFFECTIVE, Hint, Priority, RequestId, TokenId
+from server.protocol.generation import MAX_LOGPROB_TOKEN_IDS
+from server.protocol.usage import Usage
+
+LabelIds = Annotated[list[int], Meta(min_length=1, max_length=MAX_LOGPROB_TOKEN_IDS)]
+
+
+class GenerativeScoringRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A query and the items to score; each prompt is the query and an item."""
+
+    model: str | None = None
+    query: str | list[TokenId]
+    items: Annotated[list[str | list[TokenId]], Meta(min_length=1)]
+    label_token_ids: LabelIds
+    """The tokens that may follow; the score is the probability of the first one."""
+    apply_softmax: bool = True
+    """Whether the probabilities of the labels add up to 1; false gives those among all tokens."""
+    item_first: bool = False
+    add_special_tokens: bool = True
+    """Whether the query begins with the tokenizer's special tokens."""
+    cache_salt: Hint = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    request_id: RequestId | None = None
+
+
+class ItemScore(msgspec.Struct, kw_only=True):
+    """One item's score."""
+
+    index: int
+    object: Literal["score"] = "score"
+    score: float
+
+
+class GenerativeScoringResponse(msgspec.Struct, kw_only=True):
+    """The response, in the order of the items."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[ItemScore]
+    usage: Usage
