@@ -1,8 +1,9 @@
 """Runs vLLM's own tests of its entrypoints against this program: `make test-vllm-suite VLLM_SOURCE=PATH`."""
 
 import json
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Final
 import click
 import yaml
 
-from tests.vllm_suite.file_run import SuiteResult, run_file
+from tests.vllm_suite.file_run import FileRunner, SuiteResult
 from tests.vllm_suite.report import Reasons, describe, judge
 from tests.vllm_suite.workspace import HERE, Workspace, prepare_workspace
 
@@ -24,41 +25,59 @@ _SERVER_WORDS: Final = ("Remote", '"vllm"', "schemathesis")
 @click.command()
 @click.option("--server", type=click.Choice(["ours", "vllm"]), default="ours", help="Which program the tests start.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the results to a file.")
+@click.option("--vllm-results", type=click.Path(path_type=Path), default=_VLLM_RESULTS, help="Those of plain vLLM.")
 @click.option("--jobs", default=1, show_default=True, help="Files that run at once.")
 @click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds for one file.")
 @click.argument("vllm_source", type=click.Path(path_type=Path, exists=True))
 @click.argument("files", nargs=-1)
 def main(
-    *, server: str, report: Path | None, jobs: int, timeout_s: float, vllm_source: Path, files: Sequence[str]
+    *,
+    server: str,
+    report: Path | None,
+    vllm_results: Path,
+    jobs: int,
+    timeout_s: float,
+    vllm_source: Path,
+    files: Sequence[str],
 ) -> None:
     """Run the tests below tests/entrypoints of VLLM_SOURCE, or FILES of them (such as `pooling/embed`).
 
     With `--server vllm`, plain vLLM is tested instead, and its results are kept in the repository: tests that
     it does not pass do not count against this program.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     workspace = prepare_workspace(vllm_source.resolve())
     reasons = _read_reasons()
+    chosen = choose_files(workspace.source, files)
     results: list[SuiteResult] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        chosen = choose_files(workspace.source, files)
-        runs = {
-            pool.submit(_results_of, workspace, file, reasons, server=server, timeout_s=timeout_s): file
-            for file in chosen
-        }
-        for number, run in enumerate(as_completed(runs), 1):
-            results += run.result()
-            _show_progress(f"{number}/{len(chosen)} {runs[run]}", run.result())
-            if server == "vllm":
-                _keep_vllm_results(run.result())
+    for file, found in _run_files(workspace, chosen, reasons, server=server, jobs=jobs, timeout_s=timeout_s):
+        results += found
+        _show_progress(f"{len(results)} tests; {file}", found)
+        if server == "vllm":
+            _keep_vllm_results(vllm_results, found)
     results.sort(key=lambda result: chosen.index(result.test.partition("::")[0]))
-    on_vllm: Mapping[str, str] = {} if server == "vllm" else _read_vllm_results()
-    judged = judge(results, reasons, on_vllm)
+    judged = judge(results, reasons, {} if server == "vllm" else _read_vllm_results(vllm_results))
     click.echo("\n".join(describe(judged)))
     if report is not None:
         report.parent.mkdir(exist_ok=True)
         rows = [asdict(one.result) | {"verdict": one.verdict, "reason": one.reason} for one in judged]
         report.write_text(json.dumps(rows, indent=1))
     sys.exit(server == "ours" and any(one.verdict == "failed" for one in judged))
+
+
+def _run_files(
+    workspace: Workspace, files: Sequence[str], reasons: Reasons, *, server: str, jobs: int, timeout_s: float
+) -> Iterator[tuple[str, list[SuiteResult]]]:
+    """Yields each file with its results as soon as it has run."""
+    runner = FileRunner(workspace, server=server, timeout_s=timeout_s)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        runs = {pool.submit(_results_of, workspace, file, reasons, runner): file for file in files}
+        for run in as_completed(runs):
+            yield runs[run], run.result()
+    finally:
+        runner.stop()
+        pool.shutdown(cancel_futures=True)
 
 
 def choose_files(source: Path, beginnings: Sequence[str]) -> list[str]:
@@ -68,15 +87,13 @@ def choose_files(source: Path, beginnings: Sequence[str]) -> list[str]:
     return [name for name in names if name.startswith(wanted or _ENTRYPOINTS)]
 
 
-def _results_of(
-    workspace: Workspace, file: str, reasons: Reasons, *, server: str, timeout_s: float
-) -> list[SuiteResult]:
+def _results_of(workspace: Workspace, file: str, reasons: Reasons, runner: FileRunner) -> list[SuiteResult]:
     """The results of a file, which is not run if its name alone says that it is not applicable."""
     if why := reasons.why_not(file):
         return _without_run(workspace, file, why)
     if not _may_start_server(workspace.source / file, workspace.source):
         return _without_run(workspace, file, "starts no server: tests vLLM's own modules in its process")
-    return run_file(workspace, file, server=server, timeout_s=timeout_s)
+    return runner.run(file)
 
 
 def _may_start_server(path: Path, source: Path) -> bool:
@@ -107,15 +124,15 @@ def _by_pattern(groups: Mapping[str, Sequence[str]] | None) -> dict[str, str]:
     return {pattern: reason for reason, patterns in (groups or {}).items() for pattern in patterns}
 
 
-def _read_vllm_results() -> dict[str, str]:
-    return json.loads(_VLLM_RESULTS.read_text()) if _VLLM_RESULTS.exists() else {}
+def _read_vllm_results(path: Path) -> dict[str, str]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _keep_vllm_results(results: Sequence[SuiteResult]) -> None:
+def _keep_vllm_results(path: Path, results: Sequence[SuiteResult]) -> None:
     """Replaces the results of the file's tests."""
     new = {result.test: result.outcome for result in results if result.outcome != "not applicable"}
-    kept = _read_vllm_results() | {test: outcome for test, outcome in new.items() if "::" in test}
-    _VLLM_RESULTS.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
+    kept = _read_vllm_results(path) | {test: outcome for test, outcome in new.items() if "::" in test}
+    path.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,34 +27,57 @@ class SuiteResult:
     reason: str = ""
 
 
-def run_file(workspace: Workspace, file: str, *, server: str, timeout_s: float) -> list[SuiteResult]:
-    """Runs the file's tests; its output is in the workspace's logs."""
-    log = workspace.logs / f"{server}-{file.removeprefix('tests/entrypoints/').replace('/', '-')}.log"
-    results = log.with_suffix(".jsonl")
-    results.unlink(missing_ok=True)
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    variables = {**workspace.environment(server), "VLLM_SUITE_RESULTS": str(results), _MARK: mark}
-    command = [workspace.python, "-m", "pytest", "-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "-q", "-rA"]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--timeout", str(_TEST_TIMEOUT_S), file],
-            cwd=workspace.source,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+class FileRunner:
+    """Runs files in any thread; `stop` ends those that run."""
+
+    def __init__(self, workspace: Workspace, *, server: str, timeout_s: float) -> None:
+        self._workspace = workspace
+        self._server = server
+        self._timeout_s = timeout_s
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_stopped = False
+
+    def run(self, file: str) -> list[SuiteResult]:
+        """Runs the file's tests; their output is in the workspace's logs."""
+        log = self._workspace.logs / f"{self._server}-{file.removeprefix('tests/entrypoints/').replace('/', '-')}.log"
+        results = log.with_suffix(".jsonl")
+        results.unlink(missing_ok=True)
+        mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        process = self._start(file, log, {"VLLM_SUITE_RESULTS": str(results), _MARK: mark})
+        problem = ""
         try:
-            process.wait(timeout_s)
-            problem = ""
+            process.wait(self._timeout_s)
         except subprocess.TimeoutExpired:
-            problem = f"the file's tests took longer than {timeout_s:.0f} s"
+            problem = f"the file's tests took longer than {self._timeout_s:.0f} s"
         finally:
             _end(process, mark)
-    found = _read_results(results)
-    if problem or (not found and process.returncode != 0):
-        found.append(SuiteResult(file, "failed", problem or f"pytest exited with {process.returncode}, see {log}"))
-    return found
+            self._running.discard(process)
+        found = _read_results(results)
+        if problem or (not found and process.returncode != 0):
+            found.append(SuiteResult(file, "failed", problem or f"pytest exited with {process.returncode}, see {log}"))
+        return found
+
+    def stop(self) -> None:
+        """Ends all processes; the files' results are incomplete."""
+        self._is_stopped = True
+        for process in self._running.copy():
+            process.terminate()
+
+    def _start(self, file: str, log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+        options = ("-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "-q", "-rA", "--timeout", str(_TEST_TIMEOUT_S))
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [self._workspace.python, "-m", "pytest", *options, file],
+                cwd=self._workspace.source,
+                env=self._workspace.environment(self._server) | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self._running.add(process)
+        if self._is_stopped:
+            process.terminate()
+        return process
 
 
 def _read_results(path: Path) -> list[SuiteResult]:
