@@ -45,7 +45,8 @@ Serve = Callable[..., LiveServer]
 
 @contextmanager
 def serve_folder(folder: Path, *, renderer: dict[str, Any] | None = None, **options: Any) -> Iterator[LiveServer]:
-    engine_options = {key: options.pop(key) for key in ("runner", "convert", "pooler", "hf_overrides") if key in options}
+    names = ("runner", "convert", "pooler", "hf_overrides")
+    engine_options = {key: options.pop(key) for key in names if key in options}
     engine = PooledEngine(folder, **engine_options)
     config = ServerConfig(**({"served_model_names": (NAME,)} | options))
     files = ModelFiles(folder, folder)
