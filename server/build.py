@@ -22,7 +22,7 @@ from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
 from server.routes.load_report import LoadReport
 from server.routes.status import StatusEndpoints
-from server.routes.table import Handlers, build_routes
+from server.routes.table import Handlers, ScaleOut, build_routes
 from server.security.access import Access
 from server.security.api_keys import ApiKeys
 from server.serving.admission import Admission
@@ -46,12 +46,14 @@ from server.serving.pooling.scoring import RerankServing, ScoreServing
 from server.serving.preparation import GenerationBuilder
 from server.serving.readiness import EngineReadiness
 from server.serving.reasoning import ModelReasoning
+from server.serving.rendering import RenderServing
 from server.serving.responses.archive import ResponseArchive
 from server.serving.responses.serving import ResponsesServing
 from server.serving.responses.store import ResponseStore, build_response_store
 from server.serving.running_requests import RunningRequests
 from server.serving.start_view import StartView
 from server.serving.tokenization import TokenizationServing
+from server.serving.tokens import TokensServing
 from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections
@@ -213,6 +215,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     builder = GenerationBuilder(inference, reasoning)
     runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer, reasoning))
     archive = ResponseArchive(parts.response_store, parts.renderer)
+    scale_out = ScaleOut(tokens=TokensServing(inference, builder), render=RenderServing(inference, builder, runner))
     return Handlers(
         completions=CompletionServing(inference, builder),
         generative_scoring=GenerativeScoringServing(inference, builder),
@@ -229,6 +232,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         health=HealthEndpoint(availability),
         info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
         models=ModelEndpoints(availability, models),
+        scale_out=scale_out if config.enable_scale_out else None,
         tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         status=StatusEndpoints(lifecycle, start, engine, metrics, version=parts.version),

@@ -420,6 +420,9 @@ class ServerConfig:
     enable_request_id_headers: bool = setting(
         False, "--enable-request-id-headers", "Send an X-Request-Id header with every response."
     )
+    enable_scale_out: bool = setting(
+        False, "--enable-scale-out", "Answer /inference/v1/generate (tokens in, tokens out) and the render routes."
+    )
     enable_tokenizer_info_endpoint: bool = setting(
         False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."
     )

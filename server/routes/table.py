@@ -1,5 +1,6 @@
 """The table of routes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from server.protocol.pooling import PoolingRequest
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from server.protocol.tokens import AbortRequest, TokensRequest
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
@@ -34,9 +36,19 @@ from server.serving.pooling.cohere_embedding import CohereEmbeddingServing
 from server.serving.pooling.embedding import EmbeddingServing
 from server.serving.pooling.pooling import PoolingServing
 from server.serving.pooling.scoring import RerankServing, ScoreServing
+from server.serving.rendering import RenderServing
 from server.serving.responses.serving import ResponsesServing
 from server.serving.tokenization import TokenizationServing
+from server.serving.tokens import TokensServing
 from server.status_page.page import DATA_PATH
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleOut:
+    """The objects that answer the routes of `--enable-scale-out`."""
+
+    tokens: TokensServing
+    render: RenderServing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,8 @@ class Handlers:
     health: HealthEndpoint
     info: InfoEndpoints
     models: ModelEndpoints
+    scale_out: ScaleOut | None
+    """None without `--enable-scale-out`."""
     tokenizer: TokenizerEndpoint | None
     """None without `--enable-tokenizer-info-endpoint`."""
     status: StatusEndpoints
@@ -120,6 +134,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         post("/tokenize", TokenizeRequest, handlers.tokenization.tokenize),
         post("/detokenize", DetokenizeRequest, handlers.tokenization.detokenize),
         *([Route("/tokenizer_info", handlers.tokenizer, methods=["GET"])] if handlers.tokenizer else []),
+        *(_scale_out(handlers.scale_out, post) if handlers.scale_out else ()),
         Route("/invocations", _invocations(handlers, intake), methods=["POST"]),
         Route("/v1/models", models.list),
         Route("/v1/models/{model:path}", models.get),
@@ -134,6 +149,15 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
         Route("/openapi.json", info.openapi),
         Route("/", handlers.status.page),
         Route(DATA_PATH, handlers.status.data),
+    ]
+
+
+def _scale_out(handlers: ScaleOut, post: Callable[..., Route]) -> list[Route]:
+    return [
+        post("/inference/v1/generate", TokensRequest, handlers.tokens.create),
+        post("/inference/v1/abort_requests", AbortRequest, handlers.tokens.abort),
+        post("/v1/chat/completions/render", ChatRequest, handlers.render.chat),
+        post("/v1/completions/render", CompletionRequest, handlers.render.completions),
     ]
 
 

@@ -108,7 +108,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         switch("--grpc"),
         value("--grpc-port"),
         switch("--tokens-only"),
-        switch("--enable-scale-out"),
         value("--sse-keep-alive-interval", neutral=("0",)),
         switch("--enable-per-request-metrics"),
     ),

@@ -1,0 +1,112 @@
+"""Answers the render routes: the prompt of a chat or completion as a body for /inference/v1/generate."""
+
+import json
+from typing import Any
+
+import msgspec
+
+from server.errors import RequestError
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.tokens import RenderedRequest, TokensSampling
+from server.renderers.prompts import TextOptions
+from server.serving.chat_run import ChatRunner
+from server.serving.generation import Generation
+from server.serving.inference import Inference
+from server.serving.preparation import GenerationBuilder
+from server.serving.request_context import RequestContext
+from server.types import GuidedDecoding, SamplingParams
+
+_COPIED = (
+    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "ignore_eos", "logprobs"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "prompt_logprobs"),
+)
+"""Parameters that the engine has under the same names."""
+
+
+class RenderServing:
+    """One per server; every method runs on the event loop."""
+
+    def __init__(self, inference: Inference, builder: GenerationBuilder, runner: ChatRunner) -> None:
+        self._inference = inference
+        self._builder = builder
+        self._runner = runner
+
+    async def chat(self, request: ChatRequest, context: RequestContext) -> RenderedRequest:
+        """The prompt and the parameters that /v1/chat/completions would send to the engine.
+
+        Raises:
+            RequestError: the request is invalid, or has images.
+        """
+        self._inference.models.check_generative("Chat Completions Render")
+        run = await self._runner.start(request, context)
+        return _rendered(run.generation, 0, run.id)
+
+    async def completions(self, request: CompletionRequest, context: RequestContext) -> bytes:
+        """The prompts and parameters of /v1/completions, as a list.
+
+        Raises:
+            RequestError: the request is invalid, or has embeddings.
+        """
+        self._inference.models.check_generative("Completions Render")
+        self._inference.models.check(request.model)
+        options = TextOptions(
+            add_special_tokens=request.add_special_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            truncation_side=request.truncation_side,
+        )
+        with context.times.rendering():
+            prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)
+        generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
+        ids = [generation.request_id]
+        if len(prompts) > 1:
+            ids = [f"{generation.request_id}-{index}" for index in range(len(prompts))]
+        return msgspec.json.encode([_rendered(generation, index, name) for index, name in enumerate(ids)])
+
+
+def _rendered(generation: Generation, index: int, request_id: str) -> RenderedRequest:
+    request, prompt = generation.request, generation.prompts[index]
+    if prompt.inputs is not None:
+        raise RequestError("Prompts with images or embeddings cannot be rendered as token ids.", param="messages")
+    return RenderedRequest(
+        request_id=request_id,
+        token_ids=prompt.token_ids,
+        sampling_params=_sampling(request, generation.params[index]),
+        model=request.model,
+        stream=bool(request.stream),
+        stream_options=request.stream_options,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+    )
+
+
+def _sampling(request: ChatRequest | CompletionRequest, params: SamplingParams) -> TokensSampling:
+    values: dict[str, Any] = {name: getattr(params, name) for name in _COPIED}
+    return TokensSampling(
+        n=request.num_choices,
+        stop=list(request.stop_strings),
+        stop_token_ids=list(params.stop_token_ids),
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        skip_special_tokens=request.skip_special_tokens,
+        spaces_between_special_tokens=request.spaces_between_special_tokens,
+        logprob_token_ids=list(params.logprob_token_ids) or None,
+        logit_bias=params.logit_bias or None,
+        allowed_token_ids=list(params.allowed_token_ids) or None,
+        bad_words=request.bad_words,
+        structured_outputs=None if params.guided is None else _constraint(params.guided),
+        thinking_token_budget=request.thinking_token_budget,
+        **values,
+    )
+
+
+def _constraint(guided: GuidedDecoding) -> dict[str, Any]:
+    """The grammar as `structured_outputs`."""
+    match guided.kind:
+        case "json_object":
+            return {"json_object": True}
+        case "json_schema":
+            return {"json": guided.spec}
+        case "choice":
+            return {"choice": json.loads(guided.spec)}
+        case kind:
+            return {kind: guided.spec}
