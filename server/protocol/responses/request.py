@@ -8,11 +8,13 @@ from msgspec import Meta
 from server.errors import RequestError
 from server.protocol.chat import ReasoningEffort
 from server.protocol.fields import (
+    INEFFECTIVE,
     Hint,
     LogitBias,
     MinP,
     NumLogprobs,
     Penalty,
+    Priority,
     RepetitionPenalty,
     RequestId,
     Seed,
@@ -126,16 +128,21 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     prompt: Any = None
     session_id: Hint = None
     prompt_cache_key: Hint = None
+    prompt_cache_retention: Hint = None
+    safety_identifier: Hint = None
+    stream_options: Hint = None
     mm_payload: Hint = None
     return_mm_kwargs: Hint = None
 
-    previous_input_messages: Unsupported = None
-    watermarking: Unsupported = False
-    priority: Unsupported = 0
-    kv_transfer_params: Unsupported = None
-    ec_transfer_params: Unsupported = None
-    vllm_xargs: Unsupported = None
+    kv_transfer_params: dict[str, Any] | None = None
+    """As in chat."""
+    watermarking: Annotated[bool | None, INEFFECTIVE] = None
+    priority: Annotated[Priority, INEFFECTIVE] = 0
+    ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
+    vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
     media_io_kwargs: Unsupported = None
+    previous_input_messages: Unsupported = None
+    conversation: Unsupported = None
 
     def __post_init__(self) -> None:
         check_unsupported(self)

@@ -54,6 +54,7 @@ def to_chat_request(request: ResponsesRequest, messages: list[Message], tools: R
         include_reasoning=request.include_reasoning,
         add_generation_prompt=not continues,
         continue_final_message=continues,
+        kv_transfer_params=request.kv_transfer_params,
         chat_template_kwargs=request.chat_template_kwargs,
         mm_processor_kwargs=request.mm_processor_kwargs,
     )
