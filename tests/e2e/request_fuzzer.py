@@ -22,8 +22,19 @@ _PATHS = (
     "/docs",
     "/..%2f",
     "/metrics?x=%",
+    "/v1/responses/%00",
+    "/v1/responses/a%2fb/cancel",
+    "/v1/responses/a?stream=1&starting_after=%ff",
 )
-_SMALL = {"max_tokens": 4, "max_completion_tokens": 4, "min_tokens": 2, "n": 3, "best_of": 3, "prompt_logprobs": 2}
+_SMALL = {
+    "max_tokens": 4,
+    "max_completion_tokens": 4,
+    "max_output_tokens": 4,
+    "min_tokens": 2,
+    "n": 3,
+    "best_of": 3,
+    "prompt_logprobs": 2,
+}
 """Largest values in most requests, so that they are answered soon."""
 _DEEPEST = 5
 

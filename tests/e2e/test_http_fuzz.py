@@ -22,6 +22,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.thorough
 
 TEXT_ROUTES = (
+    "/v1/responses",
     *("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"),
     *("/tokenize", "/detokenize"),
 )

@@ -50,12 +50,13 @@ def prepare_models(hub: Path, smollm: Path) -> None:
         (repository / "refs" / "main").write_text(_REVISION)
 
 
-def _chat(template: str) -> Build:
+def _chat(template: str, **options: Any) -> Build:
     """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls."""
 
     def build(folder: Path, smollm: Path) -> None:
-        for name in ("config.json", "generation_config.json"):
-            shutil.copyfile(smollm / name, folder / name)
+        config = json.loads((smollm / "config.json").read_text()) | options
+        (folder / "config.json").write_text(json.dumps(config))
+        shutil.copyfile(smollm / "generation_config.json", folder / "generation_config.json")
         os.link(_linkable(smollm / "model.safetensors", folder), folder / "model.safetensors")
         _save_tokenizer(folder, smollm, {3 + index: token for index, token in enumerate(_THINKING)})
         shutil.copyfile(_TEMPLATES / template, folder / "chat_template.jinja")
@@ -278,7 +279,7 @@ _OPT_SHAPE: Final[dict[str, Any]] = {
 
 MODELS: Final[dict[str, Build]] = {
     **{
-        name: _chat("qwen3.jinja")
+        name: _chat("qwen3.jinja", max_position_embeddings=40960)
         for name in (_QWEN3, "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "google/translategemma-4b-it")
     },
     **{

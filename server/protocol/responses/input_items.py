@@ -1,8 +1,9 @@
 """The members of `input` in requests to /v1/responses."""
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -30,7 +31,7 @@ _TEXT_KEYS: Final = {
 class InputPart(msgspec.Struct, kw_only=True):
     """A part of a message, of a tool's output or of reasoning."""
 
-    type: str
+    type: Annotated[str, Meta(extra_json_schema={"enum": [*_TEXT_KEYS, "input_image"]})]
     text: str | None = None
     refusal: str | None = None
     image_url: str | None = None
@@ -54,7 +55,7 @@ Content = str | list[InputPart]
 class InputItem(msgspec.Struct, kw_only=True):
     """A message, reasoning, a tool call or its output; fields that its type does not have are ignored."""
 
-    type: str = "message"
+    type: Annotated[str, Meta(extra_json_schema={"enum": [*_REQUIRED]})] = "message"
     status: ItemStatus | None = None
 
     role: Literal["user", "assistant", "system", "developer"] | None = None

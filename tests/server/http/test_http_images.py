@@ -57,6 +57,16 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
     assert answer.usage.prompt_tokens == len(token_ids)
 
 
+def test_an_image_of_a_response_stays_in_the_conversation(vision: Any) -> None:
+    client = vision.client()
+    content: Any = [{"type": "input_image", "image_url": _url()}, {"type": "input_text", "text": "What is it?"}]
+    first = client.responses.create(model="smol", input=[{"role": "user", "content": content}])
+    assert first.output_text == "a cat"
+    client.responses.create(model="smol", input="Which colour?", previous_response_id=first.id)
+    one, other = vision.engine.inputs.values()
+    assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
+
+
 def test_choices_of_one_request_share_the_images(vision: Any) -> None:
     vision.chat(messages=_messages(_url()), n=3)
     assert len(vision.engine.inputs) == 3

@@ -39,6 +39,14 @@ def tool_client(serve):
         yield client
 
 
+@pytest.fixture
+def reasoning_client(serve):
+    """A client of a server whose model reasons and may choose tools."""
+    options = {"reasoning_parser": "qwen3", "enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
+    with serve(**options).client() as client:
+        yield client
+
+
 def prompt_of(engine, renderer):
     """The text of the only prompt that the engine has received."""
     ((token_ids, _),) = engine.requests.values()
@@ -121,6 +129,34 @@ def test_a_tools_output_continues_the_conversation(tool_client, engine, renderer
     items = [{"role": "user", "content": INPUT}, call, output]
     assert tool_client.responses.create(model="smol", input=items, tools=[WEATHER]).output_text == TEXT
     assert "sunny" in prompt_of(engine, renderer)
+
+
+def test_reasoning_text_and_calls_are_items(reasoning_client, engine, encode):
+    engine.reply = encode("<think>Rome is warm.</think>Yes.\n" + CALL)
+    response = reasoning_client.responses.create(model="smol", input=INPUT, tools=[WEATHER])
+    reasoning, message, call = response.output
+    assert reasoning.content[0].text == "Rome is warm."
+    assert (message.content[0].text.strip(), call.arguments) == ("Yes.", ARGUMENTS)
+    assert 0 < response.usage.output_tokens_details.reasoning_tokens < response.usage.output_tokens
+    items = [{"role": "user", "content": INPUT}, *response.output]
+    items.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
+    assert reasoning_client.responses.create(model="smol", input=items, tools=[WEATHER]).status == "completed"
+
+
+def test_reasoning_is_streamed(reasoning_client, engine, encode):
+    engine.reply = encode("<think>Hm.</think>Yes.")
+    with reasoning_client.responses.stream(model="smol", input=INPUT) as stream:
+        kinds = list(dict.fromkeys(names(stream)))
+        reasoning, message = stream.get_final_response().output
+    assert (reasoning.content[0].text, message.content[0].text) == ("Hm.", "Yes.")
+    assert kinds.index("reasoning_text.delta") < kinds.index("reasoning_text.done") < kinds.index("output_text.delta")
+
+
+def test_reasoning_is_left_out_if_the_request_says_so(reasoning_client, engine, encode):
+    engine.reply = encode("<think>Hm.</think>Yes.")
+    fields = {"include": ["message.output_text.logprobs"], "extra_body": {"include_reasoning": False}}
+    (message,) = reasoning_client.responses.create(model="smol", input=INPUT, **fields).output
+    assert (message.content[0].text, message.content[0].logprobs) == ("Yes.", None)
 
 
 def test_tools_without_a_parser_are_text_as_in_vllm(client, engine, encode):

@@ -1,0 +1,95 @@
+"""/v1/responses of a real server: the `openai` client, the background, a drain and a restart."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import NotFoundError, OpenAI
+from pydantic import BaseModel
+
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.thorough
+
+MODEL = "smol"
+QUESTION = "What is the capital of France?"
+ENDLESS: Any = {"model": MODEL, "input": "Tell me a story.", "extra_body": {"ignore_eos": True}}
+WEATHER: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+class City(BaseModel):
+    name: str
+
+
+def client_of(server: ServerProcess) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_client_creates_streams_and_continues(client: OpenAI) -> None:
+    first = client.responses.create(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=32)
+    assert "Paris" in first.output_text
+    with client.responses.stream(model=MODEL, input=QUESTION, temperature=0, max_output_tokens=32) as stream:
+        assert stream.get_final_response().output_text == first.output_text
+    second = client.responses.create(model=MODEL, input="Say it again.", previous_response_id=first.id)
+    assert second.usage is not None
+    assert first.usage is not None
+    assert second.usage.input_tokens > first.usage.total_tokens
+
+
+def test_client_parses_a_structure(client: OpenAI) -> None:
+    response = client.responses.parse(model=MODEL, input="Name a city.", text_format=City, max_output_tokens=200)
+    assert response.output_parsed is None or response.output_parsed.name is not None
+    assert response.status in ("completed", "incomplete")
+
+
+def test_client_forces_a_tool(client: OpenAI) -> None:
+    choice: Any = {"type": "function", "name": "get_weather"}
+    response = client.responses.create(
+        model=MODEL, input="Weather in Rome?", tools=[WEATHER], tool_choice=choice, temperature=0, max_output_tokens=100
+    )
+    (call,) = response.output
+    assert call.type == "function_call"
+    assert set(json.loads(call.arguments)) == {"city"}
+
+
+def test_a_response_in_the_background_is_cancelled(server: ServerProcess, client: OpenAI) -> None:
+    response = client.responses.create(**ENDLESS, background=True)
+    wait_until(lambda: client.responses.retrieve(response.id).status == "in_progress")
+    assert client.responses.cancel(response.id).status == "cancelled"
+    assert client.responses.retrieve(response.id).status == "cancelled"
+    wait_until(lambda: server.metric("vllm:num_requests_running") == 0)
+
+
+def test_a_drain_waits_for_the_background_and_a_file_outlives_the_server(start_server: Any, tmp_path: Path) -> None:
+    arguments = ("--responses-store-file", str(tmp_path / "responses.db"), "--max-model-len", "512")
+    with start_server(*arguments, "--shutdown-timeout", "200") as server:
+        response = client_of(server).responses.create(**ENDLESS, background=True, max_output_tokens=60)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(200) == 0
+    with start_server(*arguments) as server:
+        kept = client_of(server).responses.retrieve(response.id)
+        assert (kept.status, kept.usage is not None and kept.usage.output_tokens) == ("incomplete", 60)
+
+
+def test_a_drain_ends_what_takes_too_long(start_server: Any, tmp_path: Path) -> None:
+    arguments = ("--responses-store-file", str(tmp_path / "responses.db"))
+    with start_server(*arguments, "--shutdown-timeout", "0") as server:
+        client = client_of(server)
+        response = client.responses.create(**ENDLESS, background=True)
+        wait_until(lambda: client.responses.retrieve(response.id).status == "in_progress")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+    with start_server(*arguments) as server:
+        kept = client_of(server).responses.retrieve(response.id)
+        assert kept.status == "failed"
+        assert kept.error is not None
+        assert "shutting down" in kept.error.message
+        with pytest.raises(NotFoundError):
+            client_of(server).responses.retrieve("resp_other")
