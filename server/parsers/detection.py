@@ -40,6 +40,7 @@ _REASONING_MARKS: Final[_Marks] = (
     ("minimax_m2", ("<minimax:tool_call>", "<think>")),
     ("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
     ("glm45", ("<arg_key>", "<think>")),
+    ("gemma4", ("<|channel>", "thought")),
     ("hunyuan_a13b", ("<|extra_0|>", "<think>")),
     ("ernie45", ("<think>", "<response>")),
     ("mistral", ("[THINK]",)),

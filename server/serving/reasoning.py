@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _TURN_BOUNDARIES = (
     *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<assistant>"),
-    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>"),
     *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
 )
 """Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""

@@ -40,6 +40,14 @@ DEEPSEEK_V41: Final = TagFormat(
     answer_starts=("<｜DSML｜ calls>",), strips_reasoning=True, switch=_is_deepseek_v4_thinking
 )
 ERNIE45: Final = TagFormat(strips_answer=True, answer_tags=("<response>", "</response>"))
+GEMMA4: Final = TagFormat(
+    starts=("<|channel>",),
+    ends=("<channel|>",),
+    answer_starts=("<|tool_call>",),
+    label="thought\n",
+    is_open_at_start=False,
+    strips_reasoning=True,
+)
 GLM45: Final = TagFormat(answer_starts=_TOOL_CALL, strips_reasoning=True, switch=_is_not_refused)
 GRANITE: Final = TagFormat(
     starts=("Here is my thought process:", "Here's my thought process:"),

@@ -27,6 +27,8 @@ class TagFormat:
     """The texts that end it, the usual one first."""
     answer_starts: tuple[str, ...] = ()
     """Tags of tool calls, which end the reasoning as well and belong to the answer."""
+    label: str = ""
+    """Text that may follow the start and is dropped."""
     is_open_at_start: bool = True
     """Whether the output begins with reasoning where neither prompt nor output have the start tag."""
     must_begin_output: bool = False
@@ -73,7 +75,7 @@ class TagParser:
         if prompt_end is PromptEnd.ENDED:
             self._read = self._read_answer
         elif prompt_end is PromptEnd.OPEN or tags.is_open_at_start:
-            self._read = self._read_reasoning
+            self._read = self._read_label
 
     def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
         self._held += text
@@ -83,7 +85,7 @@ class TagParser:
 
     def finish(self) -> list[Event]:
         held, self._held = self._held, ""
-        if self._read == self._read_reasoning:
+        if self._read in (self._read_label, self._read_reasoning):
             self._add_reasoning(held)
         else:
             self._add_content(held)
@@ -98,7 +100,7 @@ class TagParser:
             begin, start = min(starts)
             self._add_content(held[:begin])
             self._held = held[begin + len(start) :]
-            self._read = self._read_reasoning
+            self._read = self._read_label
             return True
         self._held = _end_of(held, self._tags.starts)
         self._add_content(held.removesuffix(self._held))
@@ -114,6 +116,9 @@ class TagParser:
             return False
         self._read = self._read_answer
         return True
+
+    def _read_label(self) -> bool:
+        return self._drop_or_wait(self._tags.label, then=self._read_reasoning)
 
     def _read_reasoning(self) -> bool:
         tags, held = self._tags, self._held
@@ -135,11 +140,14 @@ class TagParser:
     def _read_answer_start(self) -> bool:
         if self._tags.strips_answer and not self._drop_line_breaks():
             return False
-        start = self._tags.answer_tags[0] if self._tags.answer_tags else ""
-        if len(self._held) < len(start) and start.startswith(self._held):
+        return self._drop_or_wait(self._tags.answer_tags[0] if self._tags.answer_tags else "", then=self._read_answer)
+
+    def _drop_or_wait(self, text: str, *, then: Callable[[], bool]) -> bool:
+        """Drops a text at the beginning of the held one; False if it is not complete yet."""
+        if len(self._held) < len(text) and text.startswith(self._held):
             return False
-        self._held = self._held.removeprefix(start)
-        self._read = self._read_answer
+        self._held = self._held.removeprefix(text)
+        self._read = then
         return True
 
     def _read_answer(self) -> bool:

@@ -62,6 +62,9 @@ def test_reasoning_that_does_not_end_is_reasoning(name):
             id="granite, not at the beginning",
         ),
         pytest.param("qwen3", 'A<tool_call>{"n', ("A", '<tool_call>{"n'), id="a tool call ends the reasoning"),
+        pytest.param("gemma4", "<|channel>thought\nA\n<channel|>B", ("A", "B"), id="gemma4's label"),
+        pytest.param("gemma4", "<|channel>though<channel|>B", ("though", "B"), id="gemma4 without its label"),
+        pytest.param("gemma4", "<|channel>thou", ("thou", None), id="gemma4, cut in its label"),
         pytest.param("kimi_k2", "A\n<|tool_calls_section_begin|>B", ("A", "<|tool_calls_section_begin|>B"), id="kimi"),
     ],
 )
