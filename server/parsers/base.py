@@ -78,6 +78,18 @@ class ReasoningFormat(Protocol):
         """The texts that end it, the usual one first."""
 
     @property
+    def pauses(self) -> tuple[str, ...]:
+        """Texts that end one of several parts of the reasoning."""
+
+    @property
+    def forced_end(self) -> str | None:
+        """The text that ends reasoning whose budget is used up; None if it cannot have one."""
+
+    @property
+    def parses_calls(self) -> bool:
+        """Whether its parser also reads the tool calls of the model's format."""
+
+    @property
     def answer_starts(self) -> tuple[str, ...]:
         """Texts that end the reasoning and belong to the answer, such as the tag of a tool call."""
 

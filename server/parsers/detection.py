@@ -36,6 +36,7 @@ _TOOL_MARKS: Final[_Marks] = (
 )
 
 _REASONING_MARKS: Final[_Marks] = (
+    ("openai_gptoss", ("<|channel|>", "analysis")),
     ("seed_oss", ("<seed:think>",)),
     ("minimax_m2", ("<minimax:tool_call>", "<think>")),
     ("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
@@ -54,7 +55,7 @@ _REASONING_MARKS: Final[_Marks] = (
 
 _TOOL_TYPES: Final = {"gpt_oss": "openai", "deepseek_v32": "deepseek_v32"}
 
-_REASONING_TYPES: Final = {"deepseek_v32": "deepseek_v3"}
+_REASONING_TYPES: Final = {"gpt_oss": "openai_gptoss", "deepseek_v32": "deepseek_v3"}
 
 _TOOL_TOKENS: Final = {
     "[TOOL_CALLS]": "mistral",

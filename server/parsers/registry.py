@@ -74,6 +74,7 @@ REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "mistral": ParserPath("reasoning.formats", "MISTRAL"),
     "nemotron_v3": ParserPath("reasoning.formats", "NEMOTRON_V3"),
     "olmo3": ParserPath("reasoning.formats", "OLMO3"),
+    "openai_gptoss": ParserPath("reasoning.gptoss", "GPT_OSS"),
     "poolside_v1": ParserPath("reasoning.formats", "DEEPSEEK_V3"),
     "qwen3": ParserPath("reasoning.formats", "QWEN3"),
     "seed_oss": ParserPath("reasoning.formats", "SEED_OSS"),

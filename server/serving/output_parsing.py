@@ -71,7 +71,7 @@ class OutputParsing:
         With `is_whole`, calls are checked before anything is sent: malformed ones are content.
         """
         tools = self._create_tool_parser(request, is_whole=is_whole)
-        if reasoning is None:
+        if reasoning is None or (reasoning.format.parses_calls and tools is not None and not request.forces_call):
             return tools
         parser = reasoning.create_parser(is_call_forced=request.forces_call)
         return parser if tools is None else ParserChain(parser, tools)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _TURN_BOUNDARIES = (
     *("<|im_start|>", "<|im_end|>", "<|im_user|>", "<|im_assistant|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<assistant>"),
-    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>"),
+    *("<|start_of_role|>", "<|end_of_role|>", "<|extra_0|>", "<|eos|>", "<|turn>", "<|tool_response>", "<|start|>"),
     *("<｜User｜>", "<｜Assistant｜>", "<seed:bos>", "<seed:eos>"),
 )
 """Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""
@@ -65,12 +65,12 @@ class ModelReasoning:
         Raises:
             RequestError: the request limits the reasoning, but the server has no format for it.
         """
+        if request.thinking_budget is not None and (self._format is None or self._format.forced_end is None):
+            raise RequestError(
+                "`thinking_token_budget` needs a server with a --reasoning-parser whose reasoning can be ended.",
+                param="thinking_token_budget",
+            )
         if self._format is None:
-            if request.thinking_budget is not None:
-                raise RequestError(
-                    "`thinking_token_budget` is set, but the server has no --reasoning-parser.",
-                    param="thinking_token_budget",
-                )
             return None
         kwargs = self._renderer.config.default_chat_template_kwargs
         if isinstance(request, ChatRequest):
@@ -86,15 +86,16 @@ class ModelReasoning:
     def _markers(self) -> "_Markers":
         assert self._format is not None
         ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
-        starts, ends = (
+        starts, ends, pauses = (
             tuple(ReasoningMarker(text, ids.get(text)) for text in texts)
-            for texts in (self._format.starts, self._format.ends)
+            for texts in (self._format.starts, self._format.ends, self._format.pauses)
         )
         return _Markers(
             starts=starts,
             ends=ends,
+            pauses=pauses,
             answer_starts=tuple(ReasoningMarker(text, ids.get(text), True) for text in self._format.answer_starts),
-            forced_end=tuple(self._encode(self._forced_text or self._format.ends[0])),
+            forced_end=tuple(self._encode(self._forced_text or self._format.forced_end or "")),
             num_extra_tokens={
                 marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
             },
@@ -119,7 +120,7 @@ class ModelReasoning:
         ends, boundaries = self._ends_of_prompt, self._boundary_ids
         for num_after, token_id in enumerate(reversed(prompt.known_token_ids)):
             if token_id in ends:
-                return ends[token_id], num_after
+                return ends[token_id], num_after if ends[token_id] is PromptEnd.OPEN else 0
             if token_id in boundaries:
                 break
         return PromptEnd.SILENT, 0
@@ -156,6 +157,7 @@ class _Markers:
 
     starts: tuple[ReasoningMarker, ...]
     ends: tuple[ReasoningMarker, ...]
+    pauses: tuple[ReasoningMarker, ...]
     answer_starts: tuple[ReasoningMarker, ...]
     forced_end: tuple[int, ...]
     num_extra_tokens: dict[ReasoningMarker, int]
@@ -169,7 +171,7 @@ class PromptReasoning:
     markers: _Markers
     prompt_end: PromptEnd
     num_spent_tokens: int
-    """Tokens of reasoning at the end of the prompt."""
+    """Tokens of open reasoning at the end of the prompt."""
     renderer: BaseRenderer
 
     def create_parser(self, *, is_call_forced: bool) -> OutputParser:
@@ -195,7 +197,7 @@ class PromptReasoning:
             is_optional=is_optional,
             is_open=self.prompt_end is PromptEnd.OPEN,
             budget=budget,
-            num_spent_tokens=self.num_spent_tokens if self.prompt_end is PromptEnd.OPEN else 0,
+            num_spent_tokens=self.num_spent_tokens,
             forced_end=self.markers.forced_end,
         )
 
@@ -208,6 +210,7 @@ class ReasoningCounter:
         end = reasoning.prompt_end
         self._starts = MarkerFinder(markers.starts, reasoning.renderer.token_bytes)
         self._ends = MarkerFinder(markers.ends + markers.answer_starts, reasoning.renderer.token_bytes)
+        self._pauses = MarkerFinder(markers.pauses, reasoning.renderer.token_bytes)
         self._num_extra_tokens = max(markers.num_extra_tokens.values(), default=0)
         self._has_ended = end is PromptEnd.ENDED
         self._is_open = end is PromptEnd.OPEN or (end is PromptEnd.SILENT and reasoning.format.is_open_at_start)
@@ -223,7 +226,9 @@ class ReasoningCounter:
                 self._is_open = True
             elif self._ends.add(token_id) is not None:
                 self._drop_marker()
-                self._has_ended = self._is_open
+                self._has_ended = True
+            elif self._pauses.add(token_id) is not None:
+                self._is_open = False
             elif self._is_open:
                 self.num_tokens += 1
 

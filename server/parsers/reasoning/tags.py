@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from server.parsers.base import PromptEnd
 from server.parsers.events import Content, Event, Reasoning
@@ -41,6 +41,14 @@ class TagFormat:
     """Tags around the answer, which are dropped; the first is optional and may be empty."""
     switch: Callable[[TemplateKwargs], bool] = _always
     """Whether the model reasons with these variables of its chat template."""
+
+    pauses: ClassVar[tuple[str, ...]] = ()
+    parses_calls: ClassVar[bool] = False
+
+    @property
+    def forced_end(self) -> str:
+        """The usual end."""
+        return self.ends[0]
 
     def is_used(self, template_kwargs: TemplateKwargs) -> bool:
         return self.switch(template_kwargs)

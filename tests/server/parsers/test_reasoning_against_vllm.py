@@ -9,8 +9,9 @@ import pytest
 
 from server.parsers.base import PromptEnd
 from server.parsers.events import Content, Reasoning
-from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
+from server.parsers.registry import load_reasoning_format
 from tests.peer_vllm import ask_vllm, needs_vllm
+from tests.server.parsers.test_reasoning_tags import TAG_FORMATS
 
 pytestmark = [pytest.mark.slow, needs_vllm, pytest.mark.timeout(600)]
 
@@ -61,7 +62,7 @@ def create_cases(name: str) -> list[Case]:
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     question = {}
-    for name in REASONING_FORMATS:
+    for name in TAG_FORMATS:
         form = load_reasoning_format(name)
         prompts = {
             PromptEnd.SILENT: [],
@@ -74,7 +75,7 @@ def answers(tmp_path_factory):
     return ask_vllm(SCRIPT, question, tmp_path_factory.mktemp("vllm"), timeout_s=580)
 
 
-@pytest.mark.parametrize("name", REASONING_FORMATS)
+@pytest.mark.parametrize("name", TAG_FORMATS)
 def test_equals_vllm(name, answers):
     cases = create_cases(name)
     counts = Counter()

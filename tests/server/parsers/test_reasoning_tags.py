@@ -9,6 +9,7 @@ from server.parsers.registry import REASONING_FORMATS, load_reasoning_format
 from server.parsers.tools.hermes import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 
+TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning.formats"]
 THOUGHTS = "I <th </thin é 🎉\n1 < 2 "
 
 
@@ -20,7 +21,7 @@ def read(name, text, prompt_end=PromptEnd.SILENT):
     return parts.get(Reasoning), parts.get(Content)
 
 
-@pytest.mark.parametrize("name", REASONING_FORMATS)
+@pytest.mark.parametrize("name", TAG_FORMATS)
 def test_every_format_separates_reasoning_and_answer(name):
     tags = load_reasoning_format(name)
     is_stripped = tags.strips_reasoning
@@ -32,7 +33,7 @@ def test_every_format_separates_reasoning_and_answer(name):
     assert read(name, "Paris", PromptEnd.ENDED) == (None, "Paris")
 
 
-@pytest.mark.parametrize("name", REASONING_FORMATS)
+@pytest.mark.parametrize("name", TAG_FORMATS)
 def test_reasoning_that_does_not_end_is_reasoning(name):
     tags = load_reasoning_format(name)
     assert read(name, tags.starts[0] + "Hm </thi", PromptEnd.SILENT) == ("Hm </thi", None)
