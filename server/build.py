@@ -17,6 +17,7 @@ from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics
 from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
+from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Intake
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
@@ -183,6 +184,7 @@ def build_app(parts: AppParts) -> ServerApp:
     load_report = LoadReport()
     engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     engine.subscribe_stats(load_report.record)
+    metrics.register_sleep(lambda: engine.sleep_level)
     metrics.register_rejections(parts.admission.num_rejected)
     availability = Availability(parts.lifecycle, parts.start)
     handlers = _build_handlers(parts, availability)
@@ -235,6 +237,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         scale_out=scale_out if config.enable_scale_out else None,
         tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
+        dev=DevEndpoints(availability, engine, parts.renderer, config) if config.server_dev_mode else None,
         status=StatusEndpoints(lifecycle, start, engine, metrics, version=parts.version),
     )
 

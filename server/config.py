@@ -81,6 +81,11 @@ class EngineConfig:
         above=0,
         maximum=1,
     )
+    enable_sleep_mode: bool = setting(
+        False,
+        "--enable-sleep-mode",
+        "Let /sleep free the weights and the KV cache, and /wake_up read them again (VLLM_SERVER_DEV_MODE=1).",
+    )
     enable_prefix_caching: bool = setting(
         True, "--enable-prefix-caching", "Reuse the KV cache of earlier prompts that begin alike."
     )
@@ -370,6 +375,7 @@ class ServerConfig:
         group="LoRA adapters",
         metavar="FOLDER",
     )
+    server_dev_mode: bool = from_variable(env.VLLM_SERVER_DEV_MODE)
     allow_runtime_lora_updating: bool = from_variable(env.VLLM_ALLOW_RUNTIME_LORA_UPDATING)
     host: str | None = setting(None, "--host", "Address to listen on; all addresses if not given.")
     port: int = setting(8000, "--port", "Port to listen on.", minimum=0, maximum=65535)

@@ -98,6 +98,10 @@ class CacheManager:
         self._free_slots.sort()
         sequence.slot = -1
 
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._shrink_prefixes(0)
+
     def is_computing_prompt_of(self, sequence: Sequence) -> bool:
         """Whether an admitted sequence still computes the same prompt, so that this one can copy it later."""
         return (

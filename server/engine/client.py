@@ -6,6 +6,8 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, suppress
 from functools import partial
+from itertools import count
+from typing import Any
 
 import msgspec
 
@@ -13,6 +15,8 @@ from server.engine.channel import HEADER_BYTES, frame, read_length
 from server.engine.messages import (
     Abort,
     AdapterReport,
+    Command,
+    Done,
     Failed,
     FromEngine,
     Generate,
@@ -21,13 +25,16 @@ from server.engine.messages import (
     Pong,
     Pool,
     Ready,
+    ResetPrefixCache,
+    Sleep,
     Step,
     ToEngine,
     UnloadAdapter,
+    WakeUp,
 )
 from server.engine.uploads import Uploader
-from server.errors import EngineDeadError, EngineError, EngineStartError
-from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams
+from server.errors import EngineDeadError, EngineError, EngineStartError, RequestError
+from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, SleepMode
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,10 @@ class EngineClient:
         self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
         self._adapters: dict[int, asyncio.Future[AdapterReport]] = {}
         """Adapters that the engine is loading."""
+        self._commands: dict[int, asyncio.Future[Done]] = {}
+        self._command_ids = count(1)
+        self.sleep_level: int | None = None
+        """None while the engine is awake."""
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -88,6 +99,7 @@ class EngineClient:
         self.ended_silently = False
         self.dead.clear()
         self.stats = EngineStats()
+        self.sleep_level = None
         await self.start()
 
     def ping(self) -> None:
@@ -173,6 +185,50 @@ class EngineClient:
         """Frees an adapter once the last request that uses it has ended."""
         self._send(UnloadAdapter(adapter_id))
 
+    async def sleep(self, level: int, mode: SleepMode) -> None:
+        """Stops computing; from level 1 on, frees the weights and the KV cache.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+            RequestError: the engine cannot sleep at this level.
+        """
+        await self._run_command(Sleep(next(self._command_ids), level, mode))
+        self.sleep_level = max(level, self.sleep_level or 0)
+
+    async def wake_up(self, tags: tuple[str, ...] | None) -> bool:
+        """Returns whether the engine is fully awake.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+            RequestError: the weights cannot be read any more.
+        """
+        done = await self._run_command(WakeUp(next(self._command_ids), tags))
+        if done.is_done:
+            self.sleep_level = None
+        return done.is_done
+
+    async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        return (await self._run_command(ResetPrefixCache(next(self._command_ids), interrupts))).is_done
+
+    async def _run_command(self, command: Command) -> Done:
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        running: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._commands[command.command_id] = running
+        try:
+            self._send(command)
+            done = await running
+        finally:
+            del self._commands[command.command_id]
+        if done.error is not None:
+            raise RequestError(done.error)
+        return done
+
     def drop_queries(self, request_ids: Iterable[str]) -> None:
         """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
         self._send(Abort(list(request_ids)))
@@ -255,7 +311,12 @@ class EngineClient:
             self.ended_silently = reason is None
             self._die(reason or "the engine process ended unexpectedly")
 
-    def _take(self, message: Ready | Step | AdapterReport) -> None:
+    def _take(self, message: Ready | Step | AdapterReport | Done) -> None:
+        if isinstance(message, Done):
+            running = self._commands.get(message.command_id)
+            if running is not None and not running.done():
+                running.set_result(message)
+            return
         if isinstance(message, AdapterReport):
             loading = self._adapters.get(message.adapter_id)
             if loading is not None and not loading.done():
@@ -282,8 +343,9 @@ class EngineClient:
             self._loaded.set_exception(EngineStartError(reason))
         for stream in self._streams.values():
             stream.put_nowait(None)
-        for loading in self._adapters.values():
-            if not loading.done():
-                loading.set_exception(EngineDeadError(reason))
+        answers: list[asyncio.Future[Any]] = [*self._adapters.values(), *self._commands.values()]
+        for waiting in answers:
+            if not waiting.done():
+                waiting.set_exception(EngineDeadError(reason))
         self.dead.set()
         self._on_death(reason)

@@ -27,6 +27,7 @@ class LinearPacker:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._todo: list[list[torch.nn.Linear]] | None = None
+        self._packed: list[_PackedGroup] = []
 
     def pack_next(self) -> bool:
         """Packs one layer with its siblings; False when none is left."""
@@ -34,8 +35,17 @@ class LinearPacker:
             self._todo = list(_groups(self._model))[::-1] if _can_pack(self._model) else []
         if not self._todo:
             return False
-        _PackedGroup(self._todo.pop()).replace_forwards()
+        group = _PackedGroup(self._todo.pop())
+        group.replace_forwards()
+        self._packed.append(group)
         return bool(self._todo)
+
+    def unpack(self) -> None:
+        """Frees all packed weights; `pack_next` packs them again."""
+        for group in self._packed:
+            group.restore_forwards()
+        self._packed.clear()
+        self._todo = None
 
 
 class _PackedGroup:
@@ -57,6 +67,11 @@ class _PackedGroup:
             return
         for index, linear in enumerate(self._linears):
             linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
+
+    def restore_forwards(self) -> None:
+        """Makes the layers compute with their plain weights again."""
+        for linear in self._linears:
+            del linear.forward
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")

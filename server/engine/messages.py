@@ -2,7 +2,7 @@
 
 import msgspec
 
-from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams
+from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, SleepMode
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
@@ -106,6 +106,38 @@ class AdapterReport(msgspec.Struct, frozen=True, array_like=True, tag="adapter_r
     """Whether the error is that there is no adapter at the path."""
 
 
+class Sleep(msgspec.Struct, frozen=True, array_like=True, tag="sleep"):
+    """To the engine: stop computing; from level 1 on also free weights and cache. Answered by a `Done`."""
+
+    command_id: int
+    level: int
+    mode: SleepMode
+
+
+class WakeUp(msgspec.Struct, frozen=True, array_like=True, tag="wake_up"):
+    """To the engine: undo `Sleep`, for some of vLLM's tags or for all."""
+
+    command_id: int
+    tags: tuple[str, ...] | None
+
+
+class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
+    """To the engine: forget all prefixes, unless requests are running that must not be interrupted."""
+
+    command_id: int
+    interrupts: bool
+    """Whether running requests are computed again."""
+
+
+class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
+    """From the engine: the result of a command."""
+
+    command_id: int
+    is_done: bool = True
+    """`WakeUp`: whether the engine is fully awake; `ResetPrefixCache`: whether it was reset."""
+    error: str | None = None
+
+
 class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
     """To the engine: asks for a pong from its loop."""
 
@@ -114,6 +146,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Ping
+Command = Sleep | WakeUp | ResetPrefixCache
+Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Command | Ping
 ToEngine = Request | Upload | Piece | DropUpload
-FromEngine = Ready | Failed | Step | AdapterReport | Pong
+FromEngine = Ready | Failed | Step | AdapterReport | Done | Pong

@@ -32,10 +32,13 @@ from server.engine.messages import (
     Pool,
     Ready,
     Request,
+    ResetPrefixCache,
+    Sleep,
     Step,
     ToEngine,
     UnloadAdapter,
     Upload,
+    WakeUp,
 )
 from server.engine.phases import Phases
 from server.engine.uploads import Uploads
@@ -163,10 +166,13 @@ class _EngineLoop:
                 if message is None:
                     return 0
                 self._handle(message, core)
+                has_idle_work = has_idle_work or isinstance(message, WakeUp)
+            self._send_done(core)
             is_idle = True
             if core.has_work:
                 outputs = core.step()
                 self._send(Step(outputs, core.stats))
+                self._send_done(core)
             if has_idle_work:
                 has_idle_work = core.do_idle_work() or core.has_work or imports.restore()
                 if not has_idle_work:
@@ -182,6 +188,8 @@ class _EngineLoop:
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
+            case Sleep() | WakeUp() | ResetPrefixCache():
+                self._send(Step(core.execute(message), core.stats))
             case LoadAdapter():
                 self._send(core.load_adapter(message))
             case UnloadAdapter(adapter_id):
@@ -190,6 +198,10 @@ class _EngineLoop:
                 self._send(Pong())
         if rejection is not None:
             self._send(Step([rejection], core.stats))
+
+    def _send_done(self, core: "EngineCore | PoolingCore") -> None:
+        for done in core.take_done():
+            self._send(done)
 
     def fail(self, message: str) -> None:
         """Sends the API process the reason for the exit; logs it if the connection is closed."""

@@ -23,6 +23,8 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._by_id: dict[str, Sequence] = {}
         self.num_preemptions = 0
+        self.is_admitting = True
+        """Whether waiting sequences may start."""
 
     @property
     def has_work(self) -> bool:
@@ -85,6 +87,8 @@ class Scheduler:
         With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
         A sequence whose adapter would be one too many lets others pass.
         """
+        if not self.is_admitting:
+            return
         held_back: list[Sequence] = []
         adapters = self.running_adapters
         while self._waiting and budget > 0 and self._cache.can_admit(self._waiting[0]):
@@ -108,6 +112,16 @@ class Scheduler:
         if sequence.num_preemptions == 0:
             sequence.admitted_s = monotonic()
             sequence.num_cached_tokens = sequence.num_computed_tokens
+
+    def preempt_all(self) -> None:
+        """Sends all running sequences back to the queue, in their order."""
+        for sequence in list(reversed(self._running)):
+            self._preempt(sequence)
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All sequences that have not ended."""
+        return list(self._by_id.values())
 
     def _preempt(self, sequence: Sequence) -> None:
         self._cache.release(sequence)

@@ -19,6 +19,7 @@ from server.protocol.responses.request import ResponsesRequest
 from server.protocol.scoring import RerankRequest, ScoreRequest
 from server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 from server.protocol.tokens import AbortRequest, TokensRequest
+from server.routes.dev import DevEndpoints
 from server.routes.endpoint import Handler, Intake, JsonEndpoint, LongField, T
 from server.routes.health import HealthEndpoint
 from server.routes.info import InfoEndpoints, ModelEndpoints, TokenizerEndpoint
@@ -75,6 +76,8 @@ class Handlers:
     tokenizer: TokenizerEndpoint | None
     """None without `--enable-tokenizer-info-endpoint`."""
     status: StatusEndpoints
+    dev: DevEndpoints | None
+    """None without `VLLM_SERVER_DEV_MODE`."""
     adapters: LoraAdapters | None
     """None unless clients may change the adapters."""
 
@@ -111,6 +114,7 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
     )
     return [
         *adapter_routes,
+        *(handlers.dev.routes() if handlers.dev is not None else ()),
         post(
             "/v1/completions",
             CompletionRequest,

@@ -99,8 +99,7 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--weight-transfer-config"),
         value("--num-gpu-blocks-override"),
     ),
-    "a sleep mode": (
-        switch("--enable-sleep-mode"),
+    "other kinds of sleep": (
         switch("--sleep-mode-offload-cudagraph"),
         values("--sleep-preserve-parameter-names"),
     ),

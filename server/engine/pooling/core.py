@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from server.engine.linear import LinearPacker
-from server.engine.messages import AdapterReport, LoadAdapter
+from server.engine.messages import AdapterReport, Command, Done, LoadAdapter, ResetPrefixCache
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
@@ -38,6 +38,7 @@ class PoolingCore:
         self._packer = packer
         self._queries = KeptQueries()
         self._num_iteration_tokens = 0
+        self._done: list[Done] = []
 
     @property
     def has_work(self) -> bool:
@@ -66,6 +67,18 @@ class PoolingCore:
     def load_adapter(self, message: LoadAdapter) -> AdapterReport:
         """Rejects the adapter."""
         return AdapterReport(message.adapter_id, "LoRA adapters need a model that generates text")
+
+    def execute(self, command: Command) -> list[EngineOutput]:
+        """Answers a command: there is no prefix to forget, and sleeping is not supported."""
+        is_reset = isinstance(command, ResetPrefixCache)
+        error = None if is_reset else "only models that generate text can sleep"
+        self._done.append(Done(command.command_id, is_reset, error))
+        return []
+
+    def take_done(self) -> list[Done]:
+        """The results of commands since the last call."""
+        done, self._done = self._done, []
+        return done
 
     def unload_adapter(self, adapter_id: int) -> None:
         """Does nothing: there is no adapter."""

@@ -1,5 +1,6 @@
 """An engine core for a small model, built as in `server.engine.build`, with sizes chosen by the test."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
+from server.engine.sleep_mode import ReleasableWeights
 from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
 from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
@@ -72,6 +74,7 @@ class SmallEngine:
         tokenizer_path: Path = Path("nowhere"),
         sequential: bool = False,
         lora: LoraConfig | None = None,
+        reload: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
         self.prefixes = PrefixCache(max_tokens=prefix_tokens) if prefix_tokens else None
         self.num_slots = num_slots
@@ -113,6 +116,7 @@ class SmallEngine:
             guided=guided,
             features=FeatureBuilder(model, image_encoder(model)),
             adapters=self.adapters,
+            weights=ReleasableWeights(model, reload) if reload is not None else None,
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []

@@ -68,8 +68,8 @@ def test_a_rejected_flag_is_an_error_of_one_line_that_names_the_other_engine(wor
 
 
 def test_all_rejected_flags_are_named_in_one_error() -> None:
-    with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --enable-sleep-mode "):
-        reject_unsupported(Arguments.parse(["-tp", "4", "--enable-sleep-mode"]).flags.values())
+    with pytest.raises(InputError, match="--tensor-parallel-size 4 .*; --grpc "):
+        reject_unsupported(Arguments.parse(["-tp", "4", "--grpc"]).flags.values())
 
 
 @pytest.mark.parametrize("has_gpu", [True, False])

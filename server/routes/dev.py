@@ -1,0 +1,145 @@
+"""The routes for development, as vLLM has them with VLLM_SERVER_DEV_MODE=1."""
+
+import platform
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from functools import wraps
+from typing import Any, Final, cast, get_args
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from envs.registry import variables
+from server.config import ServerConfig
+from server.engine.client import EngineClient
+from server.errors import RequestError, ServerError
+from server.renderers.base import BaseRenderer
+from server.routes.info import json_response, unavailable_response
+from server.serving.availability import Availability
+from server.serving.failures import describe_failure
+from server.types import SleepMode
+
+_TAGS: Final = ("weights", "kv_cache", "scheduling")
+_FORMATS: Final = ("text", "json")
+
+Answer = Callable[["DevEndpoints", Request], Awaitable[Response]]
+
+
+def _when_available(answer: Answer) -> Callable[["DevEndpoints", Request], Awaitable[Response]]:
+    """Answers 503 unless an engine is ready, and errors with OpenAI's body."""
+
+    @wraps(answer)
+    async def checked(self: "DevEndpoints", request: Request) -> Response:
+        if (problem := self.availability.problem) is not None:
+            return unavailable_response(problem)
+        try:
+            return await answer(self, request)
+        except ServerError as err:
+            body = describe_failure(err)
+            return json_response(body, status=body.error.code)
+
+    return checked
+
+
+class DevEndpoints:
+    """They change the engine for all clients, so that only a server for development offers them."""
+
+    def __init__(
+        self, availability: Availability, engine: EngineClient, renderer: BaseRenderer, config: ServerConfig
+    ) -> None:
+        self.availability = availability
+        self._engine = engine
+        self._renderer = renderer
+        self._config = config
+
+    def routes(self) -> list[Route]:
+        """All routes."""
+        posts = {
+            "/sleep": self.sleep,
+            "/wake_up": self.wake_up,
+            "/reset_prefix_cache": self.reset_prefix_cache,
+            "/reset_mm_cache": self.reset_mm_cache,
+            "/reset_encoder_cache": self.reset_encoder_cache,
+        }
+        gets = {"/is_sleeping": self.is_sleeping, "/server_info": self.server_info}
+        return [
+            *(Route(path, answer, methods=["POST"]) for path, answer in posts.items()),
+            *(Route(path, answer, methods=["GET"]) for path, answer in gets.items()),
+        ]
+
+    @_when_available
+    async def sleep(self, request: Request) -> Response:
+        """POST /sleep?level=1&mode=abort."""
+        level = int(_read_choice(request, "level", ("0", "1", "2"), default="1"))
+        mode = _read_choice(request, "mode", get_args(SleepMode), default="abort")
+        if level:
+            await self._renderer.clear_mm_cache_async()
+        await self._engine.sleep(level, cast("SleepMode", mode))
+        return json_response({"status": "sleeping", "level": level})
+
+    @_when_available
+    async def wake_up(self, request: Request) -> Response:
+        """POST /wake_up?tags=weights&tags=kv_cache; without tags, all."""
+        tags = request.query_params.getlist("tags")
+        for tag in tags:
+            _check_choice("tags", tag, _TAGS)
+        is_awake = await self._engine.wake_up(tuple(tags) or None)
+        return json_response({"status": "awake" if is_awake else "sleeping", "tags": tags or None})
+
+    @_when_available
+    async def is_sleeping(self, request: Request) -> Response:
+        """GET /is_sleeping."""
+        return json_response({"is_sleeping": self._engine.sleep_level is not None})
+
+    @_when_available
+    async def reset_prefix_cache(self, request: Request) -> Response:
+        """POST /reset_prefix_cache?reset_running_requests=false; there is no external cache to reset."""
+        interrupts = _read_choice(request, "reset_running_requests", _BOOLEANS, default="false") in _TRUE
+        return json_response({"success": await self._engine.reset_prefix_cache(interrupts=interrupts)})
+
+    @_when_available
+    async def reset_mm_cache(self, request: Request) -> Response:
+        """POST /reset_mm_cache: forgets processed images."""
+        await self._renderer.clear_mm_cache_async()
+        return Response()
+
+    @_when_available
+    async def reset_encoder_cache(self, request: Request) -> Response:
+        """POST /reset_encoder_cache; the engine keeps no encoded image beyond its request."""
+        return Response()
+
+    @_when_available
+    async def server_info(self, request: Request) -> Response:
+        """GET /server_info?config_format=text|json, without secrets."""
+        config = asdict(self._config) | {"engine": msgspec.to_builtins(self._engine.info)}
+        for secret in ("api_keys", "api_key_file"):
+            config.pop(secret)
+        is_text = _read_choice(request, "config_format", _FORMATS, default="text") == "text"
+        declared = (v for v in variables() if v.name.startswith("VLLM_") and not v.is_secret)
+        return json_response(
+            {
+                "vllm_config": str(config) if is_text else config,
+                "vllm_env": {v.name: value for v in declared if (value := _as_json(v.get())) is not None},
+                "system_env": {"python_version": platform.python_version(), "os": platform.platform()},
+            }
+        )
+
+
+_TRUE: Final = ("true", "1", "yes", "on")
+_BOOLEANS: Final = (*_TRUE, "false", "0", "no", "off")
+
+
+def _as_json(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _read_choice(request: Request, name: str, choices: tuple[str, ...], *, default: str) -> str:
+    return _check_choice(name, request.query_params.get(name, default), choices)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value.lower() not in choices:
+        raise RequestError(f"The parameter `{name}` must be one of {', '.join(choices)}, got {value!r}.", param=name)
+    return value.lower()
