@@ -62,6 +62,7 @@ class ScriptedEngine:
     aborted: list[str] = field(default_factory=list)
     _num_sent: dict[str, int] = field(default_factory=dict)
     stats: EngineStats = EngineStats()
+    sleep_level: int | None = None
     subscribers: list[Callable[[EngineStats], None]] = field(default_factory=list)
     info: EngineInfo = EngineInfo(
         model_type="llama",
