@@ -97,7 +97,8 @@ class RequestDecoder(Generic[T]):
         if not path:
             return RequestError(f"The request body must be a JSON object: {_uncapitalize(what)}.")
         if what.startswith("Invalid enum value"):
-            what = f"Expected one of {', '.join(self._choices(path))}"
+            # vLLM's messages have pydantic's name of this error.
+            what = f"Expected one of {', '.join(self._choices(path))} (literal_error)"
         return RequestError(
             f"Invalid value for `{path}`: {_uncapitalize(what)}{_describe_value(what, path, body)}.",
             param=path.partition("[")[0],

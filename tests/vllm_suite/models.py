@@ -96,8 +96,12 @@ def _encoder(
     pooling: str | None = None,
     num_labels: int | None = None,
     max_seq_length: int = 512,
+    tokenizer: str | None = None,
 ) -> Build:
-    """A BERT or XLM-RoBERTa with two layers: a sentence transformer, or a classifier if it has labels."""
+    """A BERT or XLM-RoBERTa with two layers: a sentence transformer, or a classifier if it has labels.
+
+    Its tokenizer has the special tokens of the model type, or of another one.
+    """
 
     def build(folder: Path, smollm: Path) -> None:
         from transformers import AutoModel, AutoModelForSequenceClassification
@@ -113,12 +117,14 @@ def _encoder(
             "type_vocab_size": 2 if is_bert else 1,
             "pad_token_id": 0 if is_bert else 1,
             "initializer_range": 0.1,
+            "position_embedding_type": "absolute",
         }
         if num_labels is None:
             _save(folder, AutoModel, model_type, options)
         else:
             _save(folder, AutoModelForSequenceClassification, model_type, options | {"num_labels": num_labels})
-        _save_tokenizer(folder, smollm, dict(enumerate(_BERT if is_bert else _XLM)), pair_of=model_type)
+        pair_of = tokenizer or model_type
+        _save_tokenizer(folder, smollm, dict(enumerate(_BERT if pair_of == "bert" else _XLM)), pair_of=pair_of)
         if pooling is not None:
             _save_sentence_files(folder, pooling, hidden_size, max_seq_length)
 
@@ -303,7 +309,7 @@ MODELS: Final[dict[str, Build]] = {
     "facebook/opt-125m": _causal("opt", **_OPT_SHAPE),
     "openai-community/gpt2": _causal("gpt2", n_embd=128, n_layer=2, n_head=4, n_positions=1024),
     "distilbert/distilgpt2": _causal("gpt2", n_embd=128, n_layer=2, n_head=4, n_positions=1024),
-    "intfloat/multilingual-e5-small": _encoder("xlm-roberta", 250037, 384, pooling="mean_tokens"),
+    "intfloat/multilingual-e5-small": _encoder("bert", 250037, 384, pooling="mean_tokens", tokenizer="xlm-roberta"),
     "intfloat/e5-small": _encoder("bert", 49152, 384, pooling="mean_tokens"),
     "sentence-transformers/all-MiniLM-L12-v2": _encoder("bert", 49152, 384, pooling="mean_tokens", max_seq_length=128),
     "Snowflake/snowflake-arctic-embed-m-v1.5": _encoder("bert", 49152, 768, pooling="cls_token"),

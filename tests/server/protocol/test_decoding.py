@@ -85,7 +85,7 @@ def test_error_shows_the_wrong_value_and_the_expected_type(body, shown):
 
 def test_error_for_a_wrong_enum_value_lists_the_choices():
     error = fail(b'{"messages": [{}], "tool_choice": "maybe"}', ChatRequest)
-    assert "expected one of 'auto', 'none', 'required', got \"maybe\"" in error.message
+    assert "expected one of 'auto', 'none', 'required' (literal_error), got \"maybe\"" in error.message
 
 
 def test_error_for_a_wrong_enum_value_in_a_list_of_objects_lists_the_choices():
