@@ -1,12 +1,15 @@
 """Reads tool calls that are written as JSON objects, as they arrive."""
 
 import json
-from typing import Literal, NamedTuple
+import re
+from typing import Final, Literal, NamedTuple
 
 from server.parsers.events import CallArguments, CallStart, Content, Event
 from server.parsers.json_value import JsonValueEnd
 
 _State = Literal["open", "key", "colon", "value", "done"]
+
+_NEXT_CALL_OR_END: Final = re.compile(r"[{\]]")
 
 
 class CallStyle(NamedTuple):
@@ -16,6 +19,7 @@ class CallStyle(NamedTuple):
     unwraps_text: bool = False
     """Whether arguments that are a JSON string contain the JSON of the arguments."""
     may_omit_arguments: bool = False
+    """Whether an object with a name and nothing else is a call."""
 
 
 class CallObject:
@@ -32,6 +36,7 @@ class CallObject:
         self._value: JsonValueEnd | None = None
         self._pieces: list[str] = []
         self._name: str | None = None
+        self._has_other_keys = False
         self._arguments: str | None = None
         self._is_streaming = False
         self._events: list[Event] = []
@@ -102,7 +107,8 @@ class CallObject:
 
     def _end_object(self) -> None:
         self._state = "done"
-        if not self.has_started and self._name is not None and self._style.may_omit_arguments:
+        can_start = self._style.may_omit_arguments and not self._has_other_keys
+        if not self.has_started and self._name is not None and can_start:
             self._start_call()
             self._events.append(CallArguments("{}"))
 
@@ -137,7 +143,9 @@ class CallObject:
             self._key, self._state = _text(value) or "?", "colon"
         elif self._is_argument:
             self._end_arguments(value.strip())
-        elif key == "name" and self._name is None:
+        elif key != "name":
+            self._has_other_keys = True
+        elif self._name is None:
             self._name = _text(value)
             if not self._name:
                 self._state = "done"
@@ -154,13 +162,15 @@ class CallObject:
 
 
 class CallArray:
-    """Objects of `CallObject` between `[` and `]`; text that is no call becomes content."""
+    """Objects of `CallObject` between `[` and `]`. Other text in a list that has a call is content."""
 
     def __init__(self, style: CallStyle) -> None:
         self._style = style
         self._call: CallObject | None = None
-        self._raw = ""
         self._is_open = False
+        self._is_damaged = False
+        self._raw = ""
+        self._damage = ""
         self._events: list[Event] = []
         self.is_done = False
         self.has_started = False
@@ -168,7 +178,10 @@ class CallArray:
     def feed(self, text: str) -> str:
         """Reads the array's next piece; returns the text behind the array once it is done."""
         while text and not self.is_done:
-            text = self._read_between(text) if self._call is None else self._read_call(text, self._call)
+            if self._call is not None:
+                text = self._read_call(text, self._call)
+            else:
+                text = self._read_damage(text) if self._is_damaged else self._read_between(text)
         return text
 
     def take_events(self) -> list[Event]:
@@ -178,39 +191,65 @@ class CallArray:
 
     @property
     def raw_text(self) -> str:
-        """The text since the last call that has started; none while a call is open."""
-        if self._call is None:
-            return "" if self.has_started else self._raw
-        return "" if self._call.has_started else self._raw + self._call.raw_text
+        """The text so far; once a call has started, that of a later call that has not."""
+        return self._raw + ("" if self._call is None else self._call.raw_text)
 
     def _read_between(self, text: str) -> str:
         bare = text.lstrip()
-        self._raw += text[: len(text) - len(bare)]
+        self._keep(text[: len(text) - len(bare)])
         if not bare:
             return ""
-        expected = "{,]" if self._is_open else "["
-        if bare[0] not in expected:
-            self.is_done = True
-            return bare
-        if bare[0] == "{":
+        char = bare[0]
+        if char == "{" and self._is_open:
             self._call = CallObject(self._style)
             return bare
+        if char not in (",]" if self._is_open else "["):
+            return self._read_damage(bare)
+        self._keep(char)
         self._is_open = True
-        self.is_done = bare[0] == "]"
-        self._raw += bare[0]
+        self.is_done = char == "]"
         return bare[1:]
+
+    def _keep(self, text: str) -> None:
+        """Keeps the text of a list that may turn out to have no call."""
+        if not self.has_started:
+            self._raw += text
+
+    def _read_damage(self, text: str) -> str:
+        """Text that no list has; calls may follow it, if there was one before."""
+        if not self.has_started:
+            self.is_done = True
+            return text
+        found = _NEXT_CALL_OR_END.search(text)
+        self._is_damaged = found is None
+        cut = len(text) if found is None else found.start()
+        if cut:
+            self._events.append(Content(text[:cut]))
+        return text[cut:]
 
     def _read_call(self, text: str, call: CallObject) -> str:
         rest = call.feed(text)
+        if call.has_started and not self.has_started:
+            self._start()
         self._events += call.take_events()
-        if call.has_started:
-            self.has_started, self._raw = True, ""
         if call.is_done:
-            if not call.has_started:
-                self._events.append(Content(self.raw_text))
-                self._raw = ""
             self._call = None
+            if not call.has_started:
+                self._keep_damage(call.raw_text)
         return rest
+
+    def _start(self) -> None:
+        """The first call has started: what was kept is no content, but for damaged objects."""
+        if self._damage:
+            self._events.append(Content(self._damage))
+        self.has_started, self._raw, self._damage = True, "", ""
+
+    def _keep_damage(self, text: str) -> None:
+        if self.has_started:
+            self._events.append(Content(text))
+        else:
+            self._raw += text
+            self._damage += text
 
 
 def _text(value: str) -> str | None:

@@ -10,7 +10,7 @@ _MOST_NAME_CHARS: Final = 512
 
 
 class NamedArguments:
-    """`NAME` + `before_arguments` + the arguments' text + `end`; text up to `before_name` is dropped."""
+    """`before_name` + `NAME` + `before_arguments` + the arguments' text + `end`."""
 
     def __init__(self, *, before_arguments: str, end: str, before_name: str = "") -> None:
         self._before_name = before_name
@@ -18,7 +18,6 @@ class NamedArguments:
         self._end = end
         self._head = ""
         self._held = ""
-        self._is_first = True
         self._events: list[Event] = []
         self.has_started = False
         self.is_done = False
@@ -40,8 +39,8 @@ class NamedArguments:
     def _read_head(self, text: str) -> str:
         self._head += text
         head, is_found, rest = split_at(self._head, self._before_arguments)
-        name = head.rpartition(self._before_name)[2].strip() if self._before_name else head.strip()
-        if is_found and name and self._before_name in head:
+        name = head.removeprefix(self._before_name)
+        if is_found and name.strip() and head.startswith(self._before_name):
             self.has_started = True
             self._events.append(CallStart(name))
             return rest
@@ -53,10 +52,7 @@ class NamedArguments:
 
     def _read_arguments(self, text: str) -> str:
         arguments, self.is_done, rest = split_at(self._held + text, self._end)
-        if self._is_first:
-            arguments = arguments.lstrip()
         if arguments:
-            self._is_first = False
             self._events.append(CallArguments(arguments))
         self._held = "" if self.is_done else rest
         return rest if self.is_done else ""

@@ -18,7 +18,9 @@ class DeepseekV3Parser(MarkedCalls):
     call_format = CallFormat(_CALL_BEGIN, (f"function{_SEPARATOR}NAME\n```json\n",), ("\n```" + _CALL_END,))
 
     def create_body(self) -> CallBody:
-        return NamedArguments(before_name=_SEPARATOR, before_arguments="\n```json\n", end="\n```" + _CALL_END)
+        return NamedArguments(
+            before_name="function" + _SEPARATOR, before_arguments="\n```json\n", end="\n```" + _CALL_END
+        )
 
 
 class DeepseekV31Parser(MarkedCalls):

@@ -9,7 +9,9 @@ from server.parsers.events import CallArguments, CallStart, Event
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.json_value import JsonValueEnd
 from server.parsers.marked_calls import CallBody, MarkedCalls
+from server.parsers.markers import split_at
 
+_MARKER: Final = "[TOOL_CALLS]"
 _ID_CHARS: Final = ascii_letters + digits
 _ID_LENGTH: Final = 9
 _STYLE: Final = CallStyle(unwraps_text=True, may_omit_arguments=True)
@@ -19,7 +21,7 @@ _BEFORE_ARGUMENTS: Final = re.compile(r"(?:\[CALL_ID\](?P<id>\w+))?(?:\[ARGS\]|(
 class MistralParser(MarkedCalls):
     """The text behind the marker tells which of the two formats it is."""
 
-    markers = {"[TOOL_CALLS]": ""}
+    markers = {_MARKER: ""}
 
     def create_body(self) -> CallBody:
         return _MistralCalls()
@@ -67,6 +69,7 @@ class _NamedCall:
 
     def __init__(self) -> None:
         self._head = ""
+        self._held = ""
         self._value = JsonValueEnd()
         self._events: list[Event] = []
         self.has_started = False
@@ -74,7 +77,7 @@ class _NamedCall:
 
     @property
     def raw_text(self) -> str:
-        return "" if self.has_started else self._head
+        return self._held if self.has_started else self._head
 
     def feed(self, text: str) -> str:
         if not self.has_started:
@@ -85,11 +88,17 @@ class _NamedCall:
             name, text = self._head[: found.start()].strip(), self._head[found.end() :]
             self.has_started = True
             self._events.append(CallStart(name, found["id"]))
-        end = self._value.find(text)
-        self.is_done = end is not None
-        if text[:end]:
-            self._events.append(CallArguments(text[:end]))
-        return "" if end is None else text[end:]
+        return self._read_arguments(self._held + text)
+
+    def _read_arguments(self, text: str) -> str:
+        """Reads up to the end of the value, or to the next call if the value is damaged."""
+        before, is_found, rest = split_at(text, _MARKER)
+        end = self._value.find(before)
+        self.is_done = is_found or end is not None
+        if before[:end]:
+            self._events.append(CallArguments(before[:end]))
+        self._held = "" if self.is_done else rest
+        return text[len(before[:end]) :] if self.is_done else ""
 
     def take_events(self) -> list[Event]:
         events, self._events = self._events, []

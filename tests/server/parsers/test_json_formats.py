@@ -6,7 +6,6 @@ import pytest
 
 from server.parsers.events import CallArguments, CallStart, Content
 from server.parsers.registry import TOOL_PARSERS, load_tool_parser
-from server.parsers.tools import mistral
 from tests.server.parsers.pieces import parse_at_all_splits
 
 NESTED = '{"a": "x\\"}] <", "b": [1, {"c": "é🎉"}]}'
@@ -53,12 +52,6 @@ def read(name, text):
             case CallArguments(text):
                 read[-1] = (read[-1][0], read[-1][1] + text)
     return read
-
-
-@pytest.fixture(autouse=True)
-def fixed_ids(monkeypatch):
-    """The same ids for each split."""
-    monkeypatch.setattr(mistral, "_make_id", lambda: "abcDEF123")
 
 
 @pytest.mark.parametrize(("name", "text", "parts"), CALLS, ids=[f"{case[0]}-{i}" for i, case in enumerate(CALLS)])

@@ -1,0 +1,11 @@
+"""Makes results comparable."""
+
+import pytest
+
+from server.parsers.tools import mistral
+
+
+@pytest.fixture(autouse=True)
+def fixed_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of Mistral's calls are random."""
+    monkeypatch.setattr(mistral, "_make_id", lambda: "abcDEF123")
