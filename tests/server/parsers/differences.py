@@ -54,21 +54,31 @@ def _takes_markers_for_values(ours: Parsed, theirs: Parsed) -> bool:
     return len(ours.calls) == len(theirs.calls) and any("<arg_" in call.arguments for call in theirs.calls)
 
 
+def _takes_call_for_arguments(ours: Parsed, theirs: Parsed) -> bool:
+    return any(call.arguments.startswith('{"name":') for call in theirs.calls)
+
+
+def _makes_calls_of_damaged_objects(ours: Parsed, theirs: Parsed) -> bool:
+    return not set(_meanings(theirs)) <= set(_meanings(ours))
+
+
 def _joins_calls(ours: Parsed, theirs: Parsed) -> bool:
     return _is_subsequence([call.name for call in theirs.calls], [call.name for call in ours.calls])
 
 
 LOSES_TEXT: Final = "vLLM drops text that is neither a call nor a marker"
+LOSES_ARGUMENTS: Final = "vLLM drops an argument without its end marker, or leaves the JSON text open after it"
+LOSES_CALLS: Final = "vLLM drops complete calls"
 
 DIFFERENCES: Final = (
     Difference(LOSES_TEXT, _loses_text),
-    Difference(
-        "vLLM drops an argument without its end marker, or leaves the JSON text open after it", _loses_arguments
-    ),
+    Difference(LOSES_ARGUMENTS, _loses_arguments),
     Difference(
         "vLLM makes a call without arguments of a call whose beginning is incomplete", _makes_call_of_incomplete_header
     ),
-    Difference("vLLM drops complete calls before or after the damage", _loses_calls),
+    Difference(LOSES_CALLS, _loses_calls),
+    Difference("vLLM takes the text of a damaged call for its arguments", _takes_call_for_arguments, ("granite",)),
+    Difference("vLLM makes a call of an object that is not JSON", _makes_calls_of_damaged_objects, ("granite",)),
     Difference(
         "vLLM adds the arguments of the next call to a call without its end marker",
         _joins_calls,

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final
 
+from tests.server.parsers.differences import LOSES_ARGUMENTS, LOSES_CALLS, LOSES_TEXT
+from tests.server.parsers.json_formats import JSON_FORMATS
 from tests.server.parsers.raw_texts import Call, Format, json_text, plain_text
 
 _DSML: Final = "｜DSML｜"
@@ -171,8 +173,24 @@ FORMATS: Final = (
     ),
     Format(name="olmo3", write=_olmo3),
     Format(name="openai", write=_harmony, around=_harmony_messages, tokenize=_harmony_tokens),
+    *JSON_FORMATS,
 )
 """Names that mean the same parser are tested once."""
 
-LOSING_FORMATS: Final = ("pythonic", "llama4_pythonic", "olmo3")
-"""vLLM drops the text around calls; in other formats, it does so in truncated and damaged outputs only."""
+LOSSES: Final = {
+    "deepseek_v3": {LOSES_TEXT},
+    "granite": {LOSES_ARGUMENTS},
+    "granite-20b-fc": {LOSES_TEXT},
+    "granite4": {LOSES_TEXT},
+    "hermes": {LOSES_TEXT},
+    "internlm": {LOSES_TEXT},
+    "jamba": {LOSES_TEXT},
+    "llama3_json": {LOSES_TEXT, LOSES_CALLS},
+    "llama4_pythonic": {LOSES_TEXT},
+    "mistral": {LOSES_TEXT, LOSES_ARGUMENTS},
+    "olmo3": {LOSES_TEXT},
+    "phi4_mini_json": {LOSES_TEXT, LOSES_CALLS},
+    "pythonic": {LOSES_TEXT},
+    "xlam": {LOSES_TEXT, LOSES_ARGUMENTS, LOSES_CALLS},
+}
+"""What vLLM loses of outputs that are neither truncated nor damaged: mostly the text behind calls."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.parsers.differences import LOSES_TEXT, reason_of_difference
-from tests.server.parsers.formats import FORMATS, LOSING_FORMATS
+from tests.server.parsers.differences import reason_of_difference
+from tests.server.parsers.formats import FORMATS, LOSSES
 from tests.server.parsers.parsed import parse, parsed_by_vllm
 from tests.server.parsers.raw_texts import FUNCTIONS, raw_texts
 
@@ -36,7 +36,7 @@ def test_equals_vllm(form, answers):
             counts["equal"] += 1
             continue
         reason = reason_of_difference(form.name, ours, vllm)
-        is_allowed = raw.kind in ("truncated", "damaged") or (reason == LOSES_TEXT and form.name in LOSING_FORMATS)
+        is_allowed = raw.kind in ("truncated", "damaged") or reason in LOSSES.get(form.name, ())
         assert reason is not None and is_allowed, f"{raw}\nours {ours}\nvLLM {vllm}"
         counts[reason] += 1
     print(f"\n{form.name}: {len(texts)} texts, {dict(counts)}")

@@ -76,6 +76,7 @@ def test_arguments_come_as_they_arrive():
     assert parser.feed('ty": "Par', ()) == [CallArguments('ty": "Par')]
 
 
+@pytest.mark.thorough
 def test_long_arguments_are_read_in_linear_time():
     """Half a million pieces: a parser that reads the text again with each piece would need hours."""
     arguments = json.dumps({"text": "ab" * 500_000})
