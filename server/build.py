@@ -211,7 +211,7 @@ def build_app(parts: AppParts) -> ServerApp:
 def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     config, engine, metrics = parts.config, parts.engine, parts.metrics
     lifecycle, start = parts.lifecycle, parts.start
-    models = ServedModels(config.served_model_names, engine, parts.adapters)
+    models = ServedModels(config.served_model_names, engine, parts.adapters, root=config.model)
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
     reasoning = ModelReasoning(config, parts.renderer)
     builder = GenerationBuilder(inference, reasoning)

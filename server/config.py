@@ -352,6 +352,8 @@ class ServerConfig:
         group="Requests and answers",
         metavar="FILE",
     )
+    model: str | None = setting(None, filled_by="--model")
+    """The model as the operator names it; `root` in /v1/models."""
     served_model_names: tuple[str, ...] = field(
         metadata=Setting(
             flag="--served-model-name",

@@ -46,6 +46,7 @@ class RequestDecoder(Generic[T]):
         self._long_field = long_field
         self._nesting = nesting or NestingCheck(LimitsConfig())
         self._decoder = msgspec.json.Decoder(model)
+        self._lenient = msgspec.json.Decoder(model, strict=False)
 
     def decode(self, body: bytes) -> T:
         """Decodes a body.
@@ -76,13 +77,16 @@ class RequestDecoder(Generic[T]):
         return request
 
     def _decode_known(self, body: bytes) -> T:
-        """Decodes a body; again without its unknown fields if it has any."""
+        """Decodes a body.
+
+        If that fails, again as vLLM does: without its unknown fields, and with numbers written as texts.
+        """
         try:
             return self._decoder.decode(body)
-        except msgspec.ValidationError as err:
-            if self._unused.is_rejecting or "unknown field" not in str(err):
+        except msgspec.ValidationError:
+            if self._unused.is_rejecting:
                 raise
-        return self._decoder.decode(self._unused.drop_unknown(body, self.model))
+        return self._lenient.decode(self._unused.drop_unknown(body, self.model))
 
     def _explain(self, error: str, body: bytes) -> RequestError:
         located = _LOCATED.fullmatch(error)

@@ -13,8 +13,12 @@ from server.serving.lora import LoraAdapters
 class ServedModels:
     """Answers /v1/models and checks the `model` of every request."""
 
-    def __init__(self, names: Sequence[str], engine: EngineClient, adapters: LoraAdapters) -> None:
+    def __init__(
+        self, names: Sequence[str], engine: EngineClient, adapters: LoraAdapters, *, root: str | None = None
+    ) -> None:
+        """`root` is the model as the operator names it."""
         self._names = names
+        self._root = root or names[0]
         self._engine = engine
         self._adapters = adapters
 
@@ -67,7 +71,7 @@ class ServedModels:
         return ModelCard(
             id=name,
             created=created,
-            root=self.default_name if adapter is None else adapter.path,
+            root=self._root if adapter is None else adapter.path,
             parent=None if adapter is None else adapter.parent,
             max_model_len=self._engine.info.max_model_len if adapter is None else None,
             permission=[ModelPermission(id=f"modelperm-{uuid4().hex}", created=created)],

@@ -125,3 +125,8 @@ def test_tokenizer_is_described_on_request_only(serve, server, model_path):
     assert info["tokenizer_class"]
     assert info["chat_template"].startswith("{%")
     assert str(model_path) not in str(info)
+
+
+def test_models_name_the_model_that_the_operator_gave(serve):
+    (card,) = serve(model="/models/smol-135m").get("/v1/models").json()["data"]
+    assert (card["id"], card["root"]) == ("smol", "/models/smol-135m")

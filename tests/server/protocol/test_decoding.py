@@ -168,3 +168,12 @@ def test_wrong_nested_enum_value_is_named_with_its_path():
     error = fail(b'{"prompt": "a", "response_format": {"type": "xml"}}')
     assert error.param == "response_format.type"
     assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message
+
+
+def test_numbers_may_be_written_as_texts_as_in_vllm():
+    body = b'{"prompt": "a", "temperature": "0.5", "n": "2", "stream": "true", "ignore_eos": 1, "stop": ["1"]}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.temperature, request.n, request.stream, request.ignore_eos) == (0.5, 2, True, True)
+    assert request.stop_strings == ("1",)
+    with pytest.raises(RequestError):
+        RequestDecoder(CompletionRequest, unused=UnusedFields(is_rejecting=True)).decode(body)

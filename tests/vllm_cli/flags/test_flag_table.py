@@ -75,7 +75,12 @@ def test_every_field_can_be_set() -> None:
 def test_fields_filled_by_one_flag_have_one_default() -> None:
     defaults = {path: field.default for path, field, _ in CONFIG_FIELDS}
     shared = {flag.name: {defaults[path] for path in flag.fields} for flag in SUPPORTED if len(flag.fields) > 1}
-    assert shared == {"--trust-remote-code": {False}, "--enable-prompt-embeds": {False}, "--max-logprobs": {20}}
+    assert shared == {
+        "--model": {None},
+        "--trust-remote-code": {False},
+        "--enable-prompt-embeds": {False},
+        "--max-logprobs": {20},
+    }
 
 
 def test_a_variable_without_a_flag_has_the_default_of_its_field() -> None:
