@@ -1,0 +1,80 @@
+"""A real model that answers as an agent does: a small Llama, trained on a few pairs of a line and its answer.
+
+Its chat template shows it one line of a conversation: the last one of the first tool result, or else of the
+last message of the user. So what it has learned holds within any conversation.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
+
+_CHAT_TEMPLATE: Final = (
+    "{% set last = namespace(role='user', text='') %}"
+    "{% for message in messages %}{% if message.role in ('user', 'tool') and last.role != 'tool' %}"
+    "{% set last.role = message.role %}{% set last.text = message.content %}"
+    "{% endif %}{% endfor %}"
+    r"{{ last.role + ': ' + last.text.strip().split('\n')[-1] + '\n' }}"
+)
+_MOST_STEPS: Final = 2000
+_SURE: Final = 0.001
+"""The mean loss at which greedy answers are right."""
+
+
+def save_agent_model(folder: Path, memory: Mapping[str, str], *, max_model_len: int = 4096) -> Path:
+    """Trains the model until it knows the answers: 20 s of one core."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several are slower on a busy machine
+    _train(memory, max_model_len).save_pretrained(folder)
+    torch.set_num_threads(num_threads)
+    save_byte_tokenizer(folder)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": _CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def _train(memory: Mapping[str, str], max_model_len: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=max_model_len,
+        bos_token_id=EOS,
+        eos_token_id=EOS,
+    )
+    model = LlamaForCausalLM(config)
+    input_ids, labels = _batch(memory)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(_MOST_STEPS):
+        loss = model(input_ids=input_ids, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < _SURE:
+            return model.eval()
+    raise AssertionError(f"the model has not learned its answers: loss {loss.item()}")
+
+
+def _batch(memory: Mapping[str, str]) -> tuple[Any, Any]:
+    """Pairs as rows of bytes; only answers are learned."""
+    import torch
+
+    rows = [([*f"{line}\n".encode()], [*answer.encode(), EOS]) for line, answer in memory.items()]
+    width = max(len(line) + len(answer) for line, answer in rows)
+    input_ids = torch.full((len(rows), width), EOS)
+    labels = torch.full((len(rows), width), -100)
+    for row, (line, answer) in enumerate(rows):
+        end = len(line) + len(answer)
+        input_ids[row, :end] = torch.tensor(line + answer)
+        labels[row, len(line) : end] = torch.tensor(answer)
+    return input_ids, labels

@@ -1,0 +1,52 @@
+"""What every client does with the server: the prompts, the model's answers, and the report of the results.
+
+Clients run in an environment of their own, so this module imports the standard library only.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+MODEL = "agent"
+QUESTION, ANSWER = "What is the capital of France?", "Paris is the capital of France."
+DESCRIBE, CITY = "Describe Paris.", {"city": "Paris", "population": 2100000}
+CALL_FINAL_RESULT, CALL_CITY = "Describe Paris to final_result.", "Describe Paris to City."
+"""For libraries that require the call of a tool for a structured answer; its name is their choice."""
+WEATHER_QUESTION, WEATHER_CALL = (
+    "What is the weather in Paris?",
+    {"name": "get_weather", "arguments": {"city": "Paris"}},
+)
+WEATHER, WEATHER_ANSWER = "sunny, 21 degrees", "It is sunny in Paris."
+READ_NOTE, READ_CALL = "Read the note.", {"name": "Bash", "arguments": {"command": "cat note.txt"}}
+NOTE, NOTE_ANSWER = "Buy milk.", "The note is about milk."
+"""For coding agents."""
+
+MEMORY = {
+    f"user: {QUESTION}": ANSWER,
+    f"user: {DESCRIBE}": json.dumps(CITY),
+    f"user: {CALL_FINAL_RESULT}": json.dumps([{"name": "final_result", "parameters": CITY}]),
+    f"user: {CALL_CITY}": json.dumps([{"name": "City", "parameters": CITY}]),
+    f"user: {WEATHER_QUESTION}": f"<tool_call>\n{json.dumps(WEATHER_CALL)}\n</tool_call>",
+    f"tool: {WEATHER}": WEATHER_ANSWER,
+    f"user: {READ_NOTE}": f"<tool_call>\n{json.dumps(READ_CALL)}\n</tool_call>",
+    f"tool: {NOTE}": NOTE_ANSWER,
+}
+"""The line that the model reads -> what it writes."""
+
+
+def base_url() -> str:
+    """The server's address: the program's argument."""
+    return sys.argv[1]
+
+
+def report(**features: Callable[[], Any]) -> None:
+    """Uses each feature and prints the results as JSON; a failure is the result of its feature only."""
+    results: dict[str, Mapping[str, Any]] = {}
+    for name, use in features.items():
+        try:
+            results[name] = {"value": use()}
+        except Exception:  # noqa: BLE001
+            results[name] = {"error": traceback.format_exc()}
+    print(json.dumps(results))

@@ -1,0 +1,31 @@
+"""instructor: structured answers with its default mode, whole and in parts."""
+
+from typing import Any
+
+import instructor
+import openai
+from pydantic import BaseModel
+from scenario import DESCRIBE, MODEL, base_url, report
+
+CLIENT = instructor.from_openai(openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none"))
+
+
+class City(BaseModel):
+    city: str
+    population: int
+
+
+def ask(question: str) -> Any:
+    return [{"role": "user", "content": question}]
+
+
+def structured() -> dict[str, Any]:
+    return CLIENT.chat.completions.create(model=MODEL, messages=ask(DESCRIBE), response_model=City).model_dump()
+
+
+def structured_stream() -> dict[str, Any]:
+    partial = CLIENT.chat.completions.create_partial(model=MODEL, messages=ask(DESCRIBE), response_model=City)
+    return list(partial)[-1].model_dump()
+
+
+report(structured=structured, structured_stream=structured_stream)

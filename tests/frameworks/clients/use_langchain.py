@@ -1,0 +1,50 @@
+"""LangChain: `ChatOpenAI` with its defaults."""
+
+from typing import Any
+
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+
+LLM = ChatOpenAI(model=MODEL, base_url=f"{base_url()}/v1", api_key="none")
+
+
+class City(BaseModel):
+    city: str
+    population: int
+
+
+@tool
+def get_weather(city: str) -> str:
+    """Tells the weather."""
+    return WEATHER
+
+
+def text() -> Any:
+    return LLM.invoke(QUESTION).content
+
+
+def stream() -> list[Any]:
+    return [chunk.content for chunk in LLM.stream(QUESTION)]
+
+
+def structured() -> dict[str, Any]:
+    return LLM.with_structured_output(City).invoke(DESCRIBE).model_dump()
+
+
+def tools() -> list[Any]:
+    calls = LLM.bind_tools([get_weather]).invoke(WEATHER_QUESTION).tool_calls
+    return [{"name": call["name"], "arguments": call["args"]} for call in calls]
+
+
+def loop() -> Any:
+    llm = LLM.bind_tools([get_weather])
+    messages: list[Any] = [HumanMessage(WEATHER_QUESTION)]
+    messages.append(llm.invoke(messages))
+    messages += [get_weather.invoke(call) for call in messages[-1].tool_calls]
+    return llm.invoke(messages).content
+
+
+report(text=text, stream=stream, structured=structured, tools=tools, loop=loop)
