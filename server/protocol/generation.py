@@ -132,7 +132,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
 
-    thinking_token_budget: Any = None
+    thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
     """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
     cache_salt: str | None = None

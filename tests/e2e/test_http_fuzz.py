@@ -42,6 +42,15 @@ def text_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 
 
 @pytest.fixture(scope="module")
+def parsing_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose models reason and choose tools."""
+    folder = save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+    parsers = ("--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with ServerProcess([str(folder), *SETTINGS, *parsers]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("bert")
     save_pooler(folder, "bert")
@@ -53,6 +62,10 @@ def pooling_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 
 def test_fuzzed_requests_for_text_are_answered(text_server: ServerProcess) -> None:
     fuzz(text_server, range(300), TEXT_ROUTES)
+
+
+def test_fuzzed_requests_whose_output_is_parsed_are_answered(parsing_server: ServerProcess) -> None:
+    fuzz(parsing_server, range(300, 600), TEXT_ROUTES)
 
 
 def test_fuzzed_requests_for_vectors_are_answered(pooling_server: ServerProcess) -> None:
