@@ -329,7 +329,8 @@ class ServerConfig:
     reasoning_config: dict[str, Any] = setting(
         {},
         "--reasoning-config",
-        "`reasoning_end_str`: the text that ends the reasoning once a request's `thinking_token_budget` is used up.",
+        "For `thinking_token_budget`: `reasoning_end_str`, the text that ends the reasoning once the budget is used "
+        "up, and `reasoning_start_str`, where it begins to count; else the tags of --reasoning-parser.",
         group="Requests and answers",
     )
     exclude_tools_when_tool_choice_none: bool = setting(
@@ -529,9 +530,11 @@ class ServerConfig:
     def _check_reasoning_config(self) -> None:
         if not self.reasoning_config:
             return
-        end = self.reasoning_config.get("reasoning_end_str")
-        if set(self.reasoning_config) != {"reasoning_end_str"} or not isinstance(end, str) or not end:
-            raise ConfigError("--reasoning-config", self.reasoning_config, 'such as {"reasoning_end_str": "</think>"}')
+        known = {"reasoning_parser", "reasoning_start_str", "reasoning_end_str"}
+        if not self.reasoning_config.keys() <= known or not all(
+            isinstance(value, str) for value in self.reasoning_config.values()
+        ):
+            raise ConfigError("--reasoning-config", self.reasoning_config, f"an object of texts named {sorted(known)}")
         if self.reasoning_parser is None:
             raise ConfigError("--reasoning-config", self.reasoning_config, "used with --reasoning-parser")
 

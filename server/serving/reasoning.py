@@ -39,7 +39,8 @@ class ModelReasoning:
     def __init__(self, config: ServerConfig, renderer: BaseRenderer) -> None:
         name = _detect(renderer) if config.reasoning_parser == AUTO else config.reasoning_parser
         self._format = None if name is None else load_reasoning_format(name)
-        self._forced_text: str | None = config.reasoning_config.get("reasoning_end_str")
+        self._budget_start: str = config.reasoning_config.get("reasoning_start_str", "")
+        self._forced_end: str = config.reasoning_config.get("reasoning_end_str", "")
         self._renderer = renderer
 
     @property
@@ -79,8 +80,14 @@ class ModelReasoning:
             kwargs = kwargs | template_kwargs(request)
         if not self._format.is_used(kwargs):
             return None
-        end, num_spent = self._look_at(prompt)
+        end, num_spent = self._look_at(prompt, counts_tokens=request.thinking_budget is not None)
         return PromptReasoning(self._format, self._markers, end, num_spent, self._renderer)
+
+    @property
+    def _starts(self) -> tuple[str, ...]:
+        assert self._format is not None
+        starts, own = self._format.starts, self._budget_start
+        return starts if own in ("", *starts) else (*starts, own)
 
     @cached_property
     def _markers(self) -> "_Markers":
@@ -88,14 +95,14 @@ class ModelReasoning:
         ids = {text: token_id for token_id, text in self._renderer.tokenizer.added_tokens.items()}
         starts, ends, pauses = (
             tuple(ReasoningMarker(text, ids.get(text)) for text in texts)
-            for texts in (self._format.starts, self._format.ends, self._format.pauses)
+            for texts in (self._starts, self._format.ends, self._format.pauses)
         )
         return _Markers(
             starts=starts,
             ends=ends,
             pauses=pauses,
             answer_starts=tuple(ReasoningMarker(text, ids.get(text), True) for text in self._format.answer_starts),
-            forced_end=tuple(self._encode(self._forced_text or self._format.forced_end or "")),
+            forced_end=tuple(self._encode(self._forced_end or self._format.forced_end or "")),
             num_extra_tokens={
                 marker: len(self._encode(marker.text)) - 1 for marker in starts + ends if marker.token_id is None
             },
@@ -113,10 +120,11 @@ class ModelReasoning:
         added = self._renderer.tokenizer.added_tokens.items()
         return frozenset(token_id for token_id, text in added if text in _TURN_BOUNDARIES)
 
-    def _look_at(self, prompt: RenderedPrompt) -> tuple[PromptEnd, int]:
-        """What the prompt's end says, and how many tokens of reasoning it has."""
+    def _look_at(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
+        """What the prompt's end says, and how many tokens of open reasoning it has, if they are counted."""
         if any(marker.token_id is None for marker in self._markers.starts + self._markers.ends):
-            return self._look_at_text(prompt)
+            end, text = self._look_at_text(prompt)
+            return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
         ends, boundaries = self._ends_of_prompt, self._boundary_ids
         for num_after, token_id in enumerate(reversed(prompt.known_token_ids)):
             if token_id in ends:
@@ -125,7 +133,8 @@ class ModelReasoning:
                 break
         return PromptEnd.SILENT, 0
 
-    def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, int]:
+    def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
+        """What the prompt's last marker says, and the text after it."""
         text = prompt.text
         if text is None:
             tail = prompt.known_token_ids[-_TAIL_TOKENS:]
@@ -136,7 +145,7 @@ class ModelReasoning:
                 text.rfind(marker.text) + len(marker.text) if marker.text in text else -1 for marker in markers
             )
         end = max(last, key=lambda key: last[key])
-        return end, len(self._encode(text[last[end] :])) if end is PromptEnd.OPEN else 0
+        return end, text[max(last[end], 0) :]
 
     def _encode(self, text: str) -> list[int]:
         return self._renderer.tokenizer.encode(text, add_special_tokens=False) if text else []

@@ -27,7 +27,7 @@ def test_requiring_client_certificates_needs_a_ca_file() -> None:
         ({"enable_auto_tool_choice": True}, "used with --tool-call-parser"),
         ({"reasoning_parser": "qwen"}, "--reasoning-parser must be one of .*deepseek_r1, .*qwen3.*, got 'qwen'"),
         ({"reasoning_config": {"reasoning_end_str": "x"}}, "--reasoning-config must be used with --reasoning-parser"),
-        ({"reasoning_config": {"a": 1}, "reasoning_parser": "qwen3"}, "--reasoning-config must be such as"),
+        ({"reasoning_config": {"a": 1}, "reasoning_parser": "qwen3"}, "--reasoning-config must be an object of texts"),
         ({"tool_call_parser": "hermess"}, "--tool-call-parser must be one of auto, .*hermes.*, got 'hermess'"),
         ({"tool_parser_plugin": "/nowhere/plugin.py"}, "--tool-parser-plugin must be a Python file"),
     ],

@@ -193,10 +193,12 @@ def test_completions_have_a_budget_too_and_delay_their_grammars(reasoner, engine
 
 
 def test_a_configured_text_ends_the_reasoning(serve, engine, encode):
-    server = serve(reasoning_parser="qwen3", reasoning_config={"reasoning_end_str": "Enough.</think>"})
+    texts = {"reasoning_start_str": "<reason>", "reasoning_end_str": "Enough.</think>"}
+    server = serve(reasoning_parser="qwen3", reasoning_config=texts)
     server.chat(thinking_token_budget=2**70)
     ((_, params),) = engine.requests.values()
     assert params.reasoning.forced_end == tuple(encode("Enough.</think>"))
+    assert [marker.text for marker in params.reasoning.starts] == ["<think>", "<reason>"]
 
 
 def test_a_budget_without_a_format_is_refused(server):
