@@ -61,6 +61,7 @@ class MarkedCalls:
         self._body: CallBody | None = None
         self._is_closing = False
         self._is_after_call = False
+        self._gap: list[str] = []
         self._events: list[Event] = []
 
     def create_body(self) -> CallBody:
@@ -83,28 +84,32 @@ class MarkedCalls:
     def finish(self) -> list[Event]:
         if self._body is not None:
             text = self._lost_text(self._body)
+        elif self._is_closing or not self._held:
+            text = ""
         else:
-            text = "" if self._is_closing or self._is_framing(self._held) else self._held
+            text = "".join(self._gap) + self._held
         return [Content(text)] if text else []
 
     def _read_text(self, text: str) -> str:
+        if self._is_after_call:
+            text = self._skip_gap(text)
         opening = self._find_start(text)
-        if self._is_framing(opening.before):
-            if opening.start is None:
-                self._held = text
-                return ""
-        elif opening.before:
-            self._events.append(Content(opening.before))
+        if opening.before:
+            self._events.append(Content("".join(self._gap) + opening.before))
             self._is_after_call = False
+            self._gap.clear()
         if opening.start is None:
             self._held = opening.rest
             return ""
         self._start, self._body = opening.start, self.create_body()
+        self._gap.clear()
         return opening.rest
 
-    def _is_framing(self, text: str) -> bool:
-        """Whether the text only separates calls."""
-        return self._is_after_call and not text.lstrip(self.separators + " \t\r\n")
+    def _skip_gap(self, text: str) -> str:
+        """Keeps blanks and separators behind a call until it is known whether another call follows."""
+        rest = text.lstrip(self.separators + " \t\r\n")
+        self._gap.append(text[: len(text) - len(rest)])
+        return rest
 
     def _find_start(self, text: str) -> _Opening:
         found = _start_pattern(tuple(self.markers), self.bare_starts).search(text)

@@ -5,7 +5,7 @@ from typing import Final
 from server.parsers.events import CallArguments, CallStart, Event
 from server.parsers.markers import split_at
 
-_MOST_NAME_CHARS: Final = 512
+MOST_NAME_CHARS: Final = 512
 """A longer text is not a name; the protocol allows 256 characters."""
 
 
@@ -47,7 +47,7 @@ class NamedArguments:
         if is_found:
             self.is_done, self._head = True, head + self._before_arguments
             return rest
-        self.is_done = len(self._head) > _MOST_NAME_CHARS
+        self.is_done = len(self._head) > MOST_NAME_CHARS
         return ""
 
     def _read_arguments(self, text: str) -> str:

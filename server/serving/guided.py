@@ -58,8 +58,11 @@ def find_strict_constraint(
 ) -> Constraint | None:
     """The grammar of calls that the model chooses; None if no tool is strict. See `strict_grammar`."""
     functions = [tool.function for tool in request.tools or ()]
-    if not any(function.strict is True for function in functions):
+    strict = [function for function in functions if function.strict is True]
+    if not strict:
         return None
+    for function in strict:
+        _json_schema(function.parameters or {}, "tools")
     return Constraint("tools", GuidedDecoding("grammar", strict_grammar(functions, call_format, trigger_id)))
 
 

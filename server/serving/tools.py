@@ -44,12 +44,18 @@ def strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFor
     ]
     for index, function in enumerate(functions):
         begin, end = (
-            " | ".join(json.dumps(text.replace("NAME", function.name)) for text in texts)
+            " | ".join(json.dumps(_with_name(text, function.name)) for text in texts)
             for texts in (call_format.begins, call_format.ends)
         )
         schema = _parameters(function) if function.strict is True else _ANY_OBJECT
         rules.append(f"call_{index}: ({begin}) %json {json.dumps(schema | _COMPACT)} ({end})")
     return "\n".join(rules)
+
+
+def _with_name(text: str, name: str) -> str:
+    """The text with the name in it, as JSON if it is between quotes."""
+    quoted = '"NAME"'
+    return text.replace(quoted, json.dumps(name)) if quoted in text else text.replace("NAME", name)
 
 
 def _array_schema(functions: list[FunctionDefinition], *, is_single: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.json_value import JsonValueEnd
 from server.parsers.marked_calls import CallBody, MarkedCalls
 from server.parsers.markers import split_at
+from server.parsers.named_arguments import MOST_NAME_CHARS
 
 _MARKER: Final = "[TOOL_CALLS]"
 _ID_CHARS: Final = ascii_letters + digits
@@ -84,6 +85,7 @@ class _NamedCall:
             self._head += text
             found = _BEFORE_ARGUMENTS.search(self._head)
             if found is None:
+                self.is_done = len(self._head) > MOST_NAME_CHARS
                 return ""
             name, text = self._head[: found.start()].strip(), self._head[found.end() :]
             self.has_started = True

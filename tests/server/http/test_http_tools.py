@@ -268,6 +268,18 @@ def test_chosen_calls_of_strict_tools_follow_their_schema(serve, engine, model_p
     assert not calls("other", "{}")
 
 
+def test_names_and_schemas_of_strict_tools_may_be_strange(serve, engine, model_path):
+    server = serve(**HERMES)
+    server.chat(tools=[strict({"function": {"name": 'a"NAME\\', "parameters": {"type": "object"}}})])
+    call = '<tool_call>{"name": "a\\"NAME\\\\", "arguments": {}}</tool_call>'
+    assert accepts(guided_of(engine), call, model_path)
+    deep = {"type": "object"}
+    for _ in range(40):
+        deep = {"properties": {"a": deep}}
+    error = server.chat(tools=[strict({"function": {"name": "f", "parameters": deep}})]).json()["error"]
+    assert "nested too deeply" in error["message"]
+
+
 def test_calls_are_free_without_strict_tools_and_in_formats_without_grammar(serve, engine):
     serve(**HERMES).chat(tools=[WEATHER])
     serve(enable_auto_tool_choice=True, tool_call_parser="phi4_mini_json").chat(tools=[strict(WEATHER)])

@@ -2,7 +2,9 @@
 
 import pytest
 
+from server.parsers import detection
 from server.parsers.detection import Detected, ModelFacts, detect_reasoning_format, detect_tool_format
+from server.parsers.registry import TOOL_PARSERS
 
 
 def detect(template=None, model_type="llama", tokens=()):
@@ -51,3 +53,9 @@ def test_the_template_tells_the_format_of_reasoning(template, name):
 def test_a_model_that_does_not_reason_has_no_format():
     assert detect_reasoning_format(ModelFacts("{{ messages }}", "llama", ["</s>"])) is None
     assert detect_reasoning_format(ModelFacts(None, None, ["[THINK]"])) == Detected("mistral", "token [THINK]")
+
+
+def test_every_tool_format_has_a_parser():
+    names = {name for name, _ in detection._TOOL_MARKS}
+    names |= {*detection._TOOL_TYPES.values(), *detection._TOOL_TOKENS.values(), detection.FALLBACK}
+    assert names <= TOOL_PARSERS.keys()
