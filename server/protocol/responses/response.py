@@ -41,7 +41,7 @@ class ReasoningItem(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoni
     id: str
     status: OutputStatus
     summary: list[Any] = []
-    content: list[ReasoningText] = []
+    content: list[ReasoningText] | None = None
 
 
 class FunctionCallItem(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):

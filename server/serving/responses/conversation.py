@@ -67,7 +67,7 @@ def _from_output(item: OutputItem) -> Message:
         case MessageItem():
             return {"role": "assistant", "content": "".join(part.text for part in item.content)}
         case ReasoningItem():
-            return {"role": "assistant", "reasoning": "".join(part.text for part in item.content)}
+            return {"role": "assistant", "reasoning": "".join(part.text for part in item.content or ())}
         case FunctionCallItem():
             return _call(item.call_id, flat_name(item.namespace, item.name), item.arguments)
         case CustomToolCallItem():

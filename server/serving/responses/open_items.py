@@ -122,7 +122,7 @@ class OpenReasoning(OpenItem):
         ]
 
     def item(self, status: OutputStatus) -> ReasoningItem:
-        content = [ReasoningText(text=self._text)] if self._texts else []
+        content = [ReasoningText(text=self._text)] if self._texts else None
         return ReasoningItem(id=self._id, status=status, content=content)
 
 
