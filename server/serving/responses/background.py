@@ -23,7 +23,7 @@ class BackgroundResponse:
         self.run = run
         self.events: list[bytes] | None = [] if keeps_events else None
         """The encoded events so far; the position is the sequence number."""
-        self.has_ended = False
+        self._has_ended = False
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -36,11 +36,11 @@ class BackgroundResponse:
         """Adds an event for those who follow the response."""
         if self.events is not None:
             self.events.append(sse.encode_named_event(event))
-        self._wake()
+            self._wake()
 
     def end(self) -> None:
-        """No event follows."""
-        self.has_ended = True
+        """Ends the streams of those who follow the response."""
+        self._has_ended = True
         self._wake()
 
     async def follow(self, first: int) -> AsyncGenerator[bytes, None]:
@@ -51,7 +51,7 @@ class BackgroundResponse:
             for event in self.events[first:]:
                 yield event
                 first += 1
-            if self.has_ended and first >= len(self.events):
+            if self._has_ended and first >= len(self.events):
                 return
             await news.wait()
 
@@ -88,6 +88,7 @@ class BackgroundResponses:
                 try:
                     await self._generate(response)
                 finally:
+                    response.end()
                     lease.release()
                     if self._responses.get(run.response.id) is response:
                         del self._responses[run.response.id]
@@ -107,6 +108,7 @@ class BackgroundResponses:
             run.set_status("cancelled")
         except Exception as err:  # noqa: BLE001
             run.fail(err)
-        response.publish(run.last_event())
-        await self._keep(run, None if response.events is None else tuple(response.events))
-        response.end()
+        last = run.last_event()
+        published = response.events
+        await self._keep(run, None if published is None else (*published, sse.encode_named_event(last)))
+        response.publish(last)

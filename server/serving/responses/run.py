@@ -79,6 +79,7 @@ class ResponseRun:
         Raises:
             EngineError: the engine failed.
         """
+        self.set_status("in_progress")
         for kind in (ResponseCreated, ResponseInProgress):
             yield self._numbered(kind(response=self.response))
         async with aclosing(self._output()) as events:
@@ -102,7 +103,6 @@ class ResponseRun:
         )
 
     async def _output(self) -> AsyncGenerator[ResponseEvent, None]:
-        self.set_status("in_progress")
         finish_reason = None
         async with aclosing(self._chat.stream()) as deltas:
             async for delta in deltas:

@@ -53,7 +53,7 @@ class ResponseStore(Protocol):
     """Keeps responses by id."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response; drops the oldest ones if there are too many, or too many bytes."""
+        """Keeps a response, unless it alone is too large; drops the oldest ones if there are too many."""
 
     async def get(self, response_id: str) -> StoredResponse | None:
         """A response; None if it is unknown or has been dropped."""
@@ -72,6 +72,8 @@ class MemoryStore:
         """Size of all responses."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
+        if response.num_bytes > self._bounds.max_bytes:
+            return
         self._drop(response_id)
         self._responses[response_id] = response
         self.num_bytes += response.num_bytes

@@ -59,6 +59,8 @@ class FileStore:
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
         """A failure, such as a full disk, is logged; the response then is not kept."""
+        if response.num_bytes > self._bounds.max_bytes:
+            return
         try:
             await self._run(lambda: self._put(response_id, response))
         except sqlite3.Error as err:

@@ -81,6 +81,7 @@ def test_clients_stream_helper_accepts_all_events(client):
     assert final.output_text == TEXT
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert "".join(event.delta for event in deltas) == TEXT
+    assert [event.response.status for event in events[:2]] == ["in_progress", "in_progress"]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert names(events) == [
         "created",

@@ -116,7 +116,15 @@ def test_a_failed_response_says_why(client, engine, wait_until):
     assert "grammar became too large" in client.responses.retrieve(response.id).error.message
 
 
-def test_a_stream_in_the_background_outlives_its_client(client, engine, wait_until):
+def test_a_response_in_the_background_has_no_more_time_than_others(serve, engine, wait_until):
+    client = serve(limits=LimitsConfig(request_timeout_s=0.5)).client()
+    engine.holds_after = 2
+    response = create(client, background=True)
+    wait_for_status(client, response.id, "failed", wait_until)
+    assert "took longer than 0.5 s" in client.responses.retrieve(response.id).error.message
+
+
+def test_a_stream_in_the_background_outlives_its_client(client, engine):
     engine.holds_after = 3
     with create(client, background=True, stream=True) as stream:
         response_id = next(iter(stream)).response.id
@@ -126,7 +134,7 @@ def test_a_stream_in_the_background_outlives_its_client(client, engine, wait_unt
     assert not engine.aborted
     engine.holds_after = None
     assert list(follower)[-1].response.output_text == TEXT
-    wait_until(lambda: client.responses.retrieve(response_id).status == "completed")
+    assert create(client, previous_response_id=response_id).status == "completed"
     replayed = list(client.responses.retrieve(response_id, stream=True))
     assert [event.sequence_number for event in replayed] == list(range(len(replayed)))
     assert replayed[-1].response.output_text == TEXT

@@ -57,9 +57,10 @@ async def test_responses_have_room_for_so_many_bytes(open_store):
 
 
 async def test_a_response_that_is_larger_than_the_store_is_not_kept(open_store):
-    store = open_store(max_bytes=9)
+    store = open_store(max_bytes=15)
     await store.put("a", RESPONSE)
-    assert await store.get("a") is None
+    await store.put("b", StoredResponse(b"1" * 16, b""))
+    assert await kept(store, "ab") == ["a"]
 
 
 async def test_a_second_response_with_an_id_replaces_the_first(open_store):
