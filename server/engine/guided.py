@@ -34,9 +34,10 @@ class GuidedStates:
         params = sequence.params
         try:
             if params.reasoning is not None:
-                sequence.reasoning = ReasoningState(params.reasoning, self._token_bytes)
-                if params.reasoning.has_text_markers:
+                needs_texts = params.guided is not None or params.reasoning.has_text_markers
+                if needs_texts:
                     self._load_tokenizer()
+                sequence.reasoning = ReasoningState(params.reasoning, self._token_bytes if needs_texts else None)
             if params.guided is not None:
                 matcher = LLMatcher(self._load_tokenizer(), build_grammar(params.guided))
                 self._check(matcher)

@@ -22,8 +22,8 @@ class ReasoningState:
     It advances with every token of the output, so it survives preemption.
     """
 
-    def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes) -> None:
-        """`token_bytes` is called only if a marker consists of ordinary tokens."""
+    def __init__(self, rules: ReasoningRules, token_bytes: TokenBytes | None) -> None:
+        """Without `token_bytes`, markers are found only as tokens of their own."""
         self._rules = rules
         self._starts = MarkerFinder(rules.starts, token_bytes)
         self._ends = MarkerFinder(rules.ends, token_bytes)
@@ -76,12 +76,12 @@ class ReasoningState:
 
 
 class MarkerFinder:
-    """Finds markers in the output: a marker's own token by its id, ordinary tokens by their text."""
+    """Finds markers in the output: a marker's own token by its id, and ordinary tokens by their text."""
 
-    def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes) -> None:
+    def __init__(self, markers: Sequence[ReasoningMarker], token_bytes: TokenBytes | None) -> None:
         self._token_bytes = token_bytes
         self._by_id = {marker.token_id: marker for marker in markers if marker.token_id is not None}
-        self._by_text = {marker.text.encode(): marker for marker in markers if marker.token_id is None}
+        self._by_text = {marker.text.encode(): marker for marker in markers}
         self._num_kept = max((len(text) - 1 for text in self._by_text), default=0)
         self._tail = b""
 
@@ -90,7 +90,7 @@ class MarkerFinder:
         if token_id in self._by_id:
             self._tail = b""
             return FoundMarker(self._by_id[token_id], b"")
-        if not self._by_text:
+        if self._token_bytes is None or not self._by_text:
             return None
         seen = self._tail + self._token_bytes(token_id)
         for text, marker in self._by_text.items():

@@ -38,6 +38,7 @@ _TOOL_MARKS: Final[_Marks] = (
 _REASONING_MARKS: Final[_Marks] = (
     ("openai_gptoss", ("<|channel|>", "analysis")),
     ("seed_oss", ("<seed:think>",)),
+    ("minimax_m3", ("<mm:think>",)),
     ("minimax_m2", ("<minimax:tool_call>", "<think>")),
     ("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
     ("glm45", ("<arg_key>", "<think>")),

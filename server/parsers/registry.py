@@ -71,6 +71,8 @@ REASONING_FORMATS: Final[Mapping[str, ParserPath]] = {
     "mimo": ParserPath("reasoning.formats", "QWEN3"),
     "minicpmv": ParserPath("reasoning.formats", "QWEN3"),
     "minimax_m2": ParserPath("reasoning.formats", "MINIMAX_M2"),
+    "minimax_m2_append_think": ParserPath("reasoning.formats", "MINIMAX_M2_APPEND_THINK"),
+    "minimax_m3": ParserPath("reasoning.formats", "MINIMAX_M3"),
     "mistral": ParserPath("reasoning.formats", "MISTRAL"),
     "nemotron_v3": ParserPath("reasoning.formats", "NEMOTRON_V3"),
     "olmo3": ParserPath("reasoning.formats", "OLMO3"),

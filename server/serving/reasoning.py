@@ -122,7 +122,7 @@ class ModelReasoning:
 
     def _look_at(self, prompt: RenderedPrompt, *, counts_tokens: bool) -> tuple[PromptEnd, int]:
         """What the prompt's end says, and how many tokens of open reasoning it has, if they are counted."""
-        if any(marker.token_id is None for marker in self._markers.starts + self._markers.ends):
+        if self._markers.have_text:
             end, text = self._look_at_text(prompt)
             return end, len(self._encode(text)) if counts_tokens and end is PromptEnd.OPEN else 0
         ends, boundaries = self._ends_of_prompt, self._boundary_ids
@@ -170,6 +170,12 @@ class _Markers:
     answer_starts: tuple[ReasoningMarker, ...]
     forced_end: tuple[int, ...]
     num_extra_tokens: dict[ReasoningMarker, int]
+    """Tokens besides the last one, of markers that consist of ordinary tokens."""
+
+    @property
+    def have_text(self) -> bool:
+        """Whether a start or an end consists of ordinary tokens."""
+        return bool(self.num_extra_tokens)
 
 
 @dataclass(frozen=True)
@@ -217,9 +223,10 @@ class ReasoningCounter:
     def __init__(self, reasoning: PromptReasoning) -> None:
         markers = reasoning.markers
         end = reasoning.prompt_end
-        self._starts = MarkerFinder(markers.starts, reasoning.renderer.token_bytes)
-        self._ends = MarkerFinder(markers.ends + markers.answer_starts, reasoning.renderer.token_bytes)
-        self._pauses = MarkerFinder(markers.pauses, reasoning.renderer.token_bytes)
+        token_bytes = reasoning.renderer.token_bytes if markers.have_text else None
+        self._starts = MarkerFinder(markers.starts, token_bytes)
+        self._ends = MarkerFinder(markers.ends + markers.answer_starts, token_bytes)
+        self._pauses = MarkerFinder(markers.pauses, token_bytes)
         self._num_extra_tokens = max(markers.num_extra_tokens.values(), default=0)
         self._has_ended = end is PromptEnd.ENDED
         self._is_open = end is PromptEnd.OPEN or (end is PromptEnd.SILENT and reasoning.format.is_open_at_start)

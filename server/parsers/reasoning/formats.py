@@ -70,6 +70,8 @@ KIMI_K2: Final = TagFormat(
     answer_starts=("<|tool_calls_section_begin|>",), strips_reasoning=True, switch=_is_not_refused
 )
 MINIMAX_M2: Final = TagFormat(answer_starts=("<minimax:tool_call>",), strips_reasoning=True)
+MINIMAX_M2_APPEND_THINK: Final = TagFormat(is_content=True)
+MINIMAX_M3: Final = TagFormat(starts=("<mm:think>",), ends=("</mm:think>",), is_open_at_start=False)
 MISTRAL: Final = TagFormat(
     starts=("[THINK]",),
     ends=("[/THINK]",),

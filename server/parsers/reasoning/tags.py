@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from server.parsers.base import PromptEnd
+from server.parsers.base import OutputParser, PromptEnd
 from server.parsers.events import Content, Event, Reasoning
 from server.parsers.markers import partial_length
 
@@ -33,6 +33,8 @@ class TagFormat:
     """Whether the output begins with reasoning where neither prompt nor output have the start tag."""
     must_begin_output: bool = False
     """Whether the start tag has its meaning only as the first text of the output."""
+    is_content: bool = False
+    """Whether the reasoning is shown as content, with its start tag."""
     strips_reasoning: bool = False
     """Whether white space at the reasoning's end is dropped."""
     strips_answer: bool = False
@@ -53,7 +55,9 @@ class TagFormat:
     def is_used(self, template_kwargs: TemplateKwargs) -> bool:
         return self.switch(template_kwargs)
 
-    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> "TagParser":
+    def create_parser(self, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> OutputParser:
+        if self.is_content:
+            return _ContentParser("" if prompt_end is PromptEnd.ENDED else self.starts[0])
         return TagParser(self, prompt_end, drops_answer_starts=drops_answer_starts)
 
     @cached_property
@@ -205,6 +209,20 @@ class TagParser:
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+class _ContentParser:
+    """All text is content, after a text of its own."""
+
+    def __init__(self, begin: str) -> None:
+        self._begin = begin
+
+    def feed(self, text: str, token_ids: Sequence[int]) -> list[Event]:
+        text, self._begin = self._begin + text, ""
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Event]:
+        return []
 
 
 def _end_of(text: str, tags: Sequence[str]) -> str:

@@ -78,8 +78,9 @@ def test_a_sampled_marker_begins_the_grammar(engine: SmallEngine) -> None:
     assert len({len(thoughts) for thoughts, _ in parts}) > 3
 
 
-def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine: SmallEngine) -> None:
-    rules = ReasoningRules(ends=(ReasoningMarker("ab"),), delays_grammar=True)
+@pytest.mark.parametrize("token_id", [None, END])
+def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine: SmallEngine, token_id: int | None) -> None:
+    rules = ReasoningRules(ends=(ReasoningMarker("ab", token_id),), delays_grammar=True)
     bias = {ord("a"): 50.0, ord("b"): 50.0}
     completions = [
         engine.add(

@@ -10,6 +10,7 @@ from server.parsers.tools.hermes import HermesParser
 from tests.server.parsers.pieces import parse_at_all_splits
 
 TAG_FORMATS = [name for name, path in REASONING_FORMATS.items() if path.module == "reasoning.formats"]
+TAG_FORMATS.remove("minimax_m2_append_think")
 THOUGHTS = "I <th </thin é 🎉\n1 < 2 "
 
 
@@ -78,6 +79,11 @@ def test_mistrals_text_before_the_reasoning_is_content():
         lambda: load_reasoning_format("mistral").create_parser(PromptEnd.SILENT), "[TH]x[THINK]A \n[/THINK]B"
     )
     assert events == [Content("[TH]x"), Reasoning("A"), Content("B")]
+
+
+def test_minimax_m2s_reasoning_may_be_content():
+    assert read("minimax_m2_append_think", "A</think>B") == (None, "<think>A</think>B")
+    assert read("minimax_m2_append_think", "B", PromptEnd.ENDED) == (None, "B")
 
 
 @pytest.mark.parametrize(
