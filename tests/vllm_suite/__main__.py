@@ -4,9 +4,10 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 import click
@@ -26,7 +27,7 @@ _SERVER_WORDS: Final = ("Remote", '"vllm"', "schemathesis")
 @click.option("--server", type=click.Choice(["ours", "vllm"]), default="ours", help="Which program the tests start.")
 @click.option("--json", "report", type=click.Path(path_type=Path), help="Write the results to a file.")
 @click.option("--vllm-results", type=click.Path(path_type=Path), default=_VLLM_RESULTS, help="Those of plain vLLM.")
-@click.option("--jobs", default=1, show_default=True, help="Files that run at once.")
+@click.option("--jobs", default=1, show_default=True, help="Processes that share the files.")
 @click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds for one file.")
 @click.argument("vllm_source", type=click.Path(path_type=Path, exists=True))
 @click.argument("files", nargs=-1)
@@ -55,7 +56,7 @@ def main(
         _show_progress(f"{len(results)} tests; {file}", found)
         if server == "vllm":
             _keep_vllm_results(vllm_results, found)
-    results.sort(key=lambda result: chosen.index(result.test.partition("::")[0]))
+    results.sort(key=lambda result: chosen.index(result.file))
     judged = judge(results, reasons, {} if server == "vllm" else _read_vllm_results(vllm_results))
     click.echo("\n".join(describe(judged)))
     if report is not None:
@@ -68,13 +69,29 @@ def main(
 def _run_files(
     workspace: Workspace, files: Sequence[str], reasons: Reasons, *, server: str, jobs: int, timeout_s: float
 ) -> Iterator[tuple[str, list[SuiteResult]]]:
-    """Yields each file with its results as soon as it has run."""
+    """Yields each file with its results: first those that need no run, then the others as they end."""
+    applicable = []
+    for file in files:
+        if why := reasons.why_not(file) or _why_without_server(workspace.source / file, workspace.source):
+            yield file, _without_run(workspace, file, why)
+        else:
+            applicable.append(file)
     runner = FileRunner(workspace, server=server, timeout_s=timeout_s)
+    found: SimpleQueue[tuple[str, list[SuiteResult]] | None] = SimpleQueue()
+
+    def run_share(number: int) -> None:
+        for result in runner.run(applicable[number::jobs], f"{server}-{number}"):
+            found.put(result)
+
     pool = ThreadPoolExecutor(jobs)
     try:
-        runs = {pool.submit(_results_of, workspace, file, reasons, runner): file for file in files}
-        for run in as_completed(runs):
-            yield runs[run], run.result()
+        shares = [pool.submit(run_share, number) for number in range(jobs)]
+        for share in shares:
+            share.add_done_callback(lambda _: found.put(None))
+        for _ in shares:
+            yield from iter(found.get, None)
+        for share in shares:
+            share.result()
     finally:
         runner.stop()
         pool.shutdown(cancel_futures=True)
@@ -87,20 +104,12 @@ def choose_files(source: Path, beginnings: Sequence[str]) -> list[str]:
     return [name for name in names if name.startswith(wanted or _ENTRYPOINTS)]
 
 
-def _results_of(workspace: Workspace, file: str, reasons: Reasons, runner: FileRunner) -> list[SuiteResult]:
-    """The results of a file, which is not run if its name alone says that it is not applicable."""
-    if why := reasons.why_not(file):
-        return _without_run(workspace, file, why)
-    if not _may_start_server(workspace.source / file, workspace.source):
-        return _without_run(workspace, file, "starts no server: tests vLLM's own modules in its process")
-    return runner.run(file)
-
-
-def _may_start_server(path: Path, source: Path) -> bool:
+def _why_without_server(path: Path, source: Path) -> str | None:
     """Looks at the file, and at each conftest.py from there up to the folder of entrypoints."""
     folders = [folder for folder in path.parents if folder.is_relative_to(source / _ENTRYPOINTS)]
     files = [path, *(folder / "conftest.py" for folder in folders)]
-    return any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
+    starts_server = any(word in file.read_text() for file in files if file.exists() for word in _SERVER_WORDS)
+    return None if starts_server else "starts no server: tests vLLM's own modules in its process"
 
 
 def _without_run(workspace: Workspace, file: str, why: str) -> list[SuiteResult]:

@@ -1,10 +1,15 @@
-"""Runs one file of vLLM's tests in a process of its own, and leaves no process behind."""
+"""Runs files of vLLM's tests in processes of their own, and leaves no process behind.
+
+One process runs several files, because importing vLLM takes longer than most files. Where it ends early,
+another one runs the files that it has not begun.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +20,9 @@ _MARK: Final = "VLLM_SUITE_RUN"
 """A variable that all processes of a run inherit."""
 _STOP_TIMEOUT_S: Final = 30
 _TEST_TIMEOUT_S: Final = 300
+_POLL_S: Final = 0.5
+_BEGIN, _END = "begin", "end"
+"""What the plugin records before and after the tests of a file."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,14 @@ class SuiteResult:
     """passed, failed or not applicable."""
     reason: str = ""
 
+    @property
+    def file(self) -> str:
+        """The file of the test."""
+        return self.test.partition("::")[0]
+
 
 class FileRunner:
-    """Runs files in any thread; `stop` ends those that run."""
+    """Runs files in any thread; `stop` ends all of them."""
 
     def __init__(self, workspace: Workspace, *, server: str, timeout_s: float) -> None:
         self._workspace = workspace
@@ -37,37 +50,49 @@ class FileRunner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._is_stopped = False
 
-    def run(self, file: str) -> list[SuiteResult]:
-        """Runs the file's tests; their output is in the workspace's logs."""
-        log = self._workspace.logs / f"{self._server}-{file.removeprefix('tests/entrypoints/').replace('/', '-')}.log"
-        results = log.with_suffix(".jsonl")
-        results.unlink(missing_ok=True)
-        mark = f"{os.getpid()}-{time.monotonic_ns()}"
-        process = self._start(file, log, {"VLLM_SUITE_RESULTS": str(results), _MARK: mark})
-        problem = ""
-        try:
-            process.wait(self._timeout_s)
-        except subprocess.TimeoutExpired:
-            problem = f"the file's tests took longer than {self._timeout_s:.0f} s"
-        finally:
-            _end(process, mark)
-            self._running.discard(process)
-        found = _read_results(results)
-        if problem or (not found and process.returncode != 0):
-            found.append(SuiteResult(file, "failed", problem or f"pytest exited with {process.returncode}, see {log}"))
-        return found
+    def run(self, files: Sequence[str], name: str) -> Iterator[tuple[str, list[SuiteResult]]]:
+        """Yields each file with its results once its tests have ended; logs are named so."""
+        remaining = list(files)
+        number = 0
+        while remaining and not self._is_stopped:
+            number += 1
+            for file, found in self._run_process(remaining, self._workspace.logs / f"{name}-{number}.log"):
+                remaining.remove(file)
+                yield file, found
 
     def stop(self) -> None:
-        """Ends all processes; the files' results are incomplete."""
+        """Ends all processes; the files that they run have incomplete results."""
         self._is_stopped = True
         for process in self._running.copy():
             process.terminate()
 
-    def _start(self, file: str, log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
-        options = ("-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "-q", "-rA", "--timeout", str(_TEST_TIMEOUT_S))
+    def _run_process(self, files: Sequence[str], log: Path) -> Iterator[tuple[str, list[SuiteResult]]]:
+        """Yields files until all have run or the process has ended, the one that ended it included."""
+        records = _Records(log.with_suffix(".jsonl"))
+        mark = f"{os.getpid()}-{time.monotonic_ns()}"
+        process = self._start(files, log, {"VLLM_SUITE_RESULTS": str(records.path), _MARK: mark})
+        problem = ""
+        try:
+            while process.poll() is None:
+                yield from records.read_ended_files()
+                if time.monotonic() - records.begun_s > self._timeout_s:
+                    problem = f"the file's tests took longer than {self._timeout_s:.0f} s"
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            _end(process, mark)
+            self._running.discard(process)
+        yield from records.read_ended_files()
+        current = records.current or next((file for file in files if file not in records.ended), None)
+        if current is not None:
+            why = problem or f"pytest exited with {process.returncode}, see {log}"
+            yield current, [*records.of(current), SuiteResult(current, "failed", why)]
+
+    def _start(self, files: Sequence[str], log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+        options = ("-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q", "-rA")
         with log.open("w") as output:
             process = subprocess.Popen(
-                [self._workspace.python, "-m", "pytest", *options, file],
+                [self._workspace.python, "-m", "pytest", *options, "--timeout", str(_TEST_TIMEOUT_S), *files],
                 cwd=self._workspace.source,
                 env=self._workspace.environment(self._server) | variables,
                 stdin=subprocess.DEVNULL,
@@ -80,11 +105,38 @@ class FileRunner:
         return process
 
 
-def _read_results(path: Path) -> list[SuiteResult]:
-    """The last result of each test counts."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    results = [SuiteResult(**json.loads(line)) for line in lines]
-    return list({result.test: result for result in results}.values())
+class _Records:
+    """The lines that the plugin has written so far."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self.path = path
+        self.current: str | None = None
+        """The file whose tests run."""
+        self.begun_s = time.monotonic()
+        """When the current file began."""
+        self.ended: set[str] = set()
+        self._results: dict[str, SuiteResult] = {}
+        self._num_read = 0
+
+    def of(self, file: str) -> list[SuiteResult]:
+        """The results of a file; the last one of each test counts."""
+        return [result for result in self._results.values() if result.file == file]
+
+    def read_ended_files(self) -> Iterator[tuple[str, list[SuiteResult]]]:
+        """Reads new lines, and yields the files that have ended."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        new, self._num_read = lines[self._num_read :], len(lines)
+        for line in new:
+            result = SuiteResult(**json.loads(line))
+            if result.outcome == _BEGIN:
+                self.current, self.begun_s = result.test, time.monotonic()
+            elif result.outcome == _END:
+                self.current = None
+                self.ended.add(result.test)
+                yield result.test, self.of(result.test)
+            else:
+                self._results[result.test] = result
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:

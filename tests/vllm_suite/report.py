@@ -73,8 +73,8 @@ def describe(judged: Sequence[Judged]) -> Iterator[str]:
 def _table(judged: Sequence[Judged]) -> list[str]:
     columns = ("passed", "failed", "known", "vllm", "not applicable")
     rows = [("file", "passed", "failed", "known failure", "fails on vLLM", "not applicable")]
-    files = {one.result.test.partition("::")[0]: None for one in judged}
-    counts = Counter((one.result.test.partition("::")[0], one.verdict) for one in judged)
+    files = {one.result.file: None for one in judged}
+    counts = Counter((one.result.file, one.verdict) for one in judged)
     for file in files:
         row = [str(counts[file, column] or "") for column in columns]
         rows.append((file.removeprefix("tests/entrypoints/"), *row))

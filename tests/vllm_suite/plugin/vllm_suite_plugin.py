@@ -6,7 +6,7 @@ appended as JSON lines to the file that VLLM_SUITE_RESULTS names.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 
@@ -14,6 +14,8 @@ import pytest
 
 _RESULTS = Path(os.environ["VLLM_SUITE_RESULTS"])
 _NO_SERVER = "starts no server: tests vLLM's own modules in its process"
+_begun: list[str] = []
+"""Files whose tests have begun, in order."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -23,7 +25,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in without:
         _record(item.nodeid, "not applicable", _NO_SERVER)
     config.hook.pytest_deselected(items=without)
+    files = dict.fromkeys(item.nodeid.partition("::")[0] for item in items)
     items[:] = [item for item in items if item not in without]
+    for file in files.keys() - {item.nodeid.partition("::")[0] for item in items}:
+        _record(file, "end")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """Records where the tests of a file begin and end; files whose tests are all left out end at once."""
+    file = item.nodeid.partition("::")[0]
+    if _begun[-1:] != [file]:
+        _begun.append(file)
+        _record(file, "begin")
+    result = yield
+    if nextitem is None or nextitem.nodeid.partition("::")[0] != file:
+        _record(file, "end")
+    return result
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -35,9 +53,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
-    """Records a file that cannot be imported."""
-    if report.failed:
-        _record(report.nodeid, "failed", _reason(report))
+    """Records a file that cannot be imported, or skips itself."""
+    if report.nodeid.endswith(".py") and not report.passed:
+        _record(report.nodeid, "not applicable" if report.skipped else "failed", _reason(report))
+        _record(report.nodeid, "end")
 
 
 def _prepare_servers() -> None:
@@ -111,6 +130,6 @@ def _last_line(report: pytest.TestReport | pytest.CollectReport) -> str:
     return lines[-1] if lines else "without a message"
 
 
-def _record(nodeid: str, outcome: str, reason: str) -> None:
+def _record(nodeid: str, outcome: str, reason: str = "") -> None:
     with _RESULTS.open("a") as file:
         file.write(json.dumps({"test": nodeid, "outcome": outcome, "reason": reason}) + "\n")
