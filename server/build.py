@@ -1,5 +1,6 @@
 """Wires the API process's objects; everything else receives what it uses in its constructor."""
 
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from envs.sagemaker import is_customized as is_sagemaker_customized
 from server.app import ServerApp, build_middleware
 from server.config import ServerConfig
 from server.engine.client import EngineClient
@@ -63,6 +65,8 @@ from server.types import EngineInfo
 
 if TYPE_CHECKING:
     from server.tracing.tracer import Tracer
+
+logger = logging.getLogger(__name__)
 
 _DISTRIBUTION = "vllm-cli-server"
 
@@ -199,13 +203,27 @@ def build_app(parts: AppParts) -> ServerApp:
         unused_fields=UnusedFields(is_rejecting=config.reject_unknown_fields),
         tracer=parts.tracer,
     )
-    return ServerApp(
+    is_customized = is_sagemaker_customized()
+    app = ServerApp(
         handlers.health,
         build_routes(handlers, intake),
         build_middleware(config, parts.api_keys, metrics.http),
         root_path=config.root_path,
-        is_probe_seen=bool(config.middleware) or config.enable_request_id_headers,
+        is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,
     )
+    if is_customized:
+        _customize_for_sagemaker(app)
+    return app
+
+
+def _customize_for_sagemaker(app: ServerApp) -> None:
+    try:
+        # the package that it needs is optional
+        from server.routes.sagemaker import customize  # noqa: PLC0415
+    except ImportError as err:
+        logger.warning("SageMaker's variables are ignored: install vllm-cli-server[sagemaker] (%s)", err)
+    else:
+        customize(app)
 
 
 def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:

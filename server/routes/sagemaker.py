@@ -1,0 +1,93 @@
+"""SageMaker's customizations of /ping, /invocations, /adapters and the middleware, by AWS's own package.
+
+`model-hosting-container-standards` resolves the customer's handlers, middleware and sessions. Its routes are
+those of a FastAPI application inside ours; the server's own handlers are passed to it as functions. Imported
+only in containers that customize something, because the imports take half a second.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import model_hosting_container_standards.sagemaker as standards
+from fastapi import FastAPI
+from model_hosting_container_standards.common.fastapi.middleware.core import load_middlewares
+from model_hosting_container_standards.sagemaker.handler_resolver import register_sagemaker_overrides
+from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+def customize(app: Starlette) -> None:
+    """Registers the app's handlers and puts the customer's routes and middleware in front of them."""
+    own: dict[str, ASGIApp] = {route.path: route.app for route in app.router.routes if isinstance(route, Route)}
+    invocations = _register_handlers(own)
+    load_middlewares(app, SageMakerFunctionLoader.get_function_loader())
+    register_sagemaker_overrides()
+    router = standards.create_sagemaker_router()
+    inner = FastAPI(openapi_url=None)
+    inner.include_router(router)
+    customers = [Route(route.path, inner, methods=list(route.methods)) for route in router.routes]
+    app.router.routes[:0] = [*customers, Route("/invocations", invocations, methods=["POST"])]
+
+
+class _Delegated(Response):
+    """A response that another ASGI app gives to the request, with this body."""
+
+    def __init__(self, app: ASGIApp, body: bytes) -> None:
+        super().__init__()
+        self._app = app
+        self._request_body = body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_sent = False
+
+        async def replay() -> Message:
+            nonlocal is_sent
+            if is_sent:
+                return await receive()
+            is_sent = True
+            return {"type": "http.request", "body": self._request_body}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *self._added_headers()]}
+            await send(message)
+
+        length = (b"content-length", str(len(self._request_body)).encode())
+        others = [header for header in scope["headers"] if header[0] != b"content-length"]
+        await self._app({**scope, "headers": [*others, length]}, replay, send_with_headers)
+
+    def _added_headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that the package has set on this response."""
+        return [header for header in self.raw_headers if header[0] != b"content-length"]
+
+
+def _register_handlers(own: Mapping[str, ASGIApp]) -> Callable[[Request], Awaitable[Response]]:
+    """Registers the server's handlers; returns that of /invocations with sessions and adapters."""
+
+    async def ping(request: Request) -> Response:
+        return _Delegated(own["/ping"], b"")
+
+    async def invocations(request: Request) -> Response:
+        return _Delegated(own["/invocations"], await request.body())
+
+    async def load_adapter(adapter: Any, request: Request) -> Response:
+        return _Delegated(own["/v1/load_lora_adapter"], json.dumps(vars(adapter)).encode())
+
+    async def unload_adapter(adapter: Any, request: Request) -> Response:
+        return _Delegated(own["/v1/unload_lora_adapter"], json.dumps(vars(adapter)).encode())
+
+    standards.register_ping_handler(ping)
+    with_adapter = standards.inject_adapter_id(adapter_path="model")(invocations)
+    with_session: Callable[[Request], Awaitable[Response]] = standards.stateful_session_manager()(with_adapter)
+    standards.register_invocation_handler(with_session)
+    if "/v1/load_lora_adapter" in own:
+        load_shape = {"lora_name": "body.name", "lora_path": "body.src"}
+        standards.register_load_adapter_handler(request_shape=load_shape)(load_adapter)
+        unload_shape = {"lora_name": "path_params.adapter_name"}
+        standards.register_unload_adapter_handler(request_shape=unload_shape)(unload_adapter)
+    return with_session
