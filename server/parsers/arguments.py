@@ -1,10 +1,10 @@
 """Writes the JSON object of a call's arguments while their values arrive as text."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from server.parsers.base import FunctionDefinition
+from server.parsers.json_text import write_json
 from server.parsers.schema_values import fit_value, schema_types
 
 ONLY_TEXT: Final = frozenset(("string",))
@@ -41,28 +41,24 @@ class ArgumentsWriter:
     def add_text(self, text: str) -> None:
         """Adds to the open value."""
         if self._is_text:
-            self._write(_json(text)[1:-1])
+            self._write(write_json(text)[1:-1])
         else:
             self._parts.append(text)
 
     def close_text(self) -> None:
         """Ends the open value."""
-        self._write('"' if self._is_text else _json(fit_value("".join(self._parts), self._schema)))
+        self._write('"' if self._is_text else write_json(fit_value("".join(self._parts), self._schema)))
 
     def add_value(self, name: str, value: Any) -> None:
         """A value that the format wrote with a type; the schema's type applies."""
         schema = self._schemas.get(name)
         self._write_name(name)
-        self._write(_json(fit_value(value, schema) if isinstance(schema, dict) else value))
+        self._write(write_json(fit_value(value, schema) if isinstance(schema, dict) else value))
 
     def close(self) -> None:
         """Ends the object."""
         self._write("{}" if self._separator == "{" else "}")
 
     def _write_name(self, name: str) -> None:
-        self._write(f"{self._separator}{_json(name)}: ")
+        self._write(f"{self._separator}{write_json(name)}: ")
         self._separator = ", "
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

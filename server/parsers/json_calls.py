@@ -5,6 +5,7 @@ import re
 from typing import Final, Literal, NamedTuple
 
 from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.json_text import is_unicode
 from server.parsers.json_value import JsonValueEnd
 
 _State = Literal["open", "key", "colon", "value", "done"]
@@ -253,9 +254,9 @@ class CallArray:
 
 
 def _text(value: str) -> str | None:
-    """The text of a JSON string; None for other values."""
+    """The text of a JSON string; None for other values, and for text that no answer can hold."""
     try:
         text = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, str) and is_unicode(text) else None

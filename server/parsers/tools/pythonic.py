@@ -1,7 +1,6 @@
 """Calls that are written as in Python: `[get_weather(city='Paris', days=2), now()]`."""
 
 import ast
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, NamedTuple
@@ -10,6 +9,7 @@ import regex
 
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Waiting
+from server.parsers.json_text import write_json
 from server.parsers.text_parser import TextParser
 
 _IN_LIST: Final = regex.compile(r"""["'()\[\]{},]""")
@@ -65,7 +65,7 @@ class PythonicParser(TextParser):
         if call is None:
             return False
         self.start_call(call.name)
-        self.add_arguments(json.dumps(call.arguments, ensure_ascii=False))
+        self.add_arguments(write_json(call.arguments))
         return True
 
     def _read_element(self, marks: regex.Pattern[str], ends: Sequence[str]) -> Waiting[_Element]:
