@@ -235,12 +235,15 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     builder = GenerationBuilder(inference, reasoning)
     runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer, reasoning))
     archive = ResponseArchive(parts.response_store, parts.renderer)
-    scale_out = ScaleOut(tokens=TokensServing(inference, builder), render=RenderServing(inference, builder, runner))
+    messages = MessagesServing(inference, runner)
+    scale_out = ScaleOut(
+        tokens=TokensServing(inference, builder), render=RenderServing(inference, builder, runner, messages)
+    )
     return Handlers(
         completions=CompletionServing(inference, builder),
         generative_scoring=GenerativeScoringServing(inference, builder),
         chat=ChatServing(inference, runner),
-        messages=MessagesServing(inference, runner),
+        messages=messages,
         responses=ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits),
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),

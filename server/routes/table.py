@@ -162,6 +162,7 @@ def _scale_out(handlers: ScaleOut, post: Callable[..., Route]) -> list[Route]:
         post("/inference/v1/abort_requests", AbortRequest, handlers.tokens.abort),
         post("/v1/chat/completions/render", ChatRequest, handlers.render.chat),
         post("/v1/completions/render", CompletionRequest, handlers.render.completions),
+        post("/v1/messages/render", MessagesRequest, handlers.render.messages),
     ]
 
 

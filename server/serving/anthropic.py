@@ -51,7 +51,7 @@ class MessagesServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        chat = await self._convert(request)
+        chat = await self.convert(request)
         message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
@@ -61,14 +61,19 @@ class MessagesServing:
         Raises:
             RequestError: the request is invalid, or the model does not generate.
         """
-        chat = await self._convert(request)
+        chat = await self.convert(request)
         with context.times.rendering():
             options = chat_options(chat, self._inference.config)
             prompt = await self._inference.renderer.render_chat_async(chat.messages, options)
         num_tokens = len(prompt.token_ids)
         return CountTokensResponse(input_tokens=num_tokens, context_management=ContextManagement(num_tokens))
 
-    async def _convert(self, request: CountTokensRequest) -> ChatRequest:
+    async def convert(self, request: CountTokensRequest) -> ChatRequest:
+        """The chat request with the same meaning.
+
+        Raises:
+            RequestError: the request is invalid, or the model does not generate.
+        """
         self._inference.models.check_generative("Messages")
         self._inference.models.check(request.model)
         has_later_system = any(message.role == "system" for message in request.messages)

@@ -110,6 +110,7 @@ def _to_function(tool: ToolDefinition) -> FunctionDefinition:
         description=tool.description,
         parameters={"type": "object"} | tool.input_schema,
         strict=msgspec.UNSET if tool.strict is None else tool.strict,
+        defer_loading=msgspec.UNSET if tool.defer_loading is None else tool.defer_loading,
     )
 
 
@@ -130,6 +131,7 @@ def _resolve_tools(request: CountTokensRequest) -> list[ToolDefinition]:
             if name not in tools:
                 message = f"{block.type} names the tool '{name}', which is not in `tools`."
                 raise RequestError(message, param="messages")
+            tools[name] = msgspec.structs.replace(tools[name], defer_loading=None)
         if block.type == "tool_removal":
             removed.add(name)
         else:

@@ -6,10 +6,12 @@ from typing import Any
 import msgspec
 
 from server.errors import RequestError
+from server.protocol.anthropic import MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokens import RenderedRequest, TokensSampling
 from server.renderers.prompts import TextOptions
+from server.serving.anthropic import MessagesServing
 from server.serving.chat_run import ChatRunner
 from server.serving.generation import Generation
 from server.serving.inference import Inference
@@ -27,10 +29,13 @@ _COPIED = (
 class RenderServing:
     """One per server; every method runs on the event loop."""
 
-    def __init__(self, inference: Inference, builder: GenerationBuilder, runner: ChatRunner) -> None:
+    def __init__(
+        self, inference: Inference, builder: GenerationBuilder, runner: ChatRunner, messages: MessagesServing
+    ) -> None:
         self._inference = inference
         self._builder = builder
         self._runner = runner
+        self._messages = messages
 
     async def chat(self, request: ChatRequest, context: RequestContext) -> RenderedRequest:
         """The prompt and the parameters that /v1/chat/completions would send to the engine.
@@ -41,6 +46,10 @@ class RenderServing:
         self._inference.models.check_generative("Chat Completions Render")
         run = await self._runner.start(request, context)
         return _rendered(run.generation, 0, run.id)
+
+    async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
+        """`chat` for a request of /v1/messages."""
+        return await self.chat(await self._messages.convert(request), context)
 
     async def completions(self, request: CompletionRequest, context: RequestContext) -> bytes:
         """The prompts and parameters of /v1/completions, as a list.

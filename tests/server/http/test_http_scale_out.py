@@ -6,7 +6,7 @@ import threading
 import httpx
 import pytest
 
-from tests.server.http.conftest import PATIENT_S
+from tests.server.http.conftest import MODEL, PATIENT_S
 
 GENERATE = "/inference/v1/generate"
 MESSAGES = [{"role": "user", "content": "Hello"}]
@@ -145,3 +145,13 @@ def test_rendered_completions_are_a_list(scaled, engine):
     assert [each["request_id"] for each in rendered] == ["cmpl-r-0", "cmpl-r-1"]
     assert all(each["token_ids"] and each["sampling_params"]["max_tokens"] == 16 for each in rendered)
     assert not engine.requests
+
+
+def test_a_rendered_message_is_the_prompt_of_its_chat(scaled, engine):
+    system, message = {"role": "system", "content": "Be short."}, MESSAGES[0]
+    body = {"model": MODEL, "max_tokens": 4, "system": "Be short.", "messages": [message]}
+    rendered = scaled.post("/v1/messages/render", body).json()
+    chat = scaled.post("/v1/chat/completions/render", {"max_tokens": 4, "messages": [system, message]}).json()
+    assert rendered["token_ids"] == chat["token_ids"]
+    assert rendered["sampling_params"] == chat["sampling_params"]
+    assert scaled.post("/v1/messages/render", body | {"model": "other"}).status_code == 404

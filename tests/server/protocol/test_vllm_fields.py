@@ -5,6 +5,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from server.protocol.anthropic import (
+    ContentBlock,
+    CountTokensRequest,
+    JsonOutputFormat,
+    Message,
+    MessagesRequest,
+    OutputConfig,
+    ToolChoice,
+    ToolDefinition,
+)
 from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.completions import CompletionRequest
@@ -21,6 +31,7 @@ SCRIPT = Path(__file__).with_name("vllm_fields.py")
 CHAT = "vllm.entrypoints.openai.chat_completion.protocol"
 BASE = "vllm.entrypoints.generate.base.protocol"
 POOLING = "vllm.entrypoints.pooling"
+ANTHROPIC = "vllm.entrypoints.anthropic.protocol"
 TOKENIZE = "vllm.entrypoints.serve.tokenize.protocol"
 
 PAIRS = {
@@ -38,11 +49,21 @@ PAIRS = {
     (f"{POOLING}.classify.protocol", "ClassificationRequest"): ClassificationRequest,
     (f"{POOLING}.scoring.protocol", "ScoreRequest"): ScoreRequest,
     (f"{POOLING}.scoring.protocol", "RerankRequest"): RerankRequest,
+    (ANTHROPIC, "AnthropicMessagesRequest"): MessagesRequest,
+    (ANTHROPIC, "AnthropicCountTokensRequest"): CountTokensRequest,
+    (ANTHROPIC, "AnthropicMessage"): Message,
+    (ANTHROPIC, "AnthropicContentBlock"): ContentBlock,
+    (ANTHROPIC, "AnthropicTool"): ToolDefinition,
+    (ANTHROPIC, "AnthropicToolChoice"): ToolChoice,
+    (ANTHROPIC, "AnthropicOutputConfig"): OutputConfig,
+    (ANTHROPIC, "AnthropicJsonOutputFormat"): JsonOutputFormat,
     (TOKENIZE, "TokenizeRequest"): TokenizeRequest,
     (TOKENIZE, "DetokenizeRequest"): DetokenizeRequest,
 }
 
+_TENSORS = "for tensors of images, which our render routes do not answer"
 WITHOUT = {
+    "AnthropicMessagesRequest": {"mm_payload": _TENSORS, "return_mm_kwargs": _TENSORS},
     "PoolingRequest": {"data": "for vLLM's IO processor plugins, which the embedded engine does not load"},
 }
 """Fields that are ignored as unknown ones, and why."""
