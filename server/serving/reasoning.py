@@ -29,8 +29,8 @@ _TURN_BOUNDARIES = (
 )
 """Tokens between the messages of a prompt: reasoning before the last one is that of earlier messages."""
 
-_TAIL_TOKENS = 512
-"""The end of a prompt without text in which markers of ordinary tokens are searched."""
+_TAIL_CHARS, _TAIL_TOKENS = 50_000, 512
+"""The end of a prompt in which markers of ordinary tokens are searched, with and without a text."""
 
 
 class ModelReasoning:
@@ -135,8 +135,9 @@ class ModelReasoning:
 
     def _look_at_text(self, prompt: RenderedPrompt) -> tuple[PromptEnd, str]:
         """What the prompt's last marker says, and the text after it."""
-        text = prompt.text
-        if text is None:
+        if prompt.text is not None:
+            text = prompt.text[-_TAIL_CHARS:]
+        else:
             tail = prompt.known_token_ids[-_TAIL_TOKENS:]
             text = self._renderer.tokenizer.decode(tail, skip_special_tokens=False)
         last = {PromptEnd.SILENT: max(text.rfind(boundary) for boundary in _TURN_BOUNDARIES)}
