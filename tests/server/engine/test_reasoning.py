@@ -68,9 +68,9 @@ def test_a_sampled_marker_begins_the_grammar(engine: SmallEngine) -> None:
     """The random model samples the marker itself, at a different position for each seed."""
     completions = [
         engine.add(
-            str(i), [40], guided=DIGITS, reasoning=WAITS, temperature=1.0, seed=i, max_tokens=200, logit_bias={END: 4.0}
+            str(i), [40], guided=DIGITS, reasoning=WAITS, temperature=1.0, seed=i, max_tokens=100, logit_bias={END: 5.0}
         )
-        for i in range(12)
+        for i in range(8)
     ]
     engine.run()
     parts = [_split(c) for c in completions]
