@@ -360,3 +360,17 @@ def test_a_model_without_a_format_is_served_with_a_warning(serve, engine, encode
     server = serve(enable_auto_tool_choice=True, tool_call_parser="auto")
     assert "the model's files name no format, so hermes is used" in caplog.text
     assert server.chat(tools=[TIME]).json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_every_token_is_reported_also_those_of_markers(serve, engine, encode):
+    engine.reply = encode(AUTO_CALLS)
+    _, chunks = streamed_calls(
+        serve(**HERMES), tools=[WEATHER, TIME], n=2, temperature=1, logprobs=True, return_token_ids=True, max_tokens=400
+    )
+    for index in (0, 1):
+        choices = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == index]
+        token_ids = [token_id for choice in choices for token_id in choice.get("token_ids") or ()]
+        assert token_ids == [*engine.reply, 2]
+        entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+        assert len(entries) == len(token_ids)
+        assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["tool_calls"]
