@@ -163,6 +163,9 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     kv_transfer_params: dict[str, Any] | None = None
     """Of vLLM's keys only `prompt_token_ids` has an effect: the rendered prompt of an earlier stage."""
 
+    stream_interval: Annotated[int, Meta(ge=1)] | None = None
+    """Tokens in one event of a stream; the first and the last event are sent at once."""
+
     best_of: Annotated[Any, INEFFECTIVE] = None
     use_beam_search: Unsupported = False
     length_penalty: Annotated[float, INEFFECTIVE] = 1.0
@@ -174,7 +177,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     ec_transfer_params: Annotated[dict[str, Any] | None, INEFFECTIVE] = None
     vllm_xargs: Annotated[dict[str, str | int | float | list[str | int | float]] | None, INEFFECTIVE] = None
     repetition_detection: Annotated[RepetitionDetection | None, INEFFECTIVE] = None
-    stream_interval: Annotated[Annotated[int, Meta(ge=1)] | None, INEFFECTIVE] = None
     routed_experts_prompt_start: Annotated[int, Meta(ge=0), INEFFECTIVE] = 0
 
     def __post_init__(self) -> None:

@@ -22,7 +22,11 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     streams = [run.run(f"{engine_id}-{index}") for index, run in enumerate(runs)]
     try:
-        async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as deltas:
+        source = streams[0] if len(streams) == 1 else _merge(streams)
+        interval = generation.request.stream_interval or 1
+        if generation.request.stream and interval > 1:
+            source = _batch(source, interval)
+        async with aclosing(source) as deltas:
             async for delta in deltas:
                 yield delta
     finally:
@@ -39,6 +43,19 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
         async for delta in deltas:
             parts[delta.choice].append(delta)
     return [_join(deltas_of_choice) for deltas_of_choice in parts]
+
+
+async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:
+    """Joins deltas of a choice to `interval` tokens; the first and the last one are sent at once."""
+    waiting: dict[int, list[SequenceDelta]] = {}
+    async with aclosing(source) as deltas:
+        async for delta in deltas:
+            is_first = delta.choice not in waiting
+            parts = waiting.setdefault(delta.choice, [])
+            parts.append(delta)
+            if is_first or delta.finish_reason is not None or sum(len(d.token_ids) for d in parts) >= interval:
+                yield _join(parts)
+                parts.clear()
 
 
 def _join(deltas: list[SequenceDelta]) -> SequenceDelta:

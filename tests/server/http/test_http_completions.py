@@ -194,3 +194,20 @@ def test_more_choices_than_the_server_admits_at_once_are_rejected(server):
 
 def test_many_choices_are_answered(server):
     assert len(server.complete(n=256, max_tokens=1).json()["choices"]) == 256
+
+
+@pytest.mark.parametrize("num_choices", [1, 2])
+def test_stream_interval_joins_tokens_between_the_first_and_the_last_event(server, num_choices):
+    def stream(**fields):
+        body = {"prompt": "The capital of France is", "n": num_choices, "return_token_ids": True} | fields
+        return [json.loads(line)["choices"][0] for line in server.stream_lines("/v1/completions", body)[:-1]]
+
+    whole, joined = stream(), stream(stream_interval=3)
+    for index in range(num_choices):
+        sizes = [len(choice["token_ids"]) for choice in joined if choice["index"] == index]
+        assert (sizes[0], set(sizes[1:-1])) == (1, {3})
+        tokens, expected = (
+            [token_id for choice in choices if choice["index"] == index for token_id in choice["token_ids"]]
+            for choices in (joined, whole)
+        )
+        assert tokens == expected

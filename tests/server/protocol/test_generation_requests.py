@@ -78,7 +78,6 @@ WITHOUT_EFFECT = [
     ("ec_transfer_params", {"a": 1}),
     ("vllm_xargs", {"a": 1}),
     ("repetition_detection", {"max_pattern_size": 3, "min_count": 2}),
-    ("stream_interval", 5),
     ("routed_experts_prompt_start", 1),
 ]
 
