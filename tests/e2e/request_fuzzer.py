@@ -108,7 +108,33 @@ class _BodyGenerator:
         is_described = "$ref" in schema.get("properties", {}).get("messages", {}).get("items", {})
         if body.get("messages") == [{}] or "messages" in body and not is_described and self._rng.random() < 0.7:
             body["messages"] = [self._message() for _ in range(self._rng.randint(1, 3))]
+        if "previous_response_id" in schema.get("properties", {}):
+            self._make_sensible(body)
         return body
+
+    def _make_sensible(self, body: dict[str, Any]) -> None:
+        """Replaces some fields of /v1/responses, which are seldom valid otherwise."""
+        rng = self._rng
+        if rng.random() < 0.7:
+            body["input"] = rng.choice((self._text(), [self._item() for _ in range(rng.randint(1, 3))]))
+        for name, value in (("tools", [{"type": "function", "name": "f"}]), ("tool_choice", "auto")):
+            if name in body and rng.random() < 0.7:
+                body[name] = value
+        for name in ("previous_response_id", "prompt", "conversation", "previous_input_messages"):
+            if rng.random() < 0.7:
+                body.pop(name, None)
+
+    def _item(self) -> dict[str, Any]:
+        rng = self._rng
+        content = rng.choice((self._text(), [{"type": "input_text", "text": self._text()}], self._junk(3)))
+        return rng.choice(
+            (
+                {"role": rng.choice(("user", "assistant", "system")), "content": content},
+                {"type": "reasoning", "content": [{"type": "reasoning_text", "text": self._text()}]},
+                {"type": "function_call", "call_id": "1", "name": "f", "arguments": rng.choice(("{}", "["))},
+                {"type": "function_call_output", "call_id": "1", "output": content},
+            )
+        ) | ({"status": rng.choice(("incomplete", "completed", "x"))} if rng.random() < 0.3 else {})
 
     def _message(self) -> dict[str, Any]:
         rng = self._rng

@@ -7,6 +7,7 @@ from typing import Any
 
 from server import sse
 from server.protocol.responses.events import ResponseEvent
+from server.protocol.responses.response import Response
 from server.serving.admission import Lease
 from server.serving.deadline import Deadline
 from server.serving.responses.run import ResponseRun
@@ -21,11 +22,18 @@ class BackgroundResponse:
 
     def __init__(self, run: ResponseRun, *, keeps_events: bool) -> None:
         self.run = run
+        self._queued = run.response
         self.events: list[bytes] | None = [] if keeps_events else None
         """The encoded events so far; the position is the sequence number."""
         self._has_ended = False
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def response(self) -> Response:
+        """The response as others see it: `queued` until it has ended, as in vLLM."""
+        current = self.run.response
+        return self._queued if current.status == "in_progress" else current
 
     async def start(self, generate: Callable[["BackgroundResponse"], Coroutine[Any, Any, None]]) -> None:
         """Returns once the task runs: a task that is cancelled earlier would not execute at all."""

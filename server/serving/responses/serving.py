@@ -68,7 +68,7 @@ class ResponsesServing:
         """
         current = self._background.find(response_id)
         if current is not None:
-            return msgspec.json.encode(current.run.response)
+            return msgspec.json.encode(current.response)
         return (await self._archive.find(response_id)).body
 
     async def follow(self, response_id: str, starting_after: int | None) -> AsyncGenerator[bytes, None]:
@@ -100,10 +100,10 @@ class ResponsesServing:
         current = self._background.find(response_id)
         if current is None:
             await self._archive.find(response_id)
-        if current is None or current.run.response.status not in ("queued", "in_progress"):
+        if current is None or current.response.status != "queued":
             raise invalid_response("Cannot cancel a synchronous response.", "response_id")
         await current.cancel()
-        return msgspec.json.encode(current.run.response)
+        return msgspec.json.encode(current.response)
 
     async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
         history = await self._history(request.previous_response_id, context.lease)
@@ -136,9 +136,8 @@ class ResponsesServing:
         own_context = replace(context, trace=None)  # the request's trace ends with its HTTP response
         run = await self._prepare(request, own_context)
         own_context.lease = context.lease.hand_over()
-        queued = run.response
         response = await self._background.start(run, own_context.lease, keeps_events=bool(request.stream))
-        return response.follow(0) if request.stream else queued
+        return response.follow(0) if request.stream else response.response
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
         try:

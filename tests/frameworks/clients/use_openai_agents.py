@@ -1,4 +1,4 @@
-"""openai-agents over chat completions, which it uses for other servers than OpenAI's."""
+"""openai-agents with its defaults, which are the Responses API."""
 
 import asyncio
 import json
@@ -7,10 +7,10 @@ from typing import Any
 import openai
 from agents import (
     Agent,
-    OpenAIChatCompletionsModel,
     Runner,
     ToolCallItem,
     function_tool,
+    set_default_openai_client,
     set_tracing_disabled,
 )
 from openai.types.responses import ResponseTextDeltaEvent
@@ -18,9 +18,7 @@ from pydantic import BaseModel
 from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
 
 set_tracing_disabled(disabled=True)
-LLM = OpenAIChatCompletionsModel(
-    model=MODEL, openai_client=openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")
-)
+set_default_openai_client(openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none"))
 
 
 class City(BaseModel):
@@ -34,16 +32,16 @@ def get_weather(city: str) -> str:
     return WEATHER
 
 
-WEATHER_AGENT = Agent(name="weather", model=LLM, tools=[get_weather])
+WEATHER_AGENT = Agent(name="weather", model=MODEL, tools=[get_weather])
 
 
 def text() -> Any:
-    return Runner.run_sync(Agent(name="text", model=LLM), QUESTION).final_output
+    return Runner.run_sync(Agent(name="text", model=MODEL), QUESTION).final_output
 
 
 def stream() -> list[str]:
     async def collect() -> list[str]:
-        events = Runner.run_streamed(Agent(name="text", model=LLM), QUESTION).stream_events()
+        events = Runner.run_streamed(Agent(name="text", model=MODEL), QUESTION).stream_events()
         return [
             event.data.delta
             async for event in events
@@ -54,7 +52,7 @@ def stream() -> list[str]:
 
 
 def structured() -> dict[str, Any]:
-    return Runner.run_sync(Agent(name="city", model=LLM, output_type=City), DESCRIBE).final_output.model_dump()
+    return Runner.run_sync(Agent(name="city", model=MODEL, output_type=City), DESCRIBE).final_output.model_dump()
 
 
 def tools() -> list[Any]:
@@ -67,4 +65,27 @@ def loop() -> Any:
     return Runner.run_sync(WEATHER_AGENT, WEATHER_QUESTION).final_output
 
 
-report(text=text, stream=stream, structured=structured, tools=tools, loop=loop)
+def streamed_loop() -> Any:
+    async def run() -> Any:
+        streamed = Runner.run_streamed(WEATHER_AGENT, WEATHER_QUESTION)
+        async for _ in streamed.stream_events():
+            pass
+        return streamed.final_output
+
+    return asyncio.run(run())
+
+
+def stored_loop() -> Any:
+    """The server keeps the conversation; each request sends only what is new."""
+    return Runner.run_sync(WEATHER_AGENT, WEATHER_QUESTION, auto_previous_response_id=True).final_output
+
+
+report(
+    text=text,
+    stream=stream,
+    structured=structured,
+    tools=tools,
+    loop=loop,
+    streamed_loop=streamed_loop,
+    stored_loop=stored_loop,
+)

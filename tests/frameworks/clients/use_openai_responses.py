@@ -1,0 +1,77 @@
+"""The `openai` client: responses with its parse and stream helpers, kept ones and ones in the background."""
+
+import json
+import time
+from typing import Any
+
+import openai
+from pydantic import BaseModel
+from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+
+CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")
+TOOL: Any = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+
+
+class City(BaseModel):
+    city: str
+    population: int
+
+
+def outputs(calls: list[Any]) -> list[Any]:
+    return [{"type": "function_call_output", "call_id": call.call_id, "output": WEATHER} for call in calls]
+
+
+def text() -> str:
+    return CLIENT.responses.create(model=MODEL, input=QUESTION).output_text
+
+
+def stream() -> list[str]:
+    events = CLIENT.responses.create(model=MODEL, input=QUESTION, stream=True)
+    return [event.delta for event in events if event.type == "response.output_text.delta"]
+
+
+def structured() -> dict[str, Any]:
+    return CLIENT.responses.parse(model=MODEL, input=DESCRIBE, text_format=City).output_parsed.model_dump()
+
+
+def tools() -> list[Any]:
+    with CLIENT.responses.stream(model=MODEL, input=WEATHER_QUESTION, tools=[TOOL]) as events:
+        calls = events.get_final_response().output
+    return [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
+
+
+def loop() -> str:
+    items: list[Any] = [{"role": "user", "content": WEATHER_QUESTION}]
+    calls = CLIENT.responses.create(model=MODEL, input=items, tools=[TOOL]).output
+    return CLIENT.responses.create(model=MODEL, input=[*items, *calls, *outputs(calls)], tools=[TOOL]).output_text
+
+
+def stored_loop() -> str:
+    first = CLIENT.responses.create(model=MODEL, input=WEATHER_QUESTION, tools=[TOOL])
+    second = CLIENT.responses.create(
+        model=MODEL, input=outputs(first.output), tools=[TOOL], previous_response_id=first.id
+    )
+    return CLIENT.responses.retrieve(second.id).output_text
+
+
+def background() -> str:
+    response = CLIENT.responses.create(model=MODEL, input=QUESTION, background=True)
+    while response.status in ("queued", "in_progress"):
+        time.sleep(0.1)
+        response = CLIENT.responses.retrieve(response.id)
+    return response.output_text
+
+
+report(
+    text=text,
+    stream=stream,
+    structured=structured,
+    tools=tools,
+    loop=loop,
+    stored_loop=stored_loop,
+    background=background,
+)
