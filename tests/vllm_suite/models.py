@@ -50,13 +50,19 @@ def prepare_models(hub: Path, smollm: Path) -> None:
         (repository / "refs" / "main").write_text(_REVISION)
 
 
-def _chat(template: str, **options: Any) -> Build:
-    """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls."""
+def _chat(template: str, max_model_len: int = 8192, max_new_tokens: int | None = None) -> Build:
+    """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls.
+
+    `max_new_tokens` is for tests that set no limit: the small model may not end for thousands of tokens.
+    """
 
     def build(folder: Path, smollm: Path) -> None:
-        config = json.loads((smollm / "config.json").read_text()) | options
-        (folder / "config.json").write_text(json.dumps(config))
-        shutil.copyfile(smollm / "generation_config.json", folder / "generation_config.json")
+        settings = {"config": {"max_position_embeddings": max_model_len}, "generation_config": {}}
+        if max_new_tokens is not None:
+            settings["generation_config"]["max_new_tokens"] = max_new_tokens
+        for name, changed in settings.items():
+            given = json.loads((smollm / f"{name}.json").read_text())
+            (folder / f"{name}.json").write_text(json.dumps(given | changed))
         os.link(_linkable(smollm / "model.safetensors", folder), folder / "model.safetensors")
         _save_tokenizer(folder, smollm, {3 + index: token for index, token in enumerate(_THINKING)})
         shutil.copyfile(_TEMPLATES / template, folder / "chat_template.jinja")
@@ -285,9 +291,10 @@ _OPT_SHAPE: Final[dict[str, Any]] = {
 
 MODELS: Final[dict[str, Build]] = {
     **{
-        name: _chat("qwen3.jinja", max_position_embeddings=40960)
-        for name in (_QWEN3, "Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "google/translategemma-4b-it")
+        name: _chat("qwen3.jinja", max_model_len=40960, max_new_tokens=256)
+        for name in ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B")
     },
+    **{name: _chat("qwen3.jinja") for name in (_QWEN3, "google/translategemma-4b-it")},
     **{
         name: _chat("qwen2.jinja")
         for name in (
