@@ -45,6 +45,7 @@ class IncomingText:
                 self._position = found.end()
                 return found
             if self.is_complete:
+                self._position = len(self._text)
                 return None
             yield
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import regex
 
@@ -12,8 +12,6 @@ from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
 from server.parsers.text_parser import StrayText, TextParser
-
-_LINE_BREAK: Final = regex.compile(r"\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +27,10 @@ class Markup:
     block: str | None = None
     """Begins a group of calls."""
     block_end: str | None = None
-    trims_line_breaks: bool = False
-    """Values are on lines of their own."""
+    before_value: str | None = None
+    """White space that is no part of a value."""
+    after_value: str = ""
+    """The same behind it."""
     has_only_known_functions: bool = False
     """A call of a function that is not in the request's `tools` is content."""
     ends_turn: bool = False
@@ -62,11 +62,15 @@ class Markup:
         return _any_of(self.argument, self.call_end, self.block_end)
 
     @cached_property
+    def value_begin(self) -> regex.Pattern[str] | None:
+        """Before a value."""
+        return regex.compile(self.before_value) if self.before_value else None
+
+    @cached_property
     def value_end(self) -> regex.Pattern[str]:
         """After a value; markers of what follows end a value that is not closed, and are left to be read."""
-        line_break = r"\n?" if self.trims_line_breaks else ""
         following = _any_of(self.argument, self.call_end, self.block_end if self.ends_turn else None)
-        return regex.compile(rf"{line_break}(?:{self.argument_end}|(?={following.pattern}))")
+        return regex.compile(rf"{self.after_value}(?:{self.argument_end}|(?={following.pattern}))")
 
 
 def _any_of(*patterns: str | None) -> regex.Pattern[str]:
@@ -132,8 +136,8 @@ class MarkupParser(TextParser):
         if opening.groupdict().get("string", "true") != "true":
             return (yield from self._read_json_value(opening["key"], arguments))
         arguments.open_text(opening["key"])
-        if self.markup.trims_line_breaks:
-            yield from self.text.expect(_LINE_BREAK)
+        if self.markup.value_begin:
+            yield from self.text.expect(self.markup.value_begin)
         if end := (yield from self.text.find(self.markup.value_end, arguments.add_text)):
             arguments.close_text()
         return end

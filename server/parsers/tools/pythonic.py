@@ -17,6 +17,9 @@ _IN_LINES: Final = regex.compile(r"""["'()\[\]{},\n]|</function_calls>""")
 _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\""}
 _LINES_START: Final = regex.compile("<function_calls>")
 
+_STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+\"""")
+_ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
+
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}
 
 
@@ -98,6 +101,21 @@ class Llama4PythonicParser(PythonicParser):
     end: ClassVar = regex.compile(r"\s{0,64}<\|python_end\|>")
 
 
+class Lfm2Parser(PythonicParser):
+    """Lists between `<|tool_call_start|>` and `<|tool_call_end|>`, anywhere in the text."""
+
+    start: ClassVar = regex.compile(r"<\|tool_call_start\|>\s{0,16}\[")
+    end: ClassVar = regex.compile(r"\s{0,64}<\|tool_call_end\|>")
+
+    def read(self) -> Waiting[None]:
+        """Content, and the calls of each list."""
+        while start := (yield from self.text.find(self.start, self.add_content)):
+            num_calls = self.num_calls
+            yield from self.read_calls(_IN_LIST, start=start[0], ends=("]",))
+            if self.num_calls > num_calls:
+                yield from self.text.expect(self.end)
+
+
 class Olmo3Parser(PythonicParser):
     """One call per line between `<function_calls>` and `</function_calls>`."""
 
@@ -118,13 +136,18 @@ def parse_call(text: str) -> PythonCall | None:
     """None if the text is not a call of a function with JSON values as keyword arguments."""
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
-            call = ast.parse(text.strip(), mode="eval").body
+            call = ast.parse(_STRING.sub(_escape_control, text.strip()), mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
         arguments = {keyword.arg: _value(keyword.value) for keyword in call.keywords if keyword.arg}
         return PythonCall(".".join(reversed(list(_names(call.func)))), arguments)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def _escape_control(string: regex.Match[str]) -> str:
+    """A string literal whose line breaks and tabs are escaped, as Python wants them."""
+    return string[0].translate(_ESCAPES)
 
 
 def _names(function: ast.expr) -> Iterator[str]:

@@ -12,7 +12,8 @@ _QWEN3: Final = Markup(
     argument_end=r"<\s{0,4}/\s{0,4}parameter\s{0,4}>",
     call_end="</function>",
     block_end="</tool_call>",
-    trims_line_breaks=True,
+    before_value=r"\n",
+    after_value=r"\n?",
 )
 
 
@@ -25,7 +26,7 @@ class Qwen3XmlParser(MarkupParser):
 class MimoParser(MarkupParser):
     """Line breaks around a value belong to it."""
 
-    markup: ClassVar = replace(_QWEN3, trims_line_breaks=False)
+    markup: ClassVar = replace(_QWEN3, before_value=None, after_value="")
 
 
 class SeedOssParser(MarkupParser):

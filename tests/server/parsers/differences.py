@@ -4,6 +4,7 @@ All of these are truncated or damaged outputs, and text around calls in the form
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -54,6 +55,27 @@ def _takes_markers_for_values(ours: Parsed, theirs: Parsed) -> bool:
     return len(ours.calls) == len(theirs.calls) and any("<arg_" in call.arguments for call in theirs.calls)
 
 
+def _has_other_types(ours: Parsed, theirs: Parsed) -> bool:
+    keys, other = _keys(ours), _keys(theirs)
+    return _has_all_text(ours, theirs) and len(ours.calls) == len(theirs.calls) and _is_subsequence(other, keys)
+
+
+_KEY: Final = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:')
+
+
+def _keys(parsed: Parsed) -> list[str]:
+    """The names of all members, also of arguments that are incomplete."""
+    return [name for call in parsed.calls for name in _KEY.findall(call.arguments)]
+
+
+def _takes_text_for_names(ours: Parsed, theirs: Parsed) -> bool:
+    return any(not name.isidentifier() for name in (*_keys(theirs), *(call.name for call in theirs.calls)))
+
+
+def _finds_call_in_damage(ours: Parsed, theirs: Parsed) -> bool:
+    return _is_subsequence(_meanings(ours), _meanings(theirs)) and all(c.name in repr(ours) for c in theirs.calls)
+
+
 def _takes_call_for_arguments(ours: Parsed, theirs: Parsed) -> bool:
     return any(call.arguments.startswith('{"name":') for call in theirs.calls)
 
@@ -70,13 +92,18 @@ LOSES_TEXT: Final = "vLLM drops text that is neither a call nor a marker"
 LOSES_ARGUMENTS: Final = "vLLM drops an argument without its end marker, or leaves the JSON text open after it"
 LOSES_CALLS: Final = "vLLM drops complete calls"
 
+WRONG_TYPES: Final = "vLLM gives values other types than the tool's schema does, or drops those with a `<`"
+
 DIFFERENCES: Final = (
     Difference(LOSES_TEXT, _loses_text),
+    Difference(WRONG_TYPES, _has_other_types, ("step3", "functiongemma")),
     Difference(LOSES_ARGUMENTS, _loses_arguments),
     Difference(
         "vLLM makes a call without arguments of a call whose beginning is incomplete", _makes_call_of_incomplete_header
     ),
     Difference(LOSES_CALLS, _loses_calls),
+    Difference("vLLM takes damaged text for a name", _takes_text_for_names, ("gemma4",)),
+    Difference("a call behind damaged text is content here", _finds_call_in_damage, ("gemma4",)),
     Difference("vLLM takes the text of a damaged call for its arguments", _takes_call_for_arguments, ("granite",)),
     Difference("vLLM makes a call of an object that is not JSON", _makes_calls_of_damaged_objects, ("granite",)),
     Difference(
@@ -108,7 +135,7 @@ def _has_all_arguments(ours: ParsedCall, theirs: ParsedCall) -> bool:
     try:
         return _is_subsequence(_members(theirs.arguments or "{}"), _members(ours.arguments))
     except ValueError:
-        return ours.arguments.startswith(theirs.arguments.rstrip("}")) or theirs.arguments.startswith(ours.arguments)
+        return ours.arguments.startswith(theirs.arguments.rstrip('"}')) or theirs.arguments.startswith(ours.arguments)
 
 
 def _members(arguments: str) -> list[tuple[str, object]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final
 
-from tests.server.parsers.differences import LOSES_ARGUMENTS, LOSES_CALLS, LOSES_TEXT
+from tests.server.parsers.differences import LOSES_ARGUMENTS, LOSES_CALLS, LOSES_TEXT, WRONG_TYPES
 from tests.server.parsers.json_formats import JSON_FORMATS
 from tests.server.parsers.raw_texts import Call, Format, json_text, plain_text
 
@@ -99,6 +99,47 @@ def _python_call(call: Call, choose: random.Random) -> str:
     return f"{call.name}({separator.join(f'{name}={write(value)}' for name, value in call.arguments.items())})"
 
 
+def _lfm2(calls: Sequence[Call], choose: random.Random) -> str:
+    return f"<|tool_call_start|>{_pythonic(calls, choose)}<|tool_call_end|>"
+
+
+def _step3(calls: Sequence[Call], choose: random.Random) -> str:
+    written = ""
+    for call in calls:
+        arguments = "".join(
+            f'<steptml:parameter name="{name}">{plain_text(value)}</steptml:parameter>'
+            for name, value in call.arguments.items()
+        )
+        written += (
+            f'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{call.name}">{arguments}'
+            "</steptml:invoke><｜tool_call_end｜>"
+        )
+    return f"<｜tool_calls_begin｜>{written}<｜tool_calls_end｜>"
+
+
+def _functiongemma(calls: Sequence[Call], choose: random.Random) -> str:
+    return "".join(
+        f"<start_function_call>call:{call.name}{{"
+        + ",".join(f"{name}:<escape>{plain_text(value)}<escape>" for name, value in call.arguments.items())
+        + "}<end_function_call>"
+        for call in calls
+    )
+
+
+def _gemma4(calls: Sequence[Call], choose: random.Random) -> str:
+    return "".join(f"<|tool_call>call:{call.name}{_gemma4_value(call.arguments)}<tool_call|>" for call in calls)
+
+
+def _gemma4_value(value: Any) -> str:
+    if isinstance(value, str):
+        return f'<|"|>{value}<|"|>'
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}:{_gemma4_value(member)}" for name, member in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(_gemma4_value, value))}]"
+    return json_text(value)
+
+
 def _harmony(calls: Sequence[Call], choose: random.Random) -> str:
     written = "<|channel|>analysis<|message|>I need a tool.<|end|>"
     for call in calls:
@@ -172,6 +213,24 @@ FORMATS: Final = (
         begins_with_calls=True,
     ),
     Format(name="olmo3", write=_olmo3),
+    Format(name="lfm2", write=_lfm2, markers=("<|tool_call_start|>", "<|tool_call_end|>")),
+    Format(
+        name="step3",
+        write=_step3,
+        markers=(
+            "<｜tool_calls_begin｜>",
+            "<｜tool_calls_end｜>",
+            "<｜tool_call_begin｜>",
+            "<｜tool_call_end｜>",
+            "<｜tool_sep｜>",
+        ),
+    ),
+    Format(
+        name="functiongemma",
+        write=_functiongemma,
+        markers=("<start_function_call>", "<end_function_call>", "<escape>"),
+    ),
+    Format(name="gemma4", write=_gemma4, markers=("<|tool_call>", "<tool_call|>", '<|"|>')),
     Format(name="openai", write=_harmony, around=_harmony_messages, tokenize=_harmony_tokens),
     *JSON_FORMATS,
 )
@@ -179,18 +238,22 @@ FORMATS: Final = (
 
 LOSSES: Final = {
     "deepseek_v3": {LOSES_TEXT},
-    "granite": {LOSES_ARGUMENTS},
+    "ernie45": {LOSES_TEXT},
+    "functiongemma": {LOSES_TEXT, LOSES_ARGUMENTS, WRONG_TYPES},
     "granite-20b-fc": {LOSES_TEXT},
     "granite4": {LOSES_TEXT},
     "hermes": {LOSES_TEXT},
+    "hunyuan_a13b": {LOSES_TEXT},
     "internlm": {LOSES_TEXT},
     "jamba": {LOSES_TEXT},
     "llama3_json": {LOSES_TEXT, LOSES_CALLS},
+    "lfm2": {LOSES_TEXT},
     "llama4_pythonic": {LOSES_TEXT},
     "mistral": {LOSES_TEXT, LOSES_ARGUMENTS},
     "olmo3": {LOSES_TEXT},
     "phi4_mini_json": {LOSES_TEXT, LOSES_CALLS},
     "pythonic": {LOSES_TEXT},
+    "step3": {LOSES_ARGUMENTS, WRONG_TYPES},
     "xlam": {LOSES_TEXT, LOSES_ARGUMENTS, LOSES_CALLS},
 }
 """What vLLM loses of outputs that are neither truncated nor damaged: mostly the text behind calls."""

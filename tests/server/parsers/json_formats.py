@@ -83,6 +83,7 @@ _DEEPSEEK: Final = (_ALL_BEGIN, _ALL_END, _BEGIN, _END, _SEPARATOR)
 
 JSON_FORMATS: Final = (
     Format(name="hermes", write=_objects("<tool_call>", "</tool_call>"), markers=("<tool_call>", "</tool_call>")),
+    Format(name="ernie45", write=_objects("<tool_call>\n", "\n</tool_call>"), markers=("<tool_call>", "</tool_call>")),
     Format(name="granite4", write=_text_arguments, markers=("<tool_call>", "</tool_call>")),
     Format(name="granite", write=_array("<|tool_call|>"), markers=("<|tool_call|>",)),
     Format(name="granite-20b-fc", write=_objects("<function_call> ", between=" ")),
@@ -91,6 +92,7 @@ JSON_FORMATS: Final = (
         write=_objects("<|action_start|><|plugin|>", "<|action_end|>", key="parameters", most=1),
         markers=("<|action_start|>", "<|plugin|>", "<|action_end|>"),
     ),
+    Format(name="hunyuan_a13b", write=_array("<tool_calls>", "</tool_calls>")),
     Format(name="jamba", write=_array("<tool_calls>", "</tool_calls>"), markers=("<tool_calls>", "</tool_calls>")),
     Format(name="llama3_json", write=_objects("", between="; ", key="parameters"), markers=("<|python_tag|>",)),
     Format(name="mistral", write=_mistral, markers=("[TOOL_CALLS]", "[ARGS]")),

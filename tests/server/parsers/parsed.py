@@ -25,7 +25,7 @@ class ParsedCall:
     def meaning(self) -> tuple[str, str]:
         """The same for arguments that are the same JSON."""
         try:
-            return self.name, json.dumps(json.loads(self.arguments), sort_keys=True)
+            return self.name, json.dumps(json.loads(self.arguments, parse_float=_number), sort_keys=True)
         except ValueError:
             return self.name, self.arguments
 
@@ -43,6 +43,12 @@ class Parsed:
         """What must be equal: blanks around the content count only if there are no calls."""
         content = self.content.strip() if self.calls else self.content
         return self.reasoning, content, [call.meaning for call in self.calls]
+
+
+def _number(text: str) -> float | int:
+    """The same for 12.0 and 12."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def parsed_by_vllm(answer: dict[str, Any]) -> Parsed:

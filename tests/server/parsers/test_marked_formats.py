@@ -34,6 +34,17 @@ TEXTS = [
         f'<{DSML}parameter name="filters" string="false">'
         f'{{"year": "7"}}</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}function_calls>dropped', "a",
         [("search", {"filters": {"year": 7}})]),
+    ("step3", '<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="search">'
+        '<steptml:parameter name="limit"> 2\n</steptml:parameter></steptml:invoke><｜tool_call_end｜>'
+        "<｜tool_calls_end｜>", "", [("search", {"limit": 2})]),
+    ("functiongemma", "a<start_function_call>call:search{limit:<escape>2<escape>,query:<escape>{}<escape>}"
+        "<end_function_call>", "a", [("search", {"limit": 2, "query": "{}"})]),
+    ("gemma4", 'a<|tool_call>call:search{query:<|"|>"{é<|"|>,filters:{year:7,x:[<|"|>}<|"|>,[]]},tags:[]}'
+        "<tool_call|>b",
+        "ab", [("search", {"query": '"{é', "filters": {"year": 7, "x": ["}", []]}, "tags": []})]),
+    ("gemma4", "<|tool_call>call:now{}<|tool_call>call:now{}", "", [NOW, NOW]),
+    ("lfm2", "a<|tool_call_start|>[now(), run_code(code='x\ny')]<|tool_call_end|>b", "ab",
+        [NOW, ("run_code", {"code": "x\ny"})]),
     ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3"
         "<|tool_call_argument_begin|><|tool_call_end|>", "", [NOW]),
     ("pythonic", "[get_weather(city='Paris \"1\"', days=+2), now()] b", "b", [PARIS, NOW]),
@@ -85,6 +96,13 @@ def test_kimi_k2_has_ids():
         "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
     )
     assert parse(form, [text]).calls[0].id == "functions.now:0"
+
+
+def test_deeply_nested_values_of_gemma4_are_text():
+    nested = "[" * 10_000
+    form = next(form for form in FORMATS if form.name == "gemma4")
+    parsed = parse(form, [f"<|tool_call>call:search{{tags:{nested}{']' * 10_000}}}<tool_call|>"])
+    assert "[" in parsed.calls[0].arguments
 
 
 def test_deeply_nested_values_are_text():
