@@ -12,7 +12,7 @@ from server.protocol.usage import Usage
 
 ScoreInput = str | dict[str, Any]
 ScoreInputs = ScoreInput | list[ScoreInput]
-TokenLimit = Annotated[int, Meta(ge=0)]
+TokenLimit = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 _PAIRS = (("queries", "documents"), ("queries", "items"), ("data_1", "data_2"), ("text_1", "text_2"))
 """The names that the two inputs may have."""
@@ -28,6 +28,12 @@ class ScoringFields(PoolingFields, kw_only=True):
     instruction: str | None = None
     """The same as `chat_template_kwargs.instruction`, which takes precedence."""
     chat_template_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_tokens_per_query", "max_tokens_per_doc"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name} must be a non-negative integer", param=name)
 
     @property
     def template_kwargs(self) -> dict[str, Any]:

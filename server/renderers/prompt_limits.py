@@ -32,7 +32,7 @@ def check_text_length(text: str, *, max_model_len: int | None, max_token_chars: 
     if max_model_len is not None and len(text) > max_model_len * max_token_chars:
         raise RequestError(
             f"This model's maximum context length is {max_model_len} tokens (--max-model-len), but {param} holds "
-            f"{len(text)} characters",
+            f"{len(text)} characters. Please reduce the length of the input prompt.",
             param=param,
         )
 

@@ -16,7 +16,7 @@ from tests.server.engine.tiny_vlm import save_vlm
 
 _REVISION: Final = "0" * 40
 _TEMPLATES: Final = Path(__file__).parent / "templates"
-_NUM_CHARACTERS: Final = 49152
+_VOCAB_SIZE: Final = 49152
 """The vocabulary size of SmolLM2's tokenizer."""
 _THINKING: Final = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Replace the tokens from id 3 on, which SmolLM2 does not use in chats."""
@@ -86,7 +86,7 @@ def _causal(model_type: str, **options: Any) -> Build:
     def build(folder: Path, smollm: Path) -> None:
         from transformers import AutoModelForCausalLM
 
-        common = {"vocab_size": _NUM_CHARACTERS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        common = {"vocab_size": _VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         _save(folder, AutoModelForCausalLM, model_type, common | options)
         _save_tokenizer(folder, smollm, {})
         shutil.copyfile(smollm / "chat_template.jinja", folder / "chat_template.jinja")
@@ -169,7 +169,7 @@ def _colbert(folder: Path, smollm: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    _encoder("bert", 30522, 384)(folder, smollm)
+    _encoder("bert", _VOCAB_SIZE, 384)(folder, smollm)
     weights = {f"bert.{name}": tensor for name, tensor in load_file(folder / "model.safetensors").items()}
     weights["linear.weight"] = torch.randn(96, 384) * 0.1
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -151,7 +151,7 @@ class PromptReader:
         if self._options.limit is None and len(text) > most * self._tokenizer.max_token_chars:
             raise RequestError(
                 f"This model's maximum context length is {most} tokens (--max-model-len), but `{param}` holds "
-                f"{len(text)} characters.",
+                f"{len(text)} characters. Please reduce the length of the input prompt.",
                 param=param,
             )
 
@@ -166,7 +166,7 @@ class PromptReader:
         if num_tokens > most:
             raise RequestError(
                 f"This model's maximum context length is {most} tokens (--max-model-len), but `{param}` holds "
-                f"{num_tokens} tokens: shorten it, or give truncate_prompt_tokens.",
+                f"{num_tokens} tokens. Please reduce the length of the input prompt, or give truncate_prompt_tokens.",
                 param=param,
             )
         if not num_tokens:
