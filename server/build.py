@@ -212,18 +212,18 @@ def build_app(parts: AppParts) -> ServerApp:
         is_probe_seen=is_customized or bool(config.middleware) or config.enable_request_id_headers,
     )
     if is_customized:
-        _customize_for_sagemaker(app)
+        _customize_for_sagemaker(app, parts.admission.limits)
     return app
 
 
-def _customize_for_sagemaker(app: ServerApp) -> None:
+def _customize_for_sagemaker(app: ServerApp, limits: LimitsConfig) -> None:
     try:
         # the package that it needs is optional
         from server.routes.sagemaker import customize  # noqa: PLC0415
     except ImportError as err:
         logger.warning("SageMaker's variables are ignored: install vllm-cli-server[sagemaker] (%s)", err)
     else:
-        customize(app)
+        customize(app, max_body_bytes=limits.max_body_bytes)
 
 
 def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:

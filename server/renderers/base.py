@@ -133,7 +133,7 @@ class BaseRenderer(ABC):
             self._check_length(text, "messages")
             return self.tokenizer.encode(text, add_special_tokens=options.add_special_tokens and index == 0)
 
-        return await self.run_in_pool(join, texts, tensors, encode)
+        return await self.run_in_pool(join, texts, tensors, encode, max_model_len=limits.max_model_len)
 
     def _require_embeds(self) -> EmbedsLimits:
         if self.embeds_limits is None:

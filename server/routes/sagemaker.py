@@ -15,14 +15,18 @@ from model_hosting_container_standards.common.fastapi.middleware.core import loa
 from model_hosting_container_standards.sagemaker.handler_resolver import register_sagemaker_overrides
 from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-def customize(app: Starlette) -> None:
-    """Registers the app's handlers and puts the customer's routes and middleware in front of them."""
+def customize(app: Starlette, *, max_body_bytes: int) -> None:
+    """Registers the app's handlers and puts the customer's routes and middleware in front of them.
+
+    Larger bodies than `max_body_bytes` are rejected before the package reads them.
+    """
     own: dict[str, ASGIApp] = {route.path: route.app for route in app.router.routes if isinstance(route, Route)}
     invocations = _register_handlers(own)
     load_middlewares(app, SageMakerFunctionLoader.get_function_loader())
@@ -30,8 +34,32 @@ def customize(app: Starlette) -> None:
     router = standards.create_sagemaker_router()
     inner = FastAPI(openapi_url=None)
     inner.include_router(router)
-    customers = [Route(route.path, inner, methods=list(route.methods)) for route in router.routes]
-    app.router.routes[:0] = [*customers, Route("/invocations", invocations, methods=["POST"])]
+    routes = [Route(route.path, inner, methods=list(route.methods)) for route in router.routes]
+    routes.append(Route("/invocations", invocations, methods=["POST"]))
+    for route in routes:
+        route.app = _BoundedBody(route.app, max_body_bytes)
+    app.router.routes[:0] = routes
+
+
+class _BoundedBody:
+    """Rejects larger bodies with 413: the package reads the whole body."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        num_bytes = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise HTTPException(413, f"The request body is larger than {self._max_bytes} bytes.")
+            return message
+
+        await self._app(scope, receive_bounded, send)
 
 
 class _Delegated(Response):

@@ -49,15 +49,33 @@ def mark(messages: list[dict[str, Any]]) -> MarkedConversation:
 
 
 def join(
-    texts: Sequence[str], tensors: Sequence[TensorData], encode: Callable[[int, str], list[int]]
+    texts: Sequence[str],
+    tensors: Sequence[TensorData],
+    encode: Callable[[int, str], list[int]],
+    *,
+    max_model_len: int,
 ) -> RenderedPrompt:
-    """The prompt of texts with a tensor between each two; `encode` gets a text's index and the text."""
+    """The prompt of texts with a tensor between each two; `encode` gets a text's index and the text.
+
+    Raises:
+        RequestError: the prompt is longer than the model's context; found before its rows are built.
+    """
     dtype, width = tensors[0].dtype, tensors[0].shape[1]
+    num_tokens = sum(tensor.shape[0] for tensor in tensors)
+    encoded: list[list[int]] = []
+    for index, text in enumerate(texts):
+        encoded.append(encode(index, text) if text else [])
+        num_tokens += len(encoded[-1])
+        if num_tokens >= max_model_len:
+            raise RequestError(
+                f"The prompt has {num_tokens} tokens or more with its prompt_embeds, but the model's maximum context "
+                f"length is {max_model_len} tokens (--max-model-len) and one is needed for the output.",
+                param="messages",
+            )
     missing_row = _NAN_BYTES[dtype] * width
     token_ids: list[int] = []
     rows = bytearray()
-    for index, text in enumerate(texts):
-        new = encode(index, text) if text else []
+    for index, new in enumerate(encoded):
         token_ids += new
         rows += missing_row * len(new)
         if index < len(tensors):

@@ -228,10 +228,11 @@ def test_chat_streams_with_rows(accepting):
         (chat_with({"type": "prompt_embeds", "data": "not_valid_base64!!"}), "prompt_embeds"),
         (chat_with(embeds_part(rows(2, width=WIDTH + 1))), "prompt_embeds"),
         (chat_with(*[embeds_part(rows(MAX_MODEL_LEN // 2))] * 2), "messages"),
+        (chat_with({"type": "text", "text": "word " * MAX_MODEL_LEN}, embeds_part(rows(2))), "messages"),
         (chat_with(embeds_part(rows(2)), prompt_logprobs=1), "prompt_logprobs"),
         (chat_with(embeds_part(rows(2)), truncate_prompt_tokens=3), "truncate_prompt_tokens"),
     ],
-    ids=["no data", "number", "no base64", "width", "too many rows", "prompt_logprobs", "truncation"],
+    ids=["no data", "number", "no base64", "width", "too many rows", "too much text", "prompt_logprobs", "truncation"],
 )
 def test_bad_parts_with_rows_are_rejected(accepting, engine, body, param):
     response = accepting.post("/v1/chat/completions", body)

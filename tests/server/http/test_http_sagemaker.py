@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import httpx
 import pytest
+
+from server.limits import LimitsConfig
 
 standards = pytest.importorskip("model_hosting_container_standards.sagemaker")
 
@@ -97,3 +100,14 @@ def test_an_adapter_in_the_header_becomes_the_model(serve, monkeypatch):
     monkeypatch.setenv("SAGEMAKER_ENABLE_STATEFUL_SESSIONS", "true")
     response = serve().post("/invocations", CHAT, headers={"x-amzn-sagemaker-adapter-identifier": "missing"})
     assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_huge_body_is_rejected_before_the_package_reads_it(serve, monkeypatch, is_chunked):
+    monkeypatch.setenv("SAGEMAKER_ENABLE_STATEFUL_SESSIONS", "true")
+    server = serve(limits=LimitsConfig(max_body_bytes=10_000))
+    body = b'{"prompt": "' + b"a" * 20_000 + b'"}'
+    content = iter([body[:15_000], body[15_000:]]) if is_chunked else body
+    headers = {"content-type": "application/json"}
+    response = httpx.post(server.url + "/invocations", content=content, headers=headers, trust_env=False, timeout=60)
+    assert response.status_code == 413
