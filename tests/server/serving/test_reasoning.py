@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.errors import RequestError
 from server.parsers.base import PromptEnd
+from server.parsers.registry import load_reasoning_format
 from server.protocol.chat import ChatRequest
 from server.renderers.hf import HfRenderer
 from server.renderers.prompts import RenderedPrompt
@@ -139,3 +140,7 @@ def test_gpt_oss_reasoning_and_calls_are_read_by_one_parser(renderer: HfRenderer
     assert parsed.reasoning == "Hm"
     assert parsed.content == ("" if choice == "required" else "Yes")
     assert [call.meaning for call in parsed.calls] == ([("f", "{}")] if choice == "required" else [])
+
+
+def test_auto_tells_the_format_from_the_models_files(look: Any) -> None:
+    assert look("auto", "Hi").format is load_reasoning_format("mistral"), "the vocabulary has [THINK]"
