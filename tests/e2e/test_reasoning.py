@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,11 +32,21 @@ QUESTION: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
-    folder = save_tiny_llama(tmp_path_factory.mktemp("models"))
-    words = [str(folder), "--served-model-name", "tiny", "--chat-template", TEMPLATE]
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def client(model: Path) -> Iterator[OpenAI]:
+    with connect(model, "--reasoning-parser", "deepseek_r1") as openai:
+        yield openai
+
+
+@contextmanager
+def connect(model: Path, *words: str) -> Iterator[OpenAI]:
+    """The client of a server with these arguments."""
     with (
-        ServerProcess([*words, "--reasoning-parser", "deepseek_r1"]) as running,
+        ServerProcess([str(model), "--served-model-name", "tiny", "--chat-template", TEMPLATE, *words]) as running,
         OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as openai,
     ):
         yield openai
@@ -70,3 +82,17 @@ def test_a_forced_tool_call_is_streamed_after_the_reasoning(client: OpenAI, choi
 def test_a_wrong_budget_is_refused(client: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="non-negative integer or -1"):
         client.chat.completions.create(**QUESTION | {"extra_body": {"thinking_token_budget": -2}})
+
+
+@pytest.mark.thorough
+def test_a_strict_call_may_end_the_reasoning(model: Path) -> None:
+    """The budget makes the model begin a call; the grammar then contains the call's tag."""
+    parsers = ["--reasoning-parser", "qwen3", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    strict = {"type": "function", "function": {"name": "f", "strict": True, "parameters": SCHEMA}}
+    fields: Any = {"tools": [strict], "stop": ["</tool_call>"], "include_stop_str_in_output": True}
+    with connect(model, *parsers, "--reasoning-config", '{"reasoning_end_str": "<tool_call>"}') as client:
+        body = QUESTION | {"extra_body": QUESTION["extra_body"] | fields}
+        choice = client.chat.completions.create(**body, seed=1).choices[0]
+    (call,) = choice.message.tool_calls or []
+    assert json.loads(call.function.arguments)["city"] in ("Rome", "Oslo")
+    assert len(getattr(choice.message, "reasoning", "")) > 0
