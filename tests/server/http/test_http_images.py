@@ -57,6 +57,22 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
     assert answer.usage.prompt_tokens == len(token_ids)
 
 
+@pytest.mark.parametrize("is_result", [False, True], ids=["message", "tool result"])
+def test_an_image_of_a_message_is_that_of_a_chat(vision: Any, is_result: bool) -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": _url().partition(",")[2]}
+    blocks: list[dict[str, Any]] = [{"type": "image", "source": source}]
+    if is_result:
+        blocks = [{"type": "tool_result", "tool_use_id": "a", "content": blocks}]
+    body = {"model": "smol", "messages": [{"role": "user", "content": blocks}]}
+    message = vision.post("/v1/messages", body | {"max_tokens": 100}).json()
+    assert message["content"] == [{"type": "text", "text": "a cat"}]
+    vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": _url()}}]}])
+    one, other = vision.engine.inputs.values()
+    assert one.mm["pixel_values"].data == other.mm["pixel_values"].data
+    counted = vision.post("/v1/messages/count_tokens", body).json()
+    assert counted["input_tokens"] == message["usage"]["input_tokens"]
+
+
 def test_an_image_of_a_response_stays_in_the_conversation(vision: Any) -> None:
     client = vision.client()
     content: Any = [{"type": "input_image", "image_url": _url()}, {"type": "input_text", "text": "What is it?"}]
