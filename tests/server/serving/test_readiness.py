@@ -13,11 +13,11 @@ from server.types import EngineOutput, EngineStats
 
 
 class Recorded:
-    """Fakes of engine, renderer and metrics that record the order of calls."""
+    """Fakes of engine, renderer, metrics and adapters that record the order of calls."""
 
     def __init__(self, *, error: str | None = None, dies: bool = False) -> None:
         self.calls: list[str] = []
-        self.info = SimpleNamespace(pooling=None, max_model_len=8)
+        self.info = SimpleNamespace(pooling=None, max_model_len=8, max_loras=None)
         self.error: str | None = None
         self.stats = EngineStats()
         self._output_error = error
@@ -57,7 +57,7 @@ class Recorded:
 
 
 def _readiness(recorded: Any) -> EngineReadiness:
-    return EngineReadiness(recorded, recorded, recorded, timeout_s=5)
+    return EngineReadiness(recorded, recorded, recorded, recorded, timeout_s=5)
 
 
 async def test_renderer_and_metrics_are_configured_before_the_first_token() -> None:
