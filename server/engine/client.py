@@ -166,7 +166,7 @@ class EngineClient:
         return output
 
     async def load_adapter(self, adapter_id: int, name: str, path: str) -> AdapterReport:
-        """Loads a LoRA adapter; the report contains the error if that fails.
+        """Loads a LoRA adapter; the report contains the error if that fails. Cancelling unloads it.
 
         Raises:
             EngineDeadError: the engine was dead or died meanwhile.
@@ -178,6 +178,9 @@ class EngineClient:
         try:
             self._send(LoadAdapter(adapter_id, name, path))
             return await loading
+        except asyncio.CancelledError:
+            self.unload_adapter(adapter_id)
+            raise
         finally:
             del self._adapters[adapter_id]
 

@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from server.engine.batch import Chunk
 from server.engine.lora.adapter import LowRank
+from server.engine.lora.rows import Rows, StepRows
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
-
-Rows = slice | torch.Tensor
 
 
 class AdaptedLayers:
@@ -30,10 +29,10 @@ class AdaptedLayers:
         self._head = model.get_output_embeddings()
         self._updates: dict[str, dict[int, LowRank]] = {}
         self._handles: list[RemovableHandle] = []
-        self._rows: dict[int, Rows] = {}
-        """The tokens of each adapter in the running step; empty outside of a step."""
-        self._head_rows: dict[int, Rows] = {}
-        """The same among the tokens whose logits are computed."""
+        self._rows: StepRows | None = None
+        """The tokens of the running step; None outside of a step."""
+        self._head_rows: StepRows | None = None
+        """The tokens whose logits are computed."""
 
     def add(self, adapter_id: int, updates: dict[str, LowRank]) -> None:
         """Takes an adapter's weights."""
@@ -59,30 +58,25 @@ class AdaptedLayers:
             rows: each chunk's rows of the batch.
             head_rows: the same for the model's last layer, if it computes fewer rows.
         """
-        self._rows = self._by_adapter(chunks, rows)
-        self._head_rows = self._rows if head_rows is None else self._by_adapter(chunks, head_rows)
-        if self._rows and not self._handles:
-            self._place_hooks()
-        elif not self._rows:
+        if any(chunk.sequence.adapter_id for chunk in chunks):
+            self._rows = StepRows(chunks, rows, self._model)
+            self._head_rows = self._rows if head_rows is None else StepRows(chunks, head_rows, self._model)
+            if not self._handles:
+                self._place_hooks()
+        else:
             self._remove_hooks()
         try:
             yield
         finally:
-            self._rows = self._head_rows = {}
-
-    def _by_adapter(self, chunks: Sequence[Chunk], rows: Sequence[slice]) -> dict[int, Rows]:
-        spans: dict[int, list[slice]] = {}
-        for chunk, span in zip(chunks, rows, strict=True):
-            if chunk.sequence.adapter_id:
-                spans.setdefault(chunk.sequence.adapter_id, []).append(span)
-        return {adapter_id: _join(parts, self._model.device) for adapter_id, parts in spans.items()}
+            self._rows = self._head_rows = None
 
     def _place_hooks(self) -> None:
         for path, updates in self._updates.items():
             module = self._model.get_submodule(path)
-            hook = self._create_hook(
-                updates, is_head=module is self._head, is_embedding=isinstance(module, nn.Embedding)
-            )
+            if isinstance(module, nn.Embedding):
+                hook = self._create_embedding_hook(updates)
+            else:
+                hook = self._create_linear_hook(updates, is_head=module is self._head)
             self._handles.append(module.register_forward_hook(hook))
 
     def _remove_hooks(self) -> None:
@@ -90,28 +84,58 @@ class AdaptedLayers:
             handle.remove()
         self._handles.clear()
 
-    def _create_hook(
-        self, updates: dict[int, LowRank], *, is_head: bool, is_embedding: bool
+    def _create_linear_hook(
+        self, updates: dict[int, LowRank], *, is_head: bool
     ) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        compute = _update_embedding if is_embedding else _update_linear
+        stack = _Stack(updates)
 
         def add_updates(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            rows_of = self._head_rows if is_head else self._rows
-            for adapter_id, rows in rows_of.items():
+            step = self._head_rows if is_head else self._rows
+            if step is None:
+                return
+            inputs, flat = args[0].view(-1, args[0].shape[-1]), output.view(-1, output.shape[-1])
+            if step.is_masked:
+                stack.choose(step.adapter_ids)
+                if stack.columns:
+                    flat.addmm_(linear(inputs, stack.down).mul_(step.mask(stack.columns)), stack.up)
+                return
+            for adapter_id, rows in step.by_adapter.items():
                 if (update := updates.get(adapter_id)) is not None:
-                    compute(update, rows, args[0], output)
+                    _add(flat, rows, linear(inputs[rows], update.down), update.up)
+
+        return add_updates
+
+    def _create_embedding_hook(self, updates: dict[int, LowRank]) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        def add_updates(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            for adapter_id, rows in self._rows.by_adapter.items() if self._rows is not None else ():
+                if (update := updates.get(adapter_id)) is not None:
+                    low = embedding(args[0].view(-1)[rows], update.down)
+                    _add(output.view(-1, output.shape[-1]), rows, low, update.up)
 
         return add_updates
 
 
-def _update_linear(update: LowRank, rows: Rows, inputs: torch.Tensor, output: torch.Tensor) -> None:
-    flat = output.view(-1, output.shape[-1])
-    selected = inputs.view(-1, inputs.shape[-1])[rows]
-    _add(flat, rows, linear(selected, update.down), update.up)
+class _Stack:
+    """One layer's updates by several adapters, side by side, so that two products compute all of them."""
 
+    def __init__(self, updates: dict[int, LowRank]) -> None:
+        self._updates = updates
+        self._adapter_ids: tuple[int, ...] | None = None
+        self.columns: tuple[tuple[int, int], ...] = ()
+        """Adapter and rank of each part; empty if no chosen adapter changes the layer."""
+        self.down: torch.Tensor
+        self.up: torch.Tensor
 
-def _update_embedding(update: LowRank, rows: Rows, ids: torch.Tensor, output: torch.Tensor) -> None:
-    _add(output.view(-1, output.shape[-1]), rows, embedding(ids.view(-1)[rows], update.down), update.up)
+    def choose(self, adapter_ids: tuple[int, ...]) -> None:
+        """Stacks the updates of these adapters unless they are stacked already."""
+        if adapter_ids == self._adapter_ids:
+            return
+        self._adapter_ids = adapter_ids
+        parts = [(i, self._updates[i]) for i in adapter_ids if i in self._updates]
+        self.columns = tuple((adapter_id, update.up.shape[0]) for adapter_id, update in parts)
+        if parts:
+            self.down = torch.cat([update.down for _, update in parts])
+            self.up = torch.cat([update.up for _, update in parts])
 
 
 def _add(output: torch.Tensor, rows: Rows, low: torch.Tensor, up: torch.Tensor) -> None:
@@ -119,10 +143,3 @@ def _add(output: torch.Tensor, rows: Rows, low: torch.Tensor, up: torch.Tensor) 
         output[rows].addmm_(low, up)
     else:
         output.index_add_(0, rows, low @ up)
-
-
-def _join(spans: list[slice], device: torch.device) -> Rows:
-    """One slice if the spans are adjacent, which saves copies of the rows."""
-    if all(a.stop == b.start for a, b in zip(spans, spans[1:], strict=False)):
-        return slice(spans[0].start, spans[-1].stop)
-    return torch.tensor([row for span in spans for row in range(span.start, span.stop)], device=device)

@@ -1,4 +1,4 @@
-"""The engine client with pooling requests; a fake engine answers on the socket."""
+"""The engine client with pooling requests and commands; a fake engine answers on the socket."""
 
 import asyncio
 import socket
@@ -10,8 +10,19 @@ import pytest
 
 from server.engine.channel import BlockingChannel
 from server.engine.client import EngineClient
-from server.engine.messages import Abort, Pool, Step, ToEngine
-from server.errors import EngineDeadError, EngineError
+from server.engine.messages import (
+    Abort,
+    AdapterReport,
+    Done,
+    FromEngine,
+    LoadAdapter,
+    Pool,
+    Sleep,
+    Step,
+    ToEngine,
+    UnloadAdapter,
+)
+from server.errors import EngineDeadError, EngineError, RequestError
 from server.types import EngineOutput, EngineStats, PoolingParams, TensorData
 
 PARAMS = PoolingParams(task="embed", dimensions=2)
@@ -28,7 +39,10 @@ class FakeEngine:
         return self._decoder.decode(await asyncio.to_thread(self._channel.receive))
 
     def answer(self, *outputs: EngineOutput) -> None:
-        self._channel.send(msgspec.msgpack.encode(Step(list(outputs), EngineStats())))
+        self.send(Step(list(outputs), EngineStats()))
+
+    def send(self, message: FromEngine) -> None:
+        self._channel.send(msgspec.msgpack.encode(message))
 
     def close(self) -> None:
         self._channel.close()
@@ -97,3 +111,44 @@ async def test_queries_are_dropped_by_their_ids() -> None:
     async with connected() as (client, engine):
         client.drop_queries(["a", "b"])
         assert await engine.receive() == Abort(["a", "b"])
+
+
+async def test_an_adapter_is_loaded_with_its_report() -> None:
+    async with connected() as (client, engine):
+        loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
+        assert await engine.receive() == LoadAdapter(3, "sql", "/adapters/sql")
+        engine.send(AdapterReport(3, "it is broken"))
+        assert await loading == AdapterReport(3, "it is broken")
+
+
+async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
+    async with connected() as (client, engine):
+        loading = asyncio.create_task(client.load_adapter(3, "sql", "/adapters/sql"))
+        await engine.receive()
+        loading.cancel()
+        assert await engine.receive() == UnloadAdapter(3)
+        engine.send(AdapterReport(3))
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+
+
+async def test_a_command_that_fails_is_an_error_of_the_request() -> None:
+    async with connected() as (client, engine):
+        sleeping = asyncio.create_task(client.sleep(1, "wait"))
+        assert await engine.receive() == Sleep(1, 1, "wait")
+        engine.send(Done(1, is_done=False, error="no sleep"))
+        with pytest.raises(RequestError, match="no sleep"):
+            await sleeping
+        assert client.sleep_level is None
+
+
+async def test_commands_fail_when_the_engine_ends() -> None:
+    async with connected() as (client, engine):
+        loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
+        sleeping = asyncio.create_task(client.sleep(1, "abort"))
+        for _ in range(2):
+            await engine.receive()
+        engine.close()
+        for task in (loading, sleeping):
+            with pytest.raises(EngineDeadError):
+                await task
