@@ -148,7 +148,7 @@ async def test_commands_fail_when_the_engine_ends() -> None:
         sleeping = asyncio.create_task(client.sleep(1, "abort"))
         for _ in range(2):
             await engine.receive()
-        engine.close()
+        client.give_up("it is gone")
         for task in (loading, sleeping):
-            with pytest.raises(EngineDeadError):
+            with pytest.raises(EngineDeadError, match="it is gone"):
                 await task
