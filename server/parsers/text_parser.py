@@ -18,8 +18,10 @@ class TextParser:
         self.text = IncomingText()
         self.num_calls = 0
         self._events: list[Event] = []
-        self._blanks: str | None = ""
-        """White space that began the content; None after other content."""
+        self._is_blank = True
+        """Whether the content so far is white space."""
+        self._blanks: list[str] = []
+        """This white space, if no call has begun."""
         self._reading = self.read()
         next(self._reading)
 
@@ -38,25 +40,26 @@ class TextParser:
         """The events of the text that was held back."""
         self.text.is_complete = True
         next(self._reading, None)
-        if self._blanks:
-            self._add(Content(self._blanks))
+        if blanks := "".join(self._blanks):
+            self._add(Content(blanks))
         return self._events
 
     def add_content(self, text: str) -> None:
         """Text for the user. White space alone is no content if there are calls."""
-        if self._blanks is not None:
-            text = text.lstrip() if self.num_calls else self._blanks + text
-            if not text or text.isspace():
-                self._blanks = text
+        if self._is_blank:
+            text = text.lstrip() if self.num_calls else text
+            self._is_blank = not text.strip()
+            self._blanks.append(text)
+            if self._is_blank:
                 return
-            self._blanks = None
+            text = "".join(self._blanks)
+            self._blanks.clear()
         self._add(Content(text))
 
     def start_call(self, name: str, call_id: str | None = None) -> None:
         """A call begins."""
         self.num_calls += 1
-        if self._blanks:
-            self._blanks = ""
+        self._blanks.clear()
         self._events.append(CallStart(name, call_id))
 
     def add_arguments(self, text: str) -> None:

@@ -21,7 +21,7 @@ class Markup:
     call: str
     """Begins a call; its group `name` is the function."""
     argument: str
-    """Begins an argument; its group `key` is the name. A group `string` other than `true`: JSON."""
+    """Begins an argument named by its group `key`; the value is JSON if a group `string` is not `true`."""
     argument_end: str
     call_end: str
     block: str | None = None

@@ -90,6 +90,15 @@ def test_little_text_is_held_back(name):
         assert reported >= index * 8
 
 
+def test_blanks_before_a_call_are_no_content():
+    parser = load_tool_parser("glm45")(DEFINITIONS)
+    events = [event for _ in range(3) for event in parser.feed(" \n", ())]
+    assert [*events, *parser.feed("<tool_call>now</tool_call>\n", ()), *parser.finish()] == [
+        CallStart("now"),
+        CallArguments("{}"),
+    ]
+
+
 def test_kimi_k2_has_ids():
     form = next(form for form in FORMATS if form.name == "kimi_k2")
     text = (
