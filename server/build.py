@@ -237,7 +237,9 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     archive = ResponseArchive(parts.response_store, parts.renderer)
     messages = MessagesServing(inference, runner)
     scale_out = ScaleOut(
-        tokens=TokensServing(inference, builder), render=RenderServing(inference, builder, runner, messages)
+        tokens=TokensServing(inference, builder),
+        render=RenderServing(inference, builder, runner, messages),
+        is_tokens_only=config.tokens_only,
     )
     return Handlers(
         completions=CompletionServing(inference, builder),
@@ -255,7 +257,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         health=HealthEndpoint(availability),
         info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
         models=ModelEndpoints(availability, models),
-        scale_out=scale_out if config.enable_scale_out else None,
+        scale_out=scale_out if config.enable_scale_out or config.tokens_only else None,
         tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         dev=DevEndpoints(availability, engine, parts.renderer, config) if config.server_dev_mode else None,

@@ -62,6 +62,12 @@ class TokensSampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
     """Without it, there are no stop strings and no text."""
 
 
+class RenderedWith(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a render route has rendered the prompt."""
+
+    chat_template_kwargs: dict[str, Any] = {}
+
+
 class TokensRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A prompt of token ids, such as a render route returns it."""
 
@@ -77,8 +83,9 @@ class TokensRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     kv_transfer_params: dict[str, Any] | None = None
 
     token_offsets: Hint = None
-    reasoning_ended: Hint = None
-    reasoning_parser_kwargs: Hint = None
+    reasoning_ended: bool | None = None
+    """True applies a grammar from the first token on."""
+    reasoning_parser_kwargs: RenderedWith | None = None
     features: Unsupported = None
     content_parts: Unsupported = None
     priority: Annotated[Priority, INEFFECTIVE] = 0
@@ -195,7 +202,7 @@ class RenderedRequest(msgspec.Struct, kw_only=True):
     sampling_params: TokensSampling
     model: str | None
     reasoning_ended: bool | None = None
-    reasoning_parser_kwargs: None = None
+    reasoning_parser_kwargs: RenderedWith | None = None
     return_token_ids: bool | None = None
     output_mode: str = "tokens"
     stream: bool

@@ -50,6 +50,7 @@ class ScaleOut:
 
     tokens: TokensServing
     render: RenderServing
+    is_tokens_only: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +158,10 @@ def build_routes(handlers: Handlers, intake: Intake) -> list[Route]:
 
 
 def _scale_out(handlers: ScaleOut, post: Callable[..., Route]) -> list[Route]:
+    aborts = ["/inference/v1/abort_requests", *(["/abort_requests"] if handlers.is_tokens_only else [])]
     return [
+        *(post(path, AbortRequest, handlers.tokens.abort) for path in aborts),
         post("/inference/v1/generate", TokensRequest, handlers.tokens.create),
-        post("/inference/v1/abort_requests", AbortRequest, handlers.tokens.abort),
         post("/v1/chat/completions/render", ChatRequest, handlers.render.chat),
         post("/v1/completions/render", CompletionRequest, handlers.render.completions),
         post("/v1/messages/render", MessagesRequest, handlers.render.messages),

@@ -6,12 +6,14 @@ from typing import Any
 import msgspec
 
 from server.errors import RequestError
+from server.parsers.base import PromptEnd
 from server.protocol.anthropic import MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
-from server.protocol.tokens import RenderedRequest, TokensSampling
+from server.protocol.tokens import RenderedRequest, RenderedWith, TokensSampling
 from server.renderers.prompts import TextOptions
 from server.serving.anthropic import MessagesServing
+from server.serving.chat_options import template_kwargs
 from server.serving.chat_run import ChatRunner
 from server.serving.generation import Generation
 from server.serving.inference import Inference
@@ -45,7 +47,16 @@ class RenderServing:
         """
         self._inference.models.check_generative("Chat Completions Render")
         run = await self._runner.start(request, context)
-        return _rendered(run.generation, 0, run.id)
+        rendered = _rendered(run.generation, 0, run.id)
+        reasoning = run.generation.reasoning[0]
+        if reasoning is not None:
+            rendered.reasoning_ended = reasoning.prompt_end is PromptEnd.ENDED
+        if not request.include_reasoning:
+            rendered.reasoning_ended = True
+        if self._inference.config.reasoning_parser is not None:
+            defaults = self._inference.renderer.config.default_chat_template_kwargs
+            rendered.reasoning_parser_kwargs = RenderedWith(chat_template_kwargs=defaults | template_kwargs(request))
+        return rendered
 
     async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
         """`chat` for a request of /v1/messages."""

@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from msgspec import UNSET
 
 from server import sse
+from server.errors import RequestError
 from server.protocol.completions import CompletionRequest
 from server.protocol.logprobs import ChatLogprobs
 from server.protocol.tokens import (
@@ -18,7 +20,7 @@ from server.protocol.tokens import (
     TokensRequest,
     TokensResponse,
 )
-from server.renderers.prompts import TextOptions
+from server.renderers.prompts import PromptOrigin, TextOptions
 from server.serving.failures import end_stream
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
@@ -50,9 +52,12 @@ class TokensServing:
         """
         self._inference.models.check_generative("generate tokens")
         self._inference.models.check(request.model)
+        if self._inference.config.tokens_only:
+            _check_needs_no_text(request)
         room = self._inference.engine.info.max_model_len - len(request.token_ids)
         completion = request.to_completion(max_tokens=max(1, room))
         prompt = await self._inference.renderer.render_text_async(request.token_ids, TextOptions())
+        prompt = replace(prompt, origin=_origin(request))
         generation = await self._builder.build(completion, [prompt], context, id_prefix="generate-tokens")
         response = _TokensResponse(self._inference, generation, request)
         return end_stream(self._stream(response)) if request.stream else await response.complete()
@@ -154,6 +159,27 @@ class _TokensResponse:
         most = self._completion.num_logprobs
         is_limited = most not in (None, -1) and not self._completion.logprob_token_ids
         return TokensLogprobs([_entry(entry, max(1, most or 0) if is_limited else None) for entry in delta.logprobs])
+
+
+def _origin(request: TokensRequest) -> PromptOrigin:
+    rendered_with = request.reasoning_parser_kwargs
+    return PromptOrigin(
+        template_variables={} if rendered_with is None else rendered_with.chat_template_kwargs,
+        is_reasoning_over=bool(request.reasoning_ended),
+    )
+
+
+def _check_needs_no_text(request: TokensRequest) -> None:
+    if request.sampling_params.stop:
+        raise RequestError(
+            "stop strings are not supported on a --tokens-only server; use stop_token_ids.",
+            param="sampling_params.stop",
+        )
+    if request.output_mode != "tokens":
+        raise RequestError(
+            f"output_mode='{request.output_mode}' requires a tokenizer, which a --tokens-only server does not use.",
+            param="output_mode",
+        )
 
 
 def _entry(entry: TokenLogprob, most: int | None) -> TokensLogprob:

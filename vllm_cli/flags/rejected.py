@@ -106,7 +106,6 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
     "another protocol or endpoint": (
         switch("--grpc"),
         value("--grpc-port"),
-        switch("--tokens-only"),
         value("--sse-keep-alive-interval", neutral=("0",)),
         switch("--enable-per-request-metrics"),
     ),

@@ -155,3 +155,30 @@ def test_a_rendered_message_is_the_prompt_of_its_chat(scaled, engine):
     assert rendered["token_ids"] == chat["token_ids"]
     assert rendered["sampling_params"] == chat["sampling_params"]
     assert scaled.post("/v1/messages/render", body | {"model": "other"}).status_code == 404
+
+
+def test_a_server_for_tokens_only_gives_no_text(serve, engine):
+    server = serve(tokens_only=True)
+    assert generate(server).status_code == 200
+    assert server.post("/abort_requests", {"request_ids": ["x"]}).status_code == 200
+    assert "stop strings" in generate(server, {"stop": ["a"]}).json()["error"]["message"]
+    assert "requires a tokenizer" in generate(server, output_mode="text").json()["error"]["message"]
+
+
+def test_rendered_chats_tell_whether_their_reasoning_is_over(serve, engine):
+    server = serve(enable_scale_out=True, reasoning_parser="deepseek_v3")
+    body = {"messages": MESSAGES, "structured_outputs": {"regex": "a+"}, "max_tokens": 4}
+    body |= {"chat_template_kwargs": {"enable_thinking": True}}
+    rendered = server.post("/v1/chat/completions/render", body).json()
+    assert rendered["reasoning_ended"] is False
+    assert rendered["reasoning_parser_kwargs"]["chat_template_kwargs"]["enable_thinking"] is True
+    server.post("/v1/chat/completions", body)
+    server.post(GENERATE, rendered)
+    (_, chat), (_, tokens) = engine.requests.values()
+    assert chat.reasoning is not None
+    assert tokens.reasoning == chat.reasoning
+    hidden = server.post("/v1/chat/completions/render", body | {"include_reasoning": False}).json()
+    assert hidden["reasoning_ended"] is True
+    engine.requests.clear()
+    server.post(GENERATE, hidden)
+    assert [params.reasoning for _, params in engine.requests.values()] == [None]
