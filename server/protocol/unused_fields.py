@@ -93,40 +93,57 @@ def _schema(model: type) -> inspect.Type:
 
 def _prune(value: bytes | msgspec.Raw, kind: inspect.Type, path: str, unknown: set[str]) -> bytes | msgspec.Raw:
     """The JSON value without unknown fields, whose names are added to `unknown`; may be unchanged."""
-    target = _struct_or_list(kind)
     try:
-        if isinstance(target, inspect.StructType):
-            return _prune_object(value, target, path, unknown)
-        if isinstance(target, inspect.ListType):
+        if structs := [part for part in _parts(kind) if isinstance(part, inspect.StructType)]:
+            return _prune_object(value, structs, path, unknown)
+        if item_type := _item_type(kind):
             members = msgspec.json.decode(value, type=list[msgspec.Raw])
-            pruned = [_prune(member, target.item_type, path + "[]", unknown) for member in members]
+            pruned = [_prune(member, item_type, path + "[]", unknown) for member in members]
             return msgspec.json.encode([msgspec.Raw(member) for member in pruned])
     except msgspec.ValidationError:
         pass  # a value of another type, which the request's decoder describes
     return value
 
 
-def _prune_object(value: bytes | msgspec.Raw, struct: inspect.StructType, path: str, unknown: set[str]) -> bytes:
+def _prune_object(
+    value: bytes | msgspec.Raw, structs: list[inspect.StructType], path: str, unknown: set[str]
+) -> bytes | msgspec.Raw:
     members = msgspec.json.decode(value, type=dict[str, msgspec.Raw])
+    struct = _choose(structs, members)
+    if struct is None:
+        return value
     types = {field.encode_name: field.type for field in struct.fields}
     kept = {}
     for name, member in members.items():
         place = f"{path}.{name}" if path else name
         if name in types:
             kept[name] = msgspec.Raw(_prune(member, types[name], place, unknown))
+        elif name == struct.tag_field:
+            kept[name] = member
         elif len(unknown) <= _MAX_NAMES:
             unknown.add(place)
     return msgspec.json.encode(kept)
 
 
-def _struct_or_list(kind: inspect.Type) -> inspect.StructType | inspect.ListType | None:
-    """The struct, or the list with structs, among a field's types; None if its values have no fields."""
+def _choose(structs: list[inspect.StructType], members: dict[str, msgspec.Raw]) -> inspect.StructType | None:
+    """The struct of a union that the object's tag names; the only one of others."""
+    first = structs[0]
+    if first.tag_field is None:
+        return first
+    tag = msgspec.json.decode(members.get(first.tag_field, b"null"))
+    return next((struct for struct in structs if struct.tag == tag), None)
+
+
+def _item_type(kind: inspect.Type) -> inspect.Type | None:
+    """The type of a list's members, if they have fields."""
     for part in _parts(kind):
-        if isinstance(part, inspect.StructType):
-            return part
-        if isinstance(part, inspect.ListType) and _struct_or_list(part.item_type) is not None:
-            return part
+        if isinstance(part, inspect.ListType) and (_has_struct(part.item_type) or _item_type(part.item_type)):
+            return part.item_type
     return None
+
+
+def _has_struct(kind: inspect.Type) -> bool:
+    return any(isinstance(part, inspect.StructType) for part in _parts(kind))
 
 
 def _parts(kind: inspect.Type) -> Iterator[inspect.Type]:

@@ -1,5 +1,6 @@
 """Request bodies are decoded into structs, or into errors that name the field."""
 
+import msgspec
 import pytest
 
 from server.errors import RequestError
@@ -46,6 +47,26 @@ def test_unknown_fields_are_dropped_at_every_level_and_logged_once(caplog):
     assert [record.args[0] for record in caplog.records] == [
         *("a", "stream_options.c", "tool_choice.e", "tools[].function.d")
     ]
+
+
+class Cat(msgspec.Struct, tag_field="type", tag="cat", forbid_unknown_fields=True):
+    lives: int = 9
+
+
+class Dog(msgspec.Struct, tag_field="type", tag="dog", forbid_unknown_fields=True):
+    tricks: list[str] = []
+
+
+class Home(msgspec.Struct, forbid_unknown_fields=True):
+    pets: list[Cat | Dog] = []
+    guard: Dog | None = None
+
+
+def test_unknown_fields_are_those_of_the_struct_that_the_tag_names(caplog):
+    body = b'{"pets": [{"type": "dog", "tricks": ["sit"], "a": 1}, {"type": "cat", "lives": 1, "tricks": []}], "b": 1}'
+    assert RequestDecoder(Home).decode(body) == Home(pets=[Dog(["sit"]), Cat(1)])
+    assert [record.args[0] for record in caplog.records] == ["b", "pets[].a", "pets[].tricks"]
+    assert "Invalid value" in fail(b'{"guard": {"type": "bird"}, "b": 1}', Home).message
 
 
 def test_invented_field_names_do_not_fill_the_log(caplog):
