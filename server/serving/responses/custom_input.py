@@ -47,7 +47,7 @@ class CustomInputReader:
 
     def _show(self, escaped: str) -> str:
         try:
-            text: str = json.loads(f'"{escaped}"', strict=False)
+            text = _without_surrogates(json.loads(f'"{escaped}"', strict=False))
         except ValueError:  # an escape that JSON does not have
             return ""
         self._shown.append(text)
@@ -60,4 +60,9 @@ def _decode(arguments: str) -> str:
     except (ValueError, RecursionError):
         return arguments
     text = value.get(CUSTOM_INPUT) if isinstance(value, dict) else None
-    return text if isinstance(text, str) else arguments
+    return _without_surrogates(text) if isinstance(text, str) else arguments
+
+
+def _without_surrogates(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can escape and UTF-8 cannot encode, become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

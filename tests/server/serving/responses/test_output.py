@@ -120,9 +120,13 @@ def test_a_custom_tools_input_is_streamed_wherever_it_is_cut(cut):
         ('{"a": "xy", "input": "hello"}', "hello"),
         ('{"input": "a", "input": "b"}', "b"),
         ('{"input": "\\x"}', '{"input": "\\x"}'),
+        ('{"input": "a\\udc00b"}', "a\ufffdb"),
+        ('{"input": "a\\ud83d"}', "a\ufffd"),
+        ('{"input": "\\ud83d\\u0041"}', "\ufffdA"),
     ],
 )
 def test_other_arguments_of_a_custom_tool(arguments, text):
     _, events, (item,) = write([start(0, "run")], *([more(0, char)] for char in arguments))
     assert item.input == text
     assert events[-2].input == text
+    msgspec.json.encode(events)
