@@ -30,7 +30,8 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     prompt_embeds: EmbedsTexts | None = None
     max_tokens: TokenCount | None = DEFAULT_MAX_TOKENS
     echo: bool | None = False
-    logprobs: NumLogprobs | None = None
+    logprobs: NumLogprobs | bool | None = None
+    """False and true, which chat requests have here, are 0 and 1, as in vLLM."""
     add_special_tokens: bool = True
     suffix: Unsupported = None
 
@@ -89,13 +90,13 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     @property
     def num_logprobs(self) -> int | None:
         """Candidates to report per generated token."""
-        return self.logprobs
+        return None if self.logprobs is None else int(self.logprobs)
 
     @property
     def num_prompt_logprobs(self) -> int | None:
         """Candidates to report per prompt token."""
         if self.prompt_logprobs is None and self.echo:
-            return self.logprobs
+            return self.num_logprobs
         return self.prompt_logprobs
 
 

@@ -19,6 +19,7 @@ USERS = middleware_of_a_user.__name__
         ({"messages": MESSAGES}, "chat.completion"),
         ({"prompt": "Hello"}, "text_completion"),
         ({"prompt": "Hello", "messages": MESSAGES}, "chat.completion"),
+        ({"prompt": "Hello", "logprobs": False, "max_completion_tokens": 5}, "text_completion"),
     ],
 )
 def test_invocations_are_dispatched_by_their_fields(server, body, kind):
