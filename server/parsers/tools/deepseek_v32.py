@@ -15,6 +15,7 @@ _V32: Final = Markup(
     argument_end=f"</{_DSML}parameter>",
     call_end=f"</{_DSML}invoke>",
     block_end=f"</{_DSML}function_calls>",
+    wrappers=("arguments", "input"),
     ends_turn=True,
 )
 

@@ -31,6 +31,8 @@ class Markup:
     """White space that is no part of a value."""
     after_value: str = ""
     """The same behind it."""
+    wrappers: tuple[str, ...] = ()
+    """Arguments that the model makes up around an object of all the others."""
     has_only_known_functions: bool = False
     """A call of a function that is not in the request's `tools` is content."""
     ends_turn: bool = False
@@ -133,19 +135,27 @@ class MarkupParser(TextParser):
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
         """None if the text ends in the value: the arguments then remain incomplete."""
-        if opening.groupdict().get("string", "true") != "true":
-            return (yield from self._read_json_value(opening["key"], arguments))
-        arguments.open_text(opening["key"])
+        key, is_text = opening["key"], opening.groupdict().get("string", "true") == "true"
+        if not is_text or (key in self.markup.wrappers and not arguments.are_known([key])):
+            return (yield from self._read_json_value(key, arguments, is_text=is_text))
+        arguments.open_text(key)
         if self.markup.value_begin:
             yield from self.text.expect(self.markup.value_begin)
         if end := (yield from self.text.find(self.markup.value_end, arguments.add_text)):
             arguments.close_text()
         return end
 
-    def _read_json_value(self, key: str, arguments: ArgumentsWriter) -> Waiting[Found | None]:
+    def _read_json_value(self, key: str, arguments: ArgumentsWriter, *, is_text: bool) -> Waiting[Found | None]:
         parts: list[str] = []
-        if end := (yield from self.text.find(self.markup.value_end, parts.append)):
-            arguments.add_value(key, _json_or_text("".join(parts)))
+        end = yield from self.text.find(self.markup.value_end, parts.append)
+        if end is None:
+            return None
+        text = "".join(parts)
+        value = _json_or_text(text)
+        is_wrapper = key in self.markup.wrappers and isinstance(value, dict) and arguments.are_known(value)
+        members = value if is_wrapper else {key: text if is_text else value}
+        for name, member in members.items():
+            arguments.add_value(name, member)
         return end
 
 

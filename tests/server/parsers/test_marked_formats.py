@@ -90,6 +90,21 @@ def test_little_text_is_held_back(name):
         assert reported >= index * 8
 
 
+@pytest.mark.parametrize(
+    ("value", "arguments"),
+    [
+        ('string="false">{"limit": 2, "query": "a"}', {"limit": 2, "query": "a"}),
+        ('string="true">{"limit": "2"}', {"limit": 2}),
+        ('string="true">{"other": 2}', {"input": '{"other": 2}'}),
+        ('string="false">[2]', {"input": [2]}),
+    ],
+)
+def test_arguments_in_a_wrapper_that_the_schema_lacks(value, arguments):
+    form = next(form for form in FORMATS if form.name == "deepseek_v32")
+    text = f'<{DSML}invoke name="search"><{DSML}parameter name="input" {value}</{DSML}parameter></{DSML}invoke>'
+    assert json.loads(parse(form, [text]).calls[0].arguments) == arguments
+
+
 def test_blanks_before_a_call_are_no_content():
     parser = load_tool_parser("glm45")(DEFINITIONS)
     events = [event for _ in range(3) for event in parser.feed(" \n", ())]
