@@ -46,13 +46,8 @@ class CompletionServing:
         """
         self._inference.models.check_generative("Completions")
         self._inference.models.check(request.model)
-        options = TextOptions(
-            add_special_tokens=request.add_special_tokens,
-            truncate_prompt_tokens=request.truncate_prompt_tokens,
-            truncation_side=request.truncation_side,
-        )
         with context.times.rendering():
-            prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)
+            prompts = await render_completion(self._inference, request)
         if request.prompt_embeds is not None:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.drop_bytes()
@@ -68,6 +63,20 @@ class CompletionServing:
         if prompt.text is None or request.truncate_prompt_tokens is not None:
             return await self._inference.renderer.detokenize_async(prompt.token_ids)
         return prompt.text
+
+
+async def render_completion(inference: Inference, request: CompletionRequest) -> list[RenderedPrompt]:
+    """The prompts of a request.
+
+    Raises:
+        RequestError: a prompt is invalid.
+    """
+    options = TextOptions(
+        add_special_tokens=request.add_special_tokens,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        truncation_side=request.truncation_side,
+    )
+    return await inference.renderer.render_prompts_async(request.prompts, options)
 
 
 class _Shown(NamedTuple):

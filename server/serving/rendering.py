@@ -11,10 +11,10 @@ from server.protocol.anthropic import MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.tokens import RenderedRequest, RenderedWith, TokensSampling
-from server.renderers.prompts import TextOptions
 from server.serving.anthropic import MessagesServing
 from server.serving.chat_options import template_kwargs
 from server.serving.chat_run import ChatRunner
+from server.serving.completions import render_completion
 from server.serving.generation import Generation
 from server.serving.inference import Inference
 from server.serving.preparation import GenerationBuilder
@@ -70,13 +70,8 @@ class RenderServing:
         """
         self._inference.models.check_generative("Completions Render")
         self._inference.models.check(request.model)
-        options = TextOptions(
-            add_special_tokens=request.add_special_tokens,
-            truncate_prompt_tokens=request.truncate_prompt_tokens,
-            truncation_side=request.truncation_side,
-        )
         with context.times.rendering():
-            prompts = await self._inference.renderer.render_prompts_async(request.prompts, options)
+            prompts = await render_completion(self._inference, request)
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
         ids = [generation.request_id]
         if len(prompts) > 1:
