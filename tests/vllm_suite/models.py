@@ -28,13 +28,7 @@ Build = Callable[[Path, Path], None]
 
 
 def prepare_models(hub: Path, smollm: Path) -> None:
-    """Writes the models that are missing in the hub's cache; all of them if this file has changed."""
-    stamp = hub / "written-by"
-    source = Path(__file__).read_text()
-    if not stamp.exists() or stamp.read_text() != source:
-        shutil.rmtree(hub, ignore_errors=True)
-        hub.mkdir(parents=True)
-        stamp.write_text(source)
+    """Writes the models that are missing in the hub's cache."""
     for name, build in MODELS.items():
         repository = hub / f"models--{name.replace('/', '--')}"
         snapshot = repository / "snapshots" / _REVISION
@@ -50,16 +44,17 @@ def prepare_models(hub: Path, smollm: Path) -> None:
         (repository / "refs" / "main").write_text(_REVISION)
 
 
-def _chat(template: str, max_model_len: int = 8192, max_new_tokens: int | None = None) -> Build:
+def _chat(template: str, max_model_len: int = 40960, max_new_tokens: int = 512) -> Build:
     """SmolLM2-135M-Instruct itself, with another chat template and tokens for thinking and tool calls.
 
     `max_new_tokens` is for tests that set no limit: the small model may not end for thousands of tokens.
     """
 
     def build(folder: Path, smollm: Path) -> None:
-        settings = {"config": {"max_position_embeddings": max_model_len}, "generation_config": {}}
-        if max_new_tokens is not None:
-            settings["generation_config"]["max_new_tokens"] = max_new_tokens
+        settings = {
+            "config": {"max_position_embeddings": max_model_len},
+            "generation_config": {"max_new_tokens": max_new_tokens},
+        }
         for name, changed in settings.items():
             given = json.loads((smollm / f"{name}.json").read_text())
             (folder / f"{name}.json").write_text(json.dumps(given | changed))

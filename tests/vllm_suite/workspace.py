@@ -4,6 +4,7 @@ It has a copy of the source's tests without the package `vllm`, a virtual enviro
 requirements to the packages of .peers/vllm, the local models, and a command `vllm` that runs this program.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -47,6 +48,12 @@ class Workspace:
         return self.folder / "venv" / "bin" / "python"
 
     @property
+    def hub_home(self) -> Path:
+        """The folder of the hub's cache; another one if the models are built in another way."""
+        digest = hashlib.sha256((HERE / "models.py").read_bytes()).hexdigest()
+        return self.folder / f"hf-{digest[:8]}"
+
+    @property
     def logs(self) -> Path:
         """The output of each file's tests."""
         return self.folder / "logs"
@@ -59,7 +66,7 @@ class Workspace:
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(HERE / "plugin"),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "HF_HOME": str(self.folder / "hf"),
+            "HF_HOME": str(self.hub_home),
             "HF_HUB_OFFLINE": "1",
             "VLLM_CACHE_ROOT": str(self.folder / f"cache-{server}"),
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -80,7 +87,7 @@ def prepare_workspace(vllm_source: Path) -> Workspace:
     _write_command(workspace.folder / "bin")
     _install_requirements(workspace)
     click.echo("Preparing the models")
-    prepare_models(workspace.folder / "hf" / "hub", _SMOLLM)
+    prepare_models(workspace.hub_home / "hub", _SMOLLM)
     return workspace
 
 
