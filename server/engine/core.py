@@ -1,7 +1,7 @@
 """The engine core: one step schedules, computes, samples and reports. It handles token ids only, no text."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
@@ -101,8 +101,8 @@ class EngineCore:
             prefix_cache_hits=self._cache.num_hit_tokens,
             num_iteration_tokens=self._num_iteration_tokens,
             num_preemptions=self._scheduler.num_preemptions,
-            running_adapters=self._adapter_names(self._scheduler.running_adapters),
-            waiting_adapters=self._adapter_names(self._scheduler.waiting_adapters),
+            running_adapters=self._name_adapters(lambda: self._scheduler.running_adapters),
+            waiting_adapters=self._name_adapters(lambda: self._scheduler.waiting_adapters),
         )
 
     def add(
@@ -180,6 +180,7 @@ class EngineCore:
         if command.level and self._weights is None:
             self._done.append(Done(command.command_id, False, "sleep levels 1 and 2 need --enable-sleep-mode"))
             return []
+        self._cancel_pending_sleep("another call of /sleep took its place")
         if command.mode == "wait" and not self._is_paused:
             self._scheduler.is_admitting = False
             self._pending_sleep = command
@@ -207,10 +208,7 @@ class EngineCore:
         self._done.append(Done(command.command_id))
 
     def _wake_up(self, command_id: int, tags: tuple[str, ...] | None) -> Done:
-        if self._pending_sleep is not None:
-            self._done.append(Done(self._pending_sleep.command_id, False, "the engine was woken up before it slept"))
-            self._pending_sleep = None
-            self._scheduler.is_admitting = True
+        self._cancel_pending_sleep("the engine was woken up before it slept")
         if "weights" in self._released and (tags is None or "weights" in tags):
             assert self._weights is not None
             try:
@@ -221,6 +219,12 @@ class EngineCore:
         if not self._released:
             self._is_paused = False
         return Done(command_id, not self._released)
+
+    def _cancel_pending_sleep(self, reason: str) -> None:
+        if self._pending_sleep is not None:
+            self._done.append(Done(self._pending_sleep.command_id, False, reason))
+            self._pending_sleep = None
+            self._scheduler.is_admitting = True
 
     def _reset_prefix_cache(self, *, interrupts: bool) -> bool:
         if self._scheduler.num_running and not interrupts:
@@ -364,8 +368,8 @@ class EngineCore:
             pending = {p.sequence.adapter_id for p in self._pending.values()}
             self._adapters.drop_unloaded(self._scheduler.running_adapters | self._scheduler.waiting_adapters | pending)
 
-    def _adapter_names(self, adapter_ids: set[int]) -> tuple[str, ...]:
-        return tuple(sorted(self._adapters.name_of(i) for i in adapter_ids)) if self._adapters is not None else ()
+    def _name_adapters(self, find: Callable[[], set[int]]) -> tuple[str, ...]:
+        return () if self._adapters is None else tuple(sorted(map(self._adapters.name_of, find())))
 
     def _collect_prompt_logprobs(self, result: StepLogits) -> None:
         """Adds log-probabilities of the prompt tokens after the computed ones; the first token has none."""

@@ -90,7 +90,7 @@ class Scheduler:
         if not self.is_admitting:
             return
         held_back: list[Sequence] = []
-        adapters = self.running_adapters
+        adapters = self.running_adapters if self._waiting else set()
         while self._waiting and budget > 0 and self._cache.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
             has_adapter = not sequence.adapter_id or sequence.adapter_id in adapters or len(adapters) < self._max_loras

@@ -120,6 +120,16 @@ def test_waking_up_cancels_a_sleep_that_waits(engine: SmallEngine) -> None:
     assert late.finish_reason == "length"
 
 
+def test_another_sleep_takes_the_place_of_one_that_waits(engine: SmallEngine) -> None:
+    engine.add("running", _PROMPTS[1])
+    engine.step()
+    assert _sleep(engine, 1, "wait") == []
+    cancelled, done = _sleep(engine, 0, "keep")
+    assert cancelled.error == "another call of /sleep took its place"
+    assert done == Done(1)
+    assert not engine.core.has_work
+
+
 def test_the_engine_computes_again_once_all_parts_are_back(engine: SmallEngine) -> None:
     _sleep(engine, 1)
     queued = engine.add("queued", _PROMPTS[1])
