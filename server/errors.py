@@ -41,6 +41,14 @@ class UnsupportedApiError(RequestError):
         super().__init__(f"The model does not support {api_name} API", status=404, type="NotFoundError")
 
 
+class CodedRequestError(RequestError):
+    """A rejection that the client's library handles: it looks for `error_code` in the error's `details`."""
+
+    def __init__(self, message: str, *, param: str, error_code: str) -> None:
+        super().__init__(message, param=param)
+        self.error_code = error_code
+
+
 class OverloadedError(RequestError):
     """The server has no room for the request at the moment; becomes a 503 with Retry-After.
 

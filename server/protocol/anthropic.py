@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from server.errors import RequestError
+from server.errors import CodedRequestError, RequestError
 from server.protocol.fields import Temperature, Text, TopK, TopP
 
 MIN_THINKING_TOKENS = 1024
@@ -188,9 +188,31 @@ class CountTokensRequest(msgspec.Struct, kw_only=True):
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thread: Any = None
+    """Anthropic's SDK asks with it for a conversation that the server keeps."""
 
     def __post_init__(self) -> None:
+        if self.thread is not None:
+            raise CodedRequestError(
+                "`thread` is not supported by this server; leave it out and send the whole conversation.",
+                param="thread",
+                error_code="thread_unsupported_request",
+            )
         _check_no_tool_changes(self.system, param="system")
+        self._check_results()
+
+    def _check_results(self) -> None:
+        call_ids: set[str | None] = set()
+        for index, message in enumerate(self.messages):
+            for block in message.blocks:
+                if block.type == "tool_use":
+                    call_ids.add(block.id)
+                elif block.type == "tool_result" and block.tool_use_id not in call_ids:
+                    raise RequestError(
+                        f"`messages[{index}]` has the result of the tool call '{block.tool_use_id}', which no earlier "
+                        "message has.",
+                        param="messages",
+                    )
 
 
 class MessagesRequest(CountTokensRequest, kw_only=True):

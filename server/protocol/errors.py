@@ -8,6 +8,12 @@ from msgspec import UNSET, UnsetType
 ServerStatus = Literal["starting", "restarting", "draining", "dead"]
 
 
+class ErrorDetails(msgspec.Struct):
+    """What a client's library reads, instead of the message."""
+
+    error_code: str
+
+
 class ErrorInfo(msgspec.Struct, kw_only=True):
     """An error; `param` is the invalid request field."""
 
@@ -15,6 +21,7 @@ class ErrorInfo(msgspec.Struct, kw_only=True):
     type: str
     param: str | None = None
     code: int
+    details: ErrorDetails | UnsetType = UNSET
 
 
 class ErrorResponse(msgspec.Struct):

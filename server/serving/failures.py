@@ -9,9 +9,9 @@ import msgspec
 from msgspec import structs
 
 from server import sse
-from server.errors import EngineError, RequestError, UnsupportedApiError
+from server.errors import CodedRequestError, EngineError, RequestError, UnsupportedApiError
 from server.protocol.anthropic_response import MessagesError
-from server.protocol.errors import ErrorResponse, error_response
+from server.protocol.errors import ErrorDetails, ErrorResponse, error_response
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,10 @@ def describe_failure(error: Exception) -> ErrorResponse:
         body = error_response(error.message, type=error.type, code=error.status)
         return structs.replace(body, detail="Not Found")
     if isinstance(error, RequestError):
-        return error_response(error.message, type=error.type, code=error.status, param=error.param)
+        body = error_response(error.message, type=error.type, code=error.status, param=error.param)
+        if isinstance(error, CodedRequestError):
+            body.error.details = ErrorDetails(error.error_code)
+        return body
     if isinstance(error, EngineError):
         return error_response(str(error), type="InternalServerError", code=500)
     logger.error("a request failed unexpectedly", exc_info=error)

@@ -61,9 +61,12 @@ def test_an_image_reaches_the_engine_with_its_tokens(vision: Any) -> None:
 def test_an_image_of_a_message_is_that_of_a_chat(vision: Any, is_result: bool) -> None:
     source = {"type": "base64", "media_type": "image/png", "data": _url().partition(",")[2]}
     blocks: list[dict[str, Any]] = [{"type": "image", "source": source}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": blocks}]
     if is_result:
-        blocks = [{"type": "tool_result", "tool_use_id": "a", "content": blocks}]
-    body = {"model": "smol", "messages": [{"role": "user", "content": blocks}]}
+        call = {"type": "tool_use", "id": "a", "name": "look", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": "a", "content": blocks}
+        messages = [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    body = {"model": "smol", "messages": messages}
     message = vision.post("/v1/messages", body | {"max_tokens": 100}).json()
     assert message["content"] == [{"type": "text", "text": "a cat"}]
     vision.chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": _url()}}]}])

@@ -222,6 +222,7 @@ def test_tokens_of_the_cache_are_counted_apart(serve: Any, engine: ScriptedEngin
     [
         ({"model": "other"}, anthropic.NotFoundError, "model"),
         ({"max_tokens": 0}, anthropic.BadRequestError, "max_tokens"),
+        ({"extra_body": {"thread": {"type": "create"}}}, anthropic.BadRequestError, "thread"),
         ({"messages": []}, anthropic.BadRequestError, "messages"),
         ({"max_tokens": 4096}, anthropic.BadRequestError, "max_tokens"),
     ],
@@ -285,6 +286,25 @@ class TestSystemMessagesWithinTheConversation:
         with HfRenderer(files, RendererConfig(chat_template=strict)) as renderer:
             prompt = self.prompt(serve(renderer=renderer), engine)
         assert prompt.startswith("<|im_start|>system\nYou help. Be short.<|im_end|>\n<|im_start|>user")
+
+
+def test_a_loop_of_tools_sends_the_whole_conversation(
+    serve: Any, engine: ScriptedEngine, encode: Callable[[str], list[int]], renderer: HfRenderer
+) -> None:
+    """The SDK asks for a kept conversation; were that ignored, the model would see the last turn only."""
+    engine.reply = encode('<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>')
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tells the weather."""
+        return f"sunny in {city}"
+
+    with connect(serve(**HERMES)) as client:
+        asked: Any = {"model": MODEL, "max_tokens": 100, "messages": [USER], "tools": [get_weather]}
+        client.beta.messages.tool_runner(**asked, max_iterations=2).until_done()
+    _, (token_ids, _) = engine.requests.values()
+    prompt = renderer.detokenize(token_ids)
+    assert prompt.index("capital of France") < prompt.index("sunny in Paris")
 
 
 def test_a_coding_agents_request(serve: Any, engine: ScriptedEngine) -> None:

@@ -55,6 +55,16 @@ def test_a_wrong_value_is_rejected_and_named(field: str, value: Any) -> None:
     assert re.split(r"[.[]", caught.value.param or "")[0] == field
 
 
+def test_the_result_of_a_tool_follows_its_call() -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "bash", "input": {}}]}
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]}
+    assert len(decode(messages=[USER, call, result]).messages) == 3
+    for messages in ([USER, result], [USER, result, call]):
+        with pytest.raises(RequestError, match=r"`messages\[1\]` has the result of the tool call 'a'") as caught:
+            decode(messages=messages)
+        assert caught.value.param == "messages"
+
+
 def test_fields_of_betas_and_cache_control_have_no_effect() -> None:
     text = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}, "citations": []}
     request = decode(

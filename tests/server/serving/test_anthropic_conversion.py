@@ -90,9 +90,15 @@ def test_a_message_of_one_text_has_it_as_its_content() -> None:
     assert convert(user(text("Hi"))).messages == [{"role": "user", "content": "Hi"}]
 
 
+def results_of(*blocks: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages that the results of a call become, together with what else their message has."""
+    call = {"type": "tool_use", "id": "call_1", "name": "bash", "input": {}}
+    messages: list[dict[str, Any]] = convert({"role": "assistant", "content": [call]}, user(*blocks)).messages
+    return messages[1:]
+
+
 def test_the_results_of_tools_come_before_the_text_of_their_message() -> None:
-    request = convert(user(text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)))
-    assert request.messages == [
+    assert results_of(text("Go on."), result("sunny"), result([text("a"), text("b")]), result(None)) == [
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
         {"role": "tool", "tool_call_id": "call_1", "content": "a\nb"},
         {"role": "tool", "tool_call_id": "call_1", "content": ""},
@@ -102,7 +108,7 @@ def test_the_results_of_tools_come_before_the_text_of_their_message() -> None:
 
 def test_images_and_names_of_tools_in_a_result_follow_it() -> None:
     parts = [text("see"), {"type": "image", "source": PNG}, {"type": "tool_reference", "tool_name": "bash"}]
-    assert convert(user(result(parts))).messages == [
+    assert results_of(result(parts)) == [
         {"role": "tool", "tool_call_id": "call_1", "content": "see"},
         {"role": "user", "content": [image(PNG_URL)]},
         {"role": "tool", "tool_call_id": "call_1", "content": "bash"},
