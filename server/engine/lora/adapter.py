@@ -1,6 +1,5 @@
 """The weights of one adapter, read from a PEFT folder and checked against the model."""
 
-import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +14,6 @@ from transformers.pytorch_utils import Conv1D
 from server.engine.lora.adapter_config import AdapterConfig, AdapterError
 from server.lora_config import LoraConfig
 from server.model_files.vision_models import VISION_MODEL_TYPES
-
-logger = logging.getLogger(__name__)
 
 _SAFETENSORS: Final = "adapter_model.safetensors"
 _TORCH_FILES: Final = ("adapter_model.bin", "adapter_model.pt")
@@ -86,6 +83,8 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
     parts: dict[str, dict[str, torch.Tensor]] = {}
     unknown: list[str] = []
     for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):  # of a file of torch
+            raise AdapterError(f"the weights in {folder} are not tensors by name")
         match = _NAME.fullmatch(name.removeprefix(_PREFIX))
         if match is not None:
             parts.setdefault(match["module"], {})[match["part"]] = tensor

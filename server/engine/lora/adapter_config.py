@@ -51,7 +51,7 @@ class AdapterConfig(msgspec.Struct, frozen=True):
             raise AdapterMissingError(f"there is no {CONFIG_FILE} in {folder}") from err
         except OSError as err:
             raise AdapterError(f"{folder / CONFIG_FILE} cannot be read: {err.strerror}") from err
-        except (msgspec.MsgspecError, UnicodeDecodeError) as err:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
             raise AdapterError(f"{folder / CONFIG_FILE} is not an adapter's configuration: {err}") from err
         faults = [*config._unsupported_features(), *config._wrong_ranks(limits.max_lora_rank)]
         if faults:

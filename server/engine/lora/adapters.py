@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from server.engine.lora.adapter import read_adapter
@@ -92,7 +93,10 @@ class Adapters:
                 self._free(adapter_id)
 
     def _load(self, adapter_id: int, folder: Path, in_use: Collection[int]) -> None:
-        updates = read_adapter(folder, self._model, self._config)
+        try:
+            updates = read_adapter(folder, self._model, self._config)
+        except torch.OutOfMemoryError as err:
+            raise AdapterError(f"the GPU has no room for the adapter in {folder}") from err
         idle = [other for other in self._loaded if other not in in_use]
         num_excess = len(self._loaded) + 1 - self._config.num_in_memory
         for other in idle[: max(num_excess, 0)]:

@@ -245,6 +245,14 @@ def _change_tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.
     return apply
 
 
+def _save_with_torch(content: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / "adapter_model.safetensors").unlink()
+        torch.save(content, folder / "adapter_model.bin")
+
+    return apply
+
+
 _Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 _FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: shutil.rmtree(folder), "there is no adapter_config.json in"),
@@ -261,6 +269,8 @@ _FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "saved modules": (_change_config(modules_to_save=["lm_head"]), r"Unsupported modules_to_save: \['lm_head'\]"),
     "kind": (_change_config(peft_type="IA3"), "peft_type is 'IA3'"),
     "no weights": (lambda f: (f / "adapter_model.safetensors").unlink(), "contains no adapter_model.safetensors"),
+    "not tensors": (_save_with_torch({"lora_A": 1}), "are not tensors by name"),
+    "deep": (lambda f: (f / "adapter_config.json").write_text('{"use_bdlora": ' + "[" * 100_000), "not an adapter's"),
     "truncated": (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x10"), "safetensors is broken"),
     "half": (_change_tensors(lambda t: {k: v for k, v in t.items() if k != _Q}), "not those of a LoRA adapter"),
     "names": (_change_tensors(lambda t: {"weight": torch.ones(1)}), "not those of a LoRA adapter: weight"),
