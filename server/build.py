@@ -2,8 +2,8 @@
 
 import logging
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -218,8 +218,9 @@ def build_app(parts: AppParts) -> ServerApp:
 
 def _customize_for_sagemaker(app: ServerApp, limits: LimitsConfig) -> None:
     try:
-        # the package that it needs is optional
-        from server.routes.sagemaker import customize  # noqa: PLC0415
+        with kept_log_levels():
+            # the package that it needs is optional
+            from server.routes.sagemaker import customize  # noqa: PLC0415
     except ImportError as err:
         logger.warning("SageMaker's variables are ignored: install vllm-cli-server[sagemaker] (%s)", err)
     else:
@@ -282,3 +283,16 @@ def _uvicorn_config(app: ServerApp, config: ServerConfig, limits: LimitsConfig, 
     )
     uvicorn_config.load()
     return uvicorn_config
+
+
+@contextmanager
+def kept_log_levels() -> Iterator[None]:
+    """Restores the levels of the root logger: importing SageMaker's package sets them to ERROR."""
+    root = logging.getLogger()
+    adjustable: list[logging.Logger | logging.Handler] = [root, *root.handlers]
+    levels = [(each, each.level) for each in adjustable]
+    try:
+        yield
+    finally:
+        for each, level in levels:
+            each.setLevel(level)

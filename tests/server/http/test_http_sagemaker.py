@@ -1,21 +1,23 @@
 """Customizations of a SageMaker container, with AWS's package: handlers, middleware, sessions, adapters."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 
+from server.build import kept_log_levels
 from server.limits import LimitsConfig
 
-standards = pytest.importorskip("model_hosting_container_standards.sagemaker")
+with kept_log_levels():
+    pytest.importorskip("model_hosting_container_standards.sagemaker")
 
-from model_hosting_container_standards.common.fastapi.middleware import middleware_registry  # noqa: E402
-from model_hosting_container_standards.common.fastapi.middleware.source.decorator_loader import (  # noqa: E402
-    decorator_loader,
-)
-from model_hosting_container_standards.common.handler import handler_registry  # noqa: E402
-from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader  # noqa: E402
-from model_hosting_container_standards.sagemaker.sessions.manager import init_session_manager_from_env  # noqa: E402
+    from model_hosting_container_standards.common.fastapi.middleware import middleware_registry
+    from model_hosting_container_standards.common.fastapi.middleware.source.decorator_loader import decorator_loader
+    from model_hosting_container_standards.common.handler import handler_registry
+    from model_hosting_container_standards.sagemaker.sagemaker_loader import SageMakerFunctionLoader
+    from model_hosting_container_standards.sagemaker.sessions.manager import init_session_manager_from_env
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 HANDLERS = """
@@ -111,3 +113,10 @@ def test_a_huge_body_is_rejected_before_the_package_reads_it(serve, monkeypatch,
     headers = {"content-type": "application/json"}
     response = httpx.post(server.url + "/invocations", content=content, headers=headers, trust_env=False, timeout=60)
     assert response.status_code == 413
+
+
+def test_the_package_does_not_silence_the_servers_log():
+    script = "import logging; logging.basicConfig(level=logging.INFO); from server.build import kept_log_levels\n"
+    script += "with kept_log_levels(): import server.routes.sagemaker\nlogging.getLogger('server').info('heard')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "INFO:server:heard" in done.stderr
