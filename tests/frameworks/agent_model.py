@@ -1,7 +1,7 @@
-"""A real model that answers as an agent does: a small Llama, trained on a few pairs of a line and its answer.
+"""A real model that answers as an agent does: a small Llama that has learned a few lines and their answers.
 
-Its chat template shows it one line of a conversation: the last one of the first tool result, or else of the
-last message of the user. So what it has learned holds within any conversation.
+Its chat template shows it two lines of a conversation: the end of the question, and the end of the first
+result of a tool. So it knows the answer within any conversation, but not if a client loses the question.
 """
 
 import json
@@ -12,11 +12,13 @@ from typing import Any, Final
 from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 
 _CHAT_TEMPLATE: Final = (
-    "{% set last = namespace(role='user', text='') %}"
-    "{% for message in messages %}{% if message.role in ('user', 'tool') and last.role != 'tool' %}"
-    "{% set last.role = message.role %}{% set last.text = message.content %}"
+    "{% set seen = namespace(user='', tool='') %}"
+    "{% for message in messages if not seen.tool %}"
+    "{% if message.role == 'user' %}{% set seen.user = message.content %}"
+    "{% elif message.role == 'tool' %}{% set seen.tool = message.content %}"
     "{% endif %}{% endfor %}"
-    r"{{ last.role + ': ' + last.text.strip().split('\n')[-1] + '\n' }}"
+    r"user: {{ seen.user.strip().split('\n')[-1] + '\n' }}"
+    r"{% if seen.tool %}tool: {{ seen.tool.strip().split('\n')[-1] + '\n' }}{% endif %}"
 )
 _MOST_STEPS: Final = 2000
 _SURE: Final = 0.001

@@ -29,11 +29,11 @@ MEMORY = {
     f"user: {CALL_FINAL_RESULT}": json.dumps([{"name": "final_result", "parameters": CITY}]),
     f"user: {CALL_CITY}": json.dumps([{"name": "City", "parameters": CITY}]),
     f"user: {WEATHER_QUESTION}": f"<tool_call>\n{json.dumps(WEATHER_CALL)}\n</tool_call>",
-    f"tool: {WEATHER}": WEATHER_ANSWER,
+    f"user: {WEATHER_QUESTION}\ntool: {WEATHER}": WEATHER_ANSWER,
     f"user: {READ_NOTE}": f"<tool_call>\n{json.dumps(READ_CALL)}\n</tool_call>",
-    f"tool: {NOTE}": NOTE_ANSWER,
+    f"user: {READ_NOTE}\ntool: {NOTE}": NOTE_ANSWER,
 }
-"""The line that the model reads -> what it writes."""
+"""The lines that the model reads -> what it writes."""
 
 
 def base_url() -> str:
