@@ -47,7 +47,6 @@ class FileRunner:
         self._workspace = workspace
         self._server = server
         self._timeout_s = timeout_s
-        self._running: set[subprocess.Popen[bytes]] = set()
         self._is_stopped = False
 
     def run(self, files: Sequence[str], name: str) -> Iterator[tuple[str, list[SuiteResult]]]:
@@ -63,8 +62,6 @@ class FileRunner:
     def stop(self) -> None:
         """Ends all processes; the files that they run have incomplete results."""
         self._is_stopped = True
-        for process in self._running.copy():
-            process.terminate()
 
     def _run_process(self, files: Sequence[str], log: Path) -> Iterator[tuple[str, list[SuiteResult]]]:
         """Yields files until all have run or the process has ended, the one that ended it included."""
@@ -73,7 +70,7 @@ class FileRunner:
         process = self._start(files, log, {"VLLM_SUITE_RESULTS": str(records.path), _MARK: mark})
         problem = ""
         try:
-            while process.poll() is None:
+            while process.poll() is None and not self._is_stopped:
                 yield from records.read_ended_files()
                 if time.monotonic() - records.begun_s > self._timeout_s:
                     problem = f"the file's tests took longer than {self._timeout_s:.0f} s"
@@ -81,7 +78,6 @@ class FileRunner:
                 time.sleep(_POLL_S)
         finally:
             _end(process, mark)
-            self._running.discard(process)
         yield from records.read_ended_files()
         current = records.current or next((file for file in files if file not in records.ended), None)
         if current is not None:
@@ -91,7 +87,7 @@ class FileRunner:
     def _start(self, files: Sequence[str], log: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
         options = ("-p", "vllm_suite_plugin", "-p", "no:cacheprovider", "--continue-on-collection-errors", "-q", "-rA")
         with log.open("w") as output:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [self._workspace.python, "-m", "pytest", *options, "--timeout", str(_TEST_TIMEOUT_S), *files],
                 cwd=self._workspace.source,
                 env=self._workspace.environment(self._server) | variables,
@@ -99,10 +95,6 @@ class FileRunner:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._running.add(process)
-        if self._is_stopped:
-            process.terminate()
-        return process
 
 
 class _Records:
@@ -140,9 +132,12 @@ class _Records:
 
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
-    """The tests stop their servers when their process is told to end; what remains after that is killed."""
+    """The tests stop their servers when their process is interrupted; what remains after that is killed.
+
+    SIGTERM would only fail the test that runs.
+    """
     if process.poll() is None:
-        process.terminate()
+        process.send_signal(signal.SIGINT)
         try:
             process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
