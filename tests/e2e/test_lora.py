@@ -95,8 +95,8 @@ def test_requests_select_adapters_of_the_start_and_of_a_request(
     assert answers == [adapters.expected(name) for name in (None, "red", "blue")] * 2
     cards = [(card.id, card.root, card.parent) for card in client.models.list().data]  # type: ignore[attr-defined]
     assert cards == [
-        ("base", "base", None),
-        ("other", "base", None),
+        ("base", str(adapters.base), None),
+        ("other", str(adapters.base), None),
         ("red", str(adapters.paths["red"]), "other"),
         ("blue", "blue", "base"),
     ]
