@@ -251,6 +251,11 @@ class BaseRenderer(ABC):
         return None
 
     @property
+    def tool_template(self) -> str | None:
+        """The template for conversations with tools."""
+        return self.chat_template
+
+    @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence token."""
         return self.tokenizer.eos_token_id

@@ -33,11 +33,6 @@ class TemplateRenderer(BaseRenderer):
     def chat_template(self) -> str | None:
         """The template for conversations without tools; None if there is none."""
 
-    @property
-    def tool_template(self) -> str | None:
-        """The template for conversations with tools."""
-        return self.chat_template
-
     def warm_up(self) -> None:
         if self.chat_template is not None:
             detect_content_format(self.chat_template)

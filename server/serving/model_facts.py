@@ -2,14 +2,13 @@
 
 from server.parsers.detection import ModelFacts
 from server.renderers.base import BaseRenderer
-from server.renderers.template_renderer import TemplateRenderer
 from server.renderers.tokenizer_loading import read_json_object
 
 
 def read_model_facts(renderer: BaseRenderer) -> ModelFacts:
     """The facts of the model that a renderer renders for."""
     return ModelFacts(
-        template=renderer.tool_template if isinstance(renderer, TemplateRenderer) else None,
+        template=renderer.tool_template,
         model_type=read_model_type(renderer),
         tokens=set(renderer.tokenizer.added_tokens.values()),
     )
