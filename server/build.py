@@ -34,6 +34,7 @@ from server.serving.availability import Availability
 from server.serving.chat import ChatServing
 from server.serving.chat_run import ChatRunner
 from server.serving.completions import CompletionServing
+from server.serving.derendering import DerenderServing
 from server.serving.drain import ERROR_DELIVERY_S, Drain
 from server.serving.engine_monitor import EngineHandle, EngineMonitor
 from server.serving.generative_scoring import GenerativeScoringServing
@@ -234,12 +235,16 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     inference = Inference(config=config, models=models, renderer=parts.renderer, engine=engine, metrics=metrics)
     reasoning = ModelReasoning(config, parts.renderer)
     builder = GenerationBuilder(inference, reasoning)
-    runner = ChatRunner(inference, builder, OutputParsing(config, parts.renderer, reasoning))
+    parsing = OutputParsing(config, parts.renderer, reasoning)
+    runner = ChatRunner(inference, builder, parsing)
     archive = ResponseArchive(parts.response_store, parts.renderer)
     messages = MessagesServing(inference, runner)
+    responses = ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits)
+    has_scale_out = config.enable_scale_out or config.tokens_only
     scale_out = ScaleOut(
         tokens=TokensServing(inference, builder),
-        render=RenderServing(inference, builder, runner, messages),
+        render=RenderServing(inference, builder, runner, messages, responses),
+        derender=DerenderServing(inference, parsing, reasoning, parts.admission.limits),
         is_tokens_only=config.tokens_only,
     )
     return Handlers(
@@ -247,7 +252,7 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         generative_scoring=GenerativeScoringServing(inference, builder),
         chat=ChatServing(inference, runner),
         messages=messages,
-        responses=ResponsesServing(inference, runner, archive, parts.running, parts.admission.limits),
+        responses=responses,
         tokenization=TokenizationServing(models, parts.renderer, engine),
         embeddings=EmbeddingServing(inference),
         cohere_embeddings=CohereEmbeddingServing(inference),
@@ -256,9 +261,11 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
         score=ScoreServing(inference),
         rerank=RerankServing(inference),
         health=HealthEndpoint(availability),
-        info=InfoEndpoints(lifecycle, start, parts.running, metrics, version=parts.version),
+        info=InfoEndpoints(
+            lifecycle, start, parts.running, metrics, version=parts.version, has_scale_out=has_scale_out
+        ),
         models=ModelEndpoints(availability, models),
-        scale_out=scale_out if config.enable_scale_out or config.tokens_only else None,
+        scale_out=scale_out if has_scale_out else None,
         tokenizer=TokenizerEndpoint(parts.renderer) if config.enable_tokenizer_info_endpoint else None,
         adapters=parts.adapters if config.allow_runtime_lora_updating else None,
         dev=DevEndpoints(availability, engine, parts.renderer, config) if config.server_dev_mode else None,

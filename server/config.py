@@ -433,7 +433,9 @@ class ServerConfig:
         False, "--tokens-only", "As --enable-scale-out, without text: no stop strings; also answers /abort_requests."
     )
     enable_scale_out: bool = setting(
-        False, "--enable-scale-out", "Answer /inference/v1/generate (tokens in, tokens out) and the render routes."
+        False,
+        "--enable-scale-out",
+        "Answer /inference/v1/generate (tokens in, tokens out) and the (de)render routes.",
     )
     enable_tokenizer_info_endpoint: bool = setting(
         False, "--enable-tokenizer-info-endpoint", "Answer GET /tokenizer_info with the tokenizer's settings."

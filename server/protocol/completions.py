@@ -1,6 +1,6 @@
 """Bodies of /v1/completions."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -124,7 +124,8 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     service_tier: str | None = None
     system_fingerprint: str | None = None
     usage: Usage
-    kv_transfer_params: None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    metrics: dict[str, Any] | UnsetType = UNSET
 
 
 class CompletionChunkChoice(msgspec.Struct, kw_only=True):
@@ -148,3 +149,4 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType = UNSET
+    metrics: dict[str, Any] | UnsetType = UNSET

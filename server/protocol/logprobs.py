@@ -39,8 +39,8 @@ class PromptLogprob(msgspec.Struct):
     """One entry of vLLM's `prompt_logprobs`, which are keyed by token id."""
 
     logprob: float
-    rank: int | None
-    decoded_token: str
+    rank: int | None = None
+    decoded_token: str | None = None
 
 
 PromptLogprobs = list[dict[int, PromptLogprob] | None]

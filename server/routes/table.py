@@ -11,6 +11,7 @@ from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.classification import ClassificationRequest
 from server.protocol.cohere_embed import CohereEmbedRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.derender import DerenderChatRequest, DerenderCompletionRequest
 from server.protocol.embeddings import EmbeddingRequest
 from server.protocol.generative_scoring import GenerativeScoringRequest
 from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
@@ -29,6 +30,7 @@ from server.routes.status import StatusEndpoints
 from server.serving.anthropic import MessagesServing
 from server.serving.chat import ChatServing
 from server.serving.completions import CompletionServing
+from server.serving.derendering import DerenderServing
 from server.serving.failures import ANTHROPIC, OPENAI, FailureFormat
 from server.serving.generative_scoring import GenerativeScoringServing
 from server.serving.lora import LoraAdapters
@@ -50,6 +52,7 @@ class ScaleOut:
 
     tokens: TokensServing
     render: RenderServing
+    derender: DerenderServing
     is_tokens_only: bool
 
 
@@ -165,6 +168,9 @@ def _scale_out(handlers: ScaleOut, post: Callable[..., Route]) -> list[Route]:
         post("/v1/chat/completions/render", ChatRequest, handlers.render.chat),
         post("/v1/completions/render", CompletionRequest, handlers.render.completions),
         post("/v1/messages/render", MessagesRequest, handlers.render.messages),
+        post("/v1/responses/render", ResponsesRequest, handlers.render.responses),
+        post("/v1/chat/completions/derender", DerenderChatRequest, handlers.derender.chat),
+        post("/v1/completions/derender", DerenderCompletionRequest, handlers.derender.completions),
     ]
 
 

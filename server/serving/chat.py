@@ -38,8 +38,8 @@ class ChatServing:
         """
         self._inference.models.check_generative("Chat Completions")
         run = await self._runner.start(request, context)
-        response = _ChatResponse(self._inference, run, [request])
-        return end_stream(response.stream()) if request.stream else await response.complete()
+        bodies = ChatBodies(self._inference, run, [request])
+        return end_stream(bodies.stream()) if request.stream else await bodies.complete(await run.collect())
 
     async def create_batch(self, request: BatchChatRequest, context: RequestContext) -> ChatResponse:
         """The response of /v1/chat/completions/batch: one choice per conversation.
@@ -51,12 +51,12 @@ class ChatServing:
         self._inference.models.check_generative("Chat Completions")
         requests = request.split()
         run = await self._runner.start_batch(requests, context)
-        response = await _ChatResponse(self._inference, run, requests).complete()
+        response = await ChatBodies(self._inference, run, requests).complete(await run.collect())
         response.prompt_token_ids = response.prompt_text = response.prompt_logprobs = None  # of the first one only
         return response
 
 
-class _ChatResponse:
+class ChatBodies:
     """The bodies of one request's response."""
 
     def __init__(self, inference: Inference, run: ChatRun, requests: Sequence[ChatRequest]) -> None:
@@ -73,9 +73,8 @@ class _ChatResponse:
         self._last_messages = [each.messages[-1] for each in requests]
         self._logprobs = LogprobFormatter.from_request(inference, request)
 
-    async def complete(self) -> ChatResponse:
-        """The whole response."""
-        choices = await self._run.collect()
+    async def complete(self, choices: Sequence[ChoiceDelta]) -> ChatResponse:
+        """The whole response, of one delta per choice."""
         prompt = self._run.prompt
         prompt_logprobs = choices[0].sequence.prompt_logprobs
         return ChatResponse(
@@ -101,7 +100,7 @@ class _ChatResponse:
                 if event:
                     yield event
         if reporting.at_end:
-            chunk = self._chunk([])
+            chunk = self.create_chunk([])
             chunk.usage = self._run.meter.total()
             yield sse.encode_event(chunk)
 
@@ -113,7 +112,7 @@ class _ChatResponse:
             for index in range(self._run.num_choices):
                 is_role = content == "role"
                 delta = ChatDelta(role=role, content="") if is_role else ChatDelta(content=content)
-                chunk = self._chunk([ChatChunkChoice(index=index, delta=delta)])
+                chunk = self.create_chunk([ChatChunkChoice(index=index, delta=delta)])
                 if is_role:
                     self._add_prompt(chunk)
                 if in_chunks:
@@ -133,6 +132,13 @@ class _ChatResponse:
         is_silent = not delta.parts and delta.finish_reason is None
         if is_silent and not self._shows_logprobs and not self._shows_token_ids:
             return b""
+        chunk = await self.chunk(delta)
+        if in_chunks:
+            chunk.usage = self._run.meter.of_choice(delta.choice)
+        return sse.encode_event(chunk)
+
+    async def chunk(self, delta: ChoiceDelta, *, is_opening: bool = False) -> ChatChunk:
+        """The chunk of a delta; `is_opening` adds what `stream` sends in chunks of its own at first."""
         choice = ChatChunkChoice(
             index=delta.choice,
             delta=_delta(delta),
@@ -143,10 +149,13 @@ class _ChatResponse:
             choice.stop_reason = delta.sequence.stop_reason
         if self._shows_token_ids:
             choice.token_ids = delta.sequence.token_ids
-        chunk = self._chunk([choice])
-        if in_chunks:
-            chunk.usage = self._run.meter.of_choice(delta.choice)
-        return sse.encode_event(chunk)
+        chunk = self.create_chunk([choice])
+        if is_opening:
+            choice.delta.role = self._role(delta.choice)
+            if echo := self._echo(delta.choice):
+                choice.delta.content = echo + (choice.delta.content or "")
+            self._add_prompt(chunk)
+        return chunk
 
     async def _choice(self, choice: ChoiceDelta) -> ChatChoice:
         return ChatChoice(
@@ -196,7 +205,8 @@ class _ChatResponse:
             return content
         return "\n".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
 
-    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+    def create_chunk(self, choices: list[ChatChunkChoice]) -> ChatChunk:
+        """A chunk of these choices."""
         return ChatChunk(id=self._run.id, created=self._created, model=self._model, choices=choices)
 
 

@@ -32,7 +32,8 @@ from server.serving.request_context import RequestContext
 from server.serving.streams import collect, generate
 from server.serving.usage import UsageMeter
 
-ChatFinishReason = Literal["stop", "length", "tool_calls"]
+ChatFinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+"""The last two only in outputs of other servers; in those of the engine they are raised as errors."""
 
 
 class ToolCallPart(NamedTuple):
@@ -155,10 +156,10 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        readers = self._create_readers(is_whole=False)
+        readers = self.create_readers(is_whole=False)
         async with aclosing(generate(self._inference, self.generation)) as deltas:
             async for delta in deltas:
-                yield self._read(delta, readers)
+                yield self.read(delta, readers)
 
     async def collect(self) -> list[ChoiceDelta]:
         """Runs the request to its end; returns one delta per choice.
@@ -166,21 +167,22 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
-        readers = self._create_readers(is_whole=True)
-        return [self._read(delta, readers) for delta in await collect(self._inference, self.generation)]
+        readers = self.create_readers(is_whole=True)
+        return [self.read(delta, readers) for delta in await collect(self._inference, self.generation)]
 
-    def _create_readers(self, *, is_whole: bool) -> "list[_ChoiceReader]":
-        """One reader per choice."""
+    def create_readers(self, *, is_whole: bool) -> "list[ChoiceReader]":
+        """One reader per choice. With `is_whole`, each reads its whole choice as one delta."""
         create = partial(self._parsing.create_parser, self.request, is_whole=is_whole)
         parsers = [create(self.generation.reasoning_of(index)) for index in range(self.num_choices)]
-        return [_ChoiceReader(self.request, parser) for parser in parsers]
+        return [ChoiceReader(self.request, parser) for parser in parsers]
 
-    def _read(self, delta: SequenceDelta, readers: "list[_ChoiceReader]") -> ChoiceDelta:
+    def read(self, delta: SequenceDelta, readers: "list[ChoiceReader]") -> ChoiceDelta:
+        """Parses a delta and counts its tokens."""
         self.meter.add(delta)
         return readers[delta.choice].read(delta)
 
 
-class _ChoiceReader:
+class ChoiceReader:
     """Parses one choice and numbers its calls."""
 
     def __init__(self, request: ChatRequest, parser: OutputParser | None) -> None:
@@ -191,6 +193,7 @@ class _ChoiceReader:
         self._num_calls = 0
 
     def read(self, delta: SequenceDelta) -> ChoiceDelta:
+        """The choice's next parts."""
         is_last = delta.finish_reason is not None
         if self._parser is None:
             parts: list[Part] = [Content(delta.text)]
@@ -221,7 +224,6 @@ class _ChoiceReader:
         """As OpenAI: `tool_calls` if the model chose the tool, `stop` if the request named it."""
         if delta.finish_reason == "stop" and self._num_calls and not self._is_named:
             return "tool_calls"
-        assert delta.finish_reason in ("stop", "length", None)  # others are raised as errors
         return delta.finish_reason
 
 

@@ -1,7 +1,7 @@
 """Answers /v1/completions."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
@@ -53,8 +53,10 @@ class CompletionServing:
             context.lease.drop_bytes()
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
         echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
-        response = _CompletionResponse(self._inference, generation, echoes)
-        return end_stream(response.stream()) if request.stream else await response.complete()
+        bodies = CompletionBodies(self._inference, generation, echoes)
+        if request.stream:
+            return end_stream(bodies.stream())
+        return await bodies.complete(await collect(self._inference, generation))
 
     async def _echo_text(self, prompt: RenderedPrompt, request: CompletionRequest) -> str:
         """The prompt's text; detokenized if the prompt was sent as token ids or truncated."""
@@ -89,10 +91,13 @@ class _Shown(NamedTuple):
     stop_reason: int | str | None
 
 
-class _CompletionResponse:
+class CompletionBodies:
     """The bodies of one request's response."""
 
-    def __init__(self, inference: Inference, generation: Generation, echoes: list[str]) -> None:
+    def __init__(
+        self, inference: Inference, generation: Generation, echoes: Sequence[str], *, text_offset: int = 0
+    ) -> None:
+        """`echoes` has one text per prompt; `text_offset` is that of the first token."""
         request = generation.request
         assert isinstance(request, CompletionRequest)
         self._inference = inference
@@ -102,7 +107,7 @@ class _CompletionResponse:
         self._echoes = echoes
         self._created = unix_time()
         self._has_begun = [False] * generation.num_choices
-        self._text_offsets = [0] * generation.num_choices
+        self._text_offsets = [text_offset] * generation.num_choices
         self._logprobs = LogprobFormatter.from_request(inference, request)
         self._meter = UsageMeter(
             generation,
@@ -110,10 +115,10 @@ class _CompletionResponse:
             counts_output=not request.is_echo_only,
         )
 
-    async def complete(self) -> CompletionResponse:
-        """The whole response."""
+    async def complete(self, deltas: Sequence[SequenceDelta]) -> CompletionResponse:
+        """The whole response, of one delta per choice."""
         choices = []
-        for delta in await collect(self._inference, self._generation):
+        for delta in deltas:
             self._meter.add(delta)
             choices.append(await self._choice(delta))
         return CompletionResponse(
@@ -130,16 +135,21 @@ class _CompletionResponse:
         async with aclosing(generate(self._inference, self._generation)) as deltas:
             async for delta in deltas:
                 self._meter.add(delta)
-                chunk = self._chunk([await self._chunk_choice(delta)])
+                chunk = await self.chunk(delta)
                 if reporting.in_chunks:
                     chunk.usage = self._meter.of_choice(delta.choice)
                 yield sse.encode_event(chunk)
         if reporting.at_end:
-            chunk = self._chunk([])
+            chunk = self.create_chunk([])
             chunk.usage = self._meter.total()
             yield sse.encode_event(chunk)
 
-    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+    async def chunk(self, delta: SequenceDelta) -> CompletionChunk:
+        """The chunk of a delta."""
+        return self.create_chunk([await self._chunk_choice(delta)])
+
+    def create_chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
+        """A chunk of these choices."""
         return CompletionChunk(
             id=self._generation.request_id, created=self._created, model=self._model, choices=choices
         )

@@ -10,15 +10,17 @@ from server.parsers.base import PromptEnd
 from server.protocol.anthropic import MessagesRequest
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
+from server.protocol.responses.request import ResponsesRequest
 from server.protocol.tokens import RenderedRequest, RenderedWith, TokensSampling
 from server.serving.anthropic import MessagesServing
 from server.serving.chat_options import template_kwargs
-from server.serving.chat_run import ChatRunner
+from server.serving.chat_run import ChatRun, ChatRunner
 from server.serving.completions import render_completion
 from server.serving.generation import Generation
 from server.serving.inference import Inference
 from server.serving.preparation import GenerationBuilder
 from server.serving.request_context import RequestContext
+from server.serving.responses.serving import ResponsesServing
 from server.types import GuidedDecoding, SamplingParams
 
 _COPIED = (
@@ -32,12 +34,18 @@ class RenderServing:
     """One per server; every method runs on the event loop."""
 
     def __init__(
-        self, inference: Inference, builder: GenerationBuilder, runner: ChatRunner, messages: MessagesServing
+        self,
+        inference: Inference,
+        builder: GenerationBuilder,
+        runner: ChatRunner,
+        messages: MessagesServing,
+        responses: ResponsesServing,
     ) -> None:
         self._inference = inference
         self._builder = builder
         self._runner = runner
         self._messages = messages
+        self._responses = responses
 
     async def chat(self, request: ChatRequest, context: RequestContext) -> RenderedRequest:
         """The prompt and the parameters that /v1/chat/completions would send to the engine.
@@ -46,7 +54,19 @@ class RenderServing:
             RequestError: the request is invalid, or has images.
         """
         self._inference.models.check_generative("Chat Completions Render")
-        run = await self._runner.start(request, context)
+        return self._render(await self._runner.start(request, context))
+
+    async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
+        """`chat` for a request of /v1/messages."""
+        return await self.chat(await self._messages.convert(request), context)
+
+    async def responses(self, request: ResponsesRequest, context: RequestContext) -> RenderedRequest:
+        """`chat` for a request of /v1/responses."""
+        self._inference.models.check_generative("Responses Render")
+        return self._render((await self._responses.prepare(request, context)).chat)
+
+    def _render(self, run: ChatRun) -> RenderedRequest:
+        request = run.request
         rendered = _rendered(run.generation, 0, run.id)
         reasoning = run.generation.reasoning[0]
         if reasoning is not None:
@@ -57,10 +77,6 @@ class RenderServing:
             defaults = self._inference.renderer.config.default_chat_template_kwargs
             rendered.reasoning_parser_kwargs = RenderedWith(chat_template_kwargs=defaults | template_kwargs(request))
         return rendered
-
-    async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
-        """`chat` for a request of /v1/messages."""
-        return await self.chat(await self._messages.convert(request), context)
 
     async def completions(self, request: CompletionRequest, context: RequestContext) -> bytes:
         """The prompts and parameters of /v1/completions, as a list.

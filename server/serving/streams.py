@@ -42,7 +42,7 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
     async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
             parts[delta.choice].append(delta)
-    return [_join(deltas_of_choice) for deltas_of_choice in parts]
+    return [join_deltas(deltas_of_choice) for deltas_of_choice in parts]
 
 
 async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:
@@ -54,11 +54,12 @@ async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> 
             parts = waiting.setdefault(delta.choice, [])
             parts.append(delta)
             if is_first or delta.finish_reason is not None or sum(len(d.token_ids) for d in parts) >= interval:
-                yield _join(parts)
+                yield join_deltas(parts)
                 parts.clear()
 
 
-def _join(deltas: list[SequenceDelta]) -> SequenceDelta:
+def join_deltas(deltas: list[SequenceDelta]) -> SequenceDelta:
+    """One delta with the tokens and texts of several ones of a choice."""
     first, last = deltas[0], deltas[-1]
     has_logprobs = any(delta.logprobs is not None for delta in deltas)
     return last._replace(

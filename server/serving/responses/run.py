@@ -55,7 +55,8 @@ class ResponseRun:
         """About the size of the messages as JSON."""
         self.response = _empty_response(request, chat, inference.models.response_name(chat.request.model))
         """The response so far."""
-        self._chat = chat
+        self.chat = chat
+        """The request in the engine."""
         self._writer = OutputWriter(tools)
         self._logprobs = LogprobFormatter.from_request(inference, chat.request)
         self._num_events = 0
@@ -104,7 +105,7 @@ class ResponseRun:
 
     async def _output(self) -> AsyncGenerator[ResponseEvent, None]:
         finish_reason = None
-        async with aclosing(self._chat.stream()) as deltas:
+        async with aclosing(self.chat.stream()) as deltas:
             async for delta in deltas:
                 self._keep_raw(delta)
                 finish_reason = delta.finish_reason
@@ -115,7 +116,7 @@ class ResponseRun:
         self._finish(is_incomplete=finish_reason == "length")
 
     async def _show_logprobs(self, delta: ChoiceDelta) -> list[ChatLogprob]:
-        if self.request.num_logprobs is None or self._chat.hides_tokens:
+        if self.request.num_logprobs is None or self.chat.hides_tokens:
             return []
         return (await self._logprobs.chat(delta.sequence.logprobs or ())).content
 
@@ -136,16 +137,16 @@ class ResponseRun:
             usage=self._usage(),
         )
         if self.request.enable_response_messages:
-            prompt = self._chat.prompt
+            prompt = self.chat.prompt
             self.response.input_messages = [RawMessage(message=prompt.text or "", tokens=prompt.token_ids)]
             self.response.output_messages = [RawMessage(message="".join(self._texts), tokens=self._token_ids)]
 
     def _usage(self) -> ResponseUsage:
-        total = self._chat.meter.total()
+        total = self.chat.meter.total()
         details = total.completion_tokens_details
         return ResponseUsage(
             input_tokens=total.prompt_tokens,
-            input_tokens_details=InputTokensDetails(cached_tokens=self._chat.meter.num_cached_tokens),
+            input_tokens_details=InputTokensDetails(cached_tokens=self.chat.meter.num_cached_tokens),
             output_tokens=total.completion_tokens,
             output_tokens_details=OutputTokensDetails(
                 reasoning_tokens=0 if details is None else details.reasoning_tokens

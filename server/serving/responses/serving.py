@@ -53,7 +53,7 @@ class ResponsesServing:
         self._inference.models.check_generative("Responses")
         if request.background:
             return await self._create_in_background(request, context)
-        run = await self._prepare(request, context)
+        run = await self.prepare(request, context)
         if request.stream:
             return self._stream(run)
         await run.complete()
@@ -105,7 +105,12 @@ class ResponsesServing:
         await current.cancel()
         return msgspec.json.encode(current.response)
 
-    async def _prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
+    async def prepare(self, request: ResponsesRequest, context: RequestContext) -> ResponseRun:
+        """Renders the request; the engine receives it with the first use of the run.
+
+        Raises:
+            RequestError: the request is invalid.
+        """
         history = await self._history(request.previous_response_id, context.lease)
         tools = ResponseTools(request)
         messages = build_conversation(request.instructions, history, request.items)
@@ -134,7 +139,7 @@ class ResponsesServing:
                 "background",
             )
         own_context = replace(context, trace=None)  # the request's trace ends with its HTTP response
-        run = await self._prepare(request, own_context)
+        run = await self.prepare(request, own_context)
         own_context.lease = context.lease.hand_over()
         response = await self._background.start(run, own_context.lease, keeps_events=bool(request.stream))
         return response.follow(0) if request.stream else response.response
