@@ -113,6 +113,11 @@ class BatchChatRequest(ChatFields, kw_only=True):
     def __post_init__(self) -> None:
         self.stream, self.stream_options, self.tools, self.tool_choice = False, None, None, "none"
         super().__post_init__()
+        if self.use_beam_search:
+            raise RequestError(
+                "Batch chat completions do not support beam search. Please set `use_beam_search` to False.",
+                param="use_beam_search",
+            )
         if self.num_choices > 1:
             raise RequestError("Batch chat completions do not support `n` > 1.", param="n")
         if (self.kv_transfer_params or {}).get("prompt_token_ids") is not None:

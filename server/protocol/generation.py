@@ -11,6 +11,7 @@ from server.protocol.fields import (
     INT32_MAX,
     BadWords,
     Hint,
+    LengthPenalty,
     LogitBias,
     MinP,
     NumChoices,
@@ -156,6 +157,11 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     mm_payload: Hint = None
     return_mm_kwargs: Hint = None
 
+    use_beam_search: bool = False
+    """Searches for the `n` most likely texts; of the sampling parameters only `ignore_eos` has an effect."""
+    length_penalty: LengthPenalty = 1.0
+    """Concerns beam search only: the exponent of the length by which a text's log-probability is divided."""
+
     logprob_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_LOGPROB_TOKEN_IDS)] | None = None
     """Tokens whose log-probabilities are reported instead of the most likely ones."""
     truncation_side: Literal["left", "right"] | None = None
@@ -167,9 +173,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     """Tokens in one event of a stream; the first and the last event are sent at once."""
 
     best_of: Annotated[Any, INEFFECTIVE] = None
-    use_beam_search: Unsupported = False
-    length_penalty: Annotated[float, INEFFECTIVE] = 1.0
-    """Concerns beam search only."""
     watermarking: Annotated[bool | None, INEFFECTIVE] = None
     priority: Annotated[Priority, INEFFECTIVE] = 0
     """Sequences are scheduled in the order of their arrival."""
@@ -186,6 +189,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
             raise RequestError("Stream options can only be defined when `stream=True`.", param="stream_options")
         if self.stream and self.prompt_logprobs:
             raise RequestError("`prompt_logprobs` are not available when `stream=True`.", param="prompt_logprobs")
+        if self.logprob_token_ids and self.use_beam_search:
+            raise RequestError("`logprob_token_ids` is not supported with beam search.", param="logprob_token_ids")
         if self.logprob_token_ids and self.num_logprobs is None:
             raise RequestError(
                 "When using `logprob_token_ids`, `logprobs` must be set (for chat: to true).", param="logprob_token_ids"

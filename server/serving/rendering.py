@@ -54,6 +54,7 @@ class RenderServing:
             RequestError: the request is invalid, or has images.
         """
         self._inference.models.check_generative("Chat Completions Render")
+        _check_no_beam_search(request)
         return self._render(await self._runner.start(request, context))
 
     async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
@@ -86,6 +87,7 @@ class RenderServing:
         """
         self._inference.models.check_generative("Completions Render")
         self._inference.models.check(request.model)
+        _check_no_beam_search(request)
         with context.times.rendering():
             prompts = await render_completion(self._inference, request)
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
@@ -93,6 +95,11 @@ class RenderServing:
         if len(prompts) > 1:
             ids = [f"{generation.request_id}-{index}" for index in range(len(prompts))]
         return msgspec.json.encode([_rendered(generation, index, name) for index, name in enumerate(ids)])
+
+
+def _check_no_beam_search(request: ChatRequest | CompletionRequest) -> None:
+    if request.use_beam_search:
+        raise RequestError("Beam search is not supported by the render endpoint", param="use_beam_search")
 
 
 def _rendered(generation: Generation, index: int, request_id: str) -> RenderedRequest:

@@ -100,6 +100,8 @@ class SamplingBuilder:
         """
         max_tokens = _output_budget(request, num_prompt_tokens, self.defaults, self.info.max_model_len)
         _check_token_ids(request, self.info.vocab_size)
+        if request.use_beam_search:
+            return self._beam_params(request, max_tokens)
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=_min_tokens(request, max_tokens),
@@ -120,15 +122,39 @@ class SamplingBuilder:
             **_effective(request, self.defaults.values),
         )
 
+    def _beam_params(self, request: AnyRequest, max_tokens: int) -> SamplingParams:
+        """All that a beam search uses; as in vLLM, it ignores the other parameters.
+
+        A step needs twice as many candidates as there are beams: each beam may have one that ends it.
+        """
+        width = request.num_choices
+        if 2 * width > self._max_logprobs:
+            raise RequestError(
+                f"Beam search with n={width} needs {2 * width} log-probabilities per token, which is greater than max "
+                f"allowed: {self._max_logprobs} (--max-logprobs).",
+                param="n",
+            )
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0,
+            ignore_eos=request.ignore_eos,
+            logprobs=2 * width,
+            cache_salt=request.cache_salt,
+        )
+
+    @property
+    def _max_logprobs(self) -> int:
+        return self.info.vocab_size if self.max_logprobs == -1 else self.max_logprobs
+
     def _num_logprobs(self, asked: int | None, param: str) -> int | None:
         """Resolves -1, the whole vocabulary, in the request's number and in the server's limit."""
         if asked is None:
             return None
         number = self.info.vocab_size if asked == -1 else asked
-        limit = self.info.vocab_size if self.max_logprobs == -1 else self.max_logprobs
-        if number > limit:
+        if number > self._max_logprobs:
             raise RequestError(
-                f"Requested {param} of {number}, which is greater than max allowed: {limit} (--max-logprobs).",
+                f"Requested {param} of {number}, which is greater than max allowed: {self._max_logprobs} "
+                "(--max-logprobs).",
                 param=param,
             )
         return number

@@ -19,12 +19,17 @@ class SequenceRun:
         self._prompt = generation.prompt_of(index)
         self._params = generation.params_of(index)
         self._reader = OutputReader(inference.renderer, generation, index)
-        self.recorder = SequenceRecorder(
+        self._recorder = SequenceRecorder(
             inference.metrics.engine,
             context=generation.context,
             num_prompt_tokens=len(self._prompt.token_ids),
             max_tokens=self._params.max_tokens,
         )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated so far."""
+        return self._recorder.num_tokens
 
     async def run(self, engine_id: str) -> AsyncGenerator[SequenceDelta, None]:
         """Yields deltas until the engine ends the sequence or a stop string is found."""
@@ -34,7 +39,7 @@ class SequenceRun:
         try:
             async with aclosing(stream) as outputs:
                 async for output in outputs:
-                    self.recorder.record(output)
+                    self._recorder.record(output)
                     if output.finish_reason in ("error", "abort"):
                         raise _failure(output)
                     delta = self._reader.read(output)
@@ -46,7 +51,7 @@ class SequenceRun:
             reason = "error"
             raise
         finally:
-            self.recorder.finish(reason)
+            self._recorder.finish(reason)
 
 
 def _failure(output: EngineOutput) -> EngineError | RequestError:

@@ -1,24 +1,25 @@
 """Runs a request's sequences concurrently, on the event loop."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from uuid import uuid4
 
+from server.serving.beam_search import BeamSearch
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.sequence_run import SequenceRun
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
-    """Yields the deltas of all sequences in the order in which they arrive.
+    """Yields the deltas of all choices in the order in which they arrive; a beam search yields whole choices.
 
     Closing the generator aborts the sequences that still run in the engine.
 
     Raises:
         EngineError: the engine died or failed one of the sequences.
     """
-    runs = [SequenceRun(inference, generation, index) for index in range(generation.num_choices)]
+    runs = _create_runs(inference, generation)
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     streams = [run.run(f"{engine_id}-{index}") for index, run in enumerate(runs)]
     try:
@@ -30,10 +31,12 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
             async for delta in deltas:
                 yield delta
     finally:
-        size = generation.request.num_choices
+        size = len(runs) // len(generation.prompts)
         for start in range(0, len(runs), size):
-            longest = max(run.recorder.num_tokens for run in runs[start : start + size])
-            inference.metrics.engine.record_request(num_choices=size, max_generation_tokens=longest)
+            longest = max(run.num_tokens for run in runs[start : start + size])
+            inference.metrics.engine.record_request(
+                num_choices=generation.request.num_choices, max_generation_tokens=longest
+            )
 
 
 async def collect(inference: Inference, generation: Generation) -> list[SequenceDelta]:
@@ -43,6 +46,13 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
         async for delta in deltas:
             parts[delta.choice].append(delta)
     return [join_deltas(deltas_of_choice) for deltas_of_choice in parts]
+
+
+def _create_runs(inference: Inference, generation: Generation) -> Sequence[SequenceRun | BeamSearch]:
+    """One run per choice, or one search per prompt."""
+    if generation.request.use_beam_search:
+        return [BeamSearch(inference, generation, index) for index in range(len(generation.prompts))]
+    return [SequenceRun(inference, generation, index) for index in range(generation.num_choices)]
 
 
 async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:

@@ -21,7 +21,7 @@ class UsageMeter:
         counts_output: bool = True,
     ) -> None:
         self._generation = generation
-        self._has_prompt_details = has_prompt_details
+        self._has_prompt_details = has_prompt_details and not generation.request.use_beam_search
         self._counts_output = counts_output
         self._num_tokens = [0] * generation.num_choices
         self.num_cached_tokens = 0

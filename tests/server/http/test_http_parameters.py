@@ -48,7 +48,7 @@ def assert_rejects(response, param):
     "fields",
     [
         pytest.param({"temperature": 2.1}, id="range of the field"),
-        pytest.param({"use_beam_search": True}, id="field without support"),
+        pytest.param({"media_io_kwargs": {"image": {}}}, id="field without support"),
         pytest.param({"n": 16_385}, id="limit of the server"),
         pytest.param({"stop_token_ids": [49152]}, id="vocabulary of the model"),
         pytest.param({"guided_regex": "("}, id="grammar"),

@@ -51,7 +51,6 @@ BAD_VALUES = [
     ("response_format", "json"),
     ("response_format", {"type": "json_schema"}),
     ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
-    ("use_beam_search", True),
     ("media_io_kwargs", {"a": {}}),
     ("truncation_side", "middle"),
     ("logprob_token_ids", [-1]),
@@ -60,6 +59,7 @@ BAD_VALUES = [
     ("priority", "high"),
     ("priority", 2**63),
     ("length_penalty", "x"),
+    ("length_penalty", 1e308),
     ("stream_interval", 0),
     ("vllm_xargs", {"a": {}}),
     ("kv_transfer_params", 1),
@@ -72,7 +72,6 @@ BAD_VALUES = [
 
 WITHOUT_EFFECT = [
     ("best_of", 2),
-    ("length_penalty", 0.5),
     ("watermarking", True),
     ("priority", 1),
     ("ec_transfer_params", {"a": 1}),
