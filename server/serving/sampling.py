@@ -128,10 +128,11 @@ class SamplingBuilder:
         A step needs twice as many candidates as there are beams: each beam may have one that ends it.
         """
         width = request.num_choices
-        if 2 * width > self._max_logprobs:
+        most = min(self._max_logprobs, self.info.vocab_size)
+        if 2 * width > most:
             raise RequestError(
                 f"Beam search with n={width} needs {2 * width} log-probabilities per token, which is greater than max "
-                f"allowed: {self._max_logprobs} (--max-logprobs).",
+                f"allowed: {most} (--max-logprobs).",
                 param="n",
             )
         return SamplingParams(
