@@ -6,7 +6,7 @@ from pathlib import Path
 
 from startup.imports import import_engine
 
-HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.modeling_gguf_pytorch_utils", "accelerate")
+HEAVY = ("torch._dynamo", "torch.distributed.tensor", "sympy", "transformers.modeling_gguf_pytorch_utils")
 
 
 def main(models: list[Path]) -> None:
