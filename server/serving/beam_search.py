@@ -4,7 +4,6 @@ The engine does not know of it: each beam of a step is a request for one token, 
 one followed by the beam's tokens. All of them but the last are in the prefix cache.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from server.protocol.completions import CompletionRequest
+from server.serving.concurrently import run_concurrently
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
@@ -101,13 +101,7 @@ class BeamSearch:
             context=context,
         )
         runs = [SequenceRun(self._inference, step, index) for index in range(len(beams))]
-        tasks = [asyncio.create_task(_compute_beam(run, f"{engine_id}-{index}")) for index, run in enumerate(runs)]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await run_concurrently([_compute_beam(run, f"{engine_id}-{i}") for i, run in enumerate(runs)])
 
     def _is_end(self, token_id: int) -> bool:
         """Only the tokenizer's end-of-sequence token ends a beam."""

@@ -1,6 +1,5 @@
 """The base of all pooling endpoints: the order of the steps, and the thread in which each runs."""
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions
 from server.request_ids import set_request_id
 from server.serving.binary_response import BinaryResponse
+from server.serving.concurrently import run_concurrently
 from server.serving.inference import Inference
 from server.serving.models import unix_time, unsupported
 from server.serving.pooling.context import PooledPrompt, PoolingServeContext, T
@@ -125,16 +125,9 @@ class PoolingServingBase(ABC, Generic[T]):
     ) -> list[EngineOutput]:
         """Runs prompts concurrently; the first failure, or a client that disconnects, aborts them all."""
         self._log(ctx, prompts, params)
-        works = [self._pool_one(ctx.request_context, *work) for work in zip(ids, prompts, params, strict=True)]
-        if len(works) == 1:
-            return [await works[0]]
-        tasks = [asyncio.create_task(work) for work in works]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await run_concurrently(
+            [self._pool_one(ctx.request_context, *work) for work in zip(ids, prompts, params, strict=True)]
+        )
 
     async def _pool_one(
         self, context: RequestContext, engine_id: str, prompt: PooledPrompt, params: PoolingParams
