@@ -1,13 +1,15 @@
-"""Bodies of /generative_scoring: how likely a language model finds a token after each of several prompts."""
+"""Bodies of /generative_scoring, how likely a model finds a token after each of several prompts: the request.
 
-from typing import Annotated, Literal
+The response is that of /score.
+"""
+
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from server.protocol.fields import INEFFECTIVE, Hint, Priority, RequestId, TokenId
 from server.protocol.generation import MAX_LOGPROB_TOKEN_IDS
-from server.protocol.usage import Usage
 
 LabelIds = Annotated[list[int], Meta(min_length=1, max_length=MAX_LOGPROB_TOKEN_IDS)]
 
@@ -28,22 +30,3 @@ class GenerativeScoringRequest(msgspec.Struct, kw_only=True, forbid_unknown_fiel
     cache_salt: Hint = None
     priority: Annotated[Priority, INEFFECTIVE] = 0
     request_id: RequestId | None = None
-
-
-class ItemScore(msgspec.Struct, kw_only=True):
-    """One item's score."""
-
-    index: int
-    object: Literal["score"] = "score"
-    score: float
-
-
-class GenerativeScoringResponse(msgspec.Struct, kw_only=True):
-    """The response, in the order of the items."""
-
-    id: str
-    object: Literal["list"] = "list"
-    created: int
-    model: str
-    data: list[ItemScore]
-    usage: Usage

@@ -111,7 +111,7 @@ class RerankRequest(ScoringFields, kw_only=True):
 
 
 class ScoreData(msgspec.Struct, kw_only=True):
-    """One pair's score."""
+    """One pair's score, or one item's."""
 
     index: int
     object: Literal["score"] = "score"
@@ -119,7 +119,7 @@ class ScoreData(msgspec.Struct, kw_only=True):
 
 
 class ScoreResponse(msgspec.Struct, kw_only=True):
-    """The response, in the order of the pairs."""
+    """The response, in the order of the pairs; for /generative_scoring in the order of the items."""
 
     id: str
     object: Literal["list"] = "list"

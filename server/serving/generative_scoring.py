@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from server.errors import RequestError
 from server.protocol.completions import CompletionRequest
-from server.protocol.generative_scoring import GenerativeScoringRequest, GenerativeScoringResponse, ItemScore
+from server.protocol.generative_scoring import GenerativeScoringRequest
+from server.protocol.scoring import ScoreData, ScoreResponse
 from server.protocol.usage import Usage
 from server.renderers.prompts import Prompt, TextOptions
 from server.serving.generation import SequenceDelta
@@ -23,7 +24,7 @@ class GenerativeScoringServing:
         self._inference = inference
         self._builder = builder
 
-    async def create(self, request: GenerativeScoringRequest, context: RequestContext) -> GenerativeScoringResponse:
+    async def create(self, request: GenerativeScoringRequest, context: RequestContext) -> ScoreResponse:
         """The score of each item.
 
         Raises:
@@ -47,11 +48,11 @@ class GenerativeScoringServing:
         deltas = await collect(self._inference, generation)
         num_prompt_tokens = sum(len(ids) for ids in token_ids)
         num_tokens = sum(len(delta.token_ids) for delta in deltas)
-        return GenerativeScoringResponse(
+        return ScoreResponse(
             id=generation.request_id,
             created=unix_time(),
             model=self._inference.models.default_name,
-            data=[ItemScore(index=index, score=_score(delta, request)) for index, delta in enumerate(deltas)],
+            data=[ScoreData(index=index, score=_score(delta, request)) for index, delta in enumerate(deltas)],
             usage=Usage(
                 prompt_tokens=num_prompt_tokens,
                 total_tokens=num_prompt_tokens + num_tokens,
