@@ -1,70 +1,17 @@
 """openai-agents over chat completions, which it uses for other servers than OpenAI's."""
 
-import asyncio
-import json
-from typing import Any
-
 import openai
-from agents import (
-    Agent,
-    OpenAIChatCompletionsModel,
-    Runner,
-    ToolCallItem,
-    function_tool,
-    set_tracing_disabled,
+from agents import OpenAIChatCompletionsModel
+from agents_features import Features
+from scenario import MODEL, base_url, report
+
+client = openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")
+features = Features(OpenAIChatCompletionsModel(model=MODEL, openai_client=client))
+
+report(
+    text=features.text,
+    stream=features.stream,
+    structured=features.structured,
+    tools=features.tools,
+    loop=features.loop,
 )
-from openai.types.responses import ResponseTextDeltaEvent
-from pydantic import BaseModel
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
-
-set_tracing_disabled(disabled=True)
-LLM = OpenAIChatCompletionsModel(
-    model=MODEL, openai_client=openai.AsyncOpenAI(base_url=f"{base_url()}/v1", api_key="none")
-)
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-@function_tool
-def get_weather(city: str) -> str:
-    """Tells the weather."""
-    return WEATHER
-
-
-WEATHER_AGENT = Agent(name="weather", model=LLM, tools=[get_weather])
-
-
-def text() -> Any:
-    return Runner.run_sync(Agent(name="text", model=LLM), QUESTION).final_output
-
-
-def stream() -> list[str]:
-    async def collect() -> list[str]:
-        events = Runner.run_streamed(Agent(name="text", model=LLM), QUESTION).stream_events()
-        return [
-            event.data.delta
-            async for event in events
-            if event.type == "raw_response_event" and isinstance(event.data, ResponseTextDeltaEvent)
-        ]
-
-    return asyncio.run(collect())
-
-
-def structured() -> dict[str, Any]:
-    return Runner.run_sync(Agent(name="city", model=LLM, output_type=City), DESCRIBE).final_output.model_dump()
-
-
-def tools() -> list[Any]:
-    items = Runner.run_sync(WEATHER_AGENT, WEATHER_QUESTION).new_items
-    calls = [item.raw_item for item in items if isinstance(item, ToolCallItem)]
-    return [{"name": call.name, "arguments": json.loads(call.arguments)} for call in calls]
-
-
-def loop() -> Any:
-    return Runner.run_sync(WEATHER_AGENT, WEATHER_QUESTION).final_output
-
-
-report(text=text, stream=stream, structured=structured, tools=tools, loop=loop)
