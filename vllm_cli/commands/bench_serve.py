@@ -34,6 +34,12 @@ if TYPE_CHECKING:
 @click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds of each --concurrency.")
 @endpoint_option
 @click.option("--prompt-tokens", type=COUNT, default=64, help="Approximate length of the prompts.")
+@click.option(
+    "--shared-prefix-tokens",
+    type=click.IntRange(0),
+    default=0,
+    help="Approximate length of a text that is put before all prompts, as a system prompt would be.",
+)
 @click.option("--max-tokens", type=COUNT, default=64, help="Tokens to generate.")
 @click.option(
     "--ignore-eos/--no-ignore-eos",

@@ -56,6 +56,16 @@ def test_every_request_of_a_run_has_a_different_prompt(tiny_server, run_bench_se
     assert len(measured) == len(set(measured)) == num_warm_up + num_measured
 
 
+def test_prompts_share_a_prefix_of_the_requested_length(tiny_server, run_bench_serve, tmp_path):
+    server, report = tiny_server(), tmp_path / "result.json"
+    done = run_bench_serve("--url", server.url, *QUICK, "--shared-prefix-tokens", "50", "--json", report)
+    prompts = [body["prompt"] for body in server.seen["bodies"] if body["max_tokens"] == 3]
+    assert len(set(prompts)) == len(prompts) > 1
+    assert 38 <= len(os.path.commonprefix(prompts).split()) <= 50  # the number at the front is one word of 6 tokens
+    assert read_result(report.read_text()).settings.shared_prefix_tokens == 50
+    assert "after the same 50" in done.stdout
+
+
 @pytest.mark.alone
 def test_both_sides_get_the_same_prompts_in_alternating_rounds(tiny_server, run_bench_serve, tmp_path):
     servers = [tiny_server(), tiny_server("--first-ms", 400)]

@@ -16,7 +16,9 @@ class ServeBenchConfig(CompletionConfig):
     """Requests per level and round; None takes four for each one in flight, at least 8."""
     max_tokens: int = 64
     prompt_tokens: int = 64
-    """Approximate length of the prompts."""
+    """Approximate length of the part of a prompt that differs from all others."""
+    shared_prefix_tokens: int = 0
+    """Approximate length of the beginning that all prompts share."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

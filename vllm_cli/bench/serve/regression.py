@@ -12,7 +12,7 @@ from vllm_cli.bench.verdict import MedianRatios, divide_medians, find_worse, tak
 _JUDGED_NAMES = ("output_tokens_per_s", "ttft_p50_ms")
 """The figures that are judged: the others follow from these or are too noisy to fail a build."""
 _JUDGED = [metric for metric in SERVE_METRICS if metric.name in _JUDGED_NAMES]
-_SAME_SETTINGS = ("endpoint", "stream", "max_tokens", "prompt_tokens", "ignore_eos")
+_SAME_SETTINGS = ("endpoint", "stream", "max_tokens", "prompt_tokens", "shared_prefix_tokens", "ignore_eos")
 
 
 def read_serve_baseline(path: Path, config: ServeBenchConfig) -> ServeResult:

@@ -23,9 +23,10 @@ def describe_run(result: ServeResult) -> Iterator[str]:
     """The machine, the load, the servers, and how tokens were counted."""
     settings = result.settings
     yield f"{result.machine.description}, {result.created_at}"
+    prefix = f" after the same {settings.shared_prefix_tokens}" if settings.shared_prefix_tokens else ""
     yield (
         f"/v1/{'chat/' if settings.endpoint == 'chat' else ''}completions, prompts of about {settings.prompt_tokens} "
-        f"tokens, {settings.max_tokens} new tokens, {'streamed' if settings.stream else 'not streamed'}, greedy"
+        f"tokens{prefix}, {settings.max_tokens} new tokens, {'streamed' if settings.stream else 'not streamed'}, greedy"
     )
     for side in result.sides:
         version = f" {side.version}" if side.version else ""

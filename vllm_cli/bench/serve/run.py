@@ -67,7 +67,8 @@ class _ServeBench:
         """Requests whose prompts depend on the seeds only: every side gets the same prompts."""
         config, url, headers = self._config, request_format.url, request_format.headers
         seeds = (f"{config.seed}/{seed}/{index}" for index in range(num_requests))
-        prompts = (build_prompt(config.prompt_tokens, seed=seed) for seed in seeds)
+        shared = build_prompt(config.shared_prefix_tokens, seed=str(config.seed)) if config.shared_prefix_tokens else ""
+        prompts = (f"{shared} {build_prompt(config.prompt_tokens, seed=seed)}".lstrip() for seed in seeds)
         bodies = (request_format.body(prompt, max_tokens=config.max_tokens) for prompt in prompts)
         return [EncodedRequest(url, headers, body, config.stream) for body in bodies]
 
@@ -110,6 +111,7 @@ def _settings(config: ServeBenchConfig) -> ServeSettings:
         stream=config.stream,
         max_tokens=config.max_tokens,
         prompt_tokens=config.prompt_tokens,
+        shared_prefix_tokens=config.shared_prefix_tokens,
         ignore_eos=config.ignore_eos,
         num_rounds=config.num_rounds,
         num_requests={level: config.requests_at(level) for level in config.levels},
