@@ -5,6 +5,7 @@ its plain kernel, which stores the scores of all heads: tens of gigabytes for a 
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,6 +32,47 @@ def attend(  # noqa: PLR0913
     return F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
     )
+
+
+class AttentionPart(NamedTuple):
+    """Attention to some of the keys, for `merge_attention`."""
+
+    output: torch.Tensor
+    """Shape of the query: [n, heads, tokens, dim]."""
+    log_sum_exp: torch.Tensor
+    """Of each query's scaled scores of these keys, in float32: [n, heads, tokens]."""
+
+
+def can_attend_in_parts(query: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `attend_to_part` supports these: its kernel is for CPUs, and for values as wide as keys."""
+    return query.device.type == "cpu" and query.shape[-1] == values.shape[-1]
+
+
+def attend_to_part(  # noqa: PLR0913
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    scale: float | None,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> AttentionPart:
+    """As `attend`, to a part of the keys; each query must see at least one of them."""
+    output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, is_causal=is_causal, attn_mask=mask, scale=scale
+    )
+    return AttentionPart(output, log_sum_exp)
+
+
+def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor:
+    """The attention of the same queries to the keys of both parts together.
+
+    Softmax over both parts is the sum of both outputs, each times its share of all weights. A part's weights
+    sum to exp(log_sum_exp), so that the first part's share is the sigmoid of the difference. The sum is
+    computed in float32 and rounded once.
+    """
+    share = torch.sigmoid(first.log_sum_exp - second.log_sum_exp).unsqueeze(-1)
+    return torch.lerp(second.output.float(), first.output.float(), share).to(first.output.dtype)
 
 
 def repeat_heads(tensor: torch.Tensor, num_heads: int) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Grouped query heads give the same results with grouped and with repeated keys."""
+"""Attention with grouped query heads equals attention with repeated keys; parts of the keys can be merged."""
 
 import pytest
 import torch
 
 from server.engine import fused_attention
-from server.engine.fused_attention import attend, repeat_heads
+from server.engine.fused_attention import attend, attend_to_part, merge_attention, repeat_heads
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -27,3 +27,32 @@ def test_ungrouped_heads_are_not_repeated() -> None:
     query, keys, values = torch.randn(3, 1, 4, 7, 16).unbind(0)
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
     assert torch.equal(attend(query, keys, values, scale=None, is_causal=True), expected)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_merged_parts_are_the_attention_to_all_keys(scale: float | None) -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(2, 8, 5, 16) * 4, torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    mask = torch.zeros(5, 40).masked_fill_(torch.ones(5, 40).triu(36).bool(), float("-inf"))
+    earlier = attend_to_part(query, keys[:, :, :35], values[:, :, :35], scale=scale)
+    own = attend_to_part(query, keys[:, :, 35:], values[:, :, 35:], scale=scale, is_causal=True)
+    expected = attend(query, keys, values, scale=scale, mask=mask)
+    assert torch.allclose(merge_attention(earlier, own), expected, atol=1e-5)
+    assert torch.allclose(merge_attention(own, earlier), expected, atol=1e-5)
+
+
+def test_parts_of_very_different_weight_are_merged_without_overflow() -> None:
+    query = torch.full((1, 1, 1, 16), 100.0)
+    keys, values = torch.full((1, 1, 2, 16), 100.0), torch.ones(1, 1, 2, 16)
+    heavy = attend_to_part(query, keys, values, scale=1.0)
+    light = attend_to_part(query, -keys, -values, scale=1.0)
+    assert torch.equal(merge_attention(heavy, light), values[:, :, :1])
+
+
+def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys() -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, 4, n, 16, dtype=torch.bfloat16) for n in (3, 64, 64))
+    parts = [attend_to_part(query, keys[:, :, s], values[:, :, s], scale=None) for s in (slice(48), slice(48, 64))]
+    merged = merge_attention(*parts)
+    assert merged.dtype == torch.bfloat16
+    assert torch.allclose(merged, attend(query, keys, values, scale=None), atol=2**-8)
