@@ -16,6 +16,9 @@ T = TypeVar("T")
 _LOCATED = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
+_BOUND = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) .*")
+_ERROR_OF_BOUND = {"<": "less_than", "<=": "less_than_equal", ">": "greater_than", ">=": "greater_than_equal"}
+"""Pydantic's names of errors, which vLLM's messages have."""
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 _MAX_SHOWN = 100
 
@@ -101,8 +104,9 @@ class RequestDecoder(Generic[T]):
         if not path:
             return RequestError(f"The request body must be a JSON object: {_uncapitalize(what)}.")
         if what.startswith("Invalid enum value"):
-            # vLLM's messages have pydantic's name of this error.
             what = f"Expected one of {', '.join(self._choices(path))} (literal_error)"
+        elif bound := _BOUND.fullmatch(what):
+            what = f"{what} ({_ERROR_OF_BOUND[bound['relation']]})"
         return RequestError(
             f"Invalid value for `{path}`: {_uncapitalize(what)}{_describe_value(what, path, body)}.",
             param=path.partition("[")[0],

@@ -94,10 +94,10 @@ def test_missing_field_is_named():
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
-        (b'{"prompt": "a", "temperature": 3}', "expected `float` <= 2.0, got 3."),
+        (b'{"prompt": "a", "temperature": 3}', "expected `float` <= 2.0 (less_than_equal), got 3."),
         (b'{"prompt": "a", "n": 1.5}', "expected `int | null`, got `float` 1.5."),
         (b'{"prompt": "a", "stop": ["x", ""]}', 'expected `str` of length >= 1, got "".'),
-        (b'{"prompt": [3, -1]}', "expected `int` >= 0, got -1."),
+        (b'{"prompt": [3, -1]}', "expected `int` >= 0 (greater_than_equal), got -1."),
     ],
 )
 def test_error_shows_the_wrong_value_and_the_expected_type(body, shown):
