@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from server.errors import RequestError
@@ -176,7 +177,13 @@ def _to_arguments(function: Message) -> Message:
             arguments = None
     if isinstance(arguments, dict):
         return arguments
-    logger.warning(
-        "the arguments of tool call %r are not a JSON object; the template gets {} instead", function.get("name")
-    )
+    _warn_of_malformed_arguments()
     return {}
+
+
+@cache
+def _warn_of_malformed_arguments() -> None:
+    """Once per process: a client sends the same conversation again and again."""
+    logger.warning(
+        "The arguments of a tool call in a request's messages are not a JSON object; the chat template gets {} instead"
+    )

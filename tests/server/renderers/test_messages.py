@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from server.errors import RequestError
+from server.renderers import messages
 from server.renderers.messages import to_conversation, without_developer
 
 TWO_PARTS = [{"type": "text", "text": "one"}, {"type": "input_text", "text": "two", "cache_control": {}}]
@@ -105,6 +106,14 @@ def test_unusable_arguments_become_an_empty_object(arguments: str | None) -> Non
     call = {"function": {"name": "f", "arguments": arguments}}
     [result] = converted({"role": "assistant", "tool_calls": [call]})["tool_calls"]
     assert result["function"]["arguments"] == {}
+
+
+def test_unusable_arguments_are_logged_once_per_process(caplog: pytest.LogCaptureFixture) -> None:
+    messages._warn_of_malformed_arguments.cache_clear()
+    for _ in range(3):
+        converted({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}] * 2})
+    [record] = caplog.records
+    assert "not a JSON object" in record.getMessage()
 
 
 def test_the_fields_that_templates_use_are_kept() -> None:
