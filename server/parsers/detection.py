@@ -12,10 +12,13 @@ _Marks = tuple[tuple[str, tuple[str, ...]], ...]
 _TOOL_MARKS: Final[_Marks] = (
     ("kimi_k2", ("<|tool_calls_section_begin|>",)),
     ("openai", ("<|channel|>", "<|constrain|>")),
+    ("deepseek_v41", ("｜DSML｜ calls>",)),
     ("deepseek_v4", ("｜DSML｜", "tool_calls>")),
     ("deepseek_v32", ("｜DSML｜",)),
     ("minimax_m2", ("<minimax:tool_call>",)),
     ("seed_oss", ("<seed:tool_call>",)),
+    ("gigachat3", ("<|function_call|>",)),
+    ("gigachat3", ("function call<|role_sep|>",)),
     ("gemma4", ("<|tool_call>call:",)),
     ("functiongemma", ("<start_function_call>",)),
     ("lfm2", ("<|tool_call_start|>",)),

@@ -53,7 +53,9 @@ def _minimax_m2(calls: Sequence[Call], choose: random.Random) -> str:
     return f"<minimax:tool_call>\n{invocations}</minimax:tool_call>"
 
 
-def _dsml(group: str) -> Callable[[Sequence[Call], random.Random], str]:
+def _dsml(group: str, blank: str = "") -> Callable[[Sequence[Call], random.Random], str]:
+    mark = _DSML + blank
+
     def write(calls: Sequence[Call], choose: random.Random) -> str:
         has_attribute = choose.random() < 0.9
         invocations = ""
@@ -61,9 +63,9 @@ def _dsml(group: str) -> Callable[[Sequence[Call], random.Random], str]:
             arguments = ""
             for name, value in call.arguments.items():
                 kind = f' string="{str(isinstance(value, str)).lower()}"' if has_attribute else ""
-                arguments += f'<{_DSML}parameter name="{name}"{kind}>{plain_text(value)}</{_DSML}parameter>\n'
-            invocations += f'<{_DSML}invoke name="{call.name}">\n{arguments}</{_DSML}invoke>\n'
-        return f"<{_DSML}{group}>\n{invocations}</{_DSML}{group}>"
+                arguments += f'<{mark}parameter name="{name}"{kind}>{plain_text(value)}</{mark}parameter>\n'
+            invocations += f'<{mark}invoke name="{call.name}">\n{arguments}</{mark}invoke>\n'
+        return f"<{mark}{group}>\n{invocations}</{mark}{group}>"
 
     return write
 
@@ -190,9 +192,11 @@ FORMATS: Final = (
     Format(name="step3p5", write=_qwen3, markers=_XML),
     Format(name="seed_oss", write=_seed_oss, markers=("<seed:tool_call>", "</seed:tool_call>")),
     Format(name="glm45", write=_glm, markers=_XML),
+    Format(name="poolside_v1", write=_glm, markers=_XML),
     Format(name="minimax_m2", write=_minimax_m2, markers=("<minimax:tool_call>", "</minimax:tool_call>")),
     Format(name="deepseek_v32", write=_dsml("function_calls"), drops_text_after_calls=True),
     Format(name="deepseek_v4", write=_dsml("tool_calls"), drops_text_after_calls=True),
+    Format(name="deepseek_v41", write=_dsml("calls", " "), drops_text_after_calls=True),
     Format(
         name="kimi_k2",
         write=_kimi_k2,
@@ -240,6 +244,7 @@ LOSSES: Final = {
     "deepseek_v3": {LOSES_TEXT},
     "ernie45": {LOSES_TEXT},
     "functiongemma": {LOSES_TEXT, LOSES_ARGUMENTS, WRONG_TYPES},
+    "gigachat3": {LOSES_TEXT, LOSES_ARGUMENTS},
     "granite-20b-fc": {LOSES_TEXT},
     "granite4": {LOSES_TEXT},
     "hermes": {LOSES_TEXT},

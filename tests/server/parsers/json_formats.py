@@ -87,6 +87,7 @@ JSON_FORMATS: Final = (
     Format(name="granite4", write=_text_arguments, markers=("<tool_call>", "</tool_call>")),
     Format(name="granite", write=_array("<|tool_call|>"), markers=("<|tool_call|>",)),
     Format(name="granite-20b-fc", write=_objects("<function_call> ", between=" ")),
+    Format(name="gigachat3", write=_objects("<|function_call|>", between=" ", most=1), markers=("<|function_call|>",)),
     Format(
         name="internlm",
         write=_objects("<|action_start|><|plugin|>", "<|action_end|>", key="parameters", most=1),

@@ -34,6 +34,9 @@ TEXTS = [
         f'<{DSML}parameter name="filters" string="false">'
         f'{{"year": "7"}}</{DSML}parameter>\n</{DSML}invoke>\n</{DSML}function_calls>dropped', "a",
         [("search", {"filters": {"year": 7}})]),
+    ("deepseek_v41", f'a<{DSML} calls>\n<{DSML} invoke name="search">\n'
+        f'<{DSML} parameter name="limit" string="false">2</{DSML} parameter>\n</{DSML} invoke>\n</{DSML} calls>', "a",
+        [("search", {"limit": 2})]),
     ("step3", '<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="search">'
         '<steptml:parameter name="limit"> 2\n</steptml:parameter></steptml:invoke><｜tool_call_end｜>'
         "<｜tool_calls_end｜>", "", [("search", {"limit": 2})]),
