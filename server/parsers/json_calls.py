@@ -4,7 +4,7 @@ import json
 import re
 from typing import Final, Literal, NamedTuple
 
-from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.events import CallArguments, CallStart, Content, EventBuffer
 from server.parsers.json_text import is_unicode
 from server.parsers.json_value import JsonValueEnd
 
@@ -23,13 +23,14 @@ class CallStyle(NamedTuple):
     """Whether an object with a name and nothing else is a call."""
 
 
-class CallObject:
+class CallObject(EventBuffer):
     """One `{"name": …, "arguments": …}`, with keys in any order and further keys ignored.
 
     The call starts once its name is known and its arguments begin; until then its text can become content.
     """
 
     def __init__(self, style: CallStyle) -> None:
+        super().__init__()
         self._style = style
         self._state: _State = "open"
         self._raw: list[str] = []
@@ -40,7 +41,6 @@ class CallObject:
         self._has_other_keys = False
         self._arguments: str | None = None
         self._is_streaming = False
-        self._events: list[Event] = []
         self.has_started = False
 
     @property
@@ -56,11 +56,6 @@ class CallObject:
                 self._raw.append(text[: len(text) - len(rest)])
             text = rest
         return text
-
-    def take_events(self) -> list[Event]:
-        """The events since the last call of this method."""
-        events, self._events = self._events, []
-        return events
 
     @property
     def raw_text(self) -> str:
@@ -162,17 +157,17 @@ class CallObject:
             self._events.append(CallArguments(self._arguments))
 
 
-class CallArray:
+class CallArray(EventBuffer):
     """Objects of `CallObject` between `[` and `]`. Other text in a list that has a call is content."""
 
     def __init__(self, style: CallStyle) -> None:
+        super().__init__()
         self._style = style
         self._call: CallObject | None = None
         self._is_open = False
         self._is_damaged = False
         self._raw = ""
         self._damage = ""
-        self._events: list[Event] = []
         self.is_done = False
         self.has_started = False
 
@@ -184,11 +179,6 @@ class CallArray:
             else:
                 text = self._read_damage(text) if self._is_damaged else self._read_between(text)
         return text
-
-    def take_events(self) -> list[Event]:
-        """The events since the last call of this method."""
-        events, self._events = self._events, []
-        return events
 
     @property
     def raw_text(self) -> str:

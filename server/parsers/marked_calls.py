@@ -6,7 +6,7 @@ from functools import cache
 from typing import ClassVar, NamedTuple, Protocol
 
 from server.parsers.base import CallFormat, FunctionDefinition
-from server.parsers.events import Content, Event
+from server.parsers.events import Content, Event, EventBuffer
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.markers import partial_length
 
@@ -40,7 +40,7 @@ class _Opening(NamedTuple):
     rest: str
 
 
-class MarkedCalls:
+class MarkedCalls(EventBuffer):
     """Text around calls is content, except for blanks behind a call. An end marker may be missing.
 
     A subclass defines its markers and the reader of what follows them.
@@ -56,13 +56,13 @@ class MarkedCalls:
     """Characters that are dropped behind a call, as are blanks."""
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
+        super().__init__()
         self._held = ""
         self._start = ""
         self._body: CallBody | None = None
         self._is_closing = False
         self._is_after_call = False
         self._gap: list[str] = []
-        self._events: list[Event] = []
 
     def create_body(self) -> CallBody:
         """The reader of what follows a marker."""
@@ -78,8 +78,7 @@ class MarkedCalls:
                 rest = self._read_end(rest)
             else:
                 rest = self._read_text(rest)
-        events, self._events = self._events, []
-        return events
+        return self.take_events()
 
     def finish(self) -> list[Event]:
         if self._body is not None:

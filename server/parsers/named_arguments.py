@@ -2,23 +2,23 @@
 
 from typing import Final
 
-from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.events import CallArguments, CallStart, EventBuffer
 from server.parsers.markers import split_at
 
 MOST_NAME_CHARS: Final = 512
 """A longer text is not a name; the protocol allows 256 characters."""
 
 
-class NamedArguments:
+class NamedArguments(EventBuffer):
     """`before_name` + `NAME` + `before_arguments` + the arguments' text + `end`."""
 
     def __init__(self, *, before_arguments: str, end: str, before_name: str = "") -> None:
+        super().__init__()
         self._before_name = before_name
         self._before_arguments = before_arguments
         self._end = end
         self._head = ""
         self._held = ""
-        self._events: list[Event] = []
         self.has_started = False
         self.is_done = False
 
@@ -31,10 +31,6 @@ class NamedArguments:
         if not self.has_started:
             rest = self._read_head(text)
         return self._read_arguments(rest) if self.has_started else rest
-
-    def take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
     def _read_head(self, text: str) -> str:
         self._head += text

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from server.parsers.base import CallFormat
-from server.parsers.events import CallArguments, CallStart, Content, Event
+from server.parsers.events import CallArguments, CallStart, Content, Event, EventBuffer
 from server.parsers.incoming_text import IncomingText, Waiting
 
 
-class TextParser:
+class TextParser(EventBuffer):
     """A format implements `read`, which reads `self.text` and reports events to the other methods."""
 
     needs_special_tokens: ClassVar[bool] = True
     call_format: ClassVar[CallFormat | None] = None
 
     def __init__(self) -> None:
+        super().__init__()
         self.text = IncomingText()
         self.num_calls = 0
-        self._events: list[Event] = []
         self._is_blank = True
         """Whether the content so far is white space."""
         self._blanks: list[str] = []
@@ -33,8 +33,7 @@ class TextParser:
         """The events that the next piece of text completes."""
         self.text.add(text)
         next(self._reading)
-        events, self._events = self._events, []
-        return events
+        return self.take_events()
 
     def finish(self) -> list[Event]:
         """The events of the text that was held back."""
@@ -42,7 +41,7 @@ class TextParser:
         next(self._reading, None)
         if blanks := "".join(self._blanks):
             self._add(Content(blanks))
-        return self._events
+        return self.take_events()
 
     def add_content(self, text: str) -> None:
         """Text for the user. White space alone is no content if there are calls."""

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from server.parsers.base import OutputParser, PromptEnd
-from server.parsers.events import Content, Event, Reasoning
+from server.parsers.events import Content, Event, EventBuffer, Reasoning
 from server.parsers.markers import partial_length
 
 TemplateKwargs = Mapping[str, Any]
@@ -71,13 +71,13 @@ class TagFormat:
         return re.compile("|".join(map(re.escape, self.all_tags)))
 
 
-class TagParser:
+class TagParser(EventBuffer):
     """Splits one output into reasoning and answer."""
 
     def __init__(self, tags: TagFormat, prompt_end: PromptEnd, *, drops_answer_starts: bool = False) -> None:
+        super().__init__()
         self._tags = tags
         self._drops_answer_starts = drops_answer_starts
-        self._events: list[Event] = []
         self._held = ""
         """Text that the next piece may turn into a tag."""
         self._spaces = ""
@@ -93,7 +93,7 @@ class TagParser:
         self._held += text
         while self._held and self._read():
             pass
-        return self._take_events()
+        return self.take_events()
 
     def finish(self) -> list[Event]:
         held, self._held = self._held, ""
@@ -101,7 +101,7 @@ class TagParser:
             self._add_reasoning(held)
         else:
             self._add_content(held)
-        return self._take_events()
+        return self.take_events()
 
     def _read_before_reasoning(self) -> bool:
         if self._tags.must_begin_output:
@@ -205,10 +205,6 @@ class TagParser:
     def _add_content(self, text: str) -> None:
         if text:
             self._events.append(Content(text))
-
-    def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
 
 class _ContentParser:

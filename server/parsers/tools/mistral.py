@@ -5,7 +5,7 @@ from secrets import choice
 from string import ascii_letters, digits
 from typing import Final
 
-from server.parsers.events import CallArguments, CallStart, Event
+from server.parsers.events import CallArguments, CallStart, Event, EventBuffer
 from server.parsers.json_calls import CallArray, CallObject, CallStyle
 from server.parsers.json_value import JsonValueEnd
 from server.parsers.marked_calls import CallBody, MarkedCalls
@@ -65,14 +65,14 @@ class _MistralCalls:
         ]
 
 
-class _NamedCall:
+class _NamedCall(EventBuffer):
     """`NAME[ARGS]{…}`; without `[ARGS]`, the first brace ends the name."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._head = ""
         self._held = ""
         self._value = JsonValueEnd()
-        self._events: list[Event] = []
         self.has_started = False
         self.is_done = False
 
@@ -101,10 +101,6 @@ class _NamedCall:
             self._events.append(CallArguments(before[:end]))
         self._held = "" if self.is_done else rest
         return text[len(before[:end]) :] if self.is_done else ""
-
-    def take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
 
 def _reader_of(first: str) -> CallArray | CallObject | _NamedCall:
