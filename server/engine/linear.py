@@ -1,7 +1,7 @@
-"""Linear layers with weights in oneDNN's blocked layout, twice as fast for small batches on a CPU.
+"""Packs the weights of linear layers for the products of `linear_products`, while requests run.
 
-In bfloat16 the results equal those of `torch.nn.functional.linear` bit for bit, which
-tests/server/engine/test_linear.py checks.
+Layers that are packed with oneDNN give the results of `torch.nn.functional.linear` bit for bit; those of
+FBGEMM have float32 sums, rounded once. tests/server/engine/test_linear.py checks both.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 import torch
 
+from server.engine.linear_products import PackedProduct, choose_product
 from server.machine.memory import available_bytes
 
 _MIN_OUT_FEATURES = 32
@@ -21,44 +22,55 @@ _SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class LinearPacker:
     """Packs a model's plain linear layers a few at a time, so that requests do not wait for all of them.
 
-    Packed and unpacked layers give the same results, so that layers may be packed between any two steps.
+    Packed and unpacked layers give the same results up to rounding, so that layers may be packed between any
+    two steps.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
+        self._product: type[PackedProduct] | None = None
         self._todo: list[list[torch.nn.Linear]] | None = None
+        self._packing: _PackedGroup | None = None
         self._packed: list[_PackedGroup] = []
 
     def pack_next(self) -> bool:
-        """Packs one layer with its siblings; False when none is left."""
+        """Packs one layer with its siblings, or a part of them; False when none is left."""
         if self._todo is None:  # not in the constructor, which delays the first token
-            self._todo = list(_groups(self._model))[::-1] if _can_pack(self._model) else []
-        if not self._todo:
-            return False
-        group = _PackedGroup(self._todo.pop())
-        group.replace_forwards()
-        self._packed.append(group)
-        return bool(self._todo)
+            self._product = choose_product(self._model) if _has_room_for_copy(self._model) else None
+            self._todo = list(_groups(self._model))[::-1] if self._product else []
+        if self._packing is None:
+            if not self._todo or self._product is None:
+                return False
+            self._packing = _PackedGroup(self._todo.pop(), self._product)
+        if not self._packing.pack_next():
+            self._packing.replace_forwards()
+            self._packed.append(self._packing)
+            self._packing = None
+        return self._packing is not None or bool(self._todo)
 
     def unpack(self) -> None:
         """Frees all packed weights; `pack_next` packs them again."""
         for group in self._packed:
             group.restore_forwards()
         self._packed.clear()
+        self._packing = None
         self._todo = None
 
 
 class _PackedGroup:
     """Replaces the forwards of layers with the same input. Keeps the plain weights, which may be shared."""
 
-    def __init__(self, linears: list[torch.nn.Linear]) -> None:
+    def __init__(self, linears: list[torch.nn.Linear], product: type[PackedProduct]) -> None:
         self._linears = linears
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(_stack([x.weight.detach() for x in linears]))
         biases = [x.bias.detach() for x in linears if x.bias is not None]
-        self._bias = _stack(biases) if biases else None
+        self._compute = product(_stack([x.weight.detach() for x in linears]), _stack(biases) if biases else None)
         self._sizes = [x.out_features for x in linears]
         self._input: torch.Tensor | None = None
         self._outputs: tuple[torch.Tensor, ...] = ()
+
+    def pack_next(self) -> bool:
+        """Packs a part of the weights; False when nothing is left."""
+        return self._compute.pack_next()
 
     def replace_forwards(self) -> None:
         """Makes the layers compute with the packed weight."""
@@ -72,10 +84,6 @@ class _PackedGroup:
         """Makes the layers compute with their plain weights again."""
         for linear in self._linears:
             del linear.forward
-
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return output
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The first sibling called with an input computes all outputs; the last one releases them."""
@@ -107,18 +115,6 @@ def _is_packable(module: object) -> TypeGuard[torch.nn.Linear]:
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def _can_pack(model: torch.nn.Module) -> bool:
-    """oneDNN's bfloat16 kernels need AVX-512 or AMX. Other types gain nothing and would round differently."""
-    parameter = next(model.parameters())
-    return (
-        parameter.device.type == "cpu"
-        and parameter.dtype == torch.bfloat16
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        and _has_room_for_copy(model)
-    )
 
 
 def _has_room_for_copy(model: torch.nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Packed linear layers give the same results as plain ones, bit for bit."""
+"""Packed linear layers give the results of plain ones: bit for bit with oneDNN, rounded once with FBGEMM."""
 
 import psutil
 import pytest
@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from server.engine import linear as linear_module
+from server.engine import linear_products
 from server.engine.linear import LinearPacker
+from server.engine.linear_products import FbgemmProduct, choose_product
 from tests.server.engine.tiny_models import PACKED, build_model
 
 needs_bf16_kernels = pytest.mark.skipif(
@@ -15,13 +17,22 @@ needs_bf16_kernels = pytest.mark.skipif(
 )
 
 
-@needs_bf16_kernels
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize(
+needs_fbgemm = pytest.mark.skipif(
+    torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM does not support this processor"
+)
+needs_packing = pytest.mark.skipif(
+    choose_product(torch.nn.Linear(1, 1, dtype=torch.bfloat16)) is None, reason="nothing is packed on this processor"
+)
+SIZES = pytest.mark.parametrize(
     ("in_features", "out_features"),
     [(576, 576), (576, 192), (1536, 576), (64, 96), (33, 47), (129, 32), (40, 1001)],
     ids=lambda n: str(n),
 )
+
+
+@needs_bf16_kernels
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
 def test_packed_layer_is_bit_equal_for_every_batch_size(in_features: int, out_features: int, bias: bool) -> None:
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=torch.bfloat16)
@@ -32,7 +43,102 @@ def test_packed_layer_is_bit_equal_for_every_batch_size(in_features: int, out_fe
             assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)), batch
 
 
-@needs_bf16_kernels
+@pytest.fixture
+def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs for FBGEMM also where oneDNN has bfloat16 kernels."""
+    monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_fbgemm_rounds_float32_sums_once(
+    in_features: int, out_features: int, bias: bool, dtype: torch.dtype, fbgemm: None
+) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+    _pack_all(layer)
+    for batch in (1, 2, 3, 5, 8, 16, 33):
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
+
+
+@needs_fbgemm
+def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
+    _pack_all(layer)
+    x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
+    _assert_one_rounding(layer, x)
+    _assert_one_rounding(layer, x[:, ::2])
+    _assert_one_rounding(layer, x[:, :0])
+    _assert_one_rounding(layer, x[0, 0])
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**-20, 2.0**60], ids=["tiny", "small", "huge"])
+def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm: None) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    _pack_all(layer)
+    _assert_one_rounding(layer, torch.randn(3, 64, dtype=torch.bfloat16))
+
+
+@needs_fbgemm
+def test_fbgemm_packs_large_weights_in_parts(monkeypatch: pytest.MonkeyPatch, fbgemm: None) -> None:
+    monkeypatch.setattr(linear_products, "_PART_ELEMENTS", 64 * 40)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
+    packer = LinearPacker(layer)
+    for _ in range(2):
+        assert packer.pack_next() is True
+        assert not _is_packed(layer)
+    assert packer.pack_next() is False
+    _assert_one_rounding(layer, torch.randn(2, 3, 40, dtype=torch.bfloat16))
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=["inf", "nan"])
+def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: None) -> None:
+    layer = torch.nn.Linear(40, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight[3, 4] = value
+    _pack_all(layer)
+    with torch.inference_mode():
+        assert not layer(torch.ones(1, 40, dtype=torch.bfloat16)).isfinite().any()
+
+
+@needs_packing
+@pytest.mark.parametrize("model_type", PACKED)
+def test_packing_moves_no_logit_far(model_type: str) -> None:
+    model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits.float()
+        _pack_all(model)
+        after = model(input_ids=ids).logits.float()
+    assert any(_is_packed(module) for module in model.modules())
+    assert (after - before).abs().max() <= 0.02 * before.abs().max()
+
+
+@needs_packing
+def test_unpacking_restores_the_plain_layers() -> None:
+    model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
+    packer = LinearPacker(model)
+    packer.pack_next()
+    packer.unpack()
+    assert not any(_is_packed(module) for module in model.modules())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 2
+    while packer.pack_next():
+        pass
+    _assert_one_rounding(model.lm_head, torch.randn(2, model.config.hidden_size, dtype=torch.bfloat16))
+
+
+@needs_packing
 def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
     packer = LinearPacker(model)
@@ -47,7 +153,7 @@ def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
     assert packer.pack_next() is False
 
 
-@needs_bf16_kernels
+@needs_packing
 def test_siblings_with_different_inputs_give_correct_results() -> None:
     torch.manual_seed(0)
     module = torch.nn.Module()
@@ -58,7 +164,7 @@ def test_siblings_with_different_inputs_give_correct_results() -> None:
     _pack_all(module)
     with torch.inference_mode():
         for layer, x in ((gate, a), (up, b), (up, a), (gate, b), (up, b), (gate, a), (gate, b), (up, b)):
-            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+            _assert_one_rounding(layer, x)
 
 
 @needs_bf16_kernels
@@ -72,7 +178,7 @@ def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
-@needs_bf16_kernels
+@needs_packing
 def test_tied_embeddings_stay_tied() -> None:
     options = {**PACKED["llama"], "tie_word_embeddings": True}
     model = build_model("llama", options, dtype=torch.bfloat16)
@@ -82,14 +188,14 @@ def test_tied_embeddings_stay_tied() -> None:
     assert model.lm_head.weight.shape == (model.config.vocab_size, model.config.hidden_size)
 
 
-@needs_bf16_kernels
+@needs_packing
 def test_small_layers_are_not_packed() -> None:
     layer = torch.nn.Linear(64, 31, dtype=torch.bfloat16)
     assert LinearPacker(layer).pack_next() is False
     assert not _is_packed(layer)
 
 
-@needs_bf16_kernels
+@needs_packing
 def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     num_bytes = 64 * 64 * 2
@@ -101,19 +207,31 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
     assert _is_packed(layer)
 
 
-def test_other_types_than_bfloat16_are_not_packed() -> None:
+def test_float32_is_not_packed() -> None:
     layer = torch.nn.Linear(64, 64, dtype=torch.float32)
     assert LinearPacker(layer).pack_next() is False
     assert not _is_packed(layer)
 
 
-@needs_bf16_kernels
+@needs_packing
 def test_packing_takes_one_copy_of_the_weights() -> None:
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
     before = _own_bytes()
-    LinearPacker(layer).pack_next()
+    _pack_all(layer)
     assert _is_packed(layer)
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
+
+
+def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
+    """The layer's output is within the type's precision of the product in double precision."""
+    bias = layer.bias.double() if layer.bias is not None else None
+    wanted = F.linear(x.double(), layer.weight.double(), bias)
+    size = F.linear(x.double().abs(), layer.weight.double().abs())
+    with torch.inference_mode():
+        found = layer(x)
+    assert found.dtype == x.dtype
+    assert found.shape == wanted.shape
+    assert ((found.double() - wanted).abs() <= torch.finfo(x.dtype).eps * wanted.abs() + 1e-5 * size).all()
 
 
 def _own_bytes() -> int:

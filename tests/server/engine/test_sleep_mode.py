@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from server.engine.linear import LinearPacker
 from server.engine.messages import Done, ResetPrefixCache, Sleep, WakeUp
 from server.errors import EngineStartError
 from server.lora_config import LoraConfig
@@ -185,17 +184,3 @@ def test_resetting_the_prefix_cache_forgets_prompts(engine: SmallEngine, interru
     engine.run()
     assert running.finish_reason == "length"
     assert engine.complete(_PROMPTS[:1])[0].num_cached_tokens == (0 if interrupts else 59)
-
-
-def test_packed_layers_compute_with_plain_weights_again(llama: PreTrainedModel) -> None:
-    packer = LinearPacker(llama)
-    linear = llama.model.layers[0].mlp.down_proj
-    packer._todo = [[linear]]
-    plain = linear.forward
-    try:
-        packer.pack_next()
-    except RuntimeError:
-        pytest.skip("this processor has no packed float32 product")
-    assert linear.forward != plain
-    packer.unpack()
-    assert linear.forward == plain
