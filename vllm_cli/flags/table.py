@@ -34,6 +34,8 @@ REJECTED_FEATURES: Final = {flag: feature for feature, flags in REJECTED.items()
 
 FLAGS: Final[tuple[Flag, ...]] = (*SUPPORTED, *IGNORE_REASONS, *REJECTED_FEATURES)
 
+_MAX_SHOWN: Final = 5
+
 _BY_NAME: Final = {name: spelling for flag in FLAGS for name, spelling in spellings(flag).items()}
 
 
@@ -48,11 +50,20 @@ def is_flag(word: str) -> bool:
 
 
 def find_flag(name: str) -> Spelling:
-    """The flag of that name; an unknown one is a usage error with a suggestion."""
-    spelling = _BY_NAME.get(normalise(name))
-    if spelling is None:
+    """The flag of that name, or whose name begins so and no other's; else a usage error with a suggestion."""
+    return _BY_NAME.get(normalise(name)) or _complete(name)
+
+
+def _complete(name: str) -> Spelling:
+    """Completes a name as argparse does."""
+    names = [known for known in _BY_NAME if known.startswith(normalise(name))] if name.startswith("--") else []
+    if not names:
         raise InputError(f"No such option: {name}{_suggest(name)}")
-    return spelling
+    meanings = [_BY_NAME[known] for known in names]
+    if any(meaning != meanings[0] for meaning in meanings):
+        shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
+        raise InputError(f"Option {name} is ambiguous: {shown}")
+    return meanings[0]
 
 
 def _suggest(name: str) -> str:

@@ -116,6 +116,16 @@ def test_dashes_and_underscores_are_the_same() -> None:
     assert find_flag("--no_enable_prefix_caching").is_negated
 
 
+def test_a_name_may_be_cut_off_where_one_flag_begins_so() -> None:
+    assert find_flag("--lora_mod") == find_flag("--lora-modules")
+    assert find_flag("--enable-lor").flag.name == "--enable-lora"
+    assert find_flag("--no-enable-lor").is_negated
+    with pytest.raises(InputError, match=r"Option --max-lora is ambiguous: .*--max-loras"):
+        find_flag("--max-lora")
+    with pytest.raises(InputError, match=r"Option --e is ambiguous: (--\S+, ){5}\.\.\.$"):
+        find_flag("--e")
+
+
 def test_an_unknown_flag_gets_a_suggestion() -> None:
     with pytest.raises(InputError, match=r"No such option: --max-modl-len \(did you mean --max-model-len\?\)"):
         find_flag("--max-modl-len")
