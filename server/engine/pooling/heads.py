@@ -68,17 +68,31 @@ class EmbeddingHead:
 
 
 class EncoderClassifierHead:
-    """Classes of texts by a model that has its own head, such as BERT's pooler with a linear layer."""
+    """Classes of texts by a model that has its own head, such as BERT's pooler with a linear layer.
 
-    tasks: tuple[PoolingTask, ...] = ("classify",)
+    Tokens are classified without the pooler, as in vLLM.
+    """
 
     def __init__(self, encoder: Encoder, calibrated: "Calibration") -> None:
         self._encoder = encoder
+        self._transformer = Encoder(encoder.model.base_model)
+        self._token_classifier = getattr(encoder.model, "classifier", None)
         self._calibrated = calibrated
 
+    @property
+    def tasks(self) -> tuple[PoolingTask, ...]:
+        return ("classify",) if self._token_classifier is None else ("classify", "token_classify")
+
     def pool(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
-        logits = self._encoder.logits(sequences).float()
-        return [self._calibrated(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+        is_whole = sequences[0].params.task == "classify"  # a server has one task
+        logits = self._encoder.logits(sequences) if is_whole else self._token_logits(sequences)
+        return [self._calibrated(rows.float(), sequence) for rows, sequence in zip(logits, sequences, strict=True)]
+
+    def _token_logits(self, sequences: Seq[PoolingSequence]) -> list[Tensor]:
+        """Each token as a text of its own, since the classifiers of RoBERTa read a text's first token."""
+        assert self._token_classifier is not None
+        hidden = self._transformer.hidden_states(sequences)
+        return [self._token_classifier(hidden.of(index)[:, None]).flatten(1) for index in range(len(sequences))]
 
 
 class LinearClassifierHead:

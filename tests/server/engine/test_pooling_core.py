@@ -194,6 +194,20 @@ def test_a_decoder_classifies_tokens_too(tmp_path: Path) -> None:
     assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_an_encoders_linear_layer_classifies_tokens_too(tmp_path: Path, model_type: str) -> None:
+    model = save_pooler(tmp_path, model_type, "classify", num_labels=3)
+    expected = [model.classifier(hidden_states(model.base_model, p)).detach().softmax(-1) for p in PROMPTS]
+    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
+
+
+def test_robertas_classifier_classifies_tokens_too(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "roberta", "classify", num_labels=3)
+    dense, project = model.classifier.dense, model.classifier.out_proj
+    expected = [project(dense(hidden_states(model.roberta, p)).tanh()).detach().softmax(-1) for p in PROMPTS]
+    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
+
+
 def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
     model = save_pooler(tmp_path, "qwen3", "generate")
     edit_config(tmp_path, classifier_from_token=["no", "yes"], is_original_qwen3_reranker=True)
