@@ -1,8 +1,8 @@
 """Splits a command line into flags and their values by the rules of `vllm serve`, which differ from click's.
 
 `_` and `-` are the same in a flag's name, the name may be cut off where only one flag begins so, multi-letter
-flags may have one dash, list flags take every word up to the next flag, `-O3` is a level, and JSON flags may be
-written key by key.
+flags may have one dash, list flags take every word up to the next flag, `-O3` is a level, and JSON flags may
+be written key by key.
 """
 
 import json
