@@ -20,6 +20,7 @@ from server.serving.generation import Generation
 from server.serving.inference import Inference
 from server.serving.preparation import GenerationBuilder
 from server.serving.request_context import RequestContext
+from server.serving.responses.archive import invalid_response
 from server.serving.responses.serving import ResponsesServing
 from server.types import GuidedDecoding, SamplingParams
 
@@ -55,20 +56,27 @@ class RenderServing:
         """
         self._inference.models.check_generative("Chat Completions Render")
         _check_no_beam_search(request)
-        return self._render(await self._runner.start(request, context))
+        run = await self._runner.start(request, context)
+        return self._render(run, run.id)
 
     async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
         """`chat` for a request of /v1/messages."""
         return await self.chat(await self._messages.convert(request), context)
 
     async def responses(self, request: ResponsesRequest, context: RequestContext) -> RenderedRequest:
-        """`chat` for a request of /v1/responses."""
+        """`chat` for a request of /v1/responses; as in vLLM, responses that are kept are no part of it."""
         self._inference.models.check_generative("Responses Render")
-        return self._render((await self._responses.prepare(request, context)).chat)
+        if request.previous_response_id is not None:
+            raise invalid_response(
+                "The render endpoint does not support previous_response_id: it keeps no responses.",
+                "previous_response_id",
+            )
+        run = await self._responses.prepare(request, context)
+        return self._render(run.chat, run.response.id)
 
-    def _render(self, run: ChatRun) -> RenderedRequest:
+    def _render(self, run: ChatRun, request_id: str) -> RenderedRequest:
         request = run.request
-        rendered = _rendered(run.generation, 0, run.id)
+        rendered = _rendered(run.generation, 0, request_id)
         reasoning = run.generation.reasoning[0]
         if reasoning is not None:
             rendered.reasoning_ended = reasoning.prompt_end is PromptEnd.ENDED

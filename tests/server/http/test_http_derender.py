@@ -280,4 +280,11 @@ def test_a_rendered_response_is_the_prompt_of_its_chat(plain, engine):
     chat = plain.post(f"{CHAT}/render", {"messages": MESSAGES, "max_tokens": 4}).json()
     assert rendered["token_ids"] == chat["token_ids"]
     assert rendered["sampling_params"] == chat["sampling_params"]
+    assert rendered["request_id"].startswith("resp_")
     assert not engine.requests
+
+
+def test_a_response_that_continues_another_is_not_rendered(plain):
+    answer = plain.post("/v1/responses/render", {"input": "Weather?", "previous_response_id": "resp_1"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "previous_response_id")
