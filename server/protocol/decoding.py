@@ -82,14 +82,15 @@ class RequestDecoder(Generic[T]):
     def _decode_known(self, body: bytes) -> T:
         """Decodes a body.
 
-        If that fails, again as vLLM does: without its unknown fields, and with numbers written as texts.
+        If that fails, again as vLLM does: without its unknown fields, and with numbers written as texts or
+        booleans.
         """
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError:
             if self._unused.is_rejecting:
                 raise
-        return self._lenient.decode(self._unused.drop_unknown(body, self.model))
+        return self._lenient.decode(self._unused.repair(body, self.model))
 
     def _explain(self, error: str, body: bytes) -> RequestError:
         located = _LOCATED.fullmatch(error)

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_NAMES = 256
 _MAX_NAME_CHARS = 64
+_NUMBERS = {b"true": b"1", b"false": b"0"}
+_NUMBER_TYPES = (inspect.IntType, inspect.FloatType)
 
 
 class UnusedFields:
@@ -47,8 +49,9 @@ class UnusedFields:
                 raise RequestError(f"`{name}` is not supported by this server; leave it out.", param=name)
             self._log(name, "is not supported by this server")
 
-    def drop_unknown(self, body: bytes, model: type) -> bytes:
-        """A body without the fields that its struct does not have; logs their names.
+    def repair(self, body: bytes, model: type) -> bytes:
+        """A body as vLLM reads it: without unknown fields, which are logged, and with numbers for booleans where
+        numbers are expected.
 
         Raises:
             msgspec.DecodeError: the body is not valid JSON.
@@ -102,7 +105,13 @@ def _prune(value: bytes | msgspec.Raw, kind: inspect.Type, path: str, unknown: s
             return msgspec.json.encode([msgspec.Raw(member) for member in pruned])
     except msgspec.ValidationError:
         pass  # a value of another type, which the request's decoder describes
-    return value
+    return _NUMBERS.get(bytes(value), value) if _is_number(kind) else value
+
+
+def _is_number(kind: inspect.Type) -> bool:
+    """Whether numbers are expected, and no booleans."""
+    kinds = {type(part) for part in _parts(kind)}
+    return not kinds.isdisjoint(_NUMBER_TYPES) and inspect.BoolType not in kinds
 
 
 def _prune_object(

@@ -191,6 +191,15 @@ def test_wrong_nested_enum_value_is_named_with_its_path():
     assert "'json_object', 'json_schema', 'structural_tag', 'text'" in error.message
 
 
+def test_numbers_may_be_written_as_booleans_as_in_vllm():
+    body = b'{"prompt": "a", "logprobs": true, "temperature": false, "stream": false}'
+    request = RequestDecoder(CompletionRequest).decode(body)
+    assert (request.logprobs, request.temperature, request.stream) == (1, 0, False)
+    assert "got `bool` true" in fail(b'{"prompt": "a", "stop": true}').message
+    with pytest.raises(RequestError):
+        RequestDecoder(CompletionRequest, unused=UnusedFields(is_rejecting=True)).decode(body)
+
+
 def test_numbers_may_be_written_as_texts_as_in_vllm():
     body = b'{"prompt": "a", "temperature": "0.5", "n": "2", "stream": "true", "ignore_eos": 1, "stop": ["1"]}'
     request = RequestDecoder(CompletionRequest).decode(body)
