@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from server.protocol.logprobs import ChatLogprobs, PromptLogprobs
 from server.protocol.tools import DeltaToolCall, ToolCall
-from server.protocol.usage import Usage
+from server.protocol.usage import RequestMetrics, Usage
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
@@ -49,7 +49,7 @@ class ChatResponse(msgspec.Struct, kw_only=True):
     prompt_token_ids: list[int] | None = None
     prompt_text: str | None = None
     kv_transfer_params: dict[str, Any] | None = None
-    metrics: dict[str, Any] | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, kw_only=True):
@@ -81,6 +81,6 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType = UNSET
-    metrics: dict[str, Any] | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_text: str | UnsetType = UNSET

@@ -9,7 +9,7 @@ from server.errors import RequestError
 from server.protocol.fields import NumLogprobs, TokenCount, TokenId, Unsupported
 from server.protocol.generation import GenerationRequest
 from server.protocol.logprobs import CompletionLogprobs, PromptLogprobs
-from server.protocol.usage import Usage
+from server.protocol.usage import RequestMetrics, Usage
 from server.renderers.prompts import EmbedsPrompt, Prompt
 
 DEFAULT_MAX_TOKENS = 16
@@ -136,7 +136,7 @@ class CompletionResponse(msgspec.Struct, kw_only=True):
     system_fingerprint: str | None = None
     usage: Usage
     kv_transfer_params: dict[str, Any] | None = None
-    metrics: dict[str, Any] | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET
 
 
 class CompletionChunkChoice(msgspec.Struct, kw_only=True):
@@ -160,4 +160,4 @@ class CompletionChunk(msgspec.Struct, kw_only=True):
     model: str
     choices: list[CompletionChunkChoice]
     usage: Usage | UnsetType = UNSET
-    metrics: dict[str, Any] | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET

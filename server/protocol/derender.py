@@ -12,6 +12,7 @@ from server.protocol.chat_response import ChatChunk
 from server.protocol.completions import CompletionChunk, CompletionRequest
 from server.protocol.fields import INT32_MAX, TokenCount, TokenId
 from server.protocol.logprobs import PromptLogprobs
+from server.protocol.usage import RequestMetrics
 from server.types import FinishReason
 
 Position = Annotated[int, Meta(ge=0, le=INT32_MAX)]
@@ -68,7 +69,7 @@ class Generated(msgspec.Struct, kw_only=True):
     prompt_token_ids: list[TokenId] | None = None
     prompt_logprobs: PromptLogprobs | None = None
     kv_transfer_params: dict[str, Any] | None = None
-    metrics: dict[str, Any] | None = None
+    metrics: RequestMetrics | None = None
 
 
 class StreamState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

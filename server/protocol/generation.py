@@ -153,7 +153,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     session_id: Hint = None
     prompt_cache_key: Hint = None
     prompt_cache_retention: Hint = None
-    return_token_offsets: Hint = None
+    return_token_offsets: bool | None = False
+    """Only render routes return them."""
     mm_payload: Hint = None
     return_mm_kwargs: Hint = None
 

@@ -197,7 +197,8 @@ class RenderedRequest(msgspec.Struct, kw_only=True):
 
     request_id: str
     token_ids: list[int]
-    token_offsets: None = None
+    token_offsets: list[tuple[int, int]] | None = None
+    """Begin and end of each token in the prompt's text, if the request asks for them and they are known."""
     features: None = None
     sampling_params: TokensSampling
     model: str | None

@@ -57,7 +57,7 @@ class RenderServing:
         self._inference.models.check_generative("Chat Completions Render")
         _check_no_beam_search(request)
         run = await self._runner.start(request, context)
-        return self._render(run, run.id)
+        return await self._render(run, run.id)
 
     async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
         """`chat` for a request of /v1/messages."""
@@ -72,11 +72,11 @@ class RenderServing:
                 "previous_response_id",
             )
         run = await self._responses.prepare(request, context)
-        return self._render(run.chat, run.response.id)
+        return await self._render(run.chat, run.response.id)
 
-    def _render(self, run: ChatRun, request_id: str) -> RenderedRequest:
+    async def _render(self, run: ChatRun, request_id: str) -> RenderedRequest:
         request = run.request
-        rendered = _rendered(run.generation, 0, request_id)
+        rendered = await self._render_prompt(run.generation, 0, request_id)
         reasoning = run.generation.reasoning[0]
         if reasoning is not None:
             rendered.reasoning_ended = reasoning.prompt_end is PromptEnd.ENDED
@@ -102,28 +102,33 @@ class RenderServing:
         ids = [generation.request_id]
         if len(prompts) > 1:
             ids = [f"{generation.request_id}-{index}" for index in range(len(prompts))]
-        return msgspec.json.encode([_rendered(generation, index, name) for index, name in enumerate(ids)])
+        rendered = [await self._render_prompt(generation, index, name) for index, name in enumerate(ids)]
+        return msgspec.json.encode(rendered)
+
+    async def _render_prompt(self, generation: Generation, index: int, request_id: str) -> RenderedRequest:
+        request, prompt = generation.request, generation.prompts[index]
+        if prompt.inputs is not None:
+            raise RequestError("Prompts with images or embeddings cannot be rendered as token ids.", param="messages")
+        offsets = None
+        if request.return_token_offsets:
+            special = request.add_special_tokens
+            offsets = await self._inference.renderer.find_offsets(prompt, add_special_tokens=special)
+        return RenderedRequest(
+            request_id=request_id,
+            token_ids=prompt.token_ids,
+            token_offsets=offsets,
+            sampling_params=_sampling(request, generation.params[index]),
+            model=request.model,
+            stream=bool(request.stream),
+            stream_options=request.stream_options,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+        )
 
 
 def _check_no_beam_search(request: ChatRequest | CompletionRequest) -> None:
     if request.use_beam_search:
         raise RequestError("Beam search is not supported by the render endpoint", param="use_beam_search")
-
-
-def _rendered(generation: Generation, index: int, request_id: str) -> RenderedRequest:
-    request, prompt = generation.request, generation.prompts[index]
-    if prompt.inputs is not None:
-        raise RequestError("Prompts with images or embeddings cannot be rendered as token ids.", param="messages")
-    return RenderedRequest(
-        request_id=request_id,
-        token_ids=prompt.token_ids,
-        sampling_params=_sampling(request, generation.params[index]),
-        model=request.model,
-        stream=bool(request.stream),
-        stream_options=request.stream_options,
-        cache_salt=request.cache_salt,
-        priority=request.priority,
-    )
 
 
 def _sampling(request: ChatRequest | CompletionRequest, params: SamplingParams) -> TokensSampling:

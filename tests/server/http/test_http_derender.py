@@ -284,6 +284,31 @@ def test_a_rendered_response_is_the_prompt_of_its_chat(plain, engine):
     assert not engine.requests
 
 
+def test_rendered_prompts_have_the_places_of_their_tokens(plain):
+    text = "The quick brown fox jumps over the lazy dog."
+    fields = {"prompt": [text, "Hello"], "return_token_offsets": True}
+    whole, short = plain.post(f"{COMPLETION}/render", fields).json()
+    assert (whole["token_offsets"][0][0], whole["token_offsets"][-1][1]) == (0, len(text))
+    assert len(whole["token_offsets"]) == len(whole["token_ids"])
+    assert short["token_offsets"][-1][1] == len("Hello")
+    [end] = plain.post(f"{COMPLETION}/render", fields | {"prompt": text, "truncate_prompt_tokens": 3}).json()
+    assert end["token_offsets"] == whole["token_offsets"][-3:]
+    chat = plain.post(f"{CHAT}/render", {"messages": MESSAGES, "return_token_offsets": True}).json()
+    assert len(chat["token_offsets"]) == len(chat["token_ids"])
+    ids = {"prompt": [1, 2], "return_token_offsets": True}
+    assert plain.post(f"{COMPLETION}/render", ids).json()[0]["token_offsets"] is None
+
+
+def test_metrics_of_the_generation_are_passed_on(plain):
+    metrics = derender(plain, CHAT, generate_response=generated() | {"metrics": {"tokens_per_second": 2}}).json()[
+        "metrics"
+    ]
+    assert metrics.pop("tokens_per_second") == 2
+    assert metrics == dict.fromkeys(
+        ("time_to_first_token_ms", "generation_time_ms", "queue_time_ms", "mean_itl_ms", "speculative_decoding")
+    )
+
+
 def test_a_response_that_continues_another_is_not_rendered(plain):
     answer = plain.post("/v1/responses/render", {"input": "Weather?", "previous_response_id": "resp_1"})
     error = answer.json()["error"]
