@@ -50,8 +50,9 @@ class UnusedFields:
             self._log(name, "is not supported by this server")
 
     def repair(self, body: bytes, model: type) -> bytes:
-        """A body as vLLM reads it: without unknown fields, which are logged, and with numbers for booleans where
-        numbers are expected.
+        """A body as vLLM reads it: without unknown fields, which are logged; numbers instead of booleans.
+
+        Only booleans are replaced that stand where a number is expected.
 
         Raises:
             msgspec.DecodeError: the body is not valid JSON.
