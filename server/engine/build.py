@@ -120,7 +120,9 @@ def _build_cache(
         return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens)
     kv_cache = KVCache(shapes, num_slots=size.num_slots, slot_len=size.slot_len, dtype=model.dtype, device=model.device)
     runner.use_cache(kv_cache)
-    prefixes = PrefixCache(max_tokens=int(size.num_tokens * PREFIX_SHARE)) if config.enable_prefix_caching else None
+    prefixes = None
+    if config.enable_prefix_caching:
+        prefixes = PrefixCache(kv_cache.slots, max_tokens=int(size.num_tokens * PREFIX_SHARE))
     return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
 
 

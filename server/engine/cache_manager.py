@@ -7,8 +7,8 @@ import logging
 
 import torch
 
-from server.engine.kv_cache import KVCache
-from server.engine.prefix_cache import PrefixCache
+from server.engine.kv_cache import KVCache, Slots
+from server.engine.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,9 @@ class CacheManager:
 
     @property
     def num_held_tokens(self) -> int:
-        """Tokens of the admitted sequences."""
-        return sum(s.num_tokens for s in self._holders)
+        """Tokens of the admitted sequences; those that several sequences share count once."""
+        num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
+        return sum(s.num_tokens for s in self._holders) - num_shared
 
     @property
     def num_queried_tokens(self) -> int:
@@ -65,15 +66,20 @@ class CacheManager:
 
     def can_admit(self, sequence: Sequence) -> bool:
         """Whether a slot is free, and memory for the sequence and its next token."""
-        return bool(self._free_slots) and sequence.num_tokens + 1 <= self._num_free_tokens
+        if not self._free_slots:
+            return False
+        num_missing = sequence.num_tokens + 1 - self._num_free_tokens
+        return num_missing <= 0 or num_missing <= self._count_running_tokens(sequence)
 
     def admit(self, sequence: Sequence) -> None:
-        """Gives the sequence a slot and copies the longest cached beginning of its prompt into it."""
-        self._shrink_prefixes(self._num_free_tokens - sequence.num_tokens - 1)
+        """Gives the sequence a slot that begins with the longest cached beginning of its prompt."""
         sequence.slot = self._free_slots.pop(0)
-        if self._kv_cache is not None and self._prefixes is not None and sequence.can_reuse_prefix:
-            sequence.num_computed_tokens = _copy_prefix(self._kv_cache, self._prefixes, sequence, self._holders)
+        if self._kv_cache is not None:
+            if self._kv_cache.slots.has_too_many_mappings:
+                self.forget_prefixes()
+            sequence.num_computed_tokens = self._open_slot(self._kv_cache.slots, sequence)
         self._holders.append(sequence)
+        self._shrink_prefixes(self._num_free_tokens)
 
     def reserve_next_tokens(self) -> bool:
         """Takes the memory for one more token of each sequence from the prefix cache.
@@ -91,19 +97,20 @@ class CacheManager:
         sequence.model_cache = None
         if self._kv_cache is not None:
             if self._prefixes is not None and not sequence.is_private:
-                _keep_prefix(self._kv_cache, self._prefixes, sequence)
-            self._kv_cache.release(sequence.slot, sequence.num_tokens)
+                _keep_prefix(self._kv_cache.slots, self._prefixes, sequence)
+            self._kv_cache.slots.close(sequence.slot, sequence.num_tokens)
         self._holders.remove(sequence)
         self._free_slots.append(sequence.slot)
         self._free_slots.sort()
         sequence.slot = -1
+        self._shrink_prefixes(self._num_free_tokens)
 
     def forget_prefixes(self) -> None:
         """Empties the prefix cache."""
         self._shrink_prefixes(0)
 
     def is_computing_prompt_of(self, sequence: Sequence) -> bool:
-        """Whether an admitted sequence still computes the same prompt, so that this one can copy it later."""
+        """Whether an admitted sequence still computes the same prompt, and this one can share it later."""
         return (
             self._prefixes is not None
             and self._prefixes.can_share(sequence)
@@ -117,29 +124,40 @@ class CacheManager:
         """Tokens left beside the admitted sequences and one more token of each."""
         return self.max_tokens - self.num_held_tokens - len(self._holders)
 
+    def _open_slot(self, slots: Slots, sequence: Sequence) -> int:
+        """Opens the sequence's slot; returns the number of tokens that it has already."""
+        found = self._find_prefix(sequence)
+        if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
+            self._prefixes.count_lookup(sequence, found)
+        if found is None:
+            slots.open(sequence.slot)
+            return 0
+        slots.open(sequence.slot, found.source, found.length)
+        return found.length
+
+    def _find_prefix(self, sequence: Sequence) -> PrefixMatch | None:
+        if self._prefixes is None or not sequence.can_reuse_prefix:
+            return None
+        return self._prefixes.match(sequence, self._holders)
+
+    def _count_running_tokens(self, sequence: Sequence) -> int:
+        """How many of the sequence's tokens running sequences hold already."""
+        found = self._find_prefix(sequence)
+        if self._kv_cache is None or found is None:
+            return 0
+        return self._kv_cache.slots.count_running_tokens(found.source, found.length)
+
     def _shrink_prefixes(self, max_tokens: int) -> None:
         if self._prefixes is not None:
             self._prefixes.shrink_to(max_tokens)
 
 
-def _copy_prefix(kv_cache: KVCache, prefixes: PrefixCache, sequence: Sequence, running: list[Sequence]) -> int:
-    """Copies the longest cached beginning from an ended or a running sequence; returns its tokens."""
-    found = prefixes.match(sequence, running)
-    if found is None:
-        return 0
-    if found.slot is not None:
-        kv_cache.copy_prefix(found.slot, sequence.slot, found.length)
-    elif found.entry_id is not None:
-        kv_cache.restore(sequence.slot, prefixes.take(found.entry_id), found.length)
-    return found.length
-
-
-def _keep_prefix(kv_cache: KVCache, prefixes: PrefixCache, sequence: Sequence) -> None:
+def _keep_prefix(slots: Slots, prefixes: PrefixCache, sequence: Sequence) -> None:
     computed = sequence.cache_ids(sequence.num_computed_tokens)
     if not prefixes.wants(computed):
         return
     try:
-        prefixes.put(computed, kv_cache.snapshot(sequence.slot, len(computed)))
+        prefixes.put(computed, slots.keep(sequence.slot, len(computed)))
     except torch.OutOfMemoryError:
         logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
         prefixes.shrink_to(0)

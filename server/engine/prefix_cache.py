@@ -3,11 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from server.engine.kv_cache import Slots
 from server.engine.sequence import Sequence
 
 _MIN_TOKENS = 32
@@ -18,31 +19,37 @@ TokenArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Tokens and their keys and values, as `KVCache.snapshot` returns them."""
+    """Tokens, and what `keep` of the slots returned for them."""
 
     token_ids: TokenArray
-    parts: list[torch.Tensor]
+    kept: Any
 
 
 @dataclass(frozen=True)
 class PrefixMatch:
-    """A cached beginning of a prompt: in an entry of the cache or in a running sequence's slot."""
+    """A cached beginning of a prompt."""
 
     length: int
-    entry_id: int | None = None
-    slot: int | None = None
+    source: Any
+    """Where it is: a running sequence's slot, or what an entry keeps."""
 
 
 class PrefixCache:
-    """At most `max_tokens`; evicts the least recently used entry first. Used on the engine's thread."""
+    """Evicts the least recently used entry first. Used on the engine's thread."""
 
-    def __init__(self, *, max_tokens: int) -> None:
+    def __init__(self, slots: Slots, *, max_tokens: int) -> None:
+        """At most `max_tokens` are in entries alone; tokens of running sequences do not count."""
+        self._slots = slots
         self._max_tokens = max_tokens
         self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
         self._next_id = 0
-        self.num_tokens = 0
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that no running sequence holds."""
+        return self._slots.num_kept_tokens
 
     def can_share(self, sequence: Sequence) -> bool:
         """Whether `match` could find a beginning of the sequence's prompt."""
@@ -51,16 +58,17 @@ class PrefixCache:
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
         """Finds the longest cached beginning of the sequence's prompt, in an ended sequence or a running one.
 
-        Never includes the last token, which has to be computed for its logits. The lookup of a preempted
-        sequence does not count as a query.
+        Never includes the last token, which has to be computed for its logits. An entry that is found becomes
+        the most recently used.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
-        best: PrefixMatch | None = None
+        best: int | None = None
+        slot: int | None = None
         length = _MIN_TOKENS - 1
         for entry_id, entry in self._entries.items():
             if _have_same_prefix(wanted, entry.token_ids, length + 1):
                 length = common_prefix(wanted, entry.token_ids)
-                best = PrefixMatch(length, entry_id=entry_id)
+                best = entry_id
         for other in running:
             if other.is_private or other.num_computed_tokens <= length:
                 continue
@@ -68,16 +76,18 @@ class PrefixCache:
                 computed = other.cache_ids(other.num_computed_tokens)
                 if _have_same_prefix(wanted, computed, length + 1):
                     length = common_prefix(wanted, computed)
-                    best = PrefixMatch(length, slot=other.slot)
-        if sequence.num_preemptions == 0:
-            self.num_queried_tokens += sequence.num_tokens
-            self.num_hit_tokens += best.length if best is not None else 0
-        return best
+                    slot = other.slot
+        if slot is not None:
+            return PrefixMatch(length, slot)
+        if best is None:
+            return None
+        self._entries.move_to_end(best)
+        return PrefixMatch(length, self._entries[best].kept)
 
-    def take(self, entry_id: int) -> list[torch.Tensor]:
-        """An entry's keys and values; marks the entry as the most recently used."""
-        self._entries.move_to_end(entry_id)
-        return self._entries[entry_id].parts
+    def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
+        """Counts a lookup in `num_queried_tokens` and `num_hit_tokens`."""
+        self.num_queried_tokens += sequence.num_tokens
+        self.num_hit_tokens += found.length if found is not None else 0
 
     def wants(self, token_ids: TokenArray) -> bool:
         """Whether to `put` these tokens: neither too short nor too long, and not in the cache yet."""
@@ -85,23 +95,21 @@ class PrefixCache:
             return False
         return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
 
-    def put(self, token_ids: TokenArray, parts: list[torch.Tensor]) -> None:
+    def put(self, token_ids: TokenArray, kept: Any) -> None:
         """Adds an ended sequence and drops the entries that it continues."""
         for entry_id, entry in list(self._entries.items()):
             if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
                 self._drop(entry_id)
-        self.shrink_to(self._max_tokens - len(token_ids))
-        self._entries[self._next_id] = CachedPrefix(token_ids, parts)
+        self._entries[self._next_id] = CachedPrefix(token_ids, kept)
         self._next_id += 1
-        self.num_tokens += len(token_ids)
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops the least recently used entries until at most `max_tokens` remain."""
-        while self._entries and self.num_tokens > max(max_tokens, 0):
+        """Drops the least recently used entries until `max_tokens` or the cache's own maximum remain."""
+        while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
             self._drop(next(iter(self._entries)))
 
     def _drop(self, entry_id: int) -> None:
-        self.num_tokens -= len(self._entries.pop(entry_id).token_ids)
+        self._slots.drop(self._entries.pop(entry_id).kept)
 
 
 def common_prefix(a: TokenArray, b: TokenArray) -> int:

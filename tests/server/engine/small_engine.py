@@ -76,7 +76,7 @@ class SmallEngine:
         lora: LoraConfig | None = None,
         reload: Callable[[], PreTrainedModel] | None = None,
     ) -> None:
-        self.prefixes = PrefixCache(max_tokens=prefix_tokens) if prefix_tokens else None
+        self.prefixes: PrefixCache | None = None
         self.num_slots = num_slots
         self.runner: PackedRunner | SequentialRunner
         kv_cache = None
@@ -89,6 +89,7 @@ class SmallEngine:
                 shapes, num_slots=num_slots, slot_len=max_model_len, dtype=model.dtype, device=model.device
             )
             self.runner.use_cache(kv_cache)
+            self.prefixes = PrefixCache(kv_cache.slots, max_tokens=prefix_tokens) if prefix_tokens else None
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
         guided = GuidedStates(tokenizer_path=tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
         self.cache = CacheManager(

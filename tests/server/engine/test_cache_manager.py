@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from server.engine.cache_manager import CacheManager
+from server.engine.copied_slots import CopiedSlots
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.prefix_cache import PrefixCache
 from tests.server.engine.teacher_forcing import as_sequences
@@ -34,8 +35,9 @@ def test_a_sequence_without_a_free_slot_is_not_admitted() -> None:
 
 
 def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_exceeded() -> None:
-    prefixes = PrefixCache(max_tokens=60)
-    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=_kv_cache(), prefixes=prefixes)
+    kv_cache = _kv_cache()
+    prefixes = PrefixCache(kv_cache.slots, max_tokens=60)
+    cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
     _complete(cache, 40)
     first, second = as_sequences(random_prompts(25, 33, seed=2))
     cache.admit(first)
@@ -52,23 +54,27 @@ def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_
     assert cache.reserve_next_tokens()
 
 
-class _SmallGpuCache(KVCache):
-    """A cache on a GPU that has no memory left once `is_full`."""
+class _SmallGpuSlots(CopiedSlots):
+    """Memory of a GPU that has no room left once `is_full`."""
 
     is_full = False
 
-    def snapshot(self, slot: int, length: int) -> list[torch.Tensor]:
+    def keep(self, slot: int, length: int) -> list[torch.Tensor]:
         if self.is_full:
             raise torch.OutOfMemoryError
-        return super().snapshot(slot, length)
+        return super().keep(slot, length)
 
 
 def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplog: pytest.LogCaptureFixture) -> None:
-    prefixes, kv_cache = PrefixCache(max_tokens=90), _kv_cache()
+    kv_cache = _kv_cache()
+    kv_cache.slots = slots = _SmallGpuSlots(
+        num_slots=2, slot_len=100, part_sizes=[4, 4], dtype=torch.float32, device=torch.device("cpu")
+    )
+    prefixes = PrefixCache(slots, max_tokens=90)
     cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
     _complete(cache, 40)
     assert prefixes.num_tokens == 40
-    kv_cache.is_full = True
+    slots.is_full = True
     with caplog.at_level(logging.WARNING, logger="server.engine.cache_manager"):
         _complete(cache, 41)
     assert prefixes.num_tokens == 0
@@ -76,6 +82,25 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
         "the GPU has no room for a prompt of 41 tokens: the prefix cache is emptied"
     ]
     assert cache.num_held_tokens == 0
+
+
+def test_a_shared_beginning_counts_once() -> None:
+    kv_cache = _kv_cache()  # of blocks of 32 tokens
+    cache = CacheManager(
+        num_slots=3, max_tokens=142, kv_cache=kv_cache, prefixes=PrefixCache(kv_cache.slots, max_tokens=150)
+    )
+    [shared, *tails] = random_prompts(70, 10, 20, 30)
+    first, second, third = as_sequences([shared + tail for tail in tails])
+    cache.admit(first)
+    first.num_computed_tokens = 80
+    assert cache.can_admit(second), "90 tokens, of which 64 are shared, into 61"
+    cache.admit(second)
+    assert second.num_computed_tokens == 70
+    assert cache.num_held_tokens == 80 + 90 - 64
+    assert not cache.can_admit(third), "37 further tokens into 34"
+    cache.release(first)
+    assert cache.num_held_tokens == 90
+    assert cache.can_admit(third)
 
 
 def _complete(cache: CacheManager, num_tokens: int) -> None:
@@ -86,7 +111,7 @@ def _complete(cache: CacheManager, num_tokens: int) -> None:
     cache.release(sequence)
 
 
-def _kv_cache() -> _SmallGpuCache:
-    return _SmallGpuCache(
-        {0: LayerShape(1, 4, 4)}, num_slots=2, slot_len=100, dtype=torch.float32, device=torch.device("cpu")
+def _kv_cache() -> KVCache:
+    return KVCache(
+        {0: LayerShape(1, 32, 32)}, num_slots=3, slot_len=100, dtype=torch.float32, device=torch.device("cpu")
     )

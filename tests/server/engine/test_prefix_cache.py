@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from server.engine.copied_slots import CopiedSlots
 from server.engine.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
@@ -170,21 +171,18 @@ def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> N
 
 
 def test_the_least_recently_used_entry_is_evicted_first() -> None:
-    cache = PrefixCache(max_tokens=120)
+    cache = _cache(max_tokens=120)
     a, b, c, d = random_prompts(40, 40, 40, 40)
     for tokens in (a, b, c):
         _put(cache, tokens)
-    match = cache.match(_sequence(a), [])
-    assert match is not None
-    assert match.entry_id is not None
-    cache.take(match.entry_id)
+    assert cache.match(_sequence(a), []) is not None
     _put(cache, d)
     assert [cache.match(_sequence(tokens), []) is not None for tokens in (a, b, c, d)] == [True, False, True, True]
     assert cache.num_tokens == 120
 
 
 def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
-    cache = PrefixCache(max_tokens=500)
+    cache = _cache()
     [tokens] = random_prompts(100)
     _put(cache, tokens[:40])
     _put(cache, tokens[:70])
@@ -195,23 +193,23 @@ def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
 
 @pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
 def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: bool) -> None:
-    assert PrefixCache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
+    assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
 
 
 def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
-    cache = PrefixCache(max_tokens=500)
+    cache = _cache()
     [tokens] = random_prompts(90)
-    _put(cache, tokens[:50] + [7])
+    kept = _put(cache, tokens[:50] + [7])
     running = _sequence(tokens[:70], num_computed=60)
     running.slot = 3
-    assert cache.match(_sequence(tokens), []) == PrefixMatch(50, entry_id=0)
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(60, slot=3)
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(50, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(60, 3)
     running.num_computed_tokens = 45
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(50, entry_id=0)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(50, kept)
 
 
 def test_shrinking_to_zero_drops_all_entries() -> None:
-    cache = PrefixCache(max_tokens=500)
+    cache = _cache()
     for tokens in random_prompts(40, 50, 60):
         _put(cache, tokens)
     cache.shrink_to(111)
@@ -220,9 +218,18 @@ def test_shrinking_to_zero_drops_all_entries() -> None:
     assert cache.num_tokens == 0
 
 
-def _put(cache: PrefixCache, token_ids: list[int]) -> None:
+def _cache(max_tokens: int = 500) -> PrefixCache:
+    slots = CopiedSlots(num_slots=1, slot_len=500, part_sizes=[1], dtype=torch.float32, device=torch.device("cpu"))
+    return PrefixCache(slots, max_tokens=max_tokens)
+
+
+def _put(cache: PrefixCache, token_ids: list[int]) -> list[torch.Tensor]:
     assert cache.wants(np.array(token_ids))
-    cache.put(np.array(token_ids), [torch.tensor(token_ids)])
+    kept = cache._slots.keep(0, len(token_ids))
+    cache.put(np.array(token_ids), kept)
+    cache.shrink_to(500)
+    assert isinstance(kept[0], torch.Tensor)
+    return kept
 
 
 def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:

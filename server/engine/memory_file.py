@@ -1,0 +1,162 @@
+"""Memory of the KV cache on a CPU: slots of addresses, backed by segments of a file in memory.
+
+The file is sparse: the system commits a page when it is first written or read, and frees it when a hole is
+punched into the file.
+"""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import NamedTuple
+from weakref import finalize
+
+from server.errors import EngineStartError
+
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+"""Linux: reserve address space without counting it against the commit limit (mmap(2))."""
+_PUNCH_HOLE = 0x02 | 0x01
+"""Linux: free a range of a file, and keep the file's size (fallocate(2))."""
+_FILE_BYTES = 1 << 62
+_MAPPINGS_SHARE = 0.5
+"""Share of the process's mappings (vm.max_map_count) that shared prefixes may use."""
+
+
+class MappedRange(NamedTuple):
+    """Tokens of a slot, and the segment that holds them, at the same positions as in the slot."""
+
+    segment: int
+    begin: int
+    end: int
+
+
+class MemoryFile:
+    """Maps segments into slots; does not know who uses them.
+
+    A segment has room for all tokens of a slot. Segment i is in slot i at first; any number of further
+    segments takes no address space.
+    """
+
+    def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
+        """Reserves the memory.
+
+        Args:
+            slot_len: a number of tokens that fills whole pages of each part.
+            token_bytes: bytes per token of each part: one layer's keys or values. The parts follow each other
+                in `pages`; a part consists of slots.
+
+        Raises:
+            OSError: the system has no such files, or forbids them.
+            EngineStartError: there is not enough address space.
+        """
+        self._num_slots = num_slots
+        self._slot_len = slot_len
+        self._parts = list(zip(token_bytes, accumulate(token_bytes, initial=0), strict=False))
+        """Bytes per token of a part, and of the parts before it."""
+        self._segment_bytes = slot_len * sum(token_bytes)
+        self._file = os.memfd_create("kv-cache")
+        finalize(self, os.close, self._file)
+        os.ftruncate(self._file, _FILE_BYTES)
+        self.pages = reserve_pages(num_slots * self._segment_bytes)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
+        self._mmap(0, len(self.pages), 0)
+        self._max_mappings = _read_max_mappings() * _MAPPINGS_SHARE
+        self._mapped: dict[int, list[MappedRange]] = {}
+        """Of the slots whose ranges have changed."""
+        self.free(0, 0, slot_len)  # fails now where the system forbids it
+
+    @property
+    def num_committed_bytes(self) -> int:
+        return os.fstat(self._file).st_blocks * 512
+
+    @property
+    def num_mappings(self) -> int:
+        """Mappings of slots whose ranges have changed."""
+        return len(self._parts) * sum(map(len, self._mapped.values()))
+
+    def can_map(self, num_ranges: int) -> bool:
+        """Whether the system permits one more slot of so many ranges."""
+        return self.num_mappings + len(self._parts) * num_ranges <= self._max_mappings
+
+    def ranges(self, slot: int) -> list[MappedRange]:
+        """What is mapped into a slot."""
+        return self._mapped.get(slot, [MappedRange(slot, 0, self._slot_len)])
+
+    def map(self, slot: int, ranges: list[MappedRange]) -> None:
+        """Maps ranges into a slot; together they are all of it."""
+        present = self.ranges(slot)
+        for segment, begin, end in ranges:
+            if any(p.segment == segment and p.begin <= begin and end <= p.end for p in present):
+                continue
+            for in_slot, in_file, num_bytes in self._places(slot, segment, begin, end):
+                self._mmap(in_slot, num_bytes, in_file)
+        self._mapped[slot] = ranges
+        if self.ranges(slot) == [MappedRange(slot, 0, self._slot_len)]:
+            del self._mapped[slot]
+
+    def copy(self, slot: int, segment: int, begin: int, end: int) -> None:
+        """Copies tokens of a segment to the same positions of a slot."""
+        with memoryview(self.pages) as pages:
+            for in_slot, in_file, num_bytes in self._places(slot, segment, begin, end):
+                os.preadv(self._file, [pages[in_slot : in_slot + num_bytes]], in_file)
+
+    def free(self, segment: int, begin: int, end: int) -> None:
+        """Returns the memory of tokens to the system; they read as zeros."""
+        for _, in_file, num_bytes in self._places(0, segment, begin, end):
+            if _libc().fallocate(self._file, _PUNCH_HOLE, in_file, num_bytes):
+                raise _last_error("fallocate")
+
+    def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Of each part: where the tokens are in `pages` and in the file, and the number of their bytes."""
+        for token_bytes, bytes_before in self._parts:
+            part = self._num_slots * self._slot_len * bytes_before
+            in_slot = part + (slot * self._slot_len + begin) * token_bytes
+            if segment < self._num_slots:
+                in_file = part + (segment * self._slot_len + begin) * token_bytes
+            else:
+                in_file = segment * self._segment_bytes + self._slot_len * bytes_before + begin * token_bytes
+            yield in_slot, in_file, (end - begin) * token_bytes
+
+    def _mmap(self, in_pages: int, num_bytes: int, in_file: int) -> None:
+        address = self._address + in_pages
+        flags = mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        if _libc().mmap(address, num_bytes, protection, flags, self._file, in_file) != address:
+            raise _last_error("mmap")
+
+
+def reserve_pages(num_bytes: int) -> mmap.mmap:
+    """Address space of which the system commits pages when they are written.
+
+    Raises:
+        EngineStartError: there is not enough.
+    """
+    try:
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    except (OSError, OverflowError) as err:
+        raise EngineStartError(
+            f"cannot reserve {num_bytes / (1 << 30):.1f} GiB of address space for the KV cache ({err}): "
+            "lower --max-num-seqs or --max-model-len"
+        ) from err
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return libc
+
+
+def _last_error(call: str) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, f"{call} of the KV cache: {os.strerror(number)}")
+
+
+def _read_max_mappings() -> int:
+    return int(Path("/proc/sys/vm/max_map_count").read_text())
