@@ -95,7 +95,7 @@ class Environment:
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
     OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.", is_secret=True)
     OMP_NUM_THREADS = optional_integer(
-        "Threads of the forward pass on a CPU; all usable processors if unset.", minimum=1
+        "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors.", minimum=1
     )
     OMP_WAIT_POLICY = text("Whether OpenMP's waiting threads spin (active) or sleep (passive).")
     GOMP_SPINCOUNT = text("How long OpenMP's threads spin before they sleep; 3000 if unset.")

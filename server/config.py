@@ -113,7 +113,7 @@ class EngineConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     max_logprobs: int = setting(20, filled_by="--max-logprobs")
     num_threads: int | None = from_variable(env.OMP_NUM_THREADS)
-    """Threads of the forward pass; None takes the processors this process may use."""
+    """Threads of the forward pass; None takes the processors that other processes leave."""
     enable_prompt_embeds: bool = setting(False, filled_by="--enable-prompt-embeds")
     """A model that cannot take embeddings as prompts is an error at the start."""
 

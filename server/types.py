@@ -214,6 +214,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     running_adapters: tuple[str, ...] = ()
     """Names of the LoRA adapters of running requests."""
     waiting_adapters: tuple[str, ...] = ()
+    num_threads: int = 0
+    """Threads that compute a step."""
 
 
 SleepMode = Literal["abort", "wait", "keep"]

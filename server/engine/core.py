@@ -6,6 +6,8 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
+import torch
+
 from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.guided import GuidedDecodingError, GuidedStates
@@ -103,6 +105,7 @@ class EngineCore:
             num_preemptions=self._scheduler.num_preemptions,
             running_adapters=self._name_adapters(lambda: self._scheduler.running_adapters),
             waiting_adapters=self._name_adapters(lambda: self._scheduler.waiting_adapters),
+            num_threads=torch.get_num_threads(),
         )
 
     def add(

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -41,9 +42,11 @@ from server.engine.messages import (
     WakeUp,
 )
 from server.engine.phases import Phases
+from server.engine.thread_count import ThreadCount
 from server.engine.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
 from server.machine.cpus import affinity_count, usable_count
+from server.machine.processor_time import read_processor_time
 from server.model_files.kind import read_model_kind
 
 if TYPE_CHECKING:
@@ -155,7 +158,12 @@ class _EngineLoop:
             self.fail(str(err))
             return EXIT_START_FAILED
         imports.end()
-        use_threads(config.num_threads or usable_count())
+        threads = ThreadCount(
+            config.num_threads or usable_count(),
+            is_fixed=config.num_threads is not None or info.device != "cpu",
+            use_threads=use_threads,
+            read_time=read_processor_time,
+        )
         self._is_loaded = True
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
@@ -170,8 +178,12 @@ class _EngineLoop:
             self._send_done(core)
             is_idle = True
             if core.has_work:
+                begin_s = monotonic()
                 outputs = core.step()
-                self._send(Step(outputs, core.stats))
+                seconds = monotonic() - begin_s
+                stats = core.stats
+                self._send(Step(outputs, stats))
+                threads.record(stats.num_iteration_tokens, seconds)
                 self._send_done(core)
             if has_idle_work:
                 has_idle_work = core.do_idle_work() or core.has_work or imports.restore()

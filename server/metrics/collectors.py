@@ -105,6 +105,7 @@ class EngineStateCollector:
             ("vllm:num_requests_waiting", "Number of requests waiting to be processed.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", stats.kv_cache_usage),
             ("vllm:gpu_cache_usage_perc", "Former name of vllm:kv_cache_usage_perc.", stats.kv_cache_usage),
+            ("vllm_cli:engine_threads", "Threads that compute a step.", stats.num_threads),
         )
         counters = (
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),

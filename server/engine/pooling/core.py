@@ -52,6 +52,7 @@ class PoolingCore:
             num_running=num_running,
             num_waiting=len(self._waiting) - num_running,
             num_iteration_tokens=self._num_iteration_tokens,
+            num_threads=torch.get_num_threads(),
         )
 
     def add(

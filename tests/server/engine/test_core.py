@@ -125,7 +125,7 @@ def test_logprobs_are_reported_for_every_token(plain_llama: PreTrainedModel, lla
 
 def test_stats_count_requests_tokens_and_the_cache_exactly(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=2, max_model_len=50, max_num_batched_tokens=12)
-    assert engine.stats == EngineStats()
+    assert engine.stats == EngineStats(num_threads=1)
     for i, prompt in enumerate(random_prompts(10, 4, 3)):
         engine.add(str(i), prompt, max_tokens=2)
     found = []

@@ -1,0 +1,243 @@
+"""Chooses how many threads compute a step, by what other processes leave of the processors.
+
+All threads of a matrix product wait for the slowest one, so that a thread without a processor of its own
+costs more than it adds. The kernel's accounting tells when another number may be better; the time of
+comparable steps, before and after the change, decides.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from time import monotonic
+from typing import NamedTuple
+
+from server.machine.processor_time import ProcessorTime
+
+logger = logging.getLogger(__name__)
+
+_WINDOW_S = 0.25
+"""Two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
+_MIN_STEPS = 2
+_MAX_TRIAL_STEPS = 24
+"""A trial ends without a comparison if so many steps had too few like the steps before it."""
+_LOST_SHARE = 0.1
+"""Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
+lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
+_CHANGE = 0.1
+"""A rise of the lost share, or of the number of idle processors, that makes another trial due at once."""
+_WORTH_THREADS = 0.95
+"""Further threads must make a step at least this much shorter."""
+_FEWER_DELAY_S = 2.0
+_MORE_DELAY_S = 8.0
+_MAX_DELAY_S = 60.0
+"""A trial that fails takes two steps or a quarter of a second, with steps up to three times as long."""
+_LOG_INTERVAL_S = 60.0
+
+
+class ThreadCount:
+    """Counts and times steps, and changes the number of threads between two of them; one thread calls it."""
+
+    def __init__(
+        self,
+        maximum: int,
+        *,
+        is_fixed: bool,
+        use_threads: Callable[[int], None],
+        read_time: Callable[[], ProcessorTime],
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """Begins with `maximum` threads, and stays there if `is_fixed`."""
+        self._maximum = maximum
+        self._is_fixed = is_fixed or maximum == 1
+        self._use_threads = use_threads
+        self._read_time = read_time
+        self._clock = clock
+        self._num_threads = maximum
+        use_threads(maximum)
+        self._skips_step = False
+        self._window = _Window(read_time(), clock())
+        self._trial: _Trial | None = None
+        self._fewer = _Attempts(_FEWER_DELAY_S)
+        self._more = _Attempts(_MORE_DELAY_S)
+        self._stride = 1
+        self._logged_s = -math.inf
+
+    @property
+    def num_threads(self) -> int:
+        return self._num_threads
+
+    def record(self, num_tokens: int, seconds: float) -> None:
+        """Takes the duration of a step, after which the number of threads may change."""
+        if self._is_fixed:
+            return
+        if self._skips_step:  # the first step with another number starts threads and builds kernels
+            self._skips_step = False
+            self._begin_window()
+            return
+        self._window.add(num_tokens, seconds)
+        if self._window.step_s < _WINDOW_S or self._window.num_steps < _MIN_STEPS:
+            return
+        if self._trial is None:
+            self._consider(self._window.end(self._read_time(), self._clock(), self._num_threads))
+        else:
+            self._judge(self._trial)
+
+    def _begin_window(self) -> None:
+        self._window = _Window(self._read_time(), self._clock())
+
+    def _consider(self, load: "_Load") -> None:
+        """Begins a trial if one is due."""
+        now = self._clock()
+        before, num_threads = self._window, self._num_threads
+        self._begin_window()
+        if num_threads > 1 and load.lost_share >= _LOST_SHARE and self._fewer.is_due(now, load.lost_share):
+            running = round(num_threads * (1 - load.lost_share))
+            self._begin_trial(_Trial(before, load, min(max(1, running), num_threads - 1), num_threads))
+        elif num_threads < self._maximum and self._more.is_due(now, load.num_idle):
+            more = min(self._maximum, num_threads + self._stride)
+            self._begin_trial(_Trial(before, load, more, num_threads))
+
+    def _begin_trial(self, trial: "_Trial") -> None:
+        self._trial = trial
+        self._change_to(trial.num_threads)
+
+    def _judge(self, trial: "_Trial") -> None:
+        """Keeps the tried number of threads, or takes it back, once enough steps can be compared."""
+        ratio, num_compared = self._window.compare(trial.before)
+        if num_compared >= _MIN_STEPS:
+            is_better = ratio < (1 / _WORTH_THREADS if trial.is_fewer else _WORTH_THREADS)
+        elif self._window.num_steps < _MAX_TRIAL_STEPS:
+            return
+        else:
+            is_better = trial.is_fewer
+        self._trial = None
+        if is_better:
+            self._keep(trial, ratio)
+        else:
+            self._take_back(trial)
+
+    def _keep(self, trial: "_Trial", ratio: float) -> None:
+        now = self._clock()
+        load = self._window.end(self._read_time(), now, self._num_threads)
+        self._begin_window()
+        if trial.is_fewer:
+            self._more.fail(now, load.num_idle)
+            self._stride = 1
+        else:
+            self._more.reset()
+            self._stride *= 2
+        self._fewer.reset()
+        self._log_change(trial, ratio)
+
+    def _take_back(self, trial: "_Trial") -> None:
+        attempts, evidence = (
+            (self._fewer, trial.load.lost_share) if trial.is_fewer else (self._more, trial.load.num_idle)
+        )
+        attempts.fail(self._clock(), evidence)
+        self._stride = 1
+        self._change_to(trial.num_threads_before)
+
+    def _change_to(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+        self._use_threads(num_threads)
+        self._skips_step = True
+
+    def _log_change(self, trial: "_Trial", ratio: float) -> None:
+        """One line a minute at most."""
+        now = self._clock()
+        is_due = now >= self._logged_s + _LOG_INTERVAL_S
+        if is_due:
+            self._logged_s = now
+        logger.log(
+            logging.INFO if is_due else logging.DEBUG,
+            "computing with %d of %d threads: %.2f times as long per step as with %d, which waited %.0f %% of the time",
+            trial.num_threads,
+            self._maximum,
+            ratio,
+            trial.num_threads_before,
+            100 * trial.load.lost_share,
+        )
+
+
+class _Load(NamedTuple):
+    """What the kernel says about a window."""
+
+    lost_share: float
+    num_idle: float
+    """Processors that were idle while steps were computed; 0 if the engine itself was idle for long."""
+
+
+class _Window:
+    """Consecutive steps with one number of threads."""
+
+    def __init__(self, begin: ProcessorTime, begin_s: float) -> None:
+        self._begin = begin
+        self._begin_s = begin_s
+        self._steps: defaultdict[int, list[float]] = defaultdict(list)
+        self.step_s = 0.0
+        self.num_steps = 0
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        self._steps[_size_class(num_tokens)].append(seconds)
+        self.step_s += seconds
+        self.num_steps += 1
+
+    def end(self, now: ProcessorTime, now_s: float, num_threads: int) -> _Load:
+        use = now.since(self._begin)
+        elapsed_s = now_s - self._begin_s
+        gap_s = max(0.0, elapsed_s - self.step_s)  # in which the engine's own processors were idle
+        idle_s = use.idle_s - gap_s * num_threads
+        return _Load(use.lost_share, max(0.0, idle_s) / elapsed_s if gap_s < self.step_s else 0.0)
+
+    def compare(self, other: "_Window") -> tuple[float, int]:
+        """How many times as long steps took as comparable ones of `other`; the number of steps compared."""
+        spent_s = expected_s = 0.0
+        num_compared = 0
+        for size_class, durations in self._steps.items():
+            if others := other._steps.get(size_class):
+                spent_s += sum(durations)
+                expected_s += len(durations) * sum(others) / len(others)
+                num_compared += len(durations)
+        return (spent_s / expected_s if expected_s else math.nan), num_compared
+
+
+def _size_class(num_tokens: int) -> int:
+    """Steps of one class compute about the same number of tokens: at most a fifth more than the smallest."""
+    return round(4 * math.log2(max(1, num_tokens)))
+
+
+class _Trial(NamedTuple):
+    """Steps with another number of threads than the window before."""
+
+    before: _Window
+    load: _Load
+    num_threads: int
+    num_threads_before: int
+
+    @property
+    def is_fewer(self) -> bool:
+        return self.num_threads < self.num_threads_before
+
+
+class _Attempts:
+    """When to try fewer, or more, threads again: after a delay that doubles, or once the load has changed."""
+
+    def __init__(self, min_delay_s: float) -> None:
+        self._min_delay_s = min_delay_s
+        self.reset()
+
+    def reset(self) -> None:
+        """The next attempt is due at once."""
+        self._delay_s = self._min_delay_s
+        self._due_s = -math.inf
+        self._evidence = 0.0
+
+    def fail(self, now_s: float, evidence: float) -> None:
+        """`evidence` is the lost share, or the number of idle processors, of the time before."""
+        self._due_s = now_s + self._delay_s
+        self._delay_s = min(2 * self._delay_s, _MAX_DELAY_S)
+        self._evidence = evidence
+
+    def is_due(self, now_s: float, evidence: float) -> bool:
+        return now_s >= self._due_s or evidence >= self._evidence + _CHANGE

@@ -1,0 +1,58 @@
+"""The engine leaves a processor that another process uses, and comes back to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server_process import ServerProcess
+from tests.waiting import wait_until
+
+_CHANGE_S = 300.0
+_BURN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+pytestmark = [pytest.mark.thorough, pytest.mark.alone]
+
+
+def _wait_threads(server: ServerProcess, number: int) -> None:
+    """Sends requests until the engine computes with this number of threads."""
+
+    def has_number() -> bool:
+        assert server.complete(max_tokens=32) == 200
+        return server.metric("vllm_cli:engine_threads") == number
+
+    wait_until(has_number, _CHANGE_S)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_a_thread_leaves_a_busy_processor_and_returns(model_path: Path) -> None:
+    busy, other = sorted(os.sched_getaffinity(0))[:2]
+    words = [str(model_path), "--max-model-len", "256"]
+    with ServerProcess(words, launcher=("taskset", "-c", f"{busy},{other}")) as server:
+        _wait_threads(server, 2)
+        neighbour = subprocess.Popen([sys.executable, "-c", _BURN, str(busy)])
+        try:
+            _wait_threads(server, 1)
+        finally:
+            neighbour.kill()
+            neighbour.wait()
+        _wait_threads(server, 2)
+        server.wait_logged("computing with 1 of 2 threads")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+def test_the_users_number_of_threads_stays(model_path: Path) -> None:
+    words = [str(model_path), "--max-model-len", "256"]
+    busy = min(os.sched_getaffinity(0))
+    neighbour = subprocess.Popen([sys.executable, "-c", _BURN, str(busy)])
+    try:
+        with ServerProcess(words, environment={"OMP_NUM_THREADS": "2"}) as server:
+            for _ in range(3):
+                assert server.complete(max_tokens=64) == 200
+                assert server.metric("vllm_cli:engine_threads") == 2
+            assert "computing with" not in server.log
+    finally:
+        neighbour.kill()
+        neighbour.wait()
