@@ -12,7 +12,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple
 
-from server.machine.processor_time import ProcessorTime
+from server.machine.processor_time import ProcessorTime, ProcessorUse
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ _LOST_SHARE = 0.1
 """Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
 lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
 _CHANGE = 0.1
-"""A rise of the lost share, or of the number of idle processors, that makes another trial due at once."""
+"""A rise of the lost share, or of the number of processors left, that makes another trial due at once."""
 _WORTH_THREADS = 0.95
 """Further threads must make a step at least this much shorter."""
 _FEWER_DELAY_S = 2.0
-_MORE_DELAY_S = 8.0
+_MORE_DELAY_S = 15.0
 _MAX_DELAY_S = 60.0
-"""A trial that fails takes two steps or a quarter of a second, with steps up to three times as long."""
+"""Of computing, after a trial that failed: it takes three steps or more, each up to three times as long."""
 _LOG_INTERVAL_S = 60.0
 
 
@@ -56,7 +56,9 @@ class ThreadCount:
         self._num_threads = maximum
         use_threads(maximum)
         self._skips_step = False
-        self._window = _Window(read_time(), clock())
+        self._computed_s = 0.0
+        """The clock of delays: a server with few requests pays for no more trials than a busy one."""
+        self._window = _Window(read_time())
         self._trial: _Trial | None = None
         self._fewer = _Attempts(_FEWER_DELAY_S)
         self._more = _Attempts(_MORE_DELAY_S)
@@ -71,6 +73,7 @@ class ThreadCount:
         """Takes the duration of a step, after which the number of threads may change."""
         if self._is_fixed:
             return
+        self._computed_s += seconds
         if self._skips_step:  # the first step with another number starts threads and builds kernels
             self._skips_step = False
             self._begin_window()
@@ -79,32 +82,37 @@ class ThreadCount:
         if self._window.step_s < _WINDOW_S or self._window.num_steps < _MIN_STEPS:
             return
         if self._trial is None:
-            self._consider(self._window.end(self._read_time(), self._clock(), self._num_threads))
+            self._consider(self._end_window())
         else:
             self._judge(self._trial)
 
-    def _begin_window(self) -> None:
-        self._window = _Window(self._read_time(), self._clock())
+    def _begin_window(self) -> ProcessorTime:
+        now = self._read_time()
+        self._window = _Window(now)
+        return now
 
-    def _consider(self, load: "_Load") -> None:
+    def _end_window(self) -> "_Ended":
+        """Begins the next window; returns this one and what the kernel says about it."""
+        ended = self._window
+        return _Ended(ended, self._begin_window().since(ended.begin))
+
+    def _consider(self, before: "_Ended") -> None:
         """Begins a trial if one is due."""
-        now = self._clock()
-        before, num_threads = self._window, self._num_threads
-        self._begin_window()
-        if num_threads > 1 and load.lost_share >= _LOST_SHARE and self._fewer.is_due(now, load.lost_share):
-            running = round(num_threads * (1 - load.lost_share))
-            self._begin_trial(_Trial(before, load, min(max(1, running), num_threads - 1), num_threads))
-        elif num_threads < self._maximum and self._more.is_due(now, load.num_idle):
-            more = min(self._maximum, num_threads + self._stride)
-            self._begin_trial(_Trial(before, load, more, num_threads))
+        now, num_threads = self._computed_s, self._num_threads
+        lost_share, num_left = before.use.lost_share, before.use.num_left
+        if num_threads > 1 and lost_share >= _LOST_SHARE and self._fewer.is_due(now, lost_share):
+            running = round(num_threads * (1 - lost_share))
+            self._begin_trial(before, min(max(1, running), num_threads - 1))
+        elif num_threads < self._maximum and self._more.is_due(now, num_left):
+            self._begin_trial(before, min(self._maximum, num_threads + self._stride))
 
-    def _begin_trial(self, trial: "_Trial") -> None:
-        self._trial = trial
-        self._change_to(trial.num_threads)
+    def _begin_trial(self, before: "_Ended", num_threads: int) -> None:
+        self._trial = _Trial(before, num_threads, self._num_threads)
+        self._change_to(num_threads)
 
     def _judge(self, trial: "_Trial") -> None:
         """Keeps the tried number of threads, or takes it back, once enough steps can be compared."""
-        ratio, num_compared = self._window.compare(trial.before)
+        ratio, num_compared = self._window.compare(trial.before.window)
         if num_compared >= _MIN_STEPS:
             is_better = ratio < (1 / _WORTH_THREADS if trial.is_fewer else _WORTH_THREADS)
         elif self._window.num_steps < _MAX_TRIAL_STEPS:
@@ -118,11 +126,9 @@ class ThreadCount:
             self._take_back(trial)
 
     def _keep(self, trial: "_Trial", ratio: float) -> None:
-        now = self._clock()
-        load = self._window.end(self._read_time(), now, self._num_threads)
-        self._begin_window()
+        use = self._end_window().use
         if trial.is_fewer:
-            self._more.fail(now, load.num_idle)
+            self._more.fail(self._computed_s, use.num_left)
             self._stride = 1
         else:
             self._more.reset()
@@ -131,10 +137,10 @@ class ThreadCount:
         self._log_change(trial, ratio)
 
     def _take_back(self, trial: "_Trial") -> None:
-        attempts, evidence = (
-            (self._fewer, trial.load.lost_share) if trial.is_fewer else (self._more, trial.load.num_idle)
-        )
-        attempts.fail(self._clock(), evidence)
+        if trial.is_fewer:
+            self._fewer.fail(self._computed_s, trial.before.use.lost_share)
+        else:
+            self._more.fail(self._computed_s, trial.before.use.num_left)
         self._stride = 1
         self._change_to(trial.num_threads_before)
 
@@ -156,24 +162,15 @@ class ThreadCount:
             self._maximum,
             ratio,
             trial.num_threads_before,
-            100 * trial.load.lost_share,
+            100 * trial.before.use.lost_share,
         )
-
-
-class _Load(NamedTuple):
-    """What the kernel says about a window."""
-
-    lost_share: float
-    num_idle: float
-    """Processors that were idle while steps were computed; 0 if the engine itself was idle for long."""
 
 
 class _Window:
     """Consecutive steps with one number of threads."""
 
-    def __init__(self, begin: ProcessorTime, begin_s: float) -> None:
-        self._begin = begin
-        self._begin_s = begin_s
+    def __init__(self, begin: ProcessorTime) -> None:
+        self.begin = begin
         self._steps: defaultdict[int, list[float]] = defaultdict(list)
         self.step_s = 0.0
         self.num_steps = 0
@@ -182,13 +179,6 @@ class _Window:
         self._steps[_size_class(num_tokens)].append(seconds)
         self.step_s += seconds
         self.num_steps += 1
-
-    def end(self, now: ProcessorTime, now_s: float, num_threads: int) -> _Load:
-        use = now.since(self._begin)
-        elapsed_s = now_s - self._begin_s
-        gap_s = max(0.0, elapsed_s - self.step_s)  # in which the engine's own processors were idle
-        idle_s = use.idle_s - gap_s * num_threads
-        return _Load(use.lost_share, max(0.0, idle_s) / elapsed_s if gap_s < self.step_s else 0.0)
 
     def compare(self, other: "_Window") -> tuple[float, int]:
         """How many times as long steps took as comparable ones of `other`; the number of steps compared."""
@@ -207,11 +197,17 @@ def _size_class(num_tokens: int) -> int:
     return round(4 * math.log2(max(1, num_tokens)))
 
 
+class _Ended(NamedTuple):
+    """A window and the processor time used in it."""
+
+    window: _Window
+    use: ProcessorUse
+
+
 class _Trial(NamedTuple):
     """Steps with another number of threads than the window before."""
 
-    before: _Window
-    load: _Load
+    before: _Ended
     num_threads: int
     num_threads_before: int
 
@@ -234,7 +230,7 @@ class _Attempts:
         self._evidence = 0.0
 
     def fail(self, now_s: float, evidence: float) -> None:
-        """`evidence` is the lost share, or the number of idle processors, of the time before."""
+        """`evidence` is the lost share, or the number of processors left, of the time before."""
         self._due_s = now_s + self._delay_s
         self._delay_s = min(2 * self._delay_s, _MAX_DELAY_S)
         self._evidence = evidence

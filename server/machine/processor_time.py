@@ -31,8 +31,9 @@ class ProcessorTime(NamedTuple):
 
     threads: dict[str, ThreadTime]
     """By thread id; empty if the kernel does not account it."""
+    num_processors: int
+    """That this process may use; 0 if unknown. The rest is their time, together."""
     idle_s: float
-    """Of the processors this process may use, together."""
     busy_s: float
     stolen_s: float
     """Wanted by a processor of this virtual machine, and used by others on its host."""
@@ -40,42 +41,50 @@ class ProcessorTime(NamedTuple):
     def since(self, earlier: "ProcessorTime") -> "ProcessorUse":
         """What happened after `earlier`; a thread that began or ended meanwhile does not count."""
         pairs = [(now, earlier.threads[i]) for i, now in self.threads.items() if i in earlier.threads]
-        busy_s, stolen_s = self.busy_s - earlier.busy_s, self.stolen_s - earlier.stolen_s
         return ProcessorUse(
             running_s=sum(now.running - before.running for now, before in pairs) / _NS_PER_S,
             waiting_s=sum(now.waiting - before.waiting for now, before in pairs) / _NS_PER_S,
+            num_processors=self.num_processors,
             idle_s=max(0.0, self.idle_s - earlier.idle_s),
-            stolen_share=stolen_s / (busy_s + stolen_s) if busy_s > 0 and stolen_s > 0 else 0.0,
+            busy_s=max(0.0, self.busy_s - earlier.busy_s),
+            stolen_s=max(0.0, self.stolen_s - earlier.stolen_s),
         )
 
 
 class ProcessorUse(NamedTuple):
-    """Processor time between two moments."""
+    """Processor time between two moments; running and waiting of all threads of this process, together."""
 
     running_s: float
-    """Of all threads of this process, together."""
     waiting_s: float
-    """How long threads of this process were ready to run but did not."""
+    num_processors: int
     idle_s: float
-    """Of the processors this process may use, together."""
-    stolen_share: float
-    """The hypervisor's share of the time in which these processors had work."""
+    busy_s: float
+    stolen_s: float
+
+    @property
+    def num_left(self) -> float:
+        """Processors that no other process used, on average; 0 if unknown."""
+        others_s = max(0.0, self.busy_s - self.running_s) + self.stolen_s
+        total_s = self.idle_s + self.busy_s + self.stolen_s
+        return self.num_processors * (1 - others_s / total_s) if total_s else 0.0
 
     @property
     def lost_share(self) -> float:
         """The share of the time in which a thread wanted to run and did not, 0 to 1."""
         wanted_s = self.running_s + self.waiting_s
         running = self.running_s / wanted_s if wanted_s > 0 else 1.0
-        return 1 - running * (1 - self.stolen_share)
+        wanted_by_all_s = self.busy_s + self.stolen_s
+        stolen = self.stolen_s / wanted_by_all_s if wanted_by_all_s > 0 else 0.0
+        return 1 - running * (1 - stolen)
 
 
 def read_processor_time(proc: Path = PROC) -> ProcessorTime:
-    """Reads the totals: about 10 microseconds per thread, 30 per processor."""
+    """Reads the totals, in about 0.3 milliseconds for two threads on four processors."""
     rows = list(_usable_processors(proc))
     idle_s = sum(row[_IDLE] + row[_IOWAIT] for row in rows) / _TICKS_PER_S
     stolen_s = sum(row[_STEAL] for row in rows) / _TICKS_PER_S
     busy_s = sum(map(sum, rows)) / _TICKS_PER_S - idle_s - stolen_s
-    return ProcessorTime(dict(_threads(proc)), idle_s, busy_s, stolen_s)
+    return ProcessorTime(dict(_threads(proc)), len(rows), idle_s, busy_s, stolen_s)
 
 
 def _threads(proc: Path) -> Iterator[tuple[str, ThreadTime]]:

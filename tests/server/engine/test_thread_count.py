@@ -57,7 +57,7 @@ class Machine:
 
     def read_time(self) -> ProcessorTime:
         time = ThreadTime(round(self._running_s * _NS), round(self._waiting_s * _NS))
-        return ProcessorTime({"1": time}, self._idle_s, self._busy_s, self._stolen_s)
+        return ProcessorTime({"1": time}, len(self.load), self._idle_s, self._busy_s, self._stolen_s)
 
     def clock(self) -> float:
         return self.now_s
@@ -75,8 +75,14 @@ class Machine:
                 step_s = self.load[self.num_threads].step_s * (1 + size / 100)
                 self._pass(step_s)
                 count.record(size, step_s)
-                self.now_s += gap_s
-                self._idle_s += 2 * gap_s
+                self._wait(gap_s)
+
+    def _wait(self, gap_s: float) -> None:
+        """Only the neighbour computes."""
+        pace = self.load[self.num_threads]
+        self.now_s += gap_s
+        self._idle_s += (pace.idle + pace.running) * gap_s
+        self._busy_s += (len(self.load) - pace.idle - pace.running) * gap_s
 
     def _pass(self, step_s: float) -> None:
         pace = self.load[self.num_threads]
@@ -84,7 +90,7 @@ class Machine:
         self._running_s += pace.running * step_s
         self._waiting_s += pace.waiting * step_s
         self._idle_s += pace.idle * step_s
-        self._busy_s += (2 - pace.idle - pace.stolen) * step_s
+        self._busy_s += (len(self.load) - pace.idle - pace.stolen) * step_s
         self._stolen_s += pace.stolen * step_s
 
 

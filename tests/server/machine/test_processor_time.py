@@ -7,7 +7,7 @@ from time import thread_time
 
 import pytest
 
-from server.machine.processor_time import ProcessorTime, ThreadTime, read_processor_time
+from server.machine.processor_time import ProcessorTime, ProcessorUse, ThreadTime, read_processor_time
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -30,7 +30,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_reads_threads_and_usable_processors(proc: Path) -> None:
     threads = {"7": ThreadTime(5000, 300), "8": ThreadTime(100, 40)}
-    assert read_processor_time(proc) == ProcessorTime(threads, idle_s=95, busy_s=29, stolen_s=10)
+    assert read_processor_time(proc) == ProcessorTime(threads, 2, idle_s=95, busy_s=29, stolen_s=10)
 
 
 def test_a_kernel_without_these_files_reports_nothing(proc: Path) -> None:
@@ -38,16 +38,17 @@ def test_a_kernel_without_these_files_reports_nothing(proc: Path) -> None:
     (proc / "self" / "task" / "7" / "schedstat").unlink()
     (proc / "self" / "task" / "8" / "schedstat").write_text("")
     nothing = read_processor_time(proc)
-    assert nothing == ProcessorTime({}, 0, 0, 0)
-    assert nothing.since(nothing).lost_share == 0
+    assert nothing == ProcessorTime({}, 0, 0, 0, 0)
+    assert nothing.since(nothing).lost_share == nothing.since(nothing).num_left == 0
 
 
 def test_use_counts_threads_of_both_moments() -> None:
-    before = ProcessorTime({"7": ThreadTime(10**9, 0), "8": ThreadTime(10**9, 0)}, idle_s=1, busy_s=5, stolen_s=1)
-    after = ProcessorTime({"7": ThreadTime(4 * 10**9, 10**9), "9": ThreadTime(10**9, 0)}, 2.5, busy_s=8, stolen_s=2)
+    before = ProcessorTime({"7": ThreadTime(10**9, 0), "8": ThreadTime(10**9, 0)}, 2, idle_s=1, busy_s=5, stolen_s=1)
+    after = ProcessorTime({"7": ThreadTime(3 * 10**9, 10**9), "9": ThreadTime(10**9, 0)}, 2, 2, busy_s=8, stolen_s=2)
     use = after.since(before)
-    assert (use.running_s, use.waiting_s, use.idle_s, use.stolen_share) == (3, 1, 1.5, 0.25)
-    assert use.lost_share == pytest.approx(1 - 0.75 * 0.75)
+    assert use == ProcessorUse(running_s=2, waiting_s=1, num_processors=2, idle_s=1, busy_s=3, stolen_s=1)
+    assert use.lost_share == pytest.approx(1 - 2 / 3 * 3 / 4)
+    assert use.num_left == pytest.approx(2 * 3 / 5), "others used a second, the hypervisor took another, of five"
 
 
 def test_this_process_uses_processor_time() -> None:
