@@ -24,8 +24,10 @@ _MAX_TRIAL_STEPS = 24
 _LOST_SHARE = 0.1
 """Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
 lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
-_CHANGE = 0.1
-"""A rise of the lost share, or of the number of processors left, that makes another trial due at once."""
+_LOST_CHANGE = 0.1
+_LEFT_CHANGE = 0.3
+"""A rise of the lost share, or of the number of processors that others leave, makes a trial due at once.
+Beside one busy process on two processors, 0.85 to 1.05 are left, and 1.9 after its end."""
 _WORTH_THREADS = 0.95
 """Further threads must make a step at least this much shorter."""
 _FEWER_DELAY_S = 2.0
@@ -60,8 +62,8 @@ class ThreadCount:
         """The clock of delays: a server with few requests pays for no more trials than a busy one."""
         self._window = _Window(read_time())
         self._trial: _Trial | None = None
-        self._fewer = _Attempts(_FEWER_DELAY_S)
-        self._more = _Attempts(_MORE_DELAY_S)
+        self._fewer = _Attempts(_FEWER_DELAY_S, _LOST_CHANGE)
+        self._more = _Attempts(_MORE_DELAY_S, _LEFT_CHANGE)
         self._stride = 1
         self._logged_s = -math.inf
 
@@ -219,8 +221,9 @@ class _Trial(NamedTuple):
 class _Attempts:
     """When to try fewer, or more, threads again: after a delay that doubles, or once the load has changed."""
 
-    def __init__(self, min_delay_s: float) -> None:
+    def __init__(self, min_delay_s: float, change: float) -> None:
         self._min_delay_s = min_delay_s
+        self._change = change
         self.reset()
 
     def reset(self) -> None:
@@ -236,4 +239,4 @@ class _Attempts:
         self._evidence = evidence
 
     def is_due(self, now_s: float, evidence: float) -> bool:
-        return now_s >= self._due_s or evidence >= self._evidence + _CHANGE
+        return now_s >= self._due_s or evidence >= self._evidence + self._change
