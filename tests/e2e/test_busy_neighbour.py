@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
 from tests.waiting import wait_until
 
 _CHANGE_S = 300.0
+_REQUEST = {"prompt": "Once", "n": 16, "max_tokens": 16, "ignore_eos": True}
+"""Steps of 16 rows, which two threads compute faster than one."""
 _BURN = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
 
 pytestmark = [pytest.mark.thorough, pytest.mark.alone]
@@ -20,7 +23,7 @@ def _wait_threads(server: ServerProcess, number: int) -> None:
     """Sends requests until the engine computes with this number of threads."""
 
     def has_number() -> bool:
-        assert server.complete(max_tokens=32) == 200
+        assert ask(f"{server.url}/v1/completions", _REQUEST).status == 200
         return server.metric("vllm_cli:engine_threads") == number
 
     wait_until(has_number, _CHANGE_S)
