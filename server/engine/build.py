@@ -10,6 +10,7 @@ from server.engine.attention import UnsupportedAttentionError
 from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
+from server.engine.image_cache import cache_images
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
@@ -76,6 +77,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
             has_prefix_cache=cache.has_prefixes,
         ),
         weights=ReleasableWeights(model, lambda: load_model(files.path, config)) if config.enable_sleep_mode else None,
+        images=cache_images(model) if isinstance(runner, PackedRunner) else None,
         adapters=_build_adapters(runner, model, config) if config.lora.enable_lora else None,
     )
     info = EngineInfo(

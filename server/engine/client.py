@@ -25,6 +25,7 @@ from server.engine.messages import (
     Pong,
     Pool,
     Ready,
+    ResetEncoderCache,
     ResetPrefixCache,
     Sleep,
     Step,
@@ -217,6 +218,14 @@ class EngineClient:
             EngineDeadError: the engine was dead or died meanwhile.
         """
         return (await self._run_command(ResetPrefixCache(next(self._command_ids), interrupts))).is_done
+
+    async def reset_encoder_cache(self) -> None:
+        """Forgets encoded images.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        await self._run_command(ResetEncoderCache(next(self._command_ids)))
 
     async def _run_command(self, command: Command) -> Done:
         if self.error is not None:

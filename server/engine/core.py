@@ -11,10 +11,20 @@ import torch
 from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.guided import GuidedDecodingError, GuidedStates
+from server.engine.image_cache import ImageCache
 from server.engine.logprobs import describe
 from server.engine.lora.adapter_config import AdapterError, AdapterMissingError
 from server.engine.lora.adapters import Adapters
-from server.engine.messages import AdapterReport, Command, Done, LoadAdapter, ResetPrefixCache, Sleep, WakeUp
+from server.engine.messages import (
+    AdapterReport,
+    Command,
+    Done,
+    LoadAdapter,
+    ResetEncoderCache,
+    ResetPrefixCache,
+    Sleep,
+    WakeUp,
+)
 from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
@@ -61,8 +71,12 @@ class EngineCore:
         features: FeatureBuilder,
         adapters: Adapters | None = None,
         weights: ReleasableWeights | None = None,
+        images: ImageCache | None = None,
     ) -> None:
-        """`adapters` is None without `--enable-lora`, `weights` without `--enable-sleep-mode`."""
+        """`adapters` is None without `--enable-lora`, `weights` without `--enable-sleep-mode`.
+
+        `images` is None for models without images.
+        """
         self._runner = runner
         self._cache = cache
         self._scheduler = scheduler
@@ -74,6 +88,7 @@ class EngineCore:
         self._features = features
         self._adapters = adapters
         self._weights = weights
+        self._images = images
         self._is_paused = False
         self._released: set[str] = set()
         """What is freed while the engine sleeps: of `SLEEP_TAGS`."""
@@ -169,6 +184,9 @@ class EngineCore:
                 self._done.append(self._wake_up(command_id, tags))
             case ResetPrefixCache(command_id, interrupts):
                 self._done.append(Done(command_id, self._reset_prefix_cache(interrupts=interrupts)))
+            case ResetEncoderCache(command_id):
+                self._forget_images()
+                self._done.append(Done(command_id))
         return []
 
     def take_done(self) -> list[Done]:
@@ -205,6 +223,7 @@ class EngineCore:
             assert self._weights is not None
             self._scheduler.preempt_all()
             self._cache.forget_prefixes()
+            self._forget_images()
             self._runner.unpack()
             self._weights.release()
             self._released = set(SLEEP_TAGS)
@@ -228,6 +247,10 @@ class EngineCore:
             self._done.append(Done(self._pending_sleep.command_id, False, reason))
             self._pending_sleep = None
             self._scheduler.is_admitting = True
+
+    def _forget_images(self) -> None:
+        if self._images is not None:
+            self._images.clear()
 
     def _reset_prefix_cache(self, *, interrupts: bool) -> bool:
         if self._scheduler.num_running and not interrupts:

@@ -129,6 +129,12 @@ class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_
     """Whether running requests are computed again."""
 
 
+class ResetEncoderCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_encoder_cache"):
+    """To the engine: forget encoded images."""
+
+    command_id: int
+
+
 class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
     """From the engine: the result of a command."""
 
@@ -146,7 +152,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = Sleep | WakeUp | ResetPrefixCache
+Command = Sleep | WakeUp | ResetPrefixCache | ResetEncoderCache
 Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Command | Ping
 ToEngine = Request | Upload | Piece | DropUpload
 FromEngine = Ready | Failed | Step | AdapterReport | Done | Pong

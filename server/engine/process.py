@@ -33,6 +33,7 @@ from server.engine.messages import (
     Pool,
     Ready,
     Request,
+    ResetEncoderCache,
     ResetPrefixCache,
     Sleep,
     Step,
@@ -200,7 +201,7 @@ class _EngineLoop:
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
-            case Sleep() | WakeUp() | ResetPrefixCache():
+            case Sleep() | WakeUp() | ResetPrefixCache() | ResetEncoderCache():
                 self._send(Step(core.execute(message), core.stats))
             case LoadAdapter():
                 self._send(core.load_adapter(message))

@@ -107,7 +107,8 @@ class DevEndpoints:
 
     @_when_available
     async def reset_encoder_cache(self, request: Request) -> Response:
-        """POST /reset_encoder_cache; the engine keeps no encoded image beyond its request."""
+        """POST /reset_encoder_cache: forgets encoded images."""
+        await self._engine.reset_encoder_cache()
         return Response()
 
     @_when_available

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from server.engine.linear import LinearPacker
-from server.engine.messages import AdapterReport, Command, Done, LoadAdapter, ResetPrefixCache
+from server.engine.messages import AdapterReport, Command, Done, LoadAdapter, ResetEncoderCache, ResetPrefixCache
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
@@ -70,8 +70,8 @@ class PoolingCore:
         return AdapterReport(message.adapter_id, "LoRA adapters need a model that generates text")
 
     def execute(self, command: Command) -> list[EngineOutput]:
-        """Answers a command: there is no prefix to forget, and sleeping is not supported."""
-        is_reset = isinstance(command, ResetPrefixCache)
+        """Answers a command: there is nothing to forget, and sleeping is not supported."""
+        is_reset = isinstance(command, ResetPrefixCache | ResetEncoderCache)
         error = None if is_reset else "only models that generate text can sleep"
         self._done.append(Done(command.command_id, is_reset, error))
         return []

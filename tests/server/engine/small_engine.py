@@ -13,6 +13,7 @@ from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
+from server.engine.image_cache import cache_images
 from server.engine.kv_cache import KVCache
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
@@ -117,6 +118,7 @@ class SmallEngine:
             guided=guided,
             features=FeatureBuilder(model, image_encoder(model)),
             adapters=self.adapters,
+            images=cache_images(model),
             weights=ReleasableWeights(model, reload) if reload is not None else None,
         )
         self.completions: dict[str, Completion] = {}

@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles, RendererConfig
+from server.engine.image_cache import ImageCache
+from server.engine.messages import Done, ResetEncoderCache
 from server.engine.model_loading import load_model
 from server.engine.prompt_features import PromptFeaturesError
 from server.engine.vision import VisionEncoder, image_encoder, language_model
@@ -61,6 +63,17 @@ def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
     if prompt.inputs is None:
         return None
     return PromptInputs(mm={name: writable(data) for name, data in (prompt.inputs.mm or {}).items()})
+
+
+def _tensors(prompt: RenderedPrompt) -> dict[str, TensorData]:
+    inputs = _inputs(prompt)
+    assert inputs is not None and inputs.mm is not None
+    return inputs.mm
+
+
+def _vision_tower(model: PreTrainedModel) -> torch.nn.Module:
+    inner = model.base_model
+    return next(getattr(inner, name) for name in ("vision_tower", "vision_model", "visual") if hasattr(inner, name))
 
 
 def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) -> Any:
@@ -153,6 +166,43 @@ def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, mo
     engine.run()
     assert num_encoded == 1
     assert [c.token_ids for c in completions] == [vision.expected(prompt)] * 3
+
+
+def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> None:
+    engine, encoded = vision.engine(), []
+    _vision_tower(engine.core._features._model).register_forward_hook(lambda *_: encoded.append(True))
+    images = ((60, 60, 1), (60, 60, 2))
+    prompts = [vision.prompt("Look: ", *images), vision.prompt("Again: ", *images, "and what now?")]
+    for i, prompt in enumerate(prompts):
+        completion = _add(engine, str(i), prompt)
+        engine.run()
+        assert completion.token_ids == vision.expected(prompt)
+    assert len(encoded) == 1
+    other = vision.prompt("Look: ", images[0], (60, 60, 3))
+    completion = _add(engine, "other", other)
+    engine.run()
+    assert completion.token_ids == vision.expected(other)
+    assert len(encoded) == 2
+    engine.core.execute(ResetEncoderCache(7))
+    assert engine.core.take_done() == [Done(7)]
+    _add(engine, "again", other)
+    engine.run()
+    assert len(encoded) == 3
+
+
+def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    prompts = [vision.prompt((60, 60, seed)) for seed in (1, 2, 1)]
+    encoder = VisionEncoder(model)
+    cache = ImageCache(model)
+    encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
+    cache._max_bytes = cache._num_bytes
+    encoded: list[bool] = []
+    _vision_tower(model).register_forward_hook(lambda *_: encoded.append(True))
+    for prompt in prompts[1:]:
+        encoder.encode(prompt.token_ids, _tensors(prompt))
+    assert len(encoded) == 2
+    assert cache._num_bytes == cache._max_bytes
 
 
 def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
