@@ -1,38 +1,15 @@
 """The `openai` client: chat completions with its parse and stream helpers."""
 
 import json
+from functools import partial
 from typing import Any
 
 import openai
-from pydantic import BaseModel
-from scenario import DESCRIBE, MODEL, QUESTION, WEATHER, WEATHER_QUESTION, base_url, report
+from chat_features import TOOL, City, Features, ask
+from scenario import DESCRIBE, MODEL, WEATHER_QUESTION, base_url, report
 
 CLIENT = openai.OpenAI(base_url=f"{base_url()}/v1", api_key="none")
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    },
-}
-
-
-class City(BaseModel):
-    city: str
-    population: int
-
-
-def ask(question: str) -> Any:
-    return [{"role": "user", "content": question}]
-
-
-def text() -> str | None:
-    return CLIENT.chat.completions.create(model=MODEL, messages=ask(QUESTION)).choices[0].message.content
-
-
-def stream() -> list[str | None]:
-    chunks = CLIENT.chat.completions.create(model=MODEL, messages=ask(QUESTION), stream=True)
-    return [chunk.choices[0].delta.content for chunk in chunks]
+FEATURES = Features(partial(CLIENT.chat.completions.create, model=MODEL))
 
 
 def structured() -> dict[str, Any]:
@@ -46,12 +23,4 @@ def tools() -> list[Any]:
     return [{"name": call.function.name, "arguments": json.loads(call.function.arguments)} for call in calls]
 
 
-def loop() -> str | None:
-    messages = ask(WEATHER_QUESTION)
-    message = CLIENT.chat.completions.create(model=MODEL, messages=messages, tools=[TOOL]).choices[0].message
-    messages.append(message)
-    messages += [{"role": "tool", "tool_call_id": call.id, "content": WEATHER} for call in message.tool_calls]
-    return CLIENT.chat.completions.create(model=MODEL, messages=messages, tools=[TOOL]).choices[0].message.content
-
-
-report(text=text, stream=stream, structured=structured, tools=tools, loop=loop)
+report(text=FEATURES.text, stream=FEATURES.stream, structured=structured, tools=tools, loop=FEATURES.loop)
