@@ -44,7 +44,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             raise RequestError("`echo` cannot be combined with `prompt_embeds`: they have no text.", param="echo")
         if has_embeds and self.prompt_logprobs is not None:
             raise RequestError(
-                "`prompt_logprobs` cannot be combined with `prompt_embeds`: they have no tokens.",
+                "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.",
                 param="prompt_logprobs",
             )
         self._check_beam_search()

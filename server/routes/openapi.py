@@ -1,6 +1,7 @@
 """The OpenAPI description, generated from the request and response models."""
 
 import re
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -100,9 +101,7 @@ def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) 
     content = {"application/json": {"schema": schemas[answer]}}
     if event is not None:
         content["text/event-stream"] = {"schema": schemas[event]}
-
-    def failure(description: str, model: Model = ErrorResponse) -> dict[str, Any]:
-        return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
+    failure = partial(_failure, schemas)
 
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schemas[request]}}},
@@ -118,6 +117,10 @@ def _post(schemas: Schemas, request: Model, answer: Model, event: Model | None) 
     }
 
 
+def _failure(schemas: Schemas, description: str, model: Model = ErrorResponse) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schemas[model]}}}
+
+
 def _without_body(schemas: Schemas, path: str, answer: Model | None) -> dict[str, Any]:
     found: dict[str, Any] = {"description": "The response"}
     if answer is not None:
@@ -127,6 +130,9 @@ def _without_body(schemas: Schemas, path: str, answer: Model | None) -> dict[str
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in _PATH_PARAMETER.findall(path)
     ]
+    if parameters:
+        operation["responses"]["400"] = _failure(schemas, "The request is invalid")
+        operation["responses"]["404"] = _failure(schemas, "There is nothing of that name")
     parameters += [
         {"name": name, "in": "query", "schema": {"type": kind}} for name, kind in _QUERIES.get(path, {}).items()
     ]

@@ -25,7 +25,7 @@ async def render_chat_request(inference: Inference, request: ChatRequest) -> Ren
     prompt = await inference.renderer.render_chat_async(request.messages, options)
     if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
         raise RequestError(
-            "`prompt_logprobs` cannot be combined with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
+            "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
         )
     return prompt
 

@@ -116,6 +116,8 @@ def test_openapi_names_the_routes_that_exist(server):
     for path, operations in document["paths"].items():
         response = server.get(path.replace("{model}", "smol").replace("{response_id}", kept["id"]))
         assert response.status_code == (405 if "post" in operations else 200), path
+        if path != (absent := path.replace("{model}", "x").replace("{response_id}", "x")) and "get" in operations:
+            assert str(server.get(absent).status_code) in operations["get"]["responses"]
 
 
 def test_tokenizer_is_described_on_request_only(serve, server, model_path):

@@ -148,7 +148,7 @@ def test_the_last_rows_are_kept_on_request(accepting, engine):
         ({"prompt_embeds": 5}, "prompt_embeds", "got `int` 5"),
         ({"prompt_embeds": [5]}, "prompt_embeds", "got `int` 5"),
         ({"prompt_embeds": torch_payload(rows(2)), "echo": True}, "echo", "`prompt_embeds`"),
-        ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": 0}, "prompt_logprobs", "`prompt_embeds`"),
+        ({"prompt_embeds": torch_payload(rows(2)), "prompt_logprobs": True}, "prompt_logprobs", "not compatible"),
         ({"prompt_embeds": [torch_payload(rows(1))] * 2049}, "prompt", "got 2049"),
         ({"prompt_embeds": torch_payload(rows(9)), "max_tokens": 513}, "max_tokens", "max_model_len=512"),
     ],
