@@ -27,13 +27,17 @@ lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
 _LOST_CHANGE = 0.1
 _LEFT_CHANGE = 0.3
 """A rise of the lost share, or of the number of processors that others leave, makes a trial due at once.
-Beside one busy process on two processors, 0.85 to 1.05 are left, and 1.9 after its end."""
+Beside one busy process on two processors, about 1.0 is left, and 1.9 after its end."""
 _WORTH_THREADS = 0.95
 """Further threads must make a step at least this much shorter."""
 _FEWER_DELAY_S = 2.0
 _MORE_DELAY_S = 15.0
 _MAX_DELAY_S = 60.0
 """Of computing, after a trial that failed: it takes three steps or more, each up to three times as long."""
+_IDLE_DELAY_S = 5.0
+_IDLE_PROCESSOR = 0.5
+"""More threads are tried after this shorter delay where so much of a processor is left: it costs little then,
+and steps of more tokens may need the threads that a single token did not."""
 _LOG_INTERVAL_S = 60.0
 
 
@@ -105,8 +109,10 @@ class ThreadCount:
         if num_threads > 1 and lost_share >= _LOST_SHARE and self._fewer.is_due(now, lost_share):
             running = round(num_threads * (1 - lost_share))
             self._begin_trial(before, min(max(1, running), num_threads - 1))
-        elif num_threads < self._maximum and self._more.is_due(now, num_left):
-            self._begin_trial(before, min(self._maximum, num_threads + self._stride))
+        elif num_threads < self._maximum:
+            is_idle = num_left >= num_threads + _IDLE_PROCESSOR
+            if self._more.is_due(now, num_left, max_delay_s=_IDLE_DELAY_S if is_idle else _MAX_DELAY_S):
+                self._begin_trial(before, min(self._maximum, num_threads + self._stride))
 
     def _begin_trial(self, before: "_Ended", num_threads: int) -> None:
         self._trial = _Trial(before, num_threads, self._num_threads)
@@ -228,15 +234,15 @@ class _Attempts:
 
     def reset(self) -> None:
         """The next attempt is due at once."""
-        self._delay_s = self._min_delay_s
-        self._due_s = -math.inf
+        self._delay_s = 0.0
+        self._failed_s = -math.inf
         self._evidence = 0.0
 
     def fail(self, now_s: float, evidence: float) -> None:
         """`evidence` is the lost share, or the number of processors left, of the time before."""
-        self._due_s = now_s + self._delay_s
-        self._delay_s = min(2 * self._delay_s, _MAX_DELAY_S)
+        self._failed_s = now_s
         self._evidence = evidence
+        self._delay_s = min(max(self._min_delay_s, 2 * self._delay_s), _MAX_DELAY_S)
 
-    def is_due(self, now_s: float, evidence: float) -> bool:
-        return now_s >= self._due_s or evidence >= self._evidence + self._change
+    def is_due(self, now_s: float, evidence: float, *, max_delay_s: float = _MAX_DELAY_S) -> bool:
+        return now_s >= self._failed_s + min(self._delay_s, max_delay_s) or evidence >= self._evidence + self._change

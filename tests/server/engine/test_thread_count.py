@@ -27,6 +27,7 @@ Load = dict[int, Pace]
 
 QUIET: Load = {1: Pace(0.036, 1.0, 0.0, 0.98), 2: Pace(0.026, 1.79, 0.05, 0.24)}
 BUSY_NEIGHBOUR: Load = {1: Pace(0.037, 0.98, 0.02), 2: Pace(0.094, 0.98, 0.75)}
+QUIET_ONE_TOKEN: Load = {1: Pace(0.0304, 1.0, 0.0, 0.98), 2: Pace(0.0304, 1.75, 0.03, 0.22)}
 QUOTA: Load = {1: Pace(0.248, 1.0, 0.0, 0.99), 2: Pace(0.262, 1.50, 0.23, 0.48)}
 QUOTA_WORTH_TWO: Load = {1: Pace(0.048, 1.0, 0.0, 0.99), 2: Pace(0.036, 1.50, 0.23, 0.48)}
 STOLEN: Load = {1: Pace(0.04, 0.98, 0.02, stolen=0.2), 2: Pace(0.09, 0.9, 0.0, stolen=1.0)}
@@ -119,6 +120,18 @@ def test_the_thread_comes_back_with_the_processor() -> None:
     assert count.num_threads == machine.num_threads == 2
     machine.run(count, 60)
     assert machine.changes[-1] == 2
+
+
+def test_idle_processors_are_tried_again_soon_when_the_steps_have_changed() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
+    machine.run(count, 10)
+    machine.load = QUIET_ONE_TOKEN
+    machine.run(count, 100)
+    assert machine.num_threads == 1, "a second thread adds nothing"
+    machine.load = QUIET
+    machine.run(count, 6)
+    assert machine.num_threads == 2
 
 
 def test_trials_beside_a_steady_neighbour_become_rare() -> None:
