@@ -11,7 +11,14 @@ from typing import Any
 import torch
 
 from server.engine.batch import DecodeGroup, PackedBatch, PrefillChunk
-from server.engine.fused_attention import attend, repeat_heads
+from server.engine.fused_attention import (
+    AttentionPart,
+    attend,
+    attend_to_part,
+    can_attend_in_parts,
+    merge_attention,
+    repeat_heads,
+)
 from server.engine.kv_cache import KVCache, LayerShape
 
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
@@ -85,6 +92,8 @@ class PackedAttention:
         mask = _narrow(group, options.sliding_window, query.dtype)
         if options.needs_eager:
             output = _eager(folded, keys, values, mask, options, heads_folded=True)
+        elif group.num_shared_tokens and options.sliding_window is None and can_attend_in_parts(folded, values):
+            output = _attend_to_shared(folded, keys, values, mask, group.num_shared_tokens, scale=options.scale)
         else:
             output = attend(folded, keys, values, mask=mask, scale=options.scale)
         output = output.reshape(slots, query.shape[1], values.shape[3])
@@ -132,6 +141,28 @@ def _read_options(
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
     )
+
+
+def _attend_to_shared(  # noqa: PLR0913
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    num_shared: int,
+    *,
+    scale: float | None,
+) -> torch.Tensor:
+    """As `attend`, but reads the first `num_shared` keys, which are the same in all slots, only once."""
+    slots, kv_heads, rows, dim = query.shape
+    folded = query.transpose(0, 1).reshape(1, kv_heads, slots * rows, dim)
+    shared = attend_to_part(folded, keys[:1, :, :num_shared], values[:1, :, :num_shared], scale=scale)
+    by_slot = AttentionPart(
+        shared.output.view(kv_heads, slots, rows, dim).transpose(0, 1),
+        shared.log_sum_exp.view(kv_heads, slots, rows).transpose(0, 1),
+    )
+    own_mask = None if mask is None else mask[..., num_shared:]
+    own = attend_to_part(query, keys[:, :, num_shared:], values[:, :, num_shared:], mask=own_mask, scale=scale)
+    return merge_attention(by_slot, own)
 
 
 def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:

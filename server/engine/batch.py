@@ -1,6 +1,6 @@
 """The input of one step: chunks of sequences, laid out as one packed row of tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,12 @@ from server.engine.sequence import Sequence
 
 _CALL_COST_TOKENS = 256
 """An attention call costs as much as about this many padded tokens (10 us against 0.05 us per token)."""
+_MIN_SHARED_TOKENS = 512
+_MIN_SAVED_TOKENS = 1536
+"""Attending to a shared prefix once needs a further call, which costs as much as reading so many keys."""
+
+CountShared = Callable[[list[int]], int]
+"""Counts the first tokens that slots have in the same memory."""
 
 
 class Chunk(NamedTuple):
@@ -65,6 +71,8 @@ class DecodeGroup:
     """Additive, shape [slots, 1, 1, length]; None if every member has the full length."""
     lengths: torch.Tensor
     """Keys of each slot, shape [slots]."""
+    num_shared_tokens: int
+    """First tokens that are in the same memory in all members' slots, and worth a call of their own; or 0."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,14 @@ class PackedBatch:
     """Rows that replace the tokens' embeddings."""
 
 
-def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torch.device) -> PackedBatch:
+def pack(
+    chunks: list[Chunk],
+    *,
+    slot_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    count_shared: CountShared = lambda slots: 0,
+) -> PackedBatch:
     """Lays the chunks out; sorts decoding ones by slot so that neighbours can share a call."""
     decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
     prefills = [c for c in chunks if not c.is_decode]
@@ -117,7 +132,11 @@ def pack(chunks: list[Chunk], *, slot_len: int, dtype: torch.dtype, device: torc
         input_ids=ints[0:1],
         position_ids=_spread_over_axes(ints[1:2], ordered, rows),
         cache_index=ints[2],
-        decode_groups=_group(decodes, dtype=dtype, device=device),
+        decode_groups=[
+            _decode_group(decodes[r.rows], r.rows.start, r.num_shared_tokens, dtype=dtype, device=device)
+            for run in _split_by_prefix(decodes, count_shared)
+            for r in _split_by_length(decodes, run)
+        ],
         prefills=[
             PrefillChunk(c.sequence.slot, c.begin, c.end, r)
             for c, r in zip(prefills, rows[len(decodes) :], strict=True)
@@ -154,30 +173,53 @@ def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[s
     return spread[:, None]
 
 
-def _group(decodes: list[Chunk], *, dtype: torch.dtype, device: torch.device) -> list[DecodeGroup]:
-    """Splits decoding sequences if padding to the longest would cost more than another call."""
-    groups: list[DecodeGroup] = []
+class _Run(NamedTuple):
+    """Consecutive decoding sequences, and how many first tokens they share."""
+
+    rows: slice
+    num_shared_tokens: int
+
+
+def _split_by_prefix(decodes: list[Chunk], count_shared: CountShared) -> Iterator[_Run]:
+    """Splits decoding sequences where a shared prefix begins or ends."""
+    slots = [c.sequence.slot for c in decodes]
+    shares = [count_shared(slots[i : i + 2]) >= _MIN_SHARED_TOKENS for i in range(len(slots) - 1)]
     begin = 0
+    for end in range(1, len(slots) + 1):
+        is_sharing = any(shares[max(end - 2, 0) : end + 1])
+        if end == len(slots) or (not shares[end - 1] and is_sharing):
+            num_shared = count_shared(slots[begin:end]) if end - begin > 1 and shares[begin] else 0
+            is_worth_it = (end - begin - 1) * num_shared >= _MIN_SAVED_TOKENS
+            yield _Run(slice(begin, end), num_shared if is_worth_it else 0)
+            begin = end
+
+
+def _split_by_length(decodes: list[Chunk], run: _Run) -> Iterator[_Run]:
+    """Splits decoding sequences if padding to the longest would cost more than another call."""
+    begin = run.rows.start
     longest = 0
-    for i, chunk in enumerate(decodes):
+    call_cost = _CALL_COST_TOKENS + run.num_shared_tokens  # each call reads the shared tokens
+    for i in range(run.rows.start, run.rows.stop):
+        length = decodes[i].end - run.num_shared_tokens
         if i > begin:
-            span = chunk.sequence.slot - decodes[begin].sequence.slot + 1
+            span = decodes[i].sequence.slot - decodes[begin].sequence.slot + 1
             span_before = decodes[i - 1].sequence.slot - decodes[begin].sequence.slot + 1
-            merged = span * max(longest, chunk.end)
-            if merged > span_before * longest + chunk.end + _CALL_COST_TOKENS:
-                groups.append(_decode_group(decodes[begin:i], begin, dtype=dtype, device=device))
+            merged = span * max(longest, length)
+            if merged > span_before * longest + length + call_cost:
+                yield _Run(slice(begin, i), run.num_shared_tokens)
                 begin, longest = i, 0
-        longest = max(longest, chunk.end)
-    if decodes:
-        groups.append(_decode_group(decodes[begin:], begin, dtype=dtype, device=device))
-    return groups
+        longest = max(longest, length)
+    yield _Run(slice(begin, run.rows.stop), run.num_shared_tokens)
 
 
-def _decode_group(members: list[Chunk], first_row: int, *, dtype: torch.dtype, device: torch.device) -> DecodeGroup:
+def _decode_group(
+    members: list[Chunk], first_row: int, num_shared: int, *, dtype: torch.dtype, device: torch.device
+) -> DecodeGroup:
     slots = [c.sequence.slot for c in members]
     first, last = slots[0], slots[-1] + 1
     length = max(c.end for c in members)
-    lengths = [1] * (last - first)
+    num_shared = num_shared if len(members) > 1 else 0
+    lengths = [num_shared + 1] * (last - first)
     slot_rows = [first_row] * (last - first)
     for row, chunk in enumerate(members, start=first_row):
         lengths[chunk.sequence.slot - first] = chunk.end
@@ -198,4 +240,5 @@ def _decode_group(members: list[Chunk], first_row: int, *, dtype: torch.dtype, d
         row_slots=torch.tensor([s - first for s in slots], device=device) if has_holes else None,
         mask=mask,
         lengths=keys,
+        num_shared_tokens=num_shared,
     )

@@ -65,6 +65,11 @@ class CopiedSlots:
         del source, length
         return 0
 
+    def count_common_tokens(self, slots: list[int]) -> int:
+        """None are in the same memory."""
+        del slots
+        return 0
+
     def _clear(self, part: torch.Tensor) -> None:
         """Attention multiplies masked values too, and NaN times 0 is NaN."""
         if self._pages is None:

@@ -88,7 +88,13 @@ class PackedRunner:
 
     def step(self, chunks: Seq[Chunk]) -> StepLogits:
         """Computes all chunks in one forward pass; see `Runner.step`."""
-        batch = pack(list(chunks), slot_len=self.cache.slot_len, dtype=self._model.dtype, device=self._model.device)
+        batch = pack(
+            list(chunks),
+            slot_len=self.cache.slot_len,
+            dtype=self._model.dtype,
+            device=self._model.device,
+            count_shared=self.cache.slots.count_common_tokens,
+        )
         keep: list[int] = []
         rows: list[slice] = []
         for chunk, span in zip(batch.chunks, batch.chunk_rows, strict=True):

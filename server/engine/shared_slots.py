@@ -108,6 +108,18 @@ class SharedSlots:
         shared = _cut(self._references(source), length // self.block_len * self.block_len)
         return sum(max(0, min(end, segment.read_end) - segment.begin) for segment, end in shared)
 
+    def count_common_tokens(self, slots: list[int]) -> int:
+        """How many of their first tokens these open slots have in the same memory."""
+        num_tokens = 0
+        for references in zip(*(self._held[slot] for slot in slots), strict=False):
+            if len({segment for segment, _ in references}) > 1:
+                break
+            ends = {end for _, end in references}
+            num_tokens = min(ends)
+            if len(ends) > 1:
+                break
+        return num_tokens
+
     def _round_up(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_len) * self.block_len
 

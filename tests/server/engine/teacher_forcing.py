@@ -27,6 +27,8 @@ def packed_runner(model: PreTrainedModel, *, num_slots: int, slot_len: int) -> P
     """A runner with a cache of its own."""
     runner = PackedRunner(model)
     cache = KVCache(runner.probe(), num_slots=num_slots, slot_len=slot_len, dtype=model.dtype, device=model.device)
+    for slot in range(num_slots):
+        cache.slots.open(slot)
     runner.use_cache(cache)
     return runner
 

@@ -1,5 +1,6 @@
 """The packed row and its decode groups: token order, and which neighbours share an attention call."""
 
+import pytest
 import torch
 
 from server.engine.batch import Chunk, PackedBatch, pack
@@ -71,11 +72,51 @@ def test_a_distant_slot_gets_its_own_call() -> None:
     assert [(g.first_slot, g.last_slot) for g in groups] == [(0, 2), (60, 61)]
 
 
+def test_neighbours_with_a_long_shared_prefix_are_a_group_that_attends_to_it_once() -> None:
+    chunks = [_chunk(slot=s, computed=c, new=1) for s, c in enumerate((900, 900, 840, 1100, 850, 900))]
+    prefixes = {2: ("a", 840), 3: ("a", 800), 4: ("a", 850)}
+    groups = _pack(chunks, prefixes).decode_groups
+    assert [(g.rows, g.num_shared_tokens) for g in groups] == [
+        (slice(0, 2), 0),
+        (slice(2, 5), 800),
+        (slice(5, 6), 0),
+    ]
+    assert groups[1].mask is not None
+    assert (groups[1].mask[:, 0, 0] == 0).sum(1).tolist() == [841, 1101, 851]
+
+
+def test_different_shared_prefixes_are_different_groups() -> None:
+    chunks = [_chunk(slot=s, computed=1700, new=1) for s in range(4)]
+    prefixes = {0: ("a", 1640), 1: ("a", 1640), 2: ("b", 1600), 3: ("b", 1600)}
+    groups = _pack(chunks, prefixes).decode_groups
+    assert [(g.rows, g.num_shared_tokens) for g in groups] == [(slice(0, 2), 1640), (slice(2, 4), 1600)]
+
+
+@pytest.mark.parametrize(("num_sequences", "length"), [(9, 511), (3, 767), (2, 1535)])
+def test_a_short_shared_prefix_needs_no_call_of_its_own(num_sequences: int, length: int) -> None:
+    chunks = [_chunk(slot=s, computed=1600, new=1) for s in range(num_sequences)]
+    for shared, expected in ((length, 0), (length + 1, length + 1)):
+        [group] = _pack(chunks, dict.fromkeys(range(num_sequences), ("a", shared))).decode_groups
+        assert group.num_shared_tokens == expected
+
+
+def test_a_free_slot_does_not_split_a_group_with_a_shared_prefix() -> None:
+    chunks = [_chunk(slot=s, computed=3000, new=1) for s in (0, 1, 3)]
+    [group] = _pack(chunks, dict.fromkeys((0, 1, 3), ("a", 2900))).decode_groups
+    assert (group.num_shared_tokens, group.lengths.tolist()) == (2900, [3001, 3001, 2901, 3001])
+
+
 def _chunk(*, slot: int, computed: int, new: int) -> Chunk:
     sequence = Sequence(f"slot {slot}", [slot * 100 + i for i in range(computed + new)], SamplingParams(max_tokens=1))
     sequence.slot, sequence.num_computed_tokens = slot, computed
     return Chunk(sequence, new)
 
 
-def _pack(chunks: list[Chunk]) -> PackedBatch:
-    return pack(chunks, slot_len=SLOT_LEN, dtype=torch.float32, device=CPU)
+def _pack(chunks: list[Chunk], prefixes: dict[int, tuple[str, int]] | None = None) -> PackedBatch:
+    """`prefixes`: name and length of what the slots begin with."""
+
+    def count_shared(slots: list[int]) -> int:
+        names, lengths = zip(*((prefixes or {}).get(slot, (slot, 0)) for slot in slots), strict=True)
+        return min(lengths) if len(set(names)) == 1 else 0
+
+    return pack(chunks, slot_len=SLOT_LEN, dtype=torch.float32, device=CPU, count_shared=count_shared)

@@ -1,11 +1,15 @@
 """The prefix cache saves computation and changes no output."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from server.engine import attention
 from server.engine.copied_slots import CopiedSlots
+from server.engine.fused_attention import AttentionPart, attend_to_part
 from server.engine.prefix_cache import PrefixCache, PrefixMatch
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
@@ -114,6 +118,31 @@ def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrained
     engine.run()
     assert second.num_cached_tokens == 100
     assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
+
+
+def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
+    shared_parts = []
+
+    def record(query: torch.Tensor, keys: torch.Tensor, *args: Any, **kwargs: Any) -> AttentionPart:
+        shared_parts.append((query.shape[2], keys.shape[2]))
+        return attend_to_part(query, keys, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "attend_to_part", record)
+    [shared, *tails] = random_prompts(600, 3, 4, 5, 40, 6)
+    prompts = [shared + tail for tail in tails]
+    engine.complete([shared], max_tokens=1)
+    held = []
+    choices = [engine.add(str(i), prompt, max_tokens=8) for i, prompt in enumerate(prompts)]
+    engine.step()
+    held.append(engine.cache.num_held_tokens)
+    engine.run()
+    assert [c.token_ids for c in choices] == greedy_outputs(plain_llama, prompts, 8)
+    assert held == [576 + sum(len(p) + 1 - 576 for p in prompts)]
+    num_rows = 5 * 2
+    assert (num_rows, 576) in shared_parts
 
 
 def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> None:

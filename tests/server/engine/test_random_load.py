@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 from transformers import PreTrainedModel
 
+from server.engine import batch
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
@@ -55,8 +56,10 @@ class _RandomLoad:
 
 @pytest.mark.parametrize("prefix_tokens", [0, 120], ids=["no prefix cache", "prefix cache"])
 def test_random_requests_and_aborts_on_little_memory(
-    plain_llama: PreTrainedModel, llama: PreTrainedModel, prefix_tokens: int
+    plain_llama: PreTrainedModel, llama: PreTrainedModel, prefix_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("_MIN_SHARED_TOKENS", "_MIN_SAVED_TOKENS"):
+        monkeypatch.setattr(batch, name, 32)  # so that short prefixes are attended to once, too
     rng = random.Random(prefix_tokens)
     prompts = random_prompts(*(rng.randint(1, 90) for _ in range(24)))
     prompts += [p[:40] + q[:20] for p, q in zip(prompts[:8], prompts[8:16], strict=True)]
