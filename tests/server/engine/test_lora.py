@@ -110,6 +110,23 @@ def test_prompt_logprobs_and_sampled_rows_see_the_adapter(
     assert base.token_ids == adapted_outputs(plain_llama, None, [PROMPTS[0]], 3)[0]
 
 
+def test_an_adapter_changes_packed_layers(tmp_path: Path) -> None:
+    model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
+    folder = save_adapter(model, tmp_path)
+    engine = SmallEngine(model, lora=_LIMITS)
+    assert engine.load_adapter(1, folder) is None
+
+    def logprobs(adapter_id: int) -> list[float]:
+        completion = engine.complete([PROMPTS[2]], max_tokens=1, adapter_id=adapter_id, prompt_logprobs=1)[0]
+        return [entry.logprob for entry in completion.prompt_logprobs or () if entry is not None]
+
+    plain = logprobs(1)
+    while engine.core.do_idle_work():
+        pass
+    assert logprobs(1) == pytest.approx(plain, abs=0.1)
+    assert logprobs(0) != pytest.approx(plain, abs=0.3)
+
+
 def test_a_long_prompt_in_chunks_equals_peft(plain_llama: PreTrainedModel, adapter: Path) -> None:
     prompts = random_prompts(90, 70)
     engine = SmallEngine(copy.deepcopy(plain_llama), lora=_LIMITS, max_num_batched_tokens=32)
