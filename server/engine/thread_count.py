@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 _WINDOW_S = 0.25
 """Two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
 _MIN_STEPS = 2
-_MAX_TRIAL_STEPS = 24
-"""A trial ends without a comparison if so many steps had too few like the steps before it."""
+_MAX_TRIAL_STEPS = 6
+"""A trial ends if hardly any of so many steps are like the steps before it; the fewer threads are kept."""
 _LOST_SHARE = 0.1
 """Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
 lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""

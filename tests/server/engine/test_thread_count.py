@@ -199,7 +199,7 @@ def test_only_steps_of_similar_size_are_compared() -> None:
     count = machine.count(2)
     machine.run(count, 0.4, sizes=(400,))  # a trial of one thread begins after large steps
     assert machine.num_threads == 1
-    machine.run(count, 0.8, sizes=(1, 1, 1, 400))  # the small ones are faster than the large ones with two
+    machine.run(count, 0.8, sizes=(1, 400))  # the small ones are faster than the large ones with two
     assert machine.num_threads == 2
 
 
@@ -209,6 +209,19 @@ def test_without_similar_steps_the_fewer_threads_are_kept() -> None:
     machine.run(count, 0.2, sizes=(1,))
     machine.run(count, 4, sizes=(50,))
     assert machine.changes == [2, 1]
+
+
+def test_a_trial_of_more_threads_ends_soon_without_similar_steps() -> None:
+    machine = Machine(BUSY_NEIGHBOUR)
+    count = machine.count(2)
+    machine.run(count, 10)
+    while machine.num_threads == 1:
+        machine.run(count, 0.1, sizes=(400,))
+    num_steps = 0
+    while machine.num_threads == 2:
+        machine.run(count, 0.01)
+        num_steps += 1
+    assert num_steps <= 9
 
 
 def test_short_bursts_of_requests_are_enough() -> None:
