@@ -169,15 +169,15 @@ class _EngineLoop:
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
         has_idle_work = True
-        is_idle = False  # the first request, the API process's own, comes at once: idle work would delay it
+        has_begun = False  # idle work would delay the first request, the API process's own; pings come before it
         while True:
-            for message in self._messages(wait=not core.has_work and not (has_idle_work and is_idle)):
+            for message in self._messages(wait=not core.has_work and not (has_idle_work and has_begun)):
                 if message is None:
                     return 0
                 self._handle(message, core)
                 has_idle_work = has_idle_work or isinstance(message, WakeUp)
+                has_begun = has_begun or not isinstance(message, Ping)
             self._send_done(core)
-            is_idle = True
             if core.has_work:
                 begin_s = monotonic()
                 outputs = core.step()
@@ -186,7 +186,7 @@ class _EngineLoop:
                 self._send(Step(outputs, stats))
                 threads.record(stats.num_iteration_tokens, seconds)
                 self._send_done(core)
-            if has_idle_work:
+            if has_idle_work and has_begun:
                 has_idle_work = core.do_idle_work() or core.has_work or imports.restore()
                 if not has_idle_work:
                     gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step

@@ -15,7 +15,12 @@ from server.engine.model_loading import load_model
 from server.engine.tensor_overhead import without_tensor_overhead
 from tests.server.engine.tiny_models import PACKED, build_model
 
-REPLACED = ("re", "get_device", "ThreadPoolExecutor")
+REPLACED = (
+    (core_model_loading, "re"),
+    (core_model_loading, "get_device"),
+    (core_model_loading, "ThreadPoolExecutor"),
+    (torch, "asarray"),
+)
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
@@ -32,11 +37,38 @@ def test_the_model_is_the_same(architecture: str, dtype: Any, tmp_path: Path, mo
 
 
 def test_the_loader_is_restored_after_a_failure() -> None:
-    before = [getattr(core_model_loading, name) for name in REPLACED]
+    before = [getattr(*place) for place in REPLACED]
     with pytest.raises(OSError, match="broken"), without_tensor_overhead(copies_tensors=False):
-        assert [getattr(core_model_loading, name) for name in REPLACED] != before
+        assert not any(getattr(*place) is original for place, original in zip(REPLACED, before, strict=True))
         raise OSError("broken")
-    assert [getattr(core_model_loading, name) for name in REPLACED] == before
+    assert [getattr(*place) for place in REPLACED] == before
+
+
+def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_model("llama", PACKED["llama"]).save_pretrained(tmp_path)
+    read: list[int] = []
+    original: Any = torch.UntypedStorage.__getitem__
+
+    def get(storage: torch.UntypedStorage, place: Any) -> Any:
+        if isinstance(place, int):
+            read.append(place)
+        return original(storage, place)
+
+    monkeypatch.setattr(torch.UntypedStorage, "__getitem__", get)
+    load_model(tmp_path, EngineConfig())
+    assert not read
+    monkeypatch.setattr(model_loading, "without_tensor_overhead", lambda **_: nullcontext())
+    load_model(tmp_path, EngineConfig())
+    assert read, "the libraries themselves read the first bytes no more: nothing is left to skip"
+
+
+def test_other_arrays_are_made_by_torch() -> None:
+    storage = torch.tensor([1.0, 2.0]).untyped_storage()
+    with without_tensor_overhead(copies_tensors=False):
+        assert torch.asarray([1, 2], dtype=torch.uint8).tolist() == [1, 2]
+        assert torch.asarray(storage, dtype=torch.uint8).data_ptr() == storage.data_ptr()
+        with pytest.raises(ValueError, match="alias"):  # as outside of the block
+            torch.asarray(storage, dtype=torch.uint8, copy=False)
 
 
 def test_a_loader_of_another_version_stays_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:

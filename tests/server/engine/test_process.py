@@ -1,0 +1,79 @@
+"""The engine's loop on a real socket; here it runs in a thread."""
+
+import gc
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from server.config import EngineConfig, ModelFiles
+from server.engine import process
+from server.engine.channel import BlockingChannel
+from server.engine.messages import FromEngine, Generate, Ping, Pong, Ready, Step
+from server.engine.phases import Phases
+from server.types import SamplingParams
+
+TIMEOUT_S = 60
+
+
+class RecordedImports:
+    """Lean imports that record when the loop restores the real modules, which is idle work."""
+
+    def __init__(self) -> None:
+        self.restored = threading.Event()
+
+    def end(self) -> None:
+        pass
+
+    def restore(self) -> bool:
+        self.restored.set()
+        return False
+
+
+class Engine:
+    """The API process's end of the socket."""
+
+    def __init__(self, connection: socket.socket, imports: RecordedImports) -> None:
+        self._channel = BlockingChannel(connection)
+        self.imports = imports
+
+    def send(self, message: Any) -> None:
+        self._channel.send(msgspec.msgpack.encode(message))
+
+    def receive(self) -> FromEngine:
+        message: FromEngine = msgspec.msgpack.decode(self._channel.receive(), type=FromEngine)
+        return message
+
+
+@pytest.fixture
+def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(TIMEOUT_S)
+    monkeypatch.setattr(process.os, "_exit", lambda code: None)  # the receiver's, if loading fails
+    imports = RecordedImports()
+    config = EngineConfig(num_threads=torch.get_num_threads(), max_num_seqs=2)
+    arguments = (ModelFiles(tiny_llama, tiny_llama), config, Phases(), imports)
+    loop = threading.Thread(target=process._EngineLoop(theirs).run, args=arguments)
+    loop.start()
+    yield Engine(ours, imports)
+    ours.shutdown(socket.SHUT_RDWR)
+    loop.join(TIMEOUT_S)
+    ours.close()
+    theirs.close()
+    gc.unfreeze()
+
+
+def test_idle_work_begins_after_the_first_request_though_pings_come_before(engine: Engine) -> None:
+    assert isinstance(engine.receive(), Ready)
+    for _ in range(3):
+        engine.send(Ping())
+        assert isinstance(engine.receive(), Pong)
+    assert not engine.imports.restored.is_set()
+    engine.send(Generate("a", [1, 2], SamplingParams(max_tokens=1)))
+    assert isinstance(engine.receive(), Step)
+    assert engine.imports.restored.wait(TIMEOUT_S)
