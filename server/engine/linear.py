@@ -110,7 +110,12 @@ def _groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
 
 
 def _is_packable(module: object) -> TypeGuard[torch.nn.Linear]:
-    return type(module) is torch.nn.Linear and module.out_features >= _MIN_OUT_FEATURES
+    """Plain layers that are large enough, without those that a model keeps in float32, such as routers."""
+    return (
+        type(module) is torch.nn.Linear
+        and module.out_features >= _MIN_OUT_FEATURES
+        and module.weight.dtype != torch.float32
+    )
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

@@ -214,6 +214,13 @@ def test_float32_is_not_packed() -> None:
 
 
 @needs_packing
+def test_float32_layers_of_a_half_precision_model_are_not_packed() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=torch.bfloat16), torch.nn.Linear(64, 64))
+    _pack_all(model)
+    assert [_is_packed(layer) for layer in model] == [True, False]
+
+
+@needs_packing
 def test_packing_takes_one_copy_of_the_weights() -> None:
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
     before = _own_bytes()
