@@ -276,6 +276,8 @@ def _set_cache_info(registry: CollectorRegistry, info: EngineInfo) -> None:
         "engine": ENGINE,
         "block_size": "1",
         "num_gpu_blocks": str(info.kv_cache_tokens),
+        "kv_cache_size_tokens": str(info.kv_cache_tokens),
+        "kv_cache_max_concurrency": str(info.kv_cache_tokens / info.max_model_len),
         "kv_cache_memory_bytes": str(info.kv_cache_bytes),
         "cache_dtype": info.dtype,
     }

@@ -110,7 +110,8 @@ def test_cache_size_is_reported(own):
     own.complete()
     ((_, labels),) = [key for key in samples(own) if key[0] == "vllm:cache_config_info"]
     facts = dict(labels)
-    assert int(facts["num_gpu_blocks"]) * int(facts["block_size"]) == 4096
+    assert int(facts["num_gpu_blocks"]) * int(facts["block_size"]) == int(facts["kv_cache_size_tokens"]) == 4096
+    assert float(facts["kv_cache_max_concurrency"]) >= 1
 
 
 def test_http_requests_are_counted_by_route(own):
