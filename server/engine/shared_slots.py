@@ -91,7 +91,7 @@ class SharedSlots:
 
     def close(self, slot: int, length: int) -> None:
         """Takes a slot's memory back; what the prefix cache or other slots hold stays."""
-        del length
+        del length  # frees the whole slot, because reading behind a sequence's tokens commits memory too
         self._let_go(self._held.pop(slot), is_kept=False)
 
     def keep(self, slot: int, length: int) -> list[Reference]:
@@ -127,7 +127,7 @@ class SharedSlots:
         return self._held[source] if isinstance(source, int) else source or []
 
     def _take_segment(self, slot: int) -> int:
-        """A free segment; one that needs no new mappings, or none that last, is preferred."""
+        """A free segment: what the slot has already, what it had at first, or any other."""
         present, first = self.memory.ranges(slot)[-1].segment, slot
         number = next((n for n in (present, first) if n in self._free_segments), None)
         if number is None:
