@@ -94,6 +94,23 @@ class _Delegated(Response):
         return [header for header in self.raw_headers if header[0] != b"content-length"]
 
 
+async def _complete(response: Response, request: Request) -> Response:
+    """Gives the response now: the package looks at its status, and answers itself if that is 200."""
+    start: Message = {}
+    parts: list[bytes] = []
+
+    async def collect(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            start.update(message)
+        else:
+            parts.append(message.get("body", b""))
+
+    await response(request.scope, request.receive, collect)
+    complete = Response(status_code=start["status"])
+    complete.body, complete.raw_headers = b"".join(parts), list(start["headers"])
+    return complete
+
+
 def _register_handlers(own: Mapping[str, ASGIApp]) -> Callable[[Request], Awaitable[Response]]:
     """Registers the server's handlers; returns that of /invocations with sessions and adapters."""
 
@@ -104,10 +121,10 @@ def _register_handlers(own: Mapping[str, ASGIApp]) -> Callable[[Request], Awaita
         return _Delegated(own["/invocations"], await request.body())
 
     async def load_adapter(adapter: Any, request: Request) -> Response:
-        return _Delegated(own["/v1/load_lora_adapter"], json.dumps(vars(adapter)).encode())
+        return await _complete(_Delegated(own["/v1/load_lora_adapter"], json.dumps(vars(adapter)).encode()), request)
 
     async def unload_adapter(adapter: Any, request: Request) -> Response:
-        return _Delegated(own["/v1/unload_lora_adapter"], json.dumps(vars(adapter)).encode())
+        return await _complete(_Delegated(own["/v1/unload_lora_adapter"], json.dumps(vars(adapter)).encode()), request)
 
     standards.register_ping_handler(ping)
     with_adapter = standards.inject_adapter_id(adapter_path="model")(invocations)

@@ -104,6 +104,13 @@ def test_an_adapter_in_the_header_becomes_the_model(serve, monkeypatch):
     assert (response.status_code, response.json()["error"]["param"]) == (404, "model")
 
 
+def test_the_servers_answer_for_an_adapter_is_not_replaced(serve, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAGEMAKER_ENABLE_STATEFUL_SESSIONS", "true")
+    server = serve(allow_runtime_lora_updating=True)
+    taken = server.post("/adapters", {"name": server.get("/v1/models").json()["data"][0]["id"], "src": str(tmp_path)})
+    assert (taken.status_code, taken.json()["error"]["type"]) == (400, "InvalidUserInput")
+
+
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_a_huge_body_is_rejected_before_the_package_reads_it(serve, monkeypatch, is_chunked):
     monkeypatch.setenv("SAGEMAKER_ENABLE_STATEFUL_SESSIONS", "true")
