@@ -85,9 +85,11 @@ class _Delegated(Response):
                 message = {**message, "headers": [*message["headers"], *self._added_headers()]}
             await send(message)
 
-        length = (b"content-length", str(len(self._request_body)).encode())
-        others = [header for header in scope["headers"] if header[0] != b"content-length"]
-        await self._app({**scope, "headers": [*others, length]}, replay, send_with_headers)
+        headers = [header for header in scope["headers"] if header[0] != b"content-length"]
+        headers.append((b"content-length", str(len(self._request_body)).encode()))
+        if all(name != b"content-type" for name, _ in headers):  # such as DELETE /adapters/NAME
+            headers.append((b"content-type", b"application/json"))
+        await self._app({**scope, "headers": headers}, replay, send_with_headers)
 
     def _added_headers(self) -> list[tuple[bytes, bytes]]:
         """Headers that the package has set on this response."""

@@ -109,6 +109,8 @@ def test_the_servers_answer_for_an_adapter_is_not_replaced(serve, monkeypatch, t
     server = serve(allow_runtime_lora_updating=True)
     taken = server.post("/adapters", {"name": server.get("/v1/models").json()["data"][0]["id"], "src": str(tmp_path)})
     assert (taken.status_code, taken.json()["error"]["type"]) == (400, "InvalidUserInput")
+    absent = httpx.delete(f"{server.url}/adapters/x")
+    assert (absent.status_code, absent.json()["error"]["type"]) == (404, "NotFoundError"), absent.text
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])
