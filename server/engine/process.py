@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,6 +62,10 @@ logger = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 3
 EXIT_ENGINE_FAILED = 4
+
+_IDLE_WORK_DELAY_S = 0.5
+"""From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
+client that has waited for readiness comes first."""
 
 
 class Imports(Protocol):
@@ -169,14 +174,16 @@ class _EngineLoop:
         phases.current = "serving"
         self._send(Ready(msgspec.structs.replace(info, pid=os.getpid())))
         has_idle_work = True
-        has_begun = False  # idle work would delay the first request, the API process's own; pings come before it
+        idle_work_due_s = inf
         while True:
-            for message in self._messages(wait=not core.has_work and not (has_idle_work and has_begun)):
+            idle_until_s = idle_work_due_s if has_idle_work else inf
+            for message in self._messages(until_s=0 if core.has_work else idle_until_s):
                 if message is None:
                     return 0
                 self._handle(message, core)
                 has_idle_work = has_idle_work or isinstance(message, WakeUp)
-                has_begun = has_begun or not isinstance(message, Ping)
+                if idle_work_due_s == inf and not isinstance(message, Ping):
+                    idle_work_due_s = monotonic() + _IDLE_WORK_DELAY_S
             self._send_done(core)
             if core.has_work:
                 begin_s = monotonic()
@@ -186,7 +193,7 @@ class _EngineLoop:
                 self._send(Step(outputs, stats))
                 threads.record(stats.num_iteration_tokens, seconds)
                 self._send_done(core)
-            if has_idle_work and has_begun:
+            if has_idle_work and monotonic() >= idle_work_due_s:
                 has_idle_work = core.do_idle_work() or core.has_work or imports.restore()
                 if not has_idle_work:
                     gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
@@ -226,14 +233,18 @@ class _EngineLoop:
     def _send(self, message: FromEngine) -> None:
         self._channel.send(self._encoder.encode(message))
 
-    def _messages(self, *, wait: bool) -> Iterator[Request | None]:
-        """Received messages, at least one with `wait`; None ends the stream. Raises the receiver's errors."""
+    def _messages(self, *, until_s: float) -> Iterator[Request | None]:
+        """Received messages; waits for the first one until a time on the monotonic clock, which may be over.
+
+        None ends the stream. Raises the receiver's errors.
+        """
+        wait_s = until_s - monotonic()
         while True:
             try:
-                message = self._inbox.get(block=wait)
+                message = self._inbox.get(wait_s > 0, None if wait_s == inf else wait_s)
             except queue.Empty:
                 return
-            wait = False
+            wait_s = 0
             if isinstance(message, Exception):
                 raise message
             yield message

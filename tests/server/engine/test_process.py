@@ -77,3 +77,14 @@ def test_idle_work_begins_after_the_first_request_though_pings_come_before(engin
     engine.send(Generate("a", [1, 2], SamplingParams(max_tokens=1)))
     assert isinstance(engine.receive(), Step)
     assert engine.imports.restored.wait(TIMEOUT_S)
+
+
+def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_IDLE_WORK_DELAY_S", float(TIMEOUT_S))
+    assert isinstance(engine.receive(), Ready)
+    for name in ("the API process", "a client"):
+        engine.send(Generate(name, [1, 2], SamplingParams(max_tokens=1)))
+        assert isinstance(engine.receive(), Step)
+    assert not engine.imports.restored.is_set()
