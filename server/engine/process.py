@@ -67,6 +67,10 @@ _IDLE_WORK_DELAY_S = 0.5
 """From the first request, the API process's own, to the first idle work, a part of which takes 0.4 s: a
 client that has waited for readiness comes first."""
 
+_IDLE_WORK_SHARE = 0.5
+"""Of a step's time; an idle engine does one piece at a time. Packing the weights takes 1.4 s for 135 million
+parameters, in pieces of at most 20 ms, and makes later steps up to three times as fast."""
+
 
 class Imports(Protocol):
     """Lean imports: how this process imported torch and transformers."""
@@ -114,6 +118,15 @@ def _describe(err: Exception) -> str:
     from server.engine.memory_failure import describe_memory_failure
 
     return describe_memory_failure(err) or "the engine failed; its log has the traceback"
+
+
+def _do_idle_work(core: "EngineCore | PoolingCore", seconds: float) -> bool:
+    """Does idle work for about this time, at least one piece; True while there is more."""
+    end_s = monotonic() + seconds
+    while core.do_idle_work():
+        if monotonic() >= end_s:
+            return True
+    return False
 
 
 def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> "Built":
@@ -185,16 +198,17 @@ class _EngineLoop:
                 if idle_work_due_s == inf and not isinstance(message, Ping):
                     idle_work_due_s = monotonic() + _IDLE_WORK_DELAY_S
             self._send_done(core)
+            step_s = 0.0
             if core.has_work:
                 begin_s = monotonic()
                 outputs = core.step()
-                seconds = monotonic() - begin_s
+                step_s = monotonic() - begin_s
                 stats = core.stats
                 self._send(Step(outputs, stats))
-                threads.record(stats.num_iteration_tokens, seconds)
+                threads.record(stats.num_iteration_tokens, step_s)
                 self._send_done(core)
             if has_idle_work and monotonic() >= idle_work_due_s:
-                has_idle_work = core.do_idle_work() or core.has_work or imports.restore()
+                has_idle_work = _do_idle_work(core, step_s * _IDLE_WORK_SHARE) or core.has_work or imports.restore()
                 if not has_idle_work:
                     gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
 
