@@ -111,19 +111,31 @@ class PackedAttention:
         assert self.cache is not None
         rows = query[:, :, chunk.rows]
         window = options.sliding_window
-        is_whole = chunk.begin == 0 and (window is None or chunk.end <= window)
-        if is_whole and not options.needs_eager:
+        is_plain = not options.needs_eager and (window is None or chunk.end <= window)
+        if is_plain and chunk.begin == 0:
             # The same call as in `model.generate`, and therefore the same rounding.
             keys, values = key[:, :, chunk.rows], value[:, :, chunk.rows]
             output = attend(rows, keys, values, is_causal=rows.shape[2] > 1, scale=options.scale)
             return output[0].transpose(0, 1)
         keys, values = self.cache.read(layer, chunk.slot, chunk.slot + 1, chunk.end)
-        mask = _causal_mask(chunk, window, query.dtype, query.device)
+        if is_plain and can_attend_in_parts(rows, values):
+            begin = chunk.begin  # all tokens see the keys before it: no mask of [tokens, end] is needed
+            earlier = attend_to_part(rows, keys[:, :, :begin], values[:, :, :begin], scale=options.scale)
+            own = attend_to_part(rows, keys[:, :, begin:], values[:, :, begin:], scale=options.scale, is_causal=True)
+            return merge_attention(earlier, own)[0].transpose(0, 1)
+        mask = self._prefill_mask(chunk, window, query)
         if options.needs_eager:
             output = _eager(rows, keys, values, mask, options, heads_folded=False)
         else:
             output = attend(rows, keys, values, mask=mask, scale=options.scale)
         return output[0].transpose(0, 1)
+
+    def _prefill_mask(self, chunk: PrefillChunk, window: int | None, query: torch.Tensor) -> torch.Tensor:
+        assert self.batch is not None
+        masks, key = self.batch.prefill_masks, (chunk.slot, window)
+        if key not in masks:
+            masks[key] = _causal_mask(chunk, window, query.dtype, query.device)
+        return masks[key]
 
 
 def _read_options(

@@ -1,7 +1,7 @@
 """The input of one step: chunks of sequences, laid out as one packed row of tokens."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,8 @@ class PackedBatch:
     """The rows of each chunk."""
     placed_rows: list[PlacedRows]
     """Rows that replace the tokens' embeddings."""
+    prefill_masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    """Masks of prompt chunks, by slot and sliding window; the first layer that needs one adds it."""
 
 
 def pack(

@@ -25,6 +25,7 @@ from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
 from server.engine.sleep_mode import ReleasableWeights
+from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
 from server.types import EngineInfo
@@ -65,7 +66,12 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
     core = EngineCore(
         runner,
         cache=cache,
-        scheduler=Scheduler(cache, max_num_batched_tokens=batched, max_loras=config.lora.max_loras),
+        scheduler=Scheduler(
+            cache,
+            max_num_batched_tokens=batched,
+            max_loras=config.lora.max_loras,
+            pace=StepPace() if runner.can_split_prompts else None,
+        ),
         max_model_len=size.slot_len,
         vocab_size=vocab_size,
         eos_token_ids=eos_token_ids,

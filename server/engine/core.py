@@ -284,7 +284,10 @@ class EngineCore:
             rejected += self._require_adapters(chunks)
             chunks = [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
         self._num_iteration_tokens = sum(c.num_tokens for c in chunks)
-        return rejected + (self._compute(chunks) if chunks else [])
+        if not chunks:
+            return rejected
+        with self._scheduler.measured(chunks):
+            return rejected + self._compute(chunks)
 
     def _require_adapters(self, chunks: list[Chunk]) -> list[EngineOutput]:
         """Brings the step's adapters into memory; ends the sequences of those that cannot be read again."""

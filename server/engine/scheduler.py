@@ -5,19 +5,27 @@ budget, the youngest is preempted: it goes back to the queue and is computed aga
 """
 
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
 from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.sequence import Sequence, SequenceState
+from server.engine.step_pace import StepPace
 
 
 class Scheduler:
     """Owns the queue; every method runs on the engine's thread."""
 
-    def __init__(self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1) -> None:
-        """Both limit a step; `max_loras` is the number of different adapters."""
+    def __init__(
+        self, cache: CacheManager, *, max_num_batched_tokens: int, max_loras: int = 1, pace: StepPace | None = None
+    ) -> None:
+        """All three limit a step; `max_loras` is the number of different adapters.
+
+        Without a `pace`, prompts beside decoding sequences are limited only as all tokens are.
+        """
         self._cache = cache
+        self._pace = pace
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_loras = max_loras
         self._waiting: deque[Sequence] = deque()
@@ -70,18 +78,28 @@ class Scheduler:
         """The next step's chunks; empty only if no sequence runs or waits."""
         while not self._cache.reserve_next_tokens():
             self._preempt(self._running[-1])
-        budget = self._max_num_batched_tokens
-        chunks: list[Chunk] = []
-        for sequence in sorted(self._running, key=lambda s: s.num_new_tokens > 1):
-            budget -= _add_chunk(chunks, sequence, budget)
-        self._admit(chunks, budget)
-        return chunks
+        decoding = [s for s in self._running if s.num_new_tokens == 1]
+        prefilling = [s for s in self._running if s.num_new_tokens > 1]
+        step = _Step(self._max_num_batched_tokens)
+        for sequence in decoding:
+            step.add(sequence)
+        prompts = prefilling or self._waiting
+        if self._pace is not None and prompts:
+            step.limit_prompts(self._pace.max_prompt_tokens(len(decoding), prompt_len=prompts[0].num_tokens))
+        for sequence in prefilling:
+            step.add(sequence)
+        self._admit(step)
+        return step.chunks
+
+    def measured(self, chunks: list[Chunk]) -> AbstractContextManager[None]:
+        """Measures how long the scheduled chunks take, for the next steps' limits."""
+        return self._pace.measured(chunks) if self._pace is not None else nullcontext()
 
     @property
     def _running(self) -> list[Sequence]:
         return self._cache.holders
 
-    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+    def _admit(self, step: "_Step") -> None:
         """Starts waiting sequences while slots, memory and the step's budget last.
 
         With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
@@ -91,7 +109,7 @@ class Scheduler:
             return
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()
-        while self._waiting and budget > 0 and self._cache.can_admit(self._waiting[0]):
+        while self._waiting and not step.is_full and self._cache.can_admit(self._waiting[0]):
             sequence = self._waiting.popleft()
             has_adapter = not sequence.adapter_id or sequence.adapter_id in adapters or len(adapters) < self._max_loras
             if not has_adapter or self._cache.is_computing_prompt_of(sequence):
@@ -100,10 +118,8 @@ class Scheduler:
             self._start(sequence)
             if sequence.adapter_id:
                 adapters.add(sequence.adapter_id)
-            num_tokens = _add_chunk(chunks, sequence, budget)
-            if num_tokens == 0:
+            if not step.add(sequence):
                 break
-            budget -= num_tokens
         self._waiting.extendleft(reversed(held_back))
 
     def _start(self, sequence: Sequence) -> None:
@@ -130,15 +146,38 @@ class Scheduler:
         self._waiting.appendleft(sequence)
 
 
-def _add_chunk(chunks: list[Chunk], sequence: Sequence, budget: int) -> int:
-    """Appends as much of the sequence as the budget allows; returns the number of tokens.
+class _Step:
+    """Collects a step's chunks as far as its limits allow: decoding sequences first, then prompts."""
 
-    Splits a prompt only if the step computes no other prompt: a prompt that is computed in one piece has the
-    same rounding as in `model.generate`.
-    """
-    num_tokens = min(sequence.num_new_tokens, budget)
-    if num_tokens < sequence.num_new_tokens and any(not c.is_decode for c in chunks):
-        return 0
-    if num_tokens:
-        chunks.append(Chunk(sequence, num_tokens))
-    return num_tokens
+    def __init__(self, max_tokens: int) -> None:
+        self.chunks: list[Chunk] = []
+        self._num_left = max_tokens
+        self._num_prompt_tokens_left = max_tokens
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further prompt can begin."""
+        return min(self._num_left, self._num_prompt_tokens_left) <= 0
+
+    def limit_prompts(self, max_tokens: int | None) -> None:
+        """Limits the step's prompt tokens; a prompt of which half fits is still computed as a whole."""
+        if max_tokens is not None:
+            self._num_prompt_tokens_left = max_tokens
+
+    def add(self, sequence: Sequence) -> bool:
+        """Adds as much of the sequence as the limits allow; False if that is nothing.
+
+        Splits a prompt only if the step computes no other prompt: a prompt that is computed in one piece has
+        the same rounding as in `model.generate`.
+        """
+        num_tokens = min(sequence.num_new_tokens, self._num_left)
+        chunk = Chunk(sequence, num_tokens)
+        if not chunk.is_decode and num_tokens > 2 * self._num_prompt_tokens_left:
+            chunk = Chunk(sequence, self._num_prompt_tokens_left)
+        if chunk.num_tokens <= 0 or (not chunk.is_last and any(not c.is_decode for c in self.chunks)):
+            return False
+        self.chunks.append(chunk)
+        self._num_left -= chunk.num_tokens
+        if not chunk.is_decode:
+            self._num_prompt_tokens_left -= chunk.num_tokens
+        return True

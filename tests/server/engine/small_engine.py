@@ -26,6 +26,7 @@ from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sleep_mode import ReleasableWeights
+from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
 from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
@@ -76,7 +77,9 @@ class SmallEngine:
         sequential: bool = False,
         lora: LoraConfig | None = None,
         reload: Callable[[], PreTrainedModel] | None = None,
+        pace: StepPace | None = None,
     ) -> None:
+        """Without a `pace`, the times of steps change nothing: each run computes the same chunks."""
         self.prefixes: PrefixCache | None = None
         self.num_slots = num_slots
         self.runner: PackedRunner | SequentialRunner
@@ -106,6 +109,7 @@ class SmallEngine:
             self.cache,
             max_loras=lora.max_loras if lora is not None else 1,
             max_num_batched_tokens=max_num_batched_tokens if self.runner.can_split_prompts else max_model_len,
+            pace=pace,
         )
         self.core = EngineCore(
             self.runner,

@@ -43,7 +43,7 @@ def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype: torch.d
         pass
     error = TeacherForcing(runner, as_sequences(prompts), seed=1).largest_error(exact)
     assert 0 < error < 1.5 * plain_error
-    assert error < {torch.bfloat16: 0.1, torch.float16: 0.01}[dtype]
+    assert error < {torch.bfloat16: 0.12, torch.float16: 0.01}[dtype]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_oss"])

@@ -1,0 +1,175 @@
+"""Prompt tokens beside decoding sequences, chosen from the times of earlier steps."""
+
+import itertools
+
+import pytest
+from transformers import PreTrainedModel
+
+from server.engine.batch import Chunk
+from server.engine.sequence import Sequence
+from server.engine.step_pace import StepPace
+from server.types import SamplingParams
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import greedy_outputs, random_prompts
+
+
+class _Steps:
+    """A pace, and a clock that says what the test wants."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self.pace = StepPace(clock=lambda: self._now)
+
+    def take(self, seconds: float, *, num_decodes: int, num_prompt_tokens: int = 0) -> None:
+        """Measures a step of this duration."""
+        chunks = [Chunk(_decoding(), 1) for _ in range(num_decodes)]
+        if num_prompt_tokens:
+            chunks.append(
+                Chunk(Sequence("prompt", [1] * num_prompt_tokens, SamplingParams(max_tokens=1)), num_prompt_tokens)
+            )
+        with self.pace.measured(chunks):
+            self._now += seconds
+
+    def limit(self, *, num_decodes: int) -> int | None:
+        """The limit for a short prompt."""
+        return self.pace.max_prompt_tokens(num_decodes, prompt_len=1)
+
+
+def test_all_prompt_tokens_are_computed_while_nothing_decodes() -> None:
+    steps = _Steps()
+    steps.take(10.0, num_decodes=0, num_prompt_tokens=512)
+    assert steps.pace.max_prompt_tokens(0, prompt_len=2000) is None
+
+
+def test_the_first_step_beside_prompts_is_measured_without_them() -> None:
+    steps = _Steps()
+    assert steps.limit(num_decodes=8) == 0
+    steps.take(0.02, num_decodes=8)
+    assert steps.limit(num_decodes=9) == 32
+    assert steps.limit(num_decodes=16) == 0
+
+
+def test_prompts_double_the_time_of_a_step() -> None:
+    steps = _Steps()
+    steps.take(0.020, num_decodes=8)
+    steps.take(0.020 + 32 * 0.0002, num_decodes=8, num_prompt_tokens=32)
+    assert steps.limit(num_decodes=8) == pytest.approx(100, abs=1)
+
+
+def test_the_limit_follows_what_prompt_tokens_cost() -> None:
+    steps = _Steps()
+    steps.take(0.020, num_decodes=1)
+    limits: list[int | None] = []
+    for token_s in [0.0001] * 5 + [0.0004] * 5:
+        steps.take(0.020 + 100 * token_s, num_decodes=1, num_prompt_tokens=100)
+        limits.append(steps.limit(num_decodes=1))
+    assert limits == pytest.approx([200] * 7 + [50] * 3, abs=1)
+
+
+def test_one_slow_step_changes_no_limit() -> None:
+    steps = _Steps()
+    for seconds in (0.020, 0.020, 3.0):
+        steps.take(seconds, num_decodes=4)
+    for seconds in (0.040, 0.040, 3.0):
+        steps.take(seconds, num_decodes=4, num_prompt_tokens=50)
+    assert steps.limit(num_decodes=4) == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize(("prompt_len", "limit"), [(10, 32), (128, 32), (400, 100), (8000, 2000)])
+def test_expensive_prompts_still_make_progress(prompt_len: int, limit: int) -> None:
+    steps = _Steps()
+    steps.take(0.001, num_decodes=1)
+    steps.take(5.0, num_decodes=1, num_prompt_tokens=32)
+    assert steps.pace.max_prompt_tokens(1, prompt_len=prompt_len) == limit
+
+
+def test_prompts_that_cost_nothing_are_not_limited() -> None:
+    steps = _Steps()
+    steps.take(0.020, num_decodes=1)
+    steps.take(0.019, num_decodes=1, num_prompt_tokens=32)
+    assert steps.limit(num_decodes=1) is None
+
+
+def test_a_long_prompt_lets_all_others_generate_between_its_chunks(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    engine = _engine(llama, token_s=0.0002, max_model_len=512)
+    prompts = random_prompts(3, 4, 5, 400)
+    short = [engine.add(str(i), prompt, max_tokens=40) for i, prompt in enumerate(prompts[:3])]
+    for _ in range(3):
+        engine.step()
+    long = engine.add("long", prompts[3], max_tokens=2)
+    while not long.token_ids:
+        before = [len(c.token_ids) for c in short]
+        engine.step()
+        assert [len(c.token_ids) for c in short] == [n + 1 for n in before]
+    engine.run()
+    chunks = [step["long"] for step in engine.steps if "long" in step]
+    assert chunks == pytest.approx([100, 103, 197, 1], abs=2)
+    expected = greedy_outputs(plain_llama, prompts[:3], 40) + greedy_outputs(plain_llama, prompts[3:], 2)
+    assert [c.token_ids for c in (*short, long)] == expected
+
+
+def test_short_prompts_within_the_limit_share_a_step(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=0.001)
+    engine.add("first", random_prompts(40)[0], max_tokens=100)
+    for _ in range(2):
+        engine.step()
+    engine.add("measured", random_prompts(30)[0], max_tokens=1)
+    engine.step()
+    for name in "abcde":
+        engine.add(name, random_prompts(10)[0], max_tokens=1)
+    engine.step()
+    assert engine.steps[-1] == {"first": 1, "a": 10, "b": 10, "c": 10}
+
+
+def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=1.0)
+    engine.add("first", random_prompts(40)[0], max_tokens=100)
+    for _ in range(2):
+        engine.step()
+    for name, prompt in zip(("short", "long"), random_prompts(63, 70), strict=True):
+        engine.add(name, prompt, max_tokens=1)
+    engine.run()
+    beside = [{i: n for i, n in step.items() if i != "first"} for step in engine.steps]
+    assert [step for step in beside if step] == [{"short": 63}, {"long": 32}, {"long": 38}]
+
+
+def test_the_users_limit_stays(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=0.0, max_num_batched_tokens=20)
+    engine.add("first", random_prompts(3)[0], max_tokens=100)
+    for _ in range(3):
+        engine.step()
+    engine.add("long", random_prompts(100)[0], max_tokens=1)
+    engine.run()
+    assert {step["long"] for step in engine.steps if "long" in step} == {19, 5}
+
+
+def test_no_request_starves_while_others_keep_arriving(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=1.0)
+    names = itertools.count()
+    long = engine.add("long", random_prompts(150)[0], max_tokens=3)
+    for _ in range(60):
+        engine.add(str(next(names)), random_prompts(5)[0], max_tokens=3)
+        engine.step()
+    assert long.finish_reason == "length"
+    started = [int(i) for step in engine.steps for i, n in step.items() if i != "long" and n == 5]
+    assert started == sorted(started)
+    engine.run()
+    assert all(c.finish_reason == "length" for c in engine.completions.values())
+
+
+def _engine(model: PreTrainedModel, *, token_s: float, **sizes: int) -> SmallEngine:
+    """An engine whose steps take 20 ms and `token_s` for each token, by the clock of its pace."""
+
+    def clock() -> float:
+        return sum(0.02 + token_s * sum(step.values()) for step in engine.steps)
+
+    engine = SmallEngine(model, pace=StepPace(clock), **sizes)
+    return engine
+
+
+def _decoding() -> Sequence:
+    sequence = Sequence("decoding", [1, 2], SamplingParams(max_tokens=1))
+    sequence.num_computed_tokens = 1
+    return sequence
