@@ -120,6 +120,19 @@ def _describe(err: Exception) -> str:
     return describe_memory_failure(err) or "the engine failed; its log has the traceback"
 
 
+def _is_plain(message: Request) -> bool:
+    """Whether it needs no more of torch than the API process's own request has needed.
+
+    What else is imported then would be imported in an order that torch does not support.
+    """
+    match message:
+        case Generate(params=params, inputs=inputs):
+            return inputs is None and params.guided is None and not params.adapter_id
+        case Pool() | Ping() | Abort():
+            return True
+    return False
+
+
 def _do_idle_work(core: "EngineCore | PoolingCore", seconds: float) -> bool:
     """Does idle work for about this time, at least one piece; True while there is more."""
     end_s = monotonic() + seconds
@@ -193,6 +206,8 @@ class _EngineLoop:
             for message in self._messages(until_s=0 if core.has_work else idle_until_s):
                 if message is None:
                     return 0
+                if not _is_plain(message):
+                    imports.restore()
                 self._handle(message, core)
                 has_idle_work = has_idle_work or isinstance(message, WakeUp)
                 if idle_work_due_s == inf and not isinstance(message, Ping):
