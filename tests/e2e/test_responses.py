@@ -56,7 +56,7 @@ def test_client_forces_a_tool(client: OpenAI) -> None:
     )
     (call,) = response.output
     assert call.type == "function_call"
-    assert set(json.loads(call.arguments)) == {"city"}
+    assert "city" in json.loads(call.arguments)  # the tool's schema allows other members, too
 
 
 def test_a_response_in_the_background_is_cancelled(server: ServerProcess, client: OpenAI) -> None:

@@ -97,7 +97,7 @@ def test_in_bfloat16_every_token_is_within_rounding_of_the_plain_models_best(
         logits = _logits_before_each(plain_bfloat16, prompt, output)
         best = logits.max(dim=-1)
         chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
-        assert ((best.values - chosen) <= 3 * _BF16_STEP * best.values.abs()).all()
+        assert ((best.values - chosen) <= 4 * _BF16_STEP * best.values.abs()).all()
         num_best += int((best.indices == torch.tensor(output)).sum())
     assert num_best > 0.95 * len(chosen_prompts) * NUM_TOKENS
 

@@ -72,7 +72,7 @@ class ServeSettings(ResultPart, frozen=True, kw_only=True):
     stream: bool
     max_tokens: int
     prompt_tokens: int
-    shared_prefix_tokens: int = 0
+    shared_prefix_tokens: int
     ignore_eos: bool
     num_rounds: int
     num_requests: dict[int, int]
