@@ -51,6 +51,9 @@ class CopiedSlots:
         for part in self._parts:
             self._clear(part[slot, :length])
 
+    def hide_closed(self, slots: range) -> None:
+        """Does nothing: closed slots can be read without committing memory."""
+
     def keep(self, slot: int, length: int) -> list[torch.Tensor]:
         """A copy of the first `length` tokens of a slot, until `drop`."""
         kept = [part[slot, :length].clone() for part in self._parts]

@@ -75,8 +75,9 @@ class MemoryFile:
 
     @property
     def num_mappings(self) -> int:
-        """Mappings of slots whose ranges have changed."""
-        return len(self._parts) * sum(map(len, self._mapped.values()))
+        """Mappings of slots whose ranges have changed; what `unmap` leaves is one more."""
+        num_unmapped = sum(not ranges or ranges[-1].end < self._slot_len for ranges in self._mapped.values())
+        return len(self._parts) * (sum(map(len, self._mapped.values())) + num_unmapped)
 
     def can_map(self, num_ranges: int) -> bool:
         """Whether the system permits one more slot of so many ranges."""
@@ -89,14 +90,26 @@ class MemoryFile:
     def map(self, slot: int, ranges: list[MappedRange]) -> None:
         """Maps ranges into a slot; together they are all of it."""
         present = self.ranges(slot)
-        for segment, begin, end in ranges:
-            if any(p.segment == segment and p.begin <= begin and end <= p.end for p in present):
-                continue
-            for in_slot, in_file, num_bytes in self._places(slot, segment, begin, end):
-                self._mmap(in_slot, num_bytes, in_file)
+        for segment, first, end in ranges:
+            begin = max((p.end for p in present if p.segment == segment and p.begin <= first < p.end), default=first)
+            if begin < end:
+                for in_slot, in_file, num_bytes in self._places(slot, segment, begin, end):
+                    self._mmap(in_slot, num_bytes, in_file)
         self._mapped[slot] = ranges
         if self.ranges(slot) == [MappedRange(slot, 0, self._slot_len)]:
             del self._mapped[slot]
+
+    def unmap(self, slot: int, begin: int) -> None:
+        """Takes the file away from the tokens of a slot from `begin` on: they read as zeros, without memory.
+
+        Reading a page of the file commits it. Does nothing where the system permits no more mappings.
+        """
+        present = self.ranges(slot)
+        if not present or present[-1].end <= begin or not self.can_map(1):
+            return
+        for in_slot, _, num_bytes in self._places(slot, 0, begin, self._slot_len):
+            self._mmap(in_slot, num_bytes, None)
+        self._mapped[slot] = [MappedRange(n, first, min(end, begin)) for n, first, end in present if first < begin]
 
     def copy(self, slot: int, segment: int, begin: int, end: int) -> None:
         """Copies tokens of a segment to the same positions of a slot."""
@@ -121,11 +134,14 @@ class MemoryFile:
                 in_file = segment * self._segment_bytes + self._slot_len * bytes_before + begin * token_bytes
             yield in_slot, in_file, (end - begin) * token_bytes
 
-    def _mmap(self, in_pages: int, num_bytes: int, in_file: int) -> None:
+    def _mmap(self, in_pages: int, num_bytes: int, in_file: int | None) -> None:
+        """Maps a place of the file, or without one zeros that can only be read."""
         address = self._address + in_pages
-        flags = mmap.MAP_SHARED | _MAP_FIXED | _MAP_NORESERVE
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        if _libc().mmap(address, num_bytes, protection, flags, self._file, in_file) != address:
+        flags, protection, file = mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, self._file
+        if in_file is None:
+            flags, protection, file = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ, -1
+        flags |= _MAP_FIXED | _MAP_NORESERVE
+        if _libc().mmap(address, num_bytes, protection, flags, file, in_file or 0) != address:
             raise _last_error("mmap")
 
 

@@ -95,6 +95,8 @@ class PackedRunner:
             device=self._model.device,
             count_shared=self.cache.slots.count_common_tokens,
         )
+        for group in batch.decode_groups:
+            self.cache.slots.hide_closed(range(group.first_slot, group.last_slot))
         keep: list[int] = []
         rows: list[slice] = []
         for chunk, span in zip(batch.chunks, batch.chunk_rows, strict=True):

@@ -25,6 +25,7 @@ from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
+from server.engine.shared_slots import SharedSlots
 from server.engine.sleep_mode import ReleasableWeights
 from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
@@ -182,6 +183,13 @@ class SmallEngine:
             return compute(chunks)
 
         self.runner.step = step  # type: ignore[method-assign]
+
+    @property
+    def num_committed_bytes(self) -> int:
+        """Memory of the slots."""
+        assert self.cache._kv_cache is not None
+        assert isinstance(self.cache._kv_cache.slots, SharedSlots)
+        return self.cache._kv_cache.slots.memory.num_committed_bytes
 
     def assert_nothing_leaked(self) -> None:
         """Checks that no request, slot, token, grammar or model cache is held."""

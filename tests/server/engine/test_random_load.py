@@ -80,6 +80,8 @@ def test_random_requests_and_aborts_on_little_memory(
     if engine.prefixes is not None:
         assert engine.prefixes.num_hit_tokens > 500
         assert engine.prefixes.num_tokens <= prefix_tokens
+    engine.cache.forget_prefixes()
+    assert engine.num_committed_bytes == 0
 
 
 def _count_preemptions(engine: SmallEngine) -> list[str]:

@@ -56,6 +56,46 @@ def test_memory_is_freed_up_to_what_others_hold() -> None:
     memory.check()
 
 
+def test_reading_closed_slots_takes_no_memory() -> None:
+    """As steps do whose sequences have closed slots between them."""
+    memory = _Memory(num_slots=4)
+    for slot in range(4):
+        memory.open(slot)
+        memory.write(slot, 0, 300)
+    kept = memory.keep(1, 290)
+    for slot in (1, 2):
+        memory.close(slot)
+    before = memory.slots.memory.num_committed_bytes
+    memory.slots.hide_closed(range(4))
+    for part in memory.parts:
+        assert part[1, :290].all(), "a kept beginning stays mapped"
+        assert not part[1, 5 * _BLOCK :].any()
+        assert not part[2].any()
+    memory.check()
+    assert memory.slots.memory.num_committed_bytes == before
+    memory.drop(kept)
+    memory.slots.hide_closed(range(4))
+    assert not any(part[1:3].any() for part in memory.parts)
+    assert memory.slots.memory.num_committed_bytes == 2 * 5 * _BLOCK * sum(_TOKEN_BYTES)
+    for slot in (1, 2):
+        memory.open(slot, 0, 300)
+        memory.write(slot, 300, 8 * _BLOCK)
+    memory.check()
+
+
+def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted() -> None:
+    memory = _Memory(num_slots=16)
+    memory.slots.memory._max_mappings = 10
+    for slot in range(16):
+        memory.open(slot)
+        memory.close(slot)
+    memory.slots.hide_closed(range(16))
+    assert memory.slots.memory.num_mappings == 10
+    memory.open(15)
+    memory.write(15, 0, 100)
+    memory.check()
+
+
 def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own() -> None:
     memory = _Memory()
     memory.open(0)
@@ -106,6 +146,8 @@ def test_slots_always_contain_what_was_written_to_them(seed: int, max_mappings: 
     for _ in range(300):
         memory.do_something(rng)
         memory.check()
+        if max_mappings == 1000:
+            memory.read_closed()
     for slot, expected in memory.written.items():
         assert all((part[slot] == expected[:, None]).all() for part in memory.parts), "behind it are zeros"
     for slot in list(memory.written):
@@ -167,6 +209,12 @@ class _Memory:
         for slot, expected in self.written.items():
             length = self.lengths[slot]
             assert all((part[slot, :length] == expected[:length, None]).all() for part in self.parts)
+
+    def read_closed(self) -> None:
+        slots = sorted(set(range(self.num_slots)) - set(self.written))
+        self.slots.hide_closed(range(self.num_slots))
+        for part in self.parts:
+            part[slots].any()
 
     def do_something(self, rng: random.Random) -> None:
         """A random call that the cache manager could make."""
