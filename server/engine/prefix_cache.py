@@ -35,7 +35,10 @@ class PrefixMatch:
 
 
 class PrefixCache:
-    """Evicts the least recently used entry first. Used on the engine's thread."""
+    """Evicts the least recently used entry first, of those that running sequences do not hold.
+
+    Used on the engine's thread.
+    """
 
     def __init__(self, slots: Slots, *, max_tokens: int) -> None:
         """At most `max_tokens` are in entries alone; tokens of running sequences do not count."""
@@ -104,9 +107,18 @@ class PrefixCache:
         self._next_id += 1
 
     def shrink_to(self, max_tokens: int) -> None:
-        """Drops the least recently used entries until `max_tokens` or the cache's own maximum remain."""
+        """Drops entries until `max_tokens` or the cache's own maximum remain."""
         while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
-            self._drop(next(iter(self._entries)))
+            self._drop(self._choose_evicted())
+
+    def _choose_evicted(self) -> int:
+        """The least recently used entry; if possible one that frees most of its tokens now."""
+        return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
+
+    def _is_in_use(self, entry: CachedPrefix) -> bool:
+        """Whether running sequences hold most of its tokens."""
+        num_tokens = len(entry.token_ids)
+        return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
 
     def _drop(self, entry_id: int) -> None:
         self._slots.drop(self._entries.pop(entry_id).kept)

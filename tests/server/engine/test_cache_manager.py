@@ -38,7 +38,7 @@ def test_the_next_tokens_memory_comes_from_the_prefix_cache_until_the_budget_is_
     kv_cache = _kv_cache()
     prefixes = PrefixCache(kv_cache.slots, max_tokens=60)
     cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
-    _complete(cache, 40)
+    _complete(cache, *random_prompts(40, seed=40))
     first, second = as_sequences(random_prompts(25, 33, seed=2))
     cache.admit(first)
     cache.admit(second)
@@ -72,11 +72,11 @@ def test_a_gpu_without_room_for_an_ended_sequence_empties_the_prefix_cache(caplo
     )
     prefixes = PrefixCache(slots, max_tokens=90)
     cache = CacheManager(num_slots=2, max_tokens=100, kv_cache=kv_cache, prefixes=prefixes)
-    _complete(cache, 40)
+    _complete(cache, *random_prompts(40, seed=40))
     assert prefixes.num_tokens == 40
     slots.is_full = True
     with caplog.at_level(logging.WARNING, logger="server.engine.cache_manager"):
-        _complete(cache, 41)
+        _complete(cache, *random_prompts(41, seed=41))
     assert prefixes.num_tokens == 0
     assert [r.getMessage() for r in caplog.records] == [
         "the GPU has no room for a prompt of 41 tokens: the prefix cache is emptied"
@@ -103,11 +103,34 @@ def test_a_shared_beginning_counts_once() -> None:
     assert cache.can_admit(third)
 
 
-def _complete(cache: CacheManager, num_tokens: int) -> None:
+def test_prefixes_that_running_sequences_hold_are_evicted_last() -> None:
+    kv_cache = _kv_cache()
+    prefixes = PrefixCache(kv_cache.slots, max_tokens=120)
+    cache = CacheManager(num_slots=3, max_tokens=300, kv_cache=kv_cache, prefixes=prefixes)
+    used, idle = random_prompts(65, 40)
+    for tokens in (used, idle):
+        _complete(cache, tokens)
+    [running] = as_sequences([[*used[:64], 5, 6]])
+    cache.admit(running)
+    assert prefixes.num_tokens == 1 + 40, "the running sequence holds 64 of 65"
+    assert _count_found(prefixes, idle) == 40, "now the other one is the least recently used"
+    prefixes.shrink_to(20)
+    assert [_count_found(prefixes, tokens) for tokens in (used, idle)] == [65, 0]
+    prefixes.shrink_to(0)
+    assert [_count_found(prefixes, tokens) for tokens in (used, idle)] == [0, 0]
+
+
+def _count_found(prefixes: PrefixCache, tokens: list[int]) -> int:
+    [sequence] = as_sequences([[*tokens, 5]])
+    found = prefixes.match(sequence, [])
+    return found.length if found is not None else 0
+
+
+def _complete(cache: CacheManager, tokens: list[int]) -> None:
     """Admits a sequence, counts all its tokens as computed and releases it."""
-    [sequence] = as_sequences(random_prompts(num_tokens, seed=num_tokens))
+    [sequence] = as_sequences([tokens])
     cache.admit(sequence)
-    sequence.num_computed_tokens = num_tokens
+    sequence.num_computed_tokens = len(tokens)
     cache.release(sequence)
 
 
