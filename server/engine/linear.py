@@ -36,8 +36,9 @@ class LinearPacker:
     def pack_next(self) -> bool:
         """Packs one layer with its siblings, or a part of them; False when none is left."""
         if self._todo is None:  # not in the constructor, which delays the first token
-            self._product = choose_product(self._model) if _has_room_for_copy(self._model) else None
-            self._todo = list(_groups(self._model))[::-1] if self._product else []
+            self._product = choose_product(self._model)
+            groups = list(_groups(self._model)) if self._product else []
+            self._todo = groups[::-1] if self._product and _has_room(groups, self._product) else []
         if self._packing is None:
             if not self._todo or self._product is None:
                 return False
@@ -122,6 +123,6 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _has_room_for_copy(model: torch.nn.Module) -> bool:
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+def _has_room(groups: list[list[torch.nn.Linear]], product: type[PackedProduct]) -> bool:
+    num_bytes = sum(product.count_bytes(linear.weight) for group in groups for linear in group)
     return num_bytes < available_bytes() / 2

@@ -12,12 +12,18 @@ _LARGEST_EXPONENT = 15
 """Scaled weights are below 2 ** 15, half of float16's range."""
 _MAX_SCALE_EXPONENT = 120
 """The scale itself is a float32."""
+_FBGEMM_ROWS, _FBGEMM_COLUMNS = 512, 16
+"""FBGEMM pads a packed weight to whole blocks of so many input and output features."""
 
 
 class PackedProduct(Protocol):
     """A linear layer's function with a packed copy of its weight [out_features, in_features]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None: ...
+
+    @staticmethod
+    def count_bytes(weight: torch.Tensor) -> int:
+        """The size of a weight's packed copy."""
 
     def pack_next(self) -> bool:
         """Packs a part of the weight; False when nothing is left."""
@@ -50,6 +56,10 @@ class OneDnnProduct:
         self._weight = weight
         self._bias = bias
 
+    @staticmethod
+    def count_bytes(weight: torch.Tensor) -> int:
+        return weight.nbytes
+
     def pack_next(self) -> bool:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight)
         return False
@@ -69,12 +79,17 @@ class FbgemmProduct:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight_scale = _scale(weight)
         self._input_scale = torch.tensor([1 / self._weight_scale])
-        rows = -(-_PART_ELEMENTS // weight.shape[1] // _PART_ALIGNMENT) * _PART_ALIGNMENT
+        rows = _round_up(math.ceil(_PART_ELEMENTS / weight.shape[1]), _PART_ALIGNMENT)
         biases = torch.split(bias, rows) if bias is not None else [None] * -(-weight.shape[0] // rows)
         self._todo = list(zip(torch.split(weight, rows), biases, strict=True))[::-1]
         self._scaled = torch.empty(0)  # one buffer for all parts: freed ones would leave gaps between the packed
         self._parts: list[tuple[slice, torch.ScriptObject]] = []
         self._out_features = 0
+
+    @staticmethod
+    def count_bytes(weight: torch.Tensor) -> int:
+        out_features, in_features = weight.shape
+        return _round_up(out_features, _FBGEMM_COLUMNS) * _round_up(in_features, _FBGEMM_ROWS) * torch.half.itemsize
 
     def pack_next(self) -> bool:
         weight, bias = self._todo.pop()
@@ -98,6 +113,10 @@ class FbgemmProduct:
         for columns, packed in self._parts:
             output[..., columns] = torch.ops.quantized.linear_dynamic_fp16(inputs, packed)
         return output
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _scale(weight: torch.Tensor) -> float:

@@ -1,5 +1,8 @@
 """Packed linear layers give the results of plain ones: bit for bit with oneDNN, rounded once with FBGEMM."""
 
+import ctypes
+from typing import ClassVar
+
 import psutil
 import pytest
 import torch
@@ -198,7 +201,9 @@ def test_small_layers_are_not_packed() -> None:
 @needs_packing
 def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
-    num_bytes = 64 * 64 * 2
+    product = choose_product(layer)
+    assert product is not None
+    num_bytes = product.count_bytes(layer.weight)
     monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes)
     LinearPacker(layer).pack_next()
     assert not _is_packed(layer)
@@ -229,6 +234,17 @@ def test_packing_takes_one_copy_of_the_weights() -> None:
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
 
+@needs_fbgemm
+@pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
+def test_the_size_of_a_packed_copy_is_known(in_features: int, out_features: int, fbgemm: None) -> None:
+    layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
+    _pack_all(layers[0])  # allocates what all layers share
+    before = _allocated_bytes()
+    for layer in layers[1:]:
+        _pack_all(layer)
+    assert _allocated_bytes() - before == pytest.approx(5 * FbgemmProduct.count_bytes(layers[0].weight), rel=0.05)
+
+
 def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
     """The layer's output is within the type's precision of the product in double precision."""
     bias = layer.bias.double() if layer.bias is not None else None
@@ -245,6 +261,21 @@ def _own_bytes() -> int:
     """The process's memory without mapped files, as the first call reads much of the library."""
     memory = psutil.Process().memory_info()
     return memory.rss - memory.shared  # type: ignore[no-any-return]
+
+
+def _allocated_bytes() -> int:
+    """Bytes of the C heap that are in use (mallinfo2(3))."""
+
+    class MallInfo(ctypes.Structure):
+        _fields_: ClassVar = [
+            *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
+            *((name, ctypes.c_size_t) for name in ("hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+        ]
+
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallInfo
+    info = libc.mallinfo2()
+    return info.hblkhd + info.uordblks  # type: ignore[no-any-return]
 
 
 def _pack_all(model: torch.nn.Module) -> None:
