@@ -1,12 +1,12 @@
 """Sleep: frees the model's weights, and reads them again on waking up."""
 
-import ctypes
 import gc
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from transformers import PreTrainedModel
+
+from server.machine.heap import trim_heap
 
 
 class ReleasableWeights:
@@ -42,5 +42,4 @@ def _return_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()

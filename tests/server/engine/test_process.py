@@ -1,6 +1,7 @@
 """The engine's loop on a real socket; here it runs in a thread."""
 
 import gc
+import queue
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from server.engine import process
 from server.engine.channel import BlockingChannel
 from server.engine.messages import FromEngine, Generate, Ping, Pong, Ready, Step
 from server.engine.phases import Phases
+from server.machine import heap
 from server.types import SamplingParams
 
 TIMEOUT_S = 60
@@ -88,3 +90,18 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
         engine.send(Generate(name, [1, 2], SamplingParams(max_tokens=1)))
         assert isinstance(engine.receive(), Step)
     assert not engine.imports.restored.is_set()
+
+
+def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: queue.SimpleQueue[None] = queue.SimpleQueue()
+    monkeypatch.setattr(heap, "trim_heap", lambda: trimmed.put(None))
+    monkeypatch.setattr(process, "_TRIM_DELAY_S", 0.0)
+    assert isinstance(engine.receive(), Ready)
+    for name in ("one", "two"):
+        engine.send(Generate(name, [1, 2], SamplingParams(max_tokens=1)))
+        assert isinstance(engine.receive(), Step)
+        trimmed.get(timeout=TIMEOUT_S)
+        for _ in range(3):
+            engine.send(Ping())
+            assert isinstance(engine.receive(), Pong)
+        assert trimmed.empty()

@@ -1,0 +1,31 @@
+"""The C library's heap. It keeps freed memory between blocks that are still in use."""
+
+import ctypes
+from contextlib import suppress
+from math import inf
+from time import monotonic
+
+
+def trim_heap() -> None:
+    """Gives freed memory back to the system; takes some milliseconds. Only glibc needs it and can do it."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+class HeapTrimmer:
+    """Trims the heap once, some time after the last work."""
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        self.due_s = inf
+        """On the monotonic clock."""
+
+    def postpone(self) -> None:
+        """Called after work."""
+        self.due_s = monotonic() + self._delay_s
+
+    def trim_if_due(self) -> None:
+        """Blocks while it trims."""
+        if monotonic() >= self.due_s:
+            trim_heap()
+            self.due_s = inf
