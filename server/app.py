@@ -62,6 +62,7 @@ class ServerApp(Starlette):
                 return
             if not is_probe:
                 await self._turns.wait()
+                receive = self._turns.pace(receive)
             if self._root_path:
                 scope["root_path"] = self._root_path
         await super().__call__(scope, receive, send)

@@ -161,6 +161,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._drop(len(body))
         else:
+            self._avoid_copies(self.cycle)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -205,6 +206,18 @@ class BoundedConnection(HttpToolsProtocol):
         lines += [name + b": " + value for name, value in self.headers if name not in _UPGRADE_HEADERS]
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"\r\n".join([*lines, b"", b""]) + rest)
+
+    @staticmethod
+    def _avoid_copies(cycle: RequestResponseCycle) -> None:
+        """Prepares uvicorn's buffer for the next piece of a body.
+
+        uvicorn adds pieces to a bytearray and passes on a copy of that. Bytes added to empty bytes are not
+        copied, and neither are bytes that are passed on.
+        """
+        if not cycle.body:
+            cycle.body = b""  # type: ignore[assignment]
+        elif isinstance(cycle.body, bytes):
+            cycle.body = bytearray(cycle.body)  # the request has not taken the piece before
 
     def _find_head_error(self) -> Rejection | None:
         """Why the request whose headers are complete must be rejected; None if it is accepted."""

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from starlette.types import Message
+
 from server.routes.turns import LoopTurns
 
 
@@ -47,3 +49,46 @@ async def test_a_cancelled_request_uses_up_no_turn():
     await asyncio.wait(tasks)
     assert [task.cancelled() for task in tasks] == [False] * 4 + [True] * 36 + [False] * 10
     await asyncio.wait_for(turns.wait(), 30)
+
+
+async def test_bodies_are_read_a_few_pieces_at_a_time():
+    turns = LoopTurns()
+    num_read = 0
+
+    async def receive() -> Message:
+        nonlocal num_read
+        num_read += 1
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read_ten_pieces() -> None:
+        receive_in_turn = turns.pace(receive)
+        for _ in range(10):
+            await receive_in_turn()
+
+    tasks = [asyncio.create_task(read_ten_pieces()) for _ in range(20)]
+    await asyncio.sleep(0)
+    sizes = []
+    while not all(task.done() for task in tasks):
+        before = num_read
+        await asyncio.sleep(0)
+        sizes.append(num_read - before)
+    assert num_read == 200
+    assert max(sizes) <= 4
+    await asyncio.gather(*tasks)
+
+
+async def test_a_body_of_one_piece_takes_no_turn():
+    turns = LoopTurns()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    for _ in range(20):
+        receive_in_turn = turns.pace(receive)
+        for _ in range(2):  # the second call waits for the client's disconnection
+            try:
+                receive_in_turn().send(None)  # type: ignore[attr-defined]
+            except StopIteration:
+                pass
+            else:
+                raise AssertionError("it waited")
