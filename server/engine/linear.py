@@ -1,7 +1,7 @@
 """Packs the weights of linear layers for the products of `linear_products`, while requests run.
 
-Layers that are packed with oneDNN give the results of `torch.nn.functional.linear` bit for bit; those of
-FBGEMM have float32 sums, rounded once. tests/server/engine/test_linear.py checks both.
+In bfloat16, layers that are packed with oneDNN give the results of `torch.nn.functional.linear` bit for bit.
+All others have float32 sums, rounded once. tests/server/engine/test_linear.py checks both.
 """
 
 from collections.abc import Iterator
@@ -99,24 +99,21 @@ class _PackedGroup:
 
 def _groups(model: torch.nn.Module) -> Iterator[list[torch.nn.Linear]]:
     """The layers worth packing in the model's order, siblings together."""
+    dtype = next(model.parameters()).dtype
     grouped: set[torch.nn.Module] = set()
     for module in model.modules():
         for names in _SIBLINGS:
-            siblings = [child for name in names if _is_packable(child := getattr(module, name, None))]
+            siblings = [child for name in names if _is_packable(child := getattr(module, name, None), dtype)]
             if len(siblings) == len(names) and len({(x.in_features, x.bias is None) for x in siblings}) == 1:
                 grouped.update(siblings)
                 yield siblings
-        if _is_packable(module) and module not in grouped:
+        if _is_packable(module, dtype) and module not in grouped:
             yield [module]
 
 
-def _is_packable(module: object) -> TypeGuard[torch.nn.Linear]:
-    """Plain layers that are large enough, without those that a model keeps in float32, such as routers."""
-    return (
-        type(module) is torch.nn.Linear
-        and module.out_features >= _MIN_OUT_FEATURES
-        and module.weight.dtype != torch.float32
-    )
+def _is_packable(module: object, dtype: torch.dtype) -> TypeGuard[torch.nn.Linear]:
+    """Plain layers that are large enough, without those that a model keeps in another type (routers)."""
+    return type(module) is torch.nn.Linear and module.out_features >= _MIN_OUT_FEATURES and module.weight.dtype == dtype
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:

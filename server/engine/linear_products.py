@@ -1,4 +1,4 @@
-"""Products of rows with packed weights, for processors on which torch's own are slow in half precision."""
+"""Products of rows with packed weights, where they are faster than torch's own."""
 
 import math
 from typing import Protocol
@@ -33,14 +33,13 @@ class PackedProduct(Protocol):
 
 
 def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
-    """The fastest product for the model's type on this processor; None if torch's own is as fast.
-
-    Float32 is left alone: it would gain nothing and be rounded differently.
-    """
+    """The fastest product for the model's type on this processor; None if torch's own is as fast."""
     parameter = next(model.parameters())
     if parameter.device.type != "cpu":
         return None
     has_onednn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    if parameter.dtype == torch.float32 and has_onednn:
+        return OneDnnProduct
     if parameter.dtype == torch.bfloat16 and has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return OneDnnProduct
     is_fast_already = parameter.dtype == torch.float16 and has_onednn and torch.ops.mkldnn._is_mkldnn_fp16_supported()
@@ -50,7 +49,11 @@ def choose_product(model: torch.nn.Module) -> type[PackedProduct] | None:
 
 
 class OneDnnProduct:
-    """oneDNN's blocked layout for bfloat16 (AVX-512, AMX): the bits of `F.linear` in half the time."""
+    """oneDNN's blocked layout for float32, and for bfloat16 where the processor has instructions for it.
+
+    Products of few rows take half to two thirds of the time of `F.linear`. In bfloat16 they have the same
+    bits; in float32 `F.linear` calls another library (MKL), which adds in another order.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._weight = weight

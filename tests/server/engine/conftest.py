@@ -10,8 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from server.engine.linear import LinearPacker
-from tests.server.engine.tiny_models import PACKED, build_model, save_model
+from tests.server.engine.tiny_models import PACKED, build_model, pack_layers, save_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,9 +60,7 @@ def _one_thread() -> Iterator[None]:
 def real_model(model_path: Path) -> PreTrainedModel:
     """SmolLM2-135M-Instruct in bfloat16 with packed linear layers; shared by engines one after the other."""
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16).eval()
-    packer = LinearPacker(model)
-    while packer.pack_next():
-        pass
+    pack_layers(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Packed linear layers give the results of plain ones: bit for bit with oneDNN, rounded once with FBGEMM."""
+"""Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
 
 import ctypes
 from typing import ClassVar
@@ -12,7 +12,7 @@ from server.engine import linear as linear_module
 from server.engine import linear_products
 from server.engine.linear import LinearPacker
 from server.engine.linear_products import FbgemmProduct, choose_product
-from tests.server.engine.tiny_models import PACKED, build_model
+from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
 
 needs_bf16_kernels = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -20,6 +20,7 @@ needs_bf16_kernels = pytest.mark.skipif(
 )
 
 
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 needs_fbgemm = pytest.mark.skipif(
     torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM does not support this processor"
 )
@@ -39,7 +40,7 @@ SIZES = pytest.mark.parametrize(
 def test_packed_layer_is_bit_equal_for_every_batch_size(in_features: int, out_features: int, bias: bool) -> None:
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=torch.bfloat16)
-    _pack_all(layer)
+    pack_layers(layer)
     for batch in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64):
         x = torch.randn(1, batch, in_features, dtype=torch.bfloat16)
         with torch.inference_mode():
@@ -61,7 +62,7 @@ def test_fbgemm_rounds_float32_sums_once(
 ) -> None:
     torch.manual_seed(in_features * out_features)
     layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
-    _pack_all(layer)
+    pack_layers(layer)
     for batch in (1, 2, 3, 5, 8, 16, 33):
         _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
 
@@ -70,7 +71,7 @@ def test_fbgemm_rounds_float32_sums_once(
 def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
     torch.manual_seed(0)
     layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
-    _pack_all(layer)
+    pack_layers(layer)
     x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
     _assert_one_rounding(layer, x)
     _assert_one_rounding(layer, x[:, ::2])
@@ -85,7 +86,7 @@ def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm
     layer = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
     with torch.no_grad():
         layer.weight.mul_(scale)
-    _pack_all(layer)
+    pack_layers(layer)
     _assert_one_rounding(layer, torch.randn(3, 64, dtype=torch.bfloat16))
 
 
@@ -108,7 +109,7 @@ def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: No
     layer = torch.nn.Linear(40, 64, dtype=torch.bfloat16)
     with torch.no_grad():
         layer.weight[3, 4] = value
-    _pack_all(layer)
+    pack_layers(layer)
     with torch.inference_mode():
         assert not layer(torch.ones(1, 40, dtype=torch.bfloat16)).isfinite().any()
 
@@ -120,7 +121,7 @@ def test_packing_moves_no_logit_far(model_type: str) -> None:
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         before = model(input_ids=ids).logits.float()
-        _pack_all(model)
+        pack_layers(model)
         after = model(input_ids=ids).logits.float()
     assert any(_is_packed(module) for module in model.modules())
     assert (after - before).abs().max() <= 0.02 * before.abs().max()
@@ -164,7 +165,7 @@ def test_siblings_with_different_inputs_give_correct_results() -> None:
         module.register_module(name, torch.nn.Linear(64, 96, dtype=torch.bfloat16))
     gate, up = module.gate_proj, module.up_proj
     a, b = (torch.randn(1, 3, 64, dtype=torch.bfloat16) for _ in range(2))
-    _pack_all(module)
+    pack_layers(module)
     with torch.inference_mode():
         for layer, x in ((gate, a), (up, b), (up, a), (gate, b), (up, b), (gate, a), (gate, b), (up, b)):
             _assert_one_rounding(layer, x)
@@ -177,7 +178,7 @@ def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
     ids = torch.arange(3, 40)[None]
     with torch.inference_mode():
         before = model(input_ids=ids).logits
-        _pack_all(model)
+        pack_layers(model)
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
@@ -185,7 +186,7 @@ def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
 def test_tied_embeddings_stay_tied() -> None:
     options = {**PACKED["llama"], "tie_word_embeddings": True}
     model = build_model("llama", options, dtype=torch.bfloat16)
-    _pack_all(model)
+    pack_layers(model)
     assert _is_packed(model.lm_head)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape == (model.config.vocab_size, model.config.hidden_size)
@@ -212,16 +213,32 @@ def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPat
     assert _is_packed(layer)
 
 
-def test_float32_is_not_packed() -> None:
-    layer = torch.nn.Linear(64, 64, dtype=torch.float32)
-    assert LinearPacker(layer).pack_next() is False
-    assert not _is_packed(layer)
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bias: bool) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias)
+    pack_layers(layer)
+    assert _is_packed(layer)
+    for batch in (1, 2, 3, 5, 8, 16, 33):
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features))
+
+
+@needs_onednn
+def test_onednn_takes_float32_inputs_of_any_layout() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 96)
+    pack_layers(layer)
+    x = torch.randn(40, 6, 5).permute(2, 1, 0)
+    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
+        _assert_one_rounding(layer, inputs)
 
 
 @needs_packing
 def test_float32_layers_of_a_half_precision_model_are_not_packed() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=torch.bfloat16), torch.nn.Linear(64, 64))
-    _pack_all(model)
+    pack_layers(model)
     assert [_is_packed(layer) for layer in model] == [True, False]
 
 
@@ -229,7 +246,7 @@ def test_float32_layers_of_a_half_precision_model_are_not_packed() -> None:
 def test_packing_takes_one_copy_of_the_weights() -> None:
     layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
     before = _own_bytes()
-    _pack_all(layer)
+    pack_layers(layer)
     assert _is_packed(layer)
     assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
 
@@ -238,10 +255,10 @@ def test_packing_takes_one_copy_of_the_weights() -> None:
 @pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
 def test_the_size_of_a_packed_copy_is_known(in_features: int, out_features: int, fbgemm: None) -> None:
     layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
-    _pack_all(layers[0])  # allocates what all layers share
+    pack_layers(layers[0])  # allocates what all layers share
     before = _allocated_bytes()
     for layer in layers[1:]:
-        _pack_all(layer)
+        pack_layers(layer)
     assert _allocated_bytes() - before == pytest.approx(5 * FbgemmProduct.count_bytes(layers[0].weight), rel=0.05)
 
 
@@ -276,12 +293,6 @@ def _allocated_bytes() -> int:
     libc.mallinfo2.restype = MallInfo
     info = libc.mallinfo2()
     return info.hblkhd + info.uordblks  # type: ignore[no-any-return]
-
-
-def _pack_all(model: torch.nn.Module) -> None:
-    packer = LinearPacker(model)
-    while packer.pack_next():
-        pass
 
 
 def _is_packed(layer: torch.nn.Module) -> bool:

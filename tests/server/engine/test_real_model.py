@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.server.engine.small_engine import SmallEngine
-from tests.server.engine.tiny_models import greedy_outputs
+from tests.server.engine.tiny_models import greedy_outputs, pack_layers
 from tests.server.engine.varied_prompts import CHATS, TEXTS
 
 NUM_TOKENS = 64
@@ -39,8 +39,10 @@ def plain_float32(model_path: Path) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def float32(plain_float32: PreTrainedModel) -> PreTrainedModel:
-    """For engines to take over."""
-    return copy.deepcopy(plain_float32)
+    """For engines to take over; its linear layers are packed, as those of a serving engine."""
+    model = copy.deepcopy(plain_float32)
+    pack_layers(model)
+    return model
 
 
 @pytest.fixture(scope="module")

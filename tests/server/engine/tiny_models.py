@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from server.engine.linear import LinearPacker
+
 VOCAB = 128
 _COMMON: dict[str, object] = {
     "vocab_size": VOCAB,
@@ -110,6 +112,13 @@ def save_model(path: Path, model_type: str, options: dict[str, object]) -> Path:
     """Saves the model as safetensors with its config.json."""
     build_model(model_type, options).save_pretrained(path)
     return path
+
+
+def pack_layers(model: torch.nn.Module) -> None:
+    """Packs all linear layers, as an engine does in idle time."""
+    packer = LinearPacker(model)
+    while packer.pack_next():
+        pass
 
 
 def random_prompts(*lengths: int, seed: int = 1) -> list[list[int]]:
