@@ -61,7 +61,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = setting(
         None,
         "--max-num-batched-tokens",
-        "Most tokens that one step computes; 512 on a CPU and 2048 on a GPU if not given.",
+        "Most tokens that one step computes; 2048 if not given.",
         syntax="count",
         minimum=1,
     )

@@ -32,7 +32,7 @@ from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
 
-_BATCHED_TOKENS = {"cpu": 512, "cuda": 2048}
+_BATCHED_TOKENS = 2048
 
 
 def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple[EngineCore, EngineInfo]:
@@ -62,7 +62,7 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         cache = _build_cache(runner, shapes, size, model, config)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
     guided = GuidedStates(tokenizer_path=files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
-    batched = _batched_tokens(config, model.device) if runner.can_split_prompts else size.slot_len
+    batched = _batched_tokens(config) if runner.can_split_prompts else size.slot_len
     core = EngineCore(
         runner,
         cache=cache,
@@ -134,8 +134,8 @@ def _build_cache(
     return CacheManager(num_slots=size.num_slots, max_tokens=size.num_tokens, kv_cache=kv_cache, prefixes=prefixes)
 
 
-def _batched_tokens(config: EngineConfig, device: torch.device) -> int:
-    return config.max_num_batched_tokens or _BATCHED_TOKENS.get(device.type, _BATCHED_TOKENS["cpu"])
+def _batched_tokens(config: EngineConfig) -> int:
+    return config.max_num_batched_tokens or _BATCHED_TOKENS
 
 
 def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemory:
@@ -144,7 +144,7 @@ def _working_memory(model: PreTrainedModel, config: EngineConfig) -> WorkingMemo
         return NO_WORKING_MEMORY
     return estimate_working_memory(
         model.config,
-        num_tokens=_batched_tokens(config, model.device),
+        num_tokens=_batched_tokens(config),
         num_sequences=config.max_num_seqs,
         dtype=model.dtype,
     )

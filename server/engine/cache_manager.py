@@ -49,6 +49,11 @@ class CacheManager:
         return self._holders
 
     @property
+    def num_free_slots(self) -> int:
+        """How many further sequences could be admitted at most."""
+        return len(self._free_slots)
+
+    @property
     def num_held_tokens(self) -> int:
         """Tokens of the admitted sequences; those that several sequences share count once."""
         num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0

@@ -6,6 +6,7 @@ budget, the youngest is preempted: it goes back to the queue and is computed aga
 
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from time import monotonic
 
 from server.engine.batch import Chunk
@@ -83,9 +84,9 @@ class Scheduler:
         step = _Step(self._max_num_batched_tokens)
         for sequence in decoding:
             step.add(sequence)
-        prompts = prefilling or self._waiting
+        prompts = [*prefilling, *islice(self._waiting, self._cache.num_free_slots)]
         if self._pace is not None and prompts:
-            step.limit_prompts(self._pace.max_prompt_tokens(len(decoding), prompt_len=prompts[0].num_tokens))
+            step.limit_prompts(self._pace.max_prompt_tokens(len(decoding), [s.num_tokens for s in prompts]))
         for sequence in prefilling:
             step.add(sequence)
         self._admit(step)
@@ -159,10 +160,9 @@ class _Step:
         """Whether no further prompt can begin."""
         return min(self._num_left, self._num_prompt_tokens_left) <= 0
 
-    def limit_prompts(self, max_tokens: int | None) -> None:
+    def limit_prompts(self, max_tokens: int) -> None:
         """Limits the step's prompt tokens; a prompt of which half fits is still computed as a whole."""
-        if max_tokens is not None:
-            self._num_prompt_tokens_left = max_tokens
+        self._num_prompt_tokens_left = max_tokens
 
     def add(self, sequence: Sequence) -> bool:
         """Adds as much of the sequence as the limits allow; False if that is nothing.

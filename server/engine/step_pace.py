@@ -1,7 +1,8 @@
 """Limits prompt tokens beside decoding sequences, by the measured times of steps.
 
-A step with prompts delays the next token of every decoding sequence. What a prompt token costs depends on the
-machine, the model and the context; it is therefore measured in each step.
+A step with prompts delays the next token of every decoding sequence; while more sequences wait than that, it
+computes all prompts. What a prompt token costs depends on the machine, the model and the context; it is
+therefore measured in each step.
 """
 
 from collections import deque
@@ -17,7 +18,12 @@ _MAX_SLOWDOWN = 2.0
 _MIN_PROMPT_TOKENS = 32
 """Prompts make at least this progress per step, however much it costs."""
 _MIN_SHARE = 1 / 4
-"""At least this share of the next prompt is computed per step: long prompts would wait too long."""
+"""At least this share of the waiting prompts is computed per step: the queue would grow."""
+_MAX_STEP_S = 20.0
+"""Prompts beyond `_FEW_PROMPT_TOKENS` take no longer: new and cancelled requests wait for the step's end."""
+_FEW_PROMPT_TOKENS = 512
+_LEAST_S = 1e-9
+"""Per prompt token: measured costs may be negative."""
 _NUM_MEASURED = 5
 """Each estimate is the median of this many steps: one slow step does not count."""
 
@@ -30,29 +36,33 @@ class StepPace:
         self._decode_s: dict[int, deque[float]] = {}
         """Times of steps without prompts, by the magnitude of the number of sequences."""
         self._prompt_token_s: deque[float] = deque(maxlen=_NUM_MEASURED)
-        """Added time per prompt token, of steps that also decode."""
+        """Added time per prompt token."""
 
-    def max_prompt_tokens(self, num_decodes: int, *, prompt_len: int) -> int | None:
-        """How many prompt tokens a step may compute beside `num_decodes` sequences; None for any number.
+    def max_prompt_tokens(self, num_decodes: int, prompt_lens: Sequence[int]) -> int:
+        """How many prompt tokens a step may compute beside `num_decodes` sequences.
 
         0 if no step of about so many sequences has been measured: this one is measured without prompts.
 
         Args:
             num_decodes: the sequences that the step decodes.
-            prompt_len: tokens of the step's first prompt.
+            prompt_lens: tokens of each prompt that could be computed.
         """
+        most = max(_FEW_PROMPT_TOKENS, self._num_prompt_tokens_in(_MAX_STEP_S))
         if not num_decodes:
-            return None
+            return most
         steps = self._decode_s.get(_magnitude(num_decodes))
         if steps is None:
             return 0
-        fewest = max(_MIN_PROMPT_TOKENS, int(prompt_len * _MIN_SHARE))
+        if len(prompt_lens) > num_decodes:  # more sequences wait than are delayed
+            return most
+        fewest = max(_MIN_PROMPT_TOKENS, int(sum(prompt_lens) * _MIN_SHARE))
+        return min(most, max(fewest, self._num_prompt_tokens_in((_MAX_SLOWDOWN - 1) * median(steps))))
+
+    def _num_prompt_tokens_in(self, seconds: float) -> int:
+        """As many as take this time; 0 if none has been measured."""
         if not self._prompt_token_s:
-            return fewest
-        token_s = median(self._prompt_token_s)
-        if token_s <= 0:
-            return None
-        return max(fewest, int((_MAX_SLOWDOWN - 1) * median(steps) / token_s))
+            return 0
+        return int(seconds / max(median(self._prompt_token_s), _LEAST_S))
 
     @contextmanager
     def measured(self, chunks: Sequence[Chunk]) -> Iterator[None]:
@@ -61,13 +71,13 @@ class StepPace:
         num_prompt_tokens = sum(c.num_tokens for c in chunks) - num_decodes
         begin = self._clock()
         yield
-        if num_decodes:
-            self._record(num_decodes, num_prompt_tokens, self._clock() - begin)
+        self._record(num_decodes, num_prompt_tokens, self._clock() - begin)
 
     def _record(self, num_decodes: int, num_prompt_tokens: int, duration_s: float) -> None:
-        steps = self._decode_s.get(_magnitude(num_decodes))
+        magnitude = _magnitude(max(1, num_decodes))  # without sequences, a step still reads all weights
+        steps = self._decode_s.get(magnitude)
         if not num_prompt_tokens:
-            self._decode_s.setdefault(_magnitude(num_decodes), deque(maxlen=_NUM_MEASURED)).append(duration_s)
+            self._decode_s.setdefault(magnitude, deque(maxlen=_NUM_MEASURED)).append(duration_s)
         elif steps is not None:
             self._prompt_token_s.append((duration_s - median(steps)) / num_prompt_tokens)
 

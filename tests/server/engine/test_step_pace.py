@@ -30,15 +30,30 @@ class _Steps:
         with self.pace.measured(chunks):
             self._now += seconds
 
-    def limit(self, *, num_decodes: int) -> int | None:
+    def limit(self, *, num_decodes: int) -> int:
         """The limit for a short prompt."""
-        return self.pace.max_prompt_tokens(num_decodes, prompt_len=1)
+        return self.pace.max_prompt_tokens(num_decodes, [1])
 
 
-def test_all_prompt_tokens_are_computed_while_nothing_decodes() -> None:
+@pytest.mark.parametrize(("token_s", "limit"), [(0.002, 10000), (0.02, 1000), (0.5, 512)], ids=str)
+@pytest.mark.parametrize("num_decodes", [0, 3], ids=["alone", "beside fewer sequences"])
+def test_prompts_for_which_most_sequences_wait_take_twenty_seconds_or_few_tokens(
+    num_decodes: int, token_s: float, limit: int
+) -> None:
     steps = _Steps()
-    steps.take(10.0, num_decodes=0, num_prompt_tokens=512)
-    assert steps.pace.max_prompt_tokens(0, prompt_len=2000) is None
+    steps.take(0.020, num_decodes=max(1, num_decodes))
+    assert steps.pace.max_prompt_tokens(num_decodes, [1000] * 4) == 512
+    steps.take(0.020 + 100 * token_s, num_decodes=num_decodes, num_prompt_tokens=100)
+    assert steps.pace.max_prompt_tokens(num_decodes, [1000] * 4) == pytest.approx(limit, abs=1)
+    assert num_decodes == 0 or steps.pace.max_prompt_tokens(num_decodes, [100] * num_decodes) <= 75
+
+
+def test_prompts_beside_sequences_are_limited_as_those_alone() -> None:
+    steps = _Steps()
+    steps.take(0.020, num_decodes=4)
+    steps.take(0.020 + 100 * 0.020, num_decodes=4, num_prompt_tokens=100)
+    assert steps.pace.max_prompt_tokens(4, [2000]) == 500
+    assert steps.pace.max_prompt_tokens(4, [8000] * 4) == pytest.approx(1000, abs=1)
 
 
 def test_the_first_step_beside_prompts_is_measured_without_them() -> None:
@@ -59,7 +74,7 @@ def test_prompts_double_the_time_of_a_step() -> None:
 def test_the_limit_follows_what_prompt_tokens_cost() -> None:
     steps = _Steps()
     steps.take(0.020, num_decodes=1)
-    limits: list[int | None] = []
+    limits: list[int] = []
     for token_s in [0.0001] * 5 + [0.0004] * 5:
         steps.take(0.020 + 100 * token_s, num_decodes=1, num_prompt_tokens=100)
         limits.append(steps.limit(num_decodes=1))
@@ -75,19 +90,21 @@ def test_one_slow_step_changes_no_limit() -> None:
     assert steps.limit(num_decodes=4) == pytest.approx(50, abs=1)
 
 
-@pytest.mark.parametrize(("prompt_len", "limit"), [(10, 32), (128, 32), (400, 100), (8000, 2000)])
-def test_expensive_prompts_still_make_progress(prompt_len: int, limit: int) -> None:
+@pytest.mark.parametrize(
+    ("prompt_lens", "limit"), [([10], 32), ([128], 32), ([400], 100), ([400, 400], 200), ([8000], 512)], ids=str
+)
+def test_expensive_prompts_still_make_progress(prompt_lens: list[int], limit: int) -> None:
     steps = _Steps()
-    steps.take(0.001, num_decodes=1)
-    steps.take(5.0, num_decodes=1, num_prompt_tokens=32)
-    assert steps.pace.max_prompt_tokens(1, prompt_len=prompt_len) == limit
+    steps.take(0.001, num_decodes=2)
+    steps.take(5.0, num_decodes=2, num_prompt_tokens=32)
+    assert steps.pace.max_prompt_tokens(2, prompt_lens) == limit
 
 
 def test_prompts_that_cost_nothing_are_not_limited() -> None:
     steps = _Steps()
     steps.take(0.020, num_decodes=1)
     steps.take(0.019, num_decodes=1, num_prompt_tokens=32)
-    assert steps.limit(num_decodes=1) is None
+    assert steps.limit(num_decodes=1) > 1_000_000
 
 
 def test_a_long_prompt_lets_all_others_generate_between_its_chunks(
@@ -112,26 +129,22 @@ def test_a_long_prompt_lets_all_others_generate_between_its_chunks(
 
 def test_short_prompts_within_the_limit_share_a_step(llama: PreTrainedModel) -> None:
     engine = _engine(llama, token_s=0.001)
-    engine.add("first", random_prompts(40)[0], max_tokens=100)
-    for _ in range(2):
-        engine.step()
+    decoding = _decode(engine, 5)
     engine.add("measured", random_prompts(30)[0], max_tokens=1)
     engine.step()
     for name in "abcde":
         engine.add(name, random_prompts(10)[0], max_tokens=1)
     engine.step()
-    assert engine.steps[-1] == {"first": 1, "a": 10, "b": 10, "c": 10}
+    assert engine.steps[-1] == {**decoding, "a": 10, "b": 10, "c": 10}
 
 
 def test_a_prompt_is_computed_as_a_whole_if_half_of_it_is_within_the_limit(llama: PreTrainedModel) -> None:
     engine = _engine(llama, token_s=1.0)
-    engine.add("first", random_prompts(40)[0], max_tokens=100)
-    for _ in range(2):
-        engine.step()
+    decoding = _decode(engine, 2)
     for name, prompt in zip(("short", "long"), random_prompts(63, 70), strict=True):
         engine.add(name, prompt, max_tokens=1)
     engine.run()
-    beside = [{i: n for i, n in step.items() if i != "first"} for step in engine.steps]
+    beside = [{i: n for i, n in step.items() if i not in decoding} for step in engine.steps]
     assert [step for step in beside if step] == [{"short": 63}, {"long": 32}, {"long": 38}]
 
 
@@ -143,6 +156,24 @@ def test_the_users_limit_stays(llama: PreTrainedModel) -> None:
     engine.add("long", random_prompts(100)[0], max_tokens=1)
     engine.run()
     assert {step["long"] for step in engine.steps if "long" in step} == {19, 5}
+
+
+def test_prompts_are_computed_together_while_more_wait_than_decode(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=1.0)
+    decoding = _decode(engine, 1)
+    for name, prompt in zip("ab", random_prompts(90, 70), strict=True):
+        engine.add(name, prompt, max_tokens=100)
+    engine.step()
+    assert engine.steps[-1] == {**decoding, "a": 90, "b": 70}
+
+
+def test_requests_without_a_free_slot_do_not_count_as_waiting(llama: PreTrainedModel) -> None:
+    engine = _engine(llama, token_s=1.0, num_slots=2)
+    decoding = _decode(engine, 1)
+    for name, prompt in zip("abc", random_prompts(100, 70, 70), strict=True):
+        engine.add(name, prompt, max_tokens=1)
+    engine.step()
+    assert engine.steps[-1] == {**decoding, "a": 32}
 
 
 def test_no_request_starves_while_others_keep_arriving(llama: PreTrainedModel) -> None:
@@ -167,6 +198,16 @@ def _engine(model: PreTrainedModel, *, token_s: float, **sizes: int) -> SmallEng
 
     engine = SmallEngine(model, pace=StepPace(clock), **sizes)
     return engine
+
+
+def _decode(engine: SmallEngine, num_sequences: int) -> dict[str, int]:
+    """Starts sequences and measures a step of them, which is returned."""
+    for i in range(num_sequences):
+        engine.add(f"decoding {i}", random_prompts(10)[0], max_tokens=100)
+    for _ in range(2):
+        engine.step()
+    assert engine.steps[-1] == {f"decoding {i}": 1 for i in range(num_sequences)}
+    return engine.steps[-1]
 
 
 def _decoding() -> Sequence:
