@@ -5,6 +5,7 @@ neighbouring slots share one call, each prompt chunk has its own. A decode folds
 query length, so that each key is read once instead of once per query head.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from server.engine.batch import DecodeGroup, PackedBatch, PrefillChunk
 from server.engine.fused_attention import (
     AttentionPart,
     attend,
+    attend_in_parts,
     attend_to_part,
     can_attend_in_parts,
     merge_attention,
@@ -21,6 +23,8 @@ from server.engine.fused_attention import (
 )
 from server.engine.kv_cache import KVCache, LayerShape
 
+_MIN_PART_TOKENS = 1024
+"""Keys that are worth a part of their own; merging parts costs 0.1 ms."""
 _KNOWN_KWARGS = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal", "position_ids", "use_cache"}
 
 
@@ -94,6 +98,8 @@ class PackedAttention:
             output = _eager(folded, keys, values, mask, options, heads_folded=True)
         elif group.num_shared_tokens and options.sliding_window is None and can_attend_in_parts(folded, values):
             output = _attend_to_shared(folded, keys, values, mask, group.num_shared_tokens, scale=options.scale)
+        elif mask is None and (num_parts := _count_parts(folded, keys, values)) > 1:
+            output = attend_in_parts(folded, keys, values, scale=options.scale, num_parts=num_parts)
         else:
             output = attend(folded, keys, values, mask=mask, scale=options.scale)
         output = output.reshape(slots, query.shape[1], values.shape[3])
@@ -175,6 +181,16 @@ def _attend_to_shared(  # noqa: PLR0913
     own_mask = None if mask is None else mask[..., num_shared:]
     own = attend_to_part(query, keys[:, :, num_shared:], values[:, :, num_shared:], mask=own_mask, scale=scale)
     return merge_attention(by_slot, own)
+
+
+def _count_parts(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> int:
+    """Into how many parts a single sequence's keys are divided, so that all threads have as many to read."""
+    slots, kv_heads, length, _ = keys.shape
+    num_parts = length // _MIN_PART_TOKENS
+    if slots > 1 or num_parts < 2 or not can_attend_in_parts(query, values):
+        return 1
+    num_threads = torch.get_num_threads()
+    return num_parts - num_parts % min(num_parts, num_threads // math.gcd(num_threads, kv_heads))
 
 
 def _narrow(group: DecodeGroup, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:

@@ -68,6 +68,25 @@ def attend_to_part(  # noqa: PLR0913
     return AttentionPart(output.reshape(query.shape), log_sum_exp.reshape(query.shape[:-1]))
 
 
+def attend_in_parts(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, scale: float | None, num_parts: int
+) -> torch.Tensor:
+    """As `attend` for one sequence, each query row of which sees all keys; threads share the keys of a head.
+
+    The kernel gives each thread whole heads, so that two threads take turns of two for three heads.
+    """
+    _, kv_heads, length, dim = keys.shape
+    part_len = length // num_parts
+    end = num_parts * part_len
+    by_part = [t[0, :, :end].reshape(kv_heads, num_parts, part_len, dim).transpose(0, 1) for t in (keys, values)]
+    parts = [attend_to_part(query.expand(num_parts, -1, -1, -1), *by_part, scale=scale)]
+    if end < length:
+        parts.append(attend_to_part(query, keys[:, :, end:], values[:, :, end:], scale=scale))
+    shares = torch.softmax(torch.cat([part.log_sum_exp for part in parts]), dim=0).unsqueeze(-1)
+    outputs = torch.cat([part.output for part in parts])
+    return (outputs * shares).sum(dim=0, keepdim=True).to(query.dtype)
+
+
 def merge_attention(first: AttentionPart, second: AttentionPart) -> torch.Tensor:
     """The attention of the same queries to the keys of both parts together.
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from server.engine import fused_attention
-from server.engine.fused_attention import attend, attend_to_part, merge_attention, repeat_heads
+from server.engine.fused_attention import attend, attend_in_parts, attend_to_part, merge_attention, repeat_heads
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
@@ -56,3 +56,16 @@ def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys() -
     merged = merge_attention(*parts)
     assert merged.dtype == torch.bfloat16
     assert torch.allclose(merged, attend(query, keys, values, scale=None), atol=2**-8)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_attention_in_parts_is_the_attention_to_all_keys(dtype: torch.dtype, num_parts: int) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 3, 4, 16, dtype=dtype) * 4
+    keys, values = (torch.randn(64, 3, 16, dtype=dtype)[:43].transpose(0, 1)[None] for _ in range(2))
+    output = attend_in_parts(query, keys, values, scale=0.3, num_parts=num_parts)
+    assert output.dtype == dtype
+    assert torch.allclose(
+        output, attend(query, keys, values, scale=0.3), atol=1e-5 if dtype == torch.float32 else 2**-6
+    )

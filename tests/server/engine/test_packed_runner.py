@@ -3,12 +3,15 @@
 import copy
 import random
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from server.engine import attention
 from server.engine import packed_runner as packed_runner_module
 from server.engine.batch import Chunk
+from server.engine.fused_attention import attend_in_parts
 from server.engine.packed_runner import PackedRunner
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
@@ -62,6 +65,27 @@ def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architectur
     for chunk, span in zip(result.chunks, result.rows, strict=True):
         expected = references[sequences.index(chunk.sequence)]
         assert (result.logits[span] - expected[-1:]).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("architecture", "num_shared"), [("llama", 3), ("mistral", 0), ("gemma2", 0), ("gpt_oss", 0)])
+def test_threads_share_the_keys_of_one_long_sequence(
+    architecture: str, num_shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(430)
+    [expected] = reference_logits(model, prompts)
+    runner = packed_runner(model, num_slots=2, slot_len=SLOT_LEN)
+    [sequence] = as_sequences(prompts)
+    sequence.slot = 1
+    runner.step([Chunk(sequence, 429)])
+    sequence.num_computed_tokens = 429
+    in_parts = Mock(wraps=attend_in_parts)
+    monkeypatch.setattr(attention, "attend_in_parts", in_parts)
+    monkeypatch.setattr(attention, "_MIN_PART_TOKENS", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    result = runner.step([Chunk(sequence, 1)])
+    assert [call.kwargs["num_parts"] for call in in_parts.call_args_list] == [3] * num_shared
+    assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("architecture", GENERATING)
