@@ -5,10 +5,11 @@ import gc
 import logging
 import signal
 import sys
+from contextlib import closing
 
 import uvloop
 
-from server.build import RunOptions, Server, build_server
+from server.build import RunOptions, build_server
 from server.config import ServerConfig
 from server.errors import EngineStartError
 from server.machine.heap import trim_heap
@@ -26,36 +27,39 @@ _SWITCH_INTERVAL_S = 0.0005
 """How long a pool's thread may hold the interpreter; Python's 5 ms would delay probes."""
 
 
-def run_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> int:
-    """Serves until a signal or the engine's end; returns the exit code.
+class ServerRun:
+    """A server that is built, and its run of the event loop."""
 
-    Raises:
-        EngineStartError: the engine did not become ready.
-    """
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
-    with options.span("build_app"):
-        server = build_server(renderer, config, options)
-    try:
-        return int(uvloop.run(_Run(server, options).main()))
-    finally:
-        if server.tracer is not None:
-            server.tracer.close()
-        if server.response_store is not None:
-            server.response_store.close()
-
-
-class _Run:
-    """One run of the event loop."""
-
-    def __init__(self, server: Server, options: RunOptions) -> None:
-        self._server = server
+    def __init__(self, renderer: BaseRenderer, config: ServerConfig, options: RunOptions) -> None:
+        """Builds the HTTP application."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.freeze()  # collecting all imported objects would take 0.1 s, just before the hand-over
         self._options = options
         self._lifecycle = options.lifecycle
         self._start_error: EngineStartError | None = None
         self._stop = asyncio.Event()
+        with options.span("build_app"):
+            self._server = build_server(renderer, config, options)
 
-    async def main(self) -> int:
+    def run(self) -> int:
+        """Serves until a signal or the engine's end; returns the exit code.
+
+        Raises:
+            EngineStartError: the engine did not become ready.
+            KeyboardInterrupt: Ctrl-C before the event loop handles signals.
+        """
+        try:
+            with closing(self._main()) as main:
+                return int(uvloop.run(main))
+        except asyncio.CancelledError as err:  # by Ctrl-C while asyncio.Runner begins, which has not counted it
+            raise KeyboardInterrupt from err
+        finally:
+            if self._server.tracer is not None:
+                self._server.tracer.close()
+            if self._server.response_store is not None:
+                self._server.response_store.close()
+
+    async def _main(self) -> int:
         server = self._server
         await self._open()
         serving = asyncio.create_task(server.http.serve(sockets=[self._options.listener]), name="http")

@@ -41,6 +41,7 @@ from startup.timeline.timeline import PhaseTimeline
 
 if TYPE_CHECKING:
     from server.renderers.base import BaseRenderer
+    from server.run import ServerRun
 
 _ENGINE_SPAN: Final = "start_engine_process"
 
@@ -71,6 +72,12 @@ class _EmbeddedStart:
         self._span = session.timeline.span
 
     def run(self) -> int:
+        with group_signals.interrupting():  # msgspec discards a KeyboardInterrupt while it builds a decoder
+            server = self._prepare()
+        return server.run()
+
+    def _prepare(self) -> "ServerRun":
+        """All steps until the event loop runs."""
         session = self._session
         listening = self._listen()
         session.limit_time(self._config.startup_timeout_s)
@@ -95,7 +102,7 @@ class _EmbeddedStart:
         if engine_process.blocks_on_imports(context):
             with self._span(_ENGINE_SPAN, waits_for="forkserver"):
                 engine.wait_started()
-        return self._serve(listening, renderer, engine)
+        return self._build_server(listening, renderer, engine)
 
     def _listen(self) -> socket:
         server = self._config.server
@@ -166,10 +173,10 @@ class _EmbeddedStart:
         with self._span("load_tokenizer"):
             return self._session.stack.enter_context(build_renderer(files, self._config.renderer))
 
-    def _serve(self, listening: socket, renderer: "BaseRenderer", engine: EngineSupervisor) -> int:
-        """Hands over to the HTTP server, which waits for the engine; returns when the server has stopped."""
+    def _build_server(self, listening: socket, renderer: "BaseRenderer", engine: EngineSupervisor) -> "ServerRun":
+        """The HTTP server, which takes the port from the responder and waits for the engine."""
         from server.build import RunOptions
-        from server.run import run_server
+        from server.run import ServerRun
 
         lifecycle = Lifecycle(num_restarts=self._config.server.engine_restarts)
         lifecycle.subscribe(self._on_state)
@@ -184,7 +191,7 @@ class _EmbeddedStart:
             on_serving=self._session.hand_over,
             on_ready=self._on_ready,
         )
-        return run_server(renderer, self._config.server, options)
+        return ServerRun(renderer, self._config.server, options)
 
     def _on_state(self, state: State) -> None:
         if state == "draining":

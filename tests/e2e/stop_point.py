@@ -81,5 +81,5 @@ class StopPoint:
 
 
 def stop_environment(folder: Path) -> Mapping[str, str]:
-    """Environment of programs that install the hook of a `StopPoint` that is created later in the folder."""
+    """Environment of programs that run the folder's `sitecustomize.py`; a `StopPoint` may write it later."""
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}

@@ -12,12 +12,26 @@ import pytest
 
 from envs.registry import START_METHODS
 from tests.e2e.process_tree import Role, find_process, wait_process
-from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint
+from tests.e2e.stop_point import API_READS_TOKENIZER, FORKSERVER_FORKS, StopPoint, stop_environment
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough
 
 _GONE_S = 60.0
+_INTERRUPT_DECODER = """
+import os, signal, sys, typing
+
+union = type(typing.Union[int, str])
+plain = union.__hash__
+
+def interrupted(self):
+    if sys._getframe(1).f_code.co_filename.endswith("server/protocol/decoding.py"):
+        union.__hash__ = plain
+        os.kill(os.getpid(), signal.SIGINT)
+    return plain(self)
+
+union.__hash__ = interrupted
+"""
 
 
 def _assert_gone(family: list[psutil.Process]) -> None:
@@ -125,3 +139,11 @@ def test_ctrl_c_during_the_start_prints_no_traceback(start_server: Any) -> None:
             assert server.process.wait(_GONE_S) in (0, 130)
             _assert_gone(family)
             assert "Traceback" not in server.log
+
+
+def test_ctrl_c_that_msgspec_discards_ends_the_start(start_server: Any, tmp_path: Path) -> None:
+    """Its C code calls `hash` on a message's types, and drops every error of it."""
+    (tmp_path / "sitecustomize.py").write_text(_INTERRUPT_DECODER)
+    with start_server(wait=False, environment=stop_environment(tmp_path)) as server:
+        assert server.process.wait(_GONE_S) == 130
+        assert "Traceback" not in server.log
