@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -117,7 +118,8 @@ class StandbyProcess:
 
         def is_found() -> bool:
             helpers = [helper for server in self.servers() for helper in server.children()]
-            found[:] = [child for helper in helpers for child in helper.children() if not is_gone(child.pid)]
+            with suppress(psutil.NoSuchProcess):  # a helper, such as the prefetch, has just exited
+                found[:] = [child for helper in helpers for child in helper.children() if not is_gone(child.pid)]
             return bool(found)
 
         wait_until(is_found)

@@ -218,6 +218,7 @@ def test_a_kill_before_the_client_agrees(role: str, tiny_llama: Path) -> None:
     """The forked process is ready to be the server, and does nothing that others could see until it may."""
     port = free_port()
     with StandbyProcess() as standby:
+        num_fds = standby.template().num_fds()
         words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(tiny_llama), "--port", str(port)]
         with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as client:
             stopped = psutil.Process(client.pid)
@@ -226,11 +227,17 @@ def test_a_kill_before_the_client_agrees(role: str, tiny_llama: Path) -> None:
             (forked,) = standby.servers()
             start = _Start(standby, standby.environment, client, port, forked, stopped)
             start.victim(role).kill()
+            if role == "server":  # until the template has closed the connection, the client could still agree
+                wait_until(lambda: template.num_fds() == num_fds)
             start.resume()
             if role in ("client", "server"):
-                client.wait(60)
+                _, errors = client.communicate(timeout=60)
                 wait_until(lambda: is_gone(forked.pid))
-                assert client.returncode == -signal.SIGKILL
+                if role == "client":
+                    assert client.returncode == -signal.SIGKILL
+                else:
+                    assert client.returncode == 3
+                    assert b"--standby require: the standby has not forked a server: " in errors
                 standby.wait_no_server()
                 _assert_next_start_is_warm(standby.environment, tiny_llama)
             else:
