@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -17,8 +18,12 @@ _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
+_NUM_CACHED = 4096
+"""Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
+
+
 class TokenBytes:
-    """Computes a token's bytes once and caches them; used on the event loop only."""
+    """Computes a token's bytes, and caches those of recent tokens; used on the event loop only."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", decode: Decode, added: Mapping[int, str]) -> None:
         self._backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
@@ -26,16 +31,16 @@ class TokenBytes:
         self._decode = decode
         self._anchor_ids = tokenizer.encode("a", add_special_tokens=False)
         self._anchor = decode(self._anchor_ids)
-        self._known = {token_id: content.encode() for token_id, content in added.items()}
+        self._added = added
+        self._look_up_cached = lru_cache(_NUM_CACHED)(self._look_up)
 
     def __getitem__(self, token_id: int) -> bytes:
-        known = self._known.get(token_id)
-        if known is None:
-            known = self._known[token_id] = self._look_up(token_id)
-        return known
+        return self._look_up_cached(token_id)
 
     def _look_up(self, token_id: int) -> bytes:
         """Without a table of bytes, a token's bytes are what it appends to an ordinary text."""
+        if (content := self._added.get(token_id)) is not None:
+            return content.encode()
         token = self._backend.id_to_token(token_id) if self._backend else None
         if token is not None and "ByteLevel" in self._steps:
             return _byte_level(token)

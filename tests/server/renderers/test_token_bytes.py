@@ -1,5 +1,7 @@
 """Bytes and texts of single tokens."""
 
+import tracemalloc
+
 from server.renderers.hf import HfRenderer
 
 
@@ -42,3 +44,15 @@ def test_the_text_of_a_special_token_is_its_name(renderers: dict[str, HfRenderer
 def test_an_id_beyond_the_vocabulary_has_no_text(renderer: HfRenderer) -> None:
     assert renderer.token_bytes(renderer.vocab_size + 5) == b""
     assert renderer.create_detokenizer().append([renderer.vocab_size + 5]).text == ""
+
+
+def test_the_bytes_of_a_whole_vocabulary_are_not_kept(renderers: dict[str, HfRenderer]) -> None:
+    renderer = renderers["real"]
+    tracemalloc.start()
+    try:
+        for token_id in range(renderer.vocab_size):
+            assert renderer.token_bytes(token_id)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 2 << 20
