@@ -49,14 +49,14 @@ class Conversations:
         turn = [question]
         for _ in range(self._random.choice([0, 0, 1, 2])):
             turn += self._tool_step()
-        answer: dict[str, Any] = {"role": "assistant", "content": self._content()}
+        answer: dict[str, Any] = {"role": "assistant", "content": self._answer()}
         if self._chance(0.8):
             answer["reasoning"] = self._text()
         return [*turn, answer] if self._chance(0.9) else turn
 
     def _tool_step(self) -> list[dict[str, Any]]:
         calls = [self._call(i) for i in range(self._random.randint(1, 3))]
-        step: dict[str, Any] = {"role": "assistant", "content": self._content(), "tool_calls": calls}
+        step: dict[str, Any] = {"role": "assistant", "content": self._answer(), "tool_calls": calls}
         if self._chance(0.6):
             step["reasoning"] = self._text()
         num_results = len(calls) + (self._random.choice([-1, 1]) if self._chance(0.05) else 0)
@@ -85,7 +85,11 @@ class Conversations:
     def _content(self) -> Any:
         if self._chance(0.15):
             return [{"type": "text", "text": self._text()} for _ in range(self._random.randint(0, 3))]
-        return None if self._chance(0.05) else self._text()
+        return self._text()
+
+    def _answer(self) -> Any:
+        """The content may be null, which vLLM's HTTP API rejects for the other roles."""
+        return None if self._chance(0.05) else self._content()
 
     def _text(self) -> str:
         return " ".join(self._random.choices(TEXTS, k=self._random.randint(1, 3)))
