@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 _BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
-
-
 _NUM_CACHED = 4096
 """Texts consist mostly of this many tokens; a whole vocabulary would take 5 to 25 MiB."""
 

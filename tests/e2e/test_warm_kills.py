@@ -218,12 +218,12 @@ def test_a_kill_before_the_client_agrees(role: str, tiny_llama: Path) -> None:
     """The forked process is ready to be the server, and does nothing that others could see until it may."""
     port = free_port()
     with StandbyProcess() as standby:
-        num_fds = standby.template().num_fds()
+        template = standby.template()
+        num_fds = template.num_fds()
         words = [sys.executable, "-c", _STOP_BEFORE_GO, "serve", str(tiny_llama), "--port", str(port)]
         with subprocess.Popen(words, env={**os.environ, **standby.environment}, stderr=subprocess.PIPE) as client:
             stopped = psutil.Process(client.pid)
             wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
-            template = standby.template()
             (forked,) = standby.servers()
             start = _Start(standby, standby.environment, client, port, forked, stopped)
             start.victim(role).kill()
