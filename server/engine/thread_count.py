@@ -20,7 +20,7 @@ _WINDOW_S = 0.25
 """Two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
 _MIN_STEPS = 2
 _MAX_TRIAL_STEPS = 6
-"""A trial ends if hardly any of so many steps are like the steps before it; the fewer threads are kept."""
+"""A trial ends if hardly any of so many steps are like the steps before it: the number before is used again."""
 _LOST_SHARE = 0.1
 """Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
 lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
@@ -119,19 +119,15 @@ class ThreadCount:
         self._change_to(num_threads)
 
     def _judge(self, trial: "_Trial") -> None:
-        """Keeps the tried number of threads, or takes it back, once enough steps can be compared."""
-        ratio, num_compared = self._window.compare(trial.before.window)
-        if num_compared >= _MIN_STEPS:
-            is_better = ratio < (1 / _WORTH_THREADS if trial.is_fewer else _WORTH_THREADS)
-        elif self._window.num_steps < _MAX_TRIAL_STEPS:
+        """Keeps the tried number of threads only if comparable steps were faster, or as fast with fewer threads."""
+        ratio = self._window.compare(trial.before.window)
+        if ratio is None and self._window.num_steps < _MAX_TRIAL_STEPS:
             return
-        else:
-            is_better = trial.is_fewer
         self._trial = None
-        if is_better:
+        if ratio is not None and ratio < (1 / _WORTH_THREADS if trial.is_fewer else _WORTH_THREADS):
             self._keep(trial, ratio)
         else:
-            self._take_back(trial)
+            self._take_back(trial, was_compared=ratio is not None)
 
     def _keep(self, trial: "_Trial", ratio: float) -> None:
         use = self._end_window().use
@@ -144,11 +140,11 @@ class ThreadCount:
         self._fewer.reset()
         self._log_change(trial, ratio)
 
-    def _take_back(self, trial: "_Trial") -> None:
-        if trial.is_fewer:
-            self._fewer.fail(self._computed_s, trial.before.use.lost_share)
-        else:
-            self._more.fail(self._computed_s, trial.before.use.num_left)
+    def _take_back(self, trial: "_Trial", *, was_compared: bool) -> None:
+        attempts, use = (self._fewer if trial.is_fewer else self._more), trial.before.use
+        if not was_compared:
+            attempts.reset()  # without evidence, the delay until the next trial does not double
+        attempts.fail(self._computed_s, use.lost_share if trial.is_fewer else use.num_left)
         self._stride = 1
         self._change_to(trial.num_threads_before)
 
@@ -188,8 +184,8 @@ class _Window:
         self.step_s += seconds
         self.num_steps += 1
 
-    def compare(self, other: "_Window") -> tuple[float, int]:
-        """How many times as long steps took as comparable ones of `other`; the number of steps compared."""
+    def compare(self, other: "_Window") -> float | None:
+        """How many times as long steps took as comparable ones of `other`; None if too few are comparable."""
         spent_s = expected_s = 0.0
         num_compared = 0
         for size_class, durations in self._steps.items():
@@ -197,7 +193,7 @@ class _Window:
                 spent_s += sum(durations)
                 expected_s += len(durations) * sum(others) / len(others)
                 num_compared += len(durations)
-        return (spent_s / expected_s if expected_s else math.nan), num_compared
+        return spent_s / expected_s if num_compared >= _MIN_STEPS else None
 
 
 def _size_class(num_tokens: int) -> int:

@@ -203,12 +203,24 @@ def test_only_steps_of_similar_size_are_compared() -> None:
     assert machine.num_threads == 2
 
 
-def test_without_similar_steps_the_fewer_threads_are_kept() -> None:
+def test_without_similar_steps_the_number_before_is_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    machine = Machine(QUOTA_WORTH_TWO)
+    count = machine.count(2)
+    machine.run(count, 0.3, sizes=(1,))
+    assert machine.changes == [2, 1]
+    machine.run(count, 1, sizes=(50,))
+    assert machine.changes == [2, 1, 2]
+    assert not caplog.messages, "nothing was learned"
+
+
+def test_steps_that_are_never_alike_do_not_make_trials_rare() -> None:
     machine = Machine(BUSY_NEIGHBOUR)
     count = machine.count(2)
-    machine.run(count, 0.2, sizes=(1,))
-    machine.run(count, 4, sizes=(50,))
-    assert machine.changes == [2, 1]
+    machine.run(count, 60, sizes=tuple(round(10 * 1.3**k) for k in range(14)))
+    assert machine.changes.count(1) >= 15
+    machine.run(count, 3, sizes=(1,))
+    assert machine.num_threads == 1, "found as soon as steps can be compared"
 
 
 def test_a_trial_of_more_threads_ends_soon_without_similar_steps() -> None:
