@@ -20,7 +20,7 @@ _WINDOW_S = 0.25
 """Two periods of a cgroup's quota, and dozens of the scheduler's time slices."""
 _MIN_STEPS = 2
 _MAX_TRIAL_STEPS = 6
-"""A trial ends if hardly any of so many steps are like the steps before it: the number before is used again."""
+"""A trial ends, and the number before is used again, if hardly any of so many steps are like those before."""
 _LOST_SHARE = 0.1
 """Fewer threads are tried from here on. Alone on its processors, an engine loses 0.01 to 0.04; two threads
 lose 0.13 under a quota of 1.5 processors, 0.4 beside a busy process."""
@@ -119,7 +119,7 @@ class ThreadCount:
         self._change_to(num_threads)
 
     def _judge(self, trial: "_Trial") -> None:
-        """Keeps the tried number of threads only if comparable steps were faster, or as fast with fewer threads."""
+        """Keeps the tried number only if comparable steps were faster, or with fewer threads as fast."""
         ratio = self._window.compare(trial.before.window)
         if ratio is None and self._window.num_steps < _MAX_TRIAL_STEPS:
             return
