@@ -10,8 +10,10 @@ from envs.redaction import MASK
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
-_SECRET: Final = re.compile(r"([?&][^=&]*(?:key|token|secret|passw|auth|sig)[^=&]*=)[^&]+", re.IGNORECASE)
-"""A query parameter whose name suggests a secret. The server uses none, but clients send them."""
+_SECRET: Final = re.compile("key|token|secret|passw|auth|sig", re.IGNORECASE)
+"""In the name of a query parameter that may be a secret. The server uses none, but clients send them."""
+_MOST_LOGGED: Final = 2048
+"""Characters of a path and its query that are logged; a client may send 64 KB."""
 
 
 class PathFilter(logging.Filter):
@@ -28,13 +30,13 @@ class PathFilter(logging.Filter):
 
 
 class QueryMask(logging.Filter):
-    """Masks secrets in the query of a request."""
+    """Masks secrets in the query of a request, and shortens what is long."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Masks the record's path; every record is logged."""
+        """Changes the record's path; every record is logged."""
         args = _arguments(record)
-        if args is not None and "?" in str(args[_PATH]):
-            record.args = (*args[:_PATH], _SECRET.sub(rf"\g<1>{MASK}", str(args[_PATH])), *args[_PATH + 1 :])
+        if args is not None:
+            record.args = (*args[:_PATH], _shown(str(args[_PATH])), *args[_PATH + 1 :])
         return True
 
 
@@ -44,6 +46,18 @@ def set_up_access_log(excluded_paths: Iterable[str]) -> None:
     logger.filters[:] = [kept for kept in logger.filters if not isinstance(kept, PathFilter | QueryMask)]
     logger.addFilter(PathFilter(excluded_paths))
     logger.addFilter(QueryMask())
+
+
+def _shown(path: str) -> str:
+    shown, mark, query = path[:_MOST_LOGGED].partition("?")
+    shown += mark + "&".join(map(_masked, query.split("&")))
+    return shown if max(len(path), len(shown)) <= _MOST_LOGGED else f"{shown[:_MOST_LOGGED]}..."
+
+
+def _masked(parameter: str) -> str:
+    secret = _SECRET.search(parameter)
+    end = parameter.find("=", secret.end()) + 1 if secret else 0
+    return parameter[:end] + MASK if 0 < end < len(parameter) else parameter
 
 
 def _arguments(record: logging.LogRecord) -> tuple[Any, ...] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.access_log import ACCESS_LOGGER, set_up_access_log
+from tests.growth import growth
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def test_excluded_paths_are_not_logged_with_any_query(logger: logging.Logger, ca
         ("?x=1&Access-Token=sesame%20&y=2", "?x=1&Access-Token=********&y=2"),
         ("?authorization=Bearer%20sesame", "?authorization=********"),
         ("?x=1&y=key", "?x=1&y=key"),
+        ("?x=1?key=sesame?z", "?x=1?key=********"),
+        ("?key&token=&x=1", "?key&token=&x=1"),
         ("", ""),
     ],
 )
@@ -49,3 +52,19 @@ def test_secrets_in_urls_are_masked(
 ) -> None:
     set_up_access_log(())
     assert _line(logger, f"/v1/models{query}", caplog) == f'127.0.0.1:5 - "GET /v1/models{shown} HTTP/1.1" 200'
+
+
+def test_a_long_query_is_cut_and_still_masked(logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    set_up_access_log(())
+    line = _line(logger, "/health?x=" + "?key" * 500 + "&key=sesame" * 5000, caplog)
+    assert line is not None
+    assert "sesame" not in line
+    assert "..." in line
+    assert len(line) < 2200
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("query", ["?key", "key", "&key", "?key=", "=", "&"])
+def test_the_cost_of_a_line_is_linear(query: str, logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
+    set_up_access_log(())
+    assert growth(lambda n: lambda: _line(logger, "/health?" + query * (n // len(query)), caplog)) is None

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 
 import httpx
 import pytest
@@ -211,6 +212,12 @@ def test_text_of_a_request_takes_one_line_of_the_log(serve, caplog):
     lines = [formatter.format(record) for record in caplog.records if record.name.startswith("server")]
     assert lines
     assert not [line for line in lines if any(character in line for character in "\n\r\x1b")]
+
+
+def test_a_query_with_other_bytes_than_ascii_is_rejected(server):
+    with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
+        connection.sendall(b"GET /v1/models?key=\xc3\xbc HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
 
 
 def test_no_key_is_logged(serve, caplog):

@@ -1,0 +1,45 @@
+"""Checks that the cost of a computation grows with the size of its input and no faster."""
+
+from collections.abc import Callable
+from time import thread_time_ns
+
+PER_DOUBLING = 2.5
+"""Most growth of the cost when the input is twice as large; 4 would be quadratic."""
+_MEASURABLE_NS = 300_000
+_MOST = 1 << 16
+_ROUNDS = 7
+
+Prepare = Callable[[int], Callable[[], object]]
+"""Builds an input of a size, and returns the computation that is measured."""
+
+
+def growth(prepare: Prepare, smallest: int = 256) -> str | None:
+    """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
+
+    n is the first size whose cost can be measured. Each cost is the least processor time of some rounds, as
+    few as show a linear cost. Tests that call this are marked `alone`.
+    """
+    n = smallest
+    while n < _MOST and _cost(prepare(n)) < _MEASURABLE_NS:
+        n *= 2
+    works = [prepare(n * times) for times in (1, 2, 4)]
+    costs = [_cost(work) for work in works]
+    for _ in range(_ROUNDS):
+        if _is_linear(costs):
+            return None
+        costs = [min(cost, _cost(work)) for cost, work in zip(costs, works, strict=True)]
+    shown = ", ".join(f"{cost / 1e6:.2f}" for cost in costs)
+    return None if _is_linear(costs) else f"inputs of {n}, {2 * n} and {4 * n} take {shown} ms"
+
+
+def _is_linear(costs: list[int]) -> bool:
+    return all(
+        after <= PER_DOUBLING * before or after < _MEASURABLE_NS
+        for before, after in zip(costs, costs[1:], strict=False)
+    )
+
+
+def _cost(work: Callable[[], object]) -> int:
+    start = thread_time_ns()
+    work()
+    return thread_time_ns() - start
