@@ -79,7 +79,7 @@ class Drain:
 
     async def _reject_until_quiet(self, grace_end_s: float) -> None:
         """Keeps the port open for 503s until the grace is over and clients have stopped sending requests."""
-        latest_s = max(grace_end_s, time.monotonic() + _LONGEST_WAIT_FOR_QUIET_S)
+        latest_s = max(grace_end_s, time.monotonic()) + _LONGEST_WAIT_FOR_QUIET_S
         while not self._is_hurried.is_set():
             now_s = time.monotonic()
             is_quiet = self._running.quiet_s >= _QUIET_S
