@@ -35,7 +35,7 @@ def decide(survey: Survey, job: Job) -> Decision:
         f"{_mb(available)} of memory are available, of which {_mb(job.reserve_bytes)} are reserved for the engine: "
         f"{_mb(max(room, 0))} of {_mb(due)} fit"
     )
-    least = _MIN_BYTES if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
+    least = 0 if job.is_forced else max(due * _SHARE_THAT_HELPS, _MIN_BYTES)
     limited = survey.limited_to(room)
     return Decision(limited, is_off=room < least or not limited.blocks, reason=reason)
 

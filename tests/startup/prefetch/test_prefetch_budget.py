@@ -42,6 +42,12 @@ def test_auto_is_off_if_less_than_half_fits_and_on_reads_it() -> None:
     assert decision.survey.due_bytes == 200 * MB
 
 
+def test_on_reads_what_fits_however_little_that_is() -> None:
+    decision = decide(survey(missing_mb=500), job(memory_mb=1020, is_forced=True))
+    assert not decision.is_off
+    assert decision.survey.due_bytes == 20 * MB
+
+
 @pytest.mark.parametrize("is_forced", [False, True])
 def test_too_little_memory_is_off_in_every_mode(is_forced: bool) -> None:
     decision = decide(survey(missing_mb=500), job(memory_mb=900, is_forced=is_forced))
