@@ -118,14 +118,17 @@ def load_plugin(file: str) -> Mapping[str, type[ToolParser]]:
     """Runs a Python file and returns its `TOOL_PARSERS`, which maps names to classes.
 
     Raises:
-        PluginError: the file cannot be run, or defines no such mapping.
+        PluginError: the file cannot be run, or defines no such mapping, or a class lacks a method.
     """
     try:
         spec = spec_from_file_location("tool_parser_plugin", file)
         assert spec is not None and spec.loader is not None
         module = module_from_spec(spec)
         spec.loader.exec_module(module)
-        return dict(module.TOOL_PARSERS)
+        parsers: dict[str, type[ToolParser]] = dict(module.TOOL_PARSERS)
+        for parser in parsers.values():
+            _ = parser.feed, parser.finish
+        return parsers
     except Exception as err:
         raise PluginError(f"the plugin {file} cannot be used: {type(err).__name__}: {err}") from err
 

@@ -29,10 +29,12 @@ class OutputParsing:
         self._reasoning = reasoning
         self._tool_parser: type[ToolParser] | None = None
         self._call_format: CallFormat | None = None
+        self._needs_special_tokens = False
         self._trigger_id: int | None = None
         if config.enable_auto_tool_choice and config.tool_call_parser is not None:
             self._tool_parser = _find_tool_parser(config.tool_call_parser, config.tool_parser_plugin, renderer)
-            self._call_format = getattr(self._tool_parser, "call_format", None)
+            self._call_format = getattr(self._tool_parser, "call_format", None)  # a plugin may lack both
+            self._needs_special_tokens = getattr(self._tool_parser, "needs_special_tokens", True)
         if self._call_format is not None:
             self._trigger_id = _find_special_token(self._call_format.trigger, renderer.tokenizer)
         self._accepts_auto = self._tool_parser is not None or _has_own_tool_format(renderer)
@@ -55,8 +57,8 @@ class OutputParsing:
 
     def keeps_special_tokens(self, request: ChatRequest) -> bool:
         """Whether the parsers need the text of special tokens."""
-        parser = self._auto_parser(request)
-        return self._reasoning.keeps_special_tokens or (parser is not None and parser.needs_special_tokens)
+        has_parser = self._auto_parser(request) is not None
+        return self._reasoning.keeps_special_tokens or (has_parser and self._needs_special_tokens)
 
     def hides_tokens(self, request: ChatRequest) -> bool:
         """Whether ids and log-probabilities are left out, because they would show the hidden reasoning."""

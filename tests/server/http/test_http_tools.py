@@ -324,8 +324,9 @@ TOOL_PARSERS = {"shouting": Shouting}
 """
 
 
-def test_a_plugin_adds_formats(serve, engine, encode, tmp_path):
-    (tmp_path / "plugin.py").write_text(PLUGIN)
+@pytest.mark.parametrize("text", [PLUGIN, PLUGIN.replace("needs_special_tokens = False", "")], ids=["all", "least"])
+def test_a_plugin_adds_formats(serve, engine, encode, tmp_path, text):
+    (tmp_path / "plugin.py").write_text(text)
     options = {"tool_call_parser": "shouting", "tool_parser_plugin": str(tmp_path / "plugin.py")}
     choice = serve(enable_auto_tool_choice=True, **options).chat(tools=[TIME]).json()["choices"][0]
     assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": "{}"}
@@ -337,6 +338,7 @@ def test_a_plugin_adds_formats(serve, engine, encode, tmp_path):
         (PLUGIN, "whispering", "must be one of auto, shouting, deepseek_v3"),
         ("import nothing_of_this_name", "shouting", "ModuleNotFoundError"),
         ("PARSERS = {}", "shouting", "TOOL_PARSERS"),
+        (PLUGIN.replace("def feed(", "def eat("), "shouting", "AttributeError: .*'feed'"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_ends_the_start(serve, tmp_path, text, name, part):
