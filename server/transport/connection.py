@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _MAX_PIPELINED = 32
 """Most requests that may wait behind a running one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
+_TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
+"""Only logged: the connection ends after the responses to the waiting requests, and the client asks again."""
 _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 
@@ -234,7 +236,7 @@ class BoundedConnection(HttpToolsProtocol):
                 wanted = "CONNECT" if protocol is None else "an upgrade to websocket"
                 return Rejection(400, f"The request asks for {wanted}: this server speaks HTTP/1.1 only.")
         if len(self.pipeline) >= _MAX_PIPELINED:
-            return Rejection(503, f"More than {_MAX_PIPELINED} requests wait on this connection.", retry_after_s=1)
+            return _TOO_MANY_PIPELINED
         if not self._has_room and self.url.partition(b"?")[0].decode("latin-1") not in PROBE_PATHS:
             most, flag = self._table.max_connections, flag_of("max_connections")
             return Rejection(503, f"The server has reached its limit of {most} connections ({flag}).", retry_after_s=1)
