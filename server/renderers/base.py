@@ -25,7 +25,7 @@ from server.renderers.prompts import (
     TextOptions,
     TruncationSide,
 )
-from server.renderers.stop_strings import StopScanner
+from server.renderers.stop_strings import StopScanner, StopString
 from server.renderers.tokenizer import OffsetTokenizer, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
@@ -233,7 +233,7 @@ class BaseRenderer(ABC):
         *,
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
-        stop: Sequence[str] = (),
+        stop: Sequence[StopString] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
         prompt_token_ids: Sequence[int] = (),

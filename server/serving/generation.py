@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.renderers.prompts import RenderedPrompt
+from server.renderers.stop_strings import StopString
 from server.serving.reasoning import PromptReasoning
 from server.serving.request_context import RequestContext
 from server.types import FinishReason, SamplingParams, TokenLogprob
@@ -48,6 +50,11 @@ class Generation:
     def num_choices(self) -> int:
         """Number of choices of the whole request."""
         return len(self.prompts) * self.request.num_choices
+
+    @cached_property
+    def stop_strings(self) -> tuple[StopString, ...]:
+        """Those of the request, for all of its choices."""
+        return tuple(map(StopString, self.request.stop_strings))
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -17,7 +17,7 @@ class OutputReader:
         self._detokenizer = renderer.create_detokenizer(
             skip_special_tokens=request.skip_special_tokens,
             spaces_between_special_tokens=request.spaces_between_special_tokens,
-            stop=request.stop_strings,
+            stop=generation.stop_strings,
             include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=request.min_tokens or 0,
             prompt_token_ids=generation.prompt_of(index).known_token_ids,

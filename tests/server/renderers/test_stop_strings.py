@@ -1,11 +1,17 @@
 """Stop strings across pieces of text and across tokens."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 
 from server.renderers.hf import HfRenderer
-from server.renderers.stop_strings import StopScanner
+from server.renderers.stop_strings import StopScanner, StopString
+from tests.growth import growth
+
+
+def scanner(*stops: str) -> StopScanner:
+    return StopScanner([StopString(stop) for stop in stops])
 
 
 def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None]:
@@ -19,45 +25,46 @@ def scan(scanner: StopScanner, pieces: list[str]) -> tuple[list[str], str | None
 
 
 def test_text_before_a_stop_string_is_released() -> None:
-    assert scan(StopScanner(["STOP"]), ["go on STOP there"]) == (["go on "], "STOP")
+    assert scan(scanner("STOP"), ["go on STOP there"]) == (["go on "], "STOP")
 
 
 def test_the_stop_string_can_be_included() -> None:
-    assert scan(StopScanner(["STOP"], include_in_output=True), ["go on STOP there"]) == (["go on STOP"], "STOP")
+    including = StopScanner([StopString("STOP")], include_in_output=True)
+    assert scan(including, ["go on S", "TOP there"]) == (["go on S", "TOP"], "STOP")
 
 
 def test_a_stop_string_is_found_across_pieces() -> None:
-    assert scan(StopScanner(["STOP"]), ["go S", "T", "OP on"]) == (["go ", "", ""], "STOP")
+    assert scan(scanner("STOP"), ["go S", "T", "OP on"]) == (["go ", "", ""], "STOP")
 
 
 def test_text_is_held_back_only_while_it_may_begin_a_stop_string() -> None:
-    assert scan(StopScanner(["STOP"]), ["a ST", "EP"]) == (["a ", "STEP", ""], None)
+    assert scan(scanner("STOP"), ["a ST", "EP"]) == (["a ", "STEP", ""], None)
 
 
 def test_held_back_text_is_released_at_the_end() -> None:
-    assert scan(StopScanner(["STOP"]), ["a STO"]) == (["a ", "STO"], None)
+    assert scan(scanner("STOP"), ["a STO"]) == (["a ", "STO"], None)
 
 
 def test_a_prefix_within_a_prefix_is_held_back() -> None:
-    assert scan(StopScanner(["aab"]), ["aa", "ab"]) == (["", "a"], "aab")
-    assert scan(StopScanner(["\n\nQ"]), ["x\n", "\n", "\nQ"]) == (["x", "", "\n"], "\n\nQ")
+    assert scan(scanner("aab"), ["aa", "ab"]) == (["", "a"], "aab")
+    assert scan(scanner("\n\nQ"), ["x\n", "\n", "\nQ"]) == (["x", "", "\n"], "\n\nQ")
 
 
 def test_the_stop_string_that_is_complete_first_wins() -> None:
-    assert scan(StopScanner(["world", "lo w"]), ["hello world"]) == (["hel"], "lo w")
-    assert scan(StopScanner(["cd", "abcd"]), ["xabcd"]) == (["xab"], "cd")
+    assert scan(scanner("world", "lo w"), ["hello world"]) == (["hel"], "lo w")
+    assert scan(scanner("cd", "abcd"), ["xabcd"]) == (["xab"], "cd")
 
 
 def test_several_candidates_are_held_back_from_the_earliest() -> None:
-    assert scan(StopScanner(["bcx", "abcy"]), ["1abc", "x"]) == (["1", "a"], "bcx")
-    assert scan(StopScanner(["bcx", "abcy"]), ["1abc", "y"]) == (["1", ""], "abcy")
+    assert scan(scanner("bcx", "abcy"), ["1abc", "x"]) == (["1", "a"], "bcx")
+    assert scan(scanner("bcx", "abcy"), ["1abc", "y"]) == (["1", ""], "abcy")
 
 
 def test_an_ignored_stop_string_is_not_found_later() -> None:
-    scanner = StopScanner(["ab", "xabz"])
-    assert scanner.scan("xab", can_stop=False) == ("", None)
-    assert scanner.scan("q") == ("xabq", None)
-    assert scanner.scan("xab") == ("x", "ab")
+    scan_next = scanner("ab", "xabz")
+    assert scan_next.scan("xab", can_stop=False) == ("", None)
+    assert scan_next.scan("q") == ("xabq", None)
+    assert scan_next.scan("xab") == ("x", "ab")
 
 
 def test_random_pieces_give_what_a_search_in_the_whole_text_gives() -> None:
@@ -68,7 +75,7 @@ def test_random_pieces_give_what_a_search_in_the_whole_text_gives() -> None:
         ends = [(text.find(stop) + len(stop), i) for i, stop in enumerate(stops) if stop in text]
         cuts = sorted(rng.choices(range(31), k=rng.randint(0, 30)))
         pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, 30], strict=True)]
-        shown, stop = scan(StopScanner(stops), pieces)
+        shown, stop = scan(scanner(*stops), pieces)
         if ends:
             end, i = min(ends)
             assert (stop, "".join(shown)) == (stops[i], text[: end - len(stops[i])]), seed
@@ -76,11 +83,40 @@ def test_random_pieces_give_what_a_search_in_the_whole_text_gives() -> None:
             assert (stop, "".join(shown)) == (None, text), seed
 
 
+def test_scanners_with_the_same_stop_strings_do_not_disturb_each_other() -> None:
+    stops = [StopString("abab"), StopString("bb")]
+    first, second = StopScanner(stops), StopScanner(stops)
+    assert first.scan("aba") == ("", None)
+    assert second.scan("xab") == ("x", None)
+    assert first.scan("cab") == ("abac", None)
+    assert second.scan("ab") == ("", "abab")
+    assert scan(first, ["ab"]) == ([""], "abab")
+
+
+@pytest.mark.alone
+def test_the_cost_of_many_long_stop_strings_is_linear() -> None:
+    """Of the text, in pieces, that might be their beginning, and of the character that ends all of them."""
+
+    def prepare(n: int) -> Callable[[], object]:
+        held = scanner("a" * n + "b", *("ab" + "a" * (n + i) for i in range(20)))
+        return lambda: [held.scan("aaaa") for _ in range(0, n, 4)]
+
+    def prepare_end(n: int) -> Callable[[], object]:
+        held = scanner(*("a" * n + f"b{i}" for i in range(20)))
+        for _ in range(0, n, 4):
+            held.scan("aaaa")
+        return lambda: [held.scan("aaac") for _ in range(20)]
+
+    assert growth(prepare) is None
+    assert growth(prepare_end) is None
+
+
 @pytest.mark.parametrize("include", [False, True])
 def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool) -> None:
     token_ids = renderer.tokenizer.encode("the quick brown fox jumps", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
-    detokenizer = renderer.create_detokenizer(stop=["brown fox", "never"], include_stop_str_in_output=include)
+    stops = [StopString("brown fox"), StopString("never")]
+    detokenizer = renderer.create_detokenizer(stop=stops, include_stop_str_in_output=include)
     deltas = [detokenizer.append([token_id]) for token_id in token_ids]
     stop_at = next(i for i, delta in enumerate(deltas) if delta.stop)
     assert deltas[stop_at].stop == "brown fox"
@@ -90,7 +126,7 @@ def test_a_detokenizer_ends_at_a_stop_string(renderer: HfRenderer, include: bool
 
 def test_tokens_after_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick brown fox", add_special_tokens=False)
-    detokenizer = renderer.create_detokenizer(stop=["quick"])
+    detokenizer = renderer.create_detokenizer(stop=[StopString("quick")])
     assert detokenizer.append(token_ids) == ("the ", "quick")
     assert detokenizer.text == "the "
 
@@ -98,22 +134,22 @@ def test_tokens_after_a_stop_string_are_ignored(renderer: HfRenderer) -> None:
 def test_stop_strings_within_min_tokens_are_ignored(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick the quick the", add_special_tokens=False)
     whole = renderer.detokenize(token_ids)
-    first = renderer.create_detokenizer(stop=["quick"])
+    first = renderer.create_detokenizer(stop=[StopString("quick")])
     num_before = next(i for i, token_id in enumerate(token_ids) if first.append([token_id]).stop)
     for min_tokens, end in ((num_before, whole.index("quick")), (num_before + 1, whole.rindex("quick"))):
-        detokenizer = renderer.create_detokenizer(stop=["quick"], min_tokens=min_tokens)
+        detokenizer = renderer.create_detokenizer(stop=[StopString("quick")], min_tokens=min_tokens)
         assert detokenizer.append(token_ids) == (whole[:end], "quick")
 
 
 def test_a_stop_string_may_begin_within_min_tokens(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick brown", add_special_tokens=False)
-    detokenizer = renderer.create_detokenizer(stop=["quick brown"], min_tokens=len(token_ids) - 1)
+    detokenizer = renderer.create_detokenizer(stop=[StopString("quick brown")], min_tokens=len(token_ids) - 1)
     assert detokenizer.append(token_ids) == ("the ", "quick brown")
 
 
 def test_finish_releases_what_might_have_been_a_stop_string(renderer: HfRenderer) -> None:
     token_ids = renderer.tokenizer.encode("the quick", add_special_tokens=False)
-    detokenizer = renderer.create_detokenizer(stop=["quick brown"])
+    detokenizer = renderer.create_detokenizer(stop=[StopString("quick brown")])
     assert detokenizer.append(token_ids) == ("the ", None)
     assert detokenizer.finish() == "quick"
     assert detokenizer.text == "the quick"
