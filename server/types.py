@@ -97,7 +97,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     adapter_id: int = 0
     """The LoRA adapter; 0 is the base model."""
     cache_salt: str | None = None
-    """With a salt, the sequence does not use the prefix cache: its prompt is neither looked up nor stored."""
+    """Prompts share the prefix cache only with prompts of the same salt."""
 
 
 class TensorData(msgspec.Struct, frozen=True, array_like=True):

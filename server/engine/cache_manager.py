@@ -116,13 +116,8 @@ class CacheManager:
 
     def is_computing_prompt_of(self, sequence: Sequence) -> bool:
         """Whether an admitted sequence still computes the same prompt, and this one can share it later."""
-        return (
-            self._prefixes is not None
-            and self._prefixes.can_share(sequence)
-            and any(
-                s.num_computed_tokens + 1 < s.num_prompt_tokens and s.has_prompt_of(sequence) for s in self._holders
-            )
-        )
+        length = 0 if self._prefixes is None else self._prefixes.max_match(sequence)
+        return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._holders)
 
     @property
     def _num_free_tokens(self) -> int:

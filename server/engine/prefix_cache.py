@@ -11,7 +11,10 @@ import numpy.typing as npt
 from server.engine.kv_cache import Slots
 from server.engine.sequence import Sequence
 
-_MIN_TOKENS = 32
+_BLOCK_TOKENS = 16
+"""Matches end on a multiple of this, vLLM's block size. Exact ends would let a client guess the prompts of others
+one token at a time."""
+_MIN_TOKENS = 2 * _BLOCK_TOKENS
 """Computing a shorter prefix is cheaper than caching it."""
 
 TokenArray = npt.NDArray[np.int64]
@@ -54,15 +57,16 @@ class PrefixCache:
         """Tokens that no running sequence holds."""
         return self._slots.num_kept_tokens
 
-    def can_share(self, sequence: Sequence) -> bool:
-        """Whether `match` could find a beginning of the sequence's prompt."""
-        return sequence.num_tokens > _MIN_TOKENS and sequence.can_reuse_prefix
+    def max_match(self, sequence: Sequence) -> int:
+        """Most tokens of the sequence that `match` could find."""
+        length = _whole_blocks(sequence.num_tokens - 1)
+        return length if length >= _MIN_TOKENS and sequence.can_reuse_prefix else 0
 
     def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
         """Finds the longest cached beginning of the sequence's prompt, in an ended sequence or a running one.
 
-        Never includes the last token, which has to be computed for its logits. An entry that is found becomes
-        the most recently used.
+        Whole blocks only, and never the last token, which has to be computed for its logits. An entry that is
+        found becomes the most recently used.
         """
         wanted = sequence.cache_ids(sequence.num_tokens - 1)
         best: int | None = None
@@ -80,6 +84,7 @@ class PrefixCache:
                 if _have_same_prefix(wanted, computed, length + 1):
                     length = common_prefix(wanted, computed)
                     slot = other.slot
+        length = _whole_blocks(length)
         if slot is not None:
             return PrefixMatch(length, slot)
         if best is None:
@@ -129,6 +134,10 @@ def common_prefix(a: TokenArray, b: TokenArray) -> int:
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
+
+
+def _whole_blocks(num_tokens: int) -> int:
+    return num_tokens - num_tokens % _BLOCK_TOKENS
 
 
 def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:

@@ -1,6 +1,9 @@
 """One sequence in the engine: its tokens, how many are computed, and the memory it holds."""
 
 from enum import Enum
+from functools import cache
+from hashlib import blake2b
+from os import urandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +59,7 @@ class Sequence:
         self.generator: torch.Generator | None = None
         self.reasoning: ReasoningState | None = None
         """Only if its parameters have rules for reasoning."""
+        self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
 
     @property
     def adapter_id(self) -> int:
@@ -80,9 +84,8 @@ class Sequence:
 
     @property
     def is_private(self) -> bool:
-        """Whether the prefix cache must not share it: it has a cache salt, or rows without ids."""
-        is_unknown = self.features is not None and self.features.row_ids is None
-        return is_unknown or self.params.cache_salt is not None
+        """Whether the prefix cache must not share it, because it has rows without ids."""
+        return self.features is not None and self.features.row_ids is None
 
     @property
     def can_reuse_prefix(self) -> bool:
@@ -99,18 +102,23 @@ class Sequence:
     def cache_ids(self, end: int) -> npt.NDArray[np.int64]:
         """Keys of the first `end` tokens in the prefix cache: ids of tokens, or of rows in their places.
 
-        The keys of each adapter are different, because it changes the tokens' keys and values.
+        The keys of each adapter are different, because it changes the tokens' keys and values. A cache salt
+        changes the first key, so that only prompts with the same salt have a common beginning.
         """
         rows = None if self.features is None else self.features.row_ids
         if rows is None:
             ids = np.asarray(self.token_ids[:end], dtype=np.int64)
         else:
             ids = np.concatenate((rows[:end], np.asarray(self.token_ids[len(rows) : end], dtype=np.int64)))
-        return ids ^ (self.adapter_id << _ADAPTER_BIT) if self.adapter_id else ids
+        if self.adapter_id:
+            ids = ids ^ (self.adapter_id << _ADAPTER_BIT)
+        if self._salt_id and end:
+            ids[0] ^= self._salt_id
+        return ids
 
     def has_prompt_of(self, other: "Sequence") -> bool:
-        """Whether both compute the same tokens from the same features, with the same adapter."""
-        if self.adapter_id != other.adapter_id:
+        """Whether both compute the same tokens from the same features, with the same adapter and salt."""
+        if (self.adapter_id, self._salt_id) != (other.adapter_id, other._salt_id):
             return False
         if self.features is other.features:
             return self.token_ids == other.token_ids
@@ -127,3 +135,14 @@ class Sequence:
     def is_first_pass(self) -> bool:
         """Whether no token has been sampled yet."""
         return self.num_output_tokens == 0
+
+
+def _hash_salt(salt: str) -> int:
+    """With a secret key, so that nobody can construct a salt whose prompts match those of others."""
+    digest = blake2b(salt.encode(errors="surrogatepass"), digest_size=8, key=_salt_key()).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+@cache
+def _salt_key() -> bytes:
+    return urandom(16)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from server.errors import CodedRequestError, RequestError
-from server.protocol.fields import Temperature, Text, TopK, TopP
+from server.protocol.fields import CacheSalt, Temperature, Text, TopK, TopP
 
 MIN_THINKING_TOKENS = 1024
 
@@ -226,7 +226,7 @@ class MessagesRequest(CountTokensRequest, kw_only=True):
     top_p: TopP | None = None
     metadata: dict[str, Any] | None = None
 
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    cache_salt: CacheSalt | None = None
     watermarking: bool | None = None
     kv_transfer_params: dict[str, Any] | None = None
     ec_transfer_params: dict[str, Any] | None = None

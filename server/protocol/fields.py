@@ -48,6 +48,8 @@ Stop = Text | list[Text]
 BadWords = Annotated[
     list[Annotated[str, Meta(min_length=1, max_length=MAX_BAD_WORD_CHARS)]], Meta(max_length=MAX_BAD_WORDS)
 ]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]*$")]
+"""As in vLLM, whose caches use it in paths."""
 RequestId = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+(?!\n)$")]
 """Without control characters and line breaks: the id is logged and must not imitate another log line."""
 

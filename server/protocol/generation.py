@@ -10,6 +10,7 @@ from server.protocol.fields import (
     INEFFECTIVE,
     INT32_MAX,
     BadWords,
+    CacheSalt,
     Hint,
     LengthPenalty,
     LogitBias,
@@ -136,7 +137,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     thinking_token_budget: Annotated[Any, Meta(extra_json_schema={"type": ["integer", "null"]})] = None
     """Most tokens of reasoning, checked by `__post_init__`; -1 sets no limit."""
     response_format: ResponseFormat | None = None
-    cache_salt: str | None = None
+    cache_salt: CacheSalt | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None

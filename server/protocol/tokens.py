@@ -9,6 +9,7 @@ from server.errors import RequestError
 from server.protocol.completions import CompletionRequest
 from server.protocol.fields import (
     INEFFECTIVE,
+    CacheSalt,
     Hint,
     NumChoices,
     NumLogprobs,
@@ -79,7 +80,7 @@ class TokensRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_token_ids: bool | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    cache_salt: str | None = None
+    cache_salt: CacheSalt | None = None
     kv_transfer_params: dict[str, Any] | None = None
 
     token_offsets: Hint = None

@@ -24,8 +24,7 @@ class UsageMeter:
         self._has_prompt_details = has_prompt_details and not generation.request.use_beam_search
         self._counts_output = counts_output
         self._num_tokens = [0] * generation.num_choices
-        self.num_cached_tokens = 0
-        """Prompt tokens that came from the prefix cache."""
+        self._num_cached_tokens = 0
         self._reasoning: list[ReasoningCounter | None] | None = None
         if has_reasoning_details:
             found = [generation.reasoning_of(index) for index in range(generation.num_choices)]
@@ -38,7 +37,7 @@ class UsageMeter:
         if self._reasoning is not None and (counter := self._reasoning[delta.choice]) is not None:
             counter.add(delta.token_ids)
         if delta.num_cached_tokens and delta.choice % self._generation.request.num_choices == 0:
-            self.num_cached_tokens += delta.num_cached_tokens
+            self._num_cached_tokens += delta.num_cached_tokens
 
     def of_choice(self, index: int) -> Usage:
         """One choice's tokens so far, for `continuous_usage_stats`."""
@@ -51,7 +50,7 @@ class UsageMeter:
         """The whole request's tokens so far."""
         usage = _usage(self._generation.num_prompt_tokens, sum(self._num_tokens))
         if self._has_prompt_details:
-            usage.prompt_tokens_details = PromptTokensDetails(self.num_cached_tokens)
+            usage.prompt_tokens_details = PromptTokensDetails(self._num_cached_tokens)
         if self._reasoning is not None:
             usage.completion_tokens_details = _details(self._reasoning)
         return usage

@@ -9,6 +9,7 @@ from server.errors import RequestError
 from server.protocol.chat import ReasoningEffort
 from server.protocol.fields import (
     INEFFECTIVE,
+    CacheSalt,
     Hint,
     LogitBias,
     MinP,
@@ -103,7 +104,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     skip_special_tokens: bool = True
     top_logprobs: NumLogprobs | None = 0
     truncation: Literal["auto", "disabled"] | None = "disabled"
-    cache_salt: str | None = None
+    cache_salt: CacheSalt | None = None
 
     text: TextOptions | None = None
     structured_outputs: StructuredOutputs | None = None

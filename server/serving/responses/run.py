@@ -143,10 +143,12 @@ class ResponseRun:
 
     def _usage(self) -> ResponseUsage:
         total = self.chat.meter.total()
-        details = total.completion_tokens_details
+        details, prompt_details = total.completion_tokens_details, total.prompt_tokens_details
         return ResponseUsage(
             input_tokens=total.prompt_tokens,
-            input_tokens_details=InputTokensDetails(cached_tokens=self.chat.meter.num_cached_tokens),
+            input_tokens_details=InputTokensDetails(
+                cached_tokens=0 if prompt_details is None else prompt_details.cached_tokens
+            ),
             output_tokens=total.completion_tokens,
             output_tokens_details=OutputTokensDetails(
                 reasoning_tokens=0 if details is None else details.reasoning_tokens

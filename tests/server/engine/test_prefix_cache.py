@@ -30,7 +30,7 @@ def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama: PreTra
             assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
             assert [t for t, _ in a.top] == [t for t, _ in b.top]
     assert [c.num_cached_tokens for c in runs[0]] == [0] * 7
-    assert [c.num_cached_tokens for c in runs[1]][2:] == [70, 70, 70, 49, 69]
+    assert [c.num_cached_tokens for c in runs[1]][2:] == [64, 64, 64, 48, 64]
 
 
 def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
@@ -43,21 +43,20 @@ def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
         found.append((stats.prefix_cache_queries, stats.prefix_cache_hits, completion.num_cached_tokens))
     assert found == [
         (40, 0, 0),
-        (80, 39, 39),  # all but the last token, which has to be computed
-        (151, 39 + 36, 36),
-        (186, 39 + 36, 0),
-        (241, 39 + 36, 0),  # 20 tokens in common are too few to be cached
+        (80, 32, 32),
+        (151, 64, 32),
+        (186, 64, 0),
+        (241, 64, 0),  # 20 tokens in common are too few to be cached
     ]
 
 
 def test_a_conversations_next_turn_reuses_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500)
     [history, question, last_question] = random_prompts(40, 6, 7)
-    for tail, num_cached in ((question, 0), (last_question, 40 + 6 + 9), ([5], 40 + 6 + 10 + 7 + 9)):
+    for tail, num_cached in ((question, 0), (last_question, 48), ([5], 64)):
         history = history + tail
         [completion] = engine.complete([history], max_tokens=10)
         assert completion.token_ids == greedy_outputs(plain_llama, [history], 10)[0]
-        # The last token of an answer was sampled but never computed.
         assert completion.num_cached_tokens == num_cached
         history += completion.token_ids
 
@@ -69,9 +68,9 @@ def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel,
     engine.run()
     [expected] = greedy_outputs(plain_llama, [prompt], 5)
     assert [c.token_ids for c in choices] == [expected] * 4
-    assert [c.num_cached_tokens for c in choices] == [0, 89, 89, 89]
+    assert [c.num_cached_tokens for c in choices] == [0, 80, 80, 80]
     assert engine.steps[:3] == [{"choice 0": 32}, {"choice 0": 32}, {"choice 0": 26}]
-    assert engine.steps[3] == dict.fromkeys(("choice 0", "choice 1", "choice 2", "choice 3"), 1)
+    assert engine.steps[3] == {"choice 0": 1, "choice 1": 10, "choice 2": 10, "choice 3": 10}
 
 
 @pytest.mark.parametrize(("length", "prefix_tokens"), [(32, 500), (90, 0)], ids=["short prompt", "no cache"])
@@ -86,7 +85,7 @@ def test_choices_that_cannot_share_start_together(llama: PreTrainedModel, length
 
 def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
-    [shared, *tails] = random_prompts(90, 5, 6, 7)
+    [shared, *tails] = random_prompts(96, 5, 6, 7)
     engine.complete([shared])
     num_before = len(engine.steps)
     for i, tail in enumerate(tails):
@@ -104,7 +103,7 @@ def test_a_running_sequences_prompt_is_reused(plain_llama: PreTrainedModel, llam
     late = engine.add("late", shared + running.token_ids[:3] + tail, max_tokens=8)
     expected = greedy_outputs(plain_llama, [shared + running.token_ids[:3] + tail], 8)[0]
     engine.run()
-    assert late.num_cached_tokens == 63
+    assert late.num_cached_tokens == 48
     assert late.token_ids == expected
     assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
 
@@ -116,7 +115,7 @@ def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrained
     engine.step()
     second = engine.add("second", shared[:100] + tail, max_tokens=4)
     engine.run()
-    assert second.num_cached_tokens == 100
+    assert second.num_cached_tokens == 96
     assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
 
 
@@ -184,7 +183,7 @@ def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama: Pre
     sequence = engine.scheduler._by_id["young"]
     engine.run()
     assert sequence.num_preemptions == 1
-    assert [step["young"] for step in engine.steps if "young" in step] == [39, 39, 22, 1, 1]
+    assert [step["young"] for step in engine.steps if "young" in step] == [39, 39, 36, 1, 1]
     assert (engine.stats.prefix_cache_queries, engine.stats.prefix_cache_hits) == (296, 0)
     assert preempted.num_cached_tokens == 0
 
@@ -196,7 +195,7 @@ def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> N
     engine.step()
     engine.core.abort(["aborted"])
     [completion] = engine.complete([prompt])
-    assert completion.num_cached_tokens == 40
+    assert completion.num_cached_tokens == 32
 
 
 def test_the_least_recently_used_entry_is_evicted_first() -> None:
@@ -229,12 +228,12 @@ def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> No
     cache = _cache()
     [tokens] = random_prompts(90)
     kept = _put(cache, tokens[:50] + [7])
-    running = _sequence(tokens[:70], num_computed=60)
+    running = _sequence(tokens[:70], num_computed=66)
     running.slot = 3
-    assert cache.match(_sequence(tokens), []) == PrefixMatch(50, kept)
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(60, 3)
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
     running.num_computed_tokens = 45
-    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(50, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
 
 
 def test_shrinking_to_zero_drops_all_entries() -> None:
@@ -267,15 +266,45 @@ def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:
     return sequence
 
 
-def test_a_salted_prompt_shares_nothing(llama: PreTrainedModel) -> None:
+@pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
+def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrainedModel, is_running: bool) -> None:
+    """Otherwise a client could guess the prompts of others token by token."""
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [secret, other] = random_prompts(64, 30)
+    engine.add("secret", secret, max_tokens=20)
+    if is_running:
+        engine.step()
+    else:
+        engine.run()
+    guesses = [engine.add(str(n), secret[:n] + other, max_tokens=1) for n in (40, 41, 47, 48, 63)]
+    engine.run()
+    assert [guess.num_cached_tokens for guess in guesses] == [32, 32, 32, 48, 48]
+    assert engine.stats.prefix_cache_hits == 3 * 32 + 2 * 48
+
+
+def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
     engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
     prompt = list(range(3, 60))
-    engine.complete([prompt], max_tokens=4)
-    [salted] = engine.complete([prompt], max_tokens=4, cache_salt="mine")
-    [plain] = engine.complete([[*prompt[:40], 90, 91]], max_tokens=4)
-    assert salted.num_cached_tokens == 0
-    assert plain.num_cached_tokens == 40
-    fresh = SmallEngine(llama, num_slots=2, prefix_tokens=400)
-    fresh.complete([prompt], max_tokens=4, cache_salt="mine")
-    [after] = fresh.complete([prompt], max_tokens=4)
-    assert after.num_cached_tokens == 0
+    expected = greedy_outputs(plain_llama, [prompt], 4)[0]
+    salts = (None, "mine", "yours", "mine", None, "yours")
+    completions = [engine.complete([prompt], max_tokens=4, cache_salt=salt)[0] for salt in salts]
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48, 48, 48]
+    assert [completion.token_ids for completion in completions] == [expected] * 6
+
+
+def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    salts = (None, "mine", None, "mine")
+    completions = [engine.add(str(i), prompt, max_tokens=4, cache_salt=salt) for i, salt in enumerate(salts)]
+    engine.run()
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
+
+
+def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    for name, salt in (("salted", "mine"), ("plain", None), ("other", "yours"), ("waits", "mine")):
+        engine.add(name, prompt, max_tokens=2, cache_salt=salt)
+    engine.step()
+    assert engine.steps == [{"salted": 57, "plain": 57, "other": 57}]

@@ -288,3 +288,10 @@ def test_a_client_that_disconnects_ends_the_generation(client, engine, wait_unti
             if event.type == "response.output_text.delta":
                 break
     wait_until(lambda: engine.aborted)
+
+
+@pytest.mark.parametrize(("shows_details", "num_cached"), [(True, 4), (False, 0)], ids=["allowed", "default"])
+def test_cached_tokens_are_reported_only_if_the_server_allows_it(serve, engine, shows_details, num_cached):
+    engine.num_cached_tokens = 4
+    usage = serve(enable_prompt_tokens_details=shows_details).client().responses.create(model="smol", input="Hi").usage
+    assert usage.input_tokens_details.cached_tokens == num_cached

@@ -159,3 +159,9 @@ def test_prompt_logprobs_cannot_be_streamed(model: Model) -> None:
 def test_request_id_with_control_characters_is_rejected(model: Model, request_id: str) -> None:
     """The id is logged: it must not forge a line of the log."""
     assert_rejects(model, "request_id", request_id=request_id)
+
+
+@pytest.mark.parametrize("salt", ["", "a" * 129, "a/b", "a@b", "a\\b", "a\x00"], ids=ascii)
+def test_cache_salts_are_checked_as_in_vllm(model: Model, salt: str) -> None:
+    assert_rejects(model, "cache_salt", cache_salt=salt)
+    decode(model, cache_salt="a" * 128)
