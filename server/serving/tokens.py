@@ -1,5 +1,6 @@
 """Answers /inference/v1/generate: tokens in, tokens out, for routers that render prompts themselves."""
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -39,7 +40,8 @@ class TokensServing:
     def __init__(self, inference: Inference, builder: GenerationBuilder) -> None:
         self._inference = inference
         self._builder = builder
-        self._running: dict[str, _TokensResponse] = {}
+        self._running: defaultdict[str, set[_TokensResponse]] = defaultdict(set)
+        """By id; clients choose ids, so several streams may have the same."""
 
     async def create(
         self, request: TokensRequest, context: RequestContext
@@ -65,18 +67,20 @@ class TokensServing:
     async def abort(self, request: AbortRequest, context: RequestContext) -> bytes:
         """Ends streams: their last chunk has the finish reason `abort`; unknown ids are ignored."""
         for request_id in request.request_ids:
-            if request_id in self._running:
-                self._running[request_id].is_aborted = True
+            for response in self._running.get(request_id, ()):
+                response.is_aborted = True
         return b""
 
     async def _stream(self, response: "_TokensResponse") -> AsyncGenerator[bytes, None]:
-        self._running[response.id] = response
+        self._running[response.id].add(response)
         try:
             async with aclosing(response.stream()) as events:
                 async for event in events:
                     yield event
         finally:
-            self._running.pop(response.id, None)
+            self._running[response.id].discard(response)
+            if not self._running[response.id]:
+                del self._running[response.id]
 
 
 class _TokensResponse:

@@ -1,5 +1,7 @@
 """Keeps responses that have ended, and the conversations that later requests continue."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
@@ -21,6 +23,7 @@ class ResponseArchive:
         """Without a store nothing is kept."""
         self._store = store
         self._renderer = renderer
+        self._claimed: set[str] = set()
 
     @property
     def is_enabled(self) -> bool:
@@ -36,6 +39,26 @@ class ResponseArchive:
         else:
             stored = await self._renderer.run_in_pool(_encode, run, events)
         await self._store.put(run.response.id, stored)
+
+    @asynccontextmanager
+    async def claim(self, run: ResponseRun) -> AsyncIterator[None]:
+        """Reserves the id of a response that will be kept; without it, clients could replace each other's.
+
+        Raises RequestError (409) if another response has the id.
+        """
+        response_id = run.response.id
+        if self._store is None or not run.request.store or run.request.request_id is None:
+            yield
+            return
+        if response_id in self._claimed:
+            raise _id_in_use(response_id)
+        self._claimed.add(response_id)
+        try:
+            if await self._store.get(response_id) is not None:
+                raise _id_in_use(response_id)
+            yield
+        finally:
+            self._claimed.discard(response_id)
 
     async def find(self, response_id: str) -> StoredResponse:
         """A response; raises RequestError (404) if it is not kept, or not any more."""
@@ -54,6 +77,10 @@ class ResponseArchive:
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:
     """An error with vLLM's type for responses that are not there, or not in the right state."""
     return RequestError(message, param=param, status=status, type="invalid_request_error")
+
+
+def _id_in_use(response_id: str) -> RequestError:
+    return invalid_response(f"There is a response with the id '{response_id}' already.", "request_id", status=409)
 
 
 def _encode(run: ResponseRun, events: tuple[bytes, ...] | None) -> StoredResponse:

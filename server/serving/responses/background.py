@@ -1,8 +1,8 @@
 """Responses that are generated without a waiting client: followed, retrieved and cancelled by id."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from server import sse
@@ -10,11 +10,9 @@ from server.protocol.responses.events import ResponseEvent
 from server.protocol.responses.response import Response
 from server.serving.admission import Lease
 from server.serving.deadline import Deadline
+from server.serving.responses.archive import ResponseArchive
 from server.serving.responses.run import ResponseRun
 from server.serving.running_requests import RunningRequests
-
-Keep = Callable[[ResponseRun, tuple[bytes, ...] | None], Awaitable[None]]
-"""Stores a response that has ended, with its events if there are any."""
 
 
 class BackgroundResponse:
@@ -77,10 +75,10 @@ class BackgroundResponse:
 class BackgroundResponses:
     """The responses in the background that have not ended; one per server, used on the event loop."""
 
-    def __init__(self, running: RunningRequests, keep: Keep, *, timeout_s: float) -> None:
+    def __init__(self, running: RunningRequests, archive: ResponseArchive, *, timeout_s: float) -> None:
         """The drain waits for those in `running`; `timeout_s` is the limit of one response, 0 none."""
         self._running = running
-        self._keep = keep
+        self._archive = archive
         self._timeout_s = timeout_s
         self._responses: dict[str, BackgroundResponse] = {}
 
@@ -89,7 +87,12 @@ class BackgroundResponses:
         return self._responses.get(response_id)
 
     async def start(self, run: ResponseRun, lease: Lease, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response; the lease is released when it ends."""
+        """Begins to generate a response; the lease is released when it ends.
+
+        Raises RequestError (409) if another response has its id.
+        """
+        claim = AsyncExitStack()
+        await claim.enter_async_context(self._archive.claim(run))
 
         async def generate(response: BackgroundResponse) -> None:
             with self._running.hold():
@@ -98,8 +101,8 @@ class BackgroundResponses:
                 finally:
                     response.end()
                     lease.release()
-                    if self._responses.get(run.response.id) is response:
-                        del self._responses[run.response.id]
+                    del self._responses[run.response.id]
+                    await claim.aclose()
 
         response = BackgroundResponse(run, keeps_events=keeps_events)
         self._responses[run.response.id] = response
@@ -118,5 +121,5 @@ class BackgroundResponses:
             run.fail(err)
         last = run.last_event()
         published = response.events
-        await self._keep(run, None if published is None else (*published, sse.encode_named_event(last)))
+        await self._archive.keep(run, None if published is None else (*published, sse.encode_named_event(last)))
         response.publish(last)

@@ -39,7 +39,7 @@ class ResponsesServing:
         self._runner = runner
         self._archive = archive
         self._limiter = RequestLimiter(limits)
-        self._background = BackgroundResponses(running, archive.keep, timeout_s=limits.request_timeout_s)
+        self._background = BackgroundResponses(running, archive, timeout_s=limits.request_timeout_s)
 
     async def create(
         self, request: ResponsesRequest, context: RequestContext
@@ -56,8 +56,9 @@ class ResponsesServing:
         run = await self.prepare(request, context)
         if request.stream:
             return self._stream(run)
-        await run.complete()
-        await self._archive.keep(run)
+        async with self._archive.claim(run):
+            await run.complete()
+            await self._archive.keep(run)
         return run.response
 
     async def retrieve(self, response_id: str) -> bytes:
@@ -145,13 +146,14 @@ class ResponsesServing:
         return response.follow(0) if request.stream else response.response
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:
-        try:
-            async with aclosing(run.events()) as events:
-                async for event in events:
-                    yield sse.encode_named_event(event)
-            await self._archive.keep(run)
-        except Exception as err:  # noqa: BLE001
-            run.fail(err)
+        async with self._archive.claim(run):
+            try:
+                async with aclosing(run.events()) as events:
+                    async for event in events:
+                        yield sse.encode_named_event(event)
+                await self._archive.keep(run)
+            except Exception as err:  # noqa: BLE001
+                run.fail(err)
         last = run.last_event()
         yield sse.encode_named_event(last)
 

@@ -53,7 +53,7 @@ class ResponseStore(Protocol):
     """Keeps responses by id."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        """Keeps a response, unless it alone is too large; drops the oldest ones if there are too many."""
+        """Keeps a response, unless it is too large or its id is taken; drops the oldest beyond the bounds."""
 
     async def get(self, response_id: str) -> StoredResponse | None:
         """A response; None if it is unknown or has been dropped."""
@@ -72,21 +72,16 @@ class MemoryStore:
         """Size of all responses."""
 
     async def put(self, response_id: str, response: StoredResponse) -> None:
-        if response.num_bytes > self._bounds.max_bytes:
+        if response.num_bytes > self._bounds.max_bytes or response_id in self._responses:
             return
-        self._drop(response_id)
         self._responses[response_id] = response
         self.num_bytes += response.num_bytes
         while len(self._responses) > self._bounds.max_responses or self.num_bytes > self._bounds.max_bytes:
-            self._drop(next(iter(self._responses)))
+            _, oldest = self._responses.popitem(last=False)
+            self.num_bytes -= oldest.num_bytes
 
     async def get(self, response_id: str) -> StoredResponse | None:
         return self._responses.get(response_id)
 
     def close(self) -> None:
         pass
-
-    def _drop(self, response_id: str) -> None:
-        dropped = self._responses.pop(response_id, None)
-        if dropped is not None:
-            self.num_bytes -= dropped.num_bytes

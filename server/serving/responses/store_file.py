@@ -80,7 +80,7 @@ class FileStore:
     def _put(self, response_id: str, response: StoredResponse) -> None:
         row = (response_id, response.num_bytes, msgspec.msgpack.encode(response))
         with self._connection:
-            self._connection.execute("REPLACE INTO responses (id, num_bytes, data) VALUES (?, ?, ?)", row)
+            self._connection.execute("INSERT OR IGNORE INTO responses (id, num_bytes, data) VALUES (?, ?, ?)", row)
             self._connection.execute(_DROP_OLDEST, self._bounds)
 
     def _get(self, response_id: str) -> StoredResponse | None:

@@ -93,13 +93,16 @@ def test_an_aborted_stream_ends_with_its_reason(scaled, engine, wait_until):
     reader = threading.Thread(target=read)
     reader.start()
     wait_until(lambda: events)
+    with httpx.stream("POST", scaled.url + GENERATE, json=body, timeout=PATIENT_S, trust_env=False) as other:
+        next(other.iter_lines())  # a second stream with the id, which ends first
+    wait_until(lambda: engine.aborted)
     aborted = scaled.post("/inference/v1/abort_requests", {"request_ids": [events[0]["request_id"], "unknown"]})
     assert (aborted.status_code, aborted.content) == (200, b"")
     engine.holds_after = None
     reader.join(PATIENT_S)
     assert events[-1]["choices"][0]["finish_reason"] == "abort"
     assert len(events) < 8
-    wait_until(lambda: engine.aborted)
+    wait_until(lambda: len(engine.aborted) == 2)
 
 
 @pytest.mark.parametrize(

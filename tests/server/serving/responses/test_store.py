@@ -63,11 +63,12 @@ async def test_a_response_that_is_larger_than_the_store_is_not_kept(open_store):
     assert await kept(store, "ab") == ["a"]
 
 
-async def test_a_second_response_with_an_id_replaces_the_first(open_store):
+async def test_a_second_response_with_an_id_does_not_replace_the_first(open_store):
     store = open_store(max_bytes=25)
-    for response_id in "abaa":
-        await store.put(response_id, RESPONSE)
-    assert await kept(store, "ab") == ["a", "b"]
+    await store.put("a", RESPONSE)
+    await store.put("a", StoredResponse(b"other", b""))
+    await store.put("b", RESPONSE)
+    assert [await store.get(response_id) for response_id in "ab"] == [RESPONSE, RESPONSE]
 
 
 async def test_servers_share_a_file(tmp_path):
