@@ -1,6 +1,7 @@
 """Checks that the weights, the KV cache of one sequence and the program fit into memory."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from server.config import EngineConfig
@@ -16,21 +17,27 @@ _PROGRAM_BYTES: Final = 500 << 20
 
 def check_memory(shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> Iterator[Finding]:
     """Reports faults with their numbers and the flags that help."""
-    yield from _check_length(shape, config)
+    if expects_gpu():  # it has its own memory, which the engine checks before it loads the model
+        memory = None
+    wanted, own = config.max_model_len, shape.own_max_len
+    if wanted is not None and own is not None and wanted > own:
+        most = _longest(own, shape, config, memory)
+        yield error(
+            "max_model_len",
+            f"--max-model-len {wanted} is more than the model's own limit of {own} tokens (config.json): "
+            f"give at most {most}" + ("" if most == own else ", for which there is room"),
+        )
+        config = replace(config, max_model_len=most)  # what else is wrong is reported as if this was given
     yield from _check_cache_size(shape, config)
-    # A GPU has its own memory, which the engine checks before it loads the model.
-    if memory is not None and not expects_gpu():
+    if memory is not None:
         yield from _check_fit(shape, config, memory)
 
 
-def _check_length(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
-    wanted = config.max_model_len
-    if wanted is not None and shape.own_max_len is not None and wanted > shape.own_max_len:
-        yield error(
-            "max_model_len",
-            f"--max-model-len {wanted} is more than the model's own limit of {shape.own_max_len} tokens "
-            f"(config.json): give at most {shape.own_max_len}",
-        )
+def _longest(own: int, shape: ModelShape, config: EngineConfig, memory: MemoryState | None) -> int:
+    """The longest sequence that there is room for; the model's own limit if there is room for none."""
+    sizes = [config.kv_cache_memory_bytes, _room(shape, memory) if memory is not None else None]
+    fitting = [size // shape.kv_bytes_per_token for size in sizes if size is not None and shape.kv_bytes_per_token]
+    return min([own, *(number for number in fitting if number > 0)])
 
 
 def _check_cache_size(shape: ModelShape, config: EngineConfig) -> Iterator[Finding]:
@@ -82,7 +89,7 @@ def _no_room(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> st
 
 
 def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str:
-    room = memory.available_bytes - shape.weight_bytes - _PROGRAM_BYTES
+    room = _room(shape, memory)
     steps = []
     if shape.kv_bytes_per_token and room >= shape.kv_bytes_per_token:
         most = room // shape.kv_bytes_per_token
@@ -94,6 +101,11 @@ def _advice(shape: ModelShape, config: EngineConfig, memory: MemoryState) -> str
         steps.append("take a smaller or quantized model")
     steps.append("raise the container's memory limit" if memory.is_cgroup else "free memory")
     return " or ".join(steps)
+
+
+def _room(shape: ModelShape, memory: MemoryState) -> int:
+    """Bytes for the KV cache."""
+    return memory.available_bytes - shape.weight_bytes - _PROGRAM_BYTES
 
 
 def _source(memory: MemoryState) -> str:

@@ -1,6 +1,7 @@
 """Weights, one sequence and the program must fit into memory; a fault is reported with numbers and advice."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,25 @@ def test_a_length_beyond_the_models_own_is_an_error(model_path: Path, preflight:
     severity, message = message_of(preflight(model_path, max_model_len=100_000), "max_model_len")
     assert severity == "error"
     assert "--max-model-len 100000 is more than the model's own limit of 8192 tokens" in message
+
+
+@pytest.mark.parametrize(
+    ("memory", "size", "most"),
+    [
+        (MemoryState(8 << 30, 16 << 30), None, 8192),
+        (MemoryState((500 + 258) * MIB + 1000 * KV_BYTES, 1024 * MIB), None, 1000),
+        (MemoryState(8 << 30, 16 << 30), 700 * KV_BYTES, 700),
+    ],
+    ids=["model", "memory", "cache_size"],
+)
+def test_a_length_beyond_every_limit_is_one_error_with_the_lowest(
+    memory: MemoryState, size: int | None, most: int, model_path: Path, preflight: Preflight
+) -> None:
+    report = preflight(model_path, max_model_len=1_000_000_000, memory=memory, kv_cache_memory_bytes=size)
+    (finding,) = report.errors
+    (advised,) = re.findall(r"give at most (\d+)", finding.message)
+    assert most <= int(advised) <= most + 100  # the weights are a little smaller than 258 MiB
+    assert preflight(model_path, max_model_len=int(advised), memory=memory, kv_cache_memory_bytes=size).errors == ()
 
 
 def test_a_kv_cache_too_small_for_one_sequence_is_an_error(model_path: Path, preflight: Preflight) -> None:
