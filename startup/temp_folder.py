@@ -7,6 +7,7 @@ from typing import Final
 
 from envs.registry import env
 from startup.errors import StartupError
+from startup.whole_file import write_problem
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +57,4 @@ def _ensure_short(folder: str) -> None:
 
 
 def _is_usable(folder: str) -> bool:
-    """Whether a file can be created and written there, as `tempfile` tests it: the disk may be full."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return False
-    path = f"{folder}/vllm-cli-{os.getpid()}-probe"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return False
-    try:
-        return os.write(fd, b"\0") == 1
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-        os.unlink(path)  # noqa: PTH108 - as the other calls of os here
+    return write_problem(folder) is None

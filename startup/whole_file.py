@@ -24,3 +24,23 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(beside, path)  # noqa: PTH105 - documented to be atomic
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_problem(folder: str) -> str | None:
+    """Why no file can be created and written in a folder, tried as `tempfile` does; None if one can.
+
+    Root may write whatever the modes are, and cannot on a full disk or in /proc.
+    """
+    path = f"{folder}/vllm-cli-{os.urandom(8).hex()}-probe"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        return err.strerror
+    try:
+        os.write(fd, b"\0")
+    except OSError as err:
+        return err.strerror
+    finally:
+        os.close(fd)
+        os.unlink(path)  # noqa: PTH108 - as the other calls of os here
+    return None

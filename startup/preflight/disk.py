@@ -12,6 +12,7 @@ from startup.caches.folders import cache_folder
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning
+from startup.whole_file import write_problem
 
 _MIN_BYTES: Final = 1 << 30
 """Free space to require if the size of a download is unknown."""
@@ -20,8 +21,9 @@ _MIN_BYTES: Final = 1 << 30
 def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
     """Checks the cache folder before a download."""
     folder = _nearest_existing(cache_dir)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        yield error("disk", f"{place.name} is to be downloaded, but {folder} cannot be written to: give --download-dir")
+    if problem := write_problem(str(folder)):
+        reason = f"{folder} cannot be written to ({problem})"
+        yield error("disk", f"{place.name} is to be downloaded, but {reason}: give --download-dir")
         return
     remaining = _remaining_bytes(place.folder) if place.folder else None
     if problem := _disk_problem(folder, remaining):
@@ -33,11 +35,10 @@ def check_disk(place: ModelPlace, cache_dir: Path) -> Iterator[Finding]:
 def check_cache_folder() -> Iterator[Finding]:
     """Warns if records and caches cannot be written below VLLM_CACHE_ROOT; a start works without them."""
     folder = cache_folder()
-    place = _nearest_existing(folder)
-    if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
+    if problem := write_problem(str(_nearest_existing(folder))):
         yield warning(
             "cache",
-            f"nothing is cached between starts: {folder} cannot be written to; "
+            f"nothing is cached between starts: {folder} cannot be written to ({problem}); "
             f"mount a volume there, or set {env.VLLM_CACHE_ROOT.name}",
         )
 

@@ -55,8 +55,12 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(
     (tmp_path / "file").touch()
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "file" / "folder"))
     [message] = warnings()
-    assert message.startswith(f"nothing is cached between starts: {tmp_path}/file/folder/vllm_cli cannot be written to")
+    start = f"nothing is cached between starts: {tmp_path}/file/folder/vllm_cli cannot be written to (Not a directory)"
+    assert message.startswith(start)
     assert "set VLLM_CACHE_ROOT" in message
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/proc/folder")  # writable by its mode, for root
+    [message] = warnings()
+    assert "/proc/folder/vllm_cli cannot be written to" in message
 
 
 def test_a_user_without_a_home_has_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
