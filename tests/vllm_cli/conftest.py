@@ -23,12 +23,12 @@ def no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 def parse() -> Callable[..., StartupConfig]:
     """The configuration of a start with `vllm-cli serve WORDS...`."""
     from vllm_cli.commands.serve import serve
-    from vllm_cli.serve.command import given_settings
-    from vllm_cli.serve.config import build_startup_config
+    from vllm_cli.serve.command import CONFIG_OF_START
 
     def parse_words(*words: str) -> StartupConfig:
         with serve.make_context("serve", list(words)) as ctx:
-            return build_startup_config(given_settings(ctx))
+            config: StartupConfig = ctx.meta[CONFIG_OF_START]
+            return config
 
     return parse_words
 

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from startup.preflight.model_place import locate_files
 from startup.vllm.command_line import CommandLine
-from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
-from vllm_cli.serve.config import build_startup_config
+from vllm_cli.serve.command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
 
 class Subject(NamedTuple):
@@ -32,5 +31,5 @@ def subject_of(words: Sequence[str]) -> Subject:
         if options is not None:
             files = CommandLine.of(options.words).locate_model()
         else:
-            files = locate_files(build_startup_config(given_settings(ctx)).model)
+            files = locate_files(ctx.meta[CONFIG_OF_START].model)
     return Subject("embedded" if options is None else "vllm", files.path if files is not None else None)

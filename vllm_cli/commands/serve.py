@@ -9,8 +9,7 @@ from startup.errors import StartupError
 from startup.preflight.report import PreflightReport
 from startup.timeline import start_origin
 from startup.vllm.options import VllmOptions
-from vllm_cli.serve.command import VLLM, ServeCommand, given_settings, serve_parameters
-from vllm_cli.serve.config import build_startup_config
+from vllm_cli.serve.command import CONFIG_OF_START, VLLM, ServeCommand, serve_parameters
 
 _HELP = """Serve MODEL, a folder or a Hugging Face id, with the OpenAI API of `vllm serve`.
 
@@ -37,11 +36,10 @@ def serve(ctx: click.Context, /, **_: object) -> int:
         _obey_standby_mode(options.standby)
         return _serve_with_vllm(options)
     require_embedded_engine()
-    settings = given_settings(ctx)
-    config = build_startup_config(settings)
+    config: StartupConfig = ctx.meta[CONFIG_OF_START]
     _obey_standby_mode("off" if config.engine.trust_remote_code else config.standby)
-    if settings.get("preflight_only"):
-        return _check(config, as_json=bool(settings.get("json")))
+    if ctx.params.get("preflight_only"):
+        return _check(config, as_json=bool(ctx.params.get("json")))
     from startup.embedded_start import start_embedded
 
     return start_embedded(config)

@@ -16,6 +16,7 @@ from vllm_cli.flags.model_completion import complete_model
 from vllm_cli.flags.option import FlagOption
 from vllm_cli.flags.secret_flags import empty_key_notices, hide_secrets, hide_secrets_of_vllm
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED
+from vllm_cli.serve.config import build_startup_config
 from vllm_cli.serve.engine_choice import choose_engine, vllm_options
 from vllm_cli.serve.help import write_groups, write_topic
 from vllm_cli.serve.notice import show_notices
@@ -23,6 +24,8 @@ from vllm_cli.serve.screening import notices, reject_unsupported
 
 VLLM: Final = "vllm_cli.vllm_options"
 """Key of the settings of a start of vLLM in the metadata of click's context."""
+CONFIG_OF_START: Final = "vllm_cli.startup_config"
+"""Key of the configuration of a start of the embedded engine."""
 
 
 class ServeCommand(click.Command):
@@ -45,9 +48,12 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
-        _screen(given, in_file)
+        log_format = _screen(given, in_file)
         ctx.default_map = _defaults(in_file)
-        return super().parse_args(ctx, given.words_of(SupportedFlag))
+        rest = super().parse_args(ctx, given.words_of(SupportedFlag))
+        ctx.meta[CONFIG_OF_START] = build_startup_config(_given_settings(ctx))
+        show_notices(notices((in_file.flags | given.flags).values()), log_format)  # of values that are valid
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The supported flags; `--help=all` shows the rest."""
@@ -69,7 +75,7 @@ def serve_parameters() -> list[click.Parameter]:
     return [_MODEL, *map(FlagOption, SUPPORTED)]
 
 
-def given_settings(ctx: click.Context) -> dict[str, Any]:
+def _given_settings(ctx: click.Context) -> dict[str, Any]:
     """Values from flags, variables and file, without click's own defaults; MODEL is `model`."""
     settings = {
         name: value
@@ -109,7 +115,8 @@ def _unknown_variables() -> Iterator[str]:
     return (f"{unknown}." for unknown in unknown_variables())
 
 
-def _screen(given: Arguments, in_file: Arguments) -> None:
+def _screen(given: Arguments, in_file: Arguments) -> str:
+    """Rejects flags, masks secrets; returns the format of notices."""
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
@@ -119,8 +126,10 @@ def _screen(given: Arguments, in_file: Arguments) -> None:
     flags = (in_file.flags | given.flags).values()
     reject_unsupported(flags)
     log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
-    lines = (*_unknown_variables(), *notices(flags), *hide_secrets(given.flags.values()), *empty_key_notices(flags))
-    show_notices(lines, log_format or env.VCLI_LOG_FORMAT.get())
+    log_format = log_format or env.VCLI_LOG_FORMAT.get()
+    lines = (*_unknown_variables(), *hide_secrets(given.flags.values()), *empty_key_notices(flags))
+    show_notices(lines, log_format)
+    return log_format
 
 
 def _defaults(in_file: Arguments) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import Arguments
+from vllm_cli.main import main
 from vllm_cli.serve.screening import notices, reject_unsupported
 
 NEUTRAL = [
@@ -82,6 +83,12 @@ def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_
     assert [line.startswith("--gpu-memory-utilization 0.5 has no effect: there is no GPU") for line in lines] == (
         [] if has_gpu else [True]
     )
+
+
+def test_a_value_out_of_range_is_only_an_error(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", ())
+    assert main(["serve", "m", "--gpu-memory-utilization", "5", "--enforce-eager"]) == 2
+    assert capsys.readouterr().err == "Error: --gpu-memory-utilization must be above 0 and at most 1, got 5.0\n"
 
 
 def test_serve_shows_notices_and_continues(parse, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
