@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from envs.errors import EnvError
 from envs.kinds import boolean, choice, choice_in_capitals, integer, number, optional_integer, path, presence, text
-from envs.suggestion import closest
+from envs.suggestion import did_you_mean
 from envs.variable import EnvVar
 
 START_METHODS: Final = ("spawn", "fork", "forkserver")
@@ -119,17 +119,6 @@ class Environment:
 env: Final[Environment] = Environment()
 
 
-class UnknownVariable(NamedTuple):
-    """A variable with our prefix that is not declared."""
-
-    name: str
-    suggestion: str | None
-
-    def __str__(self) -> str:
-        guess = f" (did you mean {self.suggestion}?)" if self.suggestion else ""
-        return f"{self.name} is not a variable of vllm-cli{guess}"
-
-
 def variables() -> Iterator[EnvVar[Any]]:
     """Every declared variable, in the order of declaration."""
     return (value for value in vars(Environment).values() if isinstance(value, EnvVar))
@@ -140,11 +129,11 @@ def validate_all() -> list[EnvError]:
     return [error for variable in variables() if (error := _error_of(variable))]
 
 
-def unknown_variables() -> list[UnknownVariable]:
-    """Variables with our prefix that are not declared and most likely misspelt."""
+def unknown_variables() -> list[str]:
+    """A line for each variable with our prefix that is not declared and most likely misspelt."""
     declared = {variable.name for variable in variables()}
     unknown = sorted(name for name in os.environ if name.startswith(OWN_PREFIX) and name not in declared)
-    return [UnknownVariable(name, closest(name, declared)) for name in unknown]
+    return [f"{name} is not a variable of vllm-cli{did_you_mean(name, declared)}" for name in unknown]
 
 
 def _error_of(variable: EnvVar[Any]) -> EnvError | None:

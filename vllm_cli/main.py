@@ -14,6 +14,7 @@ import click
 
 from envs.errors import EnvError
 from envs.registry import env
+from envs.suggestion import did_you_mean
 from server.errors import ConfigError
 from startup.engine.installed import INSTALL_COMMAND, MODULES
 from startup.errors import StartupError
@@ -77,9 +78,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         result = cli.main(args, prog_name="vllm-cli", standalone_mode=False)
     except click.ClickException as err:
-        with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
-            err.show()
-        return err.exit_code
+        return _show(err)
     except (ConfigError, EnvError) as err:
         return _fail(err, USAGE_ERROR)
     except StartupError as err:
@@ -98,6 +97,15 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return exit_code
     return result if isinstance(result, int) else 0
+
+
+def _show(err: click.ClickException) -> int:
+    if isinstance(err, click.NoSuchOption):
+        guess = did_you_mean(err.option_name, err.possibilities or ())
+        err = click.UsageError(f"No such option: {err.option_name}{guess}", err.ctx)
+    with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
+        err.show()
+    return err.exit_code
 
 
 def _exit_code_of(err: Exception) -> int | None:

@@ -134,7 +134,7 @@ def test_unknown_variables_with_our_prefix_are_reported_with_a_suggestion(monkey
     monkeypatch.setenv("VCLI_LOGGING_LEVEL", "DEBUG")
     monkeypatch.setenv("VLLM_SOMETHING_OF_VLLM", "1")
     (unknown,) = unknown_variables()
-    assert str(unknown) == "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean VLLM_LOGGING_LEVEL?)"
+    assert unknown == "VCLI_LOGGING_LEVEL is not a variable of vllm-cli (did you mean 'VLLM_LOGGING_LEVEL'?)"
 
 
 def test_only_envs_reads_the_environment() -> None:

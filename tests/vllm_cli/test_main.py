@@ -99,6 +99,24 @@ def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     assert "No such command 'srve' (did you mean 'serve'?)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "suggested"),
+    [
+        (["serve", "--dtpe", "auto"], "--dtype"),
+        (["chat", "--ulr", "x"], "--url"),
+        (["bench", "serve", "--modl", "x"], "--model"),
+        (["serve", "--help=dtipe"], "dtype"),
+        (["serve", "--max-model-len", "1.5K"], "1.5k"),
+        (["serve", "--engine", "embeded"], "embedded"),
+    ],
+    ids=lambda value: value[-2] if isinstance(value, list) else None,
+)
+def test_every_suggestion_is_worded_alike(words: list[str], suggested: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("Error:"))
+    assert f" (did you mean '{suggested}'?)" in line
+
+
 def test_a_setting_out_of_range_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "99999"]) == 2
     assert capsys.readouterr().err == "Error: --port must be between 0 and 65535, got 99999\n"

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from envs.suggestion import did_you_mean
 from startup.command_line import mask_in_command_line
 
 _MULTIPLIERS: dict[str, int] = {
@@ -29,9 +30,8 @@ class HumanInt(click.ParamType):
         if plain:
             return int(plain)
         if suffix.isupper() and "." in number:
-            self.fail(
-                f"{value!r} has a fraction and a binary suffix; did you mean {number}{suffix.lower()}?", param, ctx
-            )
+            decimal = f"{number}{suffix.lower()}"
+            self.fail(f"{value!r} has a fraction and a binary suffix{did_you_mean(value, [decimal])}.", param, ctx)
         return round(float(number) * _MULTIPLIERS[suffix])
 
 

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from envs.suggestion import closest
+from envs.suggestion import did_you_mean
 from vllm_cli.errors import InputError
 from vllm_cli.flags.flag import Flag, Shape
 from vllm_cli.flags.ignored import IGNORED
@@ -58,15 +58,9 @@ def _complete(name: str) -> Spelling:
     """Completes a name as argparse does."""
     names = [known for known in _BY_NAME if known.startswith(normalise(name))] if name.startswith("--") else []
     if not names:
-        raise InputError(f"No such option: {name}{_suggest(name)}")
+        raise InputError(f"No such option: {name}{did_you_mean(normalise(name), _BY_NAME)}")
     meanings = [_BY_NAME[known] for known in names]
     if any(meaning != meanings[0] for meaning in meanings):
         shown = ", ".join(names[:_MAX_SHOWN]) + (", ..." if len(names) > _MAX_SHOWN else "")
         raise InputError(f"Option {name} is ambiguous: {shown}")
     return meanings[0]
-
-
-def _suggest(name: str) -> str:
-    """Compares without the dashes, which make any two flags similar."""
-    match = closest(normalise(name).lstrip("-"), (known.lstrip("-") for known in _BY_NAME))
-    return f" (did you mean --{match}?)" if match else ""

@@ -65,7 +65,7 @@ def test_an_option_replaces_the_value_in_the_file(parse, write) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot: 1\n", r"No such option: --prot \(did you mean --port\?\)"),
+        ("prot: 1\n", r"No such option: --prot \(did you mean '--port'\?\)"),
         ("port: [1\n", "is not YAML: .*line 2"),
         ("- port\n", "must be a mapping"),
         ("just text\n", "must be a mapping"),

@@ -127,7 +127,7 @@ def test_a_name_may_be_cut_off_where_one_flag_begins_so() -> None:
 
 
 def test_an_unknown_flag_gets_a_suggestion() -> None:
-    with pytest.raises(InputError, match=r"No such option: --max-modl-len \(did you mean --max-model-len\?\)"):
+    with pytest.raises(InputError, match=r"No such option: --max-modl-len \(did you mean '--max-model-len'\?\)"):
         find_flag("--max-modl-len")
 
 
