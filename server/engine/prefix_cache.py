@@ -12,8 +12,8 @@ from server.engine.kv_cache import Slots
 from server.engine.sequence import Sequence
 
 _BLOCK_TOKENS = 16
-"""Matches end on a multiple of this, vLLM's block size. Otherwise a client could guess the prompts of others one
-token at a time."""
+"""Matches end on a multiple of this, vLLM's block size. Otherwise a client could guess the prompts of others
+one token at a time."""
 _MIN_TOKENS = 2 * _BLOCK_TOKENS
 """Computing a shorter prefix is cheaper than caching it."""
 
