@@ -1,5 +1,6 @@
 """A tensor as stored in a file: numpy views of the file's bytes, without copies and without torch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ NUMPY_TYPES = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4", "float64":
 FLOAT_TYPES = ("float16", "bfloat16", "float32", "float64")
 
 _MAX_DIMENSIONS = 8
+_MAX_NUMBERS = 1 << 48
+"""Far more than any file holds: numpy cannot address more than 2**63 bytes, not even in an empty array."""
 _VALUES_PER_STEP = 1 << 16
 """Values added per call of `np.add.at`, which holds the GIL: this many take half a millisecond."""
 
@@ -92,11 +95,11 @@ def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """The shape that a file claims, checked.
 
     Raises:
-        TensorFileError: the shape has too many dimensions, or one of negative length.
+        TensorFileError: the shape has too many dimensions, one of negative length, or one that is too long.
     """
     if len(shape) > _MAX_DIMENSIONS:
         raise TensorFileError(f"has {len(shape)} dimensions")
-    if min(shape, default=0) < 0:
+    if min(shape, default=0) < 0 or math.prod(length or 1 for length in shape) > _MAX_NUMBERS:
         raise TensorFileError(f"has the shape {list(shape)}")
     return tuple(shape)
 

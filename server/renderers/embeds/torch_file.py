@@ -57,7 +57,7 @@ def read_torch_file(payload: memoryview) -> StoredTensor:
     archive = _Archive(payload)
     try:
         return _Tensors(archive).build(read_tensor_pickle(bytes(archive.pickle)))
-    except (IndexError, KeyError, TypeError, ValueError) as err:
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as err:
         raise TensorFileError("holds no plain tensor: save the tensor itself, `torch.save(tensor, file)`") from err
 
 
@@ -146,7 +146,7 @@ class _Tensors:
     def build(self, call: Any) -> StoredTensor:
         """The tensor that a recorded call would build.
 
-        A broken one raises LookupError, TypeError or ValueError.
+        A broken one raises ArithmeticError, LookupError, RecursionError, TypeError or ValueError.
         """
         function, args = _as_call(call)
         match function:

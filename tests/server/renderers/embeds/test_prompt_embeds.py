@@ -252,6 +252,10 @@ def test_code_in_a_pickle_does_not_run(tmp_path: Path, monkeypatch: pytest.Monke
         pytest.param(b"\x80\x02ctorch\nFloatStorage\n)R.", id="storage called"),
         pytest.param(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.", id="no arguments"),
         pytest.param(b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.", id="no parameter"),
+        pytest.param(
+            b"\x80\x02" + b"ctorch._utils\n_rebuild_parameter\nq\x00" + b"h\x00" * 3000 + b")" + b"\x85R" * 3000 + b".",
+            id="nested",
+        ),
         pytest.param(b"\x80\x02" + b"(" * 16_000 + b"t" * 16_000, id="too long"),
         pytest.param(bytes(range(256)), id="noise"),
     ],
@@ -296,6 +300,9 @@ def test_the_unchanged_pickle_of_the_following_tests_is_accepted() -> None:
         pytest.param(0, (2**40, 2**40), (0, 0), id="larger than memory"),
         pytest.param(0, (1,) * 100, (1,) * 100, id="many dimensions"),
         pytest.param(2**62, (0, 16), (1, 1), id="nothing, far away"),
+        pytest.param(0, (1, 16), (10**30, 1), id="a stride that is not used"),
+        pytest.param(0, (0, 2**70), (1, 1), id="nothing, very wide"),
+        pytest.param(0, (2**70, 16), (0, 0), id="more than an address"),
     ],
 )
 def test_a_tensor_cannot_reach_outside_its_storage(offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
@@ -380,6 +387,10 @@ def test_a_sparse_tensor_is_not_expanded_before_its_size_is_checked(size: tuple[
         b'{"a":{"dtype":"F32","shape":[' + b"1," * 1000 + b'80],"data_offsets":[0,320]}}',
         b'{"a":{"dtype":"F32","shape":[5.5,16],"data_offsets":[0,320]}}',
         b'{"a":{"dtype":"F32","shape":[5,16]}}',
+        b'{"a":{"dtype":"F32","shape":[0,18446744073709551615],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"F32","shape":[0,9223372036854775807,9223372036854775807],"data_offsets":[0,0]}}',
+        b'{"a":{"dtype":"F32","shape":[1' + b"0" * 5000 + b'],"data_offsets":[0,320]}}',
+        b'{"a":{"dtype":"F32","shape":[18446744073709551615,18446744073709551615],"data_offsets":[0,320]}}',
         b'{"a":' + b"[" * 5000 + b"}",
         b'{"\xff":{}}',
         b"{" + b" " * 70_000 + b"}",
