@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 _SAMPLE_S: Final = 1.0
 """The application is asked so often; at once when the engine fails."""
+_STATUSES: Final = frozenset({200, 503})
+"""Those that tell the server's health."""
 
 
 class Sample(NamedTuple):
@@ -116,12 +118,13 @@ class _Exchange:
                 self._is_complete.set()
 
     def sample(self) -> Sample | None:
-        """None for an answer without a fixed length, or one that ends the connection."""
+        """None for an answer without a fixed length, one that ends the connection, or with another status."""
         headers = tuple((name.lower(), value) for name, value in self._start.get("headers", []))
         names = {name for name, _ in headers}
         if b"content-length" not in names or b"connection" in names or not self._is_complete.is_set():
             return None
-        return Sample(self._start["status"], headers, self._body)
+        status = self._start["status"]
+        return Sample(status, headers, self._body) if status in _STATUSES else None
 
 
 def _as_answer(sample: Sample, fixed_headers: list[tuple[bytes, bytes]]) -> HealthAnswer:

@@ -60,9 +60,11 @@ class ServingProbes:
     def can_serve(self, server: Any, sockets: list[socket.socket] | None) -> bool:
         """Whether the responder may accept for this uvicorn server.
 
-        Not with TLS, with several API servers, or with a limit of connections, which probes count towards.
+        Not with TLS, with several API servers, with a limit of connections, which probes count towards, or
+        with `--middleware`, which may answer each probe differently.
         """
         config = server.config
+        args = getattr(getattr(config.app, "state", None), "args", None)
         return (
             sockets is not None
             and len(sockets) == 1
@@ -70,6 +72,7 @@ class ServingProbes:
             and not config.is_ssl
             and config.limit_concurrency is None
             and getattr(server, "peer_loads", None) is None
+            and not getattr(args, "middleware", None)
         )
 
     async def start(self, server: Any, startup: Startup, accept_without: Callable[[], None]) -> None:

@@ -327,3 +327,32 @@ def test_there_is_no_responder_with_several_api_servers(folder: Path) -> None:
         start.wait_until_ready()
         wait_until(lambda: not start.responders())
         assert psutil.pid_exists(start.process.pid)
+
+
+_KEY_OF_A_USER = """
+class KeyMiddleware:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http" and (b"x-key", b"sesame") not in scope["headers"]:
+            await send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await self.app(scope, receive, send)
+"""
+
+
+def test_a_middleware_sees_every_probe(folder: Path) -> None:
+    (folder / "keys.py").write_text(_KEY_OF_A_USER)
+    env = environment(folder)
+    env["PYTHONPATH"] += f":{folder}"
+    with FakeStart(folder, "--middleware", "keys.KeyMiddleware", env=env) as start:
+        start.wait_until_answered(401)
+        with _connect(start) as client:
+            for _ in range(30):  # three heartbeats
+                with_key = _ask(client, b"GET /health HTTP/1.1\r\nHost: a\r\nX-Key: sesame\r\n\r\n")
+                assert with_key.startswith(b"HTTP/1.1 200 ")
+                assert _ask(client, _PROBE).startswith(b"HTTP/1.1 401 ")
+                time.sleep(0.01)
+        wait_until(lambda: not start.responders())

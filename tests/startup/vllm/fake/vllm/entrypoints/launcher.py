@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -74,7 +75,7 @@ async def serve_http(client: AsyncLLM, sock: socket.socket, args: argparse.Names
     tls = {"ssl_keyfile": args.ssl_keyfile, "ssl_certfile": args.ssl_certfile} if args else {}
     set_process_name("APIServer")
     log_config = read_config() or uvicorn.config.LOGGING_CONFIG
-    config = uvicorn.Config(build_app(client), log_level="info", log_config=log_config, **tls)
+    config = uvicorn.Config(build_app(client, args), log_level="info", log_config=log_config, **tls)
     config.load()
     server = NoSignalServer(config)
     loop = asyncio.get_running_loop()
@@ -96,7 +97,7 @@ async def serve_http(client: AsyncLLM, sock: socket.socket, args: argparse.Names
     return died.is_set()
 
 
-def build_app(client: AsyncLLM) -> Starlette:
+def build_app(client: AsyncLLM, args: argparse.Namespace | None) -> Starlette:
     async def health(request: Request) -> Response:
         return Response()
 
@@ -118,4 +119,9 @@ def build_app(client: AsyncLLM) -> Starlette:
         Route("/v1/completions", complete, methods=["POST"]),
         Route("/state", state),
     ]
-    return Starlette(routes=routes)
+    app = Starlette(routes=routes)
+    app.state.args = args
+    for middleware in args.middleware if args else ():
+        module, name = middleware.rsplit(".", 1)
+        app.add_middleware(getattr(importlib.import_module(module), name))
+    return app

@@ -62,6 +62,7 @@ class ServeSubcommand:
         parser.add_argument("--engine-fails", action="store_true")
         parser.add_argument("--worker-prints-error", action="store_true")
         parser.add_argument("--api-key", nargs="+")
+        parser.add_argument("--middleware", action="append", default=[])
         parser.add_argument("--hf-token", nargs="?")
         parser.add_argument("--log-level")
         parser.add_argument("--log-config-file")
