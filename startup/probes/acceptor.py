@@ -4,8 +4,10 @@ The HTTP server's event loop may be held for a second by one request. Its answer
 long as the loop runs.
 
 The bytes of a connection are looked at, not read: only the bytes of an answered probe are consumed, and the
-HTTP server reads all others itself. Every connection that waits here is held by the API process too, and
-nothing is accepted that cannot be passed on: at most one connection is lost if this process is killed.
+HTTP server reads all others itself. Every connection that waits here is held by the API process too: at most
+one connection is lost if this process is killed. If the loop is held so long that the kernel keeps no more
+messages for it, about 550, further connections are accepted all the same, as probes may be among them, and
+are passed on later.
 """
 
 import errno
@@ -35,6 +37,9 @@ _FIRST_BYTES_S: Final = 0.0001
 _MAX_ACCEPTS_PER_TURN: Final = 16
 _SEND_BUFFER_BYTES: Final = 1 << 20
 """The kernel's limit is lower; half a kilobyte per connection that the API process has not received yet."""
+_PAUSE_S: Final = 0.1
+"""How long nothing is accepted if no file descriptor is free, or too much waits to be sent."""
+_MAX_UNSENT: Final = 4096
 _MAX_UNLOGGED: Final = 8192
 """Answered probes kept for the access log meanwhile."""
 _MAX_MESSAGE_BYTES: Final = 1 << 16
@@ -66,7 +71,10 @@ class Acceptor:
         self._priority = RealtimePriority(is_wanted=settings.wants_realtime)
         self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
-        self._is_accepting = True
+        self._accepts_from_s = 0.0
+        """Until then, the listener is not registered with the selector."""
+        self._waits_for_beat = False
+        """Whether sending failed although the queue has room: it is tried again after the next heartbeat."""
         self._silent: OrderedDict[int, _Client] = OrderedDict()
         """Clients that have sent nothing yet, oldest first."""
         self._answered: OrderedDict[int, _Client] = OrderedDict()
@@ -79,11 +87,12 @@ class Acceptor:
     def run(self, leftovers: Sequence[Leftover], hand_over: bytes) -> None:
         """Returns once the API process has sent `hand_over` and has got all connections, or has exited."""
         while True:
-            timeout_s = _SILENT_S if self._silent or leftovers else _TURN_S
+            timeout_s = _SILENT_S if self._silent or leftovers or self._accepts_from_s else _TURN_S
             ready = self._selector.select(timeout_s)
             now = time.monotonic()
             self._heartbeat.turn(now)
             self._priority.turn(now)
+            self._resume_accepting(now)
             for key, events in ready:
                 if key.fileobj is self._listener:
                     self._accept()
@@ -108,6 +117,9 @@ class Acceptor:
         message = self._api_process.recv(_MAX_MESSAGE_BYTES)
         if message.startswith(BEAT):
             self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
+            self._waits_for_beat = False
+            if self._unsent:
+                self._send_unsent()
             self._send(Report(Kind.ECHO))
         elif message == hand_over:
             self._give_all_back()
@@ -125,19 +137,40 @@ class Acceptor:
             self._report_probes()
 
     def _accept(self) -> None:
+        if len(self._unsent) >= _MAX_UNSENT:
+            self._pause_accepting()
+            return
         for _ in range(_MAX_ACCEPTS_PER_TURN):
-            if self._unsent:
-                return
             try:
                 connection, address = self._listener.accept()
             except BlockingIOError:
                 return
-            except OSError:  # no free descriptor, or the client has reset the connection
-                self._pass_silent_on(now=float("inf"))
+            except ConnectionError:  # the client has reset it
+                continue
+            except OSError:  # no free descriptor
+                if not self._close_one():
+                    self._pause_accepting()
                 return
             self._num_accepted += 1
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
             self._look(_Client(self._num_accepted, connection, client))
+
+    def _close_one(self) -> bool:
+        """Frees a descriptor; False if every connection here waits to be passed on."""
+        if self._answered:
+            self._close(next(iter(self._answered.values())))
+            return True
+        self._pass_silent_on(now=float("inf"))
+        return not self._unsent
+
+    def _pause_accepting(self) -> None:
+        self._selector.unregister(self._listener)
+        self._accepts_from_s = time.monotonic() + _PAUSE_S
+
+    def _resume_accepting(self, now: float) -> None:
+        if self._accepts_from_s and self._accepts_from_s <= now:
+            self._accepts_from_s = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ)
 
     def _look(self, client: "_Client") -> None:
         """Answers a probe; keeps a connection without bytes; passes any other one on."""
@@ -182,11 +215,9 @@ class Acceptor:
         return True
 
     def _wait(self, client: "_Client", clients: "OrderedDict[int, _Client]", timeout_s: float) -> None:
-        """Waits for the client's next bytes, unless the API process cannot hold the connection meanwhile."""
+        """Waits for the client's next bytes; the API process holds the connection meanwhile, if it can."""
         if not client.is_waiting:
-            if self._unsent or not self._try_send(Report(Kind.HOLD, client.id), client.connection):
-                self._pass_on(client)
-                return
+            client.is_held = not self._unsent and self._try_send(Report(Kind.HOLD, client.id), client.connection)
             client.is_waiting = True
             self._selector.register(client.connection, selectors.EVENT_READ, client)
         client.deadline_s = time.monotonic() + timeout_s
@@ -198,6 +229,7 @@ class Acceptor:
         """The HTTP server serves the connection from now on."""
         if client.is_waiting:
             self._stop_waiting(client)
+        if client.is_held:
             client.connection.close()
             self._send(Report(Kind.TAKE, client.id))
         else:
@@ -206,6 +238,7 @@ class Acceptor:
     def _close(self, client: "_Client") -> None:
         if client.is_waiting:
             self._stop_waiting(client)
+        if client.is_held:
             with suppress(OSError):  # the API process's duplicate would keep it open
                 client.connection.shutdown(socket.SHUT_RDWR)
             self._send(Report(Kind.DROP, client.id))
@@ -249,6 +282,7 @@ class Acceptor:
             return False
         except OSError as err:
             if err.errno == errno.ETOOMANYREFS:  # more descriptors are on their way than the limit allows
+                self._waits_for_beat = True
                 return False
             raise
         return True
@@ -261,15 +295,8 @@ class Acceptor:
             self._unlogged.popleft()
 
     def _follow_queue(self) -> None:
-        """Accepts nothing until the API process has received what waits."""
-        wants_write = selectors.EVENT_WRITE if self._unsent else 0
+        wants_write = selectors.EVENT_WRITE if self._unsent and not self._waits_for_beat else 0
         self._selector.modify(self._api_process, selectors.EVENT_READ | wants_write)
-        may_accept = not self._unsent
-        if may_accept and not self._is_accepting:
-            self._selector.register(self._listener, selectors.EVENT_READ)
-        elif not may_accept and self._is_accepting:
-            self._selector.unregister(self._listener)
-        self._is_accepting = may_accept
 
 
 def _peek(connection: socket.socket, *, may_wait: bool) -> bytes:
@@ -285,7 +312,7 @@ def _peek(connection: socket.socket, *, may_wait: bool) -> bytes:
 class _Client:
     """A connection on which no request has begun that the HTTP server must answer."""
 
-    __slots__ = ("address", "connection", "deadline_s", "id", "is_waiting")
+    __slots__ = ("address", "connection", "deadline_s", "id", "is_held", "is_waiting")
 
     def __init__(self, connection_id: int, connection: socket.socket, address: str) -> None:
         self.id = connection_id
@@ -293,7 +320,9 @@ class _Client:
         self.address = address
         self.deadline_s = 0.0
         self.is_waiting = False
-        """Whether it is registered with the selector, and the API process holds a duplicate."""
+        """Whether it is registered with the selector."""
+        self.is_held = False
+        """Whether the API process holds a duplicate."""
 
 
 class _Heartbeat:
