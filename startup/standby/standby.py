@@ -79,7 +79,8 @@ class _Standby:
         from startup.systemd.service_manager import ServiceManager
 
         self._selector.register(self._control, selectors.EVENT_READ)
-        self._selector.register(self._watch_signals(), selectors.EVENT_READ)
+        signals_fd = self._watch_signals()
+        self._selector.register(signals_fd, selectors.EVENT_READ)
         kinds = ", ".join(template.kind for template in self._templates)
         logger.info("the standby keeps imports for: %s", kinds)
         manager = ServiceManager.from_environment()
@@ -96,7 +97,7 @@ class _Standby:
                 elif key.fileobj is self._control:
                     self._answer()
                 else:
-                    self._is_stopping = True
+                    self._handle_signals(os.read(signals_fd, 256))
         manager.notify_stopping("stopping")
         manager.close()
         return 0
@@ -131,10 +132,18 @@ class _Standby:
         read_fd, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
         signal.set_wakeup_fd(write_fd)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
         return read_fd
+
+    def _handle_signals(self, numbers: bytes) -> None:
+        """SIGCHLD: a template process may have ended; every other signal stops the standby."""
+        self._is_stopping = self._is_stopping or any(number != signal.SIGCHLD for number in numbers)
+        for template in self._templates:
+            if template.has_exited:
+                self._follow(template)
 
     def _tend(self) -> None:
         """Starts template processes that are missing, and keeps limits and the page cache."""

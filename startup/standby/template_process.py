@@ -50,6 +50,11 @@ class TemplateProcess:
         return self._process is not None
 
     @property
+    def has_exited(self) -> bool:
+        """Whether the process has ended, which its channel does not show while a server keeps that open."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
     def is_ready(self) -> bool:
         """Whether servers can be forked."""
         return self._state == "ready"
@@ -84,7 +89,9 @@ class TemplateProcess:
             try:
                 message = self.channel.recv(_MAX_MESSAGE_BYTES)
             except BlockingIOError:
-                return
+                if not self.has_exited:
+                    return
+                message = b""
             word, _, detail = message.partition(b" ")
             if word == READY:
                 self._state, self._import_s, self._delay_s = "ready", float(detail), _FIRST_DELAY_S
@@ -139,6 +146,7 @@ class TemplateProcess:
         self.channel.close()
         code = process.wait(_END_S)
         self._state, self._error = "failed", f"its process ended with exit code {code}"
+        self._servers.clear()
         self._due_s = time.monotonic() + self._delay_s
         logger.warning("%s: %s; it is started again in %g s", self.kind, self._error, self._delay_s)
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
