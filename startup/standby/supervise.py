@@ -33,6 +33,7 @@ _TO_MAIN = (
 """Forwarded to the server's main process, as a service manager would send them."""
 _STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """Job control: all of the server's processes are stopped, then this one."""
+_HANDLED = (*_TO_MAIN, *_STOPS, signal.SIGCONT)
 _STATUS_S = 1.0
 """How long the template process may take to report how the server ended."""
 _KILLED = 128 + signal.SIGKILL
@@ -54,9 +55,10 @@ def supervise(
         The server's exit code. A server that was killed by a signal ends this process by the same signal.
     """
     wakeup_fd, signals_fd = os.pipe()
+    os.set_blocking(wakeup_fd, False)
     os.set_blocking(signals_fd, False)
     signal.set_wakeup_fd(signals_fd, warn_on_full_buffer=False)
-    for number in (*_TO_MAIN, *_STOPS, signal.SIGCONT):
+    for number in _HANDLED:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     status = _Server(connection, server_pid, server_fd, relay).wait(wakeup_fd)
@@ -78,6 +80,7 @@ class _Server:
         """How it ended, as its parent, the template process, reports it."""
         self._again: tuple[str, str] | None = None
         """A variable with which the server asks to be started again, cold."""
+        self._forwarded: set[int] = set()
 
     def wait(self, wakeup_fd: int) -> int:
         """The exit code; -N after signal N."""
@@ -98,18 +101,32 @@ class _Server:
             if self._relay is not None:
                 self._relay.forward(self._pid)
             if self._pidfd in ready:
-                return self._ended()
+                return self._ended(wakeup_fd)
 
-    def _ended(self) -> int:
+    def _ended(self, wakeup_fd: int) -> int:
         self._connection.settimeout(_STATUS_S)
         while self._status is None and self._read_message():
             pass
         if self._again is not None:
+            self._end_if_signalled(wakeup_fd)
             os.environ.update([self._again, ("VCLI_STANDBY", "off")])
             os.execv(sys.executable, sys.orig_argv)
         if self._status is not None:
             return self._status
         return _KILLED if self._code is None else self._code
+
+    def _end_if_signalled(self, wakeup_fd: int) -> None:
+        """Repeats for this process the signals that came before the server's end and have not ended it.
+
+        From now on signals have their default actions, also in the program that is executed next.
+        """
+        for number in _HANDLED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        with suppress(BlockingIOError):
+            self._forwarded.update(os.read(wakeup_fd, 256))
+        for received in self._forwarded.intersection(_TO_MAIN):
+            os.kill(os.getpid(), received)
 
     def _read_message(self) -> bool:
         """False once nothing more comes."""
@@ -139,6 +156,7 @@ class _Server:
         elif number == signal.SIGCONT:
             self._signal_group(signal.SIGCONT)
         elif number in _TO_MAIN:
+            self._forwarded.add(number)
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 

@@ -1,6 +1,7 @@
 """Starts the program again with fewer optimisations, after one of them has failed."""
 
 import os
+import signal
 import sys
 import traceback
 from typing import NoReturn
@@ -16,6 +17,8 @@ def exec_again(variable: str, value: str) -> NoReturn:
     """
     if start_origin.start_again is not None:
         start_origin.start_again(variable, value)
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler would only record it, and `exec` forget that
     os.environ[variable] = value
     sys.stdout.flush()
     sys.stderr.flush()

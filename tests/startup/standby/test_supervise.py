@@ -1,0 +1,101 @@
+"""A signal that comes while a warm start becomes a cold one ends it, whenever it comes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.e2e.stop_point import StopPoint
+from tests.waiting import is_gone, wait_until
+
+_CLIENT: Final = """
+import os, signal, socket, sys
+from startup.processes import messages
+from startup.standby.supervise import supervise
+ours, theirs = socket.socketpair()
+pid = os.fork()
+if pid == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as if it ended just then
+    ours.close()
+    messages.send(theirs, [b"again", b"ASKED", b"cold"])
+    sys.stdin.read()
+    os._exit(0)
+theirs.close()
+sys.orig_argv[:] = [sys.executable, "-S", "-c", "import os; print(os.environ['ASKED'], flush=True)"]
+print(pid, flush=True)
+sys.exit(supervise(ours, pid, os.pidfd_open(pid), os.pipe()[1], None))
+"""
+"""Supervises a server that asks for a cold start, and ends when standard input does."""
+
+
+@contextmanager
+def _client(environment: dict[str, str]) -> Iterator[tuple["subprocess.Popen[str]", int]]:
+    words = [sys.executable, "-c", _CLIENT]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), **environment}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, env=environment, stdin=pipe, stdout=pipe, text=True) as client:
+        assert client.stdout is not None
+        server_pid = int(client.stdout.readline())
+        try:
+            yield client, server_pid
+        finally:
+            client.kill()
+    wait_until(lambda: is_gone(server_pid))
+
+
+def _finish(client: "subprocess.Popen[str]") -> str:
+    """Ends the server, and returns what the program executed instead of the client has printed."""
+    return client.communicate(timeout=60)[0]
+
+
+def test_without_a_signal_the_start_goes_on_cold() -> None:
+    with _client({}) as (client, _):
+        assert _finish(client) == "cold\n"
+        assert client.returncode == 0
+
+
+def test_a_signal_that_the_ending_server_did_not_act_on() -> None:
+    with _client({}) as (client, _):
+        wait_until(lambda: _catches(client.pid, signal.SIGCONT))  # the last one
+        client.send_signal(signal.SIGTERM)
+        assert (_finish(client), client.returncode) == ("", -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_just_before_the_program_is_executed_again(tmp_path: Path, number: signal.Signals) -> None:
+    stop = StopPoint(tmp_path, "os.exec", "")
+    environment = {"PYTHONPATH": os.pathsep.join([*stop.environment.values(), str(Path(__file__).parents[3])])}
+    with _client(environment) as (client, _):
+        assert client.stdin is not None
+        client.stdin.close()
+        stopped = stop.wait_stopped()
+        assert stopped.pid == client.pid
+        client.send_signal(number)
+        stopped.resume()
+        client.stdin = None
+        assert (_finish(client), client.returncode) == ("", -number)
+
+
+def test_ctrl_c_just_before_a_cold_start_is_executed_again(tmp_path: Path) -> None:
+    """A handler of Python's would record the signal, and the new program knows nothing of it."""
+    stop = StopPoint(tmp_path, "os.exec", "")
+    code = "from startup.vllm.fallback import exec_again; exec_again('VCLI_LEAN_IMPORTS', '0')"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **stop.environment}) as process:
+        stopped = stop.wait_stopped()
+        is_caught = _catches(process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        stopped.resume()
+        assert process.wait(60) == -signal.SIGINT
+    assert not is_caught
+
+
+def _catches(pid: int, number: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = [line.split()[1] for line in lines if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
