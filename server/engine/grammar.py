@@ -4,6 +4,8 @@ import json
 
 from llguidance import LLMatcher, grammar_from
 
+from server.engine.json_schema import SCHEMA_OPTIONS, prepare_schema
+from server.engine.regex_syntax import translate_regex
 from server.types import GuidedDecoding
 
 _ANY_OBJECT = {"type": "object"}
@@ -34,9 +36,9 @@ def _translate(guided: GuidedDecoding) -> str:
         case "json_object":
             return str(LLMatcher.grammar_from_json_schema(json.dumps(_ANY_OBJECT)))
         case "json_schema":
-            return str(LLMatcher.grammar_from_json_schema(guided.spec))
+            return str(LLMatcher.grammar_from_json_schema(prepare_schema(guided.spec), defaults=SCHEMA_OPTIONS))
         case "regex":
-            return str(LLMatcher.grammar_from_regex(guided.spec))
+            return str(LLMatcher.grammar_from_regex(translate_regex(guided.spec)))
         case "choice":
             return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _read_choices(guided.spec)))))
         case "grammar":

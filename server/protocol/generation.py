@@ -82,7 +82,7 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     json_object: bool | None = None
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
-    disable_additional_properties: Unsupported = False
+    disable_additional_properties: Hint = False
     structural_tag: Unsupported = None
 
     def __post_init__(self) -> None:

@@ -8,12 +8,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from server.engine.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.errors import RequestError
 from server.parsers.base import CallFormat
 from server.protocol.chat import ChatRequest
 from server.protocol.tools import FunctionDefinition
 
-_COMPACT = {"x-guidance": {"whitespace_pattern": " "}}
+_COMPACT = {"x-guidance": SCHEMA_OPTIONS | {"whitespace_pattern": " "}}
 """At most one blank in a row: small models otherwise fill their output with line breaks."""
 
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -48,7 +49,7 @@ def strict_grammar(functions: Sequence[FunctionDefinition], call_format: CallFor
             for texts in (call_format.begins, call_format.ends)
         )
         schema = _parameters(function) if function.strict is True else _ANY_OBJECT
-        rules.append(f"call_{index}: ({begin}) %json {json.dumps(schema | _COMPACT)} ({end})")
+        rules.append(f"call_{index}: ({begin}) %json {prepare_schema(json.dumps(schema | _COMPACT))} ({end})")
     return "\n".join(rules)
 
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar import GrammarError, build_grammar
 from server.types import GuidedDecoding
+from tests.server.engine.grammar_texts import accepted_texts
 
 PERSON = {
     "type": "object",
@@ -151,7 +151,4 @@ def _schema(schema: dict[str, object]) -> GuidedDecoding:
 
 
 def _is_whole(guided: GuidedDecoding, text: str) -> bool:
-    """Whether the grammar accepts the whole text; one token is one byte."""
-    matcher = LLMatcher(LLTokenizer("byte"), build_grammar(guided))
-    token_ids = list(text.encode())
-    return bool(matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting())
+    return accepted_texts(guided, [text]) == [text]

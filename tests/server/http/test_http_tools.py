@@ -265,6 +265,7 @@ def test_chosen_calls_of_strict_tools_follow_their_schema(serve, engine, model_p
     assert calls("get_weather", '{"city": "Rome"}')
     assert calls("get_time", '{"zone": 1}')
     assert not calls("get_weather", '{"days": 1}')
+    assert not calls("get_weather", '{"city": "Rome", "more": 1}')
     assert not calls("other", "{}")
 
 

@@ -77,7 +77,6 @@ def test_constraint_is_found_and_compiles(
         {"structured_outputs": {"json_object": False}},
         {"structured_outputs": {"json_object": True, "regex": "a"}},
         {"structured_outputs": {"structural_tag": "{}"}},
-        {"structured_outputs": {"disable_additional_properties": True, "json_object": True}},
         {"guided_json": {"type": "array", "uniqueItems": True}},
         {"guided_regex": "a", "guided_choice": ["a"]},
         {"guided_regex": "a", "response_format": {"type": "json_object"}},
