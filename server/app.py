@@ -14,12 +14,13 @@ from starlette.types import Receive, Scope, Send
 from server.config import ServerConfig
 from server.metrics.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
-from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware
+from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware, route_path
 from server.routes.health import PROBE_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.turns import LoopTurns
 from server.routes.user_middleware import load_middleware
 from server.security.api_keys import ApiKeys
+from server.serving.failures import failure_format
 
 
 class ServerApp(Starlette):
@@ -100,10 +101,11 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)
     status = error.status_code
     body = error_response(error.detail, type=HTTPStatus(status).phrase, code=status)
-    response = json_response(body, status=status)
+    response = json_response(failure_format(route_path(request.scope)).to_body(body), status=status)
     response.headers.update(error.headers or {})
     return response
 
 
 async def _answer_exception(request: Request, error: Exception) -> Response:
-    return json_response(error_response("Internal server error", type="InternalServerError", code=500), status=500)
+    body = error_response("Internal server error", type="InternalServerError", code=500)
+    return json_response(failure_format(route_path(request.scope)).to_body(body), status=500)

@@ -12,7 +12,7 @@ from server.engine.client import EngineClient
 from server.errors import RequestError
 from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder
-from server.protocol.errors import UnavailableResponse
+from server.protocol.errors import UnavailableResponse, error_response
 from server.protocol.nesting import NestingCheck
 from server.protocol.unused_fields import UnusedFields
 from server.renderers.base import BaseRenderer
@@ -126,7 +126,7 @@ class JsonEndpoint(Generic[T]):
         problem = self._intake.availability.problem
         if problem is not None:
             self._intake.running.note_rejection()
-            await send_unavailable(send, problem)
+            await send_unavailable(send, problem, self._failures)
             return
         try:
             announced = read_announced_bytes(scope, max_bytes=self.max_body_bytes)
@@ -161,7 +161,7 @@ class JsonEndpoint(Generic[T]):
         if problem is None or not self._intake.running.is_cancelled:
             raise asyncio.CancelledError
         if not context.has_response:
-            await send_unavailable(send, problem)
+            await send_unavailable(send, problem, self._failures)
 
     async def _respond(self, body: list[bytes], context: RequestContext, send: Send) -> None:
         def headers() -> Headers:
@@ -227,9 +227,11 @@ async def send_failure(send: Send, error: Exception, failures: FailureFormat = O
     await send_json(send, failures.to_body(described), status=status, headers=_HEADERS_OF_STATUS.get(status, ()))
 
 
-async def send_unavailable(send: Send, body: UnavailableResponse) -> None:
+async def send_unavailable(send: Send, problem: UnavailableResponse, failures: FailureFormat = OPENAI) -> None:
     """Sends the 503 of a server that accepts no requests; clients may retry unless it is dead."""
-    await send_json(send, body, status=503, headers=() if body.status == "dead" else _RETRY_AFTER)
+    error = problem.error
+    body = problem if failures is OPENAI else failures.to_body(error_response(error.message, type=error.type, code=503))
+    await send_json(send, body, status=503, headers=() if problem.status == "dead" else _RETRY_AFTER)
 
 
 async def _run_while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -14,6 +14,7 @@ from server.protocol.errors import error_response
 from server.routes.health import PROBE_PATHS
 from server.routes.messages import read_header, read_request_id, send_json
 from server.security.api_keys import ApiKeys
+from server.serving.failures import failure_format, is_anthropic
 
 OPEN_PATHS = frozenset({*PROBE_PATHS, "/livez"})
 """Paths of probes, whose senders have no key."""
@@ -35,18 +36,25 @@ class ApiKeyMiddleware:
         self._open_paths = OPEN_PATHS if is_everywhere else OPEN_PATHS | STATUS_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] != "http" or scope["method"] == "OPTIONS" or _route_path(scope) in self._open_paths
-        if is_open or self._has_key(read_header(scope, b"authorization") or ""):
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+            return
+        path = route_path(scope)
+        if path in self._open_paths or self._has_key(scope, path):
             await self._app(scope, receive, send)
             return
         body = error_response(
             "Send one of the server's API keys as 'Authorization: Bearer KEY'.", type="Unauthorized", code=401
         )
-        await send_json(send, body, status=401, headers=((b"www-authenticate", b"Bearer"),))
+        headers = ((b"www-authenticate", b"Bearer"),)
+        await send_json(send, failure_format(path).to_body(body), status=401, headers=headers)
 
-    def _has_key(self, authorization: str) -> bool:
-        scheme, _, key = authorization.partition(" ")
-        return scheme.lower() == "bearer" and self._api_keys.is_valid(key.encode("latin-1"))
+    def _has_key(self, scope: Scope, path: str) -> bool:
+        scheme, _, key = (read_header(scope, b"authorization") or "").partition(" ")
+        if scheme.lower() == "bearer" and self._api_keys.is_valid(key.encode("latin-1")):
+            return True
+        given = read_header(scope, b"x-api-key") if is_anthropic(path) else None
+        return given is not None and self._api_keys.is_valid(given.encode("latin-1"))
 
 
 class RequestIdMiddleware:
@@ -82,7 +90,7 @@ class HttpMetricsMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _route_path(scope) in UNCOUNTED_PATHS:
+        if scope["type"] != "http" or route_path(scope) in UNCOUNTED_PATHS:
             await self._app(scope, receive, send)
             return
         begin_s = perf_counter()
@@ -123,6 +131,7 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return 0
 
 
-def _route_path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
+    """The path without the prefix under which a proxy publishes the server."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

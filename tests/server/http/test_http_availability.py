@@ -52,6 +52,13 @@ def test_starting_server_rejects_requests(starting_server, path):
     assert response.headers["retry-after"] == "1"
 
 
+def test_starting_server_rejects_messages_with_anthropics_error(starting_server):
+    response = starting_server.post("/v1/messages", {})
+    assert (response.status_code, response.json()["type"]) == (503, "error")
+    assert response.json()["error"]["type"] == "overloaded_error"
+    assert response.headers["retry-after"] == "1"
+
+
 @pytest.mark.parametrize("path", ["/version", "/load", "/metrics", "/openapi.json"])
 def test_starting_server_answers_the_routes_about_itself(starting_server, path):
     assert starting_server.get(path).status_code == 200

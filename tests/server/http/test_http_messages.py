@@ -10,7 +10,10 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.limits import LimitsConfig
+from server.protocol.anthropic_response import MessagesError
+from server.protocol.errors import error_response
 from server.renderers.hf import HfRenderer
+from server.serving.failures import ANTHROPIC
 from tests.server.http.conftest import MODEL, PATIENT_S, LiveServer, ScriptedEngine
 
 REPLY = " Paris, the city of light."
@@ -236,7 +239,8 @@ def test_an_error_names_the_field(
     body: Any = caught.value.body
     assert body["type"] == "error"
     assert body["error"]["param"] == param
-    assert body["error"]["type"] == ("NotFoundError" if error is anthropic.NotFoundError else "BadRequestError")
+    is_missing = error is anthropic.NotFoundError
+    assert body["error"]["type"] == ("not_found_error" if is_missing else "invalid_request_error")
 
 
 def test_a_failure_ends_the_stream_with_an_error_event(server: LiveServer, engine: ScriptedEngine) -> None:
@@ -255,12 +259,50 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(serve: Any, engin
     assert "--http-request-timeout" in events[-1][1]["error"]["message"]
 
 
-@pytest.mark.parametrize(("header", "status"), [("authorization", 200), ("x-api-key", 401)])
-def test_a_key_is_accepted_where_vllm_accepts_it(serve: Any, header: str, status: int) -> None:
-    """The SDK sends its key as a bearer token."""
-    value = "Bearer secret" if header == "authorization" else "secret"
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/messages", {"authorization": "Bearer secret"}, 200),
+        ("/v1/messages", {"x-api-key": "secret"}, 200),
+        ("/v1/messages", {"x-api-key": "secret", "authorization": "Bearer other"}, 200),
+        ("/v1/messages/count_tokens", {"x-api-key": "secret"}, 200),
+        ("/v1/messages", {"x-api-key": "secre"}, 401),
+        ("/v1/messages", {"x-api-key": ""}, 401),
+        ("/v1/messages", {}, 401),
+        ("/v1/chat/completions", {"x-api-key": "secret"}, 401),
+    ],
+)
+def test_a_key_may_be_in_the_header_of_anthropics_api(
+    serve: Any, path: str, headers: dict[str, str], status: int
+) -> None:
     body = {"model": MODEL, "max_tokens": 1, "messages": [USER]}
-    assert serve(api_keys=("secret",)).post("/v1/messages", body, headers={header: value}).status_code == status
+    response = serve(api_keys=("secret",)).post(path, body, headers=headers)
+    assert response.status_code == status
+    if status == 401:
+        error = response.json()["error"]
+        assert error["type"] == ("Unauthorized" if "chat" in path else "authentication_error")
+
+
+@pytest.mark.parametrize("prefix", ["", "/api"])
+def test_errors_outside_of_the_route_have_anthropics_format(serve: Any, prefix: str) -> None:
+    """415: before the body is decoded; 405: the method."""
+    server = serve(root_path="/api")
+    path = prefix + "/v1/messages"
+    encoded = server.post(path, {}, headers={"content-encoding": "gzip"})
+    assert (encoded.status_code, encoded.json()["error"]["type"]) == (415, "invalid_request_error")
+    wrong_method = server.get(path)
+    assert (wrong_method.status_code, wrong_method.json()["type"]) == (405, "error")
+    assert wrong_method.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("status", "type"),
+    [(400, "invalid_request_error"), (413, "request_too_large"), (429, "rate_limit_error"), (500, "api_error")],
+)
+def test_every_status_has_anthropics_type(status: int, type: str) -> None:
+    body = ANTHROPIC.to_body(error_response("m", type="T", code=status))
+    assert isinstance(body, MessagesError)
+    assert body.error.type == type
 
 
 class TestSystemMessagesWithinTheConversation:
