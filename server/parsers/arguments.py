@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from server.parsers.base import FunctionDefinition
 from server.parsers.json_text import write_json
-from server.parsers.schema_values import fit_value, schema_types
+from server.parsers.schema_values import SchemaValues
 
 ONLY_TEXT: Final = frozenset(("string",))
 
@@ -20,9 +20,10 @@ def argument_schemas(functions: Sequence[FunctionDefinition], name: str) -> Mapp
 class ArgumentsWriter:
     """Strings are written as they arrive, values of other types when they are complete."""
 
-    def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any]) -> None:
+    def __init__(self, write: Callable[[str], None], schemas: Mapping[str, Any], values: SchemaValues) -> None:
         self._write = write
         self._schemas = schemas
+        self._values = values
         self._separator = "{"
         self._schema: Any = None
         self._is_text = True
@@ -32,7 +33,7 @@ class ArgumentsWriter:
     def open_text(self, name: str) -> None:
         """Begins a value that arrives as text."""
         self._schema = self._schemas.get(name)
-        self._is_text = not isinstance(self._schema, dict) or schema_types(self._schema) == ONLY_TEXT
+        self._is_text = not isinstance(self._schema, dict) or self._values.types(self._schema) == ONLY_TEXT
         self._parts = []
         self._write_name(name)
         if self._is_text:
@@ -47,13 +48,13 @@ class ArgumentsWriter:
 
     def close_text(self) -> None:
         """Ends the open value."""
-        self._write('"' if self._is_text else write_json(fit_value("".join(self._parts), self._schema)))
+        self._write('"' if self._is_text else write_json(self._values.fit("".join(self._parts), self._schema)))
 
     def add_value(self, name: str, value: Any) -> None:
         """A value that the format wrote with a type; the schema's type applies."""
         schema = self._schemas.get(name)
         self._write_name(name)
-        self._write(write_json(fit_value(value, schema) if isinstance(schema, dict) else value))
+        self._write(write_json(self._values.fit(value, schema) if isinstance(schema, dict) else value))
 
     def are_known(self, names: Iterable[str]) -> bool:
         """Whether the schema has all of these arguments."""

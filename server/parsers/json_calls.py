@@ -1,11 +1,10 @@
 """Reads tool calls that are written as JSON objects, as they arrive."""
 
-import json
 import re
 from typing import Final, Literal, NamedTuple
 
 from server.parsers.events import CallArguments, CallStart, Content, EventBuffer
-from server.parsers.json_text import is_unicode
+from server.parsers.json_text import is_unicode, read_json
 from server.parsers.json_value import JsonValueEnd
 
 _State = Literal["open", "key", "colon", "value", "done"]
@@ -246,7 +245,7 @@ class CallArray(EventBuffer):
 def _text(value: str) -> str | None:
     """The text of a JSON string; None for other values, and for text that no answer can hold."""
     try:
-        text = json.loads(value)
-    except (ValueError, RecursionError):
+        text = read_json(value)
+    except ValueError:
         return None
     return text if isinstance(text, str) and is_unicode(text) else None

@@ -1,13 +1,39 @@
-"""Writes JSON that an answer can hold: a text with half of a surrogate pair cannot be sent as UTF-8."""
+"""JSON as an answer can hold it, which Python's own goes beyond.
+
+JSON has no NaN and no infinity, and a text with half of a surrogate pair cannot be sent as UTF-8.
+"""
 
 import json
-from typing import Any
+import math
+from typing import Any, Final
+
+_MOST_NESTED: Final = 500
+"""Levels of a value; Python's own limit depends on the caller, and it can read more than it can write."""
 
 
 def write_json(value: Any) -> str:
-    """The value as JSON, in characters; as ASCII with escapes if a text holds half of a surrogate pair."""
-    text = json.dumps(value, ensure_ascii=False)
+    """The value as JSON, in characters; as ASCII with escapes if a text holds half of a surrogate pair.
+
+    Raises:
+        ValueError: it holds NaN, an infinity or an integer of thousands of digits.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text if is_unicode(text) else json.dumps(value)
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text that can be written again.
+
+    Raises:
+        ValueError: it is not JSON, holds a number that is too large, or is nested too deeply.
+    """
+    try:
+        value = _DECODER.decode(text)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+    if text.count("[") + text.count("{") > _MOST_NESTED and _is_nested_deeper([value], _MOST_NESTED):
+        raise ValueError("nested too deeply")
+    return value
 
 
 def is_unicode(text: str) -> bool:
@@ -17,3 +43,22 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_nested_deeper(layer: list[Any], levels: int) -> bool:
+    for _ in range(levels):
+        children = (node.values() if isinstance(node, dict) else node for node in layer)
+        layer = [child for each in children for child in each if isinstance(child, dict | list)]
+        if not layer:
+            return False
+    return True
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)

@@ -2,9 +2,11 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
+
+from server.parsers.json_text import read_json
 
 _ALIASES: Final = {
     alias: name
@@ -30,6 +32,40 @@ _TYPE_OF_PYTHON: Final[dict[type, str]] = {
 }
 
 
+class SchemaValues:
+    """Gives values the types of their schemas; one per parser, so that each schema is read once."""
+
+    def __init__(self) -> None:
+        self._types: dict[int, frozenset[str]] = {}
+        """By the identity of a schema, which is a part of the request and lives as long."""
+
+    def types(self, schema: dict[str, Any]) -> frozenset[str]:
+        """The names of the types that a schema allows; `string` if it tells nothing."""
+        found = self._types.get(id(schema))
+        if found is None:
+            found = self._types[id(schema)] = schema_types(schema)
+        return found
+
+    def fit(self, value: Any, schema: dict[str, Any]) -> Any:
+        """A JSON value with the types of a schema, members of objects and arrays included."""
+        if isinstance(value, str):
+            return text_to_value(value, self.types(schema))
+        if isinstance(value, dict):
+            properties = schema.get("properties")
+            return self._fit_members(value, properties) if isinstance(properties, dict) else value
+        if isinstance(value, list):
+            items = schema.get("items")
+            return [self.fit(item, items) for item in value] if isinstance(items, dict) else value
+        return text_to_value(json.dumps(value), self.types(schema))
+
+    def _fit_members(self, members: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+        schemas = {name: properties.get(name) for name in members}
+        return {
+            name: self.fit(value, schema) if isinstance(schema := schemas[name], dict) else value
+            for name, value in members.items()
+        }
+
+
 def schema_types(schema: Any) -> frozenset[str]:
     """The names of the types that a schema allows; `string` if it tells nothing."""
     return frozenset(_named_types(schema)) or frozenset(("string",))
@@ -42,31 +78,9 @@ def text_to_value(text: str, types: frozenset[str]) -> Any:
             with suppress(ValueError):
                 return read(text)
     try:
-        return _read_json(text)
+        return read_json(text)
     except ValueError:
         return text
-
-
-def fit_value(value: Any, schema: Mapping[str, Any]) -> Any:
-    """A JSON value with the types of a schema, members of objects and arrays included."""
-    if isinstance(value, str):
-        return text_to_value(value, schema_types(schema))
-    if isinstance(value, dict):
-        properties = schema.get("properties")
-        return fit_members(value, properties) if isinstance(properties, dict) else value
-    if isinstance(value, list):
-        items = schema.get("items")
-        return [fit_value(item, items) for item in value] if isinstance(items, dict) else value
-    return text_to_value(json.dumps(value), schema_types(schema))
-
-
-def fit_members(members: dict[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
-    """An object's members with the types of their schemas."""
-    schemas = {name: properties.get(name) for name in members}
-    return {
-        name: fit_value(value, schema) if isinstance(schema := schemas[name], dict) else value
-        for name, value in members.items()
-    }
 
 
 def _named_types(schema: Any) -> set[str]:
@@ -105,22 +119,13 @@ def _read_boolean(text: str) -> bool:
     return word in ("true", "1")
 
 
-def _read_json(text: str) -> Any:
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False)
-    except RecursionError as err:
-        raise ValueError("nested too deeply") from err
-    return value
-
-
 _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "null": _read_null,
     "integer": int,
     "number": _read_number,
     "boolean": _read_boolean,
-    "object": _read_json,
-    "array": _read_json,
+    "object": read_json,
+    "array": read_json,
     "string": str,
 }
 """In the order in which types are tried."""

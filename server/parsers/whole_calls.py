@@ -1,10 +1,10 @@
 """Parses the calls of an output that is sent as a whole, where malformed calls can still become content."""
 
-import json
 from collections.abc import Sequence
 
 from server.parsers.base import OutputParser
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
+from server.parsers.json_text import read_json
 
 
 class WholeCalls:
@@ -41,7 +41,7 @@ class WholeCalls:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        read_json(text)
+    except ValueError:
         return False
     return True

@@ -173,7 +173,7 @@ def _to_arguments(function: Message) -> Message:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = None
     if isinstance(arguments, dict):
         return arguments

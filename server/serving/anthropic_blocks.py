@@ -1,9 +1,9 @@
 """Writes a generated message as the blocks of /v1/messages."""
 
-import json
 from typing import Any
 from uuid import uuid4
 
+from server.parsers.json_text import read_json
 from server.protocol.anthropic_response import (
     BlockDelta,
     ContentBlockDelta,
@@ -99,7 +99,7 @@ def create_signature() -> str:
 def parse_arguments(text: str) -> dict[str, Any] | None:
     """A call's arguments; None if they are incomplete."""
     try:
-        arguments = json.loads(text)
+        arguments = read_json(text)
     except ValueError:
         return None
     return arguments if isinstance(arguments, dict) else None

@@ -80,7 +80,7 @@ class TagParser(EventBuffer):
         self._drops_answer_starts = drops_answer_starts
         self._held = ""
         """Text that the next piece may turn into a tag."""
-        self._spaces = ""
+        self._spaces: list[str] = []
         """White space of the reasoning that is dropped if nothing but the end follows."""
         self._read: Callable[[], bool] = self._read_before_reasoning
         """Reads some of the held text; False if the rest needs the next piece."""
@@ -195,10 +195,12 @@ class TagParser(EventBuffer):
 
     def _add_reasoning(self, text: str) -> None:
         if self._tags.strips_reasoning:
-            text = self._spaces + text
-            stripped = text.rstrip()
-            self._spaces = text[len(stripped) :]
-            text = stripped
+            bare = text.rstrip()
+            spaces = text[len(bare) :]
+            text = "".join((*self._spaces, bare)) if bare else ""
+            if bare:
+                self._spaces.clear()
+            self._spaces.append(spaces)
         if text:
             self._events.append(Reasoning(text))
 

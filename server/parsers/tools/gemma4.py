@@ -8,6 +8,7 @@ import regex
 from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
+from server.parsers.schema_values import SchemaValues
 from server.parsers.text_parser import StrayText, TextParser
 
 _CALL: Final = regex.compile(r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>{}()]{1,256})[{(]")
@@ -32,6 +33,7 @@ class Gemma4Parser(TextParser):
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         self._functions = functions
+        self._values = SchemaValues()
         super().__init__()
 
     def read(self) -> Waiting[None]:
@@ -41,7 +43,7 @@ class Gemma4Parser(TextParser):
 
     def _read_call(self, name: str) -> Waiting[None]:
         self.start_call(name)
-        arguments = ArgumentsWriter(self.add_arguments, argument_schemas(self._functions, name))
+        arguments = ArgumentsWriter(self.add_arguments, argument_schemas(self._functions, name), self._values)
         while found := (yield from self.text.find(_ARGUMENT, StrayText(self), keeps_incomplete=False)):
             if found["key"] is None:
                 break

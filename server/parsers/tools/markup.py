@@ -1,6 +1,5 @@
 """Formats that write each argument between markers of its own, as in XML."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,8 @@ import regex
 from server.parsers.arguments import ArgumentsWriter, argument_schemas
 from server.parsers.base import FunctionDefinition
 from server.parsers.incoming_text import Found, Waiting
+from server.parsers.json_text import read_json
+from server.parsers.schema_values import SchemaValues
 from server.parsers.text_parser import StrayText, TextParser
 
 
@@ -86,6 +87,7 @@ class MarkupParser(TextParser):
 
     def __init__(self, functions: Sequence[FunctionDefinition]) -> None:
         self._functions = functions
+        self._values = SchemaValues()
         self._names = frozenset(function.name for function in functions)
         super().__init__()
 
@@ -125,7 +127,8 @@ class MarkupParser(TextParser):
 
     def _read_call(self, name: str) -> Waiting[None]:
         self.start_call(name.strip())
-        arguments = ArgumentsWriter(self.add_arguments, argument_schemas(self._functions, name.strip()))
+        schemas = argument_schemas(self._functions, name.strip())
+        arguments = ArgumentsWriter(self.add_arguments, schemas, self._values)
         while True:
             found = yield from self.text.find(self.markup.argument_or_end, StrayText(self), keeps_incomplete=False)
             if found is None or found["key"] is None:
@@ -161,6 +164,6 @@ class MarkupParser(TextParser):
 
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_json(text)
+    except ValueError:
         return text

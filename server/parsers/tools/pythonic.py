@@ -17,7 +17,8 @@ _IN_LINES: Final = regex.compile(r"""["'()\[\]{},\n]|</function_calls>""")
 _IN_STRING: Final = {quote: regex.compile(rf"\\[\s\S]|{quote}") for quote in "'\""}
 _LINES_START: Final = regex.compile("<function_calls>")
 
-_STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+'|"(?:\\[\s\S]|[^"\\])*+\"""")
+_STRING: Final = regex.compile(r"""'(?:\\[\s\S]|[^'\\])*+(?:'|\\?\Z)|"(?:\\[\s\S]|[^"\\])*+(?:"|\\?\Z)""")
+"""An unclosed one goes on to the end: it is not searched again from each quote in it."""
 _ESCAPES: Final = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\0": "\\x00"})
 
 _JSON_NAMES: Final = {"null": None, "true": True, "false": False}
@@ -51,14 +52,18 @@ class PythonicParser(TextParser):
 
     def read_calls(self, marks: regex.Pattern[str], *, start: str, ends: Sequence[str]) -> Waiting[None]:
         """Calls up to one of the ends, or up to an element that is no call, which becomes content."""
-        skipped = start
+        skipped = [start]
         while True:
             element = yield from self._read_element(marks, ends)
             is_call = self._add_call(element.text)
-            skipped = "" if is_call else skipped + element.text + (element.end or "")
+            if is_call:
+                skipped = []
+            else:
+                skipped += (element.text, element.end or "")
             is_last = element.end is None or element.end in ends
-            if is_last or (skipped and element.text.strip()):
-                return self.add_content(skipped) if skipped.strip() and not self._is_framing(skipped, ends) else None
+            if is_last or (not is_call and element.text.strip()):
+                text = "".join(skipped)
+                return self.add_content(text) if text.strip() and not self._is_framing(text, ends) else None
 
     def _is_framing(self, skipped: str, ends: Sequence[str]) -> bool:
         return bool(self.num_calls) and skipped.strip() in ends
@@ -68,7 +73,7 @@ class PythonicParser(TextParser):
         if call is None:
             return False
         self.start_call(call.name)
-        self.add_arguments(write_json(call.arguments))
+        self.add_arguments(call.arguments)
         return True
 
     def _read_element(self, marks: regex.Pattern[str], ends: Sequence[str]) -> Waiting[_Element]:
@@ -129,18 +134,21 @@ class PythonCall(NamedTuple):
     """A call as Python would read it."""
 
     name: str
-    arguments: dict[str, Any]
+    arguments: str
+    """As JSON."""
 
 
 def parse_call(text: str) -> PythonCall | None:
     """None if the text is not a call of a function with JSON values as keyword arguments."""
+    if not text.strip():
+        return None
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):
             call = ast.parse(_STRING.sub(_escape_control, text.strip()), mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
         arguments = {keyword.arg: _value(keyword.value) for keyword in call.keywords if keyword.arg}
-        return PythonCall(".".join(reversed(list(_names(call.func)))), arguments)
+        return PythonCall(".".join(reversed(list(_names(call.func)))), write_json(arguments))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -177,6 +185,6 @@ def _value(node: ast.expr) -> Any:
 
 
 def _key(node: ast.expr | None) -> Any:
-    if not isinstance(node, ast.Constant):
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, None | str | int | float):
         raise ValueError("not a JSON key")
     return node.value

@@ -9,9 +9,14 @@ from server.serving.responses.tools import CUSTOM_INPUT
 _HEAD: Final = re.compile(r'\s*\{\s*"' + CUSTOM_INPUT + r'"\s*:\s*"')
 _HEX: Final = "[0-9a-fA-F]"
 _COMPLETE: Final = re.compile(
-    rf'(?:[^"\\]|\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})*'
+    rf'(?:[^"\\]|\\[^u]|\\u(?![dD][89abAB]){_HEX}{{4}}|\\u[dD][89abAB]{_HEX}{{2}}\\u{_HEX}{{4}})*+'
 )
 """Characters and whole escapes of a JSON text; the first half of a surrogate pair waits for the second."""
+
+
+_MOST_HEAD: Final = 256
+"""Characters before the text; arguments with more blanks are read when they are complete."""
+_MOST_ESCAPE: Final = len(r"\ud83d\ude42")
 
 
 class CustomInputReader:
@@ -21,20 +26,25 @@ class CustomInputReader:
         self._arguments: list[str] = []
         self._rest = ""
         self._is_inside = False
+        self._is_ended = False
         self._shown: list[str] = []
 
     def read(self, text: str) -> str:
         """The part of the tool's text that is certain by now."""
         self._arguments.append(text)
+        if self._is_ended:
+            return ""
         self._rest += text
         if not self._is_inside:
             head = _HEAD.match(self._rest)
             if head is None:
+                self._is_ended = len(self._rest) > _MOST_HEAD
                 return ""
             self._is_inside, self._rest = True, self._rest[head.end() :]
         found = _COMPLETE.match(self._rest)
         assert found is not None
         self._rest = self._rest[found.end() :]
+        self._is_ended = self._rest.startswith('"') or len(self._rest) >= _MOST_ESCAPE
         return self._show(found[0])
 
     def finish(self) -> tuple[str, str]:

@@ -1,11 +1,14 @@
-"""Texts with half of a surrogate pair, which no answer can hold."""
+"""What Python takes for JSON and an answer cannot hold: halves of surrogates, NaN, infinity, deep nesting."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
-from server.parsers.json_text import write_json
+from server.parsers.events import CallArguments
+from server.parsers.json_text import read_json, write_json
 from server.parsers.registry import load_tool_parser
+from server.parsers.whole_calls import WholeCalls
 
 HALF = "\\ud83d"
 OBJECT = SimpleNamespace(name="f", parameters={"properties": {"a": {"type": "string"}, "b": {"type": "object"}}})
@@ -32,3 +35,58 @@ def test_calls_can_be_sent(name, text):
     events = [*parser.feed(text, ()), *parser.finish()]
     assert "".join(part or "" for event in events for part in event).encode()
     assert "ud83d" in repr(events)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[-Infinity]", "1e999", "-1e999", "9" * 5000, "[" * 600 + "]" * 600])
+def test_values_that_cannot_be_written_are_not_read(text):
+    with pytest.raises(ValueError, match="NaN|Infinity|1e999|Exceeds|nested"):
+        read_json(text)
+
+
+def test_long_and_deep_values_are_read():
+    assert read_json("[" * 499 + "]" * 499)
+    assert read_json(json.dumps([[{}]] * 1000)) == [[{}]] * 1000
+
+
+NUMBERS = ("1e999", "-1e999", "[1e999]", "{'a': 1e999}", "0x" + "f" * 5000, "{1e999: 2}", "{b'a': 1}", "{1j: 2}", "1j")
+
+
+@pytest.mark.parametrize("value", [pytest.param(value, id=value[:12]) for value in NUMBERS])
+@pytest.mark.parametrize("name", ["pythonic", "llama4_pythonic"])
+def test_python_values_that_json_does_not_have_are_content(name, value):
+    parser = load_tool_parser(name)([OBJECT])
+    text = f"[f(a={value})]"
+    assert "".join(event.text for event in [*parser.feed(text, ()), *parser.finish()]) == text
+
+
+DEEP = ["[" * levels + "]" * levels for levels in range(850, 1000)]
+"""Among them are values that Python can read and not write; which, depends on the stack."""
+
+
+@pytest.mark.parametrize("values", [["NaN"], ["-Infinity"], ["1e999"], DEEP], ids=lambda values: values[0][:9])
+@pytest.mark.parametrize("is_whole", [False, True])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "deepseek_v32",
+            '<｜DSML｜function_calls><｜DSML｜invoke name="f"><｜DSML｜parameter name="c" string="false">%s<'
+            "/｜DSML｜parameter></｜DSML｜invoke></｜DSML｜function_calls>",
+        ),
+        ("qwen3_xml", "<tool_call><function=f><parameter=b>%s</parameter></function></tool_call>"),
+        ("gemma4", "<|tool_call>call:f{b:%s}<tool_call|>"),
+    ],
+)
+def test_arguments_are_json(name, text, is_whole, values):
+    for value in values:
+        parser = load_tool_parser(name)([OBJECT])
+        parser = WholeCalls(parser) if is_whole else parser
+        events = [*parser.feed(text % value, ()), *parser.finish()]
+        arguments = "".join(event.text for event in events if isinstance(event, CallArguments))
+        json.loads(arguments, parse_constant=pytest.fail)
+
+
+def test_a_whole_call_with_nan_is_content():
+    text = '<tool_call>{"name": "f", "arguments": {"a": NaN}}</tool_call>'
+    parser = WholeCalls(load_tool_parser("hermes")([OBJECT]))
+    assert [*parser.feed(text, ()), *parser.finish()][0].text == text

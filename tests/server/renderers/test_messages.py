@@ -101,7 +101,7 @@ def test_arguments_of_tool_calls_become_objects() -> None:
     assert message == before
 
 
-@pytest.mark.parametrize("arguments", [None, "", "{oops", "[1]", "3"])
+@pytest.mark.parametrize("arguments", [None, "", "{oops", "[1]", "3", pytest.param("[" * 100_000, id="deep")])
 def test_unusable_arguments_become_an_empty_object(arguments: str | None) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
     [result] = converted({"role": "assistant", "tool_calls": [call]})["tool_calls"]

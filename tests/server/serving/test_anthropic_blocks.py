@@ -79,7 +79,10 @@ def test_an_empty_message_has_no_events() -> None:
     assert BlockStream().close() == []
 
 
-@pytest.mark.parametrize(("arguments", "is_complete"), [("{}", True), ('{"a": 1', False), ("[]", False)])
+@pytest.mark.parametrize(
+    ("arguments", "is_complete"),
+    [("{}", True), ('{"a": 1', False), ("[]", False), pytest.param("[" * 100_000, False, id="deep")],
+)
 def test_a_call_is_complete_with_an_object_of_arguments(arguments: str, is_complete: bool) -> None:
     stream = BlockStream()
     stream.add_call("a", "f")
