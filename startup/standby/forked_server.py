@@ -5,6 +5,7 @@ it has agreed to the start (`ready`) and the client has (`go`), it does nothing 
 """
 
 import os
+import select
 import signal
 import socket
 import sys
@@ -29,6 +30,8 @@ from startup.timeline.process_age import process_start_ns
 _REQUEST_S = 5.0
 """How long the client may take to send its request, which it does at once."""
 _STANDARD: Final = (0, 1, 2)
+_SO_PEERPIDFD: Final = 77
+"""A pidfd of the process that connected, since Linux 6.5 (unix(7)); Python has no name for it."""
 
 
 class TemplateFacts(NamedTuple):
@@ -108,6 +111,7 @@ def take_over(
     connection.settimeout(_REQUEST_S)
     try:
         request = _receive_request(connection)
+        request = request._replace(facts=request.facts | _shown_facts(connection, client_pid))
         if (change := template.files.find_change()) is not None:
             on_stale(change)
             raise _ColdStartError(f"the standby's imports are out of date: {change}")
@@ -160,6 +164,30 @@ def _receive_request(connection: socket.socket) -> Request:
         )
     except ValueError as err:
         raise MessageError("a malformed request") from err
+
+
+def _shown_facts(connection: socket.socket, client_pid: int) -> dict[str, str]:
+    """What the kernel shows of the client: one in a sandbox could claim to be outside.
+
+    Raises:
+        _ColdStartError: the process cannot be seen from here, or is gone and its number may be another one's.
+        OSError: it is gone.
+    """
+    if client_pid == 0:
+        raise _ColdStartError("the client's process namespace is not within the standby's")
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # an older kernel
+        pidfd = os.pidfd_open(client_pid)
+    try:
+        facts = process_state.shown_facts(client_pid)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(0):
+            raise _ColdStartError("the process that connected has ended")
+    finally:
+        os.close(pidfd)
+    return facts
 
 
 def _become_equal(request: Request, reads: EnvironmentReads) -> None:

@@ -34,7 +34,7 @@ _STATUS_FACTS = {
     "THP_enabled": "the use of transparent huge pages",
     "TracerPid": "the tracer",
 }
-"""Lines of /proc/self/status."""
+"""Lines of /proc/PID/status."""
 
 _NAMESPACES = {
     "net": "network",
@@ -94,19 +94,29 @@ def why_not_equal(facts: dict[str, str]) -> str | None:
     return None
 
 
+def shown_facts(pid: int) -> dict[str, str]:
+    """The facts of another process that the kernel shows: credentials, sandbox, namespaces, root, label."""
+    return _shown_facts(str(pid), _status(str(pid)))
+
+
 def current_settings() -> dict[str, str]:
     """This process's settings."""
     return _settings(_status())
 
 
-def _facts(status: dict[str, str]) -> dict[str, str]:
+def _shown_facts(pid: str, status: dict[str, str]) -> dict[str, str]:
     facts = {name: status.get(line, "") for line, name in _STATUS_FACTS.items()}
     for link, name in _NAMESPACES.items():
-        facts[f"the {name} namespace"] = _link(f"/proc/self/ns/{link}")
+        facts[f"the {name} namespace"] = _link(f"/proc/{pid}/ns/{link}")
+    facts["the root directory"] = _root_directory(pid)
+    facts["the security label"] = _text("attr/current", pid) + _text("attr/apparmor/current", pid)
+    return facts
+
+
+def _facts(status: dict[str, str]) -> dict[str, str]:
+    facts = _shown_facts("self", status)
     for limit in _LIMITS_AT_EXEC:
         facts[f"the soft limit {limit}"] = str(resource.getrlimit(LIMITS[limit])[0])
-    facts["the root directory"] = _root_directory()
-    facts["the security label"] = _text("attr/current") + _text("attr/apparmor/current")
     facts["the personality"] = _text("personality")
     facts["the memory policy"] = _second_word(_text("numa_maps"))
     facts["the nice value of the session"] = _text("autogroup").rpartition(" ")[2] or "0"  # empty: the first session
@@ -147,15 +157,15 @@ def _settings(status: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _status() -> dict[str, str]:
-    lines = (line.partition(":") for line in _text("status").split("\n"))
+def _status(pid: str = "self") -> dict[str, str]:
+    lines = (line.partition(":") for line in _text("status", pid).split("\n"))
     return {name: value.strip() for name, _, value in lines}
 
 
-def _text(name: str) -> str:
-    """The first page of a file of /proc/self; empty if the kernel does not have it or does not show it."""
+def _text(name: str, pid: str = "self") -> str:
+    """The first page of a file of /proc/PID; empty if the kernel does not have it or does not show it."""
     try:
-        fd = os.open(f"/proc/self/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
     try:
@@ -181,9 +191,12 @@ def _link(path: str) -> str:
         return ""
 
 
-def _root_directory() -> str:
+def _root_directory(pid: str) -> str:
     """Device, inode and mount: a bind mount of the same folder is another root."""
-    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return ""
     try:
         root = os.fstat(fd)
         return f"{root.st_dev} {root.st_ino} {_line('mnt_id', _text(f'fdinfo/{fd}'))}"

@@ -215,5 +215,5 @@ def test_the_first_session_of_a_machine_equals_one_with_the_default_nice_value(m
     """Before any setsid, as under some init processes, the kernel shows an empty line."""
     facts = process_state._facts(process_state._status())
     shown = process_state._text
-    monkeypatch.setattr(process_state, "_text", lambda name: "" if name == "autogroup" else shown(name))
+    monkeypatch.setattr(process_state, "_text", lambda name, *pid: "" if name == "autogroup" else shown(name, *pid))
     assert process_state.why_not_equal(facts) is None

@@ -3,11 +3,13 @@
 A start's extra time is in the output of `pytest -s`; the aim is 50 ms. No time is asserted.
 """
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,8 +20,10 @@ import psutil
 import pytest
 
 from startup.processes import messages
+from startup.standby import client as standby_client
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
+from tests.startup.standby.state_programs import client
 from tests.waiting import wait_until
 
 NOBODY: Final = 65534
@@ -39,6 +43,31 @@ print("ASKED", exit_code, round(took_ms), start_origin.cold_reason, sep="|")
 """What `serve` does before its imports; a warm start runs here to its end."""
 
 
+_LIE: Final = f"""
+import json, sys
+from startup.standby import process_state
+facts = json.loads(sys.argv.pop(1))
+honest = process_state.capture
+process_state.capture = lambda: process_state.State(facts, honest().settings)
+{_ASK}"""
+"""The same for a client that claims to have these facts."""
+
+_IN_A_NAMESPACE: Final = """
+import socket, sys
+from startup.standby import forked_server
+from startup.standby.client import peer_of
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[1])
+    listener.listen()
+    print("listening", flush=True)
+    connection, _ = listener.accept()
+    try:
+        forked_server._shown_facts(connection, peer_of(connection)[0])
+    except forked_server._ColdStartError as err:
+        print(err)
+"""
+
+
 class _Asked(NamedTuple):
     """How a start would go on."""
 
@@ -48,11 +77,18 @@ class _Asked(NamedTuple):
     reason: str
 
 
-def _ask(standby: StandbyProcess, *words: str, launcher: tuple[str, ...] = (), **options: Any) -> _Asked:
+def _ask(
+    standby: StandbyProcess,
+    *words: str,
+    launcher: tuple[str, ...] = (),
+    claimed: dict[str, str] | None = None,
+    **options: Any,
+) -> _Asked:
     environment = {**os.environ, **standby.environment, "VCLI_STANDBY": "auto", **options.pop("extra", {})}
-    words = (*words, "--preflight-only", "--port", str(free_port()))
+    program = (_ASK,) if claimed is None else (_LIE, json.dumps(claimed))
+    words = (*program, *words, "--preflight-only", "--port", str(free_port()))
     done = subprocess.run(
-        [*launcher, sys.executable, "-c", _ASK, *words],
+        [*launcher, sys.executable, "-c", *words],
         env=environment, capture_output=True, text=True, timeout=120, cwd=options.pop("cwd", None), **options,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -255,6 +291,7 @@ def _after_request(*sections: list[bytes]) -> Answer:
     "answer",
     [
         pytest.param(lambda _: None, id="hung"),
+        pytest.param(lambda connection: connection.send(b"\x06"), id="hung-after-ack"),
         pytest.param(lambda connection: connection.send(b"\x07"), id="wrong-byte"),
         pytest.param(lambda connection: connection.shutdown(socket.SHUT_RDWR), id="closed"),
         pytest.param(lambda connection: connection.send(b"\x06" + b"\0\0\0\x02" + bytes(4)), id="version-2"),
@@ -278,6 +315,12 @@ def test_wrong_answers_lead_to_a_cold_start(
         asked = _ask(own_standby_of_module, str(tiny_llama))
     assert asked.exit_code is None
     assert asked.reason
+
+
+def test_the_documentation_says_how_long_a_hung_standby_delays_a_start() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "standby.md").read_text()
+    assert f"50 ms; one that hangs while it forks the server, {standby_client._VERDICT_S:g} s." in text
+    assert standby_client._ACK_S < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -368,6 +411,53 @@ def test_what_a_fork_cannot_take_over_leads_to_a_cold_start(
     asked = _ask(standby, str(tiny_llama), launcher=launcher)
     assert asked.exit_code is None
     assert reason in asked.reason
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("launcher", "reason"),
+    [
+        ((), None),
+        (("unshare", "--net"), "the network namespace"),
+        pytest.param(("unshare", "--mount"), "the mount namespace", marks=pytest.mark.thorough),
+        pytest.param(("unshare", "--pid", "--fork"), "the process namespace", marks=pytest.mark.thorough),
+        pytest.param(("setpriv", "--no-new-privs"), "the bit no_new_privs", marks=pytest.mark.thorough),
+        pytest.param(("setpriv", "--bounding-set", "-net_raw"), "capability", marks=pytest.mark.thorough),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_client_in_a_sandbox_cannot_claim_to_be_outside(
+    launcher: tuple[str, ...], reason: str | None, standby: StandbyProcess, tiny_llama: Path
+) -> None:
+    """It would get a process without a sandbox."""
+    if launcher and subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
+        pytest.skip(f"{launcher[0]} does not work here")
+    with client() as outside:
+        facts = outside["facts"]
+    if reason is None:  # the claim itself is accepted
+        wait_until(lambda: _ask(standby, str(tiny_llama), claimed=facts).exit_code == 0)
+        return
+    asked = _ask(standby, str(tiny_llama), launcher=launcher, claimed=facts)
+    assert asked.exit_code is None
+    assert reason in asked.reason
+
+
+@needs_root
+def test_a_client_in_an_outer_process_namespace_is_refused() -> None:
+    """The kernel gives it the process number 0, of which /proc shows nothing."""
+    launcher = ("unshare", "--pid", "--fork")
+    if subprocess.run([*launcher, "true"], capture_output=True, timeout=60).returncode != 0:
+        pytest.skip("unshare does not work here")
+    with (
+        tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as folder,
+        subprocess.Popen(
+            [*launcher, sys.executable, "-c", _IN_A_NAMESPACE, f"{folder}/s"], stdout=subprocess.PIPE, text=True
+        ) as inside,
+    ):
+        assert inside.stdout is not None and inside.stdout.readline() == "listening\n"
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"{folder}/s")
+            assert "is not within the standby's" in inside.stdout.read()
 
 
 @needs_root
