@@ -28,6 +28,7 @@ from startup.probes.channel import OpenChannel, open_plain
 from startup.probes.probe_answers import ProbeAnswers
 from startup.probes.responder import StartupResponder
 from startup.probes.start_state import StartState
+from startup.processes import group_signals
 from startup.timeline import start_origin
 from startup.timeline.live_progress import LiveProgress
 from startup.timeline.subject import StartSubject
@@ -126,9 +127,10 @@ class StartSession:
         """Ends this process if the start takes longer; None sets no limit."""
         self._deadline = self.stack.enter_context(StartDeadline(timeout_s, self.phase))
 
-    def show_progress(self) -> None:
-        """Shows the progress on the terminal, if standard error is one."""
-        self._live = self.stack.enter_context(LiveProgress(self.state.meter))
+    def show_progress(self, *, only_logs: bool = False) -> None:
+        """Shows the progress on the terminal; without one, or with `only_logs`, logs long phases."""
+        with group_signals.blocked():  # also in the thread
+            self._live = self.stack.enter_context(LiveProgress(self.state.meter, only_logs=only_logs))
 
     def prefetch(self, files: ModelFiles | None, options: PrefetchOptions) -> None:
         """Reads torch's libraries and then the model's files into the page cache, in a helper process.
@@ -164,9 +166,7 @@ class StartSession:
 
     def finish(self, info: EngineInfo | None = None) -> None:
         """The server is ready: ends deadline and progress, logs and saves the start. Called on any thread."""
-        self._deadline.cancel()
-        if self._live is not None:
-            self._live.close()
+        self._end_waiting()
         prefetch = self._prefetch.result() if self._prefetch is not None else None
         self.state.finish(prefetch)
         save_ready_start(self.state, self._address, info=info, prefetch=prefetch)
@@ -174,13 +174,13 @@ class StartSession:
     def notify_ready(self, status: str | None = None) -> None:
         """Ends the deadline and notifies the service manager of readiness. Called on any thread."""
         self._is_ready = True
-        self._deadline.cancel()
+        self._end_waiting()
         if self._manager is not None:
             self._manager.notify_ready(status or f"ready: {self._address}")
 
     def drain(self) -> None:
         """The server rejects new requests from now on; its start has no deadline. Called on any thread."""
-        self._deadline.cancel()
+        self._end_waiting()
         self.state.drain()
         self.notify_stopping("finishing running requests")
 
@@ -188,6 +188,12 @@ class StartSession:
         """Notifies the service manager that the server stops."""
         if self._manager is not None:
             self._manager.notify_stopping(status)
+
+    def _end_waiting(self) -> None:
+        """Nobody waits for the start any more: ends deadline and progress."""
+        self._deadline.cancel()
+        if self._live is not None:
+            self._live.close()
 
     def _connect_manager(self) -> "ServiceManager | None":
         if env.NOTIFY_SOCKET.get() is None:

@@ -40,12 +40,17 @@ class StartProgress:
         }
         return fields | ({"detail": self.detail} if self.detail else {})
 
+    @property
+    def activity(self) -> str:
+        """The phase in words, with its own progress."""
+        return self.phase.replace("_", " ") + (f": {self.detail}" if self.detail else "")
+
     def __str__(self) -> str:
         """One line for a terminal."""
         parts = [f"{self.elapsed_s:5.1f} s"]
         if self.progress is not None:
             parts.append(draw_bar(self.progress))
-        parts.append(self.phase.replace("_", " ") + (f": {self.detail}" if self.detail else ""))
+        parts.append(self.activity)
         if self.eta_s is not None:
             parts.append(f"about {self.eta_s:.1f} s left")
         return "  ".join(parts)

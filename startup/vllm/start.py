@@ -115,6 +115,7 @@ class _VllmStart:
             self._listen()
             session.limit_time(None if self._is_headless else self._options.startup_timeout_s)
             log_as("launcher", self._options.log_format, session.phase)
+            session.show_progress(only_logs=True)  # vLLM's processes write to the terminal, too
             self._leave_out_unfit_hooks()
             self._open_journal()
             events = ServingEvents(

@@ -191,6 +191,15 @@ def test_signal_ends_the_start_although_one_of_its_processes_is_stopped(
         assert "Traceback" not in server.log
 
 
+def test_a_start_that_waits_logs_its_phase_meanwhile(start_server: Any, tmp_path: Path) -> None:
+    loading = StopPoint(tmp_path, *ENGINE_LOADS)
+    with start_server(wait=False, environment=loading.environment) as server:
+        stopped = loading.wait_stopped()
+        server.wait_logged(": wait for engine")
+        stopped.resume()
+        server.wait_ready()
+
+
 def test_ctrl_c_ends_the_start_although_the_forkserver_is_stopped(start_server: Any, tmp_path: Path) -> None:
     importing = StopPoint(tmp_path, *FORKSERVER_IMPORTS)
     with start_server(wait=False, environment=importing.environment) as server:

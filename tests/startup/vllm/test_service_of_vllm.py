@@ -42,6 +42,18 @@ def test_a_service_manager_gets_every_phase_and_watchdog_notifications(folder: P
         assert _OFF not in manager.lines
 
 
+@pytest.mark.thorough
+def test_a_phase_of_seconds_is_logged_meanwhile(folder: Path) -> None:
+    gate = folder / "gate"
+    with FakeStart(folder, "--gate", str(gate)) as start:
+        start.wait_for_line("s: vllm")
+        gate.touch()
+        start.wait_until_ready()
+        assert start.end() == 0
+        (line,) = start.lines_with("s: vllm")
+        assert "starting for " in line
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "status"),
     [
