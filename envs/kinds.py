@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from envs.variable import EnvVar, InvalidValueError
 
@@ -21,7 +22,7 @@ def text(description: str, *, is_secret: bool = False) -> EnvVar[str | None]:
 
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
     """A folder or file; `~` is expanded."""
-    return EnvVar("path", lambda raw: Path(raw).expanduser(), default_factory, description)
+    return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)
 
 
 def boolean(default: bool, description: str) -> EnvVar[bool]:

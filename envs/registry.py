@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.errors import EnvError
+from envs.home import expand_home
 from envs.kinds import boolean, choice, choice_in_capitals, integer, number, optional_integer, path, presence, text
 from envs.suggestion import did_you_mean
 from envs.variable import EnvVar
@@ -27,14 +28,6 @@ OWN_PREFIX: Final = "VCLI_"
 """Prefix of this program's own variables, since vLLM warns about unknown `VLLM_*` names."""
 
 
-def home_folder() -> Path:
-    """The user's home; `/` for a user without a name, a home and HOME, as container runtimes set it."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path("/")
-
-
 class Environment:
     """The variables; the attribute's name is the variable's name."""
 
@@ -54,7 +47,7 @@ class Environment:
     VCLI_GIVEN_VARIABLES = text("A template process's variables before it changed them, as JSON; set by itself.")
     VCLI_BAKED = text("Folder that `vllm-cli bake` has written; /opt/vllm-cli/baked if unset, `off` uses none.")
     XDG_RUNTIME_DIR = text("Folder for the sockets of this user's programs; vLLM's cache folder if unset.")
-    XDG_CACHE_HOME = path(lambda: home_folder() / ".cache", "The user's cache folder.")
+    XDG_CACHE_HOME = path(lambda: Path(expand_home("~/.cache")), "The user's cache folder.")
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from envs.home import expand_home
 from startup.config import StartupConfig
 from startup.timeline.subject import StartSubject
 
@@ -26,7 +27,7 @@ def start_key(config: StartupConfig, versions: Mapping[str, str]) -> str:
     """A hash of model, versions, start method, engine and renderer settings, which determine the duration."""
     model = asdict(config.model)
     for name in ("model", "tokenizer"):
-        folder = Path(model[name]).expanduser() if model[name] else None
+        folder = Path(expand_home(model[name])) if model[name] else None
         if folder and folder.exists():
             model[name] = str(folder.resolve())
     facts = {

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import click
 
-from envs.registry import OWN_PREFIX, home_folder, variables
+from envs.home import expand_home
+from envs.registry import OWN_PREFIX, variables
 from envs.variable import EnvVar
 from startup.hooks.hook import Hook
 from startup.hooks.table import HOOKS
@@ -196,7 +197,7 @@ def _reason_rows(reasons: dict[str, tuple[Flag, ...]]) -> Iterator[tuple[str, ..
 
 def _variable_row(variable: EnvVar[Any]) -> tuple[str, ...]:
     kind = ", ".join(variable.choices) if variable.kind == "choice" else variable.kind
-    default = variable.show(variable.default).replace(str(home_folder()), "~")
+    default = variable.show(variable.default).replace(expand_home("~"), "~")
     return f"`{variable.name}`", kind, _default_cell(default), variable.description
 
 

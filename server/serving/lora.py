@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from envs.home import expand_home
 from server.config import ServerConfig
 from server.engine.client import EngineClient
 from server.engine.messages import AdapterReport
@@ -155,7 +156,7 @@ class LoraAdapters:
     def _folder(self, path: str) -> Path:
         """Absolute and without links; a relative path begins at `--lora-adapter-root` if that is given."""
         try:
-            return Path(self._config.lora_adapter_root or ".", Path(path).expanduser()).resolve()
+            return Path(self._config.lora_adapter_root or ".", expand_home(path)).resolve()
         except (ValueError, OSError, RuntimeError) as err:  # a null byte, a circle of links, an unknown user
             raise RequestError(f"The lora path {path!r} is not a path: {err}.", param="lora_path") from err
 

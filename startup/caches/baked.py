@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from envs.home import expand_home
 from envs.registry import env
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
@@ -38,7 +39,7 @@ def find_baked() -> BakedFolder:
     named = env.VCLI_BAKED.get()
     if named == OFF:
         return BakedFolder()
-    return _examine(Path(named).expanduser() if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
+    return _examine(Path(expand_home(named)) if named else FIXED_PATH, os.geteuid(), is_named=named is not None)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from envs.home import expand_home
 from envs.registry import env
 from startup.config import ModelConfig
 
@@ -18,7 +19,7 @@ def is_hub_id(name: str) -> bool:
 
 def hub_cache_dir(config: ModelConfig) -> Path:
     """The folder of models from the hub."""
-    return Path(config.download_dir).expanduser() if config.download_dir else env.HF_HUB_CACHE.get()
+    return Path(expand_home(config.download_dir)) if config.download_dir else env.HF_HUB_CACHE.get()
 
 
 def find_snapshot(model_id: str, *, revision: str | None, cache_dir: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from envs.home import expand_home
 from server.config import ModelFiles
 from startup.config import ModelConfig
 from startup.errors import ModelNotFoundError
@@ -40,7 +41,7 @@ def _find_default(config: ModelConfig, show: Show) -> Path:
 
 
 def _find(name: str, config: ModelConfig, show: Show, *, check: Check) -> Path:
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if folder.exists():
         return _require(folder.absolute(), check)
     if not is_hub_id(name):

@@ -4,6 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from envs.home import expand_home
 from server.config import ModelFiles
 from startup.config import ModelConfig
 from startup.model.checkpoint_folder import model_problem, tokenizer_problem
@@ -61,7 +62,7 @@ def locate_files(config: ModelConfig) -> ModelFiles | None:
 
 
 def _locate(name: str, config: ModelConfig, *, is_tokenizer: bool) -> ModelPlace:
-    folder = Path(name).expanduser()
+    folder = Path(expand_home(name))
     if folder.is_dir():
         return ModelPlace(PlaceKind.FOLDER, name, folder.absolute(), is_tokenizer=is_tokenizer)
     if folder.exists() or not is_hub_id(name):

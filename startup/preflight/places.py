@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from envs.home import expand_home
 from envs.suggestion import did_you_mean
 from startup.config import ModelConfig
 from startup.model.hub import is_offline
@@ -15,7 +16,7 @@ def check_place(place: ModelPlace, config: ModelConfig) -> Iterator[Finding]:
     """Reports a name that is neither a folder nor on the hub, and a download that offline mode forbids."""
     option = "--tokenizer" if place.is_tokenizer else "MODEL"
     if place.kind is PlaceKind.NOWHERE:
-        yield error("model", f"{option} {place.name} {_problem(Path(place.name).expanduser())}")
+        yield error("model", f"{option} {place.name} {_problem(Path(expand_home(place.name)))}")
     elif place.kind is PlaceKind.HUB and is_offline() and not place.has_other_source:
         state = f"only in part in {place.folder}" if place.folder else f"not in {hub_cache_dir(config)}"
         yield error(

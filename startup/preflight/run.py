@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs.errors import EnvError
+from envs.home import expand_home
 from server.machine.memory import MemoryState, read_memory
 from startup.config import StartupConfig
 from startup.model.checkpoint_folder import tokenizer_problem
@@ -182,4 +183,4 @@ class _Preflight:
 
 
 def _generation_config(folder: str) -> Path:
-    return Path(folder).expanduser() / "generation_config.json"
+    return Path(expand_home(folder)) / "generation_config.json"

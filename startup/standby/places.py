@@ -10,6 +10,7 @@ import zlib
 from contextlib import suppress
 
 from envs import foreign
+from envs.home import expand_home
 from startup.processes import messages
 
 CONTROL = "standby"
@@ -29,9 +30,8 @@ def socket_folder() -> str:
     runtime = foreign.text_of("XDG_RUNTIME_DIR")
     if runtime:
         return f"{runtime}/vllm-cli"
-    home = foreign.text_of("HOME") or os.path.expanduser("~")  # noqa: PTH111 - pathlib takes 5 ms to import
-    cache = foreign.text_of("XDG_CACHE_HOME") or f"{home}/.cache"
-    return f"{foreign.text_of('VLLM_CACHE_ROOT') or f'{cache}/vllm'}/vllm_cli/standby"
+    root = foreign.text_of("VLLM_CACHE_ROOT") or f"{foreign.text_of('XDG_CACHE_HOME') or '~/.cache'}/vllm"
+    return f"{expand_home(root)}/vllm_cli/standby"
 
 
 def open_folder() -> int:

@@ -104,6 +104,15 @@ def test_a_path_may_begin_with_a_tilde() -> None:
         assert env.VLLM_CACHE_ROOT.get() == Path.home() / "somewhere"
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/cache", "~"])
+def test_an_unknown_home_is_no_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user without a name and HOME, as in containers, or of an unknown user."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    with env.VLLM_CACHE_ROOT.override(path):
+        assert env.VLLM_CACHE_ROOT.get() == Path({"~": "/"}.get(path, path))
+
+
 def test_secrets_are_masked_and_so_are_logins_in_urls() -> None:
     assert "hf_abc" not in env.HF_TOKEN.show("hf_abc")
     assert env.HF_ENDPOINT.show("https://me:word@mirror:8080/hub") == "https://********@mirror:8080/hub"

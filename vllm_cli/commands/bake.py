@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from envs.home import expand_home
 from envs.registry import env
 from startup.byte_count import format_bytes
 from startup.caches.baked import FIXED_PATH, OFF
@@ -78,7 +79,7 @@ def _default_folder() -> Path:
     named = env.VCLI_BAKED.get()
     if named == OFF:
         raise InputError(f"{env.VCLI_BAKED.name} is {OFF}: give --output.")
-    return Path(named).expanduser() if named else FIXED_PATH
+    return Path(expand_home(named)) if named else FIXED_PATH
 
 
 def _check(folder: Path, *, is_json: bool) -> int:

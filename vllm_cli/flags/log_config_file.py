@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from envs.home import expand_home
+
 
 class LogConfigFile(click.ParamType):
     """A JSON file with a dictionary for `logging.config.dictConfig`."""
@@ -17,7 +19,7 @@ class LogConfigFile(click.ParamType):
         if isinstance(value, dict):
             return value
         try:
-            content = json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
+            content = json.loads(Path(expand_home(value)).read_text(encoding="utf-8"))
         except OSError as err:
             self.fail(f"{value!r} cannot be read: {err.strerror}.", param, ctx)
         except ValueError as err:
