@@ -65,10 +65,13 @@ class Gemma4Parser(TextParser):
             return False
         return True
 
-    def _read_value(self, depth: int) -> Waiting[Any]:
+    def _read_value(self, depth: int, *, may_be_empty: bool = True) -> Waiting[Any]:
         start = (yield from self.text.expect(_VALUE_START)) if depth < _MOST_NESTED else None
         if start is None:
-            return (yield from self._read_text(_BARE_END)).strip()
+            text = yield from self._read_text(_BARE_END)
+            if not text and not may_be_empty:
+                raise _Damaged  # the end of something else: a list would have endless empty items here
+            return text.strip()
         if start[0] == "{":
             return (yield from self._read_object(depth))
         if start[0] == "[":
@@ -90,7 +93,7 @@ class Gemma4Parser(TextParser):
     def _read_array(self, depth: int) -> Waiting[list[Any]]:
         items: list[Any] = []
         while (yield from self._expect(_ITEM))["end"] is None:
-            items.append((yield from self._read_value(depth + 1)))
+            items.append((yield from self._read_value(depth + 1, may_be_empty=False)))
         return items
 
     def _expect(self, pattern: regex.Pattern[str]) -> Waiting[Found]:

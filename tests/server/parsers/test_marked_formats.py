@@ -132,6 +132,13 @@ def test_deeply_nested_values_of_gemma4_are_text():
     assert "[" in parsed.calls[0].arguments
 
 
+@pytest.mark.parametrize("end", ["}", "}<tool_call|>", "<tool_call|>", "a}", '<|"|><|"|>}', "[}"])
+def test_a_list_of_gemma4_that_is_not_closed_ends(end):
+    parser = load_tool_parser("gemma4")(DEFINITIONS)
+    assert parser.feed(f"<|tool_call>call:search{{tags:[{end}", ())
+    parser.finish()
+
+
 def test_deeply_nested_values_are_text():
     nested = "[" * 200_000
     form = next(form for form in FORMATS if form.name == "glm45")
