@@ -98,6 +98,7 @@ lint: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m tests.proof
 
 docs: $(INSTALLED_DEV)
 	$(BIN)/python -m tests.generated_docs

@@ -1,11 +1,12 @@
 """With real vLLM, the responder answers `/health` while the event loop is held, and loses no connection."""
 
+import http.client
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 
 import psutil
 import pytest
@@ -115,5 +116,24 @@ def _bytes(server: VllmServer, extra: bytes) -> list[bytes]:
 def test_no_answer_is_lost_at_a_shutdown(server: VllmServer) -> None:
     family = [title_of(process) for process in server.family()]
     assert len(family) > 2
+    answers: list[list[int]] = [[] for _ in range(8)]
+    clients = [threading.Thread(target=_ask_until_closed, args=[server, statuses]) for statuses in answers]
+    for client in clients:
+        client.start()
+    wait_until(lambda: all(len(statuses) > 10 for statuses in answers))
     assert server.end_with(signal.SIGTERM) == 0
+    for client in clients:
+        client.join()
+    assert {status for statuses in answers for status in statuses} <= {200, 503}
     assert "responder process" not in server.log
+
+
+def _ask_until_closed(server: VllmServer, statuses: list[int]) -> None:
+    """Reads answers on one connection; the server may close it between two of them, but not within one."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    with closing(connection), suppress(ConnectionError):
+        while True:
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            answer.read()
+            statuses.append(answer.status)

@@ -84,7 +84,8 @@ def test_counting_needs_no_limit_of_tokens() -> None:
 
 def test_a_prefill_without_decoding_may_think_more_than_it_writes() -> None:
     thinking = {"type": "enabled", "budget_tokens": 4096}
-    decode(thinking=thinking, max_tokens=1, kv_transfer_params={"do_remote_decode": True})
+    request = decode(thinking=thinking, max_tokens=1, kv_transfer_params={"do_remote_decode": True})
+    assert (request.max_tokens, request.thinking.budget_tokens) == (1, 4096)
 
 
 @pytest.mark.parametrize("kind", [MessagesRequest, CountTokensRequest])

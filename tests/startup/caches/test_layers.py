@@ -9,7 +9,7 @@ import pytest
 
 from startup.caches.baked import BYTECODE, CACHE
 from startup.caches.bytecode import use_baked_bytecode
-from startup.caches.folders import OWN, cache_folder, layers
+from startup.caches.folders import OWN, layers
 from startup.lean.scan_cache import _Cache
 from startup.timeline.history import history_path, read_history, read_starts, record_start
 from startup.timeline.record import StartRecord
@@ -37,12 +37,13 @@ def _snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_cache_folder_comes_first(baked: Path) -> None:
-    assert layers("x") == (cache_folder() / "x", baked / CACHE / OWN / "x")
+    user = Path(os.environ["VLLM_CACHE_ROOT"])
+    assert layers("x") == (user / "vllm_cli" / "x", baked / "cache" / "vllm_cli" / "x")
 
 
 def test_without_a_baked_folder_there_is_one_layer(baked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VCLI_BAKED", "off")
-    assert layers("x") == (cache_folder() / "x",)
+    assert layers("x") == (Path(os.environ["VLLM_CACHE_ROOT"]) / "vllm_cli" / "x",)
 
 
 def test_a_baked_profile_is_used_until_the_user_has_one(baked: Path) -> None:

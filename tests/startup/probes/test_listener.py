@@ -11,8 +11,13 @@ from tests.ports import free_port, needs_ipv6
 
 
 def test_connections_are_accepted_by_the_kernel_before_accept_is_called() -> None:
-    with listen(host="127.0.0.1", port=0, uds=None) as listener:
-        socket.create_connection(listener.getsockname(), timeout=60).close()
+    with (
+        listen(host="127.0.0.1", port=0, uds=None) as listener,
+        socket.create_connection(listener.getsockname(), timeout=60) as client,
+    ):
+        accepted, address = listener.accept()
+        accepted.close()
+        assert address == client.getsockname()
 
 
 def test_second_server_on_the_port_fails_with_its_address() -> None:

@@ -68,6 +68,7 @@ def test_a_closed_terminal_is_no_error() -> None:
     line = LiveLine(stream)
     os.close(ours)
     line.show("one")
+    assert not line.is_on
     line.show("two")
     line.close()
     with suppress(OSError):

@@ -21,5 +21,8 @@ def test_a_package_counts_as_compiled_if_most_of_its_modules_are(
     assert has_own_bytecode(("parcel",))
 
 
-def test_a_package_that_is_not_installed_does_not_count() -> None:
-    assert has_own_bytecode(()) == has_own_bytecode(("no-such-package",))
+def test_a_package_that_is_not_installed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert has_own_bytecode(("no-such-package",))
+    (tmp_path / "a.py").touch()
+    assert not has_own_bytecode(("no-such-package",))

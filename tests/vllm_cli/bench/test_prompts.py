@@ -7,7 +7,8 @@ from vllm_cli.bench.prompts import build_prompt
 
 
 def test_the_same_seed_gives_the_same_prompt():
-    assert build_prompt(50, seed="a") == build_prompt(50, seed="a")
+    """In every process: the text is written out here."""
+    assert build_prompt(20, seed="a") == "285243: Explain to a child the meaning of money. The money brings the"
 
 
 def test_prompts_differ_from_their_first_word_on():

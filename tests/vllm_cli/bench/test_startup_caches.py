@@ -60,6 +60,7 @@ def test_a_missing_compile_cache_is_cold(tmp_path) -> None:
     caches = StartupCaches(config_of(states=("cold-compile",), compile_cache=tmp_path / "none"))
     with caches.in_state("cold-compile"):
         (tmp_path / "none").mkdir()
+    assert contents(tmp_path) == ["none"]
 
 
 def test_a_warm_start_moves_and_evicts_nothing(cache) -> None:
