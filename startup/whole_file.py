@@ -5,8 +5,8 @@ import threading
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces the file atomically; its permissions are those of a new file.
+def write_whole(path: Path, text: str, *, mode: int | None = None) -> None:
+    """Replaces the file atomically; its permissions are `mode`, else those of a new file.
 
     The target of a link is replaced, not the link. A path that is not a regular file, such as a pipe, is
     written to.
@@ -21,6 +21,8 @@ def write_whole(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         beside.write_text(text, encoding="utf-8")
+        if mode is not None:
+            beside.chmod(mode)
         os.replace(beside, path)  # noqa: PTH105 - documented to be atomic
     finally:
         beside.unlink(missing_ok=True)

@@ -5,12 +5,12 @@ It holds bytecode and pickles, so that whoever can write to it can run code as t
 
 import functools
 import os
-import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from envs.home import expand_home
 from envs.registry import env
+from startup.file_owner import why_changeable
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"
@@ -22,8 +22,6 @@ BYTECODE: Final = "bytecode"
 """A bytecode cache as PYTHONPYCACHEPREFIX names it; missing if all packages have their own."""
 PAGES: Final = "pages.json"
 """Which parts of which files the start has read."""
-
-_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 
 
 class BakedFolder(NamedTuple):
@@ -76,8 +74,4 @@ def _why_changeable(path: Path, user: int, *, allows_sticky: bool = False) -> st
         return None
     except OSError as err:
         return f"{path} cannot be examined ({err.strerror})"
-    if found.st_uid not in (0, user):
-        return f"{path} belongs to another user ({found.st_uid})"
-    if found.st_mode & _WRITABLE_BY_OTHERS and not (allows_sticky and found.st_mode & stat.S_ISVTX):
-        return f"other users can write to {path} (mode {stat.S_IMODE(found.st_mode):04o})"
-    return None
+    return why_changeable(found, path, user=user, allows_sticky=allows_sticky)

@@ -1,8 +1,9 @@
 """Imports modules from an import file, without a search of folders and without a read per module.
 
 A module is served only where Python's own search would find the same source: the folders searched before it
-and its own folder have not changed, and neither have the source's time and size. Everything else is left to
-Python's own finders. Modules get Python's own loader.
+and its own folder have not changed, and neither have the source's time and size. Times without fractions, as
+in images, may be the same for all files: then the installed distributions must not have changed either.
+Everything else is left to Python's own finders. Modules get Python's own loader.
 """
 
 import _imp
@@ -15,12 +16,13 @@ from importlib.machinery import FileFinder, ModuleSpec, PathFinder, SourceFileLo
 from types import CodeType, ModuleType
 from typing import Any, Final
 
-from startup.import_file.distributions import distribution_stamps
+from startup.import_file.distributions import distribution_stamps, installed_folders
 from startup.import_file.layout import Index, ModuleEntry, UnusableFileError, checksum, modified_ns, read_index
 
 logger = logging.getLogger(__name__)
 
 _SOURCE_ENDING: Final = ".py"
+_NS_PER_S: Final = 10**9
 
 
 class ImportFileFinder:
@@ -40,6 +42,7 @@ class ImportFileFinder:
             self.close()
             raise
         self._modules = self.index.modules
+        self._has_same_distributions: bool | None = None
         self._are_unchanged: dict[str, bool] = {}
         self._names: dict[str, frozenset[str] | None] = {}
         self._num_path_hooks = len(sys.path_hooks)
@@ -82,6 +85,8 @@ class ImportFileFinder:
         except OSError:
             return False
         if status.st_mtime_ns != entry.mtime_ns or status.st_size != entry.size:
+            return False
+        if entry.mtime_ns % _NS_PER_S == 0 and not self._is_of_same_distributions(entry):
             return False
         return self._is_unchanged(entry.origin.rpartition("/")[0])
 
@@ -130,6 +135,16 @@ class ImportFileFinder:
             else:
                 self._names[folder] = frozenset(entry.partition(".")[0] for entry in entries)
         return self._names[folder]
+
+    def _is_of_same_distributions(self, entry: ModuleEntry) -> bool:
+        """Whether an installer wrote the source, and has changed nothing since.
+
+        A time without fractions of a second may be one that a build tool gives to all files.
+        """
+        if self._has_same_distributions is None:
+            self._has_same_distributions = self.index.distributions == distribution_stamps()
+            self._installed = installed_folders()
+        return self._has_same_distributions and entry.origin.startswith(self._installed)
 
     def _is_unchanged(self, folder: str) -> bool:
         """Whether nothing was added to the folder or removed from it."""
@@ -187,7 +202,7 @@ def why_not(path: str | os.PathLike[str]) -> str | None:
     finder.close()
     for name, fields in finder.index.modules.items():
         entry = ModuleEntry(*fields)  # type: ignore[arg-type]
-        if modified_ns(entry.origin) // 10**9 != entry.mtime_ns // 10**9 or not finder.is_current(entry):
+        if modified_ns(entry.origin) // _NS_PER_S != entry.mtime_ns // _NS_PER_S or not finder.is_current(entry):
             return f"{name} was changed: {entry.origin}"
     return None
 

@@ -16,11 +16,12 @@ import sys
 from importlib.util import MAGIC_NUMBER
 from typing import Any, Final, NamedTuple
 
+from startup.file_owner import why_changeable
+
 _MARK: Final = b"vllm-cli import file"
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct("<20sIQQQ8s")
 HEAD_BYTES: Final = _HEAD.size
-_WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _MISSING: Final = -1
 
 
@@ -44,7 +45,7 @@ class Index(NamedTuple):
     is_frozen: bool
     """Whether sources count as unchanged while the installed distributions are the same."""
     distributions: tuple[tuple[str, int, int], ...]
-    """Of a frozen file: `distribution_stamps` when it was written."""
+    """`distribution_stamps` when it was written."""
     folders: dict[str, int]
     """The folders of the sources, with their modification times."""
     modules: dict[str, tuple[object, ...]]
@@ -96,10 +97,8 @@ def read_index(fd: int) -> Index:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise UnusableFileError("it is not a regular file")
-    if status.st_uid not in (0, os.geteuid()):
-        raise UnusableFileError(f"it belongs to user {status.st_uid}")
-    if status.st_mode & _WRITABLE_BY_OTHERS:
-        raise UnusableFileError("others can write to it")
+    if (reason := why_changeable(status)) is not None:
+        raise UnusableFileError(reason)
     head = os.pread(fd, HEAD_BYTES, 0)
     if len(head) != HEAD_BYTES:
         raise UnusableFileError("it is incomplete")

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
+from startup.file_owner import MODE
 from startup.import_file.distributions import distribution_stamps
 from startup.import_file.layout import (
     HEAD_BYTES,
@@ -27,7 +28,6 @@ _BY_TIME: Final = bytes(4)
 """The flags of bytecode that is valid for a source's time and size."""
 _SETTLED_NS: Final = 2_000_000_000
 """Age from which a source's time tells whether it was changed after its bytecode was made."""
-_MODE: Final = 0o644
 
 
 def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool = False) -> None:
@@ -50,7 +50,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool
         return
     try:
         with open(fd, "wb") as file:  # noqa: PTH123
-            os.fchmod(fd, _MODE)  # whatever the umask: others may read a file in an image, but not write it
+            os.fchmod(fd, MODE)  # whatever the umask: others may read a file in an image, but not write it
             file.truncate()
             _write(file, names, is_frozen=is_frozen)
             file.flush()
@@ -64,7 +64,7 @@ def write(path: str | os.PathLike[str], names: Iterable[str], *, is_frozen: bool
 
 def _lock(path: str) -> int | None:
     """Opens the file to write, also one that a killed process left; None while another process writes it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, MODE)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(fd), os.stat(path)):  # noqa: PTH116 - else another process has just finished
@@ -103,8 +103,7 @@ def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
         stamps = (status.st_mtime_ns, status.st_size)
         modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))
         offset += file.write(code)
-    stamps_of_all = distribution_stamps() if is_frozen else ()
-    index = pack_index(Index(this_interpreter(), is_frozen, stamps_of_all, folders, modules, tuple(refused)))
+    index = pack_index(Index(this_interpreter(), is_frozen, distribution_stamps(), folders, modules, tuple(refused)))
     file.write(index)
     file.seek(0)
     file.write(pack_head(offset, index))

@@ -18,8 +18,10 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from startup.caches.folders import layers
+from startup.file_owner import MODE, read_own
 from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import CACHED_SCANS, SCAN
+from startup.import_file.distributions import distribution_stamps
 from startup.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
@@ -77,7 +79,7 @@ class _Cache:
             with suppress(OSError):
                 path = self._paths[0]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, json.dumps({"key": self._key, "entries": self._entries}))
+                write_whole(path, json.dumps({"key": self._key, "entries": self._entries}), mode=MODE)
 
     def _add(self, name: str, value: object) -> None:
         self._entries[name] = value
@@ -87,7 +89,7 @@ class _Cache:
     def _entries(self) -> dict[str, Any]:
         for path in self._paths:
             with suppress(OSError, ValueError, TypeError, KeyError):
-                content = json.loads(path.read_bytes())
+                content = json.loads(read_own(path))
                 if content["key"] == self._key:
                     return dict(content["entries"])
         return {}
@@ -104,12 +106,8 @@ class _Cache:
 
 
 def scan_key() -> list[object]:
-    """Installing, upgrading or removing a package changes the modification time of its folder.
-
-    Whole seconds, because the layers of a container image keep no fractions.
-    """
-    folders = [path for path in map(Path, sys.path) if path.name in _SITE_FOLDERS and path.is_dir()]
-    return [sys.version, *([str(folder), int(folder.stat().st_mtime)] for folder in folders)]
+    """Changes when a package is installed, upgraded or removed."""
+    return [sys.version, sha256(repr(distribution_stamps()).encode()).hexdigest()]
 
 
 class _ScanFinder(MetaPathFinder):

@@ -13,6 +13,7 @@ from typing import Final
 
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import cache_folder
+from startup.file_owner import why_changeable
 
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 
@@ -36,8 +37,19 @@ def keep_bytecode(package: Path) -> str | None:
     if os.access(package, os.W_OK):
         return None
     folder = cache_folder() / "bytecode"
+    if (reason := _why_unusable(folder)) is not None:
+        return f"{package} has no compiled modules and cannot be written to, so every start compiles them: {reason}"
     sys.pycache_prefix = os.environ[PREFIX] = str(folder)
     return f"{package} has no compiled modules and cannot be written to: they are kept in {folder}"
+
+
+def _why_unusable(folder: Path) -> str | None:
+    """Python executes what is in the folder, so it is closed to other users."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return why_changeable(folder.lstat(), folder)
+    except OSError as err:
+        return f"{folder}: {err.strerror}"
 
 
 def _compiled(package: Path) -> Iterator[Path]:

@@ -4,6 +4,7 @@ There is one file per kind of start in the cache folder. A first start preloads 
 """
 
 import json
+import logging
 import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from envs.redaction import hide_in_words
 from startup.caches.folders import cache_folder, layers
+from startup.file_owner import MODE, read_own
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
 from startup.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
 
 _FORMAT: Final = 3
 _FOLDER: Final = "preload"
@@ -52,7 +57,7 @@ class StartKind:
     @classmethod
     def of(cls, vllm: InstalledVllm, words: Iterable[str], model: Path | None) -> "StartKind":
         """The kind of a start with this command line and a model in this folder."""
-        return cls(vllm.version, _architecture(model), tuple(_relevant(words)))
+        return cls(vllm.version, _architecture(model), tuple(hide_in_words(_relevant(words))))
 
     @property
     def key(self) -> str:
@@ -112,14 +117,18 @@ class PreloadProfile:
         """Writes the profile's file; does nothing if the folder cannot be written to."""
         with suppress(OSError):
             profiles_folder().mkdir(parents=True, exist_ok=True)
-            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(self.to_fields(), indent=1))
+            write_whole(profiles_folder() / _file_name(self.kind), json.dumps(self.to_fields(), indent=1), mode=MODE)
 
 
 def load_profile(kind: StartKind) -> PreloadProfile:
     """The profile of this kind of start; an empty one if there is no readable file."""
     for path in layers(f"{_FOLDER}/{_file_name(kind)}"):
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        try:
             return _read(path)
+        except PermissionError as err:
+            logger.warning("preload profile: %s", err)
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
     return PreloadProfile(kind)
 
 
@@ -158,7 +167,7 @@ def _file_name(kind: StartKind) -> str:
 
 
 def _read(path: Path) -> PreloadProfile:
-    content: dict[str, Any] = json.loads(path.read_bytes())
+    content: dict[str, Any] = json.loads(read_own(path))
     for name in ("engine_modules", "api_modules"):
         if not all(isinstance(module, str) for module in content[name]):
             raise ValueError(path)

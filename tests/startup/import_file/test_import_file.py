@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import os
 import pkgutil
+import shutil
 import sys
 import threading
 import traceback
@@ -222,12 +223,56 @@ def test_each_damaged_byte_is_harmless(folder: Path) -> None:
         uninstall()
 
 
+def normalise(folder: Path) -> None:
+    """Gives everything one time without fractions, as tools for reproducible images do."""
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def install_parcel(folder: Path, version: str) -> None:
+    """As an installer does; sources of all versions have the same size."""
+    for old in folder.glob("parcel-*.dist-info"):
+        shutil.rmtree(old)
+    metadata = folder / f"parcel-{version}.dist-info"
+    metadata.mkdir()
+    (metadata / "RECORD").write_text("parcel/__init__.py,,\n")
+    (folder / "parcel/sub/leaf.py").write_text(f"VALUE = {version[-1]}\n")
+    shutil.rmtree(folder / "parcel/sub/__pycache__", ignore_errors=True)
+    normalise(folder)
+    forget()
+
+
+def test_a_patch_release_with_normalised_times_replaces_the_earlier_one(folder: Path) -> None:
+    install_parcel(folder, "1.2.1")
+    path = written(folder)
+    normalise(folder)
+    install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 1
+    assert "parcel.sub.leaf" in served()
+    uninstall()
+    install_parcel(folder, "1.2.2")
+    install(path)
+    assert importlib.import_module("parcel.sub.leaf").VALUE == 2
+    assert served() == set()
+    assert "parcel.sub.leaf" in uninstall()  # the file is written again
+
+
+def test_a_normalised_source_that_no_installer_wrote_is_not_served(folder: Path) -> None:
+    path = written(folder)
+    normalise(folder)
+    path = written(folder)
+    install(path)
+    (folder / "lone.py").write_text("VALUE = 'LONE'\n")
+    normalise(folder)
+    assert importlib.import_module("lone").VALUE == "LONE"
+
+
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
 def test_a_file_that_others_can_write_is_not_used(folder: Path, mode: int) -> None:
     path = written(folder)
     path.chmod(mode)
     assert install(path) == 0
-    assert why_not(path) == "others can write to it"
+    assert why_not(path) == f"other users can write to it (mode {mode:04o})"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -235,7 +280,7 @@ def test_a_file_of_another_user_is_not_used(folder: Path) -> None:
     path = written(folder)
     os.chown(path, 12345, 12345)
     assert install(path) == 0
-    assert why_not(path) == "it belongs to user 12345"
+    assert why_not(path) == "it belongs to another user (12345)"
 
 
 def test_a_pipe_in_its_place_is_not_read(folder: Path) -> None:

@@ -66,7 +66,7 @@ def test_changed_packages_or_a_broken_file_cause_a_new_scan(cache: Path) -> None
     known, _ = _import(cache)
     file = _kept(cache)
     content = json.loads(file.read_text())
-    content["key"][1][1] -= 1
+    content["key"][1] += "x"
     for broken in (json.dumps(content), "{", "[]", '{"key": 1}', ""):
         file.write_text(broken)
         assert _import(cache) == (known, True)

@@ -36,7 +36,21 @@ def test_bytecode_of_a_read_only_package_goes_to_the_cache_folder(
     assert notice is not None
     assert str(place) in notice
     assert sys.pycache_prefix == os.environ["PYTHONPYCACHEPREFIX"] == str(place)
+    assert place.stat().st_mode & 0o777 == 0o700
     assert keep_bytecode(package) is None
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o777])
+def test_a_cache_folder_that_others_can_write_to_is_not_used(
+    mode: int, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    place.mkdir(parents=True)
+    place.chmod(mode)
+    assert f"other users can write to {place} (mode {mode:04o})" in (keep_bytecode(package) or "")
+    assert sys.pycache_prefix is None
+    assert "PYTHONPYCACHEPREFIX" not in os.environ
 
 
 def test_the_warning_names_pythondontwritebytecode(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
