@@ -14,8 +14,8 @@ TEMPLATE_COMMAND: Final = "standby-template"
 def find_forked_servers(mains: Iterable[Any]) -> dict[int, int]:
     """The process ids of forked servers, each with that of the process which the user started.
 
-    That process holds a pidfd of its server. For other users' processes, whose descriptors are not visible:
-    the last one with the server's command line that was started before it.
+    That process holds a pidfd of its server and belongs to the same user. Where descriptors are not visible,
+    as those of other users: the last one with the server's command line that was started before it.
 
     Args:
         mains: the processes of `vllm-cli serve`.
@@ -23,7 +23,8 @@ def find_forked_servers(mains: Iterable[Any]) -> dict[int, int]:
     processes = {process.pid: process for process in mains}
     forked: dict[int, int] = {}
     for process in processes.values():
-        forked |= {pid: process.pid for pid in _pidfds(process.pid) if pid in processes}
+        held = (pid for pid in _pidfds(process.pid) if pid in processes)
+        forked |= {pid: process.pid for pid in held if _user(processes[pid]) == _user(process) is not None}
     for process in processes.values():
         if process.pid not in forked and _has_template_as_parent(process):
             client_pid = _likely_client(process, [p for p in processes.values() if p.pid not in forked])
@@ -43,6 +44,14 @@ def _pidfds(pid: int) -> set[int]:
     return found - {pid}
 
 
+def _user(process: Any) -> int | None:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return int(process.uids().real)
+    return None
+
+
 def _has_template_as_parent(process: Any) -> bool:
     import psutil
 
@@ -59,7 +68,7 @@ def _likely_client(server: Any, candidates: list[Any]) -> int | None:
     for candidate in candidates:
         with contextlib.suppress(psutil.Error, OSError):
             begin = candidate.create_time()
-            is_alike = candidate.cmdline() == server.cmdline() and candidate.uids().real == server.uids().real
+            is_alike = candidate.cmdline() == server.cmdline() and _user(candidate) == _user(server) is not None
             if candidate.pid != server.pid and is_alike and begin <= server.create_time():
                 found.append((begin, candidate.pid))
     return max(found)[1] if found else None

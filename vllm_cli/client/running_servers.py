@@ -1,6 +1,7 @@
 """Finds the servers that run on this machine from /proc, which is never out of date."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -79,7 +80,7 @@ def _describe(trees: list[Any], with_state: bool) -> RunningServer:
         with_state: see `find_servers`.
     """
     process = trees[0]
-    arguments = _parse(command_words(process, "serve") or [])
+    arguments = _parse(process, command_words(process, "serve") or [])
     processes = [member for root in trees for member in (root, *root.children(recursive=True))]
     is_elsewhere = has_own_network(process)
     listening = None if is_elsewhere else find_socket(processes, arguments)
@@ -99,12 +100,16 @@ def _describe(trees: list[Any], with_state: bool) -> RunningServer:
     )
 
 
-def _parse(words: list[str]) -> Arguments:
-    """Empty if the words are not valid here: the server may be another version with other rules."""
+def _parse(process: Any, words: list[str]) -> Arguments:
+    """Empty if the words are not valid here: the server may be another version with other rules.
+
+    The file of another user's process is not read: its content could be anything.
+    """
     try:
         given = Arguments.parse(words)
-        path = Path(given.last_value("--config") or "")
-        in_file = read_config_file(path) if path.is_file() else Arguments()  # opening a pipe would wait for a writer
+        path = Path(f"/proc/{process.pid}/cwd", given.last_value("--config") or "")
+        is_readable = process.uids().real == os.geteuid() and path.is_file()  # opening a pipe would wait for a writer
+        in_file = read_config_file(path) if is_readable else Arguments()
     except InputError:
         return Arguments()
     in_file.flags.update(given.flags)
