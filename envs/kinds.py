@@ -15,9 +15,9 @@ _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 
 
-def text(description: str, *, is_secret: bool = False) -> EnvVar[str | None]:
+def text(description: str) -> EnvVar[str | None]:
     """Any text; None if unset."""
-    return EnvVar[str | None]("text", str, lambda: None, description, is_secret=is_secret)
+    return EnvVar[str | None]("text", str, lambda: None, description)
 
 
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:

@@ -1,13 +1,108 @@
-"""Masks logins in addresses before they are shown."""
+"""What counts as a secret, and how it is hidden in words and addresses before these are shown or stored.
 
-import re
-from typing import Final
+Every command runs this first (`startup.command_line`), so `re` is imported only for what needs it.
+"""
 
-MASK: Final = "********"
+from collections.abc import Callable, Iterable
 
-_LOGIN: Final = re.compile(r"(?<=//)[^/?#\s]+(?=@)")
+TYPE_CHECKING = False  # the import of `typing` would delay the start
+if TYPE_CHECKING:
+    import re
+
+MASK = "********"
+
+_ENDINGS = (
+    "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
+    "authorization", "cookie", "signature", "connection_string", "otlp_headers", "traces_headers",
+)  # fmt: skip
+"""How names of secret flags, variables and members end: --hf-token, AWS_SECRET_ACCESS_KEY, apiKey."""
+
+_FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
+"""vLLM's secret flags after their shortest abbreviations; one that is shorter could be another flag."""
+_LIST = "--api-k"
+
+_LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
+_PARAMETER = r"(?P<name>[?&][^=&?\s]*=)(?P<value>[^&\s]*)"
+_MEMBER = r'(?P<name>"(?:[^"\\]|\\.)*"\s*:\s*")(?P<value>(?:[^"\\]|\\.)*)'
+_QUOTED = r"""'[^']*'|"[^"]*\""""
+_SHELL_PART = rf"""\s+|(?:{_QUOTED}|\\.|[^\s'"\\])+|."""
 
 
-def without_login(text: str) -> str:
-    """`https://name:password@host` with stars in place of everything between // and @."""
-    return _LOGIN.sub(MASK, text)
+def _mask(_: str) -> str:
+    return MASK
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether the value of a variable, flag, header or member of this name must not be shown."""
+    return name.lower().replace("-", "_").endswith(_ENDINGS)
+
+
+def is_secret_flag(name: str) -> bool:
+    """The same for a flag, which may be abbreviated."""
+    name = name.replace("_", "-")
+    return is_secret_name(name) or any(name.startswith(least) and flag.startswith(name) for least, flag in _FLAGS)
+
+
+def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> list[str]:
+    """A command line, of this program or another one, with its secrets replaced.
+
+    Args:
+        words: flags, `NAME=value`, JSON, addresses, and whole commands as one word.
+        hide: what takes the place of a secret.
+    """
+    shown = []
+    num_secrets = 0
+    """How many of the next words are secret; 2 stands for all up to the next flag."""
+    is_list = False
+    for word in words:
+        name, is_attached, value = word.partition("=")
+        is_flag = word.startswith("-") and len(word) > 1 and not word[1].isdigit()
+        if num_secrets and not (is_flag and (num_secrets > 1 or word.startswith("--"))):
+            shown.append(hide(word))
+            num_secrets = 2 if is_list else 0
+            continue
+        is_secret = is_secret_flag(name) if is_flag else is_secret_name(name)
+        num_secrets = int(is_secret and is_flag and not is_attached)
+        is_list = name.replace("_", "-").startswith(_LIST)
+        is_whole = is_secret and is_attached and not any(map(str.isspace, name))
+        shown.append(f"{without_login(name, hide)}={hide(value)}" if is_whole else _hide_in(word, hide))
+    return shown
+
+
+def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
+    """The same for a command as a shell reads it; its blanks and quotes stay."""
+    import re  # noqa: PLC0415
+
+    text = _hide_members(text, hide)
+    parts = re.findall(_SHELL_PART, text)
+    if len(parts) == 1 and any(map(str.isspace, text)):  # one word, with blanks between quotes
+        return re.sub(_QUOTED, lambda part: part[0][0] + hide_in_command(part[0][1:-1], hide) + part[0][-1], text)
+    shown = iter(hide_in_words((part for part in parts if not part.isspace()), hide))
+    return "".join(part if part.isspace() else next(shown) for part in parts)
+
+
+def without_login(text: str, hide: Callable[[str], str] = _mask) -> str:
+    """`https://name:password@host` with everything between // and @ replaced."""
+    return _replace(_LOGIN, lambda login: hide(login[0]), text) if "//" in text and "@" in text else text
+
+
+def _hide_in(word: str, hide: Callable[[str], str]) -> str:
+    is_command = any(map(str.isspace, word))
+    return without_login(hide_in_command(word, hide) if is_command else _hide_members(word, hide), hide)
+
+
+def _hide_members(text: str, hide: Callable[[str], str]) -> str:
+    """Of JSON objects, and parameters of addresses."""
+
+    def hide_value(match: "re.Match[str]") -> str:
+        return match["name"] + hide(match["value"]) if is_secret_name(match["name"].rstrip('=": \t\n')) else match[0]
+
+    if "{" in text and '"' in text:
+        text = _replace(_MEMBER, hide_value, text)
+    return _replace(_PARAMETER, hide_value, text) if "?" in text and "=" in text else text
+
+
+def _replace(pattern: str, by: "Callable[[re.Match[str]], str]", text: str) -> str:
+    import re  # noqa: PLC0415
+
+    return re.sub(pattern, by, text)

@@ -51,7 +51,7 @@ class Environment:
 
     VLLM_WORKER_MULTIPROC_METHOD = choice("forkserver", START_METHODS, "How the engine process is started.")
     VLLM_ENGINE_READY_TIMEOUT_S = integer(600, "Seconds that the engine may take to become ready.", minimum=1)
-    VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.", is_secret=True)
+    VLLM_API_KEY = text("Key that requests must contain if --api-key is not given.")
     VLLM_HTTP_TIMEOUT_KEEP_ALIVE = integer(5, "Seconds that an idle HTTP connection is kept open.", minimum=0)
     VLLM_LOGGING_LEVEL = choice_in_capitals(
         "INFO", LOGGING_LEVELS, "Least severe level that is logged if --log-level is not given."
@@ -82,11 +82,11 @@ class Environment:
     TRANSFORMERS_OFFLINE = boolean(False, "Same as HF_HUB_OFFLINE.")
     HF_HOME = path(lambda: env.XDG_CACHE_HOME.get() / "huggingface", "Folder of Hugging Face's caches.")
     HF_HUB_CACHE = path(lambda: env.HF_HOME.get() / "hub", "Folder of models downloaded from the hub.")
-    HF_TOKEN = text("Token for gated and private models if --hf-token is not given.", is_secret=True)
+    HF_TOKEN = text("Token for gated and private models if --hf-token is not given.")
     HF_ENDPOINT = text("Address of a mirror of the Hugging Face hub; the hub itself if unset.")
 
     OTEL_EXPORTER_OTLP_TRACES_PROTOCOL = text("Protocol of --otlp-traces-endpoint: grpc or http/protobuf.")
-    OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.", is_secret=True)
+    OPENAI_API_KEY = text("Key that clients such as `chat` and `bench` send if --api-key is not given.")
     OMP_NUM_THREADS = optional_integer(
         "Threads of the forward pass on a CPU; if unset, as many as other processes leave processors.", minimum=1
     )

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from envs.errors import EnvError
-from envs.redaction import MASK, without_login
+from envs.redaction import MASK, is_secret_name, without_login
 
 T = TypeVar("T")
 
@@ -35,12 +35,16 @@ class EnvVar(Generic[T]):
     default_factory: Callable[[], T]
     description: str
     _: KW_ONLY
-    is_secret: bool = False
     choices: tuple[str, ...] = ()
     name: str = field(default="", init=False)
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether output must mask its value."""
+        return is_secret_name(self.name)
 
     @property
     def default(self) -> T:

@@ -1,44 +1,46 @@
 """This process's command line as `ps` and /proc/PID/cmdline show it: masks secrets, or replaces it."""
 
 import os
-import struct
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import sys
+from collections.abc import Iterable
+
+from envs.redaction import hide_in_words
 
 _ARG_START = 48
 """Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
 
-_on_masked: list[Callable[[], None]] = []
 
+def mask_command_line() -> None:
+    """Overwrites the secrets in the command line with stars, for this process and later forks.
 
-def mask_in_command_line(secrets: Iterable[str]) -> bool:
-    """Overwrites each secret in the command line with stars, for this process and later forks.
-
-    Between `exec` and this call every user of the machine can read them. Returns False if the kernel does not
-    allow the process to overwrite them.
+    Between `exec` and this call every user of the machine can read them. The kernel may forbid the process to
+    overwrite them (`is_visible`).
     """
-    hidden = {os.fsencode(secret) for secret in secrets if secret}
+    if masked_words(sys.orig_argv) == b"".join(os.fsencode(word) + b"\0" for word in sys.orig_argv):
+        return
     try:
-        words = read_command_line().split(b"\0")
-        for index, word in enumerate(words):
-            secret = next((s for s in hidden if word == s or word.endswith(b"=" + s)), b"")
-            words[index] = word[: len(word) - len(secret)] + b"*" * len(secret)
-        overwrite_command_line(b"\0".join(words))
+        words = read_command_line().removesuffix(b"\0").split(b"\0")
+        overwrite_command_line(masked_words(map(os.fsdecode, words)))
     except (OSError, ValueError, IndexError):
-        return False
-    for notify in _on_masked:
-        notify()
-    return True
+        return
 
 
-def notify_of_masks(callback: Callable[[], None]) -> None:
-    """From now on, calls `callback` after secrets have been masked."""
-    _on_masked.append(callback)
+def masked_words(words: Iterable[str]) -> bytes:
+    """The words with stars in place of secrets, each followed by NUL."""
+    hidden = hide_in_words(words, lambda secret: "*" * len(os.fsencode(secret)))
+    return b"".join(os.fsencode(word) + b"\0" for word in hidden)
 
 
-def read_command_line(pid: int | str = "self") -> bytes:
-    """The words of a process, each followed by NUL."""
-    with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123 - a client's start waits for pathlib
+def is_visible(secrets: Iterable[str]) -> bool:
+    """Whether one of the secrets can be read in the command line."""
+    hidden = tuple(os.fsencode(secret) for secret in secrets if secret)
+    shown = read_command_line().split(b"\0")
+    return any(word == secret or word.endswith(b"=" + secret) for word in shown for secret in hidden)
+
+
+def read_command_line() -> bytes:
+    """The words, each followed by NUL."""
+    with open("/proc/self/cmdline", "rb") as file:  # noqa: PTH123 - a client's start waits for pathlib
         return file.read()
 
 
@@ -57,13 +59,16 @@ def replace_command_line(content: bytes) -> None:
     They are in memory of their own, to which the kernel is referred (prctl(2), PR_SET_MM_MAP). Without that
     call (CONFIG_CHECKPOINT_RESTORE) the old words stay.
     """
-    with suppress(OSError, ValueError, IndexError):
+    try:
         _refer_kernel_to(content)
+    except (OSError, ValueError, IndexError):
+        return
 
 
 def _refer_kernel_to(content: bytes) -> None:
     import ctypes  # noqa: PLC0415 - slow to import for a client
     import mmap  # noqa: PLC0415
+    import struct  # noqa: PLC0415
 
     libc = ctypes.CDLL(None, use_errno=True)
     libc.sbrk.restype = ctypes.c_void_p

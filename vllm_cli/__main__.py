@@ -12,7 +12,10 @@ _INTERRUPTED = 130
 
 def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
+    from startup.command_line import mask_command_line
+
     _end_at_sigint_without_traceback()
+    mask_command_line()
     if os.getpid() == 1:
         from startup.processes.init_process import become_init
 

@@ -1,19 +1,23 @@
 """Runs a server command; stops it with all its descendants when the parent process exits or closes the pipe.
 
-Runs as a script (`python -I supervisor.py GRACE_S WORD...`): only a separate process can clean up after a
-crash or a SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard
-input. The lines `pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed
-if the server runs. The end of the input stops the server. The exit status is the server's, 128 + N after
-signal N. The server's output goes to this process's standard error.
+Runs as a script (`python -I supervisor.py GRACE_S`): only a separate process can clean up after a crash or a
+SIGKILL of its parent, a benchmark or `run-batch`. The parent holds the other end of the standard input. The
+first line is the command as a JSON list, because other users can read a script's own words. The lines
+`pause` and `resume` freeze and resume the server and are echoed when done; `poll` is echoed if the server
+runs. The end of the input stops the server. The exit status is the server's, 128 + N after signal N. The
+server's output goes to this process's standard error.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import selectors
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import psutil
 
@@ -23,6 +27,17 @@ EXIT_DELAY_S = 3 * _POLL_S
 """Time from the server's exit to the supervisor's, unless the machine is very busy."""
 CANNOT_RUN = 127
 """Exit status when the command cannot be executed; the same as a shell's."""
+
+
+def start_supervisor(words: Sequence[str], *, grace_s: float, **options: Any) -> subprocess.Popen[bytes]:
+    """Starts this script with a command; `options` are those of `Popen`."""
+    script = [sys.executable, "-I", __file__, str(grace_s)]
+    process = subprocess.Popen(script, stdin=subprocess.PIPE, start_new_session=True, **options)
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([*words]).encode() + b"\n")
+        process.stdin.flush()
+    return process
 
 
 class Supervisor:
@@ -96,10 +111,12 @@ def _adopt_orphans() -> None:
 
 def _main() -> int:
     _adopt_orphans()
+    with os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as commands:
+        words: list[str] = json.loads(commands.readline())
     try:
-        supervisor = Supervisor(sys.argv[2:], grace_s=float(sys.argv[1]))
+        supervisor = Supervisor(words, grace_s=float(sys.argv[1]))
     except OSError as error:
-        sys.stderr.write(f"{sys.argv[2]}: {error.strerror}\n")
+        sys.stderr.write(f"{words[0]}: {error.strerror}\n")
         return CANNOT_RUN
     return supervisor.watch()
 

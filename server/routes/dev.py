@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from envs.redaction import without_login
 from envs.registry import variables
 from server.config import ServerConfig
 from server.engine.client import EngineClient
@@ -114,7 +115,8 @@ class DevEndpoints:
     @_when_available
     async def server_info(self, request: Request) -> Response:
         """GET /server_info?config_format=text|json, without secrets."""
-        config = asdict(self._config) | {"engine": msgspec.to_builtins(self._engine.info)}
+        config = {name: _shown(value) for name, value in asdict(self._config).items()}
+        config |= {"engine": msgspec.to_builtins(self._engine.info)}
         for secret in ("api_keys", "api_key_file"):
             config.pop(secret)
         is_text = _read_choice(request, "config_format", _FORMATS, default="text") == "text"
@@ -130,6 +132,10 @@ class DevEndpoints:
 
 _TRUE: Final = ("true", "1", "yes", "on")
 _BOOLEANS: Final = (*_TRUE, "false", "0", "no", "off")
+
+
+def _shown(value: Any) -> Any:
+    return without_login(value) if isinstance(value, str) else value
 
 
 def _as_json(value: Any) -> Any:

@@ -1,18 +1,17 @@
 """Finds the processes that hold a port or a UNIX socket, with their command lines (proc(5))."""
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from envs.redaction import hide_in_words
 from server.machine.cgroups import PROC
 from startup.preflight.bound_sockets import bound_socket_inodes
 
 _LISTENING_TCP: Final = "0A"
 _LISTENING_UNIX: Final = 0x10000
 _MAX_CHARACTERS: Final = 120
-_SECRET: Final = re.compile(r"(?i)(key|token|secret|password)")
 
 
 class Holder(NamedTuple):
@@ -93,17 +92,5 @@ def _command(process: Path) -> str:
         words = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:
         words = []
-    text = " ".join(_without_secrets(words)) or "command unknown"
+    text = " ".join(" ".join(word.split()) for word in hide_in_words(words)) or "command unknown"
     return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
-
-
-def _without_secrets(words: list[str]) -> Iterator[str]:
-    is_secret = False
-    for word in words:
-        name, separator, _ = word.partition("=")
-        names_secret = name.startswith("-") and bool(_SECRET.search(name))
-        if names_secret and separator:
-            yield f"{name}=***"
-        else:
-            yield "***" if is_secret and not word.startswith("-") else " ".join(word.split())
-        is_secret = names_secret and not separator

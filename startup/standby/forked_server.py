@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
-from startup import command_line
+from startup.command_line import masked_words, replace_command_line
 from startup.processes import death_pipe, dormant_forkserver, messages
 from startup.processes.descriptors import is_open, move_socket_up, move_up
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
@@ -82,10 +82,6 @@ class ClientLink:
         """The command has returned; the exit code counts even if the template process has ended."""
         self._send(b"exit", str(code).encode())
 
-    def report_masks(self) -> None:
-        """Secrets have been masked in this process's command line, which the client's equals."""
-        self._send(b"masked")
-
     def start_again(self, variable: str, value: str) -> NoReturn:
         """Ends this process; the client starts the server itself, with a variable set."""
         self._send(b"again", os.fsencode(variable), os.fsencode(value))
@@ -137,7 +133,6 @@ def take_over(
     os.close(request.life_fd)
     link = ClientLink(connection)
     start_origin.start_again = link.start_again
-    command_line.notify_of_masks(link.report_masks)
     dormant_forkserver.fork_dormant(link.close, template.at_import)
     update_openmp()  # may start a thread
     return link
@@ -203,7 +198,7 @@ def _become_equal(request: Request, reads: EnvironmentReads) -> None:
     sys.argv[:] = request.argv
     sys.orig_argv[:] = request.orig_argv
     sys.path[:] = request.path
-    command_line.replace_command_line(b"".join(os.fsencode(word) + b"\0" for word in request.orig_argv))
+    replace_command_line(masked_words(request.orig_argv))
     reason = state_change.apply(request.settings)
     if reason is not None:
         raise _ColdStartError(reason)

@@ -12,7 +12,6 @@ import socket
 import sys
 from contextlib import suppress
 
-from startup.command_line import overwrite_command_line, read_command_line
 from startup.processes import messages
 
 TYPE_CHECKING = False  # the import of `typing` would delay the start
@@ -140,8 +139,6 @@ class _Server:
                 self._code = int(code)
             case [[b"status", code]]:
                 self._status = int(code)
-            case [[b"masked"]]:
-                self._copy_command_line()
             case [[b"again", name, value]]:
                 self._again = os.fsdecode(name), os.fsdecode(value)
         return True
@@ -163,11 +160,6 @@ class _Server:
     def _signal_group(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._pid, number)
-
-    def _copy_command_line(self) -> None:
-        """The server has masked secrets in its command line, which is a copy of this process's."""
-        with suppress(OSError):
-            overwrite_command_line(read_command_line(self._pid))
 
 
 def _end_like(status: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from envs.redaction import is_secret_name
 from startup.timeline.phase_span import API, PhaseSpan
 
 _LOAD_VARIABLES: Final = ("LD_PRELOAD", "TORCHINDUCTOR_", "TORCH_", "PYTORCH_", "TRITON_", "NUMEXPR_")
@@ -59,7 +60,8 @@ class Journal:
 
     def record_environment(self, changed: Mapping[str, str]) -> None:
         """Records changed variables that libraries read when they are loaded; none of them holds a secret."""
-        self.write(environment={name: value for name, value in changed.items() if name.startswith(_LOAD_VARIABLES)})
+        names = (name for name in changed if name.startswith(_LOAD_VARIABLES) and not is_secret_name(name))
+        self.write(environment={name: changed[name] for name in names})
 
     def write(self, **fields: Any) -> None:
         """Appends a line."""

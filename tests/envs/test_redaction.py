@@ -1,8 +1,11 @@
-"""Logins in addresses are masked; everything else is unchanged."""
+"""Secrets in words and addresses are hidden; everything else is unchanged."""
 
 import pytest
 
-from envs.redaction import without_login
+from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
+from envs.registry import variables
+from tests.growth import growth
+from vllm_cli.flags.table import FLAGS
 
 
 @pytest.mark.parametrize(
@@ -18,3 +21,82 @@ from envs.redaction import without_login
 )
 def test_a_login_before_the_host_is_masked(text: str, shown: str) -> None:
     assert without_login(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("serve m --api-key SECRET SECRET --port 1", "serve m --api-key * * --port 1"),
+        ("--api_key=SECRET m", "--api_key=* m"),
+        ("--api-k SECRET --hf-tok SECRET m", "--api-k * --hf-tok * m"),
+        ("--hf-token -SECRET m", "--hf-token * m"),
+        ("--hf-token --port 1", "--hf-token --port 1"),
+        ("--kv-transfer-config.kv.secret_key SECRET m", "--kv-transfer-config.kv.secret_key * m"),
+        ("AWS_SECRET_ACCESS_KEY=SECRET OTEL_EXPORTER_OTLP_HEADERS=S",
+         "AWS_SECRET_ACCESS_KEY=* OTEL_EXPORTER_OTLP_HEADERS=*"),
+        ("http://SECRET@h/v1?a=1&apiKey=SECRET&b=2", "http://*@h/v1?a=1&apiKey=*&b=2"),
+        ("http://SECRET@h/?token=SECRET", "http://*@h/?token=*"),
+        ("--api-key-file keys --ssl-keyfile k.pem m", "--api-key-file keys --ssl-keyfile k.pem m"),
+        ("--allow-credentials --spec-tokens 8 --tokenizer t", "--allow-credentials --spec-tokens 8 --tokenizer t"),
+    ],
+)  # fmt: skip
+def test_secrets_among_words_are_hidden_and_nothing_else_is(words: str, shown: str) -> None:
+    assert hide_in_words(words.split(), lambda _: "*") == shown.split()
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ('{"kv": {"access_key": "SEC\\"RET", "role": "both"}}', '{"kv": {"access_key": "*", "role": "both"}}'),
+        ('{"accessToken" : "SECRET"', '{"accessToken" : "*"'),
+        ("env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2",
+         "env A_TOKEN=* vllm serve --api-key * * -tp 2"),
+        ('sh -c "vllm serve --hf-token SECRET m"', 'sh -c "vllm serve --hf-token * m"'),
+        ("--cmd='vllm serve --api-key=SECRET \\\n m'", "--cmd='vllm serve --api-key=* \\\n m'"),
+        ("it's --hf-token SECRET", "it's --hf-token *"),
+    ],
+)  # fmt: skip
+def test_secrets_within_one_word_are_hidden(word: str, shown: str) -> None:
+    assert hide_in_words([word], lambda _: "*") == [shown]
+    assert hide_in_command(word, lambda _: "*") == shown
+
+
+def test_masks_of_the_same_length_keep_the_length_of_every_word() -> None:
+    words = [
+        "--cmd",
+        "A_KEY=secret vllm 'x y' --api-key  secret",
+        '{"token": "secret"}',
+        "http://a:b@c",
+        "--api-k",
+        "s",
+        "",
+    ]
+    assert [len(word) for word in hide_in_words(words, lambda text: "*" * len(text))] == [len(word) for word in words]
+
+
+def test_every_secret_flag_and_variable_is_recognised_and_no_other() -> None:
+    flags = {flag.name for flag in FLAGS if flag.is_secret}
+    assert flags == {"--api-key", "--hf-token"}
+    assert {variable.name for variable in variables() if variable.is_secret} == {
+        "VLLM_API_KEY",
+        "HF_TOKEN",
+        "OPENAI_API_KEY",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HUGGING_FACE_HUB_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GOOGLE_API_KEY",
+        "AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET", "ANTHROPIC_AUTH_TOKEN", "PGPASSWORD", "x-api-key",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS", "Authorization", "X-Amz-Signature", "--ssl-keyfile-password",
+    ],
+)  # fmt: skip
+def test_secrets_of_other_programs_are_recognised(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("text", ['{"', '{"a":"', "'", '" ', "http://@?", "--api-key a ", "?a=&", "\\", '"\\"'])
+def test_the_cost_is_linear_in_the_text(text: str) -> None:
+    assert growth(lambda n: lambda: hide_in_command("{x " + text * n)) is None

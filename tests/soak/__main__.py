@@ -17,7 +17,6 @@ from vllm_cli.bench.interruption import Interrupted
 from vllm_cli.bench.progress import StreamProgress
 from vllm_cli.commands.bench_options import COMMAND, COUNT, SECONDS, choose_api_key, own_command
 from vllm_cli.commands.bench_types import Percentage, ResultFile
-from vllm_cli.flags.param_types import Secret
 
 _MINUTES = click.FloatRange(0, min_open=True)
 
@@ -36,7 +35,7 @@ _MINUTES = click.FloatRange(0, min_open=True)
 @click.option("--max-growth", type=Percentage(), default="1%", help="Growth of memory in ten minutes that is allowed.")
 @click.option("--settle-timeout", "settle_timeout_s", type=SECONDS, default=60, metavar="SECONDS")
 @click.option("--seed", type=int, default=0, help="Seed of the requests.")
-@click.option("--api-key", type=Secret(), help="Key to send.  [default: OPENAI_API_KEY]")
+@click.option("--api-key", help="Key to send.  [default: OPENAI_API_KEY]")
 @click.option("--ready-timeout", "ready_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--request-timeout", "request_timeout_s", type=SECONDS, default=600, metavar="SECONDS")
 @click.option("--json", "json_path", type=ResultFile(allow_dash=True), help="Result as JSON; - is stdout.")

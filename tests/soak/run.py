@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
+from envs.redaction import hide_in_command
 from tests.soak.config import SoakConfig
 from tests.soak.gauges import read_gauges
 from tests.soak.ledger import Ledger
@@ -24,7 +25,6 @@ from vllm_cli.bench.load import open_session
 from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe, ProbeSamples
 from vllm_cli.bench.progress import Progress
-from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.results import format_now
 from vllm_cli.bench.target import CommandTarget
@@ -96,7 +96,7 @@ class _Soak:
 
     async def _start(self) -> HealthyServer:
         config = self._config
-        self._progress.report(f"waiting for {redact(config.target.command or '')}")
+        self._progress.report(f"waiting for {hide_in_command(config.target.command or '')}")
         liveness_config = LivenessConfig(
             targets=(config.target,),
             api_key=config.api_key,
@@ -211,7 +211,7 @@ class _Soak:
             schema_version=SOAK_SCHEMA_VERSION,
             created_at=created_at,
             machine=describe_machine(),
-            target=redact(config.target.command or ""),
+            target=hide_in_command(config.target.command or ""),
             model=server.destination.model,
             version=server.version,
             ready_after_s=server.ready_after_s,

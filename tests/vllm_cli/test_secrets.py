@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from envs.redaction import hide_in_command
 from tests.waiting import wait_until
-from vllm_cli.bench.redaction import redact
 
 CLI = [sys.executable, "-m", "vllm_cli"]
 SECRETS = {
@@ -111,5 +111,5 @@ def _wait_masked(child: subprocess.Popen[bytes], words: bytes) -> None:
     ],
 )
 def test_results_of_benchmarks_contain_no_secret(text) -> None:
-    assert "sesame" not in redact(text)
-    assert redact("serve --api-key-file keys MODEL") == "serve --api-key-file keys MODEL"
+    assert "sesame" not in hide_in_command(text)
+    assert hide_in_command("serve --api-key-file keys MODEL") == "serve --api-key-file keys MODEL"

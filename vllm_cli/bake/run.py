@@ -4,13 +4,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from envs.redaction import hide_in_words
 from envs.registry import env
 from startup.caches.baked import BYTECODE, CACHE, MANIFEST, OFF, PAGES
 from startup.caches.bytecode import PREFIX
@@ -28,6 +29,7 @@ from vllm_cli.bake.start import build_start
 from vllm_cli.bake.subject import Subject, subject_of
 from vllm_cli.bake.words import without_addresses
 from vllm_cli.errors import InputError
+from vllm_cli.flags.secret_flags import secrets_as_variables
 
 _SAVED_TIMEOUT_S: Final = 60.0
 """Time from readiness until a server has saved what it has recorded."""
@@ -57,8 +59,8 @@ class BakeResult(NamedTuple):
 
 def run_bake(config: BakeConfig) -> BakeResult:
     """Raises StartupError if the server does not start; then the old folder is unchanged."""
-    words = without_addresses(config.words)
-    subject = subject_of(words)
+    subject = subject_of(config.words)  # accepts what `serve` accepts
+    words, secrets = secrets_as_variables(without_addresses(config.words))
     _check_output(config.output)
     begin_s = time.monotonic()
     with _new_folder(config.output) as folder, BakeProgress() as progress:
@@ -68,12 +70,13 @@ def run_bake(config: BakeConfig) -> BakeResult:
             left_out[BYTECODES] = "the installed packages have their own"
         else:
             (folder / BYTECODE).mkdir()
+        environment = _environment(folder) | secrets
         if (reason := "--no-start" if config.no_start else why_no_start(subject)) is not None:
             progress.step(f"{reason}: vLLM is only imported")
-            bake_imports(words, _environment(folder))
+            bake_imports(words, environment)
             left_out[NO_START] = reason
         else:
-            pages = _start(words, folder, config.timeout_s, progress)
+            pages = _start(words, environment, folder, config, progress)
         _clean(folder / CACHE / OWN)
         subject = _located(subject, words)
         _finish_reads(folder, pages, subject.model)
@@ -85,10 +88,12 @@ def run_bake(config: BakeConfig) -> BakeResult:
     return BakeResult(manifest, parts, time.monotonic() - begin_s)
 
 
-def _start(words: Sequence[str], folder: Path, timeout_s: float, progress: BakeProgress) -> list[FileRanges]:
+def _start(
+    words: Sequence[str], environment: Mapping[str, str], folder: Path, config: BakeConfig, progress: BakeProgress
+) -> list[FileRanges]:
     """Returns what the server has used of its libraries."""
-    with build_start(words, _environment(folder)) as server:
-        server.wait_ready(timeout_s, progress.show)
+    with build_start(words, environment) as server:
+        server.wait_ready(config.timeout_s, progress.show)
         progress.step(f"{server.ask()} answers; saving")
         cache = folder / CACHE / OWN
         server.wait_for(lambda: (cache / "history.jsonl").exists(), _SAVED_TIMEOUT_S)
@@ -134,7 +139,7 @@ def _describe(words: Sequence[str], subject: Subject, left_out: dict[str, str]) 
         bake_id=uuid.uuid4().hex,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=subject.engine,
-        words=tuple(words),
+        words=tuple(hide_in_words(words)),
         model="" if subject.model is None else str(subject.model),
         model_files={} if subject.model is None else stamps_of(subject.model),
         interpreter=Interpreter.running(),

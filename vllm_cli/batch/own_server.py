@@ -10,12 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Final
 
+from envs import foreign
 from envs.registry import env
-from vllm_cli import supervisor
 from vllm_cli.client.readiness import Readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import WaitOptions, wait_for_server
 from vllm_cli.errors import ConnectionFailedError, InputError
+from vllm_cli.flags.secret_flags import secrets_as_variables
+from vllm_cli.supervisor import start_supervisor
 
 _STOP_GRACE_S: Final = 20.0
 _MAX_PATH_BYTES: Final = 100
@@ -46,14 +48,10 @@ class OwnServer:
     def __init__(self, serve_words: tuple[str, ...], socket_path: Path) -> None:
         self.address = ServerAddress(uds=str(socket_path))
         # Flags come first: a list flag among the user's takes every word that follows.
-        words = (*_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *serve_words)
-        with env.VLLM_API_KEY.override(None):
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, str(_STOP_GRACE_S), sys.executable, *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        given, secrets = secrets_as_variables(serve_words)
+        words = (sys.executable, *_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *given)
+        environment = {**foreign.snapshot(), env.VLLM_API_KEY.name: "", **secrets}
+        self._supervisor = start_supervisor(words, grace_s=_STOP_GRACE_S, stdout=subprocess.DEVNULL, env=environment)
 
     def wait_ready(self, on_poll: Callable[[Readiness, float], None]) -> None:
         """Raises ServerStartError if the server exits before it is ready."""

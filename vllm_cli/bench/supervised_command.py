@@ -3,14 +3,14 @@
 import contextlib
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envs import foreign
-from vllm_cli import supervisor
+from envs.redaction import hide_in_command
 from vllm_cli.bench.errors import TargetDiedError
+from vllm_cli.supervisor import CANNOT_RUN, start_supervisor
 
 STOP_GRACE_S = 20.0
 """Time that a command has to exit after SIGTERM; then it is killed."""
@@ -34,13 +34,8 @@ class SupervisedCommand:
         self._words = words
         with tempfile.NamedTemporaryFile(prefix="vllm-cli-bench-", suffix=".log", delete=False) as log:
             self._log_path = Path(log.name)
-            self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, str(STOP_GRACE_S), *words],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
+            self._supervisor = start_supervisor(
+                words, grace_s=STOP_GRACE_S, stdout=subprocess.PIPE, stderr=log, env=self._environment
             )
 
     def close(self) -> None:
@@ -61,8 +56,8 @@ class SupervisedCommand:
     def describe_end(self) -> str:
         """One line with the command and its exit status."""
         status = self._supervisor.returncode if self._supervisor else None
-        words = shlex.join(self._words)
-        if status == supervisor.CANNOT_RUN:
+        words = hide_in_command(shlex.join(self._words))
+        if status == CANNOT_RUN:
             return f"Cannot run: {words}"
         return f"The server ended with exit status {status}: {words}"
 

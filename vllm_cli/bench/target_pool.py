@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, Protocol, Self, TypeVar
 
+from envs.redaction import hide_in_command
 from vllm_cli.bench.config import ServersConfig
 from vllm_cli.bench.errors import TargetDiedError, TargetStartError
 from vllm_cli.bench.progress import Progress
-from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.schedule import Rounds, ScheduledRound
 from vllm_cli.bench.target import Target, build_target
 from vllm_cli.supervisor import EXIT_DELAY_S
@@ -60,7 +60,9 @@ class TargetPool(Generic[S]):
         """Starts every server once, so that a start that fails does so before anything is measured."""
         servers = []
         for target in self.targets:
-            self._progress.report(f"{target.spec.name}: waiting for {redact(target.spec.command or target.base_url)}")
+            self._progress.report(
+                f"{target.spec.name}: waiting for {hide_in_command(target.spec.command or target.base_url)}"
+            )
             servers.append(await self._bring_up(target))
             self._progress.report(f"{target.spec.name}: ready after {servers[-1].ready_after_s:.1f} s")
         return servers

@@ -11,7 +11,6 @@ from envs.registry import env
 from vllm_cli.client.answer import Answer
 from vllm_cli.client.api_client import ApiClient
 from vllm_cli.errors import ConnectionFailedError
-from vllm_cli.flags.param_types import Secret
 
 with suppress(ImportError):  # some Pythons are built without it, then input lines cannot be edited
     import readline  # noqa: F401
@@ -34,7 +33,7 @@ def server_options(command: F) -> F:
             help="0 always takes the likeliest token, higher is more random; the server decides if not given.",
         ),
         click.option("--stats", is_flag=True, help="Show time to first token and tokens per second of each answer."),
-        click.option("--api-key", type=Secret(), help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
+        click.option("--api-key", help="Key to send; OPENAI_API_KEY or VLLM_API_KEY if not given."),
         click.option("--model-name", help="Model that answers; the first that the server lists if not given."),
         click.option(
             "--url",

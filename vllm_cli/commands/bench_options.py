@@ -11,7 +11,6 @@ import click
 
 from envs.registry import env
 from vllm_cli.commands.bench_types import Percentage, ResultFile, ServerUrl, ShellWords
-from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import Files, TargetSpec
@@ -72,7 +71,7 @@ def load_options(command: F) -> F:
             help="Freeze started servers while another one is measured, leave them running, or stop them.",
         ),
         click.option("--seed", type=int, default=0, help="Seed of the requests."),
-        click.option("--api-key", type=Secret(), show_default="OPENAI_API_KEY", help="Key to send."),
+        click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send."),
         ready_timeout_option,
         click.option(
             "--request-timeout",

@@ -18,7 +18,6 @@ from vllm_cli.commands.bench_options import (
     take_files,
 )
 from vllm_cli.commands.bench_types import ResultFile
-from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.bench.config import TargetSpec
@@ -84,7 +83,7 @@ _FOLDER: Final = click.Path(file_okay=False, path_type=Path)
     help="Folder of the compile cache, renamed during starts from cold-compile and cold.",
 )
 @endpoint_option
-@click.option("--api-key", type=Secret(), show_default="OPENAI_API_KEY", help="Key to send.")
+@click.option("--api-key", show_default="OPENAI_API_KEY", help="Key to send.")
 @ready_timeout_option
 @click.option(
     "--pause", "pause_s", type=click.FloatRange(0), default=1, metavar="SECONDS", help="Pause between two starts."

@@ -11,7 +11,6 @@ from vllm_cli.client.server_address import parse_url
 from vllm_cli.commands.run_batch_command import RunBatchCommand, serve_words_of
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_completion import complete_model
-from vllm_cli.flags.param_types import Secret
 
 if TYPE_CHECKING:
     from vllm_cli.batch.config import BatchConfig
@@ -58,7 +57,7 @@ full, run it again to continue; 2 usage, or a file that is not a batch; 3 the se
     "--model", shell_complete=complete_model, help="Model to serve; with --url, the model of requests without one."
 )
 @click.option("--url", help="Address of a running server: http(s)://… or unix:/path; one is started if not given.")
-@click.option("--api-key", type=Secret(), help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
+@click.option("--api-key", help="With --url: key to send; OPENAI_API_KEY or VLLM_API_KEY if not given.")
 @click.option(
     "--max-concurrency", type=click.IntRange(1), help="Most requests at once; 256, with --url 32, if not given."
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from envs.redaction import hide_in_words
 from vllm_cli.errors import InputError
 from vllm_cli.flags.dotted_keys import merge, nest
 from vllm_cli.flags.flag import Flag, Shape
@@ -79,7 +80,7 @@ class _Parser:
             if word == "--":
                 self.arguments.positionals.extend(self.words)
                 break
-            if _is_flag_like(word):
+            if is_flag_like(word):
                 self._take_flag(word)
             else:
                 self.arguments.positionals.append(word)
@@ -118,21 +119,23 @@ class _Parser:
         return self.words.popleft()
 
     def _has_value(self) -> bool:
-        return bool(self.words) and not _is_flag_like(self.words[0])
+        return bool(self.words) and not is_flag_like(self.words[0])
 
     def _add_keyed(self, flag: Flag, keyed: dict[str, Any]) -> None:
         whole = self.arguments.last_value(flag.name)
+        shown = "".join(hide_in_words([whole or ""]))
         try:
             merged = json.loads(whole) if whole else {}
         except json.JSONDecodeError as err:
-            raise InputError(f"{flag.name}: {whole!r} is not JSON: {err}.") from err
+            raise InputError(f"{flag.name}: {shown!r} is not JSON: {err}.") from err
         if not isinstance(merged, dict):
-            raise InputError(f"{flag.name}: {whole!r} is not a JSON object.")
+            raise InputError(f"{flag.name}: {shown!r} is not a JSON object.")
         merge(merged, keyed)
         self.arguments.add(flag, [json.dumps(merged)])
 
 
-def _is_flag_like(word: str) -> bool:
+def is_flag_like(word: str) -> bool:
+    """Whether a word cannot be a value of a list."""
     return len(word) > 1 and word.startswith("-") and not word[1].isdigit()
 
 

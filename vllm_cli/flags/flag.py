@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from envs.redaction import is_secret_name
 from envs.variable import EnvVar
 
 
@@ -35,6 +36,11 @@ class Flag:
         return (self.name, *self.aliases)
 
     @property
+    def is_secret(self) -> bool:
+        """Whether output must mask its value."""
+        return self.shape is not Shape.SWITCH and is_secret_name(self.name)
+
+    @property
     def parameter(self) -> str:
         """The name as a Python identifier."""
         return self.name.removeprefix("--").replace("-", "_")
@@ -55,11 +61,6 @@ class SupportedFlag(Flag):
     metavar: str | None = None
     variable: EnvVar[Any] | None = None
     """Read if the flag is not given."""
-
-    @property
-    def is_secret(self) -> bool:
-        """Whether output must mask its value."""
-        return self.variable is not None and self.variable.is_secret
 
 
 def value(name: str, *aliases: str, neutral: tuple[str, ...] = ()) -> Flag:

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from envs.suggestion import did_you_mean
-from startup.command_line import mask_in_command_line
 
 _MULTIPLIERS: dict[str, int] = {
     **{letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
@@ -99,17 +98,6 @@ class ChatTemplate(click.ParamType):
                 return str(value)
             reason = getattr(err, "strerror", None) or err
             self.fail(f"{value!r} is neither a template nor a readable file ({reason}).", param, ctx)
-
-
-class Secret(click.ParamType):
-    """A text that is masked in the command line that `ps` shows, as soon as it has been read."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Returns the value unchanged."""
-        mask_in_command_line([str(value)])
-        return str(value)
 
 
 def _load_json(type_: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:

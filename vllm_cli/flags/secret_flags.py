@@ -1,55 +1,70 @@
-"""Masks keys and tokens of the command line, which other users of the machine can see."""
+"""Keys and tokens of a command line: recommends safer places, keeps them out of files and child processes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
-from typing import Final
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
-from startup.command_line import mask_in_command_line
-from vllm_cli.flags.arguments import GivenFlag
-from vllm_cli.flags.flag import Shape, SupportedFlag
+from envs.redaction import is_secret_flag
+from startup.command_line import is_visible
+from vllm_cli.errors import InputError
+from vllm_cli.flags.arguments import GivenFlag, is_flag_like
+from vllm_cli.flags.flag import Flag, Shape, SupportedFlag
 from vllm_cli.flags.supported import SUPPORTED
-
-_SHORTEST_NAME: Final = len("--hf-t")
-"""vLLM accepts abbreviated flags; a shorter one could be another flag."""
+from vllm_cli.flags.table import find_flag, is_flag, normalise
 
 
-def hide_secrets(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """Masks the secrets in the command line, and yields a line per flag that recommends a safer place."""
-    values = {g.flag: g.values for g in given_flags if isinstance(g.flag, SupportedFlag) and g.flag.is_secret}
-    for flag, state in _mask(values):
-        places = " or ".join(_safer_places(flag))
-        yield f"{flag.name} on the command line {state}, and shells record it: prefer {places}."
+class _Given(NamedTuple):
+    """A flag with its words; `flag` is None for a positional and for a flag that is unknown here."""
+
+    flag: Flag | None
+    words: list[str]
+
+    @property
+    def values(self) -> list[str]:
+        _, is_attached, value = self.words[0].partition("=")
+        return [value] if is_attached else self.words[1:]
 
 
-def hide_secrets_of_vllm(words: Sequence[str]) -> Iterator[str]:
-    """The same for a command line of vLLM, which has no --api-key-file; vLLM gets the unmasked words."""
+def without_flags(words: Iterable[str], names: Collection[str]) -> list[str]:
+    """The words without these flags, in any spelling, and their values."""
+    return [
+        word for given in _split(words) if given.flag is None or given.flag.name not in names for word in given.words
+    ]
+
+
+def secrets_as_variables(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The words without secret flags, and the variables that a child process reads instead.
+
+    The command line of a child is visible to every user until it has masked it. Several keys, which the
+    variable cannot hold, stay.
+    """
+    kept: list[str] = []
+    variables: dict[str, str] = {}
+    for given in _split(words):
+        flag = given.flag
+        if isinstance(flag, SupportedFlag) and flag.is_secret and flag.variable is not None and len(given.values) == 1:
+            variables[flag.variable.name] = given.values[0]
+        else:
+            kept += given.words
+    return kept, variables
+
+
+def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]:
+    """A line per flag whose secret value is visible to others.
+
+    Args:
+        words: the command line.
+        has_key_file: whether the engine has --api-key-file.
+    """
     values: dict[SupportedFlag, list[str]] = {}
-    for index, word in enumerate(words):
-        name, is_attached, value = word.partition("=")
-        if (flag := _secret_flag(name)) is not None:
-            following = takewhile(lambda other: not other.startswith("-"), words[index + 1 :])
-            given = [value] if is_attached else list(following)
-            values.setdefault(flag, []).extend(given if flag.shape is Shape.LIST else given[:1])
-    for flag, state in _mask(values):
-        variable = flag.variable.name if flag.variable else "a file"
-        yield f"{flag.name} on the command line {state}, and shells record it: prefer {variable}."
-
-
-def _secret_flag(name: str) -> SupportedFlag | None:
-    name = name.replace("_", "-")
-    if len(name) < _SHORTEST_NAME:
-        return None
-    return next((flag for flag in SUPPORTED if flag.is_secret and flag.name.startswith(name)), None)
-
-
-def _mask(values: Mapping[SupportedFlag, Sequence[str]]) -> Iterator[tuple[SupportedFlag, str]]:
-    """Masks the values; yields each flag that has one, with a text about its visibility in `ps`."""
-    flags = [flag for flag, given in values.items() if any(given)]
-    if not flags:
-        return
-    is_masked = mask_in_command_line(value for flag in flags for value in values[flag])
-    for flag in flags:
-        yield flag, "was visible to every user until now" if is_masked else "is visible to every user"
+    for given in _split(words):
+        if isinstance(given.flag, SupportedFlag) and given.flag.is_secret and any(given.values):
+            values.setdefault(given.flag, []).extend(given.values)
+    for flag, secrets in values.items():
+        state = "is visible to every user" if is_visible(secrets) else "was visible to every user until now"
+        places = [flag.variable.name] if flag.variable is not None else []
+        places += ["--api-key-file"] if has_key_file and flag.parameter == "api_key" else []
+        yield f"{flag.name} on the command line {state}, and shells record it: prefer {' or '.join(places)}."
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
@@ -59,8 +74,32 @@ def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
             yield f"{g.flag.name} is empty: requests need no key, unless a file or the variable contains one."
 
 
-def _safer_places(flag: SupportedFlag) -> Iterator[str]:
-    if flag.variable is not None:
-        yield flag.variable.name
-    if flag.parameter == "api_key":
-        yield "--api-key-file"
+def _split(words: Iterable[str]) -> Iterator[_Given]:
+    """Finds flags as `Arguments.parse` does; a word that it would reject has no flag here."""
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        if word == "--":
+            yield _Given(None, [word, *rest])
+            return
+        name, is_attached, _ = word.partition("=")
+        flag = _find(name.partition(".")[0]) if is_flag_like(word) else None
+        given = [word]
+        if flag is not None and flag.shape is not Shape.SWITCH and not is_attached:
+            given += _following_values(flag, rest)
+        yield _Given(flag, given)
+
+
+def _find(name: str) -> Flag | None:
+    try:
+        return find_flag(name).flag
+    except InputError:  # for vLLM, an abbreviation may be clear that is ambiguous with the flags of this program
+        whole = normalise(name)
+        return next((f for f in SUPPORTED if f.is_secret and is_secret_flag(name) and f.name.startswith(whole)), None)
+
+
+def _following_values(flag: Flag, rest: deque[str]) -> Iterator[str]:
+    if rest and not (is_flag(rest[0]) or (flag.shape is Shape.OPTIONAL and is_flag_like(rest[0]))):
+        yield rest.popleft()
+        while flag.shape is Shape.LIST and rest and not is_flag_like(rest[0]):
+            yield rest.popleft()

@@ -14,7 +14,7 @@ from vllm_cli.flags.config_file import read_config_file
 from vllm_cli.flags.flag import Shape, SupportedFlag
 from vllm_cli.flags.model_completion import complete_model
 from vllm_cli.flags.option import FlagOption
-from vllm_cli.flags.secret_flags import empty_key_notices, hide_secrets, hide_secrets_of_vllm
+from vllm_cli.flags.secret_flags import empty_key_notices, secret_notices
 from vllm_cli.flags.supported import CONFIG, LOG_FORMAT, SUPPORTED
 from vllm_cli.serve.config import build_startup_config
 from vllm_cli.serve.engine_choice import choose_engine, vllm_options
@@ -38,7 +38,9 @@ class ServeCommand(click.Command):
         if choose_engine(args) == "vllm":
             _check_environment()
             options = vllm_options(ctx, args)
-            show_notices((*_unknown_variables(), *hide_secrets_of_vllm(options.words)), options.log_format)
+            show_notices(
+                (*_unknown_variables(), *secret_notices(options.words, has_key_file=False)), options.log_format
+            )
             ctx.meta[VLLM] = options
             return []
         if (topic := _help_topic(args)) is not None:
@@ -48,7 +50,7 @@ class ServeCommand(click.Command):
         given = Arguments.parse(args)
         config_path = given.last_value(CONFIG.name)
         in_file = read_config_file(Path(config_path)) if config_path else Arguments()
-        log_format = _screen(given, in_file)
+        log_format = _screen(args, given, in_file)
         ctx.default_map = _defaults(in_file)
         rest = super().parse_args(ctx, given.words_of(SupportedFlag))
         ctx.meta[CONFIG_OF_START] = build_startup_config(_given_settings(ctx))
@@ -115,8 +117,8 @@ def _unknown_variables() -> Iterator[str]:
     return (f"{unknown}." for unknown in unknown_variables())
 
 
-def _screen(given: Arguments, in_file: Arguments) -> str:
-    """Rejects flags, masks secrets; returns the format of notices."""
+def _screen(words: Sequence[str], given: Arguments, in_file: Arguments) -> str:
+    """Rejects flags; returns the format of notices."""
     has_model = given.positionals or "--model" in given.flags or "--model" in in_file.flags
     if given.greedy_flag and not has_model:
         raise InputError(
@@ -127,8 +129,8 @@ def _screen(given: Arguments, in_file: Arguments) -> str:
     reject_unsupported(flags)
     log_format = next(filter(None, (where.last_value(LOG_FORMAT.name) for where in (given, in_file))), None)
     log_format = log_format or env.VCLI_LOG_FORMAT.get()
-    lines = (*_unknown_variables(), *hide_secrets(given.flags.values()), *empty_key_notices(flags))
-    show_notices(lines, log_format)
+    secrets = secret_notices(words, has_key_file=True)
+    show_notices((*_unknown_variables(), *secrets, *empty_key_notices(flags)), log_format)
     return log_format
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from envs.redaction import hide_in_words
 from startup.engine.cuda import has_gpu
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag
@@ -43,7 +44,7 @@ def _is_same(value: str, other: str) -> bool:
 def _spell(given: GivenFlag) -> str:
     if given.flag.shape is Shape.SWITCH:
         return given.words[0]
-    return " ".join((given.flag.name, *given.values))
+    return " ".join(hide_in_words((given.flag.name, *given.values)))
 
 
 def _hardware_reason(flag: Flag) -> str | None:

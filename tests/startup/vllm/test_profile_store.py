@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,36 @@ def test_a_saved_profile_is_loaded_unchanged() -> None:
     assert load_profile(replace(kind, version="other")) == PreloadProfile(replace(kind, version="other"))
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o646], ids=["group", "others"])
+def test_a_profile_that_others_can_write_to_is_not_used(
+    mode: int, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names modules and libraries that a start loads."""
+    kind = StartKind.of(_VLLM, (), None)
+    os.umask(0)  # restored by the fixture of all tests
+    PreloadProfile(kind, ("a",)).save()
+    assert load_profile(kind).engine_modules == ("a",)
+    next((cache / "vllm_cli" / "preload").iterdir()).chmod(mode)
+    assert load_profile(kind) == PreloadProfile(kind)
+    assert f"other users can write to it (mode {mode:04o})" in caplog.text
+    assert load_all_profiles() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_profile_of_another_user_is_not_used(cache: Path) -> None:
+    kind = StartKind.of(_VLLM, (), None)
+    PreloadProfile(kind, ("a",)).save()
+    os.chown(next((cache / "vllm_cli" / "preload").iterdir()), 12345, 12345)
+    assert load_profile(kind) == PreloadProfile(kind)
+
+
+def test_a_kind_of_start_contains_no_secret() -> None:
+    words = ("--kv-transfer-config", '{"kv_connector_extra_config": {"access_key": "sesame"}}')
+    dotted = ("--kv-transfer-config.kv_connector_extra_config.access_key", "sesame", "-tp", "2")
+    for given in (words, dotted):
+        assert "sesame" not in str(StartKind.of(_VLLM, given, None))
+
+
 def test_all_profiles_are_loaded_and_deleted(cache: Path) -> None:
     kinds = [StartKind.of(_VLLM, words, None) for words in ((), ("-tp", "2"))]
     for kind in kinds:
@@ -99,7 +130,7 @@ def test_a_journal_records_modules_spans_and_no_secrets(tmp_path: Path, toys: To
     journal.mark_loaded_modules()
     with journal.span("a phase"):
         importlib.import_module("toy_of_a_phase")
-    journal.record_environment({"TORCH_X": "1", "HF_TOKEN": "secret"})
+    journal.record_environment({"TORCH_X": "1", "HF_TOKEN": "secret", "TORCH_HUB_TOKEN": "secret"})
     journal.is_open = False
     with journal.span("too late"):
         pass

@@ -34,11 +34,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
-    done = _bake(model, "--engine", "embedded", "--port", 8000, "--output", folder, "--json")
+    secrets = ("--api-key", "s3same-1", "s3same-2", "--hf-tok", "s3same-3")
+    words = ("--engine", "embedded", "--port", 8000, "--output", folder, "--json", *secrets, "--seed=1")
+    done = _bake(model, *words)
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
     assert parts == {"start history", "package scan", "import file", "pages to prefetch"}
     return folder
+
+
+def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked: Path) -> None:
+    words = json.loads((baked / "manifest.json").read_text())["words"]
+    assert words == [words[0], "--engine", "embedded", "--seed=1"]
+    assert [path for path in baked.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()] == []
 
 
 def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked: Path) -> None:

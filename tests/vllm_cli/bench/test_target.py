@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,7 @@ from tests.waiting import is_gone, wait_until
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import TargetDiedError
 from vllm_cli.bench.ports import find_free_port, list_server_ports
+from vllm_cli.bench.supervised_command import SupervisedCommand
 from vllm_cli.bench.target import CommandTarget, RunningTarget, build_target
 
 
@@ -150,3 +152,14 @@ def test_an_address_may_end_in_v1(url):
     target = build_target(TargetSpec(name="A", url=url))
     assert isinstance(target, RunningTarget)
     assert target.base_url == "http://h:1"
+
+
+def test_the_supervisor_shows_no_word_of_its_command_but_reports_them_without_secrets():
+    with closing(SupervisedCommand()) as command:
+        command.run(["/nowhere/vllm", "serve", "--api-key", "sesame", "http://sesame@host"])
+        assert "sesame" not in " ".join(psutil.Process(command.root_pid).cmdline())
+        wait_until(lambda: is_gone(command.root_pid))
+        with pytest.raises(TargetDiedError) as died:
+            command.ensure_alive()
+    assert "Cannot run: /nowhere/vllm serve --api-key" in died.value.message
+    assert "sesame" not in died.value.message

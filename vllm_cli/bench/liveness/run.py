@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import cycle
 from time import perf_counter
 
+from envs.redaction import hide_in_command
 from vllm_cli.bench.errors import BenchError
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.liveness.config import PLAIN_KINDS, Kind, LivenessConfig, PlainKind
@@ -24,7 +25,6 @@ from vllm_cli.bench.load import LoadSamples, generate_load, open_session
 from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
-from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
 from vllm_cli.bench.request_format import request_headers
 from vllm_cli.bench.results import format_now
@@ -133,7 +133,7 @@ class _LivenessBench:
         spec = self._config.targets[index]
         return LivenessSideResult(
             name=spec.name,
-            target=redact(spec.command or spec.url or ""),
+            target=hide_in_command(spec.command or spec.url or ""),
             model=server.destination.model,
             version=server.version,
             ready_after_s=server.ready_after_s if spec.command else None,

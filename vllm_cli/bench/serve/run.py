@@ -1,5 +1,6 @@
 """Runs `bench serve`: starts the servers, measures alternating rounds, stops the servers."""
 
+from envs.redaction import hide_in_command
 from vllm_cli.bench.interruption import run_interruptibly
 from vllm_cli.bench.load import LoadSamples, generate_load
 from vllm_cli.bench.machine import describe_machine
@@ -7,7 +8,6 @@ from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
 from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.readiness import ReadyServer, wait_until_ready
-from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request import EncodedRequest
 from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.results import format_now
@@ -95,7 +95,7 @@ class _ServeBench:
         spec = self._config.targets[index]
         return ServeSideResult(
             name=spec.name,
-            target=redact(spec.command or spec.url or ""),
+            target=hide_in_command(spec.command or spec.url or ""),
             model=server.request_format.model,
             version=server.version,
             ready_after_s=server.ready_after_s if spec.command else None,

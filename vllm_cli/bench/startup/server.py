@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
+from envs.redaction import hide_in_command
 from vllm_cli.bench.config import TargetSpec
 from vllm_cli.bench.errors import ModelUnknownError, TargetDiedError, TargetStartError
 from vllm_cli.bench.readiness import wait_until_ready
-from vllm_cli.bench.redaction import redact
 from vllm_cli.bench.request_format import RequestFormat
 from vllm_cli.bench.startup.config import StartState, StartupBenchConfig
 from vllm_cli.bench.startup.exec_stamp import ExecStamp
@@ -39,7 +39,7 @@ class ServerSide:
 
     def __init__(self, spec: TargetSpec, config: StartupBenchConfig) -> None:
         self.name = spec.name
-        self.description = redact(spec.command or "")
+        self.description = hide_in_command(spec.command or "")
         self.model = spec.model or ""
         self.version: str | None = None
         self.first_text: str | None = None
