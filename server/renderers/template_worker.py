@@ -66,7 +66,10 @@ _OPERATIONS: Final[dict[str, Callable[..., str]]] = {"render": _render, "content
 
 
 def _limit_resources() -> None:
-    """Limits memory and open files, and forbids writing files and starting processes."""
+    """Limits memory and open files, and forbids writing data to files and, unless it runs as root, new processes.
+
+    Files can still be read and removed by code that escapes from the sandbox.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY_BYTES)
     _limit(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
