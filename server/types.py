@@ -17,9 +17,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 class GuidedDecoding(msgspec.Struct, frozen=True):
     """A grammar that the generated text must follow; compiled by llguidance in the engine process."""
 
-    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+    kind: Literal["json_object", "json_schema", "regex", "choice", "grammar", "structural_tag"]
     spec: str = ""
-    """The JSON schema, the regular expression, the JSON list of choices or the Lark grammar."""
+    """The JSON schema or tag, the regular expression, the JSON list of choices or the Lark grammar."""
 
 
 class ReasoningMarker(msgspec.Struct, frozen=True, array_like=True):

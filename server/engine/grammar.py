@@ -6,6 +6,7 @@ from llguidance import LLMatcher, grammar_from
 
 from server.engine.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.engine.regex_syntax import translate_regex
+from server.engine.structural_tag import structural_tag_grammar
 from server.types import GuidedDecoding
 
 _ANY_OBJECT = {"type": "object"}
@@ -43,6 +44,8 @@ def _translate(guided: GuidedDecoding) -> str:
             return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _read_choices(guided.spec)))))
         case "grammar":
             return str(grammar_from("grammar", guided.spec))
+        case "structural_tag":
+            return structural_tag_grammar(guided.spec)
 
 
 def _read_choices(spec: str) -> list[str]:

@@ -58,13 +58,11 @@ class ResponseFormat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
-    structures: Hint = None
-    triggers: Hint = None
-    format: Hint = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+    format: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.type == "structural_tag":
-            raise RequestError("Structural tags are not supported by this server.", param="response_format.type")
         if self.type == "json_schema" and (self.json_schema is None or self.json_schema.schema is None):
             raise RequestError(
                 "`response_format.json_schema.schema` must be given when `response_format.type` is 'json_schema'.",
@@ -83,10 +81,7 @@ class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     disable_any_whitespace: bool = False
     whitespace_pattern: str | None = None
     disable_additional_properties: Hint = False
-    structural_tag: Unsupported = None
-
-    def __post_init__(self) -> None:
-        check_unsupported(self)
+    structural_tag: str | None = None
 
 
 class RepetitionDetection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

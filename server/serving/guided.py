@@ -16,6 +16,9 @@ from server.types import GuidedDecoding
 _MAX_SCHEMA_NESTING = 64
 """As in vLLM: the cost of compiling grows steeply with nesting."""
 
+_MAX_TAG_NESTING = _MAX_SCHEMA_NESTING + 16
+"""As in vLLM: a schema within formats."""
+
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -96,6 +99,10 @@ def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Cons
         return []
     if wanted.type == "json_object":
         return [Constraint("response_format", GuidedDecoding("json_object"))]
+    if wanted.type == "structural_tag":
+        given = {"format": wanted.format, "structures": wanted.structures, "triggers": wanted.triggers}
+        given = {name: value for name, value in given.items() if value is not None}
+        return [Constraint("response_format", _structural_tag(given, "response_format"))]
     assert wanted.json_schema is not None
     return [Constraint("response_format", _json_schema(wanted.json_schema.schema, "response_format"))]
 
@@ -107,6 +114,8 @@ def _from_structured_outputs(wanted: StructuredOutputs) -> list[Constraint]:
             param="structured_outputs",
         )
     found = _constraints(wanted.json, wanted.regex, wanted.choice, wanted.grammar)
+    if wanted.structural_tag is not None:
+        found.append(_structural_tag(wanted.structural_tag, "structured_outputs"))
     if wanted.json_object:
         found.append(GuidedDecoding("json_object"))
     whitespace = _whitespace_options(wanted.whitespace_pattern, wanted.disable_any_whitespace)
@@ -140,18 +149,24 @@ def _constraints(
 
 
 def _json_schema(schema: str | dict[str, Any] | None, param: str) -> GuidedDecoding:
-    if isinstance(schema, str):
+    return GuidedDecoding("json_schema", _read_object(schema, "JSON schema", param, _MAX_SCHEMA_NESTING))
+
+
+def _structural_tag(tag: str | dict[str, Any], param: str) -> GuidedDecoding:
+    return GuidedDecoding("structural_tag", _read_object(tag, "structural tag", param, _MAX_TAG_NESTING))
+
+
+def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most_levels: int) -> str:
+    if isinstance(given, str):
         try:
-            schema = json.loads(schema)
+            given = json.loads(given)
         except (ValueError, RecursionError) as err:
-            raise RequestError(f"The JSON schema in `{param}` is not valid JSON: {err}", param=param) from err
-    if not isinstance(schema, dict):
-        raise RequestError(f"The JSON schema in `{param}` must be an object.", param=param)
-    if _is_nested_deeper(schema, _MAX_SCHEMA_NESTING):
-        raise RequestError(
-            f"The JSON schema in `{param}` is nested too deeply: at most {_MAX_SCHEMA_NESTING} levels.", param=param
-        )
-    return GuidedDecoding("json_schema", json.dumps(schema))
+            raise RequestError(f"The {what} in `{param}` is not valid JSON: {err}", param=param) from err
+    if not isinstance(given, dict):
+        raise RequestError(f"The {what} in `{param}` must be an object.", param=param)
+    if _is_nested_deeper(given, most_levels):
+        raise RequestError(f"The {what} in `{param}` is nested too deeply: at most {most_levels} levels.", param=param)
+    return json.dumps(given)
 
 
 def _whitespace_options(pattern: str | None, disable_any_whitespace: bool) -> dict[str, Any]:

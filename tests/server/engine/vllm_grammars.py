@@ -15,16 +15,21 @@ from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
 from xgrammar.testing import _is_grammar_accept_string
 
+_CREATE = {
+    "json": xgrammar.Grammar.from_json_schema,
+    "regex": xgrammar.Grammar.from_regex,
+    "structural_tag": xgrammar.Grammar.from_structural_tag,
+}
+
 
 def _answer(kind: str, specification: str, texts: list[str]) -> list[bool] | None:
     try:
         if kind == "json" and has_xgrammar_unsupported_json_features(json.loads(specification)):
             raise RuntimeError
-        create = xgrammar.Grammar.from_json_schema if kind == "json" else xgrammar.Grammar.from_regex
-        grammar = create(specification)
+        grammar = _CREATE[kind](specification)
         return [_is_grammar_accept_string(grammar, text) for text in texts]
     except RuntimeError:
-        return _answer_guidance(kind, specification, texts)
+        return None if kind == "structural_tag" else _answer_guidance(kind, specification, texts)
 
 
 def _answer_guidance(kind: str, specification: str, texts: list[str]) -> list[bool] | None:

@@ -1,5 +1,6 @@
 """The constraint of a request's text: where it may be given, and what makes it unusable."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from server.protocol.completions import CompletionRequest
 from server.protocol.decoding import RequestDecoder
 from server.serving.guided import check_constraint, find_constraint
 from server.types import GuidedDecoding
+
+_STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
 
 Decode = Callable[[dict[str, Any]], CompletionRequest | ChatRequest]
 
@@ -43,6 +46,18 @@ def decode(request: pytest.FixtureRequest) -> Decode:
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "integer"}}}},
             GuidedDecoding("json_schema", '{"type": "integer"}'),
+        ),
+        (
+            {"structured_outputs": {"structural_tag": '{"format": {"type": "any_text"}}'}},
+            GuidedDecoding("structural_tag", '{"format": {"type": "any_text"}}'),
+        ),
+        (
+            {"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}},
+            GuidedDecoding("structural_tag", '{"format": {"type": "any_text"}}'),
+        ),
+        (
+            {"response_format": {"type": "structural_tag", "structures": _STRUCTURES, "triggers": ["<f"]}},
+            GuidedDecoding("structural_tag", json.dumps({"structures": _STRUCTURES, "triggers": ["<f"]})),
         ),
         (
             {"structured_outputs": {"json_object": True, "disable_any_whitespace": True}},
@@ -77,6 +92,9 @@ def test_constraint_is_found_and_compiles(
         {"structured_outputs": {"json_object": False}},
         {"structured_outputs": {"json_object": True, "regex": "a"}},
         {"structured_outputs": {"structural_tag": "{}"}},
+        {"structured_outputs": {"structural_tag": "{"}},
+        {"structured_outputs": {"structural_tag": '{"format": {"type": "any_text"}}', "regex": "a"}},
+        {"response_format": {"type": "structural_tag"}},
         {"guided_json": {"type": "array", "uniqueItems": True}},
         {"guided_regex": "a", "guided_choice": ["a"]},
         {"guided_regex": "a", "response_format": {"type": "json_object"}},
