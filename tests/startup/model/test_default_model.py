@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from startup.model.default_model import prepared_folder
-from tests.waiting import wait_until
+from tests.waiting import is_gone, wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -80,6 +81,35 @@ def test_a_second_start_waits_for_the_first(environment: dict[str, str]) -> None
             (target / name).write_text("{}")
     out, _ = process.communicate(timeout=200)
     assert (process.returncode, out.strip()) == (0, str(target))
+
+
+@pytest.fixture
+def hung_index() -> Iterator[str]:
+    """A package index that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/simple"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_leaves_neither_a_folder_nor_a_process(
+    number: signal.Signals, environment: dict[str, str], hung_index: str
+) -> None:
+    process = prepare({**environment, "PIP_INDEX_URL": hung_index})
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    wait_until(lambda: list(models.glob(".preparing-*")) and psutil.Process(process.pid).children())
+    (pip,) = psutil.Process(process.pid).children()
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
+    wait_until(lambda: is_gone(pip.pid))
+
+
+def test_what_a_killed_start_has_left_is_removed_by_the_next(environment: dict[str, str]) -> None:
+    models = Path(environment["VLLM_CACHE_ROOT"], "vllm_cli", "models")
+    (models / ".preparing-abc" / "packages").mkdir(parents=True)
+    prepare({**environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}).communicate(timeout=200)
+    assert [path.name for path in models.iterdir()] == ["SmolLM2-135M-Instruct.lock"]
 
 
 @pytest.mark.slow
