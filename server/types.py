@@ -57,6 +57,9 @@ class ReasoningRules(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         return any(marker.token_id is None for marker in self.starts + self.ends)
 
 
+_SEED_MODULUS = 2**63
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one sequence is sampled. Stop strings are not included: the engine handles no text.
 
@@ -99,6 +102,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     cache_salt: str | None = None
     """Prompts share the prefix cache only with prompts of the same salt."""
 
+    def of_choice(self, position: int) -> "SamplingParams":
+        """Those of one of a prompt's choices, which differ in the seed only."""
+        if self.seed is None or not position:
+            return self
+        seed = (self.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
+        return msgspec.structs.replace(self, seed=seed)
+
 
 class TensorData(msgspec.Struct, frozen=True, array_like=True):
     """A tensor as bytes: row-major, little endian."""
@@ -132,6 +142,15 @@ class PromptInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         """Size of all tensors."""
         tensors = [*(() if self.embeds is None else (self.embeds,)), *(self.mm or {}).values()]
         return sum(len(tensor.data) for tensor in tensors)
+
+
+class EnginePrompt(msgspec.Struct, frozen=True, eq=False):
+    """One prompt of a request, as the engine continues it."""
+
+    token_ids: list[int]
+    params: SamplingParams
+    """The prompts of a request differ only in `max_tokens` and `reasoning`."""
+    inputs: PromptInputs | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -33,8 +33,8 @@ class QuickEngine(ScriptedEngine):
 
     async def generate(self, request_id: str, *_: Any, **__: Any) -> Any:
         for token_id in self.reply:
-            yield EngineOutput(request_id=request_id, token_ids=[token_id])
-        yield EngineOutput(request_id=request_id, token_ids=[EOS], finish_reason="stop", stop_token_id=EOS)
+            yield EngineOutput(request_id=f"{request_id}-0", token_ids=[token_id])
+        yield EngineOutput(request_id=f"{request_id}-0", token_ids=[EOS], finish_reason="stop", stop_token_id=EOS)
 
 
 def main(names: list[str]) -> None:

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
@@ -19,7 +20,6 @@ from server.engine.messages import (
     Done,
     Failed,
     FromEngine,
-    Generate,
     LoadAdapter,
     Ping,
     Pong,
@@ -35,9 +35,22 @@ from server.engine.messages import (
 )
 from server.engine.uploads import Uploader
 from server.errors import EngineDeadError, EngineError, EngineStartError, RequestError
-from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, SleepMode
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, SleepMode
 
 logger = logging.getLogger(__name__)
+
+_OUTPUTS_PER_TURN = 16
+"""Of one request; each is detokenized, recorded and sent in 0.1 ms."""
+
+
+@dataclass(eq=False)
+class _Stream:
+    """The outputs of one request's sequences."""
+
+    running: dict[str, None]
+    """The sequences that have not ended, in their order."""
+    outputs: "asyncio.Queue[EngineOutput | None]" = field(default_factory=asyncio.Queue)
+    """None once the engine is dead."""
 
 
 class EngineClient:
@@ -54,7 +67,8 @@ class EngineClient:
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._uploader = Uploader(self._send, self._drain)
         self._info: EngineInfo | None = None
-        self._streams: dict[str, asyncio.Queue[EngineOutput | None]] = {}
+        self._streams: dict[str, _Stream] = {}
+        """By sequence."""
         self._adapters: dict[int, asyncio.Future[AdapterReport]] = {}
         """Adapters that the engine is loading."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
@@ -88,7 +102,7 @@ class EngineClient:
     async def start(self) -> None:
         """Begins to read the engine's messages."""
         reader, self._writer = await asyncio.open_connection(sock=self._connection)
-        self._uploader = Uploader(partial(self._send, writer=self._writer), self._drain)
+        self._uploader = Uploader(partial(self._send, writer=self._writer), partial(self._drain, self._writer))
         self._loaded = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
 
@@ -131,20 +145,18 @@ class EngineClient:
         self._subscribers.append(callback)
 
     def generate(
-        self,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        inputs: PromptInputs | None = None,
+        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int = 1
     ) -> AsyncGenerator[EngineOutput, None]:
-        """Streams a request's outputs; the last has a `finish_reason`. Closing the stream aborts the request.
+        """Streams the outputs of a request's sequences, the last of each with a `finish_reason`.
 
-        Requests that begin together with the same `inputs` object send them once.
+        The sequences are named `{request_id}-0` and so on, `num_choices` per prompt, in the prompts' order.
+        Closing the stream aborts those that still run; `abort` ends one of them.
 
         Raises:
             EngineDeadError: the engine was dead or died while the request ran.
         """
-        return self._run(Generate(request_id, prompt_token_ids, params), inputs)
+        names = [f"{request_id}-{index}" for index in range(len(prompts) * num_choices)]
+        return self._run(names, partial(self._uploader.send, request_id, prompts, num_choices))
 
     async def pool(
         self,
@@ -160,7 +172,8 @@ class EngineClient:
             EngineDeadError: the engine was dead or died while the request ran.
             EngineError: the engine failed or aborted the request.
         """
-        async with aclosing(self._run(Pool(request_id, prompt_token_ids, token_type_ids, params))) as outputs:
+        message = Pool(request_id, prompt_token_ids, token_type_ids, params)
+        async with aclosing(self._run([request_id], partial(self._send_drained, message))) as outputs:
             output = await anext(outputs)
         if output.finish_reason in ("error", "abort"):
             raise EngineError(output.error or "The engine aborted the request.")
@@ -245,10 +258,18 @@ class EngineClient:
         """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
         self._send(Abort(list(request_ids)))
 
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends sequences without further output."""
+        request_ids = list(request_ids)
+        for request_id in request_ids:
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                del stream.running[request_id]
+        self._send(Abort(request_ids))
+
     def fail_running(self, message: str) -> None:
         """Ends every running request with an error for its client; used when a drain runs out of time."""
         for request_id, stream in self._streams.items():
-            stream.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
+            stream.outputs.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
         self._send(Abort(list(self._streams)))
 
     async def close(self) -> None:
@@ -264,37 +285,45 @@ class EngineClient:
             self._writer.close()
 
     async def _run(
-        self, message: Generate | Pool, inputs: PromptInputs | None = None
+        self, request_ids: list[str], send: Callable[[], Awaitable[None]]
     ) -> AsyncGenerator[EngineOutput, None]:
-        request_id, writer = message.request_id, self._writer
+        """Sends a request and streams the outputs of its sequences."""
         if self.error is not None:
             raise EngineDeadError(self.error)
-        stream: asyncio.Queue[EngineOutput | None] = asyncio.Queue()
-        self._streams[request_id] = stream
-        finished = False
+        writer = self._writer
+        stream = _Stream(dict.fromkeys(request_ids))
+        self._streams.update(dict.fromkeys(request_ids, stream))
+        num_taken = 0
         try:
-            if inputs is None:
-                self._send(message)
-            else:
-                async with self._uploader.hold(inputs) as upload_id:
-                    self._send(msgspec.structs.replace(message, upload_id=upload_id), writer)
-            while not finished:
-                output = await stream.get()
+            await send()
+            while stream.running:
+                output = await stream.outputs.get()
                 if output is None:
-                    finished = True
                     raise EngineDeadError(self.error or "the engine is gone")
-                finished = output.finish_reason is not None
+                if output.request_id not in stream.running:
+                    continue  # aborted
+                if output.finish_reason is not None:
+                    del self._streams[output.request_id], stream.running[output.request_id]
                 yield output
+                num_taken += 1
+                if num_taken % _OUTPUTS_PER_TURN == 0:
+                    await asyncio.sleep(0)  # taking from a queue that is not empty never waits
         finally:
-            self._streams.pop(request_id, None)
-            if not finished:
-                self._send(Abort([request_id]), writer)
+            for request_id in stream.running:
+                del self._streams[request_id]
+            if stream.running:
+                self._send(Abort(list(stream.running)), writer)
 
-    async def _drain(self) -> None:
+    async def _send_drained(self, message: ToEngine) -> None:
+        self._send(message)
+        await self._drain()
+
+    async def _drain(self, writer: asyncio.StreamWriter | None = None) -> None:
         """Waits until the socket takes more; a closed connection is reported by the reader."""
-        if self._writer is not None:
+        writer = writer or self._writer
+        if writer is not None:
             with suppress(ConnectionError):
-                await self._writer.drain()
+                await writer.drain()
 
     def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
         """Sends to the current engine, or to that of `writer`; does nothing if the connection is closed."""
@@ -343,7 +372,7 @@ class EngineClient:
         for output in message.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:
-                stream.put_nowait(output)
+                stream.outputs.put_nowait(output)
         for callback in self._subscribers:
             callback(message.stats)
 
@@ -353,8 +382,8 @@ class EngineClient:
         self.error = reason
         if self._loaded is not None and not self._loaded.done():
             self._loaded.set_exception(EngineStartError(reason))
-        for stream in self._streams.values():
-            stream.put_nowait(None)
+        for stream in set(self._streams.values()):
+            stream.outputs.put_nowait(None)
         answers: list[asyncio.Future[Any]] = [*self._adapters.values(), *self._commands.values()]
         for waiting in answers:
             if not waiting.done():

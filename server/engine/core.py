@@ -34,11 +34,11 @@ from server.engine.sleep_mode import ReleasableWeights
 from server.errors import EngineStartError
 from server.types import (
     EngineOutput,
+    EnginePrompt,
     EngineStats,
     FinishReason,
     PoolingParams,
     PromptInputs,
-    SamplingParams,
 )
 
 logger = logging.getLogger(__name__)
@@ -123,37 +123,44 @@ class EngineCore:
             num_threads=torch.get_num_threads(),
         )
 
-    def add(
-        self,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        inputs: PromptInputs | None = None,
-    ) -> EngineOutput | None:
-        """Queues a request; returns an output only to reject it."""
-        sequence = Sequence(request_id, prompt_token_ids, params)
-        if not 0 < sequence.num_tokens < self._max_model_len:
-            return _failed(
-                sequence, f"a prompt of {sequence.num_tokens} tokens does not fit {self._max_model_len} tokens"
-            )
-        if max(prompt_token_ids) >= self._vocab_size:
-            return _failed(sequence, f"token {max(prompt_token_ids)} is beyond the model's {self._vocab_size} tokens")
-        if params.adapter_id and (self._adapters is None or not self._adapters.accepts(params.adapter_id)):
-            return _failed(sequence, "its LoRA adapter has been unloaded")
-        if inputs is not None and inputs.mm is None:
+    def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
+        """Queues a prompt's sequences; returns outputs only of those that it rejects."""
+        fault, features = self._find_fault(prompt), None
+        if fault is None and prompt.inputs is not None and prompt.inputs.mm is None:
             try:
-                sequence.features = self._features.build(prompt_token_ids, inputs)
+                features = self._features.build(prompt.token_ids, prompt.inputs)
+                if not features.has_token_ids and prompt.params.prompt_logprobs is not None:
+                    fault = "a prompt of embeddings has no tokens whose log-probabilities could be reported"
             except PromptFeaturesError as err:
-                return _failed(sequence, str(err))
-        if sequence.num_unknown_tokens and params.prompt_logprobs is not None:
-            return _failed(sequence, "a prompt of embeddings has no tokens whose log-probabilities could be reported")
-        if params.guided is not None or params.reasoning is not None:
+                fault = str(err)
+        rejected: list[EngineOutput] = []
+        for position, request_id in enumerate(request_ids):
+            sequence = Sequence(request_id, prompt.token_ids, prompt.params.of_choice(position))
+            sequence.features = features
+            if error := fault or self._queue(sequence, prompt.inputs):
+                rejected.append(_failed(sequence, error))
+        return rejected
+
+    def _find_fault(self, prompt: EnginePrompt) -> str | None:
+        num_tokens, largest = len(prompt.token_ids), max(prompt.token_ids, default=0)
+        if not 0 < num_tokens < self._max_model_len:
+            return f"a prompt of {num_tokens} tokens does not fit {self._max_model_len} tokens"
+        if largest >= self._vocab_size:
+            return f"token {largest} is beyond the model's {self._vocab_size} tokens"
+        adapter_id = prompt.params.adapter_id
+        if adapter_id and (self._adapters is None or not self._adapters.accepts(adapter_id)):
+            return "its LoRA adapter has been unloaded"
+        return None
+
+    def _queue(self, sequence: Sequence, inputs: PromptInputs | None) -> str | None:
+        """Queues a sequence, or returns why it cannot run."""
+        if sequence.params.guided is not None or sequence.params.reasoning is not None:
             try:
                 self._guided.start(sequence)
             except GuidedDecodingError as err:
-                return _failed(sequence, str(err))
+                return str(err)
         if inputs is not None and inputs.mm is not None:
-            self._pending[request_id] = _PendingMultimodal(sequence, inputs)
+            self._pending[sequence.request_id] = _PendingMultimodal(sequence, inputs)
         else:
             self._scheduler.add(sequence)
         return None
@@ -351,7 +358,7 @@ class EngineCore:
             return _failed(sequence, sampled.error, is_request_fault=sampled.is_request_fault)
         is_first = sequence.is_first_pass
         prompt_logprobs, sequence.prompt_logprobs = sequence.prompt_logprobs, None
-        sequence.token_ids.append(token_id)
+        sequence.append(token_id)
         reason, stop_token_id, error = self._finish_reason(sequence, token_id)
         output = EngineOutput(
             request_id=sequence.request_id,

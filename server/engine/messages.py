@@ -2,19 +2,53 @@
 
 import msgspec
 
-from server.types import EngineInfo, EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, SleepMode
+from server.types import (
+    EngineInfo,
+    EngineOutput,
+    EngineStats,
+    PoolingParams,
+    PromptInputs,
+    ReasoningRules,
+    SamplingParams,
+    SleepMode,
+)
+
+
+class TensorLayout(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a prompt's inputs, whose bytes are sent in pieces."""
+
+    name: str | None
+    """The processor's name of the output; None for the prompt's embeddings."""
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Prompt(msgspec.Struct, frozen=True, array_like=True):
+    """One prompt of a request, and the parameters that it does not share with the others."""
+
+    token_ids: list[int]
+    max_tokens: int
+    reasoning: ReasoningRules | None = None
+    layout: list[TensorLayout] = []
+    inputs: PromptInputs | None = None
+    """Set by the receiving thread, never sent."""
 
 
 class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
-    """To the engine: a new request."""
+    """To the engine: a new request. Whatever is long is sent once, in pieces before this message.
+
+    Its sequences are named `{request_id}-0` and so on; those of the first prompt come first.
+    """
 
     request_id: str
-    prompt_token_ids: list[int]
+    prompts: list[Prompt]
     params: SamplingParams
+    num_choices: int = 1
+    """Sequences per prompt."""
     upload_id: int | None = None
-    """The upload with the prompt's images or embeddings."""
-    inputs: PromptInputs | None = None
-    """The uploaded inputs; set by the receiving thread, never sent."""
+    """The pieces of what is empty here: grammar, token ids and tensors."""
+    part_sizes: list[int] = []
+    """Their bytes, in this order."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):
@@ -33,32 +67,15 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     request_ids: list[str]
 
 
-class TensorLayout(msgspec.Struct, frozen=True, array_like=True):
-    """One tensor of an upload."""
-
-    name: str | None
-    """The processor's name of the output; None for the prompt's embeddings."""
-    dtype: str
-    shape: tuple[int, ...]
-    num_bytes: int
-
-
-class Upload(msgspec.Struct, frozen=True, array_like=True, tag="upload"):
-    """To the engine: announces a prompt's tensors; their bytes follow in pieces, in the layout's order."""
-
-    upload_id: int
-    layout: list[TensorLayout]
-
-
 class Piece(msgspec.Struct, frozen=True, array_like=True, tag="piece"):
-    """To the engine: the upload's next bytes."""
+    """To the engine: the next bytes of an upload."""
 
     upload_id: int
     data: memoryview
 
 
 class DropUpload(msgspec.Struct, frozen=True, array_like=True, tag="drop_upload"):
-    """To the engine: no further request refers to this upload."""
+    """To the engine: the request of these pieces will not follow."""
 
     upload_id: int
 
@@ -154,5 +171,5 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
 
 Command = Sleep | WakeUp | ResetPrefixCache | ResetEncoderCache
 Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Command | Ping
-ToEngine = Request | Upload | Piece | DropUpload
+ToEngine = Request | Piece | DropUpload
 FromEngine = Ready | Failed | Step | AdapterReport | Done | Pong

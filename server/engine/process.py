@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count, islice
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
@@ -40,7 +41,6 @@ from server.engine.messages import (
     Step,
     ToEngine,
     UnloadAdapter,
-    Upload,
     WakeUp,
 )
 from server.engine.phases import Phases
@@ -51,11 +51,11 @@ from server.machine.cpus import affinity_count, usable_count
 from server.machine.heap import HeapTrimmer
 from server.machine.processor_time import read_processor_time
 from server.model_files.kind import read_model_kind
+from server.types import EngineInfo, EngineOutput, EnginePrompt
 
 if TYPE_CHECKING:
     from server.engine.core import EngineCore
     from server.engine.pooling.core import PoolingCore
-    from server.types import EngineInfo
 
     Built = tuple[EngineCore | PoolingCore, EngineInfo]
 
@@ -130,11 +130,22 @@ def _is_plain(message: Request) -> bool:
     What else is imported then would be imported in an order that torch does not support.
     """
     match message:
-        case Generate(params=params, inputs=inputs):
-            return inputs is None and params.guided is None and not params.adapter_id
+        case Generate(prompts=prompts, params=params):
+            has_inputs = any(prompt.inputs is not None for prompt in prompts)
+            return not has_inputs and params.guided is None and not params.adapter_id
         case Pool() | Ping() | Abort():
             return True
     return False
+
+
+def _add(message: Generate, core: "EngineCore | PoolingCore") -> list[EngineOutput]:
+    """Queues a request's sequences, which share its parameters; returns outputs of rejected ones."""
+    rejected: list[EngineOutput] = []
+    names = (f"{message.request_id}-{index}" for index in count())
+    for prompt in message.prompts:
+        params = msgspec.structs.replace(message.params, max_tokens=prompt.max_tokens, reasoning=prompt.reasoning)
+        rejected += core.add(islice(names, message.num_choices), EnginePrompt(prompt.token_ids, params, prompt.inputs))
+    return rejected
 
 
 def _do_idle_work(core: "EngineCore | PoolingCore", seconds: float) -> bool:
@@ -235,12 +246,13 @@ class _EngineLoop:
                     gc.freeze()  # else a full collection traverses all objects: 50 ms in the middle of a step
 
     def _handle(self, message: Request, core: "EngineCore | PoolingCore") -> None:
-        rejection = None
+        rejected: list[EngineOutput] = []
         match message:
-            case Generate(request_id, prompt_token_ids, params, inputs=inputs):
-                rejection = core.add(request_id, prompt_token_ids, params, inputs)
+            case Generate():
+                rejected = _add(message, core)
             case Pool(request_id, prompt_token_ids, token_type_ids, pooling_params):
                 rejection = core.pool(request_id, prompt_token_ids, token_type_ids, pooling_params)
+                rejected = [] if rejection is None else [rejection]
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
@@ -252,8 +264,8 @@ class _EngineLoop:
                 core.unload_adapter(adapter_id)
             case Ping():
                 self._send(Pong())
-        if rejection is not None:
-            self._send(Step([rejection], core.stats))
+        if rejected:
+            self._send(Step(rejected, core.stats))
 
     def _send_done(self, core: "EngineCore | PoolingCore") -> None:
         for done in core.take_done():
@@ -291,12 +303,10 @@ class _EngineLoop:
         try:
             while True:
                 message = decoder.decode(self._channel.receive())
-                if isinstance(message, Upload | Piece | DropUpload):
+                if isinstance(message, Piece | DropUpload):
                     uploads.handle(message)
-                    continue
-                if isinstance(message, Generate) and message.upload_id is not None:
-                    message = msgspec.structs.replace(message, inputs=uploads.inputs(message.upload_id))
-                self._inbox.put(message)
+                else:
+                    self._inbox.put(uploads.complete(message) if isinstance(message, Generate) else message)
         except ChannelClosedError:
             if not self._is_loaded:
                 # The main thread may be loading the model for minutes, and no process waits for it.

@@ -39,7 +39,8 @@ class Sequence:
         self.params = params
         self.features: PromptFeatures | None = None
         """Of a prompt with images or embeddings."""
-        self.token_ids = list(prompt_token_ids)
+        self.token_ids = prompt_token_ids
+        """Prompt and output; until the first token is appended, the list of all sequences of the prompt."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed_tokens = 0
         """Tokens whose keys and values (or model state) are in the cache."""
@@ -92,6 +93,12 @@ class Sequence:
         """Whether the prefix cache may be used; prompt log-probabilities need the logits of all tokens."""
         return self.params.prompt_logprobs is None and not self.is_private
 
+    def append(self, token_id: int) -> None:
+        """Adds the output's next token."""
+        if self.is_first_pass:
+            self.token_ids = list(self.token_ids)
+        self.token_ids.append(token_id)
+
     def restart(self) -> None:
         """Resets a preempted sequence to the waiting state; its generated tokens stay."""
         self.state = SequenceState.WAITING
@@ -121,7 +128,7 @@ class Sequence:
         if (self.adapter_id, self._salt_id) != (other.adapter_id, other._salt_id):
             return False
         if self.features is other.features:
-            return self.token_ids == other.token_ids
+            return self.token_ids is other.token_ids or self.token_ids == other.token_ids
         if self.features is None or other.features is None or self.features.row_ids is None:
             return False
         return np.array_equal(self.cache_ids(self.num_tokens), other.cache_ids(other.num_tokens))

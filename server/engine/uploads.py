@@ -1,128 +1,148 @@
-"""Sends a prompt's tensors to the engine: in small pieces, between other messages, once for all its choices.
+"""Sends a request to the engine once for all its sequences; long parts in pieces, between other messages.
 
 A single frame would block the event loop while it is copied, and all other requests while it is written.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import count
 
-from server.engine.messages import DropUpload, Piece, TensorLayout, ToEngine, Upload
-from server.types import PromptInputs, TensorData
+import msgspec
+
+from server.engine.messages import DropUpload, Generate, Piece, Prompt, TensorLayout, ToEngine
+from server.types import EnginePrompt, PromptInputs, SamplingParams, TensorData
 
 _PIECE_BYTES = 1 << 18
 """Copied in 0.05 ms; an idle socket accepts as much at once."""
 
+_INLINE_UNITS = 1 << 14
+"""Most tokens and characters of a grammar that are part of the request's own message."""
 
-@dataclass(eq=False)
-class _Sending:
-    """An upload in progress or complete, and the number of requests that use it."""
-
-    upload_id: int
-    inputs: PromptInputs
-    task: "asyncio.Task[None]"
-    num_users: int = 0
+_Part = str | list[int] | memoryview
 
 
 class Uploader:
-    """Sends uploads from the API process; every method runs on the event loop."""
+    """Sends requests over one connection; every method runs on the event loop."""
 
     def __init__(self, send: Callable[[ToEngine], None], drain: Callable[[], Awaitable[None]]) -> None:
         """`drain` waits until everything sent so far has been written, or the engine has exited."""
         self._send = send
         self._drain = drain
         self._ids = count()
-        self._sending: dict[int, _Sending] = {}
 
-    @asynccontextmanager
-    async def hold(self, inputs: PromptInputs) -> AsyncIterator[int]:
-        """Uploads the inputs; the engine keeps them under the returned id until the block ends."""
-        sending = self._sending.get(id(inputs)) or self._begin(inputs)
-        sending.num_users += 1
+    async def send(self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int) -> None:
+        """Sends a request; one that is cancelled meanwhile leaves nothing in the engine."""
+        params = prompts[0].params
+        parts = list(_parts(params, prompts))
+        if all(prompt.inputs is None for prompt in prompts) and sum(map(len, parts)) <= _INLINE_UNITS:
+            described = [Prompt(p.token_ids, p.params.max_tokens, p.params.reasoning) for p in prompts]
+            self._send(Generate(request_id, described, params, num_choices))
+        else:
+            described = [Prompt([], p.params.max_tokens, p.params.reasoning, _layout(p.inputs)) for p in prompts]
+            upload_id = next(self._ids)
+            sizes = await self._send_parts(upload_id, parts)
+            self._send(Generate(request_id, described, _with_spec(params, ""), num_choices, upload_id, sizes))
+        await self._drain()
+
+    async def _send_parts(self, upload_id: int, parts: list[_Part]) -> list[int]:
+        """Sends them in pieces; returns their sizes."""
+        sizes: list[int] = []
         try:
-            await asyncio.shield(sending.task)
-            yield sending.upload_id
-        finally:
-            sending.num_users -= 1
-            if not sending.num_users:
-                del self._sending[id(inputs)]
-                sending.task.cancel()
-                self._send(DropUpload(sending.upload_id))
-
-    def _begin(self, inputs: PromptInputs) -> _Sending:
-        upload_id = next(self._ids)
-        task = asyncio.create_task(self._send_all(upload_id, inputs), name=f"upload-{upload_id}")
-        sending = self._sending[id(inputs)] = _Sending(upload_id, inputs, task)
-        return sending
-
-    async def _send_all(self, upload_id: int, inputs: PromptInputs) -> None:
-        self._send(Upload(upload_id, _layout(inputs)))
-        for tensor in _tensors(inputs):
-            for begin in range(0, len(tensor.data), _PIECE_BYTES):
-                self._send(Piece(upload_id, tensor.data[begin : begin + _PIECE_BYTES]))
-                await self._drain()
-                await asyncio.sleep(0)  # writing to an idle socket never waits; lets other tasks run
-
-
-@dataclass
-class _Received:
-    """The received pieces of an upload, and the inputs once they are assembled."""
-
-    layout: list[TensorLayout]
-    pieces: list[memoryview] = field(default_factory=list)
-    inputs: PromptInputs | None = None
+            for part in parts:
+                sizes.append(0)
+                for piece in _cut(part):
+                    sizes[-1] += len(piece)
+                    self._send(Piece(upload_id, memoryview(piece)))
+                    await self._drain()
+                    await asyncio.sleep(0)  # writing to an idle socket never waits; lets other tasks run
+        except BaseException:
+            self._send(DropUpload(upload_id))
+            raise
+        return sizes
 
 
 class Uploads:
-    """Assembles uploads in the engine; used on the receiving thread."""
+    """Puts requests together again in the engine; used on the receiving thread."""
 
     def __init__(self) -> None:
-        self._received: dict[int, _Received] = {}
+        self._pieces: dict[int, list[memoryview]] = {}
 
-    def handle(self, message: Upload | Piece | DropUpload) -> None:
-        """Begins, continues or drops an upload; requests that have its inputs keep them."""
-        match message:
-            case Upload(upload_id, layout):
-                self._received[upload_id] = _Received(layout)
-            case Piece(upload_id, data):
-                self._received[upload_id].pieces.append(data)
-            case DropUpload(upload_id):
-                self._received.pop(upload_id, None)
-
-    def inputs(self, upload_id: int) -> PromptInputs:
-        """The uploaded inputs; the same object for every request."""
-        received = self._received[upload_id]
-        if received.inputs is None:
-            # A bytearray, because torch warns about read-only memory.
-            whole = memoryview(bytearray().join(received.pieces))
-            received.inputs = _assemble(received.layout, whole)
-            received.pieces.clear()
-        return received.inputs
-
-
-def _layout(inputs: PromptInputs) -> list[TensorLayout]:
-    named = [] if inputs.embeds is None else [(None, inputs.embeds)]
-    return [TensorLayout(name, t.dtype, t.shape, len(t.data)) for name, t in (*named, *(inputs.mm or {}).items())]
-
-
-def _tensors(inputs: PromptInputs) -> Iterator[TensorData]:
-    """In the layout's order."""
-    if inputs.embeds is not None:
-        yield inputs.embeds
-    yield from (inputs.mm or {}).values()
-
-
-def _assemble(layout: list[TensorLayout], whole: memoryview) -> PromptInputs:
-    embeds: TensorData | None = None
-    mm: dict[str, TensorData] = {}
-    begin = 0
-    for tensor in layout:
-        data = TensorData(tensor.dtype, tensor.shape, whole[begin : begin + tensor.num_bytes])
-        begin += tensor.num_bytes
-        if tensor.name is None:
-            embeds = data
+    def handle(self, message: Piece | DropUpload) -> None:
+        """Keeps a piece, or drops those of a request that will not follow."""
+        if isinstance(message, Piece):
+            self._pieces.setdefault(message.upload_id, []).append(message.data)
         else:
-            mm[tensor.name] = data
-    return PromptInputs(embeds=embeds, mm=mm or None)
+            self._pieces.pop(message.upload_id, None)
+
+    def complete(self, message: Generate) -> Generate:
+        """The request with what its pieces contain."""
+        if message.upload_id is None:
+            return message
+        # A bytearray, because torch warns about read-only memory.
+        whole = memoryview(bytearray().join(self._pieces.pop(message.upload_id, ())))
+        parts = iter(_split(whole, message.part_sizes))
+        spec = str(next(parts), "utf-8")
+        prompts = [
+            msgspec.structs.replace(prompt, token_ids=_read_ids(next(parts)), inputs=_assemble(prompt.layout, parts))
+            for prompt in message.prompts
+        ]
+        return msgspec.structs.replace(
+            message, params=_with_spec(message.params, spec), prompts=prompts, upload_id=None, part_sizes=[]
+        )
+
+
+def _parts(params: SamplingParams, prompts: Sequence[EnginePrompt]) -> Iterator[_Part]:
+    """All that may be long, in the order in which it is sent."""
+    yield "" if params.guided is None else params.guided.spec
+    for prompt in prompts:
+        yield prompt.token_ids
+        if prompt.inputs is not None:
+            yield from (tensor.data for _, tensor in _tensors(prompt.inputs))
+
+
+def _cut(part: _Part) -> Iterator[bytes | memoryview]:
+    size = _PIECE_BYTES // 8 if isinstance(part, list) else _PIECE_BYTES
+    for begin in range(0, len(part), size):
+        piece = part[begin : begin + size]
+        if isinstance(piece, str):
+            yield piece.encode()
+        elif isinstance(piece, list):
+            yield array("q", piece).tobytes()
+        else:
+            yield piece
+
+
+def _read_ids(part: memoryview) -> list[int]:
+    return array("q", bytes(part)).tolist()
+
+
+def _split(whole: memoryview, sizes: list[int]) -> Iterator[memoryview]:
+    begin = 0
+    for size in sizes:
+        yield whole[begin : begin + size]
+        begin += size
+
+
+def _with_spec(params: SamplingParams, spec: str) -> SamplingParams:
+    if params.guided is None:
+        return params
+    return msgspec.structs.replace(params, guided=msgspec.structs.replace(params.guided, spec=spec))
+
+
+def _tensors(inputs: PromptInputs) -> Iterator[tuple[str | None, TensorData]]:
+    if inputs.embeds is not None:
+        yield None, inputs.embeds
+    yield from (inputs.mm or {}).items()
+
+
+def _layout(inputs: PromptInputs | None) -> list[TensorLayout]:
+    return [] if inputs is None else [TensorLayout(name, t.dtype, t.shape) for name, t in _tensors(inputs)]
+
+
+def _assemble(layout: list[TensorLayout], parts: Iterator[memoryview]) -> PromptInputs | None:
+    if not layout:
+        return None
+    tensors = {each.name: TensorData(each.dtype, each.shape, next(parts)) for each in layout}
+    embeds = tensors.pop(None, None)
+    return PromptInputs(embeds=embeds, mm={name: data for name, data in tensors.items() if name is not None} or None)

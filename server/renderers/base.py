@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
-from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer
+from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
 from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.make_async import make_async
@@ -236,14 +236,15 @@ class BaseRenderer(ABC):
         stop: Sequence[StopString] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
-        prompt_token_ids: Sequence[int] = (),
+        prompt_token_ids: Sequence[int] | PromptTail = (),
     ) -> IncrementalDetokenizer:
         """Creates the detokenizer of one output; stop strings apply after `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
+        prompt = prompt_token_ids if isinstance(prompt_token_ids, PromptTail) else PromptTail(prompt_token_ids)
         if skip_special_tokens or spaces_between_special_tokens:
-            window = DecodeWindow(decode, prompt_token_ids)
+            window = DecodeWindow(decode, prompt)
         else:
-            window = AddedTokensJoined(decode, prompt_token_ids, self.tokenizer.added_tokens)
+            window = AddedTokensJoined(decode, prompt, self.tokenizer.added_tokens)
         scanner = StopScanner(stop, include_stop_str_in_output) if stop else None
         return IncrementalDetokenizer(window, scanner, min_tokens)
 

@@ -75,6 +75,21 @@ class IncrementalDetokenizer:
         return text
 
 
+class PromptTail:
+    """The end of a prompt that is decoded with an output; one per prompt, whatever its number of choices."""
+
+    def __init__(self, token_ids: Sequence[int] = ()) -> None:
+        self._token_ids = token_ids
+        self._found: tuple[list[int], str] | None = None
+
+    def find(self, decode: Decode) -> tuple[list[int], str]:
+        """The last tokens, enough for some text that begins with a whole character, and this text."""
+        if self._found is None:
+            token_ids = _tail(decode, self._token_ids)
+            self._found = token_ids, decode(token_ids) if token_ids else ""
+        return self._found
+
+
 class DecodeWindow:
     """Decodes only the tokens since the last whole character, together with a few before them.
 
@@ -83,10 +98,9 @@ class DecodeWindow:
     withdrawn.
     """
 
-    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int] = ()) -> None:
+    def __init__(self, decode: Decode, prompt: PromptTail) -> None:
         self._decode = decode
-        self._context = _tail(decode, prompt_token_ids)
-        self._shown = decode(self._context) if self._context else ""
+        self._context, self._shown = prompt.find(decode)
         self._pending: list[int] = []
 
     def step(self, token_id: int) -> str:
@@ -121,8 +135,8 @@ class DecodeWindow:
 class AddedTokensJoined(DecodeWindow):
     """Writes adjacent added tokens without the space that some decoders put between them."""
 
-    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int], added: Mapping[int, str]) -> None:
-        super().__init__(decode, prompt_token_ids)
+    def __init__(self, decode: Decode, prompt: PromptTail, added: Mapping[int, str]) -> None:
+        super().__init__(decode, prompt)
         self._added = added
         self._was_added = False
 

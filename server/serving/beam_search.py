@@ -19,7 +19,7 @@ from server.serving.concurrently import run_concurrently
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
-from server.serving.sequence_run import SequenceRun
+from server.serving.sequence_run import run_sequences
 from server.types import TokenLogprob
 
 
@@ -40,8 +40,23 @@ class _Candidate(NamedTuple):
     """The beam's sum with this token."""
 
 
-class BeamSearch:
-    """The search for one prompt; `run` is called once, on the event loop."""
+async def run_searches(
+    inference: Inference, generation: Generation, engine_id: str
+) -> AsyncGenerator[SequenceDelta, None]:
+    """Searches for all prompts; yields each choice as one delta, the best one of a prompt first.
+
+    Raises:
+        EngineError: the engine died or failed a step.
+    """
+    searches = [_BeamSearch(inference, generation, index) for index in range(len(generation.prompts))]
+    found = await run_concurrently([each.run(f"{engine_id}-{index}") for index, each in enumerate(searches)])
+    for deltas in found:
+        for delta in deltas:
+            yield delta
+
+
+class _BeamSearch:
+    """The search for one prompt; runs on the event loop."""
 
     def __init__(self, inference: Inference, generation: Generation, prompt_index: int) -> None:
         request = generation.request
@@ -56,19 +71,11 @@ class BeamSearch:
         self._step_params = msgspec.structs.replace(generation.params[prompt_index], max_tokens=1)
         self._step_request = CompletionRequest(prompt=self._prompt.token_ids, max_tokens=1)  # type: ignore[arg-type]
         self._later_context = RequestContext(times=generation.context.times)
-        self.num_tokens = 0
-        """Length of the longest choice."""
 
-    async def run(self, engine_id: str) -> AsyncGenerator[SequenceDelta, None]:
-        """Yields each choice as one delta when the search has ended, the best one first.
-
-        Raises:
-            EngineError: the engine died or failed a step.
-        """
-        for position, beam in enumerate(await self._search(engine_id)):
-            delta = await self._delta(self._first_choice + position, beam)
-            self.num_tokens = max(self.num_tokens, len(delta.token_ids))
-            yield delta
+    async def run(self, engine_id: str) -> list[SequenceDelta]:
+        """The choices, each as one delta."""
+        beams = await self._search(engine_id)
+        return [await self._delta(self._first_choice + position, beam) for position, beam in enumerate(beams)]
 
     async def _search(self, engine_id: str) -> list[_Beam]:
         begin_s = perf_counter()
@@ -100,8 +107,12 @@ class BeamSearch:
             reasoning=[None] * len(beams),
             context=context,
         )
-        runs = [SequenceRun(self._inference, step, index) for index in range(len(beams))]
-        return await run_concurrently([_compute_beam(run, f"{engine_id}-{i}") for i, run in enumerate(runs)])
+        found: list[list[tuple[int, float]]] = [[]] * len(beams)
+        async with aclosing(run_sequences(self._inference, step, engine_id)) as deltas:
+            async for delta in deltas:
+                assert delta.logprobs, "the engine sent no log-probabilities"
+                found[delta.choice] = delta.logprobs[0].top
+        return found
 
     def _is_end(self, token_id: int) -> bool:
         """Only the tokenizer's end-of-sequence token ends a beam."""
@@ -145,10 +156,3 @@ def _candidates(beam: _Beam, top: list[tuple[int, float]]) -> list[_Candidate]:
         _Candidate(beam, TokenLogprob(token_id, logprob, rank, top), beam.logprob + logprob)
         for rank, (token_id, logprob) in enumerate(top, start=1)
     ]
-
-
-async def _compute_beam(run: SequenceRun, engine_id: str) -> list[tuple[int, float]]:
-    async with aclosing(run.run(engine_id)) as deltas:
-        delta = await anext(deltas)
-    assert delta.logprobs, "the engine sent no log-probabilities"
-    return delta.logprobs[0].top

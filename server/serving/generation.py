@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import msgspec
-
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
+from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import RenderedPrompt
 from server.renderers.stop_strings import StopString
 from server.serving.reasoning import PromptReasoning
 from server.serving.request_context import RequestContext
-from server.types import FinishReason, SamplingParams, TokenLogprob
-
-_SEED_MODULUS = 2**63
+from server.types import EnginePrompt, FinishReason, SamplingParams, TokenLogprob
 
 
 class SequenceDelta(NamedTuple):
@@ -69,11 +66,15 @@ class Generation:
         """The reasoning of a choice."""
         return self.reasoning[index // self.request.num_choices]
 
-    def params_of(self, index: int) -> SamplingParams:
-        """The sampling parameters of a choice; choices of one prompt differ only in the seed."""
-        prompt_index, position = divmod(index, self.request.num_choices)
-        params = self.params[prompt_index]
-        if params.seed is None or not position:
-            return params
-        seed = (params.seed + position + _SEED_MODULUS) % (2 * _SEED_MODULUS) - _SEED_MODULUS
-        return msgspec.structs.replace(params, seed=seed)
+    @cached_property
+    def prompt_tails(self) -> tuple[PromptTail, ...]:
+        """The end of each prompt, for all of its choices."""
+        return tuple(PromptTail(prompt.known_token_ids) for prompt in self.prompts)
+
+    @property
+    def engine_prompts(self) -> list[EnginePrompt]:
+        """The prompts as the engine takes them."""
+        return [
+            EnginePrompt(prompt.token_ids, params, prompt.inputs)
+            for prompt, params in zip(self.prompts, self.params, strict=True)
+        ]

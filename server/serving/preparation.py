@@ -61,10 +61,8 @@ class GenerationBuilder:
         )
         has_grammar = constraints.guided is not None
         reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
-        params = [
-            sampling.build(request, num_prompt_tokens=len(prompt.token_ids), constraints=constraints, reasoning=found)
-            for prompt, found in zip(prompts, reasoning, strict=True)
-        ]
+        nums_tokens = [len(prompt.token_ids) for prompt in prompts]
+        params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
         if adapter_id := self._models.adapter_id(request.model):
             params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
         generation = Generation(

@@ -10,7 +10,7 @@ from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import TextOptions
 from server.serving.lora import LoraAdapters
-from server.types import EngineInfo, PoolingParams, SamplingParams
+from server.types import EngineInfo, EnginePrompt, PoolingParams, SamplingParams
 
 _REQUEST_ID = "warm-up"
 
@@ -85,7 +85,7 @@ async def warm_up(engine: EngineClient, renderer: BaseRenderer) -> None:
     detokenizer = renderer.create_detokenizer()
     sampling = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
     try:
-        async for output in engine.generate(_REQUEST_ID, prompt.token_ids, sampling):
+        async for output in engine.generate(_REQUEST_ID, [EnginePrompt(prompt.token_ids, sampling)]):
             detokenizer.append(output.token_ids)
             if output.error is not None:
                 raise EngineStartError(f"the first token could not be generated: {output.error}")

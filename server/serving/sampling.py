@@ -85,6 +85,27 @@ class SamplingBuilder:
     info: EngineInfo
     max_logprobs: int
 
+    def build_all(
+        self,
+        request: AnyRequest,
+        nums_prompt_tokens: Sequence[int],
+        *,
+        constraints: Constraints,
+        reasoning: Sequence[PromptReasoning | None],
+    ) -> list[SamplingParams]:
+        """The parameters of each prompt, which share whatever does not depend on the prompt.
+
+        Raises:
+            RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
+        """
+        params: list[SamplingParams] = []
+        for num_tokens, found in zip(nums_prompt_tokens, reasoning, strict=True):
+            like = params[0] if params else None
+            params.append(
+                self.build(request, num_prompt_tokens=num_tokens, constraints=constraints, reasoning=found, like=like)
+            )
+        return params
+
     def build(
         self,
         request: AnyRequest,
@@ -92,32 +113,35 @@ class SamplingBuilder:
         num_prompt_tokens: int,
         constraints: Constraints,
         reasoning: PromptReasoning | None = None,
+        like: SamplingParams | None = None,
     ) -> SamplingParams:
-        """The sampling parameters of each choice of a request.
+        """The sampling parameters of a prompt's choices; `like` are those of another prompt.
 
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
         """
         max_tokens = _output_budget(request, num_prompt_tokens, self.defaults, self.info.max_model_len)
+        min_tokens = _min_tokens(request, max_tokens)
+        rules = None if reasoning is None else reasoning.rules(request, has_grammar=constraints.guided is not None)
+        if like is not None:
+            return msgspec.structs.replace(like, max_tokens=max_tokens, reasoning=rules)
         _check_token_ids(request, self.info.vocab_size)
         if request.use_beam_search:
             return self._beam_params(request, max_tokens)
         return SamplingParams(
             max_tokens=max_tokens,
-            min_tokens=_min_tokens(request, max_tokens),
+            min_tokens=min_tokens,
             seed=None if request.seed == -1 else request.seed,
             stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
             ignore_eos=request.ignore_eos,
             logit_bias={token: min(100.0, max(-100.0, bias)) for token, bias in (request.logit_bias or {}).items()},
             bad_words_ids=tuple(map(tuple, constraints.bad_words_ids)),
-            allowed_token_ids=tuple(request.allowed_token_ids or ()),
+            allowed_token_ids=tuple(dict.fromkeys(request.allowed_token_ids or ())),
             logprobs=0 if request.logprob_token_ids else self._num_logprobs(request.num_logprobs, "logprobs"),
-            logprob_token_ids=tuple(request.logprob_token_ids or ()),
+            logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
             guided=constraints.guided,
-            reasoning=None
-            if reasoning is None
-            else reasoning.rules(request, has_grammar=constraints.guided is not None),
+            reasoning=rules,
             cache_salt=request.cache_salt,
             **_effective(request, self.defaults.values),
         )

@@ -1,5 +1,6 @@
-"""Runs one choice through the engine and the detokenizer."""
+"""Runs a request's sequences through the engine and the detokenizer."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -10,48 +11,70 @@ from server.serving.output_reader import OutputReader
 from server.serving.recorder import SequenceRecorder
 from server.types import EngineOutput, FinishReason
 
+_ENDED_PER_TURN = 32
+"""Of the sequences that end together; each is recorded in 30 microseconds."""
 
-class SequenceRun:
-    """One per choice; `run` is called once, on the event loop."""
+
+async def run_sequences(
+    inference: Inference, generation: Generation, engine_id: str
+) -> AsyncGenerator[SequenceDelta, None]:
+    """Yields the deltas of all choices as they arrive, until the engine or a stop string has ended each.
+
+    Closing the generator aborts those that still run.
+
+    Raises:
+        EngineError: the engine died or failed one of the sequences.
+        RequestError: the request is the cause of the failure.
+    """
+    indexes = {f"{engine_id}-{index}": index for index in range(generation.num_choices)}
+    runs: dict[str, _SequenceRun] = {}
+    """Of the sequences that have begun, and not ended."""
+    reason: FinishReason = "abort"
+    stream = inference.engine.generate(engine_id, generation.engine_prompts, generation.request.num_choices)
+    try:
+        async with aclosing(stream) as outputs:
+            async for output in outputs:
+                engine_name = output.request_id
+                if engine_name not in runs:
+                    runs[engine_name] = _SequenceRun(inference, generation, indexes[engine_name])
+                delta = runs[engine_name].read(output)
+                if delta.finish_reason is not None:
+                    if output.finish_reason is None:
+                        inference.engine.abort([engine_name])
+                    runs.pop(engine_name).finish(delta.finish_reason)
+                    del indexes[engine_name]
+                yield delta
+    except (EngineError, RequestError):
+        reason = "error"
+        raise
+    finally:
+        for position, (engine_name, index) in enumerate(indexes.items(), start=1):
+            (runs.get(engine_name) or _SequenceRun(inference, generation, index)).finish(reason)
+            if position % _ENDED_PER_TURN == 0:
+                await asyncio.sleep(0)
+
+
+class _SequenceRun:
+    """One per choice."""
 
     def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
-        self._engine = inference.engine
-        self._prompt = generation.prompt_of(index)
-        self._params = generation.params_of(index)
+        prompt_index = index // generation.request.num_choices
         self._reader = OutputReader(inference.renderer, generation, index)
         self._recorder = SequenceRecorder(
             inference.metrics.engine,
             context=generation.context,
-            num_prompt_tokens=len(self._prompt.token_ids),
-            max_tokens=self._params.max_tokens,
+            num_prompt_tokens=len(generation.prompts[prompt_index].token_ids),
+            max_tokens=generation.params[prompt_index].max_tokens,
         )
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens generated so far."""
-        return self._recorder.num_tokens
+    def read(self, output: EngineOutput) -> SequenceDelta:
+        self._recorder.record(output)
+        if output.finish_reason in ("error", "abort"):
+            raise _failure(output)
+        return self._reader.read(output)
 
-    async def run(self, engine_id: str) -> AsyncGenerator[SequenceDelta, None]:
-        """Yields deltas until the engine ends the sequence or a stop string is found."""
-        reason: FinishReason = "abort"
-        prompt = self._prompt
-        stream = self._engine.generate(engine_id, prompt.token_ids, self._params, prompt.inputs)
-        try:
-            async with aclosing(stream) as outputs:
-                async for output in outputs:
-                    self._recorder.record(output)
-                    if output.finish_reason in ("error", "abort"):
-                        raise _failure(output)
-                    delta = self._reader.read(output)
-                    reason = delta.finish_reason or "abort"
-                    if delta.finish_reason is not None and output.finish_reason is None:
-                        await outputs.aclose()
-                    yield delta
-        except (EngineError, RequestError):
-            reason = "error"
-            raise
-        finally:
-            self._recorder.finish(reason)
+    def finish(self, reason: FinishReason) -> None:
+        self._recorder.finish(reason)
 
 
 def _failure(output: EngineOutput) -> EngineError | RequestError:

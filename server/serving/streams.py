@@ -1,14 +1,13 @@
 """Runs a request's sequences concurrently, on the event loop."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import uuid4
 
-from server.serving.beam_search import BeamSearch
+from server.serving.beam_search import run_searches
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
-from server.serving.sequence_run import SequenceRun
+from server.serving.sequence_run import run_sequences
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
@@ -19,23 +18,23 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
     Raises:
         EngineError: the engine died or failed one of the sequences.
     """
-    runs = _create_runs(inference, generation)
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
-    streams = [run.run(f"{engine_id}-{index}") for index, run in enumerate(runs)]
+    num_tokens = [0] * generation.num_choices
     try:
-        source = streams[0] if len(streams) == 1 else _merge(streams)
+        run = run_searches if generation.request.use_beam_search else run_sequences
+        source = run(inference, generation, engine_id)
         interval = generation.request.stream_interval or 1
         if generation.request.stream and interval > 1:
             source = _batch(source, interval)
         async with aclosing(source) as deltas:
             async for delta in deltas:
+                num_tokens[delta.choice] += len(delta.token_ids)
                 yield delta
     finally:
-        size = len(runs) // len(generation.prompts)
-        for start in range(0, len(runs), size):
-            longest = max(run.num_tokens for run in runs[start : start + size])
+        size = generation.request.num_choices
+        for start in range(0, len(num_tokens), size):
             inference.metrics.engine.record_request(
-                num_choices=generation.request.num_choices, max_generation_tokens=longest
+                num_choices=size, max_generation_tokens=max(num_tokens[start : start + size])
             )
 
 
@@ -46,13 +45,6 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
         async for delta in deltas:
             parts[delta.choice].append(delta)
     return [join_deltas(deltas_of_choice) for deltas_of_choice in parts]
-
-
-def _create_runs(inference: Inference, generation: Generation) -> Sequence[SequenceRun | BeamSearch]:
-    """One run per choice, or one search per prompt."""
-    if generation.request.use_beam_search:
-        return [BeamSearch(inference, generation, index) for index in range(len(generation.prompts))]
-    return [SequenceRun(inference, generation, index) for index in range(generation.num_choices)]
 
 
 async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:
@@ -79,34 +71,3 @@ def join_deltas(deltas: list[SequenceDelta]) -> SequenceDelta:
         prompt_logprobs=first.prompt_logprobs,
         num_cached_tokens=first.num_cached_tokens,
     )
-
-
-async def _merge(streams: list[AsyncGenerator[SequenceDelta, None]]) -> AsyncGenerator[SequenceDelta, None]:
-    """Runs the streams concurrently; the first failure ends all of them."""
-    queue: asyncio.Queue[SequenceDelta | Exception | None] = asyncio.Queue()
-
-    async def pump(stream: AsyncGenerator[SequenceDelta, None]) -> None:
-        try:
-            async with aclosing(stream):
-                async for delta in stream:
-                    queue.put_nowait(delta)
-        except Exception as err:  # noqa: BLE001
-            queue.put_nowait(err)
-        else:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
-    try:
-        num_running = len(tasks)
-        while num_running:
-            item = await queue.get()
-            if item is None:
-                num_running -= 1
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,7 +12,7 @@ from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
 from server.pooler_config import PoolerConfig
-from server.types import EngineOutput, EngineStats, PoolingParams, PromptInputs, SamplingParams, TensorData
+from server.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
 
 
 class PoolingCore:
@@ -55,15 +55,9 @@ class PoolingCore:
             num_threads=torch.get_num_threads(),
         )
 
-    def add(
-        self,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        inputs: PromptInputs | None = None,
-    ) -> EngineOutput:
+    def add(self, request_ids: Iterable[str], prompt: EnginePrompt) -> list[EngineOutput]:
         """Rejects the request: the model does not generate."""
-        return _failed(request_id, "this model does not generate text")
+        return [_failed(request_id, "this model does not generate text") for request_id in request_ids]
 
     def load_adapter(self, message: LoadAdapter) -> AdapterReport:
         """Rejects the adapter."""

@@ -30,7 +30,15 @@ from server.engine.sleep_mode import ReleasableWeights
 from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
-from server.types import EngineOutput, EngineStats, FinishReason, PromptInputs, SamplingParams, TokenLogprob
+from server.types import (
+    EngineOutput,
+    EnginePrompt,
+    EngineStats,
+    FinishReason,
+    PromptInputs,
+    SamplingParams,
+    TokenLogprob,
+)
 
 if TYPE_CHECKING:
     from server.engine.sequence import Sequence
@@ -140,8 +148,7 @@ class SmallEngine:
         """Queues a request, greedy by default."""
         completion = self.completions[request_id] = Completion()
         sampling = SamplingParams(**({"temperature": 0.0, "max_tokens": 16} | params))
-        rejection = self.core.add(request_id, prompt, sampling, inputs)
-        if rejection is not None:
+        for rejection in self.core.add([request_id], EnginePrompt(prompt, sampling, inputs)):
             completion.take(rejection)
         return completion
 

@@ -15,7 +15,7 @@ import torch
 from server.config import EngineConfig, ModelFiles
 from server.engine import process
 from server.engine.channel import BlockingChannel
-from server.engine.messages import FromEngine, Generate, Ping, Pong, Ready, Step
+from server.engine.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.phases import Phases
 from server.machine import heap
 from server.types import SamplingParams
@@ -76,7 +76,7 @@ def test_idle_work_begins_after_the_first_request_though_pings_come_before(engin
         engine.send(Ping())
         assert isinstance(engine.receive(), Pong)
     assert not engine.imports.restored.is_set()
-    engine.send(Generate("a", [1, 2], SamplingParams(max_tokens=1)))
+    engine.send(Generate("a", [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
     assert isinstance(engine.receive(), Step)
     assert engine.imports.restored.wait(TIMEOUT_S)
 
@@ -87,7 +87,7 @@ def test_a_client_that_waited_for_readiness_is_served_before_idle_work(
     monkeypatch.setattr(process, "_IDLE_WORK_DELAY_S", float(TIMEOUT_S))
     assert isinstance(engine.receive(), Ready)
     for name in ("the API process", "a client"):
-        engine.send(Generate(name, [1, 2], SamplingParams(max_tokens=1)))
+        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
         assert isinstance(engine.receive(), Step)
     assert not engine.imports.restored.is_set()
 
@@ -98,7 +98,7 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
     monkeypatch.setattr(process, "_TRIM_DELAY_S", 0.0)
     assert isinstance(engine.receive(), Ready)
     for name in ("one", "two"):
-        engine.send(Generate(name, [1, 2], SamplingParams(max_tokens=1)))
+        engine.send(Generate(name, [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
         assert isinstance(engine.receive(), Step)
         trimmed.get(timeout=TIMEOUT_S)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""A prompt's tensors reach the engine in pieces, between other messages, once for all its requests."""
+"""A request reaches the engine once for all its sequences; long parts in pieces, between other messages."""
 
 import asyncio
 import socket
@@ -10,10 +10,19 @@ import pytest
 
 from server.engine.channel import BlockingChannel, ChannelClosedError
 from server.engine.client import EngineClient
-from server.engine.messages import Abort, DropUpload, Generate, Piece, Step, ToEngine, Upload
+from server.engine.messages import Abort, DropUpload, Generate, Piece, Prompt, Step, ToEngine
 from server.engine.uploads import Uploads
 from server.errors import EngineDeadError, EngineStartError
-from server.types import EngineOutput, EngineStats, PromptInputs, SamplingParams, TensorData
+from server.types import (
+    EngineOutput,
+    EnginePrompt,
+    EngineStats,
+    GuidedDecoding,
+    PromptInputs,
+    ReasoningRules,
+    SamplingParams,
+    TensorData,
+)
 
 PARAMS = SamplingParams(max_tokens=1)
 
@@ -24,13 +33,14 @@ def tensor(num_bytes: int, start: int = 0) -> TensorData:
 
 
 class FakeEngine:
-    """Answers every request with one token; keeps received messages and inputs."""
+    """Answers every sequence with one token; keeps received messages, requests and the number of bytes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self.messages: list[ToEngine] = []
-        self.inputs: dict[str, PromptInputs] = {}
+        self.requests: dict[str, Generate] = {}
+        self.num_bytes = 0
         self.uploads = Uploads()
         self._thread = threading.Thread(target=self._run, name="fake-engine")
         self._thread.start()
@@ -38,19 +48,24 @@ class FakeEngine:
     def _run(self) -> None:
         try:
             while True:
-                self._handle(self._decoder.decode(self._channel.receive()))
+                payload = self._channel.receive()
+                self.num_bytes += len(payload)
+                self._handle(self._decoder.decode(payload))
         except ChannelClosedError:
             self._channel.close()
 
     def _handle(self, message: ToEngine) -> None:
         self.messages.append(message)
-        if isinstance(message, Upload | Piece | DropUpload):
+        if isinstance(message, Piece | DropUpload):
             self.uploads.handle(message)
         elif isinstance(message, Generate):
-            if message.upload_id is not None:
-                self.inputs[message.request_id] = self.uploads.inputs(message.upload_id)
-            output = EngineOutput(message.request_id, [7], "length")
-            self._channel.send(msgspec.msgpack.encode(Step([output], EngineStats())))
+            request = self.requests[message.request_id] = self.uploads.complete(message)
+            names = [f"{request.request_id}-{i}" for i in range(len(request.prompts) * request.num_choices)]
+            outputs = [EngineOutput(name, [7], "length") for name in names]
+            self._channel.send(msgspec.msgpack.encode(Step(outputs, EngineStats())))
+
+    def inputs_of(self, request_id: str) -> PromptInputs | None:
+        return self.requests[request_id].prompts[0].inputs
 
     def kinds(self) -> list[str]:
         return [type(message).__name__ for message in self.messages]
@@ -77,8 +92,11 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-async def tokens_of(client: EngineClient, request_id: str, inputs: PromptInputs | None = None) -> list[int]:
-    return [t async for o in client.generate(request_id, [0, 0], PARAMS, inputs) for t in o.token_ids]
+async def tokens_of(
+    client: EngineClient, request_id: str, inputs: PromptInputs | None = None, num_choices: int = 1
+) -> list[int]:
+    prompts = [EnginePrompt([0, 0], PARAMS, inputs)]
+    return [t async for o in client.generate(request_id, prompts, num_choices) for t in o.token_ids]
 
 
 async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
@@ -88,24 +106,92 @@ async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.soc
     assert await tokens_of(client, "a", inputs) == [7]
     assert await tokens_of(client, "b") == [7]
     await end(client, engine)
-    found = engine.inputs.pop("a")
-    assert not engine.inputs
+    found = engine.inputs_of("a")
+    assert found is not None
+    assert engine.inputs_of("b") is None
     assert found.embeds == inputs.embeds
     assert found.mm == inputs.mm
-    assert not engine.uploads._received
+    assert not engine.uploads._pieces
     assert "Abort" not in engine.kinds()
 
 
-async def test_choices_share_one_upload(sockets: tuple[socket.socket, socket.socket]) -> None:
+async def test_long_grammars_and_prompts_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
     await client.start()
-    inputs, other = PromptInputs(embeds=tensor(600_000)), PromptInputs(embeds=tensor(10))
-    names = [f"choice-{i}" for i in range(4)]
-    await asyncio.gather(*(tokens_of(client, name, inputs) for name in names), tokens_of(client, "other", other))
+    guided = GuidedDecoding("regex", "日本😀" * 200_000)
+    shared = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=(1, 2), seed=-3)
+    rules = ReasoningRules(budget=5)
+    params = [shared, msgspec.structs.replace(shared, max_tokens=9, reasoning=rules)]
+    ids = [list(range(100_000)), [], [2**40]]
+    inputs = PromptInputs(mm={"grid": tensor(24)})
+    prompts = [EnginePrompt(ids[0], params[0]), EnginePrompt(ids[1], params[1], inputs), EnginePrompt(ids[2], shared)]
+    assert [o.token_ids async for o in client.generate("a", prompts, 2)] == [[7]] * 6
     await end(client, engine)
-    assert engine.kinds().count("Upload") == engine.kinds().count("DropUpload") == 2
-    assert len({id(engine.inputs[name]) for name in names}) == 1
-    assert engine.inputs["other"].embeds == other.embeds
+    found = engine.requests["a"]
+    assert found.params == shared
+    assert [p.token_ids for p in found.prompts] == ids
+    assert [(p.max_tokens, p.reasoning) for p in found.prompts] == [(1, None), (9, rules), (1, None)]
+    assert [p.inputs is None for p in found.prompts] == [True, False, True]
+    assert not engine.uploads._pieces
+
+
+@pytest.mark.parametrize("part", ["grammar", "prompt", "inputs", "lists"])
+async def test_the_number_of_choices_does_not_change_what_is_sent(
+    sockets: tuple[socket.socket, socket.socket], part: str
+) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    lists = tuple(range(50_000)) if part == "lists" else ()
+    guided = GuidedDecoding("regex", "x" * 200_000) if part == "grammar" else None
+    params = SamplingParams(max_tokens=1, guided=guided, allowed_token_ids=lists)
+    inputs = PromptInputs(embeds=tensor(200_000)) if part == "inputs" else None
+    prompt = EnginePrompt([0] * (25_000 if part == "prompt" else 2), params, inputs)
+    sent = []
+    for num_choices in (1, 4096):
+        before = engine.num_bytes
+        outputs = [output async for output in client.generate(f"n-{num_choices}", [prompt], num_choices)]
+        assert len(outputs) == num_choices
+        sent.append(engine.num_bytes - before)
+    await end(client, engine)
+    assert sent[0] > 100_000
+    assert sent[1] < sent[0] + 100
+
+
+async def test_prompts_of_a_request_share_their_parameters(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x" * 200_000))
+    prompts = [EnginePrompt([i], msgspec.structs.replace(params, max_tokens=i + 1)) for i in range(64)]
+    assert len([output async for output in client.generate("a", prompts)]) == 64
+    await end(client, engine)
+    assert engine.requests["a"].prompts == [Prompt([i], i + 1) for i in range(64)]
+    assert engine.num_bytes < 210_000
+
+
+async def test_one_of_several_sequences_is_aborted(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
+    names = [(await anext(outputs)).request_id]
+    client.abort(["a-2"])
+    names += [output.request_id async for output in outputs]
+    await end(client, engine)
+    assert names == ["a-0", "a-1"]
+    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-2"]]
+    assert not client._streams
+
+
+async def test_closing_a_stream_aborts_all_its_sequences_at_once(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 3)
+    await anext(outputs)
+    await outputs.aclose()
+    await end(client, engine)
+    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["a-1", "a-2"]]
+    assert not client._streams
 
 
 async def test_other_requests_and_the_event_loop_continue_during_an_upload(
@@ -133,35 +219,17 @@ async def test_other_requests_and_the_event_loop_continue_during_an_upload(
 async def test_a_cancelled_requests_upload_is_dropped(sockets: tuple[socket.socket, socket.socket]) -> None:
     client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
     await client.start()
-    inputs = PromptInputs(embeds=tensor(3_000_000))
-    request = asyncio.create_task(tokens_of(client, "gone", inputs))
-    while not client._uploader._sending:
+    request = asyncio.create_task(tokens_of(client, "gone", PromptInputs(embeds=tensor(3_000_000)), num_choices=2))
+    while not engine.uploads._pieces:
         await asyncio.sleep(0)
-    await asyncio.sleep(0)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
-    assert not client._uploader._sending
+    assert not client._streams
     assert await tokens_of(client, "next") == [7]
     await end(client, engine)
-    assert "gone" not in engine.inputs
-    assert not engine.uploads._received
-    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone"]]
-
-
-async def test_an_upload_continues_if_one_of_its_requests_is_cancelled(
-    sockets: tuple[socket.socket, socket.socket],
-) -> None:
-    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
-    await client.start()
-    inputs = PromptInputs(embeds=tensor(3_000_000))
-    first, second = [asyncio.create_task(tokens_of(client, name, inputs)) for name in ("first", "second")]
-    while not client._uploader._sending:
-        await asyncio.sleep(0)
-    first.cancel()
-    assert await second == [7]
-    await asyncio.gather(first, return_exceptions=True)
-    await end(client, engine)
-    assert engine.inputs["second"].embeds == inputs.embeds
+    assert "gone" not in engine.requests
+    assert not engine.uploads._pieces
+    assert [m.request_ids for m in engine.messages if isinstance(m, Abort)] == [["gone-0", "gone-1"]]
 
 
 async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(
@@ -170,12 +238,12 @@ async def test_an_engine_exit_during_an_upload_raises_engine_dead_error(
     client = EngineClient(sockets[0])
     await client.start()
     request = asyncio.create_task(tokens_of(client, "a", PromptInputs(embeds=tensor(3_000_000))))
-    while not client._uploader._sending:
+    while not client._streams:
         await asyncio.sleep(0)
     sockets[1].close()
     with pytest.raises(EngineDeadError):
         await asyncio.wait_for(request, 60)
-    assert not client._uploader._sending
+    assert not client._streams
     with pytest.raises(EngineStartError):
         _ = client.info
     await client.close()

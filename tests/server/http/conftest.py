@@ -3,8 +3,8 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ from server.serving.lora import LoraAdapters
 from server.serving.responses.store import build_response_store
 from server.transport import lingering_transport
 from server.transport.connection import bounded_connections
-from server.types import EngineInfo, EngineOutput, EngineStats, PromptInputs, SamplingParams, TokenLogprob
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PromptInputs, SamplingParams, TokenLogprob
 from tests.waiting import wait_until as poll
 
 MODEL = "smol"
@@ -61,6 +61,7 @@ class ScriptedEngine:
     inputs: dict[str, PromptInputs | None] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
     _num_sent: dict[str, int] = field(default_factory=dict)
+    _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     stats: EngineStats = EngineStats()
     sleep_level: int | None = None
     subscribers: list[Callable[[EngineStats], None]] = field(default_factory=list)
@@ -86,18 +87,53 @@ class ScriptedEngine:
         self.subscribers.append(callback)
 
     async def generate(
-        self,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        inputs: PromptInputs | None = None,
+        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Runs the sequences concurrently; the first failure ends all of them."""
+        queue: asyncio.Queue[EngineOutput | Exception | None] = asyncio.Queue()
+
+        async def pump(index: int) -> None:
+            prompt = prompts[index // num_choices]
+            params = prompt.params.of_choice(index % num_choices)
+            try:
+                async with aclosing(self.run_sequence(f"{request_id}-{index}", prompt, params)) as outputs:
+                    async for output in outputs:
+                        queue.put_nowait(output)
+            except Exception as err:  # noqa: BLE001
+                queue.put_nowait(err)
+            finally:
+                queue.put_nowait(None)
+
+        count = len(prompts) * num_choices
+        self._tasks |= {f"{request_id}-{index}": asyncio.create_task(pump(index)) for index in range(count)}
+        tasks = [self._tasks[f"{request_id}-{index}"] for index in range(count)]
+        try:
+            while count:
+                output = await queue.get()
+                if isinstance(output, Exception):
+                    raise output
+                if output is None:
+                    count -= 1
+                else:
+                    yield output
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self._tasks[request_id].cancel()
+
+    async def run_sequence(
+        self, request_id: str, prompt: EnginePrompt, params: SamplingParams
     ) -> AsyncGenerator[EngineOutput, None]:
         assert request_id not in self.requests, "engine ids must be unique"
-        self.requests[request_id] = (prompt_token_ids, params)
-        self.inputs[request_id] = inputs
+        self.requests[request_id] = (prompt.token_ids, params)
+        self.inputs[request_id] = prompt.inputs
         finished = False
         try:
-            for output in self._outputs(request_id, prompt_token_ids, params):
+            for output in self._outputs(request_id, prompt.token_ids, params):
                 await asyncio.sleep(self.step_s)
                 while self.holds_after is not None and self._sent(request_id) >= self.holds_after:
                     await asyncio.sleep(_POLL_S)

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.renderers.hf import HfRenderer
-from server.types import EngineOutput, PromptInputs, SamplingParams
+from server.types import EngineOutput, EnginePrompt, SamplingParams
 from tests.llamas import save_tiny_llama
 from tests.server.engine.byte_tokenizer import EOS
 from tests.server.engine.small_engine import SmallEngine
@@ -32,10 +32,10 @@ class SteppedEngine(ScriptedEngine):
         super().__init__([])
         self.small = SmallEngine(model, num_slots=4, prefix_tokens=2048, eos_token_ids=(EOS,))
 
-    async def generate(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, inputs: PromptInputs | None = None
+    async def run_sequence(
+        self, request_id: str, prompt: EnginePrompt, params: SamplingParams
     ) -> AsyncGenerator[EngineOutput, None]:
-        completion = self.small.add(request_id, prompt_token_ids, inputs, **msgspec.structs.asdict(params))
+        completion = self.small.add(request_id, prompt.token_ids, prompt.inputs, **msgspec.structs.asdict(params))
         await asyncio.sleep(0)
         while completion.finish_reason is None:
             self.small.step()

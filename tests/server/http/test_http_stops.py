@@ -71,9 +71,9 @@ def test_chat_reports_the_stop_reason(server):
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_end_without_a_new_token_is_reported(server, engine, path, monkeypatch):
-    async def generate(request_id, prompt_token_ids, params, inputs):
-        yield EngineOutput(request_id=request_id, token_ids=engine.reply[:1])
-        yield EngineOutput(request_id=request_id, finish_reason="length")
+    async def generate(request_id, prompts, num_choices):
+        yield EngineOutput(request_id=f"{request_id}-0", token_ids=engine.reply[:1])
+        yield EngineOutput(request_id=f"{request_id}-0", finish_reason="length")
 
     monkeypatch.setattr(engine, "generate", generate, raising=True)
     body = {"prompt": "a"} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}

@@ -43,7 +43,7 @@ class Recorded:
     def create_detokenizer(self) -> Any:
         return SimpleNamespace(append=lambda token_ids: self.calls.append(f"append {token_ids}"))
 
-    async def generate(self, request_id: str, token_ids: list[int], params: Any) -> Any:
+    async def generate(self, request_id: str, prompts: Any) -> Any:
         self.calls.append("generate")
         yield EngineOutput(request_id=request_id, token_ids=[7], finish_reason="length", error=self._output_error)
         if self._dies:

@@ -13,7 +13,7 @@ from server.config import EngineConfig, ModelFiles
 from server.engine.channel import frame
 from server.engine.client import EngineClient
 from server.errors import EngineStartError
-from server.types import SamplingParams
+from server.types import EnginePrompt, SamplingParams
 from startup.engine import process as engine_process
 from startup.logs.options import LogOptions
 from startup.start_method import use_start_method
@@ -81,7 +81,8 @@ async def _use(engine: engine_process.EngineProcess, mode: str | None) -> int:
         print("ready", flush=True)
         time.sleep(120)
     token_ids: list[int] = []
-    async for output in client.generate("a", [1, 2, 3], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)):
+    params = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    async for output in client.generate("a", [EnginePrompt([1, 2, 3], params)]):
         token_ids += output.token_ids
     await client.close()
     await asyncio.to_thread(engine.close)

@@ -14,11 +14,12 @@ def main(models: list[Path]) -> None:
     from server.config import EngineConfig, ModelFiles
     from server.engine.build import build_core
     from server.engine.phases import Phases
-    from server.types import SamplingParams
+    from server.types import EnginePrompt, SamplingParams
 
     for model in models:
         core, _ = build_core(ModelFiles(model, model), EngineConfig(max_num_seqs=2), Phases())
-        core.add("a", list(range(5, 45)), SamplingParams(max_tokens=8, temperature=0, ignore_eos=True))
+        params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+        core.add(["a"], EnginePrompt(list(range(5, 45)), params))
         token_ids: list[int] = []
         while core.has_work:
             for output in core.step():
