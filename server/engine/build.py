@@ -1,6 +1,8 @@
 """Builds the engine core and its parts; runs in the engine process."""
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +30,7 @@ from server.engine.sleep_mode import ReleasableWeights
 from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
+from server.machine.cpus import usable_count
 from server.types import EngineInfo
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,10 @@ logger = logging.getLogger(__name__)
 _BATCHED_TOKENS = 2048
 
 
-def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple[EngineCore, EngineInfo]:
-    """Loads the model and builds its engine core.
+def build_core(
+    files: ModelFiles, config: EngineConfig, phases: Phases, wake: Callable[[], None] = lambda: None
+) -> tuple[EngineCore, EngineInfo]:
+    """Loads the model and builds its engine core, whose threads call `wake` when there is work.
 
     Raises:
         EngineStartError: the model cannot be loaded or does not fit into memory.
@@ -61,7 +66,13 @@ def build_core(files: ModelFiles, config: EngineConfig, phases: Phases) -> tuple
         )
         cache = _build_cache(runner, shapes, size, model, config)
     vocab_size = model.config.get_text_config(decoder=True).vocab_size
-    guided = GuidedStates(tokenizer_path=files.tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+    guided = GuidedStates(
+        tokenizer_path=files.tokenizer_path,
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        executor=ThreadPoolExecutor((usable_count() + 1) // 2, thread_name_prefix="engine-grammar"),
+        wake=wake,
+    )
     batched = _batched_tokens(config) if runner.can_split_prompts else size.slot_len
     core = EngineCore(
         runner,

@@ -47,11 +47,11 @@ SLEEP_TAGS = ("weights", "kv_cache")
 """What vLLM frees while it sleeps."""
 
 
-class _PendingMultimodal(NamedTuple):
-    """A request whose images are not encoded yet."""
+class _Pending(NamedTuple):
+    """A sequence whose grammar is not compiled yet, or whose images are not encoded yet."""
 
     sequence: Sequence
-    inputs: PromptInputs
+    images: PromptInputs | None
 
 
 class EngineCore:
@@ -95,7 +95,7 @@ class EngineCore:
         self._pending_sleep: Sleep | None = None
         """Waits for the end of running sequences."""
         self._done: list[Done] = []
-        self._pending: dict[str, _PendingMultimodal] = {}
+        self._pending: dict[str, _Pending] = {}
         """In order of arrival."""
         self._num_iteration_tokens = 0
 
@@ -105,7 +105,7 @@ class EngineCore:
             return False
         if self._pending_sleep is not None:
             return self._scheduler.num_running > 0
-        return bool(self._pending) or self._scheduler.has_work
+        return self._scheduler.has_work or any(self._guided.is_ready(p.sequence) for p in self._pending.values())
 
     @property
     def stats(self) -> EngineStats:
@@ -137,8 +137,10 @@ class EngineCore:
         for position, request_id in enumerate(request_ids):
             sequence = Sequence(request_id, prompt.token_ids, prompt.params.of_choice(position))
             sequence.features = features
-            if error := fault or self._queue(sequence, prompt.inputs):
-                rejected.append(_failed(sequence, error))
+            if fault is not None:
+                rejected.append(_failed(sequence, fault))
+            else:
+                self._queue(sequence, None if features is not None else prompt.inputs)
         return rejected
 
     def _find_fault(self, prompt: EnginePrompt) -> str | None:
@@ -152,18 +154,13 @@ class EngineCore:
             return "its LoRA adapter has been unloaded"
         return None
 
-    def _queue(self, sequence: Sequence, inputs: PromptInputs | None) -> str | None:
-        """Queues a sequence, or returns why it cannot run."""
+    def _queue(self, sequence: Sequence, images: PromptInputs | None) -> None:
         if sequence.params.guided is not None or sequence.params.reasoning is not None:
-            try:
-                self._guided.start(sequence)
-            except GuidedDecodingError as err:
-                return str(err)
-        if inputs is not None and inputs.mm is not None:
-            self._pending[sequence.request_id] = _PendingMultimodal(sequence, inputs)
+            self._guided.start(sequence)
+        if images is not None or sequence.grammar is not None:
+            self._pending[sequence.request_id] = _Pending(sequence, images)
         else:
             self._scheduler.add(sequence)
-        return None
 
     def load_adapter(self, message: LoadAdapter) -> AdapterReport:
         """Reads an adapter; blocks until it is in memory."""
@@ -284,8 +281,8 @@ class EngineCore:
                 self._end(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Encodes one prompt's images, computes one batch and returns the outputs."""
-        rejected = self._encode_next_images()
+        """Queues what has become ready, computes one batch and returns the outputs."""
+        rejected = self._admit_pending()
         chunks = self._scheduler.schedule()
         if self._adapters is not None:
             rejected += self._require_adapters(chunks)
@@ -330,22 +327,25 @@ class EngineCore:
         self._sampler.prepare()
         return False
 
-    def _encode_next_images(self) -> list[EngineOutput]:
-        """Encodes the images of the oldest pending prompt and queues its requests; returns rejections.
+    def _admit_pending(self) -> list[EngineOutput]:
+        """Queues sequences whose grammar is ready, and encodes the images of one prompt; returns rejections.
 
         One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
         """
-        if not self._pending:
-            return []
-        inputs = next(iter(self._pending.values())).inputs
         rejected: list[EngineOutput] = []
-        for request_id, pending in [(i, p) for i, p in self._pending.items() if p.inputs is inputs]:
+        encoded: PromptInputs | None = None
+        for request_id, (sequence, images) in list(self._pending.items()):
+            is_turn = images is None or encoded is None or images is encoded
+            if not is_turn or not self._guided.is_ready(sequence):
+                continue
             del self._pending[request_id]
-            sequence = pending.sequence
             try:
-                sequence.features = self._features.build(sequence.token_ids, inputs)
+                self._guided.admit(sequence)
+                if images is not None:
+                    encoded = images
+                    sequence.features = self._features.build(sequence.token_ids, images)
                 self._scheduler.add(sequence)
-            except PromptFeaturesError as err:
+            except (GuidedDecodingError, PromptFeaturesError) as err:
                 self._guided.drop(sequence)
                 rejected.append(_failed(sequence, str(err)))
                 self._drop_unloaded_adapters()

@@ -17,19 +17,28 @@ class GrammarError(ValueError):
 
 
 def build_grammar(guided: GuidedDecoding) -> str:
-    """The grammar in llguidance's format.
+    """The grammar in llguidance's format, known to compile.
+
+    Raises:
+        GrammarError: the schema, expression or grammar is not valid.
+    """
+    grammar = translate_grammar(guided)
+    error = LLMatcher.validate_grammar(grammar)
+    if error:
+        raise GrammarError(error)
+    return grammar
+
+
+def translate_grammar(guided: GuidedDecoding) -> str:
+    """The grammar in llguidance's format, which may not compile.
 
     Raises:
         GrammarError: the schema, expression or grammar is not valid.
     """
     try:
-        grammar = _translate(guided)
+        return _translate(guided)
     except ValueError as err:
         raise GrammarError(str(err)) from err
-    error = LLMatcher.validate_grammar(grammar)
-    if error:
-        raise GrammarError(error)
-    return grammar
 
 
 def _translate(guided: GuidedDecoding) -> str:

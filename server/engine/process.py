@@ -157,9 +157,11 @@ def _do_idle_work(core: "EngineCore | PoolingCore", seconds: float) -> bool:
     return False
 
 
-def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> "Built":
+def _build(
+    files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports, wake: Callable[[], None]
+) -> "Built":
     try:
-        return _find_build(files, config)(files, config, phases)
+        return _find_build(files, config, wake)(files, config, phases)
     except EngineMemoryError:
         raise
     except Exception as err:
@@ -168,10 +170,12 @@ def _build(files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imp
             raise
         logger.debug("loading the model again, with all of torch: %s", err)
     # Outside of the handler: the exception keeps the first model alive, and a GPU may have no room for two.
-    return _find_build(files, config)(files, config, phases)
+    return _find_build(files, config, wake)(files, config, phases)
 
 
-def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
+def _find_build(
+    files: ModelFiles, config: EngineConfig, wake: Callable[[], None]
+) -> "Callable[[ModelFiles, EngineConfig, Phases], Built]":
     kind = read_model_kind(files.path, config)
     if kind.is_pooling:
         from server.engine.pooling.build import build_pooling_core
@@ -179,7 +183,11 @@ def _find_build(files: ModelFiles, config: EngineConfig) -> "Callable[[ModelFile
         return partial(build_pooling_core, kind)
     from server.engine.build import build_core
 
-    return build_core
+    return partial(build_core, wake=wake)
+
+
+class _WakeUpCall:
+    """In the inbox: the core has work that did not come with a message."""
 
 
 class _EngineLoop:
@@ -188,7 +196,7 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[Request | Exception | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Exception | _WakeUpCall | None] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
@@ -200,7 +208,7 @@ class _EngineLoop:
         # Loading uses all processors; the cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
         try:
-            core, info = _build(files, config, phases, imports)
+            core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WakeUpCall()))
         except EngineStartError as err:
             self.fail(str(err))
             return EXIT_START_FAILED
@@ -295,7 +303,8 @@ class _EngineLoop:
             wait_s = 0
             if isinstance(message, Exception):
                 raise message
-            yield message
+            if not isinstance(message, _WakeUpCall):
+                yield message
 
     def _receive_all(self) -> None:
         decoder = msgspec.msgpack.Decoder(ToEngine)

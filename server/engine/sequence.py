@@ -15,6 +15,7 @@ from server.types import SamplingParams, TokenLogprob
 if TYPE_CHECKING:
     import torch
 
+    from server.engine.grammar_compiler import Grammar
     from server.engine.prompt_features import PromptFeatures
     from server.engine.reasoning import ReasoningState
 
@@ -60,6 +61,10 @@ class Sequence:
         self.generator: torch.Generator | None = None
         self.reasoning: ReasoningState | None = None
         """Only if its parameters have rules for reasoning."""
+        self.grammar: Grammar | None = None
+        """Only if its parameters have a grammar, or its reasoning needs the tokenizer."""
+        self.has_grammar_copy = False
+        """Whether memory for a copy of the grammar is reserved."""
         self._salt_id = 0 if params.cache_salt is None else _hash_salt(params.cache_salt)
 
     @property

@@ -9,13 +9,19 @@ from server.engine.guided import GuidedStates
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
 from server.types import SamplingParams
+from tests.server.engine.inline_executor import InlineExecutor
 
 EOS = 2
 
 
 def create_sampler(*, vocab_size: int, seed: int = 0, eos_token_ids: tuple[int, ...] = (EOS,)) -> Sampler:
     """A sampler without a tokenizer for grammars."""
-    guided = GuidedStates(tokenizer_path=Path("nowhere"), vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+    guided = GuidedStates(
+        tokenizer_path=Path("nowhere"),
+        vocab_size=vocab_size,
+        eos_token_ids=eos_token_ids,
+        executor=InlineExecutor(),
+    )
     return Sampler(eos_token_ids=eos_token_ids, seed=seed, device=torch.device("cpu"), guided=guided)
 
 

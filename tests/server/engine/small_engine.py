@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from server.types import (
     SamplingParams,
     TokenLogprob,
 )
+from tests.server.engine.inline_executor import InlineExecutor
 
 if TYPE_CHECKING:
     from server.engine.sequence import Sequence
@@ -87,6 +89,7 @@ class SmallEngine:
         lora: LoraConfig | None = None,
         reload: Callable[[], PreTrainedModel] | None = None,
         pace: StepPace | None = None,
+        executor: Executor | None = None,
     ) -> None:
         """Without a `pace`, the times of steps change nothing: each run computes the same chunks."""
         self.prefixes: PrefixCache | None = None
@@ -104,7 +107,12 @@ class SmallEngine:
             self.runner.use_cache(kv_cache)
             self.prefixes = PrefixCache(kv_cache.slots, max_tokens=prefix_tokens) if prefix_tokens else None
         vocab_size = model.config.get_text_config(decoder=True).vocab_size
-        guided = GuidedStates(tokenizer_path=tokenizer_path, vocab_size=vocab_size, eos_token_ids=eos_token_ids)
+        guided = GuidedStates(
+            tokenizer_path=tokenizer_path,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+            executor=executor or InlineExecutor(),
+        )
         self.cache = CacheManager(
             num_slots=num_slots,
             max_tokens=kv_cache_tokens or num_slots * max_model_len,
@@ -205,4 +213,6 @@ class SmallEngine:
         assert self.cache.num_held_tokens == 0
         assert not self.scheduler._by_id
         assert not self.core._guided._matchers
+        assert self.core._guided._num_copied_chars == 0
+        assert not any(grammar.num_users for grammar in self.core._guided._compiler._grammars.values())
         assert all(s.model_cache is None for s in self._computed)

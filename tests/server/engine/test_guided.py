@@ -13,6 +13,7 @@ from server.engine.guided import GuidedStates
 from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
 from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, build_byte_tokenizer, save_byte_tokenizer
+from tests.server.engine.inline_executor import InlineExecutor
 from tests.server.engine.people import PERSON, assert_is_person
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
@@ -110,6 +111,7 @@ def test_an_invalid_grammar_fails_only_its_request(tmp_path: Path, guided: Guide
     neighbours = [engine.add("one", [40], max_tokens=20), engine.add("two", [50], max_tokens=20)]
     engine.step()
     refused = engine.add("bad", [60], guided=guided)
+    engine.step()
     assert refused.finish_reason == "error"
     assert refused.error is not None
     assert refused.error.startswith("the grammar cannot be used: ")
@@ -163,6 +165,7 @@ def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
     people = [
         engine.add(str(i), p, max_tokens=145, guided=PERSON, temperature=1.0, seed=i) for i, p in enumerate(prompts)
     ]
+    engine.step()
     youngest = engine.scheduler._by_id["3"]
     engine.run()
     assert youngest.num_preemptions > 0
@@ -172,7 +175,12 @@ def test_a_preempted_request_continues_its_grammar(tmp_path: Path) -> None:
 
 
 def test_logits_beyond_the_vocabulary_are_excluded(tmp_path: Path) -> None:
-    states = GuidedStates(tokenizer_path=save_byte_tokenizer(tmp_path), vocab_size=VOCAB_SIZE, eos_token_ids=(EOS,))
+    states = GuidedStates(
+        tokenizer_path=save_byte_tokenizer(tmp_path),
+        vocab_size=VOCAB_SIZE,
+        eos_token_ids=(EOS,),
+        executor=InlineExecutor(),
+    )
     sequence = Sequence("a", [40], SamplingParams(max_tokens=5, guided=GuidedDecoding("regex", "[xy]")))
     states.start(sequence)
     row = torch.zeros(VOCAB_SIZE + 100)

@@ -15,10 +15,11 @@ import torch
 from server.config import EngineConfig, ModelFiles
 from server.engine import process
 from server.engine.channel import BlockingChannel
+from server.engine.grammar_compiler import GrammarCompiler
 from server.engine.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.phases import Phases
 from server.machine import heap
-from server.types import SamplingParams
+from server.types import GuidedDecoding, SamplingParams
 
 TIMEOUT_S = 60
 
@@ -68,6 +69,7 @@ def engine(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine
     ours.close()
     theirs.close()
     gc.unfreeze()
+    gc.collect()  # ends the threads that compile grammars
 
 
 def test_idle_work_begins_after_the_first_request_though_pings_come_before(engine: Engine) -> None:
@@ -105,3 +107,24 @@ def test_an_engine_without_work_trims_its_heap_once(engine: Engine, monkeypatch:
             engine.send(Ping())
             assert isinstance(engine.receive(), Pong)
         assert trimmed.empty()
+
+
+def test_a_grammar_is_compiled_beside_the_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    compile_grammar = GrammarCompiler._compile
+    monkeypatch.setattr(
+        GrammarCompiler, "_compile", lambda *given: go_on.wait(TIMEOUT_S) and compile_grammar(*given), raising=True
+    )
+    assert isinstance(engine.receive(), Ready)
+    guided = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
+    engine.send(Generate("guided", [Prompt([1], 1)], guided))
+    engine.send(Generate("free", [Prompt([1, 2], 1)], SamplingParams(max_tokens=1)))
+    engine.send(Ping())
+    received = [engine.receive(), engine.receive()]
+    [step] = [message for message in received if isinstance(message, Step)]
+    assert [output.request_id for output in step.outputs] == ["free-0"]
+    assert step.stats.num_waiting == 1
+    go_on.set()
+    step = engine.receive()
+    assert isinstance(step, Step)
+    assert [(output.request_id, output.token_ids) for output in step.outputs] == [("guided-0", [ord("x")])]

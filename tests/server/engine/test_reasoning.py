@@ -160,6 +160,7 @@ def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
         engine.add(str(i), p, max_tokens=145, guided=PERSON, reasoning=rules, temperature=1.0, seed=i)
         for i, p in enumerate(prompts)
     ]
+    engine.step()
     youngest = engine.scheduler._by_id["3"]
     engine.run()
     assert youngest.num_preemptions > 0
