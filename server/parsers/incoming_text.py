@@ -23,8 +23,9 @@ class IncomingText:
 
     def add(self, text: str) -> None:
         """The next piece."""
-        self._text = self._text[self._position :] + text
-        self._position = 0
+        behind = min(self._position, 1)  # for patterns that look at the character before
+        self._text = self._text[self._position - behind :] + text
+        self._position = behind
 
     def find(
         self, pattern: regex.Pattern[str], passed: Callable[[str], None], *, keeps_incomplete: bool = True

@@ -10,7 +10,7 @@ class FunctionGemmaParser(MarkupParser):
 
     markup: ClassVar = Markup(
         call=r"<start_function_call>call:(?P<name>\w{1,256})\{",
-        argument=r",?\s{0,16}(?P<key>\w{1,256}):<escape>",
+        argument=r",?\s{0,16}+(?<!\w)(?P<key>\w{1,256}+):<escape>",
         argument_end="<escape>",
         call_end=r"\}?<end_function_call>",
     )

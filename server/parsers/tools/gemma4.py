@@ -15,9 +15,13 @@ _CALL: Final = regex.compile(r"<\|tool_call>\s{0,16}call:\s{0,16}(?P<name>[^\s<>
 _QUOTE: Final = regex.compile(r'<\|"\|>')
 _VALUE_START: Final = regex.compile(r'<\|"\|>|[{\[]')
 _BARE_END: Final = regex.compile(r"(?=[,}\]]|<tool_call\|>)")
-_KEY: Final = r'(?:<\|"\|>)?(?P<key>[^\s<>{}\[\]:,|"]{1,256})(?:<\|"\|>)?:\s{0,16}'
-_ARGUMENT: Final = regex.compile(rf"[\s,]{{0,16}}{_KEY}|\s{{0,16}}[)}}]?\s{{0,16}}(?:<tool_call\|>|(?=<\|tool_call>))")
-_MEMBER: Final = regex.compile(rf"[\s,]{{0,16}}(?:{_KEY}|}})")
+_KEY_CHARACTER: Final = r'[^\s<>{}\[\]:,|"]'
+_KEY: Final = rf'(?:<\|"\|>)?(?<!{_KEY_CHARACTER})(?P<key>{_KEY_CHARACTER}{{1,256}}+)(?:<\|"\|>)?:\s{{0,16}}'
+"""Begins with a word: else the search would try each of its characters, again with every token."""
+_ARGUMENT: Final = regex.compile(
+    rf"[\s,]{{0,16}}+{_KEY}|\s{{0,16}}+[)}}]?\s{{0,16}}+(?:<tool_call\|>|(?=<\|tool_call>))"
+)
+_MEMBER: Final = regex.compile(rf"[\s,]{{0,16}}+(?:{_KEY}|}})")
 _ITEM: Final = regex.compile(r"[\s,]{0,16}(?:(?P<end>\])|(?=[^\s,]))")
 
 _MOST_NESTED: Final = 64

@@ -20,9 +20,12 @@ class Markup:
     """The markers as regular expressions, each of bounded length and with a fixed last character."""
 
     call: str
-    """Begins a call; its group `name` is the function."""
+    """Begins a call; its group `name` is the function, with blanks around it."""
     argument: str
-    """Begins an argument named by its group `key`; the value is JSON if a group `string` is not `true`."""
+    """Begins an argument named by its group `key`, with blanks around it.
+
+    The value is JSON if a group `string` is not `true`.
+    """
     argument_end: str
     call_end: str
     block: str | None = None
@@ -109,7 +112,7 @@ class MarkupParser(TextParser):
             self.add_content(text)
 
     def _is_callable(self, call: Found) -> bool:
-        return call["name"] in self._names if self.markup.has_only_known_functions else bool(call["name"])
+        return call["name"].strip() in self._names if self.markup.has_only_known_functions else bool(call["name"])
 
     def _read_calls(self, call: Found) -> Waiting[None]:
         while True:
@@ -138,7 +141,7 @@ class MarkupParser(TextParser):
 
     def _read_value(self, opening: Found, arguments: ArgumentsWriter) -> Waiting[Found | None]:
         """None if the text ends in the value: the arguments then remain incomplete."""
-        key, is_text = opening["key"], opening.groupdict().get("string", "true") == "true"
+        key, is_text = opening["key"].strip(), opening.groupdict().get("string", "true") == "true"
         if not is_text or (key in self.markup.wrappers and not arguments.are_known([key])):
             return (yield from self._read_json_value(key, arguments, is_text=is_text))
         arguments.open_text(key)
