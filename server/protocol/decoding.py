@@ -13,7 +13,7 @@ from server.protocol.unused_fields import UnusedFields
 
 T = TypeVar("T")
 
-_LOCATED = re.compile(r"(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?", re.DOTALL)
+_PATH = re.compile(r"(?:`key` in )?`\$\.?(.*)`", re.DOTALL)
 _UNKNOWN_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_FIELD = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
 _BOUND = re.compile(r"Expected `(?:int|float)` (?P<relation>[<>]=?) .*")
@@ -93,9 +93,9 @@ class RequestDecoder(Generic[T]):
         return self._lenient.decode(self._unused.repair(body, self.model))
 
     def _explain(self, error: str, body: bytes) -> RequestError:
-        located = _LOCATED.fullmatch(error)
-        assert located is not None
-        what, path = located["what"], located["path"] or ""
+        what, _, place = error.rpartition(" - at ")
+        located = _PATH.fullmatch(place)
+        what, path = (what, located[1]) if located else (error, "")
         if unknown := _UNKNOWN_FIELD.fullmatch(what):
             name = _shorten(_join(path, unknown[1]))
             return RequestError(f"Unrecognized request argument supplied: {name}", param=name)
