@@ -66,7 +66,7 @@ _OPERATIONS: Final[dict[str, Callable[..., str]]] = {"render": _render, "content
 
 
 def _limit_resources() -> None:
-    """Limits memory and open files, and forbids writing data to files and, unless it runs as root, new processes.
+    """Limits memory and open files; forbids writing data to files and, except for root, starting processes.
 
     Files can still be read and removed by code that escapes from the sandbox.
     """
