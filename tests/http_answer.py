@@ -22,10 +22,11 @@ class Answer(NamedTuple):
         return json.loads(self.body) if self.body else None
 
 
-def ask(url: str, body: object = None, *, timeout_s: float = _ANSWER_S) -> Answer:
+def ask(url: str, body: object = None, *, timeout_s: float = _ANSWER_S, key: str | None = None) -> Answer:
     """Sends POST with the body as JSON, or GET without a body."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, data, headers)
     try:
         return _ask(request, timeout_s)
     except (OSError, http.client.HTTPException):  # also when the connection ends within the response

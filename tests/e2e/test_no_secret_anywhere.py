@@ -1,0 +1,196 @@
+"""Every command runs with marked keys; no file, no output and no command line of any process shows them."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import click
+import pytest
+
+from tests.e2e.secret_watch import SecretWatch
+from tests.e2e.server_process import ServerProcess
+from tests.http_answer import ask
+from tests.standby_process import StandbyProcess
+from tests.startup.vllm.fake_start import FakeStart, short_folder
+from tests.startup.vllm.fake_start import environment as fake_environment
+from tests.waiting import wait_until
+from vllm_cli.main import COMMANDS, cli
+
+MARK = f"s3same{uuid4().hex}"
+KEYS = [f"{MARK}-1", f"{MARK}-2"]
+SECRETS = ["--api-key", *KEYS, f"--hf-token={MARK}-3"]
+VARIABLES = {
+    "HF_TOKEN": f"{MARK}-4",
+    "HUGGING_FACE_HUB_TOKEN": f"{MARK}-5",
+    "OPENAI_API_KEY": KEYS[0],
+    "AWS_SECRET_ACCESS_KEY": f"{MARK}-6",
+    "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={MARK}-7",
+    "HF_ENDPOINT": f"http://{MARK}:{MARK}@127.0.0.1:9",
+    "HTTPS_PROXY": f"http://{MARK}:{MARK}@127.0.0.1:9",
+}
+SERVE = shlex.join([sys.executable, "-m", "vllm_cli", "serve"])
+BENCH = "--json out.json --html out.html --rounds 1"
+LOAD = f"{BENCH} --concurrency 1 --requests 1 --max-tokens 2"
+EMBEDDED = "--engine embedded --max-model-len 256"
+
+RUNS: dict[str, list[str]] = {
+    "serve": ["nowhere SECRETS --port 0", "somebody/something SECRETS --port 0", "MODEL SECRETS --preflight-only"],
+    "chat": ["--url URL --api-key KEY --quick Hello", "--url LOGIN --api-key KEY --quick Hello"],
+    "complete": ["--url URL --api-key KEY --quick Hello --max-tokens 2", "--url URL --api-key WRONG --quick Hello"],
+    "run-batch": [
+        f"-i requests.jsonl -o answers.jsonl --model MODEL --hf-token KEY {EMBEDDED} --json",
+        "-i requests.jsonl -o others.jsonl --url URL --api-key KEY --json",
+    ],
+    "wait": ["URL --json", "LOGIN --timeout 1"],
+    "ps": ["--json", ""],
+    "stop": ["1"],
+    "standby": ["--for nonsense"],
+    "standby status": ["--json"],
+    "standby stop": [""],
+    "timeline": ["report.json", "trace.json"],
+    "preload show": ["--json"],
+    "preload check": ["--json"],
+    "preload reset": [""],
+    "prefetch": ["MODEL --json", "somebody/something --json"],
+    "bake": [f"MODEL SECRETS {EMBEDDED} --output baked --json", "--check --output baked"],
+    "bench serve": [
+        f"--cmd SERVE {LOAD} --api-key KEY --prompt-tokens 8",
+        f"--url LOGIN {LOAD} --api-key KEY --ready-timeout 1",
+    ],
+    "bench startup": [f"--cmd SERVE {BENCH} --api-key KEY --pause 0"],
+    "bench liveness": [f"--url URL {LOAD} --kind chat --turns 2 --turn-chars 8 --api-key KEY"],
+    "env": ["", "--json"],
+    "probes": ["MODEL"],
+    "completion": ["bash"],
+    "collect-env": ["", "--json"],
+}
+"""The command lines of each command. URL is a server that wants a key, LOGIN its address with a login."""
+
+EXIT_CODES = {"serve": {0, 3}, "chat": {0, 1}, "complete": {0, 1}, "wait": {0, 1}, "stop": {1, 2}, "standby": {2},
+              "standby status": {1}, "standby stop": {1}, "timeline": {0, 2}, "preload check": {0, 2},
+              "prefetch": {0, 3}, "bake": {0, 1}, "bench serve": {0, 1, 3}}  # fmt: skip
+
+
+def test_every_command_is_run() -> None:
+    context = click.Context(cli)
+    found = set(_names(cli, context))
+    assert {entry.name for entry in COMMANDS} == {name.partition(" ")[0] for name in found}
+    assert found == set(RUNS)
+
+
+def _names(group: click.Group, context: click.Context, prefix: str = "") -> Iterator[str]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield prefix + name
+        if isinstance(command, click.Group):
+            yield from _names(command, context, f"{prefix}{name} ")
+
+
+class _Sandbox:
+    """Folders for everything that a command may write, and the variables that name them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.work = root / "work"
+        names = {"HOME": "home", "VLLM_CACHE_ROOT": "cache", "TMPDIR": "tmp", "XDG_RUNTIME_DIR": "run"}
+        self.environment = VARIABLES | {variable: str(root / name) for variable, name in names.items()}
+        for folder in (self.work, *(root / name for name in names.values())):
+            folder.mkdir(mode=0o700)
+
+    def run(self, words: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "vllm_cli", *words], env=os.environ | self.environment, cwd=self.work,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[_Sandbox]:
+    with short_folder() as folder:
+        yield _Sandbox(folder)
+
+
+@pytest.fixture(scope="module")
+def watch(sandbox: _Sandbox) -> Iterator[SecretWatch]:
+    with SecretWatch(MARK, sandbox.root / "tmp") as watching:
+        yield watching
+
+
+@pytest.fixture(scope="module")
+def server(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> Iterator[ServerProcess]:
+    """A server with keys, and with a report and a trace of its start."""
+    files = ["--startup-report", str(sandbox.work / "report.json"), "--startup-trace", str(sandbox.work / "trace.json")]
+    words = [str(tiny_llama), *EMBEDDED.split(), "--log-level", "DEBUG", *files, *SECRETS]
+    watch.allow(words)
+    with ServerProcess(words, environment=sandbox.environment) as running:
+        yield running
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", RUNS)
+def test_a_command_shows_no_secret(
+    name: str, sandbox: _Sandbox, watch: SecretWatch, server: ServerProcess, tiny_llama: Path
+) -> None:
+    body = {"model": ask(f"{server.url}/v1/models", key=KEYS[0]).json["data"][0]["id"], "prompt": "a", "max_tokens": 2}
+    request = {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": body}
+    (sandbox.work / "requests.jsonl").write_text(json.dumps(request) + "\n")
+    measured = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
+    values = {
+        "MODEL": [str(tiny_llama)],
+        "URL": [server.url],
+        "LOGIN": [server.url.replace("//", f"//{MARK}:{MARK}@")],
+        "SECRETS": SECRETS,
+        "KEY": KEYS[:1],
+        "WRONG": [f"{MARK}-wrong"],
+        "SERVE": [f"{SERVE} {shlex.join(measured)}"],
+    }
+    watch.allow(measured)
+    for run in RUNS[name]:
+        words = [*name.split(), *(word for part in run.split() for word in values.get(part, [part]))]
+        watch.allow(words)
+        done = sandbox.run(words)
+        assert MARK not in done.stdout + done.stderr
+        assert done.returncode in EXIT_CODES.get(name, {0}), done.stderr
+    watch.check(sandbox.root)
+
+
+@pytest.mark.thorough
+def test_no_answer_and_no_log_line_shows_a_secret(server: ServerProcess, watch: SecretWatch) -> None:
+    for path in (f"/v1/models?api_key={MARK}", f"/nowhere?x=1&access_token={MARK}", "/v1/completions"):
+        for key in (KEYS[0], f"{MARK}-wrong"):
+            assert MARK not in ask(f"{server.url}{path}", key=key).body.decode()
+    for path in ("/metrics", "/status.json", "/startupz", "/openapi.json", "/version"):
+        assert MARK not in ask(f"{server.url}{path}").body.decode()
+    assert "/nowhere?x=1&access_token=" in server.log
+    assert MARK not in server.log
+    watch.check()
+
+
+@pytest.mark.thorough
+def test_a_warm_start_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch, tiny_llama: Path) -> None:
+    """Nor do the standby, the template process and the dormant forkserver."""
+    words = [str(tiny_llama), *EMBEDDED.split(), *SECRETS]
+    watch.allow(words)
+    with StandbyProcess(environment=sandbox.environment) as standby:
+        with ServerProcess(words, environment=sandbox.environment | standby.environment) as server:
+            assert ask(f"{server.url}/v1/models", key=KEYS[1]).status == 200
+            assert MARK not in server.log + standby.log
+        watch.check(sandbox.root, standby.runtime_folder)
+
+
+@pytest.mark.thorough
+def test_a_start_of_vllm_shows_no_secret(sandbox: _Sandbox, watch: SecretWatch) -> None:
+    """It writes a profile and a journal."""
+    words = ["model", "--enforce-eager", *SECRETS]
+    watch.allow(words)
+    with FakeStart(sandbox.work, *words, env=fake_environment(sandbox.root, **sandbox.environment)) as start:
+        start.wait_until_ready()
+        wait_until(lambda: list(sandbox.root.glob("cache/vllm_cli/preload/*.json")))
+    assert MARK not in start.text
+    watch.check(sandbox.root)
