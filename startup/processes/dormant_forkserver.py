@@ -24,7 +24,7 @@ from startup.processes.library_state import refresh_libraries
 from startup.processes.messages import MessageError, dictionary, receive, send
 
 _COMMAND_LINE: Final = b"vllm-cli dormant forkserver\0"
-"""Until it is woken; the server's own words may contain keys that are not masked yet."""
+"""Until it is woken, so that `ps` tells it from the server."""
 
 _dormant: "_Dormant | None" = None
 
