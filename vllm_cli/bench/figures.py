@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
 from vllm_cli.bench.results import Spread
@@ -27,7 +27,12 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
-def percentile_ms(values_ns: Sequence[int], percent: float) -> float | None:
+def mean_ms(values_ns: Sequence[float]) -> float | None:
+    """The mean of nanoseconds, in milliseconds."""
+    return fmean(values_ns) / 1e6 if values_ns else None
+
+
+def percentile_ms(values_ns: Sequence[float], percent: float) -> float | None:
     """The percentile of nanoseconds, in milliseconds."""
     value_ns = percentile(values_ns, percent)
     return None if value_ns is None else value_ns / 1e6

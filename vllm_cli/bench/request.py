@@ -48,6 +48,13 @@ class RequestSample:
         return self.text_times_ns[0] - self.start_ns if self.text_times_ns else None
 
     @property
+    def tpot_ns(self) -> float | None:
+        """Time per output token after the first, as in vLLM; None for a single one."""
+        if not self.text_times_ns or self.num_output_tokens < 2:
+            return None
+        return (self.text_times_ns[-1] - self.text_times_ns[0]) / (self.num_output_tokens - 1)
+
+    @property
     def gaps_ns(self) -> list[int]:
         return [later - earlier for earlier, later in pairwise(self.text_times_ns)]
 

@@ -23,12 +23,19 @@ if TYPE_CHECKING:
 
 @click.command("serve", context_settings={"max_content_width": 110, "show_default": True})
 @side_options
-@click.option("--concurrency", "levels", type=Levels(), default="1,8,32", help="Requests in flight.")
+@click.option("--concurrency", "levels", type=Levels(), show_default="1,8,32", help="Requests in flight.")
+@click.option(
+    "--request-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Open loop: requests per second on average, at random times (Poisson), however many are in flight; `inf` "
+    "sends all at once.",
+)
 @click.option(
     "--requests",
+    "--num-prompts",
     "num_requests",
     type=COUNT,
-    show_default="4 for each in flight, at least 8",
+    show_default="4 for each in flight, at least 8; 100 with --request-rate",
     help="Requests per round.",
 )
 @click.option("--rounds", "num_rounds", type=COUNT, default=3, help="Measured rounds of each --concurrency.")
@@ -54,9 +61,9 @@ if TYPE_CHECKING:
 def serve(**options: Any) -> int:
     """Measure a server with the OpenAI API, alone or against others.
 
-    A fixed number of requests is kept in flight, level by level. The report has throughput, time to first
-    token, inter-token and end-to-end latency, and the latency of /health under that load, probed from a
-    separate process.
+    A fixed number of requests is kept in flight, level by level, or they are sent at a rate (--request-rate).
+    The report has throughput, time to first token (TTFT), time per output token (TPOT), inter-token and
+    end-to-end latency, and the latency of /health under that load, probed from a separate process.
 
     Servers given as commands are started on a free port ({port} in the command, else --port is appended) and
     always stopped at the end. With several servers, rounds alternate (A, B, A, B, ...). An idle server still
@@ -70,6 +77,7 @@ def serve(**options: Any) -> int:
     Examples:
       vllm-cli bench serve --url http://127.0.0.1:8000
       vllm-cli bench serve --cmd "vllm-cli serve" --vs "vllm serve MODEL --enforce-eager" --html result.html
+      vllm-cli bench serve --url http://127.0.0.1:8000 --request-rate 4 --num-prompts 200
       vllm-cli bench serve --cmd "vllm-cli serve" --baseline main.json --fail-over 5%
 
     Exit codes: 0 fine; 1 slower than --fail-over allows, or requests failed; 2 usage; 3 a server did not
@@ -85,6 +93,15 @@ def serve(**options: Any) -> int:
 
 
 def _build_config(targets: "tuple[TargetSpec, ...]", options: dict[str, Any]) -> "ServeBenchConfig":
-    from vllm_cli.bench.serve.config import ServeBenchConfig
+    from vllm_cli.bench.serve.config import OPEN_LOOP, ServeBenchConfig
 
+    levels = options.pop("levels")
+    if options["request_rate"] is not None:
+        if levels:
+            raise click.UsageError(
+                "--concurrency is the number of requests in flight, which --request-rate leaves open."
+            )
+        levels = (OPEN_LOOP,)
+    if levels:
+        options["levels"] = levels
     return ServeBenchConfig(targets=targets, **options | {"api_key": choose_api_key(options["api_key"])})

@@ -48,6 +48,51 @@ def test_a_running_server_is_measured_and_its_tokens_are_counted(tiny_server, ru
     assert server.process.poll() is None
 
 
+OPEN = ("--request-rate", "40", "--num-prompts", "8", "--rounds", "2", "--max-tokens", "3", "--prompt-tokens", "12")
+
+
+def test_requests_are_sent_at_a_rate(tiny_server, run_bench_serve, tmp_path):
+    server, html = tiny_server("--first-ms", 1000, "--gap-ms", 10), tmp_path / "result.html"
+    done = run_bench_serve("--url", server.url, *OPEN, "--json", "-", "--html", html)
+    assert done.returncode == 0, done.stderr
+    result = read_result(done.stdout)
+    assert (result.settings.request_rate, result.settings.num_requests) == ("40", {0: 8})
+    (level,) = result.sides[0].levels
+    for figures in level.rounds:
+        assert (figures.num_requests, figures.output_tokens) == (8, 24)
+        assert 1000 <= figures.ttft_mean_ms <= figures.e2e_p99_ms
+        assert 0 <= figures.tpot_p50_ms <= figures.tpot_p99_ms
+        assert figures.delay_max_ms is not None
+        assert figures.duration_s >= 1.2  # the last one is due at 8 / 40 s
+    assert server.seen["max_running"] == 8
+    assert re.search(r"\] A: 40 requests/s, round 2", done.stderr)
+    for text in (done.stderr, html.read_text()):
+        assert "40 requests/s: 8 requests a round" in text
+        assert "TPOT p99 ms" in text
+        assert "sent late by at most ms" in text
+
+
+def test_requests_that_the_generator_sends_late_are_reported(tiny_server, run_bench_serve):
+    words = ("--request-rate", "inf", "--num-prompts", 400, "--rounds", 1, "--max-tokens", 1, "--prompt-tokens", 12)
+    done = run_bench_serve("--url", tiny_server().url, *words)
+    assert done.returncode == 0, done.stderr
+    late = re.search(
+        r"at inf requests/s: the load generator itself sent (\d+) of 400 requests more than 10", done.stdout
+    )
+    assert late is not None
+    assert 0 < int(late[1]) < 400
+
+
+def test_a_result_at_a_rate_is_a_baseline_of_the_same_rate(tiny_server, run_bench_serve, tmp_path):
+    server, baseline = tiny_server(), tmp_path / "baseline.json"
+    assert run_bench_serve("--url", server.url, *OPEN, "--json", baseline).returncode == 0
+    done = run_bench_serve("--url", server.url, *OPEN, "--baseline", baseline)
+    assert done.returncode in (0, 1), done.stderr  # the machine may have become slower
+    done = run_bench_serve("--url", server.url, *OPEN, "--request-rate", "20", "--baseline", baseline)
+    assert done.returncode == 2
+    assert "request_rate '40', this run has '20'" in done.stderr
+
+
 def test_every_request_of_a_run_has_a_different_prompt(tiny_server, run_bench_serve):
     server = tiny_server()
     run_bench_serve("--url", server.url, *QUICK)
@@ -149,11 +194,12 @@ def test_failed_requests_exit_with_1_and_are_reported(tiny_server, run_bench_ser
     assert "deliberate error" in done.stdout
 
 
+@pytest.mark.parametrize("load", [QUICK, (*OPEN, "--request-rate", "5")], ids=["closed", "open"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_an_interrupted_run_stops_its_servers_first(number, tiny_command, tmp_path):
+def test_an_interrupted_run_stops_its_servers_first(number, load, tiny_command, tmp_path):
     pid_file = tmp_path / "pids"
     command = tiny_command("--pid-file", pid_file, "--gap-ms", 200)
-    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *QUICK, "--rounds", "50"]
+    words = [sys.executable, "-m", "vllm_cli", "bench", "serve", "--cmd", command, *load, "--rounds", "50"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as bench:
         assert bench.stderr is not None
         next(line for line in bench.stderr if "round 1" in line)
@@ -275,7 +321,7 @@ def test_a_baseline_of_a_different_measurement_is_a_usage_error(tiny_server, run
     assert "max_tokens 3, this run has 4" in done.stderr
     done = run_bench_serve("--url", server.url, *QUICK, "--concurrency", "1,2,4", "--baseline", baseline)
     assert done.returncode == 2
-    baseline.write_text(json.dumps({"schema_version": 1}))
+    baseline.write_text(json.dumps({"schema_version": 2}))
     done = run_bench_serve("--url", server.url, *QUICK, "--baseline", baseline)
     assert done.returncode == 2
     assert len(server.seen["bodies"]) == num_bodies
@@ -302,6 +348,9 @@ def test_a_model_that_the_server_does_not_have_exits_with_3(tiny_server, run_ben
         (["--url", "ftp://x"], "is not an address"),
         (["--url", "x", "--concurrency", "1,0"], "is not a list such as 1,8,32"),
         (["--url", "x", "--concurrency", "one"], "is not a list such as 1,8,32"),
+        (["--url", "x", "--request-rate", "0"], "--request-rate"),
+        (["--url", "x", "--request-rate", "nan"], "--request-rate must be above 0"),
+        (["--url", "x", "--request-rate", "1", "--concurrency", "8"], "which --request-rate leaves open"),
         (["--url", "x", "--fail-over", "fast"], "is not a percentage"),
         (["--url", "x", "--fail-over", "5%"], "needs something to compare with"),
         (["--url", "x", "--rounds", "0"], "--rounds"),

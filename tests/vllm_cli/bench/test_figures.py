@@ -22,7 +22,7 @@ def sample(
 
 def figures(**changed: object) -> RoundFigures:
     plain = dict.fromkeys((metric.name for metric in SERVE_METRICS), 1.0)
-    counts = dict.fromkeys(("num_requests", "num_errors", "num_short", "prompt_tokens", "output_tokens"), 0)
+    counts = dict.fromkeys(("num_requests", "num_errors", "num_short", "num_late", "prompt_tokens", "output_tokens"), 0)
     others = {"num_probes": 0, "num_probe_errors": 0, "duration_s": 1.0, "client_cpu_share": 0.0, "errors": []}
     return RoundFigures(**plain | counts | others | changed)
 
@@ -60,6 +60,33 @@ def test_the_figures_of_a_round_come_from_its_requests():
     assert (found.health_p50_ms, found.health_max_ms) == (pytest.approx(2), pytest.approx(3))
     assert (found.num_probes, found.num_probe_errors) == (2, 1)
     assert found.client_cpu_share == pytest.approx(0.05)
+
+
+def test_means_and_time_per_output_token_are_those_of_vllm():
+    """(last - first) / (tokens - 1) for each request with more than one token."""
+    load = LoadSamples(
+        [
+            sample(text_ms=(100, 130, 190), end_ms=200, usage=Usage(5, 10)),
+            sample(text_ms=(200, 230), end_ms=240, usage=Usage(5, 2)),
+            sample(text_ms=(300,), end_ms=310, usage=Usage(5, 1)),
+        ],
+        duration_ns=2000 * MS,
+        client_cpu_ns=0,
+    )
+    found = measure_round(load, ProbeSamples([], 0), max_tokens=3)
+    assert found.ttft_mean_ms == pytest.approx(200)
+    assert found.tpot_mean_ms == found.tpot_p50_ms == pytest.approx((10 + 30) / 2)
+    assert found.tpot_p99_ms == pytest.approx(29.8)
+    assert found.itl_mean_ms == pytest.approx((30 + 60 + 30) / 3)
+    assert (found.delay_max_ms, found.num_late) == (None, 0)
+
+
+def test_requests_are_late_more_than_ten_milliseconds_after_their_due_time():
+    load = LoadSamples(
+        [sample(end_ms=1)] * 3, duration_ns=MS, client_cpu_ns=0, delays_ns=[0, 10 * MS, 11 * MS, 25 * MS]
+    )
+    found = measure_round(load, ProbeSamples([], 0), max_tokens=1)
+    assert (found.num_late, found.delay_max_ms) == (2, 25)
 
 
 def test_tokens_are_counted_by_chunks_where_there_is_no_usage():

@@ -1,9 +1,16 @@
 """The load generator, against a real server."""
 
 import asyncio
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean, pstdev
 
+import pytest
+
+from vllm_cli.bench import load as load_module
 from vllm_cli.bench.config import CompletionConfig, TargetSpec
-from vllm_cli.bench.load import LoadSamples, generate_load
+from vllm_cli.bench.load import LoadSamples, draw_arrivals, generate_load, generate_open_load
 from vllm_cli.bench.prompts import build_prompt
 from vllm_cli.bench.request import EncodedRequest
 from vllm_cli.bench.request_format import RequestFormat
@@ -12,8 +19,16 @@ MS = 10**6
 
 
 def load_server(
-    url: str, *, num_requests: int, concurrency: int, max_tokens: int = 5, timeout_s: float = 120, **settings: object
+    url: str,
+    *,
+    num_requests: int,
+    concurrency: int | None = None,
+    dues_ms: Sequence[int] = (),
+    max_tokens: int = 5,
+    timeout_s: float = 120,
+    **settings: object,
 ) -> LoadSamples:
+    """In a closed loop with a concurrency, else at the due times."""
     config = CompletionConfig(targets=(TargetSpec(name="A", url=url),), **settings)
     request_format = RequestFormat(
         base_url=url, model="tiny", config=config, optional={"stream_options": {"include_usage": True}}
@@ -27,7 +42,9 @@ def load_server(
         )
         for index in range(num_requests)
     ]
-    return asyncio.run(generate_load(requests, concurrency=concurrency, timeout_s=timeout_s))
+    if concurrency is not None:
+        return asyncio.run(generate_load(requests, concurrency=concurrency, timeout_s=timeout_s))
+    return asyncio.run(generate_open_load(requests, dues_ns=[due * MS for due in dues_ms], timeout_s=timeout_s))
 
 
 def test_every_request_is_sent_once_within_the_concurrency(tiny_server):
@@ -102,3 +119,43 @@ def test_a_server_that_has_exited_gives_errors_and_no_exception(tiny_server):
     server.process.wait()
     load = load_server(server.url, num_requests=3, concurrency=2)
     assert [bool(sample.error) for sample in load.requests] == [True] * 3
+
+
+def test_an_open_loop_does_not_wait_for_answers(tiny_server):
+    server = tiny_server("--first-ms", 1000)
+    load = load_server(server.url, num_requests=6, dues_ms=[0, 0, 0, 40, 40, 80])
+    assert server.seen["max_running"] == 6
+    assert all(sample.error is None for sample in load.requests)
+    assert len(load.requests) == len(load.delays_ns) == 6
+    assert all(delay_ns > -MS for delay_ns in load.delays_ns)  # clocks are rounded to milliseconds
+    begins = sorted(sample.start_ns for sample in load.requests)
+    assert begins[-1] - begins[0] >= 79 * MS - max(load.delays_ns)
+
+
+def test_requests_beyond_the_limit_of_connections_are_sent_late(tiny_server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load_module, "_MOST_IN_FLIGHT", 2)
+    server = tiny_server("--first-ms", 100)
+    load = load_server(server.url, num_requests=6, dues_ms=[0] * 6)
+    assert server.seen["max_running"] == 2
+    assert max(load.delays_ns) >= 2 * 99 * MS
+
+
+def test_an_open_loop_survives_a_server_that_has_exited(tiny_server):
+    server = tiny_server()
+    server.process.kill()
+    server.process.wait()
+    load = load_server(server.url, num_requests=3, dues_ms=[0, 10, 20])
+    assert [bool(sample.error) for sample in load.requests] == [True] * 3
+
+
+def test_arrivals_are_a_poisson_process_that_the_seed_determines():
+    dues_ns = draw_arrivals(20_000, 50.0, seed="a")
+    assert dues_ns == sorted(dues_ns)
+    assert dues_ns[-1] == pytest.approx(20_000 / 50 * 1e9)
+    gaps = [later - earlier for earlier, later in pairwise(dues_ns)]
+    assert pstdev(gaps) == pytest.approx(fmean(gaps), rel=0.05)  # of an exponential distribution
+    assert draw_arrivals(3, 50.0, seed="b") == draw_arrivals(3, 50.0, seed="b") != dues_ns[:3]
+
+
+def test_all_requests_of_an_infinite_rate_are_due_at_once():
+    assert draw_arrivals(3, math.inf, seed="a") == [0, 0, 0]

@@ -7,7 +7,7 @@ from vllm_cli.bench.figures import Metric
 from vllm_cli.bench.results import Spread
 from vllm_cli.bench.serve.figures import SERVE_METRICS
 from vllm_cli.bench.serve.report import build_tables, describe_problems, describe_run
-from vllm_cli.bench.serve.results import ServeResult
+from vllm_cli.bench.serve.results import ServeResult, name_load
 from vllm_cli.bench.tables import draw_figure_table, format_figure
 from vllm_cli.html_page import build_page, draw_key, draw_paragraph, draw_text, pick_colour
 
@@ -56,7 +56,7 @@ def _draw_panel(result: ServeResult, metric: Metric) -> str:
     room = _WIDTH / len(levels)
     drawn = [_draw_bar(bar, room, len(result.sides), highest) for bar in bars]
     drawn += [
-        draw_text((group + 0.5) * room, _HEIGHT - 12, f"{level} at once", anchor="middle")
+        draw_text((group + 0.5) * room, _HEIGHT - 12, name_load(level, result.settings.request_rate), anchor="middle")
         for group, level in enumerate(levels)
     ]
     better = "higher" if metric.is_higher_better else "lower"

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import TextIO
 
-from vllm_cli.bench.serve.figures import SERVE_METRICS
-from vllm_cli.bench.serve.results import RoundFigures, ServeResult, ServeSideResult
+from vllm_cli.bench.serve.figures import LATE_MS, SERVE_METRICS
+from vllm_cli.bench.serve.results import RoundFigures, ServeResult, ServeSideResult, name_load
 from vllm_cli.bench.tables import Comparison, FigureTable, write_sections
 
 IDLE = {
@@ -49,7 +49,8 @@ def build_tables(result: ServeResult) -> list[FigureTable]:
         failed = [str(_count_errors(side, index)) for side in result.sides]
         rows = [*comparison.rows(SERVE_METRICS), ["failed requests", *failed, *("" for _ in comparison.ratios)]]
         num_requests = result.settings.num_requests[level.concurrency]
-        title = f"{level.concurrency} at once: {num_requests} requests a round, rounds: {len(level.rounds)}"
+        load = name_load(level.concurrency, result.settings.request_rate)
+        title = f"{load}: {num_requests} requests a round, rounds: {len(level.rounds)}"
         tables.append(FigureTable(title, comparison.header, rows))
     return tables
 
@@ -58,12 +59,19 @@ def describe_problems(result: ServeResult) -> Iterator[str]:
     """Errors, short answers and a busy load generator: reasons to distrust the figures."""
     for side in result.sides:
         for level in side.levels:
-            where = f"{side.name} at {level.concurrency}"
+            where = f"{side.name} at {name_load(level.concurrency, result.settings.request_rate)}"
             yield from (f"{where}: {message}" for message in _messages(level.rounds))
             if num_short := sum(figures.num_short for figures in level.rounds):
                 yield f"{where}: {num_short} answers ended before {result.settings.max_tokens} tokens"
             if num_probe_errors := sum(figures.num_probe_errors for figures in level.rounds):
                 yield f"{where}: {num_probe_errors} probes of /health failed"
+            if num_late := sum(figures.num_late for figures in level.rounds):
+                num_requests = sum(figures.num_requests for figures in level.rounds)
+                worst_ms = max(figures.delay_max_ms or 0 for figures in level.rounds)
+                yield (
+                    f"{where}: the load generator itself sent {num_late} of {num_requests} requests more than "
+                    f"{LATE_MS} ms late, by up to {worst_ms:.0f} ms"
+                )
             if (share := max(figures.client_cpu_share for figures in level.rounds)) > 0.5:
                 yield f"{where}: the load generator used {share:.0%} of a processor; it may limit the throughput"
 

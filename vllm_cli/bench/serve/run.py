@@ -1,8 +1,10 @@
 """Runs `bench serve`: starts the servers, measures alternating rounds, stops the servers."""
 
+from typing import Final
+
 from envs.redaction import hide_in_command
 from vllm_cli.bench.interruption import run_interruptibly
-from vllm_cli.bench.load import LoadSamples, generate_load
+from vllm_cli.bench.load import LoadSamples, draw_arrivals, generate_load, generate_open_load
 from vllm_cli.bench.machine import describe_machine
 from vllm_cli.bench.probe import HealthProbe
 from vllm_cli.bench.progress import Progress
@@ -20,8 +22,12 @@ from vllm_cli.bench.serve.results import (
     ServeResult,
     ServeSettings,
     ServeSideResult,
+    name_load,
 )
 from vllm_cli.bench.target_pool import TargetPool
+
+_OPEN_WARM_UP: Final = 8
+"""Requests at once before an open loop."""
 
 
 def run_serve_bench(config: ServeBenchConfig, progress: Progress) -> ServeResult:
@@ -35,6 +41,7 @@ class _ServeBench:
     def __init__(self, config: ServeBenchConfig, progress: Progress) -> None:
         self._config = config
         self._progress = progress
+        self._settings = ServeSettings.of(config)
         self._warm: set[tuple[str, int]] = set()
         """Addresses and levels whose warm-up is done; a restarted server has a new address."""
 
@@ -49,18 +56,21 @@ class _ServeBench:
 
     def _describe(self, scheduled: ScheduledRound[int]) -> str:
         name = self._config.targets[scheduled.side].name
-        return f"{name}: {scheduled.condition} at once, round {scheduled.round_number + 1} of {self._config.num_rounds}"
+        load = name_load(scheduled.condition, self._settings.request_rate)
+        return f"{name}: {load}, round {scheduled.round_number + 1} of {self._config.num_rounds}"
 
     async def _measure(self, scheduled: ScheduledRound[int], server: ReadyServer) -> RoundFigures:
         config, request_format, level = self._config, server.request_format, scheduled.condition
         if (request_format.base_url, level) not in self._warm:
             self._warm.add((request_format.base_url, level))
-            await self._load(self._encode(request_format, level, seed=f"{level}/warm-up"), level)
-        num_requests = config.requests_at(level)
-        requests = self._encode(request_format, num_requests, seed=f"{level}/{scheduled.round_number}")
+            num_at_once = level or min(_OPEN_WARM_UP, config.requests_at(level))
+            warm_up = self._encode(request_format, num_at_once, seed=f"{level}/warm-up")
+            await generate_load(warm_up, concurrency=num_at_once, timeout_s=config.request_timeout_s)
+        seed = f"{level}/{scheduled.round_number}"
+        requests = self._encode(request_format, config.requests_at(level), seed=seed)
         with HealthProbe(request_format.base_url, config.api_key) as probe:
             probe.start()
-            load = await self._load(requests, level)
+            load = await self._load(requests, level, seed)
             return measure_round(load, probe.finish(), max_tokens=config.max_tokens)
 
     def _encode(self, request_format: RequestFormat, num_requests: int, *, seed: str) -> list[EncodedRequest]:
@@ -72,17 +82,21 @@ class _ServeBench:
         bodies = (request_format.body(prompt, max_tokens=config.max_tokens) for prompt in prompts)
         return [EncodedRequest(url, headers, body, config.stream) for body in bodies]
 
-    async def _load(self, requests: list[EncodedRequest], level: int) -> LoadSamples:
-        return await generate_load(requests, concurrency=level, timeout_s=self._config.request_timeout_s)
+    async def _load(self, requests: list[EncodedRequest], level: int, seed: str) -> LoadSamples:
+        """Every side gets the requests at the same times, too."""
+        rate, timeout_s = self._config.request_rate, self._config.request_timeout_s
+        if rate is None:
+            return await generate_load(requests, concurrency=level, timeout_s=timeout_s)
+        dues_ns = draw_arrivals(len(requests), rate, seed=f"{self._config.seed}/{seed}")
+        return await generate_open_load(requests, dues_ns=dues_ns, timeout_s=timeout_s)
 
     def _assemble(self, created_at: str, servers: list[ReadyServer], rounds: Rounds[int, RoundFigures]) -> ServeResult:
-        config = self._config
         sides = [self._side_result(index, server, rounds) for index, server in enumerate(servers)]
         return ServeResult(
             schema_version=SERVE_SCHEMA_VERSION,
             created_at=created_at,
             machine=describe_machine(),
-            settings=_settings(config),
+            settings=self._settings,
             sides=sides,
             ratios=[
                 compare_levels(ours, theirs, against=other.name)
@@ -103,18 +117,3 @@ class _ServeBench:
             has_ignore_eos="ignore_eos" in server.request_format.optional,
             levels=[summarize_level(level, rounds[index, level]) for level in self._config.levels],
         )
-
-
-def _settings(config: ServeBenchConfig) -> ServeSettings:
-    return ServeSettings(
-        endpoint=config.endpoint,
-        stream=config.stream,
-        max_tokens=config.max_tokens,
-        prompt_tokens=config.prompt_tokens,
-        shared_prefix_tokens=config.shared_prefix_tokens,
-        ignore_eos=config.ignore_eos,
-        num_rounds=config.num_rounds,
-        num_requests={level: config.requests_at(level) for level in config.levels},
-        idle=config.idle,
-        seed=config.seed,
-    )
