@@ -1,5 +1,10 @@
 """The console script and `python -m vllm_cli`: sets up signals and import path before slow imports."""
 
+import _signal  # type: ignore[import-not-found]  # part of the interpreter's program, unlike `signal`
+
+if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # otherwise Ctrl-C during an import prints a traceback
+
 import os
 import signal
 import sys
@@ -14,7 +19,6 @@ def main() -> int:
     """Runs the command; as process 1 of a container, runs it in a child and acts as its init."""
     from startup.command_line import mask_command_line
 
-    _end_at_sigint_without_traceback()
     mask_command_line()
     if os.getpid() == 1:
         from startup.processes.init_process import become_init
@@ -41,6 +45,8 @@ def _run() -> int:
         return run_command()
     except KeyboardInterrupt:
         return _INTERRUPTED
+    finally:
+        _end_at_sigint()  # the interpreter's end would print a traceback
 
 
 def _run_template(kind: str, standby_fd: str, *models: str) -> int:
@@ -57,9 +63,8 @@ def _run_template(kind: str, standby_fd: str, *models: str) -> int:
     return exit_code
 
 
-def _end_at_sigint_without_traceback() -> None:
-    """Otherwise Ctrl-C during an import prints a traceback."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+def _end_at_sigint() -> None:
+    if callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
