@@ -46,8 +46,8 @@ class Supervisor:
     def __init__(self, words: list[str], *, grace_s: float) -> None:
         self._grace_s = grace_s
         self._is_stop_requested = False
+        signal.signal(signal.SIGTERM, self._record_signal)  # before there is a server that could be left behind
         self._server = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True)
-        signal.signal(signal.SIGTERM, self._record_signal)
 
     def watch(self) -> int:
         """Executes commands from standard input until it ends or the server exits; stops all descendants."""
