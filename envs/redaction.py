@@ -22,8 +22,8 @@ _FLAGS = (("--api-k", "--api-key"), ("--hf-t", "--hf-token"))
 _LIST = "--api-k"
 
 _LOGIN = r"(?<=//)[^/?#\s]+(?=@)"
-_PARAMETER = r"(?P<name>[?&][^=&?\s]*=)(?P<value>[^&\s]*)"
-_MEMBER = r'(?P<name>"(?:[^"\\]|\\.)*"\s*:\s*")(?P<value>(?:[^"\\]|\\.)*)'
+_PARAMETER = r"(?P<name>[?&][^=&?\s]*=)(?P<quote>)(?P<value>[^&\s]*)"
+_MEMBER = r'(?P<name>"(?:[^"\\]|\\.)*"\s*:\s*)(?P<quote>"?)(?P<value>(?<=")(?:[^"\\]|\\.)*|\d+)'
 _QUOTED = r"""'[^']*'|"[^"]*\""""
 _SHELL_PART = rf"""\s+|(?:{_QUOTED}|\\.|[^\s'"\\])+|."""
 
@@ -95,7 +95,8 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
     """Of JSON objects, and parameters of addresses."""
 
     def hide_value(match: "re.Match[str]") -> str:
-        return match["name"] + hide(match["value"]) if is_secret_name(match["name"].rstrip('=": \t\n')) else match[0]
+        name, quote, value = match.groups()
+        return f"{name}{quote}{hide(value)}" if is_secret_name(name.rstrip('=": \t\n')) else match[0]
 
     if "{" in text and '"' in text:
         text = _replace(_MEMBER, hide_value, text)

@@ -48,6 +48,7 @@ def test_secrets_among_words_are_hidden_and_nothing_else_is(words: str, shown: s
     ("word", "shown"),
     [
         ('{"kv": {"access_key": "SEC\\"RET", "role": "both"}}', '{"kv": {"access_key": "*", "role": "both"}}'),
+        ('{"key": 7345, "seed": 1, "algorithm": "gumbel"}', '{"key": *, "seed": 1, "algorithm": "gumbel"}'),
         ('{"accessToken" : "SECRET"', '{"accessToken" : "*"'),
         ("env A_TOKEN=SECRET vllm serve --api-key 'SECRET x' SECRET -tp 2",
          "env A_TOKEN=* vllm serve --api-key * * -tp 2"),
