@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import re
 
 MASK = "********"
+_LEAST_QUOTED = 4
+"""Characters of a secret that is looked for in texts; a shorter one would be found in ordinary words."""
 
 _ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
@@ -79,6 +81,20 @@ def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
         return re.sub(_QUOTED, lambda part: part[0][0] + hide_in_command(part[0][1:-1], hide) + part[0][-1], text)
     shown = iter(hide_in_words((part for part in parts if not part.isspace()), hide))
     return "".join(part if part.isspace() else next(shown) for part in parts)
+
+
+def hide_quoted(text: str, words: Iterable[str]) -> str:
+    """A text, such as an error, without the secrets of the command line that it may quote."""
+    secrets: list[str] = []
+
+    def note(secret: str) -> str:
+        secrets.append(secret)
+        return MASK
+
+    hide_in_words(words, note)
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, MASK) if len(secret) >= _LEAST_QUOTED else text
+    return text
 
 
 def without_login(text: str, hide: Callable[[str], str] = _mask) -> str:

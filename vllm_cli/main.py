@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a server did not respond, 2 invalid input, 3 the start fai
 """
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import Final
 import click
 
 from envs.errors import EnvError
+from envs.redaction import hide_quoted
 from envs.registry import env
 from envs.suggestion import did_you_mean
 from server.errors import ConfigError
@@ -103,8 +105,10 @@ def _show(err: click.ClickException) -> int:
     if isinstance(err, click.NoSuchOption):
         guess = did_you_mean(err.option_name, err.possibilities or ())
         err = click.UsageError(f"No such option: {err.option_name}{guess}", err.ctx)
+    shown = io.StringIO()
+    err.show(shown)
     with suppress(OSError):  # standard error may be on a full disk; the exit code still counts
-        err.show()
+        click.echo(hide_quoted(shown.getvalue(), sys.argv), err=True, nl=False)
     return err.exit_code
 
 
@@ -128,5 +132,5 @@ def _fail(err: Exception | str, exit_code: int) -> int:
     if isinstance(err, Exception) and (env.VLLM_LOGGING_LEVEL.raw or "").upper() == "DEBUG":
         sys.excepthook(type(err), err, err.__traceback__)
     with suppress(OSError):
-        click.echo(f"Error: {err}", err=True)
+        click.echo(hide_quoted(f"Error: {err}", sys.argv), err=True)
     return exit_code

@@ -40,6 +40,22 @@ def test_a_hub_address_is_shown_without_its_login(run_cli, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["chat", "--api-key", "sesame-6", "sesame-7", "--url", "http://127.0.0.1:9"],
+        ["serve", "m", "--api-key", "sesame-6", "--hf-token", "sesame-7", "--max-model-len", "sesame-7"],
+        ["serve", "--api-key", "sesame-6", "--kv-transfer-config.access_key", "sesame-7", "--kv-transfer-config", "{"],
+    ],
+    ids=["several-keys", "token", "json"],
+)
+def test_usage_errors_quote_no_secret(run_cli, words) -> None:
+    done = run_cli(*words)
+    assert done.returncode == 2, done.stderr
+    assert "sesame-6" not in done.stderr
+    assert "sesame-7" not in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "notices"),
     [
         (["--api-key", "one", "two"], ["--api-key on the command line", "prefer VLLM_API_KEY or --api-key-file."]),
