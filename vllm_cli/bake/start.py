@@ -97,6 +97,6 @@ def build_start(words: Sequence[str], environment: Mapping[str, str]) -> Iterato
         socket = Path(folder, _SOCKET)
         model = words[:1] if words and not words[0].startswith("-") else ()  # vLLM's first word
         # Then the flag: a list flag among the user's takes every word that follows.
-        flags = ("--uds", str(socket), *words[len(model) :])
+        flags = ("--uds", str(socket), "--api-key=", *words[len(model) :])  # instead of keys of a --config file
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *flags])
         yield BuildStart(command, ServerAddress(uds=str(socket)))

@@ -35,7 +35,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
     secrets = ("--api-key", "s3same-1", "s3same-2", "--hf-tok", "s3same-3")
-    words = ("--engine", "embedded", "--port", 8000, "--output", folder, "--json", *secrets, "--seed=1")
+    config = folder.with_name("config.yaml")
+    config.write_text("api-key: [s3same-4]\nport: 8001\n")
+    words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
     done = _bake(model, *words)
     assert done.returncode == 0, done.stderr
     parts = {part["name"] for part in json.loads(done.stdout)["parts"]}
@@ -45,12 +47,12 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked: Path) -> None:
     words = json.loads((baked / "manifest.json").read_text())["words"]
-    assert words == [words[0], "--engine", "embedded", "--seed=1"]
+    assert words == [words[0], "--engine", "embedded", "--config", str(baked.with_name("config.yaml"))]
     assert [path for path in baked.rglob("*") if path.is_file() and b"s3same" in path.read_bytes()] == []
 
 
 def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked: Path) -> None:
-    assert sorted(path.name for path in baked.parent.iterdir()) == ["baked"]
+    assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml"]
     assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
     assert _modes(baked) == {0o755, 0o644}
     assert _bake("--check", "--output", baked).returncode == 0
