@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
-from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, join, mark
+from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, has_few_parts, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
@@ -35,6 +35,10 @@ R = TypeVar("R")
 SMALL_CHARS = 1024
 """Tokenizing a text of this length takes half a millisecond."""
 SMALL_MESSAGES = 8
+_SMALL_SIZE = SMALL_CHARS + 16 * SMALL_MESSAGES
+"""Of a conversation: also counts keys and roles."""
+PROMPTS_PER_TURN = 32
+"""Handing a prompt to the pool takes up to 50 µs."""
 
 
 class BaseRenderer(ABC):
@@ -86,12 +90,18 @@ class BaseRenderer(ABC):
         """Runs other work that would block the event loop in the pool, such as compiling a grammar."""
         return await make_async(func, self._executor)(*args, **kwargs)
 
+    async def run_unless(self, is_small: bool, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Runs work in the pool unless it is small enough for the event loop."""
+        return func(*args, **kwargs) if is_small else await self.run_in_pool(func, *args, **kwargs)
+
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
         """`render_chat` off the loop."""
         self._check_mm_settings(options)
-        if has_embeds(messages):
-            return await self._render_chat_with_embeds(mark(messages), options)
-        return await self._run(partial(self.render_chat, messages, options), is_small=_is_small(messages, options))
+        is_small = _is_small(messages, options)
+        if not is_small and await self.run_unless(has_few_parts(messages), has_embeds, messages):
+            marked = await self.run_unless(has_few_parts(messages), mark, messages)
+            return await self._render_chat_with_embeds(marked, options)
+        return await self._run(partial(self.render_chat, messages, options), is_small=is_small)
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
         """Renders all prompts of a request concurrently.
@@ -102,7 +112,11 @@ class BaseRenderer(ABC):
         """
         if not prompts:
             raise ValueError("You must pass at least one prompt")
-        return await asyncio.gather(*(self._render_prompt_async(prompt, options) for prompt in prompts))
+        rendered: list[RenderedPrompt] = []
+        for begin in range(0, len(prompts), PROMPTS_PER_TURN):
+            some = prompts[begin : begin + PROMPTS_PER_TURN]
+            rendered += await asyncio.gather(*(self._render_prompt_async(prompt, options) for prompt in some))
+        return rendered
 
     async def render_text_async(self, prompt: str | list[int], options: TextOptions) -> RenderedPrompt:
         """`render_text` off the loop."""
@@ -342,10 +356,22 @@ def _is_small(messages: list[dict[str, Any]], options: ChatOptions) -> bool:
     """Whether rendering takes about 0.5 ms: few messages of plain, short text and nothing else."""
     if len(messages) > SMALL_MESSAGES or options.tools or options.documents or options.chat_template:
         return False
-    num_chars = 0
-    for message in messages:
-        content = message.get("content")
-        if not isinstance(content, str):
+    if not all(isinstance(message.get("content"), str) for message in messages):
+        return False
+    return _is_short([messages, options.chat_template_kwargs])
+
+
+def _is_short(value: Any) -> bool:
+    """Whether all texts, keys and other values together are small; looks at no more than that."""
+    waiting, size = [value], 0
+    while waiting:
+        value = waiting.pop()
+        size += len(value) if isinstance(value, str | list | dict) else 1
+        if size > _SMALL_SIZE:
             return False
-        num_chars += len(content)
-    return num_chars <= SMALL_CHARS
+        if isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return True

@@ -22,6 +22,8 @@ MAX_HELD_TOKENS = 64
 
 _CONTEXT_TOKENS = 6
 """Prompt tokens that are decoded with the first output tokens, because they determine a leading space."""
+_MAX_CONTEXT_TOKENS = 256
+"""Longer ends of prompts that decode to nothing, such as a row of special tokens, are not searched."""
 
 
 class TextDelta(NamedTuple):
@@ -149,10 +151,10 @@ class AddedTokensJoined(DecodeWindow):
 def _tail(decode: Decode, token_ids: Sequence[int]) -> list[int]:
     """The last tokens of the prompt, enough for some text that begins with a whole character."""
     size = _CONTEXT_TOKENS
-    while size < len(token_ids):
+    while size < min(len(token_ids), _MAX_CONTEXT_TOKENS):
         tail = list(token_ids[-size:])
         text = decode(tail)
         if text and not text.startswith(UNFINISHED):
             return tail
         size *= 2
-    return list(token_ids)
+    return list(token_ids[-_MAX_CONTEXT_TOKENS:])

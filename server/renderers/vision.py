@@ -1,7 +1,6 @@
 """Renders for vision models: a Hugging Face processor in addition to the tokenizer."""
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -13,6 +12,7 @@ from PIL import Image
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.machine.memory import available_bytes
+from server.renderers.embeds.chat_embeds import has_few_parts
 from server.renderers.hf import HfRenderer
 from server.renderers.hf_tokenizer import HfTokenizer
 from server.renderers.image_processor import ImageFile, ImageProcessor
@@ -63,7 +63,7 @@ class VisionRenderer(HfRenderer):
         self.image_token = self._images.image_token
 
     async def render_chat_async(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
-        parts = list(_image_parts(messages))
+        parts = await self.run_unless(has_few_parts(messages), _image_parts, messages)
         if not parts:
             return await super().render_chat_async(messages, options)
         self._check_num_images(parts)
@@ -156,13 +156,15 @@ class VisionRenderer(HfRenderer):
         return replace(options, add_special_tokens=options.add_special_tokens or not has_bos)
 
 
-def _image_parts(messages: list[dict[str, Any]]) -> Iterator[ImagePart]:
+def _image_parts(messages: list[dict[str, Any]]) -> list[ImagePart]:
+    parts = []
     for i, message in enumerate(messages):
         content = message.get("content")
         for j, part in enumerate(content if isinstance(content, list) else ()):
             if is_image(part):
                 name = f"messages[{i}].content[{j}]"
-                yield ImagePart(name, _url_of(part, name))
+                parts.append(ImagePart(name, _url_of(part, name)))
+    return parts
 
 
 def _url_of(part: dict[str, Any], name: str) -> str:

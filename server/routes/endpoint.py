@@ -150,10 +150,13 @@ class JsonEndpoint(Generic[T]):
         if context.header_id is not None:
             set_request_id(context.header_id)
         body = await read_body(receive, context.lease, announced_bytes=announced_bytes, max_bytes=self.max_body_bytes)
+        context.is_small = sum(map(len, body)) <= _LARGE_BODY_BYTES
         try:
             await _run_while_connected(self._respond(body, context, send), receive)
         finally:
             self._end_trace(context)
+            if context.held:
+                self._intake.renderer.executor.submit(context.held.clear)
 
     async def _report_cancellation(self, context: RequestContext, send: Send) -> None:
         """Sends the 503 of a request that the drain cancelled, if its response has not begun."""
@@ -178,6 +181,8 @@ class JsonEndpoint(Generic[T]):
             return
         finally:
             self._intake.loop_metrics.record_render(context.times.render_s)
+        if isinstance(response, msgspec.Struct) and not context.is_small:
+            response = await self._intake.renderer.run_in_pool(msgspec.json.encode, response)
         if isinstance(response, msgspec.Struct | bytes):
             await send_json(
                 send, response, headers=(*headers(), *self._intake.load_report.headers(context.load_format))
@@ -193,7 +198,8 @@ class JsonEndpoint(Generic[T]):
                 await send_failure(send, err, self._failures)
 
     async def _handle_body(self, body: list[bytes], context: RequestContext) -> ResponseBody:
-        request = await self._decode(body)
+        request = await self._intake.renderer.run_unless(context.is_small, self._decode, body)
+        context.hold(request)
         context.lease.widen(num_sequences(request))
         return await self._handle(request, context)
 
@@ -207,12 +213,7 @@ class JsonEndpoint(Generic[T]):
             trace.render_begin_s, trace.render_s = context.times.render_begin_s, context.times.render_s or 0.0
             tracer.end_request(trace)
 
-    async def _decode(self, parts: list[bytes]) -> T:
-        if sum(map(len, parts)) <= _LARGE_BODY_BYTES:
-            return self._decode_parts(parts)
-        return await self._intake.renderer.run_in_pool(self._decode_parts, parts)
-
-    def _decode_parts(self, parts: list[bytes]) -> T:
+    def _decode(self, parts: list[bytes]) -> T:
         body = b"".join(parts)
         parts.clear()  # otherwise they stay in memory until the response is complete
         request = self._decoder.decode(body)

@@ -24,14 +24,11 @@ from server.protocol.chat import ChatRequest
 from server.serving.anthropic_blocks import BlockStream, create_signature, create_stop, parse_arguments
 from server.serving.anthropic_conversion import to_chat_request
 from server.serving.anthropic_template import TemplateProbe
-from server.serving.chat_options import chat_options
+from server.serving.chat_prompt import render_chat_request
 from server.serving.chat_run import ChatRun, ChatRunner, ChoiceDelta, Part
 from server.serving.failures import ANTHROPIC, end_stream
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
-
-_MANY_BLOCKS = 256
-"""Converting this many takes about a millisecond."""
 
 
 class MessagesServing:
@@ -51,7 +48,7 @@ class MessagesServing:
             RequestError: the request is invalid, or the model does not generate.
             EngineError: the engine failed; in streams this is an event.
         """
-        chat = await self.convert(request)
+        chat = await self.convert(request, context)
         message = _Message(self._inference, await self._runner.start(chat, context))
         return end_stream(message.stream(), ANTHROPIC) if request.stream else await message.complete()
 
@@ -61,14 +58,13 @@ class MessagesServing:
         Raises:
             RequestError: the request is invalid, or the model does not generate.
         """
-        chat = await self.convert(request)
+        chat = await self.convert(request, context)
         with context.times.rendering():
-            options = chat_options(chat, self._inference.config)
-            prompt = await self._inference.renderer.render_chat_async(chat.messages, options)
+            prompt = await render_chat_request(self._inference, chat, context)
         num_tokens = len(prompt.token_ids)
         return CountTokensResponse(input_tokens=num_tokens, context_management=ContextManagement(num_tokens))
 
-    async def convert(self, request: CountTokensRequest) -> ChatRequest:
+    async def convert(self, request: CountTokensRequest, context: RequestContext) -> ChatRequest:
         """The chat request with the same meaning.
 
         Raises:
@@ -80,11 +76,11 @@ class MessagesServing:
         merges_system = has_later_system and await self._probe.merges_system()
         is_disabled = isinstance(request.thinking, ThinkingDisabled)
         effort = await self._probe.disabled_effort() if is_disabled else "none"
-        if sum(len(message.blocks) for message in request.messages) <= _MANY_BLOCKS:
-            return to_chat_request(request, merges_system=merges_system, disabled_effort=effort)
-        return await self._inference.renderer.run_in_pool(
-            to_chat_request, request, merges_system=merges_system, disabled_effort=effort
+        chat = await self._inference.renderer.run_unless(
+            context.is_small, to_chat_request, request, merges_system=merges_system, disabled_effort=effort
         )
+        context.hold(chat)
+        return chat
 
 
 class _Message:

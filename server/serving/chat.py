@@ -12,8 +12,10 @@ from server.protocol.chat import BatchChatRequest, ChatRequest
 from server.protocol.chat_response import ChatChoice, ChatChunk, ChatChunkChoice, ChatDelta, ChatMessage, ChatResponse
 from server.protocol.logprobs import ChatLogprobs
 from server.protocol.tools import DeltaFunctionCall, DeltaToolCall, FunctionCall, ToolCall
+from server.renderers.base import PROMPTS_PER_TURN
 from server.serving.chat_options import adds_generation_prompt
 from server.serving.chat_run import ChatRun, ChatRunner, ChoiceDelta, ToolCallPart
+from server.serving.concurrently import take_turns
 from server.serving.failures import end_stream
 from server.serving.inference import Inference
 from server.serving.logprobs import LogprobFormatter
@@ -49,7 +51,8 @@ class ChatServing:
             EngineError: the engine failed.
         """
         self._inference.models.check_generative("Chat Completions")
-        requests = request.split()
+        is_small = context.is_small and len(request.messages) <= PROMPTS_PER_TURN
+        requests = await self._inference.renderer.run_unless(is_small, request.split)
         run = await self._runner.start_batch(requests, context)
         response = await ChatBodies(self._inference, run, requests).complete(await run.collect())
         response.prompt_token_ids = response.prompt_text = response.prompt_logprobs = None  # of the first one only
@@ -81,7 +84,7 @@ class ChatBodies:
             id=self._run.id,
             created=self._created,
             model=self._model,
-            choices=[await self._choice(choice) for choice in choices],
+            choices=[await self._choice(choice) async for choice in take_turns(choices)],
             usage=self._run.meter.total(),
             prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
             prompt_token_ids=prompt.token_ids if self._request.return_token_ids else None,

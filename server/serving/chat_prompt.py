@@ -4,30 +4,39 @@ from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.renderers.messages import TEXT_KEYS
 from server.renderers.prompt_limits import check_token_ids
-from server.renderers.prompts import RenderedPrompt
+from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.serving.chat_options import chat_options
 from server.serving.inference import Inference
+from server.serving.request_context import RequestContext
 
 _FORWARDED = "kv_transfer_params.prompt_token_ids"
 
 
-async def render_chat_request(inference: Inference, request: ChatRequest) -> RenderedPrompt:
+async def render_chat_request(inference: Inference, request: ChatRequest, context: RequestContext) -> RenderedPrompt:
     """The prompt of a request.
 
     Raises:
         RequestError: the conversation or the forwarded token ids are invalid.
     """
-    forwarded = _forwarded_token_ids(request)
-    if forwarded is not None:
-        check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
-        return RenderedPrompt(forwarded, text=None)
-    options = chat_options(request, inference.config)
+    options = await inference.renderer.run_unless(context.is_small, _read, inference, request)
+    context.hold(options)
+    if isinstance(options, RenderedPrompt):
+        return options
     prompt = await inference.renderer.render_chat_async(request.messages, options)
     if request.prompt_logprobs is not None and prompt.inputs is not None and prompt.inputs.embeds is not None:
         raise RequestError(
             "`prompt_logprobs` is not compatible with `prompt_embeds`: they have no tokens.", param="prompt_logprobs"
         )
     return prompt
+
+
+def _read(inference: Inference, request: ChatRequest) -> RenderedPrompt | ChatOptions:
+    """The prompt that an earlier stage has rendered, or the options for rendering it."""
+    forwarded = _forwarded_token_ids(request)
+    if forwarded is None:
+        return chat_options(request, inference.config)
+    check_token_ids(forwarded, vocab_size=inference.renderer.vocab_size, param=_FORWARDED)
+    return RenderedPrompt(forwarded, text=None)
 
 
 def _forwarded_token_ids(request: ChatRequest) -> list[int] | None:

@@ -22,8 +22,10 @@ import msgspec
 from server.parsers.base import OutputParser
 from server.parsers.events import CallArguments, CallStart, Content, Event, Reasoning
 from server.protocol.chat import ChatRequest
+from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.prompts import RenderedPrompt
 from server.serving.chat_prompt import render_chat_request
+from server.serving.concurrently import take_turns
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.output_parsing import OutputParsing
@@ -109,10 +111,14 @@ class ChatRunner:
         self._inference.models.check(request.model)
         self._parsing.check(request)
         with context.times.rendering():
-            prompts = await asyncio.gather(*(render_chat_request(self._inference, each) for each in requests))
+            prompts: list[RenderedPrompt] = []
+            for begin in range(0, len(requests), PROMPTS_PER_TURN):
+                some = requests[begin : begin + PROMPTS_PER_TURN]
+                prompts += await asyncio.gather(*(render_chat_request(self._inference, each, context) for each in some))
         if self._parsing.keeps_special_tokens(request):
             request = msgspec.structs.replace(request, skip_special_tokens=False)
-        strict = self._parsing.find_constraint(request)
+        run_unless = self._inference.renderer.run_unless
+        strict = await run_unless(context.is_small, self._parsing.find_constraint, request)
         generation = await self._builder.build(request, prompts, context, id_prefix=id_prefix, strict_tools=strict)
         return ChatRun(self._inference, generation, self._parsing)
 
@@ -168,7 +174,8 @@ class ChatRun:
             EngineError: the engine failed.
         """
         readers = self.create_readers(is_whole=True)
-        return [self.read(delta, readers) for delta in await collect(self._inference, self.generation)]
+        deltas = await collect(self._inference, self.generation)
+        return [self.read(delta, readers) async for delta in take_turns(deltas)]
 
     def create_readers(self, *, is_whole: bool) -> "list[ChoiceReader]":
         """One reader per choice. With `is_whole`, each reads its whole choice as one delta."""

@@ -1,6 +1,5 @@
 """Answers /v1/completions."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from server.protocol.completions import (
 )
 from server.protocol.logprobs import CompletionLogprobs
 from server.renderers.prompts import RenderedPrompt, TextOptions
+from server.serving.concurrently import take_turns
 from server.serving.failures import end_stream
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
@@ -52,7 +52,9 @@ class CompletionServing:
             request.prompt_embeds = None  # frees up to a hundred megabytes
             context.lease.drop_bytes()
         generation = await self._builder.build(request, prompts, context, id_prefix="cmpl")
-        echoes = await asyncio.gather(*(self._echo_text(prompt, request) for prompt in prompts))
+        echoes = [await self._echo_text(prompt, request) async for prompt in take_turns(prompts)]
+        if request.echo and generation.num_choices > 1:
+            context.is_small = False  # n repeats the prompt in the response
         bodies = CompletionBodies(self._inference, generation, echoes)
         if request.stream:
             return end_stream(bodies.stream())
@@ -118,7 +120,7 @@ class CompletionBodies:
     async def complete(self, deltas: Sequence[SequenceDelta]) -> CompletionResponse:
         """The whole response, of one delta per choice."""
         choices = []
-        for delta in deltas:
+        async for delta in take_turns(deltas):
             self._meter.add(delta)
             choices.append(await self._choice(delta))
         return CompletionResponse(

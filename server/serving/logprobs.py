@@ -1,8 +1,6 @@
 """Formats the engine's log probabilities for the bodies of both endpoints."""
 
-import asyncio
-from collections.abc import AsyncIterator, Iterable
-from typing import TypeVar
+from collections.abc import Iterable
 
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
@@ -15,16 +13,12 @@ from server.protocol.logprobs import (
     PromptLogprobs,
 )
 from server.renderers.base import BaseRenderer
+from server.serving.concurrently import take_turns
 from server.serving.inference import Inference
 from server.types import TokenLogprob
 
-T = TypeVar("T")
-
 _LOWEST = -9999.0
 """Replaces minus infinity, which JSON cannot express."""
-
-_TOKENS_PER_TURN = 16
-"""Formatting a token for the first time takes 30 us, and each has up to `max_logprobs` candidates."""
 
 
 class LogprobFormatter:
@@ -51,7 +45,7 @@ class LogprobFormatter:
     ) -> CompletionLogprobs:
         """The `logprobs` of a completion, from token ids and logprobs; a prompt's first token has none."""
         body = CompletionLogprobs()
-        async for token_id, entry in _take_turns(entries):
+        async for token_id, entry in take_turns(entries):
             token = self._token(token_id)
             body.text_offset.append(text_offset)
             body.tokens.append(token)
@@ -62,11 +56,11 @@ class LogprobFormatter:
 
     async def chat(self, entries: Iterable[TokenLogprob]) -> ChatLogprobs:
         """The `logprobs` of a chat completion."""
-        return ChatLogprobs([self._chat_entry(entry) async for entry in _take_turns(entries)])
+        return ChatLogprobs([self._chat_entry(entry) async for entry in take_turns(entries)])
 
     async def prompt(self, entries: Iterable[TokenLogprob | None]) -> PromptLogprobs:
         """The `prompt_logprobs`: for each position the prompt's token and the most likely ones, by id."""
-        return [None if entry is None else self._prompt_entry(entry) async for entry in _take_turns(entries)]
+        return [None if entry is None else self._prompt_entry(entry) async for entry in take_turns(entries)]
 
     def _completion_top(self, entry: TokenLogprob) -> dict[str, float]:
         """The candidates by text; the token itself is always among them, as in OpenAI's API."""
@@ -97,14 +91,6 @@ class LogprobFormatter:
 
     def _bytes(self, token_id: int) -> list[int]:
         return list(self._renderer.token_bytes(token_id))
-
-
-async def _take_turns(entries: Iterable[T]) -> AsyncIterator[T]:
-    """Yields to the event loop after every few tokens of a long prompt."""
-    for position, entry in enumerate(entries, start=1):
-        yield entry
-        if position % _TOKENS_PER_TURN == 0:
-            await asyncio.sleep(0)
 
 
 def _finite(logprob: float) -> float:

@@ -9,14 +9,16 @@ import msgspec
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
+from server.renderers.base import PROMPTS_PER_TURN
 from server.renderers.prompts import RenderedPrompt
 from server.request_ids import set_request_id
 from server.serving.generation import Generation
 from server.serving.guided import Constraint, check_constraint, find_constraint, tool_constraints
 from server.serving.inference import Inference
-from server.serving.reasoning import ModelReasoning
+from server.serving.reasoning import ModelReasoning, PromptReasoning
 from server.serving.request_context import RequestContext
 from server.serving.sampling import Constraints, SamplingBuilder, SamplingDefaults
+from server.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +55,9 @@ class GenerationBuilder:
             raise RequestError(
                 "Prompts with images or embeddings are not supported with beam search.", param="use_beam_search"
             )
-        constraints = await self._find_constraints(request, strict_tools)
-        sampling = SamplingBuilder(
-            defaults=self._defaults,
-            info=self._engine.info,
-            max_logprobs=self._config.max_logprobs,
-        )
-        has_grammar = constraints.guided is not None
-        reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
-        nums_tokens = [len(prompt.token_ids) for prompt in prompts]
-        params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
+        is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
+        constraints = await self._find_constraints(request, strict_tools, is_small=is_small)
+        reasoning, params = await self._renderer.run_unless(is_small, self._set, request, prompts, constraints)
         if adapter_id := self._models.adapter_id(request.model):
             params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
         generation = Generation(
@@ -82,10 +77,25 @@ class GenerationBuilder:
         self._log(generation)
         return generation
 
+    def _set(
+        self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], constraints: Constraints
+    ) -> tuple[list[PromptReasoning | None], list[SamplingParams]]:
+        """The reasoning and the sampling parameters of each prompt."""
+        sampling = SamplingBuilder(
+            defaults=self._defaults,
+            info=self._engine.info,
+            max_logprobs=self._config.max_logprobs,
+        )
+        has_grammar = constraints.guided is not None
+        reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
+        nums_tokens = [len(prompt.token_ids) for prompt in prompts]
+        params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
+        return reasoning, params
+
     async def _find_constraints(
-        self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None
+        self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None, *, is_small: bool
     ) -> Constraints:
-        constraint = find_constraint(request) or strict_tools
+        constraint = await self._renderer.run_unless(is_small, find_constraint, request) or strict_tools
         if constraint is not None:
             await self._renderer.run_in_pool(_check, constraint, request)
         words = request.bad_words

@@ -61,7 +61,7 @@ class RenderServing:
 
     async def messages(self, request: MessagesRequest, context: RequestContext) -> RenderedRequest:
         """`chat` for a request of /v1/messages."""
-        return await self.chat(await self._messages.convert(request), context)
+        return await self.chat(await self._messages.convert(request, context), context)
 
     async def responses(self, request: ResponsesRequest, context: RequestContext) -> RenderedRequest:
         """`chat` for a request of /v1/responses; as in vLLM, responses that are kept are no part of it."""

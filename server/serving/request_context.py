@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.serving.admission import Lease, unbounded_lease
 
@@ -71,7 +71,16 @@ class RequestContext:
     """Whether the response has begun."""
     lease: Lease = field(default_factory=unbounded_lease)
     """Its share of the admission limits."""
+    is_small: bool = True
+    """Whether work that grows with the body or the response may run on the event loop, not in the pool."""
+    held: list[Any] = field(default_factory=list)
+    """What a large request has created; freed in the pool, because a million objects take 30 ms."""
     load_format: str | None = None
     """The format in which the client wants the server's load (`server.routes.load_report`)."""
     trace: "RequestTrace | None" = None
     """None without `--otlp-traces-endpoint`."""
+
+    def hold(self, *created: Any) -> None:
+        """Keeps what may be large until the response has ended."""
+        if not self.is_small:
+            self.held += created

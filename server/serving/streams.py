@@ -1,13 +1,19 @@
 """Runs a request's sequences concurrently, on the event loop."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import uuid4
 
 from server.serving.beam_search import run_searches
+from server.serving.concurrently import take_turns
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.sequence_run import run_sequences
+
+_DELTAS_PER_TURN = 32
+_MANY_ENTRIES = 4096
+"""Tokens and candidates in a response; encoding this many takes about a millisecond."""
 
 
 async def generate(inference: Inference, generation: Generation) -> AsyncGenerator[SequenceDelta, None]:
@@ -27,9 +33,13 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
         if generation.request.stream and interval > 1:
             source = _batch(source, interval)
         async with aclosing(source) as deltas:
+            num_deltas = 0
             async for delta in deltas:
                 num_tokens[delta.choice] += len(delta.token_ids)
                 yield delta
+                num_deltas += 1
+                if num_deltas % _DELTAS_PER_TURN == 0:
+                    await asyncio.sleep(0)  # a step of the engine may end a thousand sequences
     finally:
         size = generation.request.num_choices
         for start in range(0, len(num_tokens), size):
@@ -44,7 +54,12 @@ async def collect(inference: Inference, generation: Generation) -> list[Sequence
     async with aclosing(generate(inference, generation)) as deltas:
         async for delta in deltas:
             parts[delta.choice].append(delta)
-    return [join_deltas(deltas_of_choice) for deltas_of_choice in parts]
+    joined = [join_deltas(deltas_of_choice) async for deltas_of_choice in take_turns(parts)]
+    num_entries = sum(len(d.token_ids) + len(d.prompt_logprobs or ()) for d in joined)
+    params = generation.params[0]
+    if num_entries * (1 + max(params.logprobs or 0, params.prompt_logprobs or 0)) > _MANY_ENTRIES:
+        generation.context.is_small = False
+    return joined
 
 
 async def _batch(source: AsyncGenerator[SequenceDelta, None], interval: int) -> AsyncGenerator[SequenceDelta, None]:

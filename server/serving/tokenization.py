@@ -25,7 +25,7 @@ class TokenizationServing:
         """
         self._models.check(request.model)
         with context.times.rendering():
-            token_ids = (await self._render(request)).token_ids
+            token_ids = (await self._render(request, context)).token_ids
             pieces = await self._renderer.token_pieces_async(token_ids) if request.return_token_strs else None
         return TokenizeResponse(
             count=len(token_ids),
@@ -44,8 +44,9 @@ class TokenizationServing:
         with context.times.rendering():
             return DetokenizeResponse(await self._renderer.detokenize_async(request.tokens))
 
-    async def _render(self, request: TokenizeRequest) -> RenderedPrompt:
+    async def _render(self, request: TokenizeRequest, context: RequestContext) -> RenderedPrompt:
         if request.messages is not None:
-            return await self._renderer.render_chat_async(request.messages, tokenize_options(request))
+            chat = await self._renderer.run_unless(context.is_small, tokenize_options, request)
+            return await self._renderer.render_chat_async(request.messages, chat)
         options = TextOptions(add_special_tokens=request.add_special_tokens is not False)
         return await self._renderer.render_text_async(request.prompt or "", options)

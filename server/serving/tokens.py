@@ -22,6 +22,7 @@ from server.protocol.tokens import (
     TokensResponse,
 )
 from server.renderers.prompts import PromptOrigin, TextOptions
+from server.serving.concurrently import take_turns
 from server.serving.failures import end_stream
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
@@ -57,7 +58,8 @@ class TokensServing:
         if self._inference.config.tokens_only:
             _check_needs_no_text(request)
         room = self._inference.engine.info.max_model_len - len(request.token_ids)
-        completion = request.to_completion(max_tokens=max(1, room))
+        run_unless = self._inference.renderer.run_unless
+        completion = await run_unless(context.is_small, request.to_completion, max_tokens=max(1, room))
         prompt = await self._inference.renderer.render_text_async(request.token_ids, TextOptions())
         prompt = replace(prompt, origin=_origin(request))
         generation = await self._builder.build(completion, [prompt], context, id_prefix="generate-tokens")
@@ -66,8 +68,9 @@ class TokensServing:
 
     async def abort(self, request: AbortRequest, context: RequestContext) -> bytes:
         """Ends streams: their last chunk has the finish reason `abort`; unknown ids are ignored."""
-        for request_id in request.request_ids:
-            for response in self._running.get(request_id, ()):
+        ids = await self._inference.renderer.run_unless(context.is_small, frozenset, request.request_ids)
+        for request_id in ids & self._running.keys():
+            for response in self._running[request_id]:
                 response.is_aborted = True
         return b""
 
@@ -101,8 +104,10 @@ class _TokensResponse:
     async def complete(self) -> TokensResponse:
         """The whole response."""
         deltas = await collect(self._inference, self._generation)
-        for delta in deltas:
+        choices = []
+        async for delta in take_turns(deltas):
             self._meter.add(delta)
+            choices.append(await self._choice(delta))
         prompt_logprobs = deltas[0].prompt_logprobs
         return TokensResponse(
             request_id=self.id,
@@ -112,7 +117,7 @@ class _TokensResponse:
             prompt_logprobs=None if prompt_logprobs is None else await self._logprobs.prompt(prompt_logprobs),
             prompt_token_ids=self._request.token_ids if self._request.return_token_ids else None,
             output_mode=self._request.output_mode,
-            choices=[await self._choice(delta) for delta in deltas],
+            choices=choices,
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:

@@ -6,13 +6,15 @@ from typing import Final
 
 import msgspec
 
+from server import sse
 from server.errors import RequestError
+from server.protocol.responses.events import ResponseEvent
 from server.renderers.base import BaseRenderer
 from server.serving.responses.conversation import Message, extend_conversation
 from server.serving.responses.run import ResponseRun
 from server.serving.responses.store import ResponseStore, StoredResponse
 
-_LARGE_BYTES: Final = 32 << 10
+LARGE_BYTES: Final = 32 << 10
 """Encoding or decoding this much JSON takes about as long as handing it to a thread."""
 
 
@@ -34,11 +36,16 @@ class ResponseArchive:
         """Keeps a response if its request wants it, with its events if it ran in the background."""
         if self._store is None or not run.request.store:
             return
-        if run.num_message_bytes < _LARGE_BYTES:
+        if run.num_message_bytes < LARGE_BYTES:
             stored = _encode(run, events)
         else:
             stored = await self._renderer.run_in_pool(_encode, run, events)
         await self._store.put(run.response.id, stored)
+
+    async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
+        """An event as bytes; those with the whole response repeat large parts of the request."""
+        is_small = run.num_message_bytes < LARGE_BYTES or not hasattr(event, "response")
+        return await self._renderer.run_unless(is_small, sse.encode_named_event, event)
 
     @asynccontextmanager
     async def claim(self, run: ResponseRun) -> AsyncIterator[None]:
@@ -69,7 +76,7 @@ class ResponseArchive:
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
         """The conversation up to and including a response."""
-        if len(stored.history) < _LARGE_BYTES:
+        if len(stored.history) < LARGE_BYTES:
             return _decode(stored.history)
         return await self._renderer.run_in_pool(_decode, stored.history)
 

@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
-from server import sse
-from server.protocol.responses.events import ResponseEvent
 from server.protocol.responses.response import Response
 from server.serving.admission import Lease
 from server.serving.deadline import Deadline
@@ -38,10 +36,10 @@ class BackgroundResponse:
         self._task = asyncio.create_task(generate(self), name="background-response")
         await asyncio.sleep(0)
 
-    def publish(self, event: ResponseEvent) -> None:
-        """Adds an event for those who follow the response."""
+    def publish(self, event: bytes) -> None:
+        """Adds an encoded event for those who follow the response."""
         if self.events is not None:
-            self.events.append(sse.encode_named_event(event))
+            self.events.append(event)
             self._wake()
 
     def end(self) -> None:
@@ -114,12 +112,12 @@ class BackgroundResponses:
         try:
             async with Deadline(self._timeout_s).bound(), aclosing(run.events()) as events:
                 async for event in events:
-                    response.publish(event)
+                    if response.events is not None:
+                        response.publish(await self._archive.encode_event(run, event))
         except asyncio.CancelledError:
             run.set_status("cancelled")
         except Exception as err:  # noqa: BLE001
             run.fail(err)
-        last = run.last_event()
-        published = response.events
-        await self._archive.keep(run, None if published is None else (*published, sse.encode_named_event(last)))
+        last = await self._archive.encode_event(run, run.last_event())
+        await self._archive.keep(run, None if response.events is None else (*response.events, last))
         response.publish(last)

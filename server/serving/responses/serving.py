@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import msgspec
 
-from server import sse
 from server.limits import LimitsConfig
+from server.protocol.chat import ChatRequest
 from server.protocol.responses.request import ResponsesRequest
 from server.protocol.responses.response import Response
-from server.serving.admission import Lease
 from server.serving.chat_run import ChatRunner
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
 from server.serving.request_limits import RequestLimiter
-from server.serving.responses.archive import ResponseArchive, invalid_response
+from server.serving.responses.archive import LARGE_BYTES, ResponseArchive, invalid_response
 from server.serving.responses.background import BackgroundResponses
 from server.serving.responses.chat_request import own_field_names, to_chat_request
 from server.serving.responses.conversation import Message, build_conversation
@@ -112,23 +111,31 @@ class ResponsesServing:
         Raises:
             RequestError: the request is invalid.
         """
-        history = await self._history(request.previous_response_id, context.lease)
+        history = await self._history(request.previous_response_id, context)
+        run_unless = self._inference.renderer.run_unless
+        tools, chat_request = await run_unless(context.is_small, self._convert, request, history)
+        context.hold(chat_request)
+        with own_field_names():
+            chat = await self._runner.start(chat_request, context, id_prefix="resp")
+        return ResponseRun(request, chat, tools, self._inference, num_message_bytes=context.lease.num_bytes)
+
+    def _convert(self, request: ResponsesRequest, history: list[Message]) -> tuple[ResponseTools, ChatRequest]:
         tools = ResponseTools(request)
         messages = build_conversation(request.instructions, history, request.items)
         chat_request = to_chat_request(request, messages, tools)
         with own_field_names():
             self._limiter.check(chat_request)
-            chat = await self._runner.start(chat_request, context, id_prefix="resp")
-        return ResponseRun(request, chat, tools, self._inference, num_message_bytes=context.lease.num_bytes)
+        return tools, chat_request
 
-    async def _history(self, previous_id: str | None, lease: Lease) -> list[Message]:
+    async def _history(self, previous_id: str | None, context: RequestContext) -> list[Message]:
         """The conversation up to the previous response, whose bytes the request holds from now on."""
         if previous_id is None:
             return []
         if self._background.find(previous_id) is not None:
             raise invalid_response(f"The response '{previous_id}' is not complete yet.", "previous_response_id")
         stored = await self._archive.find(previous_id)
-        lease.add_bytes(len(stored.history))
+        context.lease.add_bytes(len(stored.history))
+        context.is_small = context.is_small and len(stored.history) < LARGE_BYTES
         return await self._archive.decode_history(stored)
 
     async def _create_in_background(
@@ -139,7 +146,7 @@ class ResponsesServing:
                 "This server does not support `store=True` and therefore does not support the background mode.",
                 "background",
             )
-        own_context = replace(context, trace=None)  # the request's trace ends with its HTTP response
+        own_context = replace(context, trace=None, held=[])  # the request's trace ends with its HTTP response
         run = await self.prepare(request, own_context)
         own_context.lease = context.lease.hand_over()
         response = await self._background.start(run, own_context.lease, keeps_events=bool(request.stream))
@@ -150,12 +157,11 @@ class ResponsesServing:
             try:
                 async with aclosing(run.events()) as events:
                     async for event in events:
-                        yield sse.encode_named_event(event)
+                        yield await self._archive.encode_event(run, event)
                 await self._archive.keep(run)
             except Exception as err:  # noqa: BLE001
                 run.fail(err)
-        last = run.last_event()
-        yield sse.encode_named_event(last)
+        yield await self._archive.encode_event(run, run.last_event())
 
 
 async def _replay(events: tuple[bytes, ...], first: int) -> AsyncGenerator[bytes, None]:

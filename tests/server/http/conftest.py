@@ -321,6 +321,7 @@ def run_app(
     limits: LimitsConfig | None = None,
     lifecycle: Lifecycle | None = None,
     tracer: Any = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> Iterator[LiveServer]:
     """Serves the application over a fake engine in a thread; it is ready unless a lifecycle is given."""
     metrics = ServerMetrics(config.served_model_names[0], FinishedStart())
@@ -345,7 +346,12 @@ def run_app(
     http: Any = bounded_connections(parts.admission.limits)
     http_config = uvicorn.Config(build_app(parts), log_config=None, ws="none", lifespan="off", http=http)
     http_server = uvicorn.Server(http_config)
-    thread = threading.Thread(target=lambda: asyncio.run(http_server.serve([listener])), name="http-server")
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(http_server.serve([listener]))
+
+    thread = threading.Thread(target=run, name="http-server")
     thread.start()
     try:
         poll(lambda: http_server.started)

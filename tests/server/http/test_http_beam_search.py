@@ -186,11 +186,11 @@ def test_the_cases_above_differ(model: PreTrainedModel) -> None:
     assert len({str(found) for found in (short, usual, long)}) > 1
 
 
-def test_each_step_computes_one_token_per_beam(beams: LiveServer, stepped: SteppedEngine) -> None:
+def test_each_step_computes_at_most_a_block_of_tokens_per_beam(beams: LiveServer, stepped: SteppedEngine) -> None:
     complete(beams, n=3)
     first, *later = stepped.small.steps
     assert sum(first.values()) == len(PROMPT)
-    assert {num_tokens for step in later for num_tokens in step.values()} == {1}
+    assert max(num_tokens for step in later for num_tokens in step.values()) <= 16
     assert sum(map(len, later)) == 3 * 7
     stepped.small.assert_nothing_leaked()
 

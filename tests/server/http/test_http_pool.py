@@ -45,7 +45,7 @@ def test_a_small_request_does_not_use_the_pool(server, pool_waits):
 def test_a_large_body_is_decoded_and_rendered_in_the_pool(server, pool_waits):
     response = server.complete(prompt=LARGE, truncate_prompt_tokens=8)
     assert response.json()["usage"]["prompt_tokens"] == 8
-    assert len(pool_waits) == 2
+    assert len(pool_waits) >= 2
 
 
 @pytest.mark.parametrize(

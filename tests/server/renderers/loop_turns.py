@@ -1,7 +1,8 @@
-"""Counts how often an event loop runs a short timer while some work is running."""
+"""How long the turns of an event loop take: by a timer that runs beside some work, or measured."""
 
 import asyncio
 from collections.abc import Awaitable
+from time import thread_time
 
 FREE_TURNS = 10
 """During 100 ms of work or more, a loop that is not blocked makes many more turns than this."""
@@ -20,3 +21,20 @@ async def count_turns(work: Awaitable[object], *, every_s: float = 0.001) -> int
         num_turns += 1
     await task
     return num_turns
+
+
+class MeasuredLoop(asyncio.SelectorEventLoop):
+    """Knows the processor time of its longest turn since `forget`; other threads do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest_turn_s = 0.0
+
+    def forget(self) -> None:
+        """Begins anew."""
+        self.longest_turn_s = 0.0
+
+    def _run_once(self) -> None:
+        begin_s = thread_time()
+        super()._run_once()
+        self.longest_turn_s = max(self.longest_turn_s, thread_time() - begin_s)

@@ -15,6 +15,7 @@ from server.errors import RequestError
 from server.renderers.grok2 import Grok2Renderer
 from server.renderers.grok2_tokenizer import CHAT_TEMPLATE
 from server.renderers.prompts import ChatOptions, TextOptions
+from server.renderers.stop_strings import StopString
 from server.renderers.tokenizer_loading import TokenizerLoadError
 from tests.server.renderers.grok2_folder import save_grok2
 
@@ -151,7 +152,7 @@ def test_an_output_is_detokenized_incrementally(renderer: Grok2Renderer, skip: b
 
 
 def test_an_output_that_ends_inside_a_character_ends_with_a_replacement_character(renderer: Grok2Renderer) -> None:
-    detokenizer = renderer.create_detokenizer(stop=["xyz"])
+    detokenizer = renderer.create_detokenizer(stop=[StopString("xyz")])
     assert [detokenizer.append([7 + byte]).text for byte in b"x\xf0\x9f"] == ["", "", ""]
     assert detokenizer.finish() == "x\ufffd"
 

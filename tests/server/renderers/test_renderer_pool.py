@@ -12,6 +12,7 @@ import pytest
 from server.config import ModelFiles, RendererConfig
 from server.errors import ConfigError, RequestError
 from server.machine.cpus import usable_count
+from server.renderers.base import _is_small
 from server.renderers.hf import HfRenderer
 from server.renderers.make_async import make_async
 from server.renderers.prompts import ChatOptions, TextOptions
@@ -207,3 +208,22 @@ with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
 print(seen)
 """
     assert run_watched(code, model_path) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "variables", "is_small"),
+    [
+        ({"name": "Ann", "reasoning": "a" * 900}, {"enable_thinking": True}, True),
+        ({"reasoning": "a" * 2000}, {}, False),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "a" * 2000}}]}, {}, False),
+        ({"tool_calls": [{}] * 2000}, {}, False),
+        ({}, {"a" * 2000: 1}, False),
+        ({}, {"a": [{"b": 1}] * 500}, False),
+    ],
+    ids=["short", "reasoning", "arguments", "calls", "name of a variable", "variable"],
+)
+def test_all_parts_of_a_conversation_count_as_its_size(
+    message: dict[str, Any], variables: dict[str, Any], is_small: bool
+) -> None:
+    messages = [{"role": "assistant", "content": "", **message}]
+    assert _is_small(messages, ChatOptions(chat_template_kwargs=variables)) is is_small

@@ -1,0 +1,321 @@
+"""No turn of the event loop takes 5 ms, whatever a body holds: work that grows with it runs in the pool.
+
+A turn's time is the processor time of the loop's thread: other processes and the pool's threads do not count.
+"""
+
+import gc
+import json
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.renderers.hf import HfRenderer
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
+from tests.server.engine.tiny_poolers import save_pooler
+from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
+from tests.server.http.pooled_engine import PooledEngine
+from tests.server.renderers.loop_turns import MeasuredLoop
+
+pytestmark = pytest.mark.alone
+
+MAX_TURN_S = 0.005
+_TRIES = 5
+"""A collection of garbage, or a processor that was slowed down, may lengthen one."""
+MAX_LEN = 131_072
+CHAT, COMPLETION, BATCH = "/v1/chat/completions", "/v1/completions", "/v1/chat/completions/batch"
+RESPONSES, MESSAGES, GENERATE = "/v1/responses", "/v1/messages", "/inference/v1/generate"
+PARTS = [{"type": "text", "text": "a"}] * 60_000
+HELLO = [{"role": "user", "content": "Hello"}]
+IDS = [i % 49_152 for i in range(400_000)]
+WORDS = [f"word {i}" for i in range(40_000)]
+Send = Callable[[str, dict[str, Any]], float]
+
+
+def _members(count: int) -> dict[str, Any]:
+    return {f"k{i}": {"value": i} for i in range(count)}
+
+
+def _schema(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{i}": {"type": "string", "description": "d"} for i in range(count)}}
+
+
+def _tools(size: int, **fields: Any) -> list[dict[str, Any]]:
+    return [_function(i, parameters=_schema(size), **fields) for i in range(256)]
+
+
+def _function(index: int, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": f"f{index}", **fields}}
+
+
+def _strict(size: int) -> list[dict[str, Any]]:
+    closed = _schema(size) | {"additionalProperties": False, "required": [f"p{i}" for i in range(size)]}
+    return [_function(i, parameters=closed, strict=True) for i in range(256)]
+
+
+def _calls(arguments: str) -> list[dict[str, Any]]:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "1"}, *HELLO]
+
+
+def _turns(count: int) -> list[dict[str, Any]]:
+    return [{"role": role, "content": "a b c"} for _ in range(count // 2) for role in ("user", "assistant")]
+
+
+def _flat_tools(key: str, size: int) -> list[dict[str, Any]]:
+    kind = {"type": "function"} if key == "parameters" else {}
+    return [{"name": f"f{i}", key: _schema(size), **kind} for i in range(256)]
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    return {"a": _nested(depth - 1)} if depth else {}
+
+
+BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
+    "chat: template variables": lambda: (CHAT, {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
+    "chat: long names": lambda: (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [], "name": "x " * 100_000}] * 8},
+    ),
+    "chat: tools": lambda: (CHAT, {"messages": HELLO, "tools": _tools(150), "tool_choice": "none"}),
+    "chat: allowed tokens": lambda: (CHAT, {"messages": HELLO, "allowed_token_ids": IDS}),
+    "chat: schema": lambda: (CHAT, {"messages": HELLO, "structured_outputs": {"json": {"enum": WORDS}}}),
+    "completion: one token over and over": lambda: (COMPLETION, {"prompt": [5] * 130_000}),
+}
+"""Each of these took more than 5 ms on the loop."""
+
+FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
+    "chat: content": lambda: (CHAT, {"messages": [{"role": "user", "content": "hello world " * 40_000}]}),
+    "chat: messages": lambda: (CHAT, {"messages": _turns(2048)}),
+    "chat: parts": lambda: (
+        CHAT,
+        {"messages": [{"role": "user", "content": PARTS}]},
+    ),
+    "chat: arguments of a call": lambda: (CHAT, {"messages": _calls(json.dumps(_members(20_000)))}),
+    "chat: long arguments": lambda: (CHAT, {"messages": _calls(json.dumps({"text": "x " * 200_000}))}),
+    "chat: required call": lambda: (CHAT, {"messages": HELLO, "tools": _tools(20), "tool_choice": "required"}),
+    "chat: strict tools": lambda: (CHAT, {"messages": HELLO, "tools": _strict(20)}),
+    "chat: documents": lambda: (CHAT, {"messages": HELLO, "documents": [{"title": "a", "text": "b"}] * 60_000}),
+    "chat: metadata": lambda: (CHAT, {"messages": HELLO, "metadata": _members(100_000)}),
+    "chat: unknown field": lambda: (CHAT, {"messages": HELLO, "unknown": _members(100_000)}),
+    "chat: deep": lambda: (CHAT, {"messages": HELLO, "chat_template_kwargs": _nested(120)}),
+    "chat: biases": lambda: (CHAT, {"messages": HELLO, "logit_bias": {str(i): 1 for i in range(49_152)}}),
+    "chat: stop tokens": lambda: (CHAT, {"messages": HELLO, "stop_token_ids": IDS}),
+    "chat: stop strings": lambda: (CHAT, {"messages": HELLO, "stop": [f"{'z' * 100_000}{i}" for i in range(64)]}),
+    "chat: bad words": lambda: (CHAT, {"messages": HELLO, "bad_words": [f"{'z y' * 300}{i}" for i in range(128)]}),
+    "chat: long schema": lambda: (
+        CHAT,
+        {"messages": HELLO, "structured_outputs": {"json": {"type": "object", "description": "x" * 10_000_000}}},
+    ),
+    "chat: schema as text": lambda: (
+        CHAT,
+        {"messages": HELLO, "structured_outputs": {"json": json.dumps({"enum": WORDS})}},
+    ),
+    "chat: choice": lambda: (CHAT, {"messages": HELLO, "structured_outputs": {"choice": WORDS[:4000]}}),
+    "chat: forwarded tokens": lambda: (
+        CHAT,
+        {"messages": HELLO, "kv_transfer_params": {"prompt_token_ids": IDS[:130_000]}},
+    ),
+    "chat: returned tokens": lambda: (
+        CHAT,
+        {"messages": [{"role": "user", "content": "a " * 120_000}], "return_token_ids": True},
+    ),
+    "chat: rendered": lambda: (f"{CHAT}/render", {"messages": HELLO, "allowed_token_ids": IDS}),
+    "completion: text": lambda: (COMPLETION, {"prompt": "hello world " * 40_000}),
+    "completion: echo": lambda: (COMPLETION, {"prompt": "hello world " * 40_000, "echo": True}),
+    "completion: echoed tokens": lambda: (COMPLETION, {"prompt": IDS[:130_000], "echo": True}),
+    "completion: biases": lambda: (COMPLETION, {"prompt": "a", "logit_bias": {str(i): 1 for i in range(49_152)}}),
+    "chat: choices": lambda: (CHAT, {"messages": HELLO, "n": 1024, "logprobs": True, "temperature": 1}),
+    "completion: prompts": lambda: (COMPLETION, {"prompt": ["a b c"] * 1024}),
+    "completion: prompts of one token": lambda: (COMPLETION, {"prompt": [[5] * 300] * 1024}),
+    "completion: echoed choices": lambda: (
+        COMPLETION,
+        {"prompt": "hello " * 5000, "echo": True, "n": 256, "temperature": 1},
+    ),
+    "chats in a batch": lambda: (BATCH, {"messages": [HELLO] * 1024}),
+    "generative scoring": lambda: (
+        "/generative_scoring",
+        {"query": "a", "items": ["b c"] * 1024, "label_token_ids": [5, 6]},
+    ),
+    "responses: input": lambda: (RESPONSES, {"input": "hello world " * 40_000}),
+    "responses: items": lambda: (RESPONSES, {"input": _turns(2048)}),
+    "responses: parts": lambda: (
+        RESPONSES,
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * 60_000}]},
+    ),
+    "responses: metadata": lambda: (RESPONSES, {"input": "a", "metadata": {f"k{i}": "v" for i in range(300_000)}}),
+    "responses: tools": lambda: (
+        RESPONSES,
+        {"input": "a", "tools": _flat_tools("parameters", 200), "tool_choice": "none"},
+    ),
+    "responses: streamed tools": lambda: (
+        RESPONSES,
+        {"input": "a", "tools": _flat_tools("parameters", 200), "tool_choice": "none", "stream": True},
+    ),
+    "responses: in the background": lambda: (
+        RESPONSES,
+        {
+            "input": "a",
+            "tools": _flat_tools("parameters", 200),
+            "tool_choice": "none",
+            "stream": True,
+            "background": True,
+        },
+    ),
+    "responses: instructions": lambda: (RESPONSES, {"input": "a", "instructions": "hello world " * 40_000}),
+    "messages: content": lambda: (
+        MESSAGES,
+        {"max_tokens": 2, "messages": [{"role": "user", "content": "hello world " * 40_000}]},
+    ),
+    "messages: turns": lambda: (MESSAGES, {"max_tokens": 2, "messages": _turns(2048)}),
+    "messages: input of a tool": lambda: (
+        MESSAGES,
+        {
+            "max_tokens": 2,
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "a", "name": "f", "input": _members(50_000)}],
+                },
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "x"}]},
+            ],
+        },
+    ),
+    "messages: tools": lambda: (
+        MESSAGES,
+        {
+            "max_tokens": 2,
+            "messages": HELLO,
+            "tools": _flat_tools("input_schema", 200),
+            "tool_choice": {"type": "none"},
+        },
+    ),
+    "messages: system": lambda: (
+        MESSAGES,
+        {"max_tokens": 2, "messages": HELLO, "system": PARTS},
+    ),
+    "count_tokens: parts": lambda: (
+        f"{MESSAGES}/count_tokens",
+        {"messages": [{"role": "user", "content": PARTS}]},
+    ),
+    "tokenize: text": lambda: ("/tokenize", {"prompt": "hello world " * 40_000, "return_token_strs": True}),
+    "tokenize: tools": lambda: ("/tokenize", {"messages": HELLO, "tools": _tools(100)}),
+    "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
+    "generate: tokens": lambda: (GENERATE, {"token_ids": IDS[:130_000], "sampling_params": {}}),
+    "generate: allowed tokens": lambda: (GENERATE, {"token_ids": [5], "sampling_params": {"allowed_token_ids": IDS}}),
+    "abort": lambda: ("/inference/v1/abort_requests", {"request_ids": ["abcdefgh"] * 400_000}),
+    "invocations": lambda: ("/invocations", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
+}
+
+POOLING_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "texts": ("/v1/embeddings", {"input": ["hello world"] * 1024}),
+    "tokens": ("/v1/embeddings", {"input": [[5] * 60] * 1024}),
+    "conversations": ("/v1/embeddings", {"messages": [HELLO] * 1024}),
+    "template variables": ("/v1/embeddings", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
+    "pooling": ("/pooling", {"input": ["hello world"] * 1024}),
+    "score": ("/score", {"text_1": "hello", "text_2": ["hello world"] * 1023}),
+    "rerank": ("/rerank", {"query": "hello", "documents": ["hello world"] * 1023}),
+}
+
+
+@pytest.fixture(scope="module")
+def send(model_path: Path) -> Iterator[Send]:
+    """Sends a body and returns the processor time of the longest turn of the server's loop."""
+    engine = InstantEngine([260, 260])
+    engine.info = msgspec.structs.replace(engine.info, max_model_len=MAX_LEN)
+    config = ServerConfig(
+        served_model_names=(MODEL,), enable_scale_out=True, enable_auto_tool_choice=True, tool_call_parser="hermes"
+    )
+    with HfRenderer(ModelFiles(model_path, model_path), RendererConfig()) as renderer:
+        yield from _measure(config, renderer, engine)
+
+
+@pytest.fixture(scope="module")
+def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
+    """`send` for a pooling model."""
+    folder = tmp_path_factory.mktemp("bert")
+    save_pooler(folder, "bert")
+    template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    with HfRenderer(ModelFiles(folder, folder), RendererConfig(chat_template=template)) as renderer:
+        yield from _measure(
+            ServerConfig(served_model_names=(MODEL,)), renderer, InstantPooling(PooledEngine(folder).info)
+        )
+
+
+class InstantEngine(ScriptedEngine):
+    """Has computed all outputs of a request before the first one is read."""
+
+    async def generate(
+        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int
+    ) -> AsyncGenerator[EngineOutput, None]:
+        for index, (prompt, choice) in enumerate(product(prompts, range(num_choices))):
+            for output in self._outputs(f"{request_id}-{index}", prompt.token_ids, prompt.params.of_choice(choice)):
+                yield output
+
+
+class InstantPooling:
+    """Returns the same vector for every prompt."""
+
+    sleep_level = None
+    stats = EngineStats()
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.info = info
+
+    def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
+        pass
+
+    async def pool(self, request_id: str, *args: Any, **options: Any) -> EngineOutput:
+        vector = TensorData("float32", (32,), memoryview(bytes(128)))
+        return EngineOutput(request_id, finish_reason="stop", data=vector)
+
+
+def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterator[Send]:
+    renderer.warm_up()
+    renderer.max_model_len = engine.info.max_model_len
+    loop = MeasuredLoop()
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)  # as the server does
+    gc.freeze()
+    with run_app(config, renderer, engine, loop_factory=lambda: loop) as server:
+
+        def send(path: str, body: dict[str, Any]) -> float:
+            loop.forget()
+            response = server.post(path, {"model": MODEL, "max_tokens": 2, **body} if path != "/detokenize" else body)
+            assert response.status_code == 200, response.text[:300]
+            return loop.longest_turn_s
+
+        yield send
+    gc.unfreeze()
+    sys.setswitchinterval(switch_interval_s)
+
+
+def _assert_short_turns(send: Send, path: str, body: dict[str, Any]) -> None:
+    longest_s = []
+    for _ in range(_TRIES):
+        longest_s.append(send(path, body))
+        if longest_s[-1] < MAX_TURN_S:
+            return
+    raise AssertionError(f"the longest turns took {longest_s} seconds")
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_no_turn_of_the_loop_is_long(send: Send, name: str) -> None:
+    _assert_short_turns(send, *BODIES[name]())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", FURTHER_BODIES)
+def test_no_turn_of_the_loop_is_long_for_any_field(send: Send, name: str) -> None:
+    _assert_short_turns(send, *FURTHER_BODIES[name]())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", POOLING_BODIES)
+def test_no_turn_of_the_loop_is_long_for_pooled_prompts(send_pooled: Send, name: str) -> None:
+    _assert_short_turns(send_pooled, *POOLING_BODIES[name])
