@@ -41,6 +41,22 @@ def test_the_real_model_describes_people(real_engine: SmallEngine, real_tokenize
     real_engine.assert_nothing_leaked()
 
 
+def test_the_real_model_adds_no_members_to_an_object(
+    real_engine: SmallEngine, real_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    prompt = _chat(real_tokenizer, "Extract: Jason is 25 years old")
+    guided = GuidedDecoding("json_schema", json.dumps(schema))
+    completion = real_engine.add("extract", prompt, guided=guided, max_tokens=100)
+    real_engine.run()
+    assert json.loads(real_tokenizer.decode(completion.token_ids)) == {"name": "Jason", "age": 25}
+    assert completion.finish_reason == "stop"
+
+
 def test_the_real_model_answers_within_each_kind_of_grammar(
     real_engine: SmallEngine, real_tokenizer: PreTrainedTokenizerBase
 ) -> None:
