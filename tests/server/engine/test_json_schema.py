@@ -1,11 +1,15 @@
 """Schemas allow what they list, and nothing else, as with vLLM's backend."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from server.engine.json_schema import prepare_schema
+from server.engine.regex_syntax import translate_regex
 from server.types import GuidedDecoding
+from tests.growth import growth
 from tests.server.engine.grammar_texts import accepted_texts
 
 _NUMBER = {"type": "integer"}
@@ -99,3 +103,31 @@ SCHEMAS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
 def test_schema_allows_what_it_lists(name: str) -> None:
     schema, accepted, rejected = SCHEMAS[name]
     assert accepted_texts(GuidedDecoding("json_schema", json.dumps(schema)), accepted + rejected) == accepted
+
+
+def _wide(size: int) -> str:
+    return json.dumps({"type": "object", "properties": {f"p{index}": {"type": "integer"} for index in range(size)}})
+
+
+def _alternatives(size: int) -> str:
+    return json.dumps({"anyOf": [_A | {"pattern": "[a-z--b]"} for _ in range(size)]})
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("write", [_wide, _alternatives])
+def test_preparing_costs_as_much_as_the_schema_is_long(write: Callable[[int], str]) -> None:
+    def prepare(size: int) -> Callable[[], object]:
+        text = write(size)
+        return lambda: prepare_schema(text)
+
+    assert growth(prepare) is None
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("part", ["[", "[[:", "\\", "[a-", "--", "^$.", "\\u{"])
+def test_translating_costs_as_much_as_the_expression_is_long(part: str) -> None:
+    def prepare(size: int) -> Callable[[], object]:
+        pattern = part * size
+        return lambda: translate_regex(pattern)
+
+    assert growth(prepare) is None
