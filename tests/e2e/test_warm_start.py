@@ -32,8 +32,8 @@ _VARYING: Final = (
     (re.compile(r"in phase \w+"), "in phase P"),
 )
 _ONLY_WARM: Final = "warm start: forked from the standby's process"
-_BY_SPEED: Final = ("prefetch ", "uvicorn.access", "slower than your median")
-"""How much was resident varies, and which process answers a probe: only the API process logs it."""
+_BY_SPEED: Final = ("prefetch ", "uvicorn.access", "slower than your median", ": starting for ")
+"""How much was resident and how long a phase takes varies, and which process answers a probe."""
 
 
 class _Done(NamedTuple):
