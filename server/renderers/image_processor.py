@@ -1,7 +1,7 @@
 """Turns images into the model's input tensors and into the texts that represent them in the prompt."""
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -43,20 +43,23 @@ class ImageProcessor:
         """The text that a chat template writes for an image."""
         return str(self._processor.image_token)
 
-    def process(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
-        """Processes the images of one prompt; the result equals processing them all at once.
-
-        Args:
-            files: one or more.
-            settings: of the image processor (`mm_processor_kwargs`).
+    def process(self, file: ImageFile, settings: dict[str, Any]) -> ProcessedImages:
+        """Processes one image of a prompt with settings of the image processor (`mm_processor_kwargs`).
 
         Raises:
-            RequestError: an image is broken or too large, or the settings are wrong.
+            RequestError: the image is broken or too large, or the settings are wrong.
         """
-        settings_key = json.dumps(settings, sort_keys=True, default=repr)
-        keys = [(sha256(file.data).digest(), settings_key) for file in files]
-        singles = [self._cached(key, [file], settings) for key, file in zip(keys, files, strict=True)]
-        return _join(singles, self._axis) or self._cached(tuple(keys), files, settings)
+        return self._cached([file], settings)
+
+    def join(
+        self, images: Sequence[ProcessedImages], files: Sequence[ImageFile], settings: dict[str, Any]
+    ) -> ProcessedImages:
+        """All images of a prompt; the result equals processing them at once.
+
+        Raises:
+            RequestError: images of different sizes have too many pixels together.
+        """
+        return _join(images, self._axis) or self._cached(files, settings)
 
     def warm_up(self, image: Image.Image) -> None:
         """Processes an image without caching it, because transformers imports modules for the first image."""
@@ -78,18 +81,24 @@ class ImageProcessor:
             is_set = defaults.get("text_kwargs", {}).get("return_mm_token_type_ids")
         return bool(is_set)
 
-    def _cached(self, key: Hashable, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+    def _cached(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+        key = (*(sha256(file.data).digest() for file in files), json.dumps(settings, sort_keys=True, default=repr))
         found = self.cache.find(key)
         if found is None:
-            found = self._compute([self._decode(file) for file in files], settings)
+            found = self._compute(self._decode(files), settings)
             self.cache.put(key, found)
         return found
 
-    def _decode(self, file: ImageFile) -> Image.Image:
-        try:
-            return decode_image(file.data, max_pixels=self._max_pixels)
-        except MediaError as err:
-            raise RequestError(f"{file.name}: {err}", param="messages") from err
+    def _decode(self, files: Sequence[ImageFile]) -> list[Image.Image]:
+        """The pixels; the limit is for all of them, because they are in memory together."""
+        images: list[Image.Image] = []
+        for file in files:
+            num_pixels = sum(image.width * image.height for image in images)
+            try:
+                images.append(decode_image(file.data, max_pixels=self._max_pixels - num_pixels))
+            except MediaError as err:
+                raise RequestError(f"{file.name}: {err}", param="messages") from err
+        return images
 
     def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedImages:
         try:

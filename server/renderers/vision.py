@@ -19,7 +19,7 @@ from server.renderers.image_processor import ImageFile, ImageProcessor
 from server.renderers.make_async import make_async
 from server.renderers.media.errors import MediaError
 from server.renderers.media.image import import_decoders
-from server.renderers.media.load_budget import MAX_WAITING_BYTES, LoadBudget
+from server.renderers.media.load_budget import LoadBudget, LoadLease
 from server.renderers.media.loader import MediaLoader
 from server.renderers.media.policy import MediaPolicy
 from server.renderers.messages import is_image
@@ -78,10 +78,8 @@ class VisionRenderer(HfRenderer):
                 f"{len(parts)} images: no text may contain {self._token}, and tool messages may hold text only",
                 param="messages",
             )
-        async with self._budget.hold(self._max_image_bytes(parts)) as lease:
-            files = await self._load(parts)
-            lease.shrink_to(sum(len(file.data) for file in files))
-            images = await make_async(self._images.process, self._mm_executor)(files, settings)
+        async with self._budget.hold() as lease:
+            images = await self._process(await self._load(parts, lease), settings)
         return await self.run_in_pool(self._expand_images, text, images, options)
 
     def render_chat(self, messages: list[dict[str, Any]], options: ChatOptions) -> RenderedPrompt:
@@ -111,21 +109,31 @@ class VisionRenderer(HfRenderer):
         tensors = images.tensors if types is None else {**images.tensors, "mm_token_type_ids": types}
         return RenderedPrompt(prompt.token_ids, prompt.text, PromptInputs(mm=tensors))
 
-    async def _load(self, parts: list[ImagePart]) -> list[ImageFile]:
+    async def _process(self, files: list[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+        """One image after the other: other prompts get their turn, and a client that leaves ends it."""
+        process = make_async(self._images.process, self._mm_executor)
+        images: list[ProcessedImages] = []
+        num_tokens = 0
+        for file in files:
+            images.append(await process(file, settings))
+            num_tokens += images[-1].placeholders[0].count(self._token)
+            if self.max_model_len is not None and num_tokens >= self.max_model_len:
+                raise RequestError(
+                    f"The first {len(images)} of {len(files)} images have {num_tokens} tokens, but the model's maximum "
+                    f"context length is {self.max_model_len} tokens (--max-model-len).",
+                    param="messages",
+                )
+        return await make_async(self._images.join, self._mm_executor)(images, files, settings)
+
+    async def _load(self, parts: list[ImagePart], lease: LoadLease) -> list[ImageFile]:
         turns = asyncio.Semaphore(_NUM_LOADS)
-        num_bytes = 0
 
         async def load(part: ImagePart) -> ImageFile:
-            nonlocal num_bytes
             async with turns:
                 try:
-                    data = await self._media.load(part.url)
+                    return ImageFile(part.name, await self._media.load(part.url, lease))
                 except MediaError as err:
                     raise RequestError(f"{part.name}: {err}", param="messages") from err
-            num_bytes += len(data)
-            if num_bytes > MAX_WAITING_BYTES:
-                raise RequestError(f"the images are larger than {MAX_WAITING_BYTES} bytes together", param="messages")
-            return ImageFile(part.name, data)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -133,13 +141,6 @@ class VisionRenderer(HfRenderer):
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
-
-    def _max_image_bytes(self, parts: list[ImagePart]) -> int:
-        """Upper bound of the images' size; `data:` URLs have a known size, all others may reach the limit."""
-        most = self.config.max_media_bytes
-        is_known = [part.url[:5].lower() == "data:" for part in parts]
-        sizes = (len(part.url) * 3 // 4 if known else most for part, known in zip(parts, is_known, strict=True))
-        return min(sum(sizes), MAX_WAITING_BYTES)
 
     def _check_num_images(self, parts: list[ImagePart]) -> None:
         most = self.config.max_images

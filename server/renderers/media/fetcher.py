@@ -1,7 +1,8 @@
 """Fetches an image over HTTP, only from hosts that the operator allows."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import aiohttp
 from yarl import URL
@@ -9,6 +10,9 @@ from yarl import URL
 from server.renderers.media.addresses import PublicResolver, check_public, is_private_by_name, literal_address
 from server.renderers.media.errors import MediaError, MediaTooLargeError
 from server.renderers.media.policy import MediaPolicy
+
+TakeRoom = Callable[[int], Awaitable[None]]
+"""Returns once there is memory for so many bytes."""
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -23,8 +27,8 @@ class MediaFetcher:
         self._policy = policy
         self._private_hosts = frozenset(filter(is_private_by_name, policy.domains))
 
-    async def fetch(self, url: str) -> bytes:
-        """The image's bytes.
+    async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
+        """The image's bytes; room is taken for each part as it arrives. The time limit stops meanwhile.
 
         Raises:
             MediaError: the host is not allowed, times out, answers with an error or with too many bytes.
@@ -33,7 +37,7 @@ class MediaFetcher:
         resolver = PublicResolver(self._private_hosts)
         try:
             async with (
-                asyncio.timeout(timeout_s),
+                asyncio.timeout(timeout_s) as limit,
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
                     cookie_jar=aiohttp.DummyCookieJar(),
@@ -42,7 +46,7 @@ class MediaFetcher:
                     trust_env=False,
                 ) as session,
             ):
-                return await self._follow(session, self._parse(url))
+                return await self._follow(session, self._parse(url), partial(_take_outside, limit, take_room))
         except TimeoutError as err:
             raise MediaError(f"the image did not come within {timeout_s:g} s (VLLM_IMAGE_FETCH_TIMEOUT)") from err
         except MediaError:
@@ -50,12 +54,12 @@ class MediaFetcher:
         except (aiohttp.ClientError, OSError, ValueError) as err:
             raise next(_media_errors(err), MediaError(f"fetching the image failed: {_reason(err)}")) from err
 
-    async def _follow(self, session: aiohttp.ClientSession, url: URL) -> bytes:
+    async def _follow(self, session: aiohttp.ClientSession, url: URL, take_room: TakeRoom) -> bytes:
         for _ in range(_MAX_REDIRECTS + 1):
             self._check(url)
             async with session.get(url, allow_redirects=False) as response:
                 if response.status not in _REDIRECTS:
-                    return await self._read(response)
+                    return await self._read(response, take_room)
                 target = response.headers.get("Location")
             if not self._policy.follows_redirects:
                 raise MediaError("the URL redirects, and redirects are not followed (VLLM_MEDIA_URL_ALLOW_REDIRECTS)")
@@ -64,7 +68,7 @@ class MediaFetcher:
             url = url.join(self._parse(target, allow_relative=True))
         raise MediaError(f"the URL redirects more than {_MAX_REDIRECTS} times")
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse, take_room: TakeRoom) -> bytes:
         if response.status != 200:
             raise MediaError(f"the URL answered with HTTP status {response.status}")
         max_bytes = self._policy.max_bytes
@@ -76,6 +80,7 @@ class MediaFetcher:
                 num_bytes += len(part)
                 if num_bytes > max_bytes:
                     break
+                await take_room(len(part))
                 parts.append(part)
         if num_bytes > max_bytes:
             raise MediaTooLargeError(max_bytes)
@@ -103,6 +108,15 @@ class MediaFetcher:
             raise MediaError(f"the host {host[:100]!r} is not among --allowed-media-domains")
         if (address := literal_address(host)) is not None and host not in self._private_hosts:
             check_public(address)
+
+
+async def _take_outside(limit: asyncio.Timeout, take_room: TakeRoom, num_bytes: int) -> None:
+    """Takes room while the time limit is stopped."""
+    end_s, loop = limit.when(), asyncio.get_running_loop()
+    begin_s = loop.time()
+    limit.reschedule(None)
+    await take_room(num_bytes)
+    limit.reschedule(None if end_s is None else end_s + loop.time() - begin_s)
 
 
 def _media_errors(err: BaseException) -> Iterator[MediaError]:

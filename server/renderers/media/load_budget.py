@@ -1,69 +1,83 @@
 """Bounds the memory of images that are loaded and wait for the image thread."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+from server.renderers.media.errors import MediaError
 
 MAX_WAITING_BYTES = 256 << 20
 
 
 class LoadBudget:
-    """Serves prompts in order of arrival, on the event loop.
+    """Shares memory among the prompts whose images are loaded; used on the event loop.
 
-    A prompt of any size may load if no other holds room.
+    A prompt takes room for what it has received, so that a slow host holds nothing back. The oldest prompt
+    never waits, so that it ends and makes room; all together may exceed the limit by its images.
     """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._num_held_bytes = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._leases: list[LoadLease] = []
+        """Oldest first."""
+        self._waiting: list[_Waiting] = []
 
     @asynccontextmanager
-    async def hold(self, num_bytes: int) -> AsyncIterator["LoadLease"]:
-        """Reserves room for a prompt whose images have at most `num_bytes`; waits until there is room."""
-        if self._waiting or not self._has_room(num_bytes):
-            await self._wait(num_bytes)
-        else:
-            self._num_held_bytes += num_bytes
-        lease = LoadLease(self, num_bytes)
+    async def hold(self) -> AsyncIterator["LoadLease"]:
+        """Holds what a prompt takes until the block ends."""
+        lease = LoadLease(self, self._max_bytes)
+        self._leases.append(lease)
         try:
             yield lease
         finally:
-            lease.shrink_to(0)
+            self._leases.remove(lease)
+            self._admit()
 
-    def release(self, num_bytes: int) -> None:
-        """Frees room and admits the prompts that wait for it."""
-        self._num_held_bytes -= num_bytes
-        while self._waiting and (self._waiting[0][1].done() or self._has_room(self._waiting[0][0])):
-            wanted, turn = self._waiting.popleft()
-            if not turn.done():
-                self._num_held_bytes += wanted
-                turn.set_result(None)
-
-    async def _wait(self, num_bytes: int) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((num_bytes, turn))
+    async def wait(self, lease: "LoadLease", num_bytes: int) -> None:
+        """Adds bytes to a lease once there is room; in order of arrival."""
+        waiting = _Waiting(lease, num_bytes, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
         try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.release(num_bytes)  # the room was already reserved for the cancelled prompt
-            raise
+            self._admit()
+            await waiting.turn
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(waiting)
 
-    def _has_room(self, num_bytes: int) -> bool:
-        return not self._num_held_bytes or self._num_held_bytes + num_bytes <= self._max_bytes
+    def _admit(self) -> None:
+        room = self._max_bytes - sum(lease.num_bytes for lease in self._leases)
+        has_room = True
+        for waiting in list(self._waiting):
+            has_room = has_room and waiting.num_bytes <= room
+            if has_room or waiting.lease is self._leases[0]:
+                room -= waiting.num_bytes
+                waiting.lease.num_bytes += waiting.num_bytes
+                self._waiting.remove(waiting)
+                if not waiting.turn.done():
+                    waiting.turn.set_result(None)
 
 
 class LoadLease:
     """One prompt's share of the budget."""
 
-    def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
+    def __init__(self, budget: LoadBudget, max_bytes: int) -> None:
         self._budget = budget
-        self._num_bytes = num_bytes
+        self._max_bytes = max_bytes
+        self.num_bytes = 0
 
-    def shrink_to(self, num_bytes: int) -> None:
-        """Frees what the images do not need."""
-        if num_bytes < self._num_bytes:
-            self._budget.release(self._num_bytes - num_bytes)
-            self._num_bytes = num_bytes
+    async def grow(self, num_bytes: int) -> None:
+        """Takes room for more bytes.
+
+        Raises:
+            MediaError: the prompt's images are larger than the whole budget.
+        """
+        if self.num_bytes + num_bytes > self._max_bytes:
+            raise MediaError(f"the images of a prompt are larger than {self._max_bytes} bytes together")
+        await self._budget.wait(self, num_bytes)
+
+
+class _Waiting(NamedTuple):
+    lease: LoadLease
+    num_bytes: int
+    turn: asyncio.Future[None]

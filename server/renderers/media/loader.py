@@ -1,12 +1,12 @@
 """Loads an image's bytes from its URL: `data:`, `file:`, `http:` or `https:`."""
 
 from concurrent.futures import Executor
-from functools import partial
 
 from server.renderers.make_async import make_async
 from server.renderers.media.data_url import decode_data_url
 from server.renderers.media.fetcher import MediaFetcher
-from server.renderers.media.local_file import read_file_url
+from server.renderers.media.load_budget import LoadLease
+from server.renderers.media.local_file import find_file, read_file
 from server.renderers.media.policy import MediaPolicy
 
 
@@ -18,17 +18,18 @@ class MediaLoader:
         self._fetcher = MediaFetcher(policy)
         self._executor = executor
 
-    async def load(self, url: str) -> bytes:
-        """The image's bytes, unchecked.
+    async def load(self, url: str, lease: LoadLease) -> bytes:
+        """The image's bytes, unchecked; the lease takes room for them.
 
         Raises:
             MediaError: the URL is malformed or not allowed, or loading fails.
         """
-        scheme = url[:5].lower()
+        scheme, most = url[:5].lower(), self._policy.max_bytes
         if scheme == "data:":
-            read = partial(decode_data_url, url, max_bytes=self._policy.max_bytes)
-        elif scheme == "file:":
-            read = partial(read_file_url, url, self._policy.local_folder, max_bytes=self._policy.max_bytes)
-        else:
-            return await self._fetcher.fetch(url)
-        return await make_async(read, self._executor)()
+            await lease.grow(min(len(url) * 3 // 4, most))
+            return await make_async(decode_data_url, self._executor)(url, max_bytes=most)
+        if scheme == "file:":
+            file = await make_async(find_file, self._executor)(url, self._policy.local_folder)
+            await lease.grow(min(file.num_bytes, most))
+            return await make_async(read_file, self._executor)(file.path, max_bytes=most)
+        return await self._fetcher.fetch(url, lease.grow)

@@ -2,21 +2,28 @@
 
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from server.renderers.media.errors import MediaError, MediaTooLargeError
 
 
-def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
-    """The bytes of the file.
+class LocalFile(NamedTuple):
+    """A file that may be read."""
+
+    path: Path
+    num_bytes: int
+
+
+def find_file(url: str, folder: Path | None) -> LocalFile:
+    """The file that a URL names.
 
     Args:
         url: `file:///...`.
         folder: real path of the folder; symbolic links that lead out of it are rejected.
-        max_bytes: a larger file is rejected.
 
     Raises:
-        MediaError: the file is not below `folder`, too large, or cannot be read.
+        MediaError: the file is not below `folder`, or is not a file.
     """
     if folder is None:
         raise MediaError("local files are only read when the server runs with --allowed-local-media-path")
@@ -28,7 +35,29 @@ def read_file_url(url: str, folder: Path | None, *, max_bytes: int) -> bytes:
     # The same error for a missing file and for one outside the folder: clients cannot probe for files.
     if real is None or folder not in real.parents:
         raise MediaError(f"there is no such file below --allowed-local-media-path: {str(path)[:200]!r}")
-    return _read(real, max_bytes)
+    try:
+        found = real.stat()
+    except OSError as err:
+        raise MediaError(f"the file cannot be read: {err.strerror}") from err
+    if not S_ISREG(found.st_mode):
+        raise MediaError("the file URL does not name a regular file")
+    return LocalFile(real, found.st_size)
+
+
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """The bytes of the file.
+
+    Raises:
+        MediaError: it is larger than `max_bytes`, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as err:
+        raise MediaError(f"the file cannot be read: {err.strerror}") from err
+    if len(data) > max_bytes:
+        raise MediaTooLargeError(max_bytes)
+    return data
 
 
 def _local_path(url: str) -> Path:
@@ -39,16 +68,3 @@ def _local_path(url: str) -> Path:
     if parts.netloc not in ("", "localhost"):
         raise MediaError(f"a file URL must name no host (`file:///path`), got {parts.netloc[:100]!r}")
     return Path(unquote(parts.path))
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
-    try:
-        if not S_ISREG(path.stat().st_mode):
-            raise MediaError("the file URL does not name a regular file")
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as err:
-        raise MediaError(f"the file cannot be read: {err.strerror}") from err
-    if len(data) > max_bytes:
-        raise MediaTooLargeError(max_bytes)
-    return data

@@ -176,6 +176,36 @@ def test_images_of_too_many_pixels_are_rejected(build: Build) -> None:
         _render(build(max_image_pixels=3000), _message(image()))
 
 
+def test_images_beyond_the_models_context_are_not_processed(build: Build) -> None:
+    renderer = build(limit_mm_per_prompt={"image": 20})
+    renderer.max_model_len = 10
+    images = [image(56, 56, seed=seed) for seed in range(20)]
+    with pytest.raises(RequestError, match="first 3 of 20 images have 12 tokens"):
+        _render(renderer, _message(*images))
+    assert renderer.mm_cache is not None
+    assert renderer.mm_cache.num_queries == 3
+
+
+async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Build) -> None:
+    renderer = build(limit_mm_per_prompt={"image": 20})
+    images = [image(56, 56, seed=seed) for seed in range(20)]
+    rendering = asyncio.create_task(renderer.render_chat_async([_message(*images)], ChatOptions()))
+    assert renderer.mm_cache is not None
+    while not renderer.mm_cache.num_queries:
+        await asyncio.sleep(0)
+    rendering.cancel()
+    await asyncio.wait([rendering])
+    assert renderer.mm_cache.num_queries < 20
+
+
+def test_images_that_are_processed_together_are_limited_together(build: Build) -> None:
+    """Those of different sizes; all of their pixels are in memory."""
+    images = [image(100, 60), image(30, 300, seed=1)]
+    with pytest.raises(RequestError, match="30x300 pixels, more than 4000 in all"):
+        _render(build("llava_next", max_image_pixels=10_000), _message(*images))
+    assert _tensors(_render(build("llava_next", max_image_pixels=15_000), _message(*images)))
+
+
 def test_proportions_that_the_processor_rejects_are_a_request_error(build: Build) -> None:
     with pytest.raises(RequestError, match="aspect ratio"):
         _render(build("qwen2_vl"), _message(Image.new("RGB", (2000, 4))))

@@ -10,7 +10,8 @@ from aiohttp import web
 
 from server.renderers.media.addresses import PublicResolver, check_public
 from server.renderers.media.errors import MediaError
-from server.renderers.media.fetcher import MediaFetcher
+from server.renderers.media.fetcher import MediaFetcher, TakeRoom
+from server.renderers.media.load_budget import LoadBudget, LoadLease
 from server.renderers.media.policy import MediaPolicy
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -38,9 +39,14 @@ async def serve() -> AsyncIterator[Serve]:
         await runner.cleanup()
 
 
-def _fetcher(*domains: str, **bounds: Any) -> MediaFetcher:
+class _Fetcher(MediaFetcher):
+    async def fetch(self, url: str, take_room: TakeRoom | None = None) -> bytes:
+        return await super().fetch(url, take_room or LoadLease(LoadBudget(), 1 << 30).grow)
+
+
+def _fetcher(*domains: str, **bounds: Any) -> _Fetcher:
     """A fetcher with a timeout that is long enough for a slow machine, unless `bounds` sets one."""
-    return MediaFetcher(MediaPolicy(domains=frozenset(domains), **({"fetch_timeout_s": 60.0} | bounds)))
+    return _Fetcher(MediaPolicy(domains=frozenset(domains), **({"fetch_timeout_s": 60.0} | bounds)))
 
 
 async def _image(request: web.Request) -> web.Response:

@@ -4,26 +4,25 @@ import asyncio
 
 import pytest
 
+from server.renderers.media.errors import MediaError
 from server.renderers.media.load_budget import LoadBudget
 
 
 class Prompt:
-    """Holds its lease until `release`."""
+    """Takes room for its images one after the other, then holds them until `release`."""
 
-    def __init__(self, budget: LoadBudget, num_bytes: int) -> None:
-        self.is_in = False
+    def __init__(self, budget: LoadBudget, *sizes: int) -> None:
+        self.num_bytes = 0
         self.may_go = asyncio.Event()
-        self.shrinks_to: int | None = None
-        self.task = asyncio.create_task(self._run(budget, num_bytes))
+        self.task = asyncio.create_task(self._run(budget, sizes))
 
-    async def _run(self, budget: LoadBudget, num_bytes: int) -> None:
-        async with budget.hold(num_bytes) as lease:
-            self.is_in = True
+    async def _run(self, budget: LoadBudget, sizes: tuple[int, ...]) -> None:
+        async with budget.hold() as lease:
+            for size in sizes:
+                await lease.grow(size)
+                self.num_bytes += size
+                await asyncio.sleep(0)
             await self.may_go.wait()
-            if self.shrinks_to is not None:
-                lease.shrink_to(self.shrinks_to)
-                self.may_go.clear()
-                await self.may_go.wait()
 
     async def release(self) -> None:
         self.may_go.set()
@@ -35,54 +34,63 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def start(budget: LoadBudget, *sizes: int) -> list[Prompt]:
-    prompts = [Prompt(budget, size) for size in sizes]
+async def start(*prompts: tuple[int, ...]) -> list[Prompt]:
+    budget = LoadBudget(100)
+    started = [Prompt(budget, *sizes) for sizes in prompts]
     await settle()
-    return prompts
+    return started
 
 
 async def end(prompts: list[Prompt]) -> None:
     for prompt in prompts:
-        prompt.shrinks_to = None
         prompt.may_go.set()
     await asyncio.gather(*(prompt.task for prompt in prompts), return_exceptions=True)
 
 
+def sizes(prompts: list[Prompt]) -> list[int]:
+    return [prompt.num_bytes for prompt in prompts]
+
+
 async def test_prompts_that_fit_start_at_once_and_the_others_in_order() -> None:
-    prompts = await start(LoadBudget(100), 60, 40, 50, 10)
-    assert [p.is_in for p in prompts] == [True, True, False, False]
+    prompts = await start((60,), (40,), (50,), (10,))
+    assert sizes(prompts) == [60, 40, 0, 0]
     await prompts[1].release()
-    assert [p.is_in for p in prompts] == [True, True, False, False], "the third is too large still, the fourth its next"
+    assert sizes(prompts) == [60, 40, 0, 0], "the third is too large still, the fourth its next"
     await prompts[0].release()
-    assert [p.is_in for p in prompts] == [True] * 4
+    assert sizes(prompts) == [60, 40, 50, 10]
     await end(prompts)
 
 
-async def test_a_prompt_larger_than_the_budget_runs_alone() -> None:
-    prompts = await start(LoadBudget(100), 10, 500, 10)
-    assert [p.is_in for p in prompts] == [True, False, False]
-    await prompts[0].release()
-    assert [p.is_in for p in prompts] == [True, True, False]
+async def test_a_prompt_that_has_received_little_leaves_room_for_others() -> None:
+    """Its host is slow."""
+    prompts = await start((1,), (90,))
+    assert sizes(prompts) == [1, 90]
     await end(prompts)
-    assert prompts[2].is_in
 
 
-async def test_shrinking_a_share_makes_room() -> None:
-    prompts = await start(LoadBudget(100), 100, 80)
-    prompts[0].shrinks_to = 20
+async def test_the_oldest_prompt_never_waits() -> None:
+    """Two prompts that hold half of the room each and need more would wait for each other."""
+    prompts = await start((50, 30), (50, 30))
+    assert sizes(prompts) == [80, 50]
     await prompts[0].release()
-    assert prompts[1].is_in
+    assert sizes(prompts) == [80, 80]
     await end(prompts)
+
+
+async def test_a_prompt_larger_than_the_budget_is_rejected() -> None:
+    (prompt,) = await start((60, 41))
+    with pytest.raises(MediaError, match="larger than 100 bytes together"):
+        await prompt.task
 
 
 @pytest.mark.parametrize("has_room", [False, True])
 async def test_a_cancelled_prompt_does_not_block_others(has_room: bool) -> None:
-    prompts = await start(LoadBudget(100), 100, 100, 100)
+    prompts = await start((100,), (100,), (100,))
     if has_room:
         prompts[0].may_go.set()
         await prompts[0].task
     prompts[1].task.cancel()
     await settle()
     await prompts[0].release()
-    assert prompts[2].is_in
+    assert prompts[2].num_bytes == 100
     await end(prompts)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.renderers.media.errors import MediaError
-from server.renderers.media.local_file import read_file_url
+from server.renderers.media.local_file import find_file, read_file
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _read(url: str, folder: Path | None, max_bytes: int = 1000) -> bytes:
-    return read_file_url(url, folder, max_bytes=max_bytes)
+    return read_file(find_file(url, folder).path, max_bytes=max_bytes)
 
 
 def test_files_below_the_folder_are_read(folder: Path) -> None:
