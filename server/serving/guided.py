@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from server.errors import RequestError
@@ -76,7 +76,11 @@ def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
         yield Constraint(param, _json_schema(tool.function.parameters or {}, param))
 
 
-@lru_cache(maxsize=256)
+_MOST_CHECKED = 1024
+_checked: dict[bytes, None] = {}
+"""Digests of the constraints that compiled last; a constraint itself may have megabytes."""
+
+
 def check_constraint(constraint: Constraint) -> None:
     """Compiles the grammar to find its errors; blocks for up to a second, so it runs in the renderer pool.
 
@@ -86,11 +90,17 @@ def check_constraint(constraint: Constraint) -> None:
     # llguidance takes 40 ms to import, and most servers never receive a constraint
     from server.engine.grammar import GrammarError, build_grammar  # noqa: PLC0415
 
+    digest = blake2b(f"{constraint.guided.kind} {constraint.guided.spec}".encode(errors="surrogatepass")).digest()
+    if digest in _checked:
+        return
     try:
         build_grammar(constraint.guided)
     except GrammarError as err:
         message = f"The constraint in `{constraint.param}` cannot be used: {err}"
         raise RequestError(message, param=constraint.param) from err
+    while len(_checked) >= _MOST_CHECKED:
+        _checked.pop(next(iter(_checked)), None)
+    _checked[digest] = None
 
 
 def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Constraint]:

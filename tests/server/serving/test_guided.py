@@ -1,17 +1,19 @@
 """The constraint of a request's text: where it may be given, and what makes it unusable."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from server.engine import grammar
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.decoding import RequestDecoder
-from server.serving.guided import check_constraint, find_constraint
+from server.serving.guided import Constraint, check_constraint, find_constraint
 from server.types import GuidedDecoding
 
 _STRUCTURES = [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}]
@@ -110,6 +112,26 @@ def test_constraint_that_cannot_be_used_is_rejected_with_its_field(decode: Decod
         check_constraint(constraint)
     assert caught.value.status == 400
     assert caught.value.param
+
+
+def test_checked_constraints_do_not_keep_their_specs() -> None:
+    check_constraint(Constraint("json", GuidedDecoding("json_schema", "{}")))  # imports the compiler
+    tracemalloc.start()
+    try:
+        for i in range(20):
+            spec = json.dumps({"description": str(i) + "x" * 1_000_000})
+            check_constraint(Constraint("json", GuidedDecoding("json_schema", spec)))
+        del spec
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_constraint_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    constraint = Constraint("regex", GuidedDecoding("regex", "once-[0-9]"))
+    check_constraint(constraint)
+    monkeypatch.setattr(grammar, "build_grammar", None)
+    check_constraint(constraint)
 
 
 def test_schema_nested_too_deeply_is_rejected(decode: Decode) -> None:
