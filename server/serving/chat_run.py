@@ -11,7 +11,7 @@ An API with other bodies converts its request into a `ChatRequest` and consumes 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Literal, NamedTuple
@@ -177,16 +177,27 @@ class ChatRun:
         deltas = await collect(self._inference, self.generation)
         return [self.read(delta, readers) async for delta in take_turns(deltas)]
 
-    def create_readers(self, *, is_whole: bool) -> "list[ChoiceReader]":
+    def create_readers(self, *, is_whole: bool) -> "ChoiceReaders":
         """One reader per choice. With `is_whole`, each reads its whole choice as one delta."""
         create = partial(self._parsing.create_parser, self.request, is_whole=is_whole)
-        parsers = [create(self.generation.reasoning_of(index)) for index in range(self.num_choices)]
-        return [ChoiceReader(self.request, parser) for parser in parsers]
+        return ChoiceReaders(lambda index: ChoiceReader(self.request, create(self.generation.reasoning_of(index))))
 
-    def read(self, delta: SequenceDelta, readers: "list[ChoiceReader]") -> ChoiceDelta:
+    def read(self, delta: SequenceDelta, readers: "ChoiceReaders") -> ChoiceDelta:
         """Parses a delta and counts its tokens."""
         self.meter.add(delta)
         return readers[delta.choice].read(delta)
+
+
+class ChoiceReaders(dict[int, "ChoiceReader"]):
+    """Each is created with its choice's first delta: a request may have thousands of choices."""
+
+    def __init__(self, create: "Callable[[int], ChoiceReader]") -> None:
+        super().__init__()
+        self._create = create
+
+    def __missing__(self, index: int) -> "ChoiceReader":
+        reader = self[index] = self._create(index)
+        return reader
 
 
 class ChoiceReader:

@@ -77,8 +77,8 @@ def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
 
 
 _MOST_CHECKED = 1024
-_checked: dict[bytes, None] = {}
-"""Digests of the constraints that compiled last; a constraint itself may have megabytes."""
+_checked: set[bytes] = set()
+"""Digests of constraints that compile; a constraint itself may have megabytes. Used by all threads of the pool."""
 
 
 def check_constraint(constraint: Constraint) -> None:
@@ -98,9 +98,9 @@ def check_constraint(constraint: Constraint) -> None:
     except GrammarError as err:
         message = f"The constraint in `{constraint.param}` cannot be used: {err}"
         raise RequestError(message, param=constraint.param) from err
-    while len(_checked) >= _MOST_CHECKED:
-        _checked.pop(next(iter(_checked)), None)
-    _checked[digest] = None
+    if len(_checked) >= _MOST_CHECKED:
+        _checked.clear()
+    _checked.add(digest)
 
 
 def _from_response_format(request: CompletionRequest | ChatRequest) -> list[Constraint]:

@@ -1,18 +1,15 @@
 """Runs a request's sequences through the engine and the detokenizer."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from server.errors import EngineError, RequestError
+from server.serving.concurrently import take_turns
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.output_reader import OutputReader
 from server.serving.recorder import SequenceRecorder
 from server.types import EngineOutput, FinishReason
-
-_ENDED_PER_TURN = 32
-"""Of the sequences that end together; each is recorded in 30 microseconds."""
 
 
 async def run_sequences(
@@ -48,10 +45,8 @@ async def run_sequences(
         reason = "error"
         raise
     finally:
-        for position, (engine_name, index) in enumerate(indexes.items(), start=1):
+        async for engine_name, index in take_turns(indexes.items()):
             (runs.get(engine_name) or _SequenceRun(inference, generation, index)).finish(reason)
-            if position % _ENDED_PER_TURN == 0:
-                await asyncio.sleep(0)
 
 
 class _SequenceRun:
