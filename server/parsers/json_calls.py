@@ -165,8 +165,8 @@ class CallArray(EventBuffer):
         self._call: CallObject | None = None
         self._is_open = False
         self._is_damaged = False
-        self._raw = ""
-        self._damage = ""
+        self._raw: list[str] = []
+        self._damage: list[str] = []
         self.is_done = False
         self.has_started = False
 
@@ -182,7 +182,7 @@ class CallArray(EventBuffer):
     @property
     def raw_text(self) -> str:
         """The text so far; once a call has started, that of a later call that has not."""
-        return self._raw + ("" if self._call is None else self._call.raw_text)
+        return "".join(self._raw) + ("" if self._call is None else self._call.raw_text)
 
     def _read_between(self, text: str) -> str:
         bare = text.lstrip()
@@ -203,7 +203,7 @@ class CallArray(EventBuffer):
     def _keep(self, text: str) -> None:
         """Keeps the text of a list that may turn out to have no call."""
         if not self.has_started:
-            self._raw += text
+            self._raw.append(text)
 
     def _read_damage(self, text: str) -> str:
         """Text that no list has; calls may follow it, if there was one before."""
@@ -231,15 +231,15 @@ class CallArray(EventBuffer):
     def _start(self) -> None:
         """The first call has started: what was kept is no content, but for damaged objects."""
         if self._damage:
-            self._events.append(Content(self._damage))
-        self.has_started, self._raw, self._damage = True, "", ""
+            self._events.append(Content("".join(self._damage)))
+        self.has_started, self._raw, self._damage = True, [], []
 
     def _keep_damage(self, text: str) -> None:
         if self.has_started:
             self._events.append(Content(text))
         else:
-            self._raw += text
-            self._damage += text
+            self._raw.append(text)
+            self._damage.append(text)
 
 
 def _text(value: str) -> str | None:

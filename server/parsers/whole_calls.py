@@ -28,15 +28,15 @@ class WholeCalls:
         return self._events if self._are_complete() else [Content("".join(self._text))]
 
     def _are_complete(self) -> bool:
-        arguments: list[str] = []
+        arguments: list[list[str]] = []
         for event in self._events:
             if isinstance(event, Reasoning):
                 return True
             if isinstance(event, CallStart):
-                arguments.append("")
+                arguments.append([])
             elif isinstance(event, CallArguments):
-                arguments[-1] += event.text
-        return all(map(_is_json, arguments))
+                arguments[-1].append(event.text)
+        return all(_is_json("".join(parts)) for parts in arguments)
 
 
 def _is_json(text: str) -> bool:

@@ -22,7 +22,7 @@ class OutputWriter:
         """The complete items."""
         self._tools = tools
         self._open: OpenItem | None = None
-        self._spaces = ""
+        self._spaces: list[str] = []
         """Spaces that open a message only if other text follows: models write them around calls."""
         self._logprobs: list[ChatLogprob] = []
 
@@ -41,16 +41,17 @@ class OutputWriter:
     def finish(self) -> list[ResponseEvent]:
         """The events that end the last item."""
         if self._spaces and self._open is None:
-            return [*self._switch_to(OpenMessage(0)), *self._extend(self._spaces), *self._close()]
+            return [*self._switch_to(OpenMessage(0)), *self._extend("".join(self._spaces)), *self._close()]
         return self._close()
 
     def _add_content(self, text: str) -> list[ResponseEvent]:
         if isinstance(self._open, OpenMessage):
             return self._extend(text)
-        self._spaces += text
-        if not self._spaces or self._spaces.isspace():
+        if text:
+            self._spaces.append(text)
+        if not text or text.isspace():
             return []
-        return [*self._switch_to(OpenMessage(self._next_index)), *self._extend(self._spaces)]
+        return [*self._switch_to(OpenMessage(self._next_index)), *self._extend("".join(self._spaces))]
 
     def _add_reasoning(self, part: Reasoning) -> list[ResponseEvent]:
         if isinstance(self._open, OpenReasoning) or not part.text:
@@ -75,7 +76,7 @@ class OutputWriter:
         return closing + item.begin()
 
     def _extend(self, text: str) -> list[ResponseEvent]:
-        self._spaces = ""
+        self._spaces = []
         if self._open is None or not text:
             return []
         logprobs, self._logprobs = self._logprobs, []

@@ -1,0 +1,388 @@
+"""Every place that reads text of a client or of a model, and the texts that cost it most.
+
+`test_scanners.py` measures each, and finds modules that are missing here.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import pybase64
+
+from server.access_log import QueryMask, _shown
+from server.engine.grammar import GrammarError, build_grammar
+from server.engine.reasoning import MarkerFinder
+from server.errors import ServerError
+from server.metrics.server_metrics import _wants_openmetrics
+from server.parsers.base import OutputParser, PromptEnd
+from server.parsers.events import Content
+from server.parsers.forced import RequiredCallsParser
+from server.parsers.json_text import read_json
+from server.parsers.registry import REASONING_FORMATS, TOOL_PARSERS, load_reasoning_format, load_tool_parser
+from server.parsers.schema_values import text_to_value
+from server.parsers.whole_calls import WholeCalls
+from server.protocol.chat import ChatRequest
+from server.protocol.completions import CompletionRequest
+from server.protocol.decoding import RequestDecoder
+from server.protocol.long_texts import shorten
+from server.protocol.responses.request import ResponsesRequest
+from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
+from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.grok2_tokenizer import _cut_spaces
+from server.renderers.media.data_url import decode_data_url
+from server.renderers.media.fetcher import MediaFetcher
+from server.renderers.media.policy import MediaPolicy
+from server.renderers.messages import to_conversation
+from server.renderers.stop_strings import StopScanner, StopString
+from server.routes.guard import ApiKeyMiddleware
+from server.routes.messages import read_announced_bytes, read_request_id
+from server.security.api_keys import ApiKeys
+from server.serving.anthropic_blocks import BlockStream
+from server.serving.guided import find_constraint
+from server.serving.responses.custom_input import CustomInputReader
+from server.serving.responses.output import OutputWriter
+from server.serving.responses.tools import ResponseTools
+from server.types import GuidedDecoding, ReasoningMarker
+from startup.probes.probe_request import parse_probe
+from tests.server.parsers.formats import FORMATS
+from tests.server.parsers.parsed import DEFINITIONS
+from tests.server.parsers.raw_texts import Call
+
+_TOKEN: Final = 4
+"""Characters of the pieces in which a model's output arrives."""
+
+
+class Text(NamedTuple):
+    """`begin`, then `unit` again and again, then `end`."""
+
+    unit: str
+    begin: str = ""
+    end: str = ""
+
+    def of_size(self, n: int) -> str:
+        return self.begin + (self.unit * (n // len(self.unit) + 1))[:n] + self.end
+
+
+class Scanner(NamedTuple):
+    """One place, or several that read the same text."""
+
+    name: str
+    modules: tuple[str, ...]
+    """Those that read the text; modules of functions that they call are named with these."""
+    read: Callable[[str], object]
+    texts: Sequence[Text]
+    smallest: int = 512
+    """The least size to measure."""
+
+    def prepare(self, text: Text, n: int) -> Callable[[], object]:
+        """The computation for a text of about n characters; refusing it is as good as reading it."""
+        whole = text.of_size(n)
+
+        def work() -> None:
+            with suppress(ServerError, GrammarError):
+                self.read(whole)
+
+        return work
+
+
+def _units(*units: str, begin: str = "", end: str = "") -> list[Text]:
+    return [Text(unit, begin, end) for unit in units]
+
+
+def _in_pieces(text: str, read: Callable[[str], object]) -> None:
+    for at in range(0, len(text), _TOKEN):
+        read(text[at : at + _TOKEN])
+
+
+def _headers(text: str) -> None:
+    guard = ApiKeyMiddleware(None, ApiKeys(("a",)), is_everywhere=False)  # type: ignore[arg-type]
+    for name in (b"x-request-id", b"content-type", b"content-encoding", b"authorization", b"x-api-key"):
+        scope: dict[str, Any] = {"headers": [(name, text.encode("latin-1"))]}
+        read_request_id(scope)
+        with suppress(ServerError):
+            read_announced_bytes(scope, max_bytes=1)
+        guard._has_key(scope, "/v1/messages")
+    _wants_openmetrics(text)
+
+
+def _stop(text: str) -> None:
+    half = len(text) // 2
+    scanner = StopScanner([StopString(text[:half] + end) for end in "bcd"])
+    _in_pieces(text, scanner.scan)
+    scanner.release()
+
+
+def _detokenize(text: str) -> None:
+    def decode(token_ids: Sequence[int]) -> str:
+        return "".join(map(chr, token_ids))
+
+    ids = list(map(ord, text))
+    window = DecodeWindow(decode, PromptTail(ids))
+    for token_id in ids:
+        window.step(token_id)
+    window.flush()
+
+
+def _find_markers(text: str) -> None:
+    finder = MarkerFinder([ReasoningMarker("</think>"), ReasoningMarker("a" * 100)], lambda token: bytes([token]))
+    for byte in text.encode():
+        finder.add(byte)
+
+
+_CHAT: Final = RequestDecoder(ChatRequest)
+_EMBEDS: Final = EmbedsLimits(max_model_len=1 << 20, width=4, dtype="float32")
+
+
+def _body(text: str) -> None:
+    _CHAT.decode(text.encode())
+
+
+def _embeds(text: str) -> None:
+    payload = text.encode("latin-1")
+    for file in (payload, struct.pack("<Q", len(payload)) + payload):
+        with suppress(ServerError):
+            safe_load_prompt_embeds(pybase64.b64encode(file), _EMBEDS)
+    with suppress(ServerError):
+        safe_load_prompt_embeds(text, _EMBEDS)
+
+
+def _media(text: str) -> None:
+    with suppress(ServerError):
+        decode_data_url(text, max_bytes=1 << 24)
+    fetcher = MediaFetcher(MediaPolicy(domains=frozenset(("a.example",))))
+    with suppress(ServerError, ValueError):  # `fetch` makes one of the other
+        fetcher._check(fetcher._parse(text))
+
+
+def _messages(text: str) -> None:
+    function = {"name": "f", "arguments": text}
+    call = {"role": "assistant", "content": text, "tool_calls": [{"function": function}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "a"}] * (len(text) // 8)}
+    to_conversation([call, parts], "string")
+
+
+def _grammar(kind: str, text: str) -> None:
+    build_grammar(GuidedDecoding(kind, text))  # type: ignore[arg-type]
+
+
+def _schema(text: str) -> None:
+    find_constraint(CompletionRequest(prompt="a", guided_json=text))
+
+
+def _blocks(text: str) -> None:
+    blocks = BlockStream()
+    blocks.add_call("a", "f")
+    _in_pieces(text, blocks.add_arguments)
+    _in_pieces(text, blocks.add_text)
+    blocks.close()
+    assert blocks.is_call_complete in (True, False)
+
+
+def _response(text: str) -> None:
+    writer = OutputWriter(ResponseTools(ResponsesRequest(input="a")))
+    _in_pieces(text, lambda piece: writer.add([Content(piece)], []))
+    writer.finish()
+
+
+def _custom_input(text: str) -> None:
+    reader = CustomInputReader()
+    _in_pieces(text, reader.read)
+    reader.finish()
+
+
+_BRACKETS: Final = ("[", "{", '{"a":', "[[],", '"', '\\"', "\\", ",", '"",', '{"":0},', "0,")
+
+SCANNERS: Final = [
+    Scanner(
+        "access log",
+        ("server.access_log",),
+        lambda text: (_shown("/health?" + text), QueryMask()),
+        _units("?key", "key", "&key", "=", "key=", "&", "?"),
+    ),
+    Scanner(
+        "headers",
+        ("server.routes.messages", "server.routes.guard", "server.security.api_keys", "server.metrics.server_metrics"),
+        _headers,
+        [
+            *_units("a", " ", ",", ";", "version=", "application/openmetrics-text;"),
+            Text(" ", "Bearer"),
+            Text("=", "a;"),
+        ],
+    ),
+    Scanner(
+        "probe",
+        ("startup.probes.probe_request",),
+        lambda text: parse_probe(text.encode()),
+        _units("a:\r\n", "a:", "a", ":", "\r\n", begin="GET /health HTTP/1.1\r\n"),
+    ),
+    Scanner("stop strings", ("server.renderers.stop_strings",), _stop, _units("a", "ab", "aab", "abaab")),
+    Scanner("detokenizer", ("server.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
+    Scanner("reasoning markers", ("server.engine.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")),
+    Scanner(
+        "bodies",
+        ("server.protocol.decoding", "server.protocol.nesting", "server.protocol.long_texts"),
+        _body,
+        [
+            *_units(*_BRACKETS),
+            *_units(*_BRACKETS, begin='{"messages": [{"role": "user", "content": "'),
+            *_units(*_BRACKETS, begin='{"messages": ['),
+            Text("a - at `$.", '{"', '": 1, "messages": []}'),
+            Text(" - at `$.", '{"messages": "', '"}'),
+            Text('"a": 1, ', "{", '"b": 1}'),
+            Text('{"role": "user", "content": 0},', '{"messages": [', "0]}"),
+        ],
+        smallest=1 << 16,  # smaller bodies are checked in another way
+    ),
+    Scanner(
+        "long texts",
+        ("server.protocol.long_texts",),
+        lambda text: shorten(text.encode(), "prompt_embeds"),
+        [
+            *_units('"prompt_embeds"', '"prompt_embeds":', '"prompt_embeds":[', '\\"', " "),
+            Text("\\", '"prompt_embeds":"'),
+        ],
+    ),
+    Scanner(
+        "prompt_embeds",
+        ("server.renderers.embeds.torch_file", "server.renderers.embeds.tensor_pickle"),
+        _embeds,
+        [*_units("A", "=", "{", '{"a":', "[", "PK\x01\x02", "PK\x03\x04"), Text("q\x00h\x00", "PK\x03\x04")],
+    ),
+    Scanner(
+        "media",
+        ("server.renderers.media.data_url", "server.renderers.media.addresses"),
+        _media,
+        [
+            *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),
+            *_units("A", "=", ",", ";", "/", begin="data:image/png;base64,"),
+            *_units("a", ";", "/", begin="data:"),
+        ],
+    ),
+    Scanner("messages", ("server.renderers.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
+    Scanner("spaces", ("server.renderers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
+    Scanner("schemas", ("server.serving.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
+    Scanner(
+        "regex grammars", ("server.engine.grammar",), partial(_grammar, "regex"), _units("a", "(", "(a|b)", "a*", "[")
+    ),
+    Scanner(
+        "schema grammars",
+        ("server.engine.grammar",),
+        partial(_grammar, "json_schema"),
+        [Text('"a",', '{"enum": [', '"b"]}'), Text("a", '{"type": "object", "description": "', '"}')],
+    ),
+    Scanner("lark grammars", ("server.engine.grammar",), partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")),
+    Scanner("Anthropic blocks", ("server.serving.anthropic_blocks",), _blocks, _units("a", "[", '{"a":', " ")),
+    Scanner(
+        "custom input",
+        ("server.serving.responses.custom_input",),
+        _custom_input,
+        [*_units(" ", '{"input": "', "a"), *_units("a", "\\", "\\u", "\\ud83d", '"', "\\n", begin='{"input": "')],
+    ),
+    Scanner("response output", ("server.serving.responses.output",), _response, _units(" ", "a", "\n ")),
+    Scanner(
+        "values",
+        ("server.parsers.json_text", "server.parsers.schema_values"),
+        lambda text: (
+            suppress_errors(read_json, text),
+            text_to_value(text, frozenset(("integer", "number", "object"))),
+        ),
+        _units("[", '{"a":', "0", "9", "[0],", "-", "1e", "\\", '"', " "),
+    ),
+]
+
+
+def suppress_errors(read: Callable[[str], object], text: str) -> None:
+    with suppress(ValueError):
+        read(text)
+
+
+PARSER_MODULES: Final = (
+    "server.parsers.incoming_text",
+    "server.parsers.json_calls",
+    "server.parsers.json_value",
+    "server.parsers.marked_calls",
+    "server.parsers.markers",
+    "server.parsers.reasoning.tags",
+    "server.parsers.tools.markup",
+    "server.parsers.whole_calls",
+)
+"""What the parsers of all formats use."""
+
+_FILLERS: Final = (" ", "\\'", '\\"', "<", "[{", "a")
+
+
+def tool_parsers(*, are_all: bool = False) -> list[Scanner]:
+    """Each class of the registry once, with the texts of its format, cut and continued.
+
+    Only with `are_all` that of openai, which takes seconds.
+    """
+    forms = {form.name: form for form in FORMATS}
+    hermes = forms["hermes"].write
+    forms["longcat"] = replace(
+        forms["hermes"], name="longcat", write=lambda *args: hermes(*args).replace("tool_call>", "longcat_tool_call>")
+    )
+    known = {path: forms[name] for name, path in TOOL_PARSERS.items() if name in forms}
+    scanners = []
+    for path in dict.fromkeys(TOOL_PARSERS.values()):
+        if path == TOOL_PARSERS["openai"] and not are_all:
+            continue
+        form = known[path]
+        text = form.write([Call("search", {"query": "é x", "filters": {"a": 1}}), Call("now", {})], _First())
+        marks = [at for at in range(1, len(text)) if not text[at].isalnum() and text[at - 1].isalnum()]
+        cuts = [text[: marks[len(marks) * part // 8]] for part in (0, 2, 4)]
+        texts = [Text(text), *(Text(cut) for cut in cuts if cut), *(Text(f, cut) for cut in cuts for f in _FILLERS)]
+        create = partial(_tool_parser, form.name)
+        scanners.append(_parser(f"tools {form.name}", f"server.parsers.{path.module}", create, texts, form.tokenize))
+    required = '[{"name": "now", "parameters": '
+    texts = [Text(required), *_units(*_FILLERS, begin=required), *_units(*_FILLERS, begin="[")]
+    return [*scanners, _parser("required calls", "server.parsers.forced", RequiredCallsParser, texts)]
+
+
+def reasoning_parsers() -> list[Scanner]:
+    """Each format of the registry once, wherever the prompt ends."""
+    scanners = []
+    for path, name in {path: name for name, path in reversed(REASONING_FORMATS.items())}.items():
+        form = load_reasoning_format(name)
+        begin = form.starts[0]
+        units = (begin, form.ends[0], *form.answer_starts[:1], " ", "a", form.ends[0][:-1])
+        texts = [*_units(*units), *_units("\n", " ", "a", begin=begin + "a" + form.ends[0])]
+        for end in (PromptEnd.OPEN, PromptEnd.SILENT):
+            create = partial(form.create_parser, end)
+            scanners.append(_parser(f"{name} {end.value}", f"server.parsers.{path.module}", create, texts))
+    return scanners
+
+
+def _parser(
+    name: str,
+    module: str,
+    create: Callable[[], OutputParser],
+    texts: Sequence[Text],
+    tokenize: Callable[[str], Sequence[int]] = lambda text: (),
+) -> Scanner:
+    def read(text: str) -> None:
+        """As a whole, and in pieces."""
+        parser = create()
+        parser.feed(text, tokenize(text))
+        parser.finish()
+        parser = create()
+        _in_pieces(text, lambda piece: parser.feed(piece, tokenize(piece)))
+        parser.finish()
+
+    return Scanner(name, (module,), read, texts, smallest=1024)  # the head of a call may have 512 characters
+
+
+def _tool_parser(name: str) -> OutputParser:
+    return WholeCalls(load_tool_parser(name)(DEFINITIONS))
+
+
+class _First:
+    """Stands for a `random.Random` that always chooses the first."""
+
+    def choice(self, values: Sequence[Any]) -> Any:
+        return values[0]
+
+    def random(self) -> float:
+        return 0.0

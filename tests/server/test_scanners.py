@@ -1,0 +1,133 @@
+"""Whatever a client or a model writes, reading twice as much of it costs at most 2.5 times as much."""
+
+import ast
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.growth import growth
+from tests.server import scanners
+from tests.server.scanners import PARSER_MODULES, SCANNERS
+
+ROOT: Final = Path(__file__).parents[2]
+
+MEASURED_ELSEWHERE: Final = {
+    "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the thorough test",
+    "server.renderers.content_format": "templates: the model's, or a client's in a process whose time is limited",
+}
+
+OTHER_TEXT: Final = {
+    "server.config": "settings of the operator",
+    "server.engine": "tokens, tensors and files of the model: the engine has no text but grammars and markers",
+    "server.lora_config": "settings of the operator",
+    "server.machine": "files of the kernel",
+    "server.model_files": "files of the model",
+    "server.renderers.base": "one split at a marker of its own; look-ups",
+    "server.renderers.image_processor": "look-ups by an image's digest",
+    "server.renderers.mistral_files": "names of the model's files",
+    "server.renderers.mistral_tokenizer": "an error's message; pieces of the vocabulary",
+    "server.renderers.processor_loading": "names in the model's files",
+    "server.renderers.template_process": "answers of the server's own process",
+    "server.renderers.template_worker": "messages of the server's own process, whose time is limited",
+    "server.renderers.token_bytes": "pieces of the vocabulary",
+    "server.renderers.tokenizer_loading": "files of the model",
+    "server.renderers.vision": "one split at the model's image token",
+    "server.routes.openapi": "paths of the server's own routes",
+    "server.routes.status": "files of the kernel",
+    "server.routes.user_middleware": "settings of the operator",
+    "server.serving.chat": "look-ups",
+    "server.serving.lora": "look-ups by name",
+    "server.serving.models": "look-ups by name",
+    "server.serving.reasoning": "the last characters of a prompt, a fixed number",
+    "server.serving.rendering": "the server's own JSON",
+    "server.serving.responses": "look-ups by id; one json.loads of a call",
+    "server.serving.sampling": "files of the model",
+    "server.tracing": "settings of the operator; the launcher's own report",
+    "server.transport.connection": "one partition of a path; its length is limited",
+}
+"""Module or package -> what it reads instead, or why one pass is all that it does."""
+
+_METHODS: Final = frozenset(
+    ("find", "rfind", "index", "rindex", "partition", "rpartition", "split", "rsplit", "splitlines", "loads", "parse")
+)
+
+
+@pytest.fixture(autouse=True)
+def without_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("kind", ["others", "tools", "reasoning"])
+def test_costs_are_linear(kind: str) -> None:
+    measured = {"others": SCANNERS, "tools": scanners.tool_parsers(), "reasoning": scanners.reasoning_parsers()}[kind]
+    faults = [
+        f"{scanner.name}, {text!r}: {fault}"
+        for scanner in measured
+        for text in scanner.texts
+        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), scanner.smallest))  # type: ignore[misc]
+    ]
+    assert faults == []
+
+
+@pytest.mark.alone
+@pytest.mark.thorough
+def test_costs_of_long_texts_are_linear() -> None:
+    faults = [
+        f"{scanner.name}, {text!r}: {fault}"
+        for scanner in (*SCANNERS, *scanners.tool_parsers(are_all=True), *scanners.reasoning_parsers())
+        for text in scanner.texts
+        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), 1 << 15))  # type: ignore[misc]
+    ]
+    assert faults == []
+
+
+def test_every_module_that_reads_text_is_in_the_list() -> None:
+    reading = {module for module, source in _sources() if _reads_text(source)}
+    missing = {module for module in reading - _listed() - MEASURED_ELSEWHERE.keys() if not _other_text(module)}
+    assert missing == set(), "name a scanner for it in scanners.py, or what it reads in OTHER_TEXT"
+
+
+def test_the_list_names_no_module_that_is_gone() -> None:
+    modules = {module for module, _ in _sources()}
+    assert _listed() - {"startup.probes.probe_request"} <= modules
+    assert all(any(m == name or m.startswith(name + ".") for m in modules) for name in OTHER_TEXT)
+
+
+def test_a_new_expression_or_search_is_noticed() -> None:
+    assert _reads_text("import re\n")
+    assert _reads_text("from regex import compile\n")
+    assert _reads_text("def f(text):\n    return text.find('a')\n")
+    assert _reads_text("for part in text.split(','):\n    pass\n")
+    assert not _reads_text("text = 'a'.upper()\n")
+
+
+def _listed() -> set[str]:
+    found = (*SCANNERS, *scanners.tool_parsers(), *scanners.reasoning_parsers())
+    return {module for scanner in found for module in scanner.modules} | set(PARSER_MODULES)
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    for file in sorted(ROOT.glob("server/**/*.py")):
+        yield ".".join(file.relative_to(ROOT).with_suffix("").parts), file.read_text()
+
+
+def _reads_text(source: str) -> bool:
+    """Whether the module uses regular expressions, searches or splits, or parses JSON or Python."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(alias.name in ("re", "regex") for alias in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module in ("re", "regex"):
+            return True
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+            return True
+    return False
+
+
+def _other_text(module: str) -> bool:
+    return any(module == name or module.startswith(name + ".") for name in OTHER_TEXT)
