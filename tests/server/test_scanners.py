@@ -15,7 +15,7 @@ from tests.server.scanners import PARSER_MODULES, SCANNERS
 ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
-    "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the thorough test",
+    "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
     "server.renderers.content_format": "templates: the model's, or a client's in a process whose time is limited",
 }
 
@@ -76,13 +76,13 @@ def test_costs_are_linear(kind: str) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_costs_of_long_texts_are_linear() -> None:
     faults = [
         f"{scanner.name}, {text!r}: {fault}"
         for scanner in (*SCANNERS, *scanners.tool_parsers(are_all=True), *scanners.reasoning_parsers())
         for text in scanner.texts
-        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), 1 << 15))  # type: ignore[misc]
+        if (fault := growth(lambda n, s=scanner, t=text: s.prepare(t, n), 1 << 13))  # type: ignore[misc]
     ]
     assert faults == []
 

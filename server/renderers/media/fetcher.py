@@ -16,6 +16,8 @@ TakeRoom = Callable[[int], Awaitable[None]]
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_MAX_URL_CHARS = 1 << 16
+"""Far more than servers accept; yarl keeps the last 128 URLs in memory."""
 _CHUNK_BYTES = 1 << 16
 _HEADERS = {"Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity", "User-Agent": "vllm-cli"}
 
@@ -87,6 +89,8 @@ class MediaFetcher:
         return b"".join(parts)
 
     def _parse(self, text: str, *, allow_relative: bool = False) -> URL:
+        if len(text) > _MAX_URL_CHARS:
+            raise MediaError(f"the URL has {len(text)} characters: the limit is {_MAX_URL_CHARS}")
         try:
             url = URL(text)
         except (ValueError, TypeError) as err:

@@ -91,6 +91,11 @@ async def test_other_hosts_are_rejected(url: str) -> None:
         await _fetcher("example.com").fetch(url)
 
 
+async def test_a_long_url_is_not_read() -> None:
+    with pytest.raises(MediaError, match="the limit is 65536"):
+        await _fetcher("example.com").fetch("http://example.com/" + "a" * 65_536)
+
+
 @pytest.mark.parametrize("url", ["ftp://example.com/", "gopher://x/", "image.png", "//example.com/a", "http://", ""])
 async def test_urls_other_than_http_are_rejected(url: str) -> None:
     with pytest.raises(MediaError, match=r"must be http|not a URL"):
