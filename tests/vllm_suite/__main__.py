@@ -19,7 +19,7 @@ from tests.vllm_suite.workspace import HERE, Workspace, prepare_workspace
 
 _ENTRYPOINTS: Final = "tests/entrypoints"
 _VLLM_RESULTS: Final = HERE / "vllm-0.32-cpu.json"
-_SERVER_WORDS: Final = ("Remote", '"vllm"', "schemathesis")
+_SERVER_WORDS: Final = ("Remote", '"vllm"', "vllm.entrypoints.openai.api_server", "schemathesis")
 """A file without these, and without them in the conftest.py above it, starts no server."""
 
 

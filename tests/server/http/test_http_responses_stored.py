@@ -2,10 +2,12 @@
 
 from uuid import uuid4
 
+import httpx
 import openai
 import pytest
 
 from server.limits import LimitsConfig
+from tests.server.http.conftest import PATIENT_S
 
 TEXT = " Paris, the city of light."
 INPUT = "What is the capital of France?"
@@ -57,6 +59,15 @@ def test_unknown_ids_are_not_found(server):
             "param": "response_id",
             "code": 404,
         }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("DELETE", "resp_1", 405), ("GET", "resp_1/input_items", 404), ("POST", "input_tokens", 405)],
+)
+def test_routes_that_vllm_lacks_are_answered_as_by_vllm(server, method, path, status):
+    url = f"{server.url}/v1/responses/{path}"
+    assert httpx.request(method, url, json={}, trust_env=False, timeout=PATIENT_S).status_code == status
 
 
 def test_two_responses_continue_the_same_one(client, engine, encode):

@@ -6,14 +6,18 @@ appended as JSON lines to the file that VLLM_SUITE_RESULTS names.
 
 import json
 import os
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
+from typing import Any
 
 import pytest
 
 _RESULTS = Path(os.environ["VLLM_SUITE_RESULTS"])
 _NO_SERVER = "starts no server: tests vLLM's own modules in its process"
+_OLD_MODULE = "vllm.entrypoints.openai.api_server"
+"""What some tests run instead of the command `vllm serve`."""
 _begun: list[str] = []
 """Files whose tests have begun, in order."""
 
@@ -65,22 +69,56 @@ def _prepare_servers() -> None:
 
     RemoteVLLMServer._pre_download_model = lambda self, model, args: None
     RemoteVLLMServer._get_gpu_memory_used = lambda self: None
+    start = subprocess.Popen.__init__
+
+    def start_command(self: Any, args: Any, *others: Any, **options: Any) -> None:
+        start(self, _as_command(args), *others, **options)
+
+    subprocess.Popen.__init__ = start_command  # type: ignore[method-assign]
+
+
+def _as_command(args: Any) -> Any:
+    """Words that run the API server's module, with the command `vllm serve` in its place."""
+    if not isinstance(args, list) or _OLD_MODULE not in args:
+        return args
+    words = args[args.index(_OLD_MODULE) + 1 :]
+    model = words.index("--model")
+    return ["vllm", "serve", words[model + 1], *words[:model], *words[model + 2 :]]
 
 
 def _starts_server(item: pytest.Item) -> bool:
     """Whether the test, or a fixture that it uses, refers to a class of servers or to the command."""
     if not isinstance(item, pytest.Function):
         return True
-    functions = [item.function]
-    for definitions in item._fixtureinfo.name2fixturedefs.values():
-        functions += [definition.func for definition in definitions]
     seen: set[CodeType] = set()
-    return any(_mentions_server(function, seen) for function in functions)
+    return any(_mentions_server(function, seen) for function in _functions(item))
+
+
+def _functions(item: pytest.Function) -> list[object]:
+    """The test and all fixtures that it uses, those included that `request.getfixturevalue` may ask for."""
+    functions: list[object] = [item.function]
+    names, seen = set(item._fixtureinfo.name2fixturedefs), set[str]()
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    while names:
+        name = names.pop()
+        seen.add(name)
+        for definition in item.session._fixturemanager.getfixturedefs(name, item) or ():
+            functions.append(definition.func)
+            names |= set(definition.argnames)
+        for code in (code for function in functions for code in _codes(_unwrapped(function).__code__)):
+            if "getfixturevalue" in code.co_names:
+                names |= {text for text in [*parameters, *_strings(code)] if isinstance(text, str)}
+        names -= seen
+    return functions
+
+
+def _unwrapped(function: Any) -> Any:
+    function = getattr(function, "__wrapped__", function)
+    return getattr(function, "__func__", function)
 
 
 def _mentions_server(function: object, seen: set[CodeType]) -> bool:
-    function = getattr(function, "__wrapped__", function)
-    function = getattr(function, "__func__", function)
+    function = _unwrapped(function)
     if not isinstance(function, FunctionType) or function.__code__ in seen:
         return False
     seen.add(function.__code__)
@@ -88,7 +126,7 @@ def _mentions_server(function: object, seen: set[CodeType]) -> bool:
         return True
     codes = list(_codes(function.__code__))
     names = {name for code in codes for name in code.co_names}
-    if "subprocess" in names and any("vllm" in _strings(code) for code in codes):
+    if "subprocess" in names and any({"vllm", _OLD_MODULE} & _strings(code) for code in codes):
         return True
     found = [function.__globals__[name] for name in names if name in function.__globals__]
     return any(_is_server_class(value) or _mentions_server(value, seen) for value in found if _is_from_tests(value))
