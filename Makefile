@@ -12,7 +12,7 @@
 #   make test-soak [ARGS="--minutes 60"]   half an hour of mixed load: nothing grows, nothing is lost; result in build/
 #   make test-faults [ARGS="--rounds 20"]  kills the engine and times its restart; result in build/
 #   make test JOBS=0                       the tests one after another, for -s and --pdb; see tests/README.md
-#   make audit                             known vulnerabilities of what is installed
+#   make audit                             known vulnerabilities of what is installed, and of the lowest versions allowed
 #   make install | install-dev | clean
 #
 # PYTHON chooses the interpreter that .venv is made with, e.g. make PYTHON=python3.12 serve

@@ -35,8 +35,12 @@ def test_the_wheel_holds_every_package_and_no_test() -> None:
 
 
 def test_the_check_for_the_embedded_engine_covers_the_extra() -> None:
-    names = {Requirement(word).name for word in _project()["project"]["optional-dependencies"]["embedded"]}
-    assert {name.replace("-", "_") for name in names - {"oss-harmony"}} == set(MODULES)
+    project = _project()["project"]
+    base, extra = (
+        {Requirement(word).name for word in words}
+        for words in (project["dependencies"], project["optional-dependencies"]["embedded"])
+    )
+    assert {name.replace("-", "_") for name in extra - base - {"oss-harmony"}} == set(MODULES)
 
 
 @pytest.mark.parametrize(
