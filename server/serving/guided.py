@@ -78,7 +78,7 @@ def tool_constraints(request: ChatRequest) -> Iterator[Constraint]:
 
 _MOST_CHECKED = 1024
 _checked: set[bytes] = set()
-"""Digests of constraints that compile; a constraint itself may have megabytes. Used by all threads of the pool."""
+"""Digests of constraints that compile, which may have megabytes themselves; used by the pool's threads."""
 
 
 def check_constraint(constraint: Constraint) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.types import EngineStats
+from server.types import EnginePrompt, EngineStats, SamplingParams
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import SEQUENTIAL, build_model, greedy_outputs, random_prompts
 
@@ -15,6 +15,20 @@ def test_a_batch_gives_each_request_its_output_alone(plain_llama: PreTrainedMode
     prompts = random_prompts(1, 40, 3, 90, 17, 60, 5, 33)
     engine = SmallEngine(llama)
     assert engine.generate(prompts, max_tokens=30) == greedy_outputs(plain_llama, prompts, 30)
+    engine.assert_nothing_leaked()
+
+
+def test_waiting_choices_share_the_prompts_tokens(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama)
+    prompt = EnginePrompt([5] * 30, SamplingParams(max_tokens=3, seed=7))
+    assert not engine.core.add((f"a-{index}" for index in range(40)), prompt)
+    sequences = engine.scheduler.sequences
+    assert all(each.token_ids is prompt.token_ids for each in sequences)
+    assert [each.params.seed for each in sequences] == [7 + position for position in range(40)]
+    while engine.core.has_work:
+        engine.core.step()
+    assert prompt.token_ids == [5] * 30
+    assert {len(each.token_ids) for each in sequences} == {33}
     engine.assert_nothing_leaked()
 
 

@@ -181,6 +181,25 @@ async def test_one_of_several_sequences_is_aborted(sockets: tuple[socket.socket,
     assert not client._streams
 
 
+async def test_thousands_of_outputs_let_other_tasks_run(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    outputs = client.generate("a", [EnginePrompt([0], PARAMS)], 4096)
+    await anext(outputs)  # now all others have arrived
+
+    async def take_rest() -> int:
+        return len([output async for output in outputs])
+
+    rest = asyncio.create_task(take_rest())
+    num_turns = 0
+    while not rest.done():
+        await asyncio.sleep(0)
+        num_turns += 1
+    assert await rest == 4095
+    await end(client, engine)
+    assert num_turns > 100
+
+
 async def test_closing_a_stream_aborts_all_its_sequences_at_once(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:

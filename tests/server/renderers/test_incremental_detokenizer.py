@@ -1,10 +1,11 @@
 """Text decoded token by token equals the full decode."""
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from server.renderers.detokenizer import MAX_HELD_TOKENS
+from server.renderers.detokenizer import MAX_HELD_TOKENS, DecodeWindow, PromptTail
 from server.renderers.hf import HfRenderer
 from tests.server.renderers.detokenizing import TEXTS, feed
 
@@ -39,6 +40,20 @@ def test_random_tokens_after_a_prompt_give_the_full_decode(renderer: HfRenderer)
         assert feed(renderer.create_detokenizer(prompt_token_ids=prompt), output) == whole[len(before) :], (
             f"seed {seed}"
         )
+
+
+def test_the_choices_of_a_prompt_decode_its_end_once() -> None:
+    decoded: list[int] = []
+
+    def decode(token_ids: Sequence[int]) -> str:
+        decoded.append(len(token_ids))
+        return ""
+
+    tail = PromptTail([0] * 10_000)
+    windows = [DecodeWindow(decode, tail) for _ in range(100)]
+    assert sum(decoded) < 50_000
+    windows[0].step(1)
+    assert windows[1]._pending == []
 
 
 @pytest.mark.parametrize("kind", ["real", "byte_level"])

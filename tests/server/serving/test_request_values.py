@@ -132,3 +132,19 @@ def test_a_beam_search_needs_two_tokens_of_the_vocabulary_per_beam(model: Model,
 
 def test_output_limit_is_lowered_to_the_rest_of_the_context(model: Model) -> None:
     assert sample(model, num_prompt_tokens=500, max_tokens=100).max_tokens == 12
+
+
+def test_duplicate_token_ids_count_once(model: Model) -> None:
+    fields: dict[str, Any] = {"logprobs": True} if model is ChatRequest else {"logprobs": 1}
+    names = ("stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+    params = sample(model, **fields, **{name: [7, 5, 7] * 30 for name in names})
+    assert [getattr(params, name) for name in names] == [(7, 5)] * 3
+
+
+def test_prompts_of_a_request_share_its_lists(model: Model) -> None:
+    builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=20)
+    request = create(model, max_tokens=505, allowed_token_ids=list(range(1000)), logit_bias={5: 1.0})
+    first, second = builder.build_all(request, [5, 12], constraints=Constraints(), reasoning=[None, None])
+    assert (first.max_tokens, second.max_tokens) == (505, 500)
+    assert second.allowed_token_ids is first.allowed_token_ids
+    assert second.logit_bias is first.logit_bias
