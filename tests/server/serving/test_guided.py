@@ -130,8 +130,10 @@ def test_checked_constraints_do_not_keep_their_specs() -> None:
 def test_a_constraint_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     constraint = Constraint("regex", GuidedDecoding("regex", "once-[0-9]"))
     check_constraint(constraint)
-    monkeypatch.setattr(grammar, "build_grammar", None)
+    again: list[object] = []
+    monkeypatch.setattr(grammar, "build_grammar", again.append)
     check_constraint(constraint)
+    assert again == []
 
 
 def test_schema_nested_too_deeply_is_rejected(decode: Decode) -> None:
