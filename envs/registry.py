@@ -38,7 +38,7 @@ class Environment:
     VCLI_ENGINE = choice("auto", ENGINES, "Engine of `serve` if --engine is not given.")
     VCLI_STANDBY = choice("auto", STANDBY_MODES, "Whether a running standby is used if --standby is not given.")
     VCLI_PLAIN_VLLM = boolean(False, "Start vLLM exactly as `vllm serve` does, without preloading or any other change.")
-    VCLI_PROBE_PROCESS = boolean(True, "Answer vLLM's /health in a process of its own, also while vLLM is busy.")
+    VCLI_PROBE_PROCESS = boolean(True, "Answer probes in a process of its own, also while the server is busy.")
     VCLI_PROBE_REALTIME = boolean(True, "Give that process real-time priority, if permitted.")
     VCLI_PRELOAD_PLAN = text("File with the modules that vLLM's forkserver imports; set by the launcher.")
     VCLI_API_PROCESS = optional_integer(

@@ -62,6 +62,7 @@ from server.telemetry import Telemetry
 from server.tracing.build import build_tracer
 from server.transport.connection import bounded_connections
 from server.transport.graceful_server import GracefulServer
+from server.transport.probe_process import ProbeProcess
 from server.types import EngineInfo
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class RunOptions:
     """Called once, when this server is about to accept connections on the listener."""
     on_ready: Callable[[EngineInfo], None]
     """Called once, when the first real token has been generated."""
+    probes: ProbeProcess | None = None
+    """Answers probes, too, while the server is ready; then `on_serving` is not called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,7 @@ class Server:
     """The objects that `server.run` starts, uses and closes."""
 
     http: GracefulServer
+    probes: ProbeProcess | None
     access: Access
     engine: EngineClient
     readiness: EngineReadiness
@@ -150,7 +154,10 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
         version=server_version,
     )
     access = Access(config, parts.api_keys)
-    http = GracefulServer(_uvicorn_config(build_app(parts), config, options.limits, access))
+    app = build_app(parts)
+    has_tls = access.tls_context is not None
+    probes = None if has_tls or app.is_probe_seen else options.probes
+    http = GracefulServer(_uvicorn_config(app, config, options.limits, access, probes))
     readiness = EngineReadiness(engine, renderer, metrics, adapters, timeout_s=options.engine_ready_timeout_s)
     monitor = EngineMonitor(
         engine,
@@ -163,6 +170,7 @@ def build_server(renderer: BaseRenderer, config: ServerConfig, options: RunOptio
     drain = Drain(lifecycle, parts.running, engine, config, http.announce_close)
     return Server(
         http=http,
+        probes=probes,
         access=access,
         engine=engine,
         readiness=readiness,
@@ -273,11 +281,13 @@ def _build_handlers(parts: AppParts, availability: Availability) -> Handlers:
     )
 
 
-def _uvicorn_config(app: ServerApp, config: ServerConfig, limits: LimitsConfig, access: Access) -> uvicorn.Config:
+def _uvicorn_config(
+    app: ServerApp, config: ServerConfig, limits: LimitsConfig, access: Access, probes: ProbeProcess | None
+) -> uvicorn.Config:
     uvicorn_config = uvicorn.Config(
         app,
         loop="none",
-        http=bounded_connections(limits, access.tls_context),  # type: ignore[arg-type]
+        http=bounded_connections(limits, access.tls_context, probes),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 
 import uvloop
 
@@ -38,6 +39,7 @@ class ServerRun:
         self._lifecycle = options.lifecycle
         self._start_error: EngineStartError | None = None
         self._stop = asyncio.Event()
+        self._closing = AsyncExitStack()
         with options.span("build_app"):
             self._server = build_server(renderer, config, options)
 
@@ -84,6 +86,7 @@ class ServerRun:
         monitoring.cancel()
         stopping.cancel()
         trimming.cancel()
+        await self._closing.aclose()
         server.http.should_exit = True
         _, http_error, _ = await asyncio.gather(starting, serving, monitoring, return_exceptions=True)
         await self._close()
@@ -101,7 +104,24 @@ class ServerRun:
         self._server.telemetry.start()
         self._server.access.start()
         bound_unsent_bytes(self._options.listener, self._options.limits.send_buffer_bytes)
-        self._options.on_serving()
+        probes = self._server.probes
+        if probes is not None and await probes.start(self):
+            self._lifecycle.subscribe(lambda _: probes.refresh())
+            self._closing.push_async_callback(probes.end)
+        else:
+            self._options.on_serving()
+
+    def find_healthy_head(self) -> bytes | None:
+        """Implements `ProbedServer`; None also before uvicorn has set the headers of all responses."""
+        headers = self._server.http.server_state.default_headers
+        if self._lifecycle.state != "ready" or not headers:
+            return None
+        lines = (name + b": " + value for name, value in (*headers, (b"content-length", b"0")))
+        return b"\r\n".join((b"HTTP/1.1 200 OK", *lines, b""))
+
+    async def adopt(self, client: socket.socket) -> None:
+        """Implements `ProbedServer`."""
+        await self._server.http.adopt(client)
 
     async def _close(self) -> None:
         self._server.telemetry.close()

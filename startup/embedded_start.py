@@ -42,6 +42,7 @@ from startup.timeline.timeline import PhaseTimeline
 if TYPE_CHECKING:
     from server.renderers.base import BaseRenderer
     from server.run import ServerRun
+    from startup.probes.embedded_probes import EmbeddedProbes
 
 _ENGINE_SPAN: Final = "start_engine_process"
 
@@ -190,8 +191,18 @@ class _EmbeddedStart:
             span=self._span,
             on_serving=self._session.hand_over,
             on_ready=self._on_ready,
+            probes=self._prepare_probes(),
         )
         return ServerRun(renderer, self._config.server, options)
+
+    def _prepare_probes(self) -> "EmbeddedProbes | None":
+        from server.routes.health import LIVENESS_PATH, PROBE_PATHS
+        from startup.probes.embedded_probes import EmbeddedProbes  # noqa: PLC0415 - imports asyncio
+
+        responder = self._session.responder
+        if responder is None or not env.VCLI_PROBE_PROCESS.get():
+            return None
+        return EmbeddedProbes(responder, self._config.server, (*PROBE_PATHS, LIVENESS_PATH))
 
     def _on_state(self, state: State) -> None:
         if state == "draining":

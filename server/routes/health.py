@@ -6,6 +6,8 @@ from server.routes.endpoint import send_unavailable
 from server.serving.availability import Availability
 
 PROBE_PATHS = ("/health", "/ping", "/readyz")
+LIVENESS_PATH = "/livez"
+"""While the server is ready, its answer is the same."""
 
 _OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 _EMPTY: Message = {"type": "http.response.body", "body": b""}

@@ -42,19 +42,20 @@ class GracefulServer(uvicorn.Server):
             listener.close()
         for listener in last:
             for client in _take_waiting(listener):
-                await self._serve_accepted(client)
+                with contextlib.suppress(OSError):
+                    await self.adopt(client)
         await self._wait_first_requests()
         await super().shutdown(sockets=[])
 
-    async def _serve_accepted(self, client: socket.socket) -> None:
+    async def adopt(self, client: socket.socket) -> None:
+        """Serves an accepted connection, also before `serve`: there is no lifespan."""
+
         def create_protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+                config=self.config, server_state=self.server_state, app_state={}
             )
 
-        with contextlib.suppress(OSError):
-            loop = asyncio.get_running_loop()
-            await loop.connect_accepted_socket(create_protocol, client)
+        await asyncio.get_running_loop().connect_accepted_socket(create_protocol, client)
 
     async def _wait_first_requests(self) -> None:
         """Waits for connections that have not sent a request yet; otherwise it would get no response."""

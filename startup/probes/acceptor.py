@@ -1,4 +1,4 @@
-"""Accepts for the HTTP server, in the responder's process: answers `GET /health`, passes on all else.
+"""Accepts for the HTTP server, in the responder's process: answers probes, passes on all else.
 
 The HTTP server's event loop may be held for a second by one request. Its answer to `/health` is sent here, as
 long as the loop runs.
@@ -8,6 +8,9 @@ HTTP server reads all others itself. Every connection that waits here is held by
 one connection is lost if this process is killed. If the loop is held so long that the kernel keeps no more
 messages for it, about 550, further connections are accepted all the same, as probes may be among them, and
 are passed on later.
+
+An HTTP server may accept, too (`accept_delay_s`): then only connections that have waited for so long are
+accepted here, and it lends connections on which there were only probes.
 """
 
 import errno
@@ -25,7 +28,16 @@ from typing import Final, Protocol
 from startup.probes.answer import Answer
 from startup.probes.probe_request import MAX_HEAD_BYTES, ProbeRequest, parse_probe
 from startup.probes.realtime import RealtimePriority
-from startup.probes.serving_messages import BEAT, AnsweredProbe, HealthAnswer, Kind, Report, ServingSettings
+from startup.probes.serving_messages import (
+    BEAT,
+    LEND,
+    AnsweredProbe,
+    HealthAnswer,
+    Kind,
+    LentConnection,
+    Report,
+    ServingSettings,
+)
 
 STALE_S: Final = 2.0
 """After this time without a heartbeat, the answer is 503."""
@@ -40,6 +52,10 @@ _SEND_BUFFER_BYTES: Final = 1 << 20
 _PAUSE_S: Final = 0.1
 """How long nothing is accepted if no file descriptor is free, or too much waits to be sent."""
 _MAX_UNSENT: Final = 4096
+_MAX_DELAY_FACTOR: Final = 16
+"""How much longer connections wait for the HTTP server while no probe is among those accepted here."""
+_MAX_KEPT: Final = 128
+"""Most clients that wait here after an answer, as the API process holds a descriptor of each."""
 _MAX_UNLOGGED: Final = 8192
 """Answered probes kept for the access log meanwhile."""
 _MAX_MESSAGE_BYTES: Final = 1 << 16
@@ -71,6 +87,7 @@ class Acceptor:
         self._priority = RealtimePriority(is_wanted=settings.wants_realtime)
         self._unsent: deque[tuple[Report, socket.socket | None]] = deque()
         self._unlogged: deque[AnsweredProbe] = deque(maxlen=_MAX_UNLOGGED)
+        self._delay_s = settings.accept_delay_s
         self._accepts_from_s = 0.0
         """Until then, the listener is not registered with the selector."""
         self._waits_for_beat = False
@@ -87,25 +104,24 @@ class Acceptor:
     def run(self, leftovers: Sequence[Leftover], hand_over: bytes) -> None:
         """Returns once the API process has sent `hand_over` and has got all connections, or has exited."""
         while True:
-            timeout_s = _SILENT_S if self._silent or leftovers or self._accepts_from_s else _TURN_S
-            ready = self._selector.select(timeout_s)
+            timeout_s = _SILENT_S if self._silent or leftovers else _TURN_S
+            ready = self._selector.select(self._until_accepting(timeout_s))
             now = time.monotonic()
             self._heartbeat.turn(now)
             self._priority.turn(now)
             self._resume_accepting(now)
             for key, events in ready:
                 if key.fileobj is self._listener:
-                    self._accept()
+                    self._notice_connection()
                 elif key.fileobj is self._api_process:
                     if events & selectors.EVENT_WRITE:
                         self._send_unsent()
                     if events & selectors.EVENT_READ and not self._receive(hand_over):
                         return
-                elif isinstance(key.data, _Client):
-                    if key.data.is_waiting:  # not passed on by an earlier event of this turn
-                        self._look(key.data)
-                else:
+                elif not isinstance(key.data, _Client):
                     key.data.advance()
+                elif key.data.is_waiting:  # not passed on by an earlier event of this turn
+                    self._look(key.data)
             now = time.monotonic()
             self._pass_silent_on(now)
             self._close_idle(now)
@@ -114,8 +130,10 @@ class Acceptor:
 
     def _receive(self, hand_over: bytes) -> bool:
         """Processes a message; False if there will be no more."""
-        message = self._api_process.recv(_MAX_MESSAGE_BYTES)
-        if message.startswith(BEAT):
+        message, fds, _, _ = socket.recv_fds(self._api_process, _MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        if message.startswith(LEND):
+            self._borrow(LentConnection.decode(message), fds)
+        elif message.startswith(BEAT):
             self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
             self._waits_for_beat = False
             if self._unsent:
@@ -136,9 +154,23 @@ class Acceptor:
                 self._pass_on(client)
             self._report_probes()
 
+    def _notice_connection(self) -> None:
+        if self._delay_s:
+            self._pause_accepting(self._delay_s)
+        else:
+            self._accept()
+
+    def _borrow(self, lent: LentConnection, fds: list[int]) -> None:
+        if not fds:  # no free descriptor
+            self._send(Report(Kind.TAKE, lent.connection_id))
+            return
+        client = _Client(lent.connection_id, socket.socket(fileno=fds[0]), lent.client)
+        client.is_held = True
+        self._wait(client, self._answered, self._settings.keep_alive_s)
+
     def _accept(self) -> None:
         if len(self._unsent) >= _MAX_UNSENT:
-            self._pause_accepting()
+            self._pause_accepting(_PAUSE_S)
             return
         for _ in range(_MAX_ACCEPTS_PER_TURN):
             try:
@@ -149,7 +181,7 @@ class Acceptor:
                 continue
             except OSError:  # no free descriptor
                 if not self._close_one():
-                    self._pause_accepting()
+                    self._pause_accepting(_PAUSE_S)
                 return
             self._num_accepted += 1
             client = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else ""
@@ -163,14 +195,23 @@ class Acceptor:
         self._pass_silent_on(now=float("inf"))
         return not self._unsent
 
-    def _pause_accepting(self) -> None:
+    def _pause_accepting(self, duration_s: float) -> None:
         self._selector.unregister(self._listener)
-        self._accepts_from_s = time.monotonic() + _PAUSE_S
+        self._accepts_from_s = time.monotonic() + duration_s
+
+    def _until_accepting(self, timeout_s: float) -> float:
+        """The timeout, or less if accepting is to be resumed before."""
+        if not self._accepts_from_s:
+            return timeout_s
+        return min(timeout_s, max(0.0, self._accepts_from_s - time.monotonic()))
 
     def _resume_accepting(self, now: float) -> None:
         if self._accepts_from_s and self._accepts_from_s <= now:
             self._accepts_from_s = 0.0
             self._selector.register(self._listener, selectors.EVENT_READ)
+            if self._delay_s:
+                self._delay_s = min(2 * self._delay_s, _MAX_DELAY_FACTOR * self._settings.accept_delay_s)
+                self._accept()  # what the HTTP server has not accepted meanwhile
 
     def _look(self, client: "_Client") -> None:
         """Answers a probe; keeps a connection without bytes; passes any other one on."""
@@ -185,7 +226,7 @@ class Acceptor:
         if not received:
             self._close(client)
             return
-        probe = parse_probe(received)
+        probe = parse_probe(received, self._settings.paths)
         answer = self._answer(probe) if probe is not None else None
         if probe is None or answer is None or not self._send_answer(client, probe, *answer):
             self._pass_on(client)
@@ -206,8 +247,10 @@ class Acceptor:
             return False
         except OSError:
             num_sent = 0
+        if not client.is_waiting:
+            self._delay_s = self._settings.accept_delay_s
         if self._settings.reports_probes and num_sent:
-            self._unlogged.append(AnsweredProbe(client.address, probe.http_version, status))
+            self._unlogged.append(AnsweredProbe(client.address, probe.path, probe.http_version, status))
         if num_sent < len(answer) or not probe.keeps_alive or b"\r\nConnection: close\r\n" in answer:
             self._close(client)
         else:
@@ -217,13 +260,16 @@ class Acceptor:
     def _wait(self, client: "_Client", clients: "OrderedDict[int, _Client]", timeout_s: float) -> None:
         """Waits for the client's next bytes; the API process holds the connection meanwhile, if it can."""
         if not client.is_waiting:
-            client.is_held = not self._unsent and self._try_send(Report(Kind.HOLD, client.id), client.connection)
+            if not client.is_held and not self._unsent:
+                client.is_held = self._try_send(Report(Kind.HOLD, client.id), client.connection)
             client.is_waiting = True
             self._selector.register(client.connection, selectors.EVENT_READ, client)
         client.deadline_s = time.monotonic() + timeout_s
         self._silent.pop(client.id, None)
         clients[client.id] = client
         clients.move_to_end(client.id)
+        if len(self._answered) > _MAX_KEPT:
+            self._pass_on(next(iter(self._answered.values())))
 
     def _pass_on(self, client: "_Client") -> None:
         """The HTTP server serves the connection from now on."""
@@ -351,7 +397,7 @@ class _Heartbeat:
 
 
 def _stale_answer(age_s: float) -> Answer:
-    message = f"vLLM's event loop has not run for {age_s:.1f} s: it is blocked, or its own /health does not return"
+    message = f"the event loop has not run for {age_s:.1f} s: it is blocked, or its own /health does not return"
     error = {"code": 503, "message": message, "type": "unavailable_error"}
     return Answer(503, json.dumps({"error": error}).encode())
 

@@ -5,14 +5,21 @@ Each is one packet of their SOCK_SEQPACKET pair. Both processes run the same pro
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple, Self
+
+from startup.probes.probe_request import PATH
 
 SERVE: Final = b"serve "
 """From the API process, with `ServingSettings`: from now on the responder accepts for the HTTP server."""
 BEAT: Final = b"beat "
 """From the API process, with `HealthAnswer`: the event loop runs. The responder replies `Kind.ECHO`."""
+LEND: Final = b"lend "
+"""From the API process, with `LentConnection` and a duplicate: the responder waits for the next probe."""
+FIRST_LENT_ID: Final = 1 << 63
+"""Numbers of lent connections begin here; the responder numbers those that it accepts from 1."""
 
 _REPORT: Final = struct.Struct("=BQ")
 
@@ -27,6 +34,10 @@ class ServingSettings:
     """Whether the API process writes an access log."""
     wants_realtime: bool
     """Whether the process asks for real-time priority."""
+    paths: Sequence[str] = (PATH,)
+    """Paths with the answer of `/health`."""
+    accept_delay_s: float = 0.0
+    """How long a connection waits for the HTTP server to accept it; 0 if that does not accept."""
 
     def encode(self) -> bytes:
         return SERVE + json.dumps(asdict(self)).encode()
@@ -62,15 +73,31 @@ class HealthAnswer:
         return cls(int(status), text[: int(num_bytes)], text[int(num_bytes) :])
 
 
+class LentConnection(NamedTuple):
+    """A connection that the HTTP server has accepted, and on which there were only probes."""
+
+    connection_id: int
+    client: str
+    """Address and port; empty for a UNIX socket."""
+
+    def encode(self) -> bytes:
+        return LEND + b"%d " % self.connection_id + self.client.encode()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        number, _, client = message.removeprefix(LEND).partition(b" ")
+        return cls(int(number), client.decode())
+
+
 class Kind(IntEnum):
     """What the responder's process reports about a connection, or about itself."""
 
     HOLD = 1
     """A duplicate of a connection on which no request has begun: kept, in case the responder is killed."""
     TAKE = 2
-    """The HTTP server must serve the connection: the message has it, or it was held."""
+    """The HTTP server must serve the connection: the message has it, or it was held or lent."""
     DROP = 3
-    """A connection that was held is closed."""
+    """A connection that was held or lent is closed."""
     ECHO = 4
     """The reply to a `BEAT`."""
     ANSWERED = 5
@@ -82,6 +109,7 @@ class AnsweredProbe(NamedTuple):
 
     client: str
     """Address and port; empty for a UNIX socket."""
+    path: str
     http_version: str
     status: int
 

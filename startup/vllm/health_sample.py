@@ -31,8 +31,8 @@ class HealthSampler:
     def __init__(self, server: Any) -> None:
         self._server = server
         self._config = server.config
-        self.path = f"{self._config.root_path}{PATH}"
-        """The path that uvicorn logs."""
+        self.root_path: str = self._config.root_path
+        """uvicorn logs it before the path."""
         self._sample: Sample | None = None
         """None if the application's answers differ from one to the next."""
         self._asked_s = float("-inf")
@@ -69,15 +69,16 @@ class HealthSampler:
 
     async def _ask(self) -> Sample | None:
         """None if the application fails, which uvicorn would log for a real request."""
+        path = f"{self.root_path}{PATH}"
         scope = {
             "type": "http",
             "asgi": {"version": self._config.asgi_version, "spec_version": "2.3"},
             "http_version": "1.1",
             "method": "GET",
             "scheme": "http",
-            "path": self.path,
-            "raw_path": self.path.encode(),
-            "root_path": self._config.root_path,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": self.root_path,
             "query_string": b"",
             "headers": [(b"host", b"localhost"), (b"user-agent", b"vllm-cli")],
             "client": ("127.0.0.1", 0),

@@ -1,0 +1,180 @@
+"""While the embedded engine's server is ready, the responder answers probes that its loop would delay."""
+
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.process_tree import find_process, wait_process
+from tests.e2e.raw_client import RawAnswer, RawClient
+from tests.e2e.server_process import ServerProcess
+from tests.llamas import save_tiny_llama
+from tests.server.http import middleware_of_a_user
+from tests.waiting import is_gone, wait_until
+
+pytestmark = pytest.mark.thorough
+
+_PATHS = ("/health", "/ping", "/readyz", "/livez")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Iterator[ServerProcess]:
+    with ServerProcess([str(folder)]) as running:
+        yield running
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[ServerProcess]:
+    """A server that the test changes; its engine may be started again once."""
+    with ServerProcess([str(folder), "--engine-restarts", "1"]) as running:
+        yield running
+
+
+@contextmanager
+def _stopped(server: ServerProcess) -> Iterator[None]:
+    """The event loop does not run."""
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def _request(path: str, headers: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: a\r\n{headers}\r\n".encode()
+
+
+def _ask(client: RawClient, path: str = "/health") -> RawAnswer:
+    return client.send(_request(path)).read()
+
+
+def _status_of_stopped(server: ServerProcess, path: str, kept: RawClient | None = None) -> int:
+    """0 without an answer: this process was so slow that the connection was passed on to the server."""
+    with suppress(TimeoutError), kept or RawClient(server.port) as client:
+        client.socket.settimeout(1)
+        return _ask(client, path).status
+    return 0
+
+
+@pytest.mark.parametrize("path", _PATHS)
+def test_probes_are_answered_while_the_event_loop_is_held_and_503_after_two_seconds(
+    path: str, shared: ServerProcess
+) -> None:
+    def is_answered() -> bool:
+        with _stopped(shared):
+            return _status_of_stopped(shared, path) == 200
+
+    wait_until(is_answered)
+    with _stopped(shared):
+        wait_until(lambda: _status_of_stopped(shared, path) == 503)
+    wait_until(lambda: shared.health() == 200)
+
+
+def test_a_client_that_probes_again_is_answered_while_the_event_loop_is_held(shared: ServerProcess) -> None:
+    def is_answered() -> bool:
+        client = RawClient(shared.port)
+        for _ in range(3):
+            assert _ask(client).status == 200
+        with _stopped(shared):
+            return _status_of_stopped(shared, "/health", client) == 200
+
+    wait_until(is_answered)
+
+
+def test_answers_have_the_bytes_of_the_servers_own(shared: ServerProcess, folder: Path) -> None:
+    with ServerProcess([str(folder)], environment={"VCLI_PROBE_PROCESS": "0"}) as other:
+        assert find_process(other, "responder") is None
+        expected = [_bytes(other, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")]
+    answers: list[bytes] = []
+
+    def is_answered() -> bool:
+        answers.clear()
+        with _stopped(shared), suppress(TimeoutError):
+            answers.extend(
+                _bytes(shared, path, headers) for path in _PATHS for headers in ("", "Connection: close\r\n")
+            )
+        return len(answers) == len(expected) and b" 503 " not in answers[-1]
+
+    wait_until(is_answered)
+    assert answers == expected
+
+
+def _bytes(server: ServerProcess, path: str, headers: str) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as client:
+        client.sendall(_request(path, headers))
+        received = b""
+        while not received.endswith(b"\r\n\r\n"):
+            received += client.recv(1 << 12)
+    return re.sub(rb"date: [^\r]*", b"date: D", received)
+
+
+def test_every_probe_is_in_the_access_log(shared: ServerProcess) -> None:
+    with RawClient(shared.port) as client:
+        address = "{}:{}".format(*client.socket.getsockname())
+        for path in (*_PATHS, *_PATHS):
+            _ask(client, path)
+    for path in _PATHS:
+        wait_until(lambda path=path: shared.log.count(f'{address} - "GET {path} HTTP/1.1" 200') == 2)  # type: ignore[misc]
+
+
+def test_a_killed_engine_is_503_at_once_on_every_connection(server: ServerProcess) -> None:
+    with RawClient(server.port) as client:
+        for _ in range(3):
+            assert _ask(client).status == 200
+        wait_process(server, "engine").kill()
+        server.wait_unready()
+        answer = _ask(client)
+        if answer.status != 200:  # else another engine is ready
+            assert b"restarting" in answer.body
+
+
+def test_a_draining_server_is_503_on_every_connection(server: ServerProcess) -> None:
+    with RawClient(server.port) as client, RawClient(server.port) as running:
+        for _ in range(3):
+            assert _ask(client).status == 200
+        running.post("/v1/completions", {"prompt": "a", "max_tokens": 100, "ignore_eos": True, "stream": True})
+        server.wait_load(1)
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_unready()
+        assert b"draining" in _ask(client).body
+        assert b"[DONE]" in running.read_stream()
+    assert server.process.wait(60) == 0
+    assert "responder process" not in server.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_the_server_goes_on_without_the_responder(number: int, server: ServerProcess) -> None:
+    responder = wait_process(server, "responder")
+    with RawClient(server.port) as client:
+        for _ in range(3):
+            assert _ask(client).status == 200
+        responder.send_signal(number)
+        assert _ask(client).status == 200
+        wait_until(lambda: is_gone(responder.pid))
+        assert _ask(client).status == 200
+        assert server.health() == 200
+    assert "the server answers /health itself" in server.log
+    assert server.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("--middleware", f"{middleware_of_a_user.__name__}.Named"), id="middleware"),
+        pytest.param(("--enable-request-id-headers",), id="request-ids"),
+    ],
+)
+def test_there_is_no_responder_if_answers_depend_on_the_request(words: tuple[str, ...], folder: Path) -> None:
+    with ServerProcess([str(folder), *words]) as server:
+        wait_until(lambda: find_process(server, "responder") is None)
+        assert psutil.pid_exists(server.process.pid)
