@@ -94,7 +94,7 @@ class ChatBodies:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as events. The opening chunks are sent with the first token, in one write."""
         reporting = UsageReporting(self._request.stream_options, self._inference.config)
-        opening: bytes | None = self._opening(in_chunks=reporting.in_chunks)
+        opening: bytes | None = await self._opening(in_chunks=reporting.in_chunks)
         async with aclosing(self._run.stream()) as deltas:
             async for delta in deltas:
                 event = await self._event(delta, in_chunks=reporting.in_chunks)
@@ -107,12 +107,12 @@ class ChatBodies:
             chunk.usage = self._run.meter.total()
             yield sse.encode_event(chunk)
 
-    def _opening(self, *, in_chunks: bool) -> bytes:
+    async def _opening(self, *, in_chunks: bool) -> bytes:
         """The opening chunks: for each choice its role, then the echoed message."""
         events = []
         role, echo = self._role(0), self._echo(0)
         for content in filter(None, ("role", echo)):
-            for index in range(self._run.num_choices):
+            async for index in take_turns(range(self._run.num_choices)):
                 is_role = content == "role"
                 delta = ChatDelta(role=role, content="") if is_role else ChatDelta(content=content)
                 chunk = self.create_chunk([ChatChunkChoice(index=index, delta=delta)])

@@ -68,10 +68,11 @@ class DerenderServing:
         """
         self._check_model(request.model, "Chat Completions Derender")
         generated = cast("Generated", request.generate_response or request.generate_chunk)
-        self._check_bounds([generated])
+        run_unless = self._inference.renderer.run_unless
+        await run_unless(context.is_small, self._check_bounds, [generated])
         if self._parsing.is_configured:
             _check_has_prompt(request)
-        run = self._start_chat(request, generated, context)
+        run = await run_unless(context.is_small, self._start_chat, request, generated, context)
         if request.stream:
             return await self._chat_chunk(request, generated, run)
         bodies = ChatBodies(self._inference, run, [run.request] * run.num_choices)
@@ -100,8 +101,9 @@ class DerenderServing:
         """
         self._check_model(request.model, "Completions Derender")
         responses = request.generate_responses or [cast("Generated", request.generate_chunk)]
-        self._check_bounds(responses)
-        generation = self._start_completion(request, responses, context)
+        run_unless = self._inference.renderer.run_unless
+        await run_unless(context.is_small, self._check_bounds, responses)
+        generation = await run_unless(context.is_small, self._start_completion, request, responses, context)
         if request.stream:
             return await self._completion_chunk(request, responses[0], generation)
         choices = [choice for generated in responses for choice in generated.choices]

@@ -131,6 +131,8 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "completion: echoed tokens": lambda: (COMPLETION, {"prompt": IDS[:130_000], "echo": True}),
     "completion: biases": lambda: (COMPLETION, {"prompt": "a", "logit_bias": {str(i): 1 for i in range(49_152)}}),
     "chat: choices": lambda: (CHAT, {"messages": HELLO, "n": 1024, "logprobs": True, "temperature": 1}),
+    "chat: streamed choices": lambda: (CHAT, {"messages": HELLO, "n": 4096, "temperature": 1, "stream": True}),
+    "completion: streamed prompts": lambda: (COMPLETION, {"prompt": ["a b c"] * 1024, "stream": True}),
     "completion: prompts": lambda: (COMPLETION, {"prompt": ["a b c"] * 1024}),
     "completion: prompts of one token": lambda: (COMPLETION, {"prompt": [[5] * 300] * 1024}),
     "completion: echoed choices": lambda: (
@@ -208,6 +210,14 @@ FURTHER_BODIES: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
     "detokenize": lambda: ("/detokenize", {"tokens": IDS}),
     "generate: tokens": lambda: (GENERATE, {"token_ids": IDS[:130_000], "sampling_params": {}}),
     "generate: allowed tokens": lambda: (GENERATE, {"token_ids": [5], "sampling_params": {"allowed_token_ids": IDS}}),
+    "derender": lambda: (
+        f"{CHAT}/derender",
+        {
+            "chat_request": {"messages": HELLO},
+            "generate_response": {"choices": [{"index": 0, "token_ids": IDS[:130_000]}]},
+            "prompt_token_ids": IDS[:130_000],
+        },
+    ),
     "abort": lambda: ("/inference/v1/abort_requests", {"request_ids": ["abcdefgh"] * 400_000}),
     "invocations": lambda: ("/invocations", {"messages": HELLO, "chat_template_kwargs": _members(50_000)}),
 }
@@ -286,7 +296,7 @@ def _measure(config: ServerConfig, renderer: HfRenderer, engine: Any) -> Iterato
 
         def send(path: str, body: dict[str, Any]) -> float:
             loop.forget()
-            response = server.post(path, {"model": MODEL, "max_tokens": 2, **body} if path != "/detokenize" else body)
+            response = server.post(path, {"model": MODEL, "max_tokens": 2, **body})
             assert response.status_code == 200, response.text[:300]
             return loop.longest_turn_s
 
