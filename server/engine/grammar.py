@@ -50,11 +50,19 @@ def _translate(guided: GuidedDecoding) -> str:
         case "regex":
             return str(LLMatcher.grammar_from_regex(translate_regex(guided.spec)))
         case "choice":
-            return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _read_choices(guided.spec)))))
+            return str(LLMatcher.grammar_from_lark(_choice_grammar(_read_choices(guided.spec))))
         case "grammar":
             return str(grammar_from("grammar", guided.spec))
         case "structural_tag":
             return structural_tag_grammar(guided.spec)
+
+
+def _choice_grammar(choices: list[str]) -> str:
+    """One terminal with all choices, because a rule has at most 2000; a terminal cannot be empty."""
+    texts = " | ".join(json.dumps(choice) for choice in choices if choice)
+    alternatives = ["TEXT"] if texts else []
+    alternatives += ['""'] if "" in choices else []
+    return f"start: {' | '.join(alternatives)}" + (f"\nTEXT: {texts}" if texts else "")
 
 
 def _read_choices(spec: str) -> list[str]:

@@ -84,6 +84,16 @@ def test_required_properties_cannot_be_left_out(missing: str) -> None:
     assert not _is_whole(_schema(PERSON), json.dumps({k: v for k, v in ANA.items() if k != missing}))
 
 
+def test_choices_may_be_more_than_a_rule_can_have_alternatives() -> None:
+    choices = [f"word {number * 7919 % 10007}" for number in range(5000)]
+    guided = GuidedDecoding("choice", json.dumps(choices))
+    assert accepted_texts(guided, [choices[0], choices[-1], "word"]) == [choices[0], choices[-1]]
+
+
+def test_the_only_choice_may_be_empty() -> None:
+    assert accepted_texts(GuidedDecoding("choice", '[""]'), ["", "a"]) == [""]
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=ascii)
 def test_every_choice_is_accepted_exactly(choice: str) -> None:
     guided = GuidedDecoding("choice", json.dumps(CHOICES))
