@@ -47,7 +47,7 @@ def test_a_load_that_fails_with_lean_imports_is_repeated_with_all_modules(
         return load(*arguments)
 
     monkeypatch.setattr(build, "load_model", load_only_with_all_modules)
-    _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports)
+    _, info = process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
     assert info.model_type == "llama"
 
 
@@ -55,7 +55,7 @@ def test_a_faulty_model_is_reported_after_the_second_load(files: ModelFiles) -> 
     (files.path / "config.json").write_text("{")
     imports = _Imports(is_lean=True)
     with pytest.raises(EngineStartError, match="config"):
-        process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports)
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), imports, wake=lambda: None)
     assert imports.is_whole
 
 
@@ -68,5 +68,5 @@ def test_a_load_with_all_modules_is_not_repeated(files: ModelFiles, monkeypatch:
 
     monkeypatch.setattr(build, "load_model", fail)
     with pytest.raises(EngineStartError):
-        process._build(files, EngineConfig(max_num_seqs=1), Phases(), _Imports(is_lean=False))
+        process._build(files, EngineConfig(max_num_seqs=1), Phases(), _Imports(is_lean=False), wake=lambda: None)
     assert len(tries) == 1

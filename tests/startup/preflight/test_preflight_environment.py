@@ -1,5 +1,6 @@
 """Wrong variables are reported at once, and so are misspelt names and variables that only vLLM reads."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def test_a_cache_folder_that_cannot_be_written_to_is_a_warning(
 
 
 def test_a_user_without_a_home_has_a_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("~nobody-of-that-name").expanduser())
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    monkeypatch.delenv("HOME")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert env.XDG_CACHE_HOME.get() == Path("/.cache")

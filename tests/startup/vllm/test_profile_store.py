@@ -89,8 +89,11 @@ def test_a_profile_that_others_can_write_to_is_not_used(
 ) -> None:
     """It names modules and libraries that a start loads."""
     kind = StartKind.of(_VLLM, (), None)
-    os.umask(0)  # restored by the fixture of all tests
-    PreloadProfile(kind, ("a",)).save()
+    before = os.umask(0)
+    try:
+        PreloadProfile(kind, ("a",)).save()
+    finally:
+        os.umask(before)
     assert load_profile(kind).engine_modules == ("a",)
     next((cache / "vllm_cli" / "preload").iterdir()).chmod(mode)
     assert load_profile(kind) == PreloadProfile(kind)
