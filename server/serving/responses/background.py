@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from server.protocol.responses.response import Response
-from server.serving.admission import Lease
 from server.serving.deadline import Deadline
+from server.serving.request_context import RequestContext
 from server.serving.responses.archive import ResponseArchive
 from server.serving.responses.run import ResponseRun
 from server.serving.running_requests import RunningRequests
@@ -84,8 +84,8 @@ class BackgroundResponses:
         """The response with this id, unless it has ended."""
         return self._responses.get(response_id)
 
-    async def start(self, run: ResponseRun, lease: Lease, *, keeps_events: bool) -> BackgroundResponse:
-        """Begins to generate a response; the lease is released when it ends.
+    async def start(self, run: ResponseRun, context: RequestContext, *, keeps_events: bool) -> BackgroundResponse:
+        """Begins to generate a response, which takes over the lease of the run's context and releases it.
 
         Raises RequestError (409) if another response has its id.
         """
@@ -98,10 +98,11 @@ class BackgroundResponses:
                     await self._generate(response)
                 finally:
                     response.end()
-                    lease.release()
+                    context.lease.release()
                     del self._responses[run.response.id]
                     await claim.aclose()
 
+        context.lease = context.lease.hand_over()  # without an `await` before the task that releases it
         response = BackgroundResponse(run, keeps_events=keeps_events)
         self._responses[run.response.id] = response
         await response.start(generate)

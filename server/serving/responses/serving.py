@@ -148,8 +148,7 @@ class ResponsesServing:
             )
         own_context = replace(context, trace=None, held=[])  # the request's trace ends with its HTTP response
         run = await self.prepare(request, own_context)
-        own_context.lease = context.lease.hand_over()
-        response = await self._background.start(run, own_context.lease, keeps_events=bool(request.stream))
+        response = await self._background.start(run, own_context, keeps_events=bool(request.stream))
         return response.follow(0) if request.stream else response.response
 
     async def _stream(self, run: ResponseRun) -> AsyncGenerator[bytes, None]:

@@ -212,6 +212,16 @@ def test_a_second_response_with_an_id_is_rejected_and_the_first_stays(server, cl
     assert client.responses.retrieve(own_id) == first
 
 
+@pytest.mark.parametrize("fields", [{}, {"stream": True}], ids=["whole", "stream"])
+def test_a_rejected_id_in_the_background_does_not_count_against_the_limits(serve, own_id, wait_until, fields):
+    server = serve()
+    create(server.client(), extra_body={"request_id": own_id})
+    body = {"model": "smol", "input": "Hi", "request_id": own_id, "background": True, **fields}
+    assert server.post("/v1/responses", body).status_code == 409
+    admission = server.parts.admission
+    wait_until(lambda: (admission.num_sequences, admission.num_held_bytes, admission.num_queued_tokens) == (0, 0, 0))
+
+
 @pytest.mark.parametrize("background", [False, True], ids=["stream", "background"])
 def test_the_id_of_a_running_response_cannot_be_taken(server, client, engine, wait_until, own_id, background):
     engine.holds_after = 2
