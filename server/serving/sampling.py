@@ -98,39 +98,26 @@ class SamplingBuilder:
         Raises:
             RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
         """
-        params: list[SamplingParams] = []
-        for num_tokens, found in zip(nums_prompt_tokens, reasoning, strict=True):
-            like = params[0] if params else None
-            params.append(
-                self.build(request, num_prompt_tokens=num_tokens, constraints=constraints, reasoning=found, like=like)
-            )
-        return params
-
-    def build(
-        self,
-        request: AnyRequest,
-        *,
-        num_prompt_tokens: int,
-        constraints: Constraints,
-        reasoning: PromptReasoning | None = None,
-        like: SamplingParams | None = None,
-    ) -> SamplingParams:
-        """The sampling parameters of a prompt's choices; `like` are those of another prompt.
-
-        Raises:
-            RequestError: a value does not fit the model's vocabulary or context, or the server's limits.
-        """
-        max_tokens = _output_budget(request, num_prompt_tokens, self.defaults, self.info.max_model_len)
-        min_tokens = _min_tokens(request, max_tokens)
-        rules = None if reasoning is None else reasoning.rules(request, has_grammar=constraints.guided is not None)
-        if like is not None:
-            return msgspec.structs.replace(like, max_tokens=max_tokens, reasoning=rules)
+        budgets = [_output_budget(request, n, self.defaults, self.info.max_model_len) for n in nums_prompt_tokens]
         _check_token_ids(request, self.info.vocab_size)
         if request.use_beam_search:
-            return self._beam_params(request, max_tokens)
+            beam = self._beam_params(request)
+            return [msgspec.structs.replace(beam, max_tokens=budget) for budget in budgets]
+        _check_min_tokens(request, budgets)
+        shared = self._shared_params(request, constraints)
+        has_grammar = constraints.guided is not None
+        return [
+            msgspec.structs.replace(
+                shared, max_tokens=budget, reasoning=found and found.rules(request, has_grammar=has_grammar)
+            )
+            for budget, found in zip(budgets, reasoning, strict=True)
+        ]
+
+    def _shared_params(self, request: AnyRequest, constraints: Constraints) -> SamplingParams:
+        """The parameters but for those that differ between prompts: `max_tokens` and `reasoning`."""
         return SamplingParams(
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
+            max_tokens=1,
+            min_tokens=request.min_tokens or 0,
             seed=None if request.seed == -1 else request.seed,
             stop_token_ids=tuple(dict.fromkeys(request.stop_token_ids or ())),
             ignore_eos=request.ignore_eos,
@@ -141,13 +128,12 @@ class SamplingBuilder:
             logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
             prompt_logprobs=self._num_logprobs(request.num_prompt_logprobs, "prompt_logprobs"),
             guided=constraints.guided,
-            reasoning=rules,
             cache_salt=request.cache_salt,
             **_effective(request, self.defaults.values),
         )
 
-    def _beam_params(self, request: AnyRequest, max_tokens: int) -> SamplingParams:
-        """All that a beam search uses; as in vLLM, it ignores the other parameters.
+    def _beam_params(self, request: AnyRequest) -> SamplingParams:
+        """All that a beam search uses but `max_tokens`; as in vLLM, it ignores the other parameters.
 
         A step needs twice as many candidates as there are beams: each beam may have one that ends it.
         """
@@ -160,7 +146,7 @@ class SamplingBuilder:
                 param="n",
             )
         return SamplingParams(
-            max_tokens=max_tokens,
+            max_tokens=1,
             temperature=0.0,
             ignore_eos=request.ignore_eos,
             logprobs=2 * width,
@@ -238,13 +224,13 @@ def _output_budget(request: AnyRequest, num_prompt_tokens: int, defaults: Sampli
     return budget
 
 
-def _min_tokens(request: AnyRequest, max_tokens: int) -> int:
-    min_tokens = request.min_tokens or 0
+def _check_min_tokens(request: AnyRequest, budgets: Sequence[int]) -> None:
+    """Raises RequestError if a prompt leaves room for fewer tokens than the request wants at least."""
+    min_tokens, max_tokens = request.min_tokens or 0, min(budgets)
     if min_tokens > max_tokens:
         raise RequestError(
             f"min_tokens must be less than or equal to max_tokens={max_tokens}, got {min_tokens}.", param="min_tokens"
         )
-    return min_tokens
 
 
 def _check_token_ids(request: AnyRequest, vocab_size: int) -> None:

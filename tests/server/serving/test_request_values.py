@@ -43,7 +43,8 @@ def create(model: Model, **fields: Any) -> CompletionRequest | ChatRequest:
 def sample(model: Model, *, num_prompt_tokens: int = 5, max_logprobs: int = 20, **fields: Any) -> SamplingParams:
     builder = SamplingBuilder(defaults=SamplingDefaults(), info=INFO, max_logprobs=max_logprobs)
     request = create(model, **fields)
-    return builder.build(request, num_prompt_tokens=num_prompt_tokens, constraints=Constraints())
+    [params] = builder.build_all(request, [num_prompt_tokens], constraints=Constraints(), reasoning=[None])
+    return params
 
 
 @pytest.mark.parametrize(("name", "value"), [("n", 16_385), ("stop", ["a"] * 65)], ids=["n", "stop"])
@@ -128,6 +129,10 @@ def test_a_beam_search_needs_two_tokens_of_the_vocabulary_per_beam(model: Model,
     assert params.logprobs == 2 * most
     with pytest.raises(RequestError, match="--max-logprobs"):
         sample(model, use_beam_search=True, n=most + 1, max_logprobs=max_logprobs, max_tokens=16)
+
+
+def test_a_beam_search_ignores_the_least_number_of_tokens(model: Model) -> None:
+    assert sample(model, use_beam_search=True, n=2, min_tokens=17, max_tokens=16).min_tokens == 0
 
 
 def test_output_limit_is_lowered_to_the_rest_of_the_context(model: Model) -> None:
