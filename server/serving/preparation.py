@@ -1,11 +1,14 @@
 """The last step before the engine: constraints, sampling parameters and admission of a rendered request."""
 
 import logging
+import reprlib
 from collections.abc import Sequence
+from typing import Any
 from uuid import uuid4
 
 import msgspec
 
+from envs.redaction import MASK
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
@@ -107,8 +110,21 @@ class GenerationBuilder:
     def _log(self, generation: Generation) -> None:
         if not self._config.enable_log_requests:
             return
-        for prompt, sampling in zip(generation.prompts, generation.params, strict=True):
-            logger.info("request %s: %d prompt tokens, %s", generation.request_id, len(prompt.token_ids), sampling)
+        nums_tokens = ", ".join(str(len(prompt.token_ids)) for prompt in generation.prompts)
+        logger.info("request %s: %s prompt tokens, %s", generation.request_id, nums_tokens, _show(generation.params[0]))
+
+
+def _show(params: SamplingParams) -> str:
+    """The parameters for the log: no text of the client, no secret, and only the beginning of a list."""
+    shown: dict[str, Any] = {name: getattr(params, name) for name in params.__struct_fields__}
+    if params.guided is not None:
+        shown["guided"] = f"{params.guided.kind} of {len(params.guided.spec)} characters"
+    if params.cache_salt is not None:
+        shown["cache_salt"] = MASK
+    for name, value in shown.items():
+        if isinstance(value, tuple | dict):
+            shown[name] = reprlib.repr(value)
+    return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def _admit(generation: Generation) -> None:

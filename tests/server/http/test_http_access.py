@@ -214,6 +214,19 @@ def test_text_of_a_request_takes_one_line_of_the_log(serve, caplog):
     assert not [line for line in lines if any(character in line for character in "\n\r\x1b")]
 
 
+def test_neither_a_salt_nor_a_schema_nor_a_long_list_is_logged(serve, caplog):
+    caplog.set_level(logging.INFO, logger="server")
+    server = serve(enable_log_requests=True)
+    lists = {"allowed_token_ids": list(range(5, 500)), "logit_bias": {str(token): 1 for token in range(5, 500)}}
+    fields = {"cache_salt": "sesame-salt", "guided_regex": "sesame-text", "max_tokens": 3}
+    assert server.complete(prompt=["a", "b c"], **fields, **lists).status_code == 200
+    [line] = [record.getMessage() for record in caplog.records if "prompt tokens" in record.getMessage()]
+    assert "sesame" not in line
+    assert "guided=regex of 11 characters" in line
+    assert "max_tokens=3," in line
+    assert len(line) < 1000
+
+
 def test_a_query_with_other_bytes_than_ascii_is_rejected(server):
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port)) as connection:
         connection.sendall(b"GET /v1/models?key=\xc3\xbc HTTP/1.1\r\nhost: x\r\n\r\n")
