@@ -6,7 +6,7 @@ supported.
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from llguidance import LLMatcher, grammar_from
@@ -15,8 +15,19 @@ from msgspec import Meta, structs
 from server.engine.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.engine.regex_syntax import translate_regex
 
-Ends = tuple[str, ...]
-"""Texts one of which follows a format, and ends free text; empty if anything may follow."""
+
+class Ends(NamedTuple):
+    """One of some texts follows the format; free text stops at its first occurrence. Empty: anything may follow."""
+
+    expression: str = ""
+    is_needed: bool = False
+    """Whether free text stops at it: no text is among them that is empty."""
+
+
+_NO_ENDS = Ends()
+
+_MOST_COPIED = 64
+"""Characters of ends that each format before them may write out; longer ones get a rule of their own."""
 
 _ANY_TEXT = "/(?s:.)*/"
 
@@ -54,8 +65,8 @@ class _Tag(msgspec.Struct, tag_field="type", tag="tag"):
     end: str | Annotated[list[str], Meta(min_length=1)]
 
     @property
-    def ends(self) -> Ends:
-        return (self.end,) if isinstance(self.end, str) else tuple(self.end)
+    def ends(self) -> list[str]:
+        return [self.end] if isinstance(self.end, str) else self.end
 
 
 class _Sequence(msgspec.Struct, tag_field="type", tag="sequence"):
@@ -166,7 +177,7 @@ class _Translator:
         self._grammars: list[dict[str, str]] = []
 
     def translate(self, given: _Format) -> str:
-        start = self._expression(given, ())
+        start = self._expression(given, _NO_ENDS)
         lark = "\n".join(["%llguidance {}", f"start: {start}", *self._rules])
         return json.dumps({"grammars": [{"name": "structural_tag", "lark_grammar": lark}, *self._grammars]})
 
@@ -174,7 +185,7 @@ class _Translator:
         """The expression of a format and of what follows it."""
         match given:
             case _AnyText():
-                return self._text(given.excludes, ends)
+                return self._text(self._terminal(given.excludes), ends)
             case _Triggered():
                 return self._triggered(given, ends)
             case _Sequence():
@@ -182,16 +193,17 @@ class _Translator:
             case _Or():
                 return _any_of(self._expression(element, ends) for element in given.elements)
             case _Regex():  # one terminal with its end, because terminals are greedy
-                return self._rule(f"{_regex(given.pattern)} {_literals(ends)}", is_terminal=True)
+                return self._rule(f"{_regex(given.pattern)} {ends.expression}", is_terminal=True)
             case _Tag():
-                return f"{_literals((given.begin,))} {self._expression(given.content, given.ends)} {_literals(ends)}"
-        return f"{self._inner(given)} {_literals(ends)}"
+                content = self._expression(given.content, self._ends(given.ends))
+                return f"{_literals([given.begin])} {content} {ends.expression}"
+        return f"{self._inner(given)} {ends.expression}"
 
     def _inner(self, given: _Format) -> str:
         """The expression of a format that does not depend on what follows it."""
         match given:
             case _Const():
-                return _literals((given.value,))
+                return _literals([given.value])
             case _Schema():
                 schema = given.json_schema if isinstance(given.json_schema, dict) else {}
                 return f"%json {prepare_schema(json.dumps(schema | {'x-guidance': SCHEMA_OPTIONS}))}"
@@ -202,25 +214,31 @@ class _Translator:
             case _Separated():
                 return self._separated(given)
             case _Optional():
-                return f"({self._expression(given.content, ())})?"
+                return f"({self._expression(given.content, _NO_ENDS)})?"
             case _Plus():
-                return f"({self._expression(given.content, ())})+"
+                return f"({self._expression(given.content, _NO_ENDS)})+"
             case _Star():
-                return f"({self._expression(given.content, ())})*"
+                return f"({self._expression(given.content, _NO_ENDS)})*"
             case _Repeat():
                 limit = "" if given.max < 0 else str(given.max)
-                return f"({self._expression(given.content, ())}){{{given.min},{limit}}}"
+                return f"({self._expression(given.content, _NO_ENDS)}){{{given.min},{limit}}}"
         raise AssertionError(given)
 
-    def _text(self, excludes: list[str], ends: Ends = ()) -> str:
-        """Free text up to its end, whose first occurrence counts."""
-        text = self._terminal(excludes)
-        return self._rule(f"{text} {_literals(ends)}", is_lazy=True) if ends and "" not in ends else text
+    def _ends(self, texts: list[str]) -> Ends:
+        expression = _literals(texts)
+        if len(expression) > _MOST_COPIED:  # a terminal cannot be empty
+            name = self._rule(_literals([text for text in texts if text]), is_terminal=True)
+            expression = f'({name} | "")' if "" in texts else name
+        return Ends(expression, is_needed="" not in texts)
+
+    def _text(self, text: str, ends: Ends) -> str:
+        """Free text, which is the terminal of this name, up to its end, whose first occurrence counts."""
+        return self._rule(f"{text} {ends.expression}", is_lazy=True) if ends.is_needed else text
 
     def _terminal(self, excludes: list[str]) -> str:
         if not excludes:
             return self._rule(_ANY_TEXT, is_terminal=True)
-        return self._rule(f"~({_ANY_TEXT} {_literals(tuple(excludes))} {_ANY_TEXT})", is_terminal=True)
+        return self._rule(f"~({_ANY_TEXT} {_literals(excludes)} {_ANY_TEXT})", is_terminal=True)
 
     def _sequence(self, elements: list[_Format], ends: Ends) -> str:
         parts = []
@@ -233,26 +251,28 @@ class _Translator:
             begin = ""
             if isinstance(element, (_AnyText, _Triggered, _Regex)):
                 begin, waiting[-1] = _split(waiting[-1])
-            parts.append(self._expression(element, (begin,) if begin else ()))
+            parts.append(self._expression(element, self._ends([begin]) if begin else _NO_ENDS))
         return " ".join(parts)
 
     def _triggered(self, given: _Triggered, ends: Ends) -> str:
+        free = self._terminal(given.excludes)
+        rests = [self._rule(self._expression(structs.replace(tag, begin=""), _NO_ENDS)) for tag in given.tags]
+        tags = [(tag.begin, rest) for tag, rest in zip(given.tags, rests, strict=True)]
         calls = []
         for trigger in given.triggers:
-            tags = [tag for tag in given.tags if tag.begin.startswith(trigger)]
-            if tags:
-                head = self._rule(f"{self._terminal(given.excludes)} {_literals((trigger,))}", is_lazy=True)
-                rests = (structs.replace(tag, begin=tag.begin[len(trigger) :]) for tag in tags)
-                calls.append(f"{head} {_any_of(self._expression(rest, ()) for rest in rests)}")
-        call, text = self._rule(_any_of(calls)), self._text(given.excludes, ends)
+            begun = [(begin[len(trigger) :], rest) for begin, rest in tags if begin.startswith(trigger)]
+            if begun:
+                head = self._rule(f"{free} {_literals([trigger])}", is_lazy=True)
+                calls.append(f"{head} {_any_of(f'{_literals([begin])} {rest}' for begin, rest in begun)}")
+        call, text = self._rule(_any_of(calls)), self._text(free, ends)
         if not given.at_least_one:
-            return f"({call} {_literals(ends)} | {text})" if given.stop_after_first else f"{call}* {text}"
-        first = _any_of(self._expression(tag, ()) for tag in given.tags)
-        return f"{first} {_literals(ends)}" if given.stop_after_first else f"{first} {call}* {text}"
+            return f"({call} {ends.expression} | {text})" if given.stop_after_first else f"{call}* {text}"
+        first = _any_of(f"{_literals([begin])} {rest}" for begin, rest in tags)
+        return f"{first} {ends.expression}" if given.stop_after_first else f"{first} {call}* {text}"
 
     def _separated(self, given: _Separated) -> str:
-        tag = self._rule(_any_of(self._expression(tag, ()) for tag in given.tags))
-        more = "" if given.stop_after_first else f"({_literals((given.separator,))} {tag})*"
+        tag = self._rule(_any_of(self._expression(tag, _NO_ENDS) for tag in given.tags))
+        more = "" if given.stop_after_first else f"({_literals([given.separator])} {tag})*"
         return f"{tag} {more}" if given.at_least_one else f"({tag} {more})?"
 
     def _rule(self, body: str, *, is_lazy: bool = False, is_terminal: bool = False) -> str:
@@ -277,7 +297,7 @@ def _split(given: _Format) -> tuple[str, _Format]:
     return "", given
 
 
-def _literals(texts: Ends) -> str:
+def _literals(texts: list[str]) -> str:
     return _any_of(map(json.dumps, texts)) if any(texts) else ""
 
 

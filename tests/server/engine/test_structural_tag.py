@@ -1,12 +1,14 @@
 """Structural tags accept the texts that they accept with vLLM's backend."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.engine.grammar import GrammarError, build_grammar
+from server.engine.structural_tag import structural_tag_grammar
 from server.types import GuidedDecoding
 from tests.peer_vllm import ask_vllm, needs_vllm
 from tests.server.engine.grammar_texts import accepted_texts
@@ -41,6 +43,22 @@ def separated(separator: str = ",", **options: Any) -> Format:
     return {"type": "tags_with_separator", "tags": tags, "separator": separator, **options}
 
 
+def nested_tags(depth: int) -> Format:
+    content = nested_tags(depth - 1) if depth > 1 else const("")
+    return {"type": "triggered_tags", "triggers": ["<t"], "tags": [tag("<t>", content, "</t>")], "at_least_one": True}
+
+
+def ended_alternatives(size: int) -> Format:
+    return tag("", {"type": "or", "elements": [const(f"{number:04}") for number in range(size)]}, "end" * size)
+
+
+def excluding_triggers(size: int) -> Format:
+    triggers = [f"{number:04}" for number in range(size)]
+    tags = [tag(trigger, const(""), "") for trigger in triggers]
+    return {"type": "triggered_tags", "triggers": triggers, "tags": tags, "excludes": ["text" * size]}
+
+
+LONG = "end" * 40
 CALL, TWO_CALLS = "<f=a>1</f>", "x<f=a>1</f>y<f=b>z</f>"
 TAGS: dict[str, tuple[Format, list[str], list[str]]] = {
     "triggered": (triggered(), ["", "hi", CALL, TWO_CALLS], ["<f=a>x</f>", "<f=c>", "<f=a>1", CALL + "<f="]),
@@ -74,6 +92,17 @@ TAGS: dict[str, tuple[Format, list[str], list[str]]] = {
     "any text": (ANY, ["", "x\ny"], []),
     "any text without some": (ANY | {"excludes": ["ab", "c"]}, ["", "x\ny", "a"], ["ab", "xabx", "c"]),
     "several ends": (tag("<t>", ANY, ["</t>", "</u>"]), ["<t>x</t>", "<t>x</u>"], ["<t>x", "<t>x</t></u>"]),
+    "a long end": (
+        tag("<t>", {"type": "or", "elements": [ANY, const("a"), {"type": "regex", "pattern": "b*"}]}, LONG),
+        ["<t>x" + LONG, "<t>a" + LONG, "<t>bb" + LONG, "<t>" + LONG],
+        ["<t>", "<t>x", "<t>a", f"<t>{LONG}x"],
+    ),
+    "a long end, or none": (tag("<t>", const("a"), ["", LONG]), ["<t>a", "<t>a" + LONG], ["<t>ax"]),
+    "nested triggered tags": (
+        nested_tags(2),
+        ["<t><t></t></t>", "<t><t></t>x</t>y<t><t></t></t>z"],
+        ["", "<t></t>", "<t>x<t></t></t>", "x<t><t></t></t>"],
+    ),
     "regex in a tag": (
         tag("<t>", {"type": "regex", "pattern": r"\w*"}, "</t>"),
         ["<t></t>", "<t>a1</t>"],
@@ -142,6 +171,15 @@ def test_invalid_format_is_rejected(name: str) -> None:
 def test_incomplete_tag_is_rejected(spec: Format) -> None:
     with pytest.raises(GrammarError):
         build_grammar(_structural_tag(spec))
+
+
+@pytest.mark.parametrize("write", [nested_tags, ended_alternatives, excluding_triggers])
+def test_grammar_is_as_long_as_the_tag(write: Callable[[int], Format]) -> None:
+    def length(size: int) -> int:
+        return len(structural_tag_grammar(json.dumps({"format": write(size)})))
+
+    for size in (6, 12, 24, 48, 96):
+        assert length(size) <= 2.5 * length(size // 2)
 
 
 @pytest.mark.slow
