@@ -16,7 +16,8 @@ _MAPS = frozenset(["properties", "patternProperties", "$defs", "definitions"])
 _INSTANCES = frozenset(["enum", "const", "default", "examples"])
 _BRANCHES = ("anyOf", "oneOf", "allOf")
 _MEMBERS = frozenset(["properties", "patternProperties", "additionalProperties", "unevaluatedProperties"])
-_OTHER_TYPES = frozenset(["type", "$ref", "enum", "const", *_BRANCHES])
+_APPLIED = frozenset(["$ref", *_BRANCHES])
+_OTHER_TYPES = frozenset(["type", "enum", "const", *_APPLIED])
 _IGNORED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas")
 """vLLM's backend ignores them, llguidance rejects them."""
 
@@ -60,7 +61,10 @@ def _is_combined(node: Schema) -> bool:
         return True
     branches = [branch for name in _BRANCHES for branch in _schemas(node.get(name))]
     has_others = "$ref" in node or any("$ref" in branch or _MEMBERS & branch.keys() for branch in branches)
-    return bool(_MEMBERS & node.keys()) and has_others
+    own = _MEMBERS & node.keys()
+    if node.get("unevaluatedProperties") is False:
+        own -= {"unevaluatedProperties"}
+    return bool(own) and has_others
 
 
 def _prepare(node: Schema, *, is_closed: bool) -> None:
@@ -92,6 +96,10 @@ def _restrict_names(node: Schema) -> None:
 
 
 def _close(node: Schema, listed: tuple[str, ...], others: str, unevaluated: str, is_closed: bool) -> None:
-    rest = node.pop(unevaluated, False if is_closed and any(name in node for name in listed) else None)
+    rest = node.pop(unevaluated, None)
+    if rest is False and _APPLIED & node.keys():
+        rest = None  # members that these schemas allow are evaluated
+    if rest is None and is_closed and any(name in node for name in listed):
+        rest = False
     if rest is not None:
         node.setdefault(others, rest)

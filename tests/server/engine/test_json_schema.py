@@ -72,6 +72,36 @@ SCHEMAS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ['{"a":1,"b":2}'],
     ),
     "no unevaluatedProperties": (_A | {"unevaluatedProperties": False}, ['{"a":1}'], ['{"b":2}']),
+    "no unevaluatedProperties beside allOf": (
+        {"allOf": [_A], "unevaluatedProperties": False},
+        ["{}", '{"a":1}'],
+        ['{"a":1,"c":3}'],
+    ),
+    "no unevaluatedProperties beside $ref": (
+        {"$defs": {"P": _A}, "$ref": "#/$defs/P", "unevaluatedProperties": False},
+        ["{}", '{"a":1}'],
+        ['{"a":1,"c":3}'],
+    ),
+    "no unevaluatedProperties beside several": (
+        {"allOf": [_A, _B], "unevaluatedProperties": False},
+        ['{"b":2}', '{"a":1,"b":2}'],
+        ['{"a":1}'],
+    ),
+    "no unevaluatedProperties beside properties and branches": (
+        {"properties": {"k": _NUMBER}, "anyOf": [_A], "unevaluatedProperties": False},
+        ['{"a":1}', '{"k":1,"a":2}'],
+        ['{"k":"x"}'],
+    ),
+    "no unevaluatedProperties beside alternatives of required": (
+        _A | {"anyOf": [{"required": ["a"]}], "unevaluatedProperties": False},
+        ['{"a":1}'],
+        ["{}", '{"a":1,"c":3}'],
+    ),
+    "no unevaluatedItems beside allOf": (
+        {"allOf": [{"type": "array", "prefixItems": [_NUMBER]}], "unevaluatedItems": False},
+        ["[1]"],
+        ["[1,2]"],
+    ),
     "prefixItems": ({"type": "array", "prefixItems": [_NUMBER]}, ["[]", "[1]"], ["[1,2]"]),
     "prefixItems and items": (
         {"type": "array", "prefixItems": [_NUMBER], "items": {"type": "null"}},
