@@ -58,11 +58,8 @@ def _translate(guided: GuidedDecoding) -> str:
 
 
 def _choice_grammar(choices: list[str]) -> str:
-    """One terminal with all choices, because a rule has at most 2000; a terminal cannot be empty."""
-    texts = " | ".join(json.dumps(choice) for choice in choices if choice)
-    alternatives = ["TEXT"] if texts else []
-    alternatives += ['""'] if "" in choices else []
-    return f"start: {' | '.join(alternatives)}" + (f"\nTEXT: {texts}" if texts else "")
+    """One terminal with all choices, because a rule has at most 2000."""
+    return "start: TEXT\nTEXT: " + " | ".join(map(json.dumps, choices))
 
 
 def _read_choices(spec: str) -> list[str]:
