@@ -17,11 +17,14 @@ from server.engine.regex_syntax import translate_regex
 
 
 class Ends(NamedTuple):
-    """One of some texts follows the format; free text stops at its first occurrence. Empty: anything may follow."""
+    """One of some texts that follow a format; free text stops at its first occurrence.
+
+    Empty: anything may follow.
+    """
 
     expression: str = ""
     is_needed: bool = False
-    """Whether free text stops at it: no text is among them that is empty."""
+    """Whether free text must reach it: none of the texts is empty."""
 
 
 _NO_ENDS = Ends()

@@ -3,6 +3,7 @@
 `test_scanners.py` measures each, and finds modules that are missing here.
 """
 
+import json
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -168,6 +169,17 @@ def _grammar(kind: str, text: str) -> None:
     build_grammar(GuidedDecoding(kind, text))  # type: ignore[arg-type]
 
 
+def _tags(text: str) -> None:
+    """Ends, alternatives, tags and excluded texts that grow together."""
+    names = [f"{number % 16:x}{number}" for number in range(min(len(text) // 16, 1024))]
+    tags = [{"type": "tag", "begin": name, "content": {"type": "any_text"}, "end": name} for name in names]
+    calls = {"type": "triggered_tags", "triggers": list("0123456789abcdef"), "tags": tags, "at_least_one": True}
+    either = {"type": "or", "elements": [{"type": "const_string", "value": name} for name in names]}
+    for content in (either, calls | {"excludes": [text]}):
+        tag = {"type": "tag", "begin": text, "content": content, "end": text}
+        _grammar("structural_tag", json.dumps({"format": tag}))
+
+
 def _schema(text: str) -> None:
     find_constraint(CompletionRequest(prompt="a", guided_json=text))
 
@@ -274,6 +286,7 @@ SCANNERS: Final = [
         [Text('"a",', '{"enum": [', '"b"]}'), Text("a", '{"type": "object", "description": "', '"}')],
     ),
     Scanner("lark grammars", ("server.engine.grammar",), partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")),
+    Scanner("structural tags", ("server.engine.structural_tag",), _tags, _units("a", '"'), smallest=2048),
     Scanner("Anthropic blocks", ("server.serving.anthropic_blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",
