@@ -31,7 +31,7 @@ def read_json(text: str) -> Any:
         value = _DECODER.decode(text)
     except RecursionError as err:
         raise ValueError("nested too deeply") from err
-    if text.count("[") + text.count("{") > _MOST_NESTED and _is_nested_deeper([value], _MOST_NESTED):
+    if text.count("[") + text.count("{") > _MOST_NESTED and is_nested_deeper(value, _MOST_NESTED):
         raise ValueError("nested too deeply")
     return value
 
@@ -45,7 +45,9 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _is_nested_deeper(layer: list[Any], levels: int) -> bool:
+def is_nested_deeper(value: Any, levels: int) -> bool:
+    """Whether an object or array has more levels than these; looks at no more of it."""
+    layer = [value]
     for _ in range(levels):
         children = (node.values() if isinstance(node, dict) else node for node in layer)
         layer = [child for each in children for child in each if isinstance(child, dict | list)]

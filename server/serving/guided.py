@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from server.errors import RequestError
 from server.parsers.base import CallFormat
+from server.parsers.json_text import is_nested_deeper
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest
 from server.protocol.generation import StructuredOutputs
@@ -174,7 +175,7 @@ def _read_object(given: str | dict[str, Any] | None, what: str, param: str, most
             raise RequestError(f"The {what} in `{param}` is not valid JSON: {err}", param=param) from err
     if not isinstance(given, dict):
         raise RequestError(f"The {what} in `{param}` must be an object.", param=param)
-    if _is_nested_deeper(given, most_levels):
+    if is_nested_deeper(given, most_levels):
         raise RequestError(f"The {what} in `{param}` is nested too deeply: at most {most_levels} levels.", param=param)
     return json.dumps(given)
 
@@ -194,17 +195,3 @@ def _with_options(guided: GuidedDecoding, options: dict[str, Any]) -> GuidedDeco
         return guided
     schema = json.loads(guided.spec) if guided.kind == "json_schema" else _ANY_OBJECT
     return GuidedDecoding("json_schema", json.dumps(schema | {"x-guidance": options}))
-
-
-def _is_nested_deeper(value: object, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [child for node in layer for child in _children(node)]
-        if not layer:
-            return False
-    return True
-
-
-def _children(node: object) -> list[object]:
-    members = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return [member for member in members if isinstance(member, (dict, list))]
