@@ -98,9 +98,11 @@ class BaseRenderer(ABC):
         """`render_chat` off the loop."""
         self._check_mm_settings(options)
         is_small = _is_small(messages, options)
-        if not is_small and await self.run_unless(has_few_parts(messages), has_embeds, messages):
-            marked = await self.run_unless(has_few_parts(messages), mark, messages)
-            return await self._render_chat_with_embeds(marked, options)
+        if not is_small:
+            has_few = has_few_parts(messages)
+            if await self.run_unless(has_few, has_embeds, messages):
+                marked = await self.run_unless(has_few, mark, messages)
+                return await self._render_chat_with_embeds(marked, options)
         return await self._run(partial(self.render_chat, messages, options), is_small=is_small)
 
     async def render_prompts_async(self, prompts: Sequence[Prompt], options: TextOptions) -> list[RenderedPrompt]:
@@ -250,11 +252,11 @@ class BaseRenderer(ABC):
         stop: Sequence[StopString] = (),
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
-        prompt_token_ids: Sequence[int] | PromptTail = (),
+        prompt: PromptTail | None = None,
     ) -> IncrementalDetokenizer:
         """Creates the detokenizer of one output; stop strings apply after `min_tokens` tokens."""
         decode = self.tokenizer.loop_decoder(skip_special_tokens=skip_special_tokens)
-        prompt = prompt_token_ids if isinstance(prompt_token_ids, PromptTail) else PromptTail(prompt_token_ids)
+        prompt = prompt or PromptTail()
         if skip_special_tokens or spaces_between_special_tokens:
             window = DecodeWindow(decode, prompt)
         else:

@@ -20,7 +20,7 @@ class OutputReader:
             stop=generation.stop_strings,
             include_stop_str_in_output=request.include_stop_str_in_output,
             min_tokens=request.min_tokens or 0,
-            prompt_token_ids=generation.prompt_tails[index // request.num_choices],
+            prompt=generation.prompt_tails[index // request.num_choices],
         )
 
     def read(self, output: EngineOutput) -> SequenceDelta:

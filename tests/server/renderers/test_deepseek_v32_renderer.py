@@ -11,6 +11,7 @@ import pytest
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.deepseek_v32 import DeepseekV32Renderer
+from server.renderers.detokenizer import PromptTail
 from server.renderers.prompts import ChatOptions, TextOptions
 from server.renderers.tokenizer_kind import is_deepseek_v32
 from server.renderers.tokenizer_loading import TokenizerLoadError, needs_torch
@@ -133,7 +134,7 @@ def test_an_output_is_detokenized_incrementally(renderer: DeepseekV32Renderer) -
     text = "<think>Über 你好 😀</think>Größe" + END
     token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
     for skip, expected in ((False, text), (True, text.removesuffix(END))):
-        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt_token_ids=prompt.token_ids)
+        detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt=PromptTail(prompt.token_ids))
         pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
         assert "".join(pieces) + detokenizer.finish() == expected
         assert "\ufffd" not in "".join(pieces)

@@ -12,6 +12,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
+from server.renderers.detokenizer import PromptTail
 from server.renderers.grok2 import Grok2Renderer
 from server.renderers.grok2_tokenizer import CHAT_TEMPLATE
 from server.renderers.prompts import ChatOptions, TextOptions
@@ -144,7 +145,7 @@ def test_an_output_is_detokenized_incrementally(renderer: Grok2Renderer, skip: b
     text = " Größe 你好 🦊 fox<|separator|>"
     token_ids = renderer.tokenizer.encode(text, add_special_tokens=False)
     prompt = renderer.render_chat([USER], ChatOptions())
-    detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt_token_ids=prompt.token_ids)
+    detokenizer = renderer.create_detokenizer(skip_special_tokens=skip, prompt=PromptTail(prompt.token_ids))
     pieces = [detokenizer.append([token_id]).text for token_id in token_ids]
     assert "".join(pieces) + detokenizer.finish() == (text.removesuffix("<|separator|>") if skip else text)
     assert "\ufffd" not in "".join(pieces)

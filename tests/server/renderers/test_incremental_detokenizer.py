@@ -37,7 +37,7 @@ def test_random_tokens_after_a_prompt_give_the_full_decode(renderer: HfRenderer)
         output = random_tokens(renderer, rng, length=30)
         before, whole = full_decode(renderer, prompt), full_decode(renderer, prompt + output)
         assert whole.startswith(before)
-        assert feed(renderer.create_detokenizer(prompt_token_ids=prompt), output) == whole[len(before) :], (
+        assert feed(renderer.create_detokenizer(prompt=PromptTail(prompt)), output) == whole[len(before) :], (
             f"seed {seed}"
         )
 
@@ -85,7 +85,7 @@ def test_the_first_word_after_a_prompt_keeps_its_space(renderer: HfRenderer) -> 
     encode = renderer._hf.loaded.encode
     prompt, whole = encode("the capital", add_special_tokens=False), encode("the capital of", add_special_tokens=False)
     assert whole[: len(prompt)] == prompt
-    assert feed(renderer.create_detokenizer(prompt_token_ids=prompt), whole[len(prompt) :]) == " of"
+    assert feed(renderer.create_detokenizer(prompt=PromptTail(prompt)), whole[len(prompt) :]) == " of"
 
 
 def test_an_incomplete_character_is_released_at_the_end(
@@ -106,7 +106,7 @@ def test_a_character_that_the_prompt_began_is_part_of_the_output(
         token_ids = renderer.tokenizer.encode("ok 好 😀", add_special_tokens=False)
         for cut in range(1, len(token_ids)):
             before = full_decode(renderer, token_ids[:cut]).rstrip("\ufffd")
-            text = feed(renderer.create_detokenizer(prompt_token_ids=token_ids[:cut]), token_ids[cut:])
+            text = feed(renderer.create_detokenizer(prompt=PromptTail(token_ids[:cut])), token_ids[cut:])
             assert before + text == "ok 好 😀", (kind, cut)
 
 

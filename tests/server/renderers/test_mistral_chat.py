@@ -14,6 +14,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
+from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.mistral_files import find_mistral_file
 from server.renderers.pool import InlineExecutor
@@ -378,7 +379,7 @@ def test_prompts_and_streams_equal_vllm_s(
         for text, token_ids in zip(work[kind]["texts"], answer["texts"], strict=True):
             assert renderer.render_text(text, TextOptions()).token_ids == token_ids
         for (prompt, output), text in zip(work[kind]["streams"], answer["streams"], strict=True):
-            detokenizer = renderer.create_detokenizer(prompt_token_ids=prompt)
+            detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt))
             assert detokenizer.append(output).text == text, (kind, prompt, output)
 
 

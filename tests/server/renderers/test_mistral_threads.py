@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.config import ModelFiles, RendererConfig
+from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.prompts import ChatOptions, TextOptions
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
@@ -51,7 +52,7 @@ def test_many_threads_share_one_renderer(kind: str, mistral_folders: dict[str, P
             assert results[1].token_ids == expected[i][-(3 + i) :]
             assert results[2] == chats[i]
             assert results[3] == texts[i]
-            detokenizer = renderer.create_detokenizer(prompt_token_ids=chats[i].token_ids)
+            detokenizer = renderer.create_detokenizer(prompt=PromptTail(chats[i].token_ids))
             assert detokenizer.append(expected[i]).text.removeprefix(" ") == texts[i]
 
         def client(first: int) -> None:

@@ -11,7 +11,7 @@ from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
 
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
-from server.renderers.detokenizer import MAX_HELD_TOKENS
+from server.renderers.detokenizer import MAX_HELD_TOKENS, PromptTail
 from server.renderers.mistral import MistralRenderer
 from server.renderers.mistral_files import find_mistral_file, is_mistral_format
 from server.renderers.mistral_tokenizer import MistralTokenizer
@@ -151,7 +151,7 @@ def test_random_tokens_after_a_prompt_give_the_full_decode(mistral: MistralRende
         output = random_tokens(mistral, rng, length=30)
         before, whole = decode(mistral, prompt), decode(mistral, prompt + output)
         assert whole.startswith(before)
-        detokenizer = mistral.create_detokenizer(prompt_token_ids=prompt)
+        detokenizer = mistral.create_detokenizer(prompt=PromptTail(prompt))
         assert feed(detokenizer, output) == whole[len(before) :], f"seed {seed}"
 
 
@@ -173,7 +173,7 @@ def test_a_character_that_the_prompt_began_is_part_of_the_output(mistral: Mistra
     token_ids = encode(mistral, "ok 好 😀")
     for cut in range(1, len(token_ids)):
         before = decode(mistral, token_ids[:cut]).rstrip("\ufffd")
-        text = feed(mistral.create_detokenizer(prompt_token_ids=token_ids[:cut]), token_ids[cut:])
+        text = feed(mistral.create_detokenizer(prompt=PromptTail(token_ids[:cut])), token_ids[cut:])
         assert before + text == "ok 好 😀", cut
 
 
@@ -191,7 +191,7 @@ def test_the_first_word_after_a_prompt_keeps_its_space(mistral: MistralRenderer)
     whole = encode(mistral, "the capital of")
     [*prompt, last] = whole
     assert (
-        feed(mistral.create_detokenizer(prompt_token_ids=prompt), [last])
+        feed(mistral.create_detokenizer(prompt=PromptTail(prompt)), [last])
         == decode(mistral, whole)[len(decode(mistral, prompt)) :]
     )
 
