@@ -38,7 +38,7 @@ async def run_sequences(
                 if delta.finish_reason is not None:
                     if output.finish_reason is None:
                         inference.engine.abort([engine_name])
-                    runs.pop(engine_name).finish(delta.finish_reason)
+                    runs.pop(engine_name).recorder.finish(delta.finish_reason)
                     del indexes[engine_name]
                 yield delta
     except (EngineError, RequestError):
@@ -46,30 +46,33 @@ async def run_sequences(
         raise
     finally:
         async for engine_name, index in take_turns(indexes.items()):
-            (runs.get(engine_name) or _SequenceRun(inference, generation, index)).finish(reason)
+            run = runs.get(engine_name)
+            recorder = _create_recorder(inference, generation, index) if run is None else run.recorder
+            recorder.finish(reason)
 
 
 class _SequenceRun:
     """One per choice."""
 
     def __init__(self, inference: Inference, generation: Generation, index: int) -> None:
-        prompt_index = index // generation.request.num_choices
         self._reader = OutputReader(inference.renderer, generation, index)
-        self._recorder = SequenceRecorder(
-            inference.metrics.engine,
-            context=generation.context,
-            num_prompt_tokens=len(generation.prompts[prompt_index].token_ids),
-            max_tokens=generation.params[prompt_index].max_tokens,
-        )
+        self.recorder = _create_recorder(inference, generation, index)
 
     def read(self, output: EngineOutput) -> SequenceDelta:
-        self._recorder.record(output)
+        self.recorder.record(output)
         if output.finish_reason in ("error", "abort"):
             raise _failure(output)
         return self._reader.read(output)
 
-    def finish(self, reason: FinishReason) -> None:
-        self._recorder.finish(reason)
+
+def _create_recorder(inference: Inference, generation: Generation, index: int) -> SequenceRecorder:
+    prompt_index = index // generation.request.num_choices
+    return SequenceRecorder(
+        inference.metrics.engine,
+        context=generation.context,
+        num_prompt_tokens=len(generation.prompts[prompt_index].token_ids),
+        max_tokens=generation.params[prompt_index].max_tokens,
+    )
 
 
 def _failure(output: EngineOutput) -> EngineError | RequestError:
