@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from heapq import nlargest
+from itertools import chain
 from operator import attrgetter
 from time import perf_counter
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from server.protocol.completions import CompletionRequest
-from server.serving.concurrently import run_concurrently
+from server.serving.concurrently import run_concurrently, take_turns
 from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.request_context import RequestContext
@@ -50,9 +51,8 @@ async def run_searches(
     """
     searches = [_BeamSearch(inference, generation, index) for index in range(len(generation.prompts))]
     found = await run_concurrently([each.run(f"{engine_id}-{index}") for index, each in enumerate(searches)])
-    for deltas in found:
-        for delta in deltas:
-            yield delta
+    async for delta in take_turns(chain.from_iterable(found)):
+        yield delta
 
 
 class _BeamSearch:

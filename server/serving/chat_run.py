@@ -173,8 +173,11 @@ class ChatRun:
         Raises:
             EngineError: the engine failed.
         """
+        return await self.read_all(await collect(self._inference, self.generation))
+
+    async def read_all(self, deltas: Sequence[SequenceDelta]) -> list[ChoiceDelta]:
+        """Reads whole choices, each one delta."""
         readers = self.create_readers(is_whole=True)
-        deltas = await collect(self._inference, self.generation)
         return [self.read(delta, readers) async for delta in take_turns(deltas)]
 
     def create_readers(self, *, is_whole: bool) -> "ChoiceReaders":

@@ -76,12 +76,8 @@ class DerenderServing:
         if request.stream:
             return await self._chat_chunk(request, generated, run)
         bodies = ChatBodies(self._inference, run, [run.request] * run.num_choices)
-        readers = run.create_readers(is_whole=True)
-        deltas = []
-        for delta in await self._read_all(run.generation, generated.choices):
-            deltas.append(run.read(delta, readers))
-            await asyncio.sleep(0)
-        response = await bodies.complete(deltas)
+        deltas = await self._read_all(run.generation, generated.choices)
+        response = await bodies.complete(await run.read_all(deltas))
         for choice, given in zip(response.choices, generated.choices, strict=True):
             choice.index = given.index
         response.usage = _with_prompt_tokens(response.usage, request.prompt_tokens or 0)

@@ -1,6 +1,5 @@
 """Runs a request's sequences concurrently, on the event loop."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import uuid4
@@ -11,7 +10,6 @@ from server.serving.generation import Generation, SequenceDelta
 from server.serving.inference import Inference
 from server.serving.sequence_run import run_sequences
 
-_DELTAS_PER_TURN = 32
 _MANY_ENTRIES = 4096
 """Tokens and candidates in a response; encoding this many takes about a millisecond."""
 
@@ -23,6 +21,7 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
 
     Raises:
         EngineError: the engine died or failed one of the sequences.
+        RequestError: the request is the cause of the failure.
     """
     engine_id = f"{generation.request_id}-{uuid4().hex[:8]}"
     num_tokens = [0] * generation.num_choices
@@ -33,13 +32,9 @@ async def generate(inference: Inference, generation: Generation) -> AsyncGenerat
         if generation.request.stream and interval > 1:
             source = _batch(source, interval)
         async with aclosing(source) as deltas:
-            num_deltas = 0
             async for delta in deltas:
                 num_tokens[delta.choice] += len(delta.token_ids)
                 yield delta
-                num_deltas += 1
-                if num_deltas % _DELTAS_PER_TURN == 0:
-                    await asyncio.sleep(0)  # a step of the engine may end a thousand sequences
     finally:
         size = generation.request.num_choices
         for start in range(0, len(num_tokens), size):
