@@ -8,7 +8,7 @@ import msgspec
 
 from server import sse
 from server.errors import RequestError
-from server.protocol.responses.events import ResponseEvent
+from server.protocol.responses.events import LifecycleEvent, ResponseEvent
 from server.renderers.base import BaseRenderer
 from server.serving.responses.conversation import Message, extend_conversation
 from server.serving.responses.run import ResponseRun
@@ -36,15 +36,12 @@ class ResponseArchive:
         """Keeps a response if its request wants it, with its events if it ran in the background."""
         if self._store is None or not run.request.store:
             return
-        if run.num_message_bytes < LARGE_BYTES:
-            stored = _encode(run, events)
-        else:
-            stored = await self._renderer.run_in_pool(_encode, run, events)
+        stored = await self._renderer.run_unless(run.is_small, _encode, run, events)
         await self._store.put(run.response.id, stored)
 
     async def encode_event(self, run: ResponseRun, event: ResponseEvent) -> bytes:
         """An event as bytes; those with the whole response repeat large parts of the request."""
-        is_small = run.num_message_bytes < LARGE_BYTES or not hasattr(event, "response")
+        is_small = run.is_small or not isinstance(event, LifecycleEvent)
         return await self._renderer.run_unless(is_small, sse.encode_named_event, event)
 
     @asynccontextmanager
@@ -76,9 +73,7 @@ class ResponseArchive:
 
     async def decode_history(self, stored: StoredResponse) -> list[Message]:
         """The conversation up to and including a response."""
-        if len(stored.history) < LARGE_BYTES:
-            return _decode(stored.history)
-        return await self._renderer.run_in_pool(_decode, stored.history)
+        return await self._renderer.run_unless(len(stored.history) < LARGE_BYTES, _decode, stored.history)
 
 
 def invalid_response(message: str, param: str, *, status: int = 400) -> RequestError:

@@ -39,20 +39,10 @@ from server.serving.responses.tools import ResponseTools
 class ResponseRun:
     """One response; use either `events` or `complete`, once, on the event loop."""
 
-    def __init__(
-        self,
-        request: ResponsesRequest,
-        chat: ChatRun,
-        tools: ResponseTools,
-        inference: Inference,
-        *,
-        num_message_bytes: int,
-    ) -> None:
+    def __init__(self, request: ResponsesRequest, chat: ChatRun, tools: ResponseTools, inference: Inference) -> None:
         self.request = request
         self.messages = chat.request.messages
         """The conversation that the response continues."""
-        self.num_message_bytes = num_message_bytes
-        """About the size of the messages as JSON."""
         self.response = _empty_response(request, chat, inference.models.response_name(chat.request.model))
         """The response so far."""
         self.chat = chat
@@ -62,6 +52,11 @@ class ResponseRun:
         self._num_events = 0
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the messages may be encoded on the event loop, not in the pool."""
+        return self.chat.generation.context.is_small
 
     async def complete(self) -> Response:
         """The whole response.

@@ -117,7 +117,7 @@ class ResponsesServing:
         context.hold(chat_request)
         with own_field_names():
             chat = await self._runner.start(chat_request, context, id_prefix="resp")
-        return ResponseRun(request, chat, tools, self._inference, num_message_bytes=context.lease.num_bytes)
+        return ResponseRun(request, chat, tools, self._inference)
 
     def _convert(self, request: ResponsesRequest, history: list[Message]) -> tuple[ResponseTools, ChatRequest]:
         tools = ResponseTools(request)
