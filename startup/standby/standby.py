@@ -93,7 +93,8 @@ class _Standby:
                 manager.notify_ready(f"ready: {kinds}")
             for key, _ in self._selector.select(_TICK_S):
                 if isinstance(key.data, TemplateProcess):
-                    self._follow(key.data)
+                    if key.data.is_running:  # else a signal of this round has ended it
+                        self._follow(key.data)
                 elif key.fileobj is self._control:
                     self._answer()
                 else:
