@@ -20,7 +20,7 @@ class Access:
         self.tls_context: Callable[[], ssl.SSLContext] | None = None
         """Returns the context for a new handshake; None if the server uses plain HTTP."""
         self._watches: list[FileWatch] = []
-        if config.api_key_file is not None:
+        if config.api_key_file:
             self._watches.append(FileWatch([config.api_key_file], api_keys.reload))
         if config.ssl_certfile is not None:
             tls = RenewableTls(config)

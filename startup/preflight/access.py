@@ -14,7 +14,7 @@ def check_api_keys(config: ServerConfig) -> Iterator[Finding]:
 
     `--api-key-everywhere` without a key is an error: the server would accept every request without a key.
     """
-    if config.api_key_file is None:
+    if not config.api_key_file:
         if config.api_key_everywhere and not config.api_keys:
             yield error("api_keys", "--api-key-everywhere needs a key: give one with --api-key-file or VLLM_API_KEY")
         return

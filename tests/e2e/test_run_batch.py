@@ -61,6 +61,19 @@ def test_a_failed_start_shows_the_servers_error_and_exit_code(tmp_path: Path) ->
     assert "--max-num-seqs" in wrong.stderr
 
 
+def test_its_server_needs_no_key_of_a_config_file(tiny_llama: Path, tmp_path: Path) -> None:
+    keys, config, batch = (tmp_path / name for name in ("keys", "config.yaml", "in.jsonl"))
+    keys.write_text("sesame-1\n")
+    config.write_text(f"api-key: [sesame-2]\napi-key-file: {keys}\nserved-model-name: smol\n")
+    body = {"model": "smol", "prompt": "a", "max_tokens": 1}
+    batch.write_text(json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}))
+    command = [sys.executable, "-m", "vllm_cli", "run-batch", "-i", str(batch), "-o", str(tmp_path / "out.jsonl")]
+    command += ["--model", str(tiny_llama), "--config", str(config), "--fail-on-error"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert "Notice" not in done.stderr
+
+
 def _request(number: int, *, max_tokens: int = 4) -> dict[str, object]:
     messages = [{"role": "user", "content": f"Tell me a fact about the number {number}."}]
     body = {"model": "smol", "messages": messages, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}

@@ -16,6 +16,7 @@ from vllm_cli.bench.supervised_command import SupervisedCommand
 from vllm_cli.client.readiness import Readiness
 from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import WaitOptions, wait_for_server
+from vllm_cli.serve.engine_choice import keyless_flags
 
 _SOCKET: Final = "bake.sock"
 _POLL_S: Final = 0.1
@@ -97,6 +98,6 @@ def build_start(words: Sequence[str], environment: Mapping[str, str]) -> Iterato
         socket = Path(folder, _SOCKET)
         model = words[:1] if words and not words[0].startswith("-") else ()  # vLLM's first word
         # Then the flag: a list flag among the user's takes every word that follows.
-        flags = ("--uds", str(socket), "--api-key=", *words[len(model) :])  # instead of keys of a --config file
+        flags = ("--uds", str(socket), *keyless_flags(words), *words[len(model) :])
         command.run([sys.executable, "-m", "vllm_cli", "serve", *model, *flags])
         yield BuildStart(command, ServerAddress(uds=str(socket)))

@@ -17,6 +17,7 @@ from vllm_cli.client.server_address import ServerAddress
 from vllm_cli.client.waiting import WaitOptions, wait_for_server
 from vllm_cli.errors import ConnectionFailedError, InputError
 from vllm_cli.flags.secret_flags import secrets_as_variables
+from vllm_cli.serve.engine_choice import keyless_flags
 from vllm_cli.supervisor import start_supervisor
 
 _STOP_GRACE_S: Final = 20.0
@@ -49,7 +50,8 @@ class OwnServer:
         self.address = ServerAddress(uds=str(socket_path))
         # Flags come first: a list flag among the user's takes every word that follows.
         given, secrets = secrets_as_variables(serve_words)
-        words = (sys.executable, *_SERVE, "--uds", str(socket_path), *_engine_flags(serve_words), *given)
+        flags = ("--uds", str(socket_path), *_engine_flags(serve_words), *keyless_flags(serve_words))
+        words = (sys.executable, *_SERVE, *flags, *given)
         environment = {**foreign.snapshot(), env.VLLM_API_KEY.name: "", **secrets}
         self._supervisor = start_supervisor(words, grace_s=_STOP_GRACE_S, stdout=subprocess.DEVNULL, env=environment)
 

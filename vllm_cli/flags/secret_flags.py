@@ -68,10 +68,13 @@ def secret_notices(words: Iterable[str], *, has_key_file: bool) -> Iterator[str]
 
 
 def empty_key_notices(given_flags: Iterable[GivenFlag]) -> Iterator[str]:
-    """A line for an empty --api-key, as an unset variable of a script gives: requests then need no key."""
-    for g in given_flags:
-        if g.flag.parameter == "api_key" and not any(g.values):
-            yield f"{g.flag.name} is empty: requests need no key, unless a file or the variable contains one."
+    """A line for an empty --api-key, as an unset variable of a script gives: requests then need no key.
+
+    None if --api-key-file is empty too, as programs give it that want a server without keys.
+    """
+    empty = {given.flag.name for given in given_flags if not any(given.values)}
+    if "--api-key" in empty and "--api-key-file" not in empty:
+        yield "--api-key is empty: requests need no key, unless a file or the variable contains one."
 
 
 def _split(words: Iterable[str]) -> Iterator[_Given]:

@@ -38,6 +38,11 @@ def choose_engine(words: Sequence[str]) -> str:
     return "vllm" if "--renderer-inline" not in split.others and is_vllm_installed() else "embedded"
 
 
+def keyless_flags(words: Sequence[str]) -> tuple[str, ...]:
+    """Flags before the user's words for a server without API keys, instead of those of a --config file."""
+    return ("--api-key=",) if choose_engine(words) == "vllm" else ("--api-key=", "--api-key-file=")
+
+
 def split_words(words: Sequence[str]) -> SplitWords:
     """Takes the launcher's flags out. The first `--` is dropped; every word after it is vLLM's."""
     own: dict[str, str] = {}

@@ -36,7 +36,9 @@ def baked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image") / "baked"
     secrets = ("--api-key", "s3same-1", "s3same-2", "--hf-tok", "s3same-3")
     config = folder.with_name("config.yaml")
-    config.write_text("api-key: [s3same-4]\nport: 8001\n")
+    keys = folder.with_name("keys")
+    keys.write_text("s3same-5\n")
+    config.write_text(f"api-key: [s3same-4]\napi-key-file: {keys}\nport: 8001\n")
     words = ("--engine", "embedded", "--output", folder, "--json", *secrets, "--port", 8000, "--config", config)
     done = _bake(model, *words)
     assert done.returncode == 0, done.stderr
@@ -52,7 +54,7 @@ def test_the_manifest_has_the_flags_of_later_starts_and_no_key(baked: Path) -> N
 
 
 def test_the_folder_is_complete_and_only_its_owner_can_write_to_it(baked: Path) -> None:
-    assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml"]
+    assert sorted(path.name for path in baked.parent.iterdir()) == ["baked", "config.yaml", "keys"]
     assert sorted(path.name for path in baked.iterdir()) == ["cache", "manifest.json", "pages.json"]
     assert _modes(baked) == {0o755, 0o644}
     assert _bake("--check", "--output", baked).returncode == 0
