@@ -17,7 +17,15 @@ from types import CodeType, ModuleType
 from typing import Any, Final
 
 from startup.import_file.distributions import distribution_stamps, installed_folders
-from startup.import_file.layout import Index, ModuleEntry, UnusableFileError, checksum, modified_ns, read_index
+from startup.import_file.layout import (
+    Index,
+    ModuleEntry,
+    UnusableFileError,
+    checksum,
+    has_whole_seconds,
+    modified_ns,
+    read_index,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +94,7 @@ class ImportFileFinder:
             return False
         if status.st_mtime_ns != entry.mtime_ns or status.st_size != entry.size:
             return False
-        if entry.mtime_ns % _NS_PER_S == 0 and not self._is_of_same_distributions(entry):
+        if has_whole_seconds(entry.mtime_ns) and not self._is_of_same_distributions(entry):
             return False
         return self._is_unchanged(entry.origin.rpartition("/")[0])
 
@@ -137,10 +145,7 @@ class ImportFileFinder:
         return self._names[folder]
 
     def _is_of_same_distributions(self, entry: ModuleEntry) -> bool:
-        """Whether an installer wrote the source, and has changed nothing since.
-
-        A time without fractions of a second may be one that a build tool gives to all files.
-        """
+        """Whether an installer wrote the source, and has changed nothing since."""
         if self._has_same_distributions is None:
             self._has_same_distributions = self.index.distributions == distribution_stamps()
             self._installed = installed_folders()

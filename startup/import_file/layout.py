@@ -25,6 +25,11 @@ HEAD_BYTES: Final = _HEAD.size
 _MISSING: Final = -1
 
 
+def has_whole_seconds(time_ns: int) -> bool:
+    """Whether a modification time may be one that a build tool gives to all files."""
+    return time_ns % 10**9 == 0
+
+
 class ModuleEntry(NamedTuple):
     """One module of the file."""
 
@@ -51,7 +56,8 @@ class Index(NamedTuple):
     modules: dict[str, tuple[object, ...]]
     """Fields of a `ModuleEntry` by name of the module, in order of import."""
     refused: tuple[str, ...]
-    """Modules that cannot be in a file: the path finder finds something else, or the source is faulty."""
+    """Modules that cannot be in a file: the path finder finds something else, the source is faulty,
+    or nothing would tell that it was changed."""
 
 
 class UnusableFileError(Exception):

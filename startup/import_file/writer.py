@@ -11,12 +11,13 @@ from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
 from startup.file_owner import MODE
-from startup.import_file.distributions import distribution_stamps
+from startup.import_file.distributions import distribution_stamps, installed_folders
 from startup.import_file.layout import (
     HEAD_BYTES,
     Index,
     ModuleEntry,
     checksum,
+    has_whole_seconds,
     modified_ns,
     pack_head,
     pack_index,
@@ -80,6 +81,7 @@ def _lock(path: str) -> int | None:
 
 def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
     specs = _Specs()
+    installed = installed_folders()
     folders: dict[str, int] = {}
     modules: dict[str, tuple[object, ...]] = {}
     refused: list[str] = []
@@ -92,6 +94,9 @@ def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
             continue
         status = os.stat(spec.origin)  # noqa: PTH116
         if not is_frozen and time.time_ns() - status.st_mtime_ns < _SETTLED_NS:
+            continue
+        if not is_frozen and has_whole_seconds(status.st_mtime_ns) and not spec.origin.startswith(installed):
+            refused.append(name)  # it would never count as current
             continue
         code = _bytecode(name, spec.origin, status)
         if code is None:

@@ -265,6 +265,7 @@ def test_a_normalised_source_that_no_installer_wrote_is_not_served(folder: Path)
     (folder / "lone.py").write_text("VALUE = 'LONE'\n")
     normalise(folder)
     assert importlib.import_module("lone").VALUE == "LONE"
+    assert not set(NAMES) & set(uninstall())  # another file would not serve it either
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
