@@ -47,9 +47,10 @@ def _why_unusable(folder: Path) -> str | None:
     """Python executes what is in the folder, so it is closed to other users."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return why_changeable(folder.lstat(), folder)
+        reason = f"{folder} is a link" if folder.is_symlink() else why_changeable(folder.lstat(), folder)
     except OSError as err:
         return f"{folder}: {err.strerror}"
+    return reason and f"{reason}: remove it"
 
 
 def _compiled(package: Path) -> Iterator[Path]:

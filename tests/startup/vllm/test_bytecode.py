@@ -48,9 +48,19 @@ def test_a_cache_folder_that_others_can_write_to_is_not_used(
     place = package.parent / "cache" / "vllm_cli" / "bytecode"
     place.mkdir(parents=True)
     place.chmod(mode)
-    assert f"other users can write to {place} (mode {mode:04o})" in (keep_bytecode(package) or "")
+    assert f"other users can write to {place} (mode {mode:04o}): remove it" in (keep_bytecode(package) or "")
     assert sys.pycache_prefix is None
     assert "PYTHONPYCACHEPREFIX" not in os.environ
+
+
+def test_the_warning_names_a_link_in_place_of_the_cache_folder(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != package)
+    place = package.parent / "cache" / "vllm_cli" / "bytecode"
+    place.parent.mkdir(parents=True)
+    (package.parent / "elsewhere").mkdir(mode=0o700)
+    place.symlink_to(package.parent / "elsewhere")
+    assert f"{place} is a link: remove it" in (keep_bytecode(package) or "")
+    assert sys.pycache_prefix is None
 
 
 def test_the_warning_names_pythondontwritebytecode(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
