@@ -73,6 +73,8 @@ def hide_in_words(words: Iterable[str], hide: Callable[[str], str] = _mask) -> l
 
 def hide_in_command(text: str, hide: Callable[[str], str] = _mask) -> str:
     """The same for a command as a shell reads it; its blanks and quotes stay."""
+    if not _may_name_secret(text):
+        return without_login(text, hide)
     import re  # noqa: PLC0415
 
     text = _hide_members(text, hide)
@@ -114,9 +116,22 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
         name, quote, value = match.groups()
         return f"{name}{quote}{hide(value)}" if is_secret_name(name.rstrip('=": \t\n')) else match[0]
 
-    if "{" in text and '"' in text:
+    if "{" in text and '"' in text and _may_name_secret(text):
         text = _replace(_MEMBER, hide_value, text)
-    return _replace(_PARAMETER, hide_value, text) if "?" in text and "=" in text else text
+    return _replace(_PARAMETER, hide_value, text) if "?" in text and "=" in text and _may_name_secret(text) else text
+
+
+def _may_name_secret(text: str) -> bool:
+    """Whether a secret's name may end somewhere in the text, found without `re`."""
+    folded = text.lower().replace("-", "_")
+    for ending in _ENDINGS:
+        begin = folded.find(ending)
+        while begin >= 0:
+            end = begin + len(ending)
+            if not folded[end : end + 1].isalnum():
+                return True
+            begin = folded.find(ending, end)
+    return any(least.replace("-", "_") in folded for least, _ in _FLAGS)
 
 
 def _replace(pattern: str, by: "Callable[[re.Match[str]], str]", text: str) -> str:

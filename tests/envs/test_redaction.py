@@ -1,11 +1,17 @@
 """Secrets in words and addresses are hidden; everything else is unchanged."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from envs.redaction import hide_in_command, hide_in_words, is_secret_name, without_login
 from envs.registry import variables
 from tests.growth import growth
 from vllm_cli.flags.table import FLAGS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,21 @@ def test_secrets_within_one_word_are_hidden(word: str, shown: str) -> None:
     assert hide_in_command(word, lambda _: "*") == shown
 
 
+def test_words_that_name_no_secret_are_shown_without_the_import_of_re() -> None:
+    """A warm client's start would wait for the import."""
+    words = [
+        '--hf-overrides={"max_tokens": 8, "tokenizer": "t"}', "--chat-template={{ a }} b", "it's", "http://h/?a=b",
+        "sh -c 'serve  m'", "http://h/x y",
+    ]  # fmt: skip
+    program = f"""
+import sys
+from envs.redaction import hide_in_words
+assert hide_in_words({words!r}) == {words!r}
+assert "re" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
 def test_masks_of_the_same_length_keep_the_length_of_every_word() -> None:
     words = [
         "--cmd",
@@ -98,6 +119,6 @@ def test_secrets_of_other_programs_are_recognised(name: str) -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("text", ['{"', '{"a":"', "'", '" ', "http://@?", "--api-key a ", "?a=&", "\\", '"\\"'])
+@pytest.mark.parametrize("text", ['{"', '{"a":"', "'", '" ', "http://@?", "--api-key a ", "?a=&", "\\", '"\\"', "keys"])
 def test_the_cost_is_linear_in_the_text(text: str) -> None:
     assert growth(lambda n: lambda: hide_in_command("{x " + text * n)) is None
