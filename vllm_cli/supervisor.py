@@ -112,7 +112,10 @@ def _adopt_orphans() -> None:
 def _main() -> int:
     _adopt_orphans()
     with os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as commands:
-        words: list[str] = json.loads(commands.readline())
+        command = commands.readline()
+    if not command:  # the parent has ended
+        return 0
+    words: list[str] = json.loads(command)
     try:
         supervisor = Supervisor(words, grace_s=float(sys.argv[1]))
     except OSError as error:
