@@ -128,6 +128,7 @@ def test_the_manifest_matches_the_server() -> None:
     assert Arguments.parse(container["args"]).positionals
     assert pod["terminationGracePeriodSeconds"] > DRAIN_S
     assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"  # else the group may write to all files
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert set(mounts) == {"/cache", "/tmp"}
     assert {volume["name"] for volume in pod["volumes"]} == set(mounts.values())
