@@ -269,16 +269,11 @@ class EngineCore:
         """Rejects the request; only `PoolingCore` pools."""
         return EngineOutput(request_id=request_id, finish_reason="error", error="this model generates text")
 
-    def abort(self, request_ids: Iterable[str]) -> None:
+    def abort(self, request_ids: list[str]) -> None:
         """Ends requests without further output; ignores unknown ids, whose requests have ended."""
-        for request_id in request_ids:
-            pending = self._pending.pop(request_id, None)
-            if pending is not None:
-                self._guided.drop(pending.sequence)
-                self._drop_unloaded_adapters()
-            sequence = self._scheduler.find(request_id)
-            if sequence is not None:
-                self._end(sequence)
+        pending = [self._pending.pop(each).sequence for each in request_ids if each in self._pending]
+        queued = [sequence for each in request_ids if (sequence := self._scheduler.find(each)) is not None]
+        self._end(*pending, *queued)
 
     def step(self) -> list[EngineOutput]:
         """Queues what has become ready, computes one batch and returns the outputs."""
@@ -298,8 +293,7 @@ class EngineCore:
         assert self._adapters is not None
         errors = self._adapters.require(self._scheduler.running_adapters)
         failed = [c.sequence for c in chunks if c.sequence.adapter_id in errors]
-        for sequence in failed:
-            self._end(sequence)
+        self._end(*failed)
         return [_failed(sequence, errors[sequence.adapter_id]) for sequence in failed]
 
     def _compute(self, chunks: list[Chunk]) -> list[EngineOutput]:
@@ -394,9 +388,10 @@ class EngineCore:
             return "length", None, None
         return None, None, None
 
-    def _end(self, sequence: Sequence) -> None:
-        self._scheduler.finish(sequence)
-        self._guided.drop(sequence)
+    def _end(self, *sequences: Sequence) -> None:
+        self._scheduler.finish(*sequences)
+        for sequence in sequences:
+            self._guided.drop(sequence)
         self._drop_unloaded_adapters()
 
     def _drop_unloaded_adapters(self) -> None:

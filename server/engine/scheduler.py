@@ -66,14 +66,17 @@ class Scheduler:
         """The sequence with this id; None once it has ended."""
         return self._by_id.get(request_id)
 
-    def finish(self, sequence: Sequence) -> None:
-        """Ends a sequence, running or waiting, and releases its memory."""
-        self._by_id.pop(sequence.request_id, None)
-        if sequence.state is SequenceState.RUNNING:
-            self._cache.release(sequence)
-        elif sequence.state is SequenceState.WAITING:
-            self._waiting.remove(sequence)
-        sequence.state = SequenceState.FINISHED
+    def finish(self, *sequences: Sequence) -> None:
+        """Ends sequences, running or waiting, and releases their memory."""
+        has_waiting = False
+        for sequence in sequences:
+            self._by_id.pop(sequence.request_id, None)
+            if sequence.state is SequenceState.RUNNING:
+                self._cache.release(sequence)
+            has_waiting |= sequence.state is SequenceState.WAITING
+            sequence.state = SequenceState.FINISHED
+        if has_waiting:
+            self._waiting = deque(s for s in self._waiting if s.state is SequenceState.WAITING)
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks; empty only if no sequence runs or waits."""

@@ -1,9 +1,13 @@
 """Scheduling: order of arrival, the budget of a step, preemption, aborted requests."""
 
+from collections.abc import Callable
+
 import pytest
 from transformers import PreTrainedModel
 
 from server.engine.sequence import SequenceState
+from server.types import EnginePrompt, SamplingParams
+from tests.growth import growth
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 
@@ -140,6 +144,24 @@ def test_an_aborted_request_releases_its_slot_and_memory_at_once(llama: PreTrain
     assert request.token_ids == tokens
     assert request.finish_reason is None
     assert engine.completions["old"].finish_reason == "length"
+    engine.assert_nothing_leaked()
+
+
+@pytest.mark.alone
+def test_aborting_a_request_costs_as_much_as_it_has_sequences(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama)
+    prompt = EnginePrompt([1], SamplingParams(max_tokens=1))
+
+    def prepare(size: int) -> Callable[[], object]:
+        names = [str(i) for i in range(size)]
+
+        def run() -> None:
+            engine.core.add(names, prompt)
+            engine.core.abort(names[::-1])
+
+        return run
+
+    assert growth(prepare, smallest=2048) is None
     engine.assert_nothing_leaked()
 
 
