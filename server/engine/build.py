@@ -41,7 +41,7 @@ _BATCHED_TOKENS = 2048
 def build_core(
     files: ModelFiles, config: EngineConfig, phases: Phases, wake: Callable[[], None] = lambda: None
 ) -> tuple[EngineCore, EngineInfo]:
-    """Loads the model and builds its engine core, whose threads call `wake` when there is work.
+    """Loads the model and builds its engine core, which calls `wake` when a grammar is compiled.
 
     Raises:
         EngineStartError: the model cannot be loaded or does not fit into memory.

@@ -12,7 +12,7 @@ _MOST_KEPT_CHARS = 1 << 20
 """Of grammars that no sequence uses. Compiled, a list of words takes 40 bytes per character, others less."""
 
 _LEAST_CHARS = 1 << 12
-"""What a grammar counts at least."""
+"""Every grammar counts as at least this long."""
 
 _LIMITS = LLParserLimits(verbose_errors=False)
 """llguidance's own: a mask takes 15 ms at most, and whatever exceeds them fails its sequence."""
@@ -34,10 +34,10 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """One per engine; every method runs on the engine's thread, `load_tokenizer` and `wake` do in others."""
+    """One per engine. Methods run on the engine's thread; `load_tokenizer` is called on the executor's threads."""
 
     def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
-        """`wake` is called whenever a grammar is ready; llguidance releases the GIL while it compiles."""
+        """`wake` is called on any thread whenever a grammar is ready; llguidance compiles without the GIL."""
         self._executor = executor
         self._load_tokenizer = load_tokenizer
         self._wake = wake
@@ -56,7 +56,7 @@ class GrammarCompiler:
         return grammar
 
     def release(self, grammar: Grammar) -> None:
-        """Ends a use; without users, a grammar that is not compiled yet never will be."""
+        """Ends a use. Without users, cancels a compilation that has not begun."""
         grammar.num_users -= 1
         if grammar.num_users:
             return
@@ -71,12 +71,15 @@ class GrammarCompiler:
             del self._grammars[guided]
 
     def _compile(self, guided: GuidedDecoding | None) -> LLMatcher | None:
-        tokenizer = self._load_tokenizer()
-        if guided is None:
-            return None
-        matcher = LLMatcher(tokenizer, translate_grammar(guided), log_level=0, limits=_LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # for all copies: of 40,000 words it takes 100 ms
+        try:
+            tokenizer = self._load_tokenizer()
+            if guided is None:
+                return None
+            matcher = LLMatcher(tokenizer, translate_grammar(guided), log_level=0, limits=_LIMITS)
+            if not matcher.is_error():
+                matcher.compute_bitmask()  # for all copies: of 40,000 words it takes 100 ms
+        except BaseException as err:  # whatever fails here fails the request; llguidance's panics are no Exception
+            raise GrammarError(str(err) or type(err).__name__) from err
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
         return matcher

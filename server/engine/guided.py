@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
+from server.engine.grammar import GrammarError
 from server.engine.grammar_compiler import GrammarCompiler
 from server.engine.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
@@ -73,7 +74,7 @@ class GuidedStates:
             return
         try:
             sequence.grammar.compiled.result()
-        except (ValueError, OSError) as err:
+        except GrammarError as err:
             subject = "thinking budget" if sequence.params.guided is None else "grammar"
             raise GuidedDecodingError(f"the {subject} cannot be used: {err}") from err
         self._num_copied_chars += sequence.grammar.num_chars

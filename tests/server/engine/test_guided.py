@@ -4,11 +4,13 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
+from server.engine import grammar_compiler
 from server.engine.guided import GuidedStates
 from server.engine.sequence import Sequence
 from server.types import GuidedDecoding, SamplingParams
@@ -117,6 +119,23 @@ def test_an_invalid_grammar_fails_only_its_request(tmp_path: Path, guided: Guide
     assert refused.error.startswith("the grammar cannot be used: ")
     engine.run()
     assert [c.token_ids for c in neighbours] == expected
+    engine.assert_nothing_leaked()
+
+
+class Panic(BaseException):
+    """As a panic of Rust code is."""
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), Panic("too deep")], ids=["error", "panic"])
+def test_a_failure_of_the_compiler_fails_only_its_request(
+    engine: SmallEngine, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    monkeypatch.setattr(grammar_compiler, "translate_grammar", Mock(side_effect=error))
+    refused = engine.add("bad", [60], guided=GuidedDecoding("regex", "x"))
+    neighbour = engine.add("one", [40], max_tokens=2)
+    engine.run()
+    assert refused.error == "the grammar cannot be used: too deep"
+    assert neighbour.finish_reason == "length"
     engine.assert_nothing_leaked()
 
 
