@@ -46,9 +46,9 @@ class Generate(msgspec.Struct, frozen=True, array_like=True, tag="generate"):
     num_choices: int = 1
     """Sequences per prompt."""
     upload_id: int | None = None
-    """The pieces of what is empty here: grammar, token ids and tensors."""
+    """The upload that contains grammar, token ids and tensors, which are empty in this message."""
     part_sizes: list[int] = []
-    """Their bytes, in this order."""
+    """Sizes of these parts in bytes: the grammar, then the token ids and tensors of each prompt."""
 
 
 class Pool(msgspec.Struct, frozen=True, array_like=True, tag="pool"):

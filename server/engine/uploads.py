@@ -5,7 +5,7 @@ A single frame would block the event loop while it is copied, and all other requ
 
 import asyncio
 from array import array
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from itertools import count
 
 import msgspec
@@ -79,9 +79,7 @@ class Uploads:
         """The request with what its pieces contain."""
         if message.upload_id is None:
             return message
-        # A bytearray, because torch warns about read-only memory.
-        whole = memoryview(bytearray().join(self._pieces.pop(message.upload_id, ())))
-        parts = iter(_split(whole, message.part_sizes))
+        parts = _join(self._pieces.pop(message.upload_id, ()), message.part_sizes)
         spec = str(next(parts), "utf-8")
         prompts = [
             msgspec.structs.replace(prompt, token_ids=_read_ids(next(parts)), inputs=_assemble(prompt.layout, parts))
@@ -113,15 +111,20 @@ def _cut(part: _Part) -> Iterator[bytes | memoryview]:
             yield piece
 
 
+def _join(pieces: Iterable[memoryview], sizes: list[int]) -> Iterator[memoryview]:
+    """The parts, each in memory of its own, so that tensors are aligned; torch warns about read-only memory."""
+    rest = iter(pieces)
+    for size in sizes:
+        part, end = memoryview(bytearray(size)), 0
+        while end < size:
+            piece = next(rest)
+            part[end : end + len(piece)] = piece
+            end += len(piece)
+        yield part
+
+
 def _read_ids(part: memoryview) -> list[int]:
     return array("q", bytes(part)).tolist()
-
-
-def _split(whole: memoryview, sizes: list[int]) -> Iterator[memoryview]:
-    begin = 0
-    for size in sizes:
-        yield whole[begin : begin + size]
-        begin += size
 
 
 def _with_spec(params: SamplingParams, spec: str) -> SamplingParams:

@@ -11,6 +11,7 @@ import pytest
 from server.engine.channel import BlockingChannel, ChannelClosedError
 from server.engine.client import EngineClient
 from server.engine.messages import Abort, DropUpload, Generate, Piece, Prompt, Step, ToEngine
+from server.engine.prompt_features import to_tensor
 from server.engine.uploads import Uploads
 from server.errors import EngineDeadError, EngineStartError
 from server.types import (
@@ -113,6 +114,21 @@ async def test_tensors_arrive_unchanged(sockets: tuple[socket.socket, socket.soc
     assert found.mm == inputs.mm
     assert not engine.uploads._pieces
     assert "Abort" not in engine.kinds()
+
+
+async def test_tensors_are_aligned(sockets: tuple[socket.socket, socket.socket]) -> None:
+    client, engine = EngineClient(sockets[0]), FakeEngine(sockets[1])
+    await client.start()
+    params = SamplingParams(max_tokens=1, guided=GuidedDecoding("regex", "x"))
+    inputs = PromptInputs(embeds=tensor(700_001), mm={"pixels": tensor(5), "grid": tensor(24)})
+    assert len([each async for each in client.generate("a", [EnginePrompt([0], params, inputs)])]) == 1
+    await end(client, engine)
+    found = engine.inputs_of("a")
+    assert found is not None
+    assert found.embeds is not None
+    assert found.mm is not None
+    tensors = [found.embeds, *found.mm.values()]
+    assert [to_tensor(each).data_ptr() % 8 for each in tensors] == [0, 0, 0]
 
 
 async def test_long_grammars_and_prompts_arrive_unchanged(sockets: tuple[socket.socket, socket.socket]) -> None:
