@@ -13,15 +13,19 @@ MAX_WAITING_BYTES = 256 << 20
 class LoadBudget:
     """Shares memory among the prompts whose images are loaded; used on the event loop.
 
-    A prompt takes room for what it has received, so that a slow host holds nothing back. The oldest prompt
-    never waits, so that it ends and makes room; all together may exceed the limit by its images.
+    A prompt takes room for what it has received. The oldest prompt never waits, so that it ends and makes
+    room; all together may exceed the limit by its images. When the others have filled the room, they wait
+    until a prompt ends, even if the oldest loads from a slow host.
     """
 
     def __init__(self, max_bytes: int = MAX_WAITING_BYTES) -> None:
         self._max_bytes = max_bytes
+        self._num_bytes = 0
+        """Of all leases."""
         self._leases: list[LoadLease] = []
         """Oldest first."""
         self._waiting: list[_Waiting] = []
+        """There is no room for the first one."""
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator["LoadLease"]:
@@ -32,30 +36,41 @@ class LoadBudget:
             yield lease
         finally:
             self._leases.remove(lease)
+            self._num_bytes -= lease.num_bytes
             self._admit()
 
     async def wait(self, lease: "LoadLease", num_bytes: int) -> None:
         """Adds bytes to a lease once there is room; in order of arrival."""
+        if (not self._waiting and self._has_room(num_bytes)) or lease is self._leases[0]:
+            self._take(lease, num_bytes)
+            return
         waiting = _Waiting(lease, num_bytes, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         try:
-            self._admit()
             await waiting.turn
-        finally:
+        except asyncio.CancelledError:
             with suppress(ValueError):
                 self._waiting.remove(waiting)
+            raise
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return self._num_bytes + num_bytes <= self._max_bytes
+
+    def _take(self, lease: "LoadLease", num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        lease.num_bytes += num_bytes
 
     def _admit(self) -> None:
-        room = self._max_bytes - sum(lease.num_bytes for lease in self._leases)
-        has_room = True
-        for waiting in list(self._waiting):
-            has_room = has_room and waiting.num_bytes <= room
-            if has_room or waiting.lease is self._leases[0]:
-                room -= waiting.num_bytes
-                waiting.lease.num_bytes += waiting.num_bytes
-                self._waiting.remove(waiting)
-                if not waiting.turn.done():
-                    waiting.turn.set_result(None)
+        """After the end of a prompt: gives room to those that wait, in order, and to the oldest prompt anyway."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            has_room = not self._waiting and self._has_room(each.num_bytes)
+            if has_room or each.lease is self._leases[0]:
+                self._take(each.lease, each.num_bytes)
+                if not each.turn.done():
+                    each.turn.set_result(None)
+            else:
+                self._waiting.append(each)
 
 
 class LoadLease:

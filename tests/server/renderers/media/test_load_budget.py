@@ -1,11 +1,13 @@
 """The memory of images that wait for processing is bounded."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from server.renderers.media.errors import MediaError
 from server.renderers.media.load_budget import LoadBudget
+from tests.growth import growth
 
 
 class Prompt:
@@ -94,3 +96,20 @@ async def test_a_cancelled_prompt_does_not_block_others(has_room: bool) -> None:
     await prompts[0].release()
     assert prompts[2].num_bytes == 100
     await end(prompts)
+
+
+@pytest.mark.alone
+def test_a_part_costs_the_same_however_many_prompts_are_loaded() -> None:
+    async def load(num_prompts: int) -> None:
+        budget = LoadBudget()
+        holds = [budget.hold() for _ in range(num_prompts)]
+        leases = [await hold.__aenter__() for hold in holds]
+        for lease in leases:
+            await lease.grow(1)
+        for hold in holds:
+            await hold.__aexit__(None, None, None)
+
+    def prepare(size: int) -> Callable[[], object]:
+        return lambda: asyncio.run(load(size))
+
+    assert growth(prepare) is None
