@@ -52,6 +52,7 @@ class _Pending(NamedTuple):
 
     sequence: Sequence
     images: PromptInputs | None
+    """The prompt's, if they are not encoded yet."""
 
 
 class EngineCore:
@@ -325,13 +326,19 @@ class EngineCore:
         """Queues sequences whose grammar is ready, and encodes the images of one prompt; returns rejections.
 
         One prompt per step, so that other requests are not delayed. A prompt's choices share its features.
+        Small grammars do not overtake a large one that waits for memory.
         """
         rejected: list[EngineOutput] = []
+        has_room = True
         encoded: PromptInputs | None = None
         for request_id, (sequence, images) in list(self._pending.items()):
             is_turn = images is None or encoded is None or images is encoded
             if not is_turn or not self._guided.is_ready(sequence):
                 continue
+            if sequence.grammar is not None:
+                has_room = has_room and self._guided.has_room(sequence.grammar)
+                if not has_room:
+                    continue
             del self._pending[request_id]
             try:
                 self._guided.admit(sequence)

@@ -10,7 +10,7 @@ import torch
 from llguidance import LLMatcher, LLTokenizer
 
 from server.engine.grammar import GrammarError
-from server.engine.grammar_compiler import GrammarCompiler
+from server.engine.grammar_compiler import Grammar, GrammarCompiler
 from server.engine.reasoning import FoundMarker, ReasoningState
 from server.engine.sequence import Sequence
 
@@ -56,16 +56,15 @@ class GuidedStates:
             sequence.grammar = self._compiler.acquire(params.guided)
 
     def is_ready(self, sequence: Sequence) -> bool:
-        """Whether the sequence's grammar is compiled, or cannot be, and there is memory for its copy."""
-        grammar = sequence.grammar
-        if grammar is None or sequence.has_grammar_copy:
-            return True
-        if not grammar.compiled.done():
-            return False
+        """Whether the sequence's grammar is compiled, or cannot be."""
+        return sequence.grammar is None or sequence.grammar.compiled.done()
+
+    def has_room(self, grammar: Grammar) -> bool:
+        """Whether there is memory for another copy of the grammar."""
         return not self._num_copied_chars or self._num_copied_chars + grammar.num_chars <= _MOST_COPIED_CHARS
 
     def admit(self, sequence: Sequence) -> None:
-        """Reserves the memory for the grammar's copy of a sequence that is ready.
+        """Reserves the memory for the grammar's copy of a sequence that is ready, if it has a grammar.
 
         Raises:
             GuidedDecodingError: the grammar does not compile, or the model has no tokenizer.json.

@@ -139,6 +139,22 @@ def test_sequences_wait_for_the_memory_of_their_copies(
     engine.assert_nothing_leaked()
 
 
+def test_small_grammars_do_not_overtake_a_large_one_that_waits_for_memory(
+    engine: SmallEngine, executor: HeldExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guided, "_MOST_COPIED_CHARS", 2 * grammar_compiler._LEAST_CHARS)
+    assert len(WORDS.spec) > grammar_compiler._LEAST_CHARS
+    engine.add("first", [40], guided=YES)
+    engine.add("large", [40], guided=WORDS, max_tokens=3)
+    engine.add("second", [40], guided=YES)
+    engine.add("free", [40], max_tokens=1)
+    executor.run()
+    engine.run()
+    begun = dict.fromkeys(name for step in engine.steps for name in step)
+    assert list(begun) == ["free", "first", "large", "second"]
+    engine.assert_nothing_leaked()
+
+
 def test_a_limit_of_llguidance_fails_only_the_sequence_that_exceeds_it(tmp_path: Path) -> None:
     engine = _engine(tmp_path, InlineExecutor())
     [expected] = engine.generate([[40]], max_tokens=20)
