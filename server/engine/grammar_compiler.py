@@ -34,7 +34,7 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """One per engine. Methods run on the engine's thread; `load_tokenizer` is called on the executor's threads."""
+    """One per engine. Methods run on the engine's thread; `load_tokenizer` is called on the executor's."""
 
     def __init__(self, executor: Executor, load_tokenizer: Callable[[], LLTokenizer], wake: Callable[[], None]) -> None:
         """`wake` is called on any thread whenever a grammar is ready; llguidance compiles without the GIL."""

@@ -186,7 +186,7 @@ def _find_build(
     return partial(build_core, wake=wake)
 
 
-class _WakeUpCall:
+class _WorkIsReady:
     """In the inbox: the core has work that did not come with a message."""
 
 
@@ -196,7 +196,7 @@ class _EngineLoop:
     def __init__(self, connection: socket.socket) -> None:
         self._channel = BlockingChannel(connection)
         self._encoder = msgspec.msgpack.Encoder()
-        self._inbox: queue.SimpleQueue[Request | Exception | _WakeUpCall | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | Exception | _WorkIsReady | None] = queue.SimpleQueue()
         self._is_loaded = False
 
     def run(self, files: ModelFiles, config: EngineConfig, phases: Phases, imports: Imports) -> int:
@@ -208,7 +208,7 @@ class _EngineLoop:
         # Loading uses all processors; the cgroup's quota limits the number of threads only afterwards.
         use_threads(config.num_threads or affinity_count())
         try:
-            core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WakeUpCall()))
+            core, info = _build(files, config, phases, imports, lambda: self._inbox.put(_WorkIsReady()))
         except EngineStartError as err:
             self.fail(str(err))
             return EXIT_START_FAILED
@@ -303,7 +303,7 @@ class _EngineLoop:
             wait_s = 0
             if isinstance(message, Exception):
                 raise message
-            if not isinstance(message, _WakeUpCall):
+            if not isinstance(message, _WorkIsReady):
                 yield message
 
     def _receive_all(self) -> None:

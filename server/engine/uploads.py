@@ -112,7 +112,7 @@ def _cut(part: _Part) -> Iterator[bytes | memoryview]:
 
 
 def _join(pieces: Iterable[memoryview], sizes: list[int]) -> Iterator[memoryview]:
-    """The parts, each in memory of its own, so that tensors are aligned; torch warns about read-only memory."""
+    """The parts, each in memory of its own, so that tensors are aligned; torch warns if it is read-only."""
     rest = iter(pieces)
     for size in sizes:
         part, end = memoryview(bytearray(size)), 0

@@ -3,7 +3,7 @@
 import logging
 import reprlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import msgspec
@@ -60,7 +60,8 @@ class GenerationBuilder:
             )
         is_small = context.is_small and len(prompts) <= PROMPTS_PER_TURN
         constraints = await self._find_constraints(request, strict_tools, is_small=is_small)
-        reasoning, params = await self._renderer.run_unless(is_small, self._set, request, prompts, constraints)
+        built = await self._renderer.run_unless(is_small, self._build_params, request, prompts, constraints)
+        params = built.sampling
         if adapter_id := self._models.adapter_id(request.model):
             params = [msgspec.structs.replace(each, adapter_id=adapter_id) for each in params]
         generation = Generation(
@@ -68,7 +69,7 @@ class GenerationBuilder:
             request_id=f"{id_prefix}-{context.header_id or request.request_id or uuid4().hex}",
             prompts=prompts,
             params=params,
-            reasoning=reasoning,
+            reasoning=built.reasoning,
             context=context,
         )
         set_request_id(generation.request_id)
@@ -80,10 +81,9 @@ class GenerationBuilder:
         self._log(generation)
         return generation
 
-    def _set(
+    def _build_params(
         self, request: CompletionRequest | ChatRequest, prompts: Sequence[RenderedPrompt], constraints: Constraints
-    ) -> tuple[list[PromptReasoning | None], list[SamplingParams]]:
-        """The reasoning and the sampling parameters of each prompt."""
+    ) -> "_PromptParams":
         sampling = SamplingBuilder(
             defaults=self._defaults,
             info=self._engine.info,
@@ -93,7 +93,7 @@ class GenerationBuilder:
         reasoning = [self._reasoning.of_prompt(request, prompt, has_grammar=has_grammar) for prompt in prompts]
         nums_tokens = [len(prompt.token_ids) for prompt in prompts]
         params = sampling.build_all(request, nums_tokens, constraints=constraints, reasoning=reasoning)
-        return reasoning, params
+        return _PromptParams(reasoning, params)
 
     async def _find_constraints(
         self, request: CompletionRequest | ChatRequest, strict_tools: Constraint | None, *, is_small: bool
@@ -125,6 +125,13 @@ def _show(params: SamplingParams) -> str:
         if isinstance(value, tuple | dict):
             shown[name] = reprlib.repr(value)
     return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class _PromptParams(NamedTuple):
+    """The reasoning and the sampling parameters of each prompt."""
+
+    reasoning: list[PromptReasoning | None]
+    sampling: list[SamplingParams]
 
 
 def _admit(generation: Generation) -> None:

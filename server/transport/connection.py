@@ -33,7 +33,10 @@ _MAX_PIPELINED = 32
 """Most requests that may wait behind a running one on the same connection."""
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 _TOO_MANY_PIPELINED = Rejection(400, f"More than {_MAX_PIPELINED} requests wait on this connection.")
-"""Only logged: the connection ends after the responses to the waiting requests, and the client asks again."""
+"""Only logged: the connection ends after the responses to the waiting requests.
+
+The client may send the rest on a new connection.
+"""
 _MALFORMED = Rejection(400, "The request is not valid HTTP/1.1.")
 _ENCODED = Rejection(400, "The request has a Transfer-Encoding other than 'chunked': send the body as it is.")
 

@@ -28,7 +28,10 @@ class ProbeProcess(Protocol):
     """Used on the event loop."""
 
     async def start(self, server: ProbedServer) -> bool:
-        """Has it accept what this server does not accept in time; False if it has exited."""
+        """Has the process accept connections that wait longer than its delay.
+
+        Returns False if it has exited.
+        """
 
     def refresh(self) -> None:
         """The answer has changed."""

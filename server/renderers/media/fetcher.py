@@ -30,7 +30,9 @@ class MediaFetcher:
         self._private_hosts = frozenset(filter(is_private_by_name, policy.domains))
 
     async def fetch(self, url: str, take_room: TakeRoom) -> bytes:
-        """The image's bytes; room is taken for each part as it arrives. The time limit stops meanwhile.
+        """The image's bytes; room is taken for each part as it arrives.
+
+        Waiting for room does not count towards the time limit.
 
         Raises:
             MediaError: the host is not allowed, times out, answers with an error or with too many bytes.

@@ -61,7 +61,7 @@ class LoadBudget:
         lease.num_bytes += num_bytes
 
     def _admit(self) -> None:
-        """After the end of a prompt: gives room to those that wait, in order, and to the oldest prompt anyway."""
+        """After a prompt has ended: gives room to those that wait, in order, and to the oldest anyway."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             has_room = not self._waiting and self._has_room(each.num_bytes)
