@@ -13,7 +13,7 @@ MASK = "********"
 _LEAST_QUOTED = 4
 """Characters of a secret that is looked for in texts; a shorter one would be found in ordinary words."""
 
-_ENDINGS = (
+SECRET_ENDINGS = (
     "key", "key_id", "keyid", "token", "secret", "password", "passwd", "passphrase", "_pass", "_pat", "auth",
     "authorization", "cookie", "signature", "connection_string", "otlp_headers", "traces_headers",
 )  # fmt: skip
@@ -36,7 +36,7 @@ def _mask(_: str) -> str:
 
 def is_secret_name(name: str) -> bool:
     """Whether the value of a variable, flag, header or member of this name must not be shown."""
-    return name.lower().replace("-", "_").endswith(_ENDINGS)
+    return name.lower().replace("-", "_").endswith(SECRET_ENDINGS)
 
 
 def is_secret_flag(name: str) -> bool:
@@ -124,7 +124,7 @@ def _hide_members(text: str, hide: Callable[[str], str]) -> str:
 def _may_name_secret(text: str) -> bool:
     """Whether a secret's name may end somewhere in the text, found without `re`."""
     folded = text.lower().replace("-", "_")
-    for ending in _ENDINGS:
+    for ending in SECRET_ENDINGS:
         begin = folded.find(ending)
         while begin >= 0:
             end = begin + len(ending)

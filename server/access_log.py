@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from envs.redaction import MASK
+from envs.redaction import MASK, SECRET_ENDINGS
 
 ACCESS_LOGGER: Final = "uvicorn.access"
 _PATH: Final = 2
 """The path's position in the arguments of uvicorn's record: client, method, path, version, status."""
-_SECRET: Final = re.compile("key|token|secret|passw|auth|sig", re.IGNORECASE)
-"""In the name of a query parameter that may be a secret. The server uses none, but clients send them."""
+_SECRET: Final = re.compile(f"key|token|secret|passw|auth|sig|(?:{'|'.join(SECRET_ENDINGS)})(?==)", re.IGNORECASE)
+"""In the name of a query parameter that may be a secret: more than elsewhere, as clients send any names."""
 _MOST_LOGGED: Final = 2048
 """Characters of a path and its query that are logged; a client may send 64 KB."""
 
@@ -55,7 +55,7 @@ def _shown(path: str) -> str:
 
 
 def _masked(parameter: str) -> str:
-    secret = _SECRET.search(parameter)
+    secret = _SECRET.search(parameter.replace("-", "_"))
     end = parameter.find("=", secret.end()) + 1 if secret else 0
     return parameter[:end] + MASK if 0 < end < len(parameter) else parameter
 

@@ -41,6 +41,8 @@ def test_excluded_paths_are_not_logged_with_any_query(logger: logging.Logger, ca
         ("?api_key=sesame", "?api_key=********"),
         ("?x=1&Access-Token=sesame%20&y=2", "?x=1&Access-Token=********&y=2"),
         ("?authorization=Bearer%20sesame", "?authorization=********"),
+        ("?passphrase=sesame&my-pat=sesame", "?passphrase=********&my-pat=********"),
+        ("?Session-Cookie=sesame&x_patch=1", "?Session-Cookie=********&x_patch=1"),
         ("?x=1&y=key", "?x=1&y=key"),
         ("?x=1?key=sesame?z", "?x=1?key=********"),
         ("?key&token=&x=1", "?key&token=&x=1"),
@@ -64,7 +66,7 @@ def test_a_long_query_is_cut_and_still_masked(logger: logging.Logger, caplog: py
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("query", ["?key", "key", "&key", "?key=", "=", "&"])
+@pytest.mark.parametrize("query", ["?key", "key", "&key", "?key=", "=", "&", "cookie", "otlp_headers"])
 def test_the_cost_of_a_line_is_linear(query: str, logger: logging.Logger, caplog: pytest.LogCaptureFixture) -> None:
     set_up_access_log(())
     assert growth(lambda n: lambda: _line(logger, "/health?" + query * (n // len(query)), caplog)) is None
