@@ -15,7 +15,7 @@ from server.config import ServerConfig
 from server.metrics.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
 from server.routes.guard import ApiKeyMiddleware, HttpMetricsMiddleware, RequestIdMiddleware, route_path
-from server.routes.health import PROBE_PATHS, HealthEndpoint
+from server.routes.health import READINESS_PATHS, HealthEndpoint
 from server.routes.info import json_response
 from server.routes.turns import LoopTurns
 from server.routes.user_middleware import load_middleware
@@ -48,7 +48,7 @@ class ServerApp(Starlette):
         self.is_probe_seen = is_probe_seen
         self._root_path = root_path.rstrip("/")
         self._turns = LoopTurns()
-        self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in PROBE_PATHS}
+        self._probe_paths = {prefix + path for prefix in ("", self._root_path) for path in READINESS_PATHS}
         super().__init__(
             routes=routes,
             middleware=middleware,

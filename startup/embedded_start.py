@@ -196,13 +196,13 @@ class _EmbeddedStart:
         return ServerRun(renderer, self._config.server, options)
 
     def _prepare_probes(self) -> "EmbeddedProbes | None":
-        from server.routes.health import LIVENESS_PATH, PROBE_PATHS
+        from server.routes.health import PROBE_PATHS
         from startup.probes.embedded_probes import EmbeddedProbes  # noqa: PLC0415 - imports asyncio
 
         responder = self._session.responder
         if responder is None or not env.VCLI_PROBE_PROCESS.get():
             return None
-        return EmbeddedProbes(responder, self._config.server, (*PROBE_PATHS, LIVENESS_PATH))
+        return EmbeddedProbes(responder, self._config.server, PROBE_PATHS)
 
     def _on_state(self, state: State) -> None:
         if state == "draining":

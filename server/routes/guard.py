@@ -11,12 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.metrics.http_metrics import HttpMetrics
 from server.protocol.errors import error_response
-from server.routes.health import LIVENESS_PATH, PROBE_PATHS
+from server.routes.health import PROBE_PATHS
 from server.routes.messages import read_header, read_request_id, send_json
 from server.security.api_keys import ApiKeys
 from server.serving.failures import failure_format, is_anthropic
 
-OPEN_PATHS = frozenset({*PROBE_PATHS, LIVENESS_PATH})
+OPEN_PATHS = frozenset(PROBE_PATHS)
 """Paths of probes, whose senders have no key."""
 STATUS_PATHS = frozenset({"/", "/status.json", "/startupz", "/metrics", "/load", "/version", "/openapi.json"})
 """Paths about the server, not about requests: open as in vLLM, unless `--api-key-everywhere` is set."""

@@ -5,9 +5,9 @@ from starlette.types import Message, Receive, Scope, Send
 from server.routes.endpoint import send_unavailable
 from server.serving.availability import Availability
 
-PROBE_PATHS = ("/health", "/ping", "/readyz")
-LIVENESS_PATH = "/livez"
-"""While the server is ready, its answer is the same."""
+READINESS_PATHS = ("/health", "/ping", "/readyz")
+PROBE_PATHS = (*READINESS_PATHS, "/livez")
+"""While the server is ready, the answers to all are the same."""
 
 _OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]}
 _EMPTY: Message = {"type": "http.response.body", "body": b""}
