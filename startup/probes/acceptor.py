@@ -34,7 +34,7 @@ from startup.probes.serving_messages import (
     AnsweredProbe,
     HealthAnswer,
     Kind,
-    LentConnection,
+    Loan,
     Report,
     ServingSettings,
 )
@@ -132,7 +132,7 @@ class Acceptor:
         """Processes a message; False if there will be no more."""
         message, fds, _, _ = socket.recv_fds(self._api_process, _MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         if message.startswith(LEND):
-            self._borrow(LentConnection.decode(message), fds)
+            self._borrow(Loan.decode(message), fds)
         elif message.startswith(BEAT):
             self._heartbeat.receive(HealthAnswer.decode(message), time.monotonic())
             self._waits_for_beat = False
@@ -160,11 +160,11 @@ class Acceptor:
         else:
             self._accept()
 
-    def _borrow(self, lent: LentConnection, fds: list[int]) -> None:
+    def _borrow(self, loan: Loan, fds: list[int]) -> None:
         if not fds:  # no free descriptor
-            self._send(Report(Kind.TAKE, lent.connection_id))
+            self._send(Report(Kind.TAKE, loan.connection_id))
             return
-        client = _Client(lent.connection_id, socket.socket(fileno=fds[0]), lent.client)
+        client = _Client(loan.connection_id, socket.socket(fileno=fds[0]), loan.client)
         client.is_held = True
         self._wait(client, self._answered, self._settings.keep_alive_s)
 
@@ -179,8 +179,8 @@ class Acceptor:
                 return
             except ConnectionError:  # the client has reset it
                 continue
-            except OSError:  # no free descriptor
-                if not self._close_one():
+            except OSError:  # no free descriptor, even if no connection waits
+                if not self._delay_s and not self._close_one():
                     self._pause_accepting(_PAUSE_S)
                 return
             self._num_accepted += 1

@@ -11,8 +11,9 @@ import threading
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from itertools import count
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from server.transport.probe_process import LentConnection
 from startup.probes.responder import StartupResponder
 from startup.probes.responder_process import HAND_OVER
 from startup.probes.serving_messages import (
@@ -21,7 +22,7 @@ from startup.probes.serving_messages import (
     AnsweredProbe,
     HealthAnswer,
     Kind,
-    LentConnection,
+    Loan,
     Report,
     ServingSettings,
 )
@@ -37,16 +38,6 @@ _MAX_REPORTS_PER_TURN: Final = 64
 _MAX_MESSAGE_BYTES: Final = 1 << 12
 
 
-class Lent(Protocol):
-    """A connection of the HTTP server on which the responder waits for the next request."""
-
-    def take_back(self) -> None:
-        """The server must read from it again."""
-
-    def drop(self) -> None:
-        """It is closed."""
-
-
 class ProbeLink(ABC):
     """Connects one HTTP server to the responder; all methods run on its event loop."""
 
@@ -57,7 +48,7 @@ class ProbeLink(ABC):
         self._link: socket.socket
         self._held: dict[int, socket.socket] = {}
         """Duplicates of connections that wait in the responder, by their number."""
-        self._lent: dict[int, Lent] = {}
+        self._lent: dict[int, LentConnection] = {}
         self._lent_ids = count(FIRST_LENT_ID)
         self._tasks: set[asyncio.Task[None]] = set()
         self._heartbeat: asyncio.Task[None]
@@ -100,13 +91,13 @@ class ProbeLink(ABC):
             wait.cancel()
         return True
 
-    def lend(self, connection: Lent, fd: int, client: str) -> bool:
+    def lend(self, connection: LentConnection, fd: int, client: str) -> bool:
         """Has the responder wait for the next request on a connection; False if it cannot now."""
         if self._is_ending or not self._repeats_answer:
             return False
         connection_id = next(self._lent_ids)
         try:
-            socket.send_fds(self._link, [LentConnection(connection_id, client).encode()], [fd])
+            socket.send_fds(self._link, [Loan(connection_id, client).encode()], [fd])
         except OSError:  # its queue is full, or it has exited
             return False
         self._lent[connection_id] = connection

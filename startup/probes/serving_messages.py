@@ -17,7 +17,7 @@ SERVE: Final = b"serve "
 BEAT: Final = b"beat "
 """From the API process, with `HealthAnswer`: the event loop runs. The responder replies `Kind.ECHO`."""
 LEND: Final = b"lend "
-"""From the API process, with `LentConnection` and a duplicate: the responder waits for the next probe."""
+"""From the API process, with `Loan` and a duplicate: the responder waits for the next probe."""
 FIRST_LENT_ID: Final = 1 << 63
 """Numbers of lent connections begin here; the responder numbers those that it accepts from 1."""
 
@@ -73,7 +73,7 @@ class HealthAnswer:
         return cls(int(status), text[: int(num_bytes)], text[int(num_bytes) :])
 
 
-class LentConnection(NamedTuple):
+class Loan(NamedTuple):
     """A connection that the HTTP server has accepted, and on which there were only probes."""
 
     connection_id: int

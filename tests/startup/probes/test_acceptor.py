@@ -30,13 +30,15 @@ class _NoAnswers:
 class _Responder:
     """A responder's process that accepts; this process receives what it passes on only when it is told to."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, accept_delay_s: float = 0.0) -> None:
         self._stack = stack
-        listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
+        self.listener = listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
         self._address = listener.getsockname()
         responder = stack.enter_context(StartupResponder(listener, _NoAnswers()))
         (self.process,) = psutil.Process().children()
-        settings = ServingSettings(keep_alive_s=1000, reports_probes=False, wants_realtime=False)
+        settings = ServingSettings(
+            keep_alive_s=1000, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s
+        )
         link = responder.keep(settings)
         assert link is not None
         self._link = link
@@ -126,6 +128,25 @@ def test_the_oldest_answered_client_is_closed_if_no_descriptor_is_free(stack: Ex
     is_open = [_is_open(client) for client in clients]
     assert is_open == sorted(is_open)
     assert 0 < sum(is_open) < len(clients)
+
+
+def test_no_client_is_closed_for_one_that_the_server_may_accept(stack: ExitStack) -> None:
+    responder = _Responder(stack, accept_delay_s=0.001)
+    responder.leave_descriptors(8)
+    clients = []
+    for _ in range(20):
+        client = responder.connect(_PROBE)
+        client.settimeout(0.5)
+        try:
+            assert _answer(client).startswith(b"HTTP/1.1 200 ")
+        except TimeoutError:
+            break
+        clients.append(client)
+    assert len(clients) > 4
+    assert all(map(_is_open, clients))
+    accepted, _ = responder.listener.accept()
+    stack.enter_context(accepted)
+    assert accepted.recv(1 << 12) == _PROBE
 
 
 def test_the_process_sleeps_while_every_descriptor_waits_to_be_passed_on(held: _Responder) -> None:
