@@ -91,7 +91,9 @@ class _Reader:
     def define(self, key: str, test: str | None, parts: list[ast.stmt]) -> _Definition:
         nodes = [node for part in parts for node in ast.walk(part)]
         calls = [node for node in nodes if isinstance(node, ast.Call)]
-        is_checking = any(isinstance(node, ast.Assert | ast.Raise) for node in nodes) or any(map(_fails, calls))
+        is_checking = (
+            any(map(_raises, parts)) or any(isinstance(n, ast.Assert) for n in nodes) or any(map(_fails, calls))
+        )
         return _Definition(key, test, is_checking, frozenset(key for call in calls for key in self._keys(call.func)))
 
     def _keys(self, called: ast.expr) -> Iterator[str]:
@@ -103,6 +105,13 @@ class _Reader:
             yield f"{origin}.{called.attr}"
             if origin.startswith("tests."):  # not of the product
                 yield f".{called.attr}"
+
+
+def _raises(node: ast.AST, *, is_outermost: bool = True) -> bool:
+    """Whether it raises itself, rather than a function defined within it."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_outermost:
+        return False
+    return isinstance(node, ast.Raise) or any(_raises(n, is_outermost=False) for n in ast.iter_child_nodes(node))
 
 
 def _fails(call: ast.Call) -> bool:

@@ -23,6 +23,7 @@ def _found(tmp_path: Path, **files: str) -> set[str]:
         "from server.a import Check; Check().check()",
         "from tests.helper import plain; plain()",
         "subprocess.run(['a'], check=False)",
+        "\n  def fake(): raise OSError\n  x(fake)",
     ],
 )
 def test_a_test_without_a_check_is_found(tmp_path: Path, body: str) -> None:
@@ -40,6 +41,7 @@ def test_a_test_without_a_check_is_found(tmp_path: Path, body: str) -> None:
         "from tests.helper import outer; outer()",
         "from tests.helper import Helper; Helper()",
         "x.check()",
+        "\n  def check(): raise OSError\n  check()",
     ],
 )
 def test_a_check_is_recognized(tmp_path: Path, body: str) -> None:
