@@ -3,6 +3,7 @@
 A turn's time is the processor time of the loop's thread: other processes and the pool's threads do not count.
 """
 
+import asyncio
 import gc
 import json
 import sys
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
+from server.engine.client import _OUTPUTS_PER_TURN
 from server.renderers.hf import HfRenderer
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
 from tests.server.engine.tiny_poolers import save_pooler
@@ -258,14 +260,18 @@ def send_pooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Send]:
 
 
 class InstantEngine(ScriptedEngine):
-    """Has computed all outputs of a request before the first one is read."""
+    """Has computed all outputs of a request before the first one is read; takes turns as its client does."""
 
     async def generate(
         self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int
     ) -> AsyncGenerator[EngineOutput, None]:
+        num_taken = 0
         for index, (prompt, choice) in enumerate(product(prompts, range(num_choices))):
             for output in self._outputs(f"{request_id}-{index}", prompt.token_ids, prompt.params.of_choice(choice)):
                 yield output
+                num_taken += 1
+                if num_taken % _OUTPUTS_PER_TURN == 0:
+                    await asyncio.sleep(0)
 
 
 class InstantPooling:
