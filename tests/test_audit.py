@@ -120,7 +120,21 @@ def test_an_unreachable_database_is_reported_and_does_not_fail(clone: Path) -> N
     _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=1))
     done = audit(clone)
     assert done.returncode == 0
-    assert "NOTHING WAS CHECKED: the database of vulnerabilities cannot be reached" in done.stderr
+    assert "NOTHING WAS CHECKED: for installed packages, the database of vulnerabilities cannot be" in done.stderr
+
+
+def test_a_database_that_becomes_unreachable_hides_no_vulnerability(clone: Path) -> None:
+    tool = TOOL.format(exit_code=1).replace('cp answer "$report"', 'mv answer "$report"')
+    _write(clone / ".venv" / "audit" / "bin" / "pip-audit", tool)
+    (clone / "answer").write_text(json.dumps(FAULTS))
+    assert audit(clone).returncode == 1
+
+
+def test_a_requirement_without_a_lowest_version_is_named(clone: Path) -> None:
+    _write(clone / ".venv" / "audit" / "bin" / "pip-audit", TOOL.format(exit_code=0))
+    (clone / "pyproject.toml").write_text(PROJECT.replace("click>=8.1", "click"))
+    done = audit(clone)
+    assert (done.returncode, "audit: click in pyproject.toml has no lowest version" in done.stderr) == (1, True)
 
 
 def test_a_tool_that_cannot_be_installed_is_reported_and_does_not_fail(clone: Path) -> None:

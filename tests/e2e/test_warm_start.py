@@ -178,6 +178,7 @@ def test_a_signal_ends_a_ready_server_as_a_cold_one(number: int, tiny_llama: Pat
     ends = []
     for environment in (standby.environment, OFF):
         with ServerProcess([str(tiny_llama)], environment=environment) as server:
+            wait_until(lambda log=server: "ready after" in log.log)  # probes are answered a moment before
             code = server.terminate(number)
             ends.append((code, _without_varying(server.log).replace(str(server.port), "PORT").splitlines()))
             wait_until(lambda url=server.url: ask(f"{url}/health").status == 0)
