@@ -1,13 +1,14 @@
 """Checks that the cost of a computation grows with the size of its input and no faster."""
 
 from collections.abc import Callable
-from time import thread_time_ns
+from time import monotonic, thread_time_ns
 
 PER_DOUBLING = 2.5
-"""Most growth of the cost when the input is twice as large; 4 would be quadratic."""
+"""Most growth of the cost per doubling of the input; 4 would be quadratic."""
 _MEASURABLE_NS = 300_000
 _MOST = 1 << 16
-_ROUNDS = 20
+_PATIENCE_S = 5.0
+"""A hypervisor or another process may slow a thread down for seconds, which its processor time shows."""
 
 Prepare = Callable[[int], Callable[[], object]]
 """Builds an input of a size, and returns the computation that is measured."""
@@ -25,19 +26,16 @@ def growth(prepare: Prepare, smallest: int = 256) -> str | None:
         n *= 2
     works = [prepare(n * times) for times in (1, 2, 4)]
     costs = [cost, *(_cost(work) for work in works[1:])]
-    for _ in range(_ROUNDS):
-        if _is_linear(costs):
-            return None
+    give_up_s = monotonic() + _PATIENCE_S
+    while not _is_linear(costs) and monotonic() < give_up_s:
         costs = [min(cost, _cost(work)) for cost, work in zip(costs, works, strict=True)]
     shown = ", ".join(f"{cost / 1e6:.2f}" for cost in costs)
     return None if _is_linear(costs) else f"inputs of {n}, {2 * n} and {4 * n} take {shown} ms"
 
 
 def _is_linear(costs: list[int]) -> bool:
-    return all(
-        after <= PER_DOUBLING * before or after < _MEASURABLE_NS
-        for before, after in zip(costs, costs[1:], strict=False)
-    )
+    """Of both doublings together, because one alone may meet the size of a cache or of a buffer."""
+    return costs[-1] <= PER_DOUBLING**2 * costs[0] or costs[-1] < _MEASURABLE_NS
 
 
 def _cost(work: Callable[[], object]) -> int:

@@ -34,8 +34,9 @@ class _Responder:
         self._stack = stack
         self.listener = listener = stack.enter_context(listen(host="127.0.0.1", port=0, uds=None))
         self._address = listener.getsockname()
+        others = set(psutil.Process().children())
         responder = stack.enter_context(StartupResponder(listener, _NoAnswers()))
-        (self.process,) = psutil.Process().children()
+        (self.process,) = set(psutil.Process().children()) - others
         settings = ServingSettings(
             keep_alive_s=1000, reports_probes=False, wants_realtime=False, accept_delay_s=accept_delay_s
         )
