@@ -56,7 +56,7 @@ def start(*names: str) -> Any:
 
 
 def why_not() -> str:
-    """Why a new program would not use the file, or "None"; other tests may have changed the path of this one."""
+    """Why a new program would not use the file, or "None"; other tests may have changed this one's path."""
     program = (
         "from startup.caches.learned_imports import import_file_paths\n"
         "from startup.import_file.finder import why_not\n"
