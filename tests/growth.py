@@ -4,21 +4,20 @@ from collections.abc import Callable
 from time import monotonic, thread_time_ns
 
 PER_DOUBLING = 2.5
-"""Most growth of the cost per doubling of the input; 4 would be quadratic."""
+"""Most growth of the cost when the input is twice as large; 4 would be quadratic."""
 _MEASURABLE_NS = 300_000
 _MOST = 1 << 16
-_PATIENCE_S = 5.0
-"""A hypervisor or another process may slow a thread down for seconds, which its processor time shows."""
 
 Prepare = Callable[[int], Callable[[], object]]
 """Builds an input of a size, and returns the computation that is measured."""
 
 
-def growth(prepare: Prepare, smallest: int = 256) -> str | None:
+def growth(prepare: Prepare, smallest: int = 256, patience_s: float = 5.0) -> str | None:
     """What is wrong with the cost of inputs of n, 2n and 4n; None if it doubles with the input.
 
     n is the first size whose cost can be measured. Each cost is the least processor time of some rounds, as
-    few as show a linear cost. Tests that call this are marked `alone`.
+    few as show a linear cost, for `patience_s` at most: a hypervisor or another process may slow a thread
+    down for seconds, which its processor time shows. Tests that call this are marked `alone`.
     """
     prepare(smallest)()  # what only a first call costs, such as imports
     n = smallest
@@ -26,7 +25,7 @@ def growth(prepare: Prepare, smallest: int = 256) -> str | None:
         n *= 2
     works = [prepare(n * times) for times in (1, 2, 4)]
     costs = [cost, *(_cost(work) for work in works[1:])]
-    give_up_s = monotonic() + _PATIENCE_S
+    give_up_s = monotonic() + patience_s
     while not _is_linear(costs) and monotonic() < give_up_s:
         costs = [min(cost, _cost(work)) for cost, work in zip(costs, works, strict=True)]
     shown = ", ".join(f"{cost / 1e6:.2f}" for cost in costs)
@@ -34,8 +33,10 @@ def growth(prepare: Prepare, smallest: int = 256) -> str | None:
 
 
 def _is_linear(costs: list[int]) -> bool:
-    """Of both doublings together, because one alone may meet the size of a cache or of a buffer."""
-    return costs[-1] <= PER_DOUBLING**2 * costs[0] or costs[-1] < _MEASURABLE_NS
+    return all(
+        after <= PER_DOUBLING * before or after < _MEASURABLE_NS
+        for before, after in zip(costs, costs[1:], strict=False)
+    )
 
 
 def _cost(work: Callable[[], object]) -> int:

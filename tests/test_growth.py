@@ -18,7 +18,7 @@ def _spend(duration_ns: int) -> None:
 
 def test_only_a_quadratic_cost_is_reported() -> None:
     assert growth(lambda n: lambda: _spend(1000 * n)) is None
-    assert growth(lambda n: lambda: _spend(n * n)) is not None
+    assert growth(lambda n: lambda: _spend(n * n), patience_s=0.1) is not None
 
 
 def test_a_slow_first_call_hides_no_quadratic_cost() -> None:
@@ -31,4 +31,4 @@ def test_a_slow_first_call_hides_no_quadratic_cost() -> None:
 
         return work
 
-    assert growth(prepare, smallest=64) is not None
+    assert growth(prepare, smallest=64, patience_s=0.1) is not None
