@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 PROVEN_OTHERWISE: Final = {
     "server/engine/test_prompt_features.py::test_all_architectures_compute_from_embeddings": "the check itself raises",
-    "server/renderers/media/test_fetcher.py::test_public_addresses_are_accepted": "the function only raises",
+    "server/renderers/images/test_fetcher.py::test_public_addresses_are_accepted": "the function only raises",
 }
 """Tests without a check of their own, each with the reason."""
 

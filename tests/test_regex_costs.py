@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[1]
 EXCEPTIONS: Final = {
     ("server.parsers.tools.pythonic", "_STRING"): "it cannot fail behind the repetition: it goes on to the text's end",
     ("startup.probes.probe_request", "_HEAD"): "a line ends where the next one begins, and 4 KB are read at most",
-    ("server.renderers.grok2_tokenizer", "_cut_spaces"): "it fails at the end of the text only",
+    ("server.renderers.tokenizers.grok2_tokenizer", "_cut_spaces"): "it fails at the end of the text only",
 }
 """Module and name -> why the cost is bounded all the same."""
 
@@ -28,7 +28,7 @@ NO_FOREIGN_TEXT: Final = {
     "server.engine.lora": "names in an adapter of the operator",
     "server.engine.model_loading": "files of the model",
     "server.engine.tensor_overhead": "torch's own sources",
-    "server.renderers.mistral_files": "names of the model's files",
+    "server.renderers.tokenizers.mistral_files": "names of the model's files",
     "startup.hooks.sources": "vLLM's own sources",
     "startup.model": "names of the model and its files",
     "startup.timeline.package_versions": "names of installed packages",
@@ -40,7 +40,7 @@ BUILT: Final = {
     "server.parsers.tools.markup": "checked for each format below",
     "server.parsers.marked_calls": "checked for each format below",
     "server.parsers.reasoning.tags": "checked for each format below",
-    "server.renderers.grok2_tokenizer": "alternatives of constant texts",
+    "server.renderers.tokenizers.grok2_tokenizer": "alternatives of constant texts",
 }
 """Module -> why its patterns need not be constants."""
 

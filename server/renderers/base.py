@@ -13,9 +13,9 @@ from server.errors import RequestError
 from server.renderers.detokenizer import AddedTokensJoined, DecodeWindow, IncrementalDetokenizer, PromptTail
 from server.renderers.embeds.chat_embeds import MarkedConversation, has_embeds, has_few_parts, join, mark
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
+from server.renderers.images.processor_cache import ProcessorCache
 from server.renderers.make_async import make_async
 from server.renderers.pool import LoopShare, Pool, create_pool
-from server.renderers.processor_cache import ProcessorCache
 from server.renderers.prompt_limits import check_text_length, check_token_ids, keep_tokens, resolve_token_limit
 from server.renderers.prompts import (
     ChatOptions,
@@ -26,7 +26,7 @@ from server.renderers.prompts import (
     TruncationSide,
 )
 from server.renderers.stop_strings import StopScanner, StopString
-from server.renderers.tokenizer import OffsetTokenizer, Tokenizer
+from server.renderers.tokenizers.tokenizer import OffsetTokenizer, Tokenizer
 from server.types import EngineInfo, PromptInputs, TensorData
 
 P = ParamSpec("P")

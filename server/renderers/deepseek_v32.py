@@ -6,11 +6,11 @@ from typing import Any
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.base import BaseRenderer
-from server.renderers.deepseek_v32_encoding import encode_conversation
-from server.renderers.hf_tokenizer import HfTokenizer
-from server.renderers.messages import Message, to_conversation
+from server.renderers.conversations.deepseek_v32 import encode_conversation
+from server.renderers.conversations.messages import Message, to_conversation
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizer_loading import TokenizerLoadError
+from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
+from server.renderers.tokenizers.loading import TokenizerLoadError
 
 
 class DeepseekV32Renderer(BaseRenderer):

@@ -4,10 +4,10 @@ from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.chat_template import check_chat_template
-from server.renderers.grok2_tokenizer import Grok2Tokenizer
+from server.renderers.conversations.chat_template import check_chat_template
 from server.renderers.prompts import ChatOptions
 from server.renderers.template_renderer import TemplateRenderer
+from server.renderers.tokenizers.grok2_tokenizer import Grok2Tokenizer
 
 
 class Grok2Renderer(TemplateRenderer):

@@ -4,10 +4,10 @@ from concurrent.futures import Executor
 from typing import Any
 
 from server.config import ModelFiles, RendererConfig
-from server.renderers.chat_template import check_chat_template, resolve_chat_template
-from server.renderers.hf_tokenizer import HfTokenizer
+from server.renderers.conversations.chat_template import check_chat_template, resolve_chat_template
 from server.renderers.prompts import ChatOptions
 from server.renderers.template_renderer import TemplateRenderer
+from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
 
 
 class HfRenderer(TemplateRenderer):

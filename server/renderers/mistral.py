@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.base import BaseRenderer
-from server.renderers.mistral_request import has_thinking, texts_of, to_request
-from server.renderers.mistral_tokenizer import MistralTokenizer
+from server.renderers.conversations.mistral import has_thinking, texts_of, to_request
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizer_loading import TokenizerLoadError
+from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.mistral_tokenizer import MistralTokenizer
 
 logger = logging.getLogger(__name__)
 

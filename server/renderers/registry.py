@@ -5,8 +5,8 @@ from collections.abc import Callable
 from server.config import ModelFiles, RendererConfig, TokenizerMode
 from server.model_files.vision_models import accepts_images
 from server.renderers.base import BaseRenderer
-from server.renderers.mistral_files import is_mistral_format
-from server.renderers.tokenizer_kind import find_grok2_file, is_deepseek_v32
+from server.renderers.tokenizers.kind import find_grok2_file, is_deepseek_v32
+from server.renderers.tokenizers.mistral_files import is_mistral_format
 
 
 def build_renderer(files: ModelFiles, config: RendererConfig) -> BaseRenderer:
@@ -28,7 +28,7 @@ def keep_tokenizer_of(files: ModelFiles) -> None:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
     if find_tokenizer_mode(files) in ("hf", "deepseek_v32"):
-        from server.renderers.tokenizer_loading import keep_tokenizer
+        from server.renderers.tokenizers.loading import keep_tokenizer
 
         keep_tokenizer(files.tokenizer_path)
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jinja2
 
 from server.errors import RequestError
-from server.renderers.content_format import ContentFormat
-from server.renderers.messages import Message
+from server.renderers.conversations.content_format import ContentFormat
+from server.renderers.conversations.messages import Message
 from server.renderers.template_process import TemplateProcess
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import jinja2
 
 from envs.restricted import restricted_environment
-from server.renderers.messages import Message
+from server.renderers.conversations.messages import Message
 
 _ROOT: Final = Path(__file__).parents[2]
 _CODE: Final = (

@@ -7,13 +7,13 @@ from typing import Any
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.base import BaseRenderer
-from server.renderers.chat_template import AppliesChatTemplate, safe_apply_chat_template
-from server.renderers.content_format import detect_content_format, resolve_content_format
-from server.renderers.messages import to_conversation
+from server.renderers.conversations.chat_template import AppliesChatTemplate, safe_apply_chat_template
+from server.renderers.conversations.content_format import detect_content_format, resolve_content_format
+from server.renderers.conversations.messages import to_conversation
 from server.renderers.prompts import ChatOptions
 from server.renderers.request_template import RequestTemplate
 from server.renderers.template_process import TemplateProcess
-from server.renderers.tokenizer import Tokenizer
+from server.renderers.tokenizers.tokenizer import Tokenizer
 
 
 class TemplateRenderer(BaseRenderer):

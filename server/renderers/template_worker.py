@@ -16,8 +16,8 @@ from typing import Any, Final, NoReturn
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from server.renderers.chat_template import describe_template_error
-from server.renderers.content_format import detect_content_format
+from server.renderers.conversations.chat_template import describe_template_error
+from server.renderers.conversations.content_format import detect_content_format
 
 CPU_S: Final = 1
 """Processor time per template; the kernel counts whole seconds since the process began, rounded up."""

@@ -12,21 +12,21 @@ from PIL import Image
 from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.machine.memory import available_bytes
+from server.renderers.conversations.messages import is_image
 from server.renderers.embeds.chat_embeds import has_few_parts
 from server.renderers.hf import HfRenderer
-from server.renderers.hf_tokenizer import HfTokenizer
-from server.renderers.image_processor import ImageFile, ImageProcessor
+from server.renderers.images.decoding import import_decoders
+from server.renderers.images.errors import MediaError
+from server.renderers.images.load_budget import LoadBudget, LoadLease
+from server.renderers.images.loader import MediaLoader
+from server.renderers.images.policy import MediaPolicy
+from server.renderers.images.processor import ImageFile, ImageProcessor
+from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.renderers.images.processor_loading import load_processor
 from server.renderers.make_async import make_async
-from server.renderers.media.errors import MediaError
-from server.renderers.media.image import import_decoders
-from server.renderers.media.load_budget import LoadBudget, LoadLease
-from server.renderers.media.loader import MediaLoader
-from server.renderers.media.policy import MediaPolicy
-from server.renderers.messages import is_image
-from server.renderers.processor_cache import ProcessedImages, ProcessorCache
-from server.renderers.processor_loading import load_processor
 from server.renderers.prompts import ChatOptions, RenderedPrompt
-from server.renderers.tokenizer_loading import load_tokenizer
+from server.renderers.tokenizers.hf_tokenizer import HfTokenizer
+from server.renderers.tokenizers.loading import load_tokenizer
 from server.types import PromptInputs
 
 _MEMORY_SHARE = 0.25

@@ -2,7 +2,7 @@
 
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
-from server.renderers.messages import TEXT_KEYS
+from server.renderers.conversations.messages import TEXT_KEYS
 from server.renderers.prompt_limits import check_token_ids
 from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.serving.chat_options import chat_options

@@ -13,7 +13,7 @@ from server.parsers.whole_calls import WholeCalls
 from server.protocol.chat import ChatRequest
 from server.renderers.base import BaseRenderer
 from server.renderers.registry import find_tokenizer_mode
-from server.renderers.tokenizer import Tokenizer
+from server.renderers.tokenizers.tokenizer import Tokenizer
 from server.serving.guided import Constraint, find_strict_constraint
 from server.serving.model_facts import read_model_facts, read_model_type
 from server.serving.reasoning import ModelReasoning, PromptReasoning

@@ -31,14 +31,14 @@ from server.protocol.completions import CompletionRequest
 from server.protocol.decoding import RequestDecoder
 from server.protocol.long_texts import shorten
 from server.protocol.responses.request import ResponsesRequest
+from server.renderers.conversations.messages import to_conversation
 from server.renderers.detokenizer import UNFINISHED, DecodeWindow, PromptTail
 from server.renderers.embeds.prompt_embeds import EmbedsLimits, safe_load_prompt_embeds
-from server.renderers.grok2_tokenizer import _cut_spaces
-from server.renderers.media.data_url import decode_data_url
-from server.renderers.media.fetcher import MediaFetcher
-from server.renderers.media.policy import MediaPolicy
-from server.renderers.messages import to_conversation
+from server.renderers.images.data_url import decode_data_url
+from server.renderers.images.fetcher import MediaFetcher
+from server.renderers.images.policy import MediaPolicy
 from server.renderers.stop_strings import StopScanner, StopString
+from server.renderers.tokenizers.grok2_tokenizer import _cut_spaces
 from server.routes.guard import ApiKeyMiddleware
 from server.routes.messages import read_announced_bytes, read_request_id
 from server.security.api_keys import ApiKeys
@@ -271,7 +271,7 @@ SCANNERS: Final = [
     ),
     Scanner(
         "media",
-        ("server.renderers.media.data_url", "server.renderers.media.addresses"),
+        ("server.renderers.images.data_url", "server.renderers.images.addresses"),
         _media,
         [
             *_units("a", "a.", "é", "%", "/", "[", ":", "@", "xn--", begin="http://"),
@@ -279,8 +279,10 @@ SCANNERS: Final = [
             *_units("a", ";", "/", begin="data:"),
         ],
     ),
-    Scanner("messages", ("server.renderers.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')),
-    Scanner("spaces", ("server.renderers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
+    Scanner(
+        "messages", ("server.renderers.conversations.messages",), _messages, _units("a", "[", '{"a":', "0", "\\", '"')
+    ),
+    Scanner("spaces", ("server.renderers.tokenizers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
     Scanner("schemas", ("server.serving.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
         "regex grammars", ("server.engine.grammar",), partial(_grammar, "regex"), _units("a", "(", "(a|b)", "a*", "[")

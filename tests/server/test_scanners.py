@@ -16,7 +16,7 @@ ROOT: Final = Path(__file__).parents[2]
 
 MEASURED_ELSEWHERE: Final = {
     "server.parsers.tools.openai": "openai_harmony, which reads tokens: in the slow test",
-    "server.renderers.content_format": "templates: the model's, or a client's in a process whose time is limited",
+    "server.renderers.conversations.content_format": "templates of the model",
 }
 
 OTHER_TEXT: Final = {
@@ -26,14 +26,14 @@ OTHER_TEXT: Final = {
     "server.machine": "files of the kernel",
     "server.model_files": "files of the model",
     "server.renderers.base": "one split at a marker of its own; look-ups",
-    "server.renderers.image_processor": "look-ups by an image's digest",
-    "server.renderers.mistral_files": "names of the model's files",
-    "server.renderers.mistral_tokenizer": "an error's message; pieces of the vocabulary",
-    "server.renderers.processor_loading": "names in the model's files",
+    "server.renderers.images.processor": "look-ups by an image's digest",
+    "server.renderers.tokenizers.mistral_files": "names of the model's files",
+    "server.renderers.tokenizers.mistral_tokenizer": "an error's message; pieces of the vocabulary",
+    "server.renderers.images.processor_loading": "names in the model's files",
     "server.renderers.template_process": "answers of the server's own process",
     "server.renderers.template_worker": "messages of the server's own process, whose time is limited",
-    "server.renderers.token_bytes": "pieces of the vocabulary",
-    "server.renderers.tokenizer_loading": "files of the model",
+    "server.renderers.tokenizers.token_bytes": "pieces of the vocabulary",
+    "server.renderers.tokenizers.loading": "files of the model",
     "server.renderers.vision": "one split at the model's image token",
     "server.routes.openapi": "paths of the server's own routes",
     "server.routes.status": "files of the kernel",

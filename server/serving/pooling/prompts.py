@@ -9,9 +9,9 @@ from typing import Any
 from server.errors import RequestError
 from server.protocol.pooling import InputFields, Message, Truncatable
 from server.renderers.base import BaseRenderer
-from server.renderers.pair_encoding import Cut, Side
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizer import PairTokenizer
+from server.renderers.tokenizers.pair_encoding import Cut, Side
+from server.renderers.tokenizers.tokenizer import PairTokenizer
 from server.serving.pooling.context import PooledPrompt
 from server.types import EngineInfo
 

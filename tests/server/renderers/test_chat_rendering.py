@@ -12,7 +12,7 @@ from server.errors import RequestError
 from server.renderers.hf import HfRenderer
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
-from server.renderers.tokenizer_loading import TokenizerLoadError
+from server.renderers.tokenizers.loading import TokenizerLoadError
 
 USER = {"role": "user", "content": "What is the capital of France?"}
 

@@ -11,7 +11,7 @@ from server.renderers.hf import HfRenderer
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions
 from tests.peer_vllm import ask_vllm, needs_vllm
-from tests.server.renderers.conversations import Conversations
+from tests.server.renderers.sample_conversations import Conversations
 
 SCRIPT = Path(__file__).with_name("vllm_hf.py")
 NUM_CASES = 500

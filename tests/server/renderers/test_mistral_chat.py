@@ -16,10 +16,10 @@ from server.config import ModelFiles, RendererConfig
 from server.errors import RequestError
 from server.renderers.detokenizer import PromptTail
 from server.renderers.mistral import MistralRenderer
-from server.renderers.mistral_files import find_mistral_file
 from server.renderers.pool import InlineExecutor
 from server.renderers.prompts import ChatOptions, TextOptions
-from server.renderers.tokenizer_loading import TokenizerLoadError
+from server.renderers.tokenizers.loading import TokenizerLoadError
+from server.renderers.tokenizers.mistral_files import find_mistral_file
 from tests.peer_vllm import ask_vllm, needs_vllm
 
 Build = Callable[[str], MistralRenderer]

@@ -7,7 +7,7 @@ import pytest
 
 from server.config import RendererConfig
 from server.errors import ConfigError
-from server.renderers.media.policy import MediaPolicy
+from server.renderers.images.policy import MediaPolicy
 
 
 def test_without_flags_no_image_is_fetched_or_read(parse) -> None:

@@ -1,0 +1,150 @@
+"""Turns images into the model's input tensors and into the texts that represent them in the prompt."""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from transformers.processing_utils import ProcessorMixin
+
+from server.errors import RequestError
+from server.renderers.images.decoding import decode_image
+from server.renderers.images.errors import MediaError
+from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.types import TensorData
+
+_TILED = ("Idefics3Processor", "SmolVLMProcessor")
+"""Processors that give one row of tiles per prompt, [1, tiles, ...]; the others give one entry per image."""
+
+
+class ImageFile(NamedTuple):
+    """An image file from a request."""
+
+    name: str
+    """Its position in the request, e.g. `messages[0].content[1]`."""
+    data: bytes
+
+
+class ImageProcessor:
+    """A model's image processor and its cache; every method runs in the renderer's image thread."""
+
+    def __init__(self, processor: ProcessorMixin, cache: ProcessorCache, *, max_pixels: int) -> None:
+        self._processor = processor
+        self._images = processor.image_processor
+        self._axis = 1 if type(processor).__name__ in _TILED else 0
+        self._max_pixels = max_pixels
+        self.cache = cache
+
+    @property
+    def image_token(self) -> str:
+        """The text that a chat template writes for an image."""
+        return str(self._processor.image_token)
+
+    def process(self, file: ImageFile, settings: dict[str, Any]) -> ProcessedImages:
+        """Processes one image of a prompt with settings of the image processor (`mm_processor_kwargs`).
+
+        Raises:
+            RequestError: the image is broken or too large, or the settings are wrong.
+        """
+        return self._cached([file], settings)
+
+    def join(
+        self, images: Sequence[ProcessedImages], files: Sequence[ImageFile], settings: dict[str, Any]
+    ) -> ProcessedImages:
+        """All images of a prompt; the result equals processing them at once.
+
+        Raises:
+            RequestError: images of different sizes have too many pixels together.
+        """
+        return _join(images, self._axis) or self._cached(files, settings)
+
+    def warm_up(self, image: Image.Image) -> None:
+        """Processes an image without caching it, because transformers imports modules for the first image."""
+        self._compute([image], {})
+
+    def token_types(self, token_ids: list[int]) -> TensorData | None:
+        """Marks the tokens of a prompt that represent images, for models whose positions depend on it."""
+        if not self._returns_token_types:
+            return None
+        types = self._processor.create_mm_token_type_ids([token_ids])
+        return _to_tensor(np.asarray(types, dtype=np.int64))
+
+    @property
+    def _returns_token_types(self) -> bool:
+        """An attribute of the processor since transformers 5.23, and one of its default settings before."""
+        is_set = getattr(self._processor, "return_mm_token_type_ids", None)
+        if is_set is None:
+            defaults = self._processor.valid_processor_kwargs._defaults
+            is_set = defaults.get("text_kwargs", {}).get("return_mm_token_type_ids")
+        return bool(is_set)
+
+    def _cached(self, files: Sequence[ImageFile], settings: dict[str, Any]) -> ProcessedImages:
+        key = (*(sha256(file.data).digest() for file in files), json.dumps(settings, sort_keys=True, default=repr))
+        found = self.cache.find(key)
+        if found is None:
+            found = self._compute(self._decode(files), settings)
+            self.cache.put(key, found)
+        return found
+
+    def _decode(self, files: Sequence[ImageFile]) -> list[Image.Image]:
+        """The pixels; the limit is for all of them, because they are in memory together."""
+        images: list[Image.Image] = []
+        for file in files:
+            num_pixels = sum(image.width * image.height for image in images)
+            try:
+                images.append(decode_image(file.data, max_pixels=self._max_pixels - num_pixels))
+            except MediaError as err:
+                raise RequestError(f"{file.name}: {err}", param="messages") from err
+        return images
+
+    def _compute(self, images: list[Image.Image], settings: dict[str, Any]) -> ProcessedImages:
+        try:
+            kwargs = self._image_kwargs(settings)
+            outputs = self._images(images, **kwargs)
+            placeholders = tuple(
+                self._processor.replace_image_token(outputs, image_idx=i, **kwargs) for i in range(len(images))
+            )
+        except Exception as err:  # the client chooses the settings and the image's proportions
+            reason = str(err)[:300] or type(err).__name__
+            raise RequestError(f"the image processor failed: {reason}", param="messages") from err
+        wanted = self._images.model_input_names
+        return ProcessedImages(
+            {name: _to_tensor(_narrow(name, np.asarray(outputs[name]))) for name in wanted if name in outputs},
+            placeholders,
+        )
+
+    def _image_kwargs(self, settings: dict[str, Any]) -> dict[str, Any]:
+        processor = self._processor
+        merged = processor._merge_kwargs(
+            processor.valid_processor_kwargs, tokenizer_init_kwargs=processor.tokenizer.init_kwargs, **settings
+        )
+        kwargs: dict[str, Any] = merged["images_kwargs"]
+        return {**kwargs, "return_tensors": "np"}
+
+
+def _narrow(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Shrinks masks from eight bytes per pixel to one; the engine restores the type."""
+    return array.astype(np.bool_) if name.endswith("_mask") else array
+
+
+def _to_tensor(array: npt.NDArray[Any]) -> TensorData:
+    contiguous = np.ascontiguousarray(array)
+    return TensorData(contiguous.dtype.name, contiguous.shape, contiguous.data.cast("B"))
+
+
+def _join(parts: Sequence[ProcessedImages], axis: int) -> ProcessedImages | None:
+    """Concatenates the images along the axis; None if their other sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors: dict[str, TensorData] = {}
+    for name in parts[0].tensors:
+        pieces = [part.tensors[name] for part in parts]
+        shapes = {(piece.dtype, piece.shape[:axis], piece.shape[axis + 1 :]) for piece in pieces}
+        if len(shapes) > 1 or axis and pieces[0].shape[:axis] != (1,):
+            return None
+        shape = (*pieces[0].shape[:axis], sum(p.shape[axis] for p in pieces), *pieces[0].shape[axis + 1 :])
+        tensors[name] = TensorData(pieces[0].dtype, shape, memoryview(b"".join(p.data for p in pieces)))
+    return ProcessedImages(tensors, tuple(text for part in parts for text in part.placeholders))

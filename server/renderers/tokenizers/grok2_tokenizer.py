@@ -1,0 +1,133 @@
+"""Grok-2's tokenizer, run by tiktoken."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from server.renderers.conversations.messages import Message
+from server.renderers.detokenizer import Decode
+from server.renderers.tokenizers.grok2_file import EOS, Grok2Vocabulary, read_grok2_file
+from server.renderers.tokenizers.loading import TokenizerLoadError, read_json_object
+
+CHAT_TEMPLATE = """
+{%- set names = {'system': 'System', 'user': 'Human', 'assistant': 'Assistant'} -%}
+{%- for message in messages -%}
+  {%- if message.role not in names -%}
+    {{ raise_exception('roles are system, user and assistant, got ' ~ message.role) }}
+  {%- endif -%}
+  {%- set content = message.content if message.role == 'assistant' else message.content | trim -%}
+  {{ names[message.role] ~ ': ' ~ content ~ '<|separator|>\\n\\n' }}
+{%- endfor -%}
+{{ 'Assistant:' if add_generation_prompt }}"""
+"""Grok-2's format, for checkpoints without a template; it does not support tools."""
+
+_MOST_SPACES = 500_000
+"""Most consecutive spaces handed to tiktoken: the pattern that cuts a text into words fails on a million."""
+
+
+class Grok2Tokenizer:
+    """Implements `Tokenizer`.
+
+    Threads share one `tiktoken.Encoding`: it never changes, and has a matcher for each thread.
+    """
+
+    def __init__(self, vocabulary: Grok2Vocabulary, settings: dict[str, Any]) -> None:
+        """`settings` are those of tokenizer_config.json, which xAI does not publish, but others may add.
+
+        Raises:
+            ValueError: the pattern is invalid, or the template is not text.
+        """
+        self.added_tokens: Mapping[int, str] = {token_id: text for text, token_id in vocabulary.special.items()}
+        self.eos_token_id = vocabulary.special.get(EOS)
+        self.chat_template = settings.get("chat_template") or CHAT_TEMPLATE
+        if not isinstance(self.chat_template, str):
+            raise ValueError("chat_template in tokenizer_config.json must be text")
+        self._bytes_of_regular = {token_id: content for content, token_id in vocabulary.regular.items()}
+        special = {token_id: text.encode() for token_id, text in self.added_tokens.items()}
+        self._bytes_of = self._bytes_of_regular | special
+        self.vocab_size = max(self._bytes_of) + 1
+        self.max_token_chars = max(map(len, self._bytes_of.values()))
+        self._recognized = re.compile("|".join(map(re.escape, sorted(vocabulary.recognized, reverse=True))) or r"(?!)")
+        self._encoding = tiktoken.Encoding(
+            "grok-2",
+            pat_str=vocabulary.word_pattern,
+            mergeable_ranks=vocabulary.regular,
+            special_tokens=vocabulary.special,
+        )
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "Grok2Tokenizer":
+        """Loads the tokenizer in a folder, or the file itself.
+
+        Raises:
+            TokenizerLoadError: the file is missing or broken.
+        """
+        vocabulary = read_grok2_file(path)
+        folder = path if path.is_dir() else path.parent
+        try:
+            return cls(vocabulary, _read_settings(folder))
+        except ValueError as err:
+            raise TokenizerLoadError(f"cannot load the tokenizer in {folder}: {err}") from err
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        """As `Tokenizer.encode`; `add_special_tokens` has no effect, since Grok-2 adds none to a text."""
+        text.encode()
+        token_ids = self._encode(text)
+        return token_ids if limit is None else token_ids[max(0, len(token_ids) - limit) :]
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return _decode(self._bytes_of_regular if skip_special_tokens else self._bytes_of, token_ids)
+
+    def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
+        return partial(self.decode, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self._bytes_of.get(token_id, b"")
+
+    def describe(self) -> dict[str, Any]:
+        return {"tokenizer_class": type(self).__name__, "chat_template": self.chat_template}
+
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """Grok-2's vocabulary holds bytes, which are written as text."""
+        return [self.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]
+
+    def warm_up(self) -> None:
+        """No effect: threads need no copy."""
+
+    def apply_chat_template(self, conversation: list[Message], **options: Any) -> str:
+        """Implements `AppliesChatTemplate`."""
+        del options["tokenize"]
+        [text], _ = render_jinja_template(conversations=[conversation], **options)
+        return str(text)
+
+    def _encode(self, text: str) -> list[int]:
+        """Allows only the special tokens found in the text: passing all of them costs 0.1 ms per call."""
+        special = set(self._recognized.findall(text))
+        try:
+            return self._encoding.encode(text, allowed_special=special, disallowed_special=())
+        except ValueError:
+            parts = _cut_spaces(text)
+            if len(parts) == 1:
+                raise
+            return [token_id for part in parts for token_id in self._encode(part)]
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    settings = read_json_object(folder / "tokenizer_config.json")
+    template = folder / "chat_template.jinja"
+    return settings | {"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else settings
+
+
+def _decode(bytes_of: Mapping[int, bytes], token_ids: Sequence[int]) -> str:
+    return b"".join([bytes_of.get(token_id, b"") for token_id in token_ids]).decode(errors="replace")
+
+
+def _cut_spaces(text: str) -> list[str]:
+    """Splits the text so that no part has more consecutive spaces than the pattern can match."""
+    ends = [match.end() for match in re.finditer(rf"\s{{{_MOST_SPACES}}}(?=.)", text, re.DOTALL)]
+    return [text[begin:end] for begin, end in zip([0, *ends], [*ends, len(text)], strict=True)]

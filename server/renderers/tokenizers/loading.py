@@ -1,0 +1,184 @@
+"""Loads a tokenizer, without torch if the result equals AutoTokenizer's.
+
+AutoTokenizer imports torch (1.5 s) only to choose a class. For the language models listed here, two JSON
+files determine the class. The tables repeat transformers' registrations and overrides, and a test compares
+every row with AutoTokenizer. Standard library only at module level, so that a launcher may call
+`needs_torch`.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.errors import ServerError
+from server.machine.file_stamps import read_stamps
+from server.renderers.tokenizers import loaded_tokenizers
+from server.renderers.tokenizers.vocabulary import measure_vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERIC = "TokenizersBackend"
+"""The class that uses tokenizer.json unchanged."""
+
+_MODULE_OF_CLASS = {
+    "BertTokenizer": "transformers.models.bert.tokenization_bert",
+    "CohereTokenizer": "transformers.models.cohere.tokenization_cohere",
+    "GPT2Tokenizer": "transformers.models.gpt2.tokenization_gpt2",
+    "GPTNeoXTokenizer": "transformers.models.gpt_neox.tokenization_gpt_neox",
+    "GemmaTokenizer": "transformers.models.gemma.tokenization_gemma",
+    "LlamaTokenizer": "transformers.models.llama.tokenization_llama",
+    "Qwen2Tokenizer": "transformers.models.qwen2.tokenization_qwen2",
+    "Qwen3_5Tokenizer": "transformers.models.qwen3_5.tokenization_qwen3_5",
+    "RobertaTokenizer": "transformers.models.roberta.tokenization_roberta",
+    "XLMRobertaTokenizer": "transformers.models.xlm_roberta.tokenization_xlm_roberta",
+    _GENERIC: "transformers.tokenization_utils_tokenizers",
+}
+"""Tokenizer classes whose modules do not import torch, and these modules."""
+
+_DEFAULT_CLASS = {
+    **dict.fromkeys(("bert", "distilbert", "electra"), "BertTokenizer"),
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    **dict.fromkeys(("cohere", "cohere2"), "CohereTokenizer"),
+    **dict.fromkeys(("gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
+    **dict.fromkeys(("gpt_neox", "mamba", "mpt", "olmo", "olmoe"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+    **dict.fromkeys(("qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next"), "Qwen2Tokenizer"),
+    "qwen3_5_text": "Qwen3_5Tokenizer",
+    **dict.fromkeys(("llama", "llama4_text", "falcon", "bloom", "smollm3", "gpt_oss", "exaone4", "lfm2"), _GENERIC),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "deepseek_v32"), _GENERIC),
+}
+"""Model type -> the class for a checkpoint that names none; a named class takes precedence."""
+
+_VERSION_DEPENDENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
+"""Model types for which transformers 5.19 ignores the class that a checkpoint names, and 5.23 does not.
+
+Their checkpoints name LlamaTokenizer together with a byte-level tokenizer.json, for which both versions
+choose the generic class.
+"""
+
+_FIXED_CLASS: dict[str, str | None] = {
+    "qwen2": "Qwen2Tokenizer",
+    "hyperclovax_vision_v2": "GPT2Tokenizer",
+    "modernbert": _GENERIC,
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp"), "Qwen3_5Tokenizer"),
+    **dict.fromkeys(("nemotron", "internlm2", "minicpm3", "phi3", "phimoe"), _GENERIC),
+    **dict.fromkeys(("glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe", "olmo2", "olmo3"), _GENERIC),
+    **dict.fromkeys(("mistral", "mixtral", "ministral", "stablelm"), _GENERIC),
+    "siglip2": None,
+}
+"""Model type -> the class regardless of the one that the checkpoint names, because many of them name a wrong
+one.
+
+None: only AutoTokenizer loads it.
+"""
+
+
+class TokenizerLoadError(ServerError):
+    """The tokenizer cannot be loaded; the message is one line that names the folder and the fault."""
+
+
+def needs_torch(path: Path) -> bool:
+    """Whether `load_tokenizer` will import torch; reads JSON only.
+
+    Raises:
+        TokenizerLoadError: a file is not JSON.
+    """
+    return _light_class(path) is None
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """Loads the tokenizer in the folder, unless it was kept; call it on the main thread: it may import torch.
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    if not trust_remote_code and (kept := loaded_tokenizers.take(path)) is not None:
+        return kept
+    if not path.is_dir():
+        raise TokenizerLoadError(f"no tokenizer at {path}: there is no such folder")
+    class_name = _light_class(path)
+    try:
+        if class_name is not None:
+            return _load_light(class_name, path)
+        auto = importlib.import_module("transformers").AutoTokenizer
+        # Without mistral_format=False, a folder with a tekken.json would load mistral-common's tokenizer.
+        return auto.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
+    except Exception as err:  # the tokenizers library raises plain Exception for a corrupt file
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise TokenizerLoadError(f"cannot load the tokenizer in {path}: {reason}") from err
+
+
+def keep_tokenizer(path: Path) -> None:
+    """Loads the tokenizer for a later `load_tokenizer`, in this process or a fork of it; starts no thread.
+
+    Raises:
+        TokenizerLoadError: the tokenizer is missing or broken.
+    """
+    stamps = read_stamps(path)
+    tokenizer = load_tokenizer(path)
+    measure_vocabulary(tokenizer)
+    loaded_tokenizers.keep(path, stamps, tokenizer)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in the file; an empty one if there is no such file.
+
+    Raises:
+        TokenizerLoadError: the file is not JSON, or not an object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise TokenizerLoadError(f"{path} is not valid JSON: {err}") from err
+    if not isinstance(content, dict):
+        raise TokenizerLoadError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _load_light(class_name: str, path: Path) -> "PreTrainedTokenizerBase":
+    if class_name == "LlamaTokenizer":
+        # DeepSeek's coder and R1-Distill-Llama name LlamaTokenizer together with a byte-level tokenizer.json,
+        # and that class would drop every space. AutoTokenizer identifies them by hub id. A folder has no id,
+        # but its decoder identifies them.
+        generic = _load_generic(path)
+        if type(generic.backend_tokenizer.decoder).__name__ == "ByteLevel":
+            return generic
+    return _load_generic(path) if class_name == _GENERIC else _class(class_name).from_pretrained(path)
+
+
+def _load_generic(path: Path) -> Any:
+    return importlib.import_module("server.renderers.tokenizers.generic_tokenizer").load_generic_tokenizer(path)
+
+
+def _class(name: str) -> type["PreTrainedTokenizerBase"]:
+    found: type[PreTrainedTokenizerBase] = getattr(importlib.import_module(_MODULE_OF_CLASS[name]), name)
+    return found
+
+
+def _light_class(path: Path) -> str | None:
+    """The torch-free class that AutoTokenizer would choose for this folder.
+
+    None if only AutoTokenizer can choose.
+    """
+    if not (path / "tokenizer.json").is_file() or (path / "tekken.json").exists():
+        return None
+    named, config = read_json_object(path / "tokenizer_config.json"), read_json_object(path / "config.json")
+    if "auto_map" in named or "model_name" in config:
+        return None
+    model_type = str(config.get("model_type"))
+    if model_type in _FIXED_CLASS:
+        return _FIXED_CLASS[model_type]
+    class_name = str(named.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
+    if class_name in (_GENERIC, "PreTrainedTokenizer"):
+        return _GENERIC
+    if model_type in _VERSION_DEPENDENT and class_name not in ("", "LlamaTokenizer"):
+        return None
+    default = _DEFAULT_CLASS.get(model_type) if config else _GENERIC
+    if default is None or not class_name:
+        return default
+    return class_name if class_name in _MODULE_OF_CLASS else None

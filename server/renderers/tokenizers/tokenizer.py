@@ -1,0 +1,88 @@
+"""The tokenizer interface that renderers use; one implementation for each kind of tokenizer file."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from server.renderers.detokenizer import Decode
+from server.renderers.tokenizers.pair_encoding import Cut, EncodedPair
+
+
+class Tokenizer(Protocol):
+    """`encode` and `decode` may be called on any thread.
+
+    Implementations whose library is not thread-safe keep a copy for each thread.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The end-of-sequence token."""
+
+    @property
+    def max_token_chars(self) -> int:
+        """Characters of the longest token."""
+
+    @property
+    def added_tokens(self) -> Mapping[int, str]:
+        """Token id -> text of control tokens and of other tokens that are matched literally."""
+
+    def encode(self, text: str, *, add_special_tokens: bool, limit: int | None = None) -> list[int]:
+        """The text's tokens; with a limit, about that many of the last ones plus begin- and end-of-text
+        tokens.
+
+        Raises:
+            UnicodeEncodeError: the text holds a lone surrogate.
+        """
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """The text of a whole sequence; the caller has checked the ids."""
+
+    def loop_decoder(self, *, skip_special_tokens: bool) -> Decode:
+        """A function for the event loop that decodes an output's last few tokens repeatedly."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The exact bytes that one token adds to a text; called on the event loop."""
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenizer's settings, as JSON values: those of tokenizer_config.json, and its class."""
+
+    def pieces(self, token_ids: list[int]) -> list[str]:
+        """The tokens as the vocabulary writes them, such as `Ġworld`; the caller has checked the ids."""
+
+    def warm_up(self) -> None:
+        """Makes the calling thread's copy, which may hold the GIL for 0.1 s."""
+
+
+@runtime_checkable
+class PairTokenizer(Protocol):
+    """Further methods that pooling models need; not every kind of tokenizer supports them."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The token that fills a prompt up."""
+
+    def encode_pair(
+        self, text: str, pair: str | None, *, add_special_tokens: bool, cut: Cut | None = None
+    ) -> EncodedPair:
+        """The tokens of one text, or of two with special tokens between them, and the text each belongs to.
+
+        Raises:
+            UnicodeEncodeError: a text holds a lone surrogate.
+        """
+
+    def cut_text(self, text: str, num_tokens: int) -> str:
+        """The beginning of the text, of `num_tokens` tokens."""
+
+
+@runtime_checkable
+class OffsetTokenizer(Protocol):
+    """A further method that not every kind of tokenizer has."""
+
+    def offsets(self, text: str, token_ids: list[int], *, add_special_tokens: bool) -> list[tuple[int, int]] | None:
+        """Begin and end of each token in the text; `token_ids` are its tokens, or the first or last of them.
+
+        None if they are neither, or if the tokenizer cannot tell.
+        """

@@ -1,0 +1,396 @@
+"""Conversations with images: tokens and tensors equal transformers' processors'; limits; the cache."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from server.config import ModelFiles, RendererConfig
+from server.errors import RequestError
+from server.renderers.images.processor_cache import ProcessedImages, ProcessorCache
+from server.renderers.images.processor_loading import ProcessorLoadError
+from server.renderers.pool import InlineExecutor
+from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.registry import build_renderer
+from server.renderers.vision import VisionRenderer
+from server.types import TensorData
+from tests.server.engine.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
+from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
+
+Build = Callable[..., VisionRenderer]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("vlm")
+    return {family: save_vlm(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def build(folders: dict[str, Path]) -> Build:
+    """Builds renderers without threads."""
+
+    def build_one(family: str = "qwen2_vl", **settings: Any) -> VisionRenderer:
+        path = folders[family]
+        return VisionRenderer(ModelFiles(path, path), RendererConfig(**settings), executor=InlineExecutor())
+
+    return build_one
+
+
+def _url(image: Image.Image, kind: str = "PNG") -> str:
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(as_bytes(image, kind)).decode()}"
+
+
+def _image_part(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": _url(image), "detail": "auto"}}
+
+
+def _message(*parts: str | Image.Image) -> dict[str, Any]:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else _image_part(p) for p in parts]
+    return {"role": "user", "content": content}
+
+
+def _render(renderer: VisionRenderer, *messages: dict[str, Any], **options: Any) -> RenderedPrompt:
+    return asyncio.run(renderer.render_chat_async(list(messages), ChatOptions(**options)))
+
+
+def _tensors(prompt: RenderedPrompt) -> dict[str, np.ndarray[Any, Any]]:
+    assert prompt.inputs is not None
+    mm = prompt.inputs.mm or {}
+    return {name: np.frombuffer(t.data, t.dtype).reshape(t.shape) for name, t in mm.items()}
+
+
+CONVERSATIONS = {
+    "one": [("Look: ", image(56, 56), " What is it?")],
+    "two sizes": [("A", image(100, 60, seed=1), "B", image(80, 120, seed=2))],
+    "same size": [(image(200, 100, seed=3), image(200, 100, seed=4), "Compare.")],
+    "tall and wide": [(image(30, 300, seed=5), image(300, 30, seed=6))],
+    "several turns": [("x", image(56, 70, seed=7)), ("y",), (image(90, 56, seed=8), "z")],
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_and_tensors_equal_those_of_transformers(build: Build, family: str, name: str) -> None:
+    renderer = build(family)
+    processor = renderer._images._processor
+    if getattr(processor, "video_processor", processor) is None:
+        processor.video_processor = SimpleNamespace(num_frames=8, fps=1, size={"longest_edge": 1}, merge_size=2)
+    turns = CONVERSATIONS[name]
+    prompt = _render(renderer, *(_message(*parts) for parts in turns))
+    conversation = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in t
+            ],
+        }
+        for t in turns
+    ]
+    wanted = processor.apply_chat_template(
+        conversation, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="np"
+    )
+    assert prompt.token_ids == wanted.pop("input_ids")[0].tolist()
+    wanted.pop("attention_mask")
+    found = _tensors(prompt)
+    assert set(found) == set(wanted)
+    for key, array in wanted.items():
+        assert found[key].shape == array.shape
+        assert np.array_equal(found[key], array), key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_without_images_has_the_processors_tokens_and_no_tensors(build: Build, family: str) -> None:
+    renderer = build(family)
+    prompt = _render(renderer, {"role": "user", "content": "Hello"})
+    processor = renderer._images._processor
+    text = (
+        processor.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True)
+        if (family != "smolvlm")
+        else renderer.render_messages([{"role": "user", "content": "Hello"}], ChatOptions())
+    )
+    assert prompt.inputs is None
+    assert prompt.token_ids == renderer.tokenizer.encode(text, add_special_tokens=True)
+
+
+def test_a_template_that_expects_text_gets_the_image_token_before_the_text(build: Build) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+    renderer = build("llava", chat_template=template)
+    prompt = _render(renderer, _message("What?", image()))
+    assert prompt.text == "<image>" * 16 + "\nWhat?|"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": _url(image())},
+        {"type": "input_image", "image_url": _url(image())},
+        {"type": "image_url", "image_url": {"url": _url(image()), "detail": "low"}},
+    ],
+)
+def test_every_form_of_an_image_part_is_accepted(build: Build, part: dict[str, Any]) -> None:
+    assert _render(build(), {"role": "user", "content": [part]}).inputs is not None
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "image_url"}, r"messages\[0\].content\[0\] needs an image_url"),
+        ({"type": "image_url", "image_url": {}}, "needs an image_url"),
+        ({"type": "image_url", "image_url": {"url": 3}}, "needs an image_url"),
+        (
+            {"type": "image_url", "image_url": {"url": "data:;base64,aGk="}},
+            r"messages\[0\].content\[0\]: not an image",
+        ),
+        ({"type": "image_url", "image_url": {"url": "data:;base64,?"}}, r"content\[0\]: the data URL is not valid"),
+        ({"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, "--allowed-media-domains"),
+        ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "--allowed-local-media-path"),
+        ({"type": "video_url", "video_url": {"url": "x"}}, "text and images only"),
+        ({"type": "text", "text": "<|image_pad|>"}, "no text may contain"),
+    ],
+)
+def test_error_for_an_invalid_part_names_the_fault(build: Build, part: dict[str, Any], message: str) -> None:
+    content = [part] if part["type"] != "text" else [part, _image_part(image())]
+    with pytest.raises(RequestError, match=message) as caught:
+        _render(build(), {"role": "user", "content": content})
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+def test_more_images_than_allowed_are_rejected(build: Build) -> None:
+    renderer = build(limit_mm_per_prompt={"image": 2})
+    assert _render(renderer, _message(image(), image()))
+    with pytest.raises(RequestError, match=r"At most 2 image\(s\)"):
+        _render(renderer, _message(image(), image()), _message(image()))
+
+
+def test_images_of_too_many_pixels_are_rejected(build: Build) -> None:
+    with pytest.raises(RequestError, match=r"messages\[0\].content\[0\]: the image has 56x56 pixels"):
+        _render(build(max_image_pixels=3000), _message(image()))
+
+
+def test_images_beyond_the_models_context_are_not_processed(build: Build) -> None:
+    renderer = build(limit_mm_per_prompt={"image": 20})
+    renderer.max_model_len = 10
+    images = [image(56, 56, seed=seed) for seed in range(20)]
+    with pytest.raises(RequestError, match="first 3 of 20 images have 12 tokens"):
+        _render(renderer, _message(*images))
+    assert renderer.mm_cache is not None
+    assert renderer.mm_cache.num_queries == 3
+
+
+async def test_a_client_that_leaves_ends_the_processing_of_its_images(build: Build) -> None:
+    renderer = build(limit_mm_per_prompt={"image": 20})
+    images = [image(56, 56, seed=seed) for seed in range(20)]
+    rendering = asyncio.create_task(renderer.render_chat_async([_message(*images)], ChatOptions()))
+    assert renderer.mm_cache is not None
+    while not renderer.mm_cache.num_queries:
+        await asyncio.sleep(0)
+    rendering.cancel()
+    await asyncio.wait([rendering])
+    assert renderer.mm_cache.num_queries < 20
+
+
+def test_images_that_are_processed_together_are_limited_together(build: Build) -> None:
+    """Those of different sizes; all of their pixels are in memory."""
+    images = [image(100, 60), image(30, 300, seed=1)]
+    with pytest.raises(RequestError, match="30x300 pixels, more than 4000 in all"):
+        _render(build("llava_next", max_image_pixels=10_000), _message(*images))
+    assert _tensors(_render(build("llava_next", max_image_pixels=15_000), _message(*images)))
+
+
+def test_proportions_that_the_processor_rejects_are_a_request_error(build: Build) -> None:
+    with pytest.raises(RequestError, match="aspect ratio"):
+        _render(build("qwen2_vl"), _message(Image.new("RGB", (2000, 4))))
+
+
+def test_images_cannot_be_combined_with_truncation(build: Build) -> None:
+    with pytest.raises(RequestError, match="truncate_prompt_tokens"):
+        _render(build(), _message(image()), truncate_prompt_tokens=5)
+
+
+def test_local_files_are_read_if_the_operator_allows_it(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(as_bytes(image(seed=3)))
+    part = {"type": "image_url", "image_url": {"url": f"file://{tmp_path}/a.png"}}
+    renderer = build(allowed_local_media_path=str(tmp_path))
+    found = _render(renderer, {"role": "user", "content": [part]})
+    assert found.token_ids == _render(renderer, _message(image(seed=3))).token_ids
+    assert renderer.mm_cache.num_hits == 1
+
+
+def test_settings_of_the_operator_and_of_trusted_requests_apply(build: Build) -> None:
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28}
+    plain = len(_render(build(), _message(image(112, 112))).token_ids)
+    by_operator = len(_render(build(mm_processor_kwargs={"size": size}), _message(image(112, 112))).token_ids)
+    trusting = build(trust_request_mm_kwargs=True)
+    by_request = len(_render(trusting, _message(image(112, 112)), mm_processor_kwargs={"size": size}).token_ids)
+    assert by_operator == by_request == plain - 15
+    with pytest.raises(RequestError, match="--trust-request-mm-kwargs"):
+        _render(build(), _message(image()), mm_processor_kwargs={"size": size})
+    with pytest.raises(RequestError, match="image processor failed"):
+        _render(trusting, _message(image()), mm_processor_kwargs={"size": "large"})
+
+
+def test_an_image_is_processed_once_per_setting(build: Build) -> None:
+    renderer = build(trust_request_mm_kwargs=True)
+    first = _render(renderer, _message(image(seed=1)))
+    assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (1, 0)
+    again = _render(renderer, _message("Again: ", image(seed=1), image(seed=2)))
+    assert (renderer.mm_cache.num_queries, renderer.mm_cache.num_hits) == (3, 1)
+    assert np.array_equal(_tensors(first)["pixel_values"], _tensors(again)["pixel_values"][:16])
+    _render(renderer, _message(image(seed=1)), mm_processor_kwargs={"do_normalize": False})
+    assert renderer.mm_cache.num_hits == 1
+
+
+def test_without_cache_memory_no_image_is_kept(build: Build) -> None:
+    renderer = build(mm_processor_cache_gb=0)
+    for _ in range(2):
+        _render(renderer, _message(image()))
+    assert (len(renderer.mm_cache), renderer.mm_cache.num_hits) == (0, 0)
+
+
+def test_the_least_recently_used_image_is_evicted_first() -> None:
+    cache = ProcessorCache(max_bytes=250)
+    for name in "abc":
+        cache.put(name, _images(100))
+        cache.find("a")
+    assert [bool(cache.find(name)) for name in "abc"] == [True, False, True]
+    assert cache.num_bytes == 200
+    cache.put("large", _images(251))
+    assert (len(cache), cache.num_bytes) == (2, 200)
+    cache.clear()
+    assert (len(cache), cache.num_bytes) == (0, 0)
+
+
+def test_clearing_the_cache_while_images_are_processed_changes_nothing(folders: dict[str, Path]) -> None:
+    path = folders["idefics3"]
+    with VisionRenderer(ModelFiles(path, path), RendererConfig(num_workers=2)) as renderer:
+        renderer.warm_up()
+        wanted = [_render(renderer, _message(image(80, 60, seed=i))) for i in range(4)]
+
+        async def run() -> list[RenderedPrompt]:
+            async def clear() -> None:
+                for _ in range(20):
+                    await renderer.clear_mm_cache_async()
+
+            requests = [
+                renderer.render_chat_async([_message(image(80, 60, seed=i % 4))], ChatOptions()) for i in range(32)
+            ]
+            return (await asyncio.gather(clear(), *requests))[1:]
+
+        prompts = asyncio.run(run())
+        asyncio.run(renderer.clear_mm_cache_async())
+        assert (len(renderer.mm_cache), renderer.mm_cache.num_bytes) == (0, 0)
+    for i, prompt in enumerate(prompts):
+        assert prompt.token_ids == wanted[i % 4].token_ids
+        assert np.array_equal(_tensors(prompt)["pixel_values"], _tensors(wanted[i % 4])["pixel_values"])
+
+
+@pytest.mark.thorough
+def test_threads_import_no_modules_after_a_lean_start(folders: dict[str, Path]) -> None:
+    """Loads as a launcher does, where only the main thread imports; then renders images in every format."""
+    import subprocess
+    import sys
+
+    script = f"""
+import asyncio, base64, sys, threading
+from server.config import ModelFiles, RendererConfig
+from server.renderers.registry import build_renderer
+from server.renderers.prompts import ChatOptions
+from pathlib import Path
+from startup.imports import import_vision
+import_vision()
+path = Path({str(folders["qwen2_vl"])!r})
+urls = {[_url(image(), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]!r}
+imports = []
+def hook(event, args):
+    if event == "import" and threading.current_thread() is not threading.main_thread():
+        imports.append(args[0])
+with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+    renderer.warm_up()
+    sys.addaudithook(hook)
+    parts = [{{"type": "image_url", "image_url": url}} for url in urls]
+    asyncio.run(renderer.render_chat_async([{{"role": "user", "content": parts}}], ChatOptions()))
+print(imports, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("[] False False", 0), done.stderr
+
+
+def test_processors_are_loaded_from_every_file_format_on_the_hub(
+    build: Build, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """A template in chat_template.json, an older class name, and the files that transformers 5 writes."""
+    plain = build("qwen2_vl")
+    wanted = _render(plain, _message("Look: ", image(100, 60)))
+    for form in ("old", "new"):
+        folder = tmp_path / form
+        folder.mkdir()
+        for file in folders["qwen2_vl"].iterdir():
+            if file.name not in ("chat_template.jinja", "preprocessor_config.json"):
+                (folder / file.name).symlink_to(file)
+        settings = json.loads((folders["qwen2_vl"] / "preprocessor_config.json").read_text())
+        template = (folders["qwen2_vl"] / "chat_template.jinja").read_text()
+        if form == "old":
+            (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+            settings["image_processor_type"] = "Qwen2VLImageProcessorFast"
+            (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+        else:
+            (folder / "chat_template.jinja").write_text(template)
+            own = plain._images._processor.image_processor.to_dict()
+            nested = {"processor_class": "Qwen2VLProcessor", "image_processor": own}
+            (folder / "processor_config.json").write_text(json.dumps(nested))
+        renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+        found = _render(renderer, _message("Look: ", image(100, 60)))
+        assert found.token_ids == wanted.token_ids
+        assert np.array_equal(_tensors(found)["pixel_values"], _tensors(wanted)["pixel_values"])
+
+
+def test_without_images_the_plain_renderer_is_used(folders: dict[str, Path]) -> None:
+    path = folders["qwen2_vl"]
+    with build_renderer(ModelFiles(path, path), RendererConfig(limit_mm_per_prompt={"image": 0})) as renderer:
+        assert not isinstance(renderer, VisionRenderer)
+        with pytest.raises(RequestError, match="served for text only"):
+            renderer.render_chat([_message(image())], ChatOptions())
+    with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:
+        assert isinstance(renderer, VisionRenderer)
+
+
+def test_a_missing_processor_fails_the_start(folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["llava"].iterdir():
+        if not file.name.startswith("preprocessor"):
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(ProcessorLoadError, match="cannot load the image processor"):
+        VisionRenderer(ModelFiles(tmp_path, tmp_path), RendererConfig())
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def _images(num_bytes: int) -> ProcessedImages:
+    return ProcessedImages({"x": TensorData("uint8", (num_bytes,), memoryview(bytes(num_bytes)))}, ())
+
+
+@pytest.mark.thorough
+@pytest.mark.alone
+async def test_the_loop_turns_while_images_are_decoded_and_processed(folders: dict[str, Path]) -> None:
+    """The inline renderer shows that the test would fail if the work ran on the loop."""
+    path = folders["llava"]
+    large = _message("What is it?", *(image(2500, 2500, seed=seed) for seed in range(3)))
+    turns = []
+    for is_inline in (False, True):
+        with VisionRenderer(ModelFiles(path, path), RendererConfig(is_inline=is_inline)) as renderer:
+            renderer.warm_up()
+            turns.append(await count_turns(renderer.render_chat_async([large], ChatOptions())))
+    assert turns[0] > 5 * FREE_TURNS
+    assert turns[1] <= FREE_TURNS, "a few steps, each of which holds the loop"

@@ -1,0 +1,242 @@
+"""Loading without torch gives the same tokenizer as AutoTokenizer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import (
+    MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS,
+    TOKENIZER_MAPPING_NAMES,
+)
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from server.config import ModelFiles, RendererConfig
+from server.renderers.registry import build_renderer
+from server.renderers.tokenizers import loading as tokenizer_loading
+from server.renderers.tokenizers.loading import TokenizerLoadError, load_tokenizer, needs_torch
+
+UNIGRAM_TYPES = {"xlm-roberta"}
+_CLASSES = {**tokenizer_loading._DEFAULT_CLASS, **tokenizer_loading._FIXED_CLASS}
+MODEL_TYPES = sorted(name for name, chosen in _CLASSES.items() if chosen is not None and name not in UNIGRAM_TYPES)
+NAMED = [
+    None,
+    "TokenizersBackend",
+    "PreTrainedTokenizerFast",
+    "Qwen2TokenizerFast",
+    "GPT2Tokenizer",
+    "GPTNeoXTokenizer",
+]
+TEXT = "  The quick\n\nbrown fox: 'jumps' over 12345 dogs, 你好 😀 Größe </s>"
+
+
+def checkpoint(source: Path, path: Path, config: dict[str, Any] | None, **named: Any) -> Path:
+    """A folder with the tokenizer of `source` and another class or model type."""
+    path.mkdir(exist_ok=True)
+    (path / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    settings = json.loads((source / "tokenizer_config.json").read_text()) | named
+    (path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def assert_same_tokenizer(path: Path) -> None:
+    ours, reference = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    assert type(ours) is type(reference)
+    token_ids = reference.encode(TEXT)
+    assert ours.encode(TEXT) == token_ids
+    assert ours.decode(token_ids) == reference.decode(token_ids)
+    assert ours.special_tokens_map == reference.special_tokens_map
+    assert ours.chat_template == reference.chat_template
+    assert ours.added_tokens_decoder == reference.added_tokens_decoder
+    if isinstance(ours, TokenizersBackend):
+        assert ours.backend_tokenizer.to_str() == reference.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("class_name", NAMED)
+def test_the_chosen_class_equals_auto_tokenizer_s(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    is_version_dependent = model_type in tokenizer_loading._VERSION_DEPENDENT and class_name in NAMED[3:]
+    assert needs_torch(path) == is_version_dependent
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("model_type", tokenizer_loading._VERSION_DEPENDENT)
+def test_the_class_that_deepseek_names_needs_no_torch(
+    model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tokenizer_folders["byte_level"]
+    path = checkpoint(source, tmp_path, {"model_type": model_type}, tokenizer_class="LlamaTokenizerFast")
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "model_type"),
+    [("LlamaTokenizerFast", "llama"), ("GemmaTokenizer", "gemma2"), ("LlamaTokenizer", "mistral")],
+)
+def test_sentencepiece_checkpoints_load_as_with_auto_tokenizer(
+    class_name: str, model_type: str, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["llama"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("model_type", sorted(UNIGRAM_TYPES))
+@pytest.mark.parametrize("class_name", [None, "XLMRobertaTokenizer", "XLMRobertaTokenizerFast", "TokenizersBackend"])
+def test_unigram_checkpoints_load_as_with_auto_tokenizer(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["unigram"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("class_name", [None, "BertTokenizer", "BertTokenizerFast", "TokenizersBackend"])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "modernbert"])
+def test_wordpiece_checkpoints_load_as_with_auto_tokenizer(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize("class_name", [None, "PreTrainedTokenizerFast", "Qwen2TokenizerFast"])
+def test_a_folder_with_only_a_tokenizer_loads(
+    class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, None, tokenizer_class=class_name)
+    assert not needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "class_name"),
+    [("lxmert", None), ("lxmert", "BertTokenizer"), ("wholly_new", None), ("siglip2", "TokenizersBackend")],
+)
+def test_types_missing_in_the_tables_are_loaded_by_auto_tokenizer(
+    model_type: str, class_name: str | None, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["wordpiece"], tmp_path, {"model_type": model_type}, tokenizer_class=class_name)
+    assert needs_torch(path)
+    assert_same_tokenizer(path)
+
+
+def test_the_real_model_loads_as_with_auto_tokenizer(model_path: Path) -> None:
+    assert not needs_torch(model_path)
+    assert_same_tokenizer(model_path)
+
+
+def test_every_model_type_that_overrides_a_generic_class_is_listed() -> None:
+    overruling = {
+        model_type
+        for model_type in MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+        if TOKENIZER_MAPPING_NAMES[model_type] not in ("TokenizersBackend", "MistralCommonBackend")
+    }
+    assert overruling <= tokenizer_loading._FIXED_CLASS.keys()
+
+
+def test_remote_code_and_other_formats_need_torch(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+    source = tokenizer_folders["byte_level"]
+    remote = checkpoint(source, tmp_path / "remote", {"model_type": "llama"}, auto_map={"AutoTokenizer": ["x.Y", None]})
+    assert needs_torch(remote)
+    tekken = checkpoint(source, tmp_path / "tekken", {"model_type": "mistral"})
+    (tekken / "tekken.json").write_text("{}")
+    assert needs_torch(tekken)
+    slow = checkpoint(source, tmp_path / "slow", {"model_type": "llama"})
+    (slow / "tokenizer.json").unlink()
+    assert needs_torch(slow)
+
+
+def test_a_byte_level_vocabulary_under_llama_s_name_keeps_its_spaces(
+    tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source = tokenizer_folders["byte_level"]
+    path = checkpoint(source, tmp_path, {"model_type": "llama"}, tokenizer_class="LlamaTokenizerFast")
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_building_the_renderer_does_not_import_torch(model_path: Path) -> None:
+    script = (
+        "import sys, time; begin = time.perf_counter()\n"
+        "from pathlib import Path\n"
+        "from server.config import ModelFiles, RendererConfig\n"
+        "from server.renderers.detokenizer import PromptTail\n"
+        "from server.renderers.registry import build_renderer\n"
+        "path = Path(sys.argv[1])\n"
+        "with build_renderer(ModelFiles(path, path), RendererConfig()) as renderer:\n"
+        "    print(f'built in {time.perf_counter() - begin:.2f} s')\n"
+        "    prompt = renderer.render_chat([{'role': 'user', 'content': 'hi'}], renderer.render_chat.__globals__"
+        "['ChatOptions']())\n"
+        "    detokenizer = renderer.create_detokenizer(prompt=PromptTail(prompt.token_ids))\n"
+        "    detokenizer.append(prompt.token_ids)\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, model_path], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    print(done.stdout)
+    assert done.stdout.startswith("built in ")
+
+
+def test_needs_torch_imports_only_the_standard_library(model_path: Path) -> None:
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from server.renderers.tokenizers.loading import needs_torch\n"
+        "assert needs_torch(Path(sys.argv[1])) is False\n"
+        "print(sorted({'transformers', 'tokenizers', 'torch', 'jinja2', 'numpy', 'msgspec'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, model_path], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("tokenizer.json", "{oops"), ("tokenizer.json", "{}"), ("tokenizer_config.json", "{oops"), ("config.json", "[]")],
+)
+def test_a_corrupt_file_is_one_clear_line(
+    name: str, content: str, tokenizer_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    path = checkpoint(tokenizer_folders["byte_level"], tmp_path, {"model_type": "llama"})
+    (path / name).write_text(content)
+    with pytest.raises(TokenizerLoadError) as raised:
+        build_renderer(ModelFiles(path, path), RendererConfig())
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_tokenizer_is_one_clear_line(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(TokenizerLoadError, match=str(path)) as raised:
+            load_tokenizer(path)
+        assert "\n" not in str(raised.value)
+
+
+def test_untrusted_remote_code_is_rejected(tokenizer_folders: dict[str, Path], tmp_path: Path) -> None:
+    source = tokenizer_folders["byte_level"]
+    remote = {"auto_map": {"AutoTokenizer": ["code.Mine", None]}, "tokenizer_class": "MyTokenizer"}
+    path = checkpoint(source, tmp_path, {"model_type": "wholly_new"}, **remote)
+    with pytest.raises(TokenizerLoadError, match="trust_remote_code"):
+        load_tokenizer(path)
+
+
+def test_trusted_remote_code_is_loaded(
+    tokenizer_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uses its own module cache: the default one below HOME is shared with other test runs."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    source = tokenizer_folders["byte_level"]
+    path = checkpoint(source, tmp_path, {"model_type": "llama"}, auto_map={"AutoTokenizer": ["code.Mine", None]})
+    (path / "code.py").write_text("from transformers import TokenizersBackend\nclass Mine(TokenizersBackend): pass\n")
+    assert type(load_tokenizer(path, trust_remote_code=True)).__name__ == "Mine"
