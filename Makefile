@@ -23,6 +23,8 @@ ARGS ?=
 # The number of test files that run at once. Tests marked `alone` run while no other test does.
 JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# The tests of the maintainers' tools lie outside of what `make test` collects. ARGS with paths take precedence.
+WITH_TOOLS = -o testpaths="tests tools"
 
 VENV := .venv
 NEWEST_VENV := .venv-newest
@@ -54,13 +56,13 @@ test: $(INSTALLED_DEV) $(DEFAULT_MODEL)
 	$(PYTEST) -m "not slow and not thorough" $(ARGS)
 
 test-thorough: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(PYTEST) -m "thorough and not slow" $(ARGS)
+	$(PYTEST) $(WITH_TOOLS) -m "thorough and not slow" $(ARGS)
 
 test-all: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(PYTEST) $(WITH_TOOLS) -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED_DEV) $(DEFAULT_MODEL)
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) $(WITH_TOOLS) -m slow $(ARGS)
 
 test-cuda: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest tests/cuda $(ARGS)
@@ -76,22 +78,22 @@ test-newest:
 	$(NEWEST_VENV)/bin/python .ci/newest.py -n $(JOBS) --dist loadfile $(ARGS)
 
 test-vllm-versions: $(INSTALLED_DEV)
-	$(BIN)/python -m tests.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)
+	$(BIN)/python -m tools.vllm_versions --json build/vllm-versions.json $(VERSIONS) $(ARGS)
 
 test-vllm-suite: $(INSTALLED_DEV)
 	@test -n "$(VLLM_SOURCE)" || { echo "VLLM_SOURCE=PATH must name a source tree of vLLM; see docs/vllm-suite.md" >&2; exit 2; }
-	@exec $(BIN)/python -m tests.vllm_suite $(VLLM_SOURCE) $(ARGS)
+	@exec $(BIN)/python -m tools.vllm_suite $(VLLM_SOURCE) $(ARGS)
 
 # Small caches are full after the warm-up; bursts overflow a short queue.
 SOAKED := $(BIN)/vllm-cli serve --trust-request-chat-template --kv-cache-memory-bytes 256M --max-num-queued-reqs 48
 
 test-soak: $(DEFAULT_MODEL)
 	@mkdir -p build
-	@exec $(BIN)/python -m tests.soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
+	@exec $(BIN)/python -m tools.soak --cmd "$(SOAKED)" --json build/soak.json --html build/soak.html $(ARGS)
 
 test-faults: $(DEFAULT_MODEL)
 	@mkdir -p build
-	@exec $(BIN)/python -m tests.faults --cmd "$(BIN)/vllm-cli serve" --json build/faults.json $(ARGS)
+	@exec $(BIN)/python -m tools.faults --cmd "$(BIN)/vllm-cli serve" --json build/faults.json $(ARGS)
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -111,7 +111,7 @@ def test_tests_and_linters_install_their_tools_once(clone):
 )
 def test_each_tier_selects_tests_by_their_marks(target: str, selected: str, clone):
     clone.make(target, "JOBS=0")
-    assert clone.take_log()[-1] == f"-m pytest -n 0 --dist loadfile -m {selected}"
+    assert clone.take_log()[-1] == f"-m pytest -n 0 --dist loadfile -o testpaths=tests tools -m {selected}"
 
 
 def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run(clone):
@@ -133,14 +133,14 @@ def test_the_newest_releases_are_installed_in_their_own_environment_at_every_run
 def test_a_soak_leaves_its_result_in_the_build_folder_and_its_length_can_be_chosen(clone):
     assert clone.make("test-soak", "ARGS=--minutes 1").returncode == 0
     line = clone.take_log()[-1]
-    assert line.startswith("-m tests.soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache")
+    assert line.startswith("-m tools.soak --cmd .venv/bin/vllm-cli serve --trust-request-chat-template --kv-cache")
     assert line.endswith(" --json build/soak.json --html build/soak.html --minutes 1")
     assert (clone.path / "build").is_dir()
 
 
 def test_faults_leave_their_result_in_the_build_folder(clone):
     assert clone.make("test-faults", "ARGS=--rounds 1").returncode == 0
-    wanted = "-m tests.faults --cmd .venv/bin/vllm-cli serve --json build/faults.json --rounds 1"
+    wanted = "-m tools.faults --cmd .venv/bin/vllm-cli serve --json build/faults.json --rounds 1"
     assert clone.take_log()[-1] == wanted
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from startup.standby.status import StandbyStatus, TemplateStatus
-from tests.conftest import OFF
-from tests.standby_process import StandbyProcess
+from tests.standby_process import OFF, StandbyProcess
 from tests.startup.systemd.notify_socket import NotifySocket
 from tests.startup.vllm.fake_start import short_folder
 from tests.waiting import is_gone, wait_until

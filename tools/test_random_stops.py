@@ -1,0 +1,49 @@
+"""tools/random_stops.py stops all processes of a tree and keeps the command's exit code."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import signal, subprocess, sys, time
+
+def state(process):
+    return open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()[0]
+
+def wait_stopped(process):
+    while state(process) != "T":
+        time.sleep(0.001)
+
+running, stopped = (subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1000)"]) for _ in range(2))
+stopped.send_signal(signal.SIGSTOP)
+wait_stopped(stopped)
+for _ in range(3):
+    wait_stopped(running)
+    while state(running) == "T":
+        time.sleep(0.001)
+print(state(stopped))
+for process in (running, stopped):
+    process.kill()
+    process.wait()
+"""
+
+
+def _run_with_stops(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.random_stops", "--most-ms", "100", "--every-ms", "5", "--", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_running_processes_are_stopped_and_continued_and_stopped_ones_stay_stopped() -> None:
+    done = _run_with_stops(sys.executable, "-c", _PROGRAM)
+    assert done.stdout == "T\n", done.stderr
+    assert int(re.findall(r"random_stops: (\d+) stops", done.stderr)[0]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("program", "code"), [("raise SystemExit(7)", 7), (f"import os; os.kill(os.getpid(), {int(signal.SIGTERM)})", 143)]
+)
+def test_exit_code_is_that_of_the_command(program: str, code: int) -> None:
+    assert _run_with_stops(sys.executable, "-S", "-c", program).returncode == code
