@@ -197,7 +197,6 @@ def build_app(parts: AppParts) -> ServerApp:
     load_report = LoadReport()
     engine.subscribe_stats(lambda stats: metrics.engine.record_step(stats))
     engine.subscribe_stats(load_report.record)
-    metrics.register_sleep(lambda: engine.sleep_level)
     metrics.register_rejections(parts.admission.num_rejected)
     availability = Availability(parts.lifecycle, parts.start)
     handlers = _build_handlers(parts, availability)

@@ -81,11 +81,6 @@ class EngineConfig:
         above=0,
         maximum=1,
     )
-    enable_sleep_mode: bool = setting(
-        False,
-        "--enable-sleep-mode",
-        "Let /sleep free the weights and the KV cache, and /wake_up read them again (VLLM_SERVER_DEV_MODE=1).",
-    )
     enable_prefix_caching: bool = setting(
         True, "--enable-prefix-caching", "Reuse the KV cache of earlier prompts that begin alike."
     )

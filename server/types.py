@@ -237,10 +237,6 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """Threads that compute a step."""
 
 
-SleepMode = Literal["abort", "wait", "keep"]
-"""What happens to running requests: they end, finish first, or are computed again after waking up."""
-
-
 class PoolingInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The capabilities of a pooling model."""
 

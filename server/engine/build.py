@@ -26,7 +26,6 @@ from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
-from server.engine.sleep_mode import ReleasableWeights
 from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
@@ -93,7 +92,6 @@ def build_core(
             image_encoder(model) if isinstance(runner, PackedRunner) else None,
             has_prefix_cache=cache.has_prefixes,
         ),
-        weights=ReleasableWeights(model, lambda: load_model(files.path, config)) if config.enable_sleep_mode else None,
         images=cache_images(model) if isinstance(runner, PackedRunner) else None,
         adapters=_build_adapters(runner, model, config) if config.lora.enable_lora else None,
     )

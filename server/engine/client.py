@@ -27,15 +27,13 @@ from server.engine.messages import (
     Ready,
     ResetEncoderCache,
     ResetPrefixCache,
-    Sleep,
     Step,
     ToEngine,
     UnloadAdapter,
-    WakeUp,
 )
 from server.engine.uploads import Uploader
 from server.errors import EngineDeadError, EngineError, EngineStartError, RequestError
-from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams, SleepMode
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +71,6 @@ class EngineClient:
         """Adapters that the engine is loading."""
         self._commands: dict[int, asyncio.Future[Done]] = {}
         self._command_ids = count(1)
-        self.sleep_level: int | None = None
-        """None while the engine is awake."""
         self._subscribers: list[Callable[[EngineStats], None]] = []
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -114,7 +110,6 @@ class EngineClient:
         self.ended_silently = False
         self.dead.clear()
         self.stats = EngineStats()
-        self.sleep_level = None
         await self.start()
 
     def ping(self) -> None:
@@ -201,28 +196,6 @@ class EngineClient:
     def unload_adapter(self, adapter_id: int) -> None:
         """Frees an adapter once the last request that uses it has ended."""
         self._send(UnloadAdapter(adapter_id))
-
-    async def sleep(self, level: int, mode: SleepMode) -> None:
-        """Stops computing; from level 1 on, frees the weights and the KV cache.
-
-        Raises:
-            EngineDeadError: the engine was dead or died meanwhile.
-            RequestError: the engine cannot sleep at this level.
-        """
-        await self._run_command(Sleep(next(self._command_ids), level, mode))
-        self.sleep_level = max(level, self.sleep_level or 0)
-
-    async def wake_up(self, tags: tuple[str, ...] | None) -> bool:
-        """Returns whether the engine is fully awake.
-
-        Raises:
-            EngineDeadError: the engine was dead or died meanwhile.
-            RequestError: the weights cannot be read any more.
-        """
-        done = await self._run_command(WakeUp(next(self._command_ids), tags))
-        if done.is_done:
-            self.sleep_level = None
-        return done.is_done
 
     async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
         """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.

@@ -22,16 +22,12 @@ from server.engine.messages import (
     LoadAdapter,
     ResetEncoderCache,
     ResetPrefixCache,
-    Sleep,
-    WakeUp,
 )
 from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence, SequenceState
-from server.engine.sleep_mode import ReleasableWeights
-from server.errors import EngineStartError
 from server.types import (
     EngineOutput,
     EnginePrompt,
@@ -42,9 +38,6 @@ from server.types import (
 )
 
 logger = logging.getLogger(__name__)
-
-SLEEP_TAGS = ("weights", "kv_cache")
-"""What vLLM frees while it sleeps."""
 
 
 class _Pending(NamedTuple):
@@ -71,13 +64,9 @@ class EngineCore:
         guided: GuidedStates,
         features: FeatureBuilder,
         adapters: Adapters | None = None,
-        weights: ReleasableWeights | None = None,
         images: ImageCache | None = None,
     ) -> None:
-        """`adapters` is None without `--enable-lora`, `weights` without `--enable-sleep-mode`.
-
-        `images` is None for models without images.
-        """
+        """`adapters` is None without `--enable-lora`, `images` for models without images."""
         self._runner = runner
         self._cache = cache
         self._scheduler = scheduler
@@ -88,24 +77,13 @@ class EngineCore:
         self._guided = guided
         self._features = features
         self._adapters = adapters
-        self._weights = weights
         self._images = images
-        self._is_paused = False
-        self._released: set[str] = set()
-        """What is freed while the engine sleeps: of `SLEEP_TAGS`."""
-        self._pending_sleep: Sleep | None = None
-        """Waits for the end of running sequences."""
-        self._done: list[Done] = []
         self._pending: dict[str, _Pending] = {}
         """In order of arrival."""
         self._num_iteration_tokens = 0
 
     @property
     def has_work(self) -> bool:
-        if self._is_paused:
-            return False
-        if self._pending_sleep is not None:
-            return self._scheduler.num_running > 0
         return self._scheduler.has_work or any(self._guided.is_ready(p.sequence) for p in self._pending.values())
 
     @property
@@ -180,82 +158,15 @@ class EngineCore:
             self._adapters.unload(adapter_id)
             self._drop_unloaded_adapters()
 
-    def execute(self, command: Command) -> list[EngineOutput]:
-        """Begins a command and returns the outputs of requests that it ends; `take_done` has its result."""
+    def execute(self, command: Command) -> Done:
+        """Executes a command at once."""
         match command:
-            case Sleep():
-                return self._fall_asleep(command)
-            case WakeUp(command_id, tags):
-                self._done.append(self._wake_up(command_id, tags))
             case ResetPrefixCache(command_id, interrupts):
-                self._done.append(Done(command_id, self._reset_prefix_cache(interrupts=interrupts)))
+                return Done(command_id, self._reset_prefix_cache(interrupts=interrupts))
             case ResetEncoderCache(command_id):
-                self._forget_images()
-                self._done.append(Done(command_id))
-        return []
-
-    def take_done(self) -> list[Done]:
-        """The results of commands that have ended since the last call."""
-        if self._pending_sleep is not None and not self._scheduler.num_running:
-            command, self._pending_sleep = self._pending_sleep, None
-            self._sleep(command)
-        done, self._done = self._done, []
-        return done
-
-    def _fall_asleep(self, command: Sleep) -> list[EngineOutput]:
-        if command.level and self._weights is None:
-            self._done.append(Done(command.command_id, False, "sleep levels 1 and 2 need --enable-sleep-mode"))
-            return []
-        self._cancel_pending_sleep("another call of /sleep took its place")
-        if command.mode == "wait" and not self._is_paused:
-            self._scheduler.is_admitting = False
-            self._pending_sleep = command
-            return []
-        ended: list[EngineOutput] = []
-        if command.mode == "abort":
-            ended = [
-                EngineOutput(request_id=i, finish_reason="abort", error="The engine was put to sleep.")
-                for i in (*self._pending, *(s.request_id for s in self._scheduler.sequences))
-            ]
-            self.abort([output.request_id for output in ended])
-        self._sleep(command)
-        return ended
-
-    def _sleep(self, command: Sleep) -> None:
-        self._is_paused = True
-        self._scheduler.is_admitting = True
-        if command.level and not self._released:
-            assert self._weights is not None
-            self._scheduler.preempt_all()
-            self._cache.forget_prefixes()
-            self._forget_images()
-            self._runner.unpack()
-            self._weights.release()
-            self._released = set(SLEEP_TAGS)
-        self._done.append(Done(command.command_id))
-
-    def _wake_up(self, command_id: int, tags: tuple[str, ...] | None) -> Done:
-        self._cancel_pending_sleep("the engine was woken up before it slept")
-        if "weights" in self._released and (tags is None or "weights" in tags):
-            assert self._weights is not None
-            try:
-                self._weights.restore()
-            except EngineStartError as err:
-                return Done(command_id, False, f"the weights cannot be read again: {err}")
-        self._released -= self._released if tags is None else set(tags)
-        if not self._released:
-            self._is_paused = False
-        return Done(command_id, not self._released)
-
-    def _cancel_pending_sleep(self, reason: str) -> None:
-        if self._pending_sleep is not None:
-            self._done.append(Done(self._pending_sleep.command_id, False, reason))
-            self._pending_sleep = None
-            self._scheduler.is_admitting = True
-
-    def _forget_images(self) -> None:
-        if self._images is not None:
-            self._images.clear()
+                if self._images is not None:
+                    self._images.clear()
+                return Done(command_id)
 
     def _reset_prefix_cache(self, *, interrupts: bool) -> bool:
         if self._scheduler.num_running and not interrupts:
@@ -315,8 +226,6 @@ class EngineCore:
 
     def do_idle_work(self) -> bool:
         """Does a piece of deferrable work; True while there is more."""
-        if self._released:
-            return False
         if self._runner.do_idle_work():
             return True
         self._sampler.prepare()

@@ -31,7 +31,6 @@ class LinearPacker:
         self._product: type[PackedProduct] | None = None
         self._todo: list[list[torch.nn.Linear]] | None = None
         self._packing: _PackedGroup | None = None
-        self._packed: list[_PackedGroup] = []
 
     def pack_next(self) -> bool:
         """Packs one layer with its siblings, or a part of them; False when none is left."""
@@ -45,17 +44,8 @@ class LinearPacker:
             self._packing = _PackedGroup(self._todo.pop(), self._product)
         if not self._packing.pack_next():
             self._packing.replace_forwards()
-            self._packed.append(self._packing)
             self._packing = None
         return self._packing is not None or bool(self._todo)
-
-    def unpack(self) -> None:
-        """Frees all packed weights; `pack_next` packs them again."""
-        for group in self._packed:
-            group.restore_forwards()
-        self._packed.clear()
-        self._packing = None
-        self._todo = None
 
 
 class _PackedGroup:
@@ -80,11 +70,6 @@ class _PackedGroup:
             return
         for index, linear in enumerate(self._linears):
             linear.forward = partial(self._compute_part, index)  # type: ignore[method-assign]
-
-    def restore_forwards(self) -> None:
-        """Makes the layers compute with their plain weights again."""
-        for linear in self._linears:
-            del linear.forward
 
     def _compute_part(self, index: int, x: torch.Tensor) -> torch.Tensor:
         """The first sibling called with an input computes all outputs; the last one releases them."""

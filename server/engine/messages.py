@@ -10,7 +10,6 @@ from server.types import (
     PromptInputs,
     ReasoningRules,
     SamplingParams,
-    SleepMode,
 )
 
 
@@ -123,21 +122,6 @@ class AdapterReport(msgspec.Struct, frozen=True, array_like=True, tag="adapter_r
     """Whether the error is that there is no adapter at the path."""
 
 
-class Sleep(msgspec.Struct, frozen=True, array_like=True, tag="sleep"):
-    """To the engine: stop computing; from level 1 on also free weights and cache. Answered by a `Done`."""
-
-    command_id: int
-    level: int
-    mode: SleepMode
-
-
-class WakeUp(msgspec.Struct, frozen=True, array_like=True, tag="wake_up"):
-    """To the engine: undo `Sleep`, for some of vLLM's tags or for all."""
-
-    command_id: int
-    tags: tuple[str, ...] | None
-
-
 class ResetPrefixCache(msgspec.Struct, frozen=True, array_like=True, tag="reset_prefix_cache"):
     """To the engine: forget all prefixes, unless requests are running that must not be interrupted."""
 
@@ -157,7 +141,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag="done"):
 
     command_id: int
     is_done: bool = True
-    """`WakeUp`: whether the engine is fully awake; `ResetPrefixCache`: whether it was reset."""
+    """`ResetPrefixCache`: whether it was reset."""
     error: str | None = None
 
 
@@ -169,7 +153,7 @@ class Pong(msgspec.Struct, frozen=True, array_like=True, tag="pong"):
     """From the engine: the answer to a ping."""
 
 
-Command = Sleep | WakeUp | ResetPrefixCache | ResetEncoderCache
+Command = ResetPrefixCache | ResetEncoderCache
 Request = Generate | Pool | Abort | LoadAdapter | UnloadAdapter | Command | Ping
 ToEngine = Request | Piece | DropUpload
 FromEngine = Ready | Failed | Step | AdapterReport | Done | Pong

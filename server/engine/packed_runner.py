@@ -118,11 +118,6 @@ class PackedRunner:
         """Packs one linear layer; True while there are more."""
         return self._packer is not None and self._packer.pack_next()
 
-    def unpack(self) -> None:
-        """Frees what idle work has computed from the weights."""
-        if self._packer is not None:
-            self._packer.unpack()
-
     def _forward(
         self,
         input_ids: torch.Tensor,

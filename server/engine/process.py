@@ -37,11 +37,9 @@ from server.engine.messages import (
     Request,
     ResetEncoderCache,
     ResetPrefixCache,
-    Sleep,
     Step,
     ToEngine,
     UnloadAdapter,
-    WakeUp,
 )
 from server.engine.phases import Phases
 from server.engine.thread_count import ThreadCount
@@ -233,10 +231,8 @@ class _EngineLoop:
                 if not _is_plain(message):
                     imports.restore()
                 self._handle(message, core)
-                has_idle_work = has_idle_work or isinstance(message, WakeUp)
                 if idle_work_due_s == inf and not isinstance(message, Ping):
                     idle_work_due_s = monotonic() + _IDLE_WORK_DELAY_S
-            self._send_done(core)
             step_s = 0.0
             if core.has_work:
                 begin_s = monotonic()
@@ -245,7 +241,6 @@ class _EngineLoop:
                 stats = core.stats
                 self._send(Step(outputs, stats))
                 threads.record(stats.num_iteration_tokens, step_s)
-                self._send_done(core)
                 trimmer.postpone()
             trimmer.trim_if_due()
             if has_idle_work and monotonic() >= idle_work_due_s:
@@ -264,8 +259,10 @@ class _EngineLoop:
             case Abort(request_ids):
                 core.abort(request_ids)
                 self._send(Step([], core.stats))
-            case Sleep() | WakeUp() | ResetPrefixCache() | ResetEncoderCache():
-                self._send(Step(core.execute(message), core.stats))
+            case ResetPrefixCache() | ResetEncoderCache():
+                done = core.execute(message)
+                self._send(Step([], core.stats))
+                self._send(done)
             case LoadAdapter():
                 self._send(core.load_adapter(message))
             case UnloadAdapter(adapter_id):
@@ -274,10 +271,6 @@ class _EngineLoop:
                 self._send(Pong())
         if rejected:
             self._send(Step(rejected, core.stats))
-
-    def _send_done(self, core: "EngineCore | PoolingCore") -> None:
-        for done in core.take_done():
-            self._send(done)
 
     def fail(self, message: str) -> None:
         """Sends the API process the reason for the exit; logs it if the connection is closed."""

@@ -32,6 +32,3 @@ class Runner(Protocol):
 
     def do_idle_work(self) -> bool:
         """Does a small piece of deferrable work; True while there is more."""
-
-    def unpack(self) -> None:
-        """Frees what idle work has computed from the weights, which are about to be freed themselves."""

@@ -32,8 +32,6 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._by_id: dict[str, Sequence] = {}
         self.num_preemptions = 0
-        self.is_admitting = True
-        """Whether waiting sequences may start."""
 
     @property
     def has_work(self) -> bool:
@@ -109,8 +107,6 @@ class Scheduler:
         With `n` > 1 the first sequence computes the prompt; the others wait and copy it a step later.
         A sequence whose adapter would be one too many lets others pass.
         """
-        if not self.is_admitting:
-            return
         held_back: list[Sequence] = []
         adapters = self.running_adapters if self._waiting else set()
         while self._waiting and not step.is_full and self._cache.can_admit(self._waiting[0]):

@@ -65,9 +65,6 @@ class SequentialRunner:
     def do_idle_work(self) -> bool:
         return False
 
-    def unpack(self) -> None:
-        pass
-
     def _compute(self, chunk: Chunk) -> torch.Tensor:
         sequence = chunk.sequence
         embeds = sequence.features.embeds if sequence.features is not None else None

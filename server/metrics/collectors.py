@@ -142,22 +142,6 @@ class EngineStateCollector:
         return counter
 
 
-class SleepCollector:
-    """Whether the engine sleeps, and at which level."""
-
-    def __init__(self, model_name: str, read_level: Callable[[], int | None]) -> None:
-        """`read_level` returns None while the engine is awake."""
-        self._labels = (model_name, ENGINE)
-        self._read_level = read_level
-
-    def collect(self) -> Iterator[Metric]:
-        level = self._read_level()
-        sleep = GaugeMetricFamily("vllm:engine_sleep_state", "Engine sleep state.", labels=(*LABELS, "sleep_state"))
-        for state, of_level in {"awake": None, "weights_offloaded": 1, "discard_all": 2}.items():
-            sleep.add_metric((*self._labels, state), float(level == of_level))
-        yield sleep
-
-
 class AdapterCollector:
     """The LoRA adapters of running and of waiting requests; the value is the time, as in vLLM."""
 
@@ -193,6 +177,10 @@ class ConstantCollector:
             counter = CounterMetricFamily(name, documentation, labels=LABELS)
             counter.add_metric(labels, 0)
             self._families.append(counter)
+        sleep = GaugeMetricFamily("vllm:engine_sleep_state", "Engine sleep state.", labels=(*LABELS, "sleep_state"))
+        for state in ("awake", "weights_offloaded", "discard_all"):
+            sleep.add_metric((*labels, state), float(state == "awake"))
+        self._families.append(sleep)
 
     def collect(self) -> Iterator[Metric]:
         yield from self._families

@@ -28,7 +28,6 @@ from server.metrics.collectors import (
     ImageCacheCollector,
     PoolDepthCollector,
     RejectionCollector,
-    SleepCollector,
     StartCollector,
 )
 from server.metrics.http_metrics import HttpMetrics
@@ -96,10 +95,6 @@ class ServerMetrics:
     def register_rejections(self, num_rejected: Mapping[str, int]) -> None:
         """Adds the rejected requests by the limit that was reached."""
         self.registry.register(RejectionCollector(self.model_name, num_rejected))
-
-    def register_sleep(self, read_level: Callable[[], int | None]) -> None:
-        """Adds the engine's sleep level; None is awake."""
-        self.registry.register(SleepCollector(self.model_name, read_level))
 
     def register_image_cache(self, cache: ImageCache) -> None:
         """Adds the counters of the renderer's image cache."""

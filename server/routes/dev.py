@@ -4,7 +4,7 @@ import platform
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from functools import wraps
-from typing import Any, Final, cast, get_args
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -20,9 +20,7 @@ from server.renderers.base import BaseRenderer
 from server.routes.info import json_response, unavailable_response
 from server.serving.availability import Availability
 from server.serving.failures import describe_failure
-from server.types import SleepMode
 
-_TAGS: Final = ("weights", "kv_cache", "scheduling")
 _FORMATS: Final = ("text", "json")
 
 Answer = Callable[["DevEndpoints", Request], Awaitable[Response]]
@@ -58,41 +56,14 @@ class DevEndpoints:
     def routes(self) -> list[Route]:
         """All routes."""
         posts = {
-            "/sleep": self.sleep,
-            "/wake_up": self.wake_up,
             "/reset_prefix_cache": self.reset_prefix_cache,
             "/reset_mm_cache": self.reset_mm_cache,
             "/reset_encoder_cache": self.reset_encoder_cache,
         }
-        gets = {"/is_sleeping": self.is_sleeping, "/server_info": self.server_info}
         return [
             *(Route(path, answer, methods=["POST"]) for path, answer in posts.items()),
-            *(Route(path, answer, methods=["GET"]) for path, answer in gets.items()),
+            Route("/server_info", self.server_info, methods=["GET"]),
         ]
-
-    @_when_available
-    async def sleep(self, request: Request) -> Response:
-        """POST /sleep?level=1&mode=abort."""
-        level = int(_read_choice(request, "level", ("0", "1", "2"), default="1"))
-        mode = _read_choice(request, "mode", get_args(SleepMode), default="abort")
-        if level:
-            await self._renderer.clear_mm_cache_async()
-        await self._engine.sleep(level, cast("SleepMode", mode))
-        return json_response({"status": "sleeping", "level": level})
-
-    @_when_available
-    async def wake_up(self, request: Request) -> Response:
-        """POST /wake_up?tags=weights&tags=kv_cache; without tags, all."""
-        tags = request.query_params.getlist("tags")
-        for tag in tags:
-            _check_choice("tags", tag, _TAGS)
-        is_awake = await self._engine.wake_up(tuple(tags) or None)
-        return json_response({"status": "awake" if is_awake else "sleeping", "tags": tags or None})
-
-    @_when_available
-    async def is_sleeping(self, request: Request) -> Response:
-        """GET /is_sleeping."""
-        return json_response({"is_sleeping": self._engine.sleep_level is not None})
 
     @_when_available
     async def reset_prefix_cache(self, request: Request) -> Response:
@@ -143,10 +114,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _read_choice(request: Request, name: str, choices: tuple[str, ...], *, default: str) -> str:
-    return _check_choice(name, request.query_params.get(name, default), choices)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    value = request.query_params.get(name, default)
     if value.lower() not in choices:
         raise RequestError(f"The parameter `{name}` must be one of {', '.join(choices)}, got {value!r}.", param=name)
     return value.lower()

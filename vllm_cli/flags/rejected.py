@@ -99,7 +99,8 @@ REJECTED: Final[dict[str, tuple[Flag, ...]]] = {
         value("--weight-transfer-config"),
         value("--num-gpu-blocks-override"),
     ),
-    "other kinds of sleep": (
+    "sleep levels": (
+        switch("--enable-sleep-mode"),
         switch("--sleep-mode-offload-cudagraph"),
         values("--sleep-preserve-parameter-names"),
     ),

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from server.engine.linear import LinearPacker
-from server.engine.messages import AdapterReport, Command, Done, LoadAdapter, ResetEncoderCache, ResetPrefixCache
+from server.engine.messages import AdapterReport, Command, Done, LoadAdapter
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
@@ -38,7 +38,6 @@ class PoolingCore:
         self._packer = packer
         self._queries = KeptQueries()
         self._num_iteration_tokens = 0
-        self._done: list[Done] = []
 
     @property
     def has_work(self) -> bool:
@@ -63,17 +62,9 @@ class PoolingCore:
         """Rejects the adapter."""
         return AdapterReport(message.adapter_id, "LoRA adapters need a model that generates text")
 
-    def execute(self, command: Command) -> list[EngineOutput]:
-        """Answers a command: there is nothing to forget, and sleeping is not supported."""
-        is_reset = isinstance(command, ResetPrefixCache | ResetEncoderCache)
-        error = None if is_reset else "only models that generate text can sleep"
-        self._done.append(Done(command.command_id, is_reset, error))
-        return []
-
-    def take_done(self) -> list[Done]:
-        """The results of commands since the last call."""
-        done, self._done = self._done, []
-        return done
+    def execute(self, command: Command) -> Done:
+        """Does nothing: there is nothing to forget."""
+        return Done(command.command_id)
 
     def unload_adapter(self, adapter_id: int) -> None:
         """Does nothing: there is no adapter."""

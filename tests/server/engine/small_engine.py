@@ -1,6 +1,5 @@
 """An engine core for a small model, built as in `server.engine.build`, with sizes chosen by the test."""
 
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -27,7 +26,6 @@ from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.shared_slots import SharedSlots
-from server.engine.sleep_mode import ReleasableWeights
 from server.engine.step_pace import StepPace
 from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
@@ -87,7 +85,6 @@ class SmallEngine:
         tokenizer_path: Path = Path("nowhere"),
         sequential: bool = False,
         lora: LoraConfig | None = None,
-        reload: Callable[[], PreTrainedModel] | None = None,
         pace: StepPace | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -140,7 +137,6 @@ class SmallEngine:
             features=FeatureBuilder(model, image_encoder(model)),
             adapters=self.adapters,
             images=cache_images(model),
-            weights=ReleasableWeights(model, reload) if reload is not None else None,
         )
         self.completions: dict[str, Completion] = {}
         self.steps: list[dict[str, int]] = []

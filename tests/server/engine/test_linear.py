@@ -128,21 +128,6 @@ def test_packing_moves_no_logit_far(model_type: str) -> None:
 
 
 @needs_packing
-def test_unpacking_restores_the_plain_layers() -> None:
-    model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
-    packer = LinearPacker(model)
-    packer.pack_next()
-    packer.unpack()
-    assert not any(_is_packed(module) for module in model.modules())
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.data * 2
-    while packer.pack_next():
-        pass
-    _assert_one_rounding(model.lm_head, torch.randn(2, model.config.hidden_size, dtype=torch.bfloat16))
-
-
-@needs_packing
 def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
     model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
     packer = LinearPacker(model)

@@ -17,7 +17,7 @@ from server.engine.messages import (
     FromEngine,
     LoadAdapter,
     Pool,
-    Sleep,
+    ResetEncoderCache,
     Step,
     ToEngine,
     UnloadAdapter,
@@ -134,21 +134,20 @@ async def test_an_adapter_whose_request_is_cancelled_is_unloaded() -> None:
 
 async def test_a_command_that_fails_is_an_error_of_the_request() -> None:
     async with connected() as (client, engine):
-        sleeping = asyncio.create_task(client.sleep(1, "wait"))
-        assert await engine.receive() == Sleep(1, 1, "wait")
-        engine.send(Done(1, is_done=False, error="no sleep"))
-        with pytest.raises(RequestError, match="no sleep"):
-            await sleeping
-        assert client.sleep_level is None
+        resetting = asyncio.create_task(client.reset_encoder_cache())
+        assert await engine.receive() == ResetEncoderCache(1)
+        engine.send(Done(1, is_done=False, error="no cache"))
+        with pytest.raises(RequestError, match="no cache"):
+            await resetting
 
 
 async def test_commands_fail_when_the_engine_ends() -> None:
     async with connected() as (client, engine):
         loading = asyncio.create_task(client.load_adapter(3, "a", "/a"))
-        sleeping = asyncio.create_task(client.sleep(1, "abort"))
+        resetting = asyncio.create_task(client.reset_encoder_cache())
         for _ in range(2):
             await engine.receive()
         client.give_up("it is gone")
-        for task in (loading, sleeping):
+        for task in (loading, resetting):
             with pytest.raises(EngineDeadError, match="it is gone"):
                 await task

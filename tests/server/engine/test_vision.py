@@ -183,8 +183,7 @@ def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> No
     engine.run()
     assert completion.token_ids == vision.expected(other)
     assert len(encoded) == 2
-    engine.core.execute(ResetEncoderCache(7))
-    assert engine.core.take_done() == [Done(7)]
+    assert engine.core.execute(ResetEncoderCache(7)) == Done(7)
     _add(engine, "again", other)
     engine.run()
     assert len(encoded) == 3

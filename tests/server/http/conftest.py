@@ -63,7 +63,6 @@ class ScriptedEngine:
     _num_sent: dict[str, int] = field(default_factory=dict)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     stats: EngineStats = EngineStats()
-    sleep_level: int | None = None
     subscribers: list[Callable[[EngineStats], None]] = field(default_factory=list)
     info: EngineInfo = EngineInfo(
         model_type="llama",

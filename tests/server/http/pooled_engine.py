@@ -19,7 +19,6 @@ class PooledEngine:
     def __init__(self, folder: Path, **config: Any) -> None:
         engine, files = EngineConfig(**config), ModelFiles(folder, folder)
         self.core, self.info = build_pooling_core(read_model_kind(folder, engine), files, engine, Phases())
-        self.sleep_level: int | None = None
         self.is_held = False
         """While true, nothing is computed."""
         self.requests: dict[str, tuple[list[int], list[int] | None, PoolingParams]] = {}

@@ -277,7 +277,6 @@ class InstantEngine(ScriptedEngine):
 class InstantPooling:
     """Returns the same vector for every prompt."""
 
-    sleep_level = None
     stats = EngineStats()
 
     def __init__(self, info: EngineInfo) -> None:
