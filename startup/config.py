@@ -80,7 +80,7 @@ class StartupConfig:
         choices=STANDBY_MODES,
         variable=env.VCLI_STANDBY,
     )
-    """Used before the command line is parsed (`startup.standby.client`)."""
+    """Used before the command line is parsed (`startup.standby.front_process`)."""
     startup_timeout_s: float | None = setting(
         None,
         "--startup-timeout",

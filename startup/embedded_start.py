@@ -22,7 +22,7 @@ from startup.caches.bytecode import use_baked_bytecode
 from startup.caches.learned_imports import learn, learned_imports
 from startup.config import StartupConfig
 from startup.engine import process as engine_process
-from startup.engine.supervisor import EngineSupervisor
+from startup.engine.starter import EngineSupervisor
 from startup.errors import EngineBootError, PortInUseError
 from startup.imports import import_engine, import_vision
 from startup.logs.setup import configure_logging

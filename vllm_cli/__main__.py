@@ -25,7 +25,7 @@ def main() -> int:
 
         become_init()
     if sys.argv[1:2] == ["serve"]:
-        from startup.standby.client import serve_warm
+        from startup.standby.front_process import serve_warm
 
         if (exit_code := serve_warm(sys.argv[2:])) is not None:
             return exit_code

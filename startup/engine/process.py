@@ -16,9 +16,9 @@ from pathlib import Path
 
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
-from startup.engine.cuda import detect_gpus_without_cuda
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
+from startup.engine.torch_environment import detect_gpus_without_cuda
 from startup.imports import import_engine, import_serially
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging

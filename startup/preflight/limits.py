@@ -11,7 +11,7 @@ from typing import Final
 
 from server.config import EngineConfig
 from startup.byte_count import format_bytes
-from startup.engine.cuda import expects_gpu
+from startup.engine.torch_environment import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, error, warning
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from startup.config import ModelConfig
-from startup.engine.cuda import detect_gpus_without_cuda
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
+from startup.engine.torch_environment import detect_gpus_without_cuda
 from startup.imports import import_engine
 from startup.model.model_class import modeling_module
 from startup.preflight.model_place import locate_files

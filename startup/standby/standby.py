@@ -13,7 +13,7 @@ from typing import Final
 
 from startup.errors import StartupError
 from startup.standby import places
-from startup.standby.client import peer_of
+from startup.standby.front_process import peer_of
 from startup.standby.memory import pss_bytes
 from startup.standby.model_pages import ModelPages
 from startup.standby.status import STATUS, STOP, StandbyStatus

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from startup.standby import places
-from startup.standby.client import peer_of
+from startup.standby.front_process import peer_of
 
 STATUS: Final = b"status"
 STOP: Final = b"stop"

@@ -22,11 +22,11 @@ from startup.processes import death_pipe, messages
 from startup.processes.descriptors import move_socket_up, move_up
 from startup.processes.openmp_state import record_openmp
 from startup.standby import places
-from startup.standby.client import peer_of
 from startup.standby.environment_reads import EnvironmentReads
 from startup.standby.environment_recorder import record_environment_reads
 from startup.standby.forked_server import ClientLink, TemplateFacts, take_over
 from startup.standby.freshness import InstalledFiles
+from startup.standby.front_process import peer_of
 from startup.standby.given_environment import given_environment
 from startup.standby.huge_pages import use_huge_pages
 from startup.standby.preloads import TemplateImports, choose_imports

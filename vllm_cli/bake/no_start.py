@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from envs import foreign
-from startup.engine.cuda import has_gpu
+from startup.engine.torch_environment import has_gpu
 from startup.errors import StartupError
 from startup.vllm.command_line import CommandLine
 from startup.vllm.installed import require_vllm

@@ -46,7 +46,7 @@ def serve(ctx: click.Context, /, **_: object) -> int:
 
 
 def _obey_standby_mode(mode: StandbyMode) -> None:
-    """Of a `--config` file, which is read later than the standby is asked (`startup.standby.client`).
+    """Of a `--config` file, which is read later than the standby is asked (`startup.standby.front_process`).
 
     A model's own code may use any module, so it cannot run after lean imports (`startup.lean`).
     """

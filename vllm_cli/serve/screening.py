@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from envs.redaction import hide_in_words
-from startup.engine.cuda import has_gpu
+from startup.engine.torch_environment import has_gpu
 from vllm_cli.errors import InputError
 from vllm_cli.flags.arguments import GivenFlag
 from vllm_cli.flags.flag import Flag, Shape

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.engine import cuda
-from startup.engine.cuda import detect_gpus_without_cuda, expects_gpu
+from startup.engine import torch_environment as cuda
+from startup.engine.torch_environment import detect_gpus_without_cuda, expects_gpu
 
 _NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"
 _DRIVER_LOADED = "file=libcuda.so.1 [0];  dynamically loaded by"

@@ -25,7 +25,7 @@ def message_of(report: PreflightReport, check: str) -> tuple[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", ())
+    monkeypatch.setattr("startup.engine.torch_environment._GPU_DEVICES", ())
 
 
 def test_weights_that_do_not_fit_are_reported_with_the_numbers(model_path: Path, preflight: Preflight) -> None:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from startup.processes import messages
-from startup.standby import client as standby_client
+from startup.standby import front_process as standby_client
 from tests.ports import free_port
 from tests.standby_process import StandbyProcess
 from tests.startup.standby.state_programs import client
@@ -32,7 +32,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user"
 
 _ASK: Final = """
 import sys, time
-from startup.standby import client
+from startup.standby import front_process as client
 begin = time.perf_counter()
 sys.argv = ["vllm-cli", "serve", *sys.argv[1:]]
 exit_code = client.serve_warm(sys.argv[2:])
@@ -55,7 +55,7 @@ process_state.capture = lambda: process_state.State(facts, honest().settings)
 _IN_A_NAMESPACE: Final = """
 import socket, sys
 from startup.standby import forked_server
-from startup.standby.client import peer_of
+from startup.standby.front_process import peer_of
 with socket.socket(socket.AF_UNIX) as listener:
     listener.bind(sys.argv[1])
     listener.listen()

@@ -78,7 +78,7 @@ def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_
     device = tmp_path / "device"
     if has_gpu:
         device.touch()
-    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", (device,))
+    monkeypatch.setattr("startup.engine.torch_environment._GPU_DEVICES", (device,))
     lines = list(notices(Arguments.parse(["--gpu-memory-utilization", "0.5"]).flags.values()))
     assert [line.startswith("--gpu-memory-utilization 0.5 has no effect: there is no GPU") for line in lines] == (
         [] if has_gpu else [True]
@@ -86,7 +86,7 @@ def test_the_share_of_gpu_memory_has_no_effect_without_a_gpu(has_gpu: bool, tmp_
 
 
 def test_a_value_out_of_range_is_only_an_error(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr("startup.engine.cuda._GPU_DEVICES", ())
+    monkeypatch.setattr("startup.engine.torch_environment._GPU_DEVICES", ())
     assert main(["serve", "m", "--gpu-memory-utilization", "5", "--enforce-eager"]) == 2
     assert capsys.readouterr().err == "Error: --gpu-memory-utilization must be above 0 and at most 1, got 5.0\n"
 

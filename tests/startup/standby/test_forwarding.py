@@ -17,7 +17,7 @@ from tests.waiting import is_gone, wait_until
 _CLIENT: Final = """
 import os, signal, socket, sys
 from startup.processes import messages
-from startup.standby.supervise import supervise
+from startup.standby.forwarding import supervise
 ours, theirs = socket.socketpair()
 pid = os.fork()
 if pid == 0:

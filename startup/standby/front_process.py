@@ -51,7 +51,7 @@ def serve_warm(words: list[str]) -> int | None:
             relay = _notify_relay()
             variables = {} if relay is None else {"NOTIFY_SOCKET": relay.address}
             server_pid, server_fd, life_fd = _request(connection, variables)
-            from startup.standby.supervise import supervise  # noqa: PLC0415 - slow to import for a cold start
+            from startup.standby.forwarding import supervise  # noqa: PLC0415 - slow to import for a cold start
 
             return supervise(connection, server_pid, server_fd, life_fd, relay)
     except ColdStartError as err:
