@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from server.engine.prompt_features import PlacedRows
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 
 _CALL_COST_TOKENS = 256
 """An attention call costs as much as about this many padded tokens (10 us against 0.05 us per token)."""
@@ -17,40 +17,6 @@ _MIN_SAVED_TOKENS = 1536
 
 CountShared = Callable[[list[int]], int]
 """Counts the first tokens that slots have in the same memory."""
-
-
-class Chunk(NamedTuple):
-    """`num_tokens` of a sequence, from its first token that is not computed."""
-
-    sequence: Sequence
-    num_tokens: int
-
-    @property
-    def begin(self) -> int:
-        return self.sequence.num_computed_tokens
-
-    @property
-    def end(self) -> int:
-        return self.begin + self.num_tokens
-
-    @property
-    def num_prompt_rows(self) -> int:
-        """Tokens of the chunk that belong to the prompt."""
-        return max(0, min(self.end, self.sequence.num_prompt_tokens) - self.begin)
-
-    @property
-    def is_decode(self) -> bool:
-        return self.num_tokens == 1 and self.begin > 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the sequence's next token can be sampled after this chunk."""
-        return self.end == self.sequence.num_tokens
-
-    @property
-    def wants_all_logits(self) -> bool:
-        """Whether log-probabilities of the prompt are requested and not reported yet."""
-        return self.sequence.params.prompt_logprobs is not None and self.sequence.is_first_pass
 
 
 @dataclass(frozen=True)

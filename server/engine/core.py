@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.guided import GuidedDecodingError, GuidedStates
 from server.engine.image_cache import ImageCache
@@ -27,7 +26,7 @@ from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.runner import Runner, StepLogits
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence, SequenceState
+from server.engine.sequence import Chunk, Sequence, SequenceState
 from server.types import (
     EngineOutput,
     EnginePrompt,

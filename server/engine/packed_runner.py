@@ -13,13 +13,14 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.engine.attention import PackedAttention, UnsupportedAttentionError
-from server.engine.batch import Chunk, pack
+from server.engine.batch import pack
 from server.engine.kv_cache import KVCache, LayerShape
 from server.engine.light_forward import LightForward
 from server.engine.linear import LinearPacker
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
+from server.engine.sequence import Chunk
 from server.engine.vision import language_model
 
 _ATTENTION_NAME = "vllm_cli_packed"

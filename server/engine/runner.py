@@ -5,8 +5,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from server.engine.batch import Chunk
 from server.engine.lora.layers import AdaptedLayers
+from server.engine.sequence import Chunk
 
 
 class StepLogits(NamedTuple):

@@ -9,9 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from time import monotonic
 
-from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
-from server.engine.sequence import Sequence, SequenceState
+from server.engine.sequence import Chunk, Sequence, SequenceState
 from server.engine.step_pace import StepPace
 
 

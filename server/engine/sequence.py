@@ -1,11 +1,11 @@
-"""One sequence in the engine: its tokens, how many are computed, and the memory it holds."""
+"""One sequence in the engine: its tokens, how many are computed, and the memory it holds; chunks of it."""
 
 from enum import Enum
 from functools import cache
 from hashlib import blake2b
 from os import urandom
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -147,6 +147,40 @@ class Sequence:
     def is_first_pass(self) -> bool:
         """Whether no token has been sampled yet."""
         return self.num_output_tokens == 0
+
+
+class Chunk(NamedTuple):
+    """`num_tokens` of a sequence, from its first token that is not computed."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def begin(self) -> int:
+        return self.sequence.num_computed_tokens
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.num_tokens
+
+    @property
+    def num_prompt_rows(self) -> int:
+        """Tokens of the chunk that belong to the prompt."""
+        return max(0, min(self.end, self.sequence.num_prompt_tokens) - self.begin)
+
+    @property
+    def is_decode(self) -> bool:
+        return self.num_tokens == 1 and self.begin > 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence's next token can be sampled after this chunk."""
+        return self.end == self.sequence.num_tokens
+
+    @property
+    def wants_all_logits(self) -> bool:
+        """Whether log-probabilities of the prompt are requested and not reported yet."""
+        return self.sequence.params.prompt_logprobs is not None and self.sequence.is_first_pass
 
 
 def _hash_salt(salt: str) -> int:

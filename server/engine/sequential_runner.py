@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
 from server.engine.lora.layers import AdaptedLayers
 from server.engine.prompt_features import PlacedRows, embed
 from server.engine.runner import StepLogits
+from server.engine.sequence import Chunk
 
 logger = logging.getLogger(__name__)
 

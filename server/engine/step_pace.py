@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from statistics import median
 from time import perf_counter
 
-from server.engine.batch import Chunk
+from server.engine.sequence import Chunk
 
 _MAX_SLOWDOWN = 2.0
 """A step with prompts may take this many times as long as one without."""

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
 from server.engine.lora.adapter import LowRank
 from server.engine.lora.rows import Rows, StepRows
+from server.engine.sequence import Chunk
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

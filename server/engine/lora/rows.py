@@ -6,7 +6,7 @@ from typing import Final
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
+from server.engine.sequence import Chunk
 
 Rows = slice | torch.Tensor
 

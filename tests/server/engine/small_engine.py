@@ -9,7 +9,6 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.core import EngineCore
 from server.engine.guided import GuidedStates
@@ -24,6 +23,7 @@ from server.engine.prompt_features import FeatureBuilder
 from server.engine.runner import StepLogits
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Scheduler
+from server.engine.sequence import Chunk
 from server.engine.sequential_runner import SequentialRunner
 from server.engine.shared_slots import SharedSlots
 from server.engine.step_pace import StepPace

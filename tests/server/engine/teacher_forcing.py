@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
 from server.engine.kv_cache import KVCache
 from server.engine.packed_runner import PackedRunner
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 from server.types import SamplingParams
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from server.engine.batch import Chunk, PackedBatch, pack
-from server.engine.sequence import Sequence
+from server.engine.batch import PackedBatch, pack
+from server.engine.sequence import Chunk, Sequence
 from server.types import SamplingParams
 
 SLOT_LEN = 4096

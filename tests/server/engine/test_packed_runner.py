@@ -10,10 +10,9 @@ import torch
 
 from server.engine import attention
 from server.engine import packed_runner as packed_runner_module
-from server.engine.batch import Chunk
 from server.engine.fused_attention import attend_in_parts
 from server.engine.packed_runner import PackedRunner
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 from server.types import SamplingParams
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
 from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.batch import Chunk, pack
+from server.engine.batch import pack
 from server.engine.build import build_core
 from server.engine.phases import Phases
 from server.engine.prompt_features import FeatureBuilder, check_takes_embeds
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 from server.errors import EngineStartError
 from server.types import PromptInputs, SamplingParams, TensorData
 from tests.server.engine.small_engine import SmallEngine

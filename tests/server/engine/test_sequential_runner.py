@@ -7,10 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from server.engine.attention import UnsupportedAttentionError
-from server.engine.batch import Chunk
 from server.engine.cache_manager import CacheManager
 from server.engine.packed_runner import PackedRunner
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 from server.engine.sequential_runner import SequentialRunner
 from server.types import SamplingParams
 from tests.server.engine.teacher_forcing import as_sequences

@@ -5,8 +5,7 @@ import itertools
 import pytest
 from transformers import PreTrainedModel
 
-from server.engine.batch import Chunk
-from server.engine.sequence import Sequence
+from server.engine.sequence import Chunk, Sequence
 from server.engine.step_pace import StepPace
 from server.types import SamplingParams
 from tests.server.engine.small_engine import SmallEngine
