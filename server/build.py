@@ -13,7 +13,7 @@ import uvicorn
 from envs.sagemaker import is_customized as is_sagemaker_customized
 from server.app import ServerApp, build_middleware
 from server.config import ServerConfig
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.limits import LimitsConfig
 from server.metrics.server_metrics import ServerMetrics

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from server.access_log import set_up_access_log
 from server.config import ServerConfig
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 from server.serving.loop_heartbeat import LoopHeartbeat
 from server.serving.stats_line import StatsLine

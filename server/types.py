@@ -1,7 +1,7 @@
 """Values exchanged between the renderer, the engine and the routes; standard library and msgspec only.
 
 They are msgspec structs because the engine runs in a separate process: these types are also the wire format
-(MessagePack, see `server.engine.messages`).
+(MessagePack, see `server.engine.process_link.messages`).
 """
 
 from typing import Literal

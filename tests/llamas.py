@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
+from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SMOL_VOCAB_SIZE: Final = 49152

@@ -15,9 +15,9 @@ from typing import Final
 import torch
 from transformers import AutoModelForCausalLM
 
-from server.engine.linear import LinearPacker
+from server.engine.compute.linear import LinearPacker
 from server.lora_config import LoraConfig
-from tests.server.engine.peft_adapters import save_adapter
+from tests.server.engine.lora.peft_adapters import save_adapter
 from tests.server.engine.small_engine import SmallEngine
 
 _BATCHES: Final = {

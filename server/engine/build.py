@@ -8,27 +8,27 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.attention import UnsupportedAttentionError
-from server.engine.cache_manager import CacheManager
+from server.engine.compute.attention import UnsupportedAttentionError
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.runner import Runner
+from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.guided import GuidedStates
-from server.engine.image_cache import cache_images
-from server.engine.kv_cache import KVCache, LayerShape
+from server.engine.features.image_cache import cache_images
+from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
+from server.engine.features.vision import image_encoder
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
-from server.engine.model_loading import derive_max_model_len, find_eos_token_ids, load_model
-from server.engine.packed_runner import PackedRunner
+from server.engine.memory.cache_manager import CacheManager
+from server.engine.memory.kv_cache import KVCache, LayerShape
+from server.engine.memory.prefix_cache import PrefixCache
+from server.engine.memory.sizing import PREFIX_SHARE, CacheSize, size_cache
+from server.engine.memory.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
+from server.engine.model.model_loading import derive_max_model_len, find_eos_token_ids, load_model
 from server.engine.phases import Phases
-from server.engine.prefix_cache import PrefixCache
-from server.engine.prompt_features import FeatureBuilder, check_takes_embeds, embeds_width
-from server.engine.runner import Runner
-from server.engine.sampler import Sampler
+from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
-from server.engine.sequential_runner import SequentialRunner
-from server.engine.sizing import PREFIX_SHARE, CacheSize, size_cache
 from server.engine.step_pace import StepPace
-from server.engine.vision import image_encoder
-from server.engine.working_memory import NO_WORKING_MEMORY, WorkingMemory, estimate_working_memory
 from server.machine.cpus import usable_count
 from server.types import EngineInfo
 

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from server.engine.cache_manager import CacheManager
-from server.engine.guided import GuidedDecodingError, GuidedStates
-from server.engine.image_cache import ImageCache
-from server.engine.logprobs import describe
+from server.engine.compute.runner import Runner, StepLogits
+from server.engine.features.image_cache import ImageCache
+from server.engine.features.prompt_features import FeatureBuilder, PromptFeaturesError
 from server.engine.lora.adapter_config import AdapterError, AdapterMissingError
 from server.engine.lora.adapters import Adapters
-from server.engine.messages import (
+from server.engine.memory.cache_manager import CacheManager
+from server.engine.process_link.messages import (
     AdapterReport,
     Command,
     Done,
@@ -22,9 +22,9 @@ from server.engine.messages import (
     ResetEncoderCache,
     ResetPrefixCache,
 )
-from server.engine.prompt_features import FeatureBuilder, PromptFeaturesError
-from server.engine.runner import Runner, StepLogits
-from server.engine.sampler import Sampled, Sampler
+from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
+from server.engine.sampling.logprobs import describe
+from server.engine.sampling.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk, Sequence, SequenceState
 from server.types import (

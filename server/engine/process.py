@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.channel import BlockingChannel, ChannelClosedError
-from server.engine.messages import (
+from server.engine.compute.thread_count import ThreadCount
+from server.engine.phases import Phases
+from server.engine.process_link.channel import BlockingChannel, ChannelClosedError
+from server.engine.process_link.messages import (
     Abort,
     DropUpload,
     Failed,
@@ -41,9 +43,7 @@ from server.engine.messages import (
     ToEngine,
     UnloadAdapter,
 )
-from server.engine.phases import Phases
-from server.engine.thread_count import ThreadCount
-from server.engine.uploads import Uploads
+from server.engine.process_link.uploads import Uploads
 from server.errors import EngineMemoryError, EngineStartError
 from server.machine.cpus import affinity_count, usable_count
 from server.machine.heap import HeapTrimmer

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from time import monotonic
 
-from server.engine.cache_manager import CacheManager
+from server.engine.memory.cache_manager import CacheManager
 from server.engine.sequence import Chunk, Sequence, SequenceState
 from server.engine.step_pace import StepPace
 

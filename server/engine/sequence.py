@@ -15,9 +15,9 @@ from server.types import SamplingParams, TokenLogprob
 if TYPE_CHECKING:
     import torch
 
-    from server.engine.grammar_compiler import Grammar
-    from server.engine.prompt_features import PromptFeatures
-    from server.engine.reasoning import ReasoningState
+    from server.engine.features.prompt_features import PromptFeatures
+    from server.engine.sampling.grammar_compiler import Grammar
+    from server.engine.sampling.reasoning import ReasoningState
 
 
 _ADAPTER_BIT = 40

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from envs.redaction import without_login
 from envs.registry import variables
 from server.config import ServerConfig
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.errors import RequestError, ServerError
 from server.renderers.base import BaseRenderer
 from server.routes.info import json_response, unavailable_response

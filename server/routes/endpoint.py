@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.errors import RequestError
 from server.metrics.server_metrics import LoopMetrics
 from server.protocol.decoding import RequestDecoder

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.metrics.server_metrics import ServerMetrics
 from server.routes.info import json_response

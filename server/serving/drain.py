@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from server.config import ServerConfig
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.lifecycle import Lifecycle
 from server.serving.running_requests import RunningRequests
 

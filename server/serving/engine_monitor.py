@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.errors import EngineStartError
 from server.lifecycle import Lifecycle, State
 from server.serving.readiness import EngineReadiness

@@ -89,7 +89,7 @@ def check_constraint(constraint: Constraint) -> None:
         RequestError: the grammar does not compile.
     """
     # llguidance takes 40 ms to import, and most servers never receive a constraint
-    from server.engine.grammar import GrammarError, build_grammar  # noqa: PLC0415
+    from server.engine.sampling.grammar import GrammarError, build_grammar  # noqa: PLC0415
 
     digest = blake2b(f"{constraint.guided.kind} {constraint.guided.spec}".encode(errors="surrogatepass")).digest()
     if digest in _checked:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from server.config import ServerConfig
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer
 from server.serving.models import ServedModels

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from envs.home import expand_home
 from server.config import ServerConfig
-from server.engine.client import EngineClient
-from server.engine.messages import AdapterReport
+from server.engine.process_link.client import EngineClient
+from server.engine.process_link.messages import AdapterReport
 from server.errors import EngineStartError, RequestError
 from server.protocol.lora import LoadLoraAdapterRequest, UnloadLoraAdapterRequest
 from server.serving.binary_response import BinaryResponse

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.errors import RequestError, UnsupportedApiError
 from server.protocol.models import ModelCard, ModelList, ModelPermission
 from server.serving.lora import LoraAdapters

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.errors import EngineDeadError, EngineError, EngineStartError
 from server.metrics.server_metrics import ServerMetrics
 from server.renderers.base import BaseRenderer

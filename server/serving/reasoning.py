@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from server.config import ServerConfig
-from server.engine.reasoning import MarkerFinder
+from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import RequestError
 from server.parsers.base import OutputParser, PromptEnd, ReasoningFormat
 from server.parsers.detection import detect_reasoning_format

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from time import monotonic
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.metrics.server_metrics import ServerMetrics
 
 logger = logging.getLogger(__name__)

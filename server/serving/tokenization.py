@@ -1,6 +1,6 @@
 """Answers /tokenize and /detokenize."""
 
-from server.engine.client import EngineClient
+from server.engine.process_link.client import EngineClient
 from server.protocol.tokenize import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from server.renderers.base import BaseRenderer
 from server.renderers.prompts import RenderedPrompt, TextOptions

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from server.engine.json_schema import SCHEMA_OPTIONS, prepare_schema
+from server.engine.sampling.json_schema import SCHEMA_OPTIONS, prepare_schema
 from server.errors import RequestError
 from server.parsers.base import CallFormat
 from server.protocol.chat import ChatRequest

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.cuda import gpu
-from tests.server.engine.byte_tokenizer import VOCAB_SIZE, build_byte_tokenizer
+from tests.server.engine.sampling.byte_tokenizer import VOCAB_SIZE, build_byte_tokenizer
 from tests.server.engine.tiny_models import PACKED, build_model
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from server.engine import fused_attention
-from server.engine.kv_cache import KVCache
-from server.engine.packed_runner import PackedRunner
+from server.engine.compute import fused_attention
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.memory.kv_cache import KVCache
 from server.engine.sequence import Chunk
 from tests.server.engine.teacher_forcing import as_sequences
 from tests.server.engine.tiny_models import PACKED, VOCAB

@@ -9,10 +9,10 @@ from transformers import AutoModel
 
 from tests.cuda.gpu import DEVICE
 from tests.e2e.server_process import ServerProcess
-from tests.server.engine.small_pooling import hidden_states, unit
-from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
-from tests.server.engine.tiny_vlm import save_vlm
-from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.features.tiny_vlm import save_vlm
+from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.pooling.small_pooling import hidden_states, unit
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
 pytestmark = pytest.mark.cuda
 

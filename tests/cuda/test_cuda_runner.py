@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from server.engine import fused_attention
+from server.engine.compute import fused_attention
 from tests.cuda.gpu import DEVICE
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
@@ -41,7 +41,7 @@ def test_attention_never_uses_the_plain_kernel(monkeypatch: pytest.MonkeyPatch) 
         ):
             return attend(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("server.engine.attention.attend", attend_by_fused_kernels)
+    monkeypatch.setattr("server.engine.compute.attention.attend", attend_by_fused_kernels)
     errors = _errors("llama", torch.bfloat16)
     assert 0 < errors.runner < 2 * errors.plain
     assert set(calls) == {True, False}

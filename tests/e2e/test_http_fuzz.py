@@ -16,7 +16,7 @@ from tests.e2e.raw_client import RawClient
 from tests.e2e.request_fuzzer import MODEL, RequestFuzzer
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
-from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.thorough

@@ -9,8 +9,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
-from tests.server.engine.vlm_reference import expected_answer, image_messages, image_url
+from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
+from tests.server.engine.features.vlm_reference import expected_answer, image_messages, image_url
 
 pytestmark = pytest.mark.thorough
 

@@ -15,7 +15,7 @@ from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess
 from tests.http_answer import Answer, ask
 from tests.llamas import save_tiny_llama
-from tests.server.engine.peft_adapters import adapted_outputs, save_adapter
+from tests.server.engine.lora.peft_adapters import adapted_outputs, save_adapter
 from tests.waiting import wait_until
 
 _PROMPT = list(b"The weather in Paris")

@@ -11,8 +11,8 @@ import pytest
 from openai import OpenAI
 
 from tests.e2e.server_process import ServerProcess
-from tests.server.engine.small_pooling import hidden_states, logits, unit
-from tests.server.engine.tiny_poolers import save_colbert, save_pooler, save_sentence_files
+from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
+from tests.server.engine.pooling.tiny_poolers import save_colbert, save_pooler, save_sentence_files
 
 pytestmark = pytest.mark.thorough
 

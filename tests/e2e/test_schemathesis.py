@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 from tests.llamas import save_tiny_llama
-from tests.server.engine.tiny_poolers import save_pooler
+from tests.server.engine.pooling.tiny_poolers import save_pooler
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

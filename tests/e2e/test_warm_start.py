@@ -280,8 +280,8 @@ def test_a_dead_engine_is_restarted_behind_the_port(tiny_llama: Path, standby: S
 
 @pytest.mark.thorough
 def test_an_image_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
-    from tests.server.engine.tiny_vlm import save_vlm
-    from tests.server.engine.vlm_reference import image_messages, image_url
+    from tests.server.engine.features.tiny_vlm import save_vlm
+    from tests.server.engine.features.vlm_reference import image_messages, image_url
 
     model = save_vlm(tmp_path, "smolvlm")
     content = image_messages(image_url(1))[0]["content"]
@@ -294,7 +294,7 @@ def test_an_image_model_answers_as_in_a_cold_start(tmp_path: Path, standby: Stan
 
 @pytest.mark.thorough
 def test_a_pooling_model_answers_as_in_a_cold_start(tmp_path: Path, standby: StandbyProcess) -> None:
-    from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+    from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
     save_pooler(tmp_path, "bert")
     save_sentence_files(tmp_path)

@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import pybase64
 
 from server.access_log import QueryMask
-from server.engine.grammar import GrammarError, build_grammar
-from server.engine.reasoning import MarkerFinder
+from server.engine.sampling.grammar import GrammarError, build_grammar
+from server.engine.sampling.reasoning import MarkerFinder
 from server.errors import ServerError
 from server.metrics.server_metrics import _wants_openmetrics
 from server.parsers.base import OutputParser, PromptEnd
@@ -238,7 +238,9 @@ SCANNERS: Final = [
     ),
     Scanner("stop strings", ("server.renderers.stop_strings",), _stop, _units("a", "ab", "aab", "abaab")),
     Scanner("detokenizer", ("server.renderers.detokenizer",), _detokenize, _units("a", UNFINISHED, UNFINISHED + "a")),
-    Scanner("reasoning markers", ("server.engine.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")),
+    Scanner(
+        "reasoning markers", ("server.engine.sampling.reasoning",), _find_markers, _units("a", "<", "</thin", "aaa<")
+    ),
     Scanner(
         "bodies",
         ("server.protocol.decoding", "server.protocol.nesting", "server.protocol.long_texts"),
@@ -285,16 +287,24 @@ SCANNERS: Final = [
     Scanner("spaces", ("server.renderers.tokenizers.grok2_tokenizer",), _cut_spaces, _units(" ", " a", "\n")),
     Scanner("schemas", ("server.serving.guided",), _schema, _units("[", '{"a":', "0", "[],", '{"type":"object"},')),
     Scanner(
-        "regex grammars", ("server.engine.grammar",), partial(_grammar, "regex"), _units("a", "(", "(a|b)", "a*", "[")
+        "regex grammars",
+        ("server.engine.sampling.grammar",),
+        partial(_grammar, "regex"),
+        _units("a", "(", "(a|b)", "a*", "["),
     ),
     Scanner(
         "schema grammars",
-        ("server.engine.grammar",),
+        ("server.engine.sampling.grammar",),
         partial(_grammar, "json_schema"),
         [Text('"a",', '{"enum": [', '"b"]}'), Text("a", '{"type": "object", "description": "', '"}')],
     ),
-    Scanner("lark grammars", ("server.engine.grammar",), partial(_grammar, "grammar"), _units("start: ", '"a" ', "(")),
-    Scanner("structural tags", ("server.engine.structural_tag",), _tags, _units("a", '"'), smallest=2048),
+    Scanner(
+        "lark grammars",
+        ("server.engine.sampling.grammar",),
+        partial(_grammar, "grammar"),
+        _units("start: ", '"a" ', "("),
+    ),
+    Scanner("structural tags", ("server.engine.sampling.structural_tag",), _tags, _units("a", '"'), smallest=2048),
     Scanner("Anthropic blocks", ("server.serving.anthropic_blocks",), _blocks, _units("a", "[", '{"a":', " ")),
     Scanner(
         "custom input",

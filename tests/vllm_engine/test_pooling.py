@@ -17,7 +17,7 @@ SHAPE = {"hidden_size": 128, "num_attention_heads": 4}
 
 @pytest.fixture(scope="module")
 def bert(workplace: Path) -> Path:
-    from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+    from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
     folder = workplace / "bert"
     folder.mkdir()

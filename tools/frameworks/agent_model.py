@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.server.engine.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
+from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
 
 _CHAT_TEMPLATE: Final = (
     "{% set seen = namespace(user='', tool='') %}"

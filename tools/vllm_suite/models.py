@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from tests.server.engine.tiny_vlm import save_vlm
+from tests.server.engine.features.tiny_vlm import save_vlm
 
 _REVISION: Final = "0" * 40
 _TEMPLATES: Final = Path(__file__).parent / "templates"

@@ -1,7 +1,7 @@
 """Builds the engine core of a pooling model; runs in the engine process."""
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.linear import LinearPacker
+from server.engine.compute.linear import LinearPacker
 from server.engine.phases import Phases
 from server.engine.pooling.core import PoolingCore
 from server.engine.pooling.loading import load_pooling_model

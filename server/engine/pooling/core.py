@@ -6,11 +6,11 @@ from time import monotonic
 import torch
 from msgspec.structs import replace
 
-from server.engine.linear import LinearPacker
-from server.engine.messages import AdapterReport, Command, Done, LoadAdapter
+from server.engine.compute.linear import LinearPacker
 from server.engine.pooling.heads import PoolingHead
 from server.engine.pooling.late_interaction import KeptQueries, QueryMissingError
 from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
+from server.engine.process_link.messages import AdapterReport, Command, Done, LoadAdapter
 from server.pooler_config import PoolerConfig
 from server.types import EngineOutput, EnginePrompt, EngineStats, PoolingParams, TensorData
 

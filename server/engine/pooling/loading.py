@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.model_loading import derive_max_model_len, load_config, load_weights
+from server.engine.model.model_loading import derive_max_model_len, load_config, load_weights
 from server.engine.pooling.activations import classifier_activation
 from server.engine.pooling.encoder import Encoder
 from server.engine.pooling.heads import (

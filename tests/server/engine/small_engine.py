@@ -9,25 +9,25 @@ from weakref import WeakSet
 
 from transformers import PreTrainedModel
 
-from server.engine.cache_manager import CacheManager
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.runner import StepLogits
+from server.engine.compute.sequential_runner import SequentialRunner
 from server.engine.core import EngineCore
-from server.engine.guided import GuidedStates
-from server.engine.image_cache import cache_images
-from server.engine.kv_cache import KVCache
+from server.engine.features.image_cache import cache_images
+from server.engine.features.prompt_features import FeatureBuilder
+from server.engine.features.vision import image_encoder
 from server.engine.lora.adapters import Adapters
 from server.engine.lora.layers import AdaptedLayers
-from server.engine.messages import LoadAdapter
-from server.engine.packed_runner import PackedRunner
-from server.engine.prefix_cache import PrefixCache
-from server.engine.prompt_features import FeatureBuilder
-from server.engine.runner import StepLogits
-from server.engine.sampler import Sampler
+from server.engine.memory.cache_manager import CacheManager
+from server.engine.memory.kv_cache import KVCache
+from server.engine.memory.prefix_cache import PrefixCache
+from server.engine.memory.shared_slots import SharedSlots
+from server.engine.process_link.messages import LoadAdapter
+from server.engine.sampling.guided import GuidedStates
+from server.engine.sampling.sampler import Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Chunk
-from server.engine.sequential_runner import SequentialRunner
-from server.engine.shared_slots import SharedSlots
 from server.engine.step_pace import StepPace
-from server.engine.vision import image_encoder
 from server.lora_config import LoraConfig
 from server.types import (
     EngineOutput,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.engine.kv_cache import KVCache
-from server.engine.packed_runner import PackedRunner
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.memory.kv_cache import KVCache
 from server.engine.sequence import Chunk, Sequence
 from server.types import SamplingParams
 

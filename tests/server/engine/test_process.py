@@ -14,10 +14,10 @@ import torch
 
 from server.config import EngineConfig, ModelFiles
 from server.engine import process
-from server.engine.channel import BlockingChannel
-from server.engine.grammar_compiler import GrammarCompiler
-from server.engine.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
 from server.engine.phases import Phases
+from server.engine.process_link.channel import BlockingChannel
+from server.engine.process_link.messages import FromEngine, Generate, Ping, Pong, Prompt, Ready, Step
+from server.engine.sampling.grammar_compiler import GrammarCompiler
 from server.machine import heap
 from server.types import GuidedDecoding, SamplingParams
 

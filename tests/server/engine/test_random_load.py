@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 from transformers import PreTrainedModel
 
-from server.engine import batch
+from server.engine.compute import batch
 from tests.server.engine.small_engine import Completion, SmallEngine
 from tests.server.engine.tiny_models import greedy_outputs, random_prompts
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from server.engine.linear import LinearPacker
+from server.engine.compute.linear import LinearPacker
 
 VOCAB = 128
 _COMMON: dict[str, object] = {

@@ -15,7 +15,7 @@ from server.config import ModelFiles, RendererConfig, ServerConfig
 from server.renderers.hf import HfRenderer
 from server.types import EngineOutput, EnginePrompt, SamplingParams
 from tests.llamas import save_tiny_llama
-from tests.server.engine.byte_tokenizer import EOS
+from tests.server.engine.sampling.byte_tokenizer import EOS
 from tests.server.engine.small_engine import SmallEngine
 from tests.server.http.conftest import MODEL, LiveServer, ScriptedEngine, run_app
 from tests.server.http.raw_request import send

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.server.engine.tiny_poolers import MAX_LEN, edit_config, save_pooler
+from tests.server.engine.pooling.tiny_poolers import MAX_LEN, edit_config, save_pooler
 from tests.server.http.conftest import LiveServer
 from tests.server.http.test_http_pooling import TEMPLATE, TEXTS, serve_folder
 

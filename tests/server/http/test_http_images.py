@@ -11,7 +11,7 @@ import pytest
 
 from server.config import ModelFiles, RendererConfig
 from server.renderers.vision import VisionRenderer
-from tests.server.engine.tiny_vlm import as_bytes, image, save_vlm
+from tests.server.engine.features.tiny_vlm import as_bytes, image, save_vlm
 
 MAX_MODEL_LEN = 512
 

@@ -16,10 +16,10 @@ import msgspec
 import pytest
 
 from server.config import ModelFiles, RendererConfig, ServerConfig
-from server.engine.client import _OUTPUTS_PER_TURN
+from server.engine.process_link.client import _OUTPUTS_PER_TURN
 from server.renderers.hf import HfRenderer
 from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, TensorData
-from tests.server.engine.tiny_poolers import save_pooler
+from tests.server.engine.pooling.tiny_poolers import save_pooler
 from tests.server.http.conftest import MODEL, ScriptedEngine, run_app
 from tests.server.http.pooled_engine import PooledEngine
 from tests.server.renderers.loop_turns import MeasuredLoop

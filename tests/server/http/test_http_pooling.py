@@ -21,8 +21,8 @@ from server.pooler_config import PoolerConfig
 from server.renderers.hf import HfRenderer
 from server.serving.pooling.context import PoolingServeContext
 from server.serving.pooling.embedding import EmbeddingServing
-from tests.server.engine.small_pooling import hidden_states, logits, unit
-from tests.server.engine.tiny_poolers import (
+from tests.server.engine.pooling.small_pooling import hidden_states, logits, unit
+from tests.server.engine.pooling.tiny_poolers import (
     MAX_LEN,
     edit_config,
     save_colbert,

@@ -7,7 +7,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from server.config import ModelFiles
-from server.engine.grammar import build_grammar
+from server.engine.sampling.grammar import build_grammar
 from server.parsers.registry import PluginError
 from server.renderers.hf import HfRenderer
 

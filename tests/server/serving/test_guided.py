@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.engine import grammar
+from server.engine.sampling import grammar
 from server.errors import RequestError
 from server.protocol.chat import ChatRequest
 from server.protocol.completions import CompletionRequest

@@ -10,8 +10,8 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 
 from server.config import EngineConfig, ModelFiles
-from server.engine.channel import frame
-from server.engine.client import EngineClient
+from server.engine.process_link.channel import frame
+from server.engine.process_link.client import EngineClient
 from server.errors import EngineStartError
 from server.types import EnginePrompt, SamplingParams
 from startup.engine import process as engine_process

@@ -10,7 +10,7 @@ from server.machine.memory import MemoryState
 from startup.preflight.checkpoint import read_checkpoint
 from startup.preflight.model_shape import read_model_shape
 from startup.preflight.report import PreflightReport
-from tests.server.engine.tiny_poolers import save_pooler, save_sentence_files
+from tests.server.engine.pooling.tiny_poolers import save_pooler, save_sentence_files
 
 MIB = 1 << 20
 

@@ -22,7 +22,7 @@ from server.renderers.prompts import ChatOptions, RenderedPrompt
 from server.renderers.registry import build_renderer
 from server.renderers.vision import VisionRenderer
 from server.types import TensorData
-from tests.server.engine.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
+from tests.server.engine.features.tiny_vlm import FAMILIES, as_bytes, image, save_vlm
 from tests.server.renderers.loop_turns import FREE_TURNS, count_turns
 
 Build = Callable[..., VisionRenderer]

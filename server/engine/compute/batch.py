@@ -1,0 +1,212 @@
+"""The input of one step: chunks of sequences, laid out as one packed row of tokens."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from server.engine.features.prompt_features import PlacedRows
+from server.engine.sequence import Chunk, Sequence
+
+_CALL_COST_TOKENS = 256
+"""An attention call costs as much as about this many padded tokens (10 us against 0.05 us per token)."""
+_MIN_SHARED_TOKENS = 512
+_MIN_SAVED_TOKENS = 1536
+"""Attending to a shared prefix once needs a further call, which costs as much as reading so many keys."""
+
+CountShared = Callable[[list[int]], int]
+"""Counts the first tokens that slots have in the same memory."""
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Decoding sequences in neighbouring slots that share one attention call."""
+
+    first_slot: int
+    last_slot: int
+    length: int
+    """Keys that the call reads: those of the longest member."""
+    rows: slice
+    """The members' rows of the packed batch, in slot order."""
+    slot_rows: torch.Tensor | None
+    """With free slots in between: the row that the call uses for each slot."""
+    row_slots: torch.Tensor | None
+    """With free slots in between: the slot of each row, relative to the group's first."""
+    mask: torch.Tensor | None
+    """Additive, shape [slots, 1, 1, length]; None if every member has the full length."""
+    lengths: torch.Tensor
+    """Keys of each slot, shape [slots]."""
+    num_shared_tokens: int
+    """First tokens that are in the same memory in all members' slots, and worth a call of their own; or 0."""
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Consecutive prompt tokens of one sequence."""
+
+    slot: int
+    begin: int
+    end: int
+    rows: slice
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """The tokens of one step in one row: decoding sequences first, in slot order, then prompt chunks."""
+
+    chunks: list[Chunk]
+    input_ids: torch.Tensor
+    """Shape [1, num_tokens]."""
+    position_ids: torch.Tensor
+    """Shape [1, num_tokens]; [axes, 1, num_tokens] if a sequence's positions differ between axes."""
+    cache_index: torch.Tensor
+    """The cache position of each token's keys and values, flat over slots; shape [num_tokens]."""
+    decode_groups: list[DecodeGroup]
+    prefills: list[PrefillChunk]
+    chunk_rows: list[slice]
+    """The rows of each chunk."""
+    placed_rows: list[PlacedRows]
+    """Rows that replace the tokens' embeddings."""
+    prefill_masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    """Masks of prompt chunks, by slot and sliding window; the first layer that needs one adds it."""
+
+
+def pack(
+    chunks: list[Chunk],
+    *,
+    slot_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    count_shared: CountShared = lambda slots: 0,
+) -> PackedBatch:
+    """Lays the chunks out; sorts decoding ones by slot so that neighbours can share a call."""
+    decodes = sorted((c for c in chunks if c.is_decode), key=lambda c: c.sequence.slot)
+    prefills = [c for c in chunks if not c.is_decode]
+    input_ids: list[int] = []
+    positions: list[int] = []
+    cache_index: list[int] = []
+    rows: list[slice] = []
+    for sequence, num_tokens in (ordered := decodes + prefills):
+        begin = sequence.num_computed_tokens
+        rows.append(slice(len(input_ids), len(input_ids) + num_tokens))
+        input_ids.extend(sequence.token_ids[begin : begin + num_tokens])
+        positions.extend(_positions(sequence, begin, begin + num_tokens))
+        first = sequence.slot * slot_len + begin
+        cache_index.extend(range(first, first + num_tokens))
+    ints = torch.tensor([input_ids, positions, cache_index], dtype=torch.long, device=device)
+    return PackedBatch(
+        chunks=ordered,
+        input_ids=ints[0:1],
+        position_ids=_spread_over_axes(ints[1:2], ordered, rows),
+        cache_index=ints[2],
+        decode_groups=[
+            _decode_group(decodes[r.rows], r.rows.start, r.num_shared_tokens, dtype=dtype, device=device)
+            for run in _split_by_prefix(decodes, count_shared)
+            for r in _split_by_length(decodes, run)
+        ],
+        prefills=[
+            PrefillChunk(c.sequence.slot, c.begin, c.end, r)
+            for c, r in zip(prefills, rows[len(decodes) :], strict=True)
+        ],
+        chunk_rows=rows,
+        placed_rows=[
+            PlacedRows(r.start, c.sequence.features.embeds[c.begin : c.begin + c.num_prompt_rows])
+            for c, r in zip(ordered, rows, strict=True)
+            if c.sequence.features is not None and c.num_prompt_rows
+        ],
+    )
+
+
+def _positions(sequence: Sequence, begin: int, end: int) -> Iterable[int]:
+    """The tokens' positions if all axes are equal, as they are after the prompt."""
+    if sequence.features is None or not sequence.features.position_delta:
+        return range(begin, end)
+    first, delta = sequence.num_prompt_tokens, sequence.features.position_delta
+    return (i if i < first else i + delta for i in range(begin, end))
+
+
+def _spread_over_axes(positions: torch.Tensor, chunks: list[Chunk], rows: list[slice]) -> torch.Tensor:
+    """Positions [1, num_tokens], spread over several axes if a prompt's features have them."""
+    placed = [
+        (r.start, features.positions[:, c.begin : c.begin + c.num_prompt_rows])
+        for c, r in zip(chunks, rows, strict=True)
+        if (features := c.sequence.features) is not None and features.positions is not None and c.num_prompt_rows
+    ]
+    if not placed:
+        return positions
+    spread = positions.repeat(len(placed[0][1]), 1)
+    for begin, own in placed:
+        spread[:, begin : begin + own.shape[1]] = own
+    return spread[:, None]
+
+
+class _Run(NamedTuple):
+    """Consecutive decoding sequences, and how many first tokens they share."""
+
+    rows: slice
+    num_shared_tokens: int
+
+
+def _split_by_prefix(decodes: list[Chunk], count_shared: CountShared) -> Iterator[_Run]:
+    """Splits decoding sequences where a shared prefix begins or ends."""
+    slots = [c.sequence.slot for c in decodes]
+    shares = [count_shared(slots[i : i + 2]) >= _MIN_SHARED_TOKENS for i in range(len(slots) - 1)]
+    begin = 0
+    for end in range(1, len(slots) + 1):
+        is_sharing = any(shares[max(end - 2, 0) : end + 1])
+        if end == len(slots) or (not shares[end - 1] and is_sharing):
+            num_shared = count_shared(slots[begin:end]) if end - begin > 1 and shares[begin] else 0
+            is_worth_it = (end - begin - 1) * num_shared >= _MIN_SAVED_TOKENS
+            yield _Run(slice(begin, end), num_shared if is_worth_it else 0)
+            begin = end
+
+
+def _split_by_length(decodes: list[Chunk], run: _Run) -> Iterator[_Run]:
+    """Splits decoding sequences if padding to the longest would cost more than another call."""
+    begin = run.rows.start
+    longest = 0
+    call_cost = _CALL_COST_TOKENS + run.num_shared_tokens  # each call reads the shared tokens
+    for i in range(run.rows.start, run.rows.stop):
+        length = decodes[i].end - run.num_shared_tokens
+        if i > begin:
+            span = decodes[i].sequence.slot - decodes[begin].sequence.slot + 1
+            span_before = decodes[i - 1].sequence.slot - decodes[begin].sequence.slot + 1
+            merged = span * max(longest, length)
+            if merged > span_before * longest + length + call_cost:
+                yield _Run(slice(begin, i), run.num_shared_tokens)
+                begin, longest = i, 0
+        longest = max(longest, length)
+    yield _Run(slice(begin, run.rows.stop), run.num_shared_tokens)
+
+
+def _decode_group(
+    members: list[Chunk], first_row: int, num_shared: int, *, dtype: torch.dtype, device: torch.device
+) -> DecodeGroup:
+    slots = [c.sequence.slot for c in members]
+    first, last = slots[0], slots[-1] + 1
+    length = max(c.end for c in members)
+    num_shared = num_shared if len(members) > 1 else 0
+    lengths = [num_shared + 1] * (last - first)
+    slot_rows = [first_row] * (last - first)
+    for row, chunk in enumerate(members, start=first_row):
+        lengths[chunk.sequence.slot - first] = chunk.end
+        slot_rows[chunk.sequence.slot - first] = row
+    has_holes = len(members) < last - first
+    keys = torch.tensor(lengths, device=device)
+    mask = None
+    if min(lengths) < length:
+        visible = torch.arange(length, device=device)[None, :] < keys[:, None]
+        mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, float("-inf"))
+        mask = mask[:, None, None, :]
+    return DecodeGroup(
+        first_slot=first,
+        last_slot=last,
+        length=length,
+        rows=slice(first_row, first_row + len(members)),
+        slot_rows=torch.tensor(slot_rows, device=device) if has_holes else None,
+        row_slots=torch.tensor([s - first for s in slots], device=device) if has_holes else None,
+        mask=mask,
+        lengths=keys,
+        num_shared_tokens=num_shared,
+    )

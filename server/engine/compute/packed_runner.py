@@ -1,0 +1,134 @@
+"""Runs any attention-only causal LM of transformers on a packed batch: one forward pass for all sequences.
+
+transformers' own continuous batching does the same with paged attention, but takes only temperature,
+top-k and top-p per request and repeats keys for grouped heads; docs/decisions.md has the figures.
+"""
+
+import inspect
+from collections.abc import Sequence as Seq
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+
+from server.engine.compute.attention import PackedAttention, UnsupportedAttentionError
+from server.engine.compute.batch import pack
+from server.engine.compute.light_forward import LightForward
+from server.engine.compute.linear import LinearPacker
+from server.engine.compute.runner import StepLogits
+from server.engine.features.prompt_features import PlacedRows, embed
+from server.engine.features.vision import language_model
+from server.engine.lora.layers import AdaptedLayers
+from server.engine.memory.kv_cache import KVCache, LayerShape
+from server.engine.sequence import Chunk
+
+_ATTENTION_NAME = "vllm_cli_packed"
+_ATTENTION_LAYERS = {"full_attention", "sliding_attention", "attention"}
+
+
+class PackedRunner:
+    """Runs the model on packed batches; `probe` checks first that the model supports it."""
+
+    name = "packed"
+    can_split_prompts = True
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._attention = PackedAttention()
+        self._packer: LinearPacker | None = None
+        self._adapted: AdaptedLayers | None = None
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        AttentionInterface.register(_ATTENTION_NAME, self._attention)
+
+    def probe(self) -> dict[int, LayerShape]:
+        """Passes one token through the model and returns its layers' shapes.
+
+        Raises:
+            UnsupportedAttentionError: the model keeps state beyond keys and values, or its attention
+                does not use transformers' interface.
+        """
+        model = self._model
+        if not getattr(model, "_supports_attention_backend", False) or getattr(model, "_is_stateful", False):
+            raise UnsupportedAttentionError(f"{type(model).__name__} does not use transformers' attention interface")
+        config = model.config.get_text_config(decoder=True)
+        others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+        if others:
+            raise UnsupportedAttentionError(f"{type(model).__name__} has layers of type {', '.join(sorted(others))}")
+        before = config._attn_implementation
+        attending = language_model(model)
+        attending.set_attn_implementation(_ATTENTION_NAME)
+        try:
+            zeros = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+            # On a GPU the pass also allocates the libraries' memory, before the cache's size is computed.
+            with LightForward() if model.device.type == "cpu" else nullcontext():
+                self._forward(zeros, zeros, torch.zeros(1, dtype=torch.long, device=model.device))
+            if len(self._attention.shapes) != config.num_hidden_layers:
+                raise UnsupportedAttentionError(
+                    f"{len(self._attention.shapes)} of {config.num_hidden_layers} layers attend"
+                )
+        except Exception:
+            attending.set_attn_implementation(before)
+            raise
+        return self._attention.shapes
+
+    def use_cache(self, cache: KVCache) -> None:
+        """Sets the cache, whose size depends on `probe`'s shapes."""
+        self._attention.cache = cache
+        self._packer = LinearPacker(self._model)
+
+    def use_adapters(self, adapted: AdaptedLayers) -> None:
+        """Sets the layers that adapters change."""
+        self._adapted = adapted
+
+    @property
+    def cache(self) -> KVCache:
+        """The cache set by `use_cache`."""
+        assert self._attention.cache is not None
+        return self._attention.cache
+
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
+        """Computes all chunks in one forward pass; see `Runner.step`."""
+        batch = pack(
+            list(chunks),
+            slot_len=self.cache.slot_len,
+            dtype=self._model.dtype,
+            device=self._model.device,
+            count_shared=self.cache.slots.count_common_tokens,
+        )
+        for group in batch.decode_groups:
+            self.cache.slots.hide_closed(range(group.first_slot, group.last_slot))
+        keep: list[int] = []
+        rows: list[slice] = []
+        for chunk, span in zip(batch.chunks, batch.chunk_rows, strict=True):
+            first = span.start if chunk.wants_all_logits else span.stop - 1
+            rows.append(slice(len(keep), len(keep) + span.stop - first))
+            keep.extend(range(first, span.stop))
+        self._attention.batch = batch
+        head_rows = rows if self._keeps_logits else batch.chunk_rows
+        applied = self._adapted.applied(batch.chunks, batch.chunk_rows, head_rows) if self._adapted else nullcontext()
+        try:
+            kept = torch.tensor(keep, dtype=torch.long, device=self._model.device)
+            with applied:
+                logits = self._forward(batch.input_ids, batch.position_ids, kept, batch.placed_rows)
+        finally:
+            self._attention.batch = None
+        return StepLogits(batch.chunks, logits, rows)
+
+    def do_idle_work(self) -> bool:
+        """Packs one linear layer; True while there are more."""
+        return self._packer is not None and self._packer.pack_next()
+
+    def _forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        keep: torch.Tensor,
+        placed: Seq[PlacedRows] = (),
+    ) -> torch.Tensor:
+        kwargs: dict[str, Any] = {"logits_to_keep": keep} if self._keeps_logits else {}
+        with torch.inference_mode():
+            inputs = {"inputs_embeds": embed(self._model, input_ids, placed)} if placed else {"input_ids": input_ids}
+            output = self._model(**inputs, position_ids=position_ids, use_cache=False, **kwargs)
+        logits: torch.Tensor = output.logits[0]
+        return logits if self._keeps_logits else logits.index_select(0, keep)

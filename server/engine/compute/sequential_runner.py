@@ -1,0 +1,110 @@
+"""Runs any causal LM with the model's own cache, one sequence after the other.
+
+For models that keep state beyond keys and values (Mamba, hybrids) or that implement attention themselves
+(ALiBi, some remote code). Slower than the packed runner.
+"""
+
+import inspect
+import logging
+from collections.abc import Sequence as Seq
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.compute.runner import StepLogits
+from server.engine.features.prompt_features import PlacedRows, embed
+from server.engine.lora.layers import AdaptedLayers
+from server.engine.sequence import Chunk
+
+logger = logging.getLogger(__name__)
+
+_CACHE_NAMES = ("past_key_values", "cache_params")
+_TOLERANCE = 0.1
+"""Relative to the largest logit. Half precision differs by less, wrongly continued state by more."""
+
+
+class SequentialRunner:
+    """Keeps the cache object that the model returns on the sequence (`Sequence.model_cache`).
+
+    If the model does not continue correctly from the cache it returned, every step computes each sequence
+    from its first token.
+    """
+
+    name = "sequential"
+    can_split_prompts = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._adapted: AdaptedLayers | None = None
+        parameters = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        self._cache_name = next((name for name in _CACHE_NAMES if name in parameters), None)
+        if not self._can_continue():
+            logger.warning("%s is computed from the first token in every step", type(model).__name__)
+            self._cache_name = None
+
+    def use_adapters(self, adapted: AdaptedLayers) -> None:
+        """Sets the layers that adapters change."""
+        self._adapted = adapted
+
+    def step(self, chunks: Seq[Chunk]) -> StepLogits:
+        rows: list[slice] = []
+        parts: list[torch.Tensor] = []
+        num_rows = 0
+        for chunk in chunks:
+            with self._adapted.applied([chunk], [slice(None)]) if self._adapted else nullcontext():
+                logits = self._compute(chunk)
+            kept = logits if chunk.wants_all_logits else logits[-1:]
+            parts.append(kept)
+            rows.append(slice(num_rows, num_rows + kept.shape[0]))
+            num_rows += kept.shape[0]
+        return StepLogits(list(chunks), torch.cat(parts), rows)
+
+    def do_idle_work(self) -> bool:
+        return False
+
+    def _compute(self, chunk: Chunk) -> torch.Tensor:
+        sequence = chunk.sequence
+        embeds = sequence.features.embeds if sequence.features is not None else None
+        if self._cache_name is None:
+            return self._forward(sequence.token_ids[: chunk.end], embeds=embeds).logits[0, chunk.begin :]  # type: ignore[no-any-return]
+        output = self._forward(
+            sequence.token_ids[chunk.begin : chunk.end],
+            begin=chunk.begin,
+            cache=sequence.model_cache,
+            embeds=embeds if not chunk.begin else None,
+        )
+        sequence.model_cache = output[self._cache_name]
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def _forward(
+        self, token_ids: list[int], *, begin: int = 0, cache: Any = None, embeds: torch.Tensor | None = None
+    ) -> Any:
+        """Computes tokens; `embeds` are the rows of the first ones, as a prompt is computed in one piece."""
+        device = self._model.device
+        kwargs: dict[str, Any] = {"use_cache": self._cache_name is not None}
+        if self._cache_name is not None:
+            kwargs[self._cache_name] = cache
+        if self._takes_positions:
+            # Without positions, some hybrids count from 0 again.
+            kwargs["position_ids"] = torch.arange(begin, begin + len(token_ids), device=device)[None]
+        with torch.inference_mode():
+            input_ids = torch.tensor([token_ids], device=device)
+            if embeds is None:
+                return self._model(input_ids=input_ids, **kwargs)
+            return self._model(inputs_embeds=embed(self._model, input_ids, [PlacedRows(0, embeds)]), **kwargs)
+
+    def _can_continue(self) -> bool:
+        """Whether a few tokens and then one more have the same logits as all of them at once."""
+        if self._cache_name is None:
+            return False
+        token_ids = list(range(6))
+        try:
+            whole = self._forward(token_ids).logits[0, -1]
+            cache = self._forward(token_ids[:-1])[self._cache_name]
+            continued = self._forward(token_ids[-1:], begin=len(token_ids) - 1, cache=cache).logits[0, -1]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return False
+        return bool((continued - whole).abs().max() < _TOLERANCE * whole.abs().max())

@@ -1,0 +1,148 @@
+"""Features of prompts with images or embeddings: rows that replace token embeddings, and positions."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.features.row_ids import RowHasher, RowIds
+from server.errors import EngineStartError
+from server.types import PromptInputs, TensorData
+
+_PROBE_TOKENS = 4
+_TOLERANCE = 0.1
+"""Relative to the largest logit; a model that uses more than the embeddings differs by more."""
+
+
+class PromptFeaturesError(Exception):
+    """The model cannot compute a prompt's inputs; the message is for clients."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptFeatures:
+    """The model's input for one prompt; shared by the sequences with the same prompt.
+
+    Kept until they end, because a preempted sequence is computed again.
+    """
+
+    embeds: torch.Tensor
+    """Shape [num_prompt_tokens, width], in the model's type, on its device."""
+    has_token_ids: bool
+    """Whether the prompt's token ids are meaningful; if not, only their number is."""
+    positions: torch.Tensor | None = None
+    """Shape [axes, num_prompt_tokens], for rotary embeddings with several axes; None counts from 0."""
+    position_delta: int = 0
+    """Added to the index of a token after the prompt to get its position."""
+    row_ids: RowIds | None = None
+    """The rows' keys in the prefix cache; None excludes the prompt from it."""
+
+
+class PlacedRows(NamedTuple):
+    """Rows of a prompt's features and the index of their first token in a batch."""
+
+    begin: int
+    embeds: torch.Tensor
+
+
+def embed(model: PreTrainedModel, input_ids: torch.Tensor, placed: Iterable[PlacedRows]) -> torch.Tensor:
+    """The embeddings of a batch of shape [1, num_tokens], with the placed rows instead of the tokens'."""
+    embeds: torch.Tensor = model.get_input_embeddings()(input_ids)
+    for begin, rows in placed:
+        embeds[0, begin : begin + len(rows)] = rows
+    return embeds
+
+
+EncodeImages = Callable[[list[int], dict[str, TensorData]], PromptFeatures]
+"""Builds features from a prompt's token ids and the processor's outputs for its images."""
+
+
+class FeatureBuilder:
+    """Builds features from inputs, once for all sequences of a prompt; used on the engine's thread."""
+
+    def __init__(
+        self, model: PreTrainedModel, encode_images: EncodeImages | None = None, *, has_prefix_cache: bool = True
+    ) -> None:
+        """`encode_images` is for vision models; without a prefix cache, rows need no ids."""
+        self._model = model
+        self._encode_images = encode_images
+        self._hasher = RowHasher() if has_prefix_cache else None
+        self._built: WeakKeyDictionary[PromptInputs, PromptFeatures] = WeakKeyDictionary()
+
+    def build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
+        """The prompt's features; the same object for the same inputs.
+
+        Raises:
+            PromptFeaturesError: the model cannot compute them.
+        """
+        features = self._built.get(inputs)
+        if features is None:
+            features = self._built[inputs] = self._build(token_ids, inputs)
+        return features
+
+    def _build(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
+        features = self._compute(token_ids, inputs)
+        if self._hasher is None:
+            return features
+        return replace(features, row_ids=self._hasher.identify(features.embeds, features.positions))
+
+    def _compute(self, token_ids: list[int], inputs: PromptInputs) -> PromptFeatures:
+        if inputs.embeds is not None:
+            return self._from_embeds(token_ids, inputs.embeds)
+        if self._encode_images is None:
+            raise PromptFeaturesError("this model takes no images")
+        return self._encode_images(token_ids, inputs.mm or {})
+
+    def _from_embeds(self, token_ids: list[int], given: TensorData) -> PromptFeatures:
+        shape = (len(token_ids), embeds_width(self._model))
+        if given.shape != shape:
+            raise PromptFeaturesError(f"embeddings have the shape {list(given.shape)} instead of {list(shape)}")
+        embeds = to_tensor(given).to(self._model.device, self._model.dtype)
+        is_token = embeds[:, 0].isnan()
+        if is_token.any():
+            with torch.inference_mode():
+                own = embed(self._model, torch.tensor([token_ids], device=embeds.device), ())[0]
+                embeds = torch.where(is_token[:, None], own, embeds)
+        return PromptFeatures(embeds, has_token_ids=False)
+
+
+def to_tensor(data: TensorData) -> torch.Tensor:
+    """A tensor over the same memory."""
+    dtype: torch.dtype = getattr(torch, data.dtype)
+    if not len(data.data):
+        return torch.empty(data.shape, dtype=dtype)
+    return torch.frombuffer(data.data, dtype=dtype).reshape(data.shape)
+
+
+def embeds_width(model: PreTrainedModel) -> int:
+    """The width of the model's token embeddings."""
+    return int(model.get_input_embeddings().weight.shape[-1])
+
+
+def check_takes_embeds(model: PreTrainedModel) -> None:
+    """Compares the logits of a few tokens with those of their embeddings.
+
+    Must run before the model's attention is replaced.
+
+    Raises:
+        EngineStartError: the model does not compute from embeddings alone.
+    """
+    if "inputs_embeds" in inspect.signature(model.forward).parameters and _agrees(model):
+        return
+    raise EngineStartError(
+        f"{type(model).__name__} does not compute from embeddings alone: start without --enable-prompt-embeds"
+    )
+
+
+def _agrees(model: PreTrainedModel) -> bool:
+    input_ids = torch.arange(_PROBE_TOKENS, device=model.device)[None]
+    try:
+        with torch.inference_mode():
+            wanted = model(input_ids=input_ids, use_cache=False).logits
+            found = model(inputs_embeds=embed(model, input_ids, ()), use_cache=False).logits
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False
+    return bool((found - wanted).abs().max() < _TOLERANCE * wanted.abs().max())

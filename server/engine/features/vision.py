@@ -1,0 +1,100 @@
+"""Converts a prompt with images to embeddings, which the rest of the engine computes like any prompt.
+
+Runs the model's own forward pass up to its language model and stops there. The arguments of that call are the
+prompt's embeddings, which include the images' features, and the positions.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.features.prompt_features import EncodeImages, PromptFeatures, PromptFeaturesError, to_tensor
+from server.model_files.vision_models import VISION_MODEL_TYPES
+from server.types import TensorData
+
+logger = logging.getLogger(__name__)
+
+_EXPECTED = {"inputs_embeds", "position_ids", "cache_position", "use_cache", "return_dict"}
+"""Arguments of the language model that `PromptFeatures` represents; all others must be None."""
+
+
+def language_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of the model that computes tokens; the whole model, unless it is a vision model."""
+    return model.get_decoder() if model.config.model_type in VISION_MODEL_TYPES else model
+
+
+def image_encoder(model: PreTrainedModel) -> EncodeImages | None:
+    """The function that encodes images for a vision model; None for other models."""
+    return VisionEncoder(model).encode if model.config.model_type in VISION_MODEL_TYPES else None
+
+
+class VisionEncoder:
+    """Used on the engine's thread; shares the model with the runner."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._language_model = language_model(model)
+
+    def encode(self, token_ids: list[int], mm: dict[str, TensorData]) -> PromptFeatures:
+        """The features of a prompt with images.
+
+        Args:
+            token_ids: the prompt, including the placeholder tokens of images.
+            mm: the processor's outputs for the images.
+
+        Raises:
+            PromptFeaturesError: the tensors do not fit the prompt or the model.
+        """
+        device = self._model.device
+        try:
+            tensors = {name: self._prepare(to_tensor(data)) for name, data in mm.items()}
+            given = self._run(torch.tensor([token_ids], dtype=torch.long, device=device), tensors)
+        except PromptFeaturesError:
+            raise
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as err:
+            logger.warning("a prompt's images could not be encoded: %s", err)
+            raise PromptFeaturesError(f"the images do not fit the prompt or the model: {err}") from err
+        return _to_features(given, len(token_ids))
+
+    def _prepare(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Converts pixels to the model's type, and boolean masks to integers, as models multiply them."""
+        if tensor.dtype == torch.bool:
+            return tensor.to(self._model.device, torch.long)
+        return tensor.to(self._model.device, self._model.dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _run(self, input_ids: torch.Tensor, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """The arguments that the forward pass calls its language model with."""
+        hook = self._language_model.register_forward_pre_hook(_stop, with_kwargs=True)
+        try:
+            with torch.inference_mode():
+                self._model(input_ids=input_ids, use_cache=False, **tensors)
+        except _ReachedLanguageModel as reached:
+            return reached.given
+        finally:
+            hook.remove()
+        raise PromptFeaturesError("the model's forward pass does not call its language model")
+
+
+class _ReachedLanguageModel(Exception):  # noqa: N818 - it ends the forward pass; not an error
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.given = given
+
+
+def _stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _ReachedLanguageModel({**kwargs, **({"args": args} if args else {})})
+
+
+def _to_features(given: dict[str, Any], num_tokens: int) -> PromptFeatures:
+    unexpected = sorted(name for name, value in given.items() if value is not None and name not in _EXPECTED)
+    embeds = given.get("inputs_embeds")
+    if unexpected or embeds is None or embeds.shape[:2] != (1, num_tokens):
+        raise PromptFeaturesError(f"the model's language model takes more than embeddings: {', '.join(unexpected)}")
+    positions = given.get("position_ids")
+    if positions is None or positions.shape[0] == 1:
+        return PromptFeatures(embeds[0].clone(), has_token_ids=True)
+    positions = positions[:, 0].clone()
+    delta = int(positions.max()) + 1 - num_tokens
+    return PromptFeatures(embeds[0].clone(), has_token_ids=True, positions=positions, position_delta=delta)

@@ -1,0 +1,163 @@
+"""The memory of running sequences: slots of the KV cache, a budget in tokens, and the prefix cache.
+
+Scheduler and runners call it; it imports neither.
+"""
+
+import logging
+
+import torch
+
+from server.engine.memory.kv_cache import KVCache, Slots
+from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
+from server.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class CacheManager:
+    """Gives cache memory to sequences and takes it back; every method runs on the engine's thread.
+
+    A sequence holds memory from `admit` to `release`. Cached prefixes use what sequences leave free.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_tokens: int,
+        kv_cache: KVCache | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> None:
+        """Without a `kv_cache`, each sequence keeps the model's own cache (`Sequence.model_cache`).
+
+        Args:
+            max_tokens: tokens that running sequences and cached prefixes may hold together.
+        """
+        self.max_tokens = max_tokens
+        self._kv_cache = kv_cache
+        self._prefixes = prefixes
+        self._free_slots = list(range(num_slots))
+        self._holders: list[Sequence] = []
+
+    @property
+    def has_prefixes(self) -> bool:
+        return self._prefixes is not None
+
+    @property
+    def holders(self) -> list[Sequence]:
+        """The admitted sequences, oldest first."""
+        return self._holders
+
+    @property
+    def num_free_slots(self) -> int:
+        """How many further sequences could be admitted at most."""
+        return len(self._free_slots)
+
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens of the admitted sequences; those that several sequences share count once."""
+        num_shared = self._kv_cache.slots.num_shared_tokens if self._kv_cache is not None else 0
+        return sum(s.num_tokens for s in self._holders) - num_shared
+
+    @property
+    def num_queried_tokens(self) -> int:
+        """Prompt tokens looked up in the prefix cache so far."""
+        return self._prefixes.num_queried_tokens if self._prefixes is not None else 0
+
+    @property
+    def num_hit_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache so far."""
+        return self._prefixes.num_hit_tokens if self._prefixes is not None else 0
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Whether a slot is free, and memory for the sequence and its next token."""
+        if not self._free_slots:
+            return False
+        num_missing = sequence.num_tokens + 1 - self._num_free_tokens
+        return num_missing <= 0 or num_missing <= self._count_running_tokens(sequence)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Gives the sequence a slot that begins with the longest cached beginning of its prompt."""
+        sequence.slot = self._free_slots.pop(0)
+        if self._kv_cache is not None:
+            if self._kv_cache.slots.has_too_many_mappings:
+                self.forget_prefixes()
+            sequence.num_computed_tokens = self._open_slot(self._kv_cache.slots, sequence)
+        self._holders.append(sequence)
+        self._shrink_prefixes(self._num_free_tokens)
+
+    def reserve_next_tokens(self) -> bool:
+        """Takes the memory for one more token of each sequence from the prefix cache.
+
+        Returns False if the sequences need more than the whole budget. A single sequence always fits: it has
+        at most `max_tokens` - 1 tokens.
+        """
+        if self._num_free_tokens < 0:
+            return False
+        self._shrink_prefixes(self._num_free_tokens)
+        return True
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes the sequence's memory back and keeps what it computed in the prefix cache."""
+        sequence.model_cache = None
+        if self._kv_cache is not None:
+            if self._prefixes is not None and not sequence.is_private:
+                _keep_prefix(self._kv_cache.slots, self._prefixes, sequence)
+            self._kv_cache.slots.close(sequence.slot, sequence.num_tokens)
+        self._holders.remove(sequence)
+        self._free_slots.append(sequence.slot)
+        self._free_slots.sort()
+        sequence.slot = -1
+        self._shrink_prefixes(self._num_free_tokens)
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache."""
+        self._shrink_prefixes(0)
+
+    def is_computing_prompt_of(self, sequence: Sequence) -> bool:
+        """Whether an admitted sequence still computes the same prompt, and this one can share it later."""
+        length = 0 if self._prefixes is None else self._prefixes.max_match(sequence)
+        return any(s.num_computed_tokens < length and s.has_prompt_of(sequence) for s in self._holders)
+
+    @property
+    def _num_free_tokens(self) -> int:
+        """Tokens left beside the admitted sequences and one more token of each."""
+        return self.max_tokens - self.num_held_tokens - len(self._holders)
+
+    def _open_slot(self, slots: Slots, sequence: Sequence) -> int:
+        """Opens the sequence's slot; returns the number of tokens that it has already."""
+        found = self._find_prefix(sequence)
+        if self._prefixes is not None and sequence.can_reuse_prefix and sequence.num_preemptions == 0:
+            self._prefixes.count_lookup(sequence, found)
+        if found is None:
+            slots.open(sequence.slot)
+            return 0
+        slots.open(sequence.slot, found.source, found.length)
+        return found.length
+
+    def _find_prefix(self, sequence: Sequence) -> PrefixMatch | None:
+        if self._prefixes is None or not sequence.can_reuse_prefix:
+            return None
+        return self._prefixes.match(sequence, self._holders)
+
+    def _count_running_tokens(self, sequence: Sequence) -> int:
+        """How many of the sequence's tokens running sequences hold already."""
+        found = self._find_prefix(sequence)
+        if self._kv_cache is None or found is None:
+            return 0
+        return self._kv_cache.slots.count_running_tokens(found.source, found.length)
+
+    def _shrink_prefixes(self, max_tokens: int) -> None:
+        if self._prefixes is not None:
+            self._prefixes.shrink_to(max_tokens)
+
+
+def _keep_prefix(slots: Slots, prefixes: PrefixCache, sequence: Sequence) -> None:
+    computed = sequence.cache_ids(sequence.num_computed_tokens)
+    if not prefixes.wants(computed):
+        return
+    try:
+        prefixes.put(computed, slots.keep(sequence.slot, len(computed)))
+    except torch.OutOfMemoryError:
+        logger.warning("the GPU has no room for a prompt of %d tokens: the prefix cache is emptied", len(computed))
+        prefixes.shrink_to(0)

@@ -1,0 +1,92 @@
+"""The KV cache: one contiguous slot per running sequence, so that attention reads it without a gather.
+
+On a CPU the memory is reserved, not committed: the kernel commits a page when a token is written to it and
+frees it when nothing holds its tokens any more. The cache manager's budget in tokens limits the committed
+memory.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from server.engine.memory.copied_slots import CopiedSlots
+from server.engine.memory.shared_slots import SharedSlots
+
+logger = logging.getLogger(__name__)
+
+Slots = SharedSlots | CopiedSlots
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of the keys and values that one attention layer stores per token."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def part_sizes(self) -> tuple[int, int]:
+        """Elements of keys and of values per token."""
+        return self.num_kv_heads * self.key_dim, self.num_kv_heads * self.value_dim
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of keys and values per token."""
+        return sum(self.part_sizes)
+
+
+class KVCache:
+    """Keys and values of all layers, shape [num_slots * slot_len, num_kv_heads, dim] each.
+
+    `slots` gives their memory to sequences. Used in the engine process; not thread-safe.
+    """
+
+    def __init__(
+        self, shapes: dict[int, LayerShape], *, num_slots: int, slot_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """A slot has room for at least `slot_len` tokens."""
+        part_sizes = [size for shape in shapes.values() for size in shape.part_sizes]
+        self.slots: Slots
+        shared = _share_slots(num_slots, slot_len, [n * dtype.itemsize for n in part_sizes], device)
+        if shared is not None:
+            self.slots = shared
+            block = torch.frombuffer(shared.memory.pages, dtype=dtype)
+        else:
+            self.slots = copied = CopiedSlots(
+                num_slots=num_slots, slot_len=slot_len, part_sizes=part_sizes, dtype=dtype, device=device
+            )
+            block = copied.block
+        self.num_slots = num_slots
+        self.slot_len = self.slots.slot_len
+        self._shapes = shapes
+        num_tokens = num_slots * self.slot_len
+        parts = iter(torch.split(block, [num_tokens * size for size in part_sizes]))
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        for layer, shape in shapes.items():
+            self.keys[layer] = next(parts).view(num_tokens, shape.num_kv_heads, shape.key_dim)
+            self.values[layer] = next(parts).view(num_tokens, shape.num_kv_heads, shape.value_dim)
+
+    def store(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes keys and values, shape [num_tokens, num_kv_heads, dim], at the flat positions `index`."""
+        self.keys[layer].index_copy_(0, index, keys)
+        self.values[layer].index_copy_(0, index, values)
+
+    def read(self, layer: int, first: int, last: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of slots first..last-1, shape [slots, num_kv_heads, length, dim], without a copy."""
+        shape = self._shapes[layer]
+        keys = self.keys[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.key_dim)
+        values = self.values[layer].view(self.num_slots, self.slot_len, shape.num_kv_heads, shape.value_dim)
+        return keys[first:last, :length].transpose(1, 2), values[first:last, :length].transpose(1, 2)
+
+
+def _share_slots(num_slots: int, slot_len: int, token_bytes: list[int], device: torch.device) -> SharedSlots | None:
+    if device.type != "cpu":
+        return None
+    try:
+        return SharedSlots(num_slots=num_slots, slot_len=slot_len, token_bytes=token_bytes)
+    except OSError as err:
+        logger.warning("prefixes are copied, because the system permits no memory file: %s", err)
+        return None

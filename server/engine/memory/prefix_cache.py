@@ -1,0 +1,145 @@
+"""Keeps keys and values of ended sequences, so that prompts with the same beginning reuse them."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.engine.memory.kv_cache import Slots
+from server.engine.sequence import Sequence
+
+_BLOCK_TOKENS = 16
+"""Matches end on a multiple of this, vLLM's block size. Otherwise a client could guess the prompts of others
+one token at a time."""
+_MIN_TOKENS = 2 * _BLOCK_TOKENS
+"""Computing a shorter prefix is cheaper than caching it."""
+
+TokenArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Tokens, and what `keep` of the slots returned for them."""
+
+    token_ids: TokenArray
+    kept: Any
+
+
+@dataclass(frozen=True)
+class PrefixMatch:
+    """A cached beginning of a prompt."""
+
+    length: int
+    source: Any
+    """Where it is: a running sequence's slot, or what an entry keeps."""
+
+
+class PrefixCache:
+    """Evicts the least recently used entry first, of those that running sequences do not hold.
+
+    Used on the engine's thread.
+    """
+
+    def __init__(self, slots: Slots, *, max_tokens: int) -> None:
+        """At most `max_tokens` are in entries alone; tokens of running sequences do not count."""
+        self._slots = slots
+        self._max_tokens = max_tokens
+        self._entries: OrderedDict[int, CachedPrefix] = OrderedDict()
+        self._next_id = 0
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that no running sequence holds."""
+        return self._slots.num_kept_tokens
+
+    def max_match(self, sequence: Sequence) -> int:
+        """Most tokens of the sequence that `match` could find."""
+        length = _whole_blocks(sequence.num_tokens - 1)
+        return length if length >= _MIN_TOKENS and sequence.can_reuse_prefix else 0
+
+    def match(self, sequence: Sequence, running: Iterable[Sequence]) -> PrefixMatch | None:
+        """Finds the longest cached beginning of the sequence's prompt, in an ended sequence or a running one.
+
+        Whole blocks only, and never the last token, which has to be computed for its logits. An entry that is
+        found becomes the most recently used.
+        """
+        wanted = sequence.cache_ids(sequence.num_tokens - 1)
+        best: int | None = None
+        slot: int | None = None
+        length = _MIN_TOKENS - 1
+        for entry_id, entry in self._entries.items():
+            if _have_same_prefix(wanted, entry.token_ids, length + 1):
+                length = common_prefix(wanted, entry.token_ids)
+                best = entry_id
+        for other in running:
+            if other.is_private or other.num_computed_tokens <= length:
+                continue
+            if np.array_equal(other.cache_ids(_MIN_TOKENS), wanted[:_MIN_TOKENS]):
+                computed = other.cache_ids(other.num_computed_tokens)
+                if _have_same_prefix(wanted, computed, length + 1):
+                    length = common_prefix(wanted, computed)
+                    slot = other.slot
+        length = _whole_blocks(length)
+        if slot is not None:
+            return PrefixMatch(length, slot)
+        if best is None:
+            return None
+        self._entries.move_to_end(best)
+        return PrefixMatch(length, self._entries[best].kept)
+
+    def count_lookup(self, sequence: Sequence, found: PrefixMatch | None) -> None:
+        """Counts a lookup in `num_queried_tokens` and `num_hit_tokens`."""
+        self.num_queried_tokens += sequence.num_tokens
+        self.num_hit_tokens += found.length if found is not None else 0
+
+    def wants(self, token_ids: TokenArray) -> bool:
+        """Whether to `put` these tokens: neither too short nor too long, and not in the cache yet."""
+        if not _MIN_TOKENS <= len(token_ids) <= self._max_tokens:
+            return False
+        return not any(_have_same_prefix(token_ids, e.token_ids, len(token_ids)) for e in self._entries.values())
+
+    def put(self, token_ids: TokenArray, kept: Any) -> None:
+        """Adds an ended sequence and drops the entries that it continues."""
+        for entry_id, entry in list(self._entries.items()):
+            if _have_same_prefix(token_ids, entry.token_ids, len(entry.token_ids)):
+                self._drop(entry_id)
+        self._entries[self._next_id] = CachedPrefix(token_ids, kept)
+        self._next_id += 1
+
+    def shrink_to(self, max_tokens: int) -> None:
+        """Drops entries until `max_tokens` or the cache's own maximum remain."""
+        while self._entries and self.num_tokens > max(min(max_tokens, self._max_tokens), 0):
+            self._drop(self._choose_evicted())
+
+    def _choose_evicted(self) -> int:
+        """The least recently used entry; if possible one that frees most of its tokens now."""
+        return next((i for i, entry in self._entries.items() if not self._is_in_use(entry)), next(iter(self._entries)))
+
+    def _is_in_use(self, entry: CachedPrefix) -> bool:
+        """Whether running sequences hold most of its tokens."""
+        num_tokens = len(entry.token_ids)
+        return self._slots.count_running_tokens(entry.kept, num_tokens) > num_tokens / 2
+
+    def _drop(self, entry_id: int) -> None:
+        self._slots.drop(self._entries.pop(entry_id).kept)
+
+
+def common_prefix(a: TokenArray, b: TokenArray) -> int:
+    """Number of leading tokens that are equal."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _whole_blocks(num_tokens: int) -> int:
+    return num_tokens - num_tokens % _BLOCK_TOKENS
+
+
+def _have_same_prefix(a: TokenArray, b: TokenArray, length: int) -> bool:
+    """Whether both begin with the same `length` tokens; the last is compared first and rejects most pairs."""
+    return min(len(a), len(b)) >= length and a[length - 1] == b[length - 1] and np.array_equal(a[:length], b[:length])

@@ -1,0 +1,194 @@
+"""Slots that share the memory of common beginnings: which segments each slot and the prefix cache hold.
+
+Each sequence writes a segment of its own, from the end of what it shares. Memory that several slots map is
+never written: a shared part ends on a block boundary, and the rest of a common beginning is copied.
+"""
+
+import math
+import mmap
+from typing import NamedTuple
+
+from server.engine.memory.memory_file import MappedRange, MemoryFile
+
+
+class Reference(NamedTuple):
+    """Holds the tokens of a segment from its begin to `end`."""
+
+    segment: "_Segment"
+    end: int
+
+
+class _Segment:
+    """The tokens that one sequence has written; earlier ones in its slot are in other segments.
+
+    The sequence holds its segment to the end of the slot while it runs.
+    """
+
+    def __init__(self, number: int, begin: int) -> None:
+        self.number = number
+        self.begin = begin
+        self.read_ends: list[int] = []
+        """Ends of the slots' references."""
+        self.kept_ends: list[int] = []
+        """Ends of the prefix cache's references."""
+
+    @property
+    def read_end(self) -> int:
+        return max(self.read_ends, default=self.begin)
+
+    @property
+    def end(self) -> int:
+        return max((self.read_end, *self.kept_ends))
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens that only the prefix cache holds."""
+        return self.end - self.read_end
+
+    @property
+    def num_shared_tokens(self) -> int:
+        """Tokens that the slots would hold in addition without sharing."""
+        return sum(end - self.begin for end in self.read_ends) - (self.read_end - self.begin)
+
+
+class SharedSlots:
+    """Used on the engine's thread."""
+
+    def __init__(self, *, num_slots: int, slot_len: int, token_bytes: list[int]) -> None:
+        """See `MemoryFile`; `slot_len` may be any number and is rounded up to blocks."""
+        self.block_len = math.lcm(*(mmap.PAGESIZE // math.gcd(mmap.PAGESIZE, n) for n in token_bytes))
+        """The least number of tokens that fill whole pages of each part."""
+        self.slot_len = self._round_up(slot_len)
+        self.memory = MemoryFile(num_slots=num_slots, slot_len=self.slot_len, token_bytes=token_bytes)
+        self.num_shared_tokens = 0
+        """Tokens that the open slots would hold in addition without sharing."""
+        self.num_kept_tokens = 0
+        """Tokens that only the prefix cache holds."""
+        self._held: dict[int, list[Reference]] = {}
+        """Of each open slot, in the order of their tokens."""
+        self._left: dict[int, list[Reference]] = {}
+        """What each closed slot has held. It stays mapped: mapping 2000 tokens again costs 10 ms."""
+        self._num_slots = num_slots
+        self._free_segments = set(range(num_slots))
+        self._num_segments = num_slots
+
+    @property
+    def has_too_many_mappings(self) -> bool:
+        return not self.memory.can_map(1)
+
+    def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
+        """Gives memory to a slot; its first `length` tokens are those of another open slot or kept ones."""
+        known = _cut(self._references(source), length)
+        if known and known[-1].end == known[-1].segment.end:
+            # Nothing is behind these tokens: the sequence goes on writing where an ended one has stopped.
+            held = [*known[:-1], Reference(known[-1].segment, self.slot_len)]
+            shared_end = length
+        else:
+            shared = _cut(known, length // self.block_len * self.block_len)
+            if not self.memory.can_map(len(shared) + 1):  # +1: the slot's own segment
+                shared = []
+            shared_end = shared[-1].end if shared else 0
+            held = [*shared, Reference(_Segment(self._take_segment(slot), shared_end), self.slot_len)]
+        self.memory.map(slot, [MappedRange(segment.number, segment.begin, end) for segment, end in held])
+        for segment, end in known:
+            if end > shared_end:
+                self.memory.copy(slot, segment.number, max(segment.begin, shared_end), end)
+        self._held[slot] = held
+        self._left.pop(slot, None)
+        self._hold(held, is_kept=False)
+
+    def close(self, slot: int, length: int) -> None:
+        """Takes a slot's memory back; what the prefix cache or other slots hold stays."""
+        del length  # frees the whole slot, because reading behind a sequence's tokens commits memory too
+        self._left[slot] = self._held.pop(slot)
+        self._let_go(self._left[slot], is_kept=False)
+
+    def hide_closed(self, slots: range) -> None:
+        """Before a step reads slots, some of them closed: what nothing holds must not be read from the file.
+
+        Reading would commit memory that nothing frees.
+        """
+        for slot in slots:
+            if slot not in self._held:
+                self.memory.unmap(slot, self._round_up(_held_end(self._left.get(slot, []))))
+
+    def keep(self, slot: int, length: int) -> list[Reference]:
+        """Holds the first `length` tokens of an open slot until `drop`."""
+        kept = _cut(self._held[slot], length)
+        self._hold(kept, is_kept=True)
+        return kept
+
+    def drop(self, kept: list[Reference]) -> None:
+        self._let_go(kept, is_kept=True)
+
+    def count_running_tokens(self, source: int | list[Reference], length: int) -> int:
+        """How many of the first `length` tokens could be shared, and are in use by open slots."""
+        shared = _cut(self._references(source), length // self.block_len * self.block_len)
+        return sum(max(0, min(end, segment.read_end) - segment.begin) for segment, end in shared)
+
+    def count_common_tokens(self, slots: list[int]) -> int:
+        """How many of their first tokens these open slots have in the same memory."""
+        num_tokens = 0
+        for references in zip(*(self._held[slot] for slot in slots), strict=False):
+            if len({segment for segment, _ in references}) > 1:
+                break
+            ends = {end for _, end in references}
+            num_tokens = min(ends)
+            if len(ends) > 1:
+                break
+        return num_tokens
+
+    def _round_up(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_len) * self.block_len
+
+    def _references(self, source: int | list[Reference] | None) -> list[Reference]:
+        return self._held[source] if isinstance(source, int) else source or []
+
+    def _take_segment(self, slot: int) -> int:
+        """A free segment: what the slot has already, what it had at first, or any other."""
+        present = [mapped.segment for mapped in self.memory.ranges(slot)[-1:]]
+        number = next((n for n in (*present, slot) if n in self._free_segments), None)
+        if number is None:
+            number = max(self._free_segments, default=0)
+            if number < self._num_slots:
+                number = self._num_segments
+                self._num_segments += 1
+        self._free_segments.discard(number)
+        return number
+
+    def _hold(self, references: list[Reference], *, is_kept: bool) -> None:
+        for segment, end in references:
+            self._count(segment, -1)
+            (segment.kept_ends if is_kept else segment.read_ends).append(end)
+            self._count(segment, 1)
+
+    def _let_go(self, references: list[Reference], *, is_kept: bool) -> None:
+        for segment, end in references:
+            end_before = segment.end
+            self._count(segment, -1)
+            (segment.kept_ends if is_kept else segment.read_ends).remove(end)
+            self._count(segment, 1)
+            if segment.end < end_before:
+                # To the end of the block, because a page is freed only as a whole.
+                self.memory.free(segment.number, segment.end, self._round_up(end_before))
+            if segment.end == segment.begin:
+                self._free_segments.add(segment.number)
+
+    def _count(self, segment: _Segment, sign: int) -> None:
+        self.num_kept_tokens += sign * segment.num_kept_tokens
+        self.num_shared_tokens += sign * segment.num_shared_tokens
+
+
+def _held_end(references: list[Reference]) -> int:
+    """How many of the first tokens something still holds."""
+    held = 0
+    for segment, end in references:
+        held = min(segment.end, end)
+        if held < end:
+            break
+    return held
+
+
+def _cut(references: list[Reference], length: int) -> list[Reference]:
+    """What the references hold of the first `length` tokens."""
+    return [Reference(segment, min(end, length)) for segment, end in references if segment.begin < length]

@@ -1,0 +1,113 @@
+"""Computes the KV cache's size: slots for `--max-num-seqs`, tokens for the available memory."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from server.config import EngineConfig
+from server.engine.memory.kv_cache import LayerShape
+from server.engine.memory.working_memory import NO_WORKING_MEMORY, WorkingMemory
+from server.errors import EngineMemoryError
+from server.machine.memory import available_bytes
+
+logger = logging.getLogger(__name__)
+
+_CPU_SHARE = 0.4
+"""Share of the memory that is free after loading; the rest is for activations, logits and the API process."""
+PREFIX_SHARE = 0.25
+"""Share of the KV cache's tokens that ended sequences may hold."""
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """The KV cache's dimensions."""
+
+    num_slots: int
+    slot_len: int
+    num_tokens: int
+    """Tokens that may be held at once; less than `num_slots * slot_len` if pages are committed on use."""
+    num_bytes: int
+
+
+def size_cache(  # noqa: PLR0913
+    shapes: dict[int, LayerShape],
+    config: EngineConfig,
+    *,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    working: WorkingMemory = NO_WORKING_MEMORY,
+) -> CacheSize:
+    """Fits the cache into memory; shortens the sequences unless the user has set their length.
+
+    Args:
+        working: the memory that a GPU needs for the largest step.
+
+    Raises:
+        EngineMemoryError: not even one sequence of the required length fits.
+    """
+    bytes_per_token = sum(s.num_elements for s in shapes.values()) * dtype.itemsize
+    held_bytes = _held_bytes(bytes_per_token, config, device)
+    if device.type == "cpu" or config.kv_cache_memory_bytes:
+        working = NO_WORKING_MEMORY
+    budget = config.kv_cache_memory_bytes or max(_free_bytes(config, device) - working.num_bytes, 0)
+    longest = budget // (held_bytes + working.bytes_per_position)
+    if longest < max_model_len:
+        if config.max_model_len is not None or longest < 1:
+            raise EngineMemoryError(_describe_lack(max_model_len, held_bytes, budget, longest, config, device))
+        logger.warning("max_model_len lowered from %d to %d: no more fits into memory", max_model_len, longest)
+        max_model_len = longest
+    num_tokens = (budget - working.bytes_per_position * max_model_len) // held_bytes
+    num_slots = config.max_num_seqs
+    if device.type != "cpu":
+        num_slots = _count_slots(num_slots, num_tokens // max_model_len, max_model_len)
+    num_tokens = min(num_tokens, num_slots * max_model_len)
+    return CacheSize(num_slots, max_model_len, num_tokens, num_tokens * bytes_per_token)
+
+
+def _held_bytes(bytes_per_token: int, config: EngineConfig, device: torch.device) -> int:
+    """Bytes per token including its share of the prefix cache, which on a GPU is separate from the slots."""
+    if device.type == "cpu" or not config.enable_prefix_caching:
+        return bytes_per_token
+    return math.ceil(bytes_per_token * (1 + PREFIX_SHARE))
+
+
+def _count_slots(wanted: int, possible: int, max_model_len: int) -> int:
+    if possible < wanted:
+        logger.warning(
+            "the GPU's memory holds %d sequences of %d tokens at once instead of %d, and further ones wait: a lower "
+            "--max-model-len makes room for more",
+            possible,
+            max_model_len,
+            wanted,
+        )
+    return min(possible, wanted)
+
+
+def _free_bytes(config: EngineConfig, device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        return max(int(free - total * (1 - config.gpu_memory_utilization)), 0)
+    return int(available_bytes() * _CPU_SHARE)
+
+
+def _describe_lack(  # noqa: PLR0913
+    max_model_len: int, held_bytes: int, budget: int, longest: int, config: EngineConfig, device: torch.device
+) -> str:
+    steps = [f"lower --max-model-len to {longest}"] if longest > 1 else []
+    if device.type == "cuda" and config.kv_cache_memory_bytes is None:
+        steps.append(f"raise --gpu-memory-utilization ({config.gpu_memory_utilization:g})")
+    else:
+        steps.append("raise --kv-cache-memory-bytes")
+    return (
+        f"a sequence of {max_model_len} tokens needs {_gib(max_model_len * held_bytes)} of KV cache "
+        f"and {_gib(budget)} are free: {' or '.join(steps)}"
+    )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.3g} GiB"

@@ -1,0 +1,242 @@
+"""Loads a causal LM of transformers from a folder, strictly: missing or corrupt weights are an error."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.utils import logging as transformers_logging
+
+from server.config import EngineConfig
+from server.engine.model.device import choose_device, move_model
+from server.engine.model.tensor_overhead import without_tensor_overhead
+from server.errors import EngineStartError
+from server.model_files.vision_models import VISION_MODEL_TYPES
+
+_DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "n_ctx")
+_DEFAULT_MAX_MODEL_LEN = 2048
+_NOT_GENERATIVE = (
+    "ForMaskedLM",
+    "ForPreTraining",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+)
+_MAX_MESSAGE = 400
+
+
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+_HEAD_BYTES = 1 << 20
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerFile(msgspec.Struct):
+    """The needed part of tokenizer.json; decoding skips the rest, megabytes of vocabulary."""
+
+    added_tokens: list[_AddedToken] = []
+
+
+def load_model(path: Path, config: EngineConfig) -> PreTrainedModel:
+    """Loads the model in evaluation mode, on the GPU if there is one, else on the CPU.
+
+    Raises:
+        EngineStartError: one line about the fault in the folder.
+    """
+    model_config = load_config(path, config)
+    _check_generates(model_config, path)
+    accepts_images = model_config.model_type in VISION_MODEL_TYPES
+    return load_weights(
+        AutoModelForImageTextToText if accepts_images else AutoModelForCausalLM, path, config, model_config
+    )
+
+
+def load_weights(
+    auto_class: Any, path: Path, config: EngineConfig, model_config: PreTrainedConfig, **options: Any
+) -> PreTrainedModel:
+    """Loads the folder's weights into the class that `auto_class` of transformers selects.
+
+    Args:
+        options: further arguments for the model's constructor.
+
+    Raises:
+        EngineStartError: tensors are missing, corrupt or of another shape, or do not fit on the device.
+    """
+    dtype = "auto" if config.dtype == "auto" else _DTYPES[config.dtype]
+    device = choose_device()
+    try:
+        # No tensor may be missing, so that none needs random values; initialising them would import sympy.
+        copies_tensors = dtype != "auto" or device.type != "cpu"
+        with _quiet_transformers(), no_init_weights(), without_tensor_overhead(copies_tensors=copies_tensors):
+            model, info = auto_class.from_pretrained(
+                path,
+                config=model_config,
+                dtype=dtype,
+                trust_remote_code=config.trust_remote_code,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+    except Exception as err:
+        raise EngineStartError(f"cannot load the weights in {path}: {_one_line(err)}") from err
+    _check_complete(info, path)
+    model = move_model(model, device)
+    return model.eval() if model.training else model
+
+
+def load_config(path: Path, config: EngineConfig) -> PreTrainedConfig:
+    """The model's configuration, with the entries of `--hf-overrides`.
+
+    Raises:
+        EngineStartError: config.json is unreadable or names an unknown architecture.
+    """
+    try:
+        loaded = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code, local_files_only=True)
+    except Exception as err:
+        if "trust_remote_code" in str(err):
+            raise EngineStartError(
+                f"the model in {path} runs code of its own (auto_map in config.json): "
+                "start with --trust-remote-code if you trust it"
+            ) from err
+        raise EngineStartError(f"cannot read the model's configuration in {path}: {_one_line(err)}") from err
+    _override(loaded, config.hf_overrides)
+    return loaded
+
+
+def _override(model_config: PreTrainedConfig, entries: dict[str, Any]) -> None:
+    """Replaces entries; those of an inner configuration or of a dictionary one by one."""
+    for key, value in entries.items():
+        current = getattr(model_config, key, None)
+        if isinstance(value, dict) and isinstance(current, PreTrainedConfig):
+            _override(current, value)
+        elif isinstance(value, dict) and isinstance(current, dict):
+            setattr(model_config, key, current | value)
+        else:
+            setattr(model_config, key, value)
+
+
+def derive_max_model_len(model_config: PreTrainedConfig, wanted: int | None) -> int:
+    """The longest sequence that the model supports, or `wanted` if that is shorter.
+
+    Raises:
+        EngineStartError: `wanted` is more than the model supports.
+    """
+    text = model_config.get_text_config(decoder=True)
+    lengths = [v for key in _LENGTH_KEYS if isinstance(v := getattr(text, key, None), int) and v > 0]
+    if not lengths:
+        return wanted or _DEFAULT_MAX_MODEL_LEN
+    if wanted is not None and wanted > min(lengths):
+        raise EngineStartError(
+            f"--max-model-len {wanted} is more than the model's own limit of {min(lengths)} tokens (config.json)"
+        )
+    return wanted or min(lengths)
+
+
+def find_eos_token_ids(model: PreTrainedModel, path: Path, tokenizer_path: Path) -> tuple[int, ...]:
+    """End-of-sequence tokens of tokenizer, generation_config.json and config.json, in this order.
+
+    Raises:
+        EngineStartError: generation_config.json is unreadable.
+    """
+    found: list[int] = []
+    tokenizer_eos = _tokenizer_eos(tokenizer_path)
+    if tokenizer_eos is not None:
+        found.append(tokenizer_eos)
+    sources: list[Any] = [model.config.get_text_config(decoder=True)]
+    if (path / "generation_config.json").exists():
+        sources.insert(0, _load_generation_config(path))
+    for source in sources:
+        ids = getattr(source, "eos_token_id", None)
+        found.extend([ids] if isinstance(ids, int) else ids or [])
+    return tuple(dict.fromkeys(found))
+
+
+def _load_generation_config(path: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(path, local_files_only=True)
+    except Exception as err:
+        raise EngineStartError(f"cannot read generation_config.json: {_one_line(err)}") from err
+
+
+def _tokenizer_eos(path: Path) -> int | None:
+    try:
+        token = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        added_tokens = _read_added_tokens(path / "tokenizer.json")
+    except (OSError, ValueError, AttributeError):
+        return None
+    content = token.get("content") if isinstance(token, dict) else token
+    return next((t.id for t in added_tokens if t.content == content), None)
+
+
+def _read_added_tokens(path: Path) -> list[_AddedToken]:
+    """From the head of the file if they are there, else from all of it; raises OSError or ValueError."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES).decode(errors="ignore")
+    try:
+        if (found := _ADDED_TOKENS.search(head)) is not None:
+            json.loads(head[: found.start()] + '"":0}')  # an entry of the file's object itself
+            tokens, _ = json.JSONDecoder().raw_decode(head, found.end())
+            return msgspec.convert(tokens, list[_AddedToken])
+    except ValueError:  # cut off
+        pass
+    return msgspec.json.decode(path.read_bytes(), type=_TokenizerFile).added_tokens
+
+
+def _check_generates(model_config: PreTrainedConfig, path: Path) -> None:
+    """Rejects encoders: transformers builds a causal LM from some of them, with meaningless output."""
+    names = model_config.architectures or []
+    if model_config.is_encoder_decoder or (names and all(name.endswith(_NOT_GENERATIVE) for name in names)):
+        what = ", ".join(names) or model_config.model_type
+        raise EngineStartError(f"the model in {path} is not a causal language model: config.json names {what}")
+
+
+def _check_complete(info: dict[str, Any], path: Path) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise EngineStartError(f"the weights in {path} lack {len(missing)} of the model's tensors: {names}")
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise EngineStartError(
+            f"the weights in {path} do not fit config.json: {name} is {list(found)} instead of {list(wanted)}"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Turns off the progress bar and the log's table of keys: `_check_complete` raises what matters of it."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _one_line(err: BaseException) -> str:
+    text = " ".join(str(err).split())
+    return f"{type(err).__name__}: {text[:_MAX_MESSAGE] + '…' if len(text) > _MAX_MESSAGE else text}"

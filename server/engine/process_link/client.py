@@ -1,0 +1,365 @@
+"""The API process's end of the connection to the engine: sends requests, receives tokens, detects its end."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from typing import Any
+
+import msgspec
+
+from server.engine.process_link.channel import HEADER_BYTES, frame, read_length
+from server.engine.process_link.messages import (
+    Abort,
+    AdapterReport,
+    Command,
+    Done,
+    Failed,
+    FromEngine,
+    LoadAdapter,
+    Ping,
+    Pong,
+    Pool,
+    Ready,
+    ResetEncoderCache,
+    ResetPrefixCache,
+    Step,
+    ToEngine,
+    UnloadAdapter,
+)
+from server.engine.process_link.uploads import Uploader
+from server.errors import EngineDeadError, EngineError, EngineStartError, RequestError
+from server.types import EngineInfo, EngineOutput, EnginePrompt, EngineStats, PoolingParams
+
+logger = logging.getLogger(__name__)
+
+_OUTPUTS_PER_TURN = 16
+"""Of one request; each is detokenized, recorded and sent in 0.1 ms."""
+
+
+@dataclass(eq=False)
+class _Stream:
+    """The outputs of one request's sequences."""
+
+    running: dict[str, None]
+    """The sequences that have not ended, in their order."""
+    outputs: "asyncio.Queue[EngineOutput | None]" = field(default_factory=asyncio.Queue)
+    """None once the engine is dead."""
+
+
+class EngineClient:
+    """One per API process; every method runs on the event loop. Call `start` before anything else.
+
+    It outlives the engine: `restart` connects it to the next one.
+    """
+
+    def __init__(self, connection: socket.socket, on_death: Callable[[str], None] = lambda reason: None) -> None:
+        """`on_death` is called with the reason as soon as the engine is known to be dead."""
+        self._connection = connection
+        self._on_death = on_death
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(FromEngine)
+        self._uploader = Uploader(self._send, self._drain)
+        self._info: EngineInfo | None = None
+        self._streams: dict[str, _Stream] = {}
+        """By sequence."""
+        self._adapters: dict[int, asyncio.Future[AdapterReport]] = {}
+        """Adapters that the engine is loading."""
+        self._commands: dict[int, asyncio.Future[Done]] = {}
+        self._command_ids = count(1)
+        self._subscribers: list[Callable[[EngineStats], None]] = []
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._loaded: asyncio.Future[EngineInfo] | None = None
+        self._closing = False
+        self.dead = asyncio.Event()
+        """Set when the engine has ended without being asked to, or is given up."""
+        self.error: str | None = None
+        """Why the engine is dead."""
+        self.ended_silently = False
+        """The connection closed without an error report."""
+        self.has_received = False
+        """Set by each message from the engine; the watchdog resets it."""
+        self.stats = EngineStats()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine, or the one before it, reported once it had loaded the model."""
+        if self._info is not None:
+            return self._info
+        if self._loaded is not None and self._loaded.done():
+            return self._loaded.result()
+        raise EngineStartError("the engine is still starting")
+
+    async def start(self) -> None:
+        """Begins to read the engine's messages."""
+        reader, self._writer = await asyncio.open_connection(sock=self._connection)
+        self._uploader = Uploader(partial(self._send, writer=self._writer), partial(self._drain, self._writer))
+        self._loaded = asyncio.get_running_loop().create_future()
+        self._reading = asyncio.create_task(self._read_all(reader), name="engine-reader")
+
+    async def restart(self, connection: socket.socket) -> None:
+        """Connects to another engine; requests of the dead one have failed and send nothing to this one."""
+        await self._disconnect()
+        self._connection = connection
+        self.error = None
+        self.ended_silently = False
+        self.dead.clear()
+        self.stats = EngineStats()
+        await self.start()
+
+    def ping(self) -> None:
+        """Asks for an answer, which sets `has_received`."""
+        self._send(Ping())
+
+    def give_up(self, reason: str) -> None:
+        """Treats the engine as dead, although its process may still run."""
+        if self.error is None:
+            self._die(reason)
+
+    async def wait_loaded(self, timeout_s: float) -> EngineInfo:
+        """Waits until the model is loaded.
+
+        Raises:
+            EngineStartError: the engine failed, died or took longer than `timeout_s`.
+        """
+        assert self._loaded is not None
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._loaded), timeout_s)
+        except TimeoutError as err:
+            raise EngineStartError(
+                f"the engine was not ready after {timeout_s:g} s (VLLM_ENGINE_READY_TIMEOUT_S)"
+            ) from err
+
+    def subscribe_stats(self, callback: Callable[[EngineStats], None]) -> None:
+        """Calls `callback` with the engine's state after each of its steps."""
+        self._subscribers.append(callback)
+
+    def generate(
+        self, request_id: str, prompts: Sequence[EnginePrompt], num_choices: int = 1
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Streams the outputs of a request's sequences, the last of each with a `finish_reason`.
+
+        The sequences are named `{request_id}-0` and so on, `num_choices` per prompt, in the prompts' order.
+        Closing the stream aborts those that still run; `abort` ends one of them.
+
+        Raises:
+            EngineDeadError: the engine was dead or died while the request ran.
+        """
+        names = [f"{request_id}-{index}" for index in range(len(prompts) * num_choices)]
+        return self._run(names, partial(self._uploader.send, request_id, prompts, num_choices))
+
+    async def pool(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: PoolingParams,
+        *,
+        token_type_ids: list[int] | None = None,
+    ) -> EngineOutput:
+        """Pools one prompt: its vector or score. Cancelling aborts the request.
+
+        Raises:
+            EngineDeadError: the engine was dead or died while the request ran.
+            EngineError: the engine failed or aborted the request.
+        """
+        message = Pool(request_id, prompt_token_ids, token_type_ids, params)
+        async with aclosing(self._run([request_id], partial(self._send_drained, message))) as outputs:
+            output = await anext(outputs)
+        if output.finish_reason in ("error", "abort"):
+            raise EngineError(output.error or "The engine aborted the request.")
+        return output
+
+    async def load_adapter(self, adapter_id: int, name: str, path: str) -> AdapterReport:
+        """Loads a LoRA adapter; the report contains the error if that fails. Cancelling unloads it.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        loading: asyncio.Future[AdapterReport] = asyncio.get_running_loop().create_future()
+        self._adapters[adapter_id] = loading
+        try:
+            self._send(LoadAdapter(adapter_id, name, path))
+            return await loading
+        except asyncio.CancelledError:
+            self.unload_adapter(adapter_id)
+            raise
+        finally:
+            del self._adapters[adapter_id]
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Frees an adapter once the last request that uses it has ended."""
+        self._send(UnloadAdapter(adapter_id))
+
+    async def reset_prefix_cache(self, *, interrupts: bool) -> bool:
+        """Returns whether all prefixes are forgotten; running requests prevent it unless it interrupts them.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        return (await self._run_command(ResetPrefixCache(next(self._command_ids), interrupts))).is_done
+
+    async def reset_encoder_cache(self) -> None:
+        """Forgets encoded images.
+
+        Raises:
+            EngineDeadError: the engine was dead or died meanwhile.
+        """
+        await self._run_command(ResetEncoderCache(next(self._command_ids)))
+
+    async def _run_command(self, command: Command) -> Done:
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        running: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._commands[command.command_id] = running
+        try:
+            self._send(command)
+            done = await running
+        finally:
+            del self._commands[command.command_id]
+        if done.error is not None:
+            raise RequestError(done.error)
+        return done
+
+    def drop_queries(self, request_ids: Iterable[str]) -> None:
+        """Frees late-interaction queries, which the engine otherwise keeps for further documents."""
+        self._send(Abort(list(request_ids)))
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ends sequences without further output."""
+        request_ids = list(request_ids)
+        for request_id in request_ids:
+            if (stream := self._streams.pop(request_id, None)) is not None:
+                del stream.running[request_id]
+        self._send(Abort(request_ids))
+
+    def fail_running(self, message: str) -> None:
+        """Ends every running request with an error for its client; used when a drain runs out of time."""
+        for request_id, stream in self._streams.items():
+            stream.outputs.put_nowait(EngineOutput(request_id=request_id, finish_reason="error", error=message))
+        self._send(Abort(list(self._streams)))
+
+    async def close(self) -> None:
+        """Closes the connection, which ends the engine process."""
+        self._closing = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    async def _run(
+        self, request_ids: list[str], send: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[EngineOutput, None]:
+        """Sends a request and streams the outputs of its sequences."""
+        if self.error is not None:
+            raise EngineDeadError(self.error)
+        writer = self._writer
+        stream = _Stream(dict.fromkeys(request_ids))
+        self._streams.update(dict.fromkeys(request_ids, stream))
+        num_taken = 0
+        try:
+            await send()
+            while stream.running:
+                output = await stream.outputs.get()
+                if output is None:
+                    raise EngineDeadError(self.error or "the engine is gone")
+                if output.request_id not in stream.running:
+                    continue  # aborted
+                if output.finish_reason is not None:
+                    del self._streams[output.request_id], stream.running[output.request_id]
+                yield output
+                num_taken += 1
+                if num_taken % _OUTPUTS_PER_TURN == 0:
+                    await asyncio.sleep(0)  # taking from a queue that is not empty never waits
+        finally:
+            for request_id in stream.running:
+                del self._streams[request_id]
+            if stream.running:
+                self._send(Abort(list(stream.running)), writer)
+
+    async def _send_drained(self, message: ToEngine) -> None:
+        self._send(message)
+        await self._drain()
+
+    async def _drain(self, writer: asyncio.StreamWriter | None = None) -> None:
+        """Waits until the socket takes more; a closed connection is reported by the reader."""
+        writer = writer or self._writer
+        if writer is not None:
+            with suppress(ConnectionError):
+                await writer.drain()
+
+    def _send(self, message: ToEngine, writer: asyncio.StreamWriter | None = None) -> None:
+        """Sends to the current engine, or to that of `writer`; does nothing if the connection is closed."""
+        writer = writer or self._writer
+        if writer is not None and not writer.is_closing():
+            writer.write(frame(self._encoder.encode(message)))
+
+    async def _read_all(self, reader: asyncio.StreamReader) -> None:
+        reason: str | None = None
+        try:
+            while True:
+                payload = await reader.readexactly(read_length(await reader.readexactly(HEADER_BYTES)))
+                message = self._decoder.decode(payload)
+                self.has_received = True
+                if isinstance(message, Failed):
+                    reason = message.message
+                    break
+                if not isinstance(message, Pong):
+                    self._take(message)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        except Exception as err:
+            logger.error("the engine's messages cannot be read", exc_info=err)
+            reason = f"its messages cannot be read ({type(err).__name__})"
+        if not self._closing:
+            self.ended_silently = reason is None
+            self._die(reason or "the engine process ended unexpectedly")
+
+    def _take(self, message: Ready | Step | AdapterReport | Done) -> None:
+        if isinstance(message, Done):
+            running = self._commands.get(message.command_id)
+            if running is not None and not running.done():
+                running.set_result(message)
+            return
+        if isinstance(message, AdapterReport):
+            loading = self._adapters.get(message.adapter_id)
+            if loading is not None and not loading.done():
+                loading.set_result(message)
+            return
+        if isinstance(message, Ready):
+            assert self._loaded is not None
+            self._info = message.info
+            self._loaded.set_result(message.info)
+            return
+        self.stats = message.stats
+        for output in message.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                stream.outputs.put_nowait(output)
+        for callback in self._subscribers:
+            callback(message.stats)
+
+    def _die(self, reason: str) -> None:
+        if self.error is not None:
+            return
+        self.error = reason
+        if self._loaded is not None and not self._loaded.done():
+            self._loaded.set_exception(EngineStartError(reason))
+        for stream in set(self._streams.values()):
+            stream.outputs.put_nowait(None)
+        answers: list[asyncio.Future[Any]] = [*self._adapters.values(), *self._commands.values()]
+        for waiting in answers:
+            if not waiting.done():
+                waiting.set_exception(EngineDeadError(reason))
+        self.dead.set()
+        self._on_death(reason)

@@ -1,0 +1,159 @@
+"""Tracks each constrained sequence's state in its grammar and its reasoning, and masks the other tokens."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from llguidance import LLMatcher, LLTokenizer
+
+from server.engine.sampling.grammar import GrammarError
+from server.engine.sampling.grammar_compiler import Grammar, GrammarCompiler
+from server.engine.sampling.reasoning import FoundMarker, ReasoningState
+from server.engine.sequence import Sequence
+
+_MOST_COPIED_CHARS = 1 << 26
+"""Of the texts of grammars that sequences have copies of; further sequences wait."""
+
+
+class GuidedDecodingError(Exception):
+    """A sequence left its grammar, or the grammar is invalid or too large; fails that request only."""
+
+
+class GuidedStates:
+    """One per engine. Loads the tokenizer with the first constrained request, not at the start."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer_path: Path,
+        vocab_size: int,
+        eos_token_ids: tuple[int, ...],
+        executor: Executor,
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """The executor compiles grammars; then it calls `wake`, because a sequence may be ready."""
+        self._tokenizer_path = tokenizer_path
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._tokenizer: LLTokenizer | None = None
+        self._loading = Lock()
+        self._compiler = GrammarCompiler(executor, self._load_tokenizer, wake)
+        self._matchers: dict[str, LLMatcher] = {}
+        """By sequence, from its first token on."""
+        self._num_copied_chars = 0
+
+    def start(self, sequence: Sequence) -> None:
+        """Begins to compile the sequence's grammar and to follow its reasoning, where it has them."""
+        params = sequence.params
+        needs_texts = params.guided is not None
+        if params.reasoning is not None:
+            needs_texts |= params.reasoning.has_text_markers
+            sequence.reasoning = ReasoningState(params.reasoning, self._token_bytes if needs_texts else None)
+        if needs_texts:
+            sequence.grammar = self._compiler.acquire(params.guided)
+
+    def is_ready(self, sequence: Sequence) -> bool:
+        """Whether the sequence's grammar is compiled, or cannot be."""
+        return sequence.grammar is None or sequence.grammar.compiled.done()
+
+    def has_room(self, grammar: Grammar) -> bool:
+        """Whether there is memory for another copy of the grammar."""
+        return not self._num_copied_chars or self._num_copied_chars + grammar.num_chars <= _MOST_COPIED_CHARS
+
+    def admit(self, sequence: Sequence) -> None:
+        """Reserves the memory for the grammar's copy of a sequence that is ready, if it has a grammar.
+
+        Raises:
+            GuidedDecodingError: the grammar does not compile, or the model has no tokenizer.json.
+        """
+        if sequence.grammar is None:
+            return
+        try:
+            sequence.grammar.compiled.result()
+        except GrammarError as err:
+            subject = "thinking budget" if sequence.params.guided is None else "grammar"
+            raise GuidedDecodingError(f"the {subject} cannot be used: {err}") from err
+        self._num_copied_chars += sequence.grammar.num_chars
+        sequence.has_grammar_copy = True
+
+    def mask(self, sequence: Sequence, row: torch.Tensor) -> None:
+        """Sets the logits of tokens that may not follow to minus infinity, in place."""
+        if self._waits(sequence):
+            return
+        matcher = self._matcher(sequence)
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        self._check(matcher)
+        starts = [] if sequence.reasoning is None else sequence.reasoning.optional_starts
+        kept = row[starts] if starts else None
+        allowed = torch.from_numpy(np.unpackbits(bits, bitorder="little")[: row.shape[-1]]).to(row.device)
+        row[: allowed.shape[0]].masked_fill_(allowed == 0, float("-inf"))
+        row[allowed.shape[0] :] = float("-inf")
+        if kept is not None:
+            row[starts] = kept
+
+    def accept(self, sequence: Sequence, token_id: int) -> bool:
+        """Advances reasoning and grammar by one token; True if no token can follow."""
+        did_wait, end = self._waits(sequence), None
+        if sequence.reasoning is not None:
+            end = sequence.reasoning.advance(token_id)
+        if sequence.params.guided is None:
+            return False
+        matcher = self._matcher(sequence)
+        if did_wait or self._waits(sequence):
+            if end is not None:
+                self._begin(matcher, end)
+            return False
+        matcher.consume_token(token_id)
+        self._check(matcher)
+        return bool(matcher.is_stopped())
+
+    def drop(self, sequence: Sequence) -> None:
+        """Drops the state of an ended sequence."""
+        self._matchers.pop(sequence.request_id, None)
+        grammar, sequence.grammar = sequence.grammar, None
+        if grammar is None:
+            return
+        if sequence.has_grammar_copy:
+            self._num_copied_chars -= grammar.num_chars
+        self._compiler.release(grammar)
+
+    def _matcher(self, sequence: Sequence) -> LLMatcher:
+        matcher = self._matchers.get(sequence.request_id)
+        if matcher is None:
+            assert sequence.grammar is not None
+            matcher = self._matchers[sequence.request_id] = sequence.grammar.copy()
+        return matcher
+
+    def _waits(self, sequence: Sequence) -> bool:
+        return sequence.reasoning is not None and sequence.reasoning.delays_grammar
+
+    def _begin(self, matcher: LLMatcher, end: FoundMarker) -> None:
+        """Consumes the beginning of the answer that came with the end of the reasoning.
+
+        What the grammar does not allow, such as line breaks, precedes the grammar's text.
+        """
+        if end.marker.begins_answer and end.marker.token_id is not None:
+            token_ids = [end.marker.token_id]
+        else:
+            begin = end.marker.text.encode() if end.marker.begins_answer else b""
+            token_ids = self._load_tokenizer().tokenize_bytes(begin + end.rest)
+        if token_ids and matcher.validate_tokens(token_ids) == len(token_ids):
+            matcher.consume_tokens(token_ids)
+
+    def _token_bytes(self, token_id: int) -> bytes:
+        return bytes(self._load_tokenizer().decode_bytes([token_id]))
+
+    def _load_tokenizer(self) -> LLTokenizer:
+        with self._loading:
+            if self._tokenizer is None:
+                text = (self._tokenizer_path / "tokenizer.json").read_text(encoding="utf-8")
+                eos = list(self._eos_token_ids) or None
+                self._tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=eos)
+            return self._tokenizer
+
+    def _check(self, matcher: LLMatcher) -> None:
+        if matcher.is_error():
+            raise GuidedDecodingError(matcher.get_error())

@@ -1,0 +1,171 @@
+"""Samples the next token of each sequence from its logits, with vLLM's parameters in vLLM's order.
+
+Reads the raw log-probabilities first, then applies grammar, token bans, logit bias, penalties and the
+thinking budget, which also affect a greedy choice. Temperature, min-p, top-k and top-p are in
+`server.engine.sampling.drawing`.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from server.engine.sampling.drawing import draw, new_generator
+from server.engine.sampling.guided import GuidedDecodingError, GuidedStates
+from server.engine.sampling.logprobs import describe, describe_chosen
+from server.engine.sampling.penalties import Penalties
+from server.engine.sequence import Sequence
+from server.types import TokenLogprob
+
+_GREEDY_BELOW = 1e-5
+_EXCLUDED = "no token can be sampled: the request's parameters exclude all of them"
+_NOT_FINITE = "no token can be sampled: the model's logits are not finite"
+
+
+class Sampled(NamedTuple):
+    """A sequence's next token."""
+
+    sequence: Sequence
+    token_id: int
+    logprob: TokenLogprob | None
+    error: str | None = None
+    """Why the sequence cannot continue: its grammar failed, or no token is left."""
+
+    @property
+    def is_request_fault(self) -> bool:
+        """Whether the request's own parameters cause the error."""
+        return self.error is not None and self.error != _NOT_FINITE
+
+
+class Sampler:
+    """One per engine; `sample` runs on the engine's thread."""
+
+    def __init__(
+        self, *, eos_token_ids: tuple[int, ...], seed: int, device: torch.device, guided: GuidedStates
+    ) -> None:
+        self._eos_token_ids = eos_token_ids
+        self._device = device
+        self._seed = seed
+        self._guided = guided
+        self._penalties = Penalties()
+
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        return new_generator(self._device, self._seed)
+
+    def prepare(self) -> None:
+        """Creates the random generator ahead of the first draw."""
+        _ = self._generator
+
+    @torch.inference_mode()
+    def sample(self, sequences: list[Sequence], logits: torch.Tensor) -> list[Sampled]:
+        """`logits` has one row per sequence, shape [len(sequences), vocab]; they may be overwritten."""
+        described = [i for i, s in enumerate(sequences) if s.params.logprobs is not None]
+        raw = logits[described] if described else None
+        logits = logits.float()
+        errors = self._restrict(sequences, logits)
+        self._penalties.apply(sequences, logits)
+        _force(sequences, logits)
+        token_ids = self._pick(sequences, logits, errors)
+        logprobs: dict[int, TokenLogprob] = {}
+        if raw is not None:
+            nums_top = [sequences[i].params.logprobs or 0 for i in described]
+            logprobs = dict(zip(described, describe(raw, [token_ids[i] for i in described], nums_top), strict=True))
+            for row, i in enumerate(described):
+                if chosen := sequences[i].params.logprob_token_ids:
+                    logprobs[i] = describe_chosen(raw[row], token_ids[i], chosen)
+        return [Sampled(s, token_ids[i], logprobs.get(i), errors.get(i)) for i, s in enumerate(sequences)]
+
+    def _restrict(self, sequences: list[Sequence], logits: torch.Tensor) -> dict[int, str]:
+        """Applies grammars, token bans and logit bias, in place; returns errors by row."""
+        errors: dict[int, str] = {}
+        for i, sequence in enumerate(sequences):
+            params, row = sequence.params, logits[i]
+            if params.guided is not None:
+                try:
+                    self._guided.mask(sequence, row)
+                except GuidedDecodingError as err:
+                    errors[i] = str(err)
+            if params.allowed_token_ids:
+                _allow_only(row, params.allowed_token_ids)
+            if params.bad_words_ids:
+                _ban(row, _bad_word_ends(sequence))
+            if sequence.num_output_tokens < params.min_tokens:
+                self._ban_stops(sequence, row)
+            if params.logit_bias:
+                ids = torch.tensor(list(params.logit_bias), device=row.device)
+                row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
+        return errors
+
+    def _ban_stops(self, sequence: Sequence, row: torch.Tensor) -> None:
+        stops = torch.tensor([*self._eos_token_ids, *sequence.params.stop_token_ids], device=row.device).long()
+        before = row[stops]
+        row[stops] = float("-inf")
+        if sequence.params.guided is not None and row.isneginf().all():
+            # The grammar is complete: only the end may follow, also before `min_tokens`.
+            row[stops] = before
+
+    def _pick(self, sequences: list[Sequence], logits: torch.Tensor, errors: dict[int, str]) -> list[int]:
+        best = _argmax(logits)
+        largest = logits.gather(1, best[:, None])[:, 0]
+        token_ids: list[int] = best.tolist()
+        for i, is_possible in enumerate(largest.isfinite().tolist()):
+            if not is_possible:
+                is_own_fault = largest[i].isinf() or sequences[i].params.repetition_penalty != 1.0
+                errors.setdefault(i, _EXCLUDED if is_own_fault else _NOT_FINITE)
+        drawn = [i for i, s in enumerate(sequences) if s.params.temperature >= _GREEDY_BELOW and i not in errors]
+        if drawn:
+            rows = logits if len(drawn) == len(sequences) else logits[drawn]
+            chosen = [sequences[i] for i in drawn]
+            for i, token_id in zip(drawn, draw(rows, [s.params for s in chosen], self._uniform(chosen)), strict=True):
+                token_ids[i] = token_id
+        return token_ids
+
+    def _uniform(self, sequences: list[Sequence]) -> torch.Tensor:
+        """One number per sequence; a request with a seed has its own generator."""
+        uniform = torch.rand(len(sequences), dtype=torch.float64, device=self._device, generator=self._generator)
+        for i, sequence in enumerate(sequences):
+            if sequence.params.seed is not None:
+                if sequence.generator is None:
+                    sequence.generator = new_generator(self._device, sequence.params.seed)
+                uniform[i : i + 1].uniform_(generator=sequence.generator)
+        return uniform
+
+
+def _argmax(logits: torch.Tensor) -> torch.Tensor:
+    """The first maximum of each row, or the first NaN. On a CPU numpy finds it 13 times as fast as torch."""
+    return torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.device.type == "cpu" else logits.argmax(dim=-1)
+
+
+def _force(sequences: list[Sequence], logits: torch.Tensor) -> None:
+    """Leaves only the end of the reasoning to sequences whose budget is used up."""
+    for i, sequence in enumerate(sequences):
+        if sequence.reasoning is not None and sequence.reasoning.forced_token_id is not None:
+            logits[i].fill_(float("-inf"))
+            logits[i, sequence.reasoning.forced_token_id] = 0.0
+
+
+def _allow_only(row: torch.Tensor, token_ids: tuple[int, ...]) -> None:
+    ids = torch.tensor(token_ids, device=row.device)
+    allowed = row[ids]
+    row.fill_(float("-inf"))
+    row[ids] = allowed
+
+
+def _ban(row: torch.Tensor, token_ids: Iterable[int]) -> None:
+    ids = list(token_ids)
+    if ids:
+        row[torch.tensor(ids, device=row.device)] = float("-inf")
+
+
+def _bad_word_ends(sequence: Sequence) -> list[int]:
+    """The last token of each bad word whose other tokens are the end of the output."""
+    ends = []
+    for word in sequence.params.bad_words_ids:
+        beginning = list(word[:-1])
+        if not beginning or (
+            sequence.num_output_tokens >= len(beginning) and sequence.token_ids[-len(beginning) :] == beginning
+        ):
+            ends.append(word[-1])
+    return ends

@@ -1,0 +1,71 @@
+"""Attention with grouped query heads equals attention with repeated keys; parts of the keys can be merged."""
+
+import pytest
+import torch
+
+from server.engine.compute import fused_attention
+from server.engine.compute.fused_attention import attend, attend_in_parts, attend_to_part, merge_attention, repeat_heads
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_repeated_heads_give_the_same_result_as_groups(has_mask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(1, 8, 5, 16), torch.randn(1, 2, 9, 16), torch.randn(1, 2, 9, 16)
+    mask = torch.zeros(1, 1, 5, 9).masked_fill_(torch.ones(5, 9).triu(5).bool(), float("-inf")) if has_mask else None
+    grouped = attend(query, keys, values, scale=0.3, mask=mask)
+    monkeypatch.setattr(fused_attention, "_takes_groups", lambda *_: False)
+    assert torch.allclose(attend(query, keys, values, scale=0.3, mask=mask), grouped, atol=1e-6)
+
+
+def test_each_head_is_repeated_for_its_own_group() -> None:
+    heads = torch.arange(3.0)[None, :, None, None]
+    assert repeat_heads(heads, 6).flatten().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_ungrouped_heads_are_not_repeated() -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(3, 1, 4, 7, 16).unbind(0)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    assert torch.equal(attend(query, keys, values, scale=None, is_causal=True), expected)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_merged_parts_are_the_attention_to_all_keys(scale: float | None) -> None:
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(2, 8, 5, 16) * 4, torch.randn(2, 2, 40, 16), torch.randn(2, 2, 40, 16)
+    mask = torch.zeros(5, 40).masked_fill_(torch.ones(5, 40).triu(36).bool(), float("-inf"))
+    earlier = attend_to_part(query, keys[:, :, :35], values[:, :, :35], scale=scale)
+    own = attend_to_part(query, keys[:, :, 35:], values[:, :, 35:], scale=scale, is_causal=True)
+    expected = attend(query, keys, values, scale=scale, mask=mask)
+    assert torch.allclose(merge_attention(earlier, own), expected, atol=1e-5)
+    assert torch.allclose(merge_attention(own, earlier), expected, atol=1e-5)
+
+
+def test_parts_of_very_different_weight_are_merged_without_overflow() -> None:
+    query = torch.full((1, 1, 1, 16), 100.0)
+    keys, values = torch.full((1, 1, 2, 16), 100.0), torch.ones(1, 1, 2, 16)
+    heavy = attend_to_part(query, keys, values, scale=1.0)
+    light = attend_to_part(query, -keys, -values, scale=1.0)
+    assert torch.equal(merge_attention(heavy, light), values[:, :, :1])
+
+
+def test_merged_parts_in_bfloat16_are_rounded_like_the_attention_to_all_keys() -> None:
+    torch.manual_seed(0)
+    query, keys, values = (torch.randn(1, 4, n, 16, dtype=torch.bfloat16) for n in (3, 64, 64))
+    parts = [attend_to_part(query, keys[:, :, s], values[:, :, s], scale=None) for s in (slice(48), slice(48, 64))]
+    merged = merge_attention(*parts)
+    assert merged.dtype == torch.bfloat16
+    assert torch.allclose(merged, attend(query, keys, values, scale=None), atol=2**-8)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_attention_in_parts_is_the_attention_to_all_keys(dtype: torch.dtype, num_parts: int) -> None:
+    torch.manual_seed(0)
+    query = torch.randn(1, 3, 4, 16, dtype=dtype) * 4
+    keys, values = (torch.randn(64, 3, 16, dtype=dtype)[:43].transpose(0, 1)[None] for _ in range(2))
+    output = attend_in_parts(query, keys, values, scale=0.3, num_parts=num_parts)
+    assert output.dtype == dtype
+    assert torch.allclose(
+        output, attend(query, keys, values, scale=0.3), atol=1e-5 if dtype == torch.float32 else 2**-6
+    )

@@ -1,0 +1,284 @@
+"""Packed layers give the results of plain ones: bit for bit in bfloat16 with oneDNN, else rounded once."""
+
+import ctypes
+from typing import ClassVar
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+
+from server.engine.compute import linear as linear_module
+from server.engine.compute import linear_products
+from server.engine.compute.linear import LinearPacker
+from server.engine.compute.linear_products import FbgemmProduct, choose_product
+from tests.server.engine.tiny_models import PACKED, build_model, pack_layers
+
+needs_bf16_kernels = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="oneDNN has no bfloat16 kernels on this processor",
+)
+
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+needs_fbgemm = pytest.mark.skipif(
+    torch.backends.quantized.engine not in ("x86", "fbgemm"), reason="FBGEMM does not support this processor"
+)
+needs_packing = pytest.mark.skipif(
+    choose_product(torch.nn.Linear(1, 1, dtype=torch.bfloat16)) is None, reason="nothing is packed on this processor"
+)
+SIZES = pytest.mark.parametrize(
+    ("in_features", "out_features"),
+    [(576, 576), (576, 192), (1536, 576), (64, 96), (33, 47), (129, 32), (40, 1001)],
+    ids=lambda n: str(n),
+)
+
+
+@needs_bf16_kernels
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_packed_layer_is_bit_equal_for_every_batch_size(in_features: int, out_features: int, bias: bool) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=torch.bfloat16)
+    pack_layers(layer)
+    for batch in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64):
+        x = torch.randn(1, batch, in_features, dtype=torch.bfloat16)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias)), batch
+
+
+@pytest.fixture
+def fbgemm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packs for FBGEMM also where oneDNN has bfloat16 kernels."""
+    monkeypatch.setattr(linear_module, "choose_product", lambda model: FbgemmProduct)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_fbgemm_rounds_float32_sums_once(
+    in_features: int, out_features: int, bias: bool, dtype: torch.dtype, fbgemm: None
+) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
+    pack_layers(layer)
+    for batch in (1, 2, 3, 5, 8, 16, 33):
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features, dtype=dtype))
+
+
+@needs_fbgemm
+def test_fbgemm_takes_inputs_of_any_layout(fbgemm: None) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 96, dtype=torch.bfloat16)
+    pack_layers(layer)
+    x = torch.randn(40, 6, 5, dtype=torch.bfloat16).permute(2, 1, 0)
+    _assert_one_rounding(layer, x)
+    _assert_one_rounding(layer, x[:, ::2])
+    _assert_one_rounding(layer, x[:, :0])
+    _assert_one_rounding(layer, x[0, 0])
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("scale", [2.0**-90, 2.0**-20, 2.0**60], ids=["tiny", "small", "huge"])
+def test_fbgemm_keeps_weights_that_float16_cannot_represent(scale: float, fbgemm: None) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 96, bias=False, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    pack_layers(layer)
+    _assert_one_rounding(layer, torch.randn(3, 64, dtype=torch.bfloat16))
+
+
+@needs_fbgemm
+def test_fbgemm_packs_large_weights_in_parts(monkeypatch: pytest.MonkeyPatch, fbgemm: None) -> None:
+    monkeypatch.setattr(linear_products, "_PART_ELEMENTS", 64 * 40)
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 150, dtype=torch.bfloat16)
+    packer = LinearPacker(layer)
+    for _ in range(2):
+        assert packer.pack_next() is True
+        assert not _is_packed(layer)
+    assert packer.pack_next() is False
+    _assert_one_rounding(layer, torch.randn(2, 3, 40, dtype=torch.bfloat16))
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("value", [float("inf"), float("nan")], ids=["inf", "nan"])
+def test_weights_that_are_not_finite_show_in_the_output(value: float, fbgemm: None) -> None:
+    layer = torch.nn.Linear(40, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        layer.weight[3, 4] = value
+    pack_layers(layer)
+    with torch.inference_mode():
+        assert not layer(torch.ones(1, 40, dtype=torch.bfloat16)).isfinite().any()
+
+
+@needs_packing
+@pytest.mark.parametrize("model_type", PACKED)
+def test_packing_moves_no_logit_far(model_type: str) -> None:
+    model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits.float()
+        pack_layers(model)
+        after = model(input_ids=ids).logits.float()
+    assert any(_is_packed(module) for module in model.modules())
+    assert (after - before).abs().max() <= 0.02 * before.abs().max()
+
+
+@needs_packing
+def test_layers_are_packed_in_the_models_order_siblings_together() -> None:
+    model = build_model("llama", PACKED["llama"], dtype=torch.bfloat16)
+    packer = LinearPacker(model)
+    packed = []
+    more = True
+    while more:
+        before = {name for name, m in model.named_modules() if _is_packed(m)}
+        more = packer.pack_next()
+        packed.append(sorted({name for name, m in model.named_modules() if _is_packed(m)} - before))
+    layer = [["k_proj", "q_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert [[name.rpartition(".")[2] for name in names] for names in packed] == [*layer * 3, ["lm_head"]]
+    assert packer.pack_next() is False
+
+
+@needs_packing
+def test_siblings_with_different_inputs_give_correct_results() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    for name in ("gate_proj", "up_proj"):
+        module.register_module(name, torch.nn.Linear(64, 96, dtype=torch.bfloat16))
+    gate, up = module.gate_proj, module.up_proj
+    a, b = (torch.randn(1, 3, 64, dtype=torch.bfloat16) for _ in range(2))
+    pack_layers(module)
+    with torch.inference_mode():
+        for layer, x in ((gate, a), (up, b), (up, a), (gate, b), (up, b), (gate, a), (gate, b), (up, b)):
+            _assert_one_rounding(layer, x)
+
+
+@needs_bf16_kernels
+@pytest.mark.parametrize("model_type", PACKED)
+def test_packing_changes_no_logits_of_any_architecture(model_type: str) -> None:
+    model = build_model(model_type, PACKED[model_type], dtype=torch.bfloat16)
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits
+        pack_layers(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+
+
+@needs_packing
+def test_tied_embeddings_stay_tied() -> None:
+    options = {**PACKED["llama"], "tie_word_embeddings": True}
+    model = build_model("llama", options, dtype=torch.bfloat16)
+    pack_layers(model)
+    assert _is_packed(model.lm_head)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.weight.shape == (model.config.vocab_size, model.config.hidden_size)
+
+
+@needs_packing
+def test_small_layers_are_not_packed() -> None:
+    layer = torch.nn.Linear(64, 31, dtype=torch.bfloat16)
+    assert LinearPacker(layer).pack_next() is False
+    assert not _is_packed(layer)
+
+
+@needs_packing
+def test_nothing_is_packed_without_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    product = choose_product(layer)
+    assert product is not None
+    num_bytes = product.count_bytes(layer.weight)
+    monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes)
+    LinearPacker(layer).pack_next()
+    assert not _is_packed(layer)
+    monkeypatch.setattr(linear_module, "available_bytes", lambda: 2 * num_bytes + 1)
+    LinearPacker(layer).pack_next()
+    assert _is_packed(layer)
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@SIZES
+def test_onednn_rounds_float32_sums_once(in_features: int, out_features: int, bias: bool) -> None:
+    torch.manual_seed(in_features * out_features)
+    layer = torch.nn.Linear(in_features, out_features, bias=bias)
+    pack_layers(layer)
+    assert _is_packed(layer)
+    for batch in (1, 2, 3, 5, 8, 16, 33):
+        _assert_one_rounding(layer, torch.randn(1, batch, in_features))
+
+
+@needs_onednn
+def test_onednn_takes_float32_inputs_of_any_layout() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 96)
+    pack_layers(layer)
+    x = torch.randn(40, 6, 5).permute(2, 1, 0)
+    for inputs in (x, x[:, ::2], x[:, :0], x[0, 0]):
+        _assert_one_rounding(layer, inputs)
+
+
+@needs_packing
+def test_float32_layers_of_a_half_precision_model_are_not_packed() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=torch.bfloat16), torch.nn.Linear(64, 64))
+    pack_layers(model)
+    assert [_is_packed(layer) for layer in model] == [True, False]
+
+
+@needs_packing
+def test_packing_takes_one_copy_of_the_weights() -> None:
+    layer = torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16)
+    before = _own_bytes()
+    pack_layers(layer)
+    assert _is_packed(layer)
+    assert _own_bytes() - before < 1.5 * layer.weight.numel() * layer.weight.element_size()
+
+
+@needs_fbgemm
+@pytest.mark.parametrize(("in_features", "out_features"), [(576, 1000), (1536, 576), (33, 8000)])
+def test_the_size_of_a_packed_copy_is_known(in_features: int, out_features: int, fbgemm: None) -> None:
+    layers = [torch.nn.Linear(in_features, out_features, bias=False, dtype=torch.bfloat16) for _ in range(6)]
+    pack_layers(layers[0])  # allocates what all layers share
+    before = _allocated_bytes()
+    for layer in layers[1:]:
+        pack_layers(layer)
+    assert _allocated_bytes() - before == pytest.approx(5 * FbgemmProduct.count_bytes(layers[0].weight), rel=0.05)
+
+
+def _assert_one_rounding(layer: torch.nn.Linear, x: torch.Tensor) -> None:
+    """The layer's output is within the type's precision of the product in double precision."""
+    bias = layer.bias.double() if layer.bias is not None else None
+    wanted = F.linear(x.double(), layer.weight.double(), bias)
+    size = F.linear(x.double().abs(), layer.weight.double().abs())
+    with torch.inference_mode():
+        found = layer(x)
+    assert found.dtype == x.dtype
+    assert found.shape == wanted.shape
+    assert ((found.double() - wanted).abs() <= torch.finfo(x.dtype).eps * wanted.abs() + 1e-5 * size).all()
+
+
+def _own_bytes() -> int:
+    """The process's memory without mapped files, as the first call reads much of the library."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared  # type: ignore[no-any-return]
+
+
+def _allocated_bytes() -> int:
+    """Bytes of the C heap that are in use (mallinfo2(3))."""
+
+    class MallInfo(ctypes.Structure):
+        _fields_: ClassVar = [
+            *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks")),
+            *((name, ctypes.c_size_t) for name in ("hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")),
+        ]
+
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = MallInfo
+    info = libc.mallinfo2()
+    return info.hblkhd + info.uordblks  # type: ignore[no-any-return]
+
+
+def _is_packed(layer: torch.nn.Module) -> bool:
+    return "forward" in vars(layer)

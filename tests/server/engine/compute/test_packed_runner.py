@@ -1,0 +1,148 @@
+"""The packed runner gives the plain model's results, for every supported architecture."""
+
+import copy
+import random
+from contextlib import nullcontext
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from server.engine.compute import attention
+from server.engine.compute import packed_runner as packed_runner_module
+from server.engine.compute.fused_attention import attend_in_parts
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.sequence import Chunk, Sequence
+from server.types import SamplingParams
+from tests.server.engine.teacher_forcing import TeacherForcing, as_sequences, packed_runner, reference_logits
+from tests.server.engine.tiny_models import PACKED, build_model, greedy_outputs, random_prompts
+
+ARCHITECTURES = [pytest.param(name, id=name) for name in PACKED]
+GENERATING = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2", "phi", "gpt_oss"]
+SLOT_LEN = 448
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_chunks_of_scattered_sequences_give_the_plain_models_logits(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(80, 5, 33, 62, 1, 400)
+    references = reference_logits(model, prompts)
+    runner = packed_runner(model, num_slots=11, slot_len=SLOT_LEN)
+    forcing = TeacherForcing(runner, as_sequences(prompts), seed=len(architecture))
+    assert forcing.largest_error(references) < 1e-4
+
+
+@pytest.mark.parametrize("is_idle_first", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_is_as_close_to_float32_as_the_plain_model(dtype: torch.dtype, is_idle_first: bool) -> None:
+    model = build_model("llama", PACKED["llama"], dtype=dtype)
+    prompts = random_prompts(80, 5, 33, 300)
+    exact = reference_logits(copy.deepcopy(model).float(), prompts)
+    plain = reference_logits(model, prompts)
+    plain_error = max(float((p - e).abs().max() / e.abs().max()) for p, e in zip(plain, exact, strict=True))
+    runner = packed_runner(model, num_slots=7, slot_len=SLOT_LEN)
+    while is_idle_first and runner.do_idle_work():
+        pass
+    error = TeacherForcing(runner, as_sequences(prompts), seed=1).largest_error(exact)
+    assert 0 < error < 1.5 * plain_error
+    assert error < {torch.bfloat16: 0.12, torch.float16: 0.01}[dtype]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt_oss"])
+def test_decoding_beside_a_much_longer_sequence_is_split_into_groups(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(7, 430, 6, 8, 429, 9)
+    references = reference_logits(model, prompts)
+    runner = packed_runner(model, num_slots=6, slot_len=SLOT_LEN)
+    sequences = as_sequences(prompts)
+    for slot, sequence in enumerate(sequences):
+        sequence.slot = slot
+        runner.step([Chunk(sequence, sequence.num_tokens - 1)])
+        sequence.num_computed_tokens = sequence.num_tokens - 1
+    shuffled = random.Random(0).sample(sequences, len(sequences))
+    result = runner.step([Chunk(s, 1) for s in shuffled])
+    for chunk, span in zip(result.chunks, result.rows, strict=True):
+        expected = references[sequences.index(chunk.sequence)]
+        assert (result.logits[span] - expected[-1:]).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("architecture", "num_shared"), [("llama", 3), ("mistral", 0), ("gemma2", 0), ("gpt_oss", 0)])
+def test_threads_share_the_keys_of_one_long_sequence(
+    architecture: str, num_shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(430)
+    [expected] = reference_logits(model, prompts)
+    runner = packed_runner(model, num_slots=2, slot_len=SLOT_LEN)
+    [sequence] = as_sequences(prompts)
+    sequence.slot = 1
+    runner.step([Chunk(sequence, 429)])
+    sequence.num_computed_tokens = 429
+    in_parts = Mock(wraps=attend_in_parts)
+    monkeypatch.setattr(attention, "attend_in_parts", in_parts)
+    monkeypatch.setattr(attention, "_MIN_PART_TOKENS", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    result = runner.step([Chunk(sequence, 1)])
+    assert [call.kwargs["num_parts"] for call in in_parts.call_args_list] == [3] * num_shared
+    assert (result.logits[-1] - expected[-1]).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", GENERATING)
+def test_greedy_output_equals_that_of_generate(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    if architecture == "gemma2":
+        model.set_attn_implementation("eager")
+    prompts = random_prompts(3, 17, 40, 5, 33)
+    expected = greedy_outputs(model, prompts, 40)
+    assert all(len(set(output)) > 4 for output in expected), "a model that repeats itself proves nothing"
+    assert _greedy_by_runner(packed_runner(model, num_slots=5, slot_len=128), prompts, 40) == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gpt2"])
+def test_prompt_logprobs_return_the_logits_of_every_prompt_token(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(80, 5, 33)
+    references = reference_logits(model, prompts)
+    runner = packed_runner(model, num_slots=4, slot_len=128)
+    sequences = as_sequences(prompts, prompt_logprobs=0)
+    assert TeacherForcing(runner, sequences, seed=3).largest_error(references) < 1e-4
+    for sequence in sequences:
+        sequence.num_computed_tokens = 0
+    result = runner.step([Chunk(s, s.num_tokens) for s in sequences])
+    assert [span.stop - span.start for span in result.rows] == [80, 5, 33]
+
+
+def test_probe_returns_different_sizes_of_keys_and_values() -> None:
+    shapes = PackedRunner(build_model("deepseek_v3", PACKED["deepseek_v3"])).probe()
+    assert {(s.num_kv_heads, s.key_dim, s.value_dim) for s in shapes.values()} == {(4, 24, 12)}
+
+
+def test_probe_returns_the_shapes_of_grouped_heads() -> None:
+    shapes = PackedRunner(build_model("llama", PACKED["llama"])).probe()
+    assert {layer: (s.num_kv_heads, s.key_dim, s.value_dim) for layer, s in shapes.items()} == {
+        0: (2, 16, 16),
+        1: (2, 16, 16),
+        2: (2, 16, 16),
+    }
+
+
+@pytest.mark.parametrize("architecture", PACKED)
+def test_probe_finds_the_shapes_of_a_whole_forward_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    shapes = PackedRunner(model).probe()
+    monkeypatch.setattr(packed_runner_module, "LightForward", nullcontext)
+    assert PackedRunner(model).probe() == shapes
+
+
+def _greedy_by_runner(runner: PackedRunner, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    sequences = [Sequence(str(i), p, SamplingParams(max_tokens=num_tokens)) for i, p in enumerate(prompts)]
+    for slot, sequence in enumerate(sequences):
+        sequence.slot = slot
+    while unfinished := [s for s in sequences if s.num_output_tokens < num_tokens]:
+        result = runner.step([Chunk(s, min(s.num_new_tokens, 9)) for s in unfinished])
+        for chunk, span in zip(result.chunks, result.rows, strict=True):
+            is_last, end = chunk.is_last, chunk.end
+            chunk.sequence.num_computed_tokens = end
+            if is_last:
+                chunk.sequence.token_ids.append(int(result.logits[span.stop - 1].argmax()))
+    return [s.output_token_ids for s in sequences]

@@ -1,0 +1,115 @@
+"""Models with other state run one sequence at a time and give the output of their own `generate`."""
+
+import logging
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.compute.attention import UnsupportedAttentionError
+from server.engine.compute.packed_runner import PackedRunner
+from server.engine.compute.sequential_runner import SequentialRunner
+from server.engine.memory.cache_manager import CacheManager
+from server.engine.sequence import Chunk, Sequence
+from server.types import SamplingParams
+from tests.server.engine.teacher_forcing import as_sequences
+from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts
+
+ARCHITECTURES = [pytest.param(name, id=name) for name in SEQUENTIAL]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_output_of_interleaved_sequences_equals_that_of_generate(architecture: str) -> None:
+    model = build_model(architecture, SEQUENTIAL[architecture])
+    prompts = random_prompts(3, 17, 40, 2)
+    expected = greedy_outputs(model, prompts, 24)
+    assert max(len(set(output)) for output in expected) > 4, "a model that repeats itself proves nothing"
+    runner = SequentialRunner(model)
+    sequences = as_sequences(prompts)
+    for step in range(100):
+        started = [s for i, s in enumerate(sequences) if i <= step // 5 and s.num_output_tokens < 24]
+        if not started:
+            break
+        _advance(runner, started)
+    assert [s.output_token_ids for s in sequences] == expected
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_probe_rejects_the_model_and_does_not_change_it(architecture: str) -> None:
+    model = build_model(architecture, SEQUENTIAL[architecture])
+    before, implementation = _forward(model), model.config._attn_implementation
+    with pytest.raises(UnsupportedAttentionError):
+        PackedRunner(model).probe()
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(_forward(model), before)
+
+
+def test_probe_restores_a_model_with_unsupported_attention() -> None:
+    model = build_model("llama", PACKED["llama"])
+    model.model.layers[2].self_attn.layer_idx = 1
+    before, implementation = _forward(model), model.config._attn_implementation
+    with pytest.raises(UnsupportedAttentionError, match="layer 1 attends more than once"):
+        PackedRunner(model).probe()
+    assert model.config._attn_implementation == implementation
+    assert torch.equal(_forward(model), before)
+
+
+def test_a_preempted_sequence_is_computed_again_from_its_first_token() -> None:
+    model = build_model("mamba", SEQUENTIAL["mamba"])
+    [expected] = greedy_outputs(model, random_prompts(17), 12)
+    runner = SequentialRunner(model)
+    [sequence] = as_sequences(random_prompts(17))
+    cache = CacheManager(num_slots=1, max_tokens=100)
+    cache.admit(sequence)
+    for step in range(12):
+        if step == 5:
+            cache.release(sequence)
+            sequence.restart()
+            cache.admit(sequence)
+        _advance(runner, [sequence])
+    assert sequence.output_token_ids == expected
+
+
+def test_every_prompt_token_has_logits_if_prompt_logprobs_are_requested() -> None:
+    model = build_model("mamba", SEQUENTIAL["mamba"])
+    [sequence] = as_sequences(random_prompts(17), prompt_logprobs=1)
+    result = SequentialRunner(model).step([Chunk(sequence, 17)])
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([sequence.token_ids])).logits[0]
+    assert result.rows == [slice(0, 17)]
+    assert (result.logits - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("architecture", "is_logged"), [("mamba", False), ("rwkv", True), ("recurrent_gemma", True)])
+def test_a_model_without_a_usable_cache_is_logged(
+    architecture: str, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_model(architecture, SEQUENTIAL[architecture])
+    with caplog.at_level(logging.WARNING, logger="server.engine.compute.sequential_runner"):
+        SequentialRunner(model)
+    expected = [f"{type(model).__name__} is computed from the first token in every step"]
+    assert [r.getMessage() for r in caplog.records] == (expected if is_logged else [])
+
+
+def test_release_drops_the_sequences_model_cache() -> None:
+    runner = SequentialRunner(build_model("mamba", SEQUENTIAL["mamba"]))
+    sequence = Sequence("a", [5, 6, 7], SamplingParams(max_tokens=4))
+    cache = CacheManager(num_slots=1, max_tokens=100)
+    cache.admit(sequence)
+    _advance(runner, [sequence])
+    assert sequence.model_cache is not None
+    cache.release(sequence)
+    assert sequence.model_cache is None
+
+
+def _advance(runner: SequentialRunner, sequences: list[Sequence]) -> None:
+    result = runner.step([Chunk(s, s.num_new_tokens) for s in sequences])
+    for chunk, span in zip(result.chunks, result.rows, strict=True):
+        chunk.sequence.num_computed_tokens = chunk.end
+        chunk.sequence.token_ids.append(int(result.logits[span.stop - 1].argmax()))
+
+
+def _forward(model: PreTrainedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=torch.arange(3, 30)[None]).logits
+    return logits

@@ -1,0 +1,289 @@
+"""Prompts of embeddings give the same output as the text they were made from, in any batch."""
+
+import copy
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.config import EngineConfig, ModelFiles
+from server.engine.build import build_core
+from server.engine.compute.batch import pack
+from server.engine.features.prompt_features import FeatureBuilder, check_takes_embeds
+from server.engine.phases import Phases
+from server.engine.sequence import Chunk, Sequence
+from server.errors import EngineStartError
+from server.types import PromptInputs, SamplingParams, TensorData
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import PACKED, SEQUENTIAL, build_model, greedy_outputs, random_prompts, save_model
+
+NUM_TOKENS = 12
+FAMILIES = ("llama", "qwen2", "gemma", "gemma3_text", "gpt2", "opt", "granite", "mistral")
+
+
+def as_inputs(rows: torch.Tensor) -> PromptInputs:
+    """Rows as the renderer sends them."""
+    data = memoryview(bytearray(rows.contiguous().view(torch.uint8).numpy().tobytes()))
+    return PromptInputs(embeds=TensorData(str(rows.dtype).removeprefix("torch."), tuple(rows.shape), data))
+
+
+@torch.inference_mode()
+def rows_of(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
+    """The prompt's embeddings, as a client reads them from the model."""
+    return model.get_input_embeddings()(torch.tensor(prompt)).clone()
+
+
+def embeds_of(model: PreTrainedModel, prompt: list[int]) -> PromptInputs:
+    return as_inputs(rows_of(model, prompt))
+
+
+def add(engine: SmallEngine, name: str, model: PreTrainedModel, prompt: list[int], **params):
+    return engine.add(name, [0] * len(prompt), embeds_of(model, prompt), **({"max_tokens": NUM_TOKENS} | params))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_embeddings_give_the_output_of_their_text_alone_and_in_a_batch(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(7, 40, 1, 23)
+    expected = greedy_outputs(model, prompts, NUM_TOKENS)
+    assert max(len(set(output)) for output in expected) > 4, "a model that repeats itself proves nothing"
+    plain = copy.deepcopy(model)
+    engine = SmallEngine(model, prefix_tokens=200)
+    for i, prompt in enumerate(prompts):
+        alone = add(engine, f"alone-{i}", plain, prompt)
+        engine.run()
+        assert alone.token_ids == expected[i]
+    mixed = [add(engine, f"embeds-{i}", plain, prompt) for i, prompt in enumerate(prompts)]
+    texts = [engine.add(f"text-{i}", prompt, max_tokens=NUM_TOKENS) for i, prompt in enumerate(prompts)]
+    engine.run()
+    assert [c.token_ids for c in mixed] == [c.token_ids for c in texts] == expected
+    engine.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "opt"])
+def test_rows_of_nan_have_the_embeddings_of_their_tokens(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    prompts = random_prompts(9, 20)
+    expected = greedy_outputs(model, prompts, NUM_TOKENS)
+    plain = copy.deepcopy(model)
+    engine = SmallEngine(model, prefix_tokens=200)
+    sequences = []
+    for i, prompt in enumerate(prompts):
+        rows, token_ids = rows_of(plain, prompt).clone(), list(prompt)
+        rows[2:5] = rows[7] = float("nan")
+        for position in set(range(len(prompt))) - {2, 3, 4, 7}:
+            token_ids[position] = 0
+        sequences.append(engine.add(f"mixed-{i}", token_ids, as_inputs(rows), max_tokens=NUM_TOKENS))
+    engine.run()
+    assert [sequence.token_ids for sequence in sequences] == expected
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_arbitrary_rows_give_the_output_of_generate(architecture: str) -> None:
+    model = build_model(architecture, PACKED[architecture])
+    rows = torch.randn(19, rows_of(model, [1]).shape[-1], generator=torch.Generator().manual_seed(3)) * 0.5
+    output = model.generate(
+        inputs_embeds=rows[None],
+        attention_mask=torch.ones(1, len(rows), dtype=torch.long),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    engine = SmallEngine(copy.deepcopy(model))
+    completion = engine.add("embeds", [0] * len(rows), as_inputs(rows), max_tokens=NUM_TOKENS)
+    engine.run()
+    assert completion.token_ids == output[0].tolist()
+
+
+@pytest.mark.parametrize("architecture", [pytest.param(name, id=name) for name in SEQUENTIAL])
+def test_the_sequential_runner_supports_embeddings(architecture: str) -> None:
+    model = build_model(architecture, SEQUENTIAL[architecture])
+    prompts = random_prompts(9, 24)
+    expected = greedy_outputs(model, prompts, NUM_TOKENS)
+    engine = SmallEngine(copy.deepcopy(model), sequential=True)
+    embeds = [add(engine, f"embeds-{i}", model, prompt) for i, prompt in enumerate(prompts)]
+    text = engine.add("text", prompts[0], max_tokens=NUM_TOKENS)
+    engine.run()
+    assert [c.token_ids for c in embeds] == expected
+    assert text.token_ids == expected[0]
+
+
+def test_a_prompt_of_embeddings_may_be_computed_in_chunks(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    prompts = random_prompts(90, 5, 61)
+    expected = greedy_outputs(plain_llama, prompts, NUM_TOKENS)
+    engine = SmallEngine(llama, max_num_batched_tokens=16)
+    completions = [add(engine, f"embeds-{i}", plain_llama, prompt) for i, prompt in enumerate(prompts)]
+    engine.run()
+    assert max(step.get("embeds-0", 0) for step in engine.steps) == 16
+    assert [c.token_ids for c in completions] == expected
+
+
+def test_a_preempted_prompt_is_computed_again_from_its_rows(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    prompts = random_prompts(30, 30, 30)
+    expected = greedy_outputs(plain_llama, prompts, 40)
+    engine = SmallEngine(llama, kv_cache_tokens=130, prefix_tokens=60)
+    completions = [add(engine, f"embeds-{i}", plain_llama, prompt, max_tokens=40) for i, prompt in enumerate(prompts)]
+    engine.run()
+    assert engine.stats.num_preemptions > 0
+    assert [c.token_ids for c in completions] == expected
+    engine.assert_nothing_leaked()
+
+
+def test_placeholder_ids_match_nothing_in_the_prefix_cache(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    """All placeholder ids are equal, and equal to a text of that token."""
+    one, other = random_prompts(40, 40)
+    zeros = [0] * 40
+    expected = greedy_outputs(plain_llama, [one, other, zeros], NUM_TOKENS)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    text = engine.add("zeros", zeros, max_tokens=NUM_TOKENS)
+    engine.run()
+    running = [add(engine, f"embeds-{i}", plain_llama, prompt) for i, prompt in enumerate((one, other))]
+    engine.step()
+    later = [
+        add(engine, "later-one", plain_llama, one),
+        add(engine, "later-other", plain_llama, other),
+        engine.add("later-zeros", zeros, max_tokens=NUM_TOKENS),
+    ]
+    engine.run()
+    assert [text.token_ids, *(c.token_ids for c in running)] == [expected[2], *expected[:2]]
+    assert [c.token_ids for c in later] == expected
+    assert [c.num_cached_tokens for c in later] == [32, 32, 32], "each matches its own rows"
+
+
+def test_prompts_with_equal_first_rows_share_them(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [one] = random_prompts(60)
+    other = [*one[:45], *reversed(one[45:])]
+    expected = greedy_outputs(plain_llama, [one, other], NUM_TOKENS)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    first = add(engine, "one", plain_llama, one)
+    engine.run()
+    second = add(engine, "other", plain_llama, other)
+    salted = add(engine, "salted", plain_llama, one, cache_salt="mine")
+    engine.run()
+    assert [c.token_ids for c in (first, second, salted)] == [*expected, expected[0]]
+    assert [c.num_cached_tokens for c in (first, second, salted)] == [0, 32, 0]
+
+
+def test_equal_prompts_that_arrive_together_are_computed_once(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel
+) -> None:
+    [prompt] = random_prompts(60)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    completions = [add(engine, f"{i}", plain_llama, prompt) for i in range(3)]
+    engine.run()
+    assert [c.num_cached_tokens for c in completions] == [0, 48, 48]
+    assert [c.token_ids for c in completions] == greedy_outputs(plain_llama, [prompt], NUM_TOKENS) * 3
+
+
+def test_choices_of_one_prompt_compute_its_rows_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    (prompt,) = random_prompts(50)
+    expected = greedy_outputs(plain_llama, [prompt], NUM_TOKENS)[0]
+    engine = SmallEngine(llama, prefix_tokens=500)
+    inputs = embeds_of(plain_llama, prompt)
+    choices = [engine.add(str(i), [0] * 50, inputs, max_tokens=NUM_TOKENS) for i in range(3)]
+    engine.run()
+    assert [c.token_ids for c in choices] == [expected] * 3
+    assert [c.num_cached_tokens for c in choices] == [0, 48, 48]
+
+
+def test_placeholder_ids_are_not_penalised(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    """Token 0 is not in the prompt; a penalty that counts the placeholders would ban it here."""
+    (prompt,) = random_prompts(20)
+    engine = SmallEngine(llama)
+    options = {"repetition_penalty": 1e6, "logit_bias": {0: 100.0}, "max_tokens": 1}
+    embeds = add(engine, "embeds", plain_llama, prompt, **options)
+    text = engine.add("text", [*prompt[:-1], 0], **options)
+    engine.run()
+    assert embeds.token_ids == [0]
+    assert text.token_ids != [0]
+
+
+def test_rows_are_converted_to_the_models_type(llama: PreTrainedModel) -> None:
+    (prompt,) = random_prompts(12)
+    rows = rows_of(llama, prompt).bfloat16()
+    engine = SmallEngine(llama)
+    found = [
+        engine.add(str(i), [0] * 12, as_inputs(given), max_tokens=4) for i, given in enumerate((rows, rows.float()))
+    ]
+    engine.run()
+    assert found[0].token_ids == found[1].token_ids
+    assert found[0].error is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "params", "message"),
+    [
+        pytest.param(torch.zeros(3, 63), {}, r"\[3, 63\] instead of \[3, 64\]", id="width"),
+        pytest.param(torch.zeros(2, 64), {}, r"\[2, 64\] instead of \[3, 64\]", id="length"),
+        pytest.param(torch.zeros(3, 64), {"prompt_logprobs": 1}, "no tokens", id="prompt logprobs"),
+    ],
+)
+def test_rows_of_the_wrong_shape_fail_only_their_request(
+    llama: PreTrainedModel, rows: torch.Tensor, params: dict[str, int], message: str
+) -> None:
+    engine = SmallEngine(llama)
+    rejected = engine.add("bad", [0, 0, 0], as_inputs(rows), **params)
+    text = engine.add("text", [5, 6, 7], max_tokens=2)
+    engine.run()
+    assert rejected.finish_reason == "error"
+    assert rejected.error is not None
+    assert re.search(message, rejected.error)
+    assert text.finish_reason == "length"
+    engine.assert_nothing_leaked()
+
+
+@pytest.mark.parametrize("architecture", [*FAMILIES, *SEQUENTIAL])
+def test_all_architectures_compute_from_embeddings(architecture: str) -> None:
+    check_takes_embeds(build_model(architecture, (PACKED | SEQUENTIAL)[architecture]))
+
+
+def test_a_model_that_also_uses_token_ids_fails_the_start(plain_llama: PreTrainedModel) -> None:
+    class UsesTokenIds(type(plain_llama)):  # type: ignore[misc]
+        def forward(self, input_ids=None, inputs_embeds=None, **kwargs):
+            output = super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **kwargs)
+            if input_ids is not None:
+                output.logits = output.logits + input_ids[..., None] * 100
+            return output
+
+    model = copy.deepcopy(plain_llama)
+    model.__class__ = UsesTokenIds
+    with pytest.raises(EngineStartError, match="UsesTokenIds .* without --enable-prompt-embeds"):
+        check_takes_embeds(model)
+
+
+def test_positions_with_several_axes_are_used_and_continue_after_the_prompt(llama: PreTrainedModel) -> None:
+    plain = Sequence("plain", [5, 6, 7], SamplingParams(max_tokens=1))
+    placed = Sequence("placed", [0] * 4, SamplingParams(max_tokens=4))
+    own = torch.tensor([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 2]])
+    built = FeatureBuilder(llama).build([0] * 4, embeds_of(llama, [1, 2, 3, 4]))
+    placed.features = replace(built, positions=own, position_delta=-1)
+    plain.slot, placed.slot = 0, 1
+    placed.token_ids += [9, 9]
+
+    def positions(*chunks: Chunk) -> list[object]:
+        return pack(list(chunks), slot_len=16, dtype=torch.float32, device=torch.device("cpu")).position_ids.tolist()
+
+    assert positions(Chunk(plain, 3), Chunk(placed, 6)) == [
+        [[0, 1, 2, 0, 1, 1, 1, 3, 4]],
+        [[0, 1, 2, 0, 1, 2, 1, 3, 4]],
+        [[0, 1, 2, 0, 1, 1, 2, 3, 4]],
+    ]
+    placed.num_computed_tokens = 5
+    assert positions(Chunk(placed, 1)) == [[4]]
+
+
+def test_engine_info_has_the_row_width_with_enable_prompt_embeds(tmp_path: Path) -> None:
+    save_model(tmp_path, "opt", {**PACKED["opt"], "word_embed_proj_dim": 32})
+    config = EngineConfig(enable_prompt_embeds=True, max_num_seqs=2)
+    _, info = build_core(ModelFiles(tmp_path, tmp_path), config, Phases())
+    assert info.embeds_width == 32
+    _, info = build_core(ModelFiles(tmp_path, tmp_path), EngineConfig(max_num_seqs=2), Phases())
+    assert info.embeds_width is None

@@ -1,0 +1,283 @@
+"""Vision models give the greedy outputs of transformers, alone and in batches, whole and in chunks."""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.config import EngineConfig, ModelFiles, RendererConfig
+from server.engine.features.image_cache import ImageCache
+from server.engine.features.prompt_features import PromptFeaturesError
+from server.engine.features.vision import VisionEncoder, image_encoder, language_model
+from server.engine.model.model_loading import load_model
+from server.engine.process_link.messages import Done, ResetEncoderCache
+from server.renderers.pool import InlineExecutor
+from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.vision import VisionRenderer
+from server.types import PromptInputs, TensorData
+from tests.server.engine.features.tiny_vlm import FAMILIES, load_reference, save_vlm
+from tests.server.engine.features.vlm_reference import generate_answer, image_url, writable
+from tests.server.engine.small_engine import SmallEngine
+
+_NUM_TOKENS = 12
+
+
+@dataclass
+class VisionCase:
+    """A model of one family, its renderer and the plain model as a reference."""
+
+    renderer: VisionRenderer
+    path: Path
+    reference: PreTrainedModel
+
+    def engine(self, **options: Any) -> SmallEngine:
+        model = load_model(self.path, EngineConfig(dtype="float32"))
+        return SmallEngine(model, **({"max_model_len": 1024} | options))
+
+    def prompt(self, *parts: Any) -> RenderedPrompt:
+        """Texts, and images as (width, height, seed)."""
+        content = [{"type": "text", "text": p} if isinstance(p, str) else _part(*p) for p in parts]
+        messages = [{"role": "user", "content": content}]
+        return asyncio.run(self.renderer.render_chat_async(messages, ChatOptions()))
+
+    def expected(self, prompt: RenderedPrompt, num_tokens: int = _NUM_TOKENS) -> list[int]:
+        return generate_answer(self.reference, prompt, num_tokens)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def vision(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VisionCase:
+    path = save_vlm(tmp_path_factory.mktemp("vlm"), request.param)
+    renderer = VisionRenderer(ModelFiles(path, path), RendererConfig(), executor=InlineExecutor())
+    return VisionCase(renderer, path, load_reference(path))
+
+
+def _part(width: int, height: int, seed: int) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": image_url(seed, width, height)}}
+
+
+def _inputs(prompt: RenderedPrompt) -> PromptInputs | None:
+    if prompt.inputs is None:
+        return None
+    return PromptInputs(mm={name: writable(data) for name, data in (prompt.inputs.mm or {}).items()})
+
+
+def _tensors(prompt: RenderedPrompt) -> dict[str, TensorData]:
+    inputs = _inputs(prompt)
+    assert inputs is not None and inputs.mm is not None
+    return inputs.mm
+
+
+def _vision_tower(model: PreTrainedModel) -> torch.nn.Module:
+    inner = model.base_model
+    return next(getattr(inner, name) for name in ("vision_tower", "vision_model", "visual") if hasattr(inner, name))
+
+
+def _add(engine: SmallEngine, name: str, prompt: RenderedPrompt, **params: Any) -> Any:
+    return engine.add(
+        name, prompt.token_ids, _inputs(prompt), **({"max_tokens": _NUM_TOKENS, "ignore_eos": True} | params)
+    )
+
+
+def test_the_output_depends_on_the_image(vision: VisionCase) -> None:
+    a, b = (vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2))
+    assert a.token_ids == b.token_ids
+    assert vision.expected(a) != vision.expected(b)
+
+
+def test_one_image_gives_the_output_of_transformers(vision: VisionCase) -> None:
+    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What is it?")
+    completion = _add(engine, "a", prompt)
+    engine.run()
+    assert completion.token_ids == vision.expected(prompt)
+    assert engine.runner.name == "packed"
+    engine.assert_nothing_leaked()
+
+
+def test_prompts_with_images_and_texts_share_batches(vision: VisionCase) -> None:
+    engine = vision.engine()
+    prompts = [
+        vision.prompt("Look: ", (60, 60, 1)),
+        vision.prompt("Hello"),
+        vision.prompt((100, 60, 2), " and ", (80, 120, 3), "?"),
+        vision.prompt("A somewhat longer text without any image at all."),
+        vision.prompt((30, 200, 4), "x", (200, 30, 5)),
+    ]
+    completions = []
+    for i, prompt in enumerate(prompts):
+        completions.append(_add(engine, str(i), prompt))
+        engine.step()
+    engine.run()
+    assert max(len(step) for step in engine.steps) == len(prompts)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert completion.token_ids == vision.expected(prompt)
+    engine.assert_nothing_leaked()
+
+
+def test_a_prompt_with_images_may_be_computed_in_chunks(vision: VisionCase) -> None:
+    engine = vision.engine(max_num_batched_tokens=16)
+    prompts = [vision.prompt("Look: ", (100, 60, 1), "?"), vision.prompt("Hello there"), vision.prompt((80, 80, 2))]
+    completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
+    engine.run()
+    assert max(sum(step.values()) for step in engine.steps) <= 16
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert completion.token_ids == vision.expected(prompt)
+
+
+def test_a_preempted_sequence_keeps_its_images(vision: VisionCase) -> None:
+    prompts = [vision.prompt("Look: ", (60, 60, seed)) for seed in (1, 2)]
+    room = sum(len(prompt.token_ids) for prompt in prompts) + 10
+    engine = vision.engine(kv_cache_tokens=room, max_model_len=room)
+    completions = [_add(engine, str(i), prompt) for i, prompt in enumerate(prompts)]
+    engine.run()
+    assert engine.stats.num_preemptions > 0
+    for prompt, completion in zip(prompts, completions, strict=True):
+        assert completion.token_ids == vision.expected(prompt)
+
+
+def test_another_image_does_not_match_the_prefix_cache(vision: VisionCase) -> None:
+    engine = vision.engine(prefix_tokens=2000)
+    prompts = [vision.prompt("Look at this image of mine: ", (60, 60, seed), "What is it?") for seed in (1, 2, 1)]
+    for i, prompt in enumerate(prompts):
+        completion = _add(engine, str(i), prompt)
+        engine.run()
+        assert completion.token_ids == vision.expected(prompt)
+
+
+def test_the_choices_of_one_prompt_encode_its_images_once(vision: VisionCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, prompt = vision.engine(prefix_tokens=2000), vision.prompt("Look: ", (60, 60, 1))
+    num_encoded = 0
+    encode = engine.core._features._encode_images
+    assert encode is not None
+
+    def count(*args: Any) -> Any:
+        nonlocal num_encoded
+        num_encoded += 1
+        return encode(*args)
+
+    monkeypatch.setattr(engine.core._features, "_encode_images", count)
+    inputs = _inputs(prompt)
+    completions = [
+        engine.add(str(i), prompt.token_ids, inputs, max_tokens=_NUM_TOKENS, ignore_eos=True) for i in range(3)
+    ]
+    engine.run()
+    assert num_encoded == 1
+    assert [c.token_ids for c in completions] == [vision.expected(prompt)] * 3
+
+
+def test_the_images_of_a_conversation_are_encoded_once(vision: VisionCase) -> None:
+    engine, encoded = vision.engine(), []
+    _vision_tower(engine.core._features._model).register_forward_hook(lambda *_: encoded.append(True))
+    images = ((60, 60, 1), (60, 60, 2))
+    prompts = [vision.prompt("Look: ", *images), vision.prompt("Again: ", *images, "and what now?")]
+    for i, prompt in enumerate(prompts):
+        completion = _add(engine, str(i), prompt)
+        engine.run()
+        assert completion.token_ids == vision.expected(prompt)
+    assert len(encoded) == 1
+    other = vision.prompt("Look: ", images[0], (60, 60, 3))
+    completion = _add(engine, "other", other)
+    engine.run()
+    assert completion.token_ids == vision.expected(other)
+    assert len(encoded) == 2
+    assert engine.core.execute(ResetEncoderCache(7)) == Done(7)
+    _add(engine, "again", other)
+    engine.run()
+    assert len(encoded) == 3
+
+
+def test_the_oldest_images_are_dropped_when_memory_is_used_up(vision: VisionCase) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    prompts = [vision.prompt((60, 60, seed)) for seed in (1, 2, 1)]
+    encoder = VisionEncoder(model)
+    cache = ImageCache(model)
+    encoder.encode(prompts[0].token_ids, _tensors(prompts[0]))
+    cache._max_bytes = cache._num_bytes
+    encoded: list[bool] = []
+    _vision_tower(model).register_forward_hook(lambda *_: encoded.append(True))
+    for prompt in prompts[1:]:
+        encoder.encode(prompt.token_ids, _tensors(prompt))
+    assert len(encoded) == 2
+    assert cache._num_bytes == cache._max_bytes
+
+
+def test_prompt_logprobs_work_with_images(vision: VisionCase) -> None:
+    engine, prompt = vision.engine(), vision.prompt("Look: ", (60, 60, 1), " What?")
+    completion = _add(engine, "a", prompt, prompt_logprobs=1)
+    engine.run()
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == len(prompt.token_ids)
+    assert completion.token_ids == vision.expected(prompt)
+
+
+def test_tensors_that_do_not_fit_fail_only_their_request(vision: VisionCase) -> None:
+    engine = vision.engine()
+    good, other = vision.prompt("Look: ", (60, 60, 1)), vision.prompt((60, 60, 1), (60, 60, 2))
+    kept = _add(engine, "good", good)
+    engine.step()
+    wrong = engine.add("wrong", other.token_ids, _inputs(good))
+    nonsense = engine.add("nonsense", good.token_ids, PromptInputs(mm={"x": _floats(3)}))
+    engine.run()
+    assert (wrong.finish_reason, nonsense.finish_reason) == ("error", "error")
+    assert "do not fit" in str(wrong.error)
+    assert kept.token_ids == vision.expected(good)
+    engine.assert_nothing_leaked()
+
+
+def test_a_request_can_be_aborted_before_its_images_are_encoded(vision: VisionCase) -> None:
+    engine = vision.engine()
+    _add(engine, "a", vision.prompt((60, 60, 1)))
+    assert (engine.stats.num_waiting, engine.core.has_work) == (1, True)
+    engine.core.abort(["a"])
+    assert (engine.stats.num_waiting, engine.core.has_work) == (0, False)
+
+
+def test_half_precision_features_are_close_to_float32(vision: VisionCase) -> None:
+    inputs = _inputs(prompt := vision.prompt("Look: ", (60, 60, 1), "?"))
+    assert inputs is not None
+    features = []
+    for dtype in ("float32", "bfloat16"):
+        model = load_model(vision.path, EngineConfig(dtype=dtype))  # type: ignore[arg-type]
+        features.append(VisionEncoder(model).encode(prompt.token_ids, inputs.mm or {}))
+    exact, half = (f.embeds.float() for f in features)
+    assert features[1].embeds.dtype == torch.bfloat16
+    assert (half - exact).abs().max() < 0.1 * exact.abs().max()
+    engine = SmallEngine(model, max_model_len=1024)
+    completion = _add(engine, "a", prompt)
+    engine.run()
+    assert len(completion.token_ids) == _NUM_TOKENS
+
+
+def test_only_the_language_model_uses_packed_attention(vision: VisionCase) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    SmallEngine(model)
+    assert model.config.vision_config._attn_implementation in ("sdpa", "eager")
+    assert language_model(model).config._attn_implementation == "vllm_cli_packed"
+
+
+def test_a_language_model_with_further_arguments_is_rejected(
+    vision: VisionCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(vision.path, EngineConfig(dtype="float32"))
+    encoder, prompt = VisionEncoder(model), vision.prompt((60, 60, 1))
+    run = encoder._run
+    monkeypatch.setattr(encoder, "_run", lambda *args: run(*args) | {"deepstack_visual_embeds": torch.zeros(1)})
+    inputs = _inputs(prompt)
+    assert inputs is not None
+    with pytest.raises(PromptFeaturesError, match="deepstack_visual_embeds"):
+        encoder.encode(prompt.token_ids, inputs.mm or {})
+
+
+def test_a_text_model_rejects_images(llama: PreTrainedModel) -> None:
+    assert image_encoder(llama) is None
+    engine = SmallEngine(llama)
+    rejected = engine.add("a", [5, 6, 7], PromptInputs(mm={"pixel_values": _floats(3)}))
+    engine.run()
+    assert (rejected.finish_reason, rejected.error) == ("error", "this model takes no images")
+
+
+def _floats(n: int) -> TensorData:
+    return TensorData("float32", (n,), memoryview(bytearray(4 * n)))

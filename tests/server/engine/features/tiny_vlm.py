@@ -1,0 +1,384 @@
+"""Vision models with random weights, in the real formats, a few megabytes each.
+
+`python tests/server/engine/features/tiny_vlm.py OUT [--family qwen2_vl] [--image-size 512]` builds one for
+benchmarks: its images have a real model's size, the language model is small and takes 4096 tokens.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
+
+MAX_TOKENS = 4096
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_IDEFICS_TOKENS = [
+    "<image>",
+    "<fake_token_around_image>",
+    "<end_of_utterance>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+]
+_QWEN_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+
+_INTERNVL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build the models of one family."""
+
+    tokens: list[str]
+    """The family's special tokens."""
+    image_text: str
+    """The chat template's text for an image."""
+    build: Callable[["Parts"], tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]
+    """Returns the contents of config.json, preprocessor_config.json and processor_config.json."""
+    bos_token: str | None = None
+    """The token that the tokenizer puts before every text."""
+    named_tokens: dict[str, str] = field(default_factory=dict)
+    """Tokens that the processor reads from the tokenizer, by attribute."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The common parts of the configurations."""
+
+    token_id: Callable[[str], int]
+    text: dict[str, Any]
+    image_size: int
+    vision: dict[str, Any]
+    patch_size: int = 14
+    """Used by LLaVA, Idefics3 and SmolVLM."""
+
+
+def save_vlm(
+    path: Path, family: str, *, image_size: int = 56, width: int = 64, patch_size: int = 14, seed: int = 0
+) -> Path:
+    """Saves a model of the family with tokenizer and processor, as in a checkpoint from the hub."""
+    kind = FAMILIES[family]
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(kind)
+    tokenizer.save_pretrained(path)
+    (path / "chat_template.jinja").write_text(_CHATML.replace("IMAGE", kind.image_text))
+    parts = Parts(
+        tokenizer.convert_tokens_to_ids,
+        _text_config(tokenizer, width),
+        image_size,
+        _vision_config(width),
+        patch_size,
+    )
+    config, preprocessor, processor = kind.build(parts)
+    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
+    if processor:
+        (path / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    _build_model(family, config, seed).save_pretrained(path)
+    return path
+
+
+def load_reference(path: Path) -> PreTrainedModel:
+    """The plain model, in float32."""
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def image(width: int = 56, height: int = 56, *, seed: int = 0) -> Image.Image:
+    """Coloured noise, different for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def as_bytes(image: Image.Image, kind: str = "PNG") -> bytes:
+    """The image as a file's bytes."""
+    buffer = BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _tokenizer(family: Family) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *([family.bos_token] if family.bos_token else [])]
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, [("t", "h"), ("th", "e")] if "the" in vocab else []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in [*special, *family.tokens]])
+    if family.bos_token:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos_token} $A", special_tokens=[(family.bos_token, vocab[family.bos_token])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        bos_token=family.bos_token,
+        model_max_length=MAX_TOKENS,
+        extra_special_tokens=family.named_tokens,
+    )
+
+
+def _text_config(tokenizer: PreTrainedTokenizerFast, width: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": False,
+    }
+
+
+def _vision_config(width: int) -> dict[str, Any]:
+    return {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+_CLIP_LOOKS = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "do_rescale": True}
+
+
+def _llava(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    size = parts.image_size
+    config = {
+        "text_config": {"model_type": "llama", **parts.text},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            **parts.vision,
+            "image_size": size,
+            "patch_size": parts.patch_size,
+            "projection_dim": 32,
+        },
+        "image_token_index": parts.token_id("<image>"),
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_seq_length": (size // parts.patch_size) ** 2,
+    }
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
+        **_CLIP_LOOKS,
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": parts.patch_size,
+        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": "default",
+    }
+    return config, preprocessor, processor
+
+
+def _llava_next(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    config, preprocessor, processor = _llava(parts)
+    size = parts.image_size
+    pinpoints = [[size, 2 * size], [2 * size, size], [2 * size, 2 * size]]
+    config |= {"image_grid_pinpoints": pinpoints}
+    preprocessor |= {
+        "image_processor_type": "LlavaNextImageProcessor",
+        "processor_class": "LlavaNextProcessor",
+        "image_grid_pinpoints": pinpoints,
+        "do_pad": True,
+    }
+    return config, preprocessor, processor | {"processor_class": "LlavaNextProcessor"}
+
+
+def _idefics3(parts: Parts, *, name: str = "Idefics3") -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    size = parts.image_size
+    config = {
+        "text_config": {"model_type": "llama", **parts.text},
+        "vision_config": {
+            "model_type": f"{name.lower()}_vision",
+            **parts.vision,
+            "image_size": size,
+            "patch_size": parts.patch_size,
+        },
+        "image_token_id": parts.token_id("<image>"),
+        "pad_token_id": parts.text["pad_token_id"],
+        "scale_factor": 2,
+    }
+    preprocessor = {
+        "image_processor_type": f"{name}ImageProcessor",
+        "processor_class": f"{name}Processor",
+        "size": {"longest_edge": 4 * size},
+        "max_image_size": {"longest_edge": size},
+        "do_image_splitting": True,
+        "do_pad": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "resample": 1,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    return (
+        config,
+        preprocessor,
+        {"processor_class": f"{name}Processor", "image_seq_len": (size // parts.patch_size // 2) ** 2},
+    )
+
+
+def _smolvlm(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    return _idefics3(parts, name="SmolVLM")
+
+
+def _internvl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    size = parts.image_size
+    config = {
+        "text_config": {"model_type": "qwen2", **parts.text},
+        "vision_config": {**parts.vision, "image_size": [size, size], "patch_size": [14, 14]},
+        "image_token_id": parts.token_id("<IMG_CONTEXT>"),
+        "image_seq_length": (size // 14 // 2) ** 2,
+        "downsample_ratio": 0.5,
+    }
+    preprocessor = {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": "InternVLProcessor",
+        "size": {"height": size, "width": size},
+        "crop_to_patches": False,
+        "min_patches": 1,
+        "max_patches": 6,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
+        **_CLIP_LOOKS,
+    }
+    return config, preprocessor, {"processor_class": "InternVLProcessor", "image_seq_length": (size // 14 // 2) ** 2}
+
+
+def _qwen2_vl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    hidden = parts.text["hidden_size"]
+    head = hidden // parts.text["num_attention_heads"]
+    rope = {"rope_type": "default", "mrope_section": [head // 8, head // 4 - head // 16 - head // 8, head // 16]}
+    rope["mrope_section"][1] = head // 2 - rope["mrope_section"][0] - rope["mrope_section"][2]
+    config = {
+        "text_config": {**parts.text, "rope_parameters": {**rope, "rope_theta": 10000.0}},
+        "vision_config": {
+            "depth": 2,
+            "embed_dim": hidden,
+            "hidden_size": hidden,
+            "num_heads": 4,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "image_token_id": parts.token_id("<|image_pad|>"),
+        "video_token_id": parts.token_id("<|video_pad|>"),
+        "vision_start_token_id": parts.token_id("<|vision_start|>"),
+        "vision_end_token_id": parts.token_id("<|vision_end|>"),
+    }
+    return config, _qwen_preprocessor(parts, "Qwen2VLProcessor"), {}
+
+
+def _qwen2_5_vl(parts: Parts) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    config, _, _ = _qwen2_vl(parts)
+    hidden = parts.text["hidden_size"]
+    config["vision_config"] = {
+        "depth": 2,
+        "hidden_size": hidden,
+        "out_hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_heads": 4,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    }
+    return config, _qwen_preprocessor(parts, "Qwen2_5_VLProcessor"), {}
+
+
+def _qwen_preprocessor(parts: Parts, processor: str) -> dict[str, Any]:
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": processor,
+        "min_pixels": 28 * 28 * 4,
+        "max_pixels": max(parts.image_size**2, 28 * 28 * 4) * 4,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        **_CLIP_LOOKS,
+    }
+
+
+FAMILIES: dict[str, Family] = {
+    "internvl": Family(list(_INTERNVL_TOKENS.values()), "<IMG_CONTEXT>\n", _internvl, named_tokens=_INTERNVL_TOKENS),
+    "llava": Family(["<image>"], "<image>\n", _llava, bos_token="<s>"),
+    "llava_next": Family(["<image>"], "<image>\n", _llava_next, bos_token="<s>"),
+    "idefics3": Family(_IDEFICS_TOKENS, "<image>", _idefics3),
+    "smolvlm": Family(_IDEFICS_TOKENS, "<image>", _smolvlm),
+    "qwen2_vl": Family(_QWEN_TOKENS, "<|vision_start|><|image_pad|><|vision_end|>", _qwen2_vl),
+    "qwen2_5_vl": Family(_QWEN_TOKENS, "<|vision_start|><|image_pad|><|vision_end|>", _qwen2_5_vl),
+}
+
+
+def _build_model(family: str, config: dict[str, Any], seed: int) -> PreTrainedModel:
+    """A model whose weights all affect the output, so that another image gives another output."""
+    torch.manual_seed(seed)
+    config = {"tie_word_embeddings": False, **config}
+    model = AutoModelForImageTextToText.from_config(CONFIG_MAPPING[family](**config), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif "embed" in name and "patch" not in name:
+                parameter.normal_(0, 0.5)
+            else:
+                is_score = "q_proj" in name or "k_proj" in name
+                parameter.normal_(0, (2.0 if is_score else 1.0) * parameter[0].numel() ** -0.5)
+    model.generation_config.eos_token_id = config["text_config"]["eos_token_id"]
+    model.generation_config.pad_token_id = config["text_config"]["pad_token_id"]
+    return model.eval()
+
+
+def main() -> None:
+    """Builds a model for benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="qwen2_vl")
+    parser.add_argument("--image-size", type=int, default=504, help="what the image processor resizes to or splits by")
+    parser.add_argument("--width", type=int, default=128, help="of the hidden states")
+    parser.add_argument(
+        "--patch-size",
+        type=int,
+        default=14,
+        help="of llava, idefics3, smolvlm; a large one leaves the engine little to do",
+    )
+    options = parser.parse_args()
+    sizes = {"image_size": options.image_size, "width": options.width, "patch_size": options.patch_size}
+    print(save_vlm(options.out, options.family, **sizes))
+
+
+if __name__ == "__main__":
+    main()

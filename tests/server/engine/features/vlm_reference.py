@@ -1,0 +1,61 @@
+"""Conversations with images, and the output of transformers' own `generate` for them."""
+
+import asyncio
+import base64
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelFiles, RendererConfig
+from server.engine.features.prompt_features import to_tensor
+from server.renderers.pool import InlineExecutor
+from server.renderers.prompts import ChatOptions, RenderedPrompt
+from server.renderers.vision import VisionRenderer
+from server.types import TensorData
+from tests.server.engine.features.tiny_vlm import as_bytes, image, load_reference
+
+
+def image_url(seed: int, width: int = 60, height: int = 60) -> str:
+    """A different image for each seed, as a `data:` URL."""
+    return "data:image/png;base64," + base64.b64encode(as_bytes(image(width, height, seed=seed))).decode()
+
+
+def image_messages(*urls: str) -> list[Any]:
+    """One message with a text and the images."""
+    parts = [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}} for url in urls]
+    return [{"role": "user", "content": [{"type": "text", "text": "Look: "}, *parts]}]
+
+
+def expected_answer(folder: Path, messages: list[Any], num_tokens: int, *, device: str = "cpu") -> list[int]:
+    """The tokens that the saved model generates for the conversation."""
+    renderer = VisionRenderer(ModelFiles(folder, folder), RendererConfig(), executor=InlineExecutor())
+    prompt = asyncio.run(renderer.render_chat_async(messages, ChatOptions()))
+    assert prompt.inputs is not None
+    return generate_answer(load_reference(folder).to(device), prompt, num_tokens)
+
+
+def generate_answer(model: PreTrainedModel, prompt: RenderedPrompt, num_tokens: int) -> list[int]:
+    """Generates `num_tokens` greedily, ignoring the end of sequence."""
+    mm = prompt.inputs.mm or {} if prompt.inputs else {}
+    ids = torch.tensor([prompt.token_ids], device=model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        **{name: _as_input(data).to(model.device) for name, data in mm.items()},
+    )
+    return output[0, ids.shape[1] :].tolist()
+
+
+def writable(data: TensorData) -> TensorData:
+    """A writable copy for tensors; the renderer's bytes are read-only."""
+    return TensorData(data.dtype, data.shape, memoryview(bytearray(data.data)))
+
+
+def _as_input(data: TensorData) -> torch.Tensor:
+    tensor = to_tensor(writable(data))
+    return tensor.long() if tensor.dtype == torch.bool else tensor

@@ -1,0 +1,324 @@
+"""The prefix cache saves computation and changes no output."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.engine.compute import attention
+from server.engine.compute.fused_attention import AttentionPart, attend_to_part
+from server.engine.memory.copied_slots import CopiedSlots
+from server.engine.memory.prefix_cache import PrefixCache, PrefixMatch
+from server.engine.process_link.messages import Done, ResetPrefixCache
+from server.engine.sequence import Sequence
+from server.types import SamplingParams
+from tests.server.engine.small_engine import SmallEngine
+from tests.server.engine.tiny_models import greedy_outputs, random_prompts
+
+
+def test_outputs_and_logprobs_are_equal_with_and_without_the_cache(llama: PreTrainedModel) -> None:
+    [shared] = random_prompts(70)
+    prompts = [shared + tail for tail in random_prompts(9, 1, 40, 9, 17, seed=3)] + [shared[:50], shared]
+    runs = []
+    for prefix_tokens in (0, 500):
+        engine = SmallEngine(llama, num_slots=2, prefix_tokens=prefix_tokens)
+        runs.append(engine.complete(prompts, logprobs=3, max_tokens=12))
+    for without, cached in zip(*runs, strict=True):
+        assert cached.token_ids == without.token_ids
+        for a, b in zip(cached.logprobs, without.logprobs, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
+            assert [t for t, _ in a.top] == [t for t, _ in b.top]
+    assert [c.num_cached_tokens for c in runs[0]] == [0] * 7
+    assert [c.num_cached_tokens for c in runs[1]][2:] == [64, 64, 64, 48, 64]
+
+
+def test_hits_and_queries_are_counted_in_tokens(llama: PreTrainedModel) -> None:
+    [first, other] = random_prompts(40, 35)
+    engine = SmallEngine(llama, prefix_tokens=500)
+    found = []
+    for prompt in (first, first, first[:36] + other, other, first[:20] + other):
+        [completion] = engine.complete([prompt], max_tokens=2)
+        stats = engine.stats
+        found.append((stats.prefix_cache_queries, stats.prefix_cache_hits, completion.num_cached_tokens))
+    assert found == [
+        (40, 0, 0),
+        (80, 32, 32),
+        (151, 64, 32),
+        (186, 64, 0),
+        (241, 64, 0),  # 20 tokens in common are too few to be cached
+    ]
+
+
+@pytest.mark.parametrize("interrupts", [True, False])
+def test_resetting_the_prefix_cache_forgets_prompts(llama: PreTrainedModel, interrupts: bool) -> None:
+    engine = SmallEngine(llama, prefix_tokens=512)
+    prompts = random_prompts(60, 12)
+    engine.generate(prompts[:1])
+    running = engine.add("running", prompts[1])
+    engine.step()
+    assert engine.core.execute(ResetPrefixCache(3, interrupts)) == Done(3, is_done=interrupts)
+    engine.run()
+    assert running.finish_reason == "length"
+    assert engine.complete(prompts[:1])[0].num_cached_tokens == (0 if interrupts else 48)
+
+
+def test_a_conversations_next_turn_reuses_the_last(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [history, question, last_question] = random_prompts(40, 6, 7)
+    for tail, num_cached in ((question, 0), (last_question, 48), ([5], 64)):
+        history = history + tail
+        [completion] = engine.complete([history], max_tokens=10)
+        assert completion.token_ids == greedy_outputs(plain_llama, [history], 10)[0]
+        assert completion.num_cached_tokens == num_cached
+        history += completion.token_ids
+
+
+def test_several_choices_compute_their_prompt_once(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    [prompt] = random_prompts(90)
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
+    choices = [engine.add(f"choice {i}", prompt, max_tokens=5) for i in range(4)]
+    engine.run()
+    [expected] = greedy_outputs(plain_llama, [prompt], 5)
+    assert [c.token_ids for c in choices] == [expected] * 4
+    assert [c.num_cached_tokens for c in choices] == [0, 80, 80, 80]
+    assert engine.steps[:3] == [{"choice 0": 32}, {"choice 0": 32}, {"choice 0": 26}]
+    assert engine.steps[3] == {"choice 0": 1, "choice 1": 10, "choice 2": 10, "choice 3": 10}
+
+
+@pytest.mark.parametrize(("length", "prefix_tokens"), [(32, 500), (90, 0)], ids=["short prompt", "no cache"])
+def test_choices_that_cannot_share_start_together(llama: PreTrainedModel, length: int, prefix_tokens: int) -> None:
+    engine = SmallEngine(llama, prefix_tokens=prefix_tokens)
+    [prompt] = random_prompts(length)
+    for i in range(3):
+        engine.add(str(i), prompt, max_tokens=2)
+    engine.step()
+    assert engine.steps == [{"0": length, "1": length, "2": length}]
+
+
+def test_prompts_that_are_mostly_cached_start_together(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=32)
+    [shared, *tails] = random_prompts(96, 5, 6, 7)
+    engine.complete([shared])
+    num_before = len(engine.steps)
+    for i, tail in enumerate(tails):
+        engine.add(f"late {i}", shared + tail)
+    engine.step()
+    assert engine.steps[num_before:] == [{"late 0": 5, "late 1": 6, "late 2": 7}]
+
+
+def test_a_running_sequences_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [shared, tail] = random_prompts(60, 10)
+    running = engine.add("running", shared, max_tokens=40)
+    for _ in range(5):
+        engine.step()
+    late = engine.add("late", shared + running.token_ids[:3] + tail, max_tokens=8)
+    expected = greedy_outputs(plain_llama, [shared + running.token_ids[:3] + tail], 8)[0]
+    engine.run()
+    assert late.num_cached_tokens == 48
+    assert late.token_ids == expected
+    assert running.token_ids == greedy_outputs(plain_llama, [shared], 40)[0]
+
+
+def test_the_computed_part_of_a_running_prompt_is_reused(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=50)
+    [shared, tail] = random_prompts(120, 10)
+    first = engine.add("first", shared, max_tokens=4)
+    engine.step()
+    second = engine.add("second", shared[:100] + tail, max_tokens=4)
+    engine.run()
+    assert second.num_cached_tokens == 96
+    assert [first.token_ids, second.token_ids] == greedy_outputs(plain_llama, [shared, shared[:100] + tail], 4)
+
+
+def test_sequences_that_share_a_long_prefix_hold_and_read_it_once(
+    plain_llama: PreTrainedModel, llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SmallEngine(llama, prefix_tokens=2000, max_model_len=800)
+    shared_parts = []
+
+    def record(query: torch.Tensor, keys: torch.Tensor, *args: Any, **kwargs: Any) -> AttentionPart:
+        shared_parts.append((query.shape[2], keys.shape[2]))
+        return attend_to_part(query, keys, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "attend_to_part", record)
+    [shared, *tails] = random_prompts(600, 3, 4, 5, 40, 6)
+    prompts = [shared + tail for tail in tails]
+    engine.complete([shared], max_tokens=1)
+    held = []
+    choices = [engine.add(str(i), prompt, max_tokens=8) for i, prompt in enumerate(prompts)]
+    engine.step()
+    held.append(engine.cache.num_held_tokens)
+    engine.run()
+    assert [c.token_ids for c in choices] == greedy_outputs(plain_llama, prompts, 8)
+    assert held == [576 + sum(len(p) + 1 - 576 for p in prompts)]
+    num_rows = 5 * 2
+    assert (num_rows, 576) in shared_parts
+
+
+def test_prompt_logprobs_compute_every_prompt_token(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [prompt] = random_prompts(50)
+    engine.complete([prompt])
+    [completion] = engine.complete([prompt], prompt_logprobs=0)
+    assert completion.num_cached_tokens == 0
+    assert completion.prompt_logprobs is not None
+    assert len(completion.prompt_logprobs) == 50
+    assert engine.stats.prefix_cache_queries == 50
+
+
+def test_running_sequences_evict_cached_prefixes(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, max_model_len=130, kv_cache_tokens=200, prefix_tokens=100)
+    assert engine.prefixes is not None
+    [ended, long] = random_prompts(80, 120)
+    engine.complete([ended], max_tokens=2)
+    assert engine.prefixes.num_tokens == 81
+    engine.add("long", long, max_tokens=8)
+    held = []
+    while engine.core.has_work:
+        engine.step()
+        held.append(engine.prefixes.num_tokens)
+        assert engine.cache.num_held_tokens + engine.prefixes.num_tokens <= 200
+    assert held[0] == 0
+    assert engine.stats.prefix_cache_hits == 0
+
+
+def test_a_preempted_request_reuses_its_prefix_without_counting_a_hit(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(
+        llama, num_slots=2, max_model_len=260, kv_cache_tokens=300, max_num_batched_tokens=40, prefix_tokens=100
+    )
+    [old, young] = random_prompts(196, 100)
+    first = engine.add("old", old, max_tokens=10)
+    while not first.token_ids:
+        engine.step()
+    preempted = engine.add("young", young, max_tokens=3)
+    sequence = engine.scheduler._by_id["young"]
+    engine.run()
+    assert sequence.num_preemptions == 1
+    assert [step["young"] for step in engine.steps if "young" in step] == [39, 39, 36, 1, 1]
+    assert (engine.stats.prefix_cache_queries, engine.stats.prefix_cache_hits) == (296, 0)
+    assert preempted.num_cached_tokens == 0
+
+
+def test_an_aborted_prompts_computed_part_is_cached(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, prefix_tokens=500, max_num_batched_tokens=40)
+    [prompt] = random_prompts(100)
+    engine.add("aborted", prompt)
+    engine.step()
+    engine.core.abort(["aborted"])
+    [completion] = engine.complete([prompt])
+    assert completion.num_cached_tokens == 32
+
+
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
+    cache = _cache(max_tokens=120)
+    a, b, c, d = random_prompts(40, 40, 40, 40)
+    for tokens in (a, b, c):
+        _put(cache, tokens)
+    assert cache.match(_sequence(a), []) is not None
+    _put(cache, d)
+    assert [cache.match(_sequence(tokens), []) is not None for tokens in (a, b, c, d)] == [True, False, True, True]
+    assert cache.num_tokens == 120
+
+
+def test_a_longer_entry_replaces_the_entries_it_continues() -> None:
+    cache = _cache()
+    [tokens] = random_prompts(100)
+    _put(cache, tokens[:40])
+    _put(cache, tokens[:70])
+    assert cache.num_tokens == 70
+    assert not cache.wants(np.array(tokens[:60]))
+    assert cache.wants(np.array(tokens))
+
+
+@pytest.mark.parametrize(("length", "is_wanted"), [(31, False), (32, True), (100, True), (101, False)])
+def test_too_short_and_too_long_prefixes_are_not_cached(length: int, is_wanted: bool) -> None:
+    assert _cache(max_tokens=100).wants(np.array(random_prompts(length)[0])) is is_wanted
+
+
+def test_the_longest_beginning_is_matched_in_ended_and_running_sequences() -> None:
+    cache = _cache()
+    [tokens] = random_prompts(90)
+    kept = _put(cache, tokens[:50] + [7])
+    running = _sequence(tokens[:70], num_computed=66)
+    running.slot = 3
+    assert cache.match(_sequence(tokens), []) == PrefixMatch(48, kept)
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(64, 3)
+    running.num_computed_tokens = 45
+    assert cache.match(_sequence(tokens), [running]) == PrefixMatch(48, kept)
+
+
+def test_shrinking_to_zero_drops_all_entries() -> None:
+    cache = _cache()
+    for tokens in random_prompts(40, 50, 60):
+        _put(cache, tokens)
+    cache.shrink_to(111)
+    assert cache.num_tokens == 110
+    cache.shrink_to(-5)
+    assert cache.num_tokens == 0
+
+
+def _cache(max_tokens: int = 500) -> PrefixCache:
+    slots = CopiedSlots(num_slots=1, slot_len=500, part_sizes=[1], dtype=torch.float32, device=torch.device("cpu"))
+    return PrefixCache(slots, max_tokens=max_tokens)
+
+
+def _put(cache: PrefixCache, token_ids: list[int]) -> list[torch.Tensor]:
+    assert cache.wants(np.array(token_ids))
+    kept = cache._slots.keep(0, len(token_ids))
+    cache.put(np.array(token_ids), kept)
+    cache.shrink_to(500)
+    assert isinstance(kept[0], torch.Tensor)
+    return kept
+
+
+def _sequence(token_ids: list[int], num_computed: int = 0) -> Sequence:
+    sequence = Sequence("a", token_ids, SamplingParams(max_tokens=1))
+    sequence.num_computed_tokens = num_computed
+    return sequence
+
+
+@pytest.mark.parametrize("is_running", [False, True], ids=["ended", "running"])
+def test_a_longer_common_beginning_shows_only_with_a_whole_block(llama: PreTrainedModel, is_running: bool) -> None:
+    """Otherwise a client could guess the prompts of others token by token."""
+    engine = SmallEngine(llama, prefix_tokens=500)
+    [secret, other] = random_prompts(64, 30)
+    engine.add("secret", secret, max_tokens=20)
+    if is_running:
+        engine.step()
+    else:
+        engine.run()
+    guesses = [engine.add(str(n), secret[:n] + other, max_tokens=1) for n in (40, 41, 47, 48, 63)]
+    engine.run()
+    assert [guess.num_cached_tokens for guess in guesses] == [32, 32, 32, 48, 48]
+    assert engine.stats.prefix_cache_hits == 3 * 32 + 2 * 48
+
+
+def test_prompts_share_only_with_prompts_of_the_same_salt(plain_llama: PreTrainedModel, llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=2, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    expected = greedy_outputs(plain_llama, [prompt], 4)[0]
+    salts = (None, "mine", "yours", "mine", None, "yours")
+    completions = [engine.complete([prompt], max_tokens=4, cache_salt=salt)[0] for salt in salts]
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 0, 48, 48, 48]
+    assert [completion.token_ids for completion in completions] == [expected] * 6
+
+
+def test_running_prompts_share_only_with_prompts_of_the_same_salt(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    salts = (None, "mine", None, "mine")
+    completions = [engine.add(str(i), prompt, max_tokens=4, cache_salt=salt) for i, salt in enumerate(salts)]
+    engine.run()
+    assert [completion.num_cached_tokens for completion in completions] == [0, 0, 48, 48]
+
+
+def test_equal_prompts_with_different_salts_do_not_wait_for_each_other(llama: PreTrainedModel) -> None:
+    engine = SmallEngine(llama, num_slots=4, prefix_tokens=400)
+    prompt = list(range(3, 60))
+    for name, salt in (("salted", "mine"), ("plain", None), ("other", "yours"), ("waits", "mine")):
+        engine.add(name, prompt, max_tokens=2, cache_salt=salt)
+    engine.step()
+    assert engine.steps == [{"salted": 57, "plain": 57, "other": 57}]

@@ -1,0 +1,239 @@
+"""Slots share memory: a common beginning is held once, freed when nothing holds it, and never changed."""
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from server.engine.memory.shared_slots import Reference, SharedSlots
+
+_TOKEN_BYTES = [64, 128]
+_BLOCK = 64
+_SLOT_LEN = 8 * _BLOCK
+
+
+def test_a_block_fills_whole_pages_of_each_part() -> None:
+    assert SharedSlots(num_slots=1, slot_len=100, token_bytes=[384, 384]).block_len == 32
+    assert SharedSlots(num_slots=1, slot_len=100, token_bytes=[64, 4096]).slot_len == 128
+
+
+def test_a_common_beginning_is_held_once() -> None:
+    memory = _Memory(num_slots=16)
+    memory.open(0)
+    memory.write(0, 0, 400)
+    alone = memory.slots.memory.num_committed_bytes
+    for slot in range(1, 16):
+        memory.open(slot, 0, 6 * _BLOCK)
+        memory.check()
+    assert memory.slots.memory.num_committed_bytes == alone
+    assert memory.slots.num_shared_tokens == 15 * 6 * _BLOCK
+
+
+def test_a_kept_beginning_costs_nothing_and_is_freed_when_it_is_dropped() -> None:
+    memory = _Memory()
+    memory.open(0)
+    memory.write(0, 0, 300)
+    before = memory.slots.memory.num_committed_bytes
+    kept = memory.keep(0, 300)
+    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (0, before)
+    memory.close(0)
+    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (300, before)
+    memory.open(1, kept, 290)
+    memory.close(1)
+    memory.drop(kept)
+    assert (memory.slots.num_kept_tokens, memory.slots.memory.num_committed_bytes) == (0, 0)
+
+
+def test_memory_is_freed_up_to_what_others_hold() -> None:
+    memory = _Memory()
+    memory.open(0)
+    memory.write(0, 0, 8 * _BLOCK)
+    memory.open(1, 0, 3 * _BLOCK + 5)
+    memory.close(0)
+    assert memory.slots.memory.num_committed_bytes == 3 * _BLOCK * sum(_TOKEN_BYTES) + 2 * 4096
+    memory.check()
+
+
+def test_reading_closed_slots_takes_no_memory() -> None:
+    """As steps do whose sequences have closed slots between them."""
+    memory = _Memory(num_slots=4)
+    for slot in range(4):
+        memory.open(slot)
+        memory.write(slot, 0, 300)
+    kept = memory.keep(1, 290)
+    for slot in (1, 2):
+        memory.close(slot)
+    before = memory.slots.memory.num_committed_bytes
+    memory.slots.hide_closed(range(4))
+    for part in memory.parts:
+        assert part[1, :290].all(), "a kept beginning stays mapped"
+        assert not part[1, 5 * _BLOCK :].any()
+        assert not part[2].any()
+    memory.check()
+    assert memory.slots.memory.num_committed_bytes == before
+    memory.drop(kept)
+    memory.slots.hide_closed(range(4))
+    assert not any(part[1:3].any() for part in memory.parts)
+    assert memory.slots.memory.num_committed_bytes == 2 * 5 * _BLOCK * sum(_TOKEN_BYTES)
+    for slot in (1, 2):
+        memory.open(slot, 0, 300)
+        memory.write(slot, 300, 8 * _BLOCK)
+    memory.check()
+
+
+def test_closed_slots_stay_mapped_where_no_more_mappings_are_permitted() -> None:
+    memory = _Memory(num_slots=16)
+    memory.slots.memory._max_mappings = 10
+    for slot in range(16):
+        memory.open(slot)
+        memory.close(slot)
+    memory.slots.hide_closed(range(16))
+    assert memory.slots.memory.num_mappings == 10
+    memory.open(15)
+    memory.write(15, 0, 100)
+    memory.check()
+
+
+def test_a_sequence_that_continues_an_ended_one_needs_no_memory_of_its_own() -> None:
+    memory = _Memory()
+    memory.open(0)
+    memory.write(0, 0, 100)
+    for end in range(130, 500, 30):
+        kept = memory.keep(0, end - 30)
+        memory.close(0)
+        memory.open(0, kept, end - 30)
+        memory.write(0, end - 30, end)
+        memory.drop(kept)
+        memory.check()
+    assert memory.slots.memory.num_mappings == 0
+    assert memory.slots.memory.num_committed_bytes == 8 * _BLOCK * sum(_TOKEN_BYTES)
+
+
+def test_only_one_sequence_continues_an_ended_one() -> None:
+    memory = _Memory()
+    memory.open(0)
+    memory.write(0, 0, 100)
+    kept = memory.keep(0, 100)
+    memory.close(0)
+    memory.open(0, kept, 100)
+    memory.open(1, kept, 100)
+    for slot in (0, 1):
+        memory.write(slot, 100, 200)
+    memory.check()
+
+
+def test_beginnings_are_copied_when_too_many_mappings_are_in_use() -> None:
+    memory = _Memory(num_slots=16)
+    memory.slots.memory._max_mappings = 10  # of two parts and two ranges each: two slots
+    memory.open(0)
+    memory.write(0, 0, 300)
+    for slot in range(1, 16):
+        memory.open(slot, 0, 290)
+        memory.write(slot, 290, 310)
+        memory.check()
+    assert memory.slots.memory.num_mappings == 8
+    assert memory.slots.num_shared_tokens == 2 * 4 * _BLOCK
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("max_mappings", [20, 1000])
+def test_slots_always_contain_what_was_written_to_them(seed: int, max_mappings: int) -> None:
+    memory = _Memory(num_slots=6)
+    memory.slots.memory._max_mappings = max_mappings
+    rng = random.Random(seed)
+    for _ in range(300):
+        memory.do_something(rng)
+        memory.check()
+        if max_mappings == 1000:
+            memory.read_closed()
+    for slot, expected in memory.written.items():
+        assert all((part[slot] == expected[:, None]).all() for part in memory.parts), "behind it are zeros"
+    for slot in list(memory.written):
+        memory.close(slot)
+    while memory.kept:
+        memory.drop(memory.kept[0][0])
+    assert memory.slots.memory.num_committed_bytes == 0
+    assert (memory.slots.num_kept_tokens, memory.slots.num_shared_tokens) == (0, 0)
+    assert len(memory.slots._free_segments) == memory.slots._num_segments
+
+
+@dataclass
+class _Memory:
+    """Slots, and what they should contain."""
+
+    num_slots: int = 3
+    written: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    """Of each open slot: one value per token, 0 where nothing is written."""
+    lengths: dict[int, int] = field(default_factory=dict)
+    kept: list[tuple[list[Reference], npt.NDArray[np.uint8]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.slots = SharedSlots(num_slots=self.num_slots, slot_len=_SLOT_LEN - 3, token_bytes=_TOKEN_BYTES)
+        assert (self.slots.block_len, self.slots.slot_len) == (_BLOCK, _SLOT_LEN)
+        pages = np.frombuffer(self.slots.memory.pages, np.uint8)
+        first, second = np.split(pages, [self.num_slots * _SLOT_LEN * _TOKEN_BYTES[0]])
+        self.parts = [part.reshape(self.num_slots, _SLOT_LEN, -1) for part in (first, second)]
+
+    def open(self, slot: int, source: int | list[Reference] | None = None, length: int = 0) -> None:
+        self.slots.open(slot, source, length)
+        self.written[slot] = np.zeros(_SLOT_LEN, np.uint8)
+        self.lengths[slot] = length
+        if source is not None:
+            known = self.written[source] if isinstance(source, int) else next(w for k, w in self.kept if k is source)
+            self.written[slot][:length] = known[:length]
+
+    def write(self, slot: int, begin: int, end: int) -> None:
+        values = np.random.default_rng(begin + end).integers(1, 255, end - begin, np.uint8)
+        self.written[slot][begin:end] = values
+        self.lengths[slot] = end
+        for part in self.parts:
+            part[slot, begin:end] = values[:, None]
+
+    def keep(self, slot: int, length: int) -> list[Reference]:
+        kept = self.slots.keep(slot, length)
+        self.kept.append((kept, self.written[slot][:length].copy()))
+        return kept
+
+    def drop(self, kept: list[Reference]) -> None:
+        self.slots.drop(kept)
+        self.kept = [(k, w) for k, w in self.kept if k is not kept]
+
+    def close(self, slot: int) -> None:
+        self.slots.close(slot, self.lengths[slot])
+        del self.written[slot]
+
+    def check(self) -> None:
+        """Reads no further than what was written, because reading commits memory too."""
+        for slot, expected in self.written.items():
+            length = self.lengths[slot]
+            assert all((part[slot, :length] == expected[:length, None]).all() for part in self.parts)
+
+    def read_closed(self) -> None:
+        slots = sorted(set(range(self.num_slots)) - set(self.written))
+        self.slots.hide_closed(range(self.num_slots))
+        for part in self.parts:
+            part[slots].any()
+
+    def do_something(self, rng: random.Random) -> None:
+        """A random call that the cache manager could make."""
+        free = sorted(set(range(self.num_slots)) - set(self.written))
+        if free and (not self.written or rng.random() < 0.3):
+            sources: list[tuple[int | list[Reference] | None, int]] = [(None, 0)]
+            sources += [(slot, self.lengths[slot]) for slot in self.written if self.lengths[slot]]
+            sources += [(kept, len(values)) for kept, values in self.kept]
+            source, length = rng.choice(sources)
+            self.open(rng.choice(free), source, rng.choice([length, rng.randint(min(1, length), length)]))
+            return
+        slot = rng.choice(list(self.written))
+        match rng.choice(["write", "write", "write", "end", "abort", "drop"]):
+            case "write" if self.lengths[slot] < _SLOT_LEN - 3:
+                self.write(slot, self.lengths[slot], rng.randint(self.lengths[slot] + 1, _SLOT_LEN - 3))
+            case "end" if self.lengths[slot]:
+                self.keep(slot, self.lengths[slot])
+                self.close(slot)
+            case "abort":
+                self.close(slot)
+            case "drop" if self.kept:
+                self.drop(rng.choice(self.kept)[0])

@@ -1,0 +1,345 @@
+"""Batched pooling gives the same results as plain transformers with each prompt alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.config import EngineConfig
+from server.engine.pooling.sequence import BatchLimits, PoolingSequence, choose_batch
+from server.errors import EngineStartError
+from server.pooler_config import PoolerConfig
+from server.types import LateInteraction, PoolingParams
+from tests.server.engine.pooling.small_pooling import PROMPTS, SmallPooling, assert_close, hidden_states, logits, unit
+from tests.server.engine.pooling.tiny_poolers import (
+    DECODERS,
+    ENCODERS,
+    MAX_LEN,
+    VOCABULARY,
+    edit_config,
+    save_colbert,
+    save_pooler,
+    save_sentence_files,
+)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_an_encoder_embeds_by_its_first_token(tmp_path: Path, model_type: str) -> None:
+    model = save_pooler(tmp_path, model_type)
+    engine = SmallPooling(tmp_path)
+    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[0]) for prompt in PROMPTS])
+    assert len(engine.batches) == 1
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_a_decoder_embeds_by_its_last_token(tmp_path: Path, model_type: str) -> None:
+    model = save_pooler(tmp_path, model_type)
+    engine = SmallPooling(tmp_path)
+    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt)[-1]) for prompt in PROMPTS])
+
+
+def test_a_language_model_embeds_with_runner_pooling(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "llama", "generate")
+    engine = SmallPooling(tmp_path, runner="pooling")
+    assert_close(engine.run(PROMPTS), [unit(hidden_states(model.model, prompt)[-1]) for prompt in PROMPTS])
+
+
+@pytest.mark.parametrize("kind", ["CLS", "MEAN", "LAST"])
+def test_pooler_config_sets_the_pooling_type(tmp_path: Path, kind: str) -> None:
+    model = save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type=kind, use_activation=False))
+    ways = {"CLS": lambda rows: rows[0], "MEAN": lambda rows: rows.mean(0), "LAST": lambda rows: rows[-1]}
+    assert_close(engine.run(PROMPTS), [ways[kind](hidden_states(model, prompt)) for prompt in PROMPTS])
+
+
+def test_a_batch_changes_an_embedding_only_by_rounding(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path)
+    together = engine.run(PROMPTS)
+    alone = [engine.run([prompt])[0] for prompt in PROMPTS]
+    for one, other in zip(together, alone, strict=True):
+        assert (one - other).abs().max() < 1e-6
+
+
+def test_bfloat16_is_pooled_in_float32(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path, dtype="bfloat16", pooler=PoolerConfig(pooling_type="MEAN"))
+    for result, prompt in zip(engine.run(PROMPTS), PROMPTS, strict=True):
+        assert result.norm() == pytest.approx(1.0, abs=1e-5)
+        assert result @ unit(hidden_states(model, prompt).mean(0)) > 0.99
+
+
+def test_packed_weights_do_not_change_results(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path, dtype="bfloat16")
+    before = engine.run(PROMPTS)
+    while engine.core.do_idle_work():
+        pass
+    assert all(torch.equal(one, other) for one, other in zip(before, engine.run(PROMPTS), strict=True))
+
+
+@pytest.mark.parametrize("normalizes", [True, False])
+def test_sentence_transformers_files_set_pooling_and_length(tmp_path: Path, normalizes: bool) -> None:
+    model = save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path, mode="mean", normalizes=normalizes)
+    engine = SmallPooling(tmp_path)
+    means = [hidden_states(model, prompt).mean(0) for prompt in PROMPTS]
+    assert_close(engine.run(PROMPTS), [unit(mean) for mean in means] if normalizes else means)
+    assert engine.info.max_model_len == 32
+
+
+def test_a_dense_layer_runs_between_pooling_and_normalizing(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path, dense=True)
+    layer = load_file(tmp_path / "2_Dense" / "model.safetensors")
+    engine = SmallPooling(tmp_path)
+    expected = [
+        unit(torch.tanh(layer["linear.weight"] @ hidden_states(model, p).mean(0) + layer["linear.bias"]))
+        for p in PROMPTS
+    ]
+    assert_close(engine.run(PROMPTS), expected)
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.embedding_size == 8
+
+
+def test_an_unknown_pooling_mode_fails_the_start(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path, mode="max")
+    with pytest.raises(EngineStartError, match=r"pools by max.*--pooler-config"):
+        SmallPooling(tmp_path)
+    SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
+
+
+def test_a_missing_pooling_module_fails_the_start(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    save_sentence_files(tmp_path)
+    (tmp_path / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(EngineStartError, match="download the model again"):
+        SmallPooling(tmp_path)
+
+
+def test_dimensions_are_cut_before_normalizing(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert")
+    edit_config(tmp_path, matryoshka_dimensions=[8, 16])
+    engine = SmallPooling(tmp_path)
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.is_matryoshka
+    assert engine.info.pooling.matryoshka_dimensions == (8, 16)
+    assert_close(engine.run(PROMPTS, dimensions=8), [unit(hidden_states(model, p)[0][:8]) for p in PROMPTS])
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize("num_labels", [1, 3])
+def test_an_encoder_classifies(tmp_path: Path, model_type: str, num_labels: int) -> None:
+    model = save_pooler(tmp_path, model_type, "classify", num_labels=num_labels)
+    engine = SmallPooling(tmp_path)
+    expected = [logits(model, prompt) for prompt in PROMPTS]
+    assert_close(engine.run(PROMPTS, use_activation=False), expected)
+    activate = torch.sigmoid if num_labels == 1 else lambda row: row.softmax(-1)
+    assert_close(engine.run(PROMPTS), [activate(row) for row in expected])
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.num_labels == num_labels
+
+
+def test_token_types_of_a_pair_change_the_result(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
+    engine = SmallPooling(tmp_path)
+    types = [[0, 0, *[1] * (len(prompt) - 2)] for prompt in PROMPTS]
+    with_types = engine.run(PROMPTS, types)
+    assert_close(with_types, [logits(model, p, t).sigmoid() for p, t in zip(PROMPTS, types, strict=True)])
+    assert not torch.allclose(with_types[0], engine.run(PROMPTS)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "activate"),
+    [
+        ({"problem_type": "regression"}, lambda row: row),
+        ({"problem_type": "multi_label_classification"}, torch.sigmoid),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, lambda row: row),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}}, torch.tanh),
+    ],
+    ids=["regression", "multi_label", "identity", "tanh"],
+)
+def test_config_json_sets_the_activation(tmp_path: Path, settings: dict, activate) -> None:  # type: ignore[no-untyped-def,type-arg]
+    model = save_pooler(tmp_path, "bert", "classify", num_labels=3)
+    edit_config(tmp_path, **settings)
+    assert_close(SmallPooling(tmp_path).run(PROMPTS), [activate(logits(model, prompt)) for prompt in PROMPTS])
+
+
+def test_an_activation_outside_of_torch_is_rejected(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert", "classify", num_labels=1)
+    edit_config(tmp_path, sbert_ce_default_activation_function="os.system")
+    with pytest.raises(EngineStartError, match=r"os\.system"):
+        SmallPooling(tmp_path)
+
+
+def test_logits_are_calibrated(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert", "classify", num_labels=1)
+    engine = SmallPooling(tmp_path, pooler=PoolerConfig(logit_mean=0.5, logit_sigma=2.0))
+    assert_close(engine.run(PROMPTS), [((logits(model, p) - 0.5) / 2).sigmoid() for p in PROMPTS])
+
+
+def test_a_decoder_classifies_its_last_token_even_if_it_is_the_padding_token(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
+    prompts = [[5, 6, 7, 0], [5, 6], [5, 0, 0]]
+    expected = [(model.score(hidden_states(model.model, prompt)[-1])).detach().softmax(-1) for prompt in prompts]
+    assert_close(SmallPooling(tmp_path).run(prompts), expected)
+
+
+def test_a_decoder_classifies_tokens_too(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "llama", "classify", num_labels=3)
+    expected = [model.score(hidden_states(model.model, prompt)).detach().softmax(-1) for prompt in PROMPTS]
+    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert"])
+def test_an_encoders_linear_layer_classifies_tokens_too(tmp_path: Path, model_type: str) -> None:
+    model = save_pooler(tmp_path, model_type, "classify", num_labels=3)
+    expected = [model.classifier(hidden_states(model.base_model, p)).detach().softmax(-1) for p in PROMPTS]
+    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
+
+
+def test_robertas_classifier_classifies_tokens_too(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "roberta", "classify", num_labels=3)
+    dense, project = model.classifier.dense, model.classifier.out_proj
+    expected = [project(dense(hidden_states(model.roberta, p)).tanh()).detach().softmax(-1) for p in PROMPTS]
+    assert_close(SmallPooling(tmp_path).run(PROMPTS, task="token_classify"), expected)
+
+
+def test_a_language_model_classifies_by_two_words(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "qwen3", "generate")
+    edit_config(tmp_path, classifier_from_token=["no", "yes"], is_original_qwen3_reranker=True)
+    engine = SmallPooling(tmp_path, runner="pooling", convert="classify")
+    no, yes = VOCABULARY.index("no"), VOCABULARY.index("yes")
+    expected = [logits(model, prompt)[-1][[no, yes]].softmax(-1)[1:] for prompt in PROMPTS]
+    assert_close(engine.run(PROMPTS), expected)
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.num_labels == 1
+    assert not engine.info.pooling.uses_sep_token
+
+
+def test_tokens_are_classified(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert", "token_classify", num_labels=3)
+    engine = SmallPooling(tmp_path)
+    assert_close(engine.run(PROMPTS), [logits(model, prompt).softmax(-1) for prompt in PROMPTS])
+
+
+def test_tokens_are_embedded(tmp_path: Path) -> None:
+    model = save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path)
+    assert_close(engine.run(PROMPTS, task="token_embed"), [unit(hidden_states(model, prompt)) for prompt in PROMPTS])
+
+
+def test_colbert_uses_the_linear_layer_in_its_weights(tmp_path: Path) -> None:
+    model, linear = save_colbert(tmp_path)
+    engine = SmallPooling(tmp_path)
+    assert engine.info.pooling is not None
+    assert engine.info.pooling.supported_tasks == ("token_embed",)
+    assert_close(engine.run(PROMPTS), [unit(hidden_states(model, prompt) @ linear.T) for prompt in PROMPTS])
+
+
+def test_documents_are_scored_against_a_kept_query(tmp_path: Path) -> None:
+    save_colbert(tmp_path)
+    engine = SmallPooling(tmp_path)
+    query, *documents = engine.run(PROMPTS)
+    kept = PoolingParams(task="token_embed", late_interaction=LateInteraction("q", "query"))
+    engine.core.pool("q", PROMPTS[0], None, kept)
+    (answer,) = engine.core.step()
+    assert answer.finish_reason == "stop"
+    assert answer.data is None
+    of_query = LateInteraction("q", "document")
+    scores = engine.run(PROMPTS[1:], late_interaction=of_query)
+    assert_close(scores, [(query @ document.T).amax(-1).sum() for document in documents])
+    engine.core.abort(["q"])
+    assert len(engine.core._queries) == 0
+    (late,) = engine.outputs(PROMPTS[:1], None, late_interaction=of_query)
+    assert late.error == "the query 'q' is not in the engine"
+
+
+def test_prompts_that_do_not_fit_are_rejected_at_once(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path)
+    assert engine.info.max_model_len == MAX_LEN
+    rejected = engine.outputs([[5] * (MAX_LEN + 1), [], [10_000]], None)
+    assert [output.finish_reason for output in rejected] == ["error"] * 3
+    assert engine.run([[5] * MAX_LEN])[0].shape == (32,)
+    (unsupported,) = engine.outputs([[5]], None, task="classify")
+    assert unsupported.error == "this model does not support the task classify"
+
+
+def test_positions_that_begin_after_the_padding_token_shorten_the_longest_prompt(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "roberta", max_position_embeddings=20)
+    assert SmallPooling(tmp_path).info.max_model_len == 19
+
+
+def test_aborted_prompts_are_not_computed(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    core = SmallPooling(tmp_path).core
+    for index in range(3):
+        core.pool(str(index), PROMPTS[index], None, PoolingParams(task="embed"))
+    assert core.stats.num_running == 3
+    core.abort(["0", "2", "unknown"])
+    assert [output.request_id for output in core.step()] == ["1"]
+    assert not core.has_work
+    assert core.stats.num_iteration_tokens == len(PROMPTS[1])
+
+
+def test_a_classifier_with_its_own_pooling_rejects_a_pooling_type(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert", "classify")
+    with pytest.raises(EngineStartError, match="pooling_type"):
+        SmallPooling(tmp_path, pooler=PoolerConfig(pooling_type="MEAN"))
+
+
+def test_an_unsupported_task_fails_the_start(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    with pytest.raises(EngineStartError, match="classify does not fit the model"):
+        SmallPooling(tmp_path, pooler=PoolerConfig(task="classify"))
+
+
+def test_a_checkpoint_without_a_head_cannot_classify(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    with pytest.raises(EngineStartError, match=r"lack .* of the model's tensors: classifier"):
+        SmallPooling(tmp_path, convert="classify")
+
+
+def test_max_model_len_may_be_lower_but_not_higher_than_the_models(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    assert SmallPooling(tmp_path, max_model_len=16).info.max_model_len == 16
+    with pytest.raises(EngineStartError, match="own limit of 64"):
+        SmallPooling(tmp_path, max_model_len=65)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limits", "chosen"),
+    [
+        ([5], (8, 100), [5]),
+        ([5, 50, 6, 4], (8, 20), [4, 5, 6]),
+        ([50, 5, 6, 49], (8, 100), [49, 50]),
+        ([200, 5], (8, 100), [200]),
+        ([5, 5, 5, 5], (2, 100), [5, 5]),
+        ([10, 11, 9, 100], (8, 33), [9, 10, 11]),
+        ([10, 1, 1, 1, 40], (8, 50), [1, 1, 1, 10]),
+    ],
+)
+def test_a_batch_contains_the_oldest_prompt_and_those_of_similar_length(
+    lengths: list[int], limits: tuple[int, int], chosen: list[int]
+) -> None:
+    waiting = [PoolingSequence(str(i), [1] * n, PoolingParams(task="embed")) for i, n in enumerate(lengths)]
+    batch = choose_batch(waiting, BatchLimits(max_num_seqs=limits[0], max_num_batched_tokens=limits[1]))
+    assert [sequence.num_tokens for sequence in batch] == chosen
+    assert waiting[0] in batch
+
+
+def test_all_of_many_prompts_are_computed_in_batches_of_limited_size(tmp_path: Path) -> None:
+    save_pooler(tmp_path, "bert")
+    engine = SmallPooling(tmp_path, max_num_seqs=4, max_num_batched_tokens=40)
+    prompts = [[5] * (1 + 7 * i % 30) for i in range(23)]
+    engine.run(prompts)
+    assert sorted(int(i) for batch in engine.batches for i in batch) == list(range(23))
+    assert max(map(len, engine.batches)) <= 4
+
+
+def test_defaults_of_the_engine_pool_as_the_model_says() -> None:
+    assert EngineConfig().pooler == PoolerConfig()

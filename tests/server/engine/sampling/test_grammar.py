@@ -1,0 +1,160 @@
+"""Each kind of grammar accepts exactly the texts it describes; invalid grammars are rejected."""
+
+import json
+
+import pytest
+
+from server.engine.sampling.grammar import GrammarError, build_grammar
+from server.types import GuidedDecoding
+from tests.server.engine.sampling.grammar_texts import accepted_texts
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "color": {"enum": ["red", "green", "blue"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 4}, "minItems": 1, "maxItems": 3},
+        "home": {"$ref": "#/$defs/place"},
+    },
+    "required": ["name", "age", "color", "tags", "home"],
+    "additionalProperties": False,
+    "$defs": {
+        "place": {
+            "type": "object",
+            "properties": {"zip": {"type": "string", "pattern": "^[0-9]{5}$"}, "next": {"$ref": "#/$defs/place"}},
+            "required": ["zip"],
+            "additionalProperties": False,
+        }
+    },
+}
+ANA = {"name": "Ana", "age": 7, "color": "red", "tags": ["a"], "home": {"zip": "01234"}}
+CHOICES = ["yes", 'say "hi"', "back\\slash", "tab\there", "new\nline", "naïve", "日本", "😀", "/re/", "a|b", "\x01"]
+
+
+@pytest.mark.parametrize("text", ["{}", '{"a": [1, {"b": null}], "c": "d"}', '{\n  "a": -1.5e3\n}', '{"ü": "\\"\\n"}'])
+def test_any_json_object_is_accepted(text: str) -> None:
+    assert _is_whole(GuidedDecoding("json_object"), text)
+
+
+@pytest.mark.parametrize("text", ["[1]", "1", '"a"', "{a: 1}", '{"a": 1,}', "{'a': 1}", "{}{}", "null"])
+def test_anything_but_a_json_object_is_rejected(text: str) -> None:
+    assert not _is_whole(GuidedDecoding("json_object"), text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"age": 150},
+        {"color": "blue"},
+        {"tags": ["a", "b", "four"]},
+        {"home": {"zip": "00000", "next": {"zip": "11111", "next": {"zip": "22222"}}}},
+    ],
+    ids=str,
+)
+def test_objects_of_a_schema_are_accepted(change: dict[str, object]) -> None:
+    assert _is_whole(_schema(PERSON), json.dumps(ANA | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ""},
+        {"name": "thirteen chars"},
+        {"age": 151},
+        {"age": -1},
+        {"age": 1.5},
+        {"age": "7"},
+        {"color": "black"},
+        {"tags": []},
+        {"tags": ["a", "b", "c", "d"]},
+        {"home": {"zip": "123"}},
+        {"home": {"next": {"zip": "01234"}}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_objects_outside_a_schema_are_not(change: dict[str, object]) -> None:
+    assert not _is_whole(_schema(PERSON), json.dumps(ANA | change))
+
+
+@pytest.mark.parametrize("missing", list(ANA))
+def test_required_properties_cannot_be_left_out(missing: str) -> None:
+    assert not _is_whole(_schema(PERSON), json.dumps({k: v for k, v in ANA.items() if k != missing}))
+
+
+def test_choices_may_be_more_than_a_rule_can_have_alternatives() -> None:
+    choices = [f"word {number * 7919 % 10007}" for number in range(5000)]
+    guided = GuidedDecoding("choice", json.dumps(choices))
+    assert accepted_texts(guided, [choices[0], choices[-1], "word"]) == [choices[0], choices[-1]]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=ascii)
+def test_every_choice_is_accepted_exactly(choice: str) -> None:
+    guided = GuidedDecoding("choice", json.dumps(CHOICES))
+    assert _is_whole(guided, choice)
+    assert not _is_whole(guided, choice + "!")
+
+
+@pytest.mark.parametrize("text", ["ye", "no", "yes ", "YES", "re", "a", "b", "say hi", "\\u00ef"])
+def test_other_texts_are_rejected(text: str) -> None:
+    assert not _is_whole(GuidedDecoding("choice", json.dumps(CHOICES)), text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "accepted", "rejected"),
+    [
+        (r"[a-z]{3}\d+", ["abc1", "xyz0123"], ["ab1", "abc", "abcd1", "abc1x"]),
+        (r"^(https?|ftp)://[\w.]+/?$", ["http://a.b", "ftp://c/"], ["http:/a", "x http://a.b"]),
+        ("", [""], ["a"]),
+        ("ä|😀+", ["ä", "😀😀"], ["a", "ä😀"]),
+    ],
+)
+def test_a_regex_is_matched_as_a_whole(pattern: str, accepted: list[str], rejected: list[str]) -> None:
+    guided = GuidedDecoding("regex", pattern)
+    assert [text for text in accepted + rejected if _is_whole(guided, text)] == accepted
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ['start: sum\nsum: NUM ("+" NUM)*\nNUM: /[0-9]+/', 'root ::= num ("+" num)*\nnum ::= [0-9]+'],
+    ids=["lark", "gbnf"],
+)
+def test_lark_and_gbnf_grammars_are_supported(grammar: str) -> None:
+    guided = GuidedDecoding("grammar", grammar)
+    assert _is_whole(guided, "1+22+3")
+    assert not _is_whole(guided, "1++2")
+    assert not _is_whole(guided, "1+")
+
+
+@pytest.mark.parametrize(
+    ("guided", "message"),
+    [
+        (GuidedDecoding("json_schema", '{"type": "nonsense"}'), "nonsense"),
+        (GuidedDecoding("json_schema", '{"$ref": "#/$defs/none"}'), "none"),
+        (GuidedDecoding("json_schema", '{"type": "array", "uniqueItems": true}'), "uniqueItems"),
+        (GuidedDecoding("json_schema", "[]"), "object"),
+        (GuidedDecoding("json_schema", "{"), "line 1"),
+        (GuidedDecoding("regex", "(unclosed"), "unclosed group"),
+        (GuidedDecoding("choice", "[]"), "one or more"),
+        (GuidedDecoding("choice", '["a", 1]'), "one or more texts"),
+        (GuidedDecoding("choice", '{"a": 1}'), "one or more texts"),
+        (GuidedDecoding("choice", "no json"), "Expecting value"),
+        (GuidedDecoding("grammar", "start: ("), "Expected token"),
+        (GuidedDecoding("grammar", 'start: unknown "a"'), "unknown"),
+        (GuidedDecoding("grammar", ""), "root"),
+    ],
+    ids=lambda value: f"{value.kind} {value.spec}" if isinstance(value, GuidedDecoding) else "",
+)
+def test_an_invalid_grammar_is_rejected_with_its_position(guided: GuidedDecoding, message: str) -> None:
+    with pytest.raises(GrammarError, match=message):
+        build_grammar(guided)
+
+
+def _schema(schema: dict[str, object]) -> GuidedDecoding:
+    return GuidedDecoding("json_schema", json.dumps(schema))
+
+
+def _is_whole(guided: GuidedDecoding, text: str) -> bool:
+    return accepted_texts(guided, [text]) == [text]

@@ -1,0 +1,260 @@
+"""A grammar begins after the reasoning's end, and a used-up budget forces that end."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.engine.sampling.reasoning import ReasoningState
+from server.types import GuidedDecoding, ReasoningMarker, ReasoningRules
+from tests.server.engine.sampling.byte_tokenizer import EOS, VOCAB_SIZE, save_byte_tokenizer
+from tests.server.engine.sampling.people import PERSON, assert_is_person
+from tests.server.engine.small_engine import Completion, SmallEngine
+from tests.server.engine.tiny_models import PACKED, build_model, random_prompts
+
+END = 257
+"""The tokenizer's second special token."""
+END_MARKER = ReasoningMarker("<other>", END)
+END_TEXT = b"</t>"
+START_TEXT = b"<t>"
+TEXT_MARKERS: dict[str, Any] = {
+    "starts": (ReasoningMarker(START_TEXT.decode()),),
+    "ends": (ReasoningMarker(END_TEXT.decode()),),
+}
+WAITS = ReasoningRules(ends=(END_MARKER,), delays_grammar=True)
+DIGITS = GuidedDecoding("regex", "[0-9]{3}")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> SmallEngine:
+    return _byte_engine(tmp_path)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_begins_after_the_markers_token(engine: SmallEngine, temperature: float) -> None:
+    rules = ReasoningRules(ends=(END_MARKER,), delays_grammar=True, is_open=True, budget=7, forced_end=(END,))
+    completions = [
+        engine.add(
+            str(i),
+            [40 + i],
+            guided=PERSON,
+            reasoning=rules,
+            max_tokens=400,
+            logit_bias={EOS: -100.0},
+            temperature=temperature,
+            seed=i,
+        )
+        for i in range(8)
+    ]
+    engine.run()
+    for completion in completions:
+        thoughts, answer = _split(completion)
+        assert len(thoughts) == 7
+        assert_is_person(answer)
+        assert completion.finish_reason == "stop"
+    engine.assert_nothing_leaked()
+
+
+def test_without_the_marker_the_grammar_never_begins(engine: SmallEngine) -> None:
+    [free] = engine.generate([[40]], max_tokens=20)
+    guided = engine.add("guided", [40], guided=DIGITS, reasoning=WAITS, max_tokens=20)
+    engine.run()
+    assert END not in free
+    assert (guided.token_ids, guided.finish_reason) == (free, "length")
+
+
+def test_a_sampled_marker_begins_the_grammar(engine: SmallEngine) -> None:
+    """The random model samples the marker itself, at a different position for each seed."""
+    completions = [
+        engine.add(
+            str(i), [40], guided=DIGITS, reasoning=WAITS, temperature=1.0, seed=i, max_tokens=100, logit_bias={END: 5.0}
+        )
+        for i in range(8)
+    ]
+    engine.run()
+    parts = [_split(c) for c in completions]
+    assert all(re.fullmatch("[0-9]{3}", answer) for _, answer in parts)
+    assert len({len(thoughts) for thoughts, _ in parts}) > 3
+
+
+@pytest.mark.parametrize("token_id", [None, END])
+def test_a_marker_of_ordinary_tokens_is_found_by_its_text(engine: SmallEngine, token_id: int | None) -> None:
+    rules = ReasoningRules(ends=(ReasoningMarker("ab", token_id),), delays_grammar=True)
+    bias = {ord("a"): 50.0, ord("b"): 50.0}
+    completions = [
+        engine.add(
+            str(i), [40], guided=DIGITS, reasoning=rules, temperature=2.0, seed=i, max_tokens=60, logit_bias=bias
+        )
+        for i in range(8)
+    ]
+    engine.run()
+    texts = [bytes(c.token_ids).decode() for c in completions]
+    assert all(re.fullmatch("b*a+b[0-9]{3}", text) for text in texts)
+    assert len(set(texts)) > 3
+
+
+@pytest.mark.parametrize("budget", [0, 1, 5])
+@pytest.mark.parametrize("forced", [(END,), tuple(b"enough" + END_TEXT)], ids=["token", "phrase"])
+def test_the_budget_forces_the_end(engine: SmallEngine, budget: int, forced: tuple[int, ...]) -> None:
+    [free] = engine.generate([[40]], max_tokens=30)
+    rules = ReasoningRules(is_open=True, budget=budget, forced_end=forced, ends=(END_MARKER, ReasoningMarker("</t>")))
+    limited = engine.add("limited", [40], reasoning=rules, max_tokens=30)
+    engine.run()
+    assert limited.token_ids[:budget] == free[:budget]
+    assert tuple(limited.token_ids[budget:][: len(forced)]) == forced
+    assert len(limited.token_ids) > budget + len(forced)
+    engine.assert_nothing_leaked()
+
+
+def test_reasoning_in_the_prompt_counts_as_well(engine: SmallEngine) -> None:
+    rules = ReasoningRules(is_open=True, budget=5, num_spent_tokens=3, forced_end=(END,), ends=(END_MARKER,))
+    completion = engine.add("a", [40], reasoning=rules, max_tokens=20)
+    engine.run()
+    assert completion.token_ids.index(END) == 2
+
+
+def test_the_budget_overrides_all_other_restrictions(engine: SmallEngine) -> None:
+    rules = ReasoningRules(is_open=True, budget=2, forced_end=(END,), ends=(END_MARKER,))
+    completion = engine.add(
+        "a",
+        [40],
+        reasoning=rules,
+        max_tokens=8,
+        temperature=1.0,
+        top_k=1,
+        seed=1,
+        allowed_token_ids=(50, 51),
+        logit_bias={END: -100.0},
+        bad_words_ids=((END,),),
+        repetition_penalty=2.0,
+        logprobs=0,
+    )
+    engine.run()
+    assert completion.token_ids[2] == END
+    assert {*completion.token_ids} - {END} <= {50, 51}
+    assert -60 < completion.logprobs[2].logprob < 0, "the log-probability is of the raw distribution"
+
+
+def test_a_limited_request_leaves_its_neighbours_and_their_seeds_alone(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.0, "seed": 7}
+    expected = _byte_engine(tmp_path).generate([[40], [50]], **options)
+    engine = _byte_engine(tmp_path)
+    rules = ReasoningRules(is_open=True, budget=3, forced_end=tuple(END_TEXT), **TEXT_MARKERS)
+    neighbours = [engine.add(str(i), [i], **options) for i in (40, 50)]
+    limited = [engine.add(f"limited-{i}", [40], reasoning=rules, **options) for i in range(3)]
+    engine.run()
+    assert [c.token_ids for c in neighbours] == expected
+    for completion in limited:
+        assert completion.token_ids[:3] == expected[0][:3]
+        assert bytes(completion.token_ids[3:7]) == END_TEXT
+
+
+def test_preemption_keeps_budget_and_grammar(tmp_path: Path) -> None:
+    engine = _byte_engine(tmp_path, num_slots=4, max_model_len=200, kv_cache_tokens=260)
+    prompts = random_prompts(50, 51, 52, 53)
+    rules = ReasoningRules(
+        ends=(ReasoningMarker("</t>"),), is_open=True, delays_grammar=True, budget=20, forced_end=tuple(END_TEXT)
+    )
+    completions = [
+        engine.add(str(i), p, max_tokens=145, guided=PERSON, reasoning=rules, temperature=1.0, seed=i)
+        for i, p in enumerate(prompts)
+    ]
+    engine.step()
+    youngest = engine.scheduler._by_id["3"]
+    engine.run()
+    assert youngest.num_preemptions > 0
+    for completion in completions:
+        assert bytes(completion.token_ids[20:24]) == END_TEXT
+        assert_is_person(bytes(completion.token_ids[24:]).decode())
+    engine.assert_nothing_leaked()
+
+
+def test_a_token_may_end_the_reasoning_and_begin_the_answer() -> None:
+    """Tokenizers have tokens such as `>{`."""
+    texts = {1: b"</t", 2: b'>{"', 3: b"x</t>", 4: b">\n\n"}
+    ends = (ReasoningMarker("</t>"),)
+    state = ReasoningState(ReasoningRules(ends=ends, delays_grammar=True), texts.__getitem__)
+    assert state.advance(1) is None
+    assert state.delays_grammar
+    assert state.advance(2) == (ends[0], b'{"')
+    assert not state.delays_grammar
+    other = ReasoningState(ReasoningRules(ends=ends), texts.__getitem__)
+    found = [other.advance(token) for token in (1, 1, 4, 3)]
+    assert found == [None, None, (ends[0], b"\n\n"), (ends[0], b"")]
+
+
+@pytest.mark.parametrize(
+    ("marker", "symbol", "forced"),
+    [
+        pytest.param(ReasoningMarker("<other>", END, begins_answer=True), "<[257]>", (END,), id="token"),
+        pytest.param(ReasoningMarker("<call>", None, begins_answer=True), '"<call>"', tuple(b"<call>"), id="text"),
+    ],
+)
+def test_the_grammar_contains_a_marker_that_belongs_to_the_answer(
+    engine: SmallEngine, marker: ReasoningMarker, symbol: str, forced: tuple[int, ...]
+) -> None:
+    guided = GuidedDecoding("grammar", f"start: {symbol} /[0-9]{{3}}/")
+    rules = ReasoningRules(ends=(marker,), is_open=True, delays_grammar=True, budget=4, forced_end=forced)
+    completion = engine.add("a", [40], guided=guided, reasoning=rules, max_tokens=40)
+    engine.run()
+    assert tuple(completion.token_ids[4:][: len(forced)]) == forced
+    assert re.fullmatch(b"[0-9]{3}", bytes(completion.token_ids[4 + len(forced) :]))
+    assert completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("reasons", [True, False])
+def test_optional_reasoning_is_decided_by_the_first_token(engine: SmallEngine, reasons: bool) -> None:
+    start = ReasoningMarker("<other>", END)
+    rules = ReasoningRules(
+        starts=(start,), ends=(ReasoningMarker("</t>"),), is_optional=True, budget=3, forced_end=tuple(END_TEXT)
+    )
+    completion = engine.add(
+        "a", [40], guided=DIGITS, reasoning=rules, max_tokens=40, logit_bias={END: 100.0 if reasons else -100.0}
+    )
+    engine.run()
+    answer = bytes(completion.token_ids[-3:])
+    assert re.fullmatch(b"[0-9]{3}", answer)
+    assert len(completion.token_ids) == (1 + 3 + len(END_TEXT) + 3 if reasons else 3)
+    assert completion.finish_reason == "stop"
+
+
+def test_the_budget_begins_with_the_start_marker_in_the_output() -> None:
+    rules = ReasoningRules(budget=2, forced_end=(9, 8), starts=(ReasoningMarker("<t>", 7),), ends=(END_MARKER,))
+    state = ReasoningState(rules, lambda _: b"")
+    assert _forced(state, [1, 1, 1, 7, 1]) == [None] * 5
+    assert _forced(state, [1, 9, 8]) == [9, 8, None]
+    assert _forced(state, [1, 1, 7, 1, END, 1, 1]) == [None] * 7
+    assert _forced(state, [7, 1, 1]) == [None, None, 9]
+
+
+def test_a_text_marker_without_a_tokenizer_file_is_the_requests_fault(tmp_path: Path) -> None:
+    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
+    engine = SmallEngine(model, eos_token_ids=(EOS,), tokenizer_path=tmp_path)
+    refused = engine.add("text", [40], reasoning=ReasoningRules(budget=3, **TEXT_MARKERS))
+    limited = engine.add("token", [40], reasoning=ReasoningRules(ends=(END_MARKER,), budget=3, forced_end=(END,)))
+    engine.run()
+    assert (refused.error or "").startswith("the thinking budget cannot be used: ")
+    assert limited.finish_reason == "length"
+
+
+def _forced(state: ReasoningState, token_ids: list[int]) -> list[int | None]:
+    """What is forced after each token."""
+    forced = []
+    for token_id in token_ids:
+        state.advance(token_id)
+        forced.append(state.forced_token_id)
+    return forced
+
+
+def _split(completion: Completion) -> tuple[list[int], str]:
+    """The tokens of the reasoning, and the text of the answer."""
+    end = completion.token_ids.index(END)
+    return completion.token_ids[:end], bytes(completion.token_ids[end + 1 :]).decode()
+
+
+def _byte_engine(folder: Path, **sizes: Any) -> SmallEngine:
+    model = build_model("llama", {**PACKED["llama"], "vocab_size": VOCAB_SIZE})
+    return SmallEngine(
+        model, **({"max_model_len": 500} | sizes), eos_token_ids=(EOS,), tokenizer_path=save_byte_tokenizer(folder)
+    )
