@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
+from server.machine.whole_file import write_problem
 from startup.errors import StartupError
-from startup.whole_file import write_problem
 
 logger = logging.getLogger(__name__)
 

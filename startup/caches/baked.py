@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from envs.home import expand_home
 from envs.registry import env
-from startup.file_owner import why_changeable
+from server.machine.file_owner import why_changeable
 
 FIXED_PATH: Final = Path("/opt/vllm-cli/baked")
 OFF: Final = "off"

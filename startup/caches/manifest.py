@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from server.machine.hardware import cpu_features, gpu_kinds
 from startup.caches.baked import MANIFEST
-from startup.caches.hardware import cpu_features, gpu_kinds
 
 FORMAT: Final = 1
 

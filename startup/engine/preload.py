@@ -10,11 +10,11 @@ import time
 from contextlib import suppress
 
 from envs.registry import env
+from server.machine.processes import process_start_ns
 from startup.imports import import_engine
 from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.processes import death_pipe, group_signals
-from startup.timeline.process_age import process_start_ns
 
 _BEGIN_NS = time.monotonic_ns()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
+from server.machine.processes import process_start_ns
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.engine.torch_environment import detect_gpus_without_cuda
@@ -27,7 +28,6 @@ from startup.processes import death_pipe, group_signals, new_program
 from startup.processes.end_watch import EndWatch
 from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
 from startup.processes.oom_watch import OomWatch
-from startup.timeline.process_age import process_start_ns
 
 logger = logging.getLogger(__name__)
 

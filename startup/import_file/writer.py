@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
-from startup.file_owner import MODE
+from server.machine.file_owner import MODE
 from startup.import_file.distributions import distribution_stamps, installed_folders
 from startup.import_file.layout import (
     HEAD_BYTES,

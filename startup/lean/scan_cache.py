@@ -17,12 +17,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
 
+from server.machine.file_owner import MODE, read_own
+from server.machine.whole_file import write_whole
 from startup.caches.folders import layers
-from startup.file_owner import MODE, read_own
 from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import CACHED_SCANS, SCAN
 from startup.import_file.distributions import distribution_stamps
-from startup.whole_file import write_whole
 
 Structure: TypeAlias = dict[frozenset[str], dict[str, set[str]]]
 """Required backends -> modules -> exported names, in the form of transformers."""

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from server.machine.page_cache import is_cheap
 from startup.prefetch.budget import reason_to_skip
 from startup.prefetch.job import LIFE_FD, Job
 from startup.prefetch.options import PrefetchOptions
 from startup.prefetch.report import PrefetchProgress, PrefetchReport
-from startup.prefetch.residency import is_cheap
 from startup.prefetch.survey import survey_files
 from startup.processes import group_signals
 

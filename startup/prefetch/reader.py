@@ -10,8 +10,8 @@ import os
 import threading
 from collections.abc import Iterable
 
+from server.machine.page_cache import ResidencyProbe
 from startup.prefetch.report import MAX_PROBLEMS
-from startup.prefetch.residency import ResidencyProbe
 from startup.prefetch.survey import Block
 
 _FALLBACK_BYTES = 256 << 10

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from server.config import ServerConfig
+from server.machine.socket_holders import bound_holders, tcp_holders, unix_holders
 from startup.errors import PortInUseError, StartupError
 from startup.preflight.report import Finding, error, info, warning
-from startup.preflight.socket_holders import bound_holders, tcp_holders, unix_holders
 from startup.probes.listener import is_listened_on, listen
 
 _MAX_PATH_BYTES: Final = 107

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from envs.registry import env
+from server.machine.whole_file import write_problem
 from startup.byte_count import format_bytes
 from startup.caches.folders import cache_folder
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace
 from startup.preflight.report import Finding, error, warning
-from startup.whole_file import write_problem
 
 _MIN_BYTES: Final = 1 << 30
 """Free space to require if the size of a download is unknown."""

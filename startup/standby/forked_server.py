@@ -15,9 +15,10 @@ from contextlib import suppress
 from typing import Final, NamedTuple, NoReturn
 
 from envs import foreign
+from server.machine.descriptors import is_open, move_socket_up, move_up
+from server.machine.processes import process_start_ns
 from startup.command_line import masked_words, replace_command_line
 from startup.processes import death_pipe, dormant_forkserver, messages
-from startup.processes.descriptors import is_open, move_socket_up, move_up
 from startup.processes.library_state import refresh_libraries, renew_authentication_key
 from startup.processes.messages import MessageError
 from startup.processes.openmp_state import update_openmp
@@ -25,7 +26,6 @@ from startup.standby import process_state, state_change
 from startup.standby.environment_reads import EnvironmentReads
 from startup.standby.freshness import InstalledFiles
 from startup.timeline import start_origin
-from startup.timeline.process_age import process_start_ns
 
 _REQUEST_S = 5.0
 """How long the client may take to send its request, which it does at once."""

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from envs import foreign
+from server.machine.descriptors import move_socket_up, move_up
 from startup.errors import StartupError
 from startup.processes import death_pipe, messages
-from startup.processes.descriptors import move_socket_up, move_up
 from startup.processes.openmp_state import record_openmp
 from startup.standby import places
 from startup.standby.environment_reads import EnvironmentReads

@@ -13,9 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from server.machine.whole_file import write_whole
 from startup.caches.folders import cache_folder, layers
 from startup.timeline.record import SpanTimes, StartRecord
-from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from server.machine.whole_file import write_whole
 from startup.timeline.phase_span import UNEXPLAINED
 from startup.timeline.phase_table import PhaseTotal, Stretch, format_phases, sum_phases
 from startup.timeline.timeline import PhaseTimeline
-from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import astuple, replace
 from typing import Any
 
+from server.machine.processes import process_start_ns
 from startup.timeline import start_origin
 from startup.timeline.critical_path import find_critical_path
 from startup.timeline.phase_span import API, PhaseSpan
 from startup.timeline.phase_table import Stretch
-from startup.timeline.process_age import process_start_ns
 
 _NS = 1_000_000_000
 

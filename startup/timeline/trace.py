@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from server.machine.whole_file import write_whole
 from startup.timeline.phase_table import Stretch
 from startup.timeline.report import StartReport
-from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Final
 
+from server.machine.file_owner import why_changeable
 from startup.caches.bytecode import PREFIX
 from startup.caches.folders import cache_folder
-from startup.file_owner import why_changeable
 
 _PROBES: Final = ("__init__.py", "envs.py", "entrypoints/cli/serve.py")
 

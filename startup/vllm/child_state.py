@@ -18,7 +18,7 @@ from multiprocessing.reduction import DupFd
 from typing import Any, Final
 
 from envs import foreign
-from startup.processes.descriptors import is_open
+from server.machine.descriptors import is_open
 from startup.processes.library_state import refresh_libraries
 from startup.processes.openmp_state import record_openmp, update_openmp
 

@@ -12,12 +12,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from server.machine.whole_file import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.sources import Sources, installed_package
 from startup.hooks.table import HOOKS
 from startup.vllm.installed import InstalledVllm
-from startup.whole_file import write_whole
 
 _Stamp: TypeAlias = list[int] | None
 """Time in seconds, as images keep it, and size; None for a missing file."""

@@ -19,12 +19,12 @@ record_environment_at_exec()
 from pathlib import Path  # noqa: E402
 
 from envs.registry import env  # noqa: E402
+from server.machine.processes import process_start_ns  # noqa: E402
 from startup.caches.learned_imports import learned_imports  # noqa: E402
 from startup.hooks.left_out import applies, leave_out  # noqa: E402
 from startup.hooks.of_vllm import LATE_COMPILER, PATCH_COMPILER  # noqa: E402
 from startup.processes import group_signals  # noqa: E402
 from startup.processes.death_pipe import follow_parent  # noqa: E402
-from startup.timeline.process_age import process_start_ns  # noqa: E402
 from startup.vllm.cheap_calls import make_calls_cheap  # noqa: E402
 from startup.vllm.compile_cache import record_compile_cache  # noqa: E402
 from startup.vllm.deferred_compiler import deferred_compiler  # noqa: E402

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from envs.redaction import hide_in_words
+from server.machine.file_owner import MODE, read_own
+from server.machine.whole_file import write_whole
 from startup.caches.folders import cache_folder, layers
-from startup.file_owner import MODE, read_own
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import StartRecordings
-from startup.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from server.machine.processes import process_start_ns
 from startup.timeline.phase_span import PhaseSpan
-from startup.timeline.process_age import process_start_ns
 from startup.timeline.reader import read_report
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.timeline import PhaseTimeline
@@ -23,7 +23,7 @@ TICK = 20_000_000
 def test_process_start_is_before_the_first_line_of_python() -> None:
     code = (
         "import time; begin = time.monotonic_ns()\n"
-        "from startup.timeline.process_age import process_start_ns\n"
+        "from server.machine.processes import process_start_ns\n"
         "print(process_start_ns(), begin)"
     )
     called = time.monotonic_ns()

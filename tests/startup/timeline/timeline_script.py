@@ -5,7 +5,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 
-from startup.timeline.process_age import process_start_ns
+from server.machine.processes import process_start_ns
 from startup.timeline.report import StartFacts, build_report
 from startup.timeline.timeline import PhaseTimeline
 

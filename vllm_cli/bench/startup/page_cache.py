@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from startup.prefetch.residency import ResidencyProbe
+from server.machine.page_cache import ResidencyProbe
 
 
 class Residency(NamedTuple):

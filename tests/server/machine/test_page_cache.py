@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from startup.prefetch import residency
-from startup.prefetch.residency import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
+from server.machine import page_cache as residency
+from server.machine.page_cache import ResidencyProbe, by_cachestat, by_mincore, by_samples, choose_method
 from tests.page_cache import expect_resident, repeated_if_pages_are_lost, resident_bytes
 
 pytestmark = pytest.mark.alone

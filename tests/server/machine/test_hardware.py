@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.caches.hardware import cpu_features, gpu_kinds
+from server.machine.hardware import cpu_features, gpu_kinds
 
 
 def _features(folder: Path, text: str) -> str:
