@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterable
 
 from envs.redaction import hide_in_words
+from server.machine.libc import load_libc, prctl
+from server.machine.processes import stat_fields
 
 _ARG_START = 48
 """Number of the field in /proc/PID/stat (proc(5)); the first one after the command's name is number 3."""
@@ -46,8 +48,7 @@ def read_command_line() -> bytes:
 
 def overwrite_command_line(content: bytes) -> None:
     """Overwrites the beginning of this process's words, which must be at least as long; raises OSError."""
-    with open("/proc/self/stat") as file:  # noqa: PTH123
-        begin = int(file.read().rpartition(")")[2].split()[_ARG_START - 3])
+    begin = int(stat_fields("self")[_ARG_START - 3])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:  # noqa: PTH123
         memory.seek(begin)
         memory.write(content)
@@ -70,10 +71,7 @@ def _refer_kernel_to(content: bytes) -> None:
     import mmap  # noqa: PLC0415
     import struct  # noqa: PLC0415
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.sbrk.restype = ctypes.c_void_p
-    with open("/proc/self/stat") as file:  # noqa: PTH123
-        number = [0, 0, 0, 0, *map(int, file.read().rpartition(")")[2].split()[1:])]
+    number = [0, 0, 0, 0, *map(int, stat_fields("self")[1:])]
     with open("/proc/self/auxv", "rb") as file:  # noqa: PTH123
         vector = file.read()
     area = mmap.mmap(-1, max(len(content), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -83,12 +81,11 @@ def _refer_kernel_to(content: bytes) -> None:
     # struct prctl_mm_map: code, data, brk, stack, arguments, environment, auxiliary vector, executable
     layout = struct.pack(
         "=11QQIi",
-        number[26], number[27], number[45], number[46], number[47], libc.sbrk(0),
+        number[26], number[27], number[45], number[46], number[47], load_libc().sbrk(0),
         number[28], begin, begin + len(content), number[50], number[51],
         ctypes.addressof(auxiliary), len(vector), -1,
     )  # fmt: skip
-    if libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout), 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_MM_MAP) failed")
+    prctl(_PR_SET_MM, _PR_SET_MM_MAP, layout, len(layout))
     _kept.append(area)
 
 

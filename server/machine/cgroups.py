@@ -62,13 +62,18 @@ def read_lines(path: Path) -> list[str]:
 
 def mounts(proc: Path = PROC) -> Iterator[Mount]:
     """The mounted cgroup file systems."""
-    for mount, file_system in _split_lines(proc / "self" / "mountinfo", " - ", parts=2):
-        kind, _, options = file_system.split(" ", 2)
-        root, point = mount.split(" ")[3:5]
+    for mount, (kind, _, options) in mount_fields(proc):
+        root, point = mount[3:5]
         if kind == "cgroup2":
             yield Mount(2, frozenset(), root, Path(point))
         elif kind == "cgroup":
             yield Mount(1, frozenset(options.split(",")), root, Path(point))
+
+
+def mount_fields(proc: Path = PROC) -> Iterator[tuple[list[str], list[str]]]:
+    """The mounts of this process: fields before and after the separator (proc(5), mountinfo)."""
+    for mount, file_system in _split_lines(proc / "self" / "mountinfo", " - ", parts=2):
+        yield mount.split(" "), file_system.split(" ", 2)
 
 
 def _memberships(controller: str, proc: Path) -> Iterator[tuple[Literal[1, 2], Path, Path]]:

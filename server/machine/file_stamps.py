@@ -1,31 +1,45 @@
-"""Tells whether the files of a folder have changed. Standard library only."""
+"""Detects changed files and folders by what the file system records about them."""
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeAlias
+
+StoredStamp: TypeAlias = tuple[int, int]
+"""Modification time in whole seconds, and size: what survives in the layers of a container image."""
 
 
 class FileStamp(NamedTuple):
-    """What changes when a file is written or replaced."""
+    """What changes when a file is written or replaced.
 
-    path: str
-    size: int
+    Not the ctime: a hard link elsewhere changes it too.
+    """
+
     mtime_ns: int
+    size: int
     inode: int
-    device: int
+
+    @property
+    def stored(self) -> StoredStamp:
+        """For a record that is kept on disk."""
+        return self.mtime_ns // 10**9, self.size
 
 
-Stamps = frozenset[FileStamp]
+MISSING: Final = FileStamp(-1, -1, 0)
+"""The stamp of a path that does not exist or cannot be read."""
+
+FolderStamps: TypeAlias = dict[str, FileStamp]
 
 
-def read_stamps(folder: Path) -> Stamps:
-    """The stamps of all files in a folder and its subfolders."""
-    return frozenset(_stamp(Path(parent, name)) for parent, _, names in os.walk(folder.resolve()) for name in names)
-
-
-def _stamp(path: Path) -> FileStamp:
+def read_stamp(path: str | os.PathLike[str]) -> FileStamp:
+    """The file's stamp now; a link has that of its target."""
     try:
-        found = path.stat()
-    except OSError:  # a broken link
-        return FileStamp(str(path), -1, 0, 0, 0)
-    return FileStamp(str(path), found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev)
+        found = os.stat(path)  # noqa: PTH116 - called for thousands of paths
+    except (OSError, ValueError):
+        return MISSING
+    return FileStamp(found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+def read_folder(folder: Path) -> FolderStamps:
+    """The stamps of all files in a folder and its subfolders, by path."""
+    paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder.resolve()) for name in names)  # noqa: PTH118
+    return {path: read_stamp(path) for path in paths}

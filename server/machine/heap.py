@@ -1,15 +1,16 @@
 """The C library's heap. It keeps freed memory between blocks that are still in use."""
 
-import ctypes
 from contextlib import suppress
 from math import inf
 from time import monotonic
 
+from server.machine.libc import load_libc
+
 
 def trim_heap() -> None:
     """Gives freed memory back to the system; takes some milliseconds. Only glibc needs it and can do it."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(AttributeError):
+        load_libc().malloc_trim(0)
 
 
 class HeapTrimmer:

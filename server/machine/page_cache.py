@@ -11,7 +11,9 @@ The helper process imports this module, so it must stay light.
 import ctypes
 import os
 from collections.abc import Callable
-from functools import cache
+
+from server.machine.cgroups import mount_fields
+from server.machine.libc import check, last_error, load_libc
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _SAMPLE_BYTES = 1 << 20
@@ -23,6 +25,15 @@ _MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
 
 Method = Callable[[int, int, int], int]
 """Takes a descriptor, an offset and a length; returns the resident bytes."""
+
+
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs", "devtmpfs", "hugetlbfs")
+
+
+def memory_devices() -> set[int]:
+    """Device numbers, as in stat(2), of file systems whose files are always in memory; empty if unknown."""
+    fields = [mount for mount, (kind, *_) in mount_fields() if kind in _MEMORY_FILE_SYSTEMS]
+    return {os.makedev(*map(int, mount[2].split(":"))) for mount in fields}
 
 
 class ResidencyProbe:
@@ -67,7 +78,9 @@ def is_cheap(path: str) -> bool:
 def by_cachestat(fd: int, offset: int, length: int) -> int:
     """Raises OSError if the kernel does not have the call or denies it."""
     answer = _CacheStat()
-    _check(_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Range(offset, length)), ctypes.byref(answer), 0))
+    wanted = _Range(offset, length)
+    result = load_libc().syscall(_SYS_CACHESTAT, fd, ctypes.byref(wanted), ctypes.byref(answer), 0)
+    check(result, "cachestat")
     return min(int(answer.num_cached) * _PAGE_BYTES, length)
 
 
@@ -76,13 +89,14 @@ def by_mincore(fd: int, offset: int, length: int) -> int:
     begin = offset - offset % _PAGE_BYTES
     size = offset + length - begin
     flags = ctypes.create_string_buffer(-(-size // _PAGE_BYTES))
-    address = _libc().mmap(None, size, _PROT_READ, _MAP_SHARED, fd, begin)
+    libc = load_libc()
+    address = libc.mmap(None, size, _PROT_READ, _MAP_SHARED, fd, begin)
     if address == _MAP_FAILED:
-        _check(-1)
+        raise last_error("mmap")
     try:
-        _check(_libc().mincore(address, size, flags))
+        check(libc.mincore(address, size, flags), "mincore")
     finally:
-        _libc().munmap(address, size)
+        libc.munmap(address, size)
     return min(flags.raw.count(1) * _PAGE_BYTES, length)
 
 
@@ -114,19 +128,3 @@ class _CacheStat(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in ("num_cached", "num_dirty", "num_in_writeback", "num_evicted", "num_recently_evicted")
     )
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
-    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
-    return libc
-
-
-def _check(result: int) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_INTERVAL_S = 1.0
+from server.machine.file_stamps import FileStamp, read_stamp
 
-_State = tuple[tuple[int, int, int] | None, ...]
+_INTERVAL_S = 1.0
 
 
 class FileWatch:
@@ -18,7 +18,7 @@ class FileWatch:
         self._interval_s = interval_s
         self._paths = [Path(path) for path in paths]
         self._on_change = on_change
-        self._reported = self._polled = self._read_states()
+        self._reported = self._polled = self._read_stamps()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -31,19 +31,11 @@ class FileWatch:
             self._timer.cancel()
 
     def _compare(self) -> None:
-        before, self._polled = self._polled, self._read_states()
+        before, self._polled = self._polled, self._read_stamps()
         if self._polled == before and self._polled != self._reported:
             self._reported = self._polled
             self._on_change()
         self.start()
 
-    def _read_states(self) -> _State:
-        return tuple(map(_state, self._paths))
-
-
-def _state(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    def _read_stamps(self) -> list[FileStamp]:
+        return [read_stamp(path) for path in self._paths]

@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from server.machine.file_stamps import StoredStamp, read_stamp
 from server.machine.hardware import cpu_features, gpu_kinds
 from startup.caches.baked import MANIFEST
 
-FORMAT: Final = 1
-
-Stamp = tuple[int, int]
-"""Size and time of a file, in whole seconds, because the layers of a container image keep no fractions."""
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Manifest:
     """The command line after `serve`, without addresses and keys."""
     model: str
     """The model's folder; empty if it was not on disk."""
-    model_files: Mapping[str, Stamp]
+    model_files: Mapping[str, StoredStamp]
     interpreter: Interpreter
     hardware: Hardware
     packages: Mapping[str, str]
@@ -78,7 +76,7 @@ class Manifest:
                 **{
                     **content,
                     "words": tuple(content["words"]),
-                    "model_files": {name: (size, time) for name, (size, time) in content["model_files"].items()},
+                    "model_files": {name: (time, size) for name, (time, size) in content["model_files"].items()},
                     "interpreter": Interpreter(**content["interpreter"]),
                     "hardware": Hardware(hardware["cpu"], tuple(hardware["gpus"])),
                 }
@@ -87,7 +85,6 @@ class Manifest:
             raise ValueError(f"{MANIFEST} is not complete: {err}") from err
 
 
-def stamps_of(folder: Path) -> dict[str, Stamp]:
-    """The stamps of the files in a model's folder."""
-    found = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: (state.st_size, int(state.st_mtime)) for name, state in found.items()}
+def stamps_of(folder: Path) -> dict[str, StoredStamp]:
+    """The stamps of the files in a model's folder, by name."""
+    return {path.name: read_stamp(path).stored for path in sorted(folder.iterdir()) if path.is_file()}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from envs.registry import env
 from server.config import EngineConfig, ModelFiles
-from server.machine.processes import process_start_ns
+from server.machine.processes import EndWatch, process_start_ns
 from startup.engine.onednn import limit_kernel_caches
 from startup.engine.openmp import limit_spinning
 from startup.engine.torch_environment import detect_gpus_without_cuda
@@ -25,7 +25,6 @@ from startup.logs.options import LogOptions
 from startup.logs.setup import configure_logging
 from startup.model.model_class import modeling_module
 from startup.processes import death_pipe, group_signals, new_program
-from startup.processes.end_watch import EndWatch
 from startup.processes.new_program import OWN_PACKAGES_MODULE, without_group_signals, without_main_module
 from startup.processes.oom_watch import OomWatch
 

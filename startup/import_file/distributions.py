@@ -6,6 +6,8 @@ import sysconfig
 from collections.abc import Iterator
 from typing import Final
 
+from server.machine.file_stamps import read_stamp
+
 _METADATA: Final = ".dist-info"
 _RECORD: Final = "RECORD"
 _PATH_FILE: Final = ".pth"
@@ -41,9 +43,4 @@ def _stamps() -> Iterator[tuple[str, int, int]]:
         for name in names:
             if name.endswith((_METADATA, _PATH_FILE)):
                 path = f"{folder}/{name}/{_RECORD}" if name.endswith(_METADATA) else f"{folder}/{name}"
-                try:
-                    status = os.stat(path)  # noqa: PTH116
-                except OSError:  # an installer that writes no list
-                    yield path, 0, 0
-                else:
-                    yield path, int(status.st_mtime), status.st_size
+                yield path, *read_stamp(path).stored  # that of a missing file if the installer writes no list

@@ -16,6 +16,7 @@ from importlib.machinery import FileFinder, ModuleSpec, PathFinder, SourceFileLo
 from types import CodeType, ModuleType
 from typing import Any, Final
 
+from server.machine.file_stamps import read_stamp
 from startup.import_file.distributions import distribution_stamps, installed_folders
 from startup.import_file.layout import (
     Index,
@@ -23,7 +24,6 @@ from startup.import_file.layout import (
     UnusableFileError,
     checksum,
     has_whole_seconds,
-    modified_ns,
     read_index,
 )
 
@@ -88,11 +88,7 @@ class ImportFileFinder:
         """Whether the source and its folder are as they were; a frozen file was checked as a whole."""
         if self.index.is_frozen:
             return True
-        try:
-            status = os.stat(entry.origin)  # noqa: PTH116
-        except OSError:
-            return False
-        if status.st_mtime_ns != entry.mtime_ns or status.st_size != entry.size:
+        if read_stamp(entry.origin)[:2] != (entry.mtime_ns, entry.size):
             return False
         if has_whole_seconds(entry.mtime_ns) and not self._is_of_same_distributions(entry):
             return False
@@ -156,7 +152,7 @@ class ImportFileFinder:
         if folder not in self._are_unchanged:
             has_own_finder = not isinstance(sys.path_importer_cache.get(folder), FileFinder | None)
             recorded = self.index.folders.get(folder)
-            self._are_unchanged[folder] = not has_own_finder and recorded == modified_ns(folder)
+            self._are_unchanged[folder] = not has_own_finder and recorded == read_stamp(folder).mtime_ns
         return self._are_unchanged[folder]
 
 
@@ -207,7 +203,7 @@ def why_not(path: str | os.PathLike[str]) -> str | None:
     finder.close()
     for name, fields in finder.index.modules.items():
         entry = ModuleEntry(*fields)  # type: ignore[arg-type]
-        if modified_ns(entry.origin) // _NS_PER_S != entry.mtime_ns // _NS_PER_S or not finder.is_current(entry):
+        if read_stamp(entry.origin).stored[0] != entry.mtime_ns // _NS_PER_S or not finder.is_current(entry):
             return f"{name} was changed: {entry.origin}"
     return None
 

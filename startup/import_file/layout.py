@@ -22,7 +22,6 @@ _MARK: Final = b"vllm-cli import file"
 _FORMAT: Final = 1
 _HEAD: Final = struct.Struct("<20sIQQQ8s")
 HEAD_BYTES: Final = _HEAD.size
-_MISSING: Final = -1
 
 
 def has_whole_seconds(time_ns: int) -> bool:
@@ -72,14 +71,6 @@ def this_interpreter() -> tuple[object, ...]:
 def checksum(data: bytes) -> bytes:
     """The fast hash by which CPython compares sources with bytecode."""
     return _imp.source_hash(_FORMAT, data)
-
-
-def modified_ns(path: str) -> int:
-    """The modification time; -1 if the path does not exist."""
-    try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116
-    except (OSError, ValueError):
-        return _MISSING
 
 
 def pack_head(index_offset: int, index: bytes) -> bytes:

@@ -11,6 +11,7 @@ from importlib.util import MAGIC_NUMBER, cache_from_source
 from typing import BinaryIO, Final
 
 from server.machine.file_owner import MODE
+from server.machine.file_stamps import read_stamp
 from startup.import_file.distributions import distribution_stamps, installed_folders
 from startup.import_file.layout import (
     HEAD_BYTES,
@@ -18,7 +19,6 @@ from startup.import_file.layout import (
     ModuleEntry,
     checksum,
     has_whole_seconds,
-    modified_ns,
     pack_head,
     pack_index,
     this_interpreter,
@@ -103,7 +103,7 @@ def _write(file: BinaryIO, names: Iterable[str], *, is_frozen: bool) -> None:
             refused.append(name)
             continue
         folder = os.path.dirname(spec.origin)  # noqa: PTH120
-        folders.setdefault(folder, modified_ns(folder))
+        folders.setdefault(folder, read_stamp(folder).mtime_ns)
         is_package = spec.submodule_search_locations is not None
         stamps = (status.st_mtime_ns, status.st_size)
         modules[name] = tuple(ModuleEntry(is_package, spec.origin, *stamps, offset, len(code), checksum(code)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 
 logger = logging.getLogger(__name__)
 

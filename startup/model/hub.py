@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from envs.redaction import without_login
 from envs.registry import env
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from startup.errors import ModelNotFoundError
 from startup.model.download_progress import DownloadProgress, Show
 

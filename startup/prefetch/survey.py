@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from server.machine.page_cache import ResidencyProbe
-from startup.prefetch.memory_file_systems import memory_devices
+from server.machine.page_cache import ResidencyProbe, memory_devices
 from startup.prefetch.pages import FileRanges, read_pages, whole_file
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from server.wording import list_some
 from startup.model.weight_files import WeightFiles, find_weight_files
 from startup.preflight.json_file import json_problem, read_json_object, unread_lfs_problem
-from startup.preflight.report import Finding, error, listed
+from startup.preflight.report import Finding, error
 from startup.preflight.safetensors_header import SafetensorsFile, TensorEntry, read_safetensors
 from startup.preflight.torch_file import torch_file_problem
 
@@ -88,9 +89,10 @@ def _presence_findings(folder: Path, weights: WeightFiles) -> Iterator[Finding]:
         yield error("index", f"{weights.index_path} has no weight_map, so no tensor can be found by it")
     if weights.missing:
         total = len(weights.missing) + len(weights.present)
+        missing = list_some(weights.missing)
         yield error(
             "shards",
-            f"{folder} lacks {len(weights.missing)} of {total} shards: {listed(weights.missing)}; download them again",
+            f"{folder} lacks {len(weights.missing)} of {total} shards: {missing}; download them again",
         )
     elif not weights.present:
         yield error("no_weights", f"{folder} has no weights: no *.safetensors and no pytorch_model*.bin")
@@ -127,7 +129,7 @@ def _index_findings(weights: WeightFiles, files: list[SafetensorsFile]) -> Itera
     for shard, tensors in sorted(lost.items()):
         yield error(
             "index",
-            f"{weights.index_path} lists {len(tensors)} tensors that {shard} does not have ({listed(tensors, 2)}): "
+            f"{weights.index_path} lists {len(tensors)} tensors that {shard} does not have ({list_some(tensors, 2)}): "
             "index and shards come from different downloads",
         )
 

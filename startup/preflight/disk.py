@@ -8,7 +8,7 @@ from typing import Final
 
 from envs.registry import env
 from server.machine.whole_file import write_problem
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from startup.caches.folders import cache_folder
 from startup.model.weight_files import find_weight_files
 from startup.preflight.model_place import ModelPlace

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from envs.registry import unknown_variables, validate_all, variables
-from startup.preflight.report import Finding, error, info, listed, warning
+from server.wording import list_some
+from startup.preflight.report import Finding, error, info, warning
 
 _CHECK: Final = "environment"
 _FOREIGN_PREFIX: Final = "VLLM_"
@@ -18,7 +19,7 @@ def check_environment() -> Iterator[Finding]:
     for unknown in unknown_variables():
         yield warning(_CHECK, f"{unknown}: unset it or correct its name")
     if ignored := _ignored_names():
-        yield info(_CHECK, f"the embedded engine does not read {listed(ignored)}: set for vLLM, no effect here")
+        yield info(_CHECK, f"the embedded engine does not read {list_some(ignored)}: set for vLLM, no effect here")
 
 
 def _ignored_names() -> list[str]:

@@ -6,7 +6,7 @@ from typing import Final
 
 from server.config import EngineConfig
 from server.machine.memory import MemoryState
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from startup.engine.torch_environment import expects_gpu
 from startup.preflight.model_shape import ModelShape
 from startup.preflight.report import Finding, Severity, error, warning

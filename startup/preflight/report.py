@@ -1,7 +1,6 @@
 """The preflight's findings, as text and as JSON."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -91,9 +90,3 @@ class PreflightReport:
 
 def _count(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """The first names, separated by commas, and the number of the others."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from startup.byte_count import format_bytes
-from startup.preflight.report import Finding, error, info, listed
+from server.wording import format_bytes, list_some
+from startup.preflight.report import Finding, error, info
 
 
 def dangling_links(snapshot: Path) -> list[str]:
@@ -20,7 +20,7 @@ def snapshot_findings(snapshot: Path, *, will_download: bool) -> Iterator[Findin
     report = info if will_download else error
     if links := dangling_links(snapshot):
         advice = "they are downloaded now" if will_download else "download the model again"
-        yield report("download", f"{snapshot} lacks the content of {listed(links)}: {advice}")
+        yield report("download", f"{snapshot} lacks the content of {list_some(links)}: {advice}")
     blobs = snapshot.parent.parent / "blobs"
     if parts := list(blobs.glob("*.incomplete")):
         # The hub's client keeps only complete files; it downloads the others from the beginning.

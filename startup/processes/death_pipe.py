@@ -1,13 +1,14 @@
 """Makes the kernel end this process with its parent, even while the interpreter is stuck in C or stopped.
 
-Imports only the standard library, so that any process can use it first.
+Imports little, so that any process can use it first.
 """
 
-import ctypes
 import fcntl
 import os
 import select
 import signal
+
+from server.machine.libc import prctl
 
 _PR_SET_PDEATHSIG = 1
 
@@ -38,20 +39,14 @@ def follow_parent(parent_pid: int) -> None:
     Args:
         parent_pid: the process that forked this one; if the parent is another process by now, it has ended.
     """
-    _set_parent_death_signal(signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def follow_no_parent() -> None:
     """Undoes `follow_parent`."""
-    _set_parent_death_signal(0)
-
-
-def _set_parent_death_signal(number: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    prctl(_PR_SET_PDEATHSIG, 0)
 
 
 def _reopen(fd: int) -> int:

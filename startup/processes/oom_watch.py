@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from server.machine.cgroups import PROC, own_cgroups, read_lines
 from server.machine.memory import read_memory
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 
 _FILES: Final[dict[Literal[1, 2], str]] = {1: "memory.oom_control", 2: "memory.events"}
 _FIELD: Final = "oom_kill"

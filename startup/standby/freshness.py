@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
+from server.machine.file_stamps import MISSING, FileStamp, read_stamp
+
 _METADATA: Final = (".dist-info", ".egg-info")
 _METADATA_FILES: Final = ("RECORD", "METADATA", "PKG-INFO", "direct_url.json")
 _SITE_ENTRIES: Final = (*_METADATA, ".egg-link", ".pth")
@@ -21,17 +23,6 @@ _EDITABLE: Final = "__editable__"
 _DELETED: Final = " (deleted)"
 _SETTLED_NS: Final = 1_000_000_000
 """Age from which a folder's unchanged time proves that nothing was added: file systems' clocks are coarse."""
-
-
-class _Stamp(NamedTuple):
-    """What changes with a file's content; not its ctime, which a hard link elsewhere changes too."""
-
-    mtime_ns: int
-    size: int
-    inode: int
-
-
-_MISSING: Final = _Stamp(0, -1, 0)
 
 
 class InstalledFiles:
@@ -60,10 +51,10 @@ class InstalledFiles:
         paths = dict(_loaded_files())
         for path in (*_mapped_files(), *_interpreter_files()):
             paths.setdefault(path, path.startswith(sites) or _is_replaced(path))
-        stamps = {path: _stamp(path) for path in sorted(paths)}
+        stamps = {path: read_stamp(path) for path in sorted(paths)}
         for path, stamp in stamps.items():
             is_newer = stamp.mtime_ns > self._since_ns and not self._is_generated(path)
-            if paths[path] and (stamp is _MISSING or is_newer):
+            if paths[path] and (stamp is MISSING or is_newer):
                 self._changed_early = self._changed_early or _describe(path, self._folders)
         self._files = _Files(stamps)
 
@@ -96,7 +87,7 @@ class InstalledFiles:
 class _Files:
     """Paths and stamps in a few large objects: using many small ones copies their pages in each fork."""
 
-    def __init__(self, stamps: Mapping[str, _Stamp]) -> None:
+    def __init__(self, stamps: Mapping[str, FileStamp]) -> None:
         self._paths = b"\0".join(map(os.fsencode, stamps))
         self._columns = tuple(array("q", column) for column in zip(*stamps.values(), strict=True))
 
@@ -110,7 +101,7 @@ class _Files:
             try:
                 now = stat(path)
             except (OSError, ValueError):
-                if size != _MISSING.size:
+                if size != MISSING.size:
                     return os.fsdecode(path)
             else:
                 if now.st_mtime_ns != mtime_ns or now.st_ino != inode or now.st_size != size:
@@ -121,12 +112,12 @@ class _Files:
 class _Folder(NamedTuple):
     """What decides which modules a folder on the path or of a package offers."""
 
-    stamp: _Stamp
+    stamp: FileStamp
     names: frozenset[str]
     """Modules and the entries that installers write."""
     top_level: frozenset[str] | None
     """Loaded modules that a new folder of the same name would hide; None for a package's folder."""
-    metadata: tuple[tuple[str, _Stamp], ...]
+    metadata: tuple[tuple[str, FileStamp], ...]
     """Files that an installer writes anew with each version."""
 
     @classmethod
@@ -134,14 +125,14 @@ class _Folder(NamedTuple):
         hidden = None if top_level is None else frozenset(top_level)
         names = frozenset(_significant_names(path, hidden))
         files = sorted(_metadata_files(path, names)) if hidden is not None else ()
-        return cls(_stamp(path), names, hidden, tuple((file, _stamp(file)) for file in files))
+        return cls(read_stamp(path), names, hidden, tuple((file, read_stamp(file)) for file in files))
 
     def find_change(self, path: str, since_ns: int) -> str | None:
         """A folder whose time is as before and old was neither added to nor removed from."""
         for file, stamp in self.metadata:
-            if _stamp(file) != stamp:
+            if read_stamp(file) != stamp:
                 return f"{_distribution(os.path.dirname(file))} was changed in {path}"  # noqa: PTH120
-        if _stamp(path) == self.stamp and self.stamp.mtime_ns < since_ns - _SETTLED_NS:
+        if read_stamp(path) == self.stamp and self.stamp.mtime_ns < since_ns - _SETTLED_NS:
             return None
         names = frozenset(_significant_names(path, self.top_level))
         for verb, entries in (("added to", names - self.names), ("removed from", self.names - names)):
@@ -240,14 +231,6 @@ def _interpreter_files() -> Iterator[str]:
     if sys.executable:
         yield sys.executable
     yield os.path.join(sys.prefix, "pyvenv.cfg")  # noqa: PTH118
-
-
-def _stamp(path: str) -> _Stamp:
-    try:
-        now = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError):
-        return _MISSING
-    return _Stamp(now.st_mtime_ns, now.st_size, now.st_ino)
 
 
 def _describe(path: str, folders: Mapping[str, _Folder]) -> str:

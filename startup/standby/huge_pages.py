@@ -5,12 +5,13 @@ server needs four forks. A fork that writes to a huge page splits it and copies 
 Memory that the server itself allocates is not affected.
 """
 
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from server.machine.libc import load_libc
 
 logger = logging.getLogger(__name__)
 
@@ -24,13 +25,12 @@ def use_huge_pages() -> int:
     """Moves this process's private memory, if the administrator allows it; returns the number of pages."""
     if not _are_allowed():
         return 0
-    madvise = ctypes.CDLL(None).madvise
+    madvise = load_libc().madvise
     num_pages = 0
     for begin, end in _private_memory():
         first = -(-begin // _PAGE_BYTES) * _PAGE_BYTES
         for address in range(first, end - _PAGE_BYTES + 1, _PAGE_BYTES):
-            result = madvise(ctypes.c_void_p(address), ctypes.c_size_t(_PAGE_BYTES), _MADV_COLLAPSE)
-            num_pages += result == 0
+            num_pages += madvise(address, _PAGE_BYTES, _MADV_COLLAPSE) == 0
     logger.debug("%d MB of memory are in huge pages", num_pages * _PAGE_BYTES >> 20)
     return num_pages
 

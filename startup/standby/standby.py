@@ -11,10 +11,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from server.machine.processes import pss_bytes
 from startup.errors import StartupError
 from startup.standby import places
 from startup.standby.front_process import peer_of
-from startup.standby.memory import pss_bytes
 from startup.standby.model_pages import ModelPages
 from startup.standby.status import STATUS, STOP, StandbyStatus
 from startup.standby.template_process import TemplateProcess

@@ -19,6 +19,7 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Final
 
 from envs import foreign
+from server.machine.processes import is_alive
 from startup.processes import group_signals
 from startup.processes.death_pipe import arm
 from startup.processes.new_program import without_main_module
@@ -139,22 +140,13 @@ def _read_exit_code(status_fd: int, pid: int) -> int:
 
 
 def _why_not_forked() -> str | None:
-    if _start.server_pid is None or not _is_alive(_start.server_pid):
+    if _start.server_pid is None or not is_alive(_start.server_pid):
         return "the forkserver has exited"
     for name in READ_AT_EXEC:
         wanted = foreign.text_of(name)
         if not set(wanted.split(":")) <= {"", *_start.environment.get(name, "").split(":")}:
             return f"{name} is {wanted!r}, which only a new program can apply"
     return None
-
-
-def _is_alive(pid: int) -> bool:
-    """Read from /proc: a connection without a request would end the forkserver."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
 
 
 def _leave_running(ensure_running: Callable[[], None], server: Any) -> Callable[[], None]:

@@ -9,18 +9,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from hashlib import sha256
-from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
+from server.machine.file_stamps import read_stamp
 from server.machine.whole_file import write_whole
 from startup.caches.folders import layers
 from startup.hooks.check import Finding, check_hooks
 from startup.hooks.sources import Sources, installed_package
 from startup.hooks.table import HOOKS
 from startup.vllm.installed import InstalledVllm
-
-_Stamp: TypeAlias = list[int] | None
-"""Time in seconds, as images keep it, and size; None for a missing file."""
 
 _ESSENTIAL: Final = frozenset(hook.name for hook in HOOKS if hook.is_essential)
 _COMMAND: Final = "`vllm-cli preload check` shows all"
@@ -33,11 +30,11 @@ def check_installed(vllm: InstalledVllm) -> tuple[Finding, ...]:
     for path in paths:
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
             content = json.loads(path.read_bytes())
-            if all(_stamp(Path(name)) == stamp for name, stamp in content["files"].items()):
+            if all(read_stamp(name).stored == tuple(stamp) for name, stamp in content["files"].items()):
                 return tuple(Finding(hook, state, tuple(reasons)) for hook, state, reasons in content["findings"])
     sources = Sources(installed_package)
     findings = tuple(check_hooks(HOOKS, sources, vllm.release))
-    files = {str(file): _stamp(file) for file in sources.looked_at}
+    files = {str(file): read_stamp(file).stored for file in sources.looked_at}
     with suppress(OSError):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         write_whole(paths[0], json.dumps({"files": files, "findings": findings}))
@@ -74,10 +71,3 @@ def describe_known(findings: Iterable[Finding]) -> str | None:
 def _key(vllm: InstalledVllm) -> str:
     """The name of the file for this installation and table of hooks."""
     return sha256(repr((sys.version, str(vllm.folder), vllm.version, HOOKS)).encode()).hexdigest()[:16]
-
-
-def _stamp(path: Path) -> _Stamp:
-    with suppress(OSError):
-        status = path.stat()
-        return [int(status.st_mtime), status.st_size]
-    return None

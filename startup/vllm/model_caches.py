@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from server.machine.file_stamps import Stamps, read_stamps
+from server.machine.file_stamps import FolderStamps, read_folder
 from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import COMPILER_KEYS, KEPT_COMPILER_KEYS
 from startup.hooks.of_vllm import (
@@ -34,14 +34,14 @@ class ModelCaches:
 
     def __init__(self) -> None:
         self.models: list[Path] = []
-        self._stamps: dict[Path, Stamps] = {}
+        self._stamps: dict[Path, FolderStamps] = {}
         self._pools: list[PreparedPool] = []
 
     def fill(self, models: Sequence[Path]) -> None:
         """Loads the tokenizers of models in absolute folders; one that cannot be loaded is left out."""
         with _offline():
             for model in models if applies(MODEL_CACHES) else ():
-                stamps = read_stamps(model)
+                stamps = read_folder(model)
                 try:
                     tokenizer = _load_tokenizer(model)
                     has_images = any(model.glob("*processor_config.json"))  # its renderer copies in another way
@@ -59,7 +59,7 @@ class ModelCaches:
 
     def drop_changed(self) -> None:
         """Empties vLLM's caches if a file has changed."""
-        if any(read_stamps(model) != stamps for model, stamps in self._stamps.items()):
+        if any(read_folder(model) != stamps for model, stamps in self._stamps.items()):
             self._stamps.clear()
             for name in TOKENIZER_CACHES:
                 cache: Any = getattr(sys.modules.get(name.module), name.path, None)

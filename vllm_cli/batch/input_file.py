@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryFile
 from typing import BinaryIO, Final, NamedTuple
 
+from server.wording import list_some
 from vllm_cli.batch.request_line import BatchRequest, LineError
 from vllm_cli.errors import ConnectionFailedError, InputError
 
@@ -90,6 +91,5 @@ def _read_places(file: BinaryIO, name: str) -> Iterator[LinePlace]:
         if not faults:
             yield LinePlace(request.custom_id, request.id, begin, len(line))
     if faults:
-        shown = "\n  ".join(faults[:_MAX_FAULTS])
-        more = f"\n  and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
-        raise InputError(f"--input-file {name} is not a batch of requests:\n  {shown}{more}")
+        shown = list_some(faults, _MAX_FAULTS, separator="\n  ")
+        raise InputError(f"--input-file {name} is not a batch of requests:\n  {shown}")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from server.machine.processes import process_age_s
-from startup.standby.memory import pss_bytes
+from server.machine.processes import process_age_s, pss_bytes
 from vllm_cli.client.forked_servers import find_forked_servers
 from vllm_cli.client.process_words import command_words
 from vllm_cli.client.readiness import poll_readiness

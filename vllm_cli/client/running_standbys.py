@@ -4,8 +4,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server.machine.processes import process_age_s
-from startup.standby.memory import pss_bytes
+from server.machine.processes import process_age_s, pss_bytes
 from startup.standby.status import STATUS, NoStandbyError, ask
 from vllm_cli.client.forked_servers import TEMPLATE_COMMAND
 from vllm_cli.client.process_words import command_words

@@ -1,12 +1,11 @@
 """Waits until a server is ready or has failed, or until the timeout."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
+from server.machine.processes import is_alive
 from vllm_cli.client.readiness import Readiness, poll_readiness
 from vllm_cli.client.server_address import ServerAddress
 
@@ -58,7 +57,7 @@ def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], 
     last: Readiness | None = None
     while True:
         # Checked before the poll, since the process may exit after its last response.
-        is_gone = options.pid is not None and not _is_alive(options.pid)
+        is_gone = options.pid is not None and not is_alive(options.pid)
         left_s = max(begin_s + options.timeout_s - time.monotonic(), _LEAST_TIMEOUT_S)
         result = poll_readiness(options.address, options.path, timeout_s=min(left_s, _ANSWER_TIMEOUT_S))
         if result.is_late and left_s < _ANSWER_TIMEOUT_S and last is not None:
@@ -75,24 +74,3 @@ def wait_for_server(options: WaitOptions, on_poll: Callable[[Readiness, float], 
         if left_s <= 0:
             return WaitResult("timed out", waited_s, num_requests, result)
         time.sleep(min(options.interval_s, left_s))
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie, which has ended but was not reaped, does not (proc(5))."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return not Path("/proc/self").exists() and _exists(pid)
-    except (OSError, IndexError):
-        return _exists(pid)
-    return state not in ("Z", "X")
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,7 +8,7 @@ import click
 
 from envs.home import expand_home
 from envs.registry import env
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from startup.caches.baked import FIXED_PATH, OFF
 from vllm_cli.errors import InputError
 from vllm_cli.flags.model_completion import complete_model

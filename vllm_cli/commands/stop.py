@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from server.machine.processes import is_alive
 from startup.timeline.live_line import LiveLine
 from vllm_cli.client.running_servers import RunningServer, find_servers
 from vllm_cli.client.running_standbys import find_standbys
@@ -166,13 +167,4 @@ class _StoppingServer:
                 return f"{self.name} did not stop in time and was killed"
 
     def _alive(self) -> list[Any]:
-        return [process for process in self._processes if _is_alive(process)]
-
-
-def _is_alive(process: Any) -> bool:
-    import psutil
-
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:  # it ended between the two calls
-        return False
+        return [process for process in self._processes if process.is_running() and is_alive(process.pid)]

@@ -1,7 +1,6 @@
 """The weights of one adapter, read from a PEFT folder and checked against the model."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -14,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from server.engine.lora.adapter_config import AdapterConfig, AdapterError
 from server.lora_config import LoraConfig
 from server.model_files.vision_models import VISION_MODEL_TYPES
+from server.wording import list_some
 
 _SAFETENSORS: Final = "adapter_model.safetensors"
 _TORCH_FILES: Final = ("adapter_model.bin", "adapter_model.pt")
@@ -92,7 +92,10 @@ def _pair(tensors: dict[str, torch.Tensor], folder: Path) -> dict[str, tuple[tor
             unknown.append(name)
     incomplete = [module for module, both in parts.items() if len(both) != 2]
     if unknown or incomplete:
-        raise AdapterError(f"the weights in {folder} are not those of a LoRA adapter: {_shorten(unknown + incomplete)}")
+        raise AdapterError(
+            f"the weights in {folder} are not those of a LoRA adapter: "
+            f"{list_some(sorted(unknown + incomplete), _MOST_NAMES)}"
+        )
     if not parts:
         raise AdapterError(f"the weights in {folder} are empty")
     return {module: (both["A"], both["B"]) for module, both in parts.items()}
@@ -113,13 +116,14 @@ def _check_modules(found: dict[str, str | None], folder: Path, model: PreTrained
     missing = [name for name, path in found.items() if path is None]
     if missing:
         raise AdapterError(
-            f"the adapter in {folder} is not for {type(model).__name__}, which has no {_shorten(missing)}"
+            f"the adapter in {folder} is not for {type(model).__name__}, which has no "
+            f"{list_some(sorted(missing), _MOST_NAMES)}"
         )
     unsupported = [path for path in found.values() if path is not None and not _is_supported(model, path)]
     if unsupported:
         raise AdapterError(
             f"the adapter in {folder} changes modules of {type(model).__name__} that adapters cannot change here: "
-            f"{_shorten(unsupported)}"
+            f"{list_some(sorted(unsupported), _MOST_NAMES)}"
         )
 
 
@@ -163,10 +167,3 @@ def _place(tensor: torch.Tensor, model: PreTrainedModel, limits: LoraConfig) -> 
     """On the model's device, rounded to the adapters' type and computed in the model's."""
     rounded = tensor.to(_DTYPES.get(limits.lora_dtype, model.dtype))
     return rounded.to(dtype=model.dtype, device=model.device).contiguous()
-
-
-def _shorten(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:_MOST_NAMES]) + (
-        f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    )

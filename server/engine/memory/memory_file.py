@@ -8,13 +8,13 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 from weakref import finalize
 
 from server.errors import EngineStartError
+from server.machine.libc import check, last_error, load_libc
 
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -120,8 +120,8 @@ class MemoryFile:
     def free(self, segment: int, begin: int, end: int) -> None:
         """Returns the memory of tokens to the system; they read as zeros."""
         for _, in_file, num_bytes in self._places(0, segment, begin, end):
-            if _libc().fallocate(self._file, _PUNCH_HOLE, in_file, num_bytes):
-                raise _last_error("fallocate")
+            result = load_libc().fallocate(self._file, _PUNCH_HOLE, in_file, num_bytes)
+            check(result, "fallocate of the KV cache")
 
     def _places(self, slot: int, segment: int, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Of each part: where the tokens are in `pages` and in the file, and the number of their bytes."""
@@ -141,8 +141,8 @@ class MemoryFile:
         if in_file is None:
             flags, protection, file = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ, -1
         flags |= _MAP_FIXED | _MAP_NORESERVE
-        if _libc().mmap(address, num_bytes, protection, flags, file, in_file or 0) != address:
-            raise _last_error("mmap")
+        if load_libc().mmap(address, num_bytes, protection, flags, file, in_file or 0) != address:
+            raise last_error("mmap of the KV cache")
 
 
 def reserve_pages(num_bytes: int) -> mmap.mmap:
@@ -158,20 +158,6 @@ def reserve_pages(num_bytes: int) -> mmap.mmap:
             f"cannot reserve {num_bytes / (1 << 30):.1f} GiB of address space for the KV cache ({err}): "
             "lower --max-num-seqs or --max-model-len"
         ) from err
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
-    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    return libc
-
-
-def _last_error(call: str) -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, f"{call} of the KV cache: {os.strerror(number)}")
 
 
 def _read_max_mappings() -> int:

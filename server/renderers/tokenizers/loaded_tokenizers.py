@@ -6,16 +6,16 @@ Standard library only.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.machine.file_stamps import Stamps, read_stamps
+from server.machine.file_stamps import FolderStamps, read_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_kept: dict[Path, tuple[Stamps, "PreTrainedTokenizerBase"]] = {}
+_kept: dict[Path, tuple[FolderStamps, "PreTrainedTokenizerBase"]] = {}
 
 
-def keep(folder: Path, stamps: Stamps, tokenizer: "PreTrainedTokenizerBase") -> None:
+def keep(folder: Path, stamps: FolderStamps, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Keeps a tokenizer for `take`.
 
     Args:
@@ -31,4 +31,4 @@ def take(folder: Path) -> "PreTrainedTokenizerBase | None":
     if not _kept:
         return None
     kept = _kept.pop(folder.resolve(), None)
-    return kept[1] if kept is not None and kept[0] == read_stamps(folder) else None
+    return kept[1] if kept is not None and kept[0] == read_folder(folder) else None

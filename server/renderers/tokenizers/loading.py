@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ServerError
-from server.machine.file_stamps import read_stamps
+from server.machine.file_stamps import read_folder
 from server.renderers.tokenizers import loaded_tokenizers
 from server.renderers.tokenizers.vocabulary import measure_vocabulary
 
@@ -117,7 +117,7 @@ def keep_tokenizer(path: Path) -> None:
     Raises:
         TokenizerLoadError: the tokenizer is missing or broken.
     """
-    stamps = read_stamps(path)
+    stamps = read_folder(path)
     tokenizer = load_tokenizer(path)
     measure_vocabulary(tokenizer)
     loaded_tokenizers.keep(path, stamps, tokenizer)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from tests.e2e.chaos.small_disk import SmallDisk
 from tests.e2e.server_process import ServerProcess
 from tests.http_server import serving

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from startup.byte_count import format_bytes
+from server.wording import format_bytes
 from tests.e2e.chaos.memory_group import MemoryGroup
 from tests.e2e.process_tree import wait_process
 from tests.e2e.server_process import ServerProcess

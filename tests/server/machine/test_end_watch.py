@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from startup.processes.end_watch import EndWatch
+from server.machine.processes import EndWatch
 from tests.waiting import wait_until
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from startup.preflight.bound_sockets import bound_socket_inodes
+from server.machine.socket_holders import bound_socket_inodes
 from startup.preflight.report import PreflightReport
 from tests.ports import free_port, needs_ipv6
 

@@ -4,7 +4,6 @@ Each root is an overlay of `/` and a folder in /dev/shm, in a mount namespace of
 it. Needs the rights of root, but no container runtime.
 """
 
-import ctypes
 import functools
 import os
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from server.machine.libc import check, load_libc
 from vllm_cli.bench.startup.caches import CacheError
 
 _CLONE_NEWNS: Final = 0x00020000
@@ -50,9 +50,10 @@ class OverlayRoot:
 
 @functools.cache
 def _enter_own_namespace() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) != 0:
-        raise CacheError(f"A root of its own needs the rights of root: {os.strerror(ctypes.get_errno())}.")
+    try:
+        check(load_libc().unshare(_CLONE_NEWNS), "unshare")
+    except OSError as err:
+        raise CacheError(f"A root of its own needs the rights of root: {err.strerror}.") from err
     _mount("--make-rprivate", "/")
 
 

@@ -1,0 +1,21 @@
+"""Numbers of bytes and long lists, as text for people."""
+
+from collections.abc import Sequence
+from typing import Final
+
+_UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+
+
+def format_bytes(count: float) -> str:
+    """`1.5 GiB`; whole bytes below 1 KiB."""
+    for unit, size in _UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def list_some(items: Sequence[str], most: int = 8, *, separator: str = ", ") -> str:
+    """The first items, and the number of the others: `a, b and 3 more`, or with line breaks between them."""
+    shown = separator.join(items[:most])
+    before_rest = separator if "\n" in separator else " "
+    return f"{shown}{before_rest}and {len(items) - most} more" if len(items) > most else shown
