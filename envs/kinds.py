@@ -20,6 +20,11 @@ def text(description: str) -> EnvVar[str | None]:
     return EnvVar[str | None]("text", str, lambda: None, description)
 
 
+def names(description: str) -> EnvVar[frozenset[str]]:
+    """Names separated by commas; none if unset."""
+    return EnvVar("names", lambda raw: frozenset(filter(None, map(str.strip, raw.split(",")))), frozenset, description)
+
+
 def path(default_factory: Callable[[], Path], description: str) -> EnvVar[Path]:
     """A folder or file; `~` is expanded."""
     return EnvVar("path", lambda raw: Path(expand_home(raw)), default_factory, description)

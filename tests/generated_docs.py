@@ -105,7 +105,8 @@ def build_hooks_page() -> str:
         "With `--engine vllm`, the launcher changes or uses internals of vLLM and its libraries while they run; no\n"
         "file is changed. `vllm-cli preload check` compares this table with the sources of an installed or unpacked\n"
         "vLLM, and so does each start, which leaves out what does not fit and says so in one line. If a hook in\n"
-        "**bold** does not fit, vLLM starts without preloading, as `vllm serve` does."
+        "**bold** does not fit, vLLM starts without preloading, as `vllm serve` does. VCLI_LEAVE_OUT leaves out other\n"
+        "hooks by name, to measure what each one gains; measure with a cache folder (VLLM_CACHE_ROOT) of its own."
     )
     head = ("Hook", "What it does", "Relies on", "vLLM", "Without it")
     return _page("Hooks in vLLM and its libraries", introduction, _table(head, map(_hook_row, HOOKS)))

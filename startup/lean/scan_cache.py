@@ -33,6 +33,9 @@ _SITE_FOLDERS = ("site-packages", "dist-packages")
 @contextmanager
 def cached_scans() -> Iterator[None]:
     """While open, importing transformers reads the results of both from the cache, and adds missing ones."""
+    if not applies(CACHED_SCANS):
+        yield
+        return
     cache = _Cache()
     finder = _ScanFinder(cache)
     find_distributions = importlib.metadata.packages_distributions
@@ -117,7 +120,7 @@ class _ScanFinder(MetaPathFinder):
         self._cache = cache
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != SCAN.module or not applies(CACHED_SCANS):
+        if fullname != SCAN.module:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         # Sources outside such a folder, as of an editable install, change without a change of the key.

@@ -13,7 +13,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from startup.hooks.of_libraries import LEFT_OUT, LEFT_OUT_OF_TORCH
+from startup.hooks.left_out import applies
+from startup.hooks.of_libraries import LEFT_OUT, LEFT_OUT_OF_TORCH, STAND_INS
 from startup.lean import plain_shapes
 from startup.lean.absent_finder import AbsentFinder, remove_stand_in
 from startup.lean.scan_cache import cached_scans
@@ -70,6 +71,10 @@ def import_lean(modules: Sequence[str]) -> LeftOut:
 
     Another version of transformers may use a left out module in a way that its stand-in does not support.
     """
+    if not applies(STAND_INS):
+        with cached_scans():
+            _import_all(("torch", *modules))
+        return LeftOut()
     from_torch, stand_ins = StandIns(LEFT_OUT_OF_TORCH), StandIns(LEFT_OUT)
     from_torch.install()
     importlib.import_module("torch")

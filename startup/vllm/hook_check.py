@@ -46,6 +46,11 @@ def hooks_to_leave_out(findings: Iterable[Finding]) -> list[str]:
     return [finding.hook for finding in findings if finding.state in ("does not fit", "does not apply", "not needed")]
 
 
+def names_that_cannot_be_left_out(names: Iterable[str]) -> list[str]:
+    """The names of no hook, or of one without which vLLM starts without preloading."""
+    return sorted(set(names) - {hook.name for hook in HOOKS if not hook.is_essential})
+
+
 def find_obstacle(findings: Iterable[Finding]) -> str | None:
     """Why vLLM must start without preloading, as a text; None if all essential hooks fit."""
     for finding in findings:

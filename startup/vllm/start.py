@@ -37,7 +37,13 @@ from startup.vllm.early_engine import start_engine_early
 from startup.vllm.engine_wait import EngineWait
 from startup.vllm.fallback import exec_again, is_raised_in
 from startup.vllm.forkserver_start import forkserver_environment, start_forkserver
-from startup.vllm.hook_check import check_installed, describe_known, describe_unfit, hooks_to_leave_out
+from startup.vllm.hook_check import (
+    check_installed,
+    describe_known,
+    describe_unfit,
+    hooks_to_leave_out,
+    names_that_cannot_be_left_out,
+)
 from startup.vllm.imports import import_api_server, import_rest
 from startup.vllm.installed import InstalledVllm
 from startup.vllm.journal import Journal, StartRecordings
@@ -160,6 +166,8 @@ class _VllmStart:
             logger.warning("vLLM %s %s", self._vllm.version, notice)
         if (notice := describe_known(findings)) is not None:
             logger.info("vLLM %s %s", self._vllm.version, notice)
+        if unknown := names_that_cannot_be_left_out(env.VCLI_LEAVE_OUT.get()):
+            logger.warning("%s: no hooks that can be left out: %s", env.VCLI_LEAVE_OUT.name, ", ".join(unknown))
 
     def _open_journal(self) -> None:
         folder = Path(tempfile.mkdtemp(prefix="vllm-cli-"))

@@ -10,6 +10,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Final
 
+from startup.hooks.left_out import applies
+from startup.hooks.of_vllm import UNUSED_COMMANDS
+
 _ROOT: Final = "vllm.entrypoints.cli."
 _UNUSED: Final = {
     "benchmark.main": ("bench",),
@@ -26,7 +29,7 @@ _UNUSED: Final = {
 
 def stub_unused_commands() -> None:
     """From now on, importing the module of another subcommand gives a stub; a second call does nothing."""
-    if not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
+    if applies(UNUSED_COMMANDS) and not any(isinstance(finder, _StubFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _StubFinder())
 
 

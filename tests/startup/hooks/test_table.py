@@ -5,12 +5,16 @@ from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from startup.hooks.check import check_hooks
 from startup.hooks.hook import Name
+from startup.hooks.left_out import applies
 from startup.hooks.of_libraries import FORKSERVER, SHAPE_FUNCTIONS
 from startup.hooks.sources import Sources, installed_package
 from startup.hooks.table import HOOKS
 from startup.lean.plain_shapes import FUNCTIONS
+from startup.vllm.hook_check import names_that_cannot_be_left_out
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +32,12 @@ def test_the_installed_libraries_fit() -> None:
     findings = check_hooks(others, Sources(installed_package), (0, 32))
     assert len(findings) > 5
     assert [finding for finding in findings if finding.state == "does not fit"] == []
+
+
+def test_a_variable_leaves_hooks_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VCLI_LEAVE_OUT", "spans, late imports")
+    assert [hook.name for hook in HOOKS if not applies(hook)] == ["late imports", "spans"]
+    assert names_that_cannot_be_left_out({"spans", "port", "early"}) == ["early", "port"]
 
 
 def test_the_internals_of_multiprocessing_that_the_forkserver_uses_are_declared() -> None:
